@@ -1,0 +1,54 @@
+# Each target makes the environment it needs, from a machine with Python >= 3.11, make and a C compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd')
+STAMPS := $(VENV)/stamps
+
+.PHONY: help demo test check bench docs clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'cython>=3.1'
+	@mkdir -p $(STAMPS) && touch $@
+
+# an editable install, compiled modules required; remade when a compiled source or the metadata changes
+$(STAMPS)/build: $(STAMPS)/venv pyproject.toml setup.py $(SOURCES)
+	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/pip install --quiet --no-build-isolation --editable '.[all]'
+	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# make .venv/stamps/group-test: the dependencies of one group of pyproject.toml
+$(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
+	$(BIN)/pip install --quiet --group $*
+	@touch $@
+
+demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html
+	$(BIN)/python examples/live_demo.py
+
+test: $(STAMPS)/build $(STAMPS)/group-test ## the whole suite, compiled, then its state machines uncompiled
+	$(BIN)/python -m pytest
+	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m pytest -m uncompiled
+
+check: $(STAMPS)/build $(STAMPS)/group-lint $(STAMPS)/group-test $(STAMPS)/group-demo ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMPS)/build $(STAMPS)/group-bench $(STAMPS)/group-test $(STAMPS)/group-demo ## every figure beside its baseline, measured in the same run
+	$(BIN)/python benchmarks/run.py
+
+docs: $(STAMPS)/build $(STAMPS)/group-docs ## the documentation site, in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
+
+clean: ## removes environments, builds and reports
+	rm -rf $(VENV) .venv-* build dist *.egg-info docs/_build report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find streaminfer -name '*.so' -delete -o -name '*.c' -delete
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,98 @@
+"""streaminfer keeps the tail latency of ML inference predictable inside your own server.
+
+A handful of primitives, each useful alone, that compose into one service::
+
+    import streaminfer as si
+
+    batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050)
+    model = si.OnnxBackend("model.onnx")
+
+    async with si.Stack(si.Telemetry("faces"), batcher, model) as service:
+        y = await service(x, timeout_s=0.050)
+
+Names are loaded at first use, so that importing the package costs little.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streaminfer import batching, errors, testing
+    from streaminfer.backends import CpuBackend, OnnxBackend
+    from streaminfer.batching import AdaptiveBatcher
+    from streaminfer.blocking import BlockingStack
+    from streaminfer.errors import (
+        BackendError,
+        CircuitOpen,
+        Closed,
+        DeadlineExceeded,
+        InvalidInput,
+        MissingExtra,
+        Overloaded,
+        StreamInferError,
+    )
+    from streaminfer.request import Batch, Request, Response
+    from streaminfer.stack import Stack
+    from streaminfer.telemetry import LatencyHistogram, Telemetry
+
+__all__ = [
+    "AdaptiveBatcher",
+    "BackendError",
+    "Batch",
+    "BlockingStack",
+    "CircuitOpen",
+    "Closed",
+    "CpuBackend",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "LatencyHistogram",
+    "MissingExtra",
+    "OnnxBackend",
+    "Overloaded",
+    "Request",
+    "Response",
+    "Stack",
+    "StreamInferError",
+    "Telemetry",
+    "batching",
+    "errors",
+    "testing",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveBatcher": "batching",
+    "BackendError": "errors",
+    "Batch": "request",
+    "BlockingStack": "blocking",
+    "CircuitOpen": "errors",
+    "Closed": "errors",
+    "CpuBackend": "backends",
+    "DeadlineExceeded": "errors",
+    "InvalidInput": "errors",
+    "LatencyHistogram": "telemetry",
+    "MissingExtra": "errors",
+    "OnnxBackend": "backends",
+    "Overloaded": "errors",
+    "Request": "request",
+    "Response": "request",
+    "Stack": "stack",
+    "StreamInferError": "errors",
+    "Telemetry": "telemetry",
+}
+_MODULES = ("batching", "errors", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,30 @@
+"""Optional dependencies, imported at first use."""
+
+import importlib
+from types import ModuleType
+
+from streaminfer.errors import MissingExtra
+
+__all__ = ["require"]
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Args:
+        module: dotted name of the module.
+        extra: the extra of streaminfer that installs it.
+        purpose: what needs it, for the message.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not (module + ".").startswith(error.name + "."):
+            raise  # the dependency is there but itself lacks something: its own message says what
+        raise MissingExtra(
+            f"{purpose} needs {module}, which is not installed: pip install 'streaminfer[{extra}]'",
+            name=module,
+        ) from error

@@ -1,0 +1,84 @@
+"""Checks of constructor arguments: the message names the argument, what was expected and what came.
+
+The checks also serve as attrs validators through :func:`field_check`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_duration",
+    "check_instance",
+    "expected",
+]
+
+
+def expected(name: str, expectation: str, value: object) -> str:
+    """The one sentence that every argument error uses."""
+    return f"{name}: expected {expectation}, got {value!r} ({type(value).__name__})"
+
+
+def check_duration(name: str, value: object, *, positive: bool = False) -> float:
+    """A finite number of seconds, ≥ 0 (or > 0 where ``positive``).
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN, infinite, negative, or zero where it must be positive.
+    """
+    what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            seconds = value.__float__()  # type: ignore[attr-defined]
+        except (AttributeError, TypeError, ValueError):
+            raise TypeError(expected(name, what, value)) from None
+        if isinstance(value, bool):
+            raise TypeError(expected(name, what, value))
+    else:
+        seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0 or (positive and seconds == 0):
+        raise ValueError(expected(name, what, value))
+    return float(seconds)
+
+
+def check_count(name: str, value: object, *, at_least: int = 1) -> int:
+    """A whole number of at least ``at_least``.
+
+    Raises:
+        TypeError: not a whole number (a bool or a float is none).
+        ValueError: too small.
+    """
+    what = f"a whole number ≥ {at_least}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(expected(name, what, value))
+    number = int(value.__index__())
+    if number < at_least:
+        raise ValueError(expected(name, what, value))
+    return number
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """One of a few words.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: another string.
+    """
+    what = "one of " + ", ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(expected(name, what, value))
+    if value not in choices:
+        raise ValueError(expected(name, what, value))
+    return value
+
+
+def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:
+    """Anything that ``test`` accepts.
+
+    Raises:
+        TypeError: ``test`` says no.
+    """
+    if not test(value):
+        raise TypeError(expected(name, expectation, value))

@@ -1,0 +1,184 @@
+"""`AdaptiveBatcher`: its settings, and the wrapping of backends and functions."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any
+
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching.policy import Greedy, Policy, Timer
+from streaminfer.batching.service import BatchedService, check_timeout
+from streaminfer.batching.statistics import BatcherStatistics
+from streaminfer.protocols import Clock, is_backend, is_service
+
+__all__ = ["AdaptiveBatcher"]
+
+_POLICIES = ("greedy", "timer")
+
+
+class AdaptiveBatcher:
+    """Turns a backend or a batch function into a service of single requests.
+
+    Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them and
+    a lone request never waits for company. Each request ends at its deadline, whatever the model does.
+
+    Args:
+        max_batch_size: the largest batch the model is given.
+        slo_s: latency objective in seconds, the deadline of requests that bring none. ``None``: such requests are served
+            for throughput and wait as long as it takes.
+        max_queue_size: how many requests may wait; one more is refused with ``Overloaded``, unless it is more urgent than
+            the least urgent that waits: then that one gives way.
+        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+        max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
+        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"timer"`` waits for a full batch or the delay.
+        stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
+            requests brought.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Example:
+        >>> batcher = AdaptiveBatcher(max_batch_size=32, slo_s=0.05)
+        >>> predict = batcher.wrap(lambda x: x * 2)  # x: (batch, ...) in, one result per row out
+        >>> import asyncio
+        >>> async def main():
+        ...     return await asyncio.gather(predict(1.0), predict(2.0, timeout_s=0.01))
+        >>> [float(y) for y in asyncio.run(main())]
+        [2.0, 4.0]
+    """
+
+    needs = "backend"
+    """What a `Stack` must put behind this layer."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        slo_s: float | None = None,
+        max_queue_size: int = 1024,
+        max_queue_delay_s: float = 0.0,
+        max_in_flight: int = 1,
+        policy: str = "greedy",
+        stack: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        self.max_batch_size = check_count("max_batch_size", max_batch_size)
+        self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+        self.max_queue_size = check_count("max_queue_size", max_queue_size)
+        self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
+        self.max_in_flight = check_count("max_in_flight", max_in_flight)
+        self.policy = check_choice("policy", policy, _POLICIES)
+        if self.max_queue_delay_s and self.policy != "timer":
+            raise ValueError(
+                expected("max_queue_delay_s", f"0 with policy={policy!r}, which never waits", max_queue_delay_s)
+            )
+        check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
+        self.stack = stack
+        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._clock = clock
+        self._service: BatchedService | None = None
+
+    def wrap(self, inner: Any) -> Any:
+        """Puts the batcher in front of a backend or a batch function; once.
+
+        Args:
+            inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns one result
+                per row, where a result may be an exception for that caller alone. A sync function runs on the event loop;
+                `CpuBackend` takes it off.
+
+        Returns:
+            A service for a backend; for a function an async callable
+            ``(x, *, timeout_s=None, priority=0, stream_id=None, tenant=None, key=None)``.
+
+        Raises:
+            RuntimeError: the batcher wraps something already.
+            TypeError: ``inner`` is neither, or is a service.
+        """
+        if self._service is not None:
+            raise RuntimeError("an AdaptiveBatcher wraps once, and this one has: make another for another model")
+        if is_service(inner) and not is_backend(inner):
+            raise TypeError(expected("inner", "a backend or a batch function, which answer batches", inner))
+        if not is_backend(inner) and not callable(inner):
+            raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
+        service = self._service = BatchedService(
+            inner,
+            policy=self._make_policy(),
+            max_batch_size=self.max_batch_size,
+            max_queue_size=self.max_queue_size,
+            max_in_flight=self.max_in_flight,
+            slo_s=self.slo_s,
+            stack=self.stack,
+            clock=self._clock or time.monotonic_ns,
+        )
+        return service if is_backend(inner) else _as_function(service, inner)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`, unless one was given."""
+        if self._clock is None:
+            self._clock = clock
+            if self._service is not None:
+                self._service.bind_clock(clock)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stops what :meth:`wrap` returned, where no `Stack` does it.
+
+        Args:
+            drain: answer what is in hand first; otherwise it ends with ``Closed``.
+        """
+        if self._service is not None:
+            await self._service.stop(drain=drain)
+
+    async def start(self) -> None:
+        """Accepts requests again after a stop."""
+        if self._service is not None:
+            await self._service.start()
+
+    def statistics(self) -> BatcherStatistics:
+        """A frozen snapshot: what waits and runs, how every request ended, why each batch was released.
+
+        Raises:
+            RuntimeError: nothing was wrapped yet.
+        """
+        if self._service is None:
+            raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
+        return self._service.statistics()
+
+    def _make_policy(self) -> Policy:
+        if self.policy == "timer":
+            return Timer(self.max_batch_size, round(self.max_queue_delay_s * 1e9))
+        return Greedy(self.max_batch_size)
+
+    def __repr__(self) -> str:
+        slo = "" if self.slo_s is None else f", slo_s={self.slo_s}"
+        around = "" if self._service is None else f" around {self._service!r}"
+        return f"<AdaptiveBatcher(max_batch_size={self.max_batch_size}{slo}, policy={self.policy!r}){around}>"
+
+
+def _as_function(service: BatchedService, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    submit = service.submit
+    abandon = service.abandon
+
+    async def batched(
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+        key: Hashable = None,
+    ) -> Any:
+        deadline_ns = None
+        if timeout_s is not None:
+            deadline_ns = service.clock() + round(check_timeout(timeout_s) * 1e9)
+        ticket = submit(None, x, deadline_ns, priority)
+        try:
+            return await ticket.future
+        except asyncio.CancelledError:
+            abandon(ticket)
+            raise
+
+    functools.update_wrapper(batched, function, updated=())
+    del batched.__wrapped__  # type: ignore[attr-defined] # its signature is not this one's
+    return batched

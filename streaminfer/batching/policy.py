@@ -1,0 +1,81 @@
+"""When a batch goes, and who is in it: the decision, as a pure function of what waits, the time and the free workers.
+
+A policy is asked whenever a worker is free and something waits: after arrivals, after a batch has finished, and at the
+instant that its last answer named. It takes no clock, starts no timer and changes nothing; a simulator asks it the same way as the
+live batcher does.
+
+*Greedy* sends all that wait, up to the cap, as soon as a worker is free. Batches grow by themselves while the worker is busy:
+under light load a request is served at once, under heavy load batches are full. It never idles while something waits,
+so it needs no tuning; it is what most servers do.
+
+*Timer* sends a full batch at once and a smaller one when its oldest request has waited ``max_queue_delay_s``. It trades
+latency for fuller batches where the cost of a batch is mostly fixed, and is here to compare with.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import attrs
+
+from streaminfer.batching._queue_cy import RequestQueue, Ticket
+
+__all__ = ["Decision", "Greedy", "Policy", "Timer"]
+
+
+class Decision(NamedTuple):
+    """What a policy wants done now.
+
+    Attributes:
+        batch: the waiting tickets to send to one free worker, in the order of the rows; empty: none yet.
+        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
+        refuse: waiting tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
+        look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
+    """
+
+    batch: Sequence[Ticket] = ()
+    reason: str = ""
+    refuse: Sequence[Ticket] = ()
+    look_again_ns: int | None = None
+
+
+class Policy(Protocol):
+    """Decides what to send, what to refuse, and when to look again."""
+
+    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:
+        """One decision for one free worker; asked again at once while it sends something and workers are free.
+
+        Args:
+            waiting: what waits, in service order; not to be changed.
+            now_ns: the present instant, monotonic.
+            free_workers: how many batches may start now, at least 1.
+        """
+        ...
+
+
+@attrs.frozen
+class Greedy:
+    """All that wait, up to the cap, whenever a worker is free."""
+
+    max_batch_size: int
+
+    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        """The first ``max_batch_size`` in service order, at once."""
+        reason = "full" if waiting.waiting >= self.max_batch_size else "idle_worker"
+        return Decision(waiting.first(self.max_batch_size), reason)
+
+
+@attrs.frozen
+class Timer:
+    """A full batch at once, a smaller one when the oldest has waited long enough."""
+
+    max_batch_size: int
+    max_queue_delay_ns: int
+
+    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        """The first ``max_batch_size`` in service order when there are as many or the oldest has waited its time."""
+        if waiting.waiting >= self.max_batch_size:
+            return Decision(waiting.first(self.max_batch_size), "full")
+        due_ns = waiting.oldest_ns + self.max_queue_delay_ns
+        if now_ns >= due_ns:
+            return Decision(waiting.first(self.max_batch_size), "delay_elapsed")
+        return Decision(look_again_ns=due_ns)

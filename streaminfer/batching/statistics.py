@@ -1,0 +1,58 @@
+"""What a batcher did so far, as a frozen snapshot."""
+
+from collections.abc import Mapping
+
+import attrs
+
+__all__ = ["BatcherStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class BatcherStatistics:
+    """Counters of an `AdaptiveBatcher` since it was made.
+
+    Counting rule: each request that was submitted is in exactly one of ``waiting``, ``running``, ``answered``, ``failed``,
+    ``expired``, ``cancelled``, ``overloaded``, ``refused`` and ``closed``, or in none for the moment between its
+    cancellation and the next turn of the event loop.
+
+    Attributes:
+        submitted: requests that reached the batcher.
+        waiting: requests that wait for a worker now.
+        running: requests in batches that run now and whose callers still wait.
+        answered: got their result.
+        failed: got an exception, of their own row or of their whole batch.
+        expired: reached their deadline, waiting or running.
+        cancelled: given up by their caller.
+        overloaded: refused because the queue was full, or displaced by a more urgent request.
+        refused: refused by the policy because they could not be on time.
+        closed: ended by, or refused after, the stop of the service.
+        batches: batches released so far.
+        running_batches: batches that run now.
+        abandoned_batches: batches cancelled because no caller waited for them any more.
+        batch_sizes: how many batches had which size when they were released.
+        released: how many batches went for which reason: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
+        batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
+    """
+
+    submitted: int
+    waiting: int
+    running: int
+    answered: int
+    failed: int
+    expired: int
+    cancelled: int
+    overloaded: int
+    refused: int
+    closed: int
+    batches: int
+    running_batches: int
+    abandoned_batches: int
+    batch_sizes: Mapping[int, int]
+    released: Mapping[str, int]
+    batch_s: float
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Mean number of requests in a batch; 0.0 before the first."""
+        rows = sum(size * count for size, count in self.batch_sizes.items())
+        return rows / self.batches if self.batches else 0.0

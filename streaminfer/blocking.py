@@ -1,0 +1,159 @@
+"""A `Stack` for synchronous callers: scripts, threads of a WSGI server, notebooks.
+
+The stack runs on an event loop in a thread of its own, so it works inside a program, or a notebook, that runs a loop already,
+and from any number of threads at once, whose calls then share batches.
+"""
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Hashable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from streaminfer.errors import Closed
+from streaminfer.request import Request, Response
+from streaminfer.stack import Stack, StackStatistics
+
+__all__ = ["BlockingStack"]
+
+
+class BlockingStack:
+    """Answers requests from any thread; made by :meth:`Stack.blocking`, used with ``with``.
+
+    Leaving the ``with`` block answers what is in hand, or, when an exception leaves it, ends it with ``Closed``; then it stops the
+    stack and joins the thread. It can be entered again. Thread-safe.
+
+    Args:
+        stack: a stack that does not run.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self._lock = threading.Lock()
+        self._pending: set[concurrent.futures.Future[Any]] = set()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._drain = True
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+        subject: str | None = None,
+        tags: Iterable[str] = (),
+        key: Hashable = None,
+        store: bool = True,
+    ) -> Any:
+        """Answers one request; arguments, result and errors as calling the :class:`Stack`."""
+        return self._wait_for(
+            self.stack(
+                inputs,
+                timeout_s=timeout_s,
+                priority=priority,
+                stream_id=stream_id,
+                tenant=tenant,
+                subject=subject,
+                tags=tags,
+                key=key,
+                store=store,
+            )
+        )
+
+    def call(self, request: Request) -> Response:
+        """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""
+        response: Response = self._wait_for(self.stack.call(request))
+        return response
+
+    def statistics(self) -> StackStatistics:
+        """A frozen snapshot of every layer, taken between two turns of the stack's loop."""
+
+        async def take() -> StackStatistics:
+            return self.stack.statistics()
+
+        if self._thread is None:
+            return self.stack.statistics()
+        statistics: StackStatistics = self._wait_for(take())
+        return statistics
+
+    def __enter__(self) -> Self:
+        if self._thread is not None:
+            raise RuntimeError("this blocking stack runs already")
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._drain = True
+        thread = threading.Thread(target=self._run, args=(started,), name="streaminfer-blocking", daemon=True)
+        thread.start()
+        try:
+            started.result()
+        except BaseException:
+            if self._stop is not None and self._loop is not None:  # interrupted while it started
+                self._loop.call_soon_threadsafe(self._stop.set)
+            thread.join()
+            raise
+        self._thread = thread
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        thread, loop, stop = self._thread, self._loop, self._stop
+        if thread is None or loop is None or stop is None:
+            raise RuntimeError("this blocking stack does not run")
+        self._drain = error is None
+        self._thread = None
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+    def _run(self, started: "concurrent.futures.Future[None]") -> None:
+        try:
+            asyncio.run(self._serve(started))
+        except BaseException as error:  # noqa: BLE001 - reaches the thread that waits for the start, or the excepthook
+            if started.done():
+                raise
+            started.set_exception(error)
+        finally:
+            with self._lock:
+                self._loop = None
+                pending = list(self._pending)
+            for future in pending:  # what was handed over after the loop had read its last callbacks
+                future.cancel()
+
+    async def _serve(self, started: "concurrent.futures.Future[None]") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        await self.stack.start()
+        started.set_result(None)
+        await self._stop.wait()
+        await self.stack.stop(drain=self._drain)
+
+    def _wait_for(self, coroutine: Any) -> Any:
+        with self._lock:
+            loop = self._loop
+            if loop is None or self._thread is None:
+                coroutine.close()
+                raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
+            if self._thread is threading.current_thread():
+                coroutine.close()
+                raise RuntimeError(
+                    "a blocking call from the stack's own event loop would wait for itself: await the stack"
+                )
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            self._pending.add(future)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Closed("the stack stopped before it could answer") from None
+        except BaseException:
+            future.cancel()  # an interrupt: nobody waits for the answer any more
+            raise
+        finally:
+            with self._lock:
+                self._pending.discard(future)
+
+    def __repr__(self) -> str:
+        return f"<blocking {self.stack!r}>"

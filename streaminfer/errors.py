@@ -1,0 +1,100 @@
+"""Every exception that streaminfer raises on purpose.
+
+::
+
+    StreamInferError
+     ├── DeadlineExceeded   (also TimeoutError)   the request's deadline passed: queued, running, or on arrival
+     ├── Overloaded         (retry_after_s)       refused at once: no place for it
+     ├── CircuitOpen        (retry_after_s)       refused at once: what it would ask is known to be broken
+     ├── BackendError       (__cause__)           the model or function failed, or answered something impossible
+     ├── InvalidInput       (also ValueError)     what the caller brought does not fit the model
+     ├── Closed                                   the service stopped before it could answer
+     └── MissingExtra       (also ImportError)    an optional dependency is needed; says the install command
+
+Wrong *configuration* raises ``ValueError`` or ``TypeError`` that name the argument, what was expected and what came;
+wrong *use* (a second ``wrap``, another event loop) raises ``RuntimeError``.
+
+An error that ends a whole batch reaches every caller as an object of its own (:func:`for_caller`): tracebacks and
+notes that one caller adds are not seen by another.
+"""
+
+import copy
+
+__all__ = [
+    "BackendError",
+    "CircuitOpen",
+    "Closed",
+    "DeadlineExceeded",
+    "InvalidInput",
+    "MissingExtra",
+    "Overloaded",
+    "StreamInferError",
+    "for_caller",
+]
+
+
+class StreamInferError(Exception):
+    """Base of all exceptions that streaminfer raises on purpose."""
+
+
+class DeadlineExceeded(StreamInferError, TimeoutError):  # noqa: N818 - the field's standard name
+    """The deadline of the request passed before an answer was there."""
+
+
+class Overloaded(StreamInferError):  # noqa: N818
+    """The request was refused at once because there was no place for it.
+
+    Attributes:
+        retry_after_s: seconds after which a place is expected, measured from recent batches; never negative.
+    """
+
+    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CircuitOpen(StreamInferError):  # noqa: N818
+    """The request was refused at once because what it would ask is known to be broken.
+
+    Attributes:
+        retry_after_s: seconds until the next probe is let through; never negative.
+    """
+
+    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BackendError(StreamInferError):
+    """The model or function failed, or answered something impossible; ``__cause__`` holds the original."""
+
+
+class InvalidInput(StreamInferError, ValueError):  # noqa: N818
+    """What the caller brought does not fit the model; nobody else's request is affected."""
+
+
+class Closed(StreamInferError):  # noqa: N818
+    """The service is not running: not started yet, stopped, or stopped before it could answer."""
+
+
+class MissingExtra(StreamInferError, ImportError):  # noqa: N818
+    """An optional dependency is not installed; the message says the install command."""
+
+
+def for_caller(error: BaseException, context: str) -> StreamInferError:
+    """One caller's own copy of an error that ended a whole batch.
+
+    Args:
+        error: what the backend or function raised.
+        context: who raised it, for the message of a :class:`BackendError`.
+
+    Returns:
+        A copy of a :class:`StreamInferError`; a :class:`BackendError` with ``__cause__`` for anything else.
+    """
+    if isinstance(error, StreamInferError):
+        own = copy.copy(error)
+        own.__cause__ = error.__cause__
+        return own
+    failure = BackendError(f"{context} raised {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

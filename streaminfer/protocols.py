@@ -1,0 +1,99 @@
+"""What everything depends on: a service answers one request, a backend a batch, a layer wraps either.
+
+The protocols are tiny and near frozen. An object need not inherit from them; having the methods is enough.
+
+A wrapper keeps what it wraps in ``inner``, so that a capability that only some objects offer can be *found
+inward* (:func:`find_inward`) through wrappers that know nothing of it:
+
+``validate(request) -> None``
+    raises :class:`~streaminfer.InvalidInput` when what the request brings does not fit the model; called once, by
+    the `Stack`, before anything is queued.
+``admission(request, now_ns) -> Admission``
+    says without side effects whether the request would be accepted now, and when it would be answered.
+``slo_s``
+    the latency objective from which the `Stack` stamps a deadline on requests that bring none.
+``enforces_deadline``
+    true where a request ends at its deadline without help from the `Stack`.
+``start()`` and ``stop(*, drain)``
+    coroutines; the `Stack` starts from the innermost and stops from the outermost.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from streaminfer.request import Batch, Request, Response
+
+__all__ = ["Admission", "Backend", "Clock", "Layer", "Service", "find_inward", "is_backend", "is_service"]
+
+Clock = Callable[[], int]
+"""Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Service(Protocol):
+    """Answers one request."""
+
+    async def call(self, request: Request) -> Response:
+        """Answers the request or raises a :class:`~streaminfer.StreamInferError`."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Answers a batch.
+
+    A backend may name the axis of each input on which the batcher stacks, ``batch_axes``: a mapping of input name to
+    axis, 0 for inputs it does not name.
+    """
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """One result, or one exception, per row, in order."""
+        ...
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """A primitive that can stand in front of a service, a backend or a plain function."""
+
+    def wrap(self, inner: Any) -> Any:
+        """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
+        ...
+
+
+class Admission(NamedTuple):
+    """Whether a service would take a request now.
+
+    Attributes:
+        ok: it would be accepted and, as far as is known, answered by its deadline.
+        reason: why not; empty where ``ok``.
+        retry_after_s: seconds after which asking again makes sense.
+        predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
+    """
+
+    ok: bool
+    reason: str = ""
+    retry_after_s: float = 0.0
+    predicted_finish_ns: int | None = None
+
+
+def is_service(thing: object) -> bool:
+    """An object with ``call`` answers one request."""
+    return callable(getattr(thing, "call", None))
+
+
+def is_backend(thing: object) -> bool:
+    """An object with ``infer`` answers a batch."""
+    return callable(getattr(thing, "infer", None))
+
+
+def find_inward(outermost: object, name: str, default: T) -> Any | T:
+    """The nearest capability called ``name``: of ``outermost``, else of what it wraps, and so on inward."""
+    current: object | None = outermost
+    while current is not None:
+        value = getattr(current, name, None)
+        if value is not None:
+            return value
+        current = getattr(current, "inner", None)
+    return default

@@ -1,0 +1,361 @@
+"""`Stack`: primitives in front of a backend, composed into one service that starts, stops and answers.
+
+The order is the order of the arguments, outermost first, and it matters: a telemetry outside the batcher sees refusals and
+queueing; a breaker under the batcher counts a failed batch of 32 as one failure and not as 32.
+"""
+
+import asyncio
+import html
+import os
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from streaminfer._validation import check_instance, expected
+from streaminfer.batching.policy import Greedy
+from streaminfer.batching.service import BatchedService, check_timeout
+from streaminfer.errors import Closed, DeadlineExceeded
+from streaminfer.protocols import Admission, Clock, find_inward, is_backend, is_service
+from streaminfer.request import Request, Response
+
+if TYPE_CHECKING:
+    from streaminfer.blocking import BlockingStack
+
+__all__ = ["Stack", "StackStatistics"]
+
+_UNBOUNDED = 2**31 - 1
+
+
+@attrs.frozen
+class StackStatistics:
+    """Snapshots of the layers of a `Stack`, by the name of their class.
+
+    Attributes:
+        state: ``"new"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
+        layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
+            behind its name.
+    """
+
+    state: str
+    layers: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.layers[name]
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for name, statistics in self.layers.items():
+            drawn = getattr(statistics, "_repr_html_", None)
+            body = drawn() if drawn else f"<pre>{html.escape(repr(statistics))}</pre>"
+            parts.append(f"<h4>{html.escape(name)}</h4>{body}")
+        return f"<div><p>Stack, {self.state}</p>{''.join(parts)}</div>"
+
+
+class Stack:
+    """A service made of layers in front of a backend or of another service.
+
+    ::
+
+        async with Stack(Telemetry("faces"), AdaptiveBatcher(max_batch_size=8, slo_s=0.05), OnnxBackend("faces.onnx")) as faces:
+            boxes = await faces(image, timeout_s=0.04)
+
+    A stack belongs to the event loop that started it; calls from another loop or a forked process raise
+    ``RuntimeError``. It can be started again after it stopped.
+
+    Args:
+        *layers: outermost first; the last is a backend or a service. Without a batcher among them a backend gets
+            batches of one.
+        clock: returns monotonic nanoseconds, for every layer that has no clock of its own; ``None``: ``time.monotonic_ns``.
+
+    Raises:
+        TypeError: a layer that is none, or a last one that is neither backend nor service.
+    """
+
+    enforces_deadline = True
+
+    def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
+        if not layers:
+            raise TypeError("layers: expected at least a backend or a service, got none")
+        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self.layers = layers
+        self.clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        if clock is not None:
+            self._bind(clock)
+        self._parts = _compose(layers, self.clock)
+        self.inner = self._parts[-1]
+        self._call = self.inner.call
+        self._validate = find_inward(self.inner, "validate", None)
+        self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
+        slo_s = find_inward(self.inner, "slo_s", None)
+        self._slo_ns = None if slo_s is None else round(slo_s * 1e9)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._state = "new"
+        self._calls: set[asyncio.Task[Response]] = set()
+
+    # -- callers ------------------------------------------------------------------------------------------------
+
+    async def __call__(
+        self,
+        inputs: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+        subject: str | None = None,
+        tags: Iterable[str] = (),
+        key: Hashable = None,
+        store: bool = True,
+    ) -> Any:
+        """Answers one request.
+
+        Args:
+            inputs: what the model reads, without a batch axis: one array, or a mapping of input name to array.
+            timeout_s: seconds from now after which an answer is worthless; ``None``: the batcher's ``slo_s``, if it has one.
+            priority: a lower number is more urgent.
+            stream_id: the live stream that it belongs to.
+            tenant: on whose behalf.
+            subject: the person whose data it carries.
+            tags: labels for erasing cached answers.
+            key: cache key, instead of one made from the contents.
+            store: whether an answer may be kept.
+
+        Returns:
+            The model's outputs for this request.
+
+        Raises:
+            StreamInferError: it could not be answered; the class says why.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            self._refuse()
+        deadline_ns = None
+        if timeout_s is not None:
+            deadline_ns = self.clock() + round(check_timeout(timeout_s) * 1e9)
+        elif self._slo_ns is not None:
+            deadline_ns = self.clock() + self._slo_ns
+        request = Request(
+            inputs,
+            deadline_ns=deadline_ns,
+            priority=priority,
+            stream_id=stream_id,
+            tenant=tenant,
+            subject=subject,
+            tags=tags,
+            key=key,
+            store=store,
+        )
+        if self._validate is not None:
+            self._validate(request)
+        response = await (self._call(request) if self._enforced else self._call_enforced(request))
+        return response.outputs
+
+    async def call(self, request: Request) -> Response:
+        """Answers one request, with all that is known about the answer.
+
+        Raises:
+            StreamInferError: it could not be answered; the class says why.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            self._refuse()
+        if request.deadline_ns is None and self._slo_ns is not None:
+            request = request.replace(deadline_ns=self.clock() + self._slo_ns)
+        if self._validate is not None:
+            self._validate(request)
+        response: Response = await (self._call(request) if self._enforced else self._call_enforced(request))
+        return response
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Whether a request would be accepted now; changes nothing."""
+        if self._state != "running":
+            return Admission(False, "closed")
+        ask = find_inward(self.inner, "admission", None)
+        return Admission(True) if ask is None else ask(request, now_ns)
+
+    def blocking(self) -> "BlockingStack":
+        """The same service for synchronous callers, on an event loop in a thread of its own.
+
+        ::
+
+            with stack.blocking() as infer:
+                y = infer(x, timeout_s=0.05)
+        """
+        from streaminfer.blocking import BlockingStack  # noqa: PLC0415 - blocking stands above stack
+
+        return BlockingStack(self)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts the layers from the innermost; what started is stopped again if one fails.
+
+        Raises:
+            RuntimeError: it runs already.
+        """
+        if self._state in {"running", "stopping"}:
+            raise RuntimeError(f"this stack is {self._state} already")
+        started: list[Any] = []
+        try:
+            for part in self._parts:
+                start = getattr(part, "start", None)
+                if start is not None:
+                    await start()
+                    started.append(part)
+        except BaseException:
+            await _stop_all(started, drain=False)
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._state = "running"
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Accepts nothing more, ends what is in hand and stops the layers from the outermost; the second call does nothing.
+
+        Args:
+            drain: answer what is in hand first; otherwise it ends with ``Closed``.
+        """
+        if self._state != "running":
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            self._refuse()
+        self._state = "stopping"
+        self._loop = None
+        try:
+            if self._calls and drain:
+                await asyncio.wait(self._calls)
+            for call in self._calls:
+                call.cancel()
+            await _stop_all(self._parts[::-1], drain=drain)
+        finally:
+            self._state = "stopped"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop(drain=error is None)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of an outer `Stack`, unless one was given."""
+        if not self._clock_given:
+            self.clock = clock
+            self._clock_given = True
+            self._bind(clock)
+            for part in self._parts:
+                if isinstance(part, BatchedService):
+                    part.bind_clock(clock)
+
+    def statistics(self) -> StackStatistics:
+        """A frozen snapshot of every layer that keeps statistics."""
+        snapshots: dict[str, Any] = {}
+        for layer in self.layers:
+            take = getattr(layer, "statistics", None)
+            if take is not None:
+                name = type(layer).__name__
+                number = 2
+                while name in snapshots:
+                    name = f"{type(layer).__name__}#{number}"
+                    number += 1
+                snapshots[name] = take()
+        return StackStatistics(self._state, snapshots)
+
+    def __repr__(self) -> str:
+        return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _bind(self, clock: Clock) -> None:
+        for layer in self.layers:
+            bind = getattr(layer, "bind_clock", None)
+            if bind is not None:
+                bind(clock)
+
+    def _refuse(self) -> None:
+        if self._loop is None:
+            raise Closed(f"this stack is {self._state}: use it inside `async with stack`")
+        if os.getpid() != self._pid:
+            raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
+        raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
+
+    async def _call_enforced(self, request: Request) -> Response:
+        """Calls a service that does not end requests at their deadline itself; one timer does it here."""
+        timeout_s = None
+        if request.deadline_ns is not None:
+            timeout_s = (request.deadline_ns - self.clock()) / 1e9
+            if timeout_s <= 0:
+                raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
+        call = asyncio.ensure_future(self._call(request))
+        self._calls.add(call)
+        call.add_done_callback(self._forget)
+        try:
+            await asyncio.wait({call}, timeout=timeout_s)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if not call.done():
+            call.cancel()
+            raise DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s")
+        if call.cancelled():
+            raise Closed("the stack stopped before it could answer")
+        return call.result()
+
+    def _forget(self, call: "asyncio.Task[Response]") -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody else may be there to take it
+
+
+def _compose(layers: tuple[Any, ...], clock: Clock) -> list[Any]:
+    """The wrapped objects, innermost first; the last one is the service."""
+    current = layers[-1]
+    if not is_service(current) and not is_backend(current):
+        raise TypeError(
+            expected("layers", "a backend or a service as the last one (CpuBackend makes a function one)", current)
+        )
+    parts = [current]
+    if not is_service(current) and not any(getattr(layer, "needs", None) == "backend" for layer in layers[:-1]):
+        current = BatchedService(
+            current,
+            policy=Greedy(1),
+            max_batch_size=1,
+            max_queue_size=_UNBOUNDED,
+            max_in_flight=_UNBOUNDED,
+            slo_s=None,
+            stack=True,
+            clock=clock,
+        )
+        parts.append(current)
+    for layer in reversed(layers[:-1]):
+        if not callable(getattr(layer, "wrap", None)):
+            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
+        current = layer.wrap(current)
+        parts.append(current)
+    if not is_service(current):
+        raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
+    return parts
+
+
+async def _stop_all(parts: list[Any], *, drain: bool) -> None:
+    """Stops each part even if an earlier one fails; the first failure is raised at the end."""
+    failure: BaseException | None = None
+    for part in parts:
+        stop = getattr(part, "stop", None)
+        if stop is None:
+            continue
+        try:
+            await stop(drain=drain)
+        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
+            failure = failure or error
+            drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing
+    if failure is not None:
+        raise failure
