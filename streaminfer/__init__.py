@@ -14,6 +14,7 @@ Names are loaded at first use, so that importing the package costs little.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1":
+    from streaminfer import _plain
+
+    _plain.install()
 
 _HOMES = {
     "AdaptiveBatcher": "batching",

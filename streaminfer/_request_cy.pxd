@@ -1,5 +1,7 @@
 cimport cython
 
+cpdef check_priority(object priority)
+
 @cython.freelist(128)
 cdef class Request:
     cdef object __weakref__

@@ -12,7 +12,7 @@ from typing import Any
 
 from streaminfer.errors import InvalidInput
 
-__all__ = ["Request", "Response", "Timings"]
+__all__ = ["Request", "Response", "Timings", "check_priority"]
 
 
 class Request:
@@ -59,10 +59,11 @@ class Request:
         key: Hashable = None,
         store: bool = True,
     ) -> None:
-        if deadline_ns is not None and type(deadline_ns) is not int:
-            raise InvalidInput(_wrong("deadline_ns", "a monotonic instant in whole nanoseconds or None", deadline_ns))
-        if type(priority) is not int or not -(2**31) <= priority < 2**31:
-            raise InvalidInput(_wrong("priority", "a whole number of 32 bits, lower is more urgent", priority))
+        if deadline_ns is not None and (type(deadline_ns) is not int or not -(2**63) <= deadline_ns < 2**63):
+            raise InvalidInput(
+                _wrong("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
+            )
+        check_priority(priority)
         if type(tags) is not tuple:
             if isinstance(tags, str):
                 raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
@@ -182,6 +183,16 @@ class Response:
     def __repr__(self) -> str:
         mark = ", degraded=True" if self.degraded else ""
         return f"Response({_brief(self.outputs)}, source={self.source!r}{mark}, timings={self.timings!r})"
+
+
+def check_priority(priority: Any) -> None:
+    """A whole number of 32 bits.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if type(priority) is not int or not -(2**31) <= priority < 2**31:
+        raise InvalidInput(_wrong("priority", "a whole number of 32 bits, lower is more urgent", priority))
 
 
 def _wrong(name: str, expectation: str, value: object) -> str:

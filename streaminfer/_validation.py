@@ -1,9 +1,7 @@
-"""Checks of constructor arguments: the message names the argument, what was expected and what came.
-
-The checks also serve as attrs validators through :func:`field_check`.
-"""
+"""Checks of constructor arguments: the message names the argument, what was expected and what came."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -29,18 +27,12 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
         ValueError: NaN, infinite, negative, or zero where it must be positive.
     """
     what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            seconds = value.__float__()  # type: ignore[attr-defined]
-        except (AttributeError, TypeError, ValueError):
-            raise TypeError(expected(name, what, value)) from None
-        if isinstance(value, bool):
-            raise TypeError(expected(name, what, value))
-    else:
-        seconds = float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(expected(name, what, value))
+    seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0 or (positive and seconds == 0):
         raise ValueError(expected(name, what, value))
-    return float(seconds)
+    return seconds
 
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> int:

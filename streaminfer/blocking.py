@@ -1,7 +1,7 @@
 """A `Stack` for synchronous callers: scripts, threads of a WSGI server, notebooks.
 
-The stack runs on an event loop in a thread of its own, so it works inside a program, or a notebook, that runs a loop already,
-and from any number of threads at once, whose calls then share batches.
+The stack runs on an event loop in a thread of its own, so it works inside a program, or a notebook, that runs a loop
+already, and from any number of threads at once, whose calls then share batches.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ __all__ = ["BlockingStack"]
 class BlockingStack:
     """Answers requests from any thread; made by :meth:`Stack.blocking`, used with ``with``.
 
-    Leaving the ``with`` block answers what is in hand, or, when an exception leaves it, ends it with ``Closed``; then it stops the
-    stack and joins the thread. It can be entered again. Thread-safe.
+    Leaving the ``with`` block answers what is in hand, or, when an exception leaves it, ends it with ``Closed``; then
+    it stops the stack and joins the thread. It can be entered again. Thread-safe.
 
     Args:
         stack: a stack that does not run.
@@ -112,7 +112,7 @@ class BlockingStack:
     def _run(self, started: "concurrent.futures.Future[None]") -> None:
         try:
             asyncio.run(self._serve(started))
-        except BaseException as error:  # noqa: BLE001 - reaches the thread that waits for the start, or the excepthook
+        except BaseException as error:
             if started.done():
                 raise
             started.set_exception(error)

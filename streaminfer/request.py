@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from streaminfer._request_cy import Request, Response, Timings
+from streaminfer._request_cy import Request, Response, Timings, check_priority
+from streaminfer._validation import check_duration
+from streaminfer.errors import InvalidInput
 
-__all__ = ["Batch", "Request", "Response", "Timings"]
+__all__ = ["Batch", "Request", "Response", "Timings", "check_priority", "timeout_ns"]
+
+_LONGEST_S = 2**62 / 1e9
 
 
 class Batch:
@@ -32,3 +36,18 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.rows)} rows, deadline_ns={self.deadline_ns})"
+
+
+def timeout_ns(timeout_s: Any) -> int:
+    """A caller's time limit in whole nanoseconds, at most 146 years, so that a deadline fits 64 bits.
+
+    Args:
+        timeout_s: seconds, ≥ 0.
+
+    Raises:
+        InvalidInput: not such a number.
+    """
+    try:
+        return round(min(check_duration("timeout_s", timeout_s), _LONGEST_S) * 1e9)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(str(error)) from None

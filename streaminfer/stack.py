@@ -1,7 +1,7 @@
 """`Stack`: primitives in front of a backend, composed into one service that starts, stops and answers.
 
-The order is the order of the arguments, outermost first, and it matters: a telemetry outside the batcher sees refusals and
-queueing; a breaker under the batcher counts a failed batch of 32 as one failure and not as 32.
+The order is the order of the arguments, outermost first, and it matters: a telemetry outside the batcher sees
+refusals and queueing; a breaker under the batcher counts a failed batch of 32 as one failure and not as 32.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import attrs
 
 from streaminfer._validation import check_instance, expected
 from streaminfer.batching.policy import Greedy
-from streaminfer.batching.service import BatchedService, check_timeout
+from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Admission, Clock, find_inward, is_backend, is_service
-from streaminfer.request import Request, Response
+from streaminfer.request import Request, Response, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
@@ -59,8 +59,8 @@ class Stack:
 
     ::
 
-        async with Stack(Telemetry("faces"), AdaptiveBatcher(max_batch_size=8, slo_s=0.05), OnnxBackend("faces.onnx")) as faces:
-            boxes = await faces(image, timeout_s=0.04)
+        async with Stack(Telemetry("faces"), AdaptiveBatcher(max_batch_size=8, slo_s=0.05), OnnxBackend("faces.onnx"))
+            as faces: boxes = await faces(image, timeout_s=0.04)
 
     A stack belongs to the event loop that started it; calls from another loop or a forked process raise
     ``RuntimeError``. It can be started again after it stopped.
@@ -68,7 +68,8 @@ class Stack:
     Args:
         *layers: outermost first; the last is a backend or a service. Without a batcher among them a backend gets
             batches of one.
-        clock: returns monotonic nanoseconds, for every layer that has no clock of its own; ``None``: ``time.monotonic_ns``.
+        clock: returns monotonic nanoseconds, for every layer that has no clock of its own; ``None``:
+            ``time.monotonic_ns``.
 
     Raises:
         TypeError: a layer that is none, or a last one that is neither backend nor service.
@@ -91,7 +92,7 @@ class Stack:
         self._validate = find_inward(self.inner, "validate", None)
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
         slo_s = find_inward(self.inner, "slo_s", None)
-        self._slo_ns = None if slo_s is None else round(slo_s * 1e9)
+        self._slo_ns = None if slo_s is None else timeout_ns(slo_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._state = "new"
@@ -116,7 +117,8 @@ class Stack:
 
         Args:
             inputs: what the model reads, without a batch axis: one array, or a mapping of input name to array.
-            timeout_s: seconds from now after which an answer is worthless; ``None``: the batcher's ``slo_s``, if it has one.
+            timeout_s: seconds from now after which an answer is worthless; ``None``: the batcher's ``slo_s``, if it
+                has one.
             priority: a lower number is more urgent.
             stream_id: the live stream that it belongs to.
             tenant: on whose behalf.
@@ -135,7 +137,7 @@ class Stack:
             self._refuse()
         deadline_ns = None
         if timeout_s is not None:
-            deadline_ns = self.clock() + round(check_timeout(timeout_s) * 1e9)
+            deadline_ns = self.clock() + timeout_ns(timeout_s)
         elif self._slo_ns is not None:
             deadline_ns = self.clock() + self._slo_ns
         request = Request(
@@ -213,7 +215,7 @@ class Stack:
         self._state = "running"
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more, ends what is in hand and stops the layers from the outermost; the second call does nothing.
+        """Accepts nothing more, ends what is in hand and stops the layers, outermost first; a second call does nothing.
 
         Args:
             drain: answer what is in hand first; otherwise it ends with ``Closed``.
@@ -294,7 +296,7 @@ class Stack:
             timeout_s = (request.deadline_ns - self.clock()) / 1e9
             if timeout_s <= 0:
                 raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
-        call = asyncio.ensure_future(self._call(request))
+        call: asyncio.Task[Response] = asyncio.ensure_future(self._call(request))
         self._calls.add(call)
         call.add_done_callback(self._forget)
         try:
@@ -309,7 +311,7 @@ class Stack:
             raise Closed("the stack stopped before it could answer")
         return call.result()
 
-    def _forget(self, call: "asyncio.Task[Response]") -> None:
+    def _forget(self, call: asyncio.Task[Response]) -> None:
         self._calls.discard(call)
         if not call.cancelled():
             call.exception()  # nobody else may be there to take it

@@ -1,7 +1,8 @@
 """May these rows stand in one batch? One bad item must fail alone, so only rows of one kind are ever stacked.
 
-Rows are alike when they are arrays of one dtype and shape, mappings with the same names and alike values, or plain numbers or
-strings of one type. The dtype of an answer then never depends on who else was in the batch. O(n) comparisons; runs once a request.
+Rows are alike when they are arrays of one dtype and shape, mappings with the same names and alike values, or plain
+numbers or strings of one type. The dtype of an answer then never depends on who else was in the batch. O(n)
+comparisons; runs once a request.
 """
 
 from __future__ import annotations

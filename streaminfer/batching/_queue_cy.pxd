@@ -15,6 +15,7 @@ cdef class Run:
     cdef readonly long long started_ns
     cdef readonly long long deadline_ns
     cdef public object task
+    cdef public bint begun
 
 @cython.freelist(128)
 cdef class Ticket:
@@ -69,6 +70,12 @@ cdef class RequestQueue:
         ticket=Ticket, timings=CTimings, tickets=list, index=Py_ssize_t, size=Py_ssize_t,
         duration_s=double)
     cpdef deliver(self, Run run, list rows, long long assembled_ns, long long inferred_ns)
+
+    @cython.locals(level=_Level, ticket=Ticket, oldest=cython.longlong)
+    cdef long long _oldest(self) except -1
+
+    @cython.locals(ticket=Ticket)
+    cdef long long _next_deadline(self) except -1
 
     @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)

@@ -4,17 +4,18 @@ The idea: three views of one set of tickets, so that each question costs what it
 
 * *Who is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a cancelled or
   expired ticket leaves the middle in O(1), nothing is scanned and nothing stays behind.
-* *Who expires next?* A binary heap by deadline over waiting and running tickets. A ticket that ends stays in the heap as a
-  husk (its request, inputs and future dropped) until it surfaces or until husks outnumber live tickets, when the
-  heap is rebuilt: O(1) amortised. With equal time limits deadlines arrive in ascending order and a push costs one comparison.
+* *Who expires next?* A binary heap by deadline over waiting and running tickets. A ticket that ends stays in the heap
+  as a husk (its request, inputs and future dropped) until it surfaces or until husks outnumber live tickets, when the
+  heap is rebuilt: O(1) amortised. With equal time limits deadlines arrive in ascending order and a push costs one
+  comparison.
 * *How many?* Counters.
 
 Invariants, which the property tests check: a ticket is WAITING, then perhaps RUNNING, then DONE, never back;
 ``end`` says yes once per ticket; ``len`` counts the WAITING ones; order of arrival holds within a priority; every live
 ticket with a deadline is in the heap.
 
-One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an argument, not
-thread-safe: one event loop, or one simulation, owns a queue.
+One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an
+argument, not thread-safe: one event loop, or one simulation, owns a queue.
 """
 
 from __future__ import annotations
@@ -102,9 +103,10 @@ class Run:
         started_ns: when they were taken off the queue.
         deadline_ns: their latest deadline, :data:`NEVER` where one has none.
         task: the asyncio task that runs it, where it runs in one.
+        begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
     """
 
-    __slots__ = ("deadline_ns", "inputs", "live", "started_ns", "task", "tickets")
+    __slots__ = ("begun", "deadline_ns", "inputs", "live", "started_ns", "task", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
@@ -113,6 +115,7 @@ class Run:
         self.started_ns = 0
         self.deadline_ns = 0
         self.task: Any = None
+        self.begun = False
 
     def __repr__(self) -> str:
         return f"Run({len(self.tickets)} rows, {self.live} live)"
@@ -183,13 +186,7 @@ class RequestQueue:
     @property
     def oldest_ns(self) -> int:
         """When the longest waiting request was accepted; :data:`NEVER` where none waits."""
-        oldest = _NEVER
-        for level in self._levels:
-            ticket = level.head
-            if ticket is not None:
-                enqueued_ns = ticket.timings.enqueued_ns
-                oldest = min(enqueued_ns, oldest)
-        return oldest
+        return self._oldest()
 
     def admit(self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int) -> Ticket:
         """Takes a request in hand, behind those that wait with the same priority."""
@@ -308,8 +305,7 @@ class RequestQueue:
     @property
     def next_deadline_ns(self) -> int:
         """The earliest deadline of a live ticket; :data:`NEVER` where there is none."""
-        ticket = self._earliest()
-        return _NEVER if ticket is None else ticket.deadline_ns
+        return self._next_deadline()
 
     def deliver(self, run: Run, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
         """Hands each caller that still waits its row of a finished batch.
@@ -330,10 +326,10 @@ class RequestQueue:
             if ticket._state != _RUNNING:
                 continue
             future = ticket.future
+            if future.done():
+                continue  # cancelled a moment ago: its caller is about to end the ticket
             self._leave(ticket)
             self._finish(ticket)
-            if future.done():
-                continue  # cancelled a moment ago
             timings = ticket.timings
             timings.assembled_ns = assembled_ns
             timings.inferred_ns = inferred_ns
@@ -346,6 +342,18 @@ class RequestQueue:
             else:
                 self.answered += 1
                 future.set_result(row)
+
+    def _oldest(self) -> int:
+        oldest = _NEVER
+        for level in self._levels:
+            ticket = level.head
+            if ticket is not None and ticket.timings.enqueued_ns < oldest:
+                oldest = ticket.timings.enqueued_ns
+        return oldest
+
+    def _next_deadline(self) -> int:
+        ticket = self._earliest()
+        return _NEVER if ticket is None else ticket.deadline_ns
 
     def _level_of(self, priority: int) -> _Level:
         position = 0

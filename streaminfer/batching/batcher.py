@@ -8,9 +8,10 @@ from typing import Any
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.batching.policy import Greedy, Policy, Timer
-from streaminfer.batching.service import BatchedService, check_timeout
+from streaminfer.batching.service import BatchedService
 from streaminfer.batching.statistics import BatcherStatistics
 from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.request import check_priority, timeout_ns
 
 __all__ = ["AdaptiveBatcher"]
 
@@ -20,18 +21,19 @@ _POLICIES = ("greedy", "timer")
 class AdaptiveBatcher:
     """Turns a backend or a batch function into a service of single requests.
 
-    Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them and
-    a lone request never waits for company. Each request ends at its deadline, whatever the model does.
+    Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them
+    and a lone request never waits for company. Each request ends at its deadline, whatever the model does.
 
     Args:
         max_batch_size: the largest batch the model is given.
-        slo_s: latency objective in seconds, the deadline of requests that bring none. ``None``: such requests are served
-            for throughput and wait as long as it takes.
-        max_queue_size: how many requests may wait; one more is refused with ``Overloaded``, unless it is more urgent than
-            the least urgent that waits: then that one gives way.
+        slo_s: latency objective in seconds, the deadline of requests that bring none. ``None``: such requests are
+            served for throughput and wait as long as it takes.
+        max_queue_size: how many requests may wait; one more is refused with ``Overloaded``, unless it is more urgent
+            than the least urgent that waits: then that one gives way.
         max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
-        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"timer"`` waits for a full batch or the delay.
+        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"timer"`` waits for a full batch or the
+            delay.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
             requests brought.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
@@ -84,9 +86,9 @@ class AdaptiveBatcher:
         """Puts the batcher in front of a backend or a batch function; once.
 
         Args:
-            inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns one result
-                per row, where a result may be an exception for that caller alone. A sync function runs on the event loop;
-                `CpuBackend` takes it off.
+            inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns
+                one result per row, where a result may be an exception for that caller alone. A sync function runs on
+                the event loop; `CpuBackend` takes it off.
 
         Returns:
             A service for a backend; for a function an async callable
@@ -165,13 +167,14 @@ def _as_function(service: BatchedService, function: Callable[..., Any]) -> Calla
         *,
         timeout_s: float | None = None,
         priority: int = 0,
-        stream_id: Hashable = None,
-        tenant: str | None = None,
-        key: Hashable = None,
+        stream_id: Hashable = None,  # noqa: ARG001 - a function sees inputs alone; layers around it read these three
+        tenant: str | None = None,  # noqa: ARG001
+        key: Hashable = None,  # noqa: ARG001
     ) -> Any:
         deadline_ns = None
         if timeout_s is not None:
-            deadline_ns = service.clock() + round(check_timeout(timeout_s) * 1e9)
+            deadline_ns = service.clock() + timeout_ns(timeout_s)
+        check_priority(priority)
         ticket = submit(None, x, deadline_ns, priority)
         try:
             return await ticket.future

@@ -1,12 +1,12 @@
 """When a batch goes, and who is in it: the decision, as a pure function of what waits, the time and the free workers.
 
 A policy is asked whenever a worker is free and something waits: after arrivals, after a batch has finished, and at the
-instant that its last answer named. It takes no clock, starts no timer and changes nothing; a simulator asks it the same way as the
-live batcher does.
+instant that its last answer named. It takes no clock, starts no timer and changes nothing; a simulator asks it the
+same way as the live batcher does.
 
-*Greedy* sends all that wait, up to the cap, as soon as a worker is free. Batches grow by themselves while the worker is busy:
-under light load a request is served at once, under heavy load batches are full. It never idles while something waits,
-so it needs no tuning; it is what most servers do.
+*Greedy* sends all that wait, up to the cap, as soon as a worker is free. Batches grow by themselves while the worker
+is busy: under light load a request is served at once, under heavy load batches are full. It never idles while
+something waits, so it needs no tuning; it is what most servers do.
 
 *Timer* sends a full batch at once and a smaller one when its oldest request has waited ``max_queue_delay_s``. It trades
 latency for fuller batches where the cost of a batch is mostly fixed, and is here to compare with.

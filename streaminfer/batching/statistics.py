@@ -11,9 +11,10 @@ __all__ = ["BatcherStatistics"]
 class BatcherStatistics:
     """Counters of an `AdaptiveBatcher` since it was made.
 
-    Counting rule: each request that was submitted is in exactly one of ``waiting``, ``running``, ``answered``, ``failed``,
-    ``expired``, ``cancelled``, ``overloaded``, ``refused`` and ``closed``, or in none for the moment between its
-    cancellation and the next turn of the event loop.
+    Counting rule: each request that was submitted is in exactly one of ``waiting``, ``running``, ``answered``,
+    ``failed``, ``expired``, ``cancelled``, ``overloaded``, ``refused`` and ``closed``. A cancelled caller is counted
+    from the next turn of the event loop on; one cancelled in the very turn in which its answer was handed over is
+    counted by what it was handed.
 
     Attributes:
         submitted: requests that reached the batcher.

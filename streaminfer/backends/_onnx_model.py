@@ -1,0 +1,176 @@
+"""Loading an ONNX model, and what it takes and gives, as onnxruntime tells it.
+
+Everything here runs once, when a backend is made, so that whatever does not fit (a file, a provider, a batch axis, a
+shared input) is an error of the constructor, and not of the first batch.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from streaminfer._validation import check_count, check_instance, expected
+from streaminfer.backends._signature import TensorSpec, describe_shape
+
+__all__ = ["Provider", "choose_providers", "find_source", "load", "make_options", "read_specs"]
+
+Provider = str | tuple[str, dict[str, Any]]
+"""An execution provider of onnxruntime: its name, or its name and its options."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+def make_options(runtime: ModuleType, threads: int | None, given: Any) -> Any:
+    """The session options: those given, else ours: ``threads`` threads, none of which spins."""
+    if given is not None:
+        check_instance(
+            "session_options",
+            given,
+            lambda one: isinstance(one, runtime.SessionOptions),
+            "an onnxruntime.SessionOptions",
+        )
+        if threads is not None:
+            raise ValueError(expected("threads", "None beside session_options, which say the threads", threads))
+        return given
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1 if threads is None else check_count("threads", threads)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
+    """A name for messages, and what onnxruntime loads."""
+    if isinstance(path_or_bytes, bytes):
+        return f"{len(path_or_bytes)} bytes", path_or_bytes
+    if not isinstance(path_or_bytes, (str, os.PathLike)):
+        raise TypeError(expected("path_or_bytes", "a path or bytes", path_or_bytes))
+    path = Path(path_or_bytes)
+    if not path.exists():
+        raise FileNotFoundError(expected("path_or_bytes", "the path of an ONNX model that exists", path_or_bytes))
+    if not path.is_file():
+        raise ValueError(expected("path_or_bytes", "the path of a file", path_or_bytes))
+    return repr(path.name), str(path)
+
+
+def choose_providers(
+    runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None
+) -> list[Provider]:
+    """The providers asked for, else the CPU's.
+
+    Raises:
+        TypeError: no sequence of names, or of names and options.
+        ValueError: one is not available.
+    """
+    if providers is None:
+        return ["CPUExecutionProvider"]
+    available = runtime.get_available_providers()
+    if isinstance(providers, str) or not providers:
+        raise TypeError(expected("providers", f"a sequence of some of {', '.join(available)}", providers))
+    chosen: list[Provider] = []
+    for provider in providers:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:
+            raise ValueError(expected("providers", f"some of {', '.join(available)}", name))
+        chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
+    return chosen
+
+
+def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:
+    """A session of the model.
+
+    Raises:
+        ValueError: onnxruntime cannot load it, or not with these providers.
+    """
+    try:
+        session = runtime.InferenceSession(source, options, providers=providers)
+    except Exception as error:
+        raise ValueError(
+            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {name}: {error}"
+        ) from error
+    got = session.get_providers()
+    for provider in providers:
+        wanted = provider if isinstance(provider, str) else provider[0]
+        if wanted not in got:
+            raise ValueError(f"providers: expected {wanted} to load, got a session on {', '.join(got)} only")
+    return session
+
+
+def read_specs(
+    session: Any, axes: dict[str, int], shared: Mapping[str, object]
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """What the model takes and gives, with the batch axes; checks that the arguments fit it."""
+    read, given = session.get_inputs(), session.get_outputs()
+    names = [node.name for node in read]
+    for name in shared:
+        if name not in names:
+            raise ValueError(expected("shared_inputs", f"inputs of the model ({', '.join(map(repr, names))})", name))
+        if name in axes:
+            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_inputs names", axes[name]))
+    known = [*names, *(node.name for node in given)]
+    for name in axes:
+        if name not in known:
+            raise ValueError(
+                expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, known))})", name)
+            )
+    if not set(names) - set(shared):
+        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {names}")
+    return [_input_spec(node, axes, shared) for node in read], [_output_spec(node, axes) for node in given]
+
+
+def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ValueError(
+            f"path_or_bytes: expected inputs of numbers or booleans, got {node.type} for input {node.name!r}"
+        )
+    shape = tuple(node.shape)
+    if node.name in shared:
+        return TensorSpec(node.name, dtype, shape, None)
+    if not shape:
+        raise ValueError(
+            f"shared_inputs: expected a value for input {node.name!r}, got none: "
+            "it is a scalar, or of no stated shape, and so has no batch axis"
+        )
+    axis = _axis(node.name, axes.get(node.name, 0), len(shape))
+    size = shape[axis]
+    if isinstance(size, int) and size != 1:
+        raise ValueError(
+            f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
+            f"{describe_shape(dtype, shape)}: name another one, or export the model with a free batch axis"
+        )
+    return TensorSpec(node.name, dtype, shape, axis)
+
+
+def _output_spec(node: Any, axes: Mapping[str, int]) -> TensorSpec:
+    shape = tuple(node.shape)
+    axis = axes.get(node.name, 0)
+    # an output without a stated shape may have any rank: looked at when it comes
+    return TensorSpec(node.name, _DTYPES.get(node.type), shape, _axis(node.name, axis, len(shape)) if shape else axis)
+
+
+def _axis(name: str, axis: object, rank: int) -> int:
+    argument = f"batch_axes[{name!r}]"
+    what = f"an axis of {rank} dimensions, {-rank} to {rank - 1}"
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(expected(argument, what, axis))
+    if not -rank <= axis < rank:
+        raise ValueError(expected(argument, what, axis))
+    return axis % rank

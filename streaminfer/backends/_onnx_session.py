@@ -1,0 +1,176 @@
+"""One onnxruntime session as a worker: a batch in, rows out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer.backends._signature import Signature, TensorSpec, describe
+from streaminfer.errors import BackendError, StreamInferError
+from streaminfer.request import Batch
+
+__all__ = ["SessionWorker", "stack_example"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class SessionWorker:
+    """One onnxruntime session and what it needs to answer a batch.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession``.
+        name: of the model, for messages.
+        signature: what the model takes and gives.
+        shared: the inputs that every run is fed.
+        warmup: batches for :meth:`warm`.
+        new_options: makes the ``onnxruntime.RunOptions`` of a run.
+    """
+
+    __slots__ = ("_feed", "_name", "_new_options", "_output_names", "_session", "_signature", "_warmup")
+
+    def __init__(
+        self,
+        session: Any,
+        *,
+        name: str,
+        signature: Signature,
+        shared: Arrays,
+        warmup: Sequence[Arrays],
+        new_options: Callable[[], Any],
+    ) -> None:
+        self._session = session
+        self._name = name
+        self._signature = signature
+        self._feed = dict(shared)
+        self._warmup = warmup
+        self._new_options = new_options
+        self._output_names = [spec.name for spec in signature.outputs]
+
+    def warm(self) -> None:
+        """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
+
+        Raises:
+            BackendError: the model failed on one of them.
+        """
+        for inputs in self._warmup:
+            try:
+                self._run(inputs, self._new_options())
+            except Exception as error:
+                shapes = ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
+                raise BackendError(
+                    f"{self._name}: warm-up with {shapes} failed (where the model does not accept every size, "
+                    f"example= says what a request brings): {error}"
+                ) from error
+
+    def close(self) -> None:
+        """Keeps the session: loading it again would make every restart slow."""
+
+    def answer(self, batch: Batch, options: Any) -> Sequence[Any]:
+        """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
+
+        Args:
+            batch: what to answer; its inputs are read here, once.
+            options: the ``onnxruntime.RunOptions`` through which the run can be ended early.
+
+        Returns:
+            One result per row: an array, or a mapping of output name to array, all of them views.
+
+        Raises:
+            BackendError: the model failed, or answered another number of rows.
+        """
+        rows = len(batch.rows)
+        try:
+            inputs = self._by_name(batch.inputs)
+            if self._signature.one_row_a_run:
+                return self._answer_one_by_one(inputs, rows, options)
+            return self._cut(self._run(inputs, options), rows)
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(rows, error) from error
+
+    def _by_name(self, inputs: Any) -> Arrays:
+        if isinstance(inputs, Mapping):
+            return inputs
+        if isinstance(inputs, np.ndarray) and self._signature.only_input is not None:
+            return {self._signature.only_input: inputs}
+        names = ", ".join(map(repr, self._signature.batch_axes))
+        raise BackendError(
+            f"{self._name}: expected a batch of stacked arrays for {names}, got {describe(inputs)}; "
+            "a batcher in front of it needs stack=True"
+        )
+
+    def _run(self, inputs: Arrays, options: Any) -> list[Any]:
+        feed = self._feed.copy()
+        for name, value in inputs.items():
+            feed[name] = np.ascontiguousarray(value)
+        outputs: list[Any] = self._session.run(self._output_names, feed, options)
+        return outputs
+
+    def _cut(self, outputs: list[Any], rows: int) -> Sequence[Any]:
+        specs = self._signature.outputs
+        columns = [self._column(spec, value, rows) for spec, value in zip(specs, outputs, strict=True)]
+        if len(columns) == 1:
+            return columns[0]
+        names = self._output_names
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
+        axis = spec.batch_axis or 0
+        if isinstance(value, np.ndarray):
+            if value.ndim > axis and value.shape[axis] == rows:
+                return list(value if axis == 0 else np.moveaxis(value, axis, 0))
+        elif isinstance(value, list) and len(value) == rows:
+            return value
+        raise BackendError(
+            f"{self._name}: output {spec.name!r}: expected {rows} rows on axis {axis}, got {describe(value)}; "
+            "batch_axes= names the batch axis of an output"
+        )
+
+    def _answer_one_by_one(self, inputs: Arrays, rows: int, options: Any) -> list[Any]:
+        axes = self._signature.batch_axes
+        results: list[Any] = []
+        for row in range(rows):
+            single = {name: np.take(value, [row], axis=axes[name]) for name, value in inputs.items()}
+            try:
+                results.extend(self._cut(self._run(single, options), 1))
+            except StreamInferError as error:
+                results.append(error)
+            except Exception as error:
+                if options.terminate:  # the rows that are left would end the same way
+                    raise
+                failure = self._failure(1, error)
+                failure.__cause__ = error
+                results.append(failure)
+        return results
+
+    def _failure(self, rows: int, error: Exception) -> BackendError:
+        return BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
+
+
+def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
+    """A batch of ``rows`` times the same request.
+
+    Args:
+        signature: of the model.
+        example: what a request brings; ``None``: zeros, with free sizes set to 1.
+        rows: how many.
+
+    Raises:
+        ValueError: the example does not fit the model.
+    """
+    if example is None:
+        example = {
+            spec.name: np.zeros([size if isinstance(size, int) else 1 for size in spec.row_shape], spec.dtype)
+            for spec in signature.inputs
+            if spec.batch_axis is not None
+        }
+    else:
+        try:
+            signature.check(example)
+        except ValueError as error:
+            raise ValueError(f"example: {error}") from error
+        if not isinstance(example, Mapping):
+            example = {signature.only_input: example}
+    return {name: np.stack([example[name]] * rows, axis=axis) for name, axis in signature.batch_axes.items()}

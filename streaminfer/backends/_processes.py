@@ -1,0 +1,214 @@
+"""A worker process that answers batches with one function, driven by one thread.
+
+Idea: each worker thread has a process of its own and talks to it over one pipe, batch out, answer back. A process
+that dies takes its own batch with it and nothing else (a shared pool would fail every batch in flight), and is
+started again for the next one. Arrays travel outside the pickle (protocol 5): written to the pipe from where they
+lie, and read into their final place.
+
+Invariants:
+
+* A message is read whole before it is unpickled, so that one that cannot be unpickled leaves the pipe in step.
+* A process that died while it was idle is replaced without failing the batch that found out, once per batch.
+* Processes are not forked from this one, which has threads: they come from the fork server, or are spawned where
+  there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+
+from streaminfer.errors import BackendError
+
+__all__ = ["ProcessWorker"]
+
+_EXIT_GRACE_S = 5.0
+_PROTOCOL = 5  # the first with buffers outside the pickle
+
+# starting and joining look after all children of this interpreter, which multiprocessing does not lock
+_lifecycle = threading.Lock()
+
+
+class ProcessWorker:
+    """One process and its pipe; started at first use.
+
+    Args:
+        pickled_function: ``function(inputs)`` as pickle; the process unpickles it once.
+        name: of the function, for messages.
+    """
+
+    def __init__(self, pickled_function: bytes, name: str) -> None:
+        self._function = pickled_function
+        self._name = name
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Starts the process and waits until it has imported the function.
+
+        Raises:
+            BackendError: it could not be started, or could not import the function.
+        """
+        with self._lock:
+            self._ready()
+
+    def run(self, inputs: Any) -> Any:
+        """What the function returns for ``inputs``, in the process.
+
+        Raises:
+            BackendError: the process died.
+            BaseException: what the function raised, with the traceback of the process as a note.
+        """
+        message = _pack(inputs)
+        with self._lock:
+            pipe = self._ready()
+            try:
+                _send(pipe, message)
+            except OSError:  # it died while it was idle, and has not seen the batch
+                self._end()
+                pipe = self._ready()
+                reply = self._ask(pipe, message)
+            else:
+                reply = self._receive(pipe)
+        ok, value = _unpack(reply)
+        if not ok:
+            raise value
+        return value
+
+    def close(self) -> None:
+        """Ends the process and waits for it."""
+        with self._lock:
+            self._end()
+
+    def _ready(self) -> Connection:
+        if self._pipe is not None:
+            return self._pipe
+        context = _context()
+        self._pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs,), name=f"CpuBackend({self._name})", daemon=True)
+        with _lifecycle:
+            process.start()
+        self._process = process
+        theirs.close()  # or the end of the process would not close the pipe
+        ok, value = _unpack(self._ask(self._pipe, [self._function]))
+        if not ok:
+            self._end()
+            raise BackendError(
+                f"{self._name}: the worker process cannot import it: {type(value).__name__}: {value}"
+            ) from value
+        return self._pipe
+
+    def _ask(self, pipe: Connection, message: list[Any]) -> list[Any]:
+        try:
+            _send(pipe, message)
+        except OSError as error:
+            raise self._died() from error
+        return self._receive(pipe)
+
+    def _receive(self, pipe: Connection) -> list[Any]:
+        try:
+            return _receive(pipe)
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+
+    def _died(self) -> BackendError:
+        return BackendError(f"{self._name}: the worker process ended with exit code {self._end()} before it answered")
+
+    def _end(self) -> int | None:
+        """Closes the pipe, which ends the process, and waits for it; returns its exit code."""
+        pipe, process = self._pipe, self._process
+        self._pipe = self._process = None
+        if pipe is None or process is None:
+            return None
+        pipe.close()
+        with _lifecycle:
+            process.join(_EXIT_GRACE_S)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            code = process.exitcode
+            process.close()
+        return code
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
+
+
+def _pack(value: object) -> list[Any]:
+    """A value as pickle, and its buffers."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(value, _PROTOCOL, buffer_callback=buffers.append)
+    return [data, *(buffer.raw() for buffer in buffers)]
+
+
+def _unpack(message: list[Any]) -> Any:
+    return pickle.loads(message[0], buffers=message[1:])  # noqa: S301 - from our own process
+
+
+def _send(pipe: Connection, message: list[Any]) -> None:
+    pipe.send_bytes(pickle.dumps([len(part) for part in message[1:]], _PROTOCOL))
+    for part in message:
+        pipe.send_bytes(part)
+
+
+def _receive(pipe: Connection) -> list[Any]:
+    sizes = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
+    message: list[Any] = [pipe.recv_bytes()]
+    for size in sizes:
+        part = np.empty(size, np.uint8)  # unlike bytes writable, as the arrays made of it should be
+        pipe.recv_bytes_into(part.data)
+        message.append(part)
+    return message
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An exception that certainly arrives on the other side, with its traceback as a note."""
+    note = "in the worker process:\n" + "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error, _PROTOCOL))  # noqa: S301 - made in this line
+    except Exception:  # noqa: BLE001 - whatever its own pickling raises, its text arrives
+        error = BackendError(f"{type(error).__name__}: {error}")
+    error.add_note(note)
+    return error
+
+
+def _portable_rows(result: object) -> object:
+    """The same for exceptions that answer single rows."""
+    if isinstance(result, (list, tuple)):
+        return [_portable(row) if isinstance(row, BaseException) else row for row in result]
+    return result
+
+
+def _serve(pipe: Connection) -> None:
+    """The process: one function, then batches until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    function: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            message = _receive(pipe)
+        except (EOFError, OSError):
+            return
+        try:
+            if function is None:
+                function = _unpack(message)
+                reply = _pack((True, None))
+            else:
+                reply = _pack((True, _portable_rows(function(_unpack(message)))))
+        except BaseException as error:  # noqa: BLE001 - the parent raises it
+            reply = _pack((False, _portable(error)))
+        try:
+            _send(pipe, reply)
+        except OSError:
+            return

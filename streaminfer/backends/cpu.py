@@ -1,0 +1,209 @@
+"""Python and Numba functions as backends: inline on the event loop, in threads, or in processes.
+
+Which one: *inline* for a function that takes less than a hop to a thread costs (some 50 µs), or that is ``async``
+itself; *thread* for one that releases the interpreter lock (NumPy, ``numba.njit(nogil=True)``, most native code);
+*process* for one that does not, at the price of copying the batch through a pipe.
+"""
+
+import asyncio
+import inspect
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from streaminfer._validation import check_choice, check_count, check_instance, expected
+from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends._workers import WorkerThreads
+from streaminfer.errors import BackendError, Closed, StreamInferError
+from streaminfer.protocols import Clock
+from streaminfer.request import Batch
+
+if TYPE_CHECKING:
+    from streaminfer.backends._processes import ProcessWorker
+
+__all__ = ["CpuBackend"]
+
+
+class _FunctionWorker:
+    """A function in this process; holds nothing else."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.run = function
+
+    def warm(self) -> None:
+        """Nothing: what a function needs before its first call, only its author knows."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class CpuBackend:
+    """Answers batches with a function: ``fn(inputs)`` returns one result per row.
+
+    ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
+    behind a batcher with ``stack=False``, the list of what each request brought. The result is a sequence, or an
+    array with a leading axis; an entry that is an exception goes to that row's caller alone. Numba functions work
+    like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
+    with ``nogil=True`` for threads.
+
+    A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
+    its worker until the function returns, and whoever waits for it waits until then. A worker process that dies fails
+    its own batch and is replaced for the next.
+
+    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+
+    Args:
+        fn: the function; with ``executor="inline"`` it may be ``async``; with ``"process"`` it must be importable by
+            name.
+        executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
+        workers: threads or processes: how many batches can run at the same time. An inline function runs wherever it
+            is awaited.
+        clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
+
+    Attributes:
+        batch_axes: empty: every input is stacked on a new leading axis.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; with ``"process"``, a function that cannot be pickled.
+    """
+
+    batch_axes: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        executor: Literal["thread", "process", "inline"] = "thread",
+        workers: int = 1,
+        clock: Clock | None = None,
+    ) -> None:
+        check_instance("fn", fn, callable, "a function of a batch's inputs")
+        check_choice("executor", executor, ("thread", "process", "inline"))
+        check_count("workers", workers)
+        self._name = _name(fn)
+        self._function = fn
+        self._executor = executor
+        self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+        self._recorder = BackendRecorder(workers, clock)
+        self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
+        self._closed = False
+        self._awaited: set[asyncio.Future[None]] = set()  # inline and async: one a batch, done when it is
+        if executor == "inline":
+            if workers != 1:
+                raise ValueError(expected("workers", "1 with executor='inline'", workers))
+            return
+        if self._asynchronous:
+            raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
+        owner = f"CpuBackend({self._name})"
+        if executor == "thread":
+            self._threads = WorkerThreads([_FunctionWorker(fn) for _ in range(workers)], owner)
+        else:
+            self._threads = WorkerThreads(_process_workers(fn, self._name, workers), owner)
+
+    async def start(self) -> None:
+        """Starts the threads, or the processes and waits until each has imported the function.
+
+        Raises:
+            BackendError: a process could not be started or could not import the function; nothing is left running.
+        """
+        self._closed = False
+        if self._threads is not None:
+            await self._threads.start()
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """What the function returns for the batch; starts first where :meth:`start` was not called.
+
+        Raises:
+            BackendError: the function raised, or its process died.
+            Closed: stopped.
+        """
+        if self._threads is not None:
+            answer = self._threads.run(self._call, batch)
+        elif self._asynchronous:
+            answer = self._await_inline(batch)
+        else:
+            answer = self._call_inline(batch)
+        return await self._recorder.count(len(batch.rows), answer)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the workers and waits for them; :meth:`start` starts new ones.
+
+        Args:
+            drain: batches that wait for a worker are answered first; else they end with
+                :class:`~streaminfer.errors.Closed`.
+        """
+        self._closed = True
+        if self._threads is not None:
+            await self._threads.stop(drain=drain)
+        elif self._awaited:
+            await asyncio.wait(tuple(self._awaited))
+
+    def statistics(self) -> BackendStatistics:
+        """What was counted until now."""
+        return self._recorder.snapshot()
+
+    def __repr__(self) -> str:
+        workers = self._recorder.snapshot().workers
+        return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
+
+    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
+        try:
+            return self._recorder.busy(_run, worker, batch)
+        except StreamInferError:
+            raise
+        except BaseException as error:  # SystemExit of a worker must not end the loop
+            raise self._failure(batch, error) from error
+
+    async def _call_inline(self, batch: Batch) -> Any:
+        self._check_open()
+        try:
+            return self._recorder.busy(self._function, batch.inputs)
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(batch, error) from error
+
+    async def _await_inline(self, batch: Batch) -> Any:
+        self._check_open()
+        ended = asyncio.get_running_loop().create_future()
+        self._awaited.add(ended)
+        try:
+            return await self._recorder.busy_awaiting(self._function, batch.inputs)
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(batch, error) from error
+        finally:
+            self._awaited.discard(ended)
+            ended.set_result(None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"CpuBackend({self._name}) is stopped")
+
+    def _failure(self, batch: Batch, error: BaseException) -> BackendError:
+        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+
+
+def _run(worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
+    return worker.run(batch.inputs)
+
+
+def _name(function: Callable[[Any], Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return repr(function) if name is None else f"{module}.{name}"
+
+
+def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> list["ProcessWorker"]:
+    # multiprocessing and what it brings: more to import than everything else here
+    from streaminfer.backends._processes import ProcessWorker  # noqa: PLC0415
+
+    try:
+        pickled = pickle.dumps(function)
+    except Exception as error:
+        what = "a function that a worker process can import by name (defined at the top level of a module)"
+        raise TypeError(f"{expected('fn', what, function)}: {error}") from error
+    return [ProcessWorker(pickled, name) for _ in range(count)]

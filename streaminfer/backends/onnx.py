@@ -1,0 +1,210 @@
+"""ONNX models through onnxruntime.
+
+Idea: one batch is one hop to a worker thread that owns a session, one ``run`` there, and one view a row back.
+Sessions do not share threads: ``sessions`` batches can run at the same time, each on ``threads`` cores; one thread a
+session gives the most predictable tail where the cores are shared with an event loop. Idle onnxruntime threads spin
+by default, on cores that the event loop needs; here they do not.
+
+A batch that nobody waits for any more is told to end (``RunOptions.terminate``): onnxruntime looks at that between
+two nodes of the graph.
+"""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from types import ModuleType
+from typing import Any
+
+import numpy.typing as npt
+
+from streaminfer._extras import require
+from streaminfer._validation import check_choice, check_count, check_instance
+from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
+from streaminfer.backends._onnx_session import SessionWorker, stack_example
+from streaminfer.backends._signature import NonFinite, Signature, check_value, describe_shape
+from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends._workers import WorkerThreads
+from streaminfer.protocols import Clock
+from streaminfer.request import Batch, Request
+
+__all__ = ["OnnxBackend"]
+
+
+class OnnxBackend:
+    """Answers batches with an ONNX model; needs the extra ``onnx``.
+
+    A request brings one array where the model reads one input, or a mapping of input name to array, never with a
+    batch axis. It is answered with one array where the model has one output, or with a ``dict`` of output name to
+    array. These arrays are views of the batch's outputs: copy one that is kept long after the others are gone.
+    :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
+    fine.
+
+    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. One that
+    is fixed at another size is refused: export it with a free batch axis.
+
+    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+
+    Args:
+        path_or_bytes: the model's file, or its bytes.
+        providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
+            One that is not available is an error, not a silent fall-back.
+        threads: threads that one session computes with, its worker thread included; ``None`` means 1.
+        sessions: sessions, each with a worker thread: how many batches can run at the same time. Every session holds
+            a copy of the weights.
+        warmup: batch sizes that :meth:`start` runs on every session.
+        batch_axes: the batch axis of inputs and outputs, by name; 0 for those it does not name.
+        shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
+            shape. Requests do not bring them.
+        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
+        example: what a request brings, for the warm-up; ``None``: zeros, with free sizes set to 1, which not every
+            model accepts.
+        non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
+
+    Attributes:
+        inputs: what the model reads, in its order.
+        outputs: what it answers, in its order.
+        batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: an argument does not fit the model, or the model cannot be loaded.
+        TypeError: an argument is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        *,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        threads: int | None = None,
+        sessions: int = 1,
+        warmup: Sequence[int] = (),
+        batch_axes: Mapping[str, int] | None = None,
+        shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+        session_options: Any = None,
+        example: Any = None,
+        non_finite: NonFinite = "allow",
+        clock: Clock | None = None,
+    ) -> None:
+        runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
+        check_count("sessions", sessions)
+        check_choice("non_finite", non_finite, ("allow", "reject"))
+        check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
+        sizes = [check_count("warmup", size) for size in warmup]
+        axes = _by_name("batch_axes", batch_axes)
+        shared = _by_name("shared_inputs", shared_inputs)
+        options = make_options(runtime, threads, session_options)
+        self._name, source = find_source(path_or_bytes)
+        self._providers: list[Provider] = choose_providers(runtime, providers)
+        loaded = [load(runtime, source, self._name, options, self._providers) for _ in range(sessions)]
+        inputs, outputs = read_specs(loaded[0], axes, shared)
+        self._signature = Signature(inputs, outputs, non_finite=non_finite)
+        self.inputs = self._signature.inputs
+        self.outputs = self._signature.outputs
+        self.batch_axes = self._signature.batch_axes
+        if self._signature.one_row_a_run:
+            sizes = [1] if sizes else []
+        values = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
+        batches = [stack_example(self._signature, example, size) for size in sizes]
+        self._new_options = functools.partial(_run_options, runtime)
+        workers = [
+            SessionWorker(
+                session,
+                name=self._name,
+                signature=self._signature,
+                shared=values,
+                warmup=batches,
+                new_options=self._new_options,
+            )
+            for session in loaded
+        ]
+        self._recorder = BackendRecorder(sessions, clock)
+        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})")
+
+    def validate(self, request: Request) -> None:
+        """Checks what a request brings against the model.
+
+        Raises:
+            InvalidInput: names the input, what was expected, and what came.
+        """
+        self._signature.check(request.inputs)
+
+    async def start(self) -> None:
+        """Starts the worker threads and runs the warm-up batches on every session.
+
+        Raises:
+            BackendError: the model failed on a warm-up batch; nothing is left running.
+        """
+        await self._threads.start()
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """One result per row; starts, without a warm-up, where :meth:`start` was not called.
+
+        Raises:
+            BackendError: the model failed on this batch.
+            Closed: stopped.
+        """
+        return await self._recorder.count(len(batch.rows), self._infer(batch))
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
+
+        Args:
+            drain: batches that wait or run are answered first; else they end with
+                :class:`~streaminfer.errors.Closed`.
+        """
+        await self._threads.stop(drain=drain)
+
+    def statistics(self) -> BackendStatistics:
+        """What was counted until now."""
+        return self._recorder.snapshot()
+
+    async def _infer(self, batch: Batch) -> Sequence[Any]:
+        options = self._new_options()
+
+        def end_early() -> None:
+            options.terminate = True
+
+        return await self._threads.run(self._answer, batch, options, interrupt=end_early)
+
+    def _answer(self, worker: SessionWorker, batch: Batch, options: Any) -> Sequence[Any]:
+        return self._recorder.busy(worker.answer, batch, options)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"OnnxBackend({self._name}: {inputs} → {outputs}; {self._manner()})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td><td>{escape(describe_shape(spec.dtype, spec.shape))}</td>"
+            f"<td>{'shared' if spec.batch_axis is None else spec.batch_axis}</td></tr>"
+            for kind, specs in (("input", self.inputs), ("output", self.outputs))
+            for spec in specs
+        ]
+        return (
+            f"<table><caption>OnnxBackend({escape(self._name)}): {escape(self._manner())}</caption>"
+            "<thead><tr><th></th><th>name</th><th>type</th><th>batch axis</th></tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>"
+        )
+
+    def _manner(self) -> str:
+        sessions = self._recorder.snapshot().workers
+        names = [one if isinstance(one, str) else one[0] for one in self._providers]
+        rows = ", one row a run" if self._signature.one_row_a_run else ""
+        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}"
+
+
+def _by_name(argument: str, value: Any) -> dict[str, Any]:
+    check_instance(argument, value, lambda one: one is None or isinstance(one, Mapping), "a mapping by name, or None")
+    return dict(value or {})
+
+
+def _run_options(runtime: ModuleType) -> Any:
+    options = runtime.RunOptions()
+    # only fatal errors: the others arrive as exceptions, a copy on stderr tells nothing more
+    options.log_severity_level = 4
+    return options

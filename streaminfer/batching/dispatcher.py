@@ -1,0 +1,276 @@
+"""When a batch runs: asks the policy, runs what it chose, hands each caller its row, and keeps the one alarm.
+
+No task of its own, and no polling. A *dispatch* asks the policy until no worker is free or nothing is to be sent; a
+*finish* distributes a batch's rows and schedules the next dispatch for the end of the present turn of the loop, so that
+callers that were just answered can join it. One alarm, a loop timer, stands for the earliest of all deadlines and of
+the policy's wish to look again; with nothing in hand there is none.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from streaminfer.batching._alike_cy import alike, all_alike
+from streaminfer.batching._queue_cy import NEVER, RequestQueue, Run, Ticket
+from streaminfer.batching.assembly import AssembledBatch, stack_rows
+from streaminfer.batching.policy import Decision, Policy
+from streaminfer.batching.results import PLAIN, read_rows
+from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
+from streaminfer.protocols import Clock
+from streaminfer.request import Batch
+
+__all__ = ["Dispatcher"]
+
+_NO_AXES: Mapping[str, int] = {}
+
+
+class Dispatcher:
+    """The requests in hand and the batches that run; belongs to one event loop at a time.
+
+    Attributes:
+        inner: the backend or function that answers batches.
+        clock: returns monotonic nanoseconds.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        policy: Policy,
+        max_queue_size: int,
+        max_in_flight: int,
+        stack: bool,
+        clock: Clock,
+    ) -> None:
+        self.inner = inner
+        self.clock = clock
+        self._policy = policy
+        self._stack = stack
+        self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
+        self._batch_axes: Mapping[str, int] = getattr(inner, "batch_axes", None) or _NO_AXES
+        self._source = getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__
+
+        self._queue = RequestQueue(max_queue_size)
+        self._free = max_in_flight
+        self._runs: set[Run] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dispatching = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_ns = NEVER
+        self._look_again_ns = NEVER
+        self._drained: asyncio.Future[None] | None = None
+
+        self._failed = 0
+        self._expired = 0
+        self._cancelled = 0
+        self._refused = 0
+        self._abandoned_batches = 0
+        self._batch_sizes: dict[int, int] = {}
+        self._released: dict[str, int] = {}
+
+    def _dispatch(self, now_ns: int | None = None) -> None:
+        self._dispatching = False
+        self._look_again_ns = NEVER
+        queue = self._queue
+        while self._free and queue.waiting:
+            if now_ns is None:
+                now_ns = self.clock()
+            if queue.next_deadline_ns <= now_ns:
+                self._expire(now_ns)
+                continue
+            decision = self._policy.decide(queue, now_ns, self._free)
+            for ticket in decision.refuse:
+                self._refuse(ticket)
+            if decision.batch:
+                self._launch(decision, now_ns)
+                if self._infer is None:
+                    # a function ran on the loop: let others have a turn before the next batch
+                    self._schedule()
+                    break
+                now_ns = None
+            elif not decision.refuse:
+                if decision.look_again_ns is not None:
+                    self._look_again_ns = decision.look_again_ns
+                break
+        self._settle()
+
+    def _launch(self, decision: Decision, now_ns: int) -> None:
+        chosen = decision.batch
+        if self._stack and len(chosen) > 1:
+            first = chosen[0].inputs
+            if not all_alike([ticket.inputs for ticket in chosen]):
+                chosen = [ticket for ticket in chosen if alike(first, ticket.inputs)]
+        run = self._queue.take(chosen, now_ns)
+        tickets = run.tickets
+        if len(tickets) < len(chosen):
+            for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
+                self._drop_cancelled(ticket)
+            if not tickets:
+                return
+        self._free -= 1
+        self._runs.add(run)
+        _count(self._batch_sizes, len(tickets))
+        _count(self._released, decision.reason)
+        if self._infer is None:
+            self._call_function(run)
+            return
+        batch = AssembledBatch(
+            functools.partial(stack_rows, run.inputs, self._batch_axes) if self._stack else run.inputs.copy,
+            [ticket.request for ticket in tickets],
+            None if run.deadline_ns == NEVER else run.deadline_ns,
+            self.clock,
+        )
+        try:
+            results = self._infer(batch)
+        except Exception as error:  # noqa: BLE001 - a backend that fails before it awaits anything
+            self._finish(run, run.started_ns, None, error)
+        else:
+            run.task = self._loop_now().create_task(self._complete(run, results, batch, run.started_ns))
+
+    def _call_function(self, run: Run) -> None:
+        assembled_ns = run.started_ns
+        try:
+            if self._stack:
+                stacked = stack_rows(run.inputs, self._batch_axes)
+                assembled_ns = self.clock()
+                results = self.inner(stacked)
+            else:
+                results = self.inner(run.inputs)
+        except Exception as error:  # noqa: BLE001 - whatever the function raises belongs to this batch's callers
+            self._finish(run, assembled_ns, None, error)
+        except BaseException as error:
+            self._finish(run, assembled_ns, None, error)
+            raise
+        else:
+            if type(results) not in PLAIN and inspect.isawaitable(results):
+                run.task = self._loop_now().create_task(self._complete(run, results, None, assembled_ns))
+            else:
+                self._finish(run, assembled_ns, results, None)
+
+    async def _complete(
+        self, run: Run, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
+    ) -> None:
+        """Awaits what a backend or an async function makes of a batch; ends in ``_finish`` whatever happens."""
+        rows: Any = None
+        error: BaseException | None = None
+        run.begun = True
+        try:
+            if run.live:
+                rows = await results
+            else:  # every caller has gone before the first step
+                self._abandoned_batches += 1
+                if inspect.iscoroutine(results):
+                    results.close()
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception):
+                raise
+        finally:
+            if batch is not None and batch.assembled_ns:
+                assembled_ns = batch.assembled_ns
+            self._finish(run, assembled_ns, rows, error)
+            self._schedule()
+            self._settle()
+
+    def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
+        """Hands out what a batch came to, and frees its worker."""
+        inferred_ns = self.clock()
+        self._runs.discard(run)
+        self._free += 1
+        if run.live == 0:
+            return  # nobody waits for it any more, whatever it came to
+        if error is None:
+            size = len(run.tickets)
+            rows = results if type(results) is list and len(results) == size else read_rows(results, size, self._source)
+            if isinstance(rows, BackendError):
+                self._fail(run, rows)
+            else:
+                self._queue.deliver(run, rows, assembled_ns, inferred_ns)
+        else:
+            self._fail(run, error)
+
+    def _fail(self, run: Run, error: BaseException) -> None:
+        for ticket in run.tickets:
+            future = ticket.future
+            if self._queue.end(ticket):
+                if future.done():
+                    self._cancelled += 1
+                else:
+                    self._failed += 1
+                    future.set_exception(for_caller(error, self._source))
+
+    def _refuse(self, ticket: Ticket) -> None:
+        future = ticket.future
+        if self._queue.end(ticket):
+            self._refused += 1
+            if not future.done():
+                future.set_exception(DeadlineExceeded("refused: it cannot be answered by its deadline"))
+
+    def _drop_cancelled(self, ticket: Ticket) -> None:
+        if ticket.future is not None and ticket.future.done() and self._queue.end(ticket):
+            self._cancelled += 1
+
+    def _expire(self, now_ns: int) -> None:
+        for future, run, timings in self._queue.expire(now_ns):
+            if future.done():
+                self._cancelled += 1
+            else:
+                self._expired += 1
+                where = "waiting" if run is None else "its batch was running"
+                waited_s = (now_ns - timings.enqueued_ns) / 1e9
+                future.set_exception(DeadlineExceeded(f"the deadline passed after {waited_s:.6f} s, {where}"))
+            if run is not None:
+                self._cancel_if_abandoned(run)
+
+    def _cancel_if_abandoned(self, run: Run) -> None:
+        if run.live == 0 and run.begun and run in self._runs:
+            self._abandoned_batches += 1
+            run.task.cancel()
+
+    def _loop_now(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the batcher has no event loop yet")
+        return self._loop
+
+    def _schedule(self) -> None:
+        if self._free and self._queue.waiting and not self._dispatching:
+            self._dispatching = True
+            self._loop_now().call_soon(self._dispatch)
+
+    def _settle(self) -> None:
+        """Brings the alarm in line with what is in hand, and tells a draining stop when nothing is."""
+        if self._queue.waiting == 0 and self._queue.running == 0:
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+                self._alarm_ns = NEVER
+            if self._drained is not None and not self._runs and not self._drained.done():
+                self._drained.set_result(None)
+        elif not self._dispatching:
+            self._arm()
+
+    def _arm(self) -> None:
+        wanted_ns = min(self._queue.next_deadline_ns, self._look_again_ns)
+        if wanted_ns >= self._alarm_ns:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_ns = wanted_ns
+        self._alarm = self._loop_now().call_later(max(wanted_ns - self.clock(), 0) / 1e9, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        # loops fire early by their resolution: an alarm for an instant means that the instant has come
+        now_ns = max(self.clock(), self._alarm_ns)
+        self._alarm = None
+        self._alarm_ns = NEVER
+        self._expire(now_ns)
+        if self._free and self._queue.waiting and not self._dispatching:
+            self._dispatch(now_ns)
+        else:
+            self._settle()
+
+
+def _count(counts: dict[Any, int], key: Any) -> None:
+    counts[key] = counts.get(key, 0) + 1

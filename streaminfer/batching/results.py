@@ -1,0 +1,39 @@
+"""What a batch came to, row by row; an impossible answer is an error of that batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from streaminfer.errors import BackendError
+
+__all__ = ["PLAIN", "read_rows"]
+
+PLAIN = (list, np.ndarray, tuple)
+"""Results whose rows can be read without a closer look."""
+
+
+def read_rows(results: Any, count: int, source: str) -> list[Any] | BackendError:
+    """The results as a list.
+
+    Args:
+        results: what a backend or function returned: a sequence, or an array with a leading batch axis.
+        count: how many rows the batch had.
+        source: who answered, for the message.
+
+    Returns:
+        As many results as rows; a :class:`~streaminfer.BackendError` that says what is wrong where that cannot be.
+    """
+    kind = type(results)
+    if kind not in PLAIN and (isinstance(results, (str, bytes, Mapping)) or not hasattr(results, "__len__")):
+        return BackendError(f"{source}: expected a sequence of {count} results, one per row, got {kind.__name__}")
+    try:
+        # iterating over an array of one row costs more than reading that row
+        rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
+    except Exception as error:  # noqa: BLE001 - an array without axes, or a sequence that fails
+        failure = BackendError(f"{source}: the results cannot be read one by one: {error}")
+        failure.__cause__ = error
+        return failure
+    if len(rows) != count:
+        return BackendError(f"{source}: expected {count} results, one per row, got {len(rows)}")
+    return rows

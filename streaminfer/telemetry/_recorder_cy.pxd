@@ -1,0 +1,18 @@
+cimport cython
+from streaminfer._request_cy cimport Timings as CTimings
+from streaminfer.telemetry._histogram_cy cimport HistogramState as CHistogramState
+
+cdef class Recorder:
+    cdef CHistogramState _latency
+    cdef CHistogramState _queued
+    cdef CHistogramState _assembled
+    cdef CHistogramState _inferred
+    cdef CHistogramState _handed_back
+    cdef readonly Py_ssize_t started
+    cdef readonly Py_ssize_t degraded
+    cdef readonly dict errors
+    cdef readonly dict batch_sizes
+
+    cpdef begin(self)
+    cpdef fail(self, str reason)
+    cpdef answer(self, bint degraded, CTimings timings, long long started_ns, long long now_ns)

@@ -1,0 +1,97 @@
+"""What a service did so far, as a frozen snapshot with histograms of its own."""
+
+import html
+from collections.abc import Mapping
+
+import attrs
+
+from streaminfer.telemetry.histogram import LatencyHistogram
+
+__all__ = ["TelemetryStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class TelemetryStatistics:
+    """Latency, its parts and the outcomes of the requests of one service.
+
+    Counting rule: every request that ended is counted once in ``outcomes``; only answers are in the histograms, and
+    only answers that a batcher took part in are in those of the parts.
+
+    Attributes:
+        name: the service.
+        in_flight: requests that have not ended yet.
+        outcomes: how many requests ended how: ``"ok"``, ``"degraded"``, ``"cancelled"``, or the class name of their
+            error.
+        latency: from the call of the service to its answer.
+        queued: waiting for a worker and for company.
+        assembled: from the release of the batch until its inputs stood together, waiting for a thread included.
+        inferred: the model.
+        handed_back: from the model's answer until the caller had it.
+        batch_sizes: how many answers came from batches of which size.
+    """
+
+    name: str
+    in_flight: int
+    outcomes: Mapping[str, int]
+    latency: LatencyHistogram
+    queued: LatencyHistogram
+    assembled: LatencyHistogram
+    inferred: LatencyHistogram
+    handed_back: LatencyHistogram
+    batch_sizes: Mapping[int, int]
+
+    @property
+    def requests(self) -> int:
+        """Requests that ended."""
+        return sum(self.outcomes.values())
+
+    @property
+    def answered(self) -> int:
+        """Requests that got an answer, degraded ones included."""
+        return self.latency.count
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Mean size of the batches that answered, each batch counted once; 0.0 before the first."""
+        batches = sum(count / size for size, count in self.batch_sizes.items())
+        return sum(self.batch_sizes.values()) / batches if batches else 0.0
+
+    def share_on_time(self, threshold_s: float) -> float:
+        """Share of all requests that ended with an answer within ``threshold_s``; refusals and errors are not on time.
+
+        Args:
+            threshold_s: seconds.
+
+        Returns:
+            A share from 0 to 1; NaN before the first request.
+        """
+        if not self.requests:
+            return float("nan")
+        return self.latency.share_within(threshold_s) * self.answered / self.requests if self.answered else 0.0
+
+    def parts(self) -> Mapping[str, LatencyHistogram]:
+        """The parts of the latency in the order in which they happen."""
+        return {
+            "queued": self.queued,
+            "assembled": self.assembled,
+            "inferred": self.inferred,
+            "handed back": self.handed_back,
+        }
+
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()) or "nothing yet"
+        return f"<TelemetryStatistics {self.name!r}: {ended}; latency {self.latency!r}>"
+
+    def _repr_html_(self) -> str:
+        quantiles = (0.5, 0.99, 0.999, 1.0)
+        rows = []
+        for name, histogram in {"latency": self.latency, **self.parts()}.items():
+            cells = "".join(f"<td>{histogram.quantile(q) * 1e3:.3f}</td>" for q in quantiles)
+            rows.append(f"<tr><th>{name}</th><td>{histogram.count}</td>{cells}</tr>")
+        ended = html.escape(", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()))
+        return (
+            f"<table><caption>{html.escape(self.name)} — {ended}; mean batch {self.mean_batch_size:.1f}</caption>"
+            "<tr><th>ms</th><th>count</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th></tr>"
+            + "".join(rows)
+            + "</table>"
+        )

@@ -1,0 +1,142 @@
+"""`Telemetry`: the outermost primitive, which sees every request, hits and refusals included."""
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._validation import check_instance, expected
+from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.request import Request, Response
+from streaminfer.telemetry._recorder_cy import Recorder
+from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.statistics import TelemetryStatistics
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry:
+    """Records, per service, the latency of every request, its parts, how it ended and the size of its batch.
+
+    Recording takes well under a microsecond and never blocks. In the compiled build several threads may record
+    at once; one object may stand in front of several services, which then share their figures.
+
+    Args:
+        name: the service, for reports.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+    """
+
+    def __init__(self, name: str = "", *, clock: Clock | None = None) -> None:
+        check_instance("name", name, lambda value: isinstance(value, str), "a string")
+        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self.name = name
+        self.clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        self._histograms = [LatencyHistogram() for _ in range(5)]
+        self._recorder = Recorder(*self._histograms)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self.clock = clock
+            self._clock_given = True
+
+    def wrap(self, inner: Any) -> Any:
+        """Puts the telemetry in front of a service or of a function.
+
+        Args:
+            inner: a service, or a sync or async function, which stays one.
+
+        Raises:
+            TypeError: a backend, whose batches are no requests: stand outside the batcher.
+        """
+        if is_service(inner):
+            return _RecordedService(self, inner)
+        if is_backend(inner) or not callable(inner):
+            raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
+        if inspect.iscoroutinefunction(inner):
+            return self._wrap_async(inner)
+        return self._wrap_sync(inner)
+
+    def statistics(self) -> TelemetryStatistics:
+        """A frozen snapshot, with copies of the histograms."""
+        latency, queued, assembled, inferred, handed_back = (histogram.copy() for histogram in self._histograms)
+        recorder = self._recorder
+        outcomes = {"ok": latency.count - recorder.degraded, "degraded": recorder.degraded, **recorder.errors}
+        outcomes = {outcome: count for outcome, count in outcomes.items() if count}
+        return TelemetryStatistics(
+            name=self.name,
+            in_flight=recorder.started - sum(outcomes.values()),
+            outcomes=outcomes,
+            latency=latency,
+            queued=queued,
+            assembled=assembled,
+            inferred=inferred,
+            handed_back=handed_back,
+            batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
+        )
+
+    def failed(self, error: BaseException) -> None:
+        """Counts a request that ended without an answer."""
+        self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
+
+    def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def recorded(*args: Any, **kwargs: Any) -> Any:
+            self._recorder.begin()
+            started_ns = self.clock()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                self.failed(error)
+                raise
+            self._recorder.answer(False, None, started_ns, self.clock())
+            return result
+
+        return recorded
+
+    def _wrap_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            self._recorder.begin()
+            started_ns = self.clock()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                self.failed(error)
+                raise
+            self._recorder.answer(False, None, started_ns, self.clock())
+            return result
+
+        return recorded
+
+    def __repr__(self) -> str:
+        return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
+
+
+class _RecordedService:
+    """A service whose every request is recorded."""
+
+    def __init__(self, telemetry: Telemetry, inner: Any) -> None:
+        self.inner = inner
+        self._telemetry = telemetry
+        self._call = inner.call
+        self._begin = telemetry._recorder.begin
+        self._answer = telemetry._recorder.answer
+
+    async def call(self, request: Request) -> Response:
+        telemetry = self._telemetry
+        self._begin()
+        started_ns = telemetry.clock()
+        try:
+            response: Response = await self._call(request)
+        except BaseException as error:
+            telemetry.failed(error)
+            raise
+        self._answer(response.degraded, response.timings, started_ns, telemetry.clock())
+        return response
+
+    def __repr__(self) -> str:
+        return f"{self._telemetry!r} in front of {self.inner!r}"

@@ -1,0 +1,297 @@
+"""CpuBackend inline and in threads."""
+
+import asyncio
+import functools
+import gc
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+from streaminfer import errors
+from streaminfer.backends import CpuBackend
+
+PATIENCE_S = 30
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
+
+
+def infer(backend, *batches):
+    async def main():
+        await backend.start()
+        try:
+            return [await backend.infer(batch) for batch in batches]
+        finally:
+            await backend.stop(drain=True)
+
+    return run(main())
+
+
+async def echo_later(inputs):
+    await asyncio.sleep(0)
+    return inputs
+
+
+class AsyncCallable:
+    async def __call__(self, inputs):
+        return inputs
+
+
+BAD_ARGUMENTS = [
+    ((3,), {}, TypeError, ["fn", "a function", "3 (int)"]),
+    ((abs,), {"executor": "gpu"}, ValueError, ["executor", "'thread', 'process', 'inline'", "'gpu'"]),
+    ((abs,), {"executor": None}, TypeError, ["executor", "None"]),
+    ((abs,), {"workers": 0}, ValueError, ["workers", "≥ 1", "0"]),
+    ((abs,), {"workers": 2.0}, TypeError, ["workers", "whole number", "2.0"]),
+    ((abs,), {"executor": "inline", "workers": 2}, ValueError, ["workers", "1 with executor='inline'", "2"]),
+    ((echo_later,), {}, TypeError, ["fn", "synchronous", "'thread'", "echo_later"]),
+    ((echo_later,), {"executor": "process"}, TypeError, ["fn", "synchronous", "'process'", "echo_later"]),
+    ((AsyncCallable(),), {"executor": "thread"}, TypeError, ["fn", "synchronous", "AsyncCallable"]),
+    ((functools.partial(echo_later),), {}, TypeError, ["fn", "synchronous", "echo_later"]),
+    ((lambda inputs: inputs,), {"executor": "process"}, TypeError, ["fn", "import by name", "<lambda>"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "parts"), BAD_ARGUMENTS)
+def test_an_argument_that_does_not_fit(arguments, options, error, parts):
+    with pytest.raises(error) as caught:
+        CpuBackend(*arguments, **options)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_repr_and_batch_axes():
+    backend = CpuBackend(abs, workers=2)
+    assert repr(backend) == "CpuBackend(builtins.abs, executor='thread', workers=2)"
+    assert dict(backend.batch_axes) == {}
+    assert "functools.partial" in repr(CpuBackend(functools.partial(np.sum, axis=1)))
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "inline"])
+def test_a_numpy_function_answers_in_every_executor(batch, ramp, executor):
+    backend = CpuBackend(functools.partial(np.sum, axis=1), executor=executor)
+    first, second = infer(backend, batch(ramp(3, 4)), batch(ramp(1, 2)))
+    assert np.array_equal(first, ramp(3, 4).sum(axis=1))
+    assert np.array_equal(second, [1])
+    statistics = backend.statistics()
+    assert (statistics.batches, statistics.rows, statistics.errors, statistics.workers) == (2, 4, 0, 1)
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_a_numba_function_answers(batch, ramp, executor):
+    @numba.njit("float64[:](float32[:, ::1])", nogil=True)
+    def row_sums(inputs):
+        sums = np.empty(inputs.shape[0])
+        for row in range(inputs.shape[0]):
+            sums[row] = inputs[row].sum()
+        return sums
+
+    (rows,) = infer(CpuBackend(row_sums, executor=executor), batch(ramp(3, 4)))
+    assert np.array_equal(rows, ramp(3, 4).sum(axis=1))
+
+
+@pytest.mark.parametrize("function", [echo_later, AsyncCallable(), functools.partial(echo_later)])
+def test_an_async_function_answers_inline(batch, function):
+    (rows,) = infer(CpuBackend(function, executor="inline"), batch([1, 2]))
+    assert rows == [1, 2]
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_what_the_function_returns_is_passed_on_as_it_is(batch, executor):
+    rows = [1, ValueError("this row only"), {"a": 2}]
+    (answer,) = infer(CpuBackend(lambda _inputs: rows, executor=executor), batch([0, 0, 0]))
+    assert answer is rows
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_inputs_are_read_once_and_where_the_function_runs(batch, executor):
+    one = batch([1, 2])
+    threads = []
+
+    def where(inputs):
+        threads.append(threading.current_thread())
+        return inputs
+
+    infer(CpuBackend(where, executor=executor), one)
+    assert one.readers == threads
+    assert (threads[0] is threading.main_thread()) == (executor == "inline")
+
+
+def fail(error):
+    def function(_inputs):
+        raise error
+
+    return function
+
+
+def fail_later(error):
+    async def function(_inputs):
+        await asyncio.sleep(0)
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("make", [fail, fail_later])
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_what_the_function_raises(batch, executor, make):
+    if make is fail_later and executor == "thread":
+        executor = "inline"
+
+    cause = KeyError("no such thing")
+    backend = CpuBackend(make(cause), executor=executor)
+    with pytest.raises(
+        errors.BackendError, match=r"function failed on a batch of 2: KeyError: 'no such thing'"
+    ) as caught:
+        infer(backend, batch([1, 2]))
+    assert caught.value.__cause__ is cause
+    assert backend.statistics().errors == 1
+
+    own = errors.InvalidInput("in its own words")
+    with pytest.raises(errors.InvalidInput) as caught:
+        infer(CpuBackend(make(own), executor=executor), batch([1, 2]))
+    assert caught.value is own
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), KeyboardInterrupt()])
+def test_what_would_end_the_loop_does_not_from_a_thread(batch, error):
+    with pytest.raises(errors.BackendError) as caught:
+        infer(CpuBackend(fail(error)), batch([1]))
+    assert caught.value.__cause__ is error
+
+
+def test_a_batch_that_cannot_be_assembled_fails(batch):
+    for executor in ("thread", "inline"):
+        with pytest.raises(errors.BackendError, match="ValueError: cannot stack"):
+            infer(CpuBackend(abs, executor=executor), batch(ValueError("cannot stack"), rows=2))
+
+
+def test_a_cancelled_batch_is_awaited_where_it_cannot_be_interrupted(batch):
+    complaints = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        begun, opened = threading.Event(), threading.Event()
+
+        def blocked(_inputs):
+            begun.set()
+            assert opened.wait(PATIENCE_S)
+            raise ValueError("nobody waits for it")
+
+        backend = CpuBackend(blocked)
+        running = asyncio.create_task(backend.infer(batch([1])))
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        waiting = batch([2])
+        queued = asyncio.create_task(backend.infer(waiting))
+        await asyncio.sleep(0)
+        running.cancel()
+        queued.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await queued  # at once: no thread has begun it
+        assert not running.done()
+        opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert waiting.readers == []
+        statistics = backend.statistics()
+        assert (statistics.batches, statistics.errors, statistics.cancelled) == (0, 0, 2)
+        await backend.stop()
+        del running, queued
+        gc.collect()
+
+    run(main())
+    assert complaints == []
+
+
+def test_a_cancelled_async_function_is_cancelled(batch):
+    async def main():
+        ended = []
+
+        async def forever(_inputs):
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(True)
+
+        backend = CpuBackend(forever, executor="inline")
+        task = asyncio.create_task(backend.infer(batch([1])))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == [True]
+        assert backend.statistics().cancelled == 1
+        await backend.stop()
+
+    run(main())
+
+
+def test_stop_waits_for_async_functions(batch):
+    async def main():
+        gate = asyncio.get_running_loop().create_future()
+
+        async def gated(inputs):
+            await gate
+            return inputs
+
+        backend = CpuBackend(gated, executor="inline")
+        task = asyncio.create_task(backend.infer(batch([1])))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(backend.stop(drain=False))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        gate.set_result(None)
+        await stopping
+        assert await task == [1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "inline"])
+def test_stopped_means_closed_until_started_again(batch, executor):
+    async def main():
+        backend = CpuBackend(abs, executor=executor)
+        assert (await backend.infer(batch(np.array([-1])))).tolist() == [1]
+        for _ in range(2):
+            await backend.stop(drain=True)
+            await backend.stop(drain=False)
+            with pytest.raises(errors.Closed, match=r"CpuBackend\(builtins.abs\) is stopped"):
+                await backend.infer(batch(np.array([-1])))
+            await backend.start()
+            await backend.start()
+            assert (await backend.infer(batch(np.array([-1])))).tolist() == [1]
+        await backend.stop()
+        assert backend.statistics().batches == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_busy_time_is_the_functions_time(batch, executor):
+    now_s = [0]
+
+    def two_seconds(inputs):
+        now_s[0] += 2
+        return inputs
+
+    backend = CpuBackend(two_seconds, executor=executor, clock=lambda: now_s[0] * 10**9)
+    infer(backend, batch([1]), batch([1, 2]))
+    assert backend.statistics().busy_s == 4.0
+
+
+def test_busy_time_of_an_async_function_includes_its_waits(batch):
+    now_s = [0]
+
+    async def two_seconds(inputs):
+        now_s[0] += 1
+        await asyncio.sleep(0)
+        now_s[0] += 1
+        return inputs
+
+    backend = CpuBackend(two_seconds, executor="inline", clock=lambda: now_s[0] * 10**9)
+    infer(backend, batch([1]))
+    assert backend.statistics().busy_s == 2.0

@@ -1,0 +1,173 @@
+"""OnnxBackend: what its constructor accepts, what it refuses, and how it says so."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto as Tensor
+from onnx import helper
+
+from streaminfer import backends, errors
+from streaminfer.backends import OnnxBackend
+
+PATIENCE_S = 30
+F32 = np.float32
+
+
+def test_the_extra_is_loaded_at_construction_only():
+    program = """
+import sys
+import streaminfer.backends
+from streaminfer.backends import OnnxBackend, CpuBackend
+for name in ("onnxruntime", "multiprocessing.connection", "numba"):
+    assert name not in sys.modules, name
+assert {"OnnxBackend", "CpuBackend", "BackendStatistics"} <= set(dir(streaminfer.backends))
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    subprocess.run(command, check=True, timeout=PATIENCE_S)  # noqa: S603 - our own program
+
+
+def test_an_unknown_backend_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        backends.Nothing  # noqa: B018 - the access is what is tested
+
+
+def test_without_onnxruntime_the_error_says_what_to_install(monkeypatch, doubling):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(errors.MissingExtra, match=r"pip install 'streaminfer\[onnx\]'"):
+        OnnxBackend(doubling)
+
+
+def test_a_model_is_a_path_or_bytes(tmp_path, doubling, batch, ramp):
+    path = tmp_path / "doubling.onnx"
+    path.write_bytes(doubling)
+    for source, name in (
+        (doubling, f"{len(doubling)} bytes"),
+        (path, "'doubling.onnx'"),
+        (str(path), "'doubling.onnx'"),
+    ):
+        backend = OnnxBackend(source)
+        assert repr(backend) == (
+            f"OnnxBackend({name}: x float32[batch, n] → y float32[batch, n]; 1 session on CPUExecutionProvider)"
+        )
+
+        async def main(backend=backend):
+            rows = await backend.infer(batch(ramp(2, 3)))
+            await backend.stop()
+            return rows
+
+        rows = asyncio.run(main())
+        assert np.array_equal(rows, ramp(2, 3) * 2)
+
+
+BAD_SOURCES = [
+    (Path("/nowhere/model.onnx"), FileNotFoundError, ["path_or_bytes", "exists", "/nowhere/model.onnx"]),
+    ("/nowhere/model.onnx", FileNotFoundError, ["path_or_bytes", "exists", "/nowhere/model.onnx"]),
+    (Path(__file__).parent, ValueError, ["path_or_bytes", "a file", "backends"]),
+    (__file__, ValueError, ["path_or_bytes", "an ONNX model", "'test_onnx_construction.py'"]),
+    (b"garbage", ValueError, ["path_or_bytes", "an ONNX model", "7 bytes"]),
+    (b"", ValueError, ["path_or_bytes", "an ONNX model", "0 bytes"]),
+    (3, TypeError, ["path_or_bytes", "a path or bytes", "3 (int)"]),
+    (None, TypeError, ["path_or_bytes", "a path or bytes", "None"]),
+]
+
+
+@pytest.mark.parametrize(("source", "error", "parts"), BAD_SOURCES)
+def test_a_source_that_is_no_model(source, error, parts):
+    with pytest.raises(error) as caught:
+        OnnxBackend(source)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+BAD_ARGUMENTS = [
+    ({"sessions": 0}, ValueError, ["sessions", "≥ 1", "0"]),
+    ({"threads": 0}, ValueError, ["threads", "≥ 1", "0"]),
+    ({"threads": 1.5}, TypeError, ["threads", "whole number", "1.5"]),
+    ({"warmup": 8}, TypeError, ["warmup", "sequence", "8"]),
+    ({"warmup": (0,)}, ValueError, ["warmup", "≥ 1", "0"]),
+    ({"non_finite": "warn"}, ValueError, ["non_finite", "'allow', 'reject'", "'warn'"]),
+    ({"providers": "CPUExecutionProvider"}, TypeError, ["providers", "a sequence", "CPUExecutionProvider"]),
+    ({"providers": []}, TypeError, ["providers", "a sequence", "[]"]),
+    ({"providers": ["NoProvider"]}, ValueError, ["providers", "CPUExecutionProvider", "'NoProvider'"]),
+    ({"session_options": {}}, TypeError, ["session_options", "onnxruntime.SessionOptions", "{}"]),
+    ({"session_options": onnxruntime.SessionOptions(), "threads": 2}, ValueError, ["threads", "session_options", "2"]),
+    ({"batch_axes": ["x"]}, TypeError, ["batch_axes", "mapping", "['x']"]),
+    ({"batch_axes": {"z": 0}}, ValueError, ["batch_axes", "'x', 'y'", "'z'"]),
+    ({"batch_axes": {"x": 2}}, ValueError, ["batch_axes['x']", "-2 to 1", "2"]),
+    ({"batch_axes": {"x": -3}}, ValueError, ["batch_axes['x']", "-2 to 1", "-3"]),
+    ({"batch_axes": {"y": 2}}, ValueError, ["batch_axes['y']", "-2 to 1", "2"]),
+    ({"batch_axes": {"x": "0"}}, TypeError, ["batch_axes['x']", "-2 to 1", "'0'"]),
+    ({"batch_axes": {"x": True}}, TypeError, ["batch_axes['x']", "-2 to 1", "True"]),
+    ({"shared_inputs": ["x"]}, TypeError, ["shared_inputs", "mapping", "['x']"]),
+    ({"shared_inputs": {"z": F32(1)}}, ValueError, ["shared_inputs", "'x'", "'z'"]),
+    ({"shared_inputs": {"x": F32(1)}}, ValueError, ["shared_inputs", "at least one input", "['x']"]),
+    ({"shared_inputs": {"x": F32(1)}, "batch_axes": {"x": 0}}, ValueError, ["batch_axes", "no axis for 'x'", "0"]),
+    ({"warmup": [1], "example": np.zeros(3)}, ValueError, ["example", "'x'", "float32[n]", "float64[3]"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "parts"), BAD_ARGUMENTS)
+def test_an_argument_that_does_not_fit(doubling, arguments, error, parts):
+    with pytest.raises(error) as caught:
+        OnnxBackend(doubling, **arguments)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_inputs_that_cannot_be_batched_are_refused(identity, build_model):
+    with pytest.raises(
+        ValueError, match=r"batch_axes\['x'\]: expected an axis whose size is free.*axis 0 of float32\[4, n\]"
+    ):
+        OnnxBackend(identity(Tensor.FLOAT, [4, "n"]))
+    assert OnnxBackend(identity(Tensor.FLOAT, [4, "n"]), batch_axes={"x": -1}).batch_axes == {"x": 1}
+    for shape in ([], None):
+        with pytest.raises(ValueError, match="shared_inputs: expected a value for input 'x', got none"):
+            OnnxBackend(identity(Tensor.INT64, shape))
+    with pytest.raises(ValueError, match=r"numbers or booleans, got tensor\(string\) for input 'x'"):
+        OnnxBackend(identity(Tensor.STRING, ["batch"]))
+    sequence = helper.make_tensor_sequence_value_info("x", Tensor.FLOAT, None)
+    model = build_model([helper.make_node("SequenceLength", ["x"], ["y"])], [sequence], [("y", Tensor.INT64, [])])
+    with pytest.raises(ValueError, match=r"numbers or booleans, got seq\(tensor\(float\)\) for input 'x'"):
+        OnnxBackend(model)
+
+
+def test_sessions_compute_with_the_threads_and_options_that_were_asked_for(monkeypatch, doubling):
+    seen = []
+    real = onnxruntime.InferenceSession
+
+    def recorded(source, options, providers):
+        seen.append((options, providers))
+        return real(source, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    OnnxBackend(doubling, sessions=2)
+    OnnxBackend(doubling, threads=3, providers=[("CPUExecutionProvider", {})])
+    own = onnxruntime.SessionOptions()
+    OnnxBackend(doubling, session_options=own)
+    assert [options.intra_op_num_threads for options, _ in seen[:3]] == [1, 1, 3]
+    assert all(options.inter_op_num_threads == 1 for options, _ in seen[:3])
+    for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"):
+        assert seen[0][0].get_session_config_entry(key) == "0"
+    assert seen[2][1] == [("CPUExecutionProvider", {})]
+    assert seen[3][0] is own
+
+
+def test_a_provider_that_falls_back_silently_is_an_error(monkeypatch, doubling):
+    class FellBack(onnxruntime.InferenceSession):
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
+    with pytest.raises(ValueError, match="providers: expected AzureExecutionProvider to load, got a session on CPU"):
+        OnnxBackend(doubling, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_what_a_notebook_shows(identity):
+    html = OnnxBackend(identity(Tensor.FLOAT, ["<b>", 3]))._repr_html_()
+    assert "<td>input</td><td>x</td><td>float32[&lt;b&gt;, 3]</td><td>0</td>" in html
+    assert "<td>output</td><td>y</td>" in html

@@ -1,0 +1,308 @@
+"""CpuBackend in processes: real ones, killed for real."""
+
+import asyncio
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from streaminfer import errors
+from streaminfer.backends import CpuBackend
+
+PATIENCE_S = 30
+
+FUNCTIONS = """
+import os
+import signal
+import sys
+
+
+def square_in_place(inputs):
+    inputs *= inputs
+    return inputs
+
+
+def named(inputs):
+    return [{"sum": one, "both": pair} for one, pair in zip(inputs["a"] + inputs["b"], inputs["b"])]
+
+
+def pids(inputs):
+    return [os.getpid()] * len(inputs)
+
+
+def report_and_pause(path):
+    with open(path, "w") as fifo:
+        fifo.write(str(os.getpid()))
+    signal.pause()
+
+
+def leave(_inputs):
+    os._exit(7)
+
+
+def system_exit(_inputs):
+    sys.exit("left")
+
+
+def fail(_inputs):
+    raise LookupError("over there")
+
+
+class Stubborn(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def fail_stubbornly(_inputs):
+    raise Stubborn("one", "two")
+
+
+def fail_per_row(inputs):
+    return [ValueError("odd") if one % 2 else Stubborn(one, one) if one > 4 else one for one in inputs]
+
+
+def return_a_lambda(_inputs):
+    return [lambda: None]
+
+
+class Unreadable:
+    def __reduce__(self):
+        return sys.exit, ("no such thing here",)
+"""
+
+
+JITTED = """
+import numba
+
+@numba.njit("float64[:](float64[:])")
+def add_one(inputs):
+    return inputs + 1
+"""
+
+
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    """A factory of modules that worker processes can import as well."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name, source):
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return make
+
+
+@pytest.fixture
+def functions(importable):
+    return importable("streaminfer_test_functions", FUNCTIONS)
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
+
+
+def infer(function, *batches, workers=1):
+    async def main():
+        backend = CpuBackend(function, executor="process", workers=workers)
+        await backend.start()
+        try:
+            return [await backend.infer(batch) for batch in batches]
+        finally:
+            await backend.stop(drain=True)
+
+    return run(main())
+
+
+def test_arrays_and_mappings_travel_there_and_back(functions, batch, ramp):
+    (rows,) = infer(functions.square_in_place, batch(ramp(3, 4)))
+    assert np.array_equal(rows, ramp(3, 4) ** 2)
+    rows[0, 0] = 5  # the caller's own, to write to as well
+    big = ramp(64, 128, 128)
+    inputs = {"a": np.asfortranarray(big), "b": big[:, ::2].repeat(2, axis=1)}
+    (rows,) = infer(functions.named, batch(inputs, rows=64))
+    assert np.array_equal([row["sum"] for row in rows], inputs["a"] + inputs["b"])
+    assert np.array_equal([row["both"] for row in rows], inputs["b"])
+    (empty,) = infer(functions.square_in_place, batch(np.zeros((0, 4))))
+    assert empty.shape == (0, 4)
+
+
+def test_a_numba_function_answers(importable, batch):
+    functions = importable("streaminfer_test_jitted", JITTED)
+    (rows,) = infer(functions.add_one, batch(np.arange(3.0)))
+    assert rows.tolist() == [1, 2, 3]
+
+
+def test_the_work_is_done_in_other_processes_which_end_with_stop(functions, batch):
+    async def main():
+        backend = CpuBackend(functions.pids, executor="process", workers=2)
+        await backend.start()
+        children = {child.pid for child in multiprocessing.active_children()}
+        assert len(children) == 2
+        (pid,) = set(await backend.infer(batch([1, 2])))
+        assert pid in children
+        await backend.stop(drain=True)
+        assert multiprocessing.active_children() == []
+        for child in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+
+    run(main())
+
+
+def test_a_process_is_let_go_not_killed(functions, batch, monkeypatch):
+    killed = []
+
+    def kill(child):
+        killed.append(child)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", kill)
+    infer(functions.pids, batch([1]))
+    assert killed == []
+
+
+def test_a_killed_process_fails_its_own_batch_and_is_replaced_for_the_next(functions, batch, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    async def main():
+        backend = CpuBackend(functions.report_and_pause, executor="process", workers=2)
+        await backend.start()
+        for _ in range(2):
+            task = asyncio.create_task(backend.infer(batch(str(fifo), rows=3)))
+            pid = int(await asyncio.to_thread(fifo.read_text))
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(errors.BackendError, match="ended with exit code -9 before it answered"):
+                await task
+        assert backend.statistics().errors == 2
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_another_batch_that_runs_survives_the_kill(functions, batch, tmp_path):
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path in paths:
+        os.mkfifo(path)
+
+    async def main():
+        backend = CpuBackend(functions.report_and_pause, executor="process", workers=2)
+        tasks = [asyncio.create_task(backend.infer(batch(str(path), rows=1))) for path in paths]
+        pids = [int(await asyncio.to_thread(path.read_text)) for path in paths]
+        assert pids[0] != pids[1]
+        os.kill(pids[0], signal.SIGKILL)
+        with pytest.raises(errors.BackendError, match="exit code -9"):
+            await tasks[0]
+        assert not tasks[1].done()
+        os.kill(pids[1], signal.SIGTERM)
+        with pytest.raises(errors.BackendError, match="exit code -15"):
+            await tasks[1]
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_a_process_that_died_while_idle_is_replaced_unnoticed(functions, batch):
+    async def main():
+        backend = CpuBackend(functions.pids, executor="process")
+        (first,) = await backend.infer(batch([1]))
+        (child,) = multiprocessing.active_children()
+        os.kill(first, signal.SIGKILL)
+        await asyncio.to_thread(child.join)
+        (second,) = await backend.infer(batch([1]))
+        assert second != first
+        assert backend.statistics().errors == 0
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_a_function_that_ends_its_process_fails_the_batch(functions, batch):
+    with pytest.raises(errors.BackendError, match=r"leave: the worker process ended with exit code 7"):
+        infer(functions.leave, batch([1]))
+
+
+def test_what_the_function_raises_arrives_with_its_traceback(functions, batch):
+    with pytest.raises(errors.BackendError, match="fail failed on a batch of 2: LookupError: over there") as caught:
+        infer(functions.fail, batch([1, 2]))
+    cause = caught.value.__cause__
+    assert type(cause) is LookupError
+    assert 'raise LookupError("over there")' in cause.__notes__[0]
+    with pytest.raises(errors.BackendError, match="Stubborn: one and two") as caught:
+        infer(functions.fail_stubbornly, batch([1]))
+    assert 'raise Stubborn("one", "two")' in caught.value.__notes__[0]
+    with pytest.raises(errors.BackendError, match="SystemExit: left"):
+        infer(functions.system_exit, batch([1]))
+
+
+def test_exceptions_of_single_rows_arrive(functions, batch):
+    (rows,) = infer(functions.fail_per_row, batch(np.array([2, 3, 4, 6])))
+    assert (rows[0], rows[2]) == (2, 4)
+    assert repr(rows[1]) == "ValueError('odd')"
+    assert isinstance(rows[3], errors.BackendError)
+    assert "Stubborn: 6 and 6" in str(rows[3])
+
+
+def test_what_cannot_travel_fails_its_batch_only(functions, batch):
+    async def main():
+        backend = CpuBackend(functions.return_a_lambda, executor="process")
+        for inputs in ([1], [lambda: None], [functions.Unreadable()], [1]):
+            with pytest.raises(errors.BackendError):
+                await backend.infer(batch(inputs))
+        assert backend.statistics().errors == 4
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_a_function_that_the_process_cannot_import_fails_the_start(monkeypatch):
+    module = types.ModuleType("streaminfer_test_nowhere")
+    exec("def function(inputs): return inputs", module.__dict__)  # noqa: S102 - a function of a module without a file
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(
+        errors.BackendError, match=r"nowhere.function: the worker process cannot import it: ModuleNotFound"
+    ):
+        infer(module.function)
+
+
+def test_a_cancelled_batch_is_awaited_until_the_process_is_free(functions, batch, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    complaints = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+        backend = CpuBackend(functions.report_and_pause, executor="process")
+        task = asyncio.create_task(backend.infer(batch(str(fifo), rows=1)))
+        pid = int(await asyncio.to_thread(fifo.read_text))
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+            assert not task.done()
+        os.kill(pid, signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert backend.statistics().cancelled == 1
+        await backend.stop(drain=False)
+        del task
+        gc.collect()
+
+    run(main())
+    assert complaints == []
+
+
+def test_control_c_reaches_the_parent_only(functions, batch):
+    async def main():
+        backend = CpuBackend(functions.pids, executor="process")
+        (pid,) = await backend.infer(batch([1]))
+        os.kill(pid, signal.SIGINT)
+        assert await backend.infer(batch([1])) == [pid]
+        await backend.stop(drain=True)
+
+    run(main())

@@ -1,0 +1,675 @@
+"""The live batcher in virtual time: what callers get, when, and what the counters say."""
+
+import asyncio
+import functools
+import gc
+import inspect
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def virtual(test):
+    """Runs an async test in virtual time."""
+
+    @functools.wraps(test)
+    def runner(*args, **kwargs):
+        return run(lambda loop: test(loop, *args, **kwargs))
+
+    signature = inspect.signature(test)
+    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return runner
+
+
+def double(x):
+    return x * 2
+
+
+async def settle(*awaitables):
+    return await asyncio.gather(*awaitables, return_exceptions=True)
+
+
+def counted(batcher):
+    """The statistics, after checking that every request is counted exactly once."""
+    s = batcher.statistics()
+    ends = s.answered + s.failed + s.expired + s.cancelled + s.overloaded + s.refused + s.closed
+    assert s.submitted == ends + s.waiting + s.running
+    return s
+
+
+# -- functions ------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_callers_of_one_turn_share_a_batch(loop):
+    seen = []
+    batcher = si.AdaptiveBatcher(max_batch_size=8)
+    predict = batcher.wrap(lambda x: seen.append(x.tolist()) or x * 2)
+    assert await settle(*map(predict, [1.0, 2.0, 3.0])) == [2.0, 4.0, 6.0]
+    assert seen == [[1.0, 2.0, 3.0]]
+    s = counted(batcher)
+    assert (s.batches, s.batch_sizes, s.released, s.mean_batch_size) == (1, {3: 1}, {"idle_worker": 1}, 3.0)
+
+
+@virtual
+async def test_batches_never_pass_the_cap(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=4)
+    predict = batcher.wrap(double)
+    assert await settle(*map(predict, range(10))) == [2 * i for i in range(10)]
+    assert counted(batcher).batch_sizes == {2: 1, 4: 2}
+    assert counted(batcher).released == {"full": 2, "idle_worker": 1}
+
+
+@virtual
+async def test_async_functions_and_lists(loop):
+    async def batch_function(rows):
+        assert type(rows) is list
+        await asyncio.sleep(0.001)
+        return [len(row) for row in rows]
+
+    predict = si.AdaptiveBatcher(max_batch_size=4, stack=False).wrap(batch_function)
+    assert await settle(predict("a"), predict(["x", "y"]), predict({"k": 1, "l": 2, "m": 3})) == [1, 2, 3]
+
+
+@virtual
+async def test_a_callable_object_and_a_bound_method_are_functions(loop):
+    class Model:
+        async def __call__(self, x):
+            return x + 1
+
+        def method(self, x):
+            return x + 2
+
+    assert await si.AdaptiveBatcher(max_batch_size=2).wrap(Model())(1.0) == 2.0
+    assert await si.AdaptiveBatcher(max_batch_size=2).wrap(Model().method)(1.0) == 3.0
+
+
+def test_the_wrapped_function_is_a_coroutine_function_with_the_name_of_the_original():
+    predict = si.AdaptiveBatcher(max_batch_size=2).wrap(double)
+    assert inspect.iscoroutinefunction(predict)
+    assert predict.__name__ == "double"
+    assert list(inspect.signature(predict).parameters) == ["x", "timeout_s", "priority", "stream_id", "tenant", "key"]
+
+
+@virtual
+async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False)
+    predict = batcher.wrap(lambda rows: [ValueError(row) if row == "bad" else row for row in rows])
+    first, bad, last = await settle(predict("a"), predict("bad"), predict("b"))
+    assert (first, last) == ("a", "b")
+    assert type(bad) is ValueError
+    s = counted(batcher)
+    assert (s.answered, s.failed) == (2, 1)
+
+
+@virtual
+async def test_a_failing_function_fails_its_batch_and_no_other(loop):
+    def explode(x):
+        if 13.0 in x:
+            raise ZeroDivisionError("thirteen")
+        return x
+
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    predict = batcher.wrap(explode)
+    results = await settle(*map(predict, [1.0, 13.0, 2.0, 3.0]))
+    assert results[2:] == [2.0, 3.0]
+    for error in results[:2]:
+        assert type(error) is si.BackendError
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        assert "explode raised ZeroDivisionError: thirteen" in str(error)
+    assert results[0] is not results[1]
+    assert counted(batcher).failed == 2
+
+
+@virtual
+async def test_own_errors_pass_through_as_copies(loop):
+    def refuse(x):
+        raise si.Overloaded("the model says so", retry_after_s=3.0)
+
+    one, two = await settle(*map(si.AdaptiveBatcher(max_batch_size=2).wrap(refuse), [1.0, 2.0]))
+    assert type(one) is type(two) is si.Overloaded
+    assert one is not two
+    assert one.retry_after_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("results", "says"),
+    [
+        ([1], "expected 2 results, one per row, got 1"),
+        ([1, 2, 3], "expected 2 results, one per row, got 3"),
+        (np.zeros((3, 2)), "expected 2 results, one per row, got 3"),
+        (np.float64(1.0), "expected a sequence of 2 results"),
+        (np.array(1.0), "cannot be read one by one"),
+        (None, "expected a sequence of 2 results, one per row, got NoneType"),
+        ("ab", "expected a sequence of 2 results, one per row, got str"),
+        ({"a": 1, "b": 2}, "expected a sequence of 2 results, one per row, got dict"),
+        ((x for x in range(2)), "expected a sequence of 2 results, one per row, got generator"),
+    ],
+)
+@virtual
+async def test_impossible_results_are_reported_to_that_batch_only(loop, results, says):
+    answers = [results, [1, 2]]
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    predict = batcher.wrap(lambda x: answers.pop(0))
+    first, second, third, fourth = await settle(*map(predict, [1.0, 2.0, 3.0, 4.0]))
+    for error in (first, second):
+        assert type(error) is si.BackendError
+        assert says in str(error)
+    assert (third, fourth) == (1, 2)
+    counted(batcher)
+
+
+@virtual
+async def test_rows_of_different_kinds_never_share_a_batch(loop):
+    shapes = []
+    predict = si.AdaptiveBatcher(max_batch_size=8).wrap(lambda x: shapes.append((x.shape, str(x.dtype))) or list(x))
+    rows = [np.zeros(3), np.zeros(4), np.zeros(3), np.zeros(3, np.float32), 1, 2.5]
+    results = await settle(*map(predict, rows))
+    assert [np.shape(result) for result in results] == [(3,), (4,), (3,), (3,), (), ()]
+    assert shapes == [
+        ((2, 3), "float64"), ((1, 4), "float64"), ((1, 3), "float32"), ((1,), "int64"), ((1,), "float64"),
+    ]  # fmt: skip
+
+
+@virtual
+async def test_what_cannot_be_stacked_fails_alone_and_before_it_is_queued(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=8)
+    predict = batcher.wrap(double)
+    good, bad = await settle(predict(1.0), predict(object()))
+    assert good == 2.0
+    assert type(bad) is si.InvalidInput
+    assert counted(batcher).failed == 1
+
+
+# -- deadlines ------------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
+    backend = ScriptedBackend(duration_s=1.0)
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(backend)
+
+    async def ask(deadline_s):
+        with pytest.raises(si.DeadlineExceeded) as caught:
+            await service.call(si.Request(1.0, deadline_ns=round(deadline_s * 1e9)))
+        assert loop.now_ns == round(deadline_s * 1e9)
+        return str(caught.value)
+
+    texts = await asyncio.gather(ask(0.050), ask(0.020), ask(0.070))
+    assert "its batch was running" in texts[0]
+    assert "waiting" in texts[1]
+    assert backend.batch_sizes[0] == 1
+    s = counted(batcher)
+    assert (s.expired, s.running, s.waiting) == (3, 0, 0)
+
+
+@virtual
+async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
+    predict = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, clock=loop.clock).wrap(lambda x: asyncio.sleep(1.0, [1]))
+    with pytest.raises(si.DeadlineExceeded):
+        await predict(1.0)
+    assert loop.now_ns == 50_000_000
+    with pytest.raises(si.DeadlineExceeded):
+        await predict(1.0, timeout_s=0.01)
+    assert loop.now_ns == 60_000_000
+
+
+@virtual
+async def test_without_deadline_a_request_waits_as_long_as_it_takes(loop):
+    predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: asyncio.sleep(3600.0, [7]))
+    assert await predict(1.0) == 7
+    assert loop.time() == 3600.0
+
+
+@virtual
+async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
+    backend = ScriptedBackend()
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(backend)
+    with pytest.raises(si.DeadlineExceeded, match="before arrival"):
+        await service.call(si.Request(1.0, deadline_ns=loop.now_ns))
+    with pytest.raises(TimeoutError):
+        await si.AdaptiveBatcher(max_batch_size=1).wrap(double)(1.0, timeout_s=0)
+    assert backend.batches == []
+    assert counted(batcher).expired == 1
+
+
+@virtual
+async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(loop):
+    backend = ScriptedBackend(HANG)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+    late = await settle(*(service.call(si.Request(1.0, deadline_ns=t)) for t in (1000, 2000)))
+    assert [type(error) for error in late] == [si.DeadlineExceeded] * 2
+    assert loop.now_ns == 2000
+    assert (await service.call(si.Request(5.0))).outputs == 5.0
+    s = counted(batcher)
+    assert (s.abandoned_batches, s.running_batches, backend.running) == (1, 0, 0)
+
+
+@virtual
+async def test_one_alarm_serves_all_deadlines_and_none_is_left_when_idle(loop):
+    backend = ScriptedBackend(duration_s=0.010)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05, clock=loop.clock)
+    service = batcher.wrap(backend)
+    calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(32)]
+    await asyncio.sleep(0.001)
+    live = [handle for handle in loop._scheduled if not handle.cancelled()]
+    assert len(live) == 2  # the backend's own sleep, and the alarm
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
+
+
+@virtual
+async def test_deadline_bounds_what_the_backend_is_told(loop):
+    backend = ScriptedBackend()
+    service = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock).wrap(backend)
+    await settle(*(service.call(si.Request(1.0, deadline_ns=t)) for t in (1000, 3000, 2000)))
+    await settle(service.call(si.Request(1.0)), service.call(si.Request(1.0, deadline_ns=5000)))
+    assert [batch.deadline_ns for batch in backend.batches] == [3000, None]
+
+
+# -- overload and priority ------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+    await service.call(si.Request(0.0))  # a batch takes 0.1 s
+    busy = asyncio.ensure_future(service.call(si.Request(0.0)))
+    await asyncio.sleep(0.01)
+    waiting = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(si.Overloaded, match=r"4 requests wait already \(max_queue_size=4\)") as caught:
+        await service.call(si.Request(9.0))
+    assert caught.value.retry_after_s == pytest.approx(0.2)
+    assert not service.admission(si.Request(9.0), loop.now_ns).ok
+    assert service.admission(si.Request(9.0), loop.now_ns).retry_after_s == pytest.approx(0.2)
+    assert [response.outputs for response in await asyncio.gather(busy, *waiting)] == [0.0, 0.0, 1.0, 2.0, 3.0]
+    assert counted(batcher).overloaded == 1
+
+
+@virtual
+async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(loop):
+    service = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock).wrap(ScriptedBackend(HANG))
+    calls = [asyncio.ensure_future(service.call(si.Request(0.0)))]
+    await asyncio.sleep(0.5)
+    calls.append(asyncio.ensure_future(service.call(si.Request(0.0))))
+    await asyncio.sleep(0)
+    with pytest.raises(si.Overloaded) as caught:
+        await service.call(si.Request(0.0))
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    for call in calls:
+        call.cancel()
+    await settle(*calls)
+
+
+@virtual
+async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=2, clock=loop.clock)
+    service = batcher.wrap(backend)
+    order = []
+
+    async def ask(name, priority):
+        try:
+            await service.call(si.Request(name, priority=priority))
+            order.append(name)
+        except si.Overloaded as error:
+            order.append(f"{name} overloaded")
+            assert "displaced" in str(error) or priority == 5
+
+    calls = [asyncio.ensure_future(ask("running", 0))]
+    await asyncio.sleep(0.01)
+    for name, priority in [("b", 5), ("c", 5), ("d", 5), ("urgent", -1), ("normal", 0)]:
+        assert service.admission(si.Request(name, priority=priority), loop.now_ns).ok == (name != "d")
+        calls.append(asyncio.ensure_future(ask(name, priority)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert order == ["d overloaded", "c overloaded", "b overloaded", "running", "urgent", "normal"]
+    assert counted(batcher).overloaded == 3
+
+
+@virtual
+async def test_max_in_flight_batches_run_at_once(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    service = si.AdaptiveBatcher(max_batch_size=2, max_in_flight=3, clock=loop.clock).wrap(backend)
+    await settle(*(service.call(si.Request(float(i))) for i in range(12)))
+    assert loop.now_ns == 200_000_000
+    assert backend.batch_sizes == [2] * 6
+
+
+@virtual
+async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
+    backend = ScriptedBackend()
+    batcher = si.AdaptiveBatcher(max_batch_size=3, policy="timer", max_queue_delay_s=0.005, clock=loop.clock)
+    service = batcher.wrap(backend)
+
+    async def ask(after_s):
+        await asyncio.sleep(after_s)
+        await service.call(si.Request(1.0))
+        return loop.now_ns
+
+    assert await asyncio.gather(ask(0.001), ask(0.002)) == [6_000_000, 6_000_000]
+    assert await asyncio.gather(ask(0.001), ask(0.002), ask(0.003)) == [9_000_000] * 3
+    assert counted(batcher).released == {"delay_elapsed": 1, "full": 1}
+
+
+# -- cancellation ---------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2, clock=loop.clock)
+    service = batcher.wrap(backend)
+    running = asyncio.ensure_future(service.call(si.Request(0.0)))
+    await asyncio.sleep(0.01)
+    gone, stays = (asyncio.ensure_future(service.call(si.Request(x))) for x in (1.0, 2.0))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    comes = asyncio.ensure_future(service.call(si.Request(3.0)))
+    assert [r.outputs for r in await asyncio.gather(running, stays, comes)] == [0.0, 2.0, 3.0]
+    assert backend.batch_sizes == [1, 2]
+    s = counted(batcher)
+    assert (s.cancelled, s.answered) == (1, 3)
+
+
+@virtual
+async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(duration_s=0.1))
+    calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(3)]
+    await asyncio.sleep(0.05)
+    calls[1].cancel()
+    results = await settle(*calls)
+    assert [results[0].outputs, results[2].outputs] == [0.0, 2.0]
+    assert isinstance(results[1], asyncio.CancelledError)
+    assert counted(batcher).cancelled == 1
+
+
+@pytest.mark.parametrize("turns", range(5))
+@virtual
+async def test_cancelling_every_caller_at_any_moment_frees_the_worker(loop, turns):
+    backend = ScriptedBackend(HANG, HANG)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+    calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for call in calls:
+        call.cancel()
+    await settle(*calls)
+    await asyncio.sleep(0.01)
+    s = counted(batcher)
+    assert (s.cancelled, s.running_batches, backend.running) == (2 if turns else 0, 0, 0)
+    backend._steps.clear()
+    assert (await service.call(si.Request(4.0))).outputs == 4.0
+
+
+@virtual
+async def test_cancelled_in_the_turn_of_the_delivery(loop):
+    gate = loop.create_future()
+
+    async def held(x):
+        await gate
+        return x
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    predict = batcher.wrap(held)
+    calls = [asyncio.ensure_future(predict(x)) for x in (1.0, 2.0)]
+    await asyncio.sleep(0.01)
+    gate.set_result(None)
+    calls[0].cancel()
+    first, second = await settle(*calls)
+    assert isinstance(first, asyncio.CancelledError)
+    assert second == 2.0
+    s = counted(batcher)
+    assert (s.cancelled, s.answered) == (1, 1)
+
+
+@virtual
+async def test_a_backend_that_cancels_itself_is_a_backend_error(loop):
+    async def cancels(x):
+        raise asyncio.CancelledError
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    predict = batcher.wrap(cancels)
+    with pytest.raises(si.BackendError, match="CancelledError"):
+        await predict(1.0)
+    assert counted(batcher).running_batches == 0
+
+
+@virtual
+async def test_inputs_are_let_go_when_a_request_ends(loop):
+    class Image(np.ndarray):
+        pass
+
+    backend = ScriptedBackend(HANG)
+    service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock, stack=False).wrap(backend)
+    running = asyncio.ensure_future(service.call(si.Request(0)))
+    await asyncio.sleep(0)
+    image = np.zeros(4).view(Image)
+    gone = weakref.ref(image)
+    call = asyncio.ensure_future(service.call(si.Request(image, deadline_ns=10**15)))
+    await asyncio.sleep(0)
+    del image
+    call.cancel()
+    await asyncio.wait([call])
+    del call
+    gc.collect()
+    assert gone() is None
+    running.cancel()
+    await settle(running)
+
+
+# -- the end --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@virtual
+async def test_stop_drains_or_closes(loop, drain):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock)
+    service = batcher.wrap(backend)
+    calls = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(5)]
+    await asyncio.sleep(0.05)
+    stopping = asyncio.ensure_future(batcher.stop(drain=drain))
+    await asyncio.sleep(0)
+    with pytest.raises(si.Closed):
+        await service.call(si.Request(9.0))
+    results = await settle(*calls)
+    await stopping
+    if drain:
+        assert [result.outputs for result in results] == [0.0, 1.0, 2.0, 3.0, 4.0]
+        assert loop.now_ns == 300_000_000
+    else:
+        assert [type(result) for result in results] == [si.Closed] * 5
+        assert loop.now_ns == 50_000_000
+    s = counted(batcher)
+    assert (s.waiting, s.running, s.running_batches, backend.running) == (0, 0, 0, 0)
+    await batcher.start()
+    assert (await service.call(si.Request(7.0))).outputs == 7.0
+
+
+@virtual
+async def test_a_drain_does_not_wait_for_company(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=50.0, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend())
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0.01)
+    await batcher.stop(drain=True)
+    assert (await call).outputs == 1.0
+    assert loop.now_ns == 10_000_000
+
+
+@virtual
+async def test_a_cancelled_drain_closes_what_is_left(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(HANG))
+    calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await batcher.stop(drain=True)
+    assert [type(result) for result in await settle(*calls)] == [si.Closed] * 2
+
+
+@virtual
+async def test_a_drain_ends_when_the_last_caller_leaves(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(HANG))
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0.01)
+    stopping = asyncio.ensure_future(batcher.stop(drain=True))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await stopping
+    assert counted(batcher).cancelled == 1
+
+
+# -- loops and wrapping ---------------------------------------------------------------------------------------------
+
+
+def test_a_batcher_moves_to_another_loop_when_idle():
+    predict = si.AdaptiveBatcher(max_batch_size=2).wrap(double)
+    assert asyncio.run(predict(1.0)) == 2.0
+    assert asyncio.run(predict(2.0)) == 4.0
+
+
+def test_a_batcher_survives_a_loop_that_died_with_requests_in_hand():
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    predict = batcher.wrap(lambda x: asyncio.sleep(0 if x[0] else 9.0, [1]))
+
+    async def give_up():
+        call = asyncio.ensure_future(predict(0.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not call.done()
+
+    asyncio.run(give_up())
+    assert asyncio.run(predict(1.0)) == 1
+    s = counted(batcher)
+    assert s.running_batches == 0
+
+
+def test_two_loops_at_once_are_an_error():
+    batcher = si.AdaptiveBatcher(max_batch_size=1)
+    predict = batcher.wrap(lambda x: asyncio.sleep(9.0, [1]))
+    first = asyncio.new_event_loop()
+    call = first.create_task(predict(1.0))
+    first.run_until_complete(asyncio.sleep(0))
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(predict(1.0))
+    call.cancel()
+    first.run_until_complete(asyncio.wait([call]))
+    first.run_until_complete(asyncio.sleep(0))
+    first.close()
+
+
+def test_idle_costs_nothing():
+    """No wake-ups at all: the loop of an idle batcher is asked for nothing in a real half second."""
+
+    async def main():
+        predict = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.01).wrap(double)
+        await asyncio.gather(*map(predict, [1.0, 2.0]))
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        turns = 0
+        select = loop._selector.select
+
+        def counting(timeout=None):
+            nonlocal turns
+            turns += 1
+            return select(timeout)
+
+        loop._selector.select = counting
+        await asyncio.sleep(0.05)
+        return turns
+
+    assert asyncio.run(main()) <= 2  # this sleep itself
+
+
+def test_a_batcher_wraps_once():
+    batcher = si.AdaptiveBatcher(max_batch_size=2)
+    batcher.wrap(double)
+    with pytest.raises(RuntimeError, match="wraps once"):
+        batcher.wrap(double)
+
+
+def test_statistics_before_wrapping_says_so():
+    with pytest.raises(RuntimeError, match="wraps nothing yet"):
+        si.AdaptiveBatcher(max_batch_size=2).statistics()
+
+
+class Service:
+    async def call(self, request):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("inner", [Service(), 3, None])
+def test_only_backends_and_functions_can_be_batched(inner):
+    with pytest.raises(TypeError, match="inner: expected a backend"):
+        si.AdaptiveBatcher(max_batch_size=2).wrap(inner)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"max_batch_size": 0}, ValueError, "max_batch_size: expected a whole number ≥ 1, got 0 (int)"),
+        ({"max_batch_size": 2.5}, TypeError, "max_batch_size: expected a whole number ≥ 1, got 2.5 (float)"),
+        ({"max_batch_size": True}, TypeError, "max_batch_size"),
+        ({"slo_s": 0}, ValueError, "slo_s: expected a finite number of seconds > 0, got 0 (int)"),
+        ({"slo_s": float("nan")}, ValueError, "slo_s"),
+        ({"slo_s": "1"}, TypeError, "slo_s"),
+        ({"max_queue_size": 0}, ValueError, "max_queue_size"),
+        ({"max_queue_delay_s": -1.0, "policy": "timer"}, ValueError, "max_queue_delay_s"),
+        ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='greedy'"),
+        ({"max_in_flight": 0}, ValueError, "max_in_flight"),
+        ({"policy": "fastest"}, ValueError, "policy: expected one of 'greedy', 'timer', got 'fastest'"),
+        ({"policy": None}, TypeError, "policy"),
+        ({"stack": 1}, TypeError, "stack: expected True or False"),
+        ({"clock": 7}, TypeError, "clock: expected a callable or None"),
+    ],
+)
+def test_bad_settings_are_named(arguments, error, says):
+    with pytest.raises(error) as caught:
+        si.AdaptiveBatcher(**{"max_batch_size": 2, **arguments})
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), "soon", True])
+@virtual
+async def test_bad_timeouts_fail_their_caller(loop, timeout_s):
+    with pytest.raises(si.InvalidInput, match="timeout_s"):
+        await si.AdaptiveBatcher(max_batch_size=2).wrap(double)(1.0, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("priority", [1.5, "high", None, 2**40])
+@virtual
+async def test_bad_priorities_fail_their_caller(loop, priority):
+    with pytest.raises(si.InvalidInput, match="priority"):
+        await si.AdaptiveBatcher(max_batch_size=2).wrap(double)(1.0, priority=priority)
+
+
+def test_repr_says_what_it_is():
+    batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=0.05)
+    batcher.wrap(double)
+    assert repr(batcher) == (
+        "<AdaptiveBatcher(max_batch_size=2, slo_s=0.05, policy='greedy') around BatchedService(double, waiting=0, running=0)>"
+    )
+
+
+def test_the_default_clock_is_monotonic():
+    assert si.AdaptiveBatcher(max_batch_size=1).wrap(ScriptedBackend()).clock is time.monotonic_ns

@@ -1,0 +1,248 @@
+"""The queue of requests in hand: nothing lost, nothing answered twice, order kept within a priority."""
+
+import importlib
+import random
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streaminfer.batching._queue_cy import NEVER, RequestQueue
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Future:
+    """Settled once, or the test fails."""
+
+    def __init__(self):
+        self.state = "open"
+        self.value = None
+
+    def done(self):
+        return self.state != "open"
+
+    def set_result(self, value):
+        assert self.state == "open"
+        self.state, self.value = "answered", value
+
+    def set_exception(self, error):
+        assert self.state == "open"
+        self.state, self.value = "failed", error
+
+    def cancel(self):
+        assert self.state == "open"
+        self.state = "cancelled"
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Drives a queue at random beside a model made of plain lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue = RequestQueue(12)
+        self.now_ns = 1000
+        self.count = 0
+        self.futures = {}
+        self.waiting = []  # (priority, number), the model
+        self.running = []  # (run, {number, ...})
+        self.tickets = {}
+        self.deadlines = {}
+        self.ended = set()
+
+    def number_of(self, ticket):
+        return next(number for number, known in self.tickets.items() if known is ticket)
+
+    def live(self):
+        return [number for number in self.tickets if number not in self.ended]
+
+    @precondition(lambda self: len(self.waiting) < 12)
+    @rule(priority=st.sampled_from([0, 0, 0, 1, -5, 7]), timeout=st.none() | st.integers(0, 50))
+    def admit(self, priority, timeout):
+        number = self.count
+        self.count += 1
+        future = self.futures[number] = Future()
+        deadline = NEVER if timeout is None else self.now_ns + timeout
+        self.tickets[number] = self.queue.admit(("request", number), number, future, self.now_ns, deadline, priority)
+        self.deadlines[number] = deadline
+        self.waiting.append((priority, number))
+
+    @precondition(lambda self: self.waiting)
+    @rule(count=st.integers(1, 6))
+    def take(self, count):
+        expected = [number for _, number in sorted(self.waiting)][:count]
+        chosen = self.queue.first(count)
+        assert [ticket.inputs for ticket in chosen] == expected
+        run = self.queue.take(chosen, self.now_ns)
+        gone = {number for number in expected if self.futures[number].state == "cancelled"}
+        assert list(run.inputs) == [number for number in expected if number not in gone]
+        for number in gone:
+            assert self.queue.end(self.tickets[number])
+            self.ended.add(number)
+        taken = set(expected) - gone
+        self.waiting = [(priority, number) for priority, number in self.waiting if number not in taken | gone]
+        if taken:
+            self.running.append((run, taken))
+            assert run.deadline_ns == max(self.deadlines[number] for number in taken)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def cancel_at_once(self, data):
+        number = data.draw(st.sampled_from(self.live()))
+        if not self.futures[number].done():
+            self.futures[number].cancel()
+        assert self.queue.end(self.tickets[number])
+        assert not self.queue.end(self.tickets[number])
+        self.forget(number)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def cancel_and_end_later(self, data):
+        number = data.draw(st.sampled_from(self.live()))
+        if not self.futures[number].done():
+            self.futures[number].cancel()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), error=st.booleans())
+    def deliver(self, data, error):
+        run, numbers = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        rows = [
+            ValueError(ticket) if error and index % 2 else ("row", index) for index, ticket in enumerate(run.tickets)
+        ]
+        answered, failed = self.queue.answered, self.queue.failed
+        self.queue.deliver(run, rows, self.now_ns, self.now_ns)
+        for index, ticket in enumerate(run.tickets):
+            number = self.number_of(ticket)
+            if number in self.ended:
+                continue
+            future = self.futures[number]
+            if future.state == "cancelled":
+                assert self.queue.end(ticket)
+            else:
+                assert future.value is rows[index]
+                assert future.state == ("failed" if isinstance(rows[index], ValueError) else "answered")
+                assert ticket.timings.batch_size == len(run.tickets)
+                answered += future.state == "answered"
+                failed += future.state == "failed"
+            self.ended.add(number)
+        assert (self.queue.answered, self.queue.failed) == (answered, failed)
+        assert not numbers - self.ended
+
+    @rule(step=st.integers(0, 30))
+    def time_passes(self, step):
+        self.now_ns += step
+        late = self.queue.expire(self.now_ns)
+        expected = [number for number in self.live() if self.deadlines[number] <= self.now_ns]
+        assert sorted(map(id, (future for future, _, _ in late))) == sorted(id(self.futures[n]) for n in expected)
+        assert [self.deadlines_of(future) for future, _, _ in late] == sorted(self.deadlines[n] for n in expected)
+        for future, run, _ in late:
+            number = self.number_of_future(future)
+            assert (run is None) == (number in {n for _, n in self.waiting})
+            self.forget(number)
+
+    def number_of_future(self, future):
+        return next(number for number, known in self.futures.items() if known is future)
+
+    def deadlines_of(self, future):
+        return self.deadlines[self.number_of_future(future)]
+
+    def forget(self, number):
+        self.ended.add(number)
+        self.waiting = [(priority, waiting) for priority, waiting in self.waiting if waiting != number]
+        for _, numbers in self.running:
+            numbers.discard(number)
+
+    @invariant()
+    def counts_and_order_agree(self):
+        assert len(self.queue) == self.queue.waiting == len(self.waiting)
+        assert [ticket.inputs for ticket in self.queue] == [number for _, number in sorted(self.waiting)]
+        assert self.queue.running == sum(len(numbers) for _, numbers in self.running)
+        assert all(run.live == len(numbers) for run, numbers in self.running)
+        assert self.queue.full == (len(self.waiting) == 12)
+        last = self.queue.least_urgent()
+        assert (None if last is None else last.inputs) == (max(self.waiting)[1] if self.waiting else None)
+        deadlines = [self.deadlines[number] for number in self.live()]
+        assert self.queue.next_deadline_ns == min(deadlines, default=NEVER)
+        oldest = [self.tickets[number].enqueued_ns for _, number in self.waiting]
+        assert self.queue.oldest_ns == min(oldest, default=NEVER)
+
+    @invariant()
+    def ended_tickets_hold_nothing(self):
+        for number in self.ended:
+            ticket = self.tickets[number]
+            assert ticket.state == "done"
+            assert ticket.request is ticket.inputs is ticket.future is ticket.run is None
+
+
+TestQueue = QueueMachine.TestCase
+
+
+def test_husks_of_ended_requests_do_not_pile_up():
+    queue = RequestQueue(4)
+    for number in range(10_000):
+        ticket = queue.admit(None, number, Future(), number, number + 10**12, 0)
+        queue.end(ticket)
+        assert len(queue) == 0
+    assert queue.next_deadline_ns == NEVER
+
+
+def test_many_priorities_are_served_in_order_and_their_empty_levels_dropped():
+    queue = RequestQueue(1000)
+    priorities = list(range(-50, 50))
+    random.Random(1).shuffle(priorities)
+    for priority in priorities:
+        queue.admit(None, priority, Future(), 0, NEVER, priority)
+    assert [ticket.inputs for ticket in queue.first(1000)] == sorted(priorities)
+    for ticket in queue.first(1000):
+        queue.end(ticket)
+    for priority in priorities:
+        queue.admit(None, priority, Future(), 0, NEVER, priority)
+        queue.end(queue.first(1)[0])
+    assert len(queue) == 0
+
+
+@pytest.mark.parametrize("row", [StopIteration(3), KeyboardInterrupt(), GeneratorExit()])
+def test_rows_that_a_future_refuses_arrive_as_backend_errors(row):
+    from streaminfer.errors import BackendError
+
+    queue = RequestQueue(4)
+    future = Future()
+    queue.admit(None, 1, future, 0, NEVER, 0)
+    queue.deliver(queue.take(queue.first(1), 0), [row], 0, 0)
+    assert isinstance(future.value, BackendError)
+    assert future.value.__cause__ is row
+
+
+def run_at_random(module, seed):
+    """A trace of what a queue answers to a random sequence of calls."""
+    rng = random.Random(seed)
+    queue = module.RequestQueue(64)
+    now_ns, trace, runs, tickets = 0, [], [], []
+    for step in range(400):
+        now_ns += rng.randrange(10)
+        action = rng.random()
+        if action < 0.5 and not queue.full:
+            deadline = now_ns + rng.randrange(60) if rng.random() < 0.7 else module.NEVER
+            tickets.append(queue.admit(step, step, Future(), now_ns, deadline, rng.randrange(3)))
+        elif action < 0.65:
+            run = queue.take(queue.first(rng.randrange(1, 9)), now_ns)
+            runs.append(run)
+            trace.append(("take", list(run.inputs), run.deadline_ns, run.started_ns))
+        elif action < 0.75 and tickets:
+            trace.append(("end", queue.end(rng.choice(tickets))))
+        elif action < 0.85 and runs:
+            run = runs.pop(rng.randrange(len(runs)))
+            queue.deliver(run, list(range(len(run.tickets))), now_ns, now_ns + 3)
+        else:
+            trace.append(("expire", [timings.enqueued_ns for _, _, timings in queue.expire(now_ns)]))
+        trace.append((queue.waiting, queue.running, queue.answered, queue.next_deadline_ns, queue.oldest_ns))
+        trace.append(round(queue.batch_s * 1e12))
+    return trace
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compiled_and_plain_agree(seed, plain):
+    compiled = importlib.import_module("streaminfer.batching._queue_cy")
+    twin = plain("batching._queue_cy")
+    twin.Timings = plain("_request_cy").Timings  # a plain queue fills plain timings
+    assert run_at_random(compiled, seed) == run_at_random(twin, seed)

@@ -1,0 +1,43 @@
+"""What all tests share: plain twins of compiled modules, and the check that nothing is left behind."""
+
+import importlib.util
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+PACKAGE = Path(__file__).parent.parent / "streaminfer"
+UNCOMPILED = os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1"
+
+# a shared machine stalls now and then: hypothesis' own deadline would measure that and not the code
+settings.register_profile("streaminfer", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("streaminfer")
+
+
+def load_plain(name):
+    """The plain Python source of a compiled module, under another name."""
+    path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+    module_name = f"plain_{name.replace('.', '_')}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[module_name]
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """``plain("batching._queue_cy")``: the plain twin of a compiled module."""
+    return load_plain
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left_behind():
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    assert not left, f"threads left behind: {left}"

@@ -1,0 +1,173 @@
+"""Synchronous callers, on a real loop in a thread."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend
+
+
+def stack_of(backend, **options):
+    return si.Stack(si.Telemetry("t"), si.AdaptiveBatcher(max_batch_size=64, **options), backend)
+
+
+def test_answers_and_statistics():
+    with stack_of(si.CpuBackend(lambda x: x * 2)).blocking() as infer:
+        assert infer(3.0) == 6.0
+        assert infer.call(si.Request(4.0)).outputs == 8.0
+        assert infer.statistics()["Telemetry"].answered == 2
+        assert "blocking <Stack, running" in repr(infer)
+    assert infer.statistics()["Telemetry"].answered == 2
+
+
+def test_calls_of_many_threads_share_batches():
+    """Sixteen threads call at once while the worker is held; what they queued is one batch."""
+    release, entered = threading.Event(), threading.Event()
+
+    def held(x):
+        entered.set()
+        assert release.wait(60)
+        return x
+
+    stack = stack_of(si.CpuBackend(held))
+    with stack.blocking() as infer, ThreadPoolExecutor(17) as threads:
+        first = threads.submit(infer, -1.0)
+        assert entered.wait(60)
+        calls = [threads.submit(infer, float(i)) for i in range(16)]
+        while infer.statistics()["AdaptiveBatcher"].waiting < 16:
+            pass
+        release.set()
+        assert [call.result(60) for call in calls] == [float(i) for i in range(16)]
+        assert first.result(60) == -1.0
+        assert infer.statistics()["AdaptiveBatcher"].batch_sizes == {1: 1, 16: 1}
+
+
+def test_inside_a_running_loop_as_in_a_notebook():
+    async def cell():
+        with stack_of(si.CpuBackend(lambda x: x + 1)).blocking() as infer:
+            return infer(1.0)
+
+    assert asyncio.run(cell()) == 2.0
+
+
+def test_errors_arrive_as_they_are():
+    with stack_of(ScriptedBackend(HANG)).blocking() as infer:
+        with pytest.raises(si.DeadlineExceeded):
+            infer(1.0, timeout_s=0.01)
+        with pytest.raises(si.InvalidInput, match="priority"):
+            infer(1.0, priority="high")
+
+
+def test_outside_the_block_it_is_closed_and_it_can_be_entered_again():
+    blocking = stack_of(si.CpuBackend(lambda x: x)).blocking()
+    with pytest.raises(si.Closed):
+        blocking(1.0)
+    with blocking as infer:
+        assert infer(1.0) == 1.0
+        with pytest.raises(RuntimeError, match="runs already"):
+            blocking.__enter__()
+    with pytest.raises(si.Closed):
+        blocking(1.0)
+    with pytest.raises(RuntimeError, match="does not run"):
+        blocking.__exit__(None, None, None)
+    with blocking as infer:
+        assert infer(2.0) == 2.0
+
+
+def test_leaving_answers_what_is_in_hand():
+    release, entered = threading.Event(), threading.Event()
+
+    def held(x):
+        entered.set()
+        assert release.wait(60)
+        return x
+
+    with ThreadPoolExecutor(1) as threads:
+        with stack_of(si.CpuBackend(held)).blocking() as infer:
+            call = threads.submit(infer, 5.0)
+            assert entered.wait(60)
+            release.set()
+        assert call.result(60) == 5.0
+
+
+def test_leaving_by_an_exception_ends_what_is_in_hand():
+    backend = ScriptedBackend(HANG)
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(ZeroDivisionError), stack_of(backend).blocking() as infer:
+            call = threads.submit(infer, 5.0)
+            while not backend.running:
+                pass
+            raise ZeroDivisionError
+        with pytest.raises(si.Closed):
+            call.result(60)
+    assert backend.running == 0
+
+
+def test_a_call_that_crosses_the_end_never_hangs():
+    """Threads hammer while the block is left: every call ends with its answer or with Closed."""
+    for _ in range(20):
+        outcomes = []
+
+        def hammer(infer, outcomes=outcomes):
+            while True:
+                try:
+                    infer(1.0)
+                except si.Closed:
+                    outcomes.append("closed")
+                    return
+
+        with stack_of(si.CpuBackend(lambda x: x, executor="inline")).blocking() as infer:
+            threads = [threading.Thread(target=hammer, args=(infer,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            infer(2.0)
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert outcomes == ["closed"] * 4
+
+
+def test_a_start_that_fails_is_raised_and_the_thread_joined():
+    class Broken(ScriptedBackend):
+        async def start(self):
+            raise OSError("no model")
+
+    with pytest.raises(OSError, match="no model"), stack_of(Broken()).blocking():
+        pass
+    assert "streaminfer-blocking" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_call_from_its_own_loop_would_wait_for_itself():
+    holder = {}
+
+    def reenter(x):
+        with pytest.raises(RuntimeError, match="wait for itself"):
+            holder["infer"](1.0)
+        return x
+
+    with stack_of(si.CpuBackend(reenter, executor="inline")).blocking() as infer:
+        holder["infer"] = infer
+        assert infer(1.0) == 1.0
+
+
+def test_an_interrupted_call_frees_its_place(monkeypatch):
+    import concurrent.futures
+
+    backend = ScriptedBackend(HANG)
+    with stack_of(backend).blocking() as infer:
+
+        def interrupted(self, timeout=None):
+            while not backend.running:
+                pass
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            infer(1.0)
+        monkeypatch.undo()
+        while infer.statistics()["AdaptiveBatcher"].cancelled == 0:
+            pass
+        assert infer(2.0) == 2.0

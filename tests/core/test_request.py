@@ -1,0 +1,152 @@
+"""What travels, and the errors that end it."""
+
+import copy
+import importlib
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer import errors
+from streaminfer._validation import check_count, check_duration
+from streaminfer.protocols import find_inward
+
+pytestmark = pytest.mark.uncompiled
+
+
+@pytest.fixture(params=["installed", "plain"])
+def module(request, plain):
+    return importlib.import_module("streaminfer._request_cy") if request.param == "installed" else plain("_request_cy")
+
+
+def test_a_request_carries_its_fields(module):
+    request = module.Request(
+        1.0, deadline_ns=5, priority=-2, stream_id="s", tenant="t", subject="u", tags=["a", "b"], key="k", store=False
+    )
+    assert (request.inputs, request.deadline_ns, request.priority) == (1.0, 5, -2)
+    assert (request.stream_id, request.tenant, request.subject, request.key, request.store) == (
+        "s",
+        "t",
+        "u",
+        "k",
+        False,
+    )
+    assert request.tags == ("a", "b")
+    other = request.replace(inputs=2.0, priority=3)
+    assert (other.inputs, other.priority, other.deadline_ns, other.tags, other.store) == (2.0, 3, 5, ("a", "b"), False)
+    assert weakref.ref(request)() is request
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("deadline_ns", 1.5), ("deadline_ns", True), ("deadline_ns", 2**63), ("priority", "x"), ("priority", 1.5),
+        ("priority", False), ("priority", 2**31), ("tags", "word"),
+    ],
+)  # fmt: skip
+def test_bad_fields_are_named(module, field, value):
+    with pytest.raises(si.InvalidInput, match=f"{field}: expected .* got "):
+        module.Request(1.0, **{field: value})
+
+
+def test_compiled_objects_cannot_be_changed():
+    if importlib.import_module("streaminfer._request_cy").__file__.endswith(".py"):
+        return  # the plain build trusts
+    with pytest.raises(AttributeError):
+        si.Request(1.0).priority = 3
+    with pytest.raises(AttributeError):
+        si.Response(1.0).outputs = 3
+
+
+def test_reprs_are_short_and_say_shapes(module):
+    request = module.Request({"x": np.zeros((2, 3), np.float32)}, deadline_ns=7, priority=1, tags=("a",), store=False)
+    assert repr(request) == "Request({x: float32[2, 3]}, deadline_ns=7, priority=1, tags=('a',), store=False)"
+    assert len(repr(module.Request("x" * 1000, stream_id="s"))) < 100
+    timings = module.Timings(0, 1000, 3000, 10_000, 4)
+    assert (timings.queued_s, timings.assembled_s, timings.inferred_s) == (1e-6, 2e-6, 7e-6)
+    assert repr(module.Response(1.0, True, "model", timings)) == (
+        "Response(1.0, source='model', degraded=True, timings=Timings(queued_s=0.000001, assembled_s=0.000002, "
+        "inferred_s=0.000007, batch_size=4))"
+    )
+
+
+def test_requests_and_answers_can_be_pickled():
+    request = pickle.loads(pickle.dumps(si.Request(1.0, deadline_ns=5, tags=("a",))))
+    assert (request.inputs, request.deadline_ns, request.tags) == (1.0, 5, ("a",))
+
+
+def test_a_batch_is_what_it_was_given():
+    batch = si.Batch(np.zeros((2, 3)), [si.Request(1), si.Request(2)], 77)
+    assert (len(batch), batch.deadline_ns, batch.inputs.shape) == (2, 77, (2, 3))
+    assert repr(batch) == "Batch(2 rows, deadline_ns=77)"
+
+
+def test_the_exception_tree_is_the_one_that_is_drawn():
+    for name in errors.__all__:
+        thing = getattr(errors, name)
+        if isinstance(thing, type):
+            assert issubclass(thing, si.StreamInferError)
+            assert name in errors.__doc__
+    assert issubclass(si.DeadlineExceeded, TimeoutError)
+    assert issubclass(si.InvalidInput, ValueError)
+    assert issubclass(si.MissingExtra, ImportError)
+
+
+@pytest.mark.parametrize("kind", [si.Overloaded, si.CircuitOpen])
+def test_errors_keep_retry_after_through_copy_and_pickle(kind):
+    error = kind("no", retry_after_s=1.5)
+    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error)), errors.for_caller(error, "x")):
+        assert type(twin) is kind
+        assert (twin.args, twin.retry_after_s) == (("no",), 1.5)
+
+
+def test_for_caller_keeps_the_cause():
+    cause = ValueError("original")
+    error = errors.for_caller(cause, "the model")
+    assert type(error) is si.BackendError
+    assert error.__cause__ is cause
+    assert str(error) == "the model raised ValueError: original"
+    assert errors.for_caller(error, "y").__cause__ is cause
+
+
+def test_a_missing_extra_says_the_command():
+    from streaminfer._extras import require
+
+    with pytest.raises(
+        si.MissingExtra, match=r"the thing needs no_such_module_x, .*pip install 'streaminfer\[thing\]'"
+    ):
+        require("no_such_module_x", extra="thing", purpose="the thing")
+    assert require("json", extra="x", purpose="y").dumps([1]) == "[1]"
+
+
+def test_an_installed_extra_that_lacks_something_itself_says_so(tmp_path, monkeypatch):
+    from streaminfer._extras import require
+
+    (tmp_path / "half_installed.py").write_text("import no_such_module_y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_y") as caught:
+        require("half_installed", extra="x", purpose="y")
+    assert not isinstance(caught.value, si.MissingExtra)
+
+
+def test_checks_accept_numpy_numbers():
+    assert check_duration("x", np.float32(0.5)) == 0.5
+    assert check_count("x", np.int64(3)) == 3
+    for bad in (np.bool_(True), "1", None, 1j):
+        with pytest.raises(TypeError, match="x: expected"):
+            check_duration("x", bad)
+
+
+def test_capabilities_are_found_inward():
+    class Layer:
+        def __init__(self, inner, **own):
+            self.inner = inner
+            self.__dict__.update(own)
+
+    innermost = type("Innermost", (), {"slo_s": 0.1})()
+    assert find_inward(Layer(Layer(innermost)), "slo_s", None) == 0.1
+    assert find_inward(Layer(Layer(innermost, slo_s=0.2)), "slo_s", None) == 0.2
+    assert find_inward(Layer(innermost, slo_s=None), "slo_s", None) == 0.1
+    assert find_inward(Layer(innermost), "nothing", "default") == "default"

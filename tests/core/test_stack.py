@@ -1,0 +1,426 @@
+"""Composition and lifecycle of a stack, in virtual time."""
+
+import asyncio
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, FakeClock, ScriptedBackend, VirtualLoop, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Recorded(ScriptedBackend):
+    """A backend that keeps the order of its life."""
+
+    def __init__(self, log, name, *steps, fails=(), **options):
+        super().__init__(*steps, **options)
+        self.log, self.name, self.fails = log, name, fails
+
+    async def start(self):
+        self.log.append(f"start {self.name}")
+        if "start" in self.fails:
+            raise OSError("no such device")
+
+    async def stop(self, *, drain):
+        self.log.append(f"stop {self.name} {drain}")
+        if "stop" in self.fails:
+            raise OSError("would not stop")
+
+
+class Logged:
+    """A layer that knows nothing of capabilities, only of ``inner``."""
+
+    def __init__(self, log, name, fails=()):
+        self.log, self.name, self.fails = log, name, fails
+
+    def wrap(self, inner):
+        return LoggedService(self, inner)
+
+
+class LoggedService(Recorded):
+    infer = None
+
+    def __init__(self, layer, inner):
+        self.inner, self.log, self.name, self.fails = inner, layer.log, layer.name, layer.fails
+
+    async def call(self, request):
+        self.log.append(f"{self.name} in")
+        try:
+            return await self.inner.call(request)
+        finally:
+            self.log.append(f"{self.name} out")
+
+
+def test_layers_answer_from_outside_in_and_start_from_inside_out():
+    log = []
+
+    async def main(loop):
+        stack = si.Stack(
+            Logged(log, "a"),
+            Logged(log, "b"),
+            si.AdaptiveBatcher(max_batch_size=4),
+            Recorded(log, "model"),
+            clock=loop.clock,
+        )
+        async with stack:
+            assert await stack(1.0) == 1.0
+        return repr(stack)
+
+    assert run(main) == "<Stack, stopped: Logged → Logged → AdaptiveBatcher → Recorded>"
+    assert log == [
+        "start model", "start b", "start a", "a in", "b in", "b out", "a out", "stop a True", "stop b True", "stop model True",
+    ]  # fmt: skip
+
+
+def test_what_started_is_stopped_again_when_a_part_fails_to_start():
+    log = []
+    stack = si.Stack(Logged(log, "a"), Logged(log, "b", fails=["start"]), Recorded(log, "model"))
+
+    async def main(loop):
+        with pytest.raises(OSError, match="no such device"):
+            await stack.start()
+        with pytest.raises(si.Closed):
+            await stack(1.0)
+
+    run(main)
+    assert log == ["start model", "start b", "stop model False"]
+
+
+def test_every_part_is_stopped_even_if_one_fails_to():
+    log = []
+    stack = si.Stack(Logged(log, "a", fails=["stop"]), Logged(log, "b"), Recorded(log, "model"))
+
+    async def main(loop):
+        with pytest.raises(OSError, match="would not stop"):
+            async with stack:
+                pass
+        with pytest.raises(si.Closed, match="stopped"):
+            await stack(1.0)
+
+    run(main)
+    assert log[-3:] == ["stop a True", "stop b False", "stop model False"]
+
+
+def test_an_exception_in_the_block_closes_instead_of_draining():
+    backend = ScriptedBackend(HANG)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend)
+
+    async def main(loop):
+        call = None
+        with pytest.raises(ZeroDivisionError):
+            async with stack:
+                call = asyncio.ensure_future(stack(1.0))
+                await asyncio.sleep(0.01)
+                raise ZeroDivisionError
+        with pytest.raises(si.Closed):
+            await call
+
+    run(main)
+    assert backend.running == 0
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_stop_by_choice(drain, batched):
+    async def main(loop):
+        layers = [si.AdaptiveBatcher(max_batch_size=2)] if batched else []
+        stack = si.Stack(*layers, ScriptedBackend(duration_s=0.1), clock=loop.clock)
+        await stack.start()
+        call = asyncio.ensure_future(stack(1.0))
+        await asyncio.sleep(0.05)
+        stopping = asyncio.ensure_future(stack.stop(drain=drain))
+        await asyncio.sleep(0)
+        with pytest.raises(si.Closed, match=r"stopping|stopped"):
+            await stack(2.0)
+        result = (await asyncio.gather(call, return_exceptions=True))[0]
+        await stopping
+        await stack.stop()
+        assert result == 1.0 if drain else isinstance(result, si.Closed)
+        async with stack:
+            assert await stack(3.0) == 3.0
+
+    run(main)
+
+
+def test_without_a_batcher_a_backend_gets_batches_of_one():
+    backend = ScriptedBackend(duration_s=0.1)
+
+    async def main(loop):
+        async with si.Stack(si.Telemetry(), backend, clock=loop.clock) as stack:
+            assert await asyncio.gather(*(stack(np.full(3, i)[0]) for i in range(5))) == list(range(5))
+            assert loop.now_ns == 100_000_000  # at once: nothing queues
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(1.0, timeout_s=0.05)
+            assert loop.now_ns == 150_000_000
+
+    run(main)
+    assert backend.batch_sizes == [1] * 6
+
+
+class PlainService:
+    """A service of the user's that knows nothing of deadlines."""
+
+    def __init__(self, duration_s):
+        self.duration_s = duration_s
+        self.running = 0
+        self.requests = []
+
+    async def call(self, request):
+        self.requests.append(request)
+        self.running += 1
+        try:
+            await asyncio.sleep(self.duration_s)
+            return si.Response(request.inputs)
+        finally:
+            self.running -= 1
+
+
+def test_the_stack_arms_a_timer_where_nothing_inside_ends_requests():
+    service = PlainService(0.1)
+
+    async def main(loop):
+        async with si.Stack(si.Telemetry("t"), service, clock=loop.clock) as stack:
+            assert await stack(1.0, timeout_s=0.2) == 1.0
+            with pytest.raises(si.DeadlineExceeded, match=r"0\.05"):
+                await stack(1.0, timeout_s=0.05)
+            assert loop.now_ns == 150_000_000
+            with pytest.raises(si.DeadlineExceeded, match="before arrival"):
+                await stack(1.0, timeout_s=0.0)
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.01)
+            call.cancel()
+            await asyncio.wait([call])
+            await asyncio.sleep(0)
+            assert service.running == 0
+            hanging = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.01)
+            await stack.stop(drain=False)
+            with pytest.raises(si.Closed):
+                await hanging
+            assert service.running == 0
+            return stack.statistics()["Telemetry"]
+
+    outcomes = run(main).outcomes
+    assert outcomes == {"ok": 1, "cancelled": 3}
+
+
+def test_draining_waits_for_a_users_service():
+    async def main(loop):
+        stack = si.Stack(PlainService(0.1), clock=loop.clock)
+        async with stack:
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.01)
+        assert await call == 1.0
+
+    run(main)
+
+
+def test_a_users_error_passes_through():
+    class Broken:
+        async def call(self, request):
+            raise KeyError("mine")
+
+    async def main(loop):
+        async with si.Stack(Broken()) as stack:
+            with pytest.raises(KeyError, match="mine"):
+                await stack(1.0)
+
+    run(main)
+
+
+def test_the_stack_stamps_the_deadline_on_entry_and_changes_no_request():
+    service = PlainService(0.0)
+
+    class Batcher:
+        slo_s = 0.05
+
+        def wrap(self, inner):
+            inner.slo_s = self.slo_s
+            return inner
+
+    async def main(loop):
+        await asyncio.sleep(1.0)
+        async with si.Stack(Batcher(), service, clock=loop.clock) as stack:
+            await stack(1.0)
+            await stack(
+                1.0, timeout_s=0.2, priority=3, stream_id="s", tenant="t", subject="u", tags=["x"], key="k", store=False
+            )
+            request = si.Request(1.0)
+            await stack.call(request)
+            assert request.deadline_ns is None
+            await stack.call(si.Request(1.0, deadline_ns=5_000_000_000))
+            await stack(1.0, timeout_s=1e300)
+
+    run(main)
+    first, second, third, fourth, fifth = service.requests
+    assert first.deadline_ns == third.deadline_ns == 1_050_000_000
+    assert second.deadline_ns == 1_200_000_000
+    assert (second.priority, second.stream_id, second.tenant, second.subject) == (3, "s", "t", "u")
+    assert (second.tags, second.key, second.store) == (("x",), "k", False)
+    assert fourth.deadline_ns == 5_000_000_000
+    assert fifth.deadline_ns == 1_000_000_000 + 2**62
+
+
+def test_inputs_are_validated_before_anything_is_queued():
+    class Picky(ScriptedBackend):
+        def validate(self, request):
+            if request.inputs < 0:
+                raise si.InvalidInput(f"inputs: expected a number ≥ 0, got {request.inputs}")
+
+    backend = Picky()
+    log = []
+
+    async def main(loop):
+        async with si.Stack(Logged(log, "layer"), si.AdaptiveBatcher(max_batch_size=4), backend) as stack:
+            good, bad = await asyncio.gather(stack(1.0), stack(-1.0), return_exceptions=True)
+            assert good == 1.0
+            assert isinstance(bad, si.InvalidInput)
+            with pytest.raises(si.InvalidInput):
+                await stack.call(si.Request(-1.0))
+
+    run(main)
+    assert backend.batch_sizes == [1]
+    assert log.count("layer in") == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [{"timeout_s": -1}, {"timeout_s": "x"}, {"priority": 1.5}, {"tags": "word"}]
+)  # fmt: skip
+def test_bad_arguments_of_a_call_are_named(bad):
+    async def main(loop):
+        async with si.Stack(ScriptedBackend()) as stack:
+            with pytest.raises(si.InvalidInput, match=next(iter(bad))):
+                await stack(1.0, **bad)
+
+    run(main)
+
+
+def test_nested_stacks_are_started_and_stopped_by_the_outer_one_on_its_clock():
+    log = []
+
+    async def main(loop):
+        telemetry = si.Telemetry("inner")
+        inner = si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05), Recorded(log, "model", HANG))
+        outer = si.Stack(si.Telemetry("outer"), inner, clock=loop.clock)
+        assert inner.clock == outer.clock == telemetry.clock == loop.clock
+        async with outer:
+            with pytest.raises(si.DeadlineExceeded):
+                await outer(1.0)
+            assert loop.now_ns == 50_000_000
+            assert await outer(2.0) == 2.0
+            request = si.Request(1.0)
+            assert outer.admission(request, loop.now_ns).ok
+        assert not outer.admission(request, loop.now_ns).ok
+        with pytest.raises(si.Closed):
+            await inner(1.0)
+        assert set(outer.statistics().layers) == {"Telemetry", "Stack"}
+
+    run(main)
+    assert log == ["start model", "stop model True"]
+
+
+def test_a_clock_of_its_own_is_kept():
+    clock, other = FakeClock(5), FakeClock(7)
+    batcher, telemetry = si.AdaptiveBatcher(max_batch_size=1, clock=clock), si.Telemetry(clock=clock)
+    si.Stack(telemetry, batcher, ScriptedBackend(), clock=other)
+    assert telemetry.clock is clock
+    assert batcher._service.clock is clock
+    free = si.AdaptiveBatcher(max_batch_size=1)
+    si.Stack(free, ScriptedBackend(), clock=other)
+    assert free._service.clock is other
+
+
+def test_another_loop_gets_a_clear_error():
+    stack = si.Stack(ScriptedBackend())
+    first, second = VirtualLoop(), VirtualLoop()
+    first.run_until_complete(stack.start())
+
+    async def use():
+        with pytest.raises(RuntimeError, match="belongs to the event loop that started it"):
+            await stack(1.0)
+        with pytest.raises(RuntimeError, match="belongs to the event loop that started it"):
+            await stack.stop()
+        with pytest.raises(RuntimeError, match="running already"):
+            await stack.start()
+
+    second.run_until_complete(use())
+    first.run_until_complete(stack.stop())
+    first.close()
+    second.close()
+
+
+def test_a_forked_process_gets_a_clear_error():
+    stack = si.Stack(ScriptedBackend())
+
+    async def main():
+        async with stack:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    asyncio.set_event_loop(None)
+                    asyncio._set_running_loop(None)
+                    asyncio.new_event_loop().run_until_complete(stack(1.0))
+                except RuntimeError as error:
+                    os.write(writing, str(error).encode())
+                finally:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(writing)
+            with os.fdopen(reading) as pipe:
+                return pipe.read()
+
+    assert "started in another process" in asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ((), "expected at least a backend or a service"),
+        ((si.Telemetry(),), "expected a backend or a service as the last one"),
+        ((lambda x: x,), "CpuBackend makes a function one"),
+        ((3, ScriptedBackend()), "expected layers"),
+        ((si.AdaptiveBatcher(max_batch_size=1), PlainService(0)), "inner: expected a backend"),
+        ((si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()), "outside the batcher"),
+    ],
+)
+def test_impossible_stacks_are_refused(layers, says):
+    with pytest.raises(TypeError, match=says):
+        si.Stack(*layers)
+
+
+def test_not_started_and_not_a_clock():
+    async def main(loop):
+        with pytest.raises(si.Closed, match="new: use it inside"):
+            await si.Stack(ScriptedBackend())(1.0)
+
+    run(main)
+    with pytest.raises(TypeError, match="clock"):
+        si.Stack(ScriptedBackend(), clock=3)
+
+
+def test_statistics_are_frozen_and_drawn():
+    async def main(loop):
+        async with si.Stack(
+            si.Telemetry("faces <b>"),
+            si.Telemetry("again"),
+            si.AdaptiveBatcher(max_batch_size=4),
+            ScriptedBackend(),
+            clock=loop.clock,
+        ) as stack:
+            await stack(1.0)
+            return stack, stack.statistics()
+
+    stack, statistics = run(main)
+    assert list(statistics.layers) == ["Telemetry", "Telemetry#2", "AdaptiveBatcher"]
+    assert statistics["Telemetry"].answered == 1
+    for frozen in (statistics, statistics["Telemetry"], statistics["AdaptiveBatcher"]):
+        with pytest.raises(AttributeError):
+            frozen.state = frozen.answered = 5
+    page = stack._repr_html_()
+    assert "faces &lt;b&gt;" in page
+    assert "AdaptiveBatcher" in page

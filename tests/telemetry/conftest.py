@@ -1,0 +1,47 @@
+"""The histogram in both builds: as it is installed here, and over the uncompiled twin of its state."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import streaminfer.telemetry.histogram
+
+STATE = "streaminfer.telemetry._histogram_cy"
+FOLDER = Path(streaminfer.telemetry.histogram.__file__).parent
+
+
+def load_plain(name, file):
+    loader = importlib.machinery.SourceFileLoader(name, str(FOLDER / file))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
+def plain_histogram():
+    state = load_plain("plain_histogram_state", "_histogram_cy.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, STATE, state)
+        return load_plain("plain_histogram", "histogram.py")
+
+
+BUILDS = {"built": streaminfer.telemetry.histogram, "plain": plain_histogram()}
+
+
+@pytest.fixture(scope="session", params=BUILDS)
+def build(request):
+    """The module streaminfer.telemetry.histogram, compiled where this installation is, and plain."""
+    return BUILDS[request.param]
+
+
+@pytest.fixture(scope="session")
+def builds():
+    return BUILDS
+
+
+@pytest.fixture(scope="session")
+def histogram_class(build):
+    return build.LatencyHistogram

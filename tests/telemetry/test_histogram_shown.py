@@ -1,0 +1,183 @@
+"""How LatencyHistogram shows itself: text, HTML, plot."""
+
+import html.parser
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from streaminfer.errors import MissingExtra
+from streaminfer.telemetry import kernels, plot
+from streaminfer.telemetry.histogram import LatencyHistogram
+
+
+def recorded(milliseconds, **layout):
+    histogram = LatencyHistogram(**layout)
+    histogram.record_many(np.asarray(milliseconds) / 1000)
+    return histogram
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 ns"),
+        (3e-9, "3 ns"),
+        (999e-9, "999 ns"),
+        (1e-6, "1 µs"),
+        (0.00099999, "1000 µs"),
+        (0.012345678, "12.35 ms"),
+        (1.0, "1 s"),
+        (3600.0, "3600 s"),
+        (123456.7, "123457 s"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_durations_in_readable_units(seconds, text):
+    assert plot.readable(seconds) == text
+
+
+def test_repr_tells_count_quantiles_and_maximum():
+    histogram = recorded(range(1, 1001))
+    p50, p99, p999 = (plot.readable(histogram.quantile(q)) for q in (0.5, 0.99, 0.999))
+    assert repr(histogram) == f"LatencyHistogram(count=1000, p50={p50}, p99={p99}, p99.9={p999}, max=1 s)"
+    assert p50.startswith("500")
+    assert p99.startswith("990")
+
+
+def test_repr_tells_what_was_clamped():
+    assert repr(recorded([1, 3000], highest_s=2.0)).endswith("max=2 s, clamped=1)")
+
+
+def test_repr_of_the_empty_and_of_a_subclass():
+    class Mine(LatencyHistogram):
+        pass
+
+    assert repr(LatencyHistogram()) == "LatencyHistogram(count=0)"
+    assert repr(Mine()) == "Mine(count=0)"
+
+
+class Cells(html.parser.HTMLParser):
+    """Names and values of the rows, and every tag and attribute on the way."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.tags, self.attributes, self.open = [], [], set(), []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.rows[-1].append(data)
+
+
+def test_html_is_a_small_table_that_loads_nothing():
+    histogram = recorded([*range(1, 2001), 10**9])
+    cells = Cells(histogram._repr_html_())
+    rows = dict(cells.rows)
+    assert list(rows) == [
+        "count", "min", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "standard deviation", "clamped",
+    ]  # fmt: skip
+    assert rows["count"] == "2,001"
+    assert rows["min"] == "1 ms"
+    assert rows["max"] == "3600 s"
+    assert rows["clamped"] == "1"
+    assert rows["p90"] == plot.readable(histogram.quantile(0.9))
+    assert rows["mean"] == plot.readable(histogram.mean)
+    assert cells.open == []
+    assert set(cells.tags) == {"table", "tbody", "tr", "th", "td"}
+    assert cells.attributes <= {"style"}
+
+
+def test_html_of_the_empty():
+    assert Cells(LatencyHistogram()._repr_html_()).rows == [["count", "0"], ["clamped", "0"]]
+
+
+def test_table_escapes_what_it_shows():
+    assert "&lt;b&gt;" in (text := plot.table([("<b>", "<1")]))
+    assert "&lt;1" in text
+
+
+@pytest.fixture
+def pyplot():
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the choice of the backend
+
+    yield plt
+    plt.close("all")
+
+
+def test_plot_draws_the_quantile_function(pyplot):
+    values = np.random.default_rng(5).lognormal(3, 1, 1000)
+    histogram = recorded(values)
+    ax = histogram.plot()
+    (line,) = ax.lines
+    x, y = line.get_xdata(), line.get_ydata()
+    assert ax.get_xscale() == "log"
+    assert (x[0], x[-1], y[-1]) == (1.0, 1000.0, histogram.max)
+    assert (np.diff(x) >= 0).all()
+    assert line.get_drawstyle() == "steps-post"
+    # just beyond each step's start the quantile is that step's height, just before it the height before
+    for start, end, height in zip(x[:-1], x[1:], y[:-1], strict=True):
+        if end > start:
+            middle = 1 - 2 / (start + end)
+            assert histogram.quantile(middle) == pytest.approx(height, rel=1e-12)
+    ax.figure.canvas.draw()
+    labels = {label.get_text() for label in ax.get_xticklabels()}
+    assert {"0 %", "90 %", "99 %", "99.9 %"} <= labels
+    assert any(label.get_text().endswith(("ms", "s")) for label in ax.get_yticklabels())
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("percentile", "latency")
+
+
+def test_plot_of_two_on_given_axes_shows_both_in_full(pyplot):
+    _, ax = pyplot.subplots()
+    assert recorded(range(1, 101)).plot(ax) is ax
+    recorded(range(1, 5001)).plot(ax=ax)
+    assert len(ax.lines) == 2
+    ax.figure.canvas.draw()
+    assert ax.get_xlim() == pytest.approx((1.0, 5000.0))
+
+
+def test_plot_of_one_duration_and_of_none(pyplot):
+    (line,) = recorded([5]).plot().lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 1.0], [0.005, 0.005])
+    ax = LatencyHistogram().plot()
+    assert ax.lines[0].get_xdata().size == 0
+    ax.figure.canvas.draw()
+
+
+def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'streaminfer\[plot\]'"):
+        LatencyHistogram().plot()
+
+
+def test_importing_and_recording_load_neither_numba_nor_matplotlib():
+    code = (
+        "import sys; from streaminfer.telemetry.histogram import LatencyHistogram as H; h = H(); h.record(0.1);"
+        "h.record_many([0.1] * 4096); repr(h); h._repr_html_(); h.encode();"
+        "print(sorted({'numba', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_compilation_serves_writable_and_read_only_arrays():
+    kernels.warm_up()
+    assert kernels._compiled() is kernels._compiled()
+    assert len(kernels._compiled().signatures) == 1
+    for writable in (True, False):
+        seconds = np.ones(3)
+        seconds.setflags(write=writable)
+        kernels.count_durations(seconds, np.zeros(24_576, np.int64), 9, 10, 10**12)
+    assert len(kernels._compiled().signatures) == 1

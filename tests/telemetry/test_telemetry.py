@@ -1,0 +1,195 @@
+"""What a service's telemetry says, in virtual time."""
+
+import asyncio
+import inspect
+import math
+import random
+import threading
+
+import pytest
+
+import streaminfer as si
+from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def test_latency_and_its_parts():
+    """Two requests: one runs at once for 10 ms; the other comes 4 ms later, waits 6 ms and runs for 10 ms."""
+
+    async def main(loop):
+        stack = si.Stack(
+            si.Telemetry("t"), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01), clock=loop.clock
+        )
+        async with stack:
+            first = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.004)
+            await asyncio.gather(first, stack(2.0), stack(3.0))
+            return stack.statistics()["Telemetry"]
+
+    s = run(main)
+    assert (s.name, s.requests, s.answered, s.in_flight) == ("t", 3, 3, 0)
+    assert s.outcomes == {"ok": 3}
+    assert s.latency.min == pytest.approx(0.010, rel=1e-3)
+    assert s.latency.max == pytest.approx(0.016, rel=1e-3)
+    assert s.queued.max == pytest.approx(0.006, rel=1e-3)
+    assert s.queued.min == 0
+    assert s.inferred.min == pytest.approx(0.010, rel=1e-3)
+    assert s.assembled.max == s.handed_back.max == 0
+    assert s.batch_sizes == {1: 1, 2: 2}
+    assert s.mean_batch_size == 1.5
+    assert list(s.parts()) == ["queued", "assembled", "inferred", "handed back"]
+    assert s.share_on_time(0.012) == pytest.approx(1 / 3)
+    assert s.share_on_time(0.020) == 1.0
+
+
+def test_every_outcome_is_counted_by_its_name():
+    async def main(loop):
+        backend = ScriptedBackend([ValueError("row")], ZeroDivisionError("batch"), HANG, ["fine"])
+        telemetry = si.Telemetry()
+        async with si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=1), backend, clock=loop.clock) as stack:
+            for _ in range(2):
+                await asyncio.gather(stack(1.0), return_exceptions=True)
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(1.0, timeout_s=0.01)
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0)
+            assert telemetry.statistics().in_flight == 1
+            call.cancel()
+            await asyncio.wait([call])
+            await stack(1.0)
+        return telemetry.statistics()
+
+    s = run(main)
+    assert s.outcomes == {"ok": 1, "ValueError": 1, "BackendError": 1, "DeadlineExceeded": 1, "cancelled": 1}
+    assert (s.requests, s.answered, s.in_flight) == (5, 1, 0)
+    assert s.share_on_time(1.0) == 0.2
+    assert "DeadlineExceeded 1" in repr(s)
+    assert math.isnan(si.Telemetry().statistics().share_on_time(1.0))
+
+
+def test_degraded_answers_are_told_apart():
+    class Fallback:
+        async def call(self, request):
+            return si.Response(request.inputs, request.inputs > 1, "fallback")
+
+    async def main(loop):
+        async with si.Stack(si.Telemetry(), Fallback(), clock=loop.clock) as stack:
+            await asyncio.gather(*map(stack, [1.0, 2.0, 3.0]))
+            return stack.statistics()["Telemetry"]
+
+    s = run(main)
+    assert s.outcomes == {"ok": 1, "degraded": 2}
+    assert s.answered == 3
+    assert s.queued.count == 0
+    assert s.mean_batch_size == 0.0
+
+
+def test_around_functions_sync_and_async():
+    clock = FakeClock()
+    telemetry = si.Telemetry("f", clock=clock)
+
+    def work(seconds, *, fail=False):
+        """Works."""
+        clock.advance(seconds)
+        if fail:
+            raise KeyError
+        return seconds
+
+    async def work_async(seconds):
+        return work(seconds)
+
+    sync, wrapped = telemetry.wrap(work), telemetry.wrap(work_async)
+    assert (sync.__name__, sync.__doc__, inspect.iscoroutinefunction(wrapped)) == ("work", "Works.", True)
+    assert sync(0.5) == 0.5
+    assert asyncio.run(wrapped(0.25)) == 0.25
+    with pytest.raises(KeyError):
+        sync(0.1, fail=True)
+    s = telemetry.statistics()
+    assert s.outcomes == {"ok": 2, "KeyError": 1}
+    assert (s.latency.min, s.latency.max) == (pytest.approx(0.25), pytest.approx(0.5))
+    assert repr(telemetry) == "<Telemetry('f'): 3 requests>"
+
+
+def test_a_snapshot_does_not_change():
+    clock = FakeClock()
+    telemetry = si.Telemetry(clock=clock)
+    call = telemetry.wrap(lambda: clock.advance(0.1))
+    call()
+    before = telemetry.statistics()
+    call()
+    assert (before.answered, before.latency.count, telemetry.statistics().answered) == (1, 1, 2)
+    page = telemetry.statistics()._repr_html_()
+    assert "<td>2</td>" in page
+    assert "100" in page
+
+
+def test_nothing_is_lost_when_threads_record_at_once():
+    telemetry = si.Telemetry()
+    call = telemetry.wrap(lambda: None)
+
+    def hammer():
+        for _ in range(5000):
+            call()
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    s = telemetry.statistics()
+    assert (s.answered, s.in_flight, s.outcomes) == (20_000, 0, {"ok": 20_000})
+
+
+@pytest.mark.parametrize("inner", [ScriptedBackend(), 3])
+def test_what_cannot_be_recorded_is_refused(inner):
+    with pytest.raises(TypeError, match="inner: expected a service"):
+        si.Telemetry().wrap(inner)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(TypeError, match="name: expected a string"):
+        si.Telemetry(3)
+    with pytest.raises(TypeError, match="clock"):
+        si.Telemetry(clock=3)
+
+
+def test_compiled_and_plain_recorders_agree(plain):
+    from streaminfer._request_cy import Timings
+    from streaminfer.telemetry._recorder_cy import Recorder
+
+    def fill(recorder_class):
+        rng = random.Random(3)
+        histograms = [LatencyHistogram() for _ in range(5)]
+        recorder = recorder_class(*histograms)
+        for _ in range(500):
+            recorder.begin()
+            start = rng.randrange(10**9)
+            stamps = [start + step * rng.randrange(10**6) - 1000 for step in range(5)]
+            if rng.random() < 0.2:
+                recorder.fail(rng.choice(["a", "b"]))
+            else:
+                timings = Timings(*stamps[:4], rng.randrange(1, 5)) if rng.random() < 0.8 else None
+                recorder.answer(rng.random() < 0.1, timings, start, stamps[4])
+        encoded = [histogram.encode() for histogram in histograms]
+        return encoded, recorder.started, recorder.degraded, recorder.errors, recorder.batch_sizes
+
+    twin = plain("telemetry._recorder_cy").Recorder
+    twin_filled, filled = fill(PlainHistograms(twin)), fill(Recorder)
+    assert twin_filled == filled
+
+
+class PlainHistograms:
+    """Makes a plain recorder, whose ``count_ns`` a compiled histogram offers to C only, record through ``record_ns``."""
+
+    def __init__(self, recorder_class):
+        self.recorder_class = recorder_class
+
+    def __call__(self, *histograms):
+        return self.recorder_class(*(Adapter(histogram) for histogram in histograms))
+
+
+class Adapter:
+    def __init__(self, histogram):
+        self.count_ns = histogram.record_ns
