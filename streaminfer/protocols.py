@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from streaminfer.request import Batch, Request, Response
 
-__all__ = ["Admission", "Backend", "Clock", "Layer", "Service", "find_inward", "is_backend", "is_service"]
+__all__ = ["Admission", "Backend", "Clock", "Layer", "Observer", "Service", "find_inward", "is_backend", "is_service"]
 
 Clock = Callable[[], int]
 """Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
@@ -59,6 +59,31 @@ class Layer(Protocol):
 
     def wrap(self, inner: Any) -> Any:
         """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
+        ...
+
+
+class Observer(Protocol):
+    """Sees each request begin and end and changes nothing.
+
+    A wrapper that only observes offers itself as ``observer``, so that the `Stack`, where that wrapper is its outermost
+    one, calls it in its own frame instead of awaiting one more coroutine for each request.
+
+    Attributes:
+        clock: whose instants it is given.
+    """
+
+    clock: Clock
+
+    def begin(self) -> None:
+        """A request came."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """It ended without an answer."""
+        ...
+
+    def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
+        """It was answered."""
         ...
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
-__all__ = ["AssembledBatch", "prepare", "stack_rows"]
+__all__ = ["SCALARS", "AssembledBatch", "prepare", "stack_rows"]
 
-_SCALARS = (float, int, bool, complex, str, bytes)
+SCALARS = frozenset((float, int, bool, complex, str, bytes))
+"""Types that numpy stacks as they are."""
 
 
 class AssembledBatch(Batch):
@@ -63,7 +64,7 @@ def prepare(inputs: Any) -> Any:
         if inputs.dtype.hasobject:
             raise InvalidInput(_unstackable(inputs))
         return inputs
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return inputs
     if isinstance(inputs, Mapping):
         return {name: prepare(value) for name, value in inputs.items()}

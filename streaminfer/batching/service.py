@@ -5,10 +5,13 @@ own cancellation. ``RequestQueue.end`` and ``deliver`` say yes once per ticket, 
 """
 
 import asyncio
+import functools
+from asyncio import get_running_loop
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from streaminfer.batching._queue_cy import NEVER, Ticket
-from streaminfer.batching.assembly import prepare
+from streaminfer.batching.assembly import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
 from streaminfer.batching.statistics import BatcherStatistics
@@ -51,6 +54,7 @@ class BatchedService(Dispatcher):
         self._max_batch_size = max_batch_size
         self._max_in_flight = max_in_flight
         self._slo_ns = None if slo_s is None else timeout_ns(slo_s)
+        self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
         self._stopping = False
         self._submitted = 0
         self._overloaded = 0
@@ -80,7 +84,7 @@ class BatchedService(Dispatcher):
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
         """
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
         self._submitted += 1
@@ -89,7 +93,7 @@ class BatchedService(Dispatcher):
             deadline_ns = NEVER if self._slo_ns is None else now_ns + self._slo_ns
         if self._stopping or deadline_ns <= now_ns:
             self._turn_away(now_ns, deadline_ns)
-        if self._stack:
+        if self._stack and type(inputs) not in SCALARS:
             try:
                 inputs = prepare(inputs)
             except InvalidInput:
@@ -98,7 +102,7 @@ class BatchedService(Dispatcher):
         queue = self._queue
         if queue.full:
             self._make_room(priority)
-        ticket = queue.admit(request, inputs, loop.create_future(), now_ns, deadline_ns, priority)
+        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority)
         if self._free:
             if not self._dispatching:
                 self._dispatching = True
@@ -252,3 +256,7 @@ class BatchedService(Dispatcher):
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
+        if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
+            self._new_future = functools.partial(asyncio.Future, loop=loop)
+        else:
+            self._new_future = loop.create_future

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer._request_cy cimport Timings as CTimings
+from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
 from streaminfer.telemetry._histogram_cy cimport HistogramState as CHistogramState
 
 cdef class Recorder:
@@ -15,4 +15,8 @@ cdef class Recorder:
 
     cpdef begin(self)
     cpdef fail(self, str reason)
-    cpdef answer(self, bint degraded, CTimings timings, long long started_ns, long long now_ns)
+
+    @cython.locals(timings=CTimings)
+    cpdef answer(self, CResponse response, long long started_ns, long long now_ns)
+
+    cpdef record(self, long long started_ns, long long now_ns)

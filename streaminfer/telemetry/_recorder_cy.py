@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streaminfer._request_cy import Timings
+    from streaminfer._request_cy import Response
     from streaminfer.telemetry._histogram_cy import HistogramState
 
 __all__ = ["Recorder"]
@@ -71,18 +71,18 @@ class Recorder:
         """Counts a request that ended without an answer."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
-    def answer(self, degraded: bool, timings: Timings | None, started_ns: int, now_ns: int) -> None:
+    def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
         """Counts one answer.
 
         Args:
-            degraded: whether it was a lesser one.
-            timings: of the batch that answered, if one did.
+            response: the answer, with its batch's timings if one took part.
             started_ns: when the service was called.
             now_ns: when its answer came.
         """
-        if degraded:
+        if response.degraded:
             self.degraded += 1
-        self._latency.count_ns(max(now_ns - started_ns, 0))
+        self.record(started_ns, now_ns)
+        timings = response.timings
         if timings is None:
             return
         self._queued.count_ns(max(timings.started_ns - timings.enqueued_ns, 0))
@@ -91,3 +91,7 @@ class Recorder:
         self._handed_back.count_ns(max(now_ns - timings.inferred_ns, 0))
         size = timings.batch_size
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
+
+    def record(self, started_ns: int, now_ns: int) -> None:
+        """Counts one duration that has no parts: a function's."""
+        self._latency.count_ns(max(now_ns - started_ns, 0))

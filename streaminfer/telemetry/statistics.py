@@ -1,6 +1,5 @@
 """What a service did so far, as a frozen snapshot with histograms of its own."""
 
-import html
 from collections.abc import Mapping
 
 import attrs
@@ -83,6 +82,8 @@ class TelemetryStatistics:
         return f"<TelemetryStatistics {self.name!r}: {ended}; latency {self.latency!r}>"
 
     def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
         quantiles = (0.5, 0.99, 0.999, 1.0)
         rows = []
         for name, histogram in {"latency": self.latency, **self.parts()}.items():

@@ -36,6 +36,8 @@ class Telemetry:
         self._clock_given = clock is not None
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms)
+        self.begin = self._recorder.begin
+        self.answer = self._recorder.answer
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`, unless one was given."""
@@ -78,21 +80,21 @@ class Telemetry:
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
         )
 
-    def failed(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Counts a request that ended without an answer."""
         self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def recorded(*args: Any, **kwargs: Any) -> Any:
-            self._recorder.begin()
+            self.begin()
             started_ns = self.clock()
             try:
                 result = await function(*args, **kwargs)
             except BaseException as error:
-                self.failed(error)
+                self.fail(error)
                 raise
-            self._recorder.answer(False, None, started_ns, self.clock())
+            self._recorder.record(started_ns, self.clock())
             return result
 
         return recorded
@@ -100,14 +102,14 @@ class Telemetry:
     def _wrap_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            self._recorder.begin()
+            self.begin()
             started_ns = self.clock()
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
-                self.failed(error)
+                self.fail(error)
                 raise
-            self._recorder.answer(False, None, started_ns, self.clock())
+            self._recorder.record(started_ns, self.clock())
             return result
 
         return recorded
@@ -121,22 +123,20 @@ class _RecordedService:
 
     def __init__(self, telemetry: Telemetry, inner: Any) -> None:
         self.inner = inner
-        self._telemetry = telemetry
+        self.observer = telemetry
         self._call = inner.call
-        self._begin = telemetry._recorder.begin
-        self._answer = telemetry._recorder.answer
 
     async def call(self, request: Request) -> Response:
-        telemetry = self._telemetry
-        self._begin()
-        started_ns = telemetry.clock()
+        observer = self.observer
+        observer.begin()
+        started_ns = observer.clock()
         try:
             response: Response = await self._call(request)
         except BaseException as error:
-            telemetry.failed(error)
+            observer.fail(error)
             raise
-        self._answer(response.degraded, response.timings, started_ns, telemetry.clock())
+        observer.answer(response, started_ns, observer.clock())
         return response
 
     def __repr__(self) -> str:
-        return f"{self._telemetry!r} in front of {self.inner!r}"
+        return f"{self.observer!r} in front of {self.inner!r}"

@@ -156,7 +156,7 @@ def test_bad_settings_are_named():
 
 
 def test_compiled_and_plain_recorders_agree(plain):
-    from streaminfer._request_cy import Timings
+    from streaminfer._request_cy import Response, Timings
     from streaminfer.telemetry._recorder_cy import Recorder
 
     def fill(recorder_class):
@@ -171,7 +171,7 @@ def test_compiled_and_plain_recorders_agree(plain):
                 recorder.fail(rng.choice(["a", "b"]))
             else:
                 timings = Timings(*stamps[:4], rng.randrange(1, 5)) if rng.random() < 0.8 else None
-                recorder.answer(rng.random() < 0.1, timings, start, stamps[4])
+                recorder.answer(Response(None, rng.random() < 0.1, "", timings), start, stamps[4])
         encoded = [histogram.encode() for histogram in histograms]
         return encoded, recorder.started, recorder.degraded, recorder.errors, recorder.batch_sizes
 
