@@ -18,11 +18,12 @@ DIRECTIVES = {
     "language_level": "3",
     # types come from the .pxd alone: a Python annotation `int` must not truncate a float silently
     "annotation_typing": False,
-    "embedsignature": True,
 }
 
 
 def extensions() -> list[Extension]:
+    if DISABLED and REQUIRED:
+        raise SystemExit("STREAMINFER_REQUIRE_COMPILED=1 and STREAMINFER_DISABLE_COMPILED=1 contradict each other")
     if DISABLED:
         return []
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / "streaminfer").rglob("*_cy.py"))
@@ -32,7 +33,7 @@ def extensions() -> list[Extension]:
             [str(source)],
             optional=not REQUIRED,
             cython_directives=DIRECTIVES,
-            extra_compile_args=[] if os.name == "nt" else ["-O3"],
+            extra_compile_args=[] if os.name == "nt" else ["-O3", "-g0"],
         )
         for source in sources
     ]

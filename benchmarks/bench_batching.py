@@ -75,7 +75,7 @@ async def measure(make: Callable[[], Any], callers: int) -> float:
         return await cpu_per_request(call, callers, REQUESTS[callers])
 
 
-def table(title: str, run: Callable[[Any], float], rounds: int) -> None:
+def table(title: str, run: Callable[[Any], float], rounds: int, bars: dict[tuple[str, int], float]) -> None:
     print(f"\n{title}\n{'':22}" + "".join(f"{callers:>7} callers       " for callers in REQUESTS))
     rows: dict[str, list[str]] = {name: [] for name in VARIANTS}
     for callers in REQUESTS:
@@ -85,7 +85,7 @@ def table(title: str, run: Callable[[Any], float], rounds: int) -> None:
                 seconds[name].append(run(measure(make, callers)))
         for name, values in seconds.items():
             ratio = statistics.median(ours / floor for ours, floor in zip(values, seconds["minimal"], strict=True))
-            bar = BARS.get((name, callers))
+            bar = bars.get((name, callers))
             verdict = "" if bar is None else f" (≤ {bar}{' ✓' if ratio <= bar else ' ✗'})"
             rows[name].append(f"{statistics.median(values) * 1e6:6.2f} {ratio:5.2f}×{verdict:10}")
     for name, cells in rows.items():
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     print("CPU µs for each request, and times the minimal batcher's; no-op batch function, up to 64 a batch")
-    table("asyncio's own loop", asyncio.run, rounds)
-    table("uvloop", uvloop.run, max(3, rounds // 3))
+    table("asyncio's own loop", asyncio.run, rounds, BARS)
+    table("uvloop", uvloop.run, max(3, rounds // 3), {})
 
 
 if __name__ == "__main__":

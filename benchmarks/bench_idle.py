@@ -1,12 +1,12 @@
 """Wake-ups of an idle batcher, counted at the loop's selector, beside those of peers' habit: a poll every millisecond.
 
-    python benchmarks/bench_idle.py
+python benchmarks/bench_idle.py
 """
 
 import asyncio
 import contextlib
 import selectors
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import streaminfer as si
 
@@ -23,30 +23,25 @@ class CountingSelector(selectors.DefaultSelector):
         return super().select(timeout)
 
 
-async def idle(start: Callable[[], object], selector: CountingSelector) -> int:
-    keep = start()
-    for _ in range(3):
-        await asyncio.sleep(0)
+async def idle(start: Callable[[], Awaitable[object]], selector: CountingSelector) -> int:
+    keep = await start()
     before = selector.turns
     await asyncio.sleep(SECONDS)
     del keep
     return selector.turns - before
 
 
-def nothing() -> None:
+async def nothing() -> None:
     return None
 
 
-def batcher() -> object:
+async def batcher() -> object:
     predict = si.AdaptiveBatcher(max_batch_size=64, slo_s=0.05, max_in_flight=2).wrap(lambda x: x)
-
-    async def some() -> None:
-        await asyncio.gather(*(predict(float(number)) for number in range(100)))
-
-    return asyncio.ensure_future(some()), predict
+    await asyncio.gather(*(predict(float(number)) for number in range(100)))
+    return predict
 
 
-def polling() -> object:
+async def polling() -> object:
     async def poll() -> None:
         while True:
             await asyncio.sleep(0.001)
@@ -56,7 +51,11 @@ def polling() -> object:
 
 def main() -> None:
     counts = {}
-    for name, start in {"an empty loop": nothing, "an idle AdaptiveBatcher": batcher, "polling every ms": polling}.items():
+    for name, start in {
+        "an empty loop": nothing,
+        "an idle AdaptiveBatcher": batcher,
+        "polling every ms": polling,
+    }.items():
         selector = CountingSelector()
         loop = asyncio.SelectorEventLoop(selector)
         counts[name] = loop.run_until_complete(idle(start, selector))

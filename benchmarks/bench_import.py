@@ -1,6 +1,6 @@
 """What importing streaminfer costs, over importing what any such program imports anyway, in the same run.
 
-    python benchmarks/bench_import.py [--rounds 15]
+python benchmarks/bench_import.py [--rounds 15]
 """
 
 import argparse
@@ -23,7 +23,9 @@ BAR = 1.2
 
 def measure(statement: str) -> tuple[float, list[str]]:
     code = TIMED.format(statement=statement, heavy=HEAVY)
-    seconds, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    seconds, *heavy = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     return float(seconds), heavy
 
 
@@ -40,7 +42,9 @@ def main() -> None:
     ratio = statistics.median(own / floor for own, floor in zip(ours, floors, strict=True))
     print(f"{FLOOR:60} {statistics.median(floors) * 1e3:7.1f} ms")
     print(f"import streaminfer, touch {', '.join(NAMES):34} {statistics.median(ours) * 1e3:7.1f} ms")
-    print(f"ratio {ratio:.2f}× (≤ {BAR} {'✓' if ratio <= BAR else '✗'}); heavy modules loaded by it: {sorted(heavy) or 'none'}")
+    print(
+        f"ratio {ratio:.2f}× (≤ {BAR} {'✓' if ratio <= BAR else '✗'}); heavy modules loaded by it: {sorted(heavy) or 'none'}"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+WARM_UP = 30
+"""Rounds before the measurement: some batchers learn at first."""
+
 
 class MinimalBatcher:
     """What anybody would write: a list, a future for each item, one flush at the end of the loop's turn."""
@@ -50,7 +53,8 @@ async def cpu_per_request(call: Callable[[Any], Awaitable[Any]], callers: int, r
         for _ in range(requests // callers):
             await call(1.0)
 
-    await asyncio.gather(*(call(1.0) for _ in range(callers)))
+    for _ in range(WARM_UP):
+        await asyncio.gather(*(call(1.0) for _ in range(callers)))
     started = time.process_time()
     await asyncio.gather(*(caller() for _ in range(callers)))
     return (time.process_time() - started) / (requests // callers * callers)

@@ -61,8 +61,9 @@ class Stack:
 
     ::
 
-        async with Stack(Telemetry("faces"), AdaptiveBatcher(max_batch_size=8, slo_s=0.05), OnnxBackend("faces.onnx"))
-            as faces: boxes = await faces(image, timeout_s=0.04)
+        batcher = AdaptiveBatcher(max_batch_size=8, slo_s=0.05)
+        async with Stack(Telemetry("faces"), batcher, OnnxBackend("faces.onnx")) as faces:
+            boxes = await faces(image, timeout_s=0.04)
 
     A stack belongs to the event loop that started it; calls from another loop or a forked process raise
     ``RuntimeError``. It can be started again after it stopped.

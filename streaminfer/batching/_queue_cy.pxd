@@ -16,6 +16,7 @@ cdef class Run:
     cdef readonly long long deadline_ns
     cdef public object task
     cdef public bint begun
+    cdef public bint abandoned
 
 @cython.freelist(128)
 cdef class Ticket:

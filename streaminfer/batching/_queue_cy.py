@@ -103,10 +103,11 @@ class Run:
         started_ns: when they were taken off the queue.
         deadline_ns: their latest deadline, :data:`NEVER` where one has none.
         task: the asyncio task that runs it, where it runs in one.
+        abandoned: cancelled because nobody waits for it any more.
         begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
     """
 
-    __slots__ = ("begun", "deadline_ns", "inputs", "live", "started_ns", "task", "tickets")
+    __slots__ = ("abandoned", "begun", "deadline_ns", "inputs", "live", "started_ns", "task", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
@@ -116,6 +117,7 @@ class Run:
         self.deadline_ns = 0
         self.task: Any = None
         self.begun = False
+        self.abandoned = False
 
     def __repr__(self) -> str:
         return f"Run({len(self.tickets)} rows, {self.live} live)"

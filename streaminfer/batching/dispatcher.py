@@ -9,7 +9,7 @@ the policy's wish to look again; with nothing in hand there is none.
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from streaminfer.batching._alike_cy import alike, all_alike
@@ -86,8 +86,8 @@ class Dispatcher:
             if decision.batch:
                 self._launch(decision, now_ns)
                 if self._infer is None:
-                    # a function ran on the loop: let others have a turn before the next batch
-                    self._schedule()
+                    if queue.waiting:
+                        self._schedule()  # a function ran on the loop: others have a turn before the next batch
                     break
                 now_ns = None
             elif not decision.refuse:
@@ -110,9 +110,9 @@ class Dispatcher:
             if not tickets:
                 return
         self._free -= 1
-        self._runs.add(run)
-        _count(self._batch_sizes, len(tickets))
-        _count(self._released, decision.reason)
+        size = len(tickets)
+        self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
+        self._released[decision.reason] = self._released.get(decision.reason, 0) + 1
         if self._infer is None:
             self._call_function(run)
             return
@@ -127,7 +127,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - a backend that fails before it awaits anything
             self._finish(run, run.started_ns, None, error)
         else:
-            run.task = self._loop_now().create_task(self._complete(run, results, batch, run.started_ns))
+            self._start_task(run, self._complete(run, results, batch, run.started_ns))
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
@@ -145,9 +145,13 @@ class Dispatcher:
             raise
         else:
             if type(results) not in PLAIN and inspect.isawaitable(results):
-                run.task = self._loop_now().create_task(self._complete(run, results, None, assembled_ns))
+                self._start_task(run, self._complete(run, results, None, assembled_ns))
             else:
                 self._finish(run, assembled_ns, results, None)
+
+    def _start_task(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
+        self._runs.add(run)
+        run.task = self._loop_now().create_task(work)
 
     async def _complete(
         self, run: Run, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
@@ -177,8 +181,11 @@ class Dispatcher:
     def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Hands out what a batch came to, and frees its worker."""
         inferred_ns = self.clock()
-        self._runs.discard(run)
+        if run.task is not None:
+            self._runs.discard(run)
         self._free += 1
+        if self._queue.next_deadline_ns <= inferred_ns:
+            self._expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
         if run.live == 0:
             return  # nobody waits for it any more, whatever it came to
         if error is None:
@@ -225,7 +232,8 @@ class Dispatcher:
                 self._cancel_if_abandoned(run)
 
     def _cancel_if_abandoned(self, run: Run) -> None:
-        if run.live == 0 and run.begun and run in self._runs:
+        if run.live == 0 and run.begun and not run.abandoned and run in self._runs:
+            run.abandoned = True
             self._abandoned_batches += 1
             run.task.cancel()
 
@@ -270,7 +278,3 @@ class Dispatcher:
             self._dispatch(now_ns)
         else:
             self._settle()
-
-
-def _count(counts: dict[Any, int], key: Any) -> None:
-    counts[key] = counts.get(key, 0) + 1

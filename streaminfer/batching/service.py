@@ -162,7 +162,7 @@ class BatchedService(Dispatcher):
                 self._drained = None
                 self._close()
         self._close()
-        tasks = [run.task for run in self._runs if run.task is not None]
+        tasks = [run.task for run in self._runs]
         if tasks:
             await asyncio.wait(tasks)
 
@@ -198,7 +198,15 @@ class BatchedService(Dispatcher):
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
     def _make_room(self, priority: int) -> None:
-        """Displaces the newest of the least urgent waiting requests if the newcomer is more urgent, else refuses it."""
+        """Makes a place in a full queue, or raises.
+
+        A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
+        least urgent waiting requests gives way if the newcomer is more urgent.
+        """
+        if self._free:
+            self._dispatch()
+            if not self._queue.full:
+                return
         last = self._queue.least_urgent()
         if last is not None and last.future.done():
             self._drop_cancelled(last)

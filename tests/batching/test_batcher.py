@@ -253,6 +253,10 @@ async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(l
     assert (await service.call(si.Request(5.0))).outputs == 5.0
     s = counted(batcher)
     assert (s.abandoned_batches, s.running_batches, backend.running) == (1, 0, 0)
+    backend._steps.append(HANG)
+    late = await settle(*(service.call(si.Request(1.0, deadline_ns=3000)) for _ in range(4)))
+    assert [type(error) for error in late] == [si.DeadlineExceeded] * 4
+    assert counted(batcher).abandoned_batches == 2
 
 
 @virtual
@@ -277,6 +281,21 @@ async def test_deadline_bounds_what_the_backend_is_told(loop):
     assert [batch.deadline_ns for batch in backend.batches] == [3000, None]
 
 
+@virtual
+async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(loop):
+    def slow(x):
+        loop.now_ns += 80_000_000  # a function that holds the loop up
+        return x
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    predict = batcher.wrap(slow)
+    late, fine = await settle(predict(1.0, timeout_s=0.05), predict(2.0, timeout_s=0.1))
+    assert isinstance(late, si.DeadlineExceeded)
+    assert fine == 2.0
+    s = counted(batcher)
+    assert (s.expired, s.answered) == (1, 1)
+
+
 # -- overload and priority ------------------------------------------------------------------------------------------
 
 
@@ -297,6 +316,18 @@ async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
     assert service.admission(si.Request(9.0), loop.now_ns).retry_after_s == pytest.approx(0.2)
     assert [response.outputs for response in await asyncio.gather(busy, *waiting)] == [0.0, 0.0, 1.0, 2.0, 3.0]
     assert counted(batcher).overloaded == 1
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@virtual
+async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop, inline):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=16, clock=loop.clock)
+    wrapped = batcher.wrap(double if inline else backend)
+    results = await settle(*(wrapped(1.0) if inline else wrapped.call(si.Request(1.0)) for _ in range(100)))
+    refused = sum(isinstance(result, si.Overloaded) for result in results)
+    assert refused == (0 if inline else 80)
+    assert counted(batcher).answered == 100 - refused
 
 
 @virtual

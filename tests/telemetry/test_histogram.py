@@ -412,7 +412,7 @@ def test_merge_refuses_other_types(histogram_class):
 
 @pytest.mark.parametrize(
     "duplicate",
-    [lambda h: h.copy(), copy.copy, copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))],  # noqa: S301
+    [lambda h: h.copy(), copy.copy, copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))],
     ids=["copy()", "copy.copy", "copy.deepcopy", "pickle"],
 )
 @pytest.mark.parametrize("values", [[], [1, 2.5, 7, 10**10]], ids=["empty", "filled"])

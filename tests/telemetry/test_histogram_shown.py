@@ -111,7 +111,7 @@ def test_table_escapes_what_it_shows():
 @pytest.fixture
 def pyplot():
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the choice of the backend
+    from matplotlib import pyplot as plt
 
     yield plt
     plt.close("all")

@@ -1,0 +1,261 @@
+"""How many microphones does a service hold? A ramp finds a candidate, and only a hold of several seconds counts.
+
+*Held* means: over the whole hold, at least 99 % of all chunks that were due were answered within 32 ms of being due;
+lost chunks are not on time. The ramp adds microphones in steps until some steps in a row fail (one may be the machine's
+fault); then the last good number has to hold. If it does not, fewer have to, until a number holds or the time is up.
+Each hold is a fresh service with fresh microphones, and what is reported is the last one, all of it.
+"""
+
+import asyncio
+import gc
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+import streaminfer as si
+from demo.audio import CHUNK_S, SILENCE, Clip
+from demo.cameras import Cameras
+from demo.faces import FULL, Face
+from demo.machine import CpuClock, CpuUse
+from demo.meter import Meter
+from demo.microphones import Microphones
+from demo.services import UNBATCHED, Way, face_service, voice_service
+from demo.video import Frames
+from streaminfer.telemetry.statistics import TelemetryStatistics
+
+__all__ = ["ENOUGH", "Hold", "Search", "Stage", "Step", "choose_unbatched", "hold", "search"]
+
+ENOUGH = 0.99
+"""The share of chunks that has to be on time."""
+STEP_S = 0.5
+SETTLE_S = 0.2
+STEP_SHARE = 0.1
+"""Microphones added by a step of the ramp, as a share of the estimate."""
+STEPS_DOWN = (0.95, 0.95, 0.9, 0.9, 0.8)
+"""By how much a number that did not hold is lowered, each time; the last one goes on."""
+SATURATION_CALLERS = 48
+
+
+@attrs.frozen(eq=False)
+class Stage:
+    """What every trial is given.
+
+    Attributes:
+        clip: what microphones play.
+        frames: what cameras play.
+        cameras: how many there are, in every trial.
+        say: told what happens.
+        make_service: builds the voice detector's stack.
+    """
+
+    clip: Clip
+    frames: Frames | None
+    cameras: int
+    say: Callable[[str], None]
+    make_service: Callable[[Way, Clip], si.Stack] = voice_service
+
+
+@attrs.frozen
+class Step:
+    """One number of microphones, tried.
+
+    Attributes:
+        microphones: how many.
+        share_on_time: of the chunks that were due.
+        held: a hold, not a step of the ramp.
+    """
+
+    microphones: int
+    share_on_time: float
+    held: bool
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Hold:
+    """Several seconds with one number of microphones, and all that is known about them.
+
+    Attributes:
+        way: how the voice detector was served.
+        microphones: how many.
+        seconds: how long, a hold that was given up early included.
+        began_ns: monotonic instant of its beginning.
+        chunks: what became of them.
+        pictures: what became of the cameras' frames; ``None`` without cameras.
+        cpu: who used the processors.
+        voice: telemetry of the voice detector.
+        heard: the speech probabilities, by microphone, NaN where a chunk was lost.
+        faces: the faces found, by number of the frame.
+    """
+
+    way: Way
+    microphones: int
+    seconds: float
+    began_ns: int
+    chunks: Meter
+    pictures: Meter | None
+    cpu: CpuUse
+    voice: TelemetryStatistics
+    heard: list[NDArray[np.float32]]
+    faces: dict[int, list[Face]]
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough chunks were on time."""
+        return self.chunks.share_on_time >= ENOUGH
+
+    @property
+    def cpu_per_chunk_s(self) -> float:
+        """Processor time for one chunk, microphones and event loop included, the face detector's thread left out."""
+        return (self.cpu.process_s - self.cpu.faces_s) / max(self.chunks.ended, 1)
+
+
+@attrs.frozen
+class Search:
+    """How the number of microphones was found.
+
+    Attributes:
+        steps: everything that was tried, in order.
+        hold: the last hold.
+    """
+
+    steps: list[Step]
+    hold: Hold
+
+
+@asynccontextmanager
+async def running_cameras(stage: Stage) -> AsyncIterator[Cameras | None]:
+    """The cameras of a trial, and the service that they send to."""
+    if not stage.cameras or stage.frames is None:
+        yield None
+        return
+    async with face_service() as service:
+        cameras = Cameras(service, stage.frames, stage.cameras)
+        try:
+            yield cameras
+        finally:
+            await cameras.stop()
+
+
+async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
+    """Chunks a second that a service answers to callers who send the next one as soon as they have an answer."""
+    clock = service.clock
+    end_ns = clock() + round(seconds * 1e9)
+    answered = 0
+
+    async def call_again_and_again() -> None:
+        nonlocal answered
+        while clock() < end_ns:
+            await service.call(si.Request({"input": clip.chunks[0], "state": SILENCE}))
+            answered += clock() <= end_ns
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(SATURATION_CALLERS):
+            group.create_task(call_again_and_again())
+    return answered / seconds
+
+
+async def choose_unbatched(stage: Stage, seconds: float = 0.5) -> tuple[Way, dict[str, float]]:
+    """The unbatched way that answers most chunks a second on this machine, and what each of them answers."""
+    rates: dict[Way, float] = {}
+    async with running_cameras(stage):
+        for way in UNBATCHED:
+            stage.say(f"looking for the best baseline: {way.name}")
+            async with stage.make_service(way, stage.clip) as service:
+                rates[way] = await saturation(service, stage.clip, seconds)
+    return max(rates, key=lambda way: rates[way]), {way.name: rate for way, rate in rates.items()}
+
+
+async def ramp(stage: Stage, way: Way) -> list[Step]:
+    """Adds microphones until three steps in a row are not on time: two of one number, and one of a larger number."""
+    steps: list[Step] = []
+    async with running_cameras(stage), stage.make_service(way, stage.clip) as service:
+        # as many as it could serve if it were always busy: begin well below, and expect to end about there
+        estimate = await saturation(service, stage.clip, STEP_S) * CHUNK_S
+        microphones = Microphones(service, stage.clip)
+        count = max(1, round(estimate * 4 * STEP_SHARE))
+        failures = 0
+        while failures < 3:
+            microphones.grow_to(count)
+            await asyncio.sleep(SETTLE_S)
+            meter = await microphones.measure(STEP_S)
+            steps.append(Step(count, meter.share_on_time, held=False))
+            stage.say(f"{way.name}: {count} microphones, {meter.share_on_time:.1%} of chunks on time")
+            if meter.share_on_time >= ENOUGH:
+                failures = 0
+            else:
+                failures += 1
+                # an overload does not pass by itself while nobody leaves: the next step begins with a fresh crowd
+                await microphones.stop()
+                microphones = Microphones(service, stage.clip)
+            if failures != 1:
+                count += max(1, round(estimate * STEP_SHARE))
+        await microphones.stop()
+    return steps
+
+
+async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: bool = False) -> Hold:
+    """Keeps a number of microphones going.
+
+    Args:
+        stage: what to play.
+        way: how to serve it.
+        count: of microphones.
+        seconds: how long.
+        give_up: stop as soon as too many chunks have missed for the hold to count.
+    """
+    stage.say(f"{way.name}: holding {count} microphones for {seconds:g} s")
+    most_missed = round(count * seconds / CHUNK_S * (1 - ENOUGH)) if give_up else None
+    async with running_cameras(stage) as cameras, stage.make_service(way, stage.clip) as service:
+        # what exists now lives to the end: the collector need not look at it again while chunks are due
+        gc.collect()
+        gc.freeze()
+        microphones = Microphones(service, stage.clip)
+        pictures = None if cameras is None else cameras.meter
+        cpu = CpuClock(FULL.file)
+        began_ns = service.clock()
+        microphones.grow_to(count)
+        chunks = await microphones.measure(seconds, most_missed=most_missed)
+        use = cpu.read()
+        took_s = (service.clock() - began_ns) / 1e9
+        await microphones.stop()
+        gc.unfreeze()
+        return Hold(
+            way=way,
+            microphones=count,
+            seconds=took_s,
+            began_ns=began_ns,
+            chunks=chunks,
+            pictures=pictures,
+            cpu=use,
+            voice=service.statistics()["Telemetry"],
+            heard=[np.frombuffer(heard, np.float32) for heard in microphones.heard],
+            faces={} if cameras is None else {place: list(faces) for place, faces in sorted(cameras.faces.items())},
+        )
+
+
+async def search(stage: Stage, way: Way, seconds: float, budget_s: float) -> Search:
+    """The most microphones that a service holds, as far as the time allows to find out.
+
+    Args:
+        stage: what to play.
+        way: how to serve it.
+        seconds: how long a number has to hold.
+        budget_s: no further hold begins that would end later than this.
+    """
+    end_s = time.monotonic() + budget_s
+    steps = await ramp(stage, way)
+    good = [step.microphones for step in steps if step.share_on_time >= ENOUGH]
+    count = max(good) if good else max(1, steps[0].microphones // 2)
+    steps_down = itertools.chain(STEPS_DOWN, itertools.repeat(STEPS_DOWN[-1]))
+    while True:
+        held = await hold(stage, way, count, seconds, give_up=True)
+        steps.append(Step(count, held.chunks.share_on_time, held=True))
+        stage.say(f"{way.name}: {count} microphones, {held.chunks.share_on_time:.2%} on time over {held.seconds:.1f} s")
+        if held.enough or count == 1 or time.monotonic() + seconds > end_s:
+            return Search(steps, held)
+        count = max(1, int(count * next(steps_down)))

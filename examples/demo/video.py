@@ -1,0 +1,68 @@
+"""Video as a camera driver hands it over: frames in memory, scaled to what the detector reads.
+
+The clip is decoded once, before anything is timed: the demo measures the serving of a model, and a camera driver
+delivers pictures, not H.264.
+"""
+
+from pathlib import Path
+
+import attrs
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Frames", "load_frames", "normalise"]
+
+
+@attrs.frozen(eq=False)
+class Frames:
+    """A video clip, letterboxed.
+
+    Attributes:
+        name: of the file.
+        pixels: uint8[frames, size, size, 3], the picture in the middle, black bars around it.
+        rate: frames a second.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    rate: float
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def load_frames(path: Path, size: int) -> Frames:
+    """Decodes a video file.
+
+    Args:
+        path: of the file.
+        size: height and width that the detector wants; the aspect ratio is kept.
+
+    Raises:
+        ValueError: there is no video in it.
+    """
+    pictures = []
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path.name}: expected a video, got a file without one")
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 24)
+        for frame in container.decode(stream):
+            scale = size / max(frame.width, frame.height)
+            width, height = round(frame.width * scale), round(frame.height * scale)
+            picture = np.zeros((size, size, 3), np.uint8)
+            left, top = (size - width) // 2, (size - height) // 2
+            picture[top : top + height, left : left + width] = frame.reformat(
+                width=width, height=height, format="rgb24", interpolation="AREA"
+            ).to_ndarray()
+            pictures.append(picture)
+    return Frames(path.name, np.stack(pictures), rate)
+
+
+def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the detector reads: 0…255 becomes -1…1."""
+    values = pixels.astype(np.float32)
+    values *= np.float32(1 / 127.5)
+    values -= np.float32(1)
+    return values

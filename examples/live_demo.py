@@ -1,0 +1,82 @@
+"""Live speech and video through two real models, batched and unbatched, on this machine: ``make demo``.
+
+Microphones send a chunk every 32 ms through one voice detector, each with its own recurrent state, and some cameras
+send 24 frames a second to a face detector. How many microphones can this machine hold with 99 % of all chunks answered
+before the next one is due, and how many without batching? Under a minute; then a table, and ``report.html``.
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from demo.audio import load_clip
+from demo.faces import FULL
+from demo.machine import describe_machine
+from demo.page import make_page
+from demo.progress import Progress
+from demo.recognition import listen_once
+from demo.report import Outcome, describe_outcome, make_rows, render_table
+from demo.services import ASSETS, BATCHED, UNBATCHED, Way, voice_service
+from demo.trials import Search, Stage, Step, choose_unbatched, hold, search
+from demo.video import load_frames
+
+BUDGET_S = 22.0
+"""For finding the number of microphones of one way, the hold included."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=7.5, help="how long a number of microphones has to hold")
+    parser.add_argument("--streams", type=int, help="this many microphones, instead of as many as the machine holds")
+    parser.add_argument("--cameras", type=int, default=2, help="cameras beside the microphones")
+    parser.add_argument("--report", type=Path, default=Path("report.html"), help="where the report goes")
+    parser.add_argument("--no-baseline", action="store_true", help="leave the unbatched ways out")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or options.cameras < 0 or (options.streams is not None and options.streams < 1):
+        parser.error("--seconds and --streams take a number above 0, --cameras 0 or more")
+    return options
+
+
+async def try_way(stage: Stage, way: Way, options: argparse.Namespace) -> Search:
+    """As many microphones as the machine holds, or as many as were asked for."""
+    if options.streams is None:
+        return await search(stage, way, options.seconds, BUDGET_S)
+    held = await hold(stage, way, options.streams, options.seconds)
+    return Search([Step(options.streams, held.chunks.share_on_time, held=True)], held)
+
+
+async def run(options: argparse.Namespace, progress: Progress) -> Outcome:
+    """The whole demo."""
+    progress.say("decoding the clips")
+    clip = load_clip(ASSETS / "librivox_0870.wav")
+    frames = load_frames(ASSETS / "astronaut_pan.mp4", FULL.size)
+    async with voice_service(UNBATCHED[0], clip) as service:
+        reference = await listen_once(service, clip)
+    stage = Stage(clip, frames, options.cameras, progress.say)
+    searches = [await try_way(stage, BATCHED, options)]
+    rates: dict[str, float] = {}
+    if not options.no_baseline:
+        best, rates = await choose_unbatched(stage)
+        searches.append(await try_way(stage, best, options))
+    progress.say("drawing the report")
+    return Outcome(describe_machine(), clip, frames, options.cameras, reference, searches, rates)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo, prints the table and writes the report."""
+    options = parse(arguments)
+    progress = Progress()
+    outcome = asyncio.run(run(options, progress))
+    options.report.write_text(make_page(outcome), encoding="utf-8")
+    progress.done()
+    print(render_table(make_rows(outcome)))
+    print()
+    print("\n".join(describe_outcome(outcome)))
+    print(f"\n{options.report} has the pictures. It took {progress.elapsed_s:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

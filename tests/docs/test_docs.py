@@ -1,0 +1,117 @@
+"""What the README and the documentation show is true: their code runs, prints what they say, and their links lead somewhere.
+
+Info strings: a ``python`` block runs, in the namespace of the page's earlier ones; ``text output`` behind it is what it
+must print; ``python no-run`` must only be valid Python. Anything else is not executed.
+"""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import streaminfer
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+INFO_STRINGS = {"python", "python no-run", "text", "text output", "console", "toml", "cython"}
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HOMES = ("streaminfer", "streaminfer.batching", "streaminfer.testing", "streaminfer.errors", "streaminfer.protocols")
+
+
+def _name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+class Block(NamedTuple):
+    info: str
+    text: str
+    line: int
+
+    def compile(self, path):
+        # empty lines in front, so that a traceback names the line of the page
+        return compile("\n" * (self.line - 1) + self.text, str(path), "exec")
+
+
+def _blocks(path):
+    text = path.read_text(encoding="utf-8")
+    return [Block(match[1].strip(), match[2], text.count("\n", 0, match.start()) + 2) for match in FENCE.finditer(text)]
+
+
+@pytest.fixture
+def page_namespace(monkeypatch):
+    """The namespace of a script that a reader starts in the checkout."""
+    monkeypatch.chdir(ROOT)
+    return {"__name__": "__main__"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_code_of_the_page_runs_and_prints_what_it_says(path, page_namespace, capsys):
+    printed = None
+    for block in _blocks(path):
+        if block.info == "python":
+            exec(block.compile(path), page_namespace)  # noqa: S102 - to run the pages is what this is for
+            printed = capsys.readouterr().out
+        elif block.info == "text output":
+            assert printed is not None, f"{_name(path)}:{block.line}: output without code before it"
+            assert printed == block.text, f"{_name(path)}:{block.line}"
+            printed = None
+        else:
+            printed = None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_blocks_are_of_known_kinds_and_valid(path):
+    for block in _blocks(path):
+        if not block.info.startswith("{"):  # a directive
+            assert block.info in INFO_STRINGS, f"{_name(path)}:{block.line}"
+        if block.info.startswith("python"):
+            block.compile(path)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_links_lead_to_files_of_the_checkout(path):
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in LINK.findall(prose):
+        file, _, anchor = target.partition("#")
+        if ":" in file:  # elsewhere
+            continue
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{_name(path)}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", linked.read_text(encoding="utf-8")), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{_name(path)}: {target}"
+
+
+def test_readme_and_pages_have_code_that_runs():
+    running = {path.name for path in PAGES if any(block.info == "python" for block in _blocks(path))}
+    assert {"README.md", "getting-started.md", "batching.md", "stacks.md", "backends.md", "telemetry.md"} <= running
+
+
+def test_reference_documents_every_public_name():
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set()
+    for kind, path in re.findall(r"auto(class|exception|function|data|module):: ([\w.]+)", reference):
+        documented |= set(importlib.import_module(path).__all__) if kind == "module" else {path.rpartition(".")[2]}
+    for home in HOMES:
+        module = importlib.import_module(home)
+        public = {name for name in module.__all__ if not isinstance(getattr(module, name), types.ModuleType)}
+        assert public <= documented, home
+
+
+def test_examples_in_docstrings():
+    finder, runner = doctest.DocTestFinder(recurse=True), doctest.DocTestRunner()
+    for info in pkgutil.walk_packages(streaminfer.__path__, "streaminfer."):
+        if info.name.endswith("_cy"):
+            continue  # their classes are found where they are published
+        for test in finder.find(importlib.import_module(info.name)):
+            runner.run(test)
+    assert runner.failures == 0
+    assert runner.tries > 0

@@ -1,0 +1,101 @@
+import importlib
+import wave
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+
+@pytest.fixture
+def audio(_examples_can_be_imported):
+    return importlib.import_module("demo.audio")
+
+
+@pytest.fixture
+def recognition(_examples_can_be_imported):
+    return importlib.import_module("demo.recognition")
+
+
+def write(path, samples, rate=16_000):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.asarray(samples, np.int16).tobytes())
+    return path
+
+
+def test_chunks_carry_the_end_of_the_one_before(audio, tmp_path):
+    samples = np.arange(1300, dtype=np.int16)
+    clip = audio.load_clip(write(tmp_path / "a.wav", samples))
+    assert len(clip.chunks) == 3
+    assert clip.duration_s == pytest.approx(0.096)
+    assert all(chunk.shape == (576,) and chunk.dtype == np.float32 for chunk in clip.chunks)
+    assert not clip.chunks[0][:64].any()
+    for before, after in zip(clip.chunks, clip.chunks[1:], strict=False):
+        assert np.array_equal(before[-64:], after[:64])
+    heard = np.concatenate([chunk[64:] for chunk in clip.chunks])
+    assert np.array_equal(heard[:1300] * 32768, samples)
+    assert not heard[1300:].any()
+
+
+def test_other_formats_are_refused(audio, tmp_path):
+    with pytest.raises(ValueError, match=r"a\.wav: expected one channel of 16-bit samples at 16000 Hz"):
+        audio.load_clip(write(tmp_path / "a.wav", [0] * 100, rate=8_000))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ([0.1] * 20, []),
+        ([0.9] * 20, [(0.0, 0.64)]),
+        ([0.1] * 5 + [0.9] * 10 + [0.1] * 10, [(0.16, 0.48)]),
+        # a short silence does not end a segment, nor does a probability between the two thresholds
+        ([0.9] * 10 + [0.1] * 2 + [0.9] * 10 + [0.1] * 5, [(0.0, 0.704)]),
+        ([0.9] * 10 + [0.4] * 20 + [0.9] * 10 + [0.1] * 5, [(0.0, 1.28)]),
+        # less than 0.25 s is no speech
+        ([0.1] * 5 + [0.9] * 7 + [0.1] * 10, []),
+        ([0.9] * 10 + [0.1] * 10 + [0.9] * 10, [(0.0, 0.32), (0.64, 0.96)]),
+        ([0.9] * 10 + [0.1] * 2, [(0.0, 0.32)]),
+    ],
+)
+def test_speech_segments(audio, probabilities, expected):
+    found = audio.speech_segments(np.array(probabilities, np.float32))
+    assert np.allclose(found, expected) if expected else found == []
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 120), elements=st.floats(0, 1, width=32)))
+def test_segments_are_apart_in_order_and_within_the_clip(probabilities):
+    audio = importlib.import_module("demo.audio")
+    segments = audio.speech_segments(probabilities)
+    instants = [instant for segment in segments for instant in segment]
+    assert instants == sorted(instants)
+    assert all(0 <= start < end <= len(probabilities) * 0.032 + 1e-9 for start, end in segments)
+    assert all(end - start >= 0.25 for start, end in segments)
+    for start, _ in segments:
+        assert probabilities[round(start / 0.032)] >= 0.5
+
+
+def test_everybody_is_held_against_the_reference(recognition):
+    reference = np.array([0.1, 0.9, 0.9, 0.2], np.float32)
+    nan = np.nan
+    heard = [
+        np.array([0.1, 0.9, 0.9, 0.2, 0.1, 0.9], np.float32),  # intact
+        np.array([0.1, 0.4, 0.9, 0.2], np.float32),  # intact, and wrong once
+        np.array([0.1, nan, 0.9, 0.9, 0.1, 0.9, 0.9], np.float32),  # one lost, one wrong after it; then the clip again
+    ]
+    speech = recognition.compare_speech(heard, reference)
+    assert (speech.microphones, speech.intact, speech.agreeing) == (3, 2, 1)
+    assert (speech.after_loss, speech.after_loss_agreeing) == (2, 1)
+    assert speech.largest_difference == pytest.approx(0.5)
+    assert np.array_equal(speech.probabilities, reference)
+    assert speech.heard_s == pytest.approx(0.128)
+
+
+def test_nobody_heard_anything(recognition):
+    reference = np.array([0.1, 0.9], np.float32)
+    speech = recognition.compare_speech([np.empty(0, np.float32), np.array([np.nan], np.float32)], reference)
+    assert (speech.segments, speech.heard_s, speech.largest_difference) == ([], 0.0, 0.0)
+    assert (speech.microphones, speech.intact, speech.after_loss) == (2, 1, 0)

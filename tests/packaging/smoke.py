@@ -1,0 +1,36 @@
+"""Uses an installed streaminfer in an interpreter of its own and writes what came of it as JSON.
+
+Arguments: the dotted names of modules whose files are to be told.
+"""
+
+import asyncio
+import importlib
+import json
+import sys
+
+import numpy as np
+
+import streaminfer as si
+
+
+async def _answer_eight_at_once():
+    batcher = si.AdaptiveBatcher(max_batch_size=8, slo_s=60.0)
+    async with si.Stack(si.Telemetry("smoke"), batcher, si.CpuBackend(np.negative)) as service:
+        answers = await asyncio.gather(*(service(np.float32(number)) for number in range(8)))
+    return [float(answer) for answer in answers], batcher.statistics()
+
+
+answers, statistics = asyncio.run(_answer_eight_at_once())
+histogram = si.LatencyHistogram()
+histogram.record_many(np.full(5000, 0.001))  # enough for the Numba kernel
+json.dump(
+    {
+        "package": si.__file__,
+        "files": {name: importlib.import_module(name).__file__ for name in sys.argv[1:]},
+        "answers": answers,
+        "batch_sizes": list(statistics.batch_sizes.items()),
+        "released": dict(statistics.released),
+        "recorded": histogram.count,
+    },
+    sys.stdout,
+)
