@@ -43,7 +43,7 @@ def main() -> None:
     print(f"{FLOOR:60} {statistics.median(floors) * 1e3:7.1f} ms")
     print(f"import streaminfer, touch {', '.join(NAMES):34} {statistics.median(ours) * 1e3:7.1f} ms")
     print(
-        f"ratio {ratio:.2f}× (≤ {BAR} {'✓' if ratio <= BAR else '✗'}); heavy modules loaded by it: {sorted(heavy) or 'none'}"
+        f"ratio {ratio:.2f}× (≤ {BAR} {'✓' if ratio <= BAR else '✗'}); heavy modules loaded: {sorted(heavy) or 'none'}"
     )
 
 
