@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streaminfer import batching, errors, testing
+    from streaminfer._warmup import warmup
     from streaminfer.backends import CpuBackend, OnnxBackend
     from streaminfer.batching import AdaptiveBatcher
     from streaminfer.blocking import BlockingStack
@@ -58,6 +59,7 @@ __all__ = [
     "batching",
     "errors",
     "testing",
+    "warmup",
 ]
 
 __version__ = "0.1.0"
@@ -86,6 +88,7 @@ _HOMES = {
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
+    "warmup": "_warmup",
 }
 _MODULES = ("batching", "errors", "testing")
 

@@ -104,7 +104,7 @@ class LatencyHistogram(_State):
         >>> for milliseconds in range(1, 101):
         ...     histogram.record(milliseconds / 1000)
         >>> histogram
-        LatencyHistogram(count=100, p50=50.03 ms, p99=99.03 ms, p99.9=100 ms, max=100 ms)
+        LatencyHistogram(count=100, p50=50 ms, p99=99.02 ms, p99.9=100 ms, max=100 ms)
     """
 
     __slots__ = ("__weakref__",)
@@ -122,6 +122,18 @@ class LatencyHistogram(_State):
                 expected("significant_digits", f"a whole number from 1 to {_MOST_DIGITS}", significant_digits)
             )
         super().__init__(lowest_ns, highest_ns, digits)
+
+    def add_counts(self, counts: Any, minimum_ns: int, maximum_ns: int, clamped: int) -> None:
+        """Adds counts of one's own layout; see the state's method.
+
+        Args:
+            counts: shape (counts_length,), int64, any object with a buffer.
+            minimum_ns: the shortest duration among them, nanoseconds.
+            maximum_ns: the longest.
+            clamped: how many were longer than ``highest_s``.
+        """
+        # read through a memoryview the numbers are Python's, also where the state runs uncompiled
+        super().add_counts(memoryview(counts), minimum_ns, maximum_ns, clamped)
 
     def record_many(self, seconds: ArrayLike) -> None:
         """Counts every duration of an array, or none.

@@ -37,7 +37,7 @@ def build_wheel(tmp_path_factory):
             shutil.copy(ROOT / name, tree)
         for name in ("streaminfer", "tests", "examples"):
             shutil.copytree(ROOT / name, tree / name, ignore=NOT_CLONED)
-        done = subprocess.run(  # noqa: S603 - our own commands
+        done = subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree],
             cwd=tree,
             env=_clean_environment(**variables),
@@ -55,7 +55,7 @@ def run_python(tmp_path_factory):
     """Runs an interpreter outside the checkout, warnings as errors; returns what it wrote to stdout."""
 
     def run(interpreter, *arguments, **variables):
-        done = subprocess.run(  # noqa: S603 - our own commands
+        done = subprocess.run(
             [interpreter, "-P", "-W", "error", *arguments],
             cwd=tmp_path_factory.mktemp("elsewhere"),
             env=_clean_environment(**variables),

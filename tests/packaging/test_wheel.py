@@ -29,7 +29,7 @@ def interpreter(wheel, tmp_path_factory):
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
-    installed = subprocess.run(  # noqa: S603 - our own command
+    installed = subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", wheel],
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """LatencyHistogram: recording, reading, merging, in both builds."""
 
 import copy
+import doctest
 import math
 import pickle
 import weakref
@@ -24,6 +25,10 @@ def recorded(histogram_class, milliseconds, **layout):
 def everything(histogram):
     counts, minimum_ns, maximum_ns, clamped = histogram.snapshot()
     return histogram._layout(), counts.tolist(), histogram.count, minimum_ns, maximum_ns, clamped
+
+
+def test_the_example_of_the_documentation(build):
+    assert doctest.testmod(build, raise_on_error=True).attempted == 3
 
 
 def test_default_layout(histogram_class):

@@ -106,6 +106,12 @@ def test_a_ninth_byte_holds_eight_bits():
     assert histogram.count == 2**63 - 1
 
 
+def test_a_ninth_byte_with_its_high_bit_set_does_not_join_the_next_number():
+    payload = b"\x80" * 9 + b"\x02"  # 2^63, ZigZag for 2^62, and then 1
+    histogram = LatencyHistogram.decode(sealed(header(payload) + payload))
+    assert histogram.snapshot()[0][:3].tolist() == [2**62, 1, 0]
+
+
 def test_hostile_texts_are_refused_before_they_inflate():
     bomb = header(b"", length=0) + bytes(100_000_000)
     with pytest.raises(ValueError, match="expected a payload of 0 bytes"):
@@ -115,6 +121,7 @@ def test_hostile_texts_are_refused_before_they_inflate():
 PAYLOADS = {
     "more counts than parts": b"\x02" * 24_577,
     "more zeros than parts": b"\x81\x80\x04",
+    "zeros that wrap around": (b"\xff" * 8 + b"\x7f") * 4,  # four times 2^62
     "a count after the last part": b"\xff\xff\x02\x02",
     "a number cut off": b"\x02\x80",
     "counts beyond 2^63": (b"\xfe" + b"\xff" * 8) * 2,

@@ -1,0 +1,14 @@
+"""Compiles ahead what would otherwise be compiled at first use."""
+
+__all__ = ["warmup"]
+
+
+def warmup() -> None:
+    """Compiles every Numba kernel, which takes about a second once a process.
+
+    Without it a kernel is compiled at its first use: call this at start-up, off the event loop
+    (``await asyncio.to_thread(streaminfer.warmup)``). Thread-safe.
+    """
+    from streaminfer.telemetry import kernels  # noqa: PLC0415 - numba loads here and not before
+
+    kernels.warm_up()
