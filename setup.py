@@ -18,6 +18,7 @@ DIRECTIVES = {
     "language_level": "3",
     # types come from the .pxd alone: a Python annotation `int` must not truncate a float silently
     "annotation_typing": False,
+    "embedsignature": True,
 }
 
 
