@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
+    "planner": "the lookahead planner beside greedy batching and the clairvoyant optimum, in virtual time",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
     "import": "what importing streaminfer costs",

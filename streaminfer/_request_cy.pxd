@@ -28,5 +28,5 @@ cdef class Response:
     cdef object __weakref__
     cdef readonly object outputs
     cdef readonly bint degraded
-    cdef readonly str source
+    cdef readonly object source
     cdef readonly Timings timings

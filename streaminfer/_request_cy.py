@@ -64,10 +64,17 @@ class Request:
                 _wrong("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
             )
         check_priority(priority)
-        if type(tags) is not tuple:
-            if isinstance(tags, str):
-                raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
-            tags = tuple(tags)
+        if tags != ():
+            tags = _checked_tags(tags)
+        if tenant is not None and not isinstance(tenant, str):
+            raise InvalidInput(_wrong("tenant", "a string or None", tenant))
+        if subject is not None and not isinstance(subject, str):
+            raise InvalidInput(_wrong("subject", "a string or None", subject))
+        if stream_id is not None or key is not None:
+            _check_hashable("stream_id", stream_id)
+            _check_hashable("key", key)
+        if store is not True and store is not False:
+            raise InvalidInput(_wrong("store", "True or False", store))
         self.inputs = inputs
         self.deadline_ns = deadline_ns
         self.priority = priority
@@ -191,8 +198,25 @@ def check_priority(priority: Any) -> None:
     Raises:
         InvalidInput: it is none.
     """
-    if type(priority) is not int or not -(2**31) <= priority < 2**31:
+    if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
         raise InvalidInput(_wrong("priority", "a whole number of 32 bits, lower is more urgent", priority))
+
+
+def _checked_tags(tags: Any) -> tuple[str, ...]:
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
+    checked = tuple(tags)
+    for tag in checked:
+        if not isinstance(tag, str):
+            raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
+    return checked
+
+
+def _check_hashable(name: str, value: object) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise InvalidInput(_wrong(name, "a hashable value or None", value)) from None
 
 
 def _wrong(name: str, expectation: str, value: object) -> str:

@@ -29,18 +29,21 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
     what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(expected(name, what, value))
-    seconds = float(value)
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
     if not math.isfinite(seconds) or seconds < 0 or (positive and seconds == 0):
         raise ValueError(expected(name, what, value))
     return seconds
 
 
-def check_count(name: str, value: object, *, at_least: int = 1) -> int:
-    """A whole number of at least ``at_least``.
+def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
+    """A whole number of at least ``at_least``, and at most ``at_most`` where that is given.
 
     Raises:
         TypeError: not a whole number (a bool or a float is none).
-        ValueError: too small.
+        ValueError: too small or too large.
     """
     what = f"a whole number ≥ {at_least}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -48,6 +51,8 @@ def check_count(name: str, value: object, *, at_least: int = 1) -> int:
     number = int(value.__index__())
     if number < at_least:
         raise ValueError(expected(name, what, value))
+    if at_most is not None and number > at_most:
+        raise ValueError(expected(name, f"{what} and ≤ {at_most}", value))
     return number
 
 

@@ -6,6 +6,7 @@ already, and from any number of threads at once, whose calls then share batches.
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import Hashable, Iterable
 from types import TracebackType
@@ -36,6 +37,8 @@ class BlockingStack:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._drain = True
+        self._closing = False
+        self._pid = os.getpid()
 
     def __call__(
         self,
@@ -82,32 +85,51 @@ class BlockingStack:
         return statistics
 
     def __enter__(self) -> Self:
-        if self._thread is not None:
-            raise RuntimeError("this blocking stack runs already")
+        self._check_process()
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._drain = True
         thread = threading.Thread(target=self._run, args=(started,), name="streaminfer-blocking", daemon=True)
+        with self._lock:
+            if self._thread is not None:
+                raise RuntimeError("this blocking stack runs already")
+            self._thread = thread
+            self._drain = True
         thread.start()
         try:
             started.result()
         except BaseException:
-            if self._stop is not None and self._loop is not None:  # interrupted while it started
-                self._loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
+            self._leave(drain=False)
             raise
-        self._thread = thread
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        thread, loop, stop = self._thread, self._loop, self._stop
-        if thread is None or loop is None or stop is None:
+        self._check_process()
+        if not self._leave(drain=error is None):
             raise RuntimeError("this blocking stack does not run")
-        self._drain = error is None
-        self._thread = None
-        loop.call_soon_threadsafe(stop.set)
+
+    def _leave(self, *, drain: bool) -> bool:
+        with self._lock:
+            thread, loop, stop = self._thread, self._loop, self._stop
+            if thread is None:
+                return False
+            self._drain = drain
+            self._closing = True
+            if loop is not None and stop is not None:
+                loop.call_soon_threadsafe(stop.set)
         thread.join()
+        with self._lock:
+            self._thread = None
+            self._closing = False
+        return True
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            if self._thread is not None:
+                raise RuntimeError(
+                    "this blocking stack was started in another process: a forked process starts a stack of its own"
+                )
+            self._pid = os.getpid()
 
     def _run(self, started: "concurrent.futures.Future[None]") -> None:
         try:
@@ -117,24 +139,34 @@ class BlockingStack:
                 raise
             started.set_exception(error)
         finally:
-            with self._lock:
-                self._loop = None
-                pending = list(self._pending)
-            for future in pending:  # what was handed over after the loop had read its last callbacks
+            for future in self._pending_now():  # what was handed over after the loop had read its last callbacks
                 future.cancel()
 
+    def _pending_now(self) -> "list[concurrent.futures.Future[Any]]":
+        with self._lock:
+            self._loop = self._stop = None
+            return list(self._pending)
+
     async def _serve(self, started: "concurrent.futures.Future[None]") -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        stop = asyncio.Event()
+        with self._lock:
+            self._loop, self._stop = asyncio.get_running_loop(), stop
+            if self._closing:  # left before it had started
+                stop.set()
         await self.stack.start()
-        started.set_result(None)
-        await self._stop.wait()
-        await self.stack.stop(drain=self._drain)
+        drain = False
+        try:
+            started.set_result(None)
+            await stop.wait()
+            drain = self._drain
+        finally:  # also when something brings the loop down
+            await self.stack.stop(drain=drain)
 
     def _wait_for(self, coroutine: Any) -> Any:
+        self._check_process()
         with self._lock:
             loop = self._loop
-            if loop is None or self._thread is None:
+            if loop is None or self._thread is None or self._closing:
                 coroutine.close()
                 raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
             if self._thread is threading.current_thread():
@@ -154,6 +186,7 @@ class BlockingStack:
         finally:
             with self._lock:
                 self._pending.discard(future)
+            del future  # an error whose traceback holds this frame would keep the request's inputs alive
 
     def __repr__(self) -> str:
         return f"<blocking {self.stack!r}>"

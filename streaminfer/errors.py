@@ -92,9 +92,19 @@ def for_caller(error: BaseException, context: str) -> StreamInferError:
         A copy of a :class:`StreamInferError`; a :class:`BackendError` with ``__cause__`` for anything else.
     """
     if isinstance(error, StreamInferError):
-        own = copy.copy(error)
-        own.__cause__ = error.__cause__
-        return own
-    failure = BackendError(f"{context} raised {type(error).__name__}: {error}")
+        try:
+            own = copy.copy(error)
+        except Exception:  # noqa: BLE001 - a user's subclass that cannot be copied is wrapped like any other error
+            own = None
+        if type(own) is type(error):
+            own.__cause__ = error.__cause__
+            if hasattr(error, "__notes__"):
+                own.__notes__ = list(error.__notes__)
+            return own
+    try:
+        text = str(error)
+    except Exception as unprintable:  # noqa: BLE001 - the callers are owed an answer all the same
+        text = f"its message cannot be shown ({type(unprintable).__name__})"
+    failure = BackendError(f"{context} raised {type(error).__name__}: {text}")
     failure.__cause__ = error
     return failure

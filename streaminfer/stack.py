@@ -89,7 +89,7 @@ class Stack:
         self._clock_given = clock is not None
         if clock is not None:
             self._bind(clock)
-        self._parts = _compose(layers, self.clock)
+        self._parts, self._single = _compose(layers, self.clock)
         self.inner = self._parts[-1]
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
         observer = getattr(self.inner, "observer", None)
@@ -99,7 +99,9 @@ class Stack:
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
         slo_s = find_inward(self.inner, "slo_s", None)
         self._slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
+        self._home: asyncio.AbstractEventLoop | None = None  # where it was started
+        self._stopped = asyncio.Event()
         self._pid = 0
         self._state = "new"
         self._calls: set[asyncio.Task[Response]] = set()
@@ -165,12 +167,12 @@ class Stack:
             if self._validate is not None:
                 self._validate(request)
             response = await (self._call(request) if self._enforced else self._call_enforced(request))
+            if observer is not None:
+                observer.answer(response, now_ns, self.clock())
         except BaseException as error:
             if observer is not None:
                 observer.fail(error)
             raise
-        if observer is not None:
-            observer.answer(response, now_ns, self.clock())
         return response.outputs
 
     async def call(self, request: Request) -> Response:
@@ -191,13 +193,16 @@ class Stack:
             if self._validate is not None:
                 self._validate(request)
             response: Response = await (self._call(request) if self._enforced else self._call_enforced(request))
+            if observer is not None:
+                observer.answer(response, now_ns, self.clock())
         except BaseException as error:
             if observer is not None:
                 observer.fail(error)
             raise
-        if observer is not None:
-            observer.answer(response, now_ns, self.clock())
         return response
+
+    def validate(self, request: Request) -> None:
+        """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
@@ -226,8 +231,10 @@ class Stack:
         Raises:
             RuntimeError: it runs already.
         """
-        if self._state in {"running", "stopping"}:
+        if self._state in {"starting", "running", "stopping"} and not self._is_orphaned():
             raise RuntimeError(f"this stack is {self._state} already")
+        loop = asyncio.get_running_loop()
+        self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", set()
         started: list[Any] = []
         try:
             for part in self._parts:
@@ -236,32 +243,53 @@ class Stack:
                     await start()
                     started.append(part)
         except BaseException:
+            self._state = "stopped"
             await _stop_all(started, drain=False)
             raise
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._loop = loop
         self._state = "running"
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more, ends what is in hand and stops the layers, outermost first; a second call does nothing.
+        """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
+
+        A second call waits for the first; a stack that does not run is left alone. A draining stop that is cancelled
+        ends what is left with ``Closed`` and still stops every layer.
 
         Args:
             drain: answer what is in hand first; otherwise it ends with ``Closed``.
+
+        Raises:
+            RuntimeError: from another loop, or while the stack is starting.
         """
-        if self._state != "running":
+        if self._state in {"new", "stopped"} or self._is_orphaned():
             return
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self._home:
             self._refuse()
+        if self._state == "starting":
+            raise RuntimeError("this stack is starting: stop it when it has started")
+        if self._state == "stopping":
+            await self._stopped.wait()
+            return
         self._state = "stopping"
         self._loop = None
+        self._stopped = asyncio.Event()
+        failure: BaseException | None = None
         try:
             if self._calls and drain:
                 await asyncio.wait(self._calls)
+        except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
+            failure = error
+        try:
             for call in self._calls:
                 call.cancel()
-            await _stop_all(self._parts[::-1], drain=drain)
+            if self._calls:
+                await asyncio.wait(self._calls)
+            await _stop_all(self._parts[::-1], drain=drain and failure is None)
         finally:
             self._state = "stopped"
+            self._stopped.set()
+        if failure is not None:
+            raise failure
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -278,9 +306,8 @@ class Stack:
             self.clock = clock
             self._clock_given = True
             self._bind(clock)
-            for part in self._parts:
-                if isinstance(part, BatchedService):
-                    part.bind_clock(clock)
+            if self._single is not None:
+                self._single.bind_clock(clock)
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics."""
@@ -310,8 +337,12 @@ class Stack:
             if bind is not None:
                 bind(clock)
 
+    def _is_orphaned(self) -> bool:
+        """Its loop was closed without stopping it, or this is a forked process."""
+        return self._home is not None and (self._home.is_closed() or os.getpid() != self._pid)
+
     def _refuse(self) -> None:
-        if self._loop is None:
+        if self._loop is None or (self._loop.is_closed() and os.getpid() == self._pid):
             raise Closed(f"this stack is {self._state}: use it inside `async with stack`")
         if os.getpid() != self._pid:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
@@ -337,7 +368,10 @@ class Stack:
             raise DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s")
         if call.cancelled():
             raise Closed("the stack stopped before it could answer")
-        return call.result()
+        try:
+            return call.result()
+        finally:
+            del call  # an error whose traceback holds this frame would keep the request's inputs alive
 
     def _forget(self, call: asyncio.Task[Response]) -> None:
         self._calls.discard(call)
@@ -345,8 +379,9 @@ class Stack:
             call.exception()  # nobody else may be there to take it
 
 
-def _compose(layers: tuple[Any, ...], clock: Clock) -> list[Any]:
-    """The wrapped objects, innermost first; the last one is the service."""
+def _compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedService | None]:
+    """The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything."""
+    single = None
     current = layers[-1]
     if not is_service(current) and not is_backend(current):
         raise TypeError(
@@ -354,7 +389,7 @@ def _compose(layers: tuple[Any, ...], clock: Clock) -> list[Any]:
         )
     parts = [current]
     if not is_service(current) and not any(getattr(layer, "needs", None) == "backend" for layer in layers[:-1]):
-        current = BatchedService(
+        current = single = BatchedService(
             current,
             policy=Greedy(1),
             max_batch_size=1,
@@ -372,7 +407,7 @@ def _compose(layers: tuple[Any, ...], clock: Clock) -> list[Any]:
         parts.append(current)
     if not is_service(current):
         raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
-    return parts
+    return parts, single
 
 
 async def _stop_all(parts: list[Any], *, drain: bool) -> None:

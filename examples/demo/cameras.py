@@ -1,14 +1,16 @@
 """Live cameras: a frame every 1/24 s, whatever became of the last one, and the faces found in it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import streaminfer as si
 from demo.faces import FULL, Face, find_faces
 from demo.meter import Meter
+from demo.services import face_service
 from demo.video import Frames, normalise
 
-__all__ = ["Cameras"]
+__all__ = ["Cameras", "running_cameras"]
 
 
 class Cameras:
@@ -65,3 +67,17 @@ class Cameras:
                 self.faces[place] = find_faces(outputs["boxes"], outputs["scores"], self._anchors)
             place = (place + 1) % len(self._frames)
             due_ns += self.period_ns
+
+
+@asynccontextmanager
+async def running_cameras(frames: Frames | None, count: int) -> AsyncIterator[Cameras | None]:
+    """Some cameras and the service that they send to; ``None`` where there are none."""
+    if not count or frames is None:
+        yield None
+        return
+    async with face_service() as service:
+        cameras = Cameras(service, frames, count)
+        try:
+            yield cameras
+        finally:
+            await cameras.stop()

@@ -37,7 +37,7 @@ def draw_sections(outcome: Outcome) -> list[Section]:
         Section(
             "How many microphones are held",
             "A microphone sends a chunk every 32 ms and needs the answer before the next one is due. Small dots: half "
-            "a second of the ramp. Diamonds: holds; the last one of each way is in the table.",
+            "a second of the ramp. Diamonds: holds; the largest of each way that held is in the table.",
             plots.draw_search(outcome.searches),
         ),
         Section(

@@ -17,7 +17,7 @@ import streaminfer as si
 from demo.audio import SILENCE, Clip
 from demo.faces import FULL
 
-__all__ = ["ASSETS", "BATCHED", "UNBATCHED", "Way", "face_service", "voice_service"]
+__all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "face_service", "voice_service"]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOICE_MODEL = ASSETS / "silero_vad_16k_op15.onnx"
@@ -43,7 +43,16 @@ class Way:
     sessions: int = 1
 
 
-BATCHED = Way("batched", max_batch_size=64)
+def batched(sessions: int = 1) -> Way:
+    """Batches of whatever has come while the model was busy, 64 chunks at most.
+
+    Args:
+        sessions: how many batches may run at the same time.
+    """
+    name = "batched" if sessions == 1 else f"batched, {sessions} sessions"
+    return Way(name, max_batch_size=64, max_in_flight=sessions, sessions=sessions)
+
+
 UNBATCHED = (
     Way("no batcher, 1 session", max_in_flight=None),
     Way("no batcher, 2 sessions", max_in_flight=None, sessions=2),

@@ -2,16 +2,15 @@
 
 *Held* means: over the whole hold, at least 99 % of all chunks that were due were answered within 32 ms of being due;
 lost chunks are not on time. The ramp adds microphones in steps until some steps in a row fail (one may be the machine's
-fault); then the last good number has to hold. If it does not, fewer have to, until a number holds or the time is up.
-Each hold is a fresh service with fresh microphones, and what is reported is the last one, all of it.
+fault); then a little less than the last good number has to hold. If it does not, fewer have to; if it does, more may,
+until the time is up. Each hold is a fresh service with fresh microphones, and what is reported is the largest that
+held, all of it.
 """
 
 import asyncio
 import gc
-import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 
 import streaminfer as si
 from demo.audio import CHUNK_S, SILENCE, Clip
-from demo.cameras import Cameras
+from demo.cameras import running_cameras
 from demo.faces import FULL, Face
 from demo.machine import CpuClock, CpuUse
 from demo.meter import Meter
 from demo.microphones import Microphones
-from demo.services import UNBATCHED, Way, face_service, voice_service
+from demo.services import UNBATCHED, Way, voice_service
 from demo.video import Frames
 from streaminfer.telemetry.statistics import TelemetryStatistics
 
@@ -36,8 +35,10 @@ STEP_S = 0.5
 SETTLE_S = 0.2
 STEP_SHARE = 0.1
 """Microphones added by a step of the ramp, as a share of the estimate."""
-STEPS_DOWN = (0.95, 0.95, 0.9, 0.9, 0.8)
-"""By how much a number that did not hold is lowered, each time; the last one goes on."""
+STEP_DOWN = 0.94
+"""What half a second of the ramp stood, or an earlier hold did not, is lowered to this share for the next hold."""
+LAST_STEP_DOWN = 0.7
+"""And to this one when there is time for one hold only: better a low number that holds than none."""
 SATURATION_CALLERS = 48
 
 
@@ -120,25 +121,11 @@ class Search:
 
     Attributes:
         steps: everything that was tried, in order.
-        hold: the last hold.
+        hold: the largest that held; where none did, the last one.
     """
 
     steps: list[Step]
     hold: Hold
-
-
-@asynccontextmanager
-async def running_cameras(stage: Stage) -> AsyncIterator[Cameras | None]:
-    """The cameras of a trial, and the service that they send to."""
-    if not stage.cameras or stage.frames is None:
-        yield None
-        return
-    async with face_service() as service:
-        cameras = Cameras(service, stage.frames, stage.cameras)
-        try:
-            yield cameras
-        finally:
-            await cameras.stop()
 
 
 async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
@@ -162,7 +149,7 @@ async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
 async def choose_unbatched(stage: Stage, seconds: float = 0.5) -> tuple[Way, dict[str, float]]:
     """The unbatched way that answers most chunks a second on this machine, and what each of them answers."""
     rates: dict[Way, float] = {}
-    async with running_cameras(stage):
+    async with running_cameras(stage.frames, stage.cameras):
         for way in UNBATCHED:
             stage.say(f"looking for the best baseline: {way.name}")
             async with stage.make_service(way, stage.clip) as service:
@@ -173,7 +160,7 @@ async def choose_unbatched(stage: Stage, seconds: float = 0.5) -> tuple[Way, dic
 async def ramp(stage: Stage, way: Way) -> list[Step]:
     """Adds microphones until three steps in a row are not on time: two of one number, and one of a larger number."""
     steps: list[Step] = []
-    async with running_cameras(stage), stage.make_service(way, stage.clip) as service:
+    async with running_cameras(stage.frames, stage.cameras), stage.make_service(way, stage.clip) as service:
         # as many as it could serve if it were always busy: begin well below, and expect to end about there
         estimate = await saturation(service, stage.clip, STEP_S) * CHUNK_S
         microphones = Microphones(service, stage.clip)
@@ -210,7 +197,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: b
     """
     stage.say(f"{way.name}: holding {count} microphones for {seconds:g} s")
     most_missed = round(count * seconds / CHUNK_S * (1 - ENOUGH)) if give_up else None
-    async with running_cameras(stage) as cameras, stage.make_service(way, stage.clip) as service:
+    async with running_cameras(stage.frames, stage.cameras) as cameras, stage.make_service(way, stage.clip) as service:
         # what exists now lives to the end: the collector need not look at it again while chunks are due
         gc.collect()
         gc.freeze()
@@ -250,12 +237,21 @@ async def search(stage: Stage, way: Way, seconds: float, budget_s: float) -> Sea
     end_s = time.monotonic() + budget_s
     steps = await ramp(stage, way)
     good = [step.microphones for step in steps if step.share_on_time >= ENOUGH]
-    count = max(good) if good else max(1, steps[0].microphones // 2)
-    steps_down = itertools.chain(STEPS_DOWN, itertools.repeat(STEPS_DOWN[-1]))
+    count = max(1, int(STEP_DOWN * max(good, default=steps[0].microphones / 2)))
+    best: Hold | None = None
+    too_many: int | None = None
     while True:
-        held = await hold(stage, way, count, seconds, give_up=True)
-        steps.append(Step(count, held.chunks.share_on_time, held=True))
-        stage.say(f"{way.name}: {count} microphones, {held.chunks.share_on_time:.2%} on time over {held.seconds:.1f} s")
-        if held.enough or count == 1 or time.monotonic() + seconds > end_s:
-            return Search(steps, held)
-        count = max(1, int(count * next(steps_down)))
+        last = await hold(stage, way, count, seconds, give_up=True)
+        steps.append(Step(count, last.chunks.share_on_time, held=True))
+        stage.say(f"{way.name}: {count} microphones, {last.chunks.share_on_time:.2%} on time over {last.seconds:.1f} s")
+        if last.enough:
+            best = last
+        else:
+            too_many = count
+        left_s = end_s - time.monotonic()
+        if best is None:
+            count = max(1, int(count * (STEP_DOWN if left_s >= 2 * seconds else LAST_STEP_DOWN)))
+        else:
+            count = round(best.microphones / STEP_DOWN if too_many is None else (best.microphones + too_many) / 2)
+        if left_s < seconds or count in {best and best.microphones, too_many}:
+            return Search(steps, best or last)

@@ -3,7 +3,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 
 cdef long long _NEVER
 cdef int _WAITING, _RUNNING, _DONE
-cdef Py_ssize_t _HUSKS_KEPT, _EMPTY_LEVELS_KEPT
+cdef Py_ssize_t _HUSKS_KEPT, _EMPTY_LEVELS_KEPT, _LIMITS_KEPT
 cdef double _NEWEST
 
 cdef class Ticket
@@ -42,10 +42,12 @@ cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
     cdef readonly Py_ssize_t waiting
     cdef readonly Py_ssize_t running
+    cdef readonly Py_ssize_t admitted
     cdef readonly Py_ssize_t answered
     cdef readonly Py_ssize_t failed
     cdef readonly double batch_s
     cdef list _levels
+    cdef long long[::1] _limits
     cdef _Level _recent
     cdef list _heap
     cdef Py_ssize_t _husks

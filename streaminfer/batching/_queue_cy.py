@@ -20,7 +20,8 @@ argument, not thread-safe: one event loop, or one simulation, owns a queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, MutableSequence, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
@@ -37,6 +38,7 @@ _WAITING = 0
 _RUNNING = 1
 _DONE = 2
 _HUSKS_KEPT = 64
+_LIMITS_KEPT = 64  # a power of two
 _EMPTY_LEVELS_KEPT = 16
 _NEWEST = 0.2  # its weight in the recent mean
 
@@ -142,6 +144,7 @@ class RequestQueue:
         max_size: how many may wait; the caller asks :attr:`full` before it admits.
 
     Attributes:
+        admitted: how many were taken in hand so far.
         waiting: how many wait now.
         running: how many are part of running batches now.
         answered: how many were delivered a result so far.
@@ -153,7 +156,9 @@ class RequestQueue:
         "_heap",
         "_husks",
         "_levels",
+        "_limits",
         "_recent",
+        "admitted",
         "answered",
         "batch_s",
         "failed",
@@ -166,6 +171,8 @@ class RequestQueue:
         self.max_size = max_size
         self.waiting = 0
         self.running = 0
+        self._limits: MutableSequence[int] = array("q", [0]) * _LIMITS_KEPT
+        self.admitted = 0
         self.answered = 0
         self.failed = 0
         self.batch_s = 0.0
@@ -217,8 +224,16 @@ class RequestQueue:
         level.count += 1
         self.waiting += 1
         if ticket.deadline_ns != _NEVER:
+            self._limits[self.admitted & (_LIMITS_KEPT - 1)] = ticket.deadline_ns - now_ns
             self._push(ticket)
+        else:
+            self._limits[self.admitted & (_LIMITS_KEPT - 1)] = 0
+        self.admitted += 1
         return ticket
+
+    def recent_limits_ns(self) -> list[int]:
+        """The time limits that the latest requests brought, up to 64 of them, in no particular order."""
+        return [limit for limit in self._limits if limit > 0]
 
     def first(self, count: int) -> list[Ticket]:
         """The next ``count`` waiting tickets in service order: by priority, then by arrival."""

@@ -10,8 +10,8 @@ from streaminfer.request import Batch, Request
 
 __all__ = ["SCALARS", "AssembledBatch", "prepare", "stack_rows"]
 
-SCALARS = frozenset((float, int, bool, complex, str, bytes))
-"""Types that numpy stacks as they are."""
+SCALARS = frozenset((float, bool, complex))
+"""Types that numpy stacks as they are, whatever the value."""
 
 
 class AssembledBatch(Batch):
@@ -66,15 +66,27 @@ def prepare(inputs: Any) -> Any:
         return inputs
     if kind in SCALARS:
         return inputs
+    if kind is int or kind is str or kind is bytes:
+        _check_exact(inputs)
+        return inputs
     if isinstance(inputs, Mapping):
         return {name: prepare(value) for name, value in inputs.items()}
     try:
         array = np.asarray(inputs)
-    except ValueError as error:  # a ragged nested list
-        raise InvalidInput(_unstackable(inputs)) from error
+    except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
+        raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
     if array.dtype.hasobject:
         raise InvalidInput(_unstackable(inputs))
     return array
+
+
+def _check_exact(value: int | str | bytes) -> None:
+    """Refuses what numpy would change, and with it, perhaps, the type of everybody's rows."""
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {value}")
+    elif value[-1:] in {"\0", b"\0"}:
+        raise InvalidInput(f"inputs: expected text without a NUL at its end, which numpy drops, got {value!r}")
 
 
 def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:

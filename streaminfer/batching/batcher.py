@@ -1,21 +1,24 @@
 """`AdaptiveBatcher`: its settings, and the wrapping of backends and functions."""
 
-import asyncio
 import functools
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching.learning import LearnedServiceTime
+from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService
+from streaminfer.batching.service_time import ServiceTime
 from streaminfer.batching.statistics import BatcherStatistics
 from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import check_priority, timeout_ns
 
 __all__ = ["AdaptiveBatcher"]
 
-_POLICIES = ("greedy", "timer")
+_LARGEST = 2**31 - 1
+_POLICIES = ("lookahead", "greedy", "timer")
 
 
 class AdaptiveBatcher:
@@ -32,8 +35,10 @@ class AdaptiveBatcher:
             than the least urgent that waits: then that one gives way.
         max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
-        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"timer"`` waits for a full batch or the
-            delay.
+        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"lookahead"`` plans for most requests on
+            time with the service time that it learns; ``"timer"`` waits for a full batch or the delay.
+        service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; ``None``:
+            learned from the first batch on.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
             requests brought.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
@@ -63,19 +68,28 @@ class AdaptiveBatcher:
         max_queue_delay_s: float = 0.0,
         max_in_flight: int = 1,
         policy: str = "greedy",
+        service_time: ServiceTime | None = None,
         stack: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self.max_batch_size = check_count("max_batch_size", max_batch_size)
+        self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
         self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
-        self.max_queue_size = check_count("max_queue_size", max_queue_size)
+        self.max_queue_size = check_count("max_queue_size", max_queue_size, at_most=_LARGEST)
         self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
-        self.max_in_flight = check_count("max_in_flight", max_in_flight)
+        self.max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_LARGEST)
         self.policy = check_choice("policy", policy, _POLICIES)
         if self.max_queue_delay_s and self.policy != "timer":
             raise ValueError(
                 expected("max_queue_delay_s", f"0 with policy={policy!r}, which never waits", max_queue_delay_s)
             )
+        check_instance(
+            "service_time", service_time, lambda value: value is None or isinstance(value, ServiceTime), "a ServiceTime"
+        )
+        if service_time is not None and self.policy != "lookahead":
+            raise ValueError(
+                expected("service_time", f"None with policy={policy!r}, which does not plan", service_time)
+            )
+        self.service_time = LearnedServiceTime(prior=service_time) if self.policy == "lookahead" else None
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
@@ -148,8 +162,10 @@ class AdaptiveBatcher:
         return self._service.statistics()
 
     def _make_policy(self) -> Policy:
+        if self.service_time is not None:
+            return Lookahead(self.max_batch_size, self.service_time)
         if self.policy == "timer":
-            return Timer(self.max_batch_size, round(self.max_queue_delay_s * 1e9))
+            return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         return Greedy(self.max_batch_size)
 
     def __repr__(self) -> str:
@@ -178,7 +194,7 @@ def _as_function(service: BatchedService, function: Callable[..., Any]) -> Calla
         ticket = submit(None, x, deadline_ns, priority)
         try:
             return await ticket.future
-        except asyncio.CancelledError:
+        except BaseException:
             abandon(ticket)
             raise
 

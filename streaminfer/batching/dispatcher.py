@@ -7,6 +7,7 @@ the policy's wish to look again; with nothing in hand there is none.
 """
 
 import asyncio
+import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -18,7 +19,7 @@ from streaminfer.batching.assembly import AssembledBatch, stack_rows
 from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.results import PLAIN, read_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Clock, find_inward
 from streaminfer.request import Batch
 
 __all__ = ["Dispatcher"]
@@ -47,10 +48,11 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self._policy = policy
+        self._learn: Callable[[int, int, int, bool], None] | None = getattr(policy, "finished", None)
         self._stack = stack
         self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
-        self._batch_axes: Mapping[str, int] = getattr(inner, "batch_axes", None) or _NO_AXES
-        self._source = getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__
+        self._batch_axes: Mapping[str, int] = find_inward(inner, "batch_axes", _NO_AXES)
+        self._source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
         self._free = max_in_flight
@@ -60,7 +62,9 @@ class Dispatcher:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_ns = NEVER
         self._look_again_ns = NEVER
-        self._drained: asyncio.Future[None] | None = None
+        self._drains: list[asyncio.Future[None]] = []
+        # batches belong to no caller: they must not see the context variables of the one who happened to start them
+        self._context = contextvars.Context()
 
         self._failed = 0
         self._expired = 0
@@ -124,8 +128,11 @@ class Dispatcher:
         )
         try:
             results = self._infer(batch)
-        except Exception as error:  # noqa: BLE001 - a backend that fails before it awaits anything
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
             self._finish(run, run.started_ns, None, error)
+        except BaseException as error:
+            self._interrupted(run, run.started_ns, error)
+            raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
 
@@ -138,10 +145,10 @@ class Dispatcher:
                 results = self.inner(stacked)
             else:
                 results = self.inner(run.inputs)
-        except Exception as error:  # noqa: BLE001 - whatever the function raises belongs to this batch's callers
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._finish(run, assembled_ns, None, error)
         except BaseException as error:
-            self._finish(run, assembled_ns, None, error)
+            self._interrupted(run, assembled_ns, error)
             raise
         else:
             if type(results) not in PLAIN and inspect.isawaitable(results):
@@ -151,7 +158,8 @@ class Dispatcher:
 
     def _start_task(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
         self._runs.add(run)
-        run.task = self._loop_now().create_task(work)
+        # never eager: it must not end before it is known
+        run.task = asyncio.Task(work, loop=self._loop_now(), context=self._context)
 
     async def _complete(
         self, run: Run, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
@@ -175,26 +183,39 @@ class Dispatcher:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
             self._finish(run, assembled_ns, rows, error)
+            del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
             self._schedule()
             self._settle()
+
+    def _interrupted(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+        """An interrupt goes on to the loop, but the callers of this batch and of later ones are served first."""
+        self._finish(run, assembled_ns, None, error)
+        self._schedule()
+        self._settle()
 
     def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Hands out what a batch came to, and frees its worker."""
         inferred_ns = self.clock()
         if run.task is not None:
+            if run not in self._runs:
+                return  # left behind by a loop that has closed: its worker was freed when the next one came
             self._runs.discard(run)
         self._free += 1
         if self._queue.next_deadline_ns <= inferred_ns:
             self._expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
-        if run.live == 0:
-            return  # nobody waits for it any more, whatever it came to
+        size = len(run.tickets)
+        if run.live == 0:  # nobody waits for it any more, but what it took is worth knowing
+            if self._learn is not None and (error is None or run.abandoned):
+                self._learn(size, inferred_ns - run.started_ns, inferred_ns, run.abandoned)
+            return
         if error is None:
-            size = len(run.tickets)
             rows = results if type(results) is list and len(results) == size else read_rows(results, size, self._source)
             if isinstance(rows, BackendError):
                 self._fail(run, rows)
             else:
                 self._queue.deliver(run, rows, assembled_ns, inferred_ns)
+                if self._learn is not None:
+                    self._learn(size, inferred_ns - run.started_ns, inferred_ns, False)
         else:
             self._fail(run, error)
 
@@ -245,7 +266,7 @@ class Dispatcher:
     def _schedule(self) -> None:
         if self._free and self._queue.waiting and not self._dispatching:
             self._dispatching = True
-            self._loop_now().call_soon(self._dispatch)
+            self._loop_now().call_soon(self._dispatch, context=self._context)
 
     def _settle(self) -> None:
         """Brings the alarm in line with what is in hand, and tells a draining stop when nothing is."""
@@ -254,8 +275,10 @@ class Dispatcher:
                 self._alarm.cancel()
                 self._alarm = None
                 self._alarm_ns = NEVER
-            if self._drained is not None and not self._runs and not self._drained.done():
-                self._drained.set_result(None)
+            if self._drains and not self._runs:
+                for drain in self._drains:
+                    if not drain.done():
+                        drain.set_result(None)
         elif not self._dispatching:
             self._arm()
 
@@ -266,7 +289,9 @@ class Dispatcher:
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_ns = wanted_ns
-        self._alarm = self._loop_now().call_later(max(wanted_ns - self.clock(), 0) / 1e9, self._on_alarm)
+        self._alarm = self._loop_now().call_later(
+            max(wanted_ns - self.clock(), 0) / 1e9, self._on_alarm, context=self._context
+        )
 
     def _on_alarm(self) -> None:
         # loops fire early by their resolution: an alarm for an instant means that the instant has come

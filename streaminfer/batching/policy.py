@@ -27,7 +27,8 @@ class Decision(NamedTuple):
 
     Attributes:
         batch: the waiting tickets to send to one free worker, in the order of the rows; empty: none yet.
-        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
+        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``,
+            ``"planned"``, ``"probe"``, ``"first_measurement"``.
         refuse: waiting tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
         look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
     """
@@ -39,7 +40,11 @@ class Decision(NamedTuple):
 
 
 class Policy(Protocol):
-    """Decides what to send, what to refuse, and when to look again."""
+    """Decides what to send, what to refuse, and when to look again.
+
+    A policy that learns offers ``finished(size, duration_ns, now_ns, cut_short)``, called after each batch that
+    succeeded and, with ``cut_short``, after one that was cancelled because nobody waited for it any more.
+    """
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:
         """One decision for one free worker; asked again at once while it sends something and workers are free.

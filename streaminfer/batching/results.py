@@ -13,6 +13,10 @@ PLAIN = (list, np.ndarray, tuple)
 """Results whose rows can be read without a closer look."""
 
 
+def _is_sequence(results: Any) -> bool:
+    return hasattr(results, "__len__") and hasattr(results, "__getitem__")  # a set has no order
+
+
 def read_rows(results: Any, count: int, source: str) -> list[Any] | BackendError:
     """The results as a list.
 
@@ -25,7 +29,7 @@ def read_rows(results: Any, count: int, source: str) -> list[Any] | BackendError
         As many results as rows; a :class:`~streaminfer.BackendError` that says what is wrong where that cannot be.
     """
     kind = type(results)
-    if kind not in PLAIN and (isinstance(results, (str, bytes, Mapping)) or not hasattr(results, "__len__")):
+    if kind not in PLAIN and (isinstance(results, (str, bytes, Mapping)) or not _is_sequence(results)):
         return BackendError(f"{source}: expected a sequence of {count} results, one per row, got {kind.__name__}")
     try:
         # iterating over an array of one row costs more than reading that row

@@ -73,7 +73,7 @@ class BatchedService(Dispatcher):
         ticket = self.submit(request, request.inputs, request.deadline_ns, request.priority)
         try:
             outputs = await ticket.future
-        except asyncio.CancelledError:
+        except BaseException:
             self.abandon(ticket)
             raise
         return Response(outputs, False, self._source, ticket.timings)
@@ -106,7 +106,7 @@ class BatchedService(Dispatcher):
         if self._free:
             if not self._dispatching:
                 self._dispatching = True
-                loop.call_soon(self._dispatch)
+                loop.call_soon(self._dispatch, context=self._context)
         elif deadline_ns < self._alarm_ns:
             self._arm()
         return ticket
@@ -126,7 +126,7 @@ class BatchedService(Dispatcher):
             return Admission(False, "closed")
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             return Admission(False, "deadline")
-        if self._queue.full:
+        if self._queue.full and not self._free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
                 return Admission(False, "overloaded", self._retry_after_s(now_ns))
@@ -155,11 +155,12 @@ class BatchedService(Dispatcher):
         self._policy = Greedy(self._max_batch_size)  # nothing is gained by waiting for company any more
         if drain and (self._queue.waiting or self._queue.running or self._runs):
             self._schedule()
-            self._drained = loop.create_future()
+            drained = loop.create_future()
+            self._drains.append(drained)
             try:
-                await self._drained
+                await drained
             finally:
-                self._drained = None
+                self._drains.remove(drained)
                 self._close()
         self._close()
         tasks = [run.task for run in self._runs]
@@ -204,7 +205,11 @@ class BatchedService(Dispatcher):
         least urgent waiting requests gives way if the newcomer is more urgent.
         """
         if self._free:
-            self._dispatch()
+            try:
+                self._context.copy().run(self._dispatch)
+            except BaseException:
+                self._failed += 1  # an interrupt out of another batch ends this call too
+                raise
             if not self._queue.full:
                 return
         last = self._queue.least_urgent()

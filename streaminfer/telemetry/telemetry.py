@@ -58,15 +58,16 @@ class Telemetry:
             return _RecordedService(self, inner)
         if is_backend(inner) or not callable(inner):
             raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
-        if inspect.iscoroutinefunction(inner):
+        if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
             return self._wrap_async(inner)
         return self._wrap_sync(inner)
 
     def statistics(self) -> TelemetryStatistics:
         """A frozen snapshot, with copies of the histograms."""
+        degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
         latency, queued, assembled, inferred, handed_back = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder
-        outcomes = {"ok": latency.count - recorder.degraded, "degraded": recorder.degraded, **recorder.errors}
+        outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
         outcomes = {outcome: count for outcome, count in outcomes.items() if count}
         return TelemetryStatistics(
             name=self.name,
@@ -132,10 +133,10 @@ class _RecordedService:
         started_ns = observer.clock()
         try:
             response: Response = await self._call(request)
+            observer.answer(response, started_ns, observer.clock())
         except BaseException as error:
             observer.fail(error)
             raise
-        observer.answer(response, started_ns, observer.clock())
         return response
 
     def __repr__(self) -> str:

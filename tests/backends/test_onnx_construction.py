@@ -28,7 +28,7 @@ for name in ("onnxruntime", "multiprocessing.connection", "numba"):
 assert {"OnnxBackend", "CpuBackend", "BackendStatistics"} <= set(dir(streaminfer.backends))
 """
     command = [sys.executable, "-W", "error", "-c", program]
-    subprocess.run(command, check=True, timeout=PATIENCE_S)  # noqa: S603 - our own program
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
 
 
 def test_an_unknown_backend_is_an_attribute_error():

@@ -421,7 +421,7 @@ task = loop.create_task(backend.infer(Batch([1], [Request(None)])))
 loop.run_until_complete(loop.run_in_executor(None, begun.wait))
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)  # noqa: S603 - ours
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout == "finished\n"
 
 
@@ -436,7 +436,7 @@ thread = CpuBackend(abs)
 print(asyncio.run(thread.infer(Batch(-4, [Request(None)]))))
 """
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)  # noqa: S603 - ours
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["3", "4"], "")
 
 

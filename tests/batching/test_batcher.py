@@ -668,7 +668,7 @@ def test_only_backends_and_functions_can_be_batched(inner):
         ({"max_queue_delay_s": -1.0, "policy": "timer"}, ValueError, "max_queue_delay_s"),
         ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='greedy'"),
         ({"max_in_flight": 0}, ValueError, "max_in_flight"),
-        ({"policy": "fastest"}, ValueError, "policy: expected one of 'greedy', 'timer', got 'fastest'"),
+        ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fastest'"),
         ({"policy": None}, TypeError, "policy"),
         ({"stack": 1}, TypeError, "stack: expected True or False"),
         ({"clock": 7}, TypeError, "clock: expected a callable or None"),

@@ -75,7 +75,7 @@ def test_without_baseline_and_cameras_there_is_one_row(live_demo, tmp_path, caps
     assert Page(path.read_text(encoding="utf-8")).tags.count("svg") == 6
 
 
-@pytest.mark.parametrize("options", [["--seconds", "0"], ["--streams", "0"], ["--cameras", "-1"]])
+@pytest.mark.parametrize("options", [["--seconds", "0"], ["--streams", "0"], ["--sessions", "0"], ["--cameras", "-1"]])
 def test_impossible_options_are_refused(live_demo, options, capsys):
     with pytest.raises(SystemExit) as refused:
         live_demo.parse(options)
@@ -89,7 +89,7 @@ def make_outcome(*, on_time, seconds=8.0):
     meter_of = importlib.import_module("demo.meter").Meter
     machine, audio, video = (importlib.import_module(f"demo.{name}") for name in ("machine", "audio", "video"))
     searches = []
-    for way, count, good in zip((services.BATCHED, services.UNBATCHED[1]), (300, 100), on_time, strict=True):
+    for way, count, good in zip((services.batched(), services.UNBATCHED[1]), (300, 100), on_time, strict=True):
         meter = meter_of(32_000_000)
         meter.sent = 100
         for number in range(100):

@@ -163,7 +163,7 @@ def test_importing_and_recording_load_neither_numba_nor_matplotlib():
         "h.record_many([0.1] * 4096); repr(h); h._repr_html_(); h.encode();"
         "print(sorted({'numba', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

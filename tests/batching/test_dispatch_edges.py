@@ -1,0 +1,237 @@
+"""Dispatching at its edges: refusals of a policy, interrupts, batches given up early, the alarm."""
+
+import asyncio
+import functools
+import inspect
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching.policy import Decision
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def virtual(test):
+    @functools.wraps(test)
+    def runner(*args, **kwargs):
+        return run(lambda loop: test(loop, *args, **kwargs))
+
+    signature = inspect.signature(test)
+    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return runner
+
+
+async def settle(*awaitables):
+    return await asyncio.gather(*awaitables, return_exceptions=True)
+
+
+@virtual
+async def test_a_request_that_expired_before_the_dispatch_never_reaches_the_model(loop):
+    backend = ScriptedBackend()
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+
+    async def hold_up_the_loop():
+        loop.now_ns += 10_000_000
+
+    late, fine, _ = await settle(
+        service.call(si.Request(1.0, deadline_ns=5_000_000)), service.call(si.Request(2.0)), hold_up_the_loop()
+    )
+    assert isinstance(late, si.DeadlineExceeded)
+    assert fine.outputs == 2.0
+    assert backend.batch_sizes == [1]
+
+
+class RefusesOdd:
+    """Refuses every odd request, sends the others one by one."""
+
+    def decide(self, waiting, now_ns, free_workers):
+        tickets = waiting.first(8)
+        refuse = [ticket for ticket in tickets if ticket.inputs % 2]
+        send = [ticket for ticket in tickets if not ticket.inputs % 2]
+        return Decision(refuse=refuse) if refuse else Decision(send[:1], "picked")
+
+
+@virtual
+async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(duration_s=1.0))
+    service._policy = RefusesOdd()
+
+    async def ask(x):
+        try:
+            return (await service.call(si.Request(x))).outputs
+        except si.DeadlineExceeded as error:
+            assert "refused" in str(error)
+            return "refused", loop.now_ns
+
+    assert await asyncio.gather(*map(ask, [0, 1, 2, 3])) == [0, ("refused", 0), 2, ("refused", 0)]
+    s = batcher.statistics()
+    assert (s.refused, s.answered, s.released) == (2, 2, {"picked": 2})
+
+
+@virtual
+async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(loop):
+    order = []
+    predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: order.append(f"batch {x[0]}") or x)
+
+    async def ask(x):
+        await predict(x)
+        order.append(f"answer {x}")
+
+    await asyncio.gather(ask(1), ask(2))
+    assert order == ["batch 1", "answer 1", "batch 2", "answer 2"]
+
+
+@virtual
+async def test_a_batch_whose_only_caller_left_in_the_same_turn_is_not_released(loop):
+    backend = ScriptedBackend()
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    loop.call_soon(loop.call_soon, call.cancel)  # just before the dispatch, after the arrival
+    await asyncio.sleep(0)
+    call.cancel()
+    await settle(call)
+    await asyncio.sleep(0.01)
+    s = batcher.statistics()
+    assert (s.batches, s.batch_sizes, s.cancelled, backend.batches) == (0, {}, 1, [])
+
+
+class Blunt:
+    """Backends whose ``infer`` is a plain function: fails before anything is awaited, or answers no awaitable."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def infer(self, batch):
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+
+        async def answer():
+            return step
+
+        return answer()
+
+
+@virtual
+async def test_a_backend_that_fails_before_it_awaits_anything(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(Blunt(KeyError("no session"), [7]))
+    with pytest.raises(si.BackendError, match="no session"):
+        await service.call(si.Request(1.0))
+    assert (await service.call(si.Request(1.0))).outputs == 7
+    assert batcher.statistics().running_batches == 0
+
+
+@virtual
+async def test_a_cancelled_error_out_of_a_function_ends_its_own_batch(loop):
+    def gives_up(x):
+        raise asyncio.CancelledError
+
+    reported = []
+    loop.set_exception_handler(lambda loop, context: reported.append(context))
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    predict = batcher.wrap(gives_up)
+    with pytest.raises(si.BackendError, match="CancelledError"):
+        await predict(1.0)
+    assert reported == []
+    assert batcher.statistics().failed == 1
+
+
+@virtual
+async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop):
+    """The caller's deadline passes in the very turn in which its batch was released."""
+    gate = loop.create_future()
+
+    async def infer_held(batch):
+        await gate
+        loop.now_ns += 80_000_000  # holds the loop up, past the other's deadline
+        return [1.0]
+
+    class Held(ScriptedBackend):
+        async def infer(self, batch):
+            return await infer_held(batch) if batch.rows[0].inputs == "held" else [2.0]
+
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2, stack=False, clock=loop.clock)
+    service = batcher.wrap(Held())
+    held = asyncio.ensure_future(service.call(si.Request("held")))
+    await asyncio.sleep(0.001)
+    late = service.submit(si.Request("late"), "late", loop.now_ns + 1_000_000, 0).future
+    gate.set_result(None)
+    with pytest.raises(si.DeadlineExceeded):
+        await late
+    assert (await held).outputs == 1.0
+    await asyncio.sleep(0.001)
+    s = batcher.statistics()
+    assert (s.running_batches, s.abandoned_batches, service._free) == (0, 1, 2)
+
+
+@virtual
+async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=5.0, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(duration_s=0.010))
+    await settle(*(service.call(si.Request(float(i))) for i in range(6)))
+    assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
+    assert batcher.statistics().answered == 6
+
+
+@virtual
+async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
+    class Slow(ScriptedBackend):
+        def infer(self, batch):  # the part before the first await holds the loop up
+            loop.now_ns += 10_000_000
+            return super().infer(batch)
+
+    service = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=2, clock=loop.clock).wrap(Slow())
+    first, second = await settle(*(service.call(si.Request(float(i))) for i in range(2)))
+    assert first.timings.queued_s == 0.0
+    assert second.timings.queued_s == 0.01
+
+
+@virtual
+async def test_assembled_is_when_the_backend_read_the_inputs(loop):
+    class Late(ScriptedBackend):
+        async def infer(self, batch):
+            await asyncio.sleep(0.004)
+            return await super().infer(batch)
+
+    service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(Late(duration_s=0.01))
+    timings = (await service.call(si.Request(1.0))).timings
+    assert (timings.assembled_s, timings.inferred_s) == (pytest.approx(0.004), pytest.approx(0.010))
+
+
+@virtual
+async def test_a_caller_that_left_in_the_turn_in_which_its_batch_failed_is_counted_as_cancelled(loop):
+    gate = loop.create_future()
+
+    async def held(x):
+        await gate
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    predict = batcher.wrap(held)
+    calls = [asyncio.ensure_future(predict(x)) for x in (1.0, 2.0)]
+    await asyncio.sleep(0.01)
+    gate.set_exception(ZeroDivisionError())
+    calls[0].cancel()
+    first, second = await settle(*calls)
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(second, si.BackendError)
+    s = batcher.statistics()
+    assert (s.cancelled, s.failed) == (1, 1)
+
+
+@virtual
+async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train_nothing(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    service = batcher.wrap(backend)
+    ticket = service.submit(si.Request(1.0), 1.0, None, 0)
+    loop.call_soon(service.abandon, ticket)  # after the dispatch, before the task's first step
+    await asyncio.sleep(0.01)
+    s = batcher.statistics()
+    assert (s.abandoned_batches, s.cancelled, s.batches, backend.batches) == (1, 1, 1, [])
+    assert s.batch_s == 0.0

@@ -1,0 +1,179 @@
+"""The planner's kernels: optimal where they claim it, and the same compiled as plain."""
+
+import functools
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaminfer.batching import kernels
+
+FAR = 2**62
+
+
+@pytest.fixture(scope="module")
+def plain_kernels():
+    """The same source with a decorator that compiles nothing."""
+    stub = types.ModuleType("numba")
+    stub.njit = lambda **_: lambda function: function
+    real = sys.modules["numba"]
+    spec = importlib.util.spec_from_file_location("plain_kernels", Path(kernels.__file__))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["numba"] = stub
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules["numba"] = real
+    return module
+
+
+def best_of_all(now, deadlines, releases, durations):
+    """Most on time, and the earliest finish that reaches it, over every choice of subset and batches in that order.
+
+    Independent of the kernel: it recurses over sets of requests, not over prefixes, and knows no contiguity.
+    """
+    n, cap = len(deadlines), len(durations) - 1
+
+    @functools.cache
+    def best(done, time):
+        result = (0, -time)
+        left = [i for i in range(n) if not done >> i & 1]
+        for mask in range(1, 1 << len(left)):
+            members = [i for k, i in enumerate(left) if mask >> k & 1]
+            if len(members) > cap:
+                continue
+            finish = max(time, *(releases[i] for i in members)) + durations[len(members)]
+            if finish > min(deadlines[i] for i in members):
+                continue
+            served, end = best(done | sum(1 << i for i in members), finish)
+            result = max(result, (served + len(members), end))
+        return result
+
+    served, end = best(0, now)
+    return served, -end
+
+
+@st.composite
+def problems(draw):
+    waiting = draw(st.integers(1, 5))
+    expected = draw(st.integers(0, 6 - waiting))
+    limit = draw(st.integers(5, 40))
+    arrivals = sorted(draw(st.lists(st.integers(-limit, 0), min_size=waiting, max_size=waiting)))
+    future = sorted(draw(st.lists(st.integers(1, 30), min_size=expected, max_size=expected)))
+    cap = draw(st.integers(1, 4))
+    durations = np.cumsum(
+        [0, draw(st.integers(1, 15)), *draw(st.lists(st.integers(0, 6), min_size=cap - 1, max_size=cap - 1))]
+    )
+    deadlines = np.array([at + limit for at in [*arrivals, *future]], np.int64)
+    releases = np.array([0] * waiting + future, np.int64)
+    return deadlines, releases, waiting, durations.astype(np.int64)
+
+
+@settings(max_examples=400)
+@given(problem=problems())
+def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
+    deadlines, releases, waiting, durations = problem
+    n = len(deadlines)
+    most, earliest = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
+    for module in (kernels, plain_kernels):
+        table = np.empty((n + 1, n + 1), np.int64)
+        head, size = module.plan(0, deadlines, releases, waiting, durations, n, table)
+        if most == 0:
+            assert size == 0
+            continue
+        drops = next(m for m in range(n + 1) if table[m, n] < FAR)
+        assert n - drops == most
+        assert table[drops, n] == earliest
+        if size == 0:
+            assert head == -1  # every waiting request is dropped by every such plan that was read off
+            continue
+        assert 1 <= size <= min(len(durations) - 1, waiting - head)
+
+
+@settings(max_examples=200)
+@given(problem=problems())
+def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
+    deadlines, releases, waiting, durations = problem
+    deadlines, releases = deadlines[:waiting], releases[:waiting]
+    most, _ = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
+    head, size = kernels.plan(
+        0, deadlines, releases, waiting, durations, waiting, np.empty((waiting + 1, waiting + 1), np.int64)
+    )
+    if most == 0:
+        assert size == 0
+        return
+    finish = int(durations[size])
+    assert finish <= deadlines[head]
+    rest = tuple(int(d) for i, d in enumerate(deadlines) if not head <= i < head + size)
+    after, _ = best_of_all(finish, rest, (0,) * len(rest), tuple(durations.tolist()))
+    assert size + after == most
+
+
+def test_beyond_max_drops_there_is_no_plan():
+    deadlines = np.array([5, 5, 5, 100], np.int64)
+    durations = np.array([0, 10], np.int64)
+    arguments = (0, deadlines, np.zeros(4, np.int64), 4, durations)
+    assert kernels.plan(*arguments, 3, np.empty((4, 5), np.int64)) == (3, 1)
+    assert kernels.plan(*arguments, 2, np.empty((4, 5), np.int64)) == (-1, 0)
+
+
+def test_drop_heads_passes_over_what_would_be_late_in_the_largest_batch():
+    durations = np.array([0, 10, 12, 14], np.int64)
+    assert kernels.drop_heads(0, np.array([11, 13, 20, 20, 20], np.int64), 5, durations) == (2, 3)
+    assert kernels.drop_heads(0, np.array([11, 13], np.int64), 2, durations) == (1, 1)
+    assert kernels.drop_heads(0, np.array([14, 14], np.int64), 2, durations) == (0, 2)
+    assert kernels.drop_heads(0, np.array([9, 9], np.int64), 2, durations) == (2, 0)
+
+
+@pytest.mark.parametrize(("deadline", "available", "size"), [(14, 9, 3), (13, 9, 2), (5, 9, 1), (14, 2, 2)])
+def test_the_largest_batch_for_a_deadline(deadline, available, size):
+    assert kernels.largest_for(0, deadline, np.array([0, 10, 12, 14], np.int64), available) == size
+
+
+def test_roll_counts_what_is_on_time():
+    durations = np.array([0, 10, 12, 14], np.int64)
+    deadlines = np.array([12, 12, 30, 45], np.int64)
+    releases = np.array([0, 0, 0, 20], np.int64)
+    done = np.empty(4, np.bool_)
+    # the first two end at 12, the third at 22, the fourth, there at 20, at 32
+    assert kernels.roll(0, deadlines, releases, 0, 2, durations, False, done) == (4, 32)
+    # three at once end at 14, too late for two of them
+    assert kernels.roll(0, deadlines, releases, 0, 3, durations, False, done) == (2, 30)
+
+
+choices = st.fixed_dictionaries(
+    {
+        "deadlines": st.lists(st.integers(20, 300), min_size=1, max_size=40),
+        "slopes": st.lists(st.integers(0, 8), min_size=1, max_size=12),
+        "limits": st.lists(st.integers(20, 200), min_size=1, max_size=8),
+        "gap": st.floats(0.5, 60) | st.just(float("inf")),
+        "uniform": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=150)
+@given(choice=choices)
+def test_compiled_and_plain_choose_alike(choice, plain_kernels):
+    durations = np.cumsum([0, 20 - min(choice["slopes"]), *choice["slopes"]]).astype(np.int64)
+    deadlines = np.sort(np.array(choice["deadlines"], np.int64)).clip(durations[1])
+    limits = np.array(choice["limits"], np.int64)
+    arguments = (0, deadlines, durations, limits, choice["gap"], choice["uniform"], kernels.MAX_DROPS)
+    head, size = kernels.choose(*arguments)
+    assert (head, size) == plain_kernels.choose(*arguments)
+    assert 1 <= size <= min(len(durations) - 1, len(deadlines) - head)
+
+
+def test_thousands_are_not_planned_for():
+    deadlines = np.sort(np.random.default_rng(0).integers(30, 10**6, 10_000))
+    durations = np.array([0, 10, 25], np.int64)
+    limits = np.array([10**6], np.int64)
+    for uniform in (True, False):
+        assert kernels.choose(0, deadlines, durations, limits, 5.0, uniform, 16) == kernels.drop_heads(
+            0, deadlines, 10_000, durations
+        )

@@ -1,0 +1,21 @@
+"""Rows in and rows out: contiguity, and results that are none."""
+
+import numpy as np
+
+import streaminfer as si
+from streaminfer.batching.assembly import stack_rows
+from streaminfer.batching.results import read_rows
+
+
+def test_bytes_are_no_rows_and_the_cause_of_unreadable_rows_is_kept():
+    assert isinstance(read_rows(b"ab", 2, "f"), si.BackendError)
+    assert isinstance(read_rows(np.array(1.0), 1, "f").__cause__, TypeError)
+
+
+def test_rows_stacked_on_an_inner_axis_are_contiguous():
+    stacked = stack_rows([np.asfortranarray(np.arange(6.0).reshape(2, 3))] * 4, {"state": 1})
+    assert stacked.shape == (2, 4, 3)
+    assert stacked.flags.c_contiguous
+    named = stack_rows([{"state": np.asfortranarray(np.arange(6.0).reshape(2, 3))}] * 4, {"state": 1})["state"]
+    assert named.shape == (2, 4, 3)
+    assert named.flags.c_contiguous

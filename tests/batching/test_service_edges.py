@@ -1,0 +1,269 @@
+"""The batcher at its edges, seen by its callers: restarts, drains, other loops, the bookkeeping of the queue."""
+
+import asyncio
+import functools
+import gc
+import inspect
+import random
+import weakref
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import _queue_cy
+from streaminfer.batching._queue_cy import NEVER, RequestQueue
+from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def virtual(test):
+    @functools.wraps(test)
+    def runner(*args, **kwargs):
+        return run(lambda loop: test(loop, *args, **kwargs))
+
+    signature = inspect.signature(test)
+    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return runner
+
+
+async def settle(*awaitables):
+    return await asyncio.gather(*awaitables, return_exceptions=True)
+
+
+# -- test_queue.py (replaces the two tests of the same name, which pass without any clean-up) ------------------------
+
+
+def test_husks_of_ended_requests_do_not_pile_up():
+    queue = RequestQueue(4)
+    kept = weakref.WeakSet()
+    for number in range(1000):
+        ticket = queue.admit(None, number, None, number, number + 10**12, 0)
+        kept.add(ticket)
+        queue.end(ticket)
+    assert len(kept) <= 66
+    assert queue.next_deadline_ns == NEVER
+
+
+def test_the_earliest_deadline_is_known_after_husks_were_cleared():
+    queue = RequestQueue(1000)
+    rng = random.Random(5)
+    tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
+    rng.shuffle(tickets)
+    while tickets:
+        queue.end(tickets.pop())
+        assert queue.next_deadline_ns == min((ticket.deadline_ns for ticket in tickets), default=NEVER)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clearing_husks_restores_the_order_from_the_top(seed):
+    queue = RequestQueue(1000)
+    rng = random.Random(seed)
+    tickets = [queue.admit(None, n, None, 0, rng.randrange(10**9), 0) for n in range(400)]
+    tickets.sort(key=lambda ticket: ticket.deadline_ns)
+    for ticket in tickets[:201]:  # nobody asks meanwhile, so that all become husks, one more than half
+        queue.end(ticket)
+    assert queue.next_deadline_ns == tickets[201].deadline_ns
+
+
+def test_empty_levels_are_dropped():
+    def levels():
+        return sum(type(thing) is _queue_cy._Level for thing in gc.get_objects())
+
+    before = levels()
+    queue = RequestQueue(4)
+    for priority in range(100):
+        queue.end(queue.admit(None, None, None, 0, NEVER, priority))
+    assert levels() - before <= 18
+
+
+# -- test_batcher.py ---------------------------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_caller_that_leaves_an_idle_batcher_takes_the_alarm_along(loop):
+    service = si.AdaptiveBatcher(max_batch_size=1, slo_s=5.0, clock=loop.clock).wrap(ScriptedBackend(HANG))
+    calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    calls[1].cancel()
+    await settle(calls[1])
+    calls[0].cancel()
+    await settle(calls[0])
+    await asyncio.sleep(0.01)
+    assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
+
+
+@virtual
+async def test_a_drain_ends_when_the_last_waiting_caller_leaves(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend())
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0)
+    call.cancel()
+    stopping = asyncio.ensure_future(batcher.stop(drain=True))
+    await settle(call, stopping)
+    assert batcher.statistics().cancelled == 1
+
+
+@virtual
+async def test_admission_refuses_what_is_late_and_says_so(loop):
+    service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(ScriptedBackend())
+    late = service.admission(si.Request(1.0, deadline_ns=5), 5)
+    assert (late.ok, late.reason) == (False, "deadline")
+    assert service.admission(si.Request(1.0, deadline_ns=6), 5).ok
+    await service.stop(drain=True)
+    assert service.admission(si.Request(1.0), 5) == (False, "closed", 0.0, None)
+
+
+@virtual
+async def test_a_restart_brings_the_policy_back(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=0.05, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend())
+    await service.call(si.Request(1.0))
+    await batcher.stop()
+    await batcher.start()
+    before_ns = loop.now_ns
+    await service.call(si.Request(1.0))
+    assert loop.now_ns - before_ns == 50_000_000
+
+
+@virtual
+async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(duration_s=0.1))
+    running = asyncio.ensure_future(service.call(si.Request(0.0)))
+    await asyncio.sleep(0.01)
+    gone = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    ticket = service.submit(si.Request(2.0), 2.0, None, 0)
+    assert (await ticket.future) == 2.0
+    await settle(running, gone)
+    s = batcher.statistics()
+    assert (s.cancelled, s.overloaded, s.answered) == (1, 0, 2)
+
+
+@virtual
+async def test_retry_after_counts_begun_batches_and_all_workers(loop):
+    backend = ScriptedBackend(duration_s=0.1)
+    service = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=3, max_in_flight=2, clock=loop.clock).wrap(backend)
+    await service.call(si.Request(0.0))
+    running = [asyncio.ensure_future(service.call(si.Request(0.0))) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    waiting = [asyncio.ensure_future(service.call(si.Request(0.0))) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(si.Overloaded) as caught:
+        await service.call(si.Request(0.0))
+    assert caught.value.retry_after_s == pytest.approx(0.1)  # two batches, over two workers
+    await settle(*running, *waiting)
+
+
+@virtual
+async def test_stop_waits_until_a_backend_that_resists_has_ended(loop):
+    class Resists(ScriptedBackend):
+        async def infer(self, batch):
+            try:
+                return await super().infer(batch)
+            finally:
+                await asyncio.sleep(0.5)
+
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(Resists(HANG))
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0.01)
+    await batcher.stop(drain=False)
+    assert loop.now_ns == 510_000_000
+    assert batcher.statistics().running_batches == 0
+    assert isinstance((await settle(call))[0], si.Closed)
+
+
+@virtual
+async def test_a_draining_stop_waits_for_a_batch_whose_callers_have_gone(loop):
+    class Resists(ScriptedBackend):
+        async def infer(self, batch):
+            try:
+                return await super().infer(batch)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.5)
+                raise
+
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(Resists(HANG))
+    call = asyncio.ensure_future(service.call(si.Request(1.0)))
+    await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.sleep(0.01)
+    await batcher.stop(drain=True)
+    assert loop.now_ns == 510_000_000
+
+
+@virtual
+async def test_a_caller_cancelled_in_the_turn_of_the_stop_is_counted_as_cancelled(loop):
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
+    service = batcher.wrap(ScriptedBackend(HANG))
+    calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    calls[1].cancel()
+    await batcher.stop(drain=False)
+    await settle(*calls)
+    s = batcher.statistics()
+    assert (s.cancelled, s.closed, s.submitted) == (1, 1, 2)
+
+
+def test_two_loops_at_once_are_an_error_while_requests_only_wait():
+    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="timer", max_queue_delay_s=60.0)
+    predict = batcher.wrap(lambda x: x)
+    first = VirtualLoop()
+    call = first.create_task(predict(1.0))
+    first.run_until_complete(asyncio.sleep(0))
+
+    async def second(loop):
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await predict(1.0)
+
+    run(second)
+    call.cancel()
+    first.run_until_complete(asyncio.wait([call]))
+    first.close()
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_batcher_survives_a_loop_that_was_closed_with_requests_in_hand(turns):
+    """Without the clean-up of asyncio.run: with a dispatch due, or a batch that runs and an alarm."""
+    loops = [VirtualLoop()]
+    batcher = si.AdaptiveBatcher(max_batch_size=1, clock=lambda: loops[-1].now_ns)
+    service = batcher.wrap(ScriptedBackend(*[HANG] * (1 + (turns == 3))))
+    dead = loops[0]
+    left = dead.create_task(service.call(si.Request(1.0, deadline_ns=10**9)))
+    for _ in range(turns):
+        dead.call_soon(dead.stop)
+        dead.run_forever()
+    dead.close()
+
+    async def main(loop):
+        loops.append(loop)
+        with pytest.raises(si.DeadlineExceeded):
+            await service.call(si.Request(2.0, deadline_ns=3 * 10**9))
+        assert loop.now_ns == 3 * 10**9
+        assert (await service.call(si.Request(3.0))).outputs == 3.0
+
+    run(main)
+    s = batcher.statistics()
+    assert (s.answered, s.closed, s.running_batches) == (1, 1, 0)
+    left._log_destroy_pending = False
+
+
+def test_futures_come_from_a_loop_that_has_its_own():
+    class Own(VirtualLoop):
+        made = 0
+
+        def create_future(self):
+            self.made += 1
+            return super().create_future()
+
+    loop = Own()
+    service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(ScriptedBackend())
+    before = loop.made
+    loop.run_until_complete(service.call(si.Request(1.0)))
+    loop.close()
+    assert loop.made > before
