@@ -15,9 +15,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from demo.audio import load_clip
+from demo.findings import Search
 from demo.progress import Progress
 from demo.services import ASSETS, batched
-from demo.trials import Search, Stage, choose_unbatched, search
+from demo.trials import Stage, rank_unbatched, search
 
 BAR = 2.0
 
@@ -25,9 +26,9 @@ BAR = 2.0
 async def measure(seconds: float, budget_s: float, sessions: int) -> tuple[Search, Search]:
     progress = Progress()
     stage = Stage(load_clip(ASSETS / "librivox_0870.wav"), None, 0, progress.say)
-    ours = await search(stage, batched(sessions), seconds, budget_s / 2)
-    best, _ = await choose_unbatched(stage)
-    baseline = await search(stage, best, seconds, budget_s - progress.elapsed_s)
+    ours = await search(stage, [batched(sessions)], seconds, 0.45 * budget_s)
+    finalists = list(await rank_unbatched(stage))[:2]
+    baseline = await search(stage, finalists, seconds, budget_s - progress.elapsed_s)
     progress.done()
     return ours, baseline
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from demo.audio import CHUNK_NS, CHUNK_S, RATE, Clip
 from demo.faces import Face
+from demo.findings import ENOUGH, Hold, Search
 from demo.recognition import SPEECH, Speech
-from demo.trials import ENOUGH, Hold, Search
 from demo.video import Frames
 
 __all__ = [

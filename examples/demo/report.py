@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.audio import CHUNK_S, Clip
+from demo.findings import ENOUGH, Hold, Search
 from demo.machine import CpuUse
 from demo.meter import Meter
 from demo.recognition import Pictures, Speech, compare_speech, count_faces
-from demo.trials import ENOUGH, Hold, Search
 from demo.video import Frames
 
 __all__ = ["HEAD", "Outcome", "describe_outcome", "make_rows", "render_table"]
@@ -117,7 +117,10 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     lines += [f"{search.hold.way.name}: {_ended(search.hold)}" for search in outcome.searches]
     if outcome.rates:
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
-        lines.append(f"The baseline is the fastest of these, saturated, in chunks a second: {rates}.")
+        lines.append(
+            f"Unbatched ways, saturated, chunks a second: {rates}. Of the two fastest, the baseline is the one "
+            "that stood more microphones in its ramp."
+        )
     lines.append(f"Everything ran on one machine, senders included: {outcome.machine}.")
     return lines
 

@@ -1,7 +1,7 @@
 """The services of the demo: one voice detector for all microphones, one face detector for all cameras.
 
 The same microphones meet the voice detector in several ways: batched, and unbatched in every way that a developer might
-choose, of which the fastest on this machine becomes the baseline.
+choose, of which the best on this machine becomes the baseline.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,27 +10,23 @@ held, all of it.
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 import streaminfer as si
 from demo.audio import CHUNK_S, SILENCE, Clip
 from demo.cameras import running_cameras
-from demo.faces import FULL, Face
-from demo.machine import CpuClock, CpuUse
-from demo.meter import Meter
+from demo.faces import FULL
+from demo.findings import ENOUGH, Hold, Search, Step
+from demo.machine import CpuClock
 from demo.microphones import Microphones
 from demo.services import UNBATCHED, Way, voice_service
 from demo.video import Frames
-from streaminfer.telemetry.statistics import TelemetryStatistics
 
-__all__ = ["ENOUGH", "Hold", "Search", "Stage", "Step", "choose_unbatched", "hold", "search"]
+__all__ = ["Stage", "hold", "rank_unbatched", "search"]
 
-ENOUGH = 0.99
-"""The share of chunks that has to be on time."""
 STEP_S = 0.5
 SETTLE_S = 0.2
 STEP_SHARE = 0.1
@@ -61,73 +57,6 @@ class Stage:
     make_service: Callable[[Way, Clip], si.Stack] = voice_service
 
 
-@attrs.frozen
-class Step:
-    """One number of microphones, tried.
-
-    Attributes:
-        microphones: how many.
-        share_on_time: of the chunks that were due.
-        held: a hold, not a step of the ramp.
-    """
-
-    microphones: int
-    share_on_time: float
-    held: bool
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class Hold:
-    """Several seconds with one number of microphones, and all that is known about them.
-
-    Attributes:
-        way: how the voice detector was served.
-        microphones: how many.
-        seconds: how long, a hold that was given up early included.
-        began_ns: monotonic instant of its beginning.
-        chunks: what became of them.
-        pictures: what became of the cameras' frames; ``None`` without cameras.
-        cpu: who used the processors.
-        voice: telemetry of the voice detector.
-        heard: the speech probabilities, by microphone, NaN where a chunk was lost.
-        faces: the faces found, by number of the frame.
-    """
-
-    way: Way
-    microphones: int
-    seconds: float
-    began_ns: int
-    chunks: Meter
-    pictures: Meter | None
-    cpu: CpuUse
-    voice: TelemetryStatistics
-    heard: list[NDArray[np.float32]]
-    faces: dict[int, list[Face]]
-
-    @property
-    def enough(self) -> bool:
-        """Whether enough chunks were on time."""
-        return self.chunks.share_on_time >= ENOUGH
-
-    @property
-    def cpu_per_chunk_s(self) -> float:
-        """Processor time for one chunk, microphones and event loop included, the face detector's thread left out."""
-        return (self.cpu.process_s - self.cpu.faces_s) / max(self.chunks.ended, 1)
-
-
-@attrs.frozen
-class Search:
-    """How the number of microphones was found.
-
-    Attributes:
-        steps: everything that was tried, in order.
-        hold: the largest that held; where none did, the last one.
-    """
-
-    steps: list[Step]
-    hold: Hold
-
-
 async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
     """Chunks a second that a service answers to callers who send the next one as soon as they have an answer."""
     clock = service.clock
@@ -146,15 +75,15 @@ async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
     return answered / seconds
 
 
-async def choose_unbatched(stage: Stage, seconds: float = 0.5) -> tuple[Way, dict[str, float]]:
-    """The unbatched way that answers most chunks a second on this machine, and what each of them answers."""
+async def rank_unbatched(stage: Stage, seconds: float = 0.5) -> dict[Way, float]:
+    """How many chunks a second each unbatched way answers on this machine, saturated, the fastest first."""
     rates: dict[Way, float] = {}
     async with running_cameras(stage.frames, stage.cameras):
         for way in UNBATCHED:
             stage.say(f"looking for the best baseline: {way.name}")
             async with stage.make_service(way, stage.clip) as service:
                 rates[way] = await saturation(service, stage.clip, seconds)
-    return max(rates, key=lambda way: rates[way]), {way.name: rate for way, rate in rates.items()}
+    return dict(sorted(rates.items(), key=lambda item: item[1], reverse=True))
 
 
 async def ramp(stage: Stage, way: Way) -> list[Step]:
@@ -164,7 +93,7 @@ async def ramp(stage: Stage, way: Way) -> list[Step]:
         # as many as it could serve if it were always busy: begin well below, and expect to end about there
         estimate = await saturation(service, stage.clip, STEP_S) * CHUNK_S
         microphones = Microphones(service, stage.clip)
-        count = max(1, round(estimate * 4 * STEP_SHARE))
+        count = max(1, round(estimate * 6 * STEP_SHARE))
         failures = 0
         while failures < 3:
             microphones.grow_to(count)
@@ -183,6 +112,12 @@ async def ramp(stage: Stage, way: Way) -> list[Step]:
                 count += max(1, round(estimate * STEP_SHARE))
         await microphones.stop()
     return steps
+
+
+def highest(steps: list[Step]) -> float:
+    """The largest number of microphones that was on time in a ramp; half of the first where none was."""
+    good = [step.microphones for step in steps if step.share_on_time >= ENOUGH]
+    return max(good, default=steps[0].microphones / 2)
 
 
 async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: bool = False) -> Hold:
@@ -225,19 +160,20 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: b
         )
 
 
-async def search(stage: Stage, way: Way, seconds: float, budget_s: float) -> Search:
+async def search(stage: Stage, ways: Sequence[Way], seconds: float, budget_s: float) -> Search:
     """The most microphones that a service holds, as far as the time allows to find out.
 
     Args:
         stage: what to play.
-        way: how to serve it.
+        ways: how to serve it; of several, the one is held whose ramp went highest.
         seconds: how long a number has to hold.
         budget_s: no further hold begins that would end later than this.
     """
     end_s = time.monotonic() + budget_s
-    steps = await ramp(stage, way)
-    good = [step.microphones for step in steps if step.share_on_time >= ENOUGH]
-    count = max(1, int(STEP_DOWN * max(good, default=steps[0].microphones / 2)))
+    ramps = {way: await ramp(stage, way) for way in ways}
+    way = max(ramps, key=lambda way: highest(ramps[way]))
+    steps = ramps[way]
+    count = max(1, int(STEP_DOWN * highest(steps)))
     best: Hold | None = None
     too_many: int | None = None
     while True:

@@ -1,15 +1,20 @@
 """Adaptive batching: which requests share a batch, and when it goes."""
 
-from streaminfer.batching import arrivals
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from streaminfer.batching.batcher import AdaptiveBatcher
-from streaminfer.batching.learning import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead
-from streaminfer.batching.optimum import clairvoyant_optimum
 from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.simulation_result import SimulationResult
-from streaminfer.batching.simulator import simulate
-from streaminfer.batching.statistics import BatcherStatistics
+
+if TYPE_CHECKING:
+    from streaminfer.batching import arrivals
+    from streaminfer.batching.learning import LearnedServiceTime
+    from streaminfer.batching.lookahead import Lookahead
+    from streaminfer.batching.optimum import clairvoyant_optimum
+    from streaminfer.batching.service_time import ServiceTime
+    from streaminfer.batching.simulation_result import SimulationResult
+    from streaminfer.batching.simulator import simulate
+    from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = [
     "AdaptiveBatcher",
@@ -26,3 +31,28 @@ __all__ = [
     "clairvoyant_optimum",
     "simulate",
 ]
+
+_LATER = {
+    "BatcherStatistics": "statistics",
+    "LearnedServiceTime": "learning",
+    "Lookahead": "lookahead",
+    "ServiceTime": "service_time",
+    "SimulationResult": "simulation_result",
+    "clairvoyant_optimum": "optimum",
+    "simulate": "simulator",
+}
+"""What serving does not need is loaded when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
+    if name == "arrivals":
+        return importlib.import_module(f"{__name__}.arrivals")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,17 +3,17 @@
 import functools
 import time
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.batching.learning import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.statistics import BatcherStatistics
 from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import check_priority, timeout_ns
+
+if TYPE_CHECKING:
+    from streaminfer.batching.service_time import ServiceTime
+    from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = ["AdaptiveBatcher"]
 
@@ -43,6 +43,9 @@ class AdaptiveBatcher:
             requests brought.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
+    Attributes:
+        service_time: with ``policy="lookahead"``, the `LearnedServiceTime`; else ``None``.
+
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
 
@@ -68,7 +71,7 @@ class AdaptiveBatcher:
         max_queue_delay_s: float = 0.0,
         max_in_flight: int = 1,
         policy: str = "greedy",
-        service_time: ServiceTime | None = None,
+        service_time: "ServiceTime | None" = None,
         stack: bool = True,
         clock: Clock | None = None,
     ) -> None:
@@ -82,14 +85,19 @@ class AdaptiveBatcher:
             raise ValueError(
                 expected("max_queue_delay_s", f"0 with policy={policy!r}, which never waits", max_queue_delay_s)
             )
-        check_instance(
-            "service_time", service_time, lambda value: value is None or isinstance(value, ServiceTime), "a ServiceTime"
-        )
         if service_time is not None and self.policy != "lookahead":
             raise ValueError(
                 expected("service_time", f"None with policy={policy!r}, which does not plan", service_time)
             )
-        self.service_time = LearnedServiceTime(prior=service_time) if self.policy == "lookahead" else None
+        self.service_time: Any = None
+        if self.policy == "lookahead":
+            from streaminfer.batching.learning import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
+            from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
+
+            check_instance(
+                "service_time", service_time, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime"
+            )
+            self.service_time = LearnedServiceTime(prior=service_time)
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
@@ -151,7 +159,7 @@ class AdaptiveBatcher:
         if self._service is not None:
             await self._service.start()
 
-    def statistics(self) -> BatcherStatistics:
+    def statistics(self) -> "BatcherStatistics":
         """A frozen snapshot: what waits and runs, how every request ended, why each batch was released.
 
         Raises:
@@ -163,6 +171,8 @@ class AdaptiveBatcher:
 
     def _make_policy(self) -> Policy:
         if self.service_time is not None:
+            from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415 - only who plans loads it
+
             return Lookahead(self.max_batch_size, self.service_time)
         if self.policy == "timer":
             return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))

@@ -18,9 +18,11 @@ believed, one that is clearly faster than they allow starts again, and the first
 half its time or less.
 
 *Shape.* Pool-adjacent-violators makes the sizes' estimates nondecreasing, with straight lines between them and the
-local slope outside (:mod:`streaminfer.batching.monotone_fit`): no affine time is assumed. From a single size m it is
-``t(n) = t(m)·(0.5 + 0.5·n/m)``: larger batches look worth trying and are tried in steps that a deadline survives.
-Sizes past 64 share an estimate with their neighbours within 3 %, so that each is seen often enough.
+local slope outside (:mod:`streaminfer.batching.monotone_fit`): no affine time is assumed. A size counts for less the
+longer it was not seen, and one seen once or long ago goes when a fresher one contradicts it, since a time is monotone.
+From a single size m it is ``t(n) = t(m)·(0.5 + 0.5·n/m)``: larger batches look worth trying and are tried in steps
+that a deadline survives. Sizes past 64 share an estimate with their neighbours within 3 %, so that each is seen often
+enough.
 
 *Band.* The upper estimate is the 95 % quantile of the last 64 log-ratios observed/central, each taken before it was
 learned (:mod:`streaminfer.batching.noise`). Ratios of sizes that were hardly known count by what they tell of the
@@ -55,6 +57,8 @@ __all__ = ["LearnedServiceTime"]
 _OUTLIER = 2.5  # standard deviations
 _LEVEL_WANDER = 0.1  # standard deviations per batch
 _SHAPE_WANDER = 0.05  # standard deviations per visit of a size
+_FORGETTING = 9e-6  # of a size's variance, per batch of other sizes: to 3 % after a hundred
+_OLD = 50  # batches of other sizes, after which neighbours that contradict a size are believed
 _IDLE_WANDER = 0.005  # of the level, per square root of a second
 _EXACT_TO = 64
 _PRIOR_DEVIATION = 0.1
@@ -73,16 +77,22 @@ class _Size:
         log_time: its own estimate, relative to the level.
         variance: of that estimate.
         visits: how many observations it has taken in.
+        seen: which observation, counted, it was seen in last.
         fitted: the monotone curve here, relative to the level.
         fitted_from: ``log_time`` when the curve was fitted.
     """
 
-    __slots__ = ("fitted", "fitted_from", "log_time", "variance", "visits")
+    __slots__ = ("fitted", "fitted_from", "log_time", "seen", "variance", "visits")
 
-    def __init__(self, log_time: float, variance: float) -> None:
+    def __init__(self, log_time: float, variance: float, seen: int) -> None:
         self.log_time = self.fitted = self.fitted_from = log_time
         self.variance = variance
         self.visits = 0
+        self.seen = seen
+
+    def variance_now(self, observations: int) -> float:
+        """The variance, grown with the observations since the last visit."""
+        return self.variance + _FORGETTING * (observations - self.seen)
 
 
 class _Surprise(NamedTuple):
@@ -174,9 +184,9 @@ class LearnedServiceTime:
             duration_ns = check_count("duration_ns", duration_ns, at_least=0)
         if type(now_ns) is not int:
             now_ns = check_count("now_ns", now_ns, at_least=0)
-        self._observations += 1
         log_ns = math.log(duration_ns or 1)
         curve = self._fit()
+        self._observations += 1
         if curve is None:
             self._start(size, log_ns, now_ns)
             return
@@ -187,6 +197,7 @@ class LearnedServiceTime:
             at_size = known.fitted if size == place else math.log(curve.at(size))
             published = log_ns - self._level - at_size
             surprise = published + known.fitted - known.log_time
+            known.seen = self._observations
             limit = self._limit(known.variance)
             excess = surprise if surprise > limit or surprise < -limit else 0.0
             variance, doubted = known.variance, place
@@ -356,7 +367,7 @@ class LearnedServiceTime:
         return max(lowest, -limit), min(highest, limit), deviation**2, key
 
     def _add(self, place: int, expected: float, variance: float) -> _Size:
-        self._known[place] = known = _Size(expected, variance)
+        self._known[place] = known = _Size(expected, variance, self._observations)
         insort(self._sizes, place)
         self._curve_is_old = True
         return known
@@ -383,8 +394,11 @@ class LearnedServiceTime:
             self._question_first()
         if abs(known.log_time - known.fitted_from) > max(0.0002, 0.1 * noise.deviation):
             self._curve_is_old = True
+        misfit = abs(published - surprise) > _UNFIT / 4  # the curve cannot follow this size's estimate
+        if misfit and known.visits > 2:
+            self._drop_outdated(place, known)
         if hardly_known <= 3.0 * variance:  # otherwise the surprise was about the size more than noise
-            noise.add(published)
+            noise.add(surprise if misfit else published)
 
     def _surprised(
         self, place: int, size: int, excess: float, doubted: int, published: float, log_ns: float, now_ns: int
@@ -409,6 +423,7 @@ class LearnedServiceTime:
             known.log_time += step
             known.variance = (0.25 * step) ** 2 + self._noise.deviation**2
             known.visits += 1
+            known.seen = self._observations
             self._curve_is_old = True
             surprises.clear()
         else:
@@ -449,6 +464,20 @@ class LearnedServiceTime:
         if above.visits == 1 and above.log_time - self._known[place].log_time > steepest:
             del self._known[self._sizes[after]], self._sizes[after]
 
+    def _drop_outdated(self, place: int, known: _Size) -> None:
+        """Forgets sizes seen once or long ago that stand against this one, which was just seen: a time is monotone."""
+        for size in list(self._sizes):
+            other = self._known[size]
+            against = other.log_time - known.log_time if size < place else known.log_time - other.log_time
+            if (
+                against > _UNFIT / 2 + _OUTLIER * math.sqrt(known.variance + other.variance)
+                and other.seen < self._observations
+                and (other.visits == 1 or other.seen < self._observations - _OLD)
+            ):
+                self._sizes.remove(size)
+                del self._known[size]
+                self._curve_is_old = True
+
     def _question_first(self) -> None:
         """Forgets the first observation where the next two, without it, say that it was too slow."""
         first = self._known.get(self._first_place)
@@ -467,7 +496,8 @@ class LearnedServiceTime:
         if self._curve_is_old:
             known = [self._known[size] for size in self._sizes]
             log_times = [size.log_time for size in known]
-            self._curve, fitted = monotone_curve(self._sizes, log_times, [size.variance for size in known], self._prior)
+            variances = [size.variance_now(self._observations) for size in known]
+            self._curve, fitted = monotone_curve(self._sizes, log_times, variances, self._prior)
             for size, log_time in zip(known, fitted, strict=True):
                 size.fitted = log_time
                 size.fitted_from = size.log_time

@@ -8,16 +8,18 @@ import asyncio
 import functools
 from asyncio import get_running_loop
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer.batching._queue_cy import NEVER, Ticket
 from streaminfer.batching.assembly import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
-from streaminfer.batching.statistics import BatcherStatistics
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock
 from streaminfer.request import Request, Response, timeout_ns
+
+if TYPE_CHECKING:
+    from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = ["BatchedService"]
 
@@ -167,8 +169,10 @@ class BatchedService(Dispatcher):
         if tasks:
             await asyncio.wait(tasks)
 
-    def statistics(self) -> BatcherStatistics:
+    def statistics(self) -> "BatcherStatistics":
         """A snapshot of the counters."""
+        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+
         return BatcherStatistics(
             submitted=self._submitted,
             waiting=self._queue.waiting,

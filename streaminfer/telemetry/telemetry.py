@@ -5,14 +5,16 @@ import functools
 import inspect
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streaminfer._validation import check_instance, expected
 from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import Request, Response
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histogram import LatencyHistogram
-from streaminfer.telemetry.statistics import TelemetryStatistics
+
+if TYPE_CHECKING:
+    from streaminfer.telemetry.statistics import TelemetryStatistics
 
 __all__ = ["Telemetry"]
 
@@ -62,8 +64,10 @@ class Telemetry:
             return self._wrap_async(inner)
         return self._wrap_sync(inner)
 
-    def statistics(self) -> TelemetryStatistics:
+    def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
+        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+
         degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
         latency, queued, assembled, inferred, handed_back = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder

@@ -271,6 +271,33 @@ def test_a_size_that_was_taken_for_a_change_of_speed_is_learned_when_others_take
     assert live.ratio(20) == pytest.approx(1.0, rel=0.02)
 
 
+def test_sizes_learned_wrongly_long_ago_do_not_outvote_one_that_is_seen_all_the_time():
+    live = Live("affine").run(*[8, *range(32, 64), 64] * 2)
+    for size in range(32, 64):
+        live.learned._known[size].log_time += 0.7  # as if learned wrongly, however that came about
+    live.learned._curve_is_old = True
+    assert live.ratio(64) > 1.4
+    live.run(*[8, 64] * 60)
+    assert live.ratio(8) == pytest.approx(1.0, rel=0.02)
+    assert live.ratio(64) == pytest.approx(1.0, rel=0.02)
+    assert live.ratio(48) <= 1.3  # of which no more is known than that it takes no longer than 64
+
+
+@pytest.mark.parametrize(("sigma", "error"), [(0.0, 0.1), (0.1, 0.15)])
+def test_through_changes_of_speed_and_load_at_once_the_model_stays_near(sigma, error):
+    source, errors = random.Random(0), []
+    for seed in range(4):
+        live = Live("affine", sigma=sigma, seed=seed).run(*sizes_under_load(100, seed))
+        for _ in range(40):
+            mix, factor = source.choice(list(MIXES.values())), source.choice([1.0, 1.0, 1.0, 2.0, 0.5])
+            for at, size in enumerate(mix(25, source.random())):
+                if at >= 5:
+                    errors.append(abs(math.log(live.ratio(size, factor))))
+                live.run(size, factor=factor * (10.0 if source.random() < 0.01 else 1.0))
+    assert np.mean(errors) <= error
+    assert np.median(errors) <= error / 2
+
+
 def test_outliers_apart_or_to_opposite_sides_move_nothing():
     live = Live("affine").run(*[4, 8, 20, 50] * 10)
     for factor in (10.0, 1.0, 10.0, 0.1, 10.0, 1.0):

@@ -85,7 +85,9 @@ def test_impossible_options_are_refused(live_demo, options, capsys):
 
 def make_outcome(*, on_time, seconds=8.0):
     """What a run would have found out, with the share of chunks on time of each way."""
-    trials, report, services = (importlib.import_module(f"demo.{name}") for name in ("trials", "report", "services"))
+    findings, report, services = (
+        importlib.import_module(f"demo.{name}") for name in ("findings", "report", "services")
+    )
     meter_of = importlib.import_module("demo.meter").Meter
     machine, audio, video = (importlib.import_module(f"demo.{name}") for name in ("machine", "audio", "video"))
     searches = []
@@ -97,7 +99,7 @@ def make_outcome(*, on_time, seconds=8.0):
                 meter.answered(5_000_000, si.Response(None, timings=si.request.Timings(0, number, number, 9, 4)))
             else:
                 meter.failed(si.DeadlineExceeded(""))
-        hold = trials.Hold(
+        hold = findings.Hold(
             way=way,
             microphones=count,
             seconds=seconds,
@@ -109,7 +111,7 @@ def make_outcome(*, on_time, seconds=8.0):
             heard=[np.array([0.1, np.nan, 0.9], np.float32)],
             faces={},
         )
-        searches.append(trials.Search([trials.Step(count, good / 100, held=True)], hold))
+        searches.append(findings.Search([findings.Step(count, good / 100, held=True)], hold))
     clip = audio.Clip("clip.wav", np.zeros(1536, np.float32), [np.zeros(576, np.float32)] * 3)
     frames = video.Frames("clip.mp4", np.zeros((1, 4, 4, 3), np.uint8), 24.0)
     reference = np.array([0.1, 0.9, 0.9], np.float32)
