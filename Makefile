@@ -32,7 +32,7 @@ $(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
 demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html
 	$(BIN)/python examples/live_demo.py
 
-test: $(STAMPS)/build $(STAMPS)/group-test ## the whole suite, compiled, then its state machines uncompiled
+test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo ## the whole suite, compiled, then its state machines uncompiled
 	$(BIN)/python -m pytest
 	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m pytest -m uncompiled
 
