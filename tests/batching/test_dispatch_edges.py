@@ -8,7 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching.policy import Decision
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -235,3 +235,16 @@ async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train
     s = batcher.statistics()
     assert (s.abandoned_batches, s.cancelled, s.batches, backend.batches) == (1, 1, 1, [])
     assert s.batch_s == 0.0
+
+
+@virtual
+async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(loop):
+    """Loops fire early by their resolution: here the clock stands a microsecond before the deadline when the alarm comes."""
+
+    def clock():
+        return loop.now_ns - (1000 if loop.now_ns >= 50_000_000 else 0)
+
+    service = si.AdaptiveBatcher(max_batch_size=1, clock=clock).wrap(ScriptedBackend(HANG))
+    with pytest.raises(si.DeadlineExceeded):
+        await service.call(si.Request(1.0, deadline_ns=50_000_000))
+    assert loop.now_ns == 50_000_000
