@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     )
     from streaminfer.request import Batch, Request, Response
     from streaminfer.stack import Stack
-    from streaminfer.telemetry import LatencyHistogram, Telemetry
+    from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
 
 __all__ = [
+    "SLO",
     "AdaptiveBatcher",
     "BackendError",
     "Batch",
@@ -53,6 +54,7 @@ __all__ = [
     "Overloaded",
     "Request",
     "Response",
+    "RollingHistogram",
     "Stack",
     "StreamInferError",
     "Telemetry",
@@ -85,6 +87,8 @@ _HOMES = {
     "Overloaded": "errors",
     "Request": "request",
     "Response": "request",
+    "RollingHistogram": "telemetry",
+    "SLO": "telemetry",
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",

@@ -139,13 +139,11 @@ class BlockingStack:
                 raise
             started.set_exception(error)
         finally:
-            for future in self._pending_now():  # what was handed over after the loop had read its last callbacks
+            with self._lock:
+                self._loop = self._stop = None
+                pending = list(self._pending)
+            for future in pending:  # what was handed over after the loop had read its last callbacks
                 future.cancel()
-
-    def _pending_now(self) -> "list[concurrent.futures.Future[Any]]":
-        with self._lock:
-            self._loop = self._stop = None
-            return list(self._pending)
 
     async def _serve(self, started: "concurrent.futures.Future[None]") -> None:
         stop = asyncio.Event()
@@ -160,7 +158,11 @@ class BlockingStack:
             await stop.wait()
             drain = self._drain
         finally:  # also when something brings the loop down
-            await self.stack.stop(drain=drain)
+            try:
+                await self.stack.stop(drain=drain)
+            finally:
+                with self._lock:  # before the loop is closed: nobody may hand anything to a closed one
+                    self._loop = self._stop = None
 
     def _wait_for(self, coroutine: Any) -> Any:
         self._check_process()

@@ -10,8 +10,9 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     the `Stack`, before anything is queued.
 ``admission(request, now_ns) -> Admission``
     says without side effects whether the request would be accepted now, and when it would be answered.
-``slo_s``
-    the latency objective from which the `Stack` stamps a deadline on requests that bring none.
+``slo_s``, ``slo_ns``
+    the latency objective from which the `Stack` stamps a deadline on requests that bring none; one that may change
+    while it runs is offered as ``slo_ns``, whole nanoseconds or ``None``, and read at each request.
 ``enforces_deadline``
     true where a request ends at its deadline without help from the `Stack`.
 ``start()`` and ``stop(*, drain)``

@@ -31,6 +31,11 @@ class Batch:
         self.rows = rows
         self.deadline_ns = deadline_ns
 
+    @property
+    def size(self) -> int:
+        """How many rows the inputs have: as many as there are requests, or more where a batcher filled them up."""
+        return len(self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

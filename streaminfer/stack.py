@@ -97,8 +97,7 @@ class Stack:
         self._call = (self.inner if self._observer is None else self.inner.inner).call
         self._validate = find_inward(self.inner, "validate", None)
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
-        slo_s = find_inward(self.inner, "slo_s", None)
-        self._slo_ns = None if slo_s is None else timeout_ns(slo_s)
+        self._slo = _find_slo(self.inner)
         self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
         self._home: asyncio.AbstractEventLoop | None = None  # where it was started
         self._stopped = asyncio.Event()
@@ -151,8 +150,8 @@ class Stack:
             deadline_ns = None
             if timeout_s is not None:
                 deadline_ns = now_ns + timeout_ns(timeout_s)
-            elif self._slo_ns is not None:
-                deadline_ns = now_ns + self._slo_ns
+            elif self._slo is not None and self._slo.slo_ns is not None:
+                deadline_ns = now_ns + self._slo.slo_ns
             request = Request(
                 inputs,
                 deadline_ns=deadline_ns,
@@ -188,8 +187,8 @@ class Stack:
         if observer is not None:
             observer.begin()
         try:
-            if request.deadline_ns is None and self._slo_ns is not None:
-                request = request.replace(deadline_ns=now_ns + self._slo_ns)
+            if request.deadline_ns is None and self._slo is not None and self._slo.slo_ns is not None:
+                request = request.replace(deadline_ns=now_ns + self._slo.slo_ns)
             if self._validate is not None:
                 self._validate(request)
             response: Response = await (self._call(request) if self._enforced else self._call_enforced(request))
@@ -408,6 +407,26 @@ def _compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedS
     if not is_service(current):
         raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
     return parts, single
+
+
+@attrs.frozen
+class _FixedSlo:
+    """The objective of something that names it in seconds once and for all."""
+
+    slo_ns: int
+
+
+def _find_slo(outermost: Any) -> Any:
+    """Whose ``slo_ns`` is the deadline of requests that bring none: read at each request, since it may change."""
+    current = outermost
+    while current is not None:
+        if hasattr(current, "slo_ns"):
+            return current
+        slo_s = getattr(current, "slo_s", None)
+        if slo_s is not None:
+            return _FixedSlo(timeout_ns(slo_s))
+        current = getattr(current, "inner", None)
+    return None
 
 
 async def _stop_all(parts: list[Any], *, drain: bool) -> None:

@@ -57,6 +57,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         now_ns: where time starts, nanoseconds.
     """
 
+    is_virtual = True
+    """What is compiled in the background elsewhere is waited for here, so that a run repeats."""
+
     def __init__(self, now_ns: int = 0) -> None:
         self.now_ns = now_ns
         super().__init__(_NoWaiting(self))

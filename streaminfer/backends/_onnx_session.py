@@ -84,7 +84,7 @@ class SessionWorker:
             inputs = self._by_name(batch.inputs)
             if self._signature.one_row_a_run:
                 return self._answer_one_by_one(inputs, rows, options)
-            return self._cut(self._run(inputs, options), rows)
+            return self._cut(self._run(inputs, options), batch.size)[:rows]
         except StreamInferError:
             raise
         except Exception as error:

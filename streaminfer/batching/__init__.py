@@ -8,6 +8,9 @@ from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
 
 if TYPE_CHECKING:
     from streaminfer.batching import arrivals
+    from streaminfer.batching.alternatives import Outcome, WhatIf, what_if
+    from streaminfer.batching.buckets import Buckets
+    from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.learning import LearnedServiceTime
     from streaminfer.batching.lookahead import Lookahead
     from streaminfer.batching.optimum import clairvoyant_optimum
@@ -15,31 +18,44 @@ if TYPE_CHECKING:
     from streaminfer.batching.simulation_result import SimulationResult
     from streaminfer.batching.simulator import simulate
     from streaminfer.batching.statistics import BatcherStatistics
+    from streaminfer.batching.trace import Trace
 
 __all__ = [
     "AdaptiveBatcher",
     "BatcherStatistics",
+    "Buckets",
     "Decision",
+    "DecisionLog",
     "Greedy",
     "LearnedServiceTime",
     "Lookahead",
+    "Outcome",
     "Policy",
     "ServiceTime",
     "SimulationResult",
     "Timer",
+    "Trace",
+    "WhatIf",
     "arrivals",
     "clairvoyant_optimum",
     "simulate",
+    "what_if",
 ]
 
 _LATER = {
     "BatcherStatistics": "statistics",
+    "Buckets": "buckets",
+    "DecisionLog": "decision_log",
     "LearnedServiceTime": "learning",
     "Lookahead": "lookahead",
     "ServiceTime": "service_time",
+    "Outcome": "alternatives",
     "SimulationResult": "simulation_result",
+    "Trace": "trace",
+    "WhatIf": "alternatives",
     "clairvoyant_optimum": "optimum",
     "simulate": "simulator",
+    "what_if": "alternatives",
 }
 """What serving does not need is loaded when it is asked for."""
 

@@ -5,3 +5,22 @@ cpdef bint alike(object first, object other)
 
 @cython.locals(simple=bint)
 cpdef bint all_alike(list rows)
+
+@cython.locals(simple=bint, taken=list)
+cpdef list choose_alike(list tickets, Py_ssize_t limit)
+
+cdef class Ragged:
+    cdef readonly Py_ssize_t axis
+    cdef readonly tuple lengths
+    cdef readonly object names
+
+    @cython.locals(length=Py_ssize_t, bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
+    cpdef Py_ssize_t bucket_of(self, object inputs)
+
+    @cython.locals(taken=list, bucket=Py_ssize_t)
+    cpdef list choose(self, list tickets, Py_ssize_t limit)
+
+    @cython.locals(shape=tuple, other_shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t, position=Py_ssize_t)
+    cdef bint _alike_array(self, object first, object other)
+
+    cdef bint _alike(self, object first, object other)

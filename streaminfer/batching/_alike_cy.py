@@ -3,6 +3,8 @@
 Rows are alike when they are arrays of one dtype and shape, mappings with the same names and alike values, or plain
 numbers or strings of one type. The dtype of an answer then never depends on who else was in the batch. O(n)
 comparisons; runs once a request.
+
+`Ragged` asks the same of rows that are padded: their lengths along one axis may differ, within one bucket.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["alike", "all_alike"]
+__all__ = ["Ragged", "alike", "all_alike", "choose_alike"]
 
 
 def alike(first: Any, other: Any) -> bool:
@@ -42,3 +44,117 @@ def all_alike(rows: list[Any]) -> bool:
         elif row is not first and not alike(first, row):
             return False
     return True
+
+
+def choose_alike(tickets: list[Any], limit: int) -> list[Any]:
+    """The first tickets, in their order, whose rows can be stacked with the first one's.
+
+    Args:
+        tickets: at least one; their ``inputs`` are the rows.
+        limit: the most to take, at least 1.
+    """
+    first = tickets[0].inputs
+    kind = type(first)
+    simple = kind is not ndarray and kind is not dict
+    taken = []
+    for ticket in tickets:
+        row = ticket.inputs
+        if simple:
+            if type(row) is not kind:
+                continue
+        elif row is not first and not alike(first, row):
+            continue
+        taken.append(ticket)
+        if len(taken) == limit:
+            break
+    return taken
+
+
+class Ragged:
+    """Which rows can be stacked once they are padded to the length of their bucket.
+
+    Immutable; rows have passed ``Buckets.check``.
+
+    Args:
+        lengths: of the buckets, ascending.
+        axis: of the row, along which lengths may differ; negative counts from the end.
+        names: the inputs of a mapping that are ragged; ``None``: every array that has the axis.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], axis: int, names: frozenset[str] | None) -> None:
+        self.lengths = lengths
+        self.axis = axis
+        self.names = names
+
+    def bucket_of(self, inputs: Any) -> int:
+        """Position of the shortest bucket that a row fits in; -1 where none does, or nothing is ragged."""
+        if type(inputs) is dict:
+            for name, value in inputs.items():
+                if self.names is None or name in self.names:
+                    bucket = -1 if type(value) is dict else self.bucket_of(value)
+                    if bucket >= 0:
+                        return bucket
+            return -1
+        if type(inputs) is not ndarray:
+            return -1
+        shape = inputs.shape
+        ndim = len(shape)
+        if not -ndim <= self.axis < ndim:
+            return -1
+        length = shape[self.axis]
+        bucket = 0
+        for longest in self.lengths:
+            if length <= longest:
+                return bucket
+            bucket += 1
+        return -1
+
+    def choose(self, tickets: list[Any], limit: int) -> list[Any]:
+        """The first tickets, in their order, whose rows can be padded and stacked with the first one's.
+
+        Args:
+            tickets: at least one; their ``inputs`` are the rows.
+            limit: the most to take, at least 1.
+        """
+        first = tickets[0].inputs
+        bucket = self.bucket_of(first)
+        taken = []
+        for ticket in tickets:
+            row = ticket.inputs
+            if row is first or (self.bucket_of(row) == bucket and self._alike(first, row)):
+                taken.append(ticket)
+                if len(taken) == limit:
+                    break
+        return taken
+
+    def _alike(self, first: Any, other: Any) -> bool:
+        if type(first) is not dict:
+            return self._alike_array(first, other)
+        if type(other) is not dict or len(first) != len(other):
+            return False
+        for name, value in first.items():
+            if name not in other:
+                return False
+            if type(value) is ndarray and (self.names is None or name in self.names):
+                if not self._alike_array(value, other[name]):
+                    return False
+            elif not alike(value, other[name]):
+                return False
+        return True
+
+    def _alike_array(self, first: Any, other: Any) -> bool:
+        """Rows of one bucket: their lengths need no second look, since all ragged arrays of a row share theirs."""
+        if type(first) is not ndarray or type(other) is not ndarray or first.dtype != other.dtype:
+            return False
+        shape = first.shape
+        other_shape = other.shape
+        if shape == other_shape:
+            return True
+        ndim = len(shape)
+        if len(other_shape) != ndim or not -ndim <= self.axis < ndim:
+            return False
+        axis = self.axis if self.axis >= 0 else self.axis + ndim
+        for position in range(ndim):  # noqa: SIM110 - all() would make a generator
+            if position != axis and shape[position] != other_shape[position]:
+                return False
+        return True

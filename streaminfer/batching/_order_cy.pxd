@@ -1,12 +1,16 @@
 cimport cython
-from streaminfer.batching._queue_cy cimport Ticket as CTicket
+from streaminfer.batching._ticket_cy cimport Ticket as CTicket
 
 cdef long long _NEVER
 
-@cython.locals(
-    ticket=CTicket, cap=Py_ssize_t, count=Py_ssize_t, index=Py_ssize_t, left=Py_ssize_t, time_ns=cython.longlong,
-    latest_ns=cython.longlong, deadline_ns=cython.longlong)
-cpdef bint full_batches_on_time(list tickets, const long long[::1] durations, long long now_ns)
+@cython.final
+cdef class Timetable:
+    cdef readonly Py_ssize_t cap
+    cdef const long long[::1] durations
+    cdef const long long[::1] steps
+
+    @cython.locals(count=Py_ssize_t, time_ns=cython.longlong, index=Py_ssize_t, size=Py_ssize_t)
+    cpdef bint all_on_time(self, const long long[::1] deadlines, long long now_ns)
 
 @cython.locals(
     ticket=CTicket, ascending=bint, index=Py_ssize_t, latest_ns=cython.longlong, deadline_ns=cython.longlong)

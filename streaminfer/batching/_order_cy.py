@@ -1,6 +1,6 @@
-"""What a planner asks of the waiting tickets at every decision: are all on time as they stand, and when does each end?
+"""What a planner asks at every decision: what does a batch take, are all on time as they stand, when does each end?
 
-One pass each, O(n), a few nanoseconds a ticket; compiled with the C types of ``_order_cy.pxd`` or run as it is.
+A few nanoseconds a ticket; compiled with the C types of ``_order_cy.pxd`` or run as it is.
 """
 
 from __future__ import annotations
@@ -11,42 +11,50 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streaminfer.batching._queue_cy import Ticket
+    from streaminfer.batching._ticket_cy import Ticket
 
-__all__ = ["fill_deadlines", "full_batches_on_time"]
+__all__ = ["Timetable", "fill_deadlines"]
+
+_NEVER = 2**63 - 1
 
 
-def full_batches_on_time(tickets: list[Ticket], durations: NDArray[np.int64], now_ns: int) -> bool:
-    """Whether the tickets, cut into full batches as they stand, are all on time on one worker.
+class Timetable:
+    """What a batch takes, by its size, where compiled code reads it without asking NumPy.
+
+    With several workers the next batch need not wait for the one before: ``steps`` says by how much later it starts.
 
     Args:
-        tickets: in service order; at least one.
-        durations: shape (cap + 1,), int64, nanoseconds of a batch by its size.
-        now_ns: when the first batch would start.
+        durations: shape (cap + 1,), int64, nanoseconds of a batch by its size, entry 0 is 0.
+        steps: shape (cap + 1,), int64: when the next batch may start, in nanoseconds after this one did.
 
-    Returns:
-        False also where their deadlines do not ascend: then the order is not a planner's.
+    Attributes:
+        cap: the largest batch.
     """
-    cap = len(durations) - 1
-    count = len(tickets)
-    time_ns = now_ns
-    latest_ns = 0
-    left = 0
-    for index in range(count):
-        ticket = tickets[index]
-        deadline_ns = ticket.deadline_ns
-        if deadline_ns < latest_ns:
-            return False
-        latest_ns = deadline_ns
-        if left == 0:
-            left = count - index
-            if left > cap:
-                left = cap
-            time_ns += durations[left]
-            if time_ns > deadline_ns:
+
+    __slots__ = ("cap", "durations", "steps")
+
+    def __init__(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+        self.durations = durations
+        self.steps = steps
+        self.cap = len(durations) - 1
+
+    def all_on_time(self, deadlines: NDArray[np.int64], now_ns: int) -> bool:
+        """Whether requests, cut into full batches in this order, are all on time.
+
+        Args:
+            deadlines: shape (n,), int64, ascending: a batch is on time when it ends by its first one.
+            now_ns: when the first batch would start.
+        """
+        count = len(deadlines)
+        time_ns = now_ns
+        index = 0
+        while index < count:
+            size = self.cap if count - index > self.cap else count - index
+            if time_ns + self.durations[size] > deadlines[index]:
                 return False
-        left -= 1
-    return True
+            time_ns += self.steps[size]
+            index += size
+        return True
 
 
 def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience_ns: int, now_ns: int) -> bool:
@@ -76,6 +84,3 @@ def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience
         deadlines[index] = deadline_ns
         index += 1
     return ascending
-
-
-_NEVER = 2**63 - 1

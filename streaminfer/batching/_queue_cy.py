@@ -4,15 +4,12 @@ The idea: three views of one set of tickets, so that each question costs what it
 
 * *Who is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a cancelled or
   expired ticket leaves the middle in O(1), nothing is scanned and nothing stays behind.
-* *Who expires next?* A binary heap by deadline over waiting and running tickets. A ticket that ends stays in the heap
-  as a husk (its request, inputs and future dropped) until it surfaces or until husks outnumber live tickets, when the
-  heap is rebuilt: O(1) amortised. With equal time limits deadlines arrive in ascending order and a push costs one
-  comparison.
-* *How many?* Counters.
+* *Who expires next?* A heap by deadline over waiting and running tickets (``_deadlines_cy``).
+* *How many?* Counters; and what arrived lately, in the journal (``_journal_cy``).
 
-Invariants, which the property tests check: a ticket is WAITING, then perhaps RUNNING, then DONE, never back;
-``end`` says yes once per ticket; ``len`` counts the WAITING ones; order of arrival holds within a priority; every live
-ticket with a deadline is in the heap.
+Invariants, which the property tests check: a ticket waits, then perhaps runs, then has ended, never back; ``end`` says
+yes once per ticket; ``len`` counts those that wait; order of arrival holds within a priority; every live ticket with a
+deadline is in the heap.
 
 One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an
 argument, not thread-safe: one event loop, or one simulation, owns a queue.
@@ -20,109 +17,22 @@ argument, not thread-safe: one event loop, or one simulation, owns a queue.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
+from streaminfer.batching._deadlines_cy import DeadlineHeap
+from streaminfer.batching._journal_cy import Journal
+from streaminfer.batching._order_cy import Timetable
+from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.errors import for_caller
 
-__all__ = ["NEVER", "RequestQueue", "Run", "Ticket"]
-
-NEVER = 2**63 - 1
-"""The deadline of a request that has none."""
+__all__ = ["RequestQueue"]
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
-_WAITING = 0
-_RUNNING = 1
-_DONE = 2
-_HUSKS_KEPT = 64
-_LIMITS_KEPT = 64  # a power of two
 _EMPTY_LEVELS_KEPT = 16
 _NEWEST = 0.2  # its weight in the recent mean
-
-
-class Ticket:
-    """One request in hand, and where its answer goes.
-
-    Attributes:
-        request: the request; ``None`` once it ended.
-        inputs: what it brought, ready to be stacked; ``None`` once it ended.
-        future: anything with ``done``, ``set_result`` and ``set_exception``; ``None`` once it ended.
-        timings: the :class:`~streaminfer.request.Timings` that the answer carries.
-        deadline_ns: monotonic instant, :data:`NEVER` without one.
-        priority: a lower number is more urgent.
-        run: the running batch it is part of, if any.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_next",
-        "_previous",
-        "_state",
-        "deadline_ns",
-        "future",
-        "inputs",
-        "priority",
-        "request",
-        "run",
-        "timings",
-    )
-
-    request: Any
-    inputs: Any
-    future: Any
-    timings: Timings
-    deadline_ns: int
-    priority: int
-    run: Run | None
-    _state: int
-    _previous: Ticket | None
-    _next: Ticket | None
-
-    @property
-    def enqueued_ns(self) -> int:
-        """Monotonic instant at which it was accepted."""
-        return self.timings.enqueued_ns
-
-    @property
-    def state(self) -> str:
-        """``"waiting"``, ``"running"`` or ``"done"``."""
-        return ("waiting", "running", "done")[self._state]
-
-    def __repr__(self) -> str:
-        return f"Ticket({self.request!r}, {self.state})"
-
-
-class Run:
-    """A batch on a worker.
-
-    Attributes:
-        tickets: its requests, in the order of the rows.
-        inputs: what each brought, in the same order.
-        live: how many of them still wait for their answer; at 0 nobody needs the result.
-        started_ns: when they were taken off the queue.
-        deadline_ns: their latest deadline, :data:`NEVER` where one has none.
-        task: the asyncio task that runs it, where it runs in one.
-        abandoned: cancelled because nobody waits for it any more.
-        begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
-    """
-
-    __slots__ = ("abandoned", "begun", "deadline_ns", "inputs", "live", "started_ns", "task", "tickets")
-
-    def __init__(self) -> None:
-        self.tickets: list[Ticket] = []
-        self.inputs: list[Any] = []
-        self.live = 0
-        self.started_ns = 0
-        self.deadline_ns = 0
-        self.task: Any = None
-        self.begun = False
-        self.abandoned = False
-
-    def __repr__(self) -> str:
-        return f"Run({len(self.tickets)} rows, {self.live} live)"
 
 
 class _Level:
@@ -144,7 +54,7 @@ class RequestQueue:
         max_size: how many may wait; the caller asks :attr:`full` before it admits.
 
     Attributes:
-        admitted: how many were taken in hand so far.
+        journal: what arrived, went and was dropped lately; the queue notes the arrivals.
         waiting: how many wait now.
         running: how many are part of running batches now.
         answered: how many were delivered a result so far.
@@ -153,15 +63,13 @@ class RequestQueue:
     """
 
     __slots__ = (
-        "_heap",
-        "_husks",
+        "_deadlines",
         "_levels",
-        "_limits",
         "_recent",
-        "admitted",
         "answered",
         "batch_s",
         "failed",
+        "journal",
         "max_size",
         "running",
         "waiting",
@@ -171,15 +79,13 @@ class RequestQueue:
         self.max_size = max_size
         self.waiting = 0
         self.running = 0
-        self._limits: MutableSequence[int] = array("q", [0]) * _LIMITS_KEPT
-        self.admitted = 0
+        self.journal = Journal()
         self.answered = 0
         self.failed = 0
         self.batch_s = 0.0
         self._levels: list[_Level] = []
         self._recent: _Level | None = None
-        self._heap: list[Ticket] = []
-        self._husks = 0
+        self._deadlines = DeadlineHeap()
 
     def __len__(self) -> int:
         return self.waiting
@@ -197,7 +103,9 @@ class RequestQueue:
         """When the longest waiting request was accepted; :data:`NEVER` where none waits."""
         return self._oldest()
 
-    def admit(self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int) -> Ticket:
+    def admit(
+        self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
+    ) -> Ticket:
         """Takes a request in hand, behind those that wait with the same priority."""
         ticket = Ticket.__new__(Ticket)
         ticket.request = request
@@ -207,7 +115,9 @@ class RequestQueue:
         ticket.deadline_ns = deadline_ns
         ticket.priority = priority
         ticket.run = None
-        ticket._state = _WAITING
+        ticket.bucket = bucket
+        ticket._live = True
+        ticket._waits = True
         ticket._previous = None
         ticket._next = None
         level = self._recent
@@ -224,16 +134,11 @@ class RequestQueue:
         level.count += 1
         self.waiting += 1
         if ticket.deadline_ns != _NEVER:
-            self._limits[self.admitted & (_LIMITS_KEPT - 1)] = ticket.deadline_ns - now_ns
-            self._push(ticket)
+            self.journal.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
+            self._deadlines.push(ticket)
         else:
-            self._limits[self.admitted & (_LIMITS_KEPT - 1)] = 0
-        self.admitted += 1
+            self.journal.arrived(now_ns, 0, ticket.priority)
         return ticket
-
-    def recent_limits_ns(self) -> list[int]:
-        """The time limits that the latest requests brought, up to 64 of them, in no particular order."""
-        return [limit for limit in self._limits if limit > 0]
 
     def first(self, count: int) -> list[Ticket]:
         """The next ``count`` waiting tickets in service order: by priority, then by arrival."""
@@ -249,6 +154,43 @@ class RequestQueue:
                 ticket = ticket._next
         return tickets
 
+    def batch_if_all_on_time(self, table: Timetable, now_ns: int) -> list[Ticket] | None:
+        """The first full batch, if all that wait, cut into full batches as they stand, are on time.
+
+        Args:
+            table: what a batch takes, by its size.
+            now_ns: when that first batch would start.
+
+        Returns:
+            The next tickets in service order, as many as a batch may have; ``None`` where one would be late or
+            deadlines do not ascend in service order, which is then not a planner's.
+        """
+        batch: list[Ticket] = []
+        cap = table.cap
+        ahead = self.waiting
+        left = 0
+        first = True
+        time_ns = now_ns
+        latest_ns = 0
+        for level in self._levels:
+            ticket = level.head
+            while ticket is not None:
+                if ticket.deadline_ns < latest_ns:
+                    return None
+                latest_ns = ticket.deadline_ns
+                if left == 0:
+                    first = ahead == self.waiting
+                    left = cap if ahead > cap else ahead
+                    if time_ns + table.durations[left] > latest_ns:
+                        return None
+                    time_ns += table.steps[left]
+                    ahead -= left
+                left -= 1
+                if first:
+                    batch.append(ticket)
+                ticket = ticket._next
+        return batch
+
     def least_urgent(self) -> Ticket | None:
         """The newest ticket of the least urgent priority: the one to give way when a more urgent request comes."""
         found = None
@@ -257,12 +199,13 @@ class RequestQueue:
                 found = level.tail
         return found
 
-    def take(self, tickets: Sequence[Ticket], now_ns: int) -> Run:
-        """Moves tickets from waiting to running, but for those whose caller has gone; these end.
+    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Run:
+        """Moves tickets from waiting to running, but for those whose caller has gone, and notes it in the journal.
 
         Args:
             tickets: waiting tickets; any that does not wait is passed over.
             now_ns: the instant that becomes ``timings.started_ns``.
+            reason: why this batch goes.
 
         Returns:
             The tickets that now run, perhaps none.
@@ -273,12 +216,12 @@ class RequestQueue:
         inputs = run.inputs
         latest_ns = 0
         for ticket in tickets:
-            if ticket._state != _WAITING:
+            if not ticket._waits:
                 continue
             if ticket.future is not None and ticket.future.done():
                 continue  # cancelled a moment ago: its caller is about to end the ticket
             self._unlink(ticket)
-            ticket._state = _RUNNING
+            ticket._waits = False
             ticket.run = run
             ticket.timings.started_ns = now_ns
             if ticket.deadline_ns > latest_ns:
@@ -287,7 +230,9 @@ class RequestQueue:
             inputs.append(ticket.inputs)
         run.deadline_ns = latest_ns
         run.live = len(taken)
-        self.running += run.live
+        if run.live:
+            self.running += run.live
+            run.sequence = self.journal.launched(now_ns, run.live, reason, self.waiting)
         return run
 
     def end(self, ticket: Ticket) -> bool:
@@ -296,9 +241,9 @@ class RequestQueue:
         Returns:
             Whether it was live: the one who gets ``True`` owes the caller an answer.
         """
-        if ticket._state == _DONE:
+        if not ticket._live:
             return False
-        if ticket._state == _WAITING:
+        if ticket._waits:
             self._unlink(ticket)
         else:
             self._leave(ticket)
@@ -313,7 +258,7 @@ class RequestQueue:
         """
         late: list[tuple[Any, Run | None, Timings]] = []
         while True:
-            ticket = self._earliest()
+            ticket = self._deadlines.earliest()
             if ticket is None or ticket.deadline_ns > now_ns:
                 return late
             late.append((ticket.future, ticket.run, ticket.timings))
@@ -322,7 +267,7 @@ class RequestQueue:
     @property
     def next_deadline_ns(self) -> int:
         """The earliest deadline of a live ticket; :data:`NEVER` where there is none."""
-        return self._next_deadline()
+        return self._deadlines.next_ns()
 
     def deliver(self, run: Run, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
         """Hands each caller that still waits its row of a finished batch.
@@ -333,6 +278,7 @@ class RequestQueue:
             assembled_ns: when the inputs stood together.
             inferred_ns: when the model had answered.
         """
+        self.journal.finished(run.sequence, inferred_ns, True)
         duration_s = (inferred_ns - run.started_ns) / 1e9
         self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
         tickets = run.tickets
@@ -340,7 +286,7 @@ class RequestQueue:
         for index in range(size):
             ticket = tickets[index]
             row = rows[index]
-            if ticket._state != _RUNNING:
+            if not ticket._live:
                 continue
             future = ticket.future
             if future.done():
@@ -367,10 +313,6 @@ class RequestQueue:
             if ticket is not None and ticket.timings.enqueued_ns < oldest:
                 oldest = ticket.timings.enqueued_ns
         return oldest
-
-    def _next_deadline(self) -> int:
-        ticket = self._earliest()
-        return _NEVER if ticket is None else ticket.deadline_ns
 
     def _level_of(self, priority: int) -> _Level:
         position = 0
@@ -418,72 +360,11 @@ class RequestQueue:
             run.live -= 1
 
     def _finish(self, ticket: Ticket) -> None:
-        ticket._state = _DONE
+        ticket._live = False
+        ticket._waits = False
         ticket.request = None
         ticket.inputs = None
         ticket.future = None
         ticket.run = None
         if ticket.deadline_ns != _NEVER:
-            self._husks += 1
-            if self._husks > _HUSKS_KEPT and self._husks * 2 > len(self._heap):
-                self._rebuild()
-
-    def _earliest(self) -> Ticket | None:
-        while self._heap:
-            ticket = self._heap[0]
-            if ticket._state != _DONE:
-                return ticket
-            self._pop()
-            self._husks -= 1
-        return None
-
-    def _rebuild(self) -> None:
-        live: list[Ticket] = []
-        for ticket in self._heap:
-            if ticket._state != _DONE:
-                live.append(ticket)  # noqa: PERF401 - a comprehension has a scope, and types, of its own
-        self._heap = live
-        self._husks = 0
-        for position in range(len(self._heap) // 2 - 1, -1, -1):
-            self._sift_down(position)
-
-    def _push(self, ticket: Ticket) -> None:
-        heap = self._heap
-        heap.append(ticket)
-        position = len(heap) - 1
-        while position > 0:
-            parent_position = (position - 1) >> 1
-            parent = heap[parent_position]
-            if parent.deadline_ns <= ticket.deadline_ns:
-                break
-            heap[position] = parent
-            position = parent_position
-        heap[position] = ticket
-
-    def _pop(self) -> None:
-        heap = self._heap
-        last = heap.pop()
-        if heap:
-            heap[0] = last
-            self._sift_down(0)
-
-    def _sift_down(self, start: int) -> None:
-        heap = self._heap
-        size = len(heap)
-        position = start
-        ticket = heap[position]
-        while True:
-            child_position = 2 * position + 1
-            if child_position >= size:
-                break
-            child = heap[child_position]
-            if child_position + 1 < size:
-                sibling = heap[child_position + 1]
-                if sibling.deadline_ns < child.deadline_ns:
-                    child = sibling
-                    child_position += 1
-            if ticket.deadline_ns <= child.deadline_ns:
-                break
-            heap[position] = child
-            position = child_position
-        heap[position] = ticket
+            self._deadlines.ended()

@@ -2,16 +2,20 @@
 
 import functools
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Greedy, Policy, Timer
-from streaminfer.batching.service import BatchedService
+from streaminfer.batching.service import BatchedService, make_assembler
 from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import check_priority, timeout_ns
 
 if TYPE_CHECKING:
+    from streaminfer.batching.buckets import Buckets
+    from streaminfer.batching.decision_log import DecisionLog
+    from streaminfer.batching.learning import LearnedServiceTime
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
 
@@ -19,13 +23,16 @@ __all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
 _POLICIES = ("lookahead", "greedy", "timer")
+_AS_BEFORE: Any = object()
 
 
 class AdaptiveBatcher:
     """Turns a backend or a batch function into a service of single requests.
 
     Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them
-    and a lone request never waits for company. Each request ends at its deadline, whatever the model does.
+    and a lone request never waits for company. What a batch takes is learned from those that ran; where not all can be
+    on time, the batches are planned so that most are, and what cannot be saved is refused at once. Each request ends at
+    its deadline, whatever the model does.
 
     Args:
         max_batch_size: the largest batch the model is given.
@@ -35,16 +42,22 @@ class AdaptiveBatcher:
             than the least urgent that waits: then that one gives way.
         max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
-        policy: ``"greedy"`` sends all that wait whenever a worker is free; ``"lookahead"`` plans for most requests on
-            time with the service time that it learns; ``"timer"`` waits for a full batch or the delay.
-        service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; ``None``:
-            learned from the first batch on.
+        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends all that wait whenever a worker is
+            free; ``"timer"`` waits for a full batch or the delay.
+        buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
+            length that they fit, and only rows of one length share a batch.
+        max_batch_bytes: the most bytes of inputs in a batch, padding included.
+        preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
+            smaller batches are filled up, and the answers to what fills them are dropped.
+        service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
+            ``buckets``, a mapping of bucket length to that. ``None``: learned from the first batch on.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
             requests brought.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Attributes:
-        service_time: with ``policy="lookahead"``, the `LearnedServiceTime`; else ``None``.
+        service_time: the `LearnedServiceTime`, or with ``buckets`` a mapping of bucket length to one; ``None`` while no
+            policy has learned.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -70,8 +83,11 @@ class AdaptiveBatcher:
         max_queue_size: int = 1024,
         max_queue_delay_s: float = 0.0,
         max_in_flight: int = 1,
-        policy: str = "greedy",
-        service_time: "ServiceTime | None" = None,
+        policy: str = "lookahead",
+        buckets: "Buckets | Sequence[int] | None" = None,
+        max_batch_bytes: int | None = None,
+        preferred_sizes: Sequence[int] | None = None,
+        service_time: "ServiceTime | Mapping[int, ServiceTime] | None" = None,
         stack: bool = True,
         clock: Clock | None = None,
     ) -> None:
@@ -81,25 +97,24 @@ class AdaptiveBatcher:
         self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
         self.max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_LARGEST)
         self.policy = check_choice("policy", policy, _POLICIES)
-        if self.max_queue_delay_s and self.policy != "timer":
-            raise ValueError(
-                expected("max_queue_delay_s", f"0 with policy={policy!r}, which never waits", max_queue_delay_s)
-            )
+        self._check_delay()
+        check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
+        self.stack = stack
+        self.buckets: Buckets | None = None
+        if buckets is not None:
+            from streaminfer.batching.buckets import as_buckets  # noqa: PLC0415 - only who pads loads it
+
+            self.buckets = as_buckets(buckets)
+        self.max_batch_bytes = max_batch_bytes
+        self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
+        self._make_assembler(None)  # refuses what cannot be before anything is wrapped
         if service_time is not None and self.policy != "lookahead":
             raise ValueError(
                 expected("service_time", f"None with policy={policy!r}, which does not plan", service_time)
             )
         self.service_time: Any = None
         if self.policy == "lookahead":
-            from streaminfer.batching.learning import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
-            from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
-
-            check_instance(
-                "service_time", service_time, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime"
-            )
-            self.service_time = LearnedServiceTime(prior=service_time)
-        check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
-        self.stack = stack
+            self.service_time = self._start_learning(service_time)
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self._clock = clock
         self._service: BatchedService | None = None
@@ -135,6 +150,7 @@ class AdaptiveBatcher:
             slo_s=self.slo_s,
             stack=self.stack,
             clock=self._clock or time.monotonic_ns,
+            assembler=self._make_assembler(inner),
         )
         return service if is_backend(inner) else _as_function(service, inner)
 
@@ -159,6 +175,62 @@ class AdaptiveBatcher:
         if self._service is not None:
             await self._service.start()
 
+    def reconfigure(
+        self,
+        *,
+        slo_s: float | None = _AS_BEFORE,
+        max_batch_size: int = _AS_BEFORE,
+        policy: str = _AS_BEFORE,
+        max_queue_delay_s: float = _AS_BEFORE,
+    ) -> None:
+        """Goes on with other settings, while it runs or before; what is left out stays as it is.
+
+        No request is lost: what waits keeps its place and the deadline that it came with, and what runs runs on. What
+        was learned about the model is kept. Call it on the event loop that the batcher serves.
+
+        Args:
+            slo_s: the deadline of requests from now on that bring none.
+            max_batch_size: the largest batch from the next one on.
+            policy: the next decision's.
+            max_queue_delay_s: with ``policy="timer"``; otherwise 0, which it becomes by itself.
+
+        Raises:
+            TypeError, ValueError: as the constructor; then nothing has changed.
+        """
+        before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
+        try:
+            if slo_s is not _AS_BEFORE:
+                self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+            if max_batch_size is not _AS_BEFORE:
+                self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
+            if policy is not _AS_BEFORE:
+                self.policy = check_choice("policy", policy, _POLICIES)
+                if self.policy != "timer":
+                    self.max_queue_delay_s = 0.0
+            if max_queue_delay_s is not _AS_BEFORE:
+                self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
+            self._check_delay()
+            assembler = self._make_assembler(None if self._service is None else self._service.inner)
+        except BaseException:
+            self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s = before
+            raise
+        if self.policy == "lookahead" and self.service_time is None:
+            self.service_time = self._start_learning(None)
+        if self._service is not None:
+            self._service.change(self.slo_s, self.max_batch_size, self._make_policy(), assembler)
+
+    def decision_log(self) -> "DecisionLog":
+        """Why the latest batches went when they did and why requests were refused, as a frozen snapshot to plot.
+
+        Raises:
+            RuntimeError: nothing was wrapped yet.
+        """
+        from streaminfer.batching.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
+
+        if self._service is None:
+            raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
+        return DecisionLog.of(self._service.journal)
+
     def statistics(self) -> "BatcherStatistics":
         """A frozen snapshot: what waits and runs, how every request ended, why each batch was released.
 
@@ -169,14 +241,62 @@ class AdaptiveBatcher:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
         return self._service.statistics()
 
-    def _make_policy(self) -> Policy:
-        if self.service_time is not None:
-            from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415 - only who plans loads it
+    def _check_delay(self) -> None:
+        if self.max_queue_delay_s and self.policy != "timer":
+            raise ValueError(
+                expected(
+                    "max_queue_delay_s", f"0 with policy={self.policy!r}, which never waits", self.max_queue_delay_s
+                )
+            )
 
-            return Lookahead(self.max_batch_size, self.service_time)
+    def _make_assembler(self, inner: Any) -> Assembler:
+        return make_assembler(
+            inner,
+            stack=self.stack,
+            max_batch_size=self.max_batch_size,
+            buckets=self.buckets,
+            max_batch_bytes=self.max_batch_bytes,
+            preferred_sizes=self.preferred_sizes,
+        )
+
+    def _start_learning(self, known: Any) -> "LearnedServiceTime | dict[int, LearnedServiceTime]":
+        from streaminfer.batching.learning import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
+
+        if self.buckets is None:
+            check_instance("service_time", known, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime")
+            return LearnedServiceTime(prior=known)
+        lengths = self.buckets.lengths
+        what = f"a mapping of bucket lengths, of {lengths}, to ServiceTime"
+        check_instance("service_time", known, lambda it: it is None or isinstance(it, Mapping), what)
+        known = known or {}
+        if not set(known) <= set(lengths):
+            raise ValueError(expected("service_time", what, known))
+        for prior in known.values():
+            check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), what)
+        return {length: LearnedServiceTime(prior=known.get(length)) for length in lengths}
+
+    def _make_policy(self) -> Policy:
         if self.policy == "timer":
             return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
-        return Greedy(self.max_batch_size)
+        if self.policy == "greedy":
+            return Greedy(self.max_batch_size)
+        from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415 - only who plans loads it
+
+        assembler = self._make_assembler(None)
+        padded = None if self.preferred_sizes is None else assembler.padded_size
+        if self.buckets is None:
+            cap = assembler.cap_of(0)
+            return Lookahead(cap, self.service_time, workers=self.max_in_flight, padded=padded)
+        lengths = self.buckets.lengths
+        return Lookahead(
+            self.max_batch_size,
+            list(self.service_time.values()),
+            workers=self.max_in_flight,
+            caps=[assembler.cap_of(bucket) for bucket in range(len(lengths))],
+            lengths=lengths,
+            padded=padded,
+        )
 
     def __repr__(self) -> str:
         slo = "" if self.slo_s is None else f", slo_s={self.slo_s}"

@@ -10,16 +10,17 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from streaminfer.batching._alike_cy import alike, all_alike
-from streaminfer.batching._queue_cy import NEVER, RequestQueue, Run, Ticket
-from streaminfer.batching.assembly import AssembledBatch, stack_rows
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler, stack_rows
 from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.results import PLAIN, read_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Clock, find_inward
+from streaminfer.protocols import Clock
 from streaminfer.request import Batch
 
 __all__ = ["Dispatcher"]
@@ -33,6 +34,7 @@ class Dispatcher:
     Attributes:
         inner: the backend or function that answers batches.
         clock: returns monotonic nanoseconds.
+        journal: what it did lately.
     """
 
     def __init__(
@@ -42,19 +44,20 @@ class Dispatcher:
         policy: Policy,
         max_queue_size: int,
         max_in_flight: int,
+        assembler: Assembler,
         stack: bool,
         clock: Clock,
     ) -> None:
         self.inner = inner
         self.clock = clock
-        self._policy = policy
-        self._learn: Callable[[int, int, int, bool], None] | None = getattr(policy, "finished", None)
+        self._set_policy(policy)
         self._stack = stack
+        self._set_assembler(assembler)
         self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
-        self._batch_axes: Mapping[str, int] = find_inward(inner, "batch_axes", _NO_AXES)
         self._source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
+        self.journal = self._queue.journal
         self._free = max_in_flight
         self._runs: set[Run] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,7 +75,15 @@ class Dispatcher:
         self._refused = 0
         self._abandoned_batches = 0
         self._batch_sizes: dict[int, int] = {}
-        self._released: dict[str, int] = {}
+
+    def _set_assembler(self, assembler: Assembler) -> None:
+        self._assembler = assembler
+        self._plain = assembler.plain
+
+    def _set_policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
+        self._learns_again_ns = NEVER if self._learn is None else 0
 
     def _dispatch(self, now_ns: int | None = None) -> None:
         self._dispatching = False
@@ -85,8 +96,8 @@ class Dispatcher:
                 self._expire(now_ns)
                 continue
             decision = self._policy.decide(queue, now_ns, self._free)
-            for ticket in decision.refuse:
-                self._refuse(ticket)
+            if decision.refuse:
+                self._refuse(decision, now_ns)
             if decision.batch:
                 self._launch(decision, now_ns)
                 if self._infer is None:
@@ -102,11 +113,9 @@ class Dispatcher:
 
     def _launch(self, decision: Decision, now_ns: int) -> None:
         chosen = decision.batch
-        if self._stack and len(chosen) > 1:
-            first = chosen[0].inputs
-            if not all_alike([ticket.inputs for ticket in chosen]):
-                chosen = [ticket for ticket in chosen if alike(first, ticket.inputs)]
-        run = self._queue.take(chosen, now_ns)
+        if len(chosen) > 1 or not self._plain:
+            chosen = self._that_share_a_batch(chosen)
+        run = self._queue.take(chosen, now_ns, decision.reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
@@ -116,15 +125,15 @@ class Dispatcher:
         self._free -= 1
         size = len(tickets)
         self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
-        self._released[decision.reason] = self._released.get(decision.reason, 0) + 1
         if self._infer is None:
             self._call_function(run)
             return
         batch = AssembledBatch(
-            functools.partial(stack_rows, run.inputs, self._batch_axes) if self._stack else run.inputs.copy,
+            functools.partial(self._assembler.assemble, run.inputs) if self._stack else run.inputs.copy,
             [ticket.request for ticket in tickets],
             None if run.deadline_ns == NEVER else run.deadline_ns,
             self.clock,
+            size if self._plain else self._assembler.padded_size(size),
         )
         try:
             results = self._infer(batch)
@@ -136,11 +145,22 @@ class Dispatcher:
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
 
+    def _that_share_a_batch(self, chosen: Sequence[Ticket]) -> Sequence[Ticket]:
+        """Those of the chosen that may stand in one batch with the first."""
+        if not self._plain:
+            return self._assembler.select(list(chosen))
+        if self._stack and not all_alike([ticket.inputs for ticket in chosen]):
+            first = chosen[0].inputs
+            return [ticket for ticket in chosen if alike(first, ticket.inputs)]
+        return chosen
+
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
         try:
             if self._stack:
-                stacked = stack_rows(run.inputs, self._batch_axes)
+                rows = run.inputs  # numbers, the cheapest of all rows, need no assembler
+                plain = self._plain and type(rows[0]) in SCALARS
+                stacked = stack_rows(rows, _NO_AXES) if plain else self._assembler.assemble(rows)
                 assembled_ns = self.clock()
                 results = self.inner(stacked)
             else:
@@ -204,20 +224,25 @@ class Dispatcher:
         if self._queue.next_deadline_ns <= inferred_ns:
             self._expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
         size = len(run.tickets)
-        if run.live == 0:  # nobody waits for it any more, but what it took is worth knowing
-            if self._learn is not None and (error is None or run.abandoned):
-                self._learn(size, inferred_ns - run.started_ns, inferred_ns, run.abandoned)
-            return
-        if error is None:
-            rows = results if type(results) is list and len(results) == size else read_rows(results, size, self._source)
+        rows: Any = ()
+        if run.live and error is None:
+            if type(results) is list and len(results) == size:
+                rows = results
+            else:
+                padded = 0 if self._plain else self._assembler.padded_size(size)
+                rows = read_rows(results, size, self._source, padded)
             if isinstance(rows, BackendError):
-                self._fail(run, rows)
+                error = rows
             else:
                 self._queue.deliver(run, rows, assembled_ns, inferred_ns)
-                if self._learn is not None:
-                    self._learn(size, inferred_ns - run.started_ns, inferred_ns, False)
-        else:
+        if error is not None or not rows:
+            self.journal.finished(run.sequence, inferred_ns, error is None)
+        if error is not None:
             self._fail(run, error)
+        # what a batch took is worth knowing even if nobody waited for it any more
+        if inferred_ns >= self._learns_again_ns and self._learn is not None and (error is None or run.abandoned):
+            took_ns = inferred_ns - run.started_ns
+            self._learns_again_ns = self._learn(size, took_ns, inferred_ns, run.abandoned, run.tickets[0].bucket)
 
     def _fail(self, run: Run, error: BaseException) -> None:
         for ticket in run.tickets:
@@ -229,12 +254,17 @@ class Dispatcher:
                     self._failed += 1
                     future.set_exception(for_caller(error, self._source))
 
-    def _refuse(self, ticket: Ticket) -> None:
-        future = ticket.future
-        if self._queue.end(ticket):
-            self._refused += 1
-            if not future.done():
-                future.set_exception(DeadlineExceeded("refused: it cannot be answered by its deadline"))
+    def _refuse(self, decision: Decision, now_ns: int) -> None:
+        reason, _, told = decision.refusal.partition(":")
+        refused = 0
+        for ticket in decision.refuse:
+            future, left_s = ticket.future, (ticket.deadline_ns - now_ns) / 1e9
+            if self._queue.end(ticket):
+                refused += 1
+                if not future.done():
+                    future.set_exception(DeadlineExceeded(f"refused with {left_s:.6f} s left:{told}"))
+        self._refused += refused
+        self.journal.dropped(now_ns, reason, refused)
 
     def _drop_cancelled(self, ticket: Ticket) -> None:
         if ticket.future is not None and ticket.future.done() and self._queue.end(ticket):
@@ -246,6 +276,7 @@ class Dispatcher:
                 self._cancelled += 1
             else:
                 self._expired += 1
+                self.journal.dropped(now_ns, "expired_waiting" if run is None else "expired_running", 1)
                 where = "waiting" if run is None else "its batch was running"
                 waited_s = (now_ns - timings.enqueued_ns) / 1e9
                 future.set_exception(DeadlineExceeded(f"the deadline passed after {waited_s:.6f} s, {where}"))

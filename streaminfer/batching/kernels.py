@@ -13,6 +13,9 @@ instant at which the first ``i`` requests are handled, ``m`` of them dropped::
     T[m, i] = min( T[m-1, i-1],                                          request i-1 is dropped
                    min over b of max(T[m, i-b], release[i-1]) + t(b) )   a batch of b, if that is by deadline[i-b]
 
+With k workers ``T`` is the instant at which the next batch may start, by a step of ``t(b) / k`` after this one started:
+as if their batches were spread evenly. That is exact for one worker and a heuristic for more.
+
 The smallest ``m`` with a finite ``T[m, n]`` drops fewest, its value is the earliest finish, and its first batch is
 read off backwards. Where that batch would wait for expected arrivals, those of it that are there go now: a worker
 never idles while something waits, and an expectation is no request. O(n · cap · (m + 1)), bounded by ``max_drops``;
@@ -24,13 +27,18 @@ al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(
 *Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
 policy, drop heads or the largest batch that is on time for the head, and takes the candidate that answers most.
 Deadline order is not optimal there and neither is this: it is a heuristic, measured in ``benchmarks``.
+
+*Roll lanes*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
+forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
+heads that are late are passed over, and the bucket that answers most goes first. A heuristic as well.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["MAX_DROPS", "MAX_PLANNED", "choose", "drop_heads", "plan", "roll", "warm_up"]
+from streaminfer._kernel import kernel
+
+__all__ = ["MAX_DROPS", "MAX_PLANNED", "choose", "choose_lane", "drop_heads", "plan", "roll", "roll_lanes", "warm_up"]
 
 FAR_NS = 2**62
 MAX_PLANNED = 512
@@ -40,9 +48,16 @@ MAX_DROPS = 16
 _Array = NDArray[np.int64]
 
 
-@njit(nogil=True)
+@kernel
 def plan(
-    now_ns: int, deadlines: _Array, releases: _Array, waiting: int, durations: _Array, max_drops: int, table: _Array
+    now_ns: int,
+    deadlines: _Array,
+    releases: _Array,
+    waiting: int,
+    durations: _Array,
+    steps: _Array,
+    max_drops: int,
+    table: _Array,
 ) -> tuple[int, int]:
     """The first batch of a schedule that has most requests on time, ties to the earliest finish.
 
@@ -52,6 +67,7 @@ def plan(
         releases: shape (n,), ascending; ``now_ns`` for those that wait.
         waiting: how many wait, the first of the n.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        steps: shape (cap + 1,), how long after its start the next one may start; the durations, with one worker.
         max_drops: give up beyond this many dropped.
         table: scratch, at least (max_drops + 1, n + 1).
 
@@ -60,7 +76,8 @@ def plan(
     """
     n = deadlines.size
     cap = durations.size - 1
-    falling = durations[::-1].copy()
+    falling = steps[::-1].copy()
+    falling_rest = (durations - steps)[::-1].copy()
     for m in range(max_drops + 1):
         row = table[m]
         for i in range(m + 1):
@@ -71,32 +88,43 @@ def plan(
                 best = table[m - 1, i - 1]
             size = i - m
             if size <= cap:
-                finish = max(now_ns, releases[i - 1]) + durations[size]
-                if finish <= deadlines[m] and finish < best:
-                    best = finish
+                start = max(now_ns, releases[i - 1])
+                if start + durations[size] <= deadlines[m] and start + steps[size] < best:
+                    best = start + steps[size]
             low = max(i - cap, m + 1)
-            row[i] = min(best, _earliest(row[low:i], deadlines[low:i], falling[cap - i + low : cap], releases[i - 1]))
+            first = cap - i + low
+            found = _earliest(
+                row[low:i], deadlines[low:i], falling[first:cap], falling_rest[first:cap], releases[i - 1]
+            )
+            row[i] = min(best, found)
         if row[n] < FAR_NS:
-            return _first_batch(now_ns, deadlines, releases, waiting, durations, table, m)
+            return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, m)
     return -1, 0
 
 
-@njit(nogil=True)
-def _earliest(finishes: _Array, deadlines: _Array, durations: _Array, release_ns: int) -> int:
+@kernel
+def _earliest(starts: _Array, deadlines: _Array, steps: _Array, rests: _Array, release_ns: int) -> int:
     """The innermost loop, alone and without branches, so that it is compiled to vector instructions."""
     best = FAR_NS
-    for k in range(finishes.size):
-        start = finishes[k]
+    for k in range(starts.size):
+        start = starts[k]
         start = start if start > release_ns else release_ns  # noqa: FURB136 - max() would keep it from that
-        finish = start + durations[k]
-        finish = finish if finish <= deadlines[k] else FAR_NS
-        best = finish if finish < best else best  # noqa: FURB136
+        following = start + steps[k]
+        following = following if following + rests[k] <= deadlines[k] else FAR_NS
+        best = following if following < best else best  # noqa: FURB136
     return best
 
 
-@njit(nogil=True)
+@kernel
 def _first_batch(
-    now_ns: int, deadlines: _Array, releases: _Array, waiting: int, durations: _Array, table: _Array, drops: int
+    now_ns: int,
+    deadlines: _Array,
+    releases: _Array,
+    waiting: int,
+    durations: _Array,
+    steps: _Array,
+    table: _Array,
+    drops: int,
 ) -> tuple[int, int]:
     """Follows the minima of the table back to the batch that starts now."""
     cap = durations.size - 1
@@ -109,11 +137,14 @@ def _first_batch(
             i -= 1
             continue
         size = i - m
-        first = size <= cap and max(now_ns, releases[i - 1]) + durations[size] == value and value <= deadlines[m]
+        first = False
+        if size <= cap:
+            start = max(now_ns, releases[i - 1])
+            first = start + steps[size] == value and start + durations[size] <= deadlines[m]
         # of equally good plans the one with the largest first batch: what is sent now is certain, the rest expected
         for j in range(i - 1, max(i - cap, m + 1) - 1, -1):
-            finish = max(table[m, j], releases[i - 1]) + durations[i - j]
-            if finish == value and finish <= deadlines[j]:
+            start = max(table[m, j], releases[i - 1])
+            if start + steps[i - j] == value and start + durations[i - j] <= deadlines[j]:
                 i = j
                 first = False
                 break
@@ -121,7 +152,7 @@ def _first_batch(
             return (m, min(size, waiting - m)) if m < waiting else (-1, 0)
 
 
-@njit(nogil=True)
+@kernel
 def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) -> tuple[int, int]:
     """The largest batch there is behind the requests that would be late in it.
 
@@ -136,7 +167,7 @@ def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) 
     return waiting, 0
 
 
-@njit(nogil=True)
+@kernel
 def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int) -> int:
     """The largest batch, at least 1, that finishes by a deadline."""
     size = min(available, durations.size - 1)
@@ -145,7 +176,7 @@ def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int
     return size
 
 
-@njit(nogil=True)
+@kernel
 def roll(
     now_ns: int,
     deadlines: _Array,
@@ -153,6 +184,7 @@ def roll(
     head: int,
     size: int,
     durations: _Array,
+    steps: _Array,
     dropping: bool,
     done: NDArray[np.bool_],
 ) -> tuple[int, int]:
@@ -165,20 +197,22 @@ def roll(
         head: position of the batch's first request.
         size: how many the batch takes.
         durations: shape (cap + 1,).
+        steps: shape (cap + 1,).
         dropping: go on by dropping heads, else by the largest batch for the head.
         done: scratch, shape (n,).
 
     Returns:
-        How many of the n are on time, and when the last batch ends.
+        How many of the n are on time, and when the next batch could start behind the last.
     """
     n = deadlines.size
     for i in range(n):
         done[i] = False
-    time_ns = now_ns + durations[size]
+    finish_ns = now_ns + durations[size]
+    time_ns = now_ns + steps[size]
     on_time = 0
     for i in range(head, head + size):
         done[i] = True
-        if time_ns <= deadlines[i]:
+        if finish_ns <= deadlines[i]:
             on_time += 1
     lowest = 0
     while True:
@@ -216,15 +250,16 @@ def roll(
             sent += 1
             if sent == take:
                 break
-        time_ns += durations[sent]
+        time_ns += steps[sent]
         on_time += sent
 
 
-@njit(nogil=True)
+@kernel
 def choose(
     now_ns: int,
     deadlines: _Array,
     durations: _Array,
+    steps: _Array,
     slacks: _Array,
     gap_ns: float,
     uniform: bool,
@@ -236,6 +271,7 @@ def choose(
         now_ns: the present instant.
         deadlines: shape (waiting,), ascending, none nearer than a batch of one takes.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        steps: see :func:`plan`.
         slacks: shape (k,), time limits of recent requests in nanoseconds: those of the expected arrivals.
         gap_ns: expected time between arrivals; infinite: none are expected.
         uniform: all time limits are about equal.
@@ -274,11 +310,11 @@ def choose(
             ends[i] = max(ends[i], ends[i - 1])
             releases[i] = max(releases[i], releases[i - 1])
         table = np.empty((max_drops + 1, n + 1), np.int64)
-        head, size = plan(now_ns, ends, releases, waiting, durations, max_drops, table)
+        head, size = plan(now_ns, ends, releases, waiting, durations, steps, max_drops, table)
         if size > 0:
             return head, size
         return drop_head, drop_size
-    overloaded = durations[cap] > gap_ns * cap
+    overloaded = steps[cap] > gap_ns * cap
     done = np.empty(n, np.bool_)
     best_on_time = -1
     best_end = FAR_NS
@@ -293,15 +329,96 @@ def choose(
         for dropping in (False, True):
             if overloaded and not dropping:
                 continue
-            on_time, end = roll(now_ns, ends, releases, head, size, durations, dropping, done)
+            on_time, end = roll(now_ns, ends, releases, head, size, durations, steps, dropping, done)
             if on_time > best_on_time or (on_time == best_on_time and end < best_end):
                 best_on_time, best_end, best_head, best_size = on_time, end, head, size
     return best_head, best_size
 
 
+@kernel
+def roll_lanes(
+    now_ns: int,
+    deadlines: _Array,
+    offsets: _Array,
+    caps: _Array,
+    durations: _Array,
+    steps: _Array,
+    first: int,
+    by_rate: bool,
+) -> tuple[int, int]:
+    """Plays what waits forward, one bucket being served first.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (n,): bucket after bucket, ascending within each.
+        offsets: shape (buckets + 1,): where each bucket begins in ``deadlines``.
+        caps: shape (buckets,): the largest batch of each.
+        durations: shape (buckets, largest cap + 1), nanoseconds.
+        steps: the same shape, see :func:`plan`.
+        first: the bucket whose batch goes first.
+        by_rate: go on with the bucket that answers most requests for a second of the device, else with the one whose
+            batch has to start first.
+
+    Returns:
+        How many of the n are on time, and when the next batch could start behind the last.
+    """
+    lanes = caps.size
+    heads = offsets[:-1].copy()
+    time_ns = now_ns
+    on_time = 0
+    forced = True
+    while True:
+        chosen = -1
+        chosen_size = 0
+        best = 0.0
+        for lane in range(lanes):
+            if forced and lane != first:
+                continue
+            size = 0
+            while heads[lane] < offsets[lane + 1]:
+                size = min(offsets[lane + 1] - heads[lane], caps[lane])
+                if time_ns + durations[lane, size] <= deadlines[heads[lane]]:
+                    break
+                heads[lane] += 1
+                size = 0
+            if size == 0:
+                continue
+            latest_start_ns = deadlines[heads[lane]] - durations[lane, size]
+            score = size / steps[lane, size] if by_rate else -float(latest_start_ns)
+            if chosen < 0 or score > best:
+                chosen, chosen_size, best = lane, size, score
+        if chosen < 0:
+            if forced:
+                forced = False
+                continue
+            return on_time, time_ns
+        forced = False
+        time_ns += steps[chosen, chosen_size]
+        heads[chosen] += chosen_size
+        on_time += chosen_size
+
+
+@kernel
+def choose_lane(now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array) -> int:
+    """The bucket whose batch should go now; arguments as :func:`roll_lanes`, at least one request in all."""
+    best_lane = -1
+    best_on_time = -1
+    best_end = FAR_NS
+    for lane in range(caps.size):
+        if offsets[lane] == offsets[lane + 1]:
+            continue
+        for by_rate in (False, True):
+            on_time, end = roll_lanes(now_ns, deadlines, offsets, caps, durations, steps, lane, by_rate)
+            if on_time > best_on_time or (on_time == best_on_time and end < best_end):
+                best_lane, best_on_time, best_end = lane, on_time, end
+    return best_lane
+
+
 def warm_up() -> None:
-    """Compiles :func:`choose` and what it calls, for both kinds of time limits."""
+    """Compiles :func:`choose`, :func:`choose_lane` and what they call."""
     deadlines = np.array([30, 30], np.int64)
     durations = np.array([0, 10, 25], np.int64)
-    choose(0, deadlines, durations, deadlines, 5.0, True, MAX_DROPS)
-    choose(0, deadlines, durations, deadlines, 5.0, False, MAX_DROPS)
+    choose(0, deadlines, durations, durations, deadlines, 5.0, True, MAX_DROPS)
+    choose(0, deadlines, durations, durations, deadlines, 5.0, False, MAX_DROPS)
+    table = durations.reshape(1, 3)
+    choose_lane(0, deadlines, np.array([0, 2], np.int64), np.array([2], np.int64), table, table)

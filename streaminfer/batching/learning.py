@@ -167,6 +167,11 @@ class LearnedServiceTime:
         """Whether there is anything to expect: a prior, or a first observation."""
         return self._prior is not None or bool(self._sizes)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last batch was a surprise: an outlier, or the first sign of a change."""
+        return bool(self._surprises)
+
     def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
         """Takes in one successful batch.
 

@@ -3,7 +3,7 @@
 At each decision for a free worker:
 
 1. If all that waits, cut into full batches in deadline order, is on time, the first of these batches goes: no plan
-   can do better, and this is the common case (a pass of a few nanoseconds a request).
+   can do better, and this is the common case (one compiled pass over the queue).
 2. Otherwise requests that even a batch of one would answer late are refused at once, and the planner (``kernels``)
    chooses the batch: the exact dynamic program over what waits and the arrivals expected at the present rate where
    all requests have about the same time limit, a heuristic that plays candidates forward where they have not.
@@ -14,29 +14,38 @@ Batches are never larger than the size of best throughput. With several prioriti
 put into the planned batch first, and the batch is made small enough for the most urgent of them. A request without a
 deadline stands in the order where one with a second's patience would, and is never refused.
 
-Exact: one worker, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting. Beyond that,
-and with several workers, each of which plans as if it were alone, it is a heuristic.
+Requests of different length buckets do not share a batch. Where several buckets wait, all of them are checked as in 1,
+batch by batch in the order of their first deadlines; otherwise the kernels choose the bucket by playing what waits
+forward, and the batch within it as above, as if its share of the arrivals were all there is.
+
+Exact: one worker, one bucket, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting.
+Beyond that it is a heuristic. With several workers it plans as if their batches started evenly spread, one every
+``t(b) / workers``.
 """
 
 import threading
-from collections import deque
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching._order_cy import fill_deadlines, full_batches_on_time
-from streaminfer.batching._queue_cy import RequestQueue, Ticket
+from streaminfer.batching import padding
+from streaminfer.batching._order_cy import fill_deadlines
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import Ticket
+from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
 
-__all__ = ["Lookahead"]
+__all__ = ["Lookahead", "compile_kernels"]
 
 _PATIENCE_NS = 1_000_000_000
-_RATE_WINDOW = 256
-_LEARN_EVERY_NS = 200_000
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
+
+_Array = NDArray[np.int64]
+_new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
 
 
 class Lookahead:
@@ -44,19 +53,48 @@ class Lookahead:
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime` that is taken as it is, or a learned one, which then learns from :meth:`finished`.
+        service_time: a `ServiceTime` that is taken as it is, or a learned one, which then learns from :meth:`finished`;
+            with length buckets a sequence of these, one for each bucket.
+        workers: how many batches may run at once.
+        caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
+        lengths: with length buckets, their lengths: a bucket of which nothing is known yet is thought to take what the
+            nearest known one takes, in proportion to the length where it is longer.
+        padded: what a batch of a size is padded to before the model sees it; ``None``: nothing.
     """
 
-    def __init__(self, max_batch_size: int, service_time: Any) -> None:
+    def __init__(
+        self,
+        max_batch_size: int,
+        service_time: Any,
+        *,
+        workers: int = 1,
+        caps: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+        padded: Callable[[int], int] | None = None,
+    ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
-        self._learns = hasattr(service_time, "observe")
-        self._learned_ns = -_LEARN_EVERY_NS
-        self._version = -1
-        self._durations: NDArray[np.int64] | None = None
-        self._arrivals: deque[tuple[int, int]] = deque()
+        self._waits_for_kernels = False
+        models = service_time if isinstance(service_time, Sequence) else [service_time]
+        self._lanes = [
+            Lane(cap, model, workers=workers, padded=padded)
+            for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
+        ]
+        self._lengths = lengths
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False) -> None:
+    def prepare(self, *, wait: bool) -> None:
+        """Starts compiling the kernels in the background.
+
+        Args:
+            wait: decisions that need them wait for them, so that a run repeats exactly: for virtual time only.
+        """
+        self._waits_for_kernels = wait
+        if not wait:
+            _kernels_if_ready()
+            if self._lengths is not None:
+                in_background(padding.compile_kernels)
+
+    def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False, bucket: int = 0) -> int:
         """Learns from a batch.
 
         Args:
@@ -65,106 +103,210 @@ class Lookahead:
             now_ns: when it ended.
             cut_short: it was cancelled then and would have taken longer: learned from if that is longer than was
                 thought.
+            bucket: which bucket its requests belong to.
+
+        Returns:
+            The instant before which nothing more is learned.
         """
-        # a model of microseconds answers faster than it could be learned: a sample of its batches says as much
-        if not self._learns or now_ns - self._learned_ns < _LEARN_EVERY_NS:
-            return
-        model = self.service_time
-        if cut_short and (not model.known or duration_ns <= model.upper_ns(self.max_batch_size)[size]):
-            return
-        self._learned_ns = now_ns
-        model.observe(size, duration_ns, now_ns)
+        lane = self._lanes[bucket]
+        if now_ns >= lane.learns_again_ns:
+            lane.observe(size, duration_ns, now_ns, cut_short)
+        return min(lane.learns_again_ns for lane in self._lanes)
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """The next batch for one free worker."""
-        self._note_arrivals(waiting.admitted, now_ns)
-        durations = self._table()
-        if durations is None:  # nothing was ever measured: what waits is the best first measurement
-            return Decision(waiting.first(self.max_batch_size), "first_measurement")
-        cap = durations.size - 1
-        tickets = waiting.first(waiting.waiting)
-        if full_batches_on_time(tickets, durations, now_ns):
-            return Decision(tickets[:cap], "full" if len(tickets) >= cap else "idle_worker")
-        return self._plan(waiting, tickets, durations, now_ns)
+        if len(self._lanes) > 1:
+            return self._decide_between(waiting, now_ns)
+        lane = self._lanes[0]
+        table = lane.timetable
+        if table is None:  # nothing was ever measured: what waits is the best first measurement
+            return Decision(waiting.first(lane.cap), "first_measurement")
+        batch = waiting.batch_if_all_on_time(table, now_ns)
+        if batch is not None:  # the common case: a tuple made outright takes half as long
+            return _new_decision(Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, ""))
+        tickets, deadlines = _in_order(waiting.first(waiting.waiting), now_ns)
+        if table.all_on_time(deadlines, now_ns):
+            return Decision(tickets[: table.cap], "full" if len(tickets) >= table.cap else "idle_worker")
+        doomed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
+        if doomed == len(tickets):
+            return _probe(tickets, lane)
+        batch = self._plan(waiting, lane, tickets[doomed:], deadlines[doomed:], now_ns, 1.0)
+        return Decision(batch, "planned", tickets[:doomed], refusal=_too_late(lane))
+
+    def predicted_finish_ns(
+        self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]], bucket: int = 0
+    ) -> int | None:
+        """When a request that came now would be answered, served in full batches behind all that waits.
+
+        Args:
+            waiting: what waits.
+            now_ns: the present instant.
+            running: where no worker is free, when each running batch was started and how many requests it has.
+            bucket: of the request; what waits and runs is taken to be of the same.
+
+        Returns:
+            The instant; ``None`` before anything was measured.
+        """
+        lane = self._lanes[bucket]
+        if lane.timetable is None:
+            return None
+        table = lane.durations
+        cap = len(table) - 1
+        free_ns = min((started_ns + int(table[min(size, cap)]) for started_ns, size in running), default=now_ns)
+        full, rest = divmod(waiting.waiting, cap)
+        return max(now_ns, free_ns) + full * int(lane.steps[cap]) + int(table[rest + 1])
 
     def _plan(
-        self, waiting: RequestQueue, tickets: list[Ticket], durations: NDArray[np.int64], now_ns: int
-    ) -> Decision:
-        cap = durations.size - 1
-        deadlines = np.empty(len(tickets), np.int64)
-        if not fill_deadlines(tickets, deadlines, _PATIENCE_NS, now_ns):
-            order = np.argsort(deadlines, kind="stable")
-            tickets = [tickets[position] for position in order.tolist()]
-            deadlines = deadlines[order]
-            if full_batches_on_time(tickets, durations, now_ns):
-                return Decision(tickets[:cap], "full" if len(tickets) >= cap else "idle_worker")
-        doomed = int(np.searchsorted(deadlines, now_ns + durations[1]))
-        if doomed == len(tickets):
-            newest = max(tickets, key=lambda ticket: ticket.enqueued_ns)
-            return Decision([newest], "probe", [ticket for ticket in tickets if ticket is not newest])
-        refused = tickets[:doomed]
-        tickets = tickets[doomed:]
-        deadlines = deadlines[doomed:]
-        head, size = self._choose(waiting, deadlines, durations, now_ns)
-        batch = tickets[head : head + size]
+        self,
+        waiting: RequestQueue,
+        lane: Lane,
+        tickets: list[Ticket],
+        deadlines: _Array,
+        now_ns: int,
+        share: float,
+    ) -> list[Ticket]:
+        """The batch to send, of tickets of one lane in deadline order, none of which is late alone."""
+        head, size = self._choose(waiting, lane, deadlines, now_ns, share)
         if tickets[0].priority != tickets[-1].priority or any(t.priority != tickets[0].priority for t in tickets):
-            batch = _urgent_first(tickets, deadlines, durations, now_ns, size)
-        return Decision(batch, "planned", refused)
+            return _urgent_first(tickets, deadlines, lane.durations, now_ns, size)
+        return tickets[head : head + size]
 
     def _choose(
-        self, waiting: RequestQueue, deadlines: NDArray[np.int64], durations: NDArray[np.int64], now_ns: int
+        self, waiting: RequestQueue, lane: Lane, deadlines: _Array, now_ns: int, share: float
     ) -> tuple[int, int]:
-        kernels = _kernels_if_ready()
+        kernels = self._kernels()
         if kernels is None:
-            return 0, _largest_on_time(int(deadlines[0]) - now_ns, durations, deadlines.size)
-        limits = np.array(waiting.recent_limits_ns() or [_PATIENCE_NS], np.int64)
+            return 0, _largest_on_time(int(deadlines[0]) - now_ns, lane.durations, deadlines.size)
+        limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
         shortest, longest = int(limits.min()), int(limits.max())
         head, size = kernels.choose(
             now_ns,
             deadlines,
-            durations,
+            lane.durations,
+            lane.steps,
             limits,
-            self._gap_ns(),
+            waiting.journal.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
             kernels.MAX_DROPS,
         )
         return int(head), int(size)
 
-    def _table(self) -> NDArray[np.int64] | None:
-        """Durations by size up to the size of best throughput; remade when the model has learned."""
-        model = self.service_time
-        if not self._learns:
-            if self._durations is None:
-                self._durations = model.table_ns(model.best_batch_size(self.max_batch_size))
-        elif model.version != self._version and model.known:
-            self._version = model.version
-            self._durations = model.upper_ns(self.max_batch_size)[: model.best_batch_size(self.max_batch_size) + 1]
-        return self._durations
+    def _decide_between(self, waiting: RequestQueue, now_ns: int) -> Decision:
+        """The next batch where buckets wait that do not share one."""
+        groups: list[list[Ticket]] = [[] for _ in self._lanes]
+        for ticket in waiting.first(waiting.waiting):
+            groups[ticket.bucket].append(ticket)
+        unknown = self._borrow_tables()
+        if unknown:
+            bucket = waiting.first(1)[0].bucket
+            return Decision(groups[bucket][: self._lanes[bucket].cap], "first_measurement")
+        ordered = [_in_order(group, now_ns) if group else (group, np.zeros(0, np.int64)) for group in groups]
+        batch = _all_on_time(self._lanes, ordered, now_ns)
+        if batch is not None:
+            bucket, size = batch
+            full = size >= len(self._lanes[bucket].durations) - 1
+            return Decision(ordered[bucket][0][:size], "full" if full else "idle_worker")
+        doomed: list[Ticket] = []
+        late = self._lanes[-1]
+        for bucket, lane in enumerate(self._lanes):
+            tickets, deadlines = ordered[bucket]
+            passed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
+            if passed:
+                late = lane
+                doomed += tickets[:passed]
+                ordered[bucket] = tickets[passed:], deadlines[passed:]
+        left = sum(len(tickets) for tickets, _ in ordered)
+        if not left:
+            return _probe(doomed, late)
+        bucket = self._choose_lane(ordered, now_ns)
+        tickets, deadlines = ordered[bucket]
+        batch_now = self._plan(waiting, self._lanes[bucket], tickets, deadlines, now_ns, len(tickets) / left)
+        return Decision(batch_now, "planned", doomed, refusal=_too_late(late))
 
-    def _note_arrivals(self, admitted: int, now_ns: int) -> None:
-        arrivals = self._arrivals
-        arrivals.append((admitted, now_ns))
-        while len(arrivals) > 2 and admitted - arrivals[1][0] >= _RATE_WINDOW:
-            arrivals.popleft()
+    def _choose_lane(self, ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> int:
+        kernels = self._kernels()
+        if kernels is None:
+            firsts = [(int(deadlines[0]), bucket) for bucket, (_, deadlines) in enumerate(ordered) if deadlines.size]
+            return min(firsts)[1]
+        lanes = self._lanes
+        longest = max(lane.durations.size for lane in lanes)
+        durations = np.ones((len(lanes), longest), np.int64)
+        steps = np.ones((len(lanes), longest), np.int64)
+        for bucket, lane in enumerate(lanes):
+            durations[bucket, : lane.durations.size] = lane.durations
+            steps[bucket, : lane.steps.size] = lane.steps
+        offsets = np.cumsum([0, *(deadlines.size for _, deadlines in ordered)])
+        caps = np.array([lane.durations.size - 1 for lane in lanes])
+        deadlines = np.concatenate([deadlines for _, deadlines in ordered])
+        return int(kernels.choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
 
-    def _gap_ns(self) -> float:
-        """Recent mean time between arrivals; infinite before two decisions saw some."""
-        first, last = self._arrivals[0], self._arrivals[-1]
-        arrived = last[0] - first[0]
-        return (last[1] - first[1]) / arrived if arrived and last[1] > first[1] else float("inf")
+    def _borrow_tables(self) -> bool:
+        """Gives lanes of which nothing is known what the nearest known lane takes.
+
+        Returns:
+            Whether nothing is known of any lane.
+        """
+        known = [bucket for bucket, lane in enumerate(self._lanes) if not lane.learns or lane.service_time.known]
+        if not known:
+            return True
+        lengths = self._lengths or range(1, len(self._lanes) + 1)
+        for bucket, lane in enumerate(self._lanes):
+            if bucket not in known:
+                nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
+                lane.borrow(self._lanes[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+        return False
+
+    def _kernels(self) -> ModuleType | None:
+        return compile_kernels() if self._waits_for_kernels else _kernels_if_ready()
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
 
 
-def _largest_on_time(left_ns: int, durations: NDArray[np.int64], available: int) -> int:
+def _in_order(tickets: list[Ticket], now_ns: int) -> tuple[list[Ticket], _Array]:
+    """The tickets by deadline, and the deadlines."""
+    deadlines = np.empty(len(tickets), np.int64)
+    if not fill_deadlines(tickets, deadlines, _PATIENCE_NS, now_ns):
+        order = np.argsort(deadlines, kind="stable")
+        tickets = [tickets[position] for position in order.tolist()]
+        deadlines = deadlines[order]
+    return tickets, deadlines
+
+
+def _all_on_time(lanes: list[Lane], ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> tuple[int, int] | None:
+    """The bucket and size of the first batch, if all full batches, in the order of first deadlines, are on time."""
+    batches: list[tuple[int, int, int]] = []
+    for bucket, (_, deadlines) in enumerate(ordered):
+        cap = lanes[bucket].durations.size - 1
+        firsts = deadlines[::cap].tolist()
+        batches += [
+            (deadline_ns, bucket, min(cap, deadlines.size - number * cap)) for number, deadline_ns in enumerate(firsts)
+        ]
+    batches.sort()
+    time_ns = now_ns
+    for deadline_ns, bucket, size in batches:
+        if time_ns + int(lanes[bucket].durations[size]) > deadline_ns:
+            return None
+        time_ns += int(lanes[bucket].steps[size])
+    return batches[0][1], batches[0][2]
+
+
+def _probe(tickets: list[Ticket], lane: Lane) -> Decision:
+    """Nothing can be on time: the newest is served to see whether that is true."""
+    newest = max(tickets, key=lambda ticket: ticket.enqueued_ns)
+    return Decision([newest], "probe", [ticket for ticket in tickets if ticket is not newest], refusal=_too_late(lane))
+
+
+def _too_late(lane: Lane) -> str:
+    return f"late_alone: even a batch of one takes {int(lane.durations[1]) / 1e9:.6f} s"
+
+
+def _largest_on_time(left_ns: int, durations: _Array, available: int) -> int:
     """The largest batch that takes no longer than ``left_ns``, at least 1."""
     return max(1, min(available, int(np.searchsorted(durations, left_ns, side="right")) - 1))
 
 
-def _urgent_first(
-    tickets: list[Ticket], deadlines: NDArray[np.int64], durations: NDArray[np.int64], now_ns: int, size: int
-) -> list[Ticket]:
+def _urgent_first(tickets: list[Ticket], deadlines: _Array, durations: _Array, now_ns: int, size: int) -> list[Ticket]:
     """A batch of about the planned size that takes the most urgent requests that are on time in it."""
     priority = min(ticket.priority for ticket in tickets)
     most_urgent = next(position for position, ticket in enumerate(tickets) if ticket.priority == priority)
@@ -180,6 +322,11 @@ def _urgent_first(
 
 _compiling = threading.Lock()
 _ready: ModuleType | None = None
+
+
+def in_background(compile_: Callable[[], Any]) -> None:
+    """Compiles in a thread that does not keep the process from ending."""
+    threading.Thread(target=compile_, name="streaminfer-compile", daemon=True).start()
 
 
 def compile_kernels() -> ModuleType:
@@ -200,5 +347,5 @@ def compile_kernels() -> ModuleType:
 def _kernels_if_ready() -> ModuleType | None:
     """The compiled kernels; until they are ready, their compilation in the background is started once."""
     if _ready is None and not _compiling.locked():
-        threading.Thread(target=compile_kernels, name="streaminfer-compile", daemon=True).start()
+        in_background(compile_kernels)
     return _ready

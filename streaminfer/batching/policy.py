@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-from streaminfer.batching._queue_cy import RequestQueue, Ticket
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import Ticket
 
 __all__ = ["Decision", "Greedy", "Policy", "Timer"]
 
@@ -31,19 +32,24 @@ class Decision(NamedTuple):
             ``"planned"``, ``"probe"``, ``"first_measurement"``.
         refuse: waiting tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
         look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
+        refusal: why ``refuse`` is refused: a word for the counters, and behind a colon what the callers are told.
     """
 
     batch: Sequence[Ticket] = ()
     reason: str = ""
     refuse: Sequence[Ticket] = ()
     look_again_ns: int | None = None
+    refusal: str = "hopeless: it cannot be answered by its deadline"
 
 
 class Policy(Protocol):
     """Decides what to send, what to refuse, and when to look again.
 
-    A policy that learns offers ``finished(size, duration_ns, now_ns, cut_short)``, called after each batch that
-    succeeded and, with ``cut_short``, after one that was cancelled because nobody waited for it any more.
+    A policy that learns offers ``finished(size, duration_ns, now_ns, cut_short, bucket)``, called after a batch that
+    succeeded and, with ``cut_short``, after one that was cancelled because nobody waited for it any more. It returns
+    the instant before which it need not be told of others. One that can say when a request would be answered offers
+    ``predicted_finish_ns(waiting, now_ns, running)``, one that compiles something ``prepare(wait=...)``: `Lookahead`
+    describes them.
     """
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:

@@ -10,18 +10,23 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streaminfer.batching._queue_cy import NEVER, Ticket
-from streaminfer.batching.assembly import SCALARS, prepare
+from streaminfer.batching._ticket_cy import NEVER, Ticket
+from streaminfer.batching.assembly import SCALARS, Assembler, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock
+from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request, Response, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.statistics import BatcherStatistics
 
-__all__ = ["BatchedService"]
+__all__ = ["BatchedService", "make_assembler"]
+
+
+def make_assembler(inner: Any, **settings: Any) -> Assembler:
+    """An `Assembler` of some settings for what a backend or function reads."""
+    return Assembler(batch_axes=find_inward(inner, "batch_axes", {}), **settings)
 
 
 class BatchedService(Dispatcher):
@@ -31,6 +36,7 @@ class BatchedService(Dispatcher):
 
     Attributes:
         slo_s: the objective from which a request without a deadline gets one.
+        slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
     """
 
@@ -47,17 +53,27 @@ class BatchedService(Dispatcher):
         slo_s: float | None,
         stack: bool,
         clock: Clock,
+        assembler: Assembler | None = None,
     ) -> None:
         super().__init__(
-            inner, policy=policy, max_queue_size=max_queue_size, max_in_flight=max_in_flight, stack=stack, clock=clock
+            inner,
+            policy=policy,
+            max_queue_size=max_queue_size,
+            max_in_flight=max_in_flight,
+            assembler=assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size),
+            stack=stack,
+            clock=clock,
         )
-        self.slo_s = slo_s
         self._configured_policy = policy
         self._max_batch_size = max_batch_size
         self._max_in_flight = max_in_flight
-        self._slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
         self._stopping = False
+        self.change(slo_s, max_batch_size, policy, self._assembler)
+        inner_validate = find_inward(inner, "validate", None)
+        self.validate: Callable[[Request], None] | None = None
+        if self._assembler.pads and inner_validate is not None:
+            self.validate = functools.partial(self._validate_padded, inner_validate)
+        self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
         self._submitted = 0
         self._overloaded = 0
         self._closed = 0
@@ -80,7 +96,9 @@ class BatchedService(Dispatcher):
             raise
         return Response(outputs, False, self._source, ticket.timings)
 
-    def submit(self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int) -> Ticket:
+    def submit(  # noqa: C901 - a call more for each request costs more than the branch
+        self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
+    ) -> Ticket:
         """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
 
         Raises:
@@ -92,19 +110,24 @@ class BatchedService(Dispatcher):
         self._submitted += 1
         now_ns = self.clock()
         if deadline_ns is None:
-            deadline_ns = NEVER if self._slo_ns is None else now_ns + self._slo_ns
+            deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
         if self._stopping or deadline_ns <= now_ns:
             self._turn_away(now_ns, deadline_ns)
-        if self._stack and type(inputs) not in SCALARS:
+        bucket = 0
+        if not self._plain or (self._stack and type(inputs) not in SCALARS):
             try:
-                inputs = prepare(inputs)
+                if self._plain:
+                    inputs = prepare(inputs)
+                else:
+                    inputs = self._assembler.prepare(inputs)
+                    bucket = self._assembler.bucket_of(inputs)
             except InvalidInput:
                 self._failed += 1
                 raise
         queue = self._queue
         if queue.full:
-            self._make_room(priority)
-        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority)
+            self._make_room(priority, deadline_ns)
+        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
         if self._free:
             if not self._dispatching:
                 self._dispatching = True
@@ -132,7 +155,31 @@ class BatchedService(Dispatcher):
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
                 return Admission(False, "overloaded", self._retry_after_s(now_ns))
-        return Admission(True)
+        finish_ns = self._predicted_finish_ns(now_ns)
+        if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
+            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+        return Admission(True, predicted_finish_ns=finish_ns)
+
+    def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
+        """Goes on with other settings; what is in hand keeps its deadline and its place."""
+        self.slo_s = slo_s
+        self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
+        self._max_batch_size = max_batch_size
+        self._set_assembler(assembler)
+        self._configured_policy = policy
+        if not self._stopping:
+            self._set_policy(policy)
+            if self._loop is not None:
+                self._prepare_policy(self._loop)
+                self._schedule()  # what the policy before was waiting for need not come
+
+    def _predicted_finish_ns(self, now_ns: int) -> int | None:
+        predict = getattr(self._policy, "predicted_finish_ns", None)
+        if predict is None:
+            return None
+        running = [] if self._free else [(run.started_ns, len(run.tickets)) for run in self._runs]
+        finish_ns: int | None = predict(self._queue, now_ns, running)
+        return finish_ns
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
@@ -140,9 +187,11 @@ class BatchedService(Dispatcher):
 
     async def start(self) -> None:
         """Accepts requests on the running loop; needed only after a stop."""
-        self._enter(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._enter(loop)
         self._stopping = False
-        self._policy = self._configured_policy
+        self._set_policy(self._configured_policy)
+        self._prepare_policy(loop)
 
     async def stop(self, *, drain: bool) -> None:
         """Accepts nothing more and waits until nothing is in hand.
@@ -154,7 +203,7 @@ class BatchedService(Dispatcher):
         loop = asyncio.get_running_loop()
         self._enter(loop)
         self._stopping = True
-        self._policy = Greedy(self._max_batch_size)  # nothing is gained by waiting for company any more
+        self._set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
         if drain and (self._queue.waiting or self._queue.running or self._runs):
             self._schedule()
             drained = loop.create_future()
@@ -184,11 +233,11 @@ class BatchedService(Dispatcher):
             overloaded=self._overloaded,
             refused=self._refused,
             closed=self._closed,
-            batches=sum(self._released.values()),
+            batches=self.journal.launches,
             running_batches=len(self._runs),
             abandoned_batches=self._abandoned_batches,
             batch_sizes=dict(sorted(self._batch_sizes.items())),
-            released=dict(self._released),
+            released=self.journal.released_by_reason,
             batch_s=self._queue.batch_s,
         )
 
@@ -200,9 +249,21 @@ class BatchedService(Dispatcher):
             self._closed += 1
             raise Closed("the batcher has stopped")
         self._expired += 1
+        self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
-    def _make_room(self, priority: int) -> None:
+    def _prepare_policy(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A policy that compiles does so now, in the background; in virtual time it waits, so that a run repeats."""
+        prepare = getattr(self._policy, "prepare", None)
+        if prepare is not None:
+            prepare(wait=getattr(loop, "is_virtual", False))
+
+    def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
+        """The model is shown what it will see: the inputs as they are padded, and the mask."""
+        shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
+        validate(request.replace(inputs=shown))
+
+    def _make_room(self, priority: int, deadline_ns: int) -> None:
         """Makes a place in a full queue, or raises.
 
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
@@ -220,11 +281,15 @@ class BatchedService(Dispatcher):
         if last is not None and last.future.done():
             self._drop_cancelled(last)
             return
-        retry_after_s = self._retry_after_s(self.clock())
+        now_ns = self.clock()
+        retry_after_s = self._retry_after_s(now_ns)
         message = f"{self._queue.waiting} requests wait already (max_queue_size={self._queue.max_size})"
         self._overloaded += 1
         if last is None or last.priority <= priority:
+            self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
+            self.journal.dropped(now_ns, "overloaded", 1)
             raise Overloaded(message, retry_after_s=retry_after_s)
+        self.journal.dropped(now_ns, "displaced", 1)
         future = last.future
         self._queue.end(last)
         if not future.done():
@@ -267,12 +332,15 @@ class BatchedService(Dispatcher):
         for ticket in self._in_hand():  # left behind by a closed loop: its callers are gone with it
             if self._queue.end(ticket):
                 self._closed += 1
+        for run in self._runs:
+            self.journal.finished(run.sequence, self.clock(), False)
         self._runs.clear()
         self._free = self._max_in_flight
         self._dispatching = False
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
+        self._prepare_policy(loop)
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             self._new_future = functools.partial(asyncio.Future, loop=loop)
         else:

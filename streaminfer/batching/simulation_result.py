@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._extras import require
+from streaminfer.batching.timeline import draw_timeline
 
 __all__ = ["SimulationResult"]
 
@@ -56,6 +56,8 @@ class SimulationResult:
     def plot(self, ax: Any = None) -> Any:
         """Draws the timeline: a row per worker, a bar per batch coloured by its reason, ticks of arrivals and drops.
 
+        A bar that is wide enough says how many requests the batch had.
+
         Args:
             ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
 
@@ -65,25 +67,18 @@ class SimulationResult:
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
-        if ax is None:
-            ax = require("matplotlib.pyplot", extra="plot", purpose="SimulationResult.plot").subplots()[1]
-        reasons = np.array(self.reasons, dtype=object)
-        spans = np.column_stack((self.batch_starts_s, self.batch_ends_s - self.batch_starts_s))
-        for number, reason in enumerate(dict.fromkeys(self.reasons)):
-            for worker in range(self.workers):
-                bars = spans[(reasons == reason) & (self.batch_workers == worker)]
-                label = reason if worker == 0 else None
-                ax.broken_barh(bars, (worker - 0.4, 0.8), facecolor=f"C{number}", edgecolor="white", label=label)
-        ticks = (("arrivals", self.arrivals_s, -1.0, "black"), ("drops", self.drops_s, -1.5, "red"))
-        for label, instants_s, row, color in ticks:
-            ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
-        ax.set_yticks(
-            [*range(self.workers), *(row for _, _, row, _ in ticks)],
-            [*(f"worker {worker}" for worker in range(self.workers)), *(label for label, _, _, _ in ticks)],
+        return draw_timeline(
+            ax,
+            purpose="SimulationResult.plot",
+            starts_s=self.batch_starts_s,
+            ends_s=self.batch_ends_s,
+            workers=self.batch_workers,
+            sizes=self.batch_sizes,
+            reasons=self.reasons,
+            rows=self.workers,
+            arrivals_s=self.arrivals_s,
+            drops_s=self.drops_s,
         )
-        ax.set_xlabel("seconds")
-        ax.legend(loc="upper right")
-        return ax
 
     def __repr__(self) -> str:
         batches = self.batch_sizes.size

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.batching._queue_cy import NEVER, RequestQueue, Run, Ticket
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.arrivals import arrivals_in_ns, numbers
 from streaminfer.batching.lookahead import Lookahead, compile_kernels
 from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
@@ -86,14 +87,17 @@ def simulate(
     n = arrivals_ns.size
     slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
     max_batch_size = check_count("max_batch_size", max_batch_size)
+    workers = check_count("workers", workers)
     deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
     simulation = _Simulation(
-        policy=_policy(policy, max_batch_size, service_time, check_duration("max_queue_delay_s", max_queue_delay_s)),
+        policy=_policy(
+            policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
+        ),
         arrivals_ns=arrivals_ns.tolist(),
         deadlines_ns=deadlines_ns.tolist(),
         priorities=[0] * n if priorities is None else _priorities(priorities, n),
         durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
-        workers=check_count("workers", workers),
+        workers=workers,
         noise=check_duration("noise", noise),
         rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
     )
@@ -218,7 +222,7 @@ class _Simulation:
         size = len(chosen)
         if size >= len(self.durations_ns):
             raise RuntimeError(f"{self.policy!r} sends a batch of {size}, above {len(self.durations_ns) - 1}")
-        run = self.queue.take(chosen, now_ns)
+        run = self.queue.take(chosen, now_ns, decision.reason)
         if len(run.tickets) < size:
             raise RuntimeError(f"{self.policy!r} sends requests that do not wait")
         duration_ns = self.durations_ns[size]
@@ -257,7 +261,9 @@ class _Caller:
 _CALLER = _Caller()
 
 
-def _policy(policy: str | Policy, max_batch_size: int, service_time: ServiceTime, delay_s: float) -> Policy:
+def _policy(
+    policy: str | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
+) -> Policy:
     if delay_s and not (isinstance(policy, str) and policy == "timer"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
@@ -269,7 +275,7 @@ def _policy(policy: str | Policy, max_batch_size: int, service_time: ServiceTime
     elif policy == "timer":
         made = Timer(max_batch_size, timeout_ns(delay_s))
     else:
-        made = Lookahead(max_batch_size, service_time)
+        made = Lookahead(max_batch_size, service_time, workers=workers)
     if isinstance(made, Lookahead):
         compile_kernels()  # a run that began without them would depend on when they are ready
     return made

@@ -1,21 +1,47 @@
-"""Tail-latency histograms, and the telemetry of a service."""
+"""Tail-latency histograms, service-level objectives, and the telemetry of a service."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.telemetry.histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from streaminfer.telemetry.statistics import TelemetryStatistics
+    from streaminfer.telemetry.alerts import Alert, AlertPair, workbook_pairs
+    from streaminfer.telemetry.rolling import RollingHistogram
+    from streaminfer.telemetry.slo import SLO, BurnSignal
+    from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
 
-__all__ = ["LatencyHistogram", "Telemetry", "TelemetryStatistics"]
+__all__ = [
+    "SLO",
+    "Alert",
+    "AlertPair",
+    "BurnSignal",
+    "LatencyHistogram",
+    "RollingHistogram",
+    "SloStatistics",
+    "Telemetry",
+    "TelemetryStatistics",
+    "workbook_pairs",
+]
+
+_LATER = {
+    "Alert": "alerts",
+    "AlertPair": "alerts",
+    "BurnSignal": "slo",
+    "RollingHistogram": "rolling",
+    "SLO": "slo",
+    "SloStatistics": "statistics",
+    "TelemetryStatistics": "statistics",
+    "workbook_pairs": "alerts",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TelemetryStatistics":
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
-
-        return TelemetryStatistics
+    if name in _LATER:
+        value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

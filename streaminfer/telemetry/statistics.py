@@ -1,12 +1,79 @@
-"""What a service did so far, as a frozen snapshot with histograms of its own."""
+"""What a service did so far, as frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
 
 import attrs
 
+from streaminfer.telemetry.alerts import Alert
 from streaminfer.telemetry.histogram import LatencyHistogram
 
-__all__ = ["TelemetryStatistics"]
+__all__ = ["SloStatistics", "TelemetryStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class SloStatistics:
+    """How an objective stands.
+
+    Counting rule: answers within ``threshold_s`` are good; later ones and errors are bad; what the caller did (invalid
+    input, cancellation) is neither.
+
+    Attributes:
+        name: the objective.
+        threshold_s: seconds within which an answer is good.
+        objective: share of events that must be good.
+        period_s: seconds over which the budget is counted.
+        good: good events in the period.
+        bad: bad events in the period, refusals included.
+        refused: refusals in the period: `Overloaded` and `CircuitOpen`.
+        ignored: outcomes since the beginning that were no events.
+        budget_remaining: share of the period's budget that is left; may be negative.
+        burn_rates: burn rate of each watched window, by its seconds, ascending.
+        burning: what :meth:`SLO.burning` said.
+        alerts: those that fired.
+        callback_errors: how often a callback raised.
+    """
+
+    name: str
+    threshold_s: float
+    objective: float
+    period_s: float
+    good: int
+    bad: int
+    refused: int
+    ignored: int
+    budget_remaining: float
+    burn_rates: Mapping[float, float]
+    burning: bool
+    alerts: tuple[Alert, ...]
+    callback_errors: int
+
+    @property
+    def share_good(self) -> float:
+        """Share of the period's events that were good; NaN without events."""
+        events = self.good + self.bad
+        return self.good / events if events else float("nan")
+
+    def __repr__(self) -> str:
+        firing = f"; {len(self.alerts)} alerts" if self.alerts else ""
+        return (
+            f"<SloStatistics {self.name!r}: {self.good} good, {self.bad} bad, "
+            f"{self.budget_remaining:.1%} of the budget left{firing}>"
+        )
+
+    def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+        rows = [
+            ("objective", f"{self.objective:.6g} within {self.threshold_s:g} s"),
+            ("good", f"{self.good:,}"),
+            ("bad", f"{self.bad:,} ({self.refused:,} refused)"),
+            ("budget left", f"{self.budget_remaining:.1%}"),
+            ("burning", "yes" if self.burning else "no"),
+            *((f"burn rate, {seconds:g} s", f"{rate:.3g}") for seconds, rate in self.burn_rates.items()),
+            *((f"since {alert.since_ns} ns", str(alert)) for alert in self.alerts),
+        ]
+        cells = "".join(f"<tr><th>{head}</th><td>{html.escape(text)}</td></tr>" for head, text in rows)
+        return f"<table><caption>{html.escape(self.name)}</caption>{cells}</table>"
 
 
 @attrs.frozen(kw_only=True)
@@ -27,6 +94,7 @@ class TelemetryStatistics:
         inferred: the model.
         handed_back: from the model's answer until the caller had it.
         batch_sizes: how many answers came from batches of which size.
+        slo: how its objective stands; ``None`` without one.
     """
 
     name: str
@@ -38,6 +106,7 @@ class TelemetryStatistics:
     inferred: LatencyHistogram
     handed_back: LatencyHistogram
     batch_sizes: Mapping[int, int]
+    slo: SloStatistics | None = None
 
     @property
     def requests(self) -> int:
@@ -95,4 +164,5 @@ class TelemetryStatistics:
             "<tr><th>ms</th><th>count</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th></tr>"
             + "".join(rows)
             + "</table>"
+            + (self.slo._repr_html_() if self.slo is not None else "")
         )

@@ -14,6 +14,7 @@ from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histogram import LatencyHistogram
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.slo import SLO
     from streaminfer.telemetry.statistics import TelemetryStatistics
 
 __all__ = ["Telemetry"]
@@ -27,17 +28,23 @@ class Telemetry:
 
     Args:
         name: the service, for reports.
+        slo: an objective, of which each request that ends is an event; several telemetries may share one. It takes
+            over the telemetry's clock unless it has one of its own.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError: of the wrong type.
     """
 
-    def __init__(self, name: str = "", *, clock: Clock | None = None) -> None:
+    def __init__(self, name: str = "", *, slo: "SLO | None" = None, clock: Clock | None = None) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self.name = name
+        self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         self._histograms = [LatencyHistogram() for _ in range(5)]
-        self._recorder = Recorder(*self._histograms)
+        self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
@@ -46,6 +53,8 @@ class Telemetry:
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
+            if self.slo is not None:
+                self.slo.bind_clock(clock)
 
     def wrap(self, inner: Any) -> Any:
         """Puts the telemetry in front of a service or of a function.
@@ -83,11 +92,14 @@ class Telemetry:
             inferred=inferred,
             handed_back=handed_back,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
+            slo=None if self.slo is None else self.slo.statistics(),
         )
 
     def fail(self, error: BaseException) -> None:
         """Counts a request that ended without an answer."""
         self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
+        if self.slo is not None:
+            self.slo.record(error)
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -145,3 +157,14 @@ class _RecordedService:
 
     def __repr__(self) -> str:
         return f"{self.observer!r} in front of {self.inner!r}"
+
+
+def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:
+    # who has no objective does not load what feeds one
+    from streaminfer.telemetry._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
+    from streaminfer.telemetry.slo import SLO  # noqa: PLC0415
+
+    check_instance("slo", slo, lambda value: isinstance(value, SLO), "an SLO or None")
+    if clock is not None:
+        slo.bind_clock(clock)
+    return BudgetRecorder(slo, *histograms)

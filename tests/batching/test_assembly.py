@@ -1,6 +1,10 @@
 """Only rows of one kind are stacked; what cannot be stacked fails for its caller alone."""
 
 import importlib
+import random
+import threading
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching._alike_cy import alike, all_alike
-from streaminfer.batching.assembly import AssembledBatch, prepare, stack_rows
-from streaminfer.errors import InvalidInput
+from streaminfer.batching._alike_cy import Ragged, alike, all_alike, choose_alike
+from streaminfer.batching.assembly import AssembledBatch, Assembler, prepare, stack_rows
+from streaminfer.batching.buckets import Buckets
+from streaminfer.batching.results import read_rows
+from streaminfer.errors import BackendError, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
 
@@ -79,6 +85,14 @@ def test_prepare_keeps_what_can_be_stacked():
     assert prepare({"x": [1.0]})["x"].shape == (1,)
 
 
+@pytest.mark.parametrize("row", [A.astype(">f4"), np.zeros(2, [("a", ">i4")])])
+def test_one_row_and_many_have_one_byte_order(row):
+    for count in (1, 2):
+        for stacked in (stack_rows([row] * count, {}), stack_rows([{"x": row}] * count, {"x": 1})["x"]):
+            assert stacked.dtype.isnative
+            assert stacked.dtype == row.dtype.newbyteorder("=")
+
+
 @pytest.mark.parametrize("inputs", [object(), [[1], [1, 2]], np.array([None]), {"x": object()}, None])
 def test_what_cannot_be_stacked_is_refused(inputs):
     with pytest.raises(InvalidInput, match=r"inputs: expected a number, an array.*stack=False"):
@@ -87,7 +101,338 @@ def test_what_cannot_be_stacked_is_refused(inputs):
 
 def test_a_batch_is_put_together_once_at_the_first_reading():
     made = []
-    batch = AssembledBatch(lambda: made.append(1) or "stacked", [1, 2], None, lambda: 77)
-    assert (made, batch.assembled_ns, len(batch)) == ([], 0, 2)
+    batch = AssembledBatch(lambda: made.append(1) or "stacked", [1, 2], None, lambda: 77, 4)
+    assert (made, batch.assembled_ns, len(batch), batch.size) == ([], 0, 2, 4)
     assert batch.inputs == batch.inputs == "stacked"
     assert (made, batch.assembled_ns) == ([1], 77)
+
+
+def tickets_of(rows):
+    return [SimpleNamespace(inputs=row) for row in rows]
+
+
+def rows_of(tickets):
+    return [ticket.inputs for ticket in tickets]
+
+
+def same_objects(first, second):
+    return [id(each) for each in first] == [id(each) for each in second]
+
+
+def assembler(**arguments):
+    return Assembler(**({"stack": True, "batch_axes": {}, "max_batch_size": 8} | arguments))
+
+
+def padded_by_hand(rows, axis, length, pad, batch_axis):
+    """Element by element what padding means."""
+    shape = list(rows[0].shape)
+    shape[axis] = length
+    whole = np.full((len(rows), *shape), pad, rows[0].dtype.newbyteorder("="))
+    for number, row in enumerate(rows):
+        for index in np.ndindex(*row.shape):
+            whole[(number, *index)] = row[index]
+    return np.moveaxis(whole, 0, batch_axis)
+
+
+numbers = hnp.boolean_dtypes() | hnp.integer_dtypes() | hnp.floating_dtypes() | hnp.complex_number_dtypes()
+
+
+@given(st.data())
+def test_ragged_rows_are_chosen_padded_and_masked_as_by_hand(data):
+    dtype = data.draw(numbers)
+    shape = list(data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    lengths = sorted(data.draw(st.sets(st.integers(1, 9), min_size=1, max_size=4)))
+    pad = data.draw(st.sampled_from([0, 1]))
+    batch_axis = data.draw(st.integers(0, len(shape)))
+    mask_axis = data.draw(st.integers(0, 1))
+    made = assembler(
+        batch_axes={"x": batch_axis, "m": mask_axis},
+        buckets=Buckets(lengths, axis=axis, pad_value={"x": pad}, mask="m", inputs=("x", "y")),
+    )
+    rows = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        shape[axis] = data.draw(st.integers(0, lengths[-1]))
+        x = data.draw(hnp.arrays(dtype, tuple(shape)))
+        y = np.ones(shape, np.float32)
+        rows.append(
+            made.prepare(
+                {"x": x, "y": y, "z": np.zeros(2)} if data.draw(st.booleans()) else {"y": y, "x": x, "z": np.zeros(2)}
+            )
+        )
+    buckets = [next(k for k, length in enumerate(lengths) if row["y"].shape[axis] <= length) for row in rows]
+    assert [made.bucket_of(row) for row in rows] == buckets
+    chosen = rows_of(made.select(tickets_of(rows)))
+    assert same_objects(chosen, [row for row, bucket in zip(rows, buckets, strict=True) if bucket == buckets[0]])
+    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", data.draw(st.sampled_from([1, 1 << 23]))):
+        inputs = made.assemble(chosen)
+    length = lengths[buckets[0]]
+    columns = {name: [row[name] for row in chosen] for name in "xyz"}
+    np.testing.assert_array_equal(inputs["x"], padded_by_hand(columns["x"], axis, length, pad, batch_axis))
+    np.testing.assert_array_equal(inputs["y"], padded_by_hand(columns["y"], axis, length, 0, 0))
+    np.testing.assert_array_equal(inputs["z"], np.stack(columns["z"]))
+    mask = [[int(k < row.shape[axis]) for k in range(length)] for row in columns["y"]]
+    np.testing.assert_array_equal(np.moveaxis(inputs["m"], mask_axis, 0), mask)
+    for number, row in enumerate(chosen):
+        shown = made.as_padded(row)
+        assert shown.keys() == inputs.keys()
+        for name, axis in (("x", batch_axis), ("y", 0), ("z", 0), ("m", mask_axis)):
+            np.testing.assert_array_equal(shown[name], np.moveaxis(inputs[name], axis, 0)[number])
+    assert inputs["m"].dtype == np.int64
+    assert inputs["x"].dtype == dtype.newbyteorder("=")
+    assert all(value.flags.c_contiguous for value in inputs.values())
+
+
+@given(st.data(), hnp.scalar_dtypes() | st.just(np.dtype([("a", ">i4"), ("b", "f8")])), st.booleans())
+def test_equal_rows_are_stacked_the_same_with_and_without_buffers(data, dtype, named):
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    axis = data.draw(st.integers(-len(shape) - 1, len(shape)))
+    count = data.draw(st.integers(1, 5))
+    if dtype.names:
+        rows = [np.zeros(shape, dtype) for _ in range(count)]
+        rows[0]["a"] = 7
+    else:
+        rows = [data.draw(hnp.arrays(dtype, shape)) for _ in range(count)]
+    made = assembler(batch_axes={"x": axis})
+    rows = [made.prepare(row) for row in rows]
+    for pooled_from in (1, 1 << 23):
+        with mock.patch("streaminfer.batching.assembly.POOLED_FROM", pooled_from):
+            stacked = made.assemble([{"x": row} for row in rows])["x"] if named else made.assemble(rows)
+        np.testing.assert_array_equal(stacked, np.stack(rows, axis=axis))
+        assert stacked.flags.c_contiguous
+        assert stacked.dtype == dtype.newbyteorder("=")
+        assert not any(np.shares_memory(stacked, row) for row in rows)
+
+
+def test_large_batches_are_written_into_reused_memory_and_small_ones_not():
+    made = assembler()
+    large, small = np.zeros(1 << 20), np.zeros(64)
+    first = made.assemble([large] * 2)
+    where = first.__array_interface__["data"][0]
+    assert not first.flags.owndata
+    del first
+    assert made.assemble([large] * 2).__array_interface__["data"][0] == where
+    assert made.assemble([small] * 2).flags.owndata
+    assert not made.assemble([{"x": large}] * 2)["x"].flags.owndata
+    ragged = assembler(buckets=Buckets((1 << 21,)))
+    assert not ragged.assemble([large] * 2).flags.owndata
+
+
+def test_answers_that_are_views_of_the_input_outlive_later_batches():
+    made = assembler(max_batch_size=4)
+    kept = []
+    rng = random.Random(1)
+    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", 1):
+        for number in range(60):
+            rows = [np.full(rng.choice([40, 400]), number * 10 + k) for k in range(rng.randint(1, 4))]
+            rows = rows_of(made.select(tickets_of(rows)))
+            identity = made.assemble(rows)
+            results = read_rows(identity, len(rows), "f")
+            kept += [(row, result) for row, result in zip(rows, results, strict=True) if rng.random() < 0.5]
+            del identity, results, rows
+            while len(kept) > rng.randint(6, 20):
+                kept.pop(rng.randrange(len(kept)))
+            for row, result in kept:
+                np.testing.assert_array_equal(result, row)
+    assert len(kept) > 5
+
+
+def test_threads_assemble_at_the_same_time():
+    made = assembler(buckets=Buckets((64, 128), mask="m"))
+    wrong = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(150):
+            rows = [{"x": np.full(rng.integers(65, 129), rng.integers(1, 1000))} for _ in range(rng.integers(1, 9))]
+            inputs = made.assemble(rows)
+            for row, whole, mask in zip(rows, inputs["x"], inputs["m"], strict=True):
+                if not np.array_equal(whole[mask == 1], row["x"]) or whole[mask == 0].any():
+                    wrong.append(row)
+
+    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", 1):
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_rows_whose_callers_have_gone_are_left_out():
+    made = assembler(buckets=Buckets((4, 8)), preferred_sizes=(4, 8))
+    chosen = made.select(tickets_of([np.full(n, n) for n in (1, 2, 6, 3, 4)]))
+    assert [ticket.inputs.size for ticket in chosen] == [1, 2, 3, 4]
+    left = rows_of([ticket for ticket in chosen if ticket.inputs.size != 2])
+    assert made.assemble(left).tolist() == [[1, 0, 0, 0], [3, 3, 3, 0], [4, 4, 4, 4], [4, 4, 4, 4]]
+
+
+def test_a_request_can_be_shown_as_the_model_will_see_it():
+    made = assembler(buckets=Buckets((2, 4), pad_value=9), preferred_sizes=(8,))
+    assert made.pads
+    assert made.as_padded(np.arange(3)).tolist() == [0, 1, 2, 9]
+    whole = np.arange(4)
+    assert made.as_padded(whole) is whole
+    assert not assembler().pads
+    assert assembler(max_batch_bytes=100).as_padded(A) is A
+
+
+def test_without_limits_it_is_plain():
+    made = assembler()
+    assert made.plain
+    assert (made.bucket_of(A), made.cap_of(0), made.padded_size(5)) == (0, 8, 5)
+    tickets = tickets_of([A, A[:3], A + 1, 2.0, A + 2])
+    assert same_objects(made.select(tickets), [tickets[0], tickets[2], tickets[4]])
+    for setting in ({"buckets": Buckets((8,))}, {"max_batch_bytes": 100}, {"preferred_sizes": (8,)}):
+        assert not assembler(**setting).plain
+
+
+def test_a_list_is_passed_on_where_nothing_is_stacked():
+    made = assembler(stack=False)
+    thing = object()
+    assert made.prepare(thing) is thing
+    rows = [thing, 1]
+    assert made.assemble(rows) == rows
+    assert made.assemble(rows) is not rows
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ({"stack": False, "buckets": Buckets((8,))}, ValueError, "buckets: expected None with stack=False"),
+        ({"stack": False, "max_batch_bytes": 8}, ValueError, "max_batch_bytes: expected None with stack=False"),
+        ({"stack": False, "preferred_sizes": (8,)}, ValueError, "preferred_sizes: expected None with stack=False"),
+        ({"max_batch_bytes": 0}, ValueError, "max_batch_bytes: expected a whole number ≥ 1"),
+        ({"max_batch_bytes": 1e9}, TypeError, "max_batch_bytes: expected a whole number"),
+        ({"preferred_sizes": ()}, ValueError, "preferred_sizes: expected ascending"),
+        ({"preferred_sizes": (4, 4)}, ValueError, "preferred_sizes: expected ascending"),
+        ({"preferred_sizes": (4, 9)}, ValueError, "preferred_sizes: expected a whole number ≥ 1 and ≤ 8, got 9"),
+        ({"preferred_sizes": (0, 4)}, ValueError, "preferred_sizes: expected a whole number"),
+        ({"preferred_sizes": 4}, TypeError, "preferred_sizes: expected ascending"),
+        ({"preferred_sizes": "48"}, TypeError, "preferred_sizes: expected ascending"),
+        (
+            {"preferred_sizes": (4,), "buckets": Buckets((8, 16), max_elements=63)},
+            ValueError,
+            "max_elements: expected room for the smallest of preferred_sizes",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(setting, error, message):
+    with pytest.raises(error, match=message):
+        assembler(**setting)
+
+
+def test_elements_bound_a_batch_by_its_bucket():
+    made = assembler(buckets=Buckets((4, 8, 16), max_elements=20))
+    assert [made.cap_of(k) for k in range(3)] == [5, 2, 1]
+    tickets = tickets_of([np.zeros(n) for n in (5, 3, 8, 6)])
+    assert same_objects(made.select(tickets), [tickets[0], tickets[2]])
+    assert [assembler(buckets=Buckets((4,))).cap_of(0)] == [8]
+
+
+def test_preferred_sizes_fill_up_and_cap():
+    made = assembler(preferred_sizes=(2, 4))
+    assert made.cap_of(0) == 4
+    assert [made.padded_size(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
+    assert len(made.select(tickets_of([1.0] * 8))) == 4
+    assert made.assemble([1.0, 2.0, 3.0]).tolist() == [1.0, 2.0, 3.0, 3.0]
+    assert made.assemble([{"x": A}])["x"].tolist() == [A.tolist()] * 2
+    rows = [A]
+    made.assemble(rows)
+    assert len(rows) == 1
+    small = assembler(preferred_sizes=(2, 8), buckets=Buckets((4, 8), max_elements=40))
+    assert [small.cap_of(0), small.cap_of(1)] == [8, 2]
+
+
+def test_bytes_bound_a_batch():
+    made = assembler(max_batch_bytes=100)
+    tickets = tickets_of([A] * 8)  # 24 bytes each
+    assert len(made.select(tickets)) == 4
+    assert len(made.select(tickets_of([{"x": A, "n": 1}] * 8))) == 3  # 32
+    assert len(made.select(tickets_of([np.zeros(0)] * 9))) == 8
+    made.prepare(np.zeros(100, np.uint8))
+    with pytest.raises(InvalidInput, match=r"at most 100 bytes in the smallest batch \(max_batch_bytes\), got 101"):
+        made.prepare(np.zeros(101, np.uint8))
+    filled = assembler(max_batch_bytes=100, preferred_sizes=(2, 8))
+    assert len(filled.select(tickets)) == 2
+    with pytest.raises(InvalidInput, match="got 104"):
+        filled.prepare(np.zeros(52, np.uint8))
+
+
+def test_bytes_count_padding_and_mask():
+    made = assembler(max_batch_bytes=1000, buckets=Buckets((8, 16), mask="m"))
+    rows = [{"x": np.zeros(n)} for n in (3, 8, 5, 1, 2, 4, 6, 7)]
+    assert len(made.select(tickets_of(rows))) == 7  # 128 each
+    assert made.assemble(rows[:7])["x"].nbytes * 2 == 896
+    with pytest.raises(InvalidInput, match="got 256"):
+        assembler(max_batch_bytes=255, buckets=Buckets((16,), mask="m")).prepare(rows[0])
+
+
+def test_texts_are_as_wide_as_the_longest_among_them():
+    made = assembler(max_batch_bytes=47)
+    tickets = tickets_of(["abc", "abcdef", "ab", "a", "b", "c"])  # 4 bytes a character
+    assert rows_of(made.select(tickets)) == ["abc", "ab", "a"]
+    assert made.assemble(["abc", "ab", "a"]).nbytes == 36
+    named = [{"t": ticket.inputs} for ticket in tickets]
+    assert rows_of(made.select(tickets_of(named))) == [{"t": text} for text in ("abc", "ab", "a")]
+    with pytest.raises(InvalidInput, match="got 48"):
+        made.prepare("x" * 12)
+
+
+def test_refusals_of_buckets_reach_the_caller():
+    made = assembler(buckets=Buckets((4,)))
+    with pytest.raises(InvalidInput, match="at most 4"):
+        made.prepare([1, 2, 3, 4, 5])
+    with pytest.raises(InvalidInput, match="numpy cannot stack"):
+        made.prepare(object())
+    assert made.prepare([1, 2]).tolist() == [1, 2]
+
+
+RAGGED_KINDS = [
+    np.zeros(3), np.zeros(5), np.zeros(3, np.float32), np.zeros((3, 2)), np.zeros((5, 2)), np.zeros((3, 3)),
+    {"x": np.zeros(3)}, {"x": np.zeros(2)}, {"x": np.zeros(5)}, {"y": np.zeros(3)}, {"x": np.zeros(3), "y": np.zeros(3)},
+    {"y": np.zeros(1), "x": np.zeros(1)}, {"x": np.zeros(3), "y": 1.0}, {"x": np.zeros(3), "y": np.array(1.0)},
+    {"x": np.zeros(1), "y": {"z": np.zeros(3)}}, {"x": np.zeros(3), "y": {"z": np.zeros(1)}}, {"x": np.zeros(3), "y": {"z": np.zeros(3)}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [None, frozenset("x"), frozenset("xy")])
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
+    twin = plain("batching._alike_cy")
+    compiled = Ragged((4, 8), axis, names)
+    other = twin.Ragged((4, 8), axis, names)
+    tickets = tickets_of(RAGGED_KINDS)
+    assert [compiled.bucket_of(row) for row in RAGGED_KINDS] == [other.bucket_of(row) for row in RAGGED_KINDS]
+    for start in range(len(tickets)):
+        turned = tickets[start:] + tickets[:start]
+        for limit in (1, 2, 99):
+            chosen = compiled.choose(turned, limit)
+            assert same_objects(chosen, other.choose(turned, limit))
+            assert same_objects(choose_alike(turned, limit), twin.choose_alike(turned, limit))
+            assert chosen[0] is turned[0]
+            assert len(chosen) <= limit
+
+
+def test_ragged_rows_differ_in_nothing_but_their_length():
+    ragged = Ragged((4, 8), 0, None)
+    chosen = {
+        start: [k for k, row in enumerate(RAGGED_KINDS) if ragged.choose(tickets_of([RAGGED_KINDS[start], row]), 2)[1:]]
+        for start in range(len(RAGGED_KINDS))
+    }
+    assert chosen == {
+        0: [0], 1: [1], 2: [2], 3: [3], 4: [4], 5: [5], 6: [6, 7], 7: [6, 7], 8: [8], 9: [9], 10: [10, 11], 11: [10, 11],
+        12: [12], 13: [13], 14: [14, 16], 15: [15], 16: [14, 16],
+    }  # fmt: skip
+
+
+def test_results_of_copies_are_dropped():
+    results = np.arange(8).reshape(4, 2)
+    rows = read_rows(results, 3, "f", 4)
+    assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
+    assert all(np.shares_memory(row, results) for row in rows)
+    assert read_rows([1, 2, 3], 3, "f", 4) == [1, 2, 3]
+    assert read_rows([1, 2], 2, "f", 2) == [1, 2]
+    for wrong in ([], [1], [1, 2, 3, 4, 5]):
+        assert isinstance(read_rows(wrong, 2, "f", 4), BackendError)
+    assert isinstance(read_rows([], 2, "f"), BackendError)

@@ -50,7 +50,7 @@ def counted(batcher):
 @virtual
 async def test_callers_of_one_turn_share_a_batch(loop):
     seen = []
-    batcher = si.AdaptiveBatcher(max_batch_size=8)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy")
     predict = batcher.wrap(lambda x: seen.append(x.tolist()) or x * 2)
     assert await settle(*map(predict, [1.0, 2.0, 3.0])) == [2.0, 4.0, 6.0]
     assert seen == [[1.0, 2.0, 3.0]]
@@ -60,7 +60,7 @@ async def test_callers_of_one_turn_share_a_batch(loop):
 
 @virtual
 async def test_batches_never_pass_the_cap(loop):
-    batcher = si.AdaptiveBatcher(max_batch_size=4)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     predict = batcher.wrap(double)
     assert await settle(*map(predict, range(10))) == [2 * i for i in range(10)]
     assert counted(batcher).batch_sizes == {2: 1, 4: 2}
@@ -666,7 +666,7 @@ def test_only_backends_and_functions_can_be_batched(inner):
         ({"slo_s": "1"}, TypeError, "slo_s"),
         ({"max_queue_size": 0}, ValueError, "max_queue_size"),
         ({"max_queue_delay_s": -1.0, "policy": "timer"}, ValueError, "max_queue_delay_s"),
-        ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='greedy'"),
+        ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='lookahead'"),
         ({"max_in_flight": 0}, ValueError, "max_in_flight"),
         ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fastest'"),
         ({"policy": None}, TypeError, "policy"),
@@ -698,7 +698,7 @@ def test_repr_says_what_it_is():
     batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=0.05)
     batcher.wrap(double)
     assert repr(batcher) == (
-        "<AdaptiveBatcher(max_batch_size=2, slo_s=0.05, policy='greedy') around BatchedService(double, waiting=0, running=0)>"
+        "<AdaptiveBatcher(max_batch_size=2, slo_s=0.05, policy='lookahead') around BatchedService(double, waiting=0, running=0)>"
     )
 
 

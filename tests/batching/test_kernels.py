@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -19,16 +20,13 @@ FAR = 2**62
 @pytest.fixture(scope="module")
 def plain_kernels():
     """The same source with a decorator that compiles nothing."""
-    stub = types.ModuleType("numba")
-    stub.njit = lambda **_: lambda function: function
-    real = sys.modules["numba"]
+    stub = types.ModuleType("streaminfer._kernel")
+    stub.kernel = lambda function: function
     spec = importlib.util.spec_from_file_location("plain_kernels", Path(kernels.__file__))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["numba"] = stub
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "streaminfer._kernel", stub)
         spec.loader.exec_module(module)
-    finally:
-        sys.modules["numba"] = real
     return module
 
 
@@ -82,7 +80,7 @@ def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
     most, earliest = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
     for module in (kernels, plain_kernels):
         table = np.empty((n + 1, n + 1), np.int64)
-        head, size = module.plan(0, deadlines, releases, waiting, durations, n, table)
+        head, size = module.plan(0, deadlines, releases, waiting, durations, durations, n, table)
         if most == 0:
             assert size == 0
             continue
@@ -102,7 +100,7 @@ def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
     deadlines, releases = deadlines[:waiting], releases[:waiting]
     most, _ = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
     head, size = kernels.plan(
-        0, deadlines, releases, waiting, durations, waiting, np.empty((waiting + 1, waiting + 1), np.int64)
+        0, deadlines, releases, waiting, durations, durations, waiting, np.empty((waiting + 1, waiting + 1), np.int64)
     )
     if most == 0:
         assert size == 0
@@ -117,7 +115,7 @@ def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
 def test_beyond_max_drops_there_is_no_plan():
     deadlines = np.array([5, 5, 5, 100], np.int64)
     durations = np.array([0, 10], np.int64)
-    arguments = (0, deadlines, np.zeros(4, np.int64), 4, durations)
+    arguments = (0, deadlines, np.zeros(4, np.int64), 4, durations, durations)
     assert kernels.plan(*arguments, 3, np.empty((4, 5), np.int64)) == (3, 1)
     assert kernels.plan(*arguments, 2, np.empty((4, 5), np.int64)) == (-1, 0)
 
@@ -141,9 +139,9 @@ def test_roll_counts_what_is_on_time():
     releases = np.array([0, 0, 0, 20], np.int64)
     done = np.empty(4, np.bool_)
     # the first two end at 12, the third at 22, the fourth, there at 20, at 32
-    assert kernels.roll(0, deadlines, releases, 0, 2, durations, False, done) == (4, 32)
+    assert kernels.roll(0, deadlines, releases, 0, 2, durations, durations, False, done) == (4, 32)
     # three at once end at 14, too late for two of them
-    assert kernels.roll(0, deadlines, releases, 0, 3, durations, False, done) == (2, 30)
+    assert kernels.roll(0, deadlines, releases, 0, 3, durations, durations, False, done) == (2, 30)
 
 
 choices = st.fixed_dictionaries(
@@ -153,6 +151,7 @@ choices = st.fixed_dictionaries(
         "limits": st.lists(st.integers(20, 200), min_size=1, max_size=8),
         "gap": st.floats(0.5, 60) | st.just(float("inf")),
         "uniform": st.booleans(),
+        "workers": st.integers(1, 4),
     }
 )
 
@@ -163,7 +162,16 @@ def test_compiled_and_plain_choose_alike(choice, plain_kernels):
     durations = np.cumsum([0, 20 - min(choice["slopes"]), *choice["slopes"]]).astype(np.int64)
     deadlines = np.sort(np.array(choice["deadlines"], np.int64)).clip(durations[1])
     limits = np.array(choice["limits"], np.int64)
-    arguments = (0, deadlines, durations, limits, choice["gap"], choice["uniform"], kernels.MAX_DROPS)
+    arguments = (
+        0,
+        deadlines,
+        durations,
+        durations // choice["workers"],
+        limits,
+        choice["gap"],
+        choice["uniform"],
+        kernels.MAX_DROPS,
+    )
     head, size = kernels.choose(*arguments)
     assert (head, size) == plain_kernels.choose(*arguments)
     assert 1 <= size <= min(len(durations) - 1, len(deadlines) - head)
@@ -174,6 +182,83 @@ def test_thousands_are_not_planned_for():
     durations = np.array([0, 10, 25], np.int64)
     limits = np.array([10**6], np.int64)
     for uniform in (True, False):
-        assert kernels.choose(0, deadlines, durations, limits, 5.0, uniform, 16) == kernels.drop_heads(
+        assert kernels.choose(0, deadlines, durations, durations, limits, 5.0, uniform, 16) == kernels.drop_heads(
             0, deadlines, 10_000, durations
         )
+
+
+def test_with_two_workers_the_next_batch_starts_before_this_one_ends():
+    durations = np.array([0, 10, 12], np.int64)
+    deadlines = np.array([12, 12, 18, 18], np.int64)
+    table = np.empty((5, 5), np.int64)
+    # one worker: the first two end at 12 and the others would end at 24; two: they start at 6 and end at 18
+    alone = kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations, 4, table)
+    assert table[alone[0], 4] == FAR or alone[0] > 0
+    assert kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations // 2, 4, table) == (0, 2)
+    assert table[0, 4] == 12
+    done = np.empty(4, np.bool_)
+    rolled = kernels.roll(0, deadlines, np.zeros(4, np.int64), 0, 2, durations, durations // 2, True, done)
+    assert rolled == (4, 12)
+
+
+def in_order(deadlines, caps, durations, steps, lanes):
+    """How many are on time when lanes are served in a given order, each batch dropping heads that are late."""
+    left = [list(lane) for lane in deadlines]
+    time, on_time = 0, 0
+    for lane in lanes:
+        while left[lane]:
+            size = min(len(left[lane]), caps[lane])
+            if time + durations[lane][size] <= left[lane][0]:
+                break
+            left[lane].pop(0)
+        if left[lane]:
+            time += steps[lane][size]
+            on_time += size
+            del left[lane][:size]
+    return on_time
+
+
+def test_of_several_lanes_the_one_goes_first_that_saves_most(plain_kernels):
+    # lane 0: short rows, cheap; lane 1: long rows, dear
+    durations = np.array([[0, 4, 5, 6, 7], [0, 20, 30, 1, 1]], np.int64)
+    caps = np.array([4, 2], np.int64)
+    for module in (kernels, plain_kernels):
+        # both fit only if the short ones go first
+        both = (np.array([10, 10, 40, 40], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
+        assert module.choose_lane(0, *both) == 0
+        # the long one first: the short ones have time
+        later = (np.array([40, 40, 30, 31], np.int64), np.array([0, 2, 4], np.int64), caps, durations, durations)
+        assert module.choose_lane(0, *later) == 1
+        # one of them has to go: more are short
+        one = (np.array([8, 8, 8, 31, 31], np.int64), np.array([0, 3, 5], np.int64), caps, durations, durations)
+        assert module.choose_lane(0, *one) == 0
+        assert module.roll_lanes(0, *one, 0, False) == (4, 26)  # one of the long ones still fits alone
+        assert module.roll_lanes(0, *one, 1, False) == (2, 30)
+
+
+@settings(max_examples=100)
+@given(
+    groups=st.lists(st.lists(st.integers(5, 80), max_size=6).map(sorted), min_size=2, max_size=3).filter(any),
+    costs=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 6)), min_size=3, max_size=3),
+    first=st.integers(0, 2),
+)
+def test_rolled_lanes_count_what_a_plain_schedule_counts(groups, costs, first, plain_kernels):
+    cap = 3
+    durations = np.array([[0, *(a + b * k for k in range(cap))] for a, b in costs[: len(groups)]], np.int64)
+    caps = np.full(len(groups), cap, np.int64)
+    offsets = np.cumsum([0, *(len(group) for group in groups)])
+    flat = np.array([deadline for group in groups for deadline in group], np.int64)
+    first %= len(groups)
+    for by_rate in (False, True):
+        compiled = kernels.roll_lanes(0, flat, offsets, caps, durations, durations, first, by_rate)
+        assert compiled == plain_kernels.roll_lanes(0, flat, offsets, caps, durations, durations, first, by_rate)
+        orders = (
+            [order for length in range(len(flat) + 1) for order in itertools.product(range(len(groups)), repeat=length)]
+            if len(flat) <= 5
+            else []
+        )
+        if orders:  # it is one of the schedules there are
+            assert compiled[0] <= max(in_order(groups, caps, durations, durations, order) for order in orders)
+    assert kernels.choose_lane(0, flat, offsets, caps, durations, durations) == plain_kernels.choose_lane(
+        0, flat, offsets, caps, durations, durations
+    )

@@ -1,6 +1,7 @@
 """The planning policy: what goes, what is refused, and what it learns from."""
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching import lookahead
-from streaminfer.batching._queue_cy import NEVER, RequestQueue
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import NEVER
 from streaminfer.batching.learning import LearnedServiceTime
 from streaminfer.batching.lookahead import Lookahead, compile_kernels
 from streaminfer.batching.service_time import ServiceTime
@@ -122,11 +124,19 @@ def test_nothing_known_sends_what_waits():
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
 
 
-def test_learning_is_sampled_for_models_of_microseconds():
+def test_learning_is_sampled_once_a_model_of_microseconds_is_known():
     policy = Lookahead(4, LearnedServiceTime())
-    for number in range(100):
-        policy.finished(4, 1000, 10_000 * number)
-    assert policy.service_time.observations == 5
+    model = policy.service_time
+    now = 0
+    for _ in range(1000):
+        now += 100_000
+        policy.finished(4, 1000, now)
+    assert 16 <= model.observations <= 16 + 100 * MS // (5 * MS) + 1
+    before = model.observations
+    policy.finished(4, 3000, now + 5 * MS)  # a surprise: the next one is asked at once, and settles it
+    policy.finished(4, 3000, now + 6 * MS)
+    assert model.observations == before + 2
+    assert model.expected_ns(4)[4] > 2500
 
 
 def test_until_the_kernels_are_ready_the_largest_batch_on_time_for_the_head_goes(monkeypatch):
@@ -142,18 +152,32 @@ def test_ten_thousand_waiting_are_decided_too():
     assert reason == "planned"
 
 
-def test_kernels_compile_in_the_background_and_the_process_ends_cleanly():
+def test_kernels_compile_in_the_background_and_the_process_ends_cleanly(tmp_path):
     code = (
-        "import asyncio, streaminfer as si\n"
-        "from streaminfer.testing import ScriptedBackend, run\n"
-        "async def main(loop):\n"
-        "    b = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.02, policy='lookahead', clock=loop.clock)\n"
-        "    s = b.wrap(ScriptedBackend(duration_s=0.015))\n"
-        "    await asyncio.gather(*(s.call(si.Request(1.0)) for _ in range(40)), return_exceptions=True)\n"
-        "run(main)\n"
+        "import asyncio, threading, streaminfer as si\n"
+        "from streaminfer.batching import lookahead\n"
+        "async def main():\n"
+        "    batcher = si.AdaptiveBatcher(max_batch_size=4)\n"
+        "    async with si.Stack(batcher, si.CpuBackend(lambda x: x, executor='inline')) as service:\n"
+        "        assert [t.name for t in threading.enumerate()] == ['MainThread', 'streaminfer-compile']\n"
+        "        assert lookahead._ready is None\n"
+        "        await service(1.0)\n"
+        "asyncio.run(main())\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    cold = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env=cold
+    )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_virtual_time_waits_for_the_kernels(monkeypatch):
+    """A run under overload repeats exactly, whether they were compiled before or not."""
+    monkeypatch.setattr(lookahead, "_kernels_if_ready", lambda: None)
+    on_time, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
+    monkeypatch.undo()
+    again, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
+    assert (on_time == again).all()
 
 
 # -- live, in virtual time ------------------------------------------------------------------------------------------
@@ -269,6 +293,6 @@ def test_a_given_service_time_is_where_learning_starts():
         [0, 11 * MS, 12 * MS, 13 * MS, 14 * MS], rel=0.01
     )
     with pytest.raises(ValueError, match="service_time: expected None with policy='greedy'"):
-        si.AdaptiveBatcher(max_batch_size=4, service_time=DEVICE)
+        si.AdaptiveBatcher(max_batch_size=4, policy="greedy", service_time=DEVICE)
     with pytest.raises(TypeError, match="service_time: expected a ServiceTime"):
         si.AdaptiveBatcher(max_batch_size=4, policy="lookahead", service_time=3)

@@ -3,7 +3,8 @@
 import pytest
 
 from streaminfer.batching import Greedy, Timer
-from streaminfer.batching._queue_cy import NEVER, RequestQueue
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import NEVER
 
 pytestmark = pytest.mark.uncompiled
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.batching._queue_cy import NEVER, RequestQueue
+from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching._ticket_cy import NEVER
 
 pytestmark = pytest.mark.uncompiled
 
@@ -73,7 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
         expected = [number for _, number in sorted(self.waiting)][:count]
         chosen = self.queue.first(count)
         assert [ticket.inputs for ticket in chosen] == expected
-        run = self.queue.take(chosen, self.now_ns)
+        run = self.queue.take(chosen, self.now_ns, "full")
         gone = {number for number in expected if self.futures[number].state == "cancelled"}
         assert list(run.inputs) == [number for number in expected if number not in gone]
         for number in gone:
@@ -208,7 +209,7 @@ def test_rows_that_a_future_refuses_arrive_as_backend_errors(row):
     queue = RequestQueue(4)
     future = Future()
     queue.admit(None, 1, future, 0, NEVER, 0)
-    queue.deliver(queue.take(queue.first(1), 0), [row], 0, 0)
+    queue.deliver(queue.take(queue.first(1), 0, "full"), [row], 0, 0)
     assert isinstance(future.value, BackendError)
     assert future.value.__cause__ is row
 
@@ -225,7 +226,7 @@ def run_at_random(module, seed):
             deadline = now_ns + rng.randrange(60) if rng.random() < 0.7 else module.NEVER
             tickets.append(queue.admit(step, step, Future(), now_ns, deadline, rng.randrange(3)))
         elif action < 0.65:
-            run = queue.take(queue.first(rng.randrange(1, 9)), now_ns)
+            run = queue.take(queue.first(rng.randrange(1, 9)), now_ns, "full")
             runs.append(run)
             trace.append(("take", list(run.inputs), run.deadline_ns, run.started_ns))
         elif action < 0.75 and tickets:

@@ -1,0 +1,107 @@
+"""How circuit breakers are measured, ours and the peers': what a guarded call adds to the bare one, what gets through.
+
+Imports nothing but the standard library, so that the peers' environment can use it too.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+CALLS = 1_000
+ROUNDS = 600
+
+
+def bare(x: Any) -> Any:
+    return x
+
+
+async def async_bare(x: Any) -> Any:
+    return x
+
+
+def calls_of(function: Callable[[Any], Any]) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(CALLS):
+            function(1)
+
+    return run
+
+
+def awaits_of(function: Callable[[Any], Any]) -> Callable[[], None]:
+    """The same for an async function, without an event loop: nothing here ever waits."""
+
+    async def main() -> None:
+        for _ in range(CALLS):
+            await function(1)
+
+    def run() -> None:
+        try:
+            main().send(None)
+        except StopIteration:
+            return
+        raise RuntimeError("it waited for something")
+
+    return run
+
+
+def least_ns(functions: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Nanoseconds a call takes at least, of many short rounds in alternation: even a busy machine leaves some alone."""
+    best = dict.fromkeys(functions, float("inf"))
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = time.perf_counter_ns()
+            function()
+            best[name] = min(best[name], (time.perf_counter_ns() - started) / CALLS)
+    return best
+
+
+def let_through(guard: Callable[[Callable[[], Any]], Callable[[], Any]], threads: int) -> int:
+    """How many of so many threads get into a guarded function before the first of them returns.
+
+    It returns when all have tried, or after a second where the breaker queues callers up.
+    """
+    inside, refused = 0, 0
+    counting = threading.Lock()
+    all_tried = threading.Event()
+    over = False
+
+    def work() -> None:
+        nonlocal inside, over
+        with counting:
+            inside += not over
+            if inside + refused == threads:
+                all_tried.set()
+        all_tried.wait(timeout=0.0 if over else 1.0)
+        over = True
+
+    guarded = guard(work)
+
+    def caller() -> None:
+        nonlocal refused
+        try:
+            guarded()
+        except Exception:
+            with counting:
+                refused += 1
+                if inside + refused == threads:
+                    all_tried.set()
+
+    started = [threading.Thread(target=caller) for _ in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return inside
+
+
+def eight_threads_s(guard: Callable[[Callable[[], Any]], Callable[[], Any]]) -> float:
+    """Seconds that eight threads take for one guarded call of 200 ms each; 0.2 where they run side by side."""
+    guarded = guard(lambda: time.sleep(0.2))
+    threads = [threading.Thread(target=guarded) for _ in range(8)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started

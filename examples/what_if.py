@@ -1,0 +1,42 @@
+"""Records traffic from a live batcher, then asks what other settings would have made of it.
+
+Runs on a virtual clock. Run it from the root of a checkout.
+"""
+
+import asyncio
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime, arrivals, what_if
+from streaminfer.testing import ScriptedBackend, VirtualLoop, run
+
+GPU = ServiceTime.affine(0.005, 0.001)  # what a batch takes: 5 ms, and 1 ms for each request
+
+
+async def record(loop: VirtualLoop) -> si.batching.DecisionLog:
+    """Bursty requests to a batcher in front of a simulated GPU, and what it says it did."""
+    batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050, policy="greedy")
+    async with si.Stack(batcher, ScriptedBackend(duration_s=GPU.seconds), clock=loop.clock) as service:
+        calls = []
+        for instant_s in arrivals.on_off(500, 3000, seed=1):
+            await asyncio.sleep(instant_s - loop.time())
+            calls.append(asyncio.ensure_future(service(1.0)))
+        await asyncio.gather(*calls, return_exceptions=True)
+    return batcher.decision_log()
+
+
+def main() -> None:
+    """Prints why batches went, and the table of what might have been."""
+    log = run(record)
+    print(log.explain(), end="\n\n")
+    table = what_if(
+        log.to_trace(),
+        service_time={"this GPU": GPU, "twice as fast": ServiceTime.affine(0.0025, 0.0005)},
+        max_batch_size=32,
+        slo_s=[0.025, 0.050],
+        policy=["greedy", "lookahead"],
+    )
+    print(table, table.best(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

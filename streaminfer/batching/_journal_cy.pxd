@@ -1,0 +1,68 @@
+cimport cython
+
+cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING
+cdef double _INFINITE
+
+@cython.final
+cdef class _Tally:
+    cdef list names
+    cdef long long[::1] counts
+    cdef dict _numbers
+
+    @cython.locals(known=object, number=int)
+    cdef int add(self, object reason, long long count) except -1
+
+    @cython.locals(number=Py_ssize_t)
+    cdef int _number_of(self, object reason) except -1
+
+    @cython.locals(number=Py_ssize_t)
+    cdef dict by_reason(self)
+
+# final: calls from C look for no override
+@cython.final
+cdef class Journal:
+    cdef readonly long long requests, batches
+    cdef readonly long long arrivals, launches, drops
+    cdef long long[::1] _arrival_ns, _limit_ns, _limits
+    cdef int[::1] _priority
+    cdef long long _limits_seen
+    cdef long long[::1] _start_ns, _end_ns, _worker
+    cdef int[::1] _size, _waiting, _reason
+    cdef signed char[::1] _ok
+    cdef _Tally _released
+    cdef long long[::1] _drop_ns, _drop_count
+    cdef int[::1] _drop_reason
+    cdef long long _drop_entries
+    cdef _Tally _dropped
+    cdef long long _rows, _free_count
+    cdef long long[::1] _free
+    cdef dict _outlived
+
+    @cython.locals(slot=cython.longlong)
+    cpdef void arrived(self, long long now_ns, long long limit_ns, int priority) noexcept
+
+    @cython.locals(number=cython.longlong, slot=cython.longlong)
+    cpdef long long launched(self, long long now_ns, int size, object reason, int waiting) except *
+
+    @cython.locals(slot=cython.longlong, row=object)
+    cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1
+
+    @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
+    cpdef object dropped(self, long long now_ns, object reason, long long count=*)
+
+    @cython.locals(kept=cython.longlong, passed=cython.longlong)
+    cpdef double gap_ns(self, long long now_ns) noexcept
+
+    @cython.locals(slot=cython.longlong, limits=list)
+    cpdef list recent_limits_ns(self)
+
+    @cython.locals(
+        free=cython.longlong[::1], count=cython.longlong, lowest=cython.longlong, row=cython.longlong,
+        position=cython.longlong, child=cython.longlong)
+    cdef long long _take_row(self) noexcept
+
+    @cython.locals(free=cython.longlong[::1], position=cython.longlong, parent=cython.longlong)
+    cdef object _free_row(self, long long row)
+
+    @cython.locals(larger=cython.longlong[::1], position=cython.longlong)
+    cdef object _grow(self)

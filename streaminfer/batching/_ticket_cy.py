@@ -1,0 +1,115 @@
+"""A request in hand, and the batch that it may run in: the two records that the queue and the dispatcher share.
+
+One source, compiled with the C types of ``_ticket_cy.pxd`` or run as it is. Only the queue writes what begins with an
+underscore.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streaminfer._request_cy import Timings
+
+__all__ = ["NEVER", "Run", "Ticket"]
+
+NEVER = 2**63 - 1
+"""The deadline of a request that has none."""
+
+
+class Ticket:
+    """One request in hand, and where its answer goes.
+
+    Attributes:
+        request: the request; ``None`` once it ended.
+        inputs: what it brought, ready to be stacked; ``None`` once it ended.
+        future: anything with ``done``, ``set_result`` and ``set_exception``; ``None`` once it ended.
+        timings: the :class:`~streaminfer.request.Timings` that the answer carries.
+        deadline_ns: monotonic instant, :data:`NEVER` without one.
+        priority: a lower number is more urgent.
+        run: the running batch it is part of, if any.
+        bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_live",
+        "_next",
+        "_previous",
+        "_waits",
+        "bucket",
+        "deadline_ns",
+        "future",
+        "inputs",
+        "priority",
+        "request",
+        "run",
+        "timings",
+    )
+
+    request: Any
+    inputs: Any
+    future: Any
+    timings: Timings
+    deadline_ns: int
+    priority: int
+    run: Run | None
+    bucket: int
+    _live: bool  # it has not ended
+    _waits: bool
+    _previous: Ticket | None
+    _next: Ticket | None
+
+    @property
+    def enqueued_ns(self) -> int:
+        """Monotonic instant at which it was accepted."""
+        return self.timings.enqueued_ns
+
+    @property
+    def state(self) -> str:
+        """``"waiting"``, ``"running"`` or ``"done"``."""
+        return "waiting" if self._waits else "running" if self._live else "done"
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.request!r}, {self.state})"
+
+
+class Run:
+    """A batch on a worker.
+
+    Attributes:
+        tickets: its requests, in the order of the rows.
+        inputs: what each brought, in the same order.
+        live: how many of them still wait for their answer; at 0 nobody needs the result.
+        started_ns: when they were taken off the queue.
+        deadline_ns: their latest deadline, :data:`NEVER` where one has none.
+        task: the asyncio task that runs it, where it runs in one.
+        abandoned: cancelled because nobody waits for it any more.
+        begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
+        sequence: its number in the journal.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "begun",
+        "deadline_ns",
+        "inputs",
+        "live",
+        "sequence",
+        "started_ns",
+        "task",
+        "tickets",
+    )
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+        self.inputs: list[Any] = []
+        self.live = 0
+        self.started_ns = 0
+        self.deadline_ns = 0
+        self.task: Any = None
+        self.begun = False
+        self.abandoned = False
+        self.sequence = -1
+
+    def __repr__(self) -> str:
+        return f"Run({len(self.tickets)} rows, {self.live} live)"

@@ -1,0 +1,112 @@
+"""What the planner knows of one bucket of requests: how large its batches may be and what they take.
+
+Requests that may share a batch stand in one *lane*. Without length buckets there is one; with them each bucket has its
+own, since a batch of long rows takes longer than one of short rows.
+
+A model of microseconds answers faster than it could be learned: once it is known, and while nothing about it is in
+doubt, one batch in five milliseconds says as much as all of them, and costs a hundredth of the time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching._order_cy import Timetable
+
+__all__ = ["Lane"]
+
+_LEARN_EVERY_NS = 5_000_000
+_ALL_OF_THE_FIRST = 16
+_NEVER = 2**63 - 1
+
+
+class Lane:
+    """The tables of one bucket, remade when its service time has learned.
+
+    Args:
+        cap: the largest batch.
+        service_time: a `ServiceTime`, taken as it is, or a `LearnedServiceTime`.
+        workers: how many batches may run at once.
+        padded: what a batch of a size is padded to before the model sees it, where the backend wants fixed sizes.
+
+    Attributes:
+        cap: the same.
+        service_time: the same.
+        timetable: what batches take up to the size of best throughput; ``None`` before anything is known.
+        durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
+        steps: the same shape: by how much later the next batch may start, with several workers.
+        learns: whether the service time learns.
+        learns_again_ns: batches that end earlier need not be observed.
+    """
+
+    __slots__ = (
+        "_padded",
+        "_version",
+        "_workers",
+        "cap",
+        "durations",
+        "learns",
+        "learns_again_ns",
+        "service_time",
+        "steps",
+        "timetable",
+    )
+
+    def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
+        self.cap = cap
+        self.service_time = service_time
+        self.learns = hasattr(service_time, "observe")
+        self.learns_again_ns = 0 if self.learns else _NEVER
+        self.timetable: Timetable | None = None
+        self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
+        self.steps = self.durations
+        self._workers = workers
+        self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
+        self._version = -1
+        self.refresh()
+
+    def observe(self, size: int, duration_ns: int, now_ns: int, cut_short: bool) -> None:
+        """Learns from a batch; one that was cut short teaches only where it took longer than was thought."""
+        if self._padded is not None and size <= self.cap:
+            size = int(self._padded[size])
+        model = self.service_time
+        if not (cut_short and (not model.known or duration_ns <= model.upper_ns(max(size, self.cap))[size])):
+            model.observe(size, duration_ns, now_ns)
+            if model.observations > _ALL_OF_THE_FIRST and not model.in_doubt:
+                self.learns_again_ns = now_ns + _LEARN_EVERY_NS
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Takes over what the service time has learned since."""
+        model = self.service_time
+        if self.learns:
+            if model.version == self._version or not model.known:
+                return
+            self._version = model.version
+            table = model.upper_ns(self.cap)
+        elif self.timetable is None:
+            table = model.table_ns(self.cap)
+        else:
+            return
+        best = model.best_batch_size(self.cap)
+        if self._padded is not None:
+            table = table[self._padded]
+            best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+        self._set(table[: best + 1])
+
+    def borrow(self, other: "Lane", ratio: float) -> None:
+        """Until anything is known here: what the batches of another lane take, times a ratio."""
+        scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
+        scaled[0] = 0
+        self._set(scaled)
+        self._version = -1
+
+    def _set(self, durations: NDArray[np.int64]) -> None:
+        self.durations = durations
+        self.steps = durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
+        self.timetable = Timetable(self.durations, self.steps)
+
+    def __repr__(self) -> str:
+        return f"Lane({self.cap}, {self.service_time!r})"

@@ -1,0 +1,209 @@
+"""The decision log: what it copies, says, draws and hands on."""
+
+import re
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from streaminfer.batching._journal_cy import Journal
+from streaminfer.batching.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
+from streaminfer.errors import MissingExtra
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def journal():
+    """Two workers, three batches of which one failed and one runs, three drops; on a clock that has run for a year."""
+    start = 10**9 * 86400 * 365
+    journal = Journal()
+    for at_ms, limit_ms, priority in [(0, 50, 0), (1, 0, 1), (4, 20, 0), (30, 50, 2)]:
+        journal.arrived(start + at_ms * MS, limit_ms * MS, priority)
+    first = journal.launched(start, 1, "first_measurement", 0)
+    second = journal.launched(start + 4 * MS, 2, "planned", 3)
+    journal.dropped(start + 5 * MS, "late_alone", 2)
+    journal.finished(first, start + 10 * MS, True)
+    journal.dropped(start + 20 * MS, "mine<b>")
+    journal.finished(second, start + 24 * MS, False)
+    journal.launched(start + 30 * MS, 1, "idle_worker", 0)
+    journal.arrived(start + 40 * MS, 0, 0)
+    return journal
+
+
+@pytest.fixture
+def axes():
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    yield plt.subplots()[1]
+    plt.close("all")
+
+
+def test_it_is_a_copy(journal):
+    log = DecisionLog.of(journal)
+    journal.arrived(2**62, 0, 0)
+    assert log.arrivals_ns.size == 5
+    assert log.released == {"first_measurement": 1, "planned": 1, "idle_worker": 1}
+    assert log.dropped == {"late_alone": 2, "mine<b>": 1}
+    assert log.batch_workers.tolist() == [0, 1, 0]
+    assert log.batch_ok.tolist() == [True, False, False]
+    assert log.latest_ns == log.arrivals_ns[-1]
+    with pytest.raises(AttributeError):
+        log.reasons = ()
+
+
+def test_only_a_journal_makes_one():
+    with pytest.raises(TypeError, match="journal: expected a Journal"):
+        DecisionLog.of(3)
+
+
+def test_it_explains_in_words(journal):
+    text = DecisionLog.of(journal).explain()
+    assert text.splitlines() == [
+        "3 batches: first_measurement 1, planned 1, idle_worker 1",
+        "      -40.0 ms worker 0: 1 request, 0 left waiting, took 10.0 ms. first_measurement: "
+        + RELEASE_REASONS["first_measurement"],
+        "      -36.0 ms worker 1: 2 requests, 3 left waiting, failed after 20.0 ms. planned: "
+        + RELEASE_REASONS["planned"],
+        "      -10.0 ms worker 0: 1 request, 0 left waiting, still running. idle_worker: "
+        + RELEASE_REASONS["idle_worker"],
+        "3 requests dropped: late_alone 2, mine<b> 1",
+        "      -35.0 ms 2 requests dropped. late_alone: even a batch of one would have been late",
+        "      -20.0 ms 1 request dropped. mine<b>: a reason that the policy gave",
+    ]
+
+
+def test_it_explains_as_many_as_asked(journal):
+    lines = DecisionLog.of(journal).explain(1).splitlines()
+    assert len(lines) == 4
+    assert "idle_worker:" in lines[1]
+    assert "mine<b>:" in lines[3]
+    with pytest.raises(ValueError, match="latest: expected a whole number"):
+        DecisionLog.of(journal).explain(0)
+
+
+def test_an_empty_log_says_so():
+    log = DecisionLog.of(Journal())
+    assert log.explain() == "0 batches: none\n0 requests dropped: none"
+    assert log.latest_ns == 0
+    assert repr(log) == "<DecisionLog of the last 0 arrivals, 0 batches and 0 drops>"
+    assert "<table>" in log._repr_html_()
+    assert len(log.to_trace()) == 0
+
+
+def test_html_counts_and_escapes(journal):
+    html = DecisionLog.of(journal)._repr_html_()
+    assert "mine&lt;b&gt;" in html
+    assert "mine<b>" not in html
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
+    assert [row[:4] for row in rows] == [
+        ["batches", "first_measurement", "1", "1.0"],
+        ["batches", "planned", "1", "2.0"],
+        ["batches", "idle_worker", "1", "1.0"],
+        ["drops", "late_alone", "2", ""],
+        ["drops", "mine&lt;b&gt;", "1", ""],
+    ]
+    assert repr(DecisionLog.of(journal)) == "<DecisionLog of the last 5 arrivals, 3 batches and 3 drops>"
+
+
+def test_html_of_a_reason_that_the_ring_has_forgotten():
+    journal = Journal(1, 1)
+    journal.launched(0, 1, "full", 0)
+    journal.launched(1, 3, "planned", 0)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", DecisionLog.of(journal)._repr_html_())
+    assert cells[:4] == ["batches", "full", "1", ""]
+
+
+def bars(axes):
+    """Of each collection: the label, and left, right and row of its bars."""
+    return {
+        group.get_label(): [
+            (path.vertices[:, 0].min(), path.vertices[:, 0].max(), path.vertices[:, 1].mean().round())
+            for path in (path.__class__(path.vertices[:4]) for path in group.get_paths())
+        ]
+        for group in axes.collections
+    }
+
+
+def test_the_timeline(journal, axes):
+    assert DecisionLog.of(journal).plot(axes) is axes
+    drawn = bars(axes)
+    assert list(drawn) == ["first_measurement", "planned", "idle_worker", "failed", "still running"]
+    assert drawn["first_measurement"] == [pytest.approx((0, 0.010, 0))]
+    assert drawn["planned"] == drawn["failed"] == [pytest.approx((0.004, 0.024, 1))]
+    assert drawn["idle_worker"] == drawn["still running"] == [pytest.approx((0.030, 0.040, 0))]
+    ticks = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert ticks == {"arrivals": pytest.approx([0, 0.001, 0.004, 0.03, 0.04]), "drops": pytest.approx([0.005, 0.02])}
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "1"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["worker 0", "worker 1", "arrivals", "drops"]
+    left, right = axes.get_xlim()
+    assert left <= 0
+    assert right >= 0.04
+    bottom, top = axes.get_ylim()
+    assert bottom <= -1.5
+    assert top >= 1.4
+
+
+def test_the_timeline_of_the_last_moments(journal, axes):
+    DecisionLog.of(journal).plot(axes, last_s=0.018)
+    assert list(bars(axes)) == ["planned", "idle_worker", "failed", "still running"]
+    assert bars(axes)["planned"] == [pytest.approx((0, 0.020, 1))]
+    ticks = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert ticks == {"arrivals": pytest.approx([0.026, 0.036]), "drops": []}
+    assert [text.get_text() for text in axes.get_yticklabels()][:2] == ["worker 0", "worker 1"]
+    with pytest.raises(ValueError, match="last_s"):
+        DecisionLog.of(journal).plot(axes, last_s=0)
+
+
+def test_a_reason_keeps_its_colour(axes):
+    for reasons in (("full", "planned"), ("planned", "mine", "full")):
+        journal = Journal()
+        for at, reason in enumerate(reasons):
+            journal.finished(journal.launched(at * MS, 1, reason, 0), (at + 1) * MS, True)
+        DecisionLog.of(journal).plot(axes)
+    colours = [(group.get_label(), tuple(group.get_facecolor()[0])) for group in axes.collections]
+    assert len(colours) == 5
+    assert len(set(colours)) == 3
+    assert len({colour for _, colour in colours}) == 3
+
+
+def test_narrow_bars_carry_no_figures(axes):
+    journal = Journal()
+    for at in range(100):
+        journal.finished(journal.launched(at * MS, 7, "full", 0), (at + 1) * MS, True)
+    number = journal.launched(100 * MS, 5, "full", 0)
+    journal.finished(number, 150 * MS, True)
+    DecisionLog.of(journal).plot(axes)
+    assert [text.get_text() for text in axes.texts] == ["5"]
+    assert len(axes.collections) == 1
+
+
+def test_the_timeline_of_nothing_on_a_figure_of_its_own(axes):
+    own = DecisionLog.of(Journal()).plot()
+    assert own is not axes
+    assert len(own.lines) == 2
+    assert not own.texts
+
+
+def test_plot_without_matplotlib_says_how_to_install_it(journal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
+    with pytest.raises(MissingExtra, match=r"DecisionLog.plot needs .*pip install 'streaminfer\[plot\]'"):
+        DecisionLog.of(journal).plot()
+
+
+def test_it_becomes_a_trace(journal):
+    trace = DecisionLog.of(journal).to_trace()
+    assert trace.arrivals_s.tolist() == [0, 0.001, 0.004, 0.03, 0.04]
+    assert trace.limits_s.tolist() == [0.05, np.inf, 0.02, 0.05, np.inf]
+    assert trace.priorities.tolist() == [0, 1, 0, 2, 0]
+
+
+def test_the_page_explains_every_reason():
+    page = (Path(__file__).parents[2] / "docs" / "explaining.md").read_text(encoding="utf-8")
+    for reason, words in (RELEASE_REASONS | DROP_REASONS).items():
+        assert f"| `{reason}` | {words} |" in page

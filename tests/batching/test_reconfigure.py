@@ -1,0 +1,199 @@
+"""Settings that change while requests are in hand."""
+
+import asyncio
+import random
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching.service_time import ServiceTime
+from streaminfer.testing import ScriptedBackend, run
+
+
+def batcher_of(loop, **options):
+    return si.AdaptiveBatcher(**{"max_batch_size": 4, "clock": loop.clock, **options})
+
+
+def test_requests_from_now_on_get_the_new_slo():
+    async def main(loop):
+        batcher = batcher_of(loop, slo_s=0.05)
+        async with si.Stack(batcher, ScriptedBackend(duration_s=0.08), clock=loop.clock) as service:
+            early = asyncio.ensure_future(service(1.0))
+            await asyncio.sleep(0.01)
+            batcher.reconfigure(slo_s=0.2)
+            assert batcher.slo_s == 0.2
+            late = asyncio.ensure_future(service(2.0))
+            with pytest.raises(si.DeadlineExceeded):
+                await early
+            assert loop.time() == pytest.approx(0.05)
+            assert await late == 2.0
+            batcher.reconfigure(slo_s=None)
+            await asyncio.gather(*(service(float(i)) for i in range(20)))
+        assert batcher.statistics().answered == 21
+
+    run(main)
+
+
+def test_the_next_batch_obeys_the_new_cap_and_policy():
+    async def main(loop):
+        batcher = batcher_of(loop, policy="greedy")
+        backend = ScriptedBackend(duration_s=0.01)
+        service = batcher.wrap(backend)
+        waiting = [asyncio.ensure_future(service.call(si.Request(i))) for i in range(12)]
+        await asyncio.sleep(0.005)
+        batcher.reconfigure(max_batch_size=2)
+        await asyncio.sleep(0.01)
+        batcher.reconfigure(max_batch_size=6, policy="lookahead")
+        assert batcher.service_time is not None
+        await asyncio.gather(*waiting)
+        assert batcher.statistics().batch_sizes == {2: 1, 4: 1, 6: 1}
+        assert batcher.service_time.observations == 2  # those that ended under the new policy
+
+    run(main)
+
+
+def test_a_timer_that_is_given_up_holds_nothing_back():
+    async def main(loop):
+        batcher = batcher_of(loop, policy="timer", max_queue_delay_s=60.0)
+        service = batcher.wrap(ScriptedBackend(duration_s=0.01))
+        asked = asyncio.ensure_future(service.call(si.Request(1.0)))
+        await asyncio.sleep(1.0)
+        assert not asked.done()
+        batcher.reconfigure(policy="lookahead")
+        assert batcher.max_queue_delay_s == 0.0
+        await asked
+        assert loop.time() == pytest.approx(1.01)
+
+    run(main)
+
+
+def test_what_was_learned_is_kept():
+    async def main(loop):
+        batcher = batcher_of(loop)
+        service = batcher.wrap(ScriptedBackend(duration_s=0.01))
+        await service.call(si.Request(1.0))
+        learned = batcher.service_time
+        batcher.reconfigure(policy="greedy")
+        batcher.reconfigure(policy="lookahead", max_batch_size=8)
+        assert batcher.service_time is learned
+        await service.call(si.Request(1.0))
+        assert learned.observations == 2
+
+    run(main)
+
+
+def test_bad_settings_change_nothing():
+    async def main(loop):
+        batcher = batcher_of(loop, slo_s=0.05)
+        service = batcher.wrap(ScriptedBackend())
+        for bad, error, match in (
+            ({"slo_s": -1.0}, ValueError, "slo_s"),
+            ({"slo_s": 1.0, "max_batch_size": 0}, ValueError, "max_batch_size"),
+            ({"slo_s": 1.0, "policy": "guess"}, ValueError, "policy"),
+            ({"slo_s": 1.0, "max_queue_delay_s": 1.0}, ValueError, "max_queue_delay_s: expected 0 with"),
+            ({"max_batch_size": "8"}, TypeError, "max_batch_size"),
+        ):
+            with pytest.raises(error, match=match):
+                batcher.reconfigure(**bad)
+        assert (batcher.slo_s, batcher.max_batch_size, batcher.policy) == (0.05, 4, "lookahead")
+        assert service.slo_s == 0.05
+        await service.call(si.Request(1.0))
+
+    run(main)
+
+
+def test_before_it_wraps_anything():
+    batcher = si.AdaptiveBatcher(max_batch_size=4)
+    batcher.reconfigure(max_batch_size=2, slo_s=0.1)
+    predict = batcher.wrap(lambda x: x)
+
+    async def main():
+        await asyncio.gather(*(predict(float(i)) for i in range(4)))
+
+    asyncio.run(main())
+    assert batcher.statistics().batch_sizes == {2: 2}
+
+
+def test_while_it_stops_it_goes_on_stopping():
+    async def main(loop):
+        batcher = batcher_of(loop)
+        service = batcher.wrap(ScriptedBackend(duration_s=0.01))
+        asked = [asyncio.ensure_future(service.call(si.Request(i))) for i in range(9)]
+        await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(batcher.stop())
+        await asyncio.sleep(0.001)
+        batcher.reconfigure(policy="timer", max_queue_delay_s=100.0)
+        await stopping
+        assert all(one.done() for one in asked)
+        assert loop.time() < 1.0
+        await batcher.start()
+        one = asyncio.ensure_future(service.call(si.Request(1)))
+        await asyncio.sleep(1.0)
+        assert not one.done()  # now the timer holds
+        await batcher.stop(drain=False)
+
+    run(main)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_request_is_lost_in_a_storm_of_changes(seed):
+    rng = random.Random(seed)
+
+    async def main(loop):
+        batcher = batcher_of(loop, slo_s=0.1, max_queue_size=64)
+        service = batcher.wrap(ScriptedBackend(duration_s=lambda n: 0.004 + 0.001 * n))
+
+        async def ask(number):
+            try:
+                answer = await service.call(si.Request(number))
+            except (si.DeadlineExceeded, si.Overloaded):
+                return "refused"
+            assert answer.outputs == number
+            return "answered"
+
+        asked = []
+        for number in range(400):
+            asked.append(asyncio.ensure_future(ask(number)))
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.random() * 0.004)
+            if rng.random() < 0.2:
+                policy = rng.choice(["lookahead", "greedy", "timer"])
+                batcher.reconfigure(
+                    slo_s=rng.choice([0.02, 0.1, None]), max_batch_size=rng.randint(1, 12), policy=policy,
+                    max_queue_delay_s=0.01 if policy == "timer" else 0.0,
+                )  # fmt: skip
+        batcher.reconfigure(policy="greedy", max_batch_size=64)
+        ends = await asyncio.gather(*asked)
+        s = batcher.statistics()
+        assert s.submitted == 400 == s.answered + s.expired + s.refused + s.overloaded
+        assert ends.count("answered") == s.answered > 100
+        assert (s.waiting, s.running) == (0, 0)
+
+    run(main)
+
+
+def test_admission_says_when_a_request_would_be_answered():
+    async def main(loop):
+        device = ServiceTime.affine(0.010, 0.001)
+        batcher = batcher_of(loop, service_time=device, stack=False)
+        service = batcher.wrap(ScriptedBackend(duration_s=lambda n: 0.010 + 0.001 * n))
+        await service.call(si.Request(0))
+        takes = batcher.service_time.upper_ns(4).tolist()  # what a batch hardly ever exceeds
+        now = loop.now_ns
+        alone = service.admission(si.Request(0), now)
+        assert alone.ok
+        assert alone.predicted_finish_ns == now + takes[1]
+        asked = [asyncio.ensure_future(service.call(si.Request(i))) for i in range(9)]
+        await asyncio.sleep(0.001)
+        now = loop.now_ns
+        behind = service.admission(si.Request(0), now)
+        assert behind.ok
+        # four run since a millisecond, four go behind them, and it is the second of the next batch
+        assert behind.predicted_finish_ns == now - 1_000_000 + takes[4] + takes[4] + takes[2]
+        late = service.admission(si.Request(0, deadline_ns=now + 20_000_000), now)
+        assert (late.ok, late.reason) == (False, "late")
+        assert late.retry_after_s > 0
+        assert late.predicted_finish_ns == behind.predicted_finish_ns
+        await asyncio.gather(*asked)
+
+    run(main)

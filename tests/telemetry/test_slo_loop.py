@@ -1,0 +1,161 @@
+"""The signal that the budget burns, in a loop with what it controls: it must not oscillate, and must not latch."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from streaminfer.errors import Overloaded
+from streaminfer.telemetry.slo import SLO, BurnSignal
+from streaminfer.testing import FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+WINDOW_S = 6.0
+THRESHOLD_S = 0.1
+
+
+def make(clock, **settings):
+    return SLO(
+        "loop",
+        threshold_s=THRESHOLD_S,
+        objective=0.99,
+        clock=clock,
+        signal=BurnSignal(window_s=WINDOW_S, **settings),
+    )
+
+
+class Plant:
+    """A server with a queue, and a shedder that refuses a share of the requests while the budget burns."""
+
+    def __init__(self, *, sheds, capacity=100.0):
+        self.clock = FakeClock()
+        self.slo = make(self.clock)
+        self.sheds, self.capacity = sheds, capacity
+        self.backlog = 0.0
+        self.rng = random.Random(1)
+        self.was = False
+        self.starts, self.ends = [], []
+        self.late = 0
+
+    def run(self, seconds, load):
+        ends_at = self.clock.now_ns + round(seconds * 1e9)
+        while self.clock.now_ns < ends_at:
+            gap_s = self.rng.expovariate(load * self.capacity)
+            self.clock.advance(gap_s)
+            self.backlog = max(0.0, self.backlog - gap_s * self.capacity)
+            burning = self.slo.burning()
+            if burning != self.was:
+                (self.starts if burning else self.ends).append(self.clock.now_ns / 1e9)
+                self.was = burning
+            if burning and self.rng.random() < self.sheds:
+                self.slo.record(Overloaded())
+                continue
+            self.backlog += 1
+            latency_s = self.backlog / self.capacity
+            self.late += latency_s > THRESHOLD_S
+            self.slo.record(latency_s)
+
+    def gaps(self):
+        return [later - earlier for earlier, later in pairwise(self.starts)]
+
+
+@pytest.mark.parametrize("load", [0.8, 0.9, 0.95, 1.0, 1.05, 1.3, 2.0])
+def test_it_starts_at_most_once_in_a_window(load):
+    plant = Plant(sheds=0.6)
+    plant.run(180.0, load)
+    assert all(gap >= WINDOW_S for gap in plant.gaps())
+    if load >= 1.3:
+        assert len(plant.starts) >= 3, "sustained overload is seen again and again"
+        helpless = Plant(sheds=0.0)
+        helpless.run(180.0, load)
+        assert plant.late < helpless.late / 3, "and acting on it helps"
+
+
+@pytest.mark.parametrize("share", [0.05, 0.058, 0.06, 0.062, 0.07])
+def test_at_the_threshold_noise_does_not_make_it_flap(share):
+    """Bad events at random around the share at which it starts (6 × 1 %), whatever it does."""
+    clock = FakeClock()
+    slo = make(clock)
+    rng = random.Random(3)
+    starts, was = [], False
+    for _ in range(30_000):
+        clock.advance(0.01)
+        slo.record(1.0 if rng.random() < share else 0.01)
+        burning = slo.burning()
+        if burning and not was:
+            starts.append(clock.now_ns / 1e9)
+        was = burning
+    assert all(later - earlier >= WINDOW_S for earlier, later in pairwise(starts))
+    assert len(starts) <= 3, "once it burns, only a share below the lower limit ends it"
+
+
+@pytest.mark.parametrize("sheds", [0.5, 1.0])
+def test_after_the_overload_it_ends_though_all_that_was_shed_was_bad(sheds):
+    plant = Plant(sheds=sheds)
+    plant.run(60.0, 1.5)
+    assert plant.starts
+    plant.run(2 * WINDOW_S + 1.0, 0.5)
+    assert not plant.slo.burning()
+    episodes = len(plant.starts)
+    plant.run(120.0, 0.5)
+    assert len(plant.starts) == episodes
+    assert plant.slo.refused > 0
+    assert plant.slo.burn_rate(3600.0) > 1.0, "the refusals are in the budget all the same"
+
+
+def burst(slo, good, bad):
+    for _ in range(good):
+        slo.record(0.01)
+    for _ in range(bad):
+        slo.record(1.0)
+
+
+def test_few_events_do_not_start_it():
+    clock = FakeClock()
+    slo = make(clock, minimum_events=30)
+    burst(slo, 0, 29)
+    assert not slo.burning()
+    burst(slo, 1, 0)
+    assert slo.burning()
+
+
+def test_old_news_does_not_start_it():
+    """The long window still holds the bad events, the short one no longer."""
+    clock = FakeClock()
+    slo = make(clock)
+    burst(slo, 0, 100)
+    clock.advance(1.0)
+    burst(slo, 100, 0)
+    assert slo.burn_rate(WINDOW_S) > 6.0
+    assert not slo.burning()
+
+
+def test_a_spike_in_the_short_window_alone_does_not_start_it():
+    clock = FakeClock()
+    slo = make(clock)
+    for _ in range(50):
+        burst(slo, 100, 0)
+        clock.advance(0.1)
+    burst(slo, 0, 100)
+    assert slo.burn_rate(0.5) > 6.0
+    assert not slo.burning()
+
+
+def test_it_lasts_a_window_and_until_the_lower_limit():
+    clock = FakeClock()
+    slo = make(clock)
+    burst(slo, 0, 100)
+    assert slo.burning()
+    burst(slo, 20_000, 0)  # 0.5 % bad
+    clock.advance(5.999)
+    assert slo.burning()
+    clock.advance(0.001)
+    assert not slo.burning()
+    burst(slo, 0, 10_000)
+    assert slo.burning(), "and is ready again"
+    clock.advance(6.2)
+    burst(slo, 1000, 20)  # 2 % bad: below the limit at which it starts, above that at which it ends
+    assert slo.burning()
+    clock.advance(6.2)
+    assert not slo.burning(), "without events nothing burns"

@@ -1,0 +1,238 @@
+"""The ring of an error budget against a plain list of events, and against its plain source."""
+
+import random
+import sys
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+import streaminfer.telemetry
+from streaminfer.errors import InvalidInput, Overloaded
+from streaminfer.telemetry.alerts import AlertPair
+from streaminfer.telemetry.rolling import RollingState
+from streaminfer.telemetry.slo import SLO, BudgetState, BurnSignal
+from streaminfer.testing import FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+OUTCOMES = {"good": 0.1, "late": 0.2, "failed": KeyError("x"), "refused": Overloaded(), "ignored": InvalidInput("x")}
+PERIOD_S = 1000.0
+
+
+def make(clock, **settings):
+    return SLO(
+        "ring",
+        threshold_s=0.1,
+        objective=0.9,
+        period_s=PERIOD_S,
+        alert_pairs=(),
+        signal=BurnSignal(window_s=24.0, short_s=2.0, starts_at=2.0, minimum_events=3),
+        clock=clock,
+        **settings,
+    )
+
+
+class RingAgainstList(RuleBasedStateMachine):
+    """Windows hold what the list says for a window as long as asked up to the stated bound longer."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = FakeClock(10**15)
+        self.slo = make(self.clock)
+        self.began = self.now = self.clock.now_ns
+        self.events = []
+        self.was_burning, self.since = False, 0
+
+    @rule(
+        seconds=st.one_of(
+            st.floats(0.0, 0.2), st.floats(0.0, 30.0), st.floats(0.0, 1.2 * PERIOD_S), st.sampled_from([0.0, 1e7])
+        )
+    )
+    def time_passes(self, seconds):
+        self.clock.advance(seconds)
+        self.now = max(self.now, self.clock.now_ns)
+
+    @rule(whole=st.integers(1, 300))
+    def time_reaches_a_boundary(self, whole):
+        width_ns = self.slo.width_ns
+        self.clock.now_ns = self.began + ((self.now - self.began) // width_ns + whole) * width_ns
+        self.now = self.clock.now_ns
+
+    @rule(seconds=st.floats(0.0, 100.0))
+    def the_clock_goes_back(self, seconds):
+        self.clock.now_ns -= round(seconds * 1e9)
+
+    @rule(kind=st.sampled_from(sorted(OUTCOMES)), count=st.integers(1, 20))
+    def requests_end(self, kind, count):
+        for _ in range(count):
+            self.slo.record(OUTCOMES[kind])
+            if kind != "ignored":
+                self.events.append((self.now, kind))
+
+    @rule(window_s=st.one_of(st.floats(1e-3, 1.0), st.floats(0.1, PERIOD_S), st.just(PERIOD_S)))
+    def a_window_is_read(self, window_s):
+        self.check(int(window_s * 1e9))
+
+    @rule(level=st.integers(0, 8), buckets=st.floats(254.0, 257.0))
+    def a_window_as_long_as_a_ring_is_read(self, level, buckets):
+        self.check(min(int(buckets * 4**level * self.slo.width_ns), self.slo.period_ns))
+
+    def check(self, window_ns):
+        longer_ns = window_ns + max(self.slo.width_ns, window_ns // 63)
+        seen, bad, refused = self.slo.window(window_ns)
+        for figure, kinds in (
+            (seen, {"good", "late", "failed", "refused"}),
+            (bad, {"late", "failed", "refused"}),
+            (refused, {"refused"}),
+        ):
+            ages = [self.now - at for at, kind in self.events if kind in kinds]
+            assert sum(age <= window_ns for age in ages) <= figure <= sum(age < longer_ns for age in ages)
+        assert self.slo.burn_over(window_ns) == (bad / seen / 0.1 if seen else 0.0)
+
+    @rule()
+    def somebody_asks_whether_it_burns(self):
+        def burn(window_s, least=1):
+            seen, bad, refused = self.slo.window(int(window_s * 1e9))
+            return (bad - refused) / (seen - refused) / 0.1 if seen - refused >= least else 0.0
+
+        if self.was_burning:
+            self.was_burning = not (self.now - self.since >= 24e9 and burn(24.0) < 1.0)
+        elif burn(24.0, 3) >= 2.0 and burn(2.0) >= 2.0:
+            self.was_burning, self.since = True, self.now
+        assert self.slo.burning() is self.was_burning
+
+    @invariant()
+    def totals_are_exact(self):
+        kinds = [kind for _, kind in self.events]
+        slo = self.slo
+        assert slo.total == len(kinds)
+        assert (slo.late, slo.failed, slo.refused) == tuple(map(kinds.count, ("late", "failed", "refused")))
+        assert slo.bad == slo.late + slo.failed + slo.refused
+
+    @invariant()
+    def history_agrees_with_the_list(self):
+        noted, width_ns = self.slo.history()
+        assert len(noted) <= 257
+        assert noted[-1] == (self.now - self.began, self.slo.total, self.slo.bad)
+        assert noted[-1][0] - noted[0][0] <= PERIOD_S * 1e9 + width_ns
+        for at, total, bad in noted[:-1]:
+            before = [kind for instant, kind in self.events if instant - self.began < at]
+            assert (total, bad) == (len(before), len(before) - before.count("good"))
+
+
+RingAgainstList.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+TestRingAgainstList = RingAgainstList.TestCase
+
+
+@pytest.mark.parametrize(
+    ("period_s", "pairs"),
+    [
+        (30 * 86400.0, None),
+        (7 * 86400.0, None),
+        (60.0, None),
+        (1.0, None),
+        (3600.0, ()),
+        (3600.0, (AlertPair(2.0, 9, 3),)),
+    ],
+)
+def test_levels_cover_the_period_and_resolve_the_shortest_window(period_s, pairs):
+    signal = BurnSignal(window_s=min(60.0, period_s))
+    slo = SLO("x", threshold_s=1.0, period_s=period_s, alert_pairs=pairs, signal=signal, clock=FakeClock())
+    shortest_s = min([signal.window_s / 12, *(pair.short_s for pair in slo.alert_pairs)])
+    assert slo.width_ns * 255 * 4 ** (slo.levels - 1) >= slo.period_ns
+    assert slo.resolution_s <= max(shortest_s / 64, 1e-6)
+    assert slo.levels <= 12
+    coarser = slo.width_ns * 4
+    assert slo.levels == 1 or coarser * 64 > shortest_s * 1e9 * 0.99, "no more levels than it takes"
+
+
+def test_a_window_as_long_as_a_ring_is_not_read_from_a_boundary_that_was_overwritten():
+    """255.5 buckets back from the middle of a bucket lies the last boundary but 256."""
+    clock = FakeClock()
+    slo = make(clock)
+    for _ in range(2000):
+        clock.now_ns += slo.width_ns // 4
+        slo.record(0.05)
+    for quarters in range(1016, 1032):
+        seen, _, _ = slo.window(quarters * (slo.width_ns // 4))
+        assert quarters <= seen <= quarters * (1 + 1 / 63) + 1
+
+
+def test_an_old_ring_holds_exactly_what_it_should_at_every_length():
+    """One event each second for two periods: every window has about as many as it has seconds."""
+    clock = FakeClock()
+    slo = make(clock)
+    for _ in range(2000):
+        slo.record(0.05)
+        clock.advance(1.0)
+    for window_s in range(1, 1001):
+        seen, bad, _ = slo.window(window_s * 10**9)
+        assert bad == 0
+        assert window_s <= seen <= window_s * (1 + 1 / 63) + 1
+
+
+@pytest.fixture
+def twins(plain, monkeypatch):
+    """Plain twins of the states, each standing on plain ones."""
+    names = ("_elapsed_cy", "_histogram_cy", "_recorder_cy", "_budget_cy")
+    modules = {}
+    for name in names:
+        modules[name] = plain(f"telemetry.{name}")
+        monkeypatch.setattr(streaminfer.telemetry, name, modules[name], raising=False)
+        monkeypatch.setitem(sys.modules, f"streaminfer.telemetry.{name}", modules[name])
+    for name in ("_budget_cy", "_rolling_cy", "_budget_recorder_cy"):
+        # loaded anew, now that their imports lead to the twins
+        sys.modules.pop(f"plain_telemetry_{name}", None)
+        modules[name] = plain(f"telemetry.{name}")
+        monkeypatch.delitem(sys.modules, f"plain_telemetry_{name}")
+    return modules
+
+
+def budget_story(state_class, clock):
+    rng = random.Random(5)
+    state = state_class(
+        clock, 10**8, 0.1, 10**12, 10**9 // 32, 9, (Overloaded,), (InvalidInput,), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+    )
+    told = []
+    for _ in range(3000):
+        clock.advance(rng.choice([0.0, 0.001, 0.1, 1.0, 20.0]) * rng.random())
+        state.record(OUTCOMES[rng.choice(sorted(OUTCOMES))])
+        window_ns = rng.randrange(1, 10**12)
+        told.append((state.burning(), state.window(window_ns), state.burn_over(window_ns)))
+    return told, state.history(), state.total, state.ignored
+
+
+def test_compiled_and_plain_budgets_agree(twins):
+    story = budget_story(twins["_budget_cy"].BudgetState, FakeClock(9))
+    assert story == budget_story(BudgetState, FakeClock(9))
+    assert {burning for burning, *_ in story[0]} == {True, False}
+
+
+def test_compiled_and_plain_rolling_states_agree(twins):
+    def story(state_class):
+        rng = random.Random(2)
+        clock = FakeClock(3)
+        state = state_class(clock, 4, 10**9, 10**6, 10**10, 2)
+        told = []
+        for _ in range(1500):
+            clock.advance(rng.choice([0.0, 0.01, 0.5, 3.0]) * rng.random())
+            state.record(rng.lognormvariate(-3, 2))
+            state.record_ns(rng.randrange(10**10))
+            told.append((state.live_count(), state.quantile(0.9), state.share_within(0.1)))
+        return told, state.merged_counts()
+
+    assert story(twins["_rolling_cy"].RollingState) == story(RollingState)
+
+
+def test_the_plain_recorder_feeds_the_plain_budget(twins):
+    clock = FakeClock()
+    budget = twins["_budget_cy"].BudgetState(
+        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+    )
+    histograms = [twins["_histogram_cy"].HistogramState(1, 1000, 1) for _ in range(5)]
+    recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, *histograms)
+    for duration in (9, 10, 11):
+        recorder.record(100, 100 + duration)
+    assert (budget.total, budget.late, histograms[0].count) == (3, 1, 3)
