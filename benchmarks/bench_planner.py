@@ -4,46 +4,29 @@
 
 Part 1: shares of the optimum's goodput (largest rate with 99 % on time), affine 5 + 1·b ms, 32 a batch, SLO 50 ms,
 one worker.
-Part 2: a live batcher that learns an accelerator of 4 + 0.25·n ms, 64 a batch, capacity 3,200/s.
+Part 2: a live batcher that learns an accelerator; what is measured is in workload.py, and peers/planner.py measures the
+peers on the same rows.
 Part 3: the cost of a decision.
 """
 
-import asyncio
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from workload import BATCH, CAPACITY, ROWS, Ask, Contestant, Infer, figures, largest_rate, on_time
 
 import streaminfer as si
 from streaminfer.batching import Lookahead, ServiceTime, arrivals, clairvoyant_optimum, simulate
 from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.testing import ScriptedBackend, VirtualLoop, run
+from streaminfer.testing import VirtualLoop
 
 SEEDS = (1, 2, 3)
 LINE = ServiceTime.affine(0.005, 0.001)
 LINE_CAPACITY = 32 / 0.037
-CAPACITY = 3200.0
 GENERATORS = {"Poisson": arrivals.poisson, "gamma CV 4": arrivals.gamma, "on-off": arrivals.on_off}
 Floats = NDArray[np.float64]
-
-
-def accelerator(size: int, _now_s: float) -> float:
-    return 0.004 + 0.00025 * size
-
-
-def goodput(share: Callable[[float], float], capacity: float) -> float:
-    """The largest rate with 99 % on time, by nine bisections."""
-    low, high = 5.0, 1.3 * capacity
-    for _ in range(9):
-        middle = (low + high) / 2
-        if share(middle) >= 0.99:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def simulated() -> None:
@@ -64,10 +47,10 @@ def simulated() -> None:
         return sum(simulate(trace, policy=kind, **options).on_time for trace in traces(name, rate)) / 7500
 
     def best_of(name: str) -> float:
-        return goodput(lambda rate: optimum(name, rate), LINE_CAPACITY)
+        return largest_rate(lambda rate: optimum(name, rate), LINE_CAPACITY)
 
     def goodput_of(kind: str, name: str) -> float:
-        return goodput(lambda rate: policy(kind, name, rate), LINE_CAPACITY)
+        return largest_rate(lambda rate: policy(kind, name, rate), LINE_CAPACITY)
 
     best = {name: best_of(name) for name in GENERATORS}
     overload = 1.5 * LINE_CAPACITY
@@ -82,110 +65,48 @@ def simulated() -> None:
     print(f"{'bar':44}{'≥ 0.970':>12}{'≥ 0.880':>12}{'≥ 0.940':>12}{'≥ 0.990':>16}")
 
 
-def live(
-    policy: str,
-    trace: Floats,
-    limits: Floats,
-    priorities: NDArray[np.bool_] | None = None,
-    device: Callable[[int, float], float] = accelerator,
-) -> NDArray[np.bool_]:
-    """Which requests a live batcher on a virtual clock answers on time; it learns the device."""
-    on_time = np.zeros(len(trace), np.bool_)
+def ours(policy: str) -> Contestant:
+    """A live batcher that is told no service time; callers are told no by their deadlines."""
 
-    async def main(loop: VirtualLoop) -> None:
+    def start(loop: VirtualLoop, infer: Infer) -> Ask:
+        class Device:
+            async def infer(self, batch: si.request.Batch) -> Any:
+                return await infer(batch.inputs)
+
         batcher = si.AdaptiveBatcher(
-            max_batch_size=64, policy=policy, max_queue_size=10**6, stack=False, clock=loop.clock
+            max_batch_size=BATCH, policy=policy, max_queue_size=10**6, stack=False, clock=loop.clock
         )
-        service = batcher.wrap(ScriptedBackend(duration_s=lambda size: device(size, loop.time())))
+        service = batcher.wrap(Device())
 
-        async def ask(number: int) -> None:
-            deadline_ns = round((trace[number] + limits[number]) * 1e9)
-            priority = 0 if priorities is None else int(priorities[number])
-            try:
-                await service.call(si.Request(number, deadline_ns=deadline_ns, priority=priority))
-            except si.DeadlineExceeded:
-                return
-            on_time[number] = loop.now_ns <= deadline_ns
+        async def ask(number: int, deadline_ns: int, priority: int) -> Any:
+            return (await service.call(si.Request(number, deadline_ns=deadline_ns, priority=priority))).outputs
 
-        asked = []
-        for number, at in enumerate(trace):
-            if at > loop.time():
-                await asyncio.sleep(at - loop.time())
-            asked.append(asyncio.ensure_future(ask(number)))
-        await asyncio.wait(asked)
+        return ask
 
-    run(main)
-    return on_time
+    return Contestant(start, refusals=(si.DeadlineExceeded,))
+
+
+def urgency(policy: str) -> str:
+    """Two priorities under overload, and the same without."""
+    trace = arrivals.poisson(1.5 * CAPACITY, 12_000, 1)
+    urgent = np.random.default_rng(5).random(len(trace)) < 0.2
+    weighted = on_time(ours(policy), trace, 0.05, priorities=np.where(urgent, 0, 1))
+    return f"{weighted[urgent].mean():.3f} / {weighted.mean():.3f} / {on_time(ours(policy), trace, 0.05).mean():.3f}"
 
 
 def in_virtual_time() -> None:
-    slos = (0.025, 0.050, 0.100)
-
-    def triple(share: Callable[[float], float]) -> str:
-        return " / ".join(f"{share(slo):.3f}" for slo in slos)
-
-    def uniform(policy: str, trace: Floats, slo: float) -> float:
-        return float(live(policy, trace, np.full(len(trace), slo)).mean())
-
-    limits = np.where(np.random.default_rng(99).random(12_000) < 0.3, 0.025, 0.100)
-    urgent = np.random.default_rng(5).random(12_000) < 0.2
-    brown = arrivals.poisson(0.6 * CAPACITY, int(0.6 * CAPACITY * 14), 1)
-
-    def slowed(size: int, now_s: float) -> float:
-        return accelerator(size, now_s) * (2 if 4 <= now_s < 10 else 1)
-
-    print(f"\n{'live, learned; SLO 25 / 50 / 100 ms':44}{'greedy':>24}{'lookahead':>24}   bar")
-
-    def urgency(policy: str) -> str:
-        on = live(policy, arrivals.poisson(1.5 * CAPACITY, 12_000, 1), np.full(12_000, 0.05), ~urgent)
-        return f"{on[urgent].mean():.3f} / {on.mean():.3f}"
-
-    def brown_out(policy: str) -> str:
-        on = live(policy, brown, np.full(len(brown), 0.05), device=slowed)
-        return f"{on[(brown >= 4) & (brown < 10)].mean():.3f} / {on[brown >= 11].mean():.3f}"
-
-    def largest_rate(policy: str, slo: float) -> float:
-        return goodput(lambda rate: uniform(policy, arrivals.poisson(rate, 6000, 1), slo), CAPACITY) / CAPACITY
-
-    def bursty(policy: str, slo: float) -> float:
-        return statistics.mean(
-            uniform(policy, arrivals.bursts(0.5 * CAPACITY, 24_000, seed), slo) for seed in range(1, 6)
-        )
-
-    def mixed(policy: str, load: float) -> float:
-        return float(live(policy, arrivals.poisson(load * CAPACITY, 12_000, 1), limits).mean())
-
-    rows: list[tuple[str, Callable[[str], str], str]] = [
-        (
-            "goodput, share of capacity",
-            lambda policy: triple(lambda slo: largest_rate(policy, slo)),
-            "≥ 0.775 / best peer / 1.0",
-        ),
-        (
-            "on time at 1.2× capacity",
-            lambda policy: triple(lambda slo: uniform(policy, arrivals.poisson(1.2 * CAPACITY, 12_000, 1), slo)),
-            "≥ 0.735 / 0.82 / 0.82",
-        ),
-        (
-            "bursts 10×, mean load 0.5, mean of 5 seeds",
-            lambda policy: triple(lambda slo: bursty(policy, slo)),
-            "≥ 0.75 / 0.82 / 0.91",
-        ),
-        (
-            "30 % at 25 ms, 70 % at 100 ms: 0.95× / 1.2×",
-            lambda policy: f"{mixed(policy, 0.95):.3f} / {mixed(policy, 1.2):.3f}",
-            "≥ 0.935 / 0.79",
-        ),
-        ("20 % urgent at 1.5×: urgent / total", urgency, "≥ 0.99 / 0.97 of unweighted"),
-        (
-            "the same without priorities: total",
-            lambda policy: f"{uniform(policy, arrivals.poisson(1.5 * CAPACITY, 12_000, 1), 0.05):.3f}",
-            "",
-        ),
-        ("device 2× slower for 6 s: during / 1 s after", brown_out, "≥ 0.72 / 1.0"),
-    ]
-    for name, measure, bar in rows:
-        print(f"{name:44}{measure('greedy'):>24}{measure('lookahead'):>24}   {bar}", flush=True)
+    policies = ("greedy", "lookahead")
+    for row in ROWS:
+        print(f"\n{row.name}\n{'':26}{'learned, no settings':>24}   bar")
+        for policy in policies:
+            print(
+                f"{policy:26}{figures(row, [ours(policy)])[0]:>24}   {row.bar if policy == 'lookahead' else ''}",
+                flush=True,
+            )
+    print("\n20 % urgent at 1.5× capacity, SLO 50 ms, on time; urgent / all / all without priorities")
+    for policy in policies:
+        bar = "≥ 0.99 / 0.97 of the last" if policy == "lookahead" else ""
+        print(f"{policy:26}{urgency(policy):>24}   {bar}", flush=True)
 
 
 def cost() -> None:

@@ -15,9 +15,14 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
-    "planner": "the lookahead planner beside greedy batching and the clairvoyant optimum, in virtual time",
+    "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
+    "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
+    "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",
+    "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
+    "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
+    "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",
     "import": "what importing streaminfer costs",
     "live_streams": "live audio streams held on time, batched over unbatched",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
@@ -27,20 +32,32 @@ BENCHMARKS = {
 def peers_python() -> str:
     """The peers' environment, made at first use: their dependencies conflict with nobody's there."""
     python = PEERS / ("Scripts" if os.name == "nt" else "bin") / "python"
-    requirements = HERE / "peers" / "requirements.txt"
+    requirements = sorted((HERE / "peers").glob("requirements*.txt"))
+    wanted = "".join(path.read_text() for path in requirements)
     stamp = PEERS / "requirements.txt"
-    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+    if not stamp.exists() or stamp.read_text() != wanted:
         print(f"making {PEERS.name} ...", flush=True)
         venv.create(PEERS, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        stamp.write_text(requirements.read_text())
+        files = [argument for path in requirements for argument in ("-r", str(path))]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *files], check=True)
+        stamp.write_text(wanted)
     return str(python)
 
 
-def command(name: str) -> list[str]:
-    if name == "peers":
-        return [peers_python(), str(HERE / "peers" / "overhead.py")]
-    return [sys.executable, str(HERE / f"bench_{name}.py")]
+def commands(name: str) -> list[list[str]]:
+    """What to run for a name: some of it, or all, in the peers' environment."""
+    own = [sys.executable, str(HERE / f"bench_{name}.py")]
+    match name:
+        case "planner":
+            return [own, [peers_python(), str(HERE / "peers" / "planner.py")]]
+        case "breaker":
+            return [own, [peers_python(), str(HERE / "peers" / "breakers.py")]]
+        case "real_time":
+            return [[peers_python(), own[1]]]
+        case "peers":
+            return [[peers_python(), str(HERE / "peers" / "overhead.py")]]
+        case _:
+            return [own]
 
 
 def main() -> int:
@@ -51,7 +68,8 @@ def main() -> int:
     for number, name in enumerate(names, 1):
         print(f"\n=== [{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
         started = time.perf_counter()
-        if subprocess.run(command(name), check=False).returncode:
+        codes = [subprocess.run(command, check=False).returncode for command in commands(name)]
+        if any(codes):
             failed.append(name)
         print(f"--- {time.perf_counter() - started:.0f} s", flush=True)
     if failed:

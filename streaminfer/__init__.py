@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaminfer import batching, errors, testing
+    from streaminfer import batching, errors, resilience, telemetry, testing
     from streaminfer._warmup import warmup
     from streaminfer.backends import CpuBackend, OnnxBackend
     from streaminfer.batching import AdaptiveBatcher
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StreamInferError,
     )
     from streaminfer.request import Batch, Request, Response
+    from streaminfer.resilience import CircuitBreaker
     from streaminfer.stack import Stack
     from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
 
@@ -43,6 +44,7 @@ __all__ = [
     "BackendError",
     "Batch",
     "BlockingStack",
+    "CircuitBreaker",
     "CircuitOpen",
     "Closed",
     "CpuBackend",
@@ -60,6 +62,8 @@ __all__ = [
     "Telemetry",
     "batching",
     "errors",
+    "resilience",
+    "telemetry",
     "testing",
     "warmup",
 ]
@@ -76,6 +80,7 @@ _HOMES = {
     "BackendError": "errors",
     "Batch": "request",
     "BlockingStack": "blocking",
+    "CircuitBreaker": "resilience",
     "CircuitOpen": "errors",
     "Closed": "errors",
     "CpuBackend": "backends",
@@ -94,7 +99,7 @@ _HOMES = {
     "Telemetry": "telemetry",
     "warmup": "_warmup",
 }
-_MODULES = ("batching", "errors", "testing")
+_MODULES = ("batching", "errors", "resilience", "telemetry", "testing")
 
 
 def __getattr__(name: str) -> Any:

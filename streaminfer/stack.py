@@ -94,7 +94,10 @@ class Stack:
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
         observer = getattr(self.inner, "observer", None)
         self._observer: Observer | None = observer if observer is not None and observer.clock is self.clock else None
-        self._call = (self.inner if self._observer is None else self.inner.inner).call
+        served = self.inner if self._observer is None else self.inner.inner
+        self._call = served.call
+        # and a batcher behind it is handed the request outright, for the same reason
+        self._batcher: BatchedService | None = served if type(served) is BatchedService else None
         self._validate = find_inward(self.inner, "validate", None)
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
         self._slo = _find_slo(self.inner)
@@ -107,7 +110,7 @@ class Stack:
 
     # -- callers ------------------------------------------------------------------------------------------------
 
-    async def __call__(
+    async def __call__(  # noqa: C901 - every call that is saved here is saved for each request
         self,
         inputs: Any,
         *,
@@ -150,8 +153,10 @@ class Stack:
             deadline_ns = None
             if timeout_s is not None:
                 deadline_ns = now_ns + timeout_ns(timeout_s)
-            elif self._slo is not None and self._slo.slo_ns is not None:
-                deadline_ns = now_ns + self._slo.slo_ns
+            elif self._slo is not None:
+                slo_ns = self._slo.slo_ns
+                if slo_ns is not None:
+                    deadline_ns = now_ns + slo_ns
             request = Request(
                 inputs,
                 deadline_ns=deadline_ns,
@@ -165,6 +170,17 @@ class Stack:
             )
             if self._validate is not None:
                 self._validate(request)
+            batcher = self._batcher
+            if batcher is not None:
+                ticket = batcher.submit(request, inputs, deadline_ns, priority)
+                try:
+                    outputs = await ticket.future
+                except BaseException:
+                    batcher.abandon(ticket)
+                    raise
+                if observer is not None:
+                    observer.answer(Response(outputs, False, batcher.source, ticket.timings), now_ns, self.clock())
+                return outputs
             response = await (self._call(request) if self._enforced else self._call_enforced(request))
             if observer is not None:
                 observer.answer(response, now_ns, self.clock())

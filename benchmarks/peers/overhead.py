@@ -8,9 +8,12 @@ import gc
 import importlib.metadata
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchers import async_batcher, batched_aio, bentoml_cork, ray_serve_batch
 from floor import MinimalBatcher, cpu_per_request, no_op
 
 BATCH = 64
@@ -18,51 +21,25 @@ REQUESTS = {1: 2_000, 64: 64 * 60, 1024: 4 * 1024}
 ROUNDS = 5
 
 
-async def minimal():
-    return MinimalBatcher(no_op, BATCH), None
-
-
-async def async_batcher():
-    from async_batcher.batcher import AsyncBatcher
-
-    class NoOp(AsyncBatcher):
-        async def process_batch(self, batch):
-            return batch
-
-    batcher = NoOp(max_batch_size=BATCH, max_queue_time=0.0)
-    return batcher.process, batcher.stop
-
-
-async def batched_aio():
-    from batched import aio
-
-    batcher = aio.dynamically(batch_size=BATCH, timeout_ms=0.1)(_async_no_op)
-    return batcher, None
-
-
-async def _async_no_op(items):
+async def async_no_op(items):
     return items
 
 
-async def bentoml_cork():
-    from bentoml._internal.marshal.dispatcher import CorkDispatcher
-
-    dispatcher = CorkDispatcher(
-        max_latency_in_ms=60_000, max_batch_size=BATCH, fallback=lambda: None, get_batch_size=lambda _: 1
-    )
-    return dispatcher(_async_no_op), dispatcher.shutdown
+def minimal():
+    return MinimalBatcher(no_op, BATCH), None
 
 
 PEERS = {
     "minimal": minimal,
-    "BentoML CorkDispatcher": bentoml_cork,
-    "async-batcher": async_batcher,
-    "batched.aio": batched_aio,
+    "BentoML CorkDispatcher": partial(bentoml_cork, async_no_op, max_batch_size=BATCH),
+    "async-batcher": partial(async_batcher, async_no_op, max_batch_size=BATCH, max_queue_time=0.0),
+    "batched.aio": partial(batched_aio, async_no_op, batch_size=BATCH, timeout_ms=0.1),
+    "Ray serve.batch": partial(ray_serve_batch, async_no_op, max_batch_size=BATCH, batch_wait_timeout_s=0.0),
 }
 
 
 async def measure(make, callers):
-    call, stop = await make()
+    call, stop = make()
     try:
         gc.collect()
         return await cpu_per_request(call, callers, REQUESTS[callers])
@@ -74,7 +51,7 @@ async def measure(make, callers):
 
 
 def main():
-    for package in ("bentoml", "async-batcher", "batched"):
+    for package in ("bentoml", "async-batcher", "batched", "ray"):
         print(f"  {package} {importlib.metadata.version(package)}", end="")
     print(f"\n{'':26}" + "".join(f"{callers:>7} callers " for callers in REQUESTS))
     for name, make in PEERS.items():

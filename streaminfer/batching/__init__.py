@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.learning import LearnedServiceTime
     from streaminfer.batching.lookahead import Lookahead
     from streaminfer.batching.optimum import clairvoyant_optimum
+    from streaminfer.batching.profiling import profile
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.simulation_result import SimulationResult
     from streaminfer.batching.simulator import simulate
@@ -38,6 +39,7 @@ __all__ = [
     "WhatIf",
     "arrivals",
     "clairvoyant_optimum",
+    "profile",
     "simulate",
     "what_if",
 ]
@@ -54,6 +56,7 @@ _LATER = {
     "Trace": "trace",
     "WhatIf": "alternatives",
     "clairvoyant_optimum": "optimum",
+    "profile": "profiling",
     "simulate": "simulator",
     "what_if": "alternatives",
 }

@@ -17,8 +17,8 @@ cdef class Ragged:
     @cython.locals(length=Py_ssize_t, bucket=Py_ssize_t, ndim=Py_ssize_t, shape=tuple)
     cpdef Py_ssize_t bucket_of(self, object inputs)
 
-    @cython.locals(taken=list, bucket=Py_ssize_t)
-    cpdef list choose(self, list tickets, Py_ssize_t limit)
+    @cython.locals(taken=list, bucket=Py_ssize_t, own=Py_ssize_t)
+    cpdef list choose(self, list tickets, Py_ssize_t limit, bint shorter_too)
 
     @cython.locals(shape=tuple, other_shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t, position=Py_ssize_t)
     cdef bint _alike_array(self, object first, object other)

@@ -109,19 +109,23 @@ class Ragged:
             bucket += 1
         return -1
 
-    def choose(self, tickets: list[Any], limit: int) -> list[Any]:
+    def choose(self, tickets: list[Any], limit: int, shorter_too: bool) -> list[Any]:
         """The first tickets, in their order, whose rows can be padded and stacked with the first one's.
 
         Args:
             tickets: at least one; their ``inputs`` are the rows.
             limit: the most to take, at least 1.
+            shorter_too: also those of shorter buckets than the first one's.
         """
         first = tickets[0].inputs
         bucket = self.bucket_of(first)
         taken = []
         for ticket in tickets:
             row = ticket.inputs
-            if row is first or (self.bucket_of(row) == bucket and self._alike(first, row)):
+            own = self.bucket_of(row)
+            if own != bucket and not (shorter_too and 0 <= own < bucket):
+                continue
+            if row is first or self._alike(first, row):
                 taken.append(ticket)
                 if len(taken) == limit:
                     break

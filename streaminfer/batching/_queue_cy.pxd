@@ -54,6 +54,9 @@ cdef class RequestQueue:
         duration_s=double)
     cpdef deliver(self, Run run, list rows, long long assembled_ns, long long inferred_ns)
 
+    @cython.locals(level=_Level, found=Py_ssize_t)
+    cdef bint _several_priorities(self) except -1
+
     @cython.locals(level=_Level, ticket=Ticket, oldest=cython.longlong)
     cdef long long _oldest(self) except -1
 

@@ -99,6 +99,11 @@ class RequestQueue:
         return self.waiting >= self.max_size
 
     @property
+    def several_priorities(self) -> bool:
+        """Whether requests of more than one priority wait."""
+        return self._several_priorities()
+
+    @property
     def oldest_ns(self) -> int:
         """When the longest waiting request was accepted; :data:`NEVER` where none waits."""
         return self._oldest()
@@ -305,6 +310,13 @@ class RequestQueue:
             else:
                 self.answered += 1
                 future.set_result(row)
+
+    def _several_priorities(self) -> bool:
+        found = 0
+        for level in self._levels:
+            if level.count:
+                found += 1
+        return found > 1
 
     def _oldest(self) -> int:
         oldest = _NEVER

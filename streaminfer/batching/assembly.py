@@ -14,6 +14,7 @@ the order of arrival are moved again. What it would save is the copy's share of 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -306,11 +307,12 @@ class Assembler:
                 return size
         return count
 
-    def select(self, tickets: list[Any]) -> list[Any]:
+    def select(self, tickets: list[Any], shorter_too: bool = False) -> list[Any]:
         """Those that go into one batch with the first.
 
         Args:
             tickets: at least one, the most urgent first; their ``inputs`` are prepared.
+            shorter_too: also those of shorter buckets than the first one's, padded to its length.
 
         Returns:
             The first one and, in their order, those whose rows can be stacked with it, within the limits.
@@ -322,7 +324,9 @@ class Assembler:
             loose = _has_text(first)
             if not loose:
                 limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
-        chosen = choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit)
+        chosen = (
+            choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
+        )
         return self._within(chosen) if loose else chosen
 
     def assemble(self, rows: list[Any]) -> Any:
@@ -364,7 +368,7 @@ class Assembler:
             else:
                 inputs[name] = self._write(column, axes.get(name, 0))
         if buckets.mask is not None:
-            mask = self._padding.fill_mask(lengths, self._windows[self.bucket_of(rows[0])])
+            mask = self._padding.fill_mask(lengths, self._windows[bisect_left(buckets.lengths, max(lengths))])
             axis = axes.get(buckets.mask, 0)
             inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
         return inputs
@@ -373,7 +377,7 @@ class Assembler:
         self, name: str | None, rows: list[NDArray[Any]], lengths: list[int], batch_axis: int, buckets: "Buckets"
     ) -> Any:
         first = rows[0]
-        length = buckets.lengths[self.bucket_of(first)]
+        length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
         if min(lengths) == length:
             return self._write(rows, batch_axis)
         axis = buckets.axis % first.ndim

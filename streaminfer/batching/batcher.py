@@ -296,6 +296,7 @@ class AdaptiveBatcher:
             caps=[assembler.cap_of(bucket) for bucket in range(len(lengths))],
             lengths=lengths,
             padded=padded,
+            masked=self.buckets.mask is not None,
         )
 
     def __repr__(self) -> str:

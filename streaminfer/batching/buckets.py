@@ -3,11 +3,14 @@
 Idea. Text and audio come in any length, and a batch is a rectangle. Padding all rows to the longest of the moment
 gives the model another shape each time, which it may have to plan or compile for, and one long row makes every other
 pay. So a row is padded to the smallest of a few fixed lengths that it fits in, its *bucket*, and only rows of one
-bucket share a batch. Between lengths that double, a row is padded at most to twice its length.
+bucket share a batch. Between lengths that double, a row is padded at most to twice its length. With a mask, by which a
+model knows what is padding, the planner lets shorter rows ride in the batch of a longer bucket where one batch takes no
+longer than two would.
 
-Invariants. The ragged arrays of one request have one length. Two requests are stacked only if they have one bucket and
-are alike in everything but that length, so an answer depends on a row's own bucket and on nobody else's row. Answers
-are handed back as the model gave them: who wants one label per token cuts off what belongs to the padding.
+Invariants. The ragged arrays of one request have one length. Two requests are stacked only if they are alike in
+everything but that length and have one bucket, or a mask: so without a mask an answer depends on a row's own bucket and
+on nobody else's row. Answers are handed back as the model gave them: who wants one label per token cuts off what
+belongs to the padding.
 """
 
 import math

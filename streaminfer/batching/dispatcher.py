@@ -35,6 +35,7 @@ class Dispatcher:
         inner: the backend or function that answers batches.
         clock: returns monotonic nanoseconds.
         journal: what it did lately.
+        source: who answers, for messages and `Response.source`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Dispatcher:
         self._stack = stack
         self._set_assembler(assembler)
         self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
-        self._source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
         self.journal = self._queue.journal
@@ -114,7 +115,7 @@ class Dispatcher:
     def _launch(self, decision: Decision, now_ns: int) -> None:
         chosen = decision.batch
         if len(chosen) > 1 or not self._plain:
-            chosen = self._that_share_a_batch(chosen)
+            chosen = self._that_share_a_batch(chosen, decision.shorter_too)
         run = self._queue.take(chosen, now_ns, decision.reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):
@@ -145,10 +146,10 @@ class Dispatcher:
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
 
-    def _that_share_a_batch(self, chosen: Sequence[Ticket]) -> Sequence[Ticket]:
+    def _that_share_a_batch(self, chosen: Sequence[Ticket], shorter_too: bool) -> Sequence[Ticket]:
         """Those of the chosen that may stand in one batch with the first."""
         if not self._plain:
-            return self._assembler.select(list(chosen))
+            return self._assembler.select(list(chosen), shorter_too)
         if self._stack and not all_alike([ticket.inputs for ticket in chosen]):
             first = chosen[0].inputs
             return [ticket for ticket in chosen if alike(first, ticket.inputs)]
@@ -230,7 +231,7 @@ class Dispatcher:
                 rows = results
             else:
                 padded = 0 if self._plain else self._assembler.padded_size(size)
-                rows = read_rows(results, size, self._source, padded)
+                rows = read_rows(results, size, self.source, padded)
             if isinstance(rows, BackendError):
                 error = rows
             else:
@@ -242,7 +243,8 @@ class Dispatcher:
         # what a batch took is worth knowing even if nobody waited for it any more
         if inferred_ns >= self._learns_again_ns and self._learn is not None and (error is None or run.abandoned):
             took_ns = inferred_ns - run.started_ns
-            self._learns_again_ns = self._learn(size, took_ns, inferred_ns, run.abandoned, run.tickets[0].bucket)
+            bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
+            self._learns_again_ns = self._learn(size, took_ns, inferred_ns, run.abandoned, bucket)
 
     def _fail(self, run: Run, error: BaseException) -> None:
         for ticket in run.tickets:
@@ -252,7 +254,7 @@ class Dispatcher:
                     self._cancelled += 1
                 else:
                     self._failed += 1
-                    future.set_exception(for_caller(error, self._source))
+                    future.set_exception(for_caller(error, self.source))
 
     def _refuse(self, decision: Decision, now_ns: int) -> None:
         reason, _, told = decision.refusal.partition(":")

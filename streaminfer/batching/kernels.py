@@ -17,9 +17,12 @@ With k workers ``T`` is the instant at which the next batch may start, by a step
 as if their batches were spread evenly. That is exact for one worker and a heuristic for more.
 
 The smallest ``m`` with a finite ``T[m, n]`` drops fewest, its value is the earliest finish, and its first batch is
-read off backwards. Where that batch would wait for expected arrivals, those of it that are there go now: a worker
-never idles while something waits, and an expectation is no request. O(n · cap · (m + 1)), bounded by ``max_drops``;
-beyond that many there is no plan, and heads are dropped as below.
+read off backwards. What is behind the horizon is left out so far: where requests come as fast as the device can answer
+them, its time has a price, what it could answer meanwhile, and one more drop that saves more than that is taken: at
+capacity a batch that is cut short to save its head costs others later. Where the first batch would wait for expected
+arrivals, those of it that are there go now: a worker never idles while something waits, and an expectation is no
+request. O(n · cap · (m + 1)), bounded by ``max_drops``; beyond that many there is no plan, and heads are dropped as
+below.
 
 *Drop heads* passes over the requests that would be late in the largest batch there is: Nexus's early drop (Shen et
 al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
@@ -44,6 +47,10 @@ FAR_NS = 2**62
 MAX_PLANNED = 512
 """More requests than these, waiting and expected, are not planned for: heads are dropped instead."""
 MAX_DROPS = 16
+_NO_BETTER = 6
+"""So many more drops without a better plan end the search for one that finishes earlier."""
+_SCARCE_FROM, _SCARCE = 0.95, 1.05
+"""Shares of the device's capacity between which its time becomes worth what it can answer."""
 
 _Array = NDArray[np.int64]
 
@@ -57,9 +64,10 @@ def plan(
     durations: _Array,
     steps: _Array,
     max_drops: int,
+    price: float,
     table: _Array,
 ) -> tuple[int, int]:
-    """The first batch of a schedule that has most requests on time, ties to the earliest finish.
+    """The first batch of a schedule that has most requests on time, less the price of the time that it takes.
 
     Args:
         now_ns: the present instant.
@@ -69,6 +77,7 @@ def plan(
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
         steps: shape (cap + 1,), how long after its start the next one may start; the durations, with one worker.
         max_drops: give up beyond this many dropped.
+        price: how many requests a nanosecond of the device is worth: so many more may be dropped to finish earlier.
         table: scratch, at least (max_drops + 1, n + 1).
 
     Returns:
@@ -78,7 +87,9 @@ def plan(
     cap = durations.size - 1
     falling = steps[::-1].copy()
     falling_rest = (durations - steps)[::-1].copy()
-    for m in range(max_drops + 1):
+    chosen = -1
+    best_cost = 0.0
+    for m in range(min(max_drops, n) + 1):
         row = table[m]
         for i in range(m + 1):
             row[i] = FAR_NS
@@ -98,8 +109,14 @@ def plan(
             )
             row[i] = min(best, found)
         if row[n] < FAR_NS:
-            return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, m)
-    return -1, 0
+            cost = m + price * (row[n] - now_ns)
+            if chosen < 0 or cost < best_cost:
+                chosen, best_cost = m, cost
+            elif price == 0.0 or m >= chosen + _NO_BETTER:
+                break
+    if chosen < 0:
+        return -1, 0
+    return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, chosen)
 
 
 @kernel
@@ -310,7 +327,9 @@ def choose(
             ends[i] = max(ends[i], ends[i - 1])
             releases[i] = max(releases[i], releases[i - 1])
         table = np.empty((max_drops + 1, n + 1), np.int64)
-        head, size = plan(now_ns, ends, releases, waiting, durations, steps, max_drops, table)
+        load = steps[cap] / (gap_ns * cap)
+        price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
+        head, size = plan(now_ns, ends, releases, waiting, durations, steps, max_drops, price, table)
         if size > 0:
             return head, size
         return drop_head, drop_size

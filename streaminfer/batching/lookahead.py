@@ -10,13 +10,15 @@ At each decision for a free worker:
 3. When nothing at all can be on time, the newest request is served as a probe: a learned time that has become wrong is
    so unlearned, where refusing everything would never measure again.
 
-Batches are never larger than the size of best throughput. With several priorities waiting, the most urgent that fit are
+Batches are never larger than the size of best throughput, but for one that is tried now and then
+(:mod:`~streaminfer.batching.lane`). With several priorities waiting, the most urgent that fit are
 put into the planned batch first, and the batch is made small enough for the most urgent of them. A request without a
 deadline stands in the order where one with a second's patience would, and is never refused.
 
-Requests of different length buckets do not share a batch. Where several buckets wait, all of them are checked as in 1,
-batch by batch in the order of their first deadlines; otherwise the kernels choose the bucket by playing what waits
-forward, and the batch within it as above, as if its share of the arrivals were all there is.
+Requests of different length buckets do not share a batch, but where a mask tells the model what is padding and one
+batch of the longest bucket is on time and takes no longer than several. Where several buckets wait, all of them are
+checked as in 1, batch by batch in the order of their first deadlines; otherwise the kernels choose the bucket by
+playing what waits forward, and the batch within it as above, as if its share of the arrivals were all there is.
 
 Exact: one worker, one bucket, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting.
 Beyond that it is a heuristic. With several workers it plans as if their batches started evenly spread, one every
@@ -32,15 +34,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching import padding
-from streaminfer.batching._order_cy import fill_deadlines
+from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import Ticket
 from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
+from streaminfer.batching.service_time import best_size
 
 __all__ = ["Lookahead", "compile_kernels"]
 
 _PATIENCE_NS = 1_000_000_000
+_WORTH = 1.5
+"""A batch of twice the best size takes so many times as long, at most, where it is worth it."""
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
 
@@ -60,6 +65,7 @@ class Lookahead:
         lengths: with length buckets, their lengths: a bucket of which nothing is known yet is thought to take what the
             nearest known one takes, in proportion to the length where it is longer.
         padded: what a batch of a size is padded to before the model sees it; ``None``: nothing.
+        masked: with length buckets, that a row may be padded to a longer bucket than its own.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Lookahead:
         caps: Sequence[int] | None = None,
         lengths: Sequence[int] | None = None,
         padded: Callable[[int], int] | None = None,
+        masked: bool = False,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
@@ -81,6 +88,7 @@ class Lookahead:
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
         self._lengths = lengths
+        self._masked = masked
 
     def prepare(self, *, wait: bool) -> None:
         """Starts compiling the kernels in the background.
@@ -122,16 +130,16 @@ class Lookahead:
         if table is None:  # nothing was ever measured: what waits is the best first measurement
             return Decision(waiting.first(lane.cap), "first_measurement")
         batch = waiting.batch_if_all_on_time(table, now_ns)
-        if batch is not None:  # the common case: a tuple made outright takes half as long
-            return _new_decision(Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, ""))
-        tickets, deadlines = _in_order(waiting.first(waiting.waiting), now_ns)
-        if table.all_on_time(deadlines, now_ns):
-            return Decision(tickets[: table.cap], "full" if len(tickets) >= table.cap else "idle_worker")
-        doomed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
-        if doomed == len(tickets):
-            return _probe(tickets, lane)
-        batch = self._plan(waiting, lane, tickets[doomed:], deadlines[doomed:], now_ns, 1.0)
-        return Decision(batch, "planned", tickets[:doomed], refusal=_too_late(lane))
+        if batch is not None:
+            if len(batch) >= table.cap:
+                size = lane.size_to_try(now_ns, waiting.waiting, smaller=True)
+                if size and _all_on_time_behind(size, lane, waiting, now_ns):
+                    return Decision(waiting.first(size), "trying")
+            # the common case: a tuple made outright takes half as long
+            return _new_decision(
+                Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
+            )
+        return self._decide_for_late(waiting, lane, table, now_ns)
 
     def predicted_finish_ns(
         self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]], bucket: int = 0
@@ -156,6 +164,17 @@ class Lookahead:
         full, rest = divmod(waiting.waiting, cap)
         return max(now_ns, free_ns) + full * int(lane.steps[cap]) + int(table[rest + 1])
 
+    def _decide_for_late(self, waiting: RequestQueue, lane: Lane, table: Timetable, now_ns: int) -> Decision:
+        """The next batch where what waits, as it stands, is not all on time."""
+        tickets, deadlines = _in_order(waiting.first(waiting.waiting), now_ns)
+        if table.all_on_time(deadlines, now_ns):
+            return Decision(tickets[: table.cap], "full" if len(tickets) >= table.cap else "idle_worker")
+        doomed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
+        if doomed == len(tickets):
+            return _probe(tickets, lane)
+        batch, reason = self._plan(waiting, lane, tickets[doomed:], deadlines[doomed:], now_ns, 1.0)
+        return Decision(batch, reason, tickets[:doomed], refusal=_too_late(lane))
+
     def _plan(
         self,
         waiting: RequestQueue,
@@ -164,26 +183,36 @@ class Lookahead:
         deadlines: _Array,
         now_ns: int,
         share: float,
-    ) -> list[Ticket]:
-        """The batch to send, of tickets of one lane in deadline order, none of which is late alone."""
+    ) -> tuple[list[Ticket], str]:
+        """The batch to send, of tickets of one lane in deadline order, none of which is late alone, and why."""
+        size = 0 if waiting.several_priorities else lane.size_to_try(now_ns, len(tickets), smaller=False)
+        if size:
+            head = int(np.searchsorted(deadlines, now_ns + _WORTH * int(lane.durations[-1])))
+            if len(tickets) - head >= size:
+                return tickets[head : head + size], "trying"
         head, size = self._choose(waiting, lane, deadlines, now_ns, share)
-        if tickets[0].priority != tickets[-1].priority or any(t.priority != tickets[0].priority for t in tickets):
-            return _urgent_first(tickets, deadlines, lane.durations, now_ns, size)
-        return tickets[head : head + size]
+        if waiting.several_priorities:
+            return _urgent_first(tickets, deadlines, lane.durations, now_ns, size), "planned"
+        return tickets[head : head + size], "planned"
 
     def _choose(
         self, waiting: RequestQueue, lane: Lane, deadlines: _Array, now_ns: int, share: float
     ) -> tuple[int, int]:
-        kernels = self._kernels()
-        if kernels is None:
-            return 0, _largest_on_time(int(deadlines[0]) - now_ns, lane.durations, deadlines.size)
         limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
         shortest, longest = int(limits.min()), int(limits.max())
+        durations, steps = lane.durations, lane.steps
+        if durations[-1] > longest:  # of the sizes that nobody has the time for, none is the best
+            feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
+            best = best_size(durations[: feasible + 1].astype(np.float64))
+            durations, steps = durations[: best + 1], steps[: best + 1]
+        kernels = self._kernels()
+        if kernels is None:
+            return 0, _largest_on_time(int(deadlines[0]) - now_ns, durations, deadlines.size)
         head, size = kernels.choose(
             now_ns,
             deadlines,
-            lane.durations,
-            lane.steps,
+            durations,
+            steps,
             limits,
             waiting.journal.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
@@ -201,6 +230,10 @@ class Lookahead:
             bucket = waiting.first(1)[0].bucket
             return Decision(groups[bucket][: self._lanes[bucket].cap], "first_measurement")
         ordered = [_in_order(group, now_ns) if group else (group, np.zeros(0, np.int64)) for group in groups]
+        if self._masked:
+            together = _in_one_batch(self._lanes, ordered, now_ns)
+            if together:
+                return Decision(together, "idle_worker", shorter_too=True)
         batch = _all_on_time(self._lanes, ordered, now_ns)
         if batch is not None:
             bucket, size = batch
@@ -220,8 +253,8 @@ class Lookahead:
             return _probe(doomed, late)
         bucket = self._choose_lane(ordered, now_ns)
         tickets, deadlines = ordered[bucket]
-        batch_now = self._plan(waiting, self._lanes[bucket], tickets, deadlines, now_ns, len(tickets) / left)
-        return Decision(batch_now, "planned", doomed, refusal=_too_late(late))
+        chosen, reason = self._plan(waiting, self._lanes[bucket], tickets, deadlines, now_ns, len(tickets) / left)
+        return Decision(chosen, reason, doomed, refusal=_too_late(late))
 
     def _choose_lane(self, ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> int:
         kernels = self._kernels()
@@ -271,6 +304,40 @@ def _in_order(tickets: list[Ticket], now_ns: int) -> tuple[list[Ticket], _Array]
         tickets = [tickets[position] for position in order.tolist()]
         deadlines = deadlines[order]
     return tickets, deadlines
+
+
+def _all_on_time_behind(size: int, lane: Lane, waiting: RequestQueue, now_ns: int) -> bool:
+    """Whether a batch of a size that is tried, and all behind it, are on time as they stand."""
+    table = lane.timetable
+    best = len(lane.durations) - 1
+    takes_ns = int(_WORTH * lane.durations[-1]) if size > best else int(lane.durations[size])
+    deadlines = _in_order(waiting.first(waiting.waiting), now_ns)[1]
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )
+
+
+def _in_one_batch(lanes: list[Lane], ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> list[Ticket]:
+    """All that waits, the longest first, where one batch of the longest bucket is on time and as fast as several.
+
+    Returns:
+        Nothing where it is not, or where only one bucket waits.
+    """
+    waiting = [bucket for bucket, (tickets, _) in enumerate(ordered) if tickets]
+    longest = lanes[waiting[-1]]
+    size = sum(len(ordered[bucket][0]) for bucket in waiting)
+    if len(waiting) == 1 or size >= longest.durations.size:
+        return []
+    together_ns = int(longest.durations[size])
+    apart_ns = sum(
+        int(lanes[bucket].durations[min(len(ordered[bucket][0]), lanes[bucket].durations.size - 1)])
+        for bucket in waiting
+    )
+    if together_ns > apart_ns or now_ns + together_ns > min(int(ordered[bucket][1][0]) for bucket in waiting):
+        return []
+    return [ticket for bucket in reversed(waiting) for ticket in ordered[bucket][0]]
 
 
 def _all_on_time(lanes: list[Lane], ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> tuple[int, int] | None:

@@ -94,7 +94,7 @@ class BatchedService(Dispatcher):
         except BaseException:
             self.abandon(ticket)
             raise
-        return Response(outputs, False, self._source, ticket.timings)
+        return Response(outputs, False, self.source, ticket.timings)
 
     def submit(  # noqa: C901 - a call more for each request costs more than the branch
         self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
@@ -155,6 +155,11 @@ class BatchedService(Dispatcher):
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
                 return Admission(False, "overloaded", self._retry_after_s(now_ns))
+        ask_inward = find_inward(self.inner, "admission", None)
+        if ask_inward is not None:
+            behind: Admission = ask_inward(request, now_ns)
+            if not behind.ok:
+                return behind
         finish_ns = self._predicted_finish_ns(now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
@@ -242,7 +247,7 @@ class BatchedService(Dispatcher):
         )
 
     def __repr__(self) -> str:
-        return f"BatchedService({self._source}, waiting={self._queue.waiting}, running={self._queue.running})"
+        return f"BatchedService({self.source}, waiting={self._queue.waiting}, running={self._queue.running})"
 
     def _turn_away(self, now_ns: int, deadline_ns: int) -> NoReturn:
         if self._stopping:

@@ -407,8 +407,11 @@ def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
     for start in range(len(tickets)):
         turned = tickets[start:] + tickets[:start]
         for limit in (1, 2, 99):
-            chosen = compiled.choose(turned, limit)
-            assert same_objects(chosen, other.choose(turned, limit))
+            chosen = compiled.choose(turned, limit, False)
+            assert same_objects(chosen, other.choose(turned, limit, False))
+            shorter = compiled.choose(turned, limit, True)
+            assert same_objects(shorter, other.choose(turned, limit, True))
+            assert len(shorter) >= len(chosen)
             assert same_objects(choose_alike(turned, limit), twin.choose_alike(turned, limit))
             assert chosen[0] is turned[0]
             assert len(chosen) <= limit
@@ -417,8 +420,8 @@ def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
 def test_ragged_rows_differ_in_nothing_but_their_length():
     ragged = Ragged((4, 8), 0, None)
     chosen = {
-        start: [k for k, row in enumerate(RAGGED_KINDS) if ragged.choose(tickets_of([RAGGED_KINDS[start], row]), 2)[1:]]
-        for start in range(len(RAGGED_KINDS))
+        start: [k for k, row in enumerate(RAGGED_KINDS) if ragged.choose(tickets_of([first, row]), 2, False)[1:]]
+        for start, first in enumerate(RAGGED_KINDS)
     }
     assert chosen == {
         0: [0], 1: [1], 2: [2], 3: [3], 4: [4], 5: [5], 6: [6, 7], 7: [6, 7], 8: [8], 9: [9], 10: [10, 11], 11: [10, 11],
@@ -436,3 +439,13 @@ def test_results_of_copies_are_dropped():
     for wrong in ([], [1], [1, 2, 3, 4, 5]):
         assert isinstance(read_rows(wrong, 2, "f", 4), BackendError)
     assert isinstance(read_rows([], 2, "f"), BackendError)
+
+
+def test_shorter_rows_ride_behind_a_longer_one_and_not_the_other_way_round():
+    made = assembler(buckets=Buckets((4, 8), pad_value=-1))
+    rows = [np.arange(6), np.arange(3), np.arange(8), np.arange(2, dtype=np.int32)]
+    chosen = made.select(tickets_of(rows), True)
+    assert same_objects([ticket.inputs for ticket in chosen], rows[:3])
+    assert made.assemble(rows[:2]).tolist() == [[0, 1, 2, 3, 4, 5, -1, -1], [0, 1, 2, -1, -1, -1, -1, -1]]
+    short_first = made.select(tickets_of([rows[1], rows[0]]), True)
+    assert same_objects([ticket.inputs for ticket in short_first], [rows[1]])

@@ -80,7 +80,7 @@ def test_the_plan_is_the_best_of_all_schedules(problem, plain_kernels):
     most, earliest = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
     for module in (kernels, plain_kernels):
         table = np.empty((n + 1, n + 1), np.int64)
-        head, size = module.plan(0, deadlines, releases, waiting, durations, durations, n, table)
+        head, size = module.plan(0, deadlines, releases, waiting, durations, durations, n, 0.0, table)
         if most == 0:
             assert size == 0
             continue
@@ -100,7 +100,15 @@ def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
     deadlines, releases = deadlines[:waiting], releases[:waiting]
     most, _ = best_of_all(0, tuple(deadlines.tolist()), tuple(releases.tolist()), tuple(durations.tolist()))
     head, size = kernels.plan(
-        0, deadlines, releases, waiting, durations, durations, waiting, np.empty((waiting + 1, waiting + 1), np.int64)
+        0,
+        deadlines,
+        releases,
+        waiting,
+        durations,
+        durations,
+        waiting,
+        0.0,
+        np.empty((waiting + 1, waiting + 1), np.int64),
     )
     if most == 0:
         assert size == 0
@@ -112,12 +120,22 @@ def test_of_what_waits_the_first_batch_belongs_to_a_best_plan(problem):
     assert size + after == most
 
 
+def test_time_that_is_scarce_has_its_price(plain_kernels):
+    # all three on time: the first alone until 10, the others until 22; without the first the others end at 12
+    deadlines, durations = np.array([10, 30, 30], np.int64), np.array([0, 10, 12], np.int64)
+    for module in (kernels, plain_kernels):
+        arguments = (0, deadlines, np.zeros(3, np.int64), 3, durations, durations, 3)
+        assert module.plan(*arguments, 0.0, np.empty((4, 4), np.int64)) == (0, 1)
+        assert module.plan(*arguments, 0.09, np.empty((4, 4), np.int64)) == (0, 1)  # ten ns are not worth a request
+        assert module.plan(*arguments, 0.11, np.empty((4, 4), np.int64)) == (1, 2)
+
+
 def test_beyond_max_drops_there_is_no_plan():
     deadlines = np.array([5, 5, 5, 100], np.int64)
     durations = np.array([0, 10], np.int64)
     arguments = (0, deadlines, np.zeros(4, np.int64), 4, durations, durations)
-    assert kernels.plan(*arguments, 3, np.empty((4, 5), np.int64)) == (3, 1)
-    assert kernels.plan(*arguments, 2, np.empty((4, 5), np.int64)) == (-1, 0)
+    assert kernels.plan(*arguments, 3, 0.0, np.empty((4, 5), np.int64)) == (3, 1)
+    assert kernels.plan(*arguments, 2, 0.0, np.empty((4, 5), np.int64)) == (-1, 0)
 
 
 def test_drop_heads_passes_over_what_would_be_late_in_the_largest_batch():
@@ -192,9 +210,9 @@ def test_with_two_workers_the_next_batch_starts_before_this_one_ends():
     deadlines = np.array([12, 12, 18, 18], np.int64)
     table = np.empty((5, 5), np.int64)
     # one worker: the first two end at 12 and the others would end at 24; two: they start at 6 and end at 18
-    alone = kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations, 4, table)
+    alone = kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations, 4, 0.0, table)
     assert table[alone[0], 4] == FAR or alone[0] > 0
-    assert kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations // 2, 4, table) == (0, 2)
+    assert kernels.plan(0, deadlines, np.zeros(4, np.int64), 4, durations, durations // 2, 4, 0.0, table) == (0, 2)
     assert table[0, 4] == 12
     done = np.empty(4, np.bool_)
     rolled = kernels.roll(0, deadlines, np.zeros(4, np.int64), 0, 2, durations, durations // 2, True, done)

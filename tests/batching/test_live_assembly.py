@@ -306,3 +306,53 @@ def test_two_workers_keep_two_batches_in_flight():
         assert on_time >= 0.97 * 6000
 
     run(main)
+
+
+def test_with_a_mask_short_rows_ride_where_one_batch_is_as_fast_as_two():
+    device = [ServiceTime.affine(0.010, 0.0001), ServiceTime.affine(0.010, 0.0005)]
+    for masked, expected in ((True, ([1, 3, 0, 2], True)), (False, ([0, 2], False))):
+        policy = Lookahead(8, device, lengths=[8, 64], masked=masked)
+        queue = queue_of((0, 50), (1, 60), (0, 60), (1, 90))
+        decision = policy.decide(queue, 0, 1)
+        assert ([t.inputs for t in decision.batch], decision.shorter_too) == expected
+    # not where it takes longer, nor where it is too late for the short ones, nor where there is no room
+    masked = {"lengths": [8, 64], "masked": True}
+    dear = Lookahead(8, [ServiceTime.affine(0.001, 0.001), ServiceTime.affine(0.001, 0.01)], **masked)
+    assert not dear.decide(queue_of((0, 100), (0, 100), (1, 100)), 0, 1).shorter_too
+    assert not Lookahead(8, device, **masked).decide(queue_of((0, 10.5), (1, 60)), 0, 1).shorter_too
+    assert not Lookahead(2, device, **masked).decide(queue_of((0, 50), (0, 50), (1, 60)), 0, 1).shorter_too
+    assert not Lookahead(8, device, **masked).decide(queue_of((0, 50), (0, 50)), 0, 1).shorter_too
+
+
+def test_rows_that_ride_are_padded_to_the_longer_bucket_and_teach_it():
+    async def main(loop):
+        backend = Recording()
+        buckets = Buckets((4, 8), pad_value=0, mask="mask")
+        service_time = {4: ServiceTime.affine(0.01, 0.0), 8: ServiceTime.affine(0.01, 0.0)}
+        batcher = si.AdaptiveBatcher(max_batch_size=8, buckets=buckets, service_time=service_time, clock=loop.clock)
+        service = batcher.wrap(backend)
+        rows = texts(2, 7, 3)
+        answers = await asyncio.gather(*(service.call(si.Request({"ids": row})) for row in rows))
+        assert [answer.outputs for answer in answers] == [row.sum() for row in rows]
+        [(n, _, inputs)] = backend.seen
+        assert (n, inputs["ids"].shape, inputs["mask"].sum(axis=1).tolist()) == (3, (3, 8), [7, 2, 3])
+        assert [model.observations for model in batcher.service_time.values()] == [0, 1]
+
+    run(main)
+
+
+def test_when_the_longest_leaves_the_rest_is_padded_to_what_is_left():
+    async def main(loop):
+        backend = Recording()
+        service_time = {4: ServiceTime.affine(0.01, 0.0), 8: ServiceTime.affine(0.01, 0.0)}
+        buckets = Buckets((4, 8), mask="mask")
+        batcher = si.AdaptiveBatcher(max_batch_size=8, buckets=buckets, service_time=service_time, clock=loop.clock)
+        service = batcher.wrap(backend)
+        calls = [asyncio.ensure_future(service.call(si.Request({"ids": row}))) for row in texts(7, 2)]
+        await asyncio.sleep(0)
+        loop.call_soon(calls[0].cancel)  # in the very turn of the dispatch
+        calls[0].cancel()
+        assert (await calls[1]).outputs == 3
+        assert calls[0].cancelled()
+
+    run(main)

@@ -22,7 +22,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *D
 INFO_STRINGS = {"python", "python no-run", "text", "text output", "console", "toml", "cython"}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-HOMES = ("streaminfer", "streaminfer.batching", "streaminfer.testing", "streaminfer.errors", "streaminfer.protocols")
+HOMES = (
+    "streaminfer",
+    "streaminfer.batching",
+    "streaminfer.errors",
+    "streaminfer.protocols",
+    "streaminfer.resilience",
+    "streaminfer.telemetry",
+    "streaminfer.testing",
+)
 
 
 def _name(path):

@@ -1,0 +1,171 @@
+"""The peers' batchers, each made in front of an async batch function; which settings are tried for each.
+
+Each maker returns ``(call, stop)``: an async callable of one item, and what ends it. What differs between them and how
+it is treated here:
+
+* *BentoML's CorkDispatcher* is told a latency and cancels what it expects to be later; it polls once a millisecond
+  while something waits. It swallows a caller's cancellation and runs the item all the same: callers do not cancel.
+* *async-batcher* refuses what comes to a full queue, if told a size. One cancelled request leaves its whole batch
+  without an answer: callers must not cancel.
+* *batched.aio* leaves out what was cancelled when it comes to its turn; it polls at its timeout while idle.
+* *Ray's serve.batch* forms batches without looking whether one runs, and leaves out what was cancelled when it runs.
+  It asks its replica for its settings: here it is told of a replica that does not exist, and needs no cluster.
+
+None takes a deadline for each request or a priority. None uses a thread when the batch function is async.
+"""
+
+import itertools
+import time
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from unittest import mock
+
+from workload import BATCH, Contestant
+
+REFUSED = object()
+
+
+def minimal(infer, *, max_batch_size=BATCH):
+    from floor import MinimalGreedy
+
+    return MinimalGreedy(infer, max_batch_size), None
+
+
+def bentoml_cork(infer, *, max_batch_size=100, max_latency_ms=60_000):
+    from bentoml._internal.marshal.dispatcher import CorkDispatcher
+
+    dispatcher = CorkDispatcher(
+        max_latency_in_ms=max_latency_ms,
+        max_batch_size=max_batch_size,
+        fallback=lambda: REFUSED,
+        get_batch_size=lambda _: 1,
+    )
+    return dispatcher(infer), dispatcher.shutdown
+
+
+def async_batcher(infer, **settings):
+    from async_batcher.batcher import AsyncBatcher
+
+    class Batcher(AsyncBatcher):
+        async def process_batch(self, batch):
+            return await infer(batch)
+
+    batcher = Batcher(**settings)
+    return batcher.process, lambda: batcher.stop(force=True)
+
+
+def batched_aio(infer, **settings):
+    from batched import aio
+
+    processor = aio.AsyncBatchProcessor(infer, **settings)
+    return processor, processor.__del__
+
+
+def ray_serve_batch(infer, **settings):
+    from ray import serve
+
+    _pretend_replica()
+
+    @serve.batch(**settings)
+    async def batch(items):
+        return await infer(items)
+
+    return batch, None
+
+
+def _pretend_replica():
+    from ray.serve import context
+
+    context._INTERNAL_REPLICA_CONTEXT = SimpleNamespace(
+        app_name="bench",
+        deployment="bench",
+        replica_tag="bench",
+        _deployment_config=SimpleNamespace(max_ongoing_requests=10**6),
+    )
+
+
+@contextmanager
+def virtual_clocks(loop):
+    """The clocks of the module `time`, which peers read, show the loop's time; a reading takes a nanosecond.
+
+    Ray asks again and again until the time has come, which on a clock that stands still it never does.
+    """
+
+    def read():
+        loop.now_ns += 1
+        return loop.now_ns / 1e9
+
+    with ExitStack() as patches:
+        for name in ("time", "monotonic", "perf_counter"):
+            patches.enter_context(mock.patch.object(time, name, read))
+        yield
+
+
+def contestant(make, *, cancels=False, **settings):
+    """A peer under settings, to be measured on a virtual clock; warmed up, so that none pays for its start."""
+
+    def start(_loop, infer):
+        call, _ = make(infer, **settings)
+        return lambda number, _deadline_ns, _priority: call(number)
+
+    words = ", ".join(
+        f"{name}={value}" for name, value in settings.items() if name not in {"max_batch_size", "batch_size"}
+    )
+    return Contestant(
+        start,
+        settings=words + (", callers cancel" if cancels else ""),
+        refusals=refusals(make),
+        cancels=cancels,
+        warm_up=True,
+        patches=virtual_clocks,
+    )
+
+
+def refusals(make):
+    """What it raises for requests that it will not serve."""
+    if make is not async_batcher:
+        return ()
+    from async_batcher.exceptions import QueueFullException
+
+    return (QueueFullException,)
+
+
+def grid(make, *, cancels=False, **choices):
+    """A contestant for each combination of settings."""
+    return [
+        contestant(make, cancels=cancels, **dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+
+
+# a device that takes 64 a batch: larger defaults (100; no limit) cannot stay
+DEFAULTS = {
+    "minimal greedy": lambda: contestant(minimal),
+    "BentoML CorkDispatcher": lambda: contestant(bentoml_cork, max_batch_size=BATCH),
+    "async-batcher": lambda: contestant(async_batcher, max_batch_size=BATCH),
+    "batched.aio": lambda: contestant(batched_aio),
+    "Ray serve.batch": lambda: contestant(ray_serve_batch),
+}
+LATENCIES_MS = (25, 32, 36, 40, 45, 50, 60, 75, 100, 150, 200, 60_000)
+QUEUE_SIZES = (-1, 16, 24, 32, 40, 48, 56, 64, 96, 128)
+WAITS_S = (0.008, 0.01, 0.0125, 0.015, 0.02, 0.025)
+TUNED = {
+    "minimal greedy": lambda: grid(minimal),
+    "BentoML CorkDispatcher": lambda: grid(bentoml_cork, max_batch_size=(BATCH,), max_latency_ms=LATENCIES_MS),
+    "async-batcher": lambda: grid(
+        async_batcher, max_batch_size=(BATCH,), max_queue_time=(0.0,), max_queue_size=QUEUE_SIZES
+    ),
+    "batched.aio": lambda: grid(batched_aio, cancels=True, batch_size=(BATCH,), timeout_ms=(0.1, 0.5, 1.0)),
+    "Ray serve.batch": lambda: grid(
+        ray_serve_batch, cancels=True, max_batch_size=(BATCH,), batch_wait_timeout_s=WAITS_S
+    ),
+}
+
+# for SLO 50 ms in real time, near the best on the virtual clock
+REAL_TIME = {
+    "BentoML CorkDispatcher": (bentoml_cork, {"max_batch_size": BATCH, "max_latency_ms": 75}),
+    "async-batcher": (async_batcher, {"max_batch_size": BATCH, "max_queue_time": 0.0, "max_queue_size": BATCH}),
+    "batched.aio": (batched_aio, {"batch_size": BATCH, "timeout_ms": 0.1}),
+    "Ray serve.batch": (ray_serve_batch, {"max_batch_size": BATCH, "batch_wait_timeout_s": 0.02}),
+}
+CANCELS = ("batched.aio", "Ray serve.batch")

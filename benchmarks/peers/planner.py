@@ -1,0 +1,48 @@
+"""The peers on the planner's rows, on a virtual clock: deterministic; run by benchmarks/run.py after ours.
+
+For each peer and figure, the best that any settings of a small grid (peers/batchers.py) reach, chosen for that figure
+alone and knowing its load, and the figure with the shipped defaults. Ours has no settings.
+"""
+
+import importlib.metadata
+import logging
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batchers import DEFAULTS, TUNED
+from workload import ROWS, figures
+
+
+def measure(number, name, tuned):
+    logging.disable()  # BentoML warns of every latency that is short
+    return figures(ROWS[number], TUNED[name]() if tuned else [DEFAULTS[name]()])
+
+
+def main():
+    print(
+        "peers: "
+        + ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in ("bentoml", "async-batcher", "batched", "ray")
+        )
+    )
+    with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        rows = [
+            (
+                row,
+                [(name, *(pool.submit(measure, number, name, tuned) for tuned in (True, False))) for name in DEFAULTS],
+            )
+            for number, row in enumerate(ROWS)
+        ]
+        for row, cells in rows:
+            print(f"\n{row.name}\n{'':26}{'best settings':>24}{'shipped defaults':>24}   the best settings")
+            for name, best, default in cells:
+                values, settings = best.result()
+                print(f"{name:26}{values:>24}{default.result()[0]:>24}   {settings}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

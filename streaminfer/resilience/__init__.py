@@ -1,0 +1,30 @@
+"""What keeps a broken or overloaded model from taking its callers with it."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streaminfer.resilience.breaker_events import BreakerEvent
+    from streaminfer.resilience.breaker_statistics import BreakerStatistics
+    from streaminfer.resilience.circuit_breaker import CircuitBreaker
+
+__all__ = ["BreakerEvent", "BreakerStatistics", "CircuitBreaker"]
+
+_HOMES = {
+    "BreakerEvent": "breaker_events",
+    "BreakerStatistics": "breaker_statistics",
+    "CircuitBreaker": "circuit_breaker",
+}
+"""Who uses one primitive does not load the others."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,19 @@
+cimport cython
+
+cdef long long _SLICES, _SLICE_NS
+cdef double _TINY
+
+cdef class TrafficShare:
+    cdef readonly long long requests, granted, refused
+    cdef double _ratio, _per_window
+    cdef long long[::1] _seen
+    cdef long long[::1] _extra
+    cdef long long _seen_live, _extra_live, _number
+    cdef bint _started
+
+    cpdef object count(self, long long now_ns)
+    cpdef bint grant(self, long long now_ns) except -1
+    cpdef double left(self, long long now_ns) except? -1
+
+    @cython.locals(number=cython.longlong, passed=cython.longlong, slot=cython.longlong)
+    cdef void _turn(self, long long now_ns) noexcept

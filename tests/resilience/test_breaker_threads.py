@@ -1,0 +1,207 @@
+"""The breaker under threads: nothing lost, no more probes than allowed, calls side by side, in both builds."""
+
+import contextlib
+import itertools
+import sys
+import threading
+
+import pytest
+
+import streaminfer as si
+from streaminfer.resilience import CircuitBreaker, circuit_breaker
+from streaminfer.resilience._breaker_window_cy import OutcomeWindow
+from streaminfer.testing import FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+ATOMIC = circuit_breaker._is_atomic(circuit_breaker.BreakerMachine)
+ROUNDS = 20_000 if ATOMIC else 1_000
+
+
+@pytest.fixture(autouse=True)
+def _switch_often():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def run_together(*functions):
+    errors = []
+    barrier = threading.Barrier(len(functions))
+
+    def guarded(function):
+        barrier.wait()
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_no_outcome_is_lost():
+    breaker = CircuitBreaker(window=1000, failure_rate_threshold=1.0)
+    function = breaker.wrap(lambda fails: 1 / 0 if fails else 1)
+
+    def use():
+        for number in range(ROUNDS):
+            with contextlib.suppress(ZeroDivisionError):
+                function(number % 4 == 0)
+            breaker.release(breaker.try_acquire())
+
+    run_together(use, use, use, use)
+    seen = breaker.statistics()
+    assert (seen.permitted, seen.succeeded, seen.failed, seen.released) == (
+        8 * ROUNDS,
+        3 * ROUNDS,
+        ROUNDS,
+        4 * ROUNDS,
+    )
+    assert seen.calls == 1000
+
+
+@pytest.mark.parametrize("half_open_calls", [1, 3])
+def test_half_open_lets_exactly_so_many_of_twenty_threads_through(half_open_calls):
+    clock = FakeClock()
+    for _ in range(20):
+        breaker = CircuitBreaker(clock=clock, minimum_calls=4, half_open_calls=half_open_calls)
+        for _ in range(4):
+            breaker.record(False, 0.0)
+        clock.advance(5.0)
+        permits = []
+        run_together(*[lambda breaker=breaker, permits=permits: permits.append(breaker.try_acquire())] * 20)
+        assert len(set(permits) - {0}) == half_open_calls
+        assert permits.count(0) == 20 - half_open_calls
+
+
+def test_eight_threads_are_inside_at_once():
+    breaker = CircuitBreaker()
+    inside = threading.Barrier(8)
+
+    @breaker
+    def call():
+        inside.wait(timeout=60)  # passes only when all eight are in the call
+
+    run_together(*[call] * 8)
+    assert breaker.statistics().succeeded == 8
+
+
+def test_states_change_among_threads_and_every_permit_is_accounted_for():
+    breaker = CircuitBreaker(
+        minimum_calls=2, window=4, open_s=1e-4, max_open_s=1e-4, half_open_calls=2, half_open_s=3600.0
+    )
+    heard = []
+    breaker.listen(heard.append)
+
+    def use(seed):
+        for number in range(ROUNDS // 4):
+            permit = breaker.try_acquire()
+            if permit:
+                kind = (number + seed) % 3
+                if kind == 2:
+                    breaker.release(permit)
+                else:
+                    breaker.record(bool(kind), 0.0, permit)
+
+    run_together(*[lambda seed=seed: use(seed) for seed in range(6)])
+    seen = breaker.statistics()
+    assert seen.permitted == seen.succeeded + seen.failed + seen.released + seen.stale
+    assert seen.permitted + seen.refused == 6 * (ROUNDS // 4)
+    assert seen.probes_out == 0
+    # told in order, and all but those that came too fast for the one that told them
+    assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
+    gaps = sum(before.after != after.before for before, after in itertools.pairwise(heard))
+    assert gaps <= seen.events_lost
+    assert len(heard) > 10
+
+
+def test_a_listener_that_hangs_holds_up_no_other_thread():
+    breaker = CircuitBreaker(minimum_calls=1)
+    entered, leave = threading.Event(), threading.Event()
+    told = []
+
+    def listener(event):
+        told.append(event.reason)
+        if len(told) == 1:
+            entered.set()
+            assert leave.wait(timeout=60)
+
+    breaker.listen(listener)
+
+    def others():
+        assert entered.wait(timeout=60)
+        for _ in range(100):
+            breaker.force_open()
+            breaker.reset()
+        with breaker.guard():
+            pass
+        leave.set()
+
+    run_together(lambda: breaker.record(False, 0.0), others)
+    assert told[0] == "failure_rate"
+    assert told[-2:] == ["forced_open", "reset"], "those who came meanwhile left theirs to the one that tells"
+    assert breaker.statistics().events_lost == 200 - (len(told) - 1) > 0
+
+
+class CountedLock:
+    def __init__(self):
+        self.held = 0
+        self.lock = threading.RLock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        self.held += 1
+
+    def __exit__(self, *exception):
+        self.lock.release()
+
+
+@pytest.mark.parametrize("operation", circuit_breaker._OPERATIONS)
+def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
+    machine = circuit_breaker._guarded(circuit_breaker.BreakerMachine)(
+        0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0
+    )
+    machine._lock = CountedLock()
+    arguments = {
+        "record": (True, 1, 0, 1),
+        "cut_off": (1, 0, 1),
+        "release": (0, 1),
+        "set_mode": (0, 1),
+        "next_event": (),
+    }.get(operation, (1,))
+    getattr(machine, operation)(*arguments)
+    assert machine._lock.held >= 1
+
+
+def test_every_operation_of_the_machine_is_one_of_those():
+    public = {name for name in vars(circuit_breaker.BreakerMachine) if not name.startswith("_")}
+    operations = {name for name in public if callable(getattr(circuit_breaker.BreakerMachine, name))}
+    assert operations == set(circuit_breaker._OPERATIONS)
+
+
+def test_which_builds_take_a_lock(monkeypatch, plain):
+    assert hasattr(CircuitBreaker()._machine, "_lock") is not ATOMIC
+    assert not circuit_breaker._is_atomic(plain("resilience._breaker_cy").BreakerMachine)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    assert not circuit_breaker._is_atomic(circuit_breaker.BreakerMachine)
+
+
+def test_compiled_callers_go_through_the_lock_of_a_guarded_machine(monkeypatch):
+    monkeypatch.setattr(circuit_breaker, "_Machine", circuit_breaker._guarded(circuit_breaker.BreakerMachine))
+    breaker = CircuitBreaker()
+    lock = breaker._machine._lock = CountedLock()
+    breaker.wrap(lambda: None)()
+    assert lock.held == 2
+    with breaker.guard():
+        pass
+    assert lock.held == 4
+    breaker.force_open()
+    with pytest.raises(si.CircuitOpen), breaker.guard():
+        pass
+    assert lock.held >= 7
