@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from streaminfer.batching import padding
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import Ticket
+from streaminfer.batching._ticket_cy import NEVER, Ticket
 from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.service_time import best_size
@@ -44,6 +44,8 @@ from streaminfer.batching.service_time import best_size
 __all__ = ["Lookahead", "compile_kernels"]
 
 _PATIENCE_NS = 1_000_000_000
+_LEISURE = 4
+"""Sizes are tried while all could wait for so many full batches more."""
 _WORTH = 1.5
 """A batch of twice the best size takes so many times as long, at most, where it is worth it."""
 _UNIFORM = 0.05
@@ -307,11 +309,15 @@ def _in_order(tickets: list[Ticket], now_ns: int) -> tuple[list[Ticket], _Array]
 
 
 def _all_on_time_behind(size: int, lane: Lane, waiting: RequestQueue, now_ns: int) -> bool:
-    """Whether a batch of a size that is tried, and all behind it, are on time as they stand."""
+    """Whether a batch of a size that is tried, and all behind it, have time to spare, though more should come."""
     table = lane.timetable
     best = len(lane.durations) - 1
     takes_ns = int(_WORTH * lane.durations[-1]) if size > best else int(lane.durations[size])
-    deadlines = _in_order(waiting.first(waiting.waiting), now_ns)[1]
+    takes_ns += _LEISURE * int(lane.durations[-1])
+    tickets = waiting.first(waiting.waiting)
+    if tickets[0].deadline_ns == NEVER:  # and so has none behind it: they stand in the order of deadlines
+        return True
+    deadlines = _in_order(tickets, now_ns)[1]
     return (
         table is not None
         and now_ns + takes_ns <= int(deadlines[0])
