@@ -321,7 +321,8 @@ def _as_function(service: BatchedService, function: Callable[..., Any]) -> Calla
         deadline_ns = None
         if timeout_s is not None:
             deadline_ns = service.clock() + timeout_ns(timeout_s)
-        check_priority(priority)
+        if priority != 0:
+            check_priority(priority)
         ticket = submit(None, x, deadline_ns, priority)
         try:
             return await ticket.future

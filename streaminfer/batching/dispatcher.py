@@ -10,22 +10,22 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
+
+from numpy import array, ndarray
 
 from streaminfer.batching._alike_cy import alike, all_alike
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
-from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler, stack_rows
-from streaminfer.batching.policy import Decision, Policy
+from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
+from streaminfer.batching.policy import Policy
 from streaminfer.batching.results import PLAIN, read_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Clock
 from streaminfer.request import Batch
 
 __all__ = ["Dispatcher"]
-
-_NO_AXES: Mapping[str, int] = {}
 
 
 class Dispatcher:
@@ -96,27 +96,26 @@ class Dispatcher:
             if queue.next_deadline_ns <= now_ns:
                 self._expire(now_ns)
                 continue
-            decision = self._policy.decide(queue, now_ns, self._free)
-            if decision.refuse:
-                self._refuse(decision, now_ns)
-            if decision.batch:
-                self._launch(decision, now_ns)
+            batch, reason, refuse, look_again_ns, shorter_too, refusal = self._policy.decide(queue, now_ns, self._free)
+            if refuse:
+                self._refuse(refuse, refusal, now_ns)
+            if batch:
+                self._launch(batch, reason, shorter_too, now_ns)
                 if self._infer is None:
                     if queue.waiting:
                         self._schedule()  # a function ran on the loop: others have a turn before the next batch
                     break
                 now_ns = None
-            elif not decision.refuse:
-                if decision.look_again_ns is not None:
-                    self._look_again_ns = decision.look_again_ns
+            elif not refuse:
+                if look_again_ns is not None:
+                    self._look_again_ns = look_again_ns
                 break
         self._settle()
 
-    def _launch(self, decision: Decision, now_ns: int) -> None:
-        chosen = decision.batch
+    def _launch(self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int) -> None:
         if len(chosen) > 1 or not self._plain:
-            chosen = self._that_share_a_batch(chosen, decision.shorter_too)
-        run = self._queue.take(chosen, now_ns, decision.reason)
+            chosen = self._that_share_a_batch(chosen, shorter_too)
+        run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
@@ -161,7 +160,7 @@ class Dispatcher:
             if self._stack:
                 rows = run.inputs  # numbers, the cheapest of all rows, need no assembler
                 plain = self._plain and type(rows[0]) in SCALARS
-                stacked = stack_rows(rows, _NO_AXES) if plain else self._assembler.assemble(rows)
+                stacked = array(rows) if plain else self._assembler.assemble(rows)
                 assembled_ns = self.clock()
                 results = self.inner(stacked)
             else:
@@ -217,18 +216,19 @@ class Dispatcher:
     def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Hands out what a batch came to, and frees its worker."""
         inferred_ns = self.clock()
-        if run.task is not None:
-            if run not in self._runs:
-                return  # left behind by a loop that has closed: its worker was freed when the next one came
-            self._runs.discard(run)
+        if run.task is not None and not self._is_known(run):
+            return
         self._free += 1
         if self._queue.next_deadline_ns <= inferred_ns:
             self._expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
         size = len(run.tickets)
         rows: Any = ()
         if run.live and error is None:
-            if type(results) is list and len(results) == size:
+            kind = type(results)
+            if kind is list and len(results) == size:
                 rows = results
+            elif kind is ndarray and results.ndim and len(results) == size:
+                rows = [results[0]] if size == 1 else list(results)
             else:
                 padded = 0 if self._plain else self._assembler.padded_size(size)
                 rows = read_rows(results, size, self.source, padded)
@@ -246,6 +246,12 @@ class Dispatcher:
             bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
             self._learns_again_ns = self._learn(size, took_ns, inferred_ns, run.abandoned, bucket)
 
+    def _is_known(self, run: Run) -> bool:
+        """Takes a run off the list; false where a loop that has closed left it behind, and its worker is free since."""
+        known = run in self._runs
+        self._runs.discard(run)
+        return known
+
     def _fail(self, run: Run, error: BaseException) -> None:
         for ticket in run.tickets:
             future = ticket.future
@@ -256,10 +262,10 @@ class Dispatcher:
                     self._failed += 1
                     future.set_exception(for_caller(error, self.source))
 
-    def _refuse(self, decision: Decision, now_ns: int) -> None:
-        reason, _, told = decision.refusal.partition(":")
+    def _refuse(self, tickets: Sequence[Ticket], refusal: str, now_ns: int) -> None:
+        reason, _, told = refusal.partition(":")
         refused = 0
-        for ticket in decision.refuse:
+        for ticket in tickets:
             future, left_s = ticket.future, (ticket.deadline_ns - now_ns) / 1e9
             if self._queue.end(ticket):
                 refused += 1

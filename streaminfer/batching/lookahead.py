@@ -89,6 +89,7 @@ class Lookahead:
             Lane(cap, model, workers=workers, padded=padded)
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
+        self._lane = self._lanes[0] if len(self._lanes) == 1 else None
         self._lengths = lengths
         self._masked = masked
 
@@ -121,13 +122,13 @@ class Lookahead:
         lane = self._lanes[bucket]
         if now_ns >= lane.learns_again_ns:
             lane.observe(size, duration_ns, now_ns, cut_short)
-        return min(lane.learns_again_ns for lane in self._lanes)
+        return lane.learns_again_ns if lane is self._lane else min(lane.learns_again_ns for lane in self._lanes)
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """The next batch for one free worker."""
-        if len(self._lanes) > 1:
+        lane = self._lane
+        if lane is None:
             return self._decide_between(waiting, now_ns)
-        lane = self._lanes[0]
         table = lane.timetable
         if table is None:  # nothing was ever measured: what waits is the best first measurement
             return Decision(waiting.first(lane.cap), "first_measurement")
