@@ -58,6 +58,7 @@ class Dispatcher:
         self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
+        self._full_at = NEVER
         self.journal = self._queue.journal
         self._free = max_in_flight
         self._runs: set[Run] = set()
@@ -202,7 +203,7 @@ class Dispatcher:
         finally:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
-            self._finish(run, assembled_ns, rows, error)
+            self._finish(run, assembled_ns, rows, error, full_batch_first=True)
             del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
             self._schedule()
             self._settle()
@@ -213,12 +214,37 @@ class Dispatcher:
         self._schedule()
         self._settle()
 
-    def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
-        """Hands out what a batch came to, and frees its worker."""
+    def _finish(
+        self,
+        run: Run,
+        assembled_ns: int,
+        results: Any,
+        error: BaseException | None,
+        full_batch_first: bool = False,
+    ) -> None:
+        """Frees a batch's worker, and hands out what it came to.
+
+        Args:
+            run: the batch.
+            assembled_ns: when its inputs stood together.
+            results: what the model answered.
+            error: what it raised.
+            full_batch_first: where a full batch waits, give it to the worker before the callers of this one wake; it
+                could not become fuller by what they ask next.
+        """
         inferred_ns = self.clock()
         if run.task is not None and not self._is_known(run):
             return
         self._free += 1
+        try:
+            if full_batch_first and self._queue.waiting >= self._full_at:
+                self._dispatch(inferred_ns)
+        finally:
+            self._hand_out(run, assembled_ns, inferred_ns, results, error)
+
+    def _hand_out(
+        self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
+    ) -> None:
         if self._queue.next_deadline_ns <= inferred_ns:
             self._expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
         size = len(run.tickets)

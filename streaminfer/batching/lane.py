@@ -5,8 +5,8 @@ own, since a batch of long rows takes longer than one of short rows.
 
 *Trying sizes.* Under full load every batch has the size that seems best, and nothing would tell that half of it, or
 twice, has become better, or was learned wrongly in a bad moment. So a size next to it, by a factor of two, is tried
-where none like it was seen for 128 batches, at most once in 16. That costs less than a hundredth of the throughput, and
-goes downhill octave by octave as long as it pays.
+where none like it was seen for 128 batches, at most once in 8. That costs less than a hundredth of the throughput, and
+goes down octave by octave as long as nothing is lost by it.
 
 A model of microseconds answers faster than it could be learned: once it is known, and while nothing about it is in
 doubt, one batch in five milliseconds says as much as all of them, and costs a hundredth of the time.
@@ -25,7 +25,9 @@ __all__ = ["Lane"]
 _LEARN_EVERY_NS = 5_000_000
 _ALL_OF_THE_FIRST = 16
 _TRY_AFTER = 128
-_TRY_EVERY = 16
+_TRY_EVERY = 8
+_AS_GOOD = 0.95
+"""Behind a size with this share of the best throughput, still smaller ones are worth a try."""
 _NEVER = 2**63 - 1
 
 
@@ -73,7 +75,7 @@ class Lane:
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
         self._version = -1
-        self._tried = 0
+        self._tried = -_TRY_EVERY // 2  # not the very first batches
         self.refresh()
 
     def observe(self, size: int, duration_ns: int, now_ns: int, cut_short: bool) -> None:
@@ -95,12 +97,11 @@ class Lane:
             if model.version == self._version or not model.known:
                 return
             self._version = model.version
-            table = model.upper_ns(self.cap)
+            table, best = model.upper_ns(self.cap), model.size_worth_trying(self.cap)
         elif self.timetable is None:
-            table = model.table_ns(self.cap)
+            table, best = model.table_ns(self.cap), model.best_batch_size(self.cap)
         else:
             return
-        best = model.best_batch_size(self.cap)
         if self._padded is not None:
             table = table[self._padded]
             best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
@@ -117,19 +118,29 @@ class Lane:
         if not self.learns or now_ns + int(self.durations[-1]) < self.learns_again_ns:
             return 0  # it would not be observed
         model = self.service_time
+        if model.observations - self._tried < _TRY_EVERY:
+            return 0
         best = len(self.durations) - 1
         larger, half = min(2 * best, self.cap), best // 2
         if self._padded is not None:
-            sizes = self._padded[1:]
             larger = int(self._padded[min(best + 1, self.cap)])
-            half = int(sizes[sizes < self._padded[best]].max(initial=0))
-        if model.observations - self._tried < _TRY_EVERY:
-            return 0
-        for size in (larger, half) if smaller else (larger,):
-            if 0 < size <= waiting and size != best and model.batches_since(size) >= _TRY_AFTER:
+            half = self._next_smaller(best)
+        if best < larger <= waiting and model.batches_since(larger) >= _TRY_AFTER:
+            self._tried = model.observations
+            return larger
+        while smaller and 0 < half <= waiting:
+            if model.batches_since(half) >= _TRY_AFTER:
                 self._tried = model.observations
-                return size
+                return half
+            if half * self.durations[best] < _AS_GOOD * best * self.durations[half]:
+                return 0  # half of it would hardly be better
+            half = half // 2 if self._padded is None else self._next_smaller(half)
         return 0
+
+    def _next_smaller(self, size: int) -> int:
+        """The size that the backend was compiled for below that of a batch of this size; 0: there is none."""
+        sizes = self._padded[1:] if self._padded is not None else np.zeros(0, np.int64)
+        return int(sizes[sizes < sizes[size - 1]].max(initial=0))
 
     def borrow(self, other: "Lane", ratio: float) -> None:
         """Until anything is known here: what the batches of another lane take, times a ratio."""

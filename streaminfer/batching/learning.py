@@ -60,6 +60,18 @@ class LearnedServiceTime(LevelAndShape):
     def best_batch_size(self, max_batch_size: int) -> int:
         """The size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
 
+        Of the sizes up to the largest that was seen or given: what larger ones would do is a guess.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        table = self.expected_ns(max_batch_size)
+        seen = self._sizes[-1] if self._sizes and self._prior is None else max_batch_size
+        return best_size(table[: min(seen, max_batch_size) + 1].astype(np.float64))
+
+    def size_worth_trying(self, max_batch_size: int) -> int:
+        """The same, in hope: how large a planner lets batches become.
+
         Each size is credited with its uncertainty, one standard deviation: one that was seen once, and slow, is tried
         again, and larger ones than any so far are tried once there is load enough.
 
@@ -72,8 +84,7 @@ class LearnedServiceTime(LevelAndShape):
             table = self._central.astype(np.float64)
             if self._sizes:
                 sizes, last = np.arange(len(table)), self._sizes[-1]
-                variances = [self._known[size].variance_now(self._observations) for size in self._sizes]
-                doubt = np.interp(sizes, self._sizes, np.sqrt(variances))
+                doubt = np.interp(sizes, self._sizes, [math.sqrt(self._known[size].variance) for size in self._sizes])
                 if self._prior is None:
                     doubt[last + 1 :] += BESIDE + BEYOND * np.log(sizes[last + 1 :] / last)
                 table *= np.exp(-doubt)

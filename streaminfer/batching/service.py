@@ -169,7 +169,7 @@ class BatchedService(Dispatcher):
         """Goes on with other settings; what is in hand keeps its deadline and its place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = self._full_at = max_batch_size
         self._set_assembler(assembler)
         self._configured_policy = policy
         if not self._stopping:

@@ -336,7 +336,7 @@ def blaze_full(size):
 
 @pytest.mark.parametrize("slo_s", [None, 10.0])
 def test_a_model_that_loses_from_batching_is_found_out_under_full_load(slo_s):
-    batcher, throughput = closed_loop(blaze_full, slo_s=slo_s)
+    batcher, throughput = closed_loop(blaze_full, slo_s=slo_s, rounds=200)
     assert batcher.service_time.best_batch_size(32) == 1
     assert throughput >= 0.95 * 1 / blaze_full(1)
     assert batcher.statistics().released["trying"] <= 0.02 * batcher.statistics().batches

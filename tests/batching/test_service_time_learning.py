@@ -102,7 +102,7 @@ def test_after_one_batch_larger_ones_look_worth_trying_but_not_free(seen):
     table = learned.expected_ns(LARGEST) / 1e7
     sizes = np.arange(LARGEST + 1)
     np.testing.assert_allclose(table[1:], 0.5 + 0.5 * sizes[1:] / seen, rtol=1e-6)
-    assert learned.best_batch_size(LARGEST) == LARGEST
+    assert learned.size_worth_trying(LARGEST) == LARGEST
     assert learned.upper_ns(LARGEST)[seen] <= 1.2e7
 
 
@@ -187,10 +187,10 @@ def test_the_best_size_keeps_the_throughput(device, mix, sigma):
     live = Live(device, sigma=sigma)
     size, sizes = 1, MIXES[mix](300, seed=2)
     for wanted in sizes:
-        size = live.learned.best_batch_size(LARGEST) if live.learned.known else LARGEST
+        size = live.learned.size_worth_trying(LARGEST) if live.learned.known else LARGEST
         live.run(min(wanted, size))
     for _ in range(60):  # overload: batches as large as it says
-        size = live.learned.best_batch_size(LARGEST)
+        size = live.learned.size_worth_trying(LARGEST)
         live.run(size)
     best = max(size / live.seconds(size) for size in range(1, LARGEST + 1))
     assert size / live.seconds(size) >= (0.95 if sigma == 0.0 else 0.88) * best
@@ -350,7 +350,7 @@ def test_a_prior_is_what_is_expected_at_first():
     learned = LearnedServiceTime(prior=prior)
     assert learned.known
     np.testing.assert_array_equal(learned.expected_ns(LARGEST), prior.table_ns(LARGEST))
-    assert learned.best_batch_size(LARGEST) == LARGEST
+    assert learned.size_worth_trying(LARGEST) == LARGEST
     assert learned.fitted().seconds(7) == pytest.approx(prior.seconds(7))
 
 
@@ -400,7 +400,7 @@ def test_tables_are_positive_nondecreasing_and_the_upper_above_the_centre(observ
         assert (np.diff(expected) >= 0).all()
         assert (np.diff(upper) >= 0).all()
         assert (upper >= expected).all()
-        assert 1 <= learned.best_batch_size(largest) <= largest
+        assert 1 <= learned.size_worth_trying(largest) <= largest
         if learned.version == version:
             assert tables is not None or prior is not None
             if tables is not None:
@@ -420,7 +420,7 @@ def test_asking_changes_nothing(observed, prior):
         asked.observe(size, duration_ns, now_ns)
         silent.observe(size, duration_ns, now_ns)
         asked.upper_ns(32)
-        asked.best_batch_size(7)
+        asked.size_worth_trying(7)
         asked.fitted()
         repr(asked)
     assert asked.version == silent.version
