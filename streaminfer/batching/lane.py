@@ -9,7 +9,8 @@ where none like it was seen for 128 batches, at most once in 8. That costs less 
 goes down octave by octave as long as nothing is lost by it.
 
 A model of microseconds answers faster than it could be learned: once it is known, and while nothing about it is in
-doubt, one batch in five milliseconds says as much as all of them, and costs a hundredth of the time.
+doubt, one batch in five milliseconds says as much as all of them, and costs a hundredth of the time. Batches that take
+a millisecond are all observed: left out by the clock, it would always be the short ones behind the long ones.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from streaminfer.batching._order_cy import Timetable
 __all__ = ["Lane"]
 
 _LEARN_EVERY_NS = 5_000_000
+_SHORT_NS = 1_000_000
 _ALL_OF_THE_FIRST = 16
 _TRY_AFTER = 128
 _TRY_EVERY = 8
@@ -86,7 +88,7 @@ class Lane:
         # one that was given up took at least that long: nothing new, unless it was thought to take less
         if not (cut_short and model.known and duration_ns <= model.upper_ns(max(size, self.cap))[size]):
             model.observe(size, duration_ns, now_ns)
-            if model.observations > _ALL_OF_THE_FIRST and not model.in_doubt:
+            if duration_ns < _SHORT_NS and model.observations > _ALL_OF_THE_FIRST and not model.in_doubt:
                 self.learns_again_ns = now_ns + _LEARN_EVERY_NS
             self.refresh()
 

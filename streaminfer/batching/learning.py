@@ -16,6 +16,8 @@ from streaminfer.batching.service_time import ServiceTime, best_size, service_ti
 
 __all__ = ["LearnedServiceTime"]
 
+_ALIKE = 0.05
+
 
 class LearnedServiceTime(LevelAndShape):
     """The time of a batch of each size, from the batches that ran.
@@ -73,7 +75,8 @@ class LearnedServiceTime(LevelAndShape):
         """The same, in hope: how large a planner lets batches become.
 
         Each size is credited with its uncertainty, one standard deviation: one that was seen once, and slow, is tried
-        again, and larger ones than any so far are tried once there is load enough.
+        again, and larger ones than any so far are tried once there is load enough. Of sizes that the noise does not
+        tell apart, up to 5 %, it is the largest: what is planned smaller is not seen again.
 
         Raises:
             RuntimeError: nothing is known yet.
@@ -88,7 +91,10 @@ class LearnedServiceTime(LevelAndShape):
                 if self._prior is None:
                     doubt[last + 1 :] += BESIDE + BEYOND * np.log(sizes[last + 1 :] / last)
                 table *= np.exp(-doubt)
-            self._best = best_size(table)
+            best = best_size(table)
+            throughput = np.arange(1, len(table)) / table[1:]
+            alike = throughput[best - 1] * (1.0 - min(self._noise.deviation, _ALIKE))
+            self._best = int(np.flatnonzero(throughput >= alike)[-1]) + 1
         return self._best
 
     def fitted(self) -> ServiceTime:
