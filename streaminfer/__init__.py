@@ -18,7 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaminfer import batching, errors, resilience, telemetry, testing
+    from streaminfer import batching, errors, resilience, routing, telemetry, testing
     from streaminfer._warmup import warmup
     from streaminfer.backends import CpuBackend, OnnxBackend
     from streaminfer.batching import AdaptiveBatcher
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         StreamInferError,
     )
     from streaminfer.request import Batch, Request, Response
-    from streaminfer.resilience import CircuitBreaker
+    from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RetryBudget
+    from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
     from streaminfer.stack import Stack
     from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
 
@@ -47,22 +48,30 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
     "Closed",
+    "ConcurrencyLimit",
     "CpuBackend",
     "DeadlineExceeded",
+    "FallbackRouter",
+    "Hedge",
     "InvalidInput",
     "LatencyHistogram",
     "MissingExtra",
     "OnnxBackend",
     "Overloaded",
+    "Replica",
+    "Replicas",
     "Request",
     "Response",
+    "RetryBudget",
     "RollingHistogram",
+    "Route",
     "Stack",
     "StreamInferError",
     "Telemetry",
     "batching",
     "errors",
     "resilience",
+    "routing",
     "telemetry",
     "testing",
     "warmup",
@@ -83,23 +92,30 @@ _HOMES = {
     "CircuitBreaker": "resilience",
     "CircuitOpen": "errors",
     "Closed": "errors",
+    "ConcurrencyLimit": "resilience",
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
+    "FallbackRouter": "routing",
+    "Hedge": "resilience",
     "InvalidInput": "errors",
     "LatencyHistogram": "telemetry",
     "MissingExtra": "errors",
     "OnnxBackend": "backends",
     "Overloaded": "errors",
+    "Replica": "routing",
+    "Replicas": "routing",
     "Request": "request",
     "Response": "request",
+    "RetryBudget": "resilience",
     "RollingHistogram": "telemetry",
+    "Route": "routing",
     "SLO": "telemetry",
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
     "warmup": "_warmup",
 }
-_MODULES = ("batching", "errors", "resilience", "telemetry", "testing")
+_MODULES = ("batching", "errors", "resilience", "routing", "telemetry", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from streaminfer import faults
 from streaminfer._validation import check_duration, expected
 from streaminfer.request import Batch
 
-__all__ = ["HANG", "FakeClock", "ScriptedBackend", "VirtualLoop", "run"]
+__all__ = ["HANG", "FakeClock", "ScriptedBackend", "VirtualLoop", "faults", "run"]
 
 T = TypeVar("T")
 

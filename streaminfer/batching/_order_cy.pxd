@@ -9,6 +9,12 @@ cdef class Timetable:
     cdef const long long[::1] durations
     cdef const long long[::1] steps
 
+    @cython.locals(full=Py_ssize_t, answered_ns=cython.longlong)
+    cpdef long long answered_ns(self, Py_ssize_t ahead, long long start_ns) noexcept
+
+    @cython.locals(ends_ns=cython.longlong)
+    cpdef long long ends_ns(self, long long started_ns, Py_ssize_t size) noexcept
+
     @cython.locals(count=Py_ssize_t, time_ns=cython.longlong, index=Py_ssize_t, size=Py_ssize_t)
     cpdef bint all_on_time(self, const long long[::1] deadlines, long long now_ns)
 

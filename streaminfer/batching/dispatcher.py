@@ -86,6 +86,9 @@ class Dispatcher:
         self._policy = policy
         self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
         self._learns_again_ns = NEVER if self._learn is None else 0
+        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], int | None] | None = getattr(
+            policy, "predicted_finish_ns", None
+        )
 
     def _dispatch(self, now_ns: int | None = None) -> None:
         self._dispatching = False

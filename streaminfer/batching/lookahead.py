@@ -158,14 +158,13 @@ class Lookahead:
         Returns:
             The instant; ``None`` before anything was measured.
         """
-        lane = self._lanes[bucket]
-        if lane.timetable is None:
+        table = self._lanes[bucket].timetable
+        if table is None:
             return None
-        table = lane.durations
-        cap = len(table) - 1
-        free_ns = min((started_ns + int(table[min(size, cap)]) for started_ns, size in running), default=now_ns)
-        full, rest = divmod(waiting.waiting, cap)
-        return max(now_ns, free_ns) + full * int(lane.steps[cap]) + int(table[rest + 1])
+        start_ns = now_ns
+        if running:
+            start_ns = max(now_ns, min([table.ends_ns(started_ns, size) for started_ns, size in running]))
+        return int(table.answered_ns(waiting.waiting, start_ns))
 
     def _decide_for_late(self, waiting: RequestQueue, lane: Lane, table: Timetable, now_ns: int) -> Decision:
         """The next batch where what waits, as it stands, is not all on time."""

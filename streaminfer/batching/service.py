@@ -69,6 +69,7 @@ class BatchedService(Dispatcher):
         self._max_in_flight = max_in_flight
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
+        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
         inner_validate = find_inward(inner, "validate", None)
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
@@ -155,9 +156,8 @@ class BatchedService(Dispatcher):
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
                 return Admission(False, "overloaded", self._retry_after_s(now_ns))
-        ask_inward = find_inward(self.inner, "admission", None)
-        if ask_inward is not None:
-            behind: Admission = ask_inward(request, now_ns)
+        if self._ask_inward is not None:
+            behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
         finish_ns = self._predicted_finish_ns(now_ns)
@@ -179,12 +179,10 @@ class BatchedService(Dispatcher):
                 self._schedule()  # what the policy before was waiting for need not come
 
     def _predicted_finish_ns(self, now_ns: int) -> int | None:
-        predict = getattr(self._policy, "predicted_finish_ns", None)
-        if predict is None:
+        if self._predict is None:
             return None
-        running = [] if self._free else [(run.started_ns, len(run.tickets)) for run in self._runs]
-        finish_ns: int | None = predict(self._queue, now_ns, running)
-        return finish_ns
+        running = () if self._free else [(run.started_ns, len(run.tickets)) for run in self._runs]
+        return self._predict(self._queue, now_ns, running)
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""

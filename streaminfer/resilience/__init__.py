@@ -7,13 +7,35 @@ if TYPE_CHECKING:
     from streaminfer.resilience.breaker_events import BreakerEvent
     from streaminfer.resilience.breaker_statistics import BreakerStatistics
     from streaminfer.resilience.circuit_breaker import CircuitBreaker
+    from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+    from streaminfer.resilience.hedge import Hedge
+    from streaminfer.resilience.hedge_statistics import HedgeStatistics
+    from streaminfer.resilience.limit_statistics import LimitStatistics
+    from streaminfer.resilience.retry import RetryBudget
+    from streaminfer.resilience.retry_statistics import RetryStatistics
 
-__all__ = ["BreakerEvent", "BreakerStatistics", "CircuitBreaker"]
+__all__ = [
+    "BreakerEvent",
+    "BreakerStatistics",
+    "CircuitBreaker",
+    "ConcurrencyLimit",
+    "Hedge",
+    "HedgeStatistics",
+    "LimitStatistics",
+    "RetryBudget",
+    "RetryStatistics",
+]
 
 _HOMES = {
     "BreakerEvent": "breaker_events",
     "BreakerStatistics": "breaker_statistics",
     "CircuitBreaker": "circuit_breaker",
+    "ConcurrencyLimit": "concurrency_limit",
+    "Hedge": "hedge",
+    "HedgeStatistics": "hedge_statistics",
+    "LimitStatistics": "limit_statistics",
+    "RetryBudget": "retry",
+    "RetryStatistics": "retry_statistics",
 }
 """Who uses one primitive does not load the others."""
 

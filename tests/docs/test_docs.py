@@ -26,8 +26,10 @@ HOMES = (
     "streaminfer",
     "streaminfer.batching",
     "streaminfer.errors",
+    "streaminfer.faults",
     "streaminfer.protocols",
     "streaminfer.resilience",
+    "streaminfer.routing",
     "streaminfer.telemetry",
     "streaminfer.testing",
 )

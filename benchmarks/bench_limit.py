@@ -1,0 +1,97 @@
+"""ConcurrencyLimit, RetryBudget, Hedge: what each adds to a service call: ``python benchmarks/bench_limit.py``.
+
+The bare call of a service and the calls through a layer run in alternation in the same run. The service answers at
+once, with the timings that a batcher leaves, so that the limit learns from every answer; nothing waits, so no event
+loop is involved, except for ``Hedge``, whose request runs in a task of its own.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from guarded_calls import CALLS, least_ns
+
+import streaminfer as si
+from streaminfer.request import Request, Response, Timings
+from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.hedge import Hedge
+from streaminfer.resilience.retry import RetryBudget
+
+BAR_NS = 500.0
+
+
+class Service:
+    """Answers at once; looks like a batcher to what asks for its workers."""
+
+    _max_in_flight = 1
+
+    def __init__(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._response = Response(1.0, False, "bare", Timings(now_ns, now_ns + 1000, now_ns + 2000, now_ns + 3000, 1))
+
+    async def call(self, _: Request) -> Response:
+        return self._response
+
+
+def awaits_of(service: Any, request: Request) -> Callable[[], None]:
+    async def main() -> None:
+        call = service.call
+        for _ in range(CALLS):
+            await call(request)
+
+    def run() -> None:
+        try:
+            main().send(None)
+        except StopIteration:
+            return
+        raise RuntimeError("it waited for something")
+
+    return run
+
+
+def hedged_us(rounds: int = 200) -> tuple[float, float]:
+    """Microseconds for a bare and a hedged request on an event loop, least of many rounds in alternation."""
+
+    async def main() -> tuple[float, float]:
+        request = Request(1.0)
+        bare, hedged = Service(), Hedge().wrap(Service())
+        best = {"bare": float("inf"), "hedged": float("inf")}
+        for _ in range(100):
+            await hedged.call(request)
+        for _ in range(rounds):
+            for name, service in (("bare", bare), ("hedged", hedged)):
+                started = time.perf_counter_ns()
+                for _ in range(100):
+                    await service.call(request)
+                best[name] = min(best[name], (time.perf_counter_ns() - started) / 1e5)
+        return best["bare"], best["hedged"]
+
+    return asyncio.run(main())
+
+
+def main() -> None:
+    service = Service()
+    plain, dated = Request(1.0), Request(1.0, deadline_ns=time.monotonic_ns() + 10**12, priority=1)
+    slo = si.SLO("bench", threshold_s=0.05)
+    rows = {
+        "bare": (service, plain),
+        "ConcurrencyLimit": (ConcurrencyLimit().wrap(service), plain),
+        "  deadline, priority 1": (ConcurrencyLimit().wrap(service), dated),
+        "  with an SLO": (ConcurrencyLimit(slo=slo).wrap(service), dated),
+        "  fixed": (ConcurrencyLimit(limit=10).wrap(service), dated),
+        "RetryBudget": (RetryBudget().wrap(service), dated),
+    }
+    best = least_ns({name: awaits_of(*row) for name, row in rows.items()})
+    print(f"added ns a request, over {best['bare']:.0f} for the bare call of a service")
+    for name in rows:
+        if name != "bare":
+            added = best[name] - best["bare"]
+            verdict = f"   bar {BAR_NS:.0f}: {'met' if added <= BAR_NS else 'MISSED'}" if name != "RetryBudget" else ""
+            print(f"  {name:<24}{added:6.0f}{verdict}")
+    bare, hedged = hedged_us()
+    print(f"Hedge: {hedged:.2f} µs a request over {bare:.2f}, none of which is hedged")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Choice between services: a better or a cheaper one, or one of several alike."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streaminfer.routing.fallback_router import FallbackRouter
+    from streaminfer.routing.replica import Replica
+    from streaminfer.routing.replica_statistics import ReplicasStatistics, ReplicaStatistics
+    from streaminfer.routing.replicas import Replicas
+    from streaminfer.routing.route import Route
+    from streaminfer.routing.router_statistics import RouterStatistics, RouteStatistics
+
+__all__ = [
+    "FallbackRouter",
+    "Replica",
+    "ReplicaStatistics",
+    "Replicas",
+    "ReplicasStatistics",
+    "Route",
+    "RouteStatistics",
+    "RouterStatistics",
+]
+
+_HOMES = {
+    "FallbackRouter": "fallback_router",
+    "Replica": "replica",
+    "ReplicaStatistics": "replica_statistics",
+    "Replicas": "replicas",
+    "ReplicasStatistics": "replica_statistics",
+    "Route": "route",
+    "RouteStatistics": "router_statistics",
+    "RouterStatistics": "router_statistics",
+}
+"""Who uses one primitive does not load the others."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,35 @@
+cimport cython
+
+cdef long long _NEVER
+
+@cython.locals(last_ns=cython.longlong, wanted_ns=cython.longlong)
+cpdef long long switch_at(
+    long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long keep_ns) noexcept
+
+@cython.freelist(128)
+cdef class Attempt:
+    cdef object _task
+    cdef long long _cancellations
+    cdef Attempt _previous
+    cdef Attempt _next
+    cdef readonly long long started_ns, switch_ns, deadline_ns
+    cdef readonly bint interrupted
+
+    cpdef bint was_cancelled_too(self, long long cancellations) except -1
+
+@cython.final
+cdef class Attempts:
+    cdef Attempt _head
+    cdef readonly Py_ssize_t count
+    cdef public long long alarm_ns
+
+    @cython.locals(attempt=Attempt)
+    cpdef Attempt enter(
+        self, object task, long long cancellations, long long now_ns, long long switch_ns, long long deadline_ns)
+
+    cpdef object leave(self, Attempt attempt)
+
+    @cython.locals(attempt=Attempt, following=Attempt, earliest_ns=cython.longlong)
+    cpdef object ring(self, long long now_ns)
+
+    cpdef object interrupt_all(self)

@@ -1,0 +1,170 @@
+"""One replica: what the user gives, and how `Replicas` asks, starts and stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import numbers
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from streaminfer._validation import check_instance, expected
+from streaminfer.errors import Closed, DeadlineExceeded
+from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.request import Request, Response
+
+if TYPE_CHECKING:
+    from streaminfer.routing.replicas import Replicas
+
+__all__ = ["Place", "Replica", "number_of"]
+
+
+def number_of(name: str, value: object, what: str, least: float, *, inclusive: bool = True) -> float:
+    """A real number ≥ ``least``, or above it, and finite.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(expected(name, what, value))
+    number = float(value)
+    if not (least <= number < float("inf") if inclusive else least < number < float("inf")):
+        raise ValueError(expected(name, what, value))
+    return number
+
+
+def _check_name(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
+    check_instance(attribute.name, value, lambda it: isinstance(it, str), "a string")
+
+
+def _check_service(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    check_instance(attribute.name, value, is_service, "a service (an object with call, such as a Stack)")
+
+
+def _check_weight(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
+    number_of(attribute.name, value, "a finite number above 0", 0.0, inclusive=False)
+
+
+@attrs.frozen
+class Replica:
+    """One place where the model is served.
+
+    Args:
+        name: of it, unique among the replicas; where a stream goes depends on it.
+        service: what answers: a `Stack`, or any other service.
+        zone: where it is; `Replicas` prefers its own zone.
+        weight: how much more of the traffic it gets than an equally fast one of weight 1. Speed and capacity need no
+            weight, they are measured.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    name: str = attrs.field(validator=_check_name)
+    service: Any = attrs.field(validator=_check_service)
+    zone: str = attrs.field(default="", kw_only=True, validator=_check_name)
+    weight: float = attrs.field(default=1.0, kw_only=True, validator=_check_weight)
+
+
+class Place:
+    """A replica in its slot: how it is asked, started and stopped.
+
+    Attributes:
+        replica: what the user gave.
+        slot: its number in the state machine.
+        leaving: somebody waits for its last request to end.
+        admission: what answers for it whether it would accept a request; ``None``: nothing does.
+        call: how it is asked.
+    """
+
+    def __init__(self, replica: Replica, owner: Replicas) -> None:
+        self.replica = replica
+        self.slot = -1
+        self.leaving = False
+        self.admission: Any = find_inward(replica.service, "admission", None)
+        self._owner = owner
+        self._tasks: set[asyncio.Task[Response]] = set()
+        self._empty: asyncio.Future[None] | None = None
+        # what does not end requests itself runs in a task that can be left behind
+        enforces = bool(find_inward(replica.service, "enforces_deadline", False))
+        self.call: Any = replica.service.call if enforces else self._call_until_deadline
+
+    def bind(self, clock: Clock) -> None:
+        """Gives the service the clock."""
+        bind = getattr(self.replica.service, "bind_clock", None)
+        if bind is not None:
+            bind(clock)
+
+    async def start(self) -> None:
+        """Starts the service, where that means anything."""
+        start = getattr(self.replica.service, "start", None)
+        if start is not None:
+            await start()
+
+    async def stop(self, *, drain: bool) -> None:
+        """Stops the service in any case, also where waiting for it to drain is cancelled."""
+        failure: BaseException | None = None
+        try:
+            if drain:
+                await self.left()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failure, drain = error, False
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        stop = getattr(self.replica.service, "stop", None)
+        if stop is not None:
+            await stop(drain=drain)
+        if failure is not None:
+            raise failure
+
+    async def left(self) -> None:
+        """Until nothing is in flight here."""
+        while self._owner._balance.slot(self.slot).in_flight:
+            if self._empty is None:
+                self._empty = asyncio.get_running_loop().create_future()
+                self.leaving = True
+            await asyncio.shield(self._empty)
+
+    def check_left(self) -> None:
+        """Whoever waits for the last request to end is told; one that was removed gives its slot back."""
+        owner = self._owner
+        if owner._balance.slot(self.slot).in_flight:
+            return
+        if self._empty is not None:
+            if not self._empty.done():
+                self._empty.set_result(None)
+            self._empty = None
+        if self in owner._leaving:
+            owner._leaving.remove(self)
+            owner._balance.remove(self.slot)
+        else:
+            self.leaving = False
+
+    async def _call_until_deadline(self, request: Request) -> Response:
+        timeout_s = None
+        if request.deadline_ns is not None:
+            timeout_s = max(request.deadline_ns - self._owner.clock(), 0) / 1e9
+        call: asyncio.Task[Response] = asyncio.ensure_future(self.replica.service.call(request))
+        self._tasks.add(call)
+        call.add_done_callback(self._forget)
+        try:
+            await asyncio.wait({call}, timeout=timeout_s)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if not call.done():
+            call.cancel()
+            raise DeadlineExceeded(f"{self.replica.name} did not answer within {timeout_s:.6f} s")
+        if call.cancelled():
+            raise Closed(f"{self.replica.name} was stopped before it could answer")
+        try:
+            return call.result()
+        finally:
+            del call  # an error whose traceback holds this frame would keep the request's inputs alive
+
+    def _forget(self, call: asyncio.Task[Response]) -> None:
+        self._tasks.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody else may be there to take it

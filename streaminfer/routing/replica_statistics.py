@@ -1,0 +1,86 @@
+"""What `Replicas` saw of each replica, as a frozen snapshot."""
+
+import attrs
+
+__all__ = ["ReplicaStatistics", "ReplicasStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class ReplicaStatistics:
+    """One replica at one moment.
+
+    Counting rule: every attempt counts in ``asked``, and when it ends in one of ``answered``, ``failed``, ``refused``,
+    or, when it was cut off or the request was at fault, in none. A request that is asked twice counts at both replicas.
+
+    Attributes:
+        name: the replica.
+        zone: where it is.
+        weight: its share among equally fast ones.
+        state: ``"active"``, ``"slow_start"``, ``"trial"`` (back from ejection, no success yet), ``"ejected"`` or
+            ``"draining"``.
+        in_flight: attempts that have not ended.
+        asked: attempts since it was added.
+        answered: how many of them were answered.
+        failed: how many failed, those that were cut off after an unusual time included.
+        refused: how many it had no place for.
+        ejections: how often it was left out.
+        returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected.
+        latency_s: decaying mean of the latency of its answers; NaN: not known.
+        expected_s: what the next request would take; NaN: not known.
+        success: decaying share of attempts that were answered.
+    """
+
+    name: str
+    zone: str
+    weight: float
+    state: str
+    in_flight: int
+    asked: int
+    answered: int
+    failed: int
+    refused: int
+    ejections: int
+    returns_in_s: float
+    latency_s: float
+    expected_s: float
+    success: float
+
+
+@attrs.frozen(kw_only=True)
+class ReplicasStatistics:
+    """All replicas at one moment.
+
+    Attributes:
+        replicas: one for each, in the order in which they were added; those that drain at the end.
+        retried: requests that were asked a second time.
+        ejected: how many replicas are left out at present.
+        panics: attempts at an ejected replica because there was no other.
+    """
+
+    replicas: tuple[ReplicaStatistics, ...]
+    retried: int
+    ejected: int
+    panics: int
+
+    def __getitem__(self, name: str) -> ReplicaStatistics:
+        for replica in self.replicas:
+            if replica.name == name:
+                return replica
+        raise KeyError(name)
+
+    def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+        total = sum(replica.asked for replica in self.replicas) or 1
+        names = (
+            "replica", "zone", "state", "share", "in flight", "answered", "failed", "refused", "latency", "success",
+        )  # fmt: skip
+        head = "".join(f"<th>{name}</th>" for name in names)
+        rows = "".join(
+            f"<tr><td>{html.escape(it.name)}</td><td>{html.escape(it.zone)}</td><td>{it.state}</td>"
+            f"<td>{it.asked / total:.1%}</td><td>{it.in_flight}</td><td>{it.answered:,}</td><td>{it.failed:,}</td>"
+            f"<td>{it.refused:,}</td><td>{it.latency_s * 1e3:.1f} ms</td><td>{it.success:.1%}</td></tr>"
+            for it in self.replicas
+        )
+        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests asked twice"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"

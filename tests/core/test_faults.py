@@ -1,0 +1,498 @@
+"""Fault injection: what strikes, when, how often, in front of what; the same seed gives the same faults."""
+
+import asyncio
+import contextlib
+import inspect
+import math
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer import faults
+from streaminfer.faults import (
+    FaultPlan,
+    Faulty,
+    delay,
+    error,
+    garbage,
+    hang,
+    kill,
+    kill_workers,
+    lognormal,
+    partial,
+    row_errors,
+    slow_start,
+    slowdown,
+    wrong_shape,
+)
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+
+def batch(*rows):
+    return si.Batch(np.array(rows), [si.Request(row) for row in rows])
+
+
+async def outcome(faulty, *rows):
+    """What a batch ends with, and the seconds it took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        result = await faulty.infer(batch(*(rows or (1.0,))))
+    except Exception as failure:
+        result = failure
+    return result, loop.time() - began
+
+
+def outcomes(plan, count, *, duration_s=0.0, pause_s=0.0):
+    """How so many batches in turn end, and what each took."""
+
+    async def main(loop):
+        faulty = Faulty(ScriptedBackend(duration_s=duration_s), plan)
+        ends = []
+        for _ in range(count):
+            ends.append(await outcome(faulty))
+            if pause_s:
+                await asyncio.sleep(pause_s)
+        return ends
+
+    return run(main)
+
+
+def times(plan, count, **options):
+    return np.array([took for _, took in outcomes(plan, count, **options)])
+
+
+# -- what strikes -----------------------------------------------------------------------------------------------
+
+
+def test_without_faults_nothing_happens():
+    plan = FaultPlan()
+    assert outcomes(plan, 3) == [([1.0], 0.0)] * 3
+    assert plan.calls == 3
+    assert plan.injected == {}
+
+
+def test_constant_delays_add_up():
+    assert times(FaultPlan(delay(0.010), delay(0.005)), 3, duration_s=0.001) == pytest.approx(0.016)
+
+
+def test_lognormal_delays():
+    took = times(FaultPlan(delay(lognormal(median_s=0.010, sigma=0.5)), seed=3), 4_000)
+    logs = np.log(took / 0.010)
+    assert abs(np.mean(logs)) < 0.04  # five standard errors
+    assert 0.47 < np.std(logs) < 0.53
+    assert 0.010 * math.exp(0.5 * 2.326) == pytest.approx(np.quantile(took, 0.99), rel=0.15)
+
+
+def test_spikes():
+    took = times(FaultPlan(delay(0.5, rate=0.02), seed=1), 3_000, duration_s=0.010)
+    assert 30 <= np.count_nonzero(took > 0.4) <= 95
+    assert set(np.round(took, 6)) == {0.010, 0.510}
+
+
+def test_errors_at_a_rate():
+    plan = FaultPlan(error(OSError("gone"), rate=0.3), seed=1)
+    ends = [end for end, _ in outcomes(plan, 2_000)]
+    failed = [end for end in ends if isinstance(end, OSError)]
+    assert 520 < len(failed) < 680
+    assert plan.injected["error"] == len(failed)
+    assert len({id(each) for each in failed}) == len(failed)  # each caller's own
+    assert {str(each) for each in failed} == {"gone"}
+
+
+def test_an_error_class_and_the_first_of_two():
+    plan = FaultPlan(error(si.Overloaded), error(OSError))
+    ((end, _),) = outcomes(plan, 1)
+    assert type(end) is si.Overloaded
+    assert plan.injected == {"error": 2}
+
+
+def test_an_error_comes_after_its_delay_and_reaches_nothing_inside():
+    async def main(loop):
+        backend = ScriptedBackend()
+        end, took = await outcome(Faulty(backend, FaultPlan(delay(0.2), error(OSError))))
+        assert (type(end), took, backend.batches) == (OSError, 0.2, [])
+
+    run(main)
+
+
+def test_a_hang_ends_when_it_is_cancelled():
+    async def main(loop):
+        plan = FaultPlan(hang())
+        backend = ScriptedBackend()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Faulty(backend, plan).infer(batch(1.0)), 3.0)
+        assert (loop.time(), backend.batches, plan.injected) == (3.0, [], {"hang": 1})
+
+    run(main)
+
+
+def test_a_hang_for_a_while():
+    assert times(FaultPlan(hang(for_s=2.0).on(1)), 3) == pytest.approx([0.0, 2.0, 0.0])
+
+
+def test_a_brown_out_takes_a_factor_longer_delays_included():
+    plan = FaultPlan(delay(0.010), slowdown(2.0).between(1.0, 2.0))
+    took = times(plan, 6, duration_s=0.030, pause_s=0.46)
+    assert took == pytest.approx([0.04, 0.04, 0.08, 0.08, 0.04, 0.04])
+    assert plan.injected == {"delay": 6, "slowdown": 2}
+
+
+def test_a_slow_start_fades_in_a_straight_line():
+    plan = FaultPlan(slow_start(5.0, over_s=8.0))
+    took = times(plan, 6, duration_s=0.1, pause_s=1.0)
+    assert took[0] == pytest.approx(0.5)
+    assert took[1] == pytest.approx(0.1 * (1 + 4 * (1 - 1.5 / 8)))
+    assert list(took) == sorted(took, reverse=True)
+    assert times(FaultPlan(slow_start(5.0, over_s=0.5)), 3, duration_s=0.1, pause_s=1.0)[1:] == pytest.approx(0.1)
+
+
+def rows_of(plan, *rows):
+    async def main(loop):
+        return await Faulty(ScriptedBackend(), plan).infer(batch(*rows))
+
+    return run(main)
+
+
+def test_partial_batches():
+    assert rows_of(FaultPlan(partial()), 1.0, 2.0, 3.0) == [1.0, 2.0]
+    assert rows_of(FaultPlan(partial(9)), 1.0, 2.0) == []
+
+
+def test_partial_batches_are_an_error_of_the_batch():
+    async def main(loop):
+        plan = FaultPlan(partial().on(0))
+        async with si.Stack(
+            si.AdaptiveBatcher(max_batch_size=4), Faulty(ScriptedBackend(), plan), clock=loop.clock
+        ) as service:
+            ends = await asyncio.gather(*(service(float(n)) for n in range(4)), return_exceptions=True)
+            assert [type(end) for end in ends] == [si.BackendError] * 4
+            assert await service(5.0) == 5.0
+        assert plan.injected == {"partial": 1}
+
+    run(main)
+
+
+def test_wrong_shapes():
+    assert [row.shape for row in rows_of(FaultPlan(wrong_shape()), [1.0, 2.0], [3.0, 4.0])] == [(2, 2)] * 2
+    plan = FaultPlan(wrong_shape())
+
+    async def main(loop):
+        backend = ScriptedBackend(then=lambda it: [{"y": np.zeros(3), "z": 1.0}])
+        return await Faulty(backend, plan).infer(batch(1.0))
+
+    (row,) = run(main)
+    assert (row["y"].shape, row["z"].shape) == ((2, 3), (2,))
+
+
+def test_rows_that_are_exceptions():
+    async def main(loop):
+        plan = FaultPlan(row_errors(OSError("row"), rate=0.25), seed=2)
+        faulty = Faulty(ScriptedBackend(), plan)
+        rows = [row for _ in range(100) for row in await faulty.infer(batch(*map(float, range(20))))]
+        struck = [isinstance(row, OSError) for row in rows]
+        assert 420 < sum(struck) < 580
+        assert plan.injected["row_errors"] == sum(struck)
+        assert [row for row, bad in zip(rows, struck, strict=True) if not bad] == [
+            n % 20 for n in range(2000) if not struck[n]
+        ]
+
+    run(main)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64, np.bool_, object])
+def test_garbage_has_shape_and_dtype(dtype):
+    async def main(loop, plan):
+        backend = ScriptedBackend(then=lambda it: [np.ones((3, 5), dtype), np.ones((3, 5), dtype)])
+        return await Faulty(backend, plan).infer(batch(1.0, 2.0))
+
+    rows = run(lambda loop: main(loop, FaultPlan(garbage())))
+    again = run(lambda loop: main(loop, FaultPlan(garbage())))
+    for row, same in zip(rows, again, strict=True):
+        assert (row.shape, row.dtype) == ((3, 5), np.dtype(dtype))
+        assert row.tobytes() == same.tobytes() or dtype is object
+        assert not np.array_equal(row, np.ones((3, 5), dtype))
+    if dtype is not object:
+        assert rows[0].tobytes() != rows[1].tobytes()
+
+
+# -- when -------------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_of_the_plan_s_time():
+    async def main(loop):
+        plan = FaultPlan(error(OSError).between(2.0, 4.0))
+        faulty = Faulty(ScriptedBackend(), plan)
+        ends = []
+        for _ in range(6):
+            ends.append(type((await outcome(faulty))[0]))
+            await asyncio.sleep(1.0)
+        return ends
+
+    expected = [list, list, OSError, OSError, list, list]
+    assert run(main) == expected
+    assert run(main, now_ns=77_000_000_000) == expected  # it begins with the first call
+
+
+def test_a_stack_begins_its_time():
+    async def main(loop):
+        plan = FaultPlan(error(OSError).between(2.0, 4.0))
+        async with si.Stack(Faulty(ScriptedBackend(), plan), clock=loop.clock) as service:
+            await asyncio.sleep(2.0)
+            with pytest.raises(si.BackendError):
+                await service(1.0)
+
+    run(main)
+
+
+def test_certain_calls():
+    ends = [type(end) for end, _ in outcomes(FaultPlan(error(OSError).on(0, 2)), 4)]
+    assert ends == [OSError, list, OSError, list]
+
+
+def test_replay():
+    def made(seed):
+        return FaultPlan(
+            delay(lognormal(0.010, 1.0)),
+            error(OSError, rate=0.2),
+            delay(1.0, rate=0.1),
+            seed=seed,
+        )
+
+    def story(plan):
+        return [(type(end).__name__, took) for end, took in outcomes(plan, 200)]
+
+    plan = made(5)
+    first = story(plan)
+    assert first == story(made(5)) != story(made(6))
+    counted = dict(plan.injected)
+    plan.restart()
+    assert (plan.calls, plan.injected) == (0, {})
+    assert story(plan) == first
+    assert plan.injected == counted
+
+
+def test_a_fault_more_changes_none_of_the_others():
+    plan = [error(OSError, rate=0.3), delay(lognormal(0.01, 0.3))]
+    first = [type(end) for end, _ in outcomes(FaultPlan(*plan), 200)]
+    assert first == [type(end) for end, _ in outcomes(FaultPlan(*plan, delay(0.5, rate=0.5)), 200)]
+
+
+@given(seed=st.integers(0, 2**70), order=st.permutations(range(8)))
+def test_the_order_in_which_calls_end_changes_nothing(seed, order):
+    """Eight calls at once: which of them fail depends on their numbers alone."""
+
+    async def main(loop):
+        plan = FaultPlan(error(OSError, rate=0.5), seed=seed)
+        faulty = Faulty(ScriptedBackend(duration_s=lambda _: 1.0 + order[plan.calls % 8]), plan)
+        ends = await asyncio.gather(*(faulty.infer(batch(1.0)) for _ in range(8)), return_exceptions=True)
+        return [isinstance(end, OSError) for end in ends]
+
+    plan = FaultPlan(error(OSError, rate=0.5), seed=seed)
+    assert run(main) == [isinstance(end, OSError) for end, _ in outcomes(plan, 8)]
+
+
+def test_two_things_share_a_plan():
+    async def main(loop):
+        plan = FaultPlan(error(OSError).on(1))
+        one, other = Faulty(ScriptedBackend(), plan), Faulty(ScriptedBackend(), plan)
+        return [type((await outcome(it))[0]) for it in (one, other, one)]
+
+    assert run(main) == [list, OSError, list]
+
+
+# -- in front of what -------------------------------------------------------------------------------------------
+
+
+def test_a_service():
+    class Service:
+        async def call(self, request):
+            return si.Response(np.ones(3), degraded=True, source="inside")
+
+    async def main(loop):
+        plan = FaultPlan(delay(0.1), garbage().on(1), slowdown(2.0).on(2), error(OSError).on(3))
+        faulty = Faulty(Service(), plan)
+        whole, spoilt = [await faulty.call(si.Request(0)) for _ in range(2)]
+        assert (whole.outputs == 1.0).all()
+        assert not (spoilt.outputs == 1.0).all()
+        assert (spoilt.outputs.shape, spoilt.degraded, spoilt.source) == ((3,), True, "inside")
+        assert loop.time() == pytest.approx(0.2)
+        await faulty.call(si.Request(0))
+        assert loop.time() == pytest.approx(0.4)
+        with pytest.raises(OSError):
+            await faulty.call(si.Request(0))
+        assert plan.injected == {"delay": 4, "garbage": 1, "slowdown": 1, "error": 1}
+
+    run(main)
+
+
+def test_it_starts_stops_and_is_looked_through():
+    class Backend(ScriptedBackend):
+        started = stopped = 0
+
+        async def start(self):
+            self.started += 1
+
+        async def stop(self, *, drain):
+            self.stopped += 1
+
+    async def main(loop):
+        owned, layered = Backend(), Backend()
+        plan = FaultPlan(delay(2.0))
+        async with (
+            si.Stack(Faulty(owned, plan), clock=loop.clock) as service,
+            si.Stack(plan, layered, clock=loop.clock) as other,
+        ):
+            for each in (service, other):
+                with pytest.raises(si.DeadlineExceeded):
+                    await each(1.0, timeout_s=0.5)
+            assert loop.time() == 1.0
+        for backend in (owned, layered):
+            assert (backend.started, backend.stopped) == (1, 1)
+
+    run(main)
+
+
+def test_an_async_function():
+    async def main(loop):
+        class Model:
+            @FaultPlan(delay(0.5), wrong_shape().on(1)).wrap
+            async def predict(self, x):
+                """What it does."""
+                return x + 1
+
+        assert inspect.iscoroutinefunction(Model.predict)
+        assert Model.predict.__doc__ == "What it does."
+        assert await Model().predict(1) == 2
+        assert (await Model().predict(1)).tolist() == [2, 2]
+        assert loop.time() == 1.0
+
+    run(main)
+
+
+def test_a_sync_function():
+    clock = FakeClock()
+    plan = FaultPlan(
+        delay(0.5),
+        slowdown(3.0).on(1),
+        error(OSError).between(2.0, 9.0),
+        partial().on(0),
+        clock=clock,
+        sleep=clock.advance,
+    )
+    double = Faulty(lambda xs: [2 * x for x in xs], plan)
+    assert double([1, 2]) == [2]
+    assert clock() == 500_000_000
+    assert double([1, 2]) == [2, 4]
+    assert clock() == 2_000_000_000
+    with pytest.raises(OSError):
+        double([1])
+    assert plan.injected == {"delay": 3, "partial": 1, "slowdown": 1, "error": 1}
+
+
+def test_a_function_without_rows():
+    assert Faulty(lambda: 5, FaultPlan(partial(), row_errors(OSError, rate=1.0)))() == 5
+
+
+# -- killed processes -------------------------------------------------------------------------------------------
+
+
+def slow_double(inputs):
+    time.sleep(float(inputs[0]))  # in the worker process: to be killed it must be busy
+    return [2 * value for value in inputs]
+
+
+def test_a_killed_process_fails_its_batch_and_the_next_has_a_new_one():
+    async def main():
+        plan = FaultPlan(kill(after_s=0.05).on(1))
+        faulty = Faulty(si.CpuBackend(slow_double, executor="process"), plan)
+        await faulty.start()
+        try:
+            assert list(await faulty.infer(batch(0.0))) == [0.0]
+            with pytest.raises(si.BackendError, match=f"exit code -{signal.SIGKILL.value}"):
+                await faulty.infer(batch(60.0))
+            assert list(await faulty.infer(batch(0.0))) == [0.0]
+        finally:
+            await faulty.stop()
+        assert plan.injected == {"kill": 1}
+
+    asyncio.run(main())
+
+
+def test_workers_are_killed_by_hand():
+    async def main():
+        backend = si.CpuBackend(slow_double, executor="process", workers=2)
+        assert kill_workers(backend) == 0  # none has been started
+        await backend.start()
+        try:
+            before = {worker._process.pid for worker in backend._threads._workers}
+            assert kill_workers(Faulty(backend, FaultPlan())) == 2
+            for _ in range(4):  # a batch that was sent before the process had died is lost with it
+                with contextlib.suppress(si.BackendError):
+                    await backend.infer(batch(0.0))
+            assert list(await backend.infer(batch(0.0))) == [0.0]
+            after = {worker._process.pid for worker in backend._threads._workers if worker._process is not None}
+            assert after - before
+        finally:
+            await backend.stop(drain=False)
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_ends_before_kills_nobody():
+    async def main():
+        plan = FaultPlan(kill(after_s=30.0))
+        faulty = Faulty(si.CpuBackend(slow_double, executor="process"), plan)
+        await faulty.start()
+        assert list(await faulty.infer(batch(0.0))) == [0.0]
+        await faulty.stop()
+        assert plan.injected == {}
+
+    asyncio.run(main())
+
+
+# -- checks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: delay(-1.0), "seconds: expected"),
+        (lambda: delay(0.1, rate=1.5), "rate: expected a share from 0 to 1"),
+        (lambda: delay(0.1, rate="1"), "rate: expected a share from 0 to 1"),
+        (lambda: lognormal(0.0, 1.0), "median_s: expected"),
+        (lambda: slowdown(0.5), "factor: expected a finite number ≥ 1"),
+        (lambda: slowdown(True), "factor: expected a finite number ≥ 1"),
+        (lambda: slow_start(2.0, over_s=0.0), "over_s: expected"),
+        (lambda: error("gone"), "what: expected an exception"),
+        (lambda: row_errors(int, rate=1.0), "what: expected an exception"),
+        (lambda: hang(for_s=-1.0), "for_s: expected"),
+        (lambda: partial(0), "missing: expected"),
+        (lambda: kill(after_s=-1.0), "after_s: expected"),
+        (lambda: hang().between(2.0, 2.0), "end_s: expected more seconds"),
+        (lambda: hang().on(-1), "calls: expected"),
+        (lambda: FaultPlan(0.1), "faults: expected faults"),
+        (lambda: FaultPlan(seed=-1), "seed: expected"),
+        (lambda: FaultPlan(clock=1), "clock: expected"),
+        (lambda: FaultPlan(sleep=1), "sleep: expected"),
+        (lambda: Faulty(ScriptedBackend(), None), "plan: expected a FaultPlan"),
+        (lambda: Faulty(5, FaultPlan()), "inner: expected a backend, a service or a function"),
+        (lambda: Faulty(ScriptedBackend(), FaultPlan(kill())), "inner: expected a CpuBackend with executor='process'"),
+        (lambda: Faulty(len, FaultPlan(hang())), "hang\\(for_s=…\\)"),
+        (lambda: Faulty(si.Stack(ScriptedBackend()), FaultPlan(partial())), "none of partial, row_errors"),
+        (lambda: kill_workers(si.CpuBackend(len)), "inner: expected a CpuBackend with executor='process'"),
+    ],
+)
+def test_arguments_are_checked(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_what_is_exported_is_documented():
+    for name in faults.__all__:
+        assert getattr(faults, name).__doc__

@@ -1,0 +1,504 @@
+"""The second request: when it is sent, who wins, what is left behind, and what it costs, in virtual time."""
+
+import asyncio
+import inspect
+import random
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import Admission, is_backend
+from streaminfer.request import Batch, Request, Response
+from streaminfer.resilience.hedge import Hedge
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+
+
+class Service:
+    """Takes, and answers or raises, what the script says: (seconds, answer); then 10 ms and 1.0."""
+
+    def __init__(self, *script, **more):
+        self.script = list(script)
+        self.asked_at = []
+        self.running = 0
+        self.cancelled = 0
+        self.__dict__.update(more)
+
+    async def call(self, request):
+        seconds, answer = self.script.pop(0) if self.script else (0.010, 1.0)
+        self.asked_at.append(asyncio.get_running_loop().time())
+        self.running += 1
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        if isinstance(answer, Exception):
+            raise answer
+        return Response(answer)
+
+
+async def warm(hedged, count=40):
+    """So many answers of 10 ms: the quantile is known."""
+    for _ in range(count):
+        await hedged.call(Request(0.0))
+
+
+def scenario(test, *, service=None, warm_up=40, **settings):
+    """Runs ``test(loop, hedge, service, hedged)`` behind a hedge that knows that answers take 10 ms."""
+
+    async def main(loop):
+        behind = service or Service()
+        script, behind.script = behind.script, []
+        hedge = Hedge(clock=loop.clock, **settings)
+        hedged = hedge.wrap(behind)
+        await warm(hedged, warm_up)
+        behind.script = script
+        behind.asked_at.clear()
+        before = asyncio.all_tasks()
+        await test(loop, hedge, behind, hedged)
+        assert asyncio.all_tasks() == before, "tasks were left behind"
+        assert behind.running == 0
+
+    run(main)
+
+
+def seen(hedge, *names):
+    statistics = hedge.statistics()
+    return tuple(getattr(statistics, name) for name in names)
+
+
+# -- when -------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_request_is_sent_again_and_the_first_answer_wins():
+    async def test(loop, hedge, service, hedged):
+        began = loop.time()
+        response = await hedged.call(Request(0.0))
+        assert response.outputs == "second"
+        assert loop.time() - began == pytest.approx(0.020, rel=0.02)
+        assert [at - began for at in service.asked_at] == pytest.approx([0.0, 0.010], rel=0.02)
+        assert service.cancelled == 1
+        assert seen(hedge, "requests", "hedges", "won", "losers") == (41, 1, 1, 0)
+
+    scenario(test, service=Service((0.5, "first"), (0.010, "second")))
+
+
+def test_the_first_may_win_all_the_same():
+    async def test(loop, hedge, service, hedged):
+        assert (await hedged.call(Request(0.0))).outputs == "first"
+        assert service.cancelled == 1
+        assert seen(hedge, "hedges", "won") == (1, 0)
+
+    scenario(test, service=Service((0.015, "first"), (0.010, "second")))
+
+
+def test_a_request_that_is_not_late_is_alone():
+    async def test(loop, hedge, service, hedged):
+        assert (await hedged.call(Request(0.0))).outputs == "first"
+        assert len(service.asked_at) == 1
+
+    scenario(test, service=Service((0.009, "first")))
+
+
+def test_too_little_is_known_at_first():
+    async def test(loop, hedge, service, hedged):
+        assert hedge.delay_s is None
+        assert (await hedged.call(Request(0.0))).outputs == "slow"
+        assert len(service.asked_at) == 1
+        assert hedge.delay_s == pytest.approx(0.010, rel=0.02)  # with the twentieth
+
+    scenario(test, service=Service((0.5, "slow")), warm_up=19)
+
+
+def test_the_delay_is_a_live_quantile():
+    async def test(loop, hedge, service, hedged):
+        assert hedge.delay_s == pytest.approx(0.010, rel=0.02)
+        service.script = [(0.1, 1.0)] * 1000
+        for _ in range(600):
+            await hedged.call(Request(0.0))
+        assert hedge.delay_s == pytest.approx(0.1, rel=0.02)  # the old ones are forgotten, those that lost counted
+        assert seen(hedge, "extra")[0] <= 0.05
+
+    scenario(test, service=Service())
+
+
+def test_first_requests_that_lose_count_with_the_time_that_they_had():
+    async def test(loop, hedge, service, hedged):
+        for _ in range(60):
+            service.script = [(0.5, "first"), (0.010, "second")]
+            assert (await hedged.call(Request(0.0))).outputs == "second"
+        assert hedge.delay_s > 0.019
+
+    scenario(test, max_extra=1.0)
+
+
+def test_never_sooner_than_the_least_delay():
+    async def test(loop, hedge, service, hedged):
+        assert hedge.delay_s == 0.1
+        await hedged.call(Request(0.0))
+        assert len(service.asked_at) == 1
+
+    scenario(test, service=Service((0.09, 1.0)), min_delay_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("declared", "behind", "stream_id", "hedged_"),
+    [
+        (None, None, None, True),
+        (None, None, 7, False),
+        (None, True, 7, True),
+        (None, False, None, False),
+        (True, None, 7, True),
+        (False, None, None, False),
+    ],
+)
+def test_which_requests_are_sent_twice(declared, behind, stream_id, hedged_):
+    async def test(loop, hedge, service, hedged):
+        await hedged.call(Request(0.0, stream_id=stream_id))
+        assert len(service.asked_at) == 1 + hedged_
+
+    more = {} if behind is None else {"idempotent": behind}
+    scenario(test, service=Service((0.5, 1.0), **more), idempotent=declared)
+
+
+@pytest.mark.parametrize(("deadline_ms", "hedges"), [(19, 0), (21, 1)])
+def test_a_second_request_that_could_not_be_on_time_is_not_sent(deadline_ms, hedges):
+    async def test(loop, hedge, service, hedged):
+        await hedged.call(Request(0.0, deadline_ns=loop.now_ns + deadline_ms * MS))
+        assert seen(hedge, "hedges", "no_time") == (hedges, 1 - hedges)
+
+    scenario(test, service=Service((0.05, 1.0)))
+
+
+def test_whoever_would_refuse_it_is_not_asked():
+    async def test(loop, hedge, service, hedged):
+        await hedged.call(Request(0.0))
+        assert seen(hedge, "hedges", "not_admitted") == (0, 1)
+
+    full = Service((0.05, 1.0), admission=lambda request, now_ns: Admission(False, "overloaded"))
+    scenario(test, service=full)
+
+
+# -- the race ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_waits_for_the_second():
+    async def test(loop, hedge, service, hedged):
+        assert (await hedged.call(Request(0.0))).outputs == "second"
+        assert service.cancelled == 0
+
+    scenario(test, service=Service((0.015, si.BackendError("first")), (0.030, "second")))
+
+
+def test_after_a_failure_no_more_are_sent():
+    async def test(loop, hedge, service, hedged):
+        assert (await hedged.call(Request(0.0))).outputs == "second"
+        assert len(service.asked_at) == 2
+
+    script = (0.015, si.BackendError("first")), (0.050, "second")
+    scenario(test, service=Service(*script), max_hedges=4, max_extra=0.5)
+
+
+def test_when_both_fail_the_earliest_error_is_raised():
+    async def test(loop, hedge, service, hedged):
+        with pytest.raises(si.BackendError, match="second"):
+            await hedged.call(Request(0.0))
+
+    scenario(test, service=Service((0.030, si.BackendError("first")), (0.010, si.BackendError("second"))))
+
+
+def test_a_failure_before_any_second_is_raised_at_once():
+    async def test(loop, hedge, service, hedged):
+        began = loop.time()
+        with pytest.raises(si.BackendError):
+            await hedged.call(Request(0.0))
+        assert loop.time() - began == pytest.approx(0.005)
+        await asyncio.sleep(1.0)
+        assert len(service.asked_at) == 1
+
+    scenario(test, service=Service((0.005, si.BackendError("first"))))
+
+
+def test_several_are_sent_each_after_the_delay():
+    async def test(loop, hedge, service, hedged):
+        began = loop.time()
+        assert (await hedged.call(Request(0.0))).outputs == "fourth"
+        assert [at - began for at in service.asked_at] == pytest.approx([0.0, 0.01, 0.02, 0.03], rel=0.02)
+        assert service.cancelled == 3
+        assert seen(hedge, "hedges", "won") == (3, 1)
+
+    scenario(test, service=Service(*[(1.0, 1.0)] * 3, (0.004, "fourth")), max_hedges=4, max_extra=0.5)
+
+
+def test_cancelling_the_caller_cancels_both():
+    async def test(loop, hedge, service, hedged):
+        task = asyncio.ensure_future(hedged.call(Request(0.0)))
+        await asyncio.sleep(0.02)
+        assert service.running == 2
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.cancelled == 2
+        assert seen(hedge, "losers") == (0,)
+
+    scenario(test, service=Service((0.5, 1.0), (0.5, 1.0)))
+
+
+def test_cancelling_the_caller_early_leaves_no_timer():
+    async def test(loop, hedge, service, hedged):
+        task = asyncio.ensure_future(hedged.call(Request(0.0)))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(1.0)
+        assert len(service.asked_at) == 1
+
+    scenario(test, service=Service((0.5, 1.0)))
+
+
+def test_a_loser_that_fails_on_its_way_out_harms_nobody():
+    complaints = []
+
+    class Ugly(Service):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError:
+                raise ValueError("not so fast") from None
+
+    async def test(loop, hedge, service, hedged):
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        assert (await hedged.call(Request(0.0))).outputs == "second"
+
+    scenario(test, service=Ugly((0.5, "first"), (0.010, "second")))
+    assert not complaints
+
+
+def test_a_loser_that_cannot_be_cancelled_at_once_delays_nobody_and_is_waited_for_at_the_stop():
+    class Slow(Service):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError:
+                await asyncio.sleep(3.0)  # a thread that must come to its end
+                raise
+
+    async def main(loop):
+        hedge, service = Hedge(), Slow()
+        async with si.Stack(hedge, service, clock=loop.clock) as stack:
+            for _ in range(40):
+                await stack(0.0)
+            service.script = [(0.5, "first"), (0.010, "second")]
+            began = loop.time()
+            assert await stack(0.0) == "second"
+            assert loop.time() - began == pytest.approx(0.02, rel=0.02)
+            assert seen(hedge, "losers") == (1,)
+        assert loop.time() - began == pytest.approx(3.02, rel=0.01)
+        assert seen(hedge, "losers") == (0,)
+
+    run(main)
+
+
+def test_the_deadline_ends_both():
+    async def main(loop):
+        hedge = Hedge(max_extra=1.0)
+        script = [lambda batch: list(batch.inputs)] * 40 + [HANG, HANG]
+        backend = ScriptedBackend(*script, duration_s=0.010)
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_in_flight=4)
+        async with si.Stack(hedge, batcher, backend, clock=loop.clock) as service:
+            for _ in range(40):
+                await service(0.0)
+            with pytest.raises(si.DeadlineExceeded):
+                await service(0.0, timeout_s=0.1)
+            assert backend.batch_sizes == [1] * 42
+            assert seen(hedge, "hedges", "losers") == (1, 0)
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main)
+
+
+# -- elsewhere, and around what ---------------------------------------------------------------------------------
+
+
+def test_a_replica_gets_the_second_and_lives_with_the_first():
+    class Replica(Service):
+        life = ()
+
+        async def start(self):
+            self.life += ("start",)
+
+        async def stop(self, *, drain):
+            self.life += ("stop", drain)
+
+        def bind_clock(self, clock):
+            self.life += (clock,)
+
+    async def main(loop):
+        replica, service = Replica((0.001, "replica")), Service()
+        hedge = Hedge(to=replica)
+        async with si.Stack(hedge, service, clock=loop.clock) as stack:
+            for _ in range(40):
+                await stack(0.0)
+            service.script = [(0.5, "first")]
+            assert await stack(0.0) == "replica"
+        assert replica.life == (loop.clock, "start", "stop", True)
+        assert (len(service.asked_at), len(replica.asked_at)) == (41, 1)
+
+    run(main)
+
+
+def test_a_backend_is_hedged_by_batches():
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.010)
+        replica = ScriptedBackend(then=lambda batch: ["replica"] * len(batch), duration_s=0.001)
+        hedge = Hedge(to=replica, clock=loop.clock)
+        hedged = hedge.wrap(backend)
+        assert is_backend(hedged)
+        for _ in range(40):
+            await hedged.infer(Batch(np.zeros(1), [Request(0.0)]))
+        backend._steps.extend([HANG] * 2)
+        assert await hedged.infer(Batch(np.zeros(2), [Request(0.0)] * 2)) == ["replica"] * 2
+        task = asyncio.ensure_future(hedged.infer(Batch(np.zeros(2), [Request(0.0), Request(0.0, stream_id=1)])))
+        await asyncio.sleep(1.0)
+        assert len(replica.batches) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await hedged.stop(drain=True)
+        assert backend.running == replica.running == 0
+        assert repr(hedge) in repr(hedged)
+
+    run(main)
+
+
+def test_async_functions_are_hedged_and_sync_ones_are_not():
+    calls = []
+
+    async def main(loop):
+        hedge = Hedge(clock=loop.clock)
+
+        @hedge
+        async def ask(x, *, y):
+            """Says so."""
+            calls.append((x, y))
+            await asyncio.sleep(0.5 if len(calls) == 41 else 0.01)
+            return len(calls)
+
+        assert inspect.iscoroutinefunction(ask)
+        assert ask.__doc__ == "Says so."
+        for _ in range(40):
+            await ask(1, y=2)
+        assert await ask(3, y=4) == 42
+        assert calls[-2:] == [(3, 4), (3, 4)]
+        never = Hedge(clock=loop.clock, idempotent=False).wrap(ask.__wrapped__)
+        for _ in range(40):
+            await never(1, y=2)
+        calls[:] = [None] * 40
+        assert await never(5, y=6) == 41
+
+    run(main)
+    with pytest.raises(TypeError, match="inner: expected a service, a backend or an async function"):
+        Hedge().wrap(lambda x: x)
+    with pytest.raises(TypeError, match="inner: expected a backend, as `to` is"):
+        Hedge(to=ScriptedBackend()).wrap(Service())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"quantile": 1.0}, ValueError, "quantile: expected a share above 0 and below 1"),
+        ({"quantile": "a"}, TypeError, "quantile: expected"),
+        ({"min_delay_s": -1.0}, ValueError, "min_delay_s: expected"),
+        ({"max_extra": 0.0}, ValueError, "max_extra: expected a share above 0 and at most 1"),
+        ({"max_extra": 1.5}, ValueError, "max_extra: expected"),
+        ({"max_hedges": 0}, ValueError, "max_hedges: expected"),
+        ({"to": 5}, TypeError, "inner: expected"),
+        ({"idempotent": 1}, TypeError, "idempotent: expected"),
+        ({"name": 1}, TypeError, "name: expected"),
+        ({"clock": 1}, TypeError, "clock: expected"),
+    ],
+)
+def test_settings_are_checked(settings, error, message):
+    with pytest.raises(error, match=message):
+        Hedge(**settings)
+
+
+def test_what_it_shows():
+    hedge = Hedge(name="<x>")
+    assert "&lt;x&gt;" in hedge._repr_html_()
+    assert "unknown yet" in hedge._repr_html_()
+    assert hedge.statistics().extra == 0.0
+    assert repr(hedge) == "<Hedge('<x>', 0 extra of 0 requests)>"
+
+
+# -- what it is for ---------------------------------------------------------------------------------------------
+
+
+def latencies(hedge, slow, requests=10_000, gap_s=0.002):
+    """Requests every 2 ms to a service of 10 ms give or take; ``slow(i, draw)`` says by how much each takes longer."""
+
+    async def main(loop):
+        draw = random.Random(7)
+        sent = [0]
+        took = []
+
+        class Scripted:
+            async def call(self, request):
+                sent[0] += 1
+                await asyncio.sleep(0.010 * draw.uniform(0.8, 1.2) * slow(loop.now_ns / 1e9, draw))
+                return Response(1.0)
+
+        service = Scripted()
+        if hedge is not None:
+            hedge.bind_clock(loop.clock)
+            service = hedge.wrap(service)
+
+        async def one():
+            began = loop.time()
+            await service.call(Request(0.0))
+            took.append(loop.time() - began)
+
+        tasks = []
+        for _ in range(requests):
+            tasks.append(asyncio.ensure_future(one()))
+            await asyncio.sleep(gap_s)
+        await asyncio.gather(*tasks)
+        return sorted(took), sent[0] / requests - 1.0
+
+    return run(main)
+
+
+def two_in_a_hundred(_, draw):
+    return 10.0 if draw.random() < 0.02 else 1.0
+
+
+def test_with_one_slow_answer_in_fifty_the_tail_falls_to_a_quarter_for_three_percent_more_load():
+    without, none = latencies(None, two_in_a_hundred)
+    hedge = Hedge(quantile=0.975)
+    with_it, extra = latencies(hedge, two_in_a_hundred)
+    p999 = int(0.999 * len(without))
+    p99 = int(0.99 * len(without))
+    assert none == 0.0
+    assert with_it[p99] < 0.3 * without[p99]
+    assert with_it[p999] <= 0.3 * without[p999]
+    assert extra <= 0.03
+    assert extra == pytest.approx(hedge.statistics().extra)
+
+
+@pytest.mark.parametrize("max_extra", [0.01, 0.05])
+def test_when_everything_is_slow_the_extra_load_stays_below_the_cap(max_extra):
+    def brown_out(now, draw):
+        return 10.0 if now > 5.0 else 1.0
+
+    hedge = Hedge(max_extra=max_extra)
+    _, extra = latencies(hedge, brown_out, requests=5_000)
+    assert 0.0 < extra <= max_extra
+    assert hedge.statistics().over_cap > 400

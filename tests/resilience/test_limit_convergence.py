@@ -1,0 +1,300 @@
+"""Where the limit settles, in virtual time: a batcher and a scripted model, Poisson arrivals, nothing fixed by hand."""
+
+import asyncio
+import collections
+import itertools
+import random
+
+import attrs
+import pytest
+
+import streaminfer as si
+from streaminfer.request import Response
+from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.telemetry.slo import BurnSignal
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+LARGEST = 16
+SETUP_S, PER_ITEM_S = 0.016, 0.001  # 32 ms for a full batch
+CAPACITY = 500.0  # a second
+
+
+@attrs.define
+class Load:
+    """Requests that come whether or not the earlier ones were answered, and how each ended and when."""
+
+    service: object
+    loop: object
+    seed: int = 3
+    ended: list = attrs.Factory(list)
+
+    async def offer(self, rate, seconds, watch=None, **request):
+        draw = random.Random(self.seed)
+        end = self.loop.now_ns / 1e9 + seconds
+        due = self.loop.now_ns / 1e9
+        tasks = set()
+        while True:
+            due += draw.expovariate(rate)
+            if due >= end:
+                break
+            await asyncio.sleep(max(due - self.loop.now_ns / 1e9, 0.0))
+            task = asyncio.ensure_future(self.ask(request))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            if watch is not None:
+                watch(self.loop.now_ns / 1e9)
+        while tasks:
+            await asyncio.wait(tasks)
+
+    async def ask(self, request):
+        began = self.loop.now_ns
+        try:
+            await self.service(1.0, **request)
+            outcome = "answered"
+        except si.StreamInferError as error:
+            outcome = type(error).__name__
+        self.ended.append((outcome, began / 1e9, (self.loop.now_ns - began) / 1e9))
+
+    def count(self, start=0.0, stop=1e9):
+        return collections.Counter(outcome for outcome, began, _ in self.ended if start <= began < stop)
+
+    def latencies(self, start=0.0, stop=1e9):
+        return sorted(took for outcome, began, took in self.ended if outcome == "answered" and start <= began < stop)
+
+
+def batched(loop, limit, slower=lambda _: 1.0, slo_s=0.2, policy="greedy"):
+    backend = ScriptedBackend(duration_s=lambda n: (SETUP_S + PER_ITEM_S * n) * slower(loop.now_ns / 1e9))
+    batcher = si.AdaptiveBatcher(max_batch_size=LARGEST, slo_s=slo_s, policy=policy)
+    return backend, si.Stack(limit, batcher, backend, clock=loop.clock)
+
+
+def scenario(limit, *phases, **kwargs):
+    """Runs phases of (rate, seconds) and gives the load, the backend, and the limit watched over time."""
+    trace = []
+
+    async def main(loop):
+        backend, stack = batched(loop, limit, **kwargs)
+        async with stack as service:
+            load = Load(service, loop)
+            for rate, seconds in phases:
+                await load.offer(rate, seconds, lambda now: trace.append((now, limit.statistics().limit)))
+            return load, backend
+
+    load, backend = run(main)
+    assert limit.in_flight == 0
+    assert sum(load.count().values()) == len(load.ended)
+    return load, backend, trace
+
+
+def between(trace, start, stop):
+    return [limit for now, limit in trace if start <= now < stop]
+
+
+@pytest.mark.parametrize("policy", ["greedy", "lookahead"])
+@pytest.mark.parametrize("initial", [2, 20, 800])
+def test_overloaded_it_settles_where_waiting_and_service_are_seven_tenths_of_the_objective(initial, policy):
+    limit = ConcurrencyLimit(initial=initial)
+    load, backend, trace = scenario(limit, (2 * CAPACITY, 8.0), policy=policy)
+    settled = between(trace, 4.0, 8.0)
+    assert 0.7 * 0.2 * CAPACITY * 0.8 < min(settled) <= max(settled) < 0.7 * 0.2 * CAPACITY * 1.35
+    answered = load.latencies(4.0, 7.5)
+    assert len(answered) / 3.5 > 0.96 * CAPACITY
+    assert answered[-1] < 0.2
+    assert load.count(4.0, 7.5).keys() == {"answered", "Overloaded"}  # nobody waits in vain
+    assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.9 * LARGEST  # the planner may hold smaller ones for better
+
+
+def test_batches_that_grow_and_take_longer_are_not_congestion():
+    limit = ConcurrencyLimit(initial=1)  # batches of one, of 17 ms; full ones take nearly twice as long
+    _, backend, trace = scenario(limit, (2 * CAPACITY, 6.0), slo_s=None)
+    assert min(between(trace, 3.0, 6.0)) > 2 * LARGEST
+    assert sum(backend.batch_sizes[-100:-10]) / 90 > 0.95 * LARGEST
+
+
+def test_without_an_objective_a_call_waits_for_two_batches():
+    limit = ConcurrencyLimit()
+    _, _, trace = scenario(limit, (2 * CAPACITY, 8.0), slo_s=None)
+    settled = between(trace, 4.0, 8.0)
+    assert 2.5 * LARGEST < min(settled) <= max(settled) < 4 * LARGEST
+
+
+def test_it_does_not_grow_without_bound_at_a_load_that_needs_no_limit():
+    limit = ConcurrencyLimit()
+    load, _, trace = scenario(limit, (0.7 * CAPACITY, 20.0))
+    assert max(limit for _, limit in trace) < 150
+    assert load.count(1.0)["Overloaded"] == 0
+
+
+def test_it_recovers_from_a_brown_out_within_seconds():
+    limit = ConcurrencyLimit()
+    load, _, trace = scenario(limit, (0.8 * CAPACITY, 20.0), slower=lambda now: 6.0 if 5 <= now < 12 else 1.0)
+    assert max(between(trace, 7.0, 12.0)) < 60  # from 70 and more
+    before, after = load.count(2.0, 4.5), load.count(13.0, 20.0)
+    assert before.keys() == {"answered"}
+    assert after["answered"] / sum(after.values()) > 0.99
+
+
+def test_a_model_that_hangs_brings_it_down_and_it_comes_back():
+    limit = ConcurrencyLimit(initial=100)
+
+    async def main(loop):
+        hung = [HANG] * 20
+
+        def answer(batch):
+            return list(batch.inputs)
+
+        backend = ScriptedBackend(*hung, then=answer, duration_s=lambda n: SETUP_S + PER_ITEM_S * n)
+        async with si.Stack(
+            limit, si.AdaptiveBatcher(max_batch_size=LARGEST, slo_s=0.2), backend, clock=loop.clock
+        ) as service:
+            load = Load(service, loop)
+            await load.offer(CAPACITY, 3.0)
+            assert load.count(0.0, 3.0)["DeadlineExceeded"] > 0
+            assert limit.statistics().limit < 30
+            await load.offer(1.5 * CAPACITY, 8.0)
+            answered = load.count(8.0, 11.0)["answered"]
+            assert answered / 3.0 > 0.95 * CAPACITY
+
+    run(main)
+    assert limit.in_flight == 0
+
+
+def burning(rate, seconds, slower=lambda _: 1.0, tighten=0.5):
+    """An SLO of its own, that burns when a tenth of the answers are late."""
+    seen = []
+
+    async def main(loop):
+        slo = si.SLO(
+            "test",
+            threshold_s=0.3,
+            objective=0.95,
+            period_s=600.0,
+            signal=BurnSignal(window_s=10.0, short_s=1.0, starts_at=2.0, ends_at=1.0),
+            clock=loop.clock,
+        )
+        limit = ConcurrencyLimit(slo=slo, tighten=tighten, clock=loop.clock)
+        _, stack = batched(loop, limit, slower, slo_s=1.0)
+        async with si.Stack(si.Telemetry(slo=slo), stack, clock=loop.clock) as service:
+            load = Load(service, loop)
+            await load.offer(
+                rate,
+                seconds,
+                lambda now: seen.append((now, limit.statistics().limit, slo.burning(), limit.statistics().goal_s)),
+            )
+        return load
+
+    return run(main), seen
+
+
+def test_an_slo_that_burns_tightens_it_and_it_is_stable_there():
+    def in_every_fourth_second(now):
+        return 2.5 if now % 4.0 < 1.0 else 1.0
+
+    tightened, seen = burning(1.5 * CAPACITY, 60.0, in_every_fourth_second)
+    untouched, _ = burning(1.5 * CAPACITY, 60.0, in_every_fourth_second, tighten=1.0)
+
+    def on_time(load):
+        latencies = load.latencies(20.0, 60.0)
+        return sum(took <= 0.3 for took in latencies) / len(latencies)
+
+    assert on_time(untouched) < 0.9
+    assert on_time(tightened) > on_time(untouched) + 0.03
+    assert tightened.count()["answered"] > 0.98 * untouched.count()["answered"]  # the workers are never idle
+    states = [burns for _, _, burns, _ in seen]
+    assert any(states)
+    assert sum(now and not before for before, now in itertools.pairwise(states)) <= 3
+    goals = [goal for now, _, _, goal in seen if now > 5.0]
+    assert min(goals) == pytest.approx(0.5 * 0.7 * 0.3, rel=0.02)  # the goal falls once, and no further
+    assert min(limit for now, limit, _, _ in seen if now > 5.0) > 2 * LARGEST
+
+
+# -- without a batcher ------------------------------------------------------------------------------------------
+
+
+class Servers:
+    """So many at once, the others wait outside: a service that tells nothing of it."""
+
+    def __init__(self, loop, count, duration_s):
+        self._free = asyncio.Semaphore(count)
+        self._loop = loop
+        self._duration_s = duration_s
+
+    async def call(self, request):
+        async with self._free:
+            await asyncio.sleep(self._duration_s(self._loop.now_ns / 1e9))
+        return Response(request.inputs)
+
+
+def served(limit, rate, seconds, duration_s, count=8, **request):
+    trace = []
+
+    async def main(loop):
+        async with si.Stack(limit, Servers(loop, count, duration_s), clock=loop.clock) as service:
+            load = Load(service, loop)
+            await load.offer(rate, seconds, lambda now: trace.append((now, limit.statistics().limit)), **request)
+            return load
+
+    load = run(main)
+    assert limit.in_flight == 0
+    return load, trace
+
+
+def test_a_plain_service_is_held_at_twice_its_latency_without_load():
+    load, trace = served(ConcurrencyLimit(), 800.0, 10.0, lambda _: 0.02)
+    settled = between(trace, 3.0, 10.0)
+    assert 12 < min(settled) <= max(settled) < 24  # eight that work, and as many that wait
+    assert load.count(3.0, 9.5)["answered"] / 6.5 > 0.96 * 400
+    assert load.latencies(3.0)[-1] < 0.1
+
+
+def test_durations_that_vary_do_not_throttle_it():
+    draw = random.Random(5)
+    load, trace = served(ConcurrencyLimit(), 800.0, 20.0, lambda _: draw.expovariate(50.0))
+    assert min(between(trace, 2.0, 20.0)) > 7
+    assert load.count(2.0, 19.5)["answered"] / 17.5 > 0.93 * 400
+
+
+def test_a_plain_service_that_becomes_slower_is_not_throttled_for_it():
+    load, trace = served(ConcurrencyLimit(), 800.0, 15.0, lambda now: 0.02 if now < 5 else 0.08)
+    assert min(between(trace, 6.5, 9.0)) > 7  # found out before the no-load latency is due to be forgotten
+    assert 11 < min(between(trace, 9.0, 15.0)) <= max(between(trace, 9.0, 15.0)) < 30
+    assert load.count(9.0, 14.0)["answered"] / 5.0 > 0.93 * 100
+
+
+def test_a_start_far_too_high_is_found_out():
+    load, trace = served(ConcurrencyLimit(initial=100), 100.0, 30.0, lambda _: 0.02, count=1)
+    assert max(between(trace, 11.5, 30.0)) < 10
+    assert load.count(20.0, 29.0)["answered"] / 9.0 > 0.9 * 50
+
+
+def test_calls_that_only_time_out_bring_it_down():
+    load, _ = served(ConcurrencyLimit(initial=300), 800.0, 8.0, lambda _: 0.02, timeout_s=0.1)
+    outcomes = load.count(3.0, 7.5)
+    assert outcomes["answered"] / 4.5 > 0.93 * 400
+    assert outcomes["DeadlineExceeded"] / sum(outcomes.values()) < 0.02
+
+
+def test_what_is_not_used_does_not_grow():
+    _, trace = served(ConcurrencyLimit(initial=100), 100.0, 10.0, lambda _: 0.02)
+    assert {limit for _, limit in trace} == {100.0}
+
+
+def test_the_drain_time_is_measured():
+    limit = ConcurrencyLimit(limit=40)
+    waits = []
+
+    async def main(loop):
+        async with si.Stack(limit, Servers(loop, 8, lambda _: 0.02), clock=loop.clock) as service:
+            load = Load(service, loop)
+
+            def watch(now):
+                if now > 1.0 and limit.in_flight == 40:
+                    waits.append(limit.retry_after_s)
+
+            await load.offer(800.0, 3.0, watch)
+
+    run(main)
+    assert len(waits) > 100
+    assert all(0.09 < wait < 0.11 for wait in waits)  # 40 at 400 a second

@@ -1,0 +1,355 @@
+"""The limit's state machine: any order of calls and ends keeps its counts, its bounds, and its compiled twin."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from streaminfer.resilience import _limit_cy as compiled
+from streaminfer.resilience._limit_cy import FULL, LATE, NEVER, UNKNOWN, LimitMachine
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+S = 1_000 * MS
+
+
+def make(limit=10, low=1, high=100, adaptive=True, reserve=0.1, tighten=0.5, delay_ms=-1.0, of=LimitMachine):
+    return of(float(limit), low, high, adaptive, reserve, tighten, delay_ms * MS if delay_ms >= 0 else -1.0)
+
+
+def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER):
+    """One round of calls that are all under way at once; gives the instant at which they end."""
+    permits = [machine.try_acquire(0, deadline, now) for _ in range(count)]
+    assert all(permit > 0 for permit in permits)
+    end = now + int((queued_ms + served_ms) * MS)
+    rounds = machine.rounds
+    for permit in permits:
+        machine.answer(permit, int(queued_ms * MS), now, end)
+    last = machine.try_acquire(0, NEVER, end)
+    machine.answer(last, int(queued_ms * MS), end, end + int((queued_ms + served_ms) * MS))
+    assert machine.rounds == rounds + 1
+    return end + int((queued_ms + served_ms) * MS)
+
+
+def test_waiting_longer_than_the_goal_lowers_it_to_where_littles_law_points():
+    machine = make(limit=10, delay_ms=20)
+    round_of(machine, S, 50, 10)
+    assert machine.goal_ns == 30 * MS
+    assert machine.limit == pytest.approx(10 * 30 / 60)
+
+
+def test_it_never_falls_by_more_than_half_in_a_round():
+    machine = make(limit=10, delay_ms=10)
+    round_of(machine, S, 1000, 10)
+    assert machine.limit == 5.0
+
+
+def test_waiting_less_raises_it_by_the_root_at_most_and_never_past_where_littles_law_points():
+    machine = make(limit=16, delay_ms=1000)
+    now = round_of(machine, S, 10, 10, count=10)
+    assert machine.limit == 16 + 4
+    near = make(limit=16, delay_ms=11)
+    round_of(near, now, 10, 10, count=10)
+    assert near.limit == pytest.approx(16 * 21 / 20)
+
+
+def test_slower_batches_alone_change_nothing():
+    machine = make(limit=10)
+    now = round_of(machine, S, 20, 10)
+    before = machine.limit
+    for service_ms in (20, 40, 80):  # all wait for two batches, whatever those take
+        now = round_of(machine, now, 2 * service_ms, service_ms)
+        assert machine.limit == before
+
+
+def test_to_wait_for_one_batch_is_never_congestion():
+    machine = make(limit=10, delay_ms=0)
+    round_of(machine, S, 30, 30)
+    assert machine.limit == 10
+
+
+def test_what_is_not_used_does_not_grow_but_falls():
+    machine = make(limit=80, delay_ms=1000)
+    now = round_of(machine, S, 1, 10, count=10)
+    assert machine.limit == 80
+    congested = make(limit=80, delay_ms=10)
+    round_of(congested, now, 50, 10, count=10)
+    assert congested.limit == pytest.approx(2 * 10 * 0.5)
+
+
+def test_a_round_counts_calls_that_began_after_the_last_decision():
+    machine = make(limit=10, delay_ms=20)
+    early = machine.try_acquire(0, NEVER, S)
+    round_of(machine, S + MS, 50, 10, count=9)
+    limit, rounds = machine.limit, machine.rounds
+    for _ in range(3):
+        machine.answer(early, 500 * MS, S, 3 * S)  # it knew nothing of the present limit
+        early = machine.try_acquire(0, NEVER, S)
+    assert (machine.limit, machine.rounds) == (limit, rounds)
+
+
+def test_latencies_that_vary_are_judged_by_their_mean_less_its_standard_error():
+    machine = make(limit=4, delay_ms=2.5)
+    now = S
+    for _ in range(9):
+        fast, slow = (machine.try_acquire(0, NEVER, now) for _ in range(2))
+        machine.answer(fast, UNKNOWN, 0, now + 5 * MS)
+        machine.answer(slow, UNKNOWN, 0, now + 15 * MS)
+        now += 15 * MS
+    assert machine.rounds == 1
+    assert machine.goal_ns == pytest.approx(12.5 * MS)
+    assert machine.limit == pytest.approx(4 * 12.5 / (10 - 5 / math.sqrt(18)))
+
+
+def test_the_objective_is_a_target_for_waiting_and_service():
+    machine = make(limit=10)
+    machine.aim(100.0 * MS, False)
+    round_of(machine, S, 50, 10)
+    assert machine.goal_ns == pytest.approx(70 * MS)
+    assert machine.limit == pytest.approx(10 * 70 / 60)
+
+
+def test_a_burning_slo_lowers_the_goal_once_and_it_returns_in_half_a_minute():
+    machine = make(limit=10)
+    machine.aim(1000.0 * MS, True)
+    now = round_of(machine, S, 300, 50)
+    now = round_of(machine, now, 300, 50)
+    assert machine.goal_ns == pytest.approx(350 * MS)
+    assert machine.limit == pytest.approx(10)
+    machine.aim(1000.0 * MS, False)
+    goals = []
+    start = now
+    while now < start + 29 * S:
+        now = round_of(machine, now, 300, 50, count=5)
+        goals.append(machine.goal_ns)
+        machine.aim(1000.0 * MS, False)
+    assert goals == sorted(goals)
+    assert goals[len(goals) // 2] == pytest.approx(0.75 * 700 * MS, rel=0.05)
+    while now < start + 32 * S:
+        now = round_of(machine, now, 300, 50, count=5)
+    assert machine.goal_ns == pytest.approx(700 * MS)
+
+
+def test_a_burning_slo_tightens_a_fixed_limit():
+    machine = make(limit=10, adaptive=False, tighten=0.4)
+    machine.aim(0.0, True)
+    assert machine.allowed == 4
+    assert machine.limit == 10
+
+
+def test_priorities_leave_places_to_more_urgent_ones():
+    machine = make(limit=10, adaptive=False, reserve=0.25)
+    given = {}
+    for priority in (9, 3, 2, 1, 0, -5):
+        given[priority] = 0
+        while machine.try_acquire(priority, NEVER, S) > 0:
+            given[priority] += 1
+    assert given == {9: 1, 3: 3, 2: 1, 1: 2, 0: 3, -5: 0}  # up to 1, 4, 5, 7, 10, 10
+    assert machine.refused == 6
+
+
+def test_without_reserve_all_are_alike():
+    machine = make(limit=3, adaptive=False, reserve=0.0)
+    assert [machine.try_acquire(2**31 - 1, NEVER, S) > 0 for _ in range(4)] == [True, True, True, False]
+
+
+def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_way():
+    machine = make(limit=10)
+    now = round_of(machine, S, 20, 10)
+    assert machine.try_acquire(0, now + MS, now) > 0  # nothing is under way: how else would a stall be unlearned?
+    assert machine.look(0, now + 29 * MS, now) == LATE
+    assert machine.try_acquire(0, now + 29 * MS, now) == LATE
+    assert machine.try_acquire(0, now + 30 * MS, now) > 0
+    assert machine.late == 1
+    fast = machine.try_acquire(0, NEVER, now)
+    machine.answer(fast, 0, now, now + 5 * MS)  # one fast answer is enough
+    assert machine.look(0, now + 29 * MS, now) == 1
+
+
+def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
+    machine = make(limit=20, delay_ms=20)
+    now = round_of(machine, S, 20, 10, count=19)
+    goal, limit = machine.goal_ns, machine.limit
+    assert (goal, limit) == (30 * MS, 20)
+    for _ in range(30):  # less than the 10 ms of service: no evidence
+        machine.time_out(machine.try_acquire(0, NEVER, now), 9 * MS, now + 9 * MS)
+    assert machine.limit == limit
+    for _ in range(10):
+        machine.time_out(machine.try_acquire(0, NEVER, now), 11 * MS, now + 11 * MS)
+    assert machine.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
+
+
+def test_before_the_first_answer_late_calls_halve_it():
+    machine = make(limit=16)
+    permits = [machine.try_acquire(0, NEVER, S) for _ in range(16)]
+    for permit in permits:
+        machine.time_out(permit, 50 * MS, 2 * S)
+    assert machine.limit == 8
+
+
+def test_refusals_further_in_lower_it_by_a_tenth():
+    machine = make(limit=20)
+    permits = [machine.try_acquire(0, NEVER, S) for _ in range(20)]
+    for permit in permits[:10]:
+        machine.overload(permit, S)
+    assert machine.limit == 18
+    assert machine.overloaded == 10
+
+
+def test_the_drain_time_is_calls_under_way_over_the_rate_and_grows_in_a_lull():
+    machine = make(limit=20, adaptive=False)
+    assert machine.drain_ns(S) == 0
+    now = S
+    first = machine.try_acquire(0, NEVER, now)
+    assert machine.drain_ns(now + 7 * MS) == 7 * MS  # nothing is known but that it takes so long
+    machine.answer(first, 0, now, now + 10 * MS)
+    now += 10 * MS
+    for _ in range(2):
+        machine.try_acquire(0, NEVER, now)
+    assert machine.drain_ns(now) == 20 * MS
+    for _ in range(2):
+        now += 10 * MS
+        machine.release(now)
+    for _ in range(15):
+        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        now += 10 * MS
+    for _ in range(5):
+        machine.try_acquire(0, NEVER, now)
+    assert machine.drain_ns(now) == pytest.approx(50 * MS, rel=0.01)
+    assert machine.drain_ns(now + 40 * MS) == pytest.approx(50 * MS, rel=0.01)
+    assert machine.drain_ns(now + 300 * MS) == 300 * MS
+
+
+def test_idle_time_is_not_counted_into_the_rate():
+    machine = make(limit=20, adaptive=False)
+    now = S
+    for _ in range(40):
+        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        now += 1010 * MS  # a second of rest
+    assert machine.interval_ns == pytest.approx(10 * MS)
+
+
+def test_a_permit_that_comes_back_when_none_is_out_is_ignored():
+    machine = make()
+    permit = machine.try_acquire(0, NEVER, 0)
+    assert permit > 0  # even where the clock begins at 0
+    machine.release(0)
+    machine.release(0)
+    assert not machine.answer(permit, UNKNOWN, 0, 0)
+    assert (machine.in_flight, machine.released, machine.stale) == (0, 1, 2)
+
+
+class Twins(RuleBasedStateMachine):
+    """Compiled and plain side by side; a plain account of what is out."""
+
+    twin = None
+
+    @initialize(
+        limit=st.integers(1, 50),
+        adaptive=st.booleans(),
+        delay=st.sampled_from([-1.0, 0.0, 5.0]),
+        reserve=st.sampled_from([0.0, 0.3]),
+    )
+    def begin(self, limit, adaptive, delay, reserve):
+        settings = {"low": 1 if not adaptive else min(2, limit), "high": 60}
+        self.adaptive = adaptive
+        self.machines = [
+            make(limit, adaptive=adaptive, delay_ms=delay, reserve=reserve, of=kind.LimitMachine, **settings)
+            for kind in (compiled, type(self).twin)
+        ]
+        self.first = limit
+        self.out = []
+        self.now = S
+        self.asked = self.given = 0
+
+    def each(self, method, *arguments):
+        results = [getattr(machine, method)(*arguments) for machine in self.machines]
+        assert results[0] == results[1]
+        return results[0]
+
+    @rule(ms=st.integers(0, 3000))
+    def time_passes(self, ms):
+        self.now += ms * MS
+
+    @rule(priority=st.integers(-2, 4), slack=st.sampled_from([None, -5, 0, 10, 1000]), count=st.integers(1, 12))
+    def ask(self, priority, slack, count):
+        deadline = NEVER if slack is None else self.now + slack * MS
+        for _ in range(count):
+            looked = self.each("look", priority, deadline, self.now)
+            permit = self.each("try_acquire", priority, deadline, self.now)
+            assert permit == self.now if looked == 1 else permit == looked
+            self.asked += 1
+            if permit > 0:
+                self.given += 1
+                self.out.append(permit)
+                assert len(self.out) <= self.machines[0].allowed
+            elif permit == FULL:
+                assert len(self.out) >= 1
+
+    @precondition(lambda self: self.out)
+    @rule(
+        count=st.integers(1, 40),
+        how=st.sampled_from(["answer", "batch", "time_out", "overload", "release"]),
+        queued=st.integers(0, 500),
+        place=st.integers(0, 100),
+    )
+    def end(self, count, how, queued, place):
+        for _ in range(min(count, len(self.out))):
+            permit = self.out.pop(place % len(self.out))
+            if how == "answer":
+                self.each("answer", permit, UNKNOWN, 0, self.now)
+            elif how == "batch":
+                self.each("answer", permit, queued * MS, self.now, self.now)
+            elif how == "time_out":
+                self.each("time_out", permit, queued * MS, self.now)
+            elif how == "overload":
+                self.each("overload", permit, self.now)
+            else:
+                self.each("release", self.now)
+
+    @rule(objective=st.sampled_from([0.0, 50.0, 1000.0]), burning=st.booleans())
+    def aim(self, objective, burning):
+        self.each("aim", objective * MS, burning)
+
+    @invariant()
+    def counts_and_bounds(self):
+        if not hasattr(self, "machines"):
+            return
+        one, two = self.machines
+        for name in (
+            "limit", "allowed", "in_flight", "admitted", "refused", "late", "answered", "timed_out", "overloaded",
+            "released", "stale", "rounds", "goal_ns", "waited_ns", "service_ns", "interval_ns", "burning",
+        ):  # fmt: skip
+            assert getattr(one, name) == getattr(two, name), name
+        assert one.in_flight == len(self.out)
+        assert one.admitted == self.given
+        assert one.admitted + one.refused + one.late == self.asked
+        ended = one.answered + one.timed_out + one.overloaded + one.released
+        assert one.admitted == ended + one.in_flight
+        assert one.stale == 0
+        assert 1 <= one.allowed <= math.floor(one.limit)
+        assert one.limit == self.first if not self.adaptive else 1 <= one.limit <= 60
+        assert self.each("drain_ns", self.now) >= 0
+        assert (self.each("drain_ns", self.now) == 0) or self.out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _twin(plain):
+    Twins.twin = plain("resilience._limit_cy")
+
+
+TestTwins = Twins.TestCase
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 200)), min_size=5, max_size=60))
+def test_whatever_it_measures_the_limit_stays_within_its_bounds(rounds):
+    machine = make(limit=20, low=4, high=40, delay_ms=30)
+    now = S
+    for queued_ms, served_ms in rounds:
+        before = machine.limit
+        now = round_of(machine, now, queued_ms, served_ms, count=min(10, machine.allowed))
+        assert 4 <= machine.limit <= 40
+        assert machine.limit <= before + math.sqrt(before) + 1e-9

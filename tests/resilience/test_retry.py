@@ -1,0 +1,434 @@
+"""Retries: which, when, and never more than the traffic has paid for."""
+
+import asyncio
+import inspect
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer.protocols import is_backend, is_service
+from streaminfer.request import Batch, Request, Response
+from streaminfer.resilience import _share_cy as compiled
+from streaminfer.resilience import retry
+from streaminfer.resilience.retry import RetryBudget
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+MS = 10**6
+
+
+class Service:
+    """Answers or fails by script, each time after ``takes_s``."""
+
+    def __init__(self, *script, takes_s=0.0, **more):
+        self.script = list(script)
+        self.takes_s = takes_s
+        self.asked_at = []
+        self.__dict__.update(more)
+
+    async def call(self, request):
+        loop = asyncio.get_running_loop()
+        self.asked_at.append(round(loop.time(), 6))
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
+        step = self.script.pop(0) if self.script else 1.0
+        if isinstance(step, BaseException):
+            raise step
+        return Response(step)
+
+
+def asked(service, budget, *requests, now_ns=0):
+    """What became of requests, one after another: outputs or the error's class."""
+    ended = []
+
+    async def main(loop):
+        budget.bind_clock(loop.clock)
+        retried = budget.wrap(service)
+        for request in requests or [Request(1.0)]:
+            try:
+                ended.append((await retried.call(request)).outputs)
+            except Exception as error:
+                ended.append(type(error))
+
+    run(main, now_ns=now_ns)
+    return ended if len(ended) > 1 else ended[0]
+
+
+def gave_up(budget):
+    return {why: count for why, count in budget.statistics().gave_up.items() if count}
+
+
+class Marked(Exception):
+    def __init__(self, retryable):
+        super().__init__()
+        self.retryable = retryable
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+# -- which ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "retried"),
+    [
+        (si.BackendError(), {}, True),
+        (si.Overloaded(), {}, True),
+        (KeyError(), {}, False),
+        (si.InvalidInput(), {}, False),
+        (si.DeadlineExceeded(), {}, False),
+        (si.Closed(), {}, False),
+        (si.CircuitOpen(), {}, False),
+        (Marked(True), {}, True),
+        (Marked("yes"), {}, False),
+        (caused(si.BackendError(), Marked(False)), {}, False),
+        (caused(KeyError(), Marked(True)), {}, True),
+        (KeyError(), {"retryable": LookupError}, True),
+        (KeyError(), {"retryable": (ValueError, LookupError)}, True),
+        (si.BackendError(), {"retryable": KeyError}, False),
+        (si.CircuitOpen(), {"retryable": Exception}, False),
+        (si.InvalidInput(), {"retryable": (ValueError, si.StreamInferError)}, False),
+        (si.Overloaded(), {"retryable": si.StreamInferError}, True),
+        (si.CircuitOpen(), {"retryable": (Exception, si.CircuitOpen)}, True),
+        (si.DeadlineExceeded(), {"retryable": si.DeadlineExceeded}, True),
+        (si.DeadlineExceeded(), {"retryable": TimeoutError}, False),
+        (KeyError(), {"retryable": lambda error: isinstance(error, KeyError)}, True),
+        (si.BackendError(), {"retryable": lambda error: False}, False),
+        (Marked(True), {"retryable": lambda error: False}, False),
+    ],
+    ids=repr,
+)
+def test_which_errors_are_retried(error, settings, retried):
+    service, budget = Service(error), RetryBudget(**settings)
+    assert asked(service, budget) == (1.0 if retried else type(error))
+    assert len(service.asked_at) == 1 + retried
+    assert gave_up(budget) == ({} if retried else {"retryable": 1})
+    assert budget.statistics().recovered == retried
+
+
+def test_what_ends_a_task_is_never_retried():
+    budget = RetryBudget(retryable=BaseException)
+    assert not budget.is_retryable(asyncio.CancelledError())
+    assert not budget.is_retryable(KeyboardInterrupt())
+
+    async def main(_):
+        service = Service(takes_s=1.0)
+        task = asyncio.ensure_future(budget.wrap(service).call(Request(1.0)))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(service.asked_at) == 1
+
+    run(main)
+    assert budget.statistics().retries == 0
+
+
+@pytest.mark.parametrize(
+    ("declared", "behind", "stream_id", "retried"),
+    [
+        (None, None, None, True),
+        (None, None, "camera", False),
+        (None, True, "camera", True),
+        (None, False, None, False),
+        (True, None, "camera", True),
+        (True, False, None, True),
+        (False, True, None, False),
+    ],
+)
+def test_which_requests_are_repeated(declared, behind, stream_id, retried):
+    service = Service(si.BackendError(), **({} if behind is None else {"idempotent": behind}))
+    budget = RetryBudget(idempotent=declared)
+    ended = asked(service, budget, Request(1.0, stream_id=stream_id))
+    assert ended == (1.0 if retried else si.BackendError)
+    assert gave_up(budget) == ({} if retried else {"repeatable": 1})
+
+
+def test_so_many_attempts_and_then_the_last_error():
+    service = Service(si.BackendError("a"), si.BackendError("b"), si.Overloaded("c"), 4.0)
+    budget = RetryBudget(max_attempts=3)
+    assert asked(service, budget) is si.Overloaded
+    assert len(service.asked_at) == 3
+    assert gave_up(budget) == {"attempts": 1}
+    assert budget.statistics().recovered == 0
+    assert asked(Service(si.BackendError()), RetryBudget(max_attempts=1)) is si.BackendError
+
+
+# -- when -------------------------------------------------------------------------------------------------------
+
+
+def test_the_wait_is_what_the_error_asks_for_and_a_back_off_that_doubles():
+    service = Service(si.BackendError(), si.BackendError(), si.Overloaded(retry_after_s=0.2))
+    budget = RetryBudget(max_attempts=4, backoff_s=0.1, seed=3)
+    draw = random.Random(3)
+    waits = [0.1, 0.2, 0.4]
+    expected = [0.0]
+    for wait, asks in zip(waits, [0.0, 0.0, 0.2], strict=True):
+        expected.append(expected[-1] + asks + wait * (0.5 + 0.5 * draw.random()))
+    assert asked(service, budget) == 1.0
+    assert service.asked_at == pytest.approx(expected, abs=2e-6)
+    assert 0.05 <= expected[1] <= 0.1
+
+
+def test_without_a_back_off_it_asks_again_at_once():
+    service = Service(si.BackendError())
+    asked(service, RetryBudget())
+    assert service.asked_at == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("left_ms", "retried"), [(39, False), (40, False), (41, True)])
+def test_an_attempt_that_usually_takes_longer_than_what_is_left_is_not_begun(left_ms, retried):
+    budget = RetryBudget()
+    service = Service(1.0, si.BackendError(), takes_s=0.020)
+    ended = asked(service, budget, Request(1.0), Request(1.0, deadline_ns=20 * MS + left_ms * MS))
+    assert ended == [1.0, 1.0 if retried else si.BackendError]
+    assert gave_up(budget) == ({} if retried else {"time": 1})
+    assert budget.statistics().usual_s == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("deadline_ms", "retried"), [(None, True), (301, True), (300, False)])
+def test_a_wait_that_leaves_no_time_is_not_waited(deadline_ms, retried):
+    budget = RetryBudget()
+    deadline_ns = None if deadline_ms is None else deadline_ms * MS
+    service = Service(si.Overloaded(retry_after_s=0.3))
+    assert asked(service, budget, Request(1.0, deadline_ns=deadline_ns)) == (1.0 if retried else si.Overloaded)
+
+
+def test_nobody_waits_for_ever():
+    budget = RetryBudget(max_wait_s=2.0)
+    assert asked(Service(si.Overloaded(retry_after_s=2.5)), budget) is si.Overloaded
+    assert gave_up(budget) == {"time": 1}
+    assert asked(Service(si.Overloaded(retry_after_s=2.0)), RetryBudget(max_wait_s=2.0)) == 1.0
+
+
+# -- how many ---------------------------------------------------------------------------------------------------
+
+
+def test_a_storm_of_failures_adds_a_tenth_to_the_load():
+    service = Service(*[si.BackendError()] * 3000)
+    budget = RetryBudget(max_attempts=5, min_per_s=0.0)
+    asked(service, budget, *[Request(1.0)] * 1000)
+    assert len(service.asked_at) == 1100
+    seen = budget.statistics()
+    assert (seen.requests, seen.retries) == (1000, 100)
+    assert seen.left == pytest.approx(0.0)
+    assert sum(gave_up(budget).values()) == 1000
+    assert gave_up(budget)["budget"] > 900
+
+
+def test_a_quiet_service_may_retry_now_and_then():
+    budget = RetryBudget(ratio=0.0, min_per_s=0.2)
+    service = Service(*[si.BackendError()] * 20)
+    asked(service, budget, *[Request(1.0)] * 3)
+    assert budget.statistics().retries == 2
+
+
+def test_a_quiet_night_does_not_pay_for_a_storm(clock):
+    budget = RetryBudget(min_per_s=0.0, clock=clock)
+    for _ in range(1000):
+        budget.count()
+    assert budget.try_acquire()
+    clock.advance(9.0)
+    assert budget.try_acquire()
+    clock.advance(1.0)
+    assert not budget.try_acquire()
+    assert budget.statistics().left == pytest.approx(-1.0)
+    clock.advance(9.0)
+    budget.count()
+    assert budget.statistics().left == pytest.approx(0.1)
+
+
+def test_what_is_shared_shares_the_budget():
+    budget = RetryBudget(ratio=0.0, min_per_s=0.1)
+    one, two = Service(si.BackendError()), Service(si.BackendError())
+    assert asked(one, budget) == 1.0
+    assert asked(two, budget) is si.BackendError
+
+
+# the instants, in milliseconds since the last event, at which requests come (True) and retries are wanted
+events = st.lists(st.tuples(st.integers(0, 4000), st.booleans()), max_size=150)
+
+
+@given(events, st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1, 1.0]))
+def test_extra_calls_never_exceed_their_share_of_any_window(plain, events, ratio, per_s):
+    twins = [kind.TrafficShare(ratio, per_s) for kind in (compiled, plain("resilience._share_cy"))]
+    now, requests, extra, refused = 5 * S, [], [], 0
+    for gap, is_request in events:
+        now += gap * MS
+        if is_request:
+            requests.append(now)
+            for twin in twins:
+                twin.count(now)
+        else:
+            first, second = (twin.grant(now) for twin in twins)
+            assert first == second
+            number = now // S
+
+            def live(instants, number=number):
+                return sum(number - instant // S < 10 for instant in instants)
+
+            allowed = ratio * live(requests) + per_s * 10
+            assert first == (live(extra) + 1 <= allowed + 1e-9)
+            if first:
+                extra.append(now)
+            else:
+                refused += 1
+        assert twins[0].left(now) == twins[1].left(now)
+    for twin in twins:
+        assert (twin.requests, twin.granted, twin.refused) == (len(requests), len(extra), refused)
+
+
+def test_a_clock_that_jumps_back_stands_still(plain):
+    for kind in (compiled, plain("resilience._share_cy")):
+        share = kind.TrafficShare(1.0, 0.0)
+        share.count(100 * S)
+        share.count(3 * S)
+        share.count(-5 * S)
+        assert share.left(99 * S) == 3.0
+
+
+# -- around what ------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_repeated_as_a_whole_and_rows_that_failed_alone_are_not():
+    backend = ScriptedBackend(RuntimeError("driver"), [KeyError("row"), 2.0])
+    budget = RetryBudget(retryable=RuntimeError)
+
+    async def main(_):
+        retried = budget.wrap(backend)
+        assert is_backend(retried)
+        batch = Batch(np.zeros(2), [Request(0.0), None])
+        results = await retried.infer(batch)
+        assert isinstance(results[0], KeyError)
+        backend._steps.append(RuntimeError("driver"))
+        with pytest.raises(RuntimeError):
+            await retried.infer(Batch(np.zeros(2), [Request(0.0), Request(0.0, stream_id=1)]))
+
+    run(main)
+    assert len(backend.batches) == 3
+    assert gave_up(budget) == {"repeatable": 1}
+
+
+def test_functions_stay_what_they_are(monkeypatch, clock):
+    slept = []
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
+    budget = RetryBudget(retryable=ConnectionError, backoff_s=0.5, seed=1, clock=clock)
+    script = [ConnectionError(), 5]
+
+    def step(x, *, y=0):
+        """Says so."""
+        it = script.pop(0)
+        if isinstance(it, Exception):
+            raise it
+        return it, x, y
+
+    retried = budget.wrap(step)
+    assert retried(1, y=2) == (5, 1, 2)
+    assert slept == [pytest.approx(0.5 * (0.5 + 0.5 * random.Random(1).random()))]
+    assert retried.__doc__ == "Says so."
+    script[:] = [KeyError()]
+    with pytest.raises(KeyError):
+        retried(1)
+
+    @RetryBudget(retryable=ConnectionError, backoff_s=0.5, seed=1)
+    async def later(x):
+        return step(x)
+
+    assert inspect.iscoroutinefunction(later)
+    script[:] = [ConnectionError(), 5, ConnectionError(), ConnectionError()]
+
+    async def main(loop):
+        assert await later(3) == (5, 3, 0)
+        assert loop.time() == pytest.approx(slept[0])
+        with pytest.raises(ConnectionError):
+            await later(3)
+
+    run(main)
+    for idempotent in (False, None):
+        function = RetryBudget(retryable=ConnectionError, idempotent=idempotent)(step)
+        script[:] = [ConnectionError(), 5]
+        if idempotent is False:
+            with pytest.raises(ConnectionError):
+                function(1)
+        else:
+            assert function(1) == (5, 1, 0)
+
+
+def test_a_stack_finds_what_stands_behind_and_gives_its_clock():
+    budget = RetryBudget()
+    backend = ScriptedBackend(RuntimeError("once"), duration_s=0.01)
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.1)
+        async with si.Stack(budget, batcher, backend, clock=loop.clock) as service:
+            assert await service(2.0) == 2.0
+            assert service.statistics()["RetryBudget"].recovered == 1
+            request = Request(1.0, deadline_ns=loop.now_ns + 1)
+            assert not service.admission(request, loop.now_ns).ok
+            layer = service.inner
+            assert is_service(layer)
+            assert repr(budget) in repr(layer)
+
+    run(main)
+    assert budget.statistics().usual_s == pytest.approx(0.01)
+
+
+def test_in_front_of_a_limit_it_comes_back_when_there_is_place():
+    from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+
+    budget, limit = RetryBudget(max_attempts=3, min_per_s=10.0), ConcurrencyLimit(limit=1)
+
+    async def main(loop):
+        stack = si.Stack(budget, limit, Service(takes_s=0.05), clock=loop.clock)
+        async with stack as service:
+            await service(1.0)
+            answers = await asyncio.gather(*[service(1.0) for _ in range(2)])
+            assert answers == [1.0, 1.0]
+            assert loop.time() == pytest.approx(0.15, abs=0.01)
+
+    run(main)
+    assert limit.statistics().refused == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"max_attempts": 0}, ValueError, "max_attempts: expected"),
+        ({"ratio": -0.1}, ValueError, "ratio: expected a finite number ≥ 0"),
+        ({"ratio": float("inf")}, ValueError, "ratio: expected"),
+        ({"ratio": True}, TypeError, "ratio: expected"),
+        ({"min_per_s": "1"}, TypeError, "min_per_s: expected"),
+        ({"retryable": 3}, TypeError, "retryable: expected classes"),
+        ({"retryable": (KeyError, "a")}, TypeError, "retryable: expected classes of exceptions.* got 'a'"),
+        ({"backoff_s": -1}, ValueError, "backoff_s: expected"),
+        ({"max_wait_s": None}, TypeError, "max_wait_s: expected"),
+        ({"idempotent": 1}, TypeError, "idempotent: expected True, False or None"),
+        ({"seed": -1}, ValueError, "seed: expected"),
+        ({"name": None}, TypeError, "name: expected"),
+        ({"clock": 1}, TypeError, "clock: expected"),
+    ],
+)
+def test_settings_are_checked(settings, error, message):
+    with pytest.raises(error, match=message):
+        RetryBudget(**settings)
+
+
+def test_what_it_shows():
+    budget = RetryBudget(name="<b>")
+    assert "&lt;b&gt;" in budget._repr_html_()
+    assert "not retried: budget" in budget._repr_html_()
+    assert repr(budget) == "<RetryBudget('<b>', 0 retries of 0 requests)>"
+    with pytest.raises(TypeError, match="not a generator"):
+
+        @budget
+        async def generator():
+            yield 1

@@ -1,0 +1,572 @@
+"""The state machine of Replicas: the choice, what is learned, ejection and return, zones, streams."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from streaminfer.routing import _balance_cy as balance_cy
+from streaminfer.routing._balance_cy import ACTIVE, DRAINING, EJECTED, FAILURE, NEUTRAL, REFUSED, SUCCESS, TRIAL
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+S = 1_000 * MS
+SLOT = 2**16 - 1
+DEFAULTS = {
+    "choices": 2,
+    "decay_ns": 10 * S,
+    "consecutive_failures": 5,
+    "latency_factor": 3.0,
+    "eject_ns": S,
+    "max_eject_ns": 4 * S,
+    "max_ejected": 0.5,
+    "slow_start_ns": 10 * S,
+    "seed": 1,
+}
+
+
+def made(count=4, module=balance_cy, **changes):
+    balance = module.Balance(*(DEFAULTS | changes).values())
+    for number in range(count):
+        assert balance.add(1.0, 1.0, 0, 7919 * (number + 1), False, 0) == number
+    return balance
+
+
+def ask(balance, now, outcome=SUCCESS, took=10 * MS, excluded=-1):
+    token = balance.choose(excluded, now)
+    balance.done(token, outcome, took, now + took)
+    return token & SLOT
+
+
+def teach(balance, number, took, now, times=40):
+    """The replica answers so many requests, one after the other."""
+    for _ in range(times):
+        give(balance, number, SUCCESS, took, now)
+        now += MS
+    return now
+
+
+def give(balance, number, outcome, took, now):
+    """A request that falls to a certain replica, while the others are kept busy."""
+    held = []
+    while (token := balance.choose(-1, now)) & SLOT != number:
+        held.append(token)
+        assert len(held) < 2_000
+    for other in held:
+        balance.done(other, NEUTRAL, 0, now)
+    balance.done(token, outcome, took, now)
+
+
+def fail(balance, number, now, times=5, took=MS):
+    for _ in range(times):
+        give(balance, number, FAILURE, took, now)
+    return balance.slot(number).state
+
+
+def test_two_replicas_get_the_one_with_less_to_do():
+    balance = made(2)
+    first = balance.choose(-1, 0) & SLOT
+    assert balance.choose(-1, 0) & SLOT == 1 - first
+    assert [balance.slot(n).in_flight for n in (0, 1)] == [1, 1]
+
+
+def test_equal_replicas_get_equal_shares():
+    balance = made(4, latency_factor=0.0)
+    counts = Counter(ask(balance, now * MS) for now in range(8_000))
+    assert all(1_700 < counts[number] < 2_300 for number in range(4))
+
+
+def test_weights_are_shares():
+    balance = made(0, latency_factor=0.0, choices=1)
+    for weight in (1.0, 3.0):
+        balance.add(weight, 1.0, 0, 0, False, 0)
+    counts = Counter(ask(balance, now * MS) for now in range(8_000))
+    assert 2.6 < counts[1] / counts[0] < 3.4
+
+
+def test_a_weight_counts_in_the_comparison_too():
+    balance = made(0, latency_factor=0.0)
+    balance.add(1.0, 1.0, 0, 0, False, 0)
+    balance.add(3.0, 1.0, 0, 0, False, 0)
+    for _ in range(8):
+        balance.choose(-1, 0)
+    assert balance.slot(1).in_flight == 6
+
+
+def test_each_is_drawn_once_for_a_choice():
+    balance = made(8, choices=8)
+    for _ in range(3):
+        assert sorted(balance.choose(-1, 0) & SLOT for _ in range(8)) == list(range(8))
+
+
+def test_the_faster_is_asked():
+    balance = made(2)
+    now = teach(balance, 0, 10 * MS, 0)
+    now = teach(balance, 1, 25 * MS, now)
+    token = balance.choose(-1, now)
+    assert token & SLOT == 0
+    assert balance.expected_ns(0, now) == pytest.approx(20 * MS)
+    assert balance.expected_ns(1, now) == pytest.approx(25 * MS, rel=0.02)
+    assert balance.choose(-1, now) & SLOT == 0  # two places of 10 ms are still less than one of 25
+    assert balance.choose(-1, now) & SLOT == 1
+
+
+def test_latency_is_learned_for_a_place_in_flight():
+    balance = made(1)
+    for start in range(100):
+        tokens = [balance.choose(-1, start * S) for _ in range(4)]
+        for position, token in enumerate(tokens):
+            balance.done(token, SUCCESS, (position + 1) * 10 * MS, start * S + (position + 1) * 10 * MS)
+    assert balance.slot(0).per_place_ns == pytest.approx(10 * MS, rel=0.2)
+    assert balance.slot(0).latency_ns == pytest.approx(25 * MS, rel=0.4)
+
+
+def test_a_rise_counts_more_than_a_fall():
+    risen, fallen = made(1), made(1)
+    teach(risen, 0, 10 * MS, 0)
+    teach(fallen, 0, 10 * MS, 0)
+    ask(risen, S, took=20 * MS)
+    ask(fallen, S, took=1)
+    assert risen.slot(0).latency_ns - 10 * MS > 2.0 * (10 * MS - fallen.slot(0).latency_ns)
+    assert risen.slot(0).latency_ns < 14 * MS  # and yet one slow answer is not the estimate
+
+
+def test_silence_is_slowness():
+    balance = made(2)
+    now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
+    owing = balance.choose(-1, now)
+    balance.done(balance.choose(owing & SLOT, now), SUCCESS, 10 * MS, now)
+    assert balance.expected_ns(owing & SLOT, now) == pytest.approx(20 * MS)
+    assert balance.expected_ns(owing & SLOT, now + S) == S
+    assert {balance.choose(-1, now + S) & SLOT for _ in range(10)} == {1 - (owing & SLOT)}
+
+
+def test_what_is_not_asked_is_forgotten():
+    balance = made(2, latency_factor=0.0)
+    now = teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
+    assert ask(balance, now) == 0
+    before = balance.expected_ns(1, now)
+    later = now + 30 * S
+    assert ask(balance, later) == 0
+    assert 55 * MS < balance.expected_ns(1, later) < 60 * MS < before  # from 100 to near the mean of both
+
+
+def test_failing_fast_does_not_look_fast():
+    balance = made(2, consecutive_failures=0)
+    counts = Counter()
+    for now in range(2_000):
+        token = balance.choose(-1, now * MS)
+        broken = token & SLOT == 1
+        balance.done(token, FAILURE if broken else SUCCESS, MS if broken else 10 * MS, now * MS)
+        counts[token & SLOT] += 1
+    assert counts[1] < 40
+
+
+def test_refusals_steer_away_but_do_not_eject():
+    balance = made(2)
+    for now in range(200):
+        token = balance.choose(-1, now * MS)
+        balance.done(token, REFUSED if token & SLOT else SUCCESS, MS, now * MS)
+    assert balance.slot(1).state == ACTIVE
+    assert balance.slot(1).refused == balance.slot(1).chosen < 40
+
+
+# -- ejection ---------------------------------------------------------------------------------------------------
+
+
+def test_consecutive_failures_eject():
+    balance = made()
+    assert fail(balance, 2, 0, times=4) == ACTIVE
+    assert fail(balance, 2, 0, times=1) == EJECTED
+    assert balance.ejected == balance.slot(2).ejections == 1
+    assert 2 not in {ask(balance, 10 * MS) for _ in range(200)}
+
+
+def test_a_success_in_between_begins_anew():
+    balance = made()
+    fail(balance, 2, 0, times=4)
+    teach(balance, 2, MS, 0, times=1)
+    assert fail(balance, 2, 0, times=4) == ACTIVE
+
+
+def test_no_failures_eject_where_none_may():
+    assert fail(made(consecutive_failures=0), 2, 0, times=50) == ACTIVE
+    assert fail(made(max_ejected=0.0), 2, 0, times=50) == ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "most"), [(1, 1.0, 0), (2, 0.1, 1), (4, 0.5, 2), (4, 1.0, 3), (10, 0.35, 3)]
+)
+def test_the_cap(count, share, most):
+    balance = made(count, max_ejected=share, eject_ns=1000 * S, max_eject_ns=1000 * S)
+    now = 0
+    for _ in range(400):
+        now += MS
+        ask(balance, now, FAILURE)
+    assert balance.ejected == most
+
+
+def test_back_on_trial_then_slowly():
+    balance = made()
+    fail(balance, 2, 0)
+    assert balance.slot(2).until_ns == S
+    balance.settle(S - 1)
+    assert balance.slot(2).state == EJECTED
+    balance.settle(S)
+    assert (balance.slot(2).state, balance.ejected) == (TRIAL, 0)
+    trials = [token for _ in range(100) if (token := balance.choose(-1, S)) & SLOT == 2]
+    assert len(trials) == 1  # one at a time
+    balance.done(trials[0], SUCCESS, MS, S + MS)
+    assert balance.slot(2).state == ACTIVE
+    assert balance.ramp(2, S + MS) == 0.1
+    assert balance.ramp(2, S + MS + 5 * S) == 0.5
+    assert balance.ramp(2, S + MS + 10 * S) == 1.0
+
+
+def test_a_trial_that_fails_ejects_for_longer_up_to_a_limit():
+    balance = made()
+    fail(balance, 2, 0)
+    lasted = []
+    for _ in range(5):
+        now = balance.slot(2).until_ns
+        assert fail(balance, 2, now, times=1) == EJECTED
+        lasted.append(balance.slot(2).until_ns - now)
+    assert lasted == [2 * S, 3 * S, 4 * S, 4 * S, 4 * S]
+
+
+def test_time_in_service_shortens_the_next_ejection():
+    balance = made()
+    fail(balance, 2, 0)
+    fail(balance, 2, S, times=1)  # the second, of 2 s
+    teach(balance, 2, MS, 3 * S, times=1)
+    fail(balance, 2, 3 * S + S // 2)
+    assert balance.slot(2).until_ns == 3 * S + S // 2 + 3 * S  # the third
+    teach(balance, 2, MS, 7 * S, times=1)
+    fail(balance, 2, 60 * S)
+    assert balance.slot(2).until_ns == 61 * S  # the first again
+
+
+def test_a_trial_without_an_end_is_a_failure():
+    balance = made()
+    fail(balance, 2, 0)
+    balance.settle(S)
+    while balance.choose(-1, S) & SLOT != 2:
+        pass
+    balance.settle(2 * S)
+    assert balance.slot(2).state == TRIAL
+    balance.settle(2 * S + 1)
+    assert balance.slot(2).state == EJECTED
+
+
+def test_a_trial_that_says_nothing_makes_room_for_the_next():
+    balance = made()
+    fail(balance, 2, 0)
+    for _ in range(3):
+        trials = [token for _ in range(100) if (token := balance.choose(-1, S)) & SLOT == 2]
+        assert len(trials) == 1
+        balance.done(trials[0], NEUTRAL, 0, S)
+
+
+def test_what_was_sent_before_an_ejection_says_nothing_after_it():
+    balance = made()
+    old = [token for _ in range(100) if (token := balance.choose(-1, 0)) & SLOT == 2]
+    fail(balance, 2, 0)
+    balance.settle(S)
+    balance.done(old.pop(), FAILURE, S, S)
+    assert balance.slot(2).state == TRIAL
+    balance.done(old.pop(), SUCCESS, S, S)
+    assert balance.slot(2).state == TRIAL
+    assert balance.slot(2).in_flight == len(old)
+
+
+def test_a_slow_one_is_an_outlier():
+    balance = made()
+    now = 0
+    for number, took in enumerate((10, 11, 12)):
+        now = teach(balance, number, took * MS, now)
+    now = teach(balance, 3, 30 * MS, now, times=20)
+    assert balance.slot(3).state == ACTIVE  # not three times the most of them
+    teach(balance, 3, 100 * MS, now, times=1)
+    assert balance.slot(3).state == EJECTED
+
+
+def test_few_samples_make_no_outlier():
+    balance = made()
+    now = 0
+    for number in range(3):
+        now = teach(balance, number, 10 * MS, now)
+    now = teach(balance, 3, 100 * MS, now, times=7)
+    assert balance.slot(3).state == ACTIVE
+    teach(balance, 3, 100 * MS, now, times=1)
+    assert balance.slot(3).state == EJECTED
+
+
+def test_another_zone_makes_no_outlier():
+    balance = made(3)
+    balance.add(1.0, 2.0, 1, 5, False, 0)
+    now = 0
+    for number, took in enumerate((10, 10, 10, 100)):
+        now = teach(balance, number, took * MS, now) if number < 3 else now
+    for _ in range(30):
+        balance.drain(0) if balance.slot(0).state == ACTIVE else None
+        token = balance.choose(-1, now)
+        balance.done(token, SUCCESS, (100 if token & SLOT == 3 else 10) * MS, now)
+        now += MS
+    # alone in its zone: compared with nobody
+    assert balance.slot(3).state == ACTIVE
+
+
+def test_what_was_cut_off_late_is_a_failure():
+    balance = made(2)
+    now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
+    before = balance.slot(0).failed, balance.slot(1).failed
+    ask(balance, now, NEUTRAL, took=29 * MS)
+    assert (balance.slot(0).failed, balance.slot(1).failed) == before
+    number = ask(balance, now, NEUTRAL, took=32 * MS)
+    assert balance.slot(number).failed == before[number] + 1
+
+
+def test_an_ejected_one_is_asked_when_nothing_else_is_left():
+    balance = made(2)
+    fail(balance, 0, 0)
+    balance.drain(1)
+    assert balance.choose(-1, 0) & SLOT == 0
+    assert balance.panics == 1
+
+
+def test_nobody_left():
+    balance = made(1)
+    assert balance.choose(0, 0) == -1
+    balance.drain(0)
+    assert balance.choose(-1, 0) == balance.choose_for_stream(5, 0) == balance.best(0, 0) == -1
+
+
+# -- the fleet --------------------------------------------------------------------------------------------------
+
+
+def test_a_new_one_starts_slowly():
+    balance = made(3, latency_factor=0.0)
+    for now in range(100):
+        ask(balance, now * MS)
+    number = balance.add(1.0, 1.0, 0, 77, True, S)
+    shares = []
+    for start in (S, 6 * S, 12 * S):
+        asked = [ask(balance, start + n * 1000, took=10 * MS) for n in range(4_000)]
+        shares.append(asked.count(number) / 4_000)
+    assert 0.005 < shares[0] < 0.06
+    assert shares[0] < shares[1] - 0.05
+    assert 0.2 < shares[2] < 0.3
+
+
+def test_a_slot_is_used_again_once_it_is_empty():
+    balance = made(2)
+    token = balance.choose(1, 0)
+    balance.drain(0)
+    assert (balance.slot(0).state, balance.replicas) == (DRAINING, 1)
+    assert {balance.choose(-1, 0) & SLOT for _ in range(20)} == {1}
+    with pytest.raises(RuntimeError, match="has drained"):
+        balance.remove(0)
+    assert balance.add(1.0, 1.0, 0, 5, False, 0) == 2
+    balance.done(token, SUCCESS, MS, MS)
+    balance.remove(0)
+    assert balance.add(1.0, 1.0, 0, 5, False, 0) == 0
+    assert balance.slot(0).chosen == 0
+
+
+def test_draining_an_ejected_one_frees_its_place_among_the_ejected():
+    balance = made()
+    fail(balance, 2, 0)
+    balance.drain(2)
+    assert balance.ejected == 0
+    balance.drain(2)
+    assert balance.replicas == 3
+
+
+def test_slots_that_do_not_exist():
+    balance = made(2)
+    for wrong in (balance.slot, balance.drain, balance.remove):
+        with pytest.raises(IndexError):
+            wrong(7)
+
+
+# -- zones ------------------------------------------------------------------------------------------------------
+
+
+def zoned(penalty=2.0, **changes):
+    balance = made(2, **changes)
+    for key in (3, 4):
+        balance.add(1.0, penalty, 1, key, False, 0)
+    return balance
+
+
+def test_home_is_preferred_until_it_is_worse_by_the_penalty():
+    balance = zoned()
+    taken = [balance.choose(-1, 0) & SLOT for _ in range(12)]
+    assert set(taken[:2]) == {0, 1}
+    assert Counter(number > 1 for number in taken) == {False: 8, True: 4}  # two at home for each away
+
+
+def test_all_leave_where_nothing_is_left_at_home():
+    balance = zoned(max_ejected=1.0)
+    fail(balance, 0, 0)
+    fail(balance, 1, 0)
+    assert {ask(balance, 0) for _ in range(50)} == {2, 3}
+    assert balance.panics == 0
+
+
+def test_shares_of_zones_by_their_penalty():
+    balance = made(1)
+    for penalty in (2.0, 6.0):
+        balance.add(1.0, penalty, 1, 5, False, 0)
+    for _ in range(110):
+        balance.choose(-1, 0)
+    assert [balance.slot(n).in_flight for n in range(3)] == pytest.approx([66, 33, 11], abs=3)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------
+
+
+def keys(count=2_000):
+    return [random.Random(number).getrandbits(64) for number in range(count)]
+
+
+def test_streams_stay_and_are_spread():
+    balance = made(4)
+    places = {key: balance.of_stream(key, 0) for key in keys()}
+    counts = Counter(places.values())
+    assert all(420 < counts[number] < 580 for number in range(4))
+    for now, (key, place) in enumerate(places.items()):
+        token = balance.choose_for_stream(key, now)
+        assert token & SLOT == place
+        balance.done(token, SUCCESS, MS, now)
+
+
+def test_streams_are_spread_by_weight():
+    balance = made(0)
+    balance.add(1.0, 1.0, 0, 11, False, 0)
+    balance.add(3.0, 1.0, 0, 12, False, 0)
+    counts = Counter(balance.of_stream(key, 0) for key in keys())
+    assert 0.70 < counts[1] / 2_000 < 0.80
+
+
+def test_only_the_streams_of_one_that_is_out_move_and_they_come_back():
+    balance = made(4)
+    before = {key: balance.of_stream(key, 0) for key in keys(500)}
+    fail(balance, 2, 0)
+    for key, place in before.items():
+        now_at = balance.of_stream(key, 0)
+        assert now_at != 2
+        assert place in (now_at, 2)
+    balance.settle(S)
+    teach(balance, 2, MS, S, times=1)
+    assert {key: balance.of_stream(key, 2 * S) for key in before} == before  # though it starts slowly
+
+
+def test_a_new_one_takes_its_share_of_the_streams_and_nothing_else_moves():
+    balance = made(4)
+    before = {key: balance.of_stream(key, 0) for key in keys()}
+    balance.add(1.0, 1.0, 0, 99, True, 0)
+    after = {key: balance.of_stream(key, 0) for key in before}
+    moved = [key for key in before if after[key] != before[key]]
+    assert all(after[key] == 4 for key in moved)
+    assert 300 < len(moved) < 500
+
+
+def test_streams_stay_in_the_zone():
+    assert {zoned().of_stream(key, 0) for key in keys(200)} == {0, 1}
+
+
+# -- looking, and retries ---------------------------------------------------------------------------------------
+
+
+def test_best_looks_only():
+    balance = made(3)
+    now = 0
+    for number, took in enumerate((30, 10, 20)):
+        now = teach(balance, number, took * MS, now)
+    assert balance.best(0, now) == 1
+    assert balance.best(0b010, now) == 2
+    assert balance.best(0b110, now) == 0
+    assert balance.best(0b111, now) == -1
+    assert all(not balance.slot(number).in_flight for number in range(3))
+
+
+def test_best_is_not_an_ejected_one():
+    balance = made(2, latency_factor=0.0)
+    teach(balance, 1, 100 * MS, teach(balance, 0, 10 * MS, 0))
+    fail(balance, 0, S)
+    assert balance.best(0, S) == 1
+    assert balance.best(0b10, S) == 0
+
+
+def test_retries_are_a_fifth():
+    balance = made(2)
+    assert [balance.may_retry() for _ in range(11)] == [True] * 10 + [False]
+    allowed = 0
+    for now in range(1_000):
+        ask(balance, now * MS)
+        allowed += balance.may_retry()
+    assert allowed == pytest.approx(200, abs=1)
+
+
+# -- both builds ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_plain_and_compiled_agree(plain, seed):
+    """Anything that may happen to a fleet, at both at once."""
+    draw = random.Random(seed)
+    fleets = [
+        made(5, module=module, seed=seed, choices=1 + seed % 3, latency_factor=3.0 if seed % 2 else 0.0)
+        for module in (balance_cy, plain("routing._balance_cy"))
+    ]
+    for fleet in fleets:
+        fleet.add(2.0, 1.5, 1, 2**63 + 5, True, 0)
+    out, now = [], 0
+    for _ in range(3_000):
+        now += draw.randrange(20 * MS)
+        what = draw.random()
+        if what < 0.45:
+            excluded = draw.randrange(-1, 6)
+            tokens = {fleet.choose(excluded, now) for fleet in fleets}
+        elif what < 0.5:
+            key = draw.getrandbits(64)
+            tokens = {fleet.choose_for_stream(key, now) for fleet in fleets}
+        elif out:
+            token, at = out.pop(draw.randrange(len(out)))
+            bad = token & SLOT == 3 and (now // (5 * S)) % 2
+            outcome = FAILURE if bad else draw.choice([SUCCESS] * 8 + [FAILURE, REFUSED, NEUTRAL])
+            for fleet in fleets:
+                fleet.done(token, outcome, now - at, now)
+            tokens = set()
+        else:
+            continue
+        assert len(tokens) < 2
+        out += [(token, now) for token in tokens if token >= 0]
+        seen = [
+            [
+                (
+                    slot.state,
+                    slot.in_flight,
+                    slot.failed,
+                    slot.ejections,
+                    slot.latency_ns,
+                    slot.per_place_ns,
+                    slot.success,
+                )
+                for slot in map(fleet.slot, range(6))
+            ]
+            + [fleet.best(0, now), fleet.ejected, fleet.panics]
+            for fleet in fleets
+        ]
+        assert seen[0] == seen[1]
+    assert fleets[0].slot(3).ejections
+
+
+def test_the_same_seed_gives_the_same_choices():
+    def choices(seed):
+        balance = made(8, seed=seed)
+        return [ask(balance, now * MS) for now in range(200)]
+
+    assert choices(3) == choices(3) != choices(4)

@@ -1,0 +1,197 @@
+"""Ejection and return against a plain model: any order of requests, outcomes, pauses, additions and removals."""
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from streaminfer.routing._balance_cy import (
+    ACTIVE,
+    DRAINING,
+    EJECTED,
+    FAILURE,
+    FREE,
+    NEUTRAL,
+    REFUSED,
+    SUCCESS,
+    TRIAL,
+    Balance,
+)
+
+pytestmark = pytest.mark.uncompiled
+
+S = 1_000_000_000
+SLOT = 2**16 - 1
+EJECT, MOST = 2 * S, 5 * S
+
+
+@attrs.define
+class Member:
+    """One replica of the model."""
+
+    state: int = ACTIVE
+    in_a_row: int = 0
+    level: int = 0
+    until: int = 0
+    since: int = 0
+    turn: int = 0
+    trial: int | None = None
+
+
+@attrs.define
+class Sent:
+    token: int
+    member: Member
+    turn: int
+
+
+class FleetMachine(RuleBasedStateMachine):
+    @initialize(
+        count=st.integers(1, 5),
+        choices=st.integers(1, 3),
+        in_a_row=st.integers(1, 3),
+        share=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+        seed=st.integers(0, 9),
+    )
+    def begin(self, count, choices, in_a_row, share, seed):
+        self.in_a_row, self.share, self.now = in_a_row, share, 0
+        self.balance = Balance(choices, 10 * S, in_a_row, 0.0, EJECT, MOST, share, S, seed)
+        self.members = {self.balance.add(1.0, 1.0, 0, n, False, 0): Member() for n in range(count)}
+        self.leaving = {}
+        self.sent = []
+
+    # the model
+
+    def eject(self, member):
+        count = len(self.members)
+        out = sum(each.state == EJECTED for each in self.members.values())
+        most = max(int(self.share * count), 1 if self.share else 0)
+        if out >= most or out + 1 >= count:
+            if member.state == TRIAL:
+                member.state, member.since = ACTIVE, self.now
+            return
+        member.level = max(member.level - (self.now - member.since) // EJECT, 0) + 1
+        member.state, member.turn = EJECTED, member.turn + 1
+        member.until = self.now + min(member.level * EJECT, MOST)
+
+    def settle(self):
+        for number in sorted(self.members):
+            member = self.members[number]
+            if member.state == EJECTED and self.now >= member.until:
+                member.state, member.in_a_row, member.trial = TRIAL, 0, None
+                member.since, member.turn = self.now, member.turn + 1
+            elif member.state == TRIAL and member.trial is not None and self.now - member.trial > EJECT:
+                member.trial = None
+                self.eject(member)
+
+    def judge(self, sent, outcome):
+        member = sent.member
+        if sent.turn != member.turn:
+            return
+        member.trial = None
+        if outcome == SUCCESS:
+            member.in_a_row = 0
+            if member.state == TRIAL:
+                member.state, member.since = ACTIVE, self.now
+        elif outcome == FAILURE:
+            member.in_a_row += 1
+            if member.state == TRIAL or (member.state == ACTIVE and member.in_a_row >= self.in_a_row):
+                self.eject(member)
+
+    # what happens
+
+    def take(self, token, excluded=-1):
+        number = token & SLOT
+        member = self.members[number]  # never one that leaves
+        assert number != excluded
+        free = {
+            each
+            for each, it in self.members.items()
+            if each != excluded and (it.state == ACTIVE or (it.state == TRIAL and it.trial is None))
+        }
+        # a slow start may leave all that are free out of one choice
+        assert number in free or not free or all(self.balance.ramp(each, self.now) < 1.0 for each in free)
+        if member.state == TRIAL:
+            member.trial = self.now
+        self.sent.append(Sent(token, member, member.turn))
+
+    @rule(excluded=st.integers(-1, 4))
+    def ask(self, excluded):
+        self.settle()
+        token = self.balance.choose(excluded, self.now)
+        if token < 0:
+            assert set(self.members) == {excluded}
+        else:
+            self.take(token, excluded)
+
+    @rule(key=st.integers(0, 2**64 - 1))
+    def ask_for_a_stream(self, key):
+        self.settle()
+        looked = self.balance.of_stream(key, self.now)
+        token = self.balance.choose_for_stream(key, self.now)
+        assert token & SLOT == looked
+        self.take(token)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), outcome=st.sampled_from([SUCCESS, FAILURE, FAILURE, REFUSED, NEUTRAL]))
+    def end(self, data, outcome):
+        sent = self.sent.pop(data.draw(st.integers(0, len(self.sent) - 1)))
+        self.balance.done(sent.token, outcome, 0, self.now)
+        self.judge(sent, outcome)
+
+    @rule(seconds=st.sampled_from([0.001, 0.5, 2.0, 7.0, 100.0]))
+    def wait(self, seconds):
+        self.now += round(seconds * S)
+
+    @rule()
+    def look(self):
+        self.settle()
+        self.balance.settle(self.now)
+
+    @precondition(lambda self: len(self.members) < 5)
+    @rule(slowly=st.booleans())
+    def add(self, slowly):
+        number = self.balance.add(1.0, 1.0, 0, 3, slowly, self.now)
+        assert number not in self.members
+        assert number not in self.leaving
+        self.members[number] = Member(since=self.now)
+
+    @precondition(lambda self: len(self.members) > 1)
+    @rule(data=st.data())
+    def drain(self, data):
+        number = data.draw(st.sampled_from(sorted(self.members)))
+        self.balance.drain(number)
+        self.leaving[number] = self.members.pop(number)
+        self.leaving[number].state = DRAINING
+
+    @precondition(lambda self: self.leaving)
+    @rule(data=st.data())
+    def remove(self, data):
+        number = data.draw(st.sampled_from(sorted(self.leaving)))
+        if any(sent.member is self.leaving[number] for sent in self.sent):
+            with pytest.raises(RuntimeError):
+                self.balance.remove(number)
+        else:
+            self.balance.remove(number)
+            del self.leaving[number]
+            assert self.balance.slot(number).state == FREE
+
+    @invariant()
+    def agrees(self):
+        if not hasattr(self, "balance"):
+            return
+        everyone = {**self.members, **self.leaving}
+        for number, member in everyone.items():
+            slot = self.balance.slot(number)
+            assert slot.state == member.state
+            assert slot.in_flight == sum(sent.member is member for sent in self.sent)
+            assert member.state != EJECTED or slot.until_ns == member.until
+            assert slot.chosen >= slot.succeeded + slot.failed + slot.refused
+        assert self.balance.replicas == len(self.members)
+        assert self.balance.ejected == sum(it.state == EJECTED for it in self.members.values())
+        assert self.balance.ejected < max(len(self.members), 1) or self.balance.ejected == 0 or self.leaving
+
+
+TestFleet = FleetMachine.TestCase
+TestFleet.settings = settings(max_examples=150, stateful_step_count=50)

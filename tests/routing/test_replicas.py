@@ -1,0 +1,602 @@
+"""Replicas as a service: retries, deadlines, cancellation, streams, life, admission, statistics."""
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.faults import FaultPlan, Faulty, delay, error, hang
+from streaminfer.protocols import Admission
+from streaminfer.routing.replicas import Replica, Replicas
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Echo:
+    """A service that answers after a while and counts."""
+
+    enforces_deadline = False
+
+    def __init__(self, duration_s=0.0, *, log=None, name=""):
+        self.duration_s, self.asked, self.cancelled, self.running = duration_s, 0, 0, 0
+        self.log = [] if log is None else log
+        self.name = name
+
+    async def call(self, request):
+        self.asked += 1
+        self.running += 1
+        try:
+            if self.duration_s:
+                await asyncio.sleep(self.duration_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return si.Response(request.inputs, source=self.name)
+
+    async def start(self):
+        self.log.append(f"start {self.name}")
+
+    async def stop(self, *, drain=True):
+        self.log.append(f"stop {self.name} {drain}")
+
+
+def pair(one, other, loop, **options):
+    return Replicas(Replica("a", one), Replica("b", other), seed=1, clock=loop.clock, **options)
+
+
+def failing(what=OSError, rate=1.0):
+    return Faulty(Echo(), FaultPlan(error(what, rate=rate)))
+
+
+def test_an_answer_names_its_replica():
+    async def main(loop):
+        answer = await pair(Echo(name="cpu"), Echo(), loop).call(si.Request(1.5))
+        assert answer.outputs == 1.5
+        return answer.source
+
+    assert run(main) in ("a/cpu", "b")
+
+
+def test_in_a_stack_with_batchers():
+    async def main(loop):
+        backends = [ScriptedBackend(duration_s=0.010) for _ in range(3)]
+        stacks = [si.Stack(si.AdaptiveBatcher(max_batch_size=8, slo_s=0.1), backend) for backend in backends]
+        replicas = Replicas(*(Replica(str(n), stack) for n, stack in enumerate(stacks)), seed=1)
+        async with si.Stack(si.Telemetry("m"), replicas, clock=loop.clock) as service:
+            answers = await asyncio.gather(*(service(np.float32(n)) for n in range(90)))
+        assert answers == [np.float32(n) for n in range(90)]
+        assert replicas.clock == loop.clock == stacks[0].clock
+        assert replicas.slo_ns == 100_000_000
+        return [sum(backend.batch_sizes) for backend in backends]
+
+    assert run(main) == [30, 30, 30]
+
+
+def test_a_failed_request_is_asked_elsewhere():
+    async def main(loop):
+        replicas = pair(Faulty(Echo(), FaultPlan(delay(0.010), error(OSError))), Echo(0.010), loop)
+        for n in range(10):
+            answers = await asyncio.gather(*(replicas.call(si.Request((n, each))) for each in range(20)))
+            assert [answer.outputs for answer in answers] == [(n, each) for each in range(20)]
+        return replicas.statistics()
+
+    statistics = run(main)
+    assert statistics["a"].failed == statistics.retried == 10
+    assert statistics["a"].state == "ejected"
+    assert statistics["b"].answered == 200
+
+
+@pytest.mark.parametrize("refusal", [si.Overloaded("full"), si.CircuitOpen("open"), si.Closed("stopped")])
+def test_a_refusal_is_asked_elsewhere(refusal):
+    async def main(loop):
+        replicas = pair(failing(refusal), Echo(), loop)
+        return [(await replicas.call(si.Request(n))).outputs for n in range(20)]
+
+    assert run(main) == list(range(20))
+
+
+def test_what_is_not_asked_elsewhere():
+    async def main(loop):
+        for options, request in (
+            ({"retry": False}, si.Request(0)),
+            ({}, si.Request(0, stream_id="camera")),
+            ({}, si.Request(0, deadline_ns=30_000_000)),
+        ):
+            slow_to_fail = Faulty(Echo(), FaultPlan(delay(0.010), error(OSError)))
+            other = Faulty(Echo(), FaultPlan(delay(0.010), error(OSError)))
+            replicas = pair(slow_to_fail, other, loop, **options)
+            with pytest.raises((OSError, si.DeadlineExceeded)):
+                await replicas.call(request)
+            assert slow_to_fail.plan.calls + other.plan.calls == 1
+            assert replicas.statistics().retried == 0
+        invalid = pair(failing(si.InvalidInput), failing(si.InvalidInput), loop)
+        with pytest.raises(si.InvalidInput):
+            await invalid.call(si.Request(0))
+        assert invalid.statistics().retried == 0
+        assert sum(it.failed for it in invalid.statistics().replicas) == 0
+
+    run(main)
+
+
+def test_it_is_asked_twice_at_most_and_the_last_error_is_raised():
+    async def main(loop):
+        replicas = Replicas(*(Replica(str(n), failing(OSError(str(n)))) for n in range(4)), seed=1, clock=loop.clock)
+        with pytest.raises(OSError, match=r"^[0-3]$") as caught:
+            await replicas.call(si.Request(0))
+        asked = [it.name for it in replicas.statistics().replicas if it.asked]
+        assert len(asked) == 2
+        assert str(caught.value) in asked
+
+    run(main)
+
+
+def test_where_all_fail_second_attempts_are_a_fifth():
+    async def main(loop):
+        replicas = pair(failing(), failing(), loop)
+        for n in range(500):
+            with pytest.raises(OSError):
+                await replicas.call(si.Request(n))
+        return replicas.statistics().retried
+
+    assert 100 <= run(main) <= 140  # attempts earn them, and a second attempt is one
+
+
+def test_the_deadline_ends_a_request():
+    async def main(loop):
+        slow = Echo(10.0)
+        replicas = pair(slow, slow, loop)
+        with pytest.raises(si.DeadlineExceeded):
+            await replicas.call(si.Request(0, deadline_ns=50_000_000))
+        assert loop.time() == 0.050
+        await asyncio.sleep(0)
+        assert (slow.cancelled, slow.running) == (1, 0)
+        assert sum(it.in_flight for it in replicas.statistics().replicas) == 0
+        with pytest.raises(si.DeadlineExceeded, match="before arrival"):
+            await replicas.call(si.Request(0, deadline_ns=50_000_000))
+        assert slow.asked == 1
+
+    run(main)
+
+
+def test_the_deadline_ends_a_request_that_cannot_be_cancelled():
+    class Stubborn(Echo):
+        async def call(self, request):
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(5.0)
+            return si.Response(request.inputs)
+
+    async def main(loop):
+        replicas = pair(Stubborn(), Stubborn(), loop)
+        await replicas.start()
+        with pytest.raises(si.DeadlineExceeded):
+            await replicas.call(si.Request(0, deadline_ns=50_000_000))
+        assert loop.time() == 0.050
+        await asyncio.sleep(1.0)
+        assert replicas.statistics()["a"].in_flight == replicas.statistics()["b"].in_flight == 0
+        await replicas.stop(drain=False)  # cancels, and waits for, what was left behind
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main)
+
+
+def test_cancelling_a_caller_cancels_its_attempt():
+    async def main(loop):
+        slow = Echo(10.0)
+        replicas = pair(slow, slow, loop)
+        task = asyncio.ensure_future(replicas.call(si.Request(0)))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert slow.cancelled == 1
+        statistics = replicas.statistics()
+        assert statistics.retried == 0
+        assert [(it.in_flight, it.failed) for it in statistics.replicas] == [(0, 0), (0, 0)]
+
+    run(main)
+
+
+def test_one_that_hangs_is_ejected_by_its_deadlines():
+    async def main(loop):
+        plan = FaultPlan(hang().between(1.0, 99.0))
+        replicas = pair(Faulty(Echo(0.010), plan), Echo(0.010), loop)
+        for _ in range(200):
+            requests = [si.Request(n, deadline_ns=loop.now_ns + 100_000_000) for n in range(20)]
+            await asyncio.gather(*(replicas.call(it) for it in requests), return_exceptions=True)
+        return plan.injected["hang"], replicas.statistics()["a"]
+
+    hung, statistics = run(main)
+    assert 10 <= statistics.failed <= hung <= 20
+    assert statistics.ejections == 1
+
+
+def test_after_one_that_hung_the_other_is_asked():
+    async def main(loop):
+        replicas = pair(Faulty(Echo(0.010), FaultPlan(hang().between(1.0, 99.0))), Echo(0.010), loop)
+        missed = 0
+        for n in range(1_000):
+            try:
+                await replicas.call(si.Request(n, deadline_ns=loop.now_ns + 100_000_000))
+            except si.DeadlineExceeded:
+                missed += 1
+        return missed
+
+    assert run(main) == 1
+
+
+def test_streams_stick_and_move_when_their_replica_is_out():
+    async def main(loop):
+        echoes = [Echo() for _ in range(4)]
+        plan = FaultPlan(error(OSError).between(1.0, 2.0))
+        plan.begin()
+        services = [Faulty(echoes[0], plan), *echoes[1:]]
+        replicas = Replicas(*(Replica(f"r{n}", it) for n, it in enumerate(services)), seed=1, clock=loop.clock)
+
+        async def places():
+            return [(await replicas.call(si.Request(0, stream_id=f"camera {n}"))).source for n in range(60)]
+
+        before = await places()
+        assert await places() == before
+        counts = Counter(before)
+        assert len(counts) == 4
+        await asyncio.sleep(1.0)
+        lost = 0
+        for n in range(60):
+            try:
+                await replicas.call(si.Request(0, stream_id=f"camera {n}"))
+            except OSError:
+                lost += 1
+        assert lost == 5
+        meanwhile = await places()
+        assert "r0" not in meanwhile
+        assert all(now == was for now, was in zip(meanwhile, before, strict=True) if was != "r0")
+        await asyncio.sleep(5.0)
+        await places()  # a trial
+        assert await places() == before
+
+    run(main)
+
+
+def test_a_stream_has_the_same_place_in_every_process():
+    replicas = Replicas(*(Replica(f"r{n}", Echo()) for n in range(5)))
+    ids = ["camera 1", b"\x00\xff", 7, 2**70]
+    assert [replicas._balance.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
+
+
+def stream_key(stream_id):
+    from streaminfer.routing.replicas import _stream_key
+
+    return _stream_key(stream_id)
+
+
+# -- life -------------------------------------------------------------------------------------------------------
+
+
+def test_it_starts_and_stops_its_replicas():
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(log=log, name="a"), Echo(log=log, name="b"), loop)
+        async with si.Stack(replicas, clock=loop.clock) as service:
+            assert await service(3.0) == 3.0
+        with pytest.raises(si.Closed):
+            await replicas.call(si.Request(0))
+        assert replicas.admission(si.Request(0), 0) == Admission(False, "closed")
+        return log
+
+    assert run(main) == ["start a", "start b", "stop a True", "stop b True"]
+
+
+def test_its_instants_are_of_the_stack_s_clock():
+    async def main(loop):
+        bad = Faulty(Echo(0.010), FaultPlan(error(OSError).between(1.0, 2.0)))
+        replicas = Replicas(Replica("a", bad), Replica("b", Echo(0.010)), seed=1)
+        async with si.Stack(replicas, clock=loop.clock) as service:
+            while loop.time() < 1.5:
+                await asyncio.gather(*(service(0) for _ in range(10)))
+            assert 0.5 <= replicas.statistics()["a"].returns_in_s <= 0.7
+            while loop.time() < 3.0:
+                await asyncio.gather(*(service(0) for _ in range(10)))
+            assert replicas.statistics()["a"].state == "slow_start"
+
+    run(main)
+
+
+def test_where_one_cannot_start_the_others_are_stopped():
+    class Broken(Echo):
+        async def start(self):
+            raise OSError("no device")
+
+    async def main(loop):
+        log = []
+        with pytest.raises(OSError, match="no device"):
+            await pair(Echo(log=log, name="a"), Broken(), loop).start()
+        return log
+
+    assert run(main) == ["start a", "stop a False"]
+
+
+def test_a_draining_stop_answers_what_is_in_hand():
+    async def main(loop):
+        replicas = pair(Echo(1.0), Echo(1.0), loop)
+        await replicas.start()
+        tasks = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(4)]
+        await asyncio.sleep(0.5)
+        await replicas.stop()
+        assert loop.time() == 1.0
+        assert [task.result().outputs for task in tasks] == [0, 1, 2, 3]
+
+    run(main)
+
+
+def test_a_hard_stop_ends_what_is_in_hand():
+    async def main(loop):
+        replicas = pair(Echo(1.0), Echo(1.0), loop)
+        await replicas.start()
+        tasks = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(4)]
+        await asyncio.sleep(0.5)
+        await replicas.stop(drain=False)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert loop.time() == 0.5
+        assert [type(end) for end in ends] == [si.Closed] * 4
+        await replicas.start()
+        assert (await replicas.call(si.Request(9))).outputs == 9
+
+    run(main)
+
+
+def test_a_draining_stop_that_is_cancelled_still_stops():
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(99.0, log=log, name="a"), Echo(99.0, log=log, name="b"), loop)
+        await replicas.start()
+        calls = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(replicas.stop(), 1.0)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [si.Closed] * 2
+        return log[2:]
+
+    assert sorted(run(main)) == ["stop a False", "stop b False"]
+
+
+def test_replicas_come_and_go():
+    async def main(loop):
+        log = []
+        replicas = pair(Echo(0.1, log=log, name="a"), Echo(0.1, log=log, name="b"), loop, slow_start_s=1.0)
+        await replicas.start()
+        calls = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(6)]
+        await asyncio.sleep(0.05)
+        removing = asyncio.ensure_future(replicas.remove("a"))
+        await asyncio.sleep(0)
+        assert [(it.name, it.state) for it in replicas.statistics().replicas] == [("b", "active"), ("a", "draining")]
+        assert {(await replicas.call(si.Request(0))).source for _ in range(5)} == {"b/b"}
+        await removing
+        assert log[-1] == "stop a True"
+        assert [call.result().outputs for call in calls] == list(range(6))
+        with pytest.raises(ValueError, match="'b' is the last"):
+            await replicas.remove("b")
+        with pytest.raises(ValueError, match="name: expected one of 'b', got 'a'"):
+            await replicas.remove("a")
+        await replicas.add(Replica("c", Echo(0.1, log=log, name="c")))
+        assert log[-1] == "start c"
+        assert replicas.statistics()["c"].state == "slow_start"
+        await asyncio.sleep(1.0)
+        answers = await asyncio.gather(*(replicas.call(si.Request(n)) for n in range(20)))
+        assert Counter(answer.source for answer in answers) == {"b/b": 10, "c/c": 10}
+        assert replicas.statistics()["c"].state == "active"
+        with pytest.raises(ValueError, match="another replica"):
+            await replicas.add(Replica("c", Echo()))
+
+    run(main)
+
+
+def test_removing_at_once_ends_what_it_had():
+    async def main(loop):
+        replicas = pair(Echo(9.0), Echo(9.0), loop, retry=False)
+        await replicas.start()
+        calls = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(4)]
+        await asyncio.sleep(0.5)
+        await replicas.remove("a", drain=False)
+        await asyncio.sleep(0)
+        assert sum(call.done() for call in calls) == 2
+        assert [it.name for it in replicas.statistics().replicas] == ["b"]
+        await replicas.stop(drain=False)
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    run(main)
+
+
+# -- what it tells ----------------------------------------------------------------------------------------------
+
+
+class Asked(Echo):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def admission(self, request, now_ns):
+        return self.answer
+
+
+def test_admission_is_the_best_that_accepts():
+    full = Admission(False, "overloaded", 2.0)
+    fuller = Admission(False, "overloaded", 3.0)
+    taken = Admission(True, predicted_finish_ns=77)
+    request = si.Request(0)
+
+    def ask(*answers):
+        replicas = Replicas(*(Replica(str(n), Asked(it)) for n, it in enumerate(answers)), seed=1, clock=FakeClock())
+        for _ in range(2):  # it changes nothing
+            answer = replicas.admission(request, 0)
+        assert all(not it.asked for it in replicas.statistics().replicas)
+        return answer
+
+    assert ask(full, taken, fuller) == taken
+    assert ask(fuller, full) == full
+    streams = Replicas(Replica("0", Asked(full)), Replica("1", Asked(taken)), clock=FakeClock())
+    answers = {streams.admission(si.Request(0, stream_id=n), 0) for n in range(20)}
+    assert answers == {full, taken}
+
+
+def test_admission_predicts_from_what_was_learned():
+    async def main(loop):
+        replicas = pair(Echo(0.020), Echo(0.020), loop)
+        assert replicas.admission(si.Request(0), loop.now_ns) == Admission(True)
+        for n in range(20):
+            await replicas.call(si.Request(n))
+        assert replicas.admission(si.Request(0), loop.now_ns).predicted_finish_ns == loop.now_ns + 20_000_000
+
+    run(main)
+
+
+def test_statistics():
+    async def main(loop):
+        replicas = pair(Echo(0.020), failing(), loop, max_ejected=0.0)
+        for n in range(10):
+            await replicas.call(si.Request(n))
+        return replicas, replicas.statistics()
+
+    replicas, statistics = run(main)
+    good, bad = statistics.replicas
+    assert (good.answered, good.failed, good.in_flight, good.state, good.zone, good.weight) == (
+        10,
+        0,
+        0,
+        "active",
+        "",
+        1.0,
+    )
+    assert good.latency_s == pytest.approx(0.020)
+    assert good.expected_s == pytest.approx(0.020)
+    assert bad.asked == bad.failed == statistics.retried > 0
+    assert bad.success < 1.0
+    assert np.isnan(bad.latency_s)
+    with pytest.raises(KeyError):
+        statistics["c"]
+    assert repr(replicas) == "<Replicas: a, b>"
+    assert "<td>a</td>" in replicas._repr_html_()
+
+
+def test_names_are_escaped():
+    replicas = Replicas(Replica("<b>", Echo()), clock=FakeClock())
+    assert "&lt;b&gt;" in replicas._repr_html_()
+
+
+def test_validation_is_the_replicas():
+    class Picky(Echo):
+        def validate(self, request):
+            if request.inputs < 0:
+                raise si.InvalidInput("negative")
+
+    async def main(loop):
+        async with si.Stack(pair(Picky(), Picky(), loop), clock=loop.clock) as service:
+            with pytest.raises(si.InvalidInput):
+                await service(-1)
+            assert await service(1) == 1
+
+    run(main)
+
+
+def test_one_slow_replica_hardly_shows_in_the_tail():
+    """One of eight is five times slower: the bar is 1.15 times the p99 without it."""
+
+    class Queue(Echo):
+        """One worker, exponential service times of 10 ms in the mean, the same for whoever is asked."""
+
+        def __init__(self, loop, slower):
+            super().__init__()
+            self.loop, self.slower, self.free = loop, slower, 0.0
+
+        async def call(self, request):
+            self.asked += 1
+            self.free = max(self.free, self.loop.time()) + request.inputs * self.slower
+            await asyncio.sleep(self.free - self.loop.time())
+            return si.Response(0)
+
+    def p99(slower, **options):
+        rng = np.random.default_rng(4)
+        arrivals, services = np.cumsum(rng.exponential(0.010 / (0.7 * 7), 6_000)), rng.exponential(0.010, 6_000)
+
+        async def main(loop):
+            queues = [Queue(loop, factor) for factor in slower]
+            replicas = Replicas(*(Replica(str(n), it) for n, it in enumerate(queues)), clock=loop.clock, **options)
+
+            async def one(arrival, service):
+                await asyncio.sleep(arrival - loop.time())
+                await replicas.call(si.Request(service))
+                return loop.time() - arrival
+
+            took = await asyncio.gather(*map(one, arrivals, services))
+            return np.quantile(took[600:], 0.99), queues[-1].asked / 6_000
+
+        return run(main)
+
+    for options in ({}, {"choices": 8}):
+        ideal, _ = p99([1] * 7, seed=3, **options)
+        took, share = p99([1] * 7 + [5], seed=3, **options)
+        assert took <= 1.15 * ideal
+        assert share < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"zone": 1}, "zone: expected a string"),
+        ({"zone_penalty": 1.0}, "zone_penalty: expected a finite number above 1"),
+        ({"zone_penalty": {"b": 0.5}}, "zone_penalty: expected a finite number above 1"),
+        ({"zone_penalty": "far"}, "zone_penalty: expected a finite number above 1"),
+        ({"choices": 0}, "choices: expected a whole number ≥ 1"),
+        ({"retry": 1}, "retry: expected True or False"),
+        ({"consecutive_failures": 0}, "consecutive_failures: expected a whole number ≥ 1"),
+        ({"latency_factor": 1.0}, "latency_factor: expected a number above 1"),
+        ({"latency_factor": float("nan")}, "latency_factor: expected a number above 1"),
+        ({"eject_s": 0.0}, "eject_s: expected a finite number of seconds > 0"),
+        ({"max_eject_s": -1.0}, "max_eject_s: expected"),
+        ({"max_ejected": 1.5}, "max_ejected: expected a share from 0 to 1"),
+        ({"slow_start_s": -1.0}, "slow_start_s: expected"),
+        ({"decay_s": 0.0}, "decay_s: expected"),
+        ({"seed": -1}, "seed: expected"),
+        ({"clock": 3}, "clock: expected a callable or None"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Replicas(Replica("a", Echo()), **options)
+
+
+def test_replicas_are_checked():
+    with pytest.raises(TypeError, match="service: expected a service"):
+        Replica("a", object())
+    with pytest.raises(TypeError, match="name: expected a string"):
+        Replica(1, Echo())
+    for weight in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="weight: expected a finite number above 0"):
+            Replica("a", Echo(), weight=weight)
+    with pytest.raises(TypeError, match="at least one Replica"):
+        Replicas()
+    with pytest.raises(TypeError, match="replica: expected a Replica"):
+        Replicas(Echo())
+    with pytest.raises(ValueError, match="'a' is the name of another"):
+        Replicas(Replica("a", Echo()), Replica("a", Echo()))
+
+
+def test_zones_have_their_penalties():
+    async def main(loop):
+        named = [Replica(zone, Echo(1.0), zone=zone) for zone in ("home", "near", "far")]
+        replicas = Replicas(*named, zone="home", zone_penalty={"far": 6.0}, seed=1, clock=loop.clock)
+        calls = [asyncio.ensure_future(replicas.call(si.Request(n))) for n in range(50)]
+        await asyncio.sleep(0.5)
+        in_flight = [it.in_flight for it in replicas.statistics().replicas]
+        await asyncio.gather(*calls)
+        return in_flight
+
+    assert run(main) == pytest.approx([30, 15, 5], abs=2)

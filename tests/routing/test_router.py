@@ -1,0 +1,550 @@
+"""The fallback router as its callers see it, in virtual time."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import Admission
+from streaminfer.request import Response
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+MS = 1_000_000
+
+
+class Scripted:
+    """A service that answers after a while, refuses, fails or hangs, as the test says."""
+
+    def __init__(self, name, *, takes_s=0.001, verdict=None, enforces=False):
+        self.name = name
+        self.takes_s = takes_s
+        self.verdict = verdict
+        self.error = None
+        self.hangs = False
+        self.asked = []
+        self.cancelled = 0
+        self.events = []
+        self.enforces_deadline = enforces
+
+    async def call(self, request):
+        self.asked.append(request)
+        try:
+            if self.hangs:
+                await asyncio.Event().wait()
+            await asyncio.sleep(self.takes_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return Response((self.name, request.inputs))
+
+    def admission(self, request, now_ns):
+        if callable(self.verdict):
+            return self.verdict(request, now_ns)
+        return self.verdict or Admission(True)
+
+    async def start(self):
+        self.events.append("start")
+
+    async def stop(self, *, drain):
+        self.events.append(f"stop {drain}")
+
+
+def pair(**kwargs):
+    best, second = Scripted("best"), Scripted("second")
+    router = FallbackRouter(Route("best", best), Route("second", second, quality=0.5), **kwargs)
+    return best, second, router
+
+
+def ask(router, *, timeout_s=0.1, inputs=1.0, **kwargs):
+    deadline_ns = None if timeout_s is None else router.clock() + round(timeout_s * 1e9)
+    return router.call(si.Request(inputs, deadline_ns=deadline_ns, **kwargs))
+
+
+def play(main, **kwargs):
+    async def on(loop):
+        best, second, router = pair(clock=loop.clock, **kwargs)
+        return await main(loop, best, second, router)
+
+    return run(on)
+
+
+def test_the_best_route_answers():
+    async def main(loop, best, second, router):
+        for _ in range(20):
+            response = await ask(router)
+            assert (response.outputs, response.source, response.degraded) == (("best", 1.0), "best", False)
+        assert not second.asked
+        seen = router.statistics()
+        assert (seen.requests, seen.answered, seen.degraded, seen.in_flight) == (20, 20, 0, 0)
+        assert seen.mean_quality == 1.0
+        assert "best" in seen._repr_html_()
+
+    play(main)
+
+
+@pytest.mark.parametrize("reason", ["late", "overloaded", "circuit_open", "closed", "anything"])
+def test_a_refusal_of_admission_skips_a_route(reason):
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, reason, 1.5)
+        response = await ask(router, stream_id="no copies of it")
+        assert (response.outputs[0], response.degraded) == ("second", True)
+        assert response.source == f"second (best: {reason})"
+        assert not best.asked
+        assert router.statistics().reasons == {reason: 1}
+        assert router.statistics()["best"].skipped == {reason: 1}
+
+    play(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (si.BackendError("broken"), "failed"),
+        (RuntimeError("broken"), "failed"),
+        (si.Overloaded("full"), "overloaded"),
+        (si.CircuitOpen("open"), "circuit_open"),
+        (si.DeadlineExceeded("refused early"), "late"),
+        (si.errors.Closed("stopped"), "closed"),
+        (asyncio.CancelledError(), "failed"),
+    ],
+)
+def test_an_error_falls_through_while_time_remains(error, reason):
+    async def main(loop, best, second, router):
+        best.error = error
+        for _ in range(3):
+            response = await ask(router)
+            assert response.source == f"second (best: {reason})"
+        assert router.statistics().failed == router.statistics().cancelled == 0
+
+    play(main)
+
+
+def test_invalid_input_is_the_callers_and_ends_the_request():
+    async def main(loop, best, second, router):
+        best.error = si.InvalidInput("shape")
+        for _ in range(20):
+            with pytest.raises(si.InvalidInput):
+                await ask(router)
+        assert not second.asked
+        assert router.statistics().failed == 20
+        assert router.statistics()["best"].share == 1.0
+
+    play(main)
+
+
+@pytest.mark.parametrize("enforces", [False, True])
+def test_a_hanging_route_leaves_the_next_one_its_time(enforces):
+    async def main(loop, best, second, router):
+        best.enforces_deadline = enforces
+        router = FallbackRouter(Route("best", best), Route("second", second, quality=0.5), clock=loop.clock)
+        best.verdict = Admission(False, "late")
+        assert (await ask(router)).source.startswith("second")  # now it is known what the second takes
+        best.verdict, best.hangs = None, True
+        for _ in range(5):
+            begun = loop.time()
+            response = await ask(router)
+            assert response.source == "second (best: overdue)"
+            assert 0.09 < loop.time() - begun < 0.1
+        assert best.cancelled == 5
+        assert asyncio.current_task().cancelling() == 0
+        assert router.statistics()["best"].overdue == 5
+
+    play(main)
+
+
+def test_a_route_is_not_given_up_before_its_own_prediction():
+    async def main(loop, best, second, router):
+        best.takes_s, second.takes_s = 0.08, 0.04
+        second.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 40 * MS)
+        best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 81 * MS)
+        assert (await ask(router)).source == "best"
+        best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 5 * MS)
+        assert (await ask(router)).source == "second (best: overdue)"
+
+    play(main)
+
+
+def test_with_slack_left_it_goes_up_again():
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, "overloaded")
+        second.error, second.takes_s = si.BackendError("broken"), 0.01
+
+        async def free_again():
+            await asyncio.sleep(0.005)
+            best.verdict = None
+
+        waiting = asyncio.ensure_future(free_again())
+        response = await ask(router)
+        assert (response.outputs[0], response.source, response.degraded) == ("best", "best", False)
+        await waiting
+
+    play(main)
+
+
+def test_the_choice_is_made_for_each_request_by_its_own_time():
+    async def main(loop, best, second, router):
+        best.takes_s = 0.05
+        best.verdict = lambda request, now_ns: Admission(
+            now_ns + 50 * MS <= request.deadline_ns, "late", 0.0, now_ns + 50 * MS
+        )
+        for timeout_s, source in ((0.1, "best"), (0.02, "second (best: late)"), (0.1, "best")):
+            assert (await ask(router, timeout_s=timeout_s, stream_id=1)).source == source
+
+    play(main)
+
+
+def test_every_route_refuses():
+    async def main(loop, best, second, router):
+        for reasons, error in (
+            (("late", "overloaded"), si.Overloaded),
+            (("circuit_open", "circuit_open"), si.CircuitOpen),
+            (("closed", "closed"), si.errors.Closed),
+        ):
+            best.verdict, second.verdict = (Admission(False, reason, 0.5 + at) for at, reason in enumerate(reasons))
+            second.hangs = True
+            with pytest.raises(error, match="best: ") as caught:
+                await ask(router, stream_id=1)
+            if hasattr(caught.value, "retry_after_s"):
+                assert caught.value.retry_after_s == 0.5
+        assert router.admission(si.Request(1.0), 0).reason == "closed"
+        assert router.statistics().failed == router.statistics().missed == 3
+
+    async def with_in_flight(loop, best, second, router):
+        best.hangs = True
+        other = asyncio.ensure_future(ask(router, timeout_s=None))
+        await asyncio.sleep(0)
+        await main(loop, best, second, router)
+        other.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await other
+
+    play(with_in_flight)
+
+
+def test_the_error_of_the_last_route_tells_of_the_others():
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, "circuit_open")
+        second.error = si.BackendError("broken too")
+        with pytest.raises(si.BackendError) as caught:
+            await ask(router)
+        assert "best: circuit_open, second: failed" in caught.value.__notes__[0]
+
+    play(main)
+
+
+@pytest.mark.parametrize("default", [("default", 1.0), lambda request: ("default", request.inputs)])
+def test_the_default_comes_before_the_deadline(default):
+    async def main(loop, best, second, router):
+        best.hangs = second.hangs = True
+        begun = loop.time()
+        response = await ask(router)
+        assert response.outputs == ("default", 1.0)
+        assert (response.degraded, response.source) == (True, "default (best: overdue)")
+        assert loop.time() - begun < 0.1
+        seen = router.statistics()
+        assert (seen.defaulted, seen.missed, seen.mean_quality) == (1, 1, 0.0)
+        assert router.admission(si.Request(1.0), loop.now_ns).ok
+
+    play(main, default=default)
+
+
+def test_a_default_that_fails_is_an_error_that_says_so():
+    def broken(request):
+        raise ValueError("no cache")
+
+    async def main(loop, best, second, router):
+        best.verdict = second.verdict = Admission(False, "overloaded")
+        with pytest.raises(si.BackendError, match="default raised ValueError: no cache") as caught:
+            await ask(router)
+        assert "best: overloaded" in caught.value.__notes__[0]
+
+    play(main, default=broken)
+
+
+def test_an_expired_request_is_turned_away():
+    async def main(loop, best, second, router):
+        with pytest.raises(si.DeadlineExceeded):
+            await ask(router, timeout_s=0)
+        assert not best.asked
+
+    play(main)
+
+
+def test_prepare_and_finish_are_each_routes_own():
+    async def double(x):
+        await asyncio.sleep(0.001)
+        return 2 * x
+
+    async def main(loop):
+        best, second = Scripted("best"), Scripted("second")
+        router = FallbackRouter(
+            Route("best", best, prepare=lambda x: x + 1, finish=lambda outputs: outputs[1]),
+            Route("second", second, prepare=double, quality=0.5),
+            clock=loop.clock,
+        )
+        assert (await ask(router, inputs=1)).outputs == 2
+        best.verdict = Admission(False, "overloaded")
+        request = si.Request(5, deadline_ns=10**9)
+        assert (await router.call(request)).outputs == ("second", 10)
+        assert request.inputs == 5
+
+    run(main)
+
+
+def test_a_prepare_that_fails_counts_against_its_route():
+    async def main(loop):
+        best, second = Scripted("best"), Scripted("second")
+        router = FallbackRouter(
+            Route("best", best, prepare=lambda x: x.missing), Route("second", second), clock=loop.clock
+        )
+        response = await ask(router)
+        assert (response.source, response.degraded) == ("second (best: failed)", False)  # as good, so not degraded
+        assert not best.asked
+
+    run(main)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.02])
+def test_a_cancelled_caller_ends_at_once_and_frees_its_route(after_s):
+    async def main(loop, best, second, router):
+        best.hangs = True
+        call = asyncio.ensure_future(ask(router))
+        await asyncio.sleep(after_s)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert not second.asked
+        seen = router.statistics()
+        assert seen.in_flight == seen["best"].in_flight == 0
+
+    play(main)
+
+
+def test_cancellation_in_the_very_turn_of_the_switch_wins():
+    async def main(loop, best, second, router):
+        best.hangs = True
+        call = asyncio.ensure_future(ask(router))
+        loop.call_at(0.075, call.cancel)  # nothing is known of the second: a quarter is reserved
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert not second.asked
+        assert router.statistics().cancelled == 1
+
+    play(main)
+
+
+def test_an_outer_timeout_still_works_around_a_switch():
+    async def main(loop, best, second, router):
+        best.hangs = second.hangs = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.08):
+                await ask(router)
+        assert asyncio.current_task().cancelling() == 0
+
+    play(main)
+
+
+def test_a_draining_stop_waits_and_a_hard_one_does_not():
+    async def main(loop, best, second, router):
+        async with router:
+            best.takes_s = 0.05
+            call = asyncio.ensure_future(ask(router))
+            await asyncio.sleep(0.01)
+        assert (await call).source == "best"
+        assert best.events == second.events == ["start", "stop True"]
+        with pytest.raises(si.errors.Closed):
+            await ask(router)
+        assert router.admission(si.Request(1.0), 0).reason == "closed"
+        await router.start()
+        best.hangs = True
+        calls = [asyncio.ensure_future(ask(router, timeout_s=limit)) for limit in (None, 0.1)]
+        await asyncio.sleep(0.01)
+        await router.stop(drain=False)
+        assert loop.time() < 0.08
+        for call in calls:
+            with pytest.raises(si.errors.Closed):
+                await call
+        assert router.statistics().in_flight == 0
+
+    play(main)
+
+
+def test_services_are_started_once_and_stopped_again_when_one_fails():
+    async def main(loop):
+        shared, broken = Scripted("shared"), Scripted("broken")
+
+        async def start():
+            raise RuntimeError("no device")
+
+        broken.start = start
+        router = FallbackRouter(Route("a", shared), Route("b", shared), Route("c", broken), clock=loop.clock)
+        with pytest.raises(RuntimeError, match="no device"):
+            await router.start()
+        assert shared.events == ["start", "stop False"]
+
+    run(main)
+
+
+def test_a_burning_budget_closes_the_best_route_and_lets_it_return_gradually():
+    class Burning:
+        now = False
+
+        def burning(self):
+            return self.now
+
+    budget = Burning()
+
+    async def main(loop, best, second, router):
+        async def second_of_traffic():
+            sources = [(await ask(router)).source]
+            for _ in range(99):
+                await asyncio.sleep(0.009)
+                sources.append((await ask(router)).source)
+            return sources
+
+        assert set(await second_of_traffic()) == {"best"}
+        budget.now = True
+        assert (await second_of_traffic()).count("second (best: burning)") > 70
+        budget.now = False
+        shares = [sum(source == "best" for source in await second_of_traffic()) for _ in range(4)]
+        assert shares[0] < 60
+        assert shares == sorted(shares)
+        assert shares[-1] == 100
+        assert router.statistics()["best"].departures == 1
+
+    play(main, slo=budget)
+
+
+def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
+    async def main(loop, best, second, router):
+        slow = True
+
+        def verdict(request, now_ns):
+            finish_ns = now_ns + (500 if slow else 1) * MS
+            return Admission(finish_ns <= request.deadline_ns, "late", 0.0, finish_ns)
+
+        best.verdict = verdict
+        for _ in range(100):
+            assert (await ask(router)).source == "second (best: late)"
+            await asyncio.sleep(0.009)
+        assert 2 <= router.statistics()["best"].probes <= 4
+        assert len(best.asked) == router.statistics()["best"].probes
+        slow = False
+        assert (await ask(router)).source == "best"
+
+    play(main)
+
+
+def test_a_lone_route_that_thinks_it_is_slow_is_asked_when_idle():
+    async def main(loop):
+        only = Scripted("only", verdict=Admission(False, "late"))
+        router = FallbackRouter(Route("only", only), clock=loop.clock)
+        assert (await ask(router)).source == "only"
+
+    run(main)
+
+
+def test_when_the_deadline_has_passed_nobody_else_is_asked():
+    async def main(loop, best, second, router):
+        best.takes_s, best.error = 0.05, si.BackendError("broken, and late")
+        best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 29 * MS)
+        best.enforces_deadline = True  # so the router leaves it to the route, which breaks its word
+        router = FallbackRouter(Route("best", best), Route("second", second), clock=loop.clock)
+        with pytest.raises(si.BackendError):
+            await ask(router, timeout_s=0.03)
+        assert not second.asked
+
+    play(main)
+
+
+@pytest.mark.parametrize(("devices", "source"), [(("a", "b"), "best"), (("a", "a"), None)])
+def test_beyond_its_share_a_route_helps_out_unless_that_takes_time_from_others(devices, source):
+    async def main(loop, best, second, router):
+        router = FallbackRouter(
+            *(Route(name, service, device=device)
+              for name, service, device in zip(("best", "second"), (best, second), devices, strict=True)),
+            clock=loop.clock,
+        )  # fmt: skip
+        best.error = si.BackendError("broken")
+        for _ in range(200):
+            await ask(router)
+            await asyncio.sleep(0.02)
+        assert router.statistics()["best"].share < 0.1
+        best.error, second.hangs = None, True
+        second.verdict = Admission(False, "overloaded")
+        sources = set()
+        for _ in range(3):
+            try:
+                sources.add((await ask(router)).source)
+            except si.Overloaded:
+                sources.add(None)
+        assert source in sources
+        assert (None in sources) is (source is None)
+
+    play(main)
+
+
+def test_inside_a_stack_with_real_batchers():
+    async def main(loop):
+        routes = [
+            Route(name, [si.AdaptiveBatcher(max_batch_size=4, slo_s=slo_s), ScriptedBackend(*steps, duration_s=0.01)],
+                  quality=quality)
+            for name, slo_s, quality, steps in (("a", 0.2, 1.0, [HANG]), ("b", 0.3, 0.5, []))
+        ]  # fmt: skip
+        router = FallbackRouter(*routes)
+        assert router.slo_ns == 200 * MS
+        async with si.Stack(si.Telemetry("routed"), router, clock=loop.clock) as service:
+            first = await service.call(si.Request(1.0))
+            assert first.source == "b (a: overdue)"
+            assert loop.time() < 0.2
+            assert await service(2.0) == 2.0
+            assert service.statistics()["Telemetry"].outcomes["degraded"] >= 1
+        assert "stopped" in repr(routes[0].service)
+
+    run(main)
+
+
+def test_two_loops_at_once_are_refused():
+    router = pair()[2]
+
+    async def hold():
+        best = router.routes[0].service
+        best.hangs = True
+        call = asyncio.ensure_future(ask(router, timeout_s=None))
+        await asyncio.sleep(0)
+
+        def other():
+            return asyncio.run(asyncio.wait_for(ask(router, timeout_s=None), 1))
+
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(other)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(hold())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (FallbackRouter, "at least one"),
+        (lambda: FallbackRouter(Scripted("x")), "Route objects"),
+        (lambda: FallbackRouter(Route("a", Scripted("x")), Route("a", Scripted("y"))), "different names"),
+        (lambda: FallbackRouter(Route("a", Scripted("x"), quality=0.1), Route("b", Scripted("y"))), "best first"),
+        (lambda: FallbackRouter(Route("a", Scripted("x")), slo=3), "slo"),
+        (lambda: FallbackRouter(Route("a", Scripted("x")), step_s=0), "step_s"),
+        (lambda: Route("", Scripted("x")), "name"),
+        (lambda: Route("a", 5), "service"),
+        (lambda: Route("a", Scripted("x"), quality=-1), "quality"),
+        (lambda: Route("a", Scripted("x"), cost=0), "cost"),
+        (lambda: Route("a", Scripted("x"), prepare=3), "prepare"),
+        (lambda: Route("a", Scripted("x"), device=[]), "device"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

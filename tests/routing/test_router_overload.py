@@ -1,0 +1,177 @@
+"""The router under load, in virtual time: overload, the threshold, a brown-out, a route that is killed again and again."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.resilience import CircuitBreaker
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.telemetry import BurnSignal
+from streaminfer.testing import run
+
+LIMIT_S = 0.1
+CAPACITY = 270
+
+
+class Device:
+    def __init__(self):
+        self.free = asyncio.Lock()
+        self.slowness = 1.0
+
+
+class Model:
+    def __init__(self, device, setup_s, each_s):
+        self.device, self.setup_s, self.each_s = device, setup_s, each_s
+        self.dead = False
+
+    async def infer(self, batch):
+        if self.dead:
+            raise ConnectionError("killed")
+        async with self.device.free:
+            await asyncio.sleep((self.setup_s + self.each_s * len(batch)) * self.device.slowness)
+        if self.dead:
+            raise ConnectionError("killed")
+        return [1.0] * len(batch)
+
+
+class Bench:
+    """Two routes, full and front, under Poisson load; ``answers`` has (instant, on time, source or error)."""
+
+    def __init__(self, loop, *, one_device=True, breaker=False, **kwargs):
+        self.loop = loop
+        self.devices = [Device(), Device()]
+        if one_device:
+            self.devices[1] = self.devices[0]
+        self.full = Model(self.devices[0], 0.004, 0.003)
+        self.front = Model(self.devices[1], 0.0008, 0.0006)
+        self.breaker = CircuitBreaker(window=10, minimum_calls=5, open_s=0.3, max_open_s=0.3, seed=1)
+        self.router = FallbackRouter(
+            Route("full", [*self._layers(breaker), self.full], quality=1.0, cost=5.0, device="a"),
+            Route(
+                "front", [*self._layers(False), self.front], quality=0.8, cost=1.0, device="a" if one_device else "b"
+            ),
+            **kwargs,
+        )
+        self.answers = []
+        self.slo = None
+
+    def _layers(self, breaker):
+        batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=LIMIT_S, policy="lookahead")
+        return [batcher, self.breaker] if breaker else [batcher]
+
+    async def ask(self, service):
+        begun_s = self.loop.time()
+        try:
+            ended = (await service.call(si.Request(1.0))).source
+        except si.errors.StreamInferError as error:
+            ended = error
+        if self.slo is not None:
+            self.slo.record(ended if isinstance(ended, Exception) else self.loop.time() - begun_s)
+        self.answers.append((begun_s, self.loop.time() <= begun_s + LIMIT_S + 1e-6, ended))
+
+    async def load(self, service, rate, seconds, seed=3):
+        random = np.random.default_rng(seed)
+        until_s, calls = self.loop.time() + seconds, []
+        while self.loop.time() < until_s:
+            await asyncio.sleep(random.exponential(1 / rate))
+            calls.append(asyncio.ensure_future(self.ask(service)))
+        await asyncio.gather(*calls)
+
+    def share(self, from_s, to_s, *, source=""):
+        asked = [answer for answer in self.answers if from_s <= answer[0] < to_s]
+        good = [answer for answer in asked if answer[1] and isinstance(answer[2], str) and answer[2].startswith(source)]
+        return len(good) / len(asked)
+
+
+def play(main, **kwargs):
+    si.warmup()
+
+    async def on(loop):
+        bench = Bench(loop, **kwargs)
+        async with si.Stack(bench.router, clock=loop.clock) as service:
+            return await main(bench, service)
+
+    return run(on)
+
+
+@pytest.mark.parametrize("one_device", [True, False])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_overload_degrades_and_does_not_lose_requests(one_device, factor):
+    async def main(bench, service):
+        await bench.load(service, CAPACITY, 2.0)
+        await bench.load(service, CAPACITY * factor, 6.0)
+        start_s = bench.loop.time() - 4.0
+        assert bench.share(start_s, start_s + 4.0) > 0.93
+        assert bench.share(0.5, 2.0, source="full") > bench.share(start_s, start_s + 4.0, source="full") > 0.02
+        answered = [answer for answer in bench.answers if isinstance(answer[2], str)]
+        assert sum(answer[1] for answer in answered) >= 0.99 * len(answered)
+
+    play(main, one_device=one_device)
+
+
+@pytest.mark.parametrize("slowness", [2.5, 10.0])
+@pytest.mark.parametrize("one_device", [True, False])
+def test_it_comes_back_from_a_brown_out_within_five_seconds_and_stays(one_device, slowness):
+    async def main(bench, service):
+        await bench.load(service, 160, 3.0)
+        for device in bench.devices:
+            device.slowness = slowness
+        await bench.load(service, 160, 10.0)
+        for device in bench.devices:
+            device.slowness = 1.0
+        departed = bench.router.statistics()["full"].departures
+        begun_s = bench.loop.time()
+        await bench.load(service, 160, 10.0)
+        assert bench.share(begun_s + 5.0, begun_s + 10.0, source="full") > 0.99
+        assert bench.router.statistics()["full"].departures <= departed + 1
+
+    play(main, one_device=one_device)
+
+
+def test_at_the_threshold_of_the_budget_it_does_not_flap():
+    # the load is more than the full model can do, so that having it back spends the budget again
+    signal = BurnSignal(window_s=2.0, starts_at=4.0)
+    slo = si.SLO("faces", threshold_s=LIMIT_S, objective=0.998, signal=signal)
+
+    async def main(bench, service):
+        bench.slo = slo
+        begun, burning = 0, False
+        for number in range(80):
+            await bench.load(service, 1.3 * CAPACITY, 0.25, seed=number)
+            begun += slo.burning() and not burning
+            burning = slo.burning()
+        seconds = bench.loop.time()
+        assert 1 <= begun <= seconds / 4.0  # a window on, and at least one until it is lit again
+        assert bench.router.statistics()["full"].departures <= begun + 2
+        assert bench.share(2.0, seconds) > 0.97
+
+    play(main, slo=slo)
+
+
+def test_killed_fifty_times_every_request_ends_and_the_route_returns_each_time():
+    async def main(bench, service):
+        for number in range(50):
+            bench.full.dead = True
+            await bench.load(service, 100, 0.6, seed=number)
+            bench.full.dead = False
+            await bench.load(service, 100, 1.4, seed=number)
+            assert bench.breaker.state == "closed"
+            assert bench.share(bench.loop.time() - 0.5, bench.loop.time(), source="full") > 0.15
+        assert all(on_time for _, on_time, _ in bench.answers)
+        lost = sum(not isinstance(ended, str) for _, _, ended in bench.answers)
+        assert lost <= 0.01 * len(bench.answers)
+        seen = bench.router.statistics()
+        assert seen.requests == seen.answered + seen.failed == len(bench.answers)
+        assert seen["full"].in_flight == seen["front"].in_flight == 0
+
+    play(main, breaker=True)
+
+
+def test_a_run_repeats_exactly():
+    async def main(bench, service):
+        await bench.load(service, 2 * CAPACITY, 2.0)
+        return [(begun_s, on_time, str(ended)) for begun_s, on_time, ended in bench.answers]
+
+    assert play(main) == play(main)
