@@ -1,7 +1,8 @@
-# cython: cdivision=True
+# cython: embedsignature=True, cdivision=True
 """What a planner asks at every decision: what does a batch take, are all on time as they stand, when does each end?
 
-A few nanoseconds a ticket; the caps that are divided by are positive. Compiled with the C types of ``_order_cy.pxd`` or run as it is.
+A few nanoseconds a ticket; what is divided by is a cap, and so positive. Compiled with the C types of
+``_order_cy.pxd`` or run as it is.
 """
 
 from __future__ import annotations
