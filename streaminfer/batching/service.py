@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedService", "make_assembler"]
 
+_admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
+
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:
     """An `Assembler` of some settings for what a backend or function reads."""
@@ -163,7 +165,7 @@ class BatchedService(Dispatcher):
         finish_ns = self._predicted_finish_ns(now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
-        return Admission(True, predicted_finish_ns=finish_ns)
+        return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
         """Goes on with other settings; what is in hand keeps its deadline and its place."""
