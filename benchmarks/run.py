@@ -21,6 +21,8 @@ BENCHMARKS = {
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
+    "cache_wrap": "EdgeCache.wrap: a hit over a bare await, a stampede",
+    "disk_tier": "the disk tier: put and get, restart of 1 GB, 200 kills",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",

@@ -18,11 +18,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaminfer import batching, errors, resilience, routing, telemetry, testing
+    from streaminfer import batching, caching, errors, resilience, routing, telemetry, testing
     from streaminfer._warmup import warmup
     from streaminfer.backends import CpuBackend, OnnxBackend
     from streaminfer.batching import AdaptiveBatcher
     from streaminfer.blocking import BlockingStack
+    from streaminfer.caching import EdgeCache, content_key
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
@@ -51,6 +52,7 @@ __all__ = [
     "ConcurrencyLimit",
     "CpuBackend",
     "DeadlineExceeded",
+    "EdgeCache",
     "FallbackRouter",
     "Hedge",
     "InvalidInput",
@@ -69,6 +71,8 @@ __all__ = [
     "StreamInferError",
     "Telemetry",
     "batching",
+    "caching",
+    "content_key",
     "errors",
     "resilience",
     "routing",
@@ -95,6 +99,7 @@ _HOMES = {
     "ConcurrencyLimit": "resilience",
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
+    "EdgeCache": "caching",
     "FallbackRouter": "routing",
     "Hedge": "resilience",
     "InvalidInput": "errors",
@@ -113,9 +118,10 @@ _HOMES = {
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
+    "content_key": "caching",
     "warmup": "_warmup",
 }
-_MODULES = ("batching", "errors", "resilience", "routing", "telemetry", "testing")
+_MODULES = ("batching", "caching", "errors", "resilience", "routing", "telemetry", "testing")
 
 
 def __getattr__(name: str) -> Any:

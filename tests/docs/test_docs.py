@@ -25,6 +25,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HOMES = (
     "streaminfer",
     "streaminfer.batching",
+    "streaminfer.caching",
     "streaminfer.errors",
     "streaminfer.faults",
     "streaminfer.protocols",

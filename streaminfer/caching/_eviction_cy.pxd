@@ -1,0 +1,77 @@
+cimport cython
+
+cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES, _MOST_HITS, _HITS_TO_STAY, _SMALL_SHARE, _NEGATIVE_SHARE, _WAYS
+cdef unsigned long long _LOW32
+cdef long long _NO_LIMIT
+
+# no_gc: numbers only
+@cython.final
+@cython.no_gc
+cdef class EvictionOrder:
+    cdef readonly long long count, bytes
+    cdef bint _s3fifo
+    cdef long long _small_count, _small_bytes, _negative_count, _negative_bytes
+    cdef int[::1] _links
+    cdef long long[::1] _sizes
+    cdef unsigned char[::1] _queues
+    cdef unsigned char[::1] _hits
+    cdef long long[::1] _counts
+    cdef long long[::1] _bytes
+    cdef unsigned long long[::1] _ghosts
+    cdef unsigned long long _rows, _evicted
+
+    cpdef grow(self, Py_ssize_t capacity)
+
+    @cython.locals(held=Py_ssize_t, old=cython.ulonglong[::1], place=Py_ssize_t)
+    cdef void _move(
+        self, int[::1] links, long long[::1] sizes, unsigned char[::1] queues, unsigned char[::1] hits,
+        unsigned long long[::1] ghosts)
+
+    cpdef void add(self, int slot, long long size, unsigned long long mixed) noexcept
+    cpdef void add_negative(self, int slot, long long size) noexcept
+
+    @cython.locals(queue=int, size=cython.longlong)
+    cpdef void remove(self, int slot) noexcept
+
+    cpdef void touch(self, int slot) noexcept
+
+    @cython.locals(more=cython.longlong)
+    cpdef void resize(self, int slot, long long size) noexcept
+
+    @cython.locals(size=cython.longlong)
+    cpdef void set_aside(self, int slot) noexcept
+
+    cpdef int victim(self, bint alive) noexcept
+
+    @cython.locals(slot=int)
+    cdef int _victim_of_two(self) noexcept
+
+    cpdef void evicted(self, int slot, unsigned long long mixed) noexcept
+    cpdef int queue_of(self, int slot) noexcept
+    cpdef long long size_of(self, int slot) noexcept
+    cpdef long long held(self, int queue) noexcept
+    cpdef long long bytes_in(self, int queue) noexcept
+    cpdef int newer_than(self, int slot) noexcept
+
+    cdef void _enter(self, int slot, long long size, int queue) noexcept
+
+    @cython.locals(queue=int, size=cython.longlong)
+    cdef void _pass_on(self, int slot) noexcept
+
+    @cython.locals(newest=int)
+    cdef void _link(self, int slot, int queue) noexcept
+
+    @cython.locals(older=int, newer=int)
+    cdef void _unlink(self, int slot) noexcept
+
+    @cython.locals(row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong)
+    cdef bint _remembers(self, unsigned long long mixed) noexcept
+
+    @cython.locals(
+        row=Py_ssize_t, place=Py_ssize_t, oldest=Py_ssize_t, most=cython.ulonglong, age=cython.ulonglong)
+    cdef void _haunt(self, unsigned long long ghost) noexcept
+
+cdef long long _share_of(long long limit, long long share) noexcept
+
+@cython.locals(rows=Py_ssize_t)
+cdef Py_ssize_t _ghost_rows(Py_ssize_t capacity) noexcept

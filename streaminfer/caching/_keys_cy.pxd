@@ -1,0 +1,59 @@
+cimport cython
+
+cdef extern from *:
+    """
+    /* What struct.pack returns for "<Q", "<q" and "<d", without a Python call. */
+    static PyObject *streaminfer_length(unsigned long long number) {
+        unsigned char bytes[8];
+        for (int place = 0; place < 8; place++) bytes[place] = (unsigned char)(number >> 8 * place);
+        return PyBytes_FromStringAndSize((char *)bytes, 8);
+    }
+    static PyObject *streaminfer_signed(long long number) {
+        return streaminfer_length((unsigned long long)number);
+    }
+    static PyObject *streaminfer_double(double number) {
+        unsigned long long bits;
+        memcpy(&bits, &number, 8);
+        return streaminfer_length(bits);
+    }
+    """
+    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    cpdef bytes _length "streaminfer_length"(unsigned long long number)
+    cpdef bytes _signed "streaminfer_signed"(long long number)
+    cpdef bytes _double "streaminfer_double"(double number)
+
+cdef int _DEEPEST
+cdef Py_ssize_t _LONG, _MOST_HEADERS
+
+cdef bytes _number(object value)
+cdef bytes _text(str text)
+cdef bytes _utf8(str text)
+cdef bytes _sized(bytes content)
+
+@cython.final
+cdef class KeyMaker:
+    cdef object _digest
+    cdef bytes _prefix
+    cdef dict _headers
+    cdef tuple _before
+
+    cpdef object key(self, object inputs, object tenant=*)
+    @cython.locals(before=tuple)
+    cdef object _key_of_one(self, tuple inputs)
+    @cython.locals(parts=list)
+    cdef object _key_of_all(self, object inputs, object tenant)
+
+    cdef int _encode(self, object value, list parts, int depth) except -1
+    cdef int _encode_other(self, object value, list parts, int depth) except -1
+    cdef int _encode_container(self, object value, list parts, int depth) except -1
+    cdef int _encode_plain(self, object array, bytes header, list parts) except -1
+    cdef bytes _encoded(self, object value, int depth)
+    @cython.locals(size=Py_ssize_t)
+    cdef int _encode_bytes(self, bytes tag, object content, list parts) except -1
+    cdef int _encode_view(self, object value, list parts, int depth) except -1
+    cdef int _encode_object(self, object value, list parts, int depth) except -1
+    cdef int _encode_array(self, object array, list parts, int depth) except -1
+    cdef object _digest_of(self, object array)
+    cdef bytes _header(self, object array)
+    cdef int _encode_composite(self, object array, list parts, int depth) except -1
+    cdef int _encode_subclass(self, object array, list parts, int depth) except -1

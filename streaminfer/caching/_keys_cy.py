@@ -1,0 +1,288 @@
+"""The encoding behind :func:`streaminfer.content_key`: what a value *is*, written so that no two values read the same.
+
+Every value becomes a tag and, where its length can vary, a length, then its contents; so an encoding says where each
+part ends, and ``("ab", "c")`` cannot be taken for ``("a", "bc")``. Large contents (arrays, long strings) stand in it by
+their own digest, so they are read once and never copied; the key is the digest of the whole: a Merkle tree of two
+levels. With a keyed hash both levels are keyed.
+
+* Arrays: dtype with byte order, shape, then the elements in C order, whatever the layout in memory. A header is made
+  once for each dtype and shape and remembered.
+* Mappings and sets: the encoded items, sorted, so their order does not matter.
+* Floats by their bits: NaN equals the NaN of the same bits, -0.0 differs from 0.0.
+* Numbers by their type: 1, 1.0 and True differ, as they do for a function that looks.
+
+What has no contents that can be read (any other object) is refused, unless it offers ``fingerprint``. So are subclasses
+of arrays that carry meaning outside their elements, such as units.
+
+Cost: one pass over the contents, and about 0.2 µs for an array besides.
+
+One source, compiled with the C types of ``_keys_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from streaminfer.errors import InvalidInput
+
+__all__ = ["KeyMaker"]
+
+_DEEPEST = 64
+_LONG = 1024  # bytes; what is longer stands in the encoding by its digest
+_MOST_HEADERS = 4096
+_PLAIN_KINDS = "biufcSUVMm"
+_BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
+_PLAIN_CLASSES = (ndarray, np.memmap, np.matrix, np.recarray)
+
+_length = struct.Struct("<Q").pack
+_signed = struct.Struct("<q").pack
+_double = struct.Struct("<d").pack
+
+
+class KeyMaker:
+    """Makes keys that share a hash function and a beginning: the model, its version and how inputs were prepared.
+
+    Args:
+        digest: bytes-like → digest, of a fixed length.
+        prefix: what every encoding begins with; it ends where it says, like every part.
+
+    Threads: any number may use it at once; it only remembers headers, and loses them all when there are too many.
+    """
+
+    __slots__ = ("_before", "_digest", "_headers", "_prefix")
+
+    def __init__(self, digest: Callable[[Any], bytes], prefix: bytes) -> None:
+        self._digest = digest
+        self._prefix = prefix
+        self._headers: dict[Any, bytes] = {}
+        self._before: tuple[Any, Any, bytes] = (None, None, b"")  # read and written in one piece
+
+    def key(self, inputs: Any, tenant: str | None = None) -> bytes:
+        """The key of some inputs.
+
+        Args:
+            inputs: arrays, numbers, strings, bytes, ``None``, and mappings, sequences and sets of these.
+            tenant: on whose behalf; ``None`` is the same as an empty name.
+
+        Raises:
+            InvalidInput: something among the inputs cannot be keyed; the message says what.
+        """
+        if not tenant and type(inputs) is tuple and len(inputs) == 1 and type(inputs[0]) is ndarray:
+            return self._key_of_one(inputs)
+        return self._key_of_all(inputs, tenant)
+
+    def _key_of_one(self, inputs: Any) -> bytes:
+        """For a function of one array, mostly as the last one was: what stands before its digest is remembered."""
+        array = inputs[0]
+        before = self._before
+        if array.dtype is before[0] and array.shape == before[1]:
+            return self._digest(before[2] + self._digest_of(array))
+        header = self._headers.get((array.dtype, array.shape))
+        if header is not None:
+            self._before = (array.dtype, array.shape, self._prefix + b"(" + _length(1) + header)
+        return self._key_of_all(inputs, None)
+
+    def _key_of_all(self, inputs: Any, tenant: str | None) -> bytes:
+        parts = [self._prefix]
+        if tenant:
+            parts.append(b"t" + _text(tenant))
+        self._encode(inputs, parts, 0)
+        return self._digest(b"".join(parts))
+
+    def _encode(self, value: Any, parts: list[bytes], depth: int) -> None:
+        kind = type(value)  # the usual kinds first, by identity, which costs nothing
+        if kind is ndarray:
+            self._encode_array(value, parts, depth)
+        elif kind is str:
+            self._encode_bytes(b"u", _utf8(value), parts)
+        elif kind is int or kind is float or kind is bool:
+            parts.append(_number(value))
+        elif value is None:
+            parts.append(b"n")
+        elif depth >= _DEEPEST:
+            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or a list that contains itself")
+        elif kind is tuple or kind is list or kind is dict:
+            self._encode_container(value, parts, depth)
+        else:
+            self._encode_other(value, parts, depth)
+
+    def _encode_other(self, value: Any, parts: list[bytes], depth: int) -> None:
+        if type(value) not in _BUILTIN and getattr(value, "fingerprint", None) is not None:
+            self._encode_object(value, parts, depth)
+        elif isinstance(value, np.generic):
+            self._encode_array(np.asarray(value), parts, depth)
+        elif isinstance(value, ndarray):
+            self._encode_subclass(value, parts, depth)
+        elif isinstance(value, str):
+            self._encode_bytes(b"u", _utf8(value), parts)
+        elif isinstance(value, (int, float, complex)):
+            parts.append(_number(value))
+        elif isinstance(value, (bytes, bytearray)):
+            self._encode_bytes(b"b", value, parts)
+        elif isinstance(value, memoryview):
+            self._encode_view(value, parts, depth)
+        else:
+            self._encode_container(value, parts, depth)
+
+    def _encode_container(self, value: Any, parts: list[bytes], depth: int) -> None:
+        if isinstance(value, (list, tuple)):
+            parts.append(b"[" if isinstance(value, list) else b"(")
+            parts.append(_length(len(value)))
+            for item in value:
+                self._encode(item, parts, depth + 1)
+        elif isinstance(value, Mapping):
+            parts.append(b"m" + _length(len(value)))
+            pairs = [(self._encoded(key, depth), self._encoded(item, depth)) for key, item in value.items()]
+            for pair in sorted(pairs):
+                parts.extend(pair)
+        elif isinstance(value, AbstractSet):
+            parts.append(b"s" + _length(len(value)))
+            parts.extend(sorted([self._encoded(item, depth) for item in value]))
+        else:
+            raise InvalidInput(
+                f"inputs: expected arrays, numbers, strings, bytes, None, or mappings, sequences and sets of these, "
+                f"got {_named(value)}; give its class a `fingerprint` (str or bytes) that changes with its contents, "
+                f"or the request a key"
+            )
+
+    def _encoded(self, value: Any, depth: int) -> bytes:
+        parts: list[bytes] = []
+        self._encode(value, parts, depth + 1)
+        return b"".join(parts)
+
+    def _encode_bytes(self, tag: bytes, content: Any, parts: list[bytes]) -> None:
+        size = len(content)
+        parts.append(tag)
+        parts.append(_length(size))
+        parts.append(content if size <= _LONG else self._digest(content))
+
+    def _encode_view(self, value: memoryview, parts: list[bytes], depth: int) -> None:
+        if value.format == "B" and value.ndim == 1:
+            self._encode_bytes(b"b", value if value.c_contiguous else value.tobytes(), parts)
+        else:
+            try:
+                array = np.asarray(value)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                what = f"inputs: a memoryview of format {value.format!r} cannot be keyed: {error}"
+                raise InvalidInput(what) from None
+            self._encode_array(array, parts, depth)
+
+    def _encode_object(self, value: Any, parts: list[bytes], depth: int) -> None:
+        """What says itself what it is: its class and its fingerprint."""
+        mark = value.fingerprint
+        if callable(mark):
+            mark = mark()
+        if not isinstance(mark, (str, bytes)):
+            raise InvalidInput(
+                f"inputs: expected a fingerprint of str or bytes, got {_named(mark)} from {_named(value)}"
+            )
+        parts.append(b"p" + _text(f"{type(value).__module__}.{type(value).__qualname__}"))
+        self._encode(mark, parts, depth + 1)
+
+    def _encode_array(self, array: Any, parts: list[bytes], depth: int) -> None:
+        header = self._headers.get((array.dtype, array.shape))
+        if header is None:
+            header = self._header(array)
+        if header is None:
+            self._encode_composite(array, parts, depth)
+        else:
+            self._encode_plain(array, header, parts)
+
+    def _encode_plain(self, array: Any, header: bytes, parts: list[bytes]) -> None:
+        parts.append(header)
+        parts.append(self._digest_of(array))
+
+    def _digest_of(self, array: Any) -> bytes:
+        try:
+            return self._digest(array)
+        except (TypeError, ValueError, BufferError):  # not in C order, or of a dtype that the buffer protocol lacks
+            return self._digest(_octets(array))
+
+    def _header(self, array: Any) -> bytes | None:
+        """Dtype and shape of a plain array, remembered; ``None`` for one whose elements are no plain bytes."""
+        dtype = array.dtype
+        if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.char in "gG":
+            return None
+        header = b"a" + _text(dtype.str) + _length(array.ndim) + b"".join(map(_length, array.shape))
+        if len(self._headers) >= _MOST_HEADERS:
+            self._headers.clear()
+        self._headers[dtype, array.shape] = header
+        return header
+
+    def _encode_composite(self, array: Any, parts: list[bytes], depth: int) -> None:
+        """Fields one after another, so that the padding between them does not count; or objects one by one."""
+        dtype = array.dtype
+        shape = _length(array.ndim) + b"".join(map(_length, array.shape))
+        if depth >= _DEEPEST:
+            raise InvalidInput(f"inputs: nested deeper than {_DEEPEST} levels, or an array that contains itself")
+        if dtype.names is not None:
+            parts.append(b"r" + _length(len(dtype.names)) + shape)
+            for name in dtype.names:
+                parts.append(_text(name))
+                self._encode_array(array[name].view(ndarray), parts, depth + 1)
+        elif dtype.kind in "OT":
+            parts.append(b"o" + _text(dtype.kind) + shape)
+            for item in array.flat:
+                self._encode(item, parts, depth + 1)
+        else:
+            raise InvalidInput(f"inputs: an array of {dtype} cannot be keyed: its elements hold bytes without meaning")
+
+    def _encode_subclass(self, array: Any, parts: list[bytes], depth: int) -> None:
+        if isinstance(array, np.ma.MaskedArray):
+            if array.dtype.names is not None:
+                raise InvalidInput("inputs: a masked array with fields cannot be keyed; pass its fields one by one")
+            mask = np.ma.getmaskarray(array)
+            plain = np.array(array.data, order="C")
+            plain[mask] = np.zeros((), plain.dtype)  # what lies under the mask does not count
+            parts.append(b"k")
+            self._encode_array(plain, parts, depth)
+            self._encode_array(np.asarray(mask), parts, depth)
+        elif type(array) in _PLAIN_CLASSES:
+            self._encode_array(array.view(ndarray), parts, depth)
+        else:
+            raise InvalidInput(
+                f"inputs: expected a plain array, got {_named(array)}, a subclass that may mean more than its "
+                f"elements; pass numpy.asarray() of it and what else it means"
+            )
+
+
+def _number(value: Any) -> bytes:
+    if isinstance(value, bool):
+        return b"T" if value else b"F"
+    if isinstance(value, int):
+        if -(2**63) <= value < 2**63:
+            return b"i" + _signed(value)
+        return b"I" + _sized(int(value).to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+    if isinstance(value, float):
+        return b"f" + _double(value)
+    return b"c" + _double(value.real) + _double(value.imag)
+
+
+def _octets(array: Any) -> Any:
+    """Its elements as bytes in C order, copied only where they lie otherwise."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _text(text: str) -> bytes:
+    return _sized(_utf8(text))
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a pair, as file names may hold them
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _sized(content: bytes) -> bytes:
+    return _length(len(content)) + content
+
+
+def _named(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,84 @@
+"""A table whose every operation holds a lock, for where compiled code is not atomic by itself.
+
+That is so uncompiled, and without an interpreter lock. The lock can be entered again by the thread that holds it: an
+``__eq__`` of a key or a finaliser may use the same table. What goes is noted while the lock is held (``keeping``), and
+told and freed when it is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["OPERATIONS", "guarded", "is_atomic"]
+
+OPERATIONS = (
+    "__contains__",
+    "__delitem__",
+    "__getitem__",
+    "__len__",
+    "__setitem__",
+    "clear",
+    "counters",
+    "drain",
+    "erase_labelled",
+    "expire",
+    "get",
+    "lookup",
+    "peek",
+    "popitem",
+    "setdefault",
+    "snapshot",
+    "store",
+    "store_negative",
+    "sweep",
+    "take",
+)
+
+
+def is_atomic(table: type[Any]) -> bool:
+    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
+    locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return locked and not isinstance(table.get, types.FunctionType)
+
+
+def guarded(table: type[Any]) -> type[Any]:
+    """A subclass of a table, each of whose operations holds a lock and then, without it, calls ``tell``."""
+
+    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
+        tells = operation.__name__ != "drain"
+
+        @functools.wraps(operation)
+        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
+            outermost = False
+            try:
+                with self._lock:
+                    outermost = self._depth == 0
+                    self._depth += 1
+                    try:
+                        return operation(self, *arguments, **options)
+                    finally:
+                        self._depth -= 1
+            finally:
+                if outermost and tells:
+                    self.tell()
+
+        return locked
+
+    def prepare(self: Any, *arguments: Any) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        table.__init__(self, *arguments)
+        self.keeping = True
+
+    def later(self: Any) -> None:
+        """Not while the lock is held."""
+
+    operations = {name: under_lock(getattr(table, name)) for name in OPERATIONS}
+    body = {"__slots__": ("_depth", "_lock"), "__init__": prepare, "_tell": later, **operations}
+    guarded: type[Any] = type("GuardedEdgeTable", (table,), body)
+    return guarded

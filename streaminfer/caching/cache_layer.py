@@ -1,0 +1,459 @@
+"""What `EdgeCache.wrap` returns: a cache in front of a service or a function, sync or async.
+
+A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
+is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
+window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both.
+**Negative**: the error that was kept. **Missing**: single flight (``flight``), and what was computed is kept.
+
+What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
+degraded answer, an answer computed while something was erased (it might be what was erased), and an answer whose
+computation said :func:`~streaminfer.caching.flight_shells.no_store`.
+
+**The key** holds what was wrapped, so that one cache can serve many: the ``fingerprint`` that something offers inward,
+else module and qualified name, and, for whatever can exist twice under one name (objects, closures, lambdas), a random
+number that it has in this process only. Then the tenant, the subject, and the inputs or the request's own ``key``.
+The subject is in it so that erasing a subject erases all that came of its data, and only that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import secrets
+import sys
+import types
+import weakref
+from collections.abc import Callable, Coroutine
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from streaminfer._validation import expected
+from streaminfer.caching._front_cy import Front, Missed, hand_out
+from streaminfer.caching.flight_shells import Flights, storable
+from streaminfer.caching.kept import keep, own_error, without_traceback
+from streaminfer.caching.keys import key_maker
+from streaminfer.caching.sweeping import LoopSweep
+from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
+from streaminfer.protocols import find_inward
+from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.resilience._wrapping import kind_of, name_of
+
+if TYPE_CHECKING:
+    from streaminfer.caching._table_cy import EdgeTable
+
+__all__ = ["CachedService", "Table", "put_in_front"]
+
+_STALE = 2
+_NEGATIVE = 3
+_PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
+_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+
+
+class Table(Protocol):
+    """What a layer needs of a cache: an ``EdgeTable`` with the checked methods of `EdgeCache`.
+
+    Attributes:
+        clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
+        erasures: a number that changes whenever something is erased, deleted or cleared.
+        negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
+    """
+
+    clock: Callable[[], int] | None
+    erasures: int
+
+    @property
+    def negative_ttl_s(self) -> float: ...  # noqa: D102
+
+    def put(self, key: Any, value: Any, *, tags: Any = (), subject: str | None = None) -> bool:
+        """Keeps a value; whether it did."""
+        ...
+
+    def put_negative(self, key: Any, error: Any, *, tags: Any = (), subject: str | None = None) -> bool:
+        """Keeps an error; whether it did."""
+        ...
+
+
+def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | None = None) -> Any:
+    """A cached thing of the same kind.
+
+    Args:
+        cache: where answers are kept.
+        inner: a service, or a sync or async function. A function's arguments have to be such as ``content_key`` takes;
+            a method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
+            ``tenant`` and ``key``, as a batcher makes them, is cached as a service is: these say how it is asked.
+        flights: the cache's.
+        secret: for keys that cannot be forged; see ``content_key``.
+
+    Returns:
+        A :class:`CachedService`, or a function; its ``key_of`` gives the key of a request, or of a call's arguments,
+        so that an entry can be looked at or deleted.
+
+    Raises:
+        TypeError: a backend, which answers batches and not requests, or nothing that can be called.
+    """
+    kind = kind_of(inner)
+    if kind == "backend":
+        what = "a service or a function; a backend answers whole batches: put the cache before the batcher"
+        raise TypeError(expected("inner", what, inner))
+    front = Front(cast("EdgeTable", cache), key_maker(_identity(inner), "", "", secret))
+    if kind == "service":
+        return CachedService(cache, inner, flights, front)
+    layer = _CachedFunction(cache, flights, front)
+    if kind == "function":
+        return _shell(inner, layer, "def", "__answer(__missed, __partial({call}))", layer.answer_sync)
+    if _keywords_of(inner) >= _OF_A_REQUEST:
+        return _as_service(cache, inner, flights, front)
+    return _shell(inner, layer, "async def", "await __answer(__missed, __partial({call}))", layer.answer)
+
+
+class _Layer:
+    """What a cached service and a cached function have in common."""
+
+    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
+        self.cache = cache
+        self.flights = flights
+        self.front = front
+
+    def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
+        """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
+        if not storable():
+            return
+        if self.cache.erasures != erasures:
+            self.flights.not_stored()
+            return
+        try:
+            kept = self.cache.put(key, value, tags=tags, subject=subject)
+        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
+            self.flights.not_stored(error)
+        else:
+            if not kept:
+                self.flights.not_stored()
+
+    def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
+        """Keeps an error, where errors are kept and it says something about the next call."""
+        if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
+            return
+        if self.cache.erasures != erasures or not storable():
+            return
+        try:
+            self.cache.put_negative(key, without_traceback(error), tags=tags, subject=subject)
+        except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
+            self.flights.not_stored(refused)
+
+
+class CachedService(_Layer):
+    """A service behind a cache; made by ``EdgeCache.wrap``.
+
+    Attributes:
+        inner: what answers where the cache does not.
+        name: of ``inner``.
+    """
+
+    enforces_deadline = True
+
+    def __init__(self, cache: Table, inner: Any, flights: Flights, front: Front) -> None:
+        super().__init__(cache, flights, front)
+        self.inner = inner
+        self.name = name_of(inner)
+        self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
+        self._enforced = bool(find_inward(inner, "enforces_deadline", False))
+        self._sweep: LoopSweep | None = None
+
+    async def start(self) -> None:
+        """Expired entries are looked after by this event loop now, if nobody does on the cache's clock."""
+        cache: Any = self.cache
+        if getattr(cache, "swept_by", None) is not None and cache.swept_by_thread:
+            self._sweep = LoopSweep(cache, asyncio.get_running_loop())
+            self._sweep.start()
+
+    def key_of(self, request: Request) -> bytes:
+        """The key under which the answer to a request is kept.
+
+        Raises:
+            InvalidInput: its inputs, or its own key, cannot be keyed.
+        """
+        asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
+        if request.subject is not None:
+            asked = (*asked, request.subject)
+        key: bytes = self.front.key(asked, request.tenant)
+        return key
+
+    async def call(self, request: Request) -> Response:
+        """Answers a request from the cache, or as the service does.
+
+        Raises:
+            DeadlineExceeded: its deadline has passed, and the cache has no answer.
+            InvalidInput: its inputs, or its own key, cannot be keyed.
+            RuntimeError: it comes from inside the computation of the same key.
+        """
+        if request.stream_id is not None:
+            return await self._alone(request, self.front.now())
+        key = self.key_of(request)
+        found = self.front.find(key)
+        if found.__class__ is not Missed:
+            return Response(found, False, "cache")
+        if not request.store and found.state != _NEGATIVE:
+            return await self._alone(request, found.now_ns)
+        if found.state == _STALE:
+            behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
+            self.flights.here().refresh(key, self._compute, (key, behind, False), self.front.now, owner=self)
+            return Response(hand_out(found.value), True, "cache")
+        if found.state == _NEGATIVE:
+            raise own_error(found.value)
+        return await self._share(key, self._compute, (key, request, True), request, found.now_ns)
+
+    async def _share(
+        self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
+    ) -> Response:
+        timeout_s = None
+        if request.deadline_ns is not None:
+            timeout_s = (request.deadline_ns - now_ns) / 1e9
+            if timeout_s <= 0:
+                raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
+        here = self.flights.here()
+        response, led = await here.share(
+            key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
+        )
+        timings = response.timings if led else None  # of a request that somebody else made, they say nothing
+        return Response(hand_out(response.outputs), response.degraded, response.source, timings)
+
+    async def _alone(self, request: Request, now_ns: int) -> Response:
+        if self._enforced or request.deadline_ns is None:
+            return await self._call(request)
+        return await self._share(object(), self._call, (request,), request, now_ns)
+
+    async def _compute(self, key: Any, request: Request, keeps_errors: bool) -> Response:
+        erasures = self.cache.erasures
+        try:
+            response = await self._call(request)
+            outputs = keep(response.outputs)
+        except Exception as error:
+            if keeps_errors:  # an error behind a stale answer must not take its place
+                self.store_error(key, error, erasures, request.tags, request.subject)
+            raise
+        if not response.degraded:
+            self.store(key, outputs, erasures, request.tags, request.subject)
+        return Response(outputs, response.degraded, response.source, response.timings)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Ends what it computes, refreshes included; a `Stack` calls it.
+
+        Args:
+            drain: wait for it; otherwise who waits gets ``Closed``.
+        """
+        try:
+            await self.flights.here().stop(self, drain=drain)
+        finally:
+            if self._sweep is not None:  # expired entries are the thread's again
+                self._sweep.stop()
+                self._sweep = None
+
+    def __repr__(self) -> str:
+        return f"{self.cache!r} in front of {self.inner!r}"
+
+
+class _CachedFunction(_Layer):
+    """A function behind a cache, once its arguments are known not to be a hit."""
+
+    async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
+        """For an async function."""
+        key = missed.key
+        if missed.state == _STALE:
+            self.flights.here().refresh(key, self._compute, (key, ask, False), self.front.now)
+            return hand_out(missed.value)
+        if missed.state == _NEGATIVE:
+            raise own_error(missed.value)
+        value, _ = await self.flights.here().share(key, self._compute, (key, ask, True), self.front.now)
+        return hand_out(value)
+
+    def answer_sync(self, missed: Missed, ask: Callable[[], Any]) -> Any:
+        """For a sync one."""
+        key = missed.key
+        if missed.state == _STALE:
+            self.flights.threads.refresh(key, self._compute_sync, (key, ask, False), self.front.now)
+            return hand_out(missed.value)
+        if missed.state == _NEGATIVE:
+            raise own_error(missed.value)
+        value, _ = self.flights.threads.share(key, self._compute_sync, (key, ask, True), self.front.now)
+        return hand_out(value)
+
+    async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
+        erasures = self.cache.erasures
+        try:
+            value = keep(await ask())
+        except Exception as error:
+            if keeps_errors:
+                self.store_error(key, error, erasures, (), None)
+            raise
+        self.store(key, value, erasures, (), None)
+        return value
+
+    def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
+        erasures = self.cache.erasures
+        try:
+            value = keep(ask())
+        except Exception as error:
+            if keeps_errors:
+                self.store_error(key, error, erasures, (), None)
+            raise
+        self.store(key, value, erasures, (), None)
+        return value
+
+
+_SHELL = """
+{define} cached({parameters}):
+    __missed = __look({values})
+    if __missed.__class__ is not __Missed:
+        return __missed
+    return {answer}
+def key_of({parameters}):
+    return __key({values})
+"""
+
+
+def _shell(function: Any, layer: _CachedFunction, define: str, answer: str, answering: Callable[..., Any]) -> Any:
+    """A function with the parameters of the one behind it written out, so that f(1) and f(x=1) have the same key.
+
+    Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
+    """
+    parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
+    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
+    if plain:
+        code = function.__code__
+        positional = list(code.co_varnames[: code.co_argcount])
+        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        values = "(" + "".join(f"{name}, " for name in (*positional, *by_name)) + ")"
+        call = ", ".join(["__function", *positional, *(f"{name}={name}" for name in by_name)])
+        if code.co_posonlyargcount:
+            positional.insert(code.co_posonlyargcount, "/")
+        parameters = ", ".join([*positional, "*", *by_name] if by_name else positional)
+    source = _SHELL.format(define=define, parameters=parameters, values=values, answer=answer.format(call=call))
+    namespace: dict[str, Any] = {
+        "__look": layer.front.look,
+        "__key": layer.front.key,
+        "__Missed": Missed,
+        "__answer": answering,
+        "__partial": partial,
+        "__function": function,
+    }
+    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
+    cached, key_of = namespace["cached"], namespace["key_of"]
+    if plain:
+        for made in (cached, key_of):
+            made.__defaults__ = function.__defaults__
+            made.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+    wraps(function)(cached)
+    cached.key_of = key_of
+    return cached
+
+
+class _FunctionAsService:
+    """A batched function, asked with a request."""
+
+    enforces_deadline = True
+
+    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
+        self._function = function
+        self._now = now
+
+    async def call(self, request: Request) -> Response:
+        timeout_s = None
+        if request.deadline_ns is not None:
+            timeout_s = max(request.deadline_ns - self._now(), 0) / 1e9
+        outputs = await self._function(
+            request.inputs,
+            timeout_s=timeout_s,
+            priority=request.priority,
+            stream_id=request.stream_id,
+            tenant=request.tenant,
+            key=request.key,
+        )
+        return Response(outputs)
+
+
+def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
+    """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
+    service = CachedService(cache, _FunctionAsService(function, front.now), flights, front)
+
+    @wraps(function)
+    async def cached(
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Any = None,
+        tenant: str | None = None,
+        key: Any = None,
+    ) -> Any:
+        deadline_ns = None if timeout_s is None else front.now() + timeout_ns(timeout_s)
+        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
+        return (await service.call(request)).outputs
+
+    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
+        return service.key_of(Request(x, tenant=tenant, key=key))
+
+    cached.key_of = key_of  # type: ignore[attr-defined]
+    return cached
+
+
+def _keywords_of(function: Any) -> set[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def _identity(inner: Any) -> str:
+    """What was wrapped, as its part of every key; two things that may answer differently never share it."""
+    mark = find_inward(inner, "fingerprint", None)
+    if callable(mark):
+        mark = mark()
+    if isinstance(mark, bytes):
+        mark = mark.hex()
+    if mark is not None:
+        if not isinstance(mark, str):
+            raise TypeError(expected("fingerprint", "str or bytes, or a function that returns these", mark))
+        return f"fingerprint {mark}"
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    module, name = named.__module__, named.__qualname__
+    if module == "__main__":  # every script's is called so
+        module = f"__main__ {getattr(sys.modules.get('__main__'), '__file__', None) or _token_of(sys)}"
+    return f"{module}:{name}" + ("" if _is_unique(inner) else f" {_token_of(inner)}")
+
+
+def _is_unique(inner: Any) -> bool:
+    """Whether its name says all: a function that stands in a module or a class and closes over nothing."""
+    return (
+        isinstance(inner, types.FunctionType)
+        and inner.__code__.co_qualname == inner.__qualname__
+        and "<" not in inner.__qualname__
+        and set(inner.__code__.co_freevars) <= {"__class__"}
+    )
+
+
+_TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def _token_of(thing: Any) -> str:
+    """A random number that stays with an object for its life, in this process.
+
+    A method is made anew at each look, so it goes by its object and its function.
+    """
+    if isinstance(thing, types.MethodType):
+        return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
+    number = id(thing)
+    known = _TOKENS.get(number)
+    if known is not None and known[0]() is thing:
+        return known[1]
+    token = secrets.token_hex(16)
+
+    def forget(reference: weakref.ref[Any]) -> None:
+        if _TOKENS.get(number, (None,))[0] is reference:
+            del _TOKENS[number]
+
+    with contextlib.suppress(TypeError):  # what cannot be watched: each wrap of it is a thing of its own
+        _TOKENS[number] = weakref.ref(thing, forget), token
+    return token

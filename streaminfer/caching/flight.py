@@ -1,0 +1,217 @@
+"""Single flight: many ask for what is not there yet, one computes it, all get it.
+
+A *flight* is one computation that somebody waits for, under its key. Who asks for a key without a flight starts one and
+leads it; who asks later joins it and waits. The rules for what may go wrong:
+
+* **A leader that fails** gets its error, and the next in line that still waits leads: its own attempt may well
+  succeed (another deadline, another connection). After ``max_attempts`` failures of one flight all that wait get the
+  last error, so a broken model is not asked once for each of a thousand callers. An error that speaks for the leader
+  alone (its deadline) is not counted; each such failure takes a leader away, so it ends all the same. One that is
+  the input's fault is final at once: whoever waits asked the same.
+* **A caller that leaves** (cancelled, or at its deadline) takes nothing with it. The computation goes on as long as
+  somebody waits, whoever began it; when nobody does, it is *abandoned*: taken off the board, so that the next caller
+  starts afresh, and cancelled by the shell.
+* **A refresh** is a flight that nobody waits for: it is never abandoned, and after a failure its key is left alone
+  for ``pause_ns``, so that a model that is down is not asked at every stale hit.
+* **Re-entrancy.** A computation that waits for its own flight would wait for ever; so would two that wait for each
+  other. Each computation's waits are edges of a graph between flights, and a join that would close a cycle raises
+  instead.
+
+Invariants: a flight on the board has at most one computation; its waiting callers are in order of arrival; a caller is
+told once; a flight that is over is not on the board. All operations are O(1), but for the check for cycles, which walks
+the flights that the joined one waits for (none, unless computations ask for other keys), and for telling all.
+
+No event loop, lock, thread or clock: shells are in ``flight_shells``, and take a lock where there are threads.
+Sources: Go's ``singleflight``; RFC 5861 for refreshes; the graph is that of deadlock detection in databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Flight", "FlightBoard"]
+
+_MOST_PAUSES = 1024
+
+
+class Flight:
+    """One key's computation and those who wait for it.
+
+    Attributes:
+        key: what it computes.
+        waiting: the callers that wait, in order of arrival, each with what it would compute.
+        leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
+        failures: attempts that failed and counted.
+        is_refresh: it goes on without anybody waiting.
+        over: it is off the board.
+        computing: the shell's own: what runs it.
+    """
+
+    __slots__ = ("computing", "failures", "is_refresh", "key", "leader", "over", "waiting", "waits_for")
+
+    def __init__(self, key: bytes, is_refresh: bool = False) -> None:
+        self.key = key
+        self.waiting: dict[Any, Any] = {}
+        self.leader: Any = None
+        self.failures = 0
+        self.is_refresh = is_refresh
+        self.over = False
+        self.computing: Any = None
+        self.waits_for: dict[Flight, int] = {}
+
+    def __repr__(self) -> str:
+        state = "over" if self.over else "refresh" if self.is_refresh else "in the air"
+        return f"<Flight {self.key!r}, {state}, {len(self.waiting)} wait>"
+
+
+class FlightBoard:
+    """The flights of one cache.
+
+    Args:
+        max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
+        pause_ns: nanoseconds for which a key is not refreshed after a refresh that failed.
+        is_waiting: says of a caller whether it can still be told, and so may lead.
+    """
+
+    __slots__ = ("_flights", "_is_waiting", "_max_attempts", "_pause_ns", "_pauses")
+
+    def __init__(self, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]) -> None:
+        self._flights: dict[bytes, Flight] = {}
+        self._max_attempts = max_attempts
+        self._pause_ns = pause_ns
+        self._pauses: dict[bytes, int] = {}
+        self._is_waiting = is_waiting
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def join(self, key: bytes, caller: Any, inside: Flight | None, work: Any = None) -> Flight:
+        """A caller waits for a key.
+
+        Args:
+            key: what it wants.
+            caller: hashable by identity; each call of :meth:`join` a fresh one.
+            inside: the flight whose computation asks, if any.
+            work: the shell's own: what the caller would compute.
+
+        Returns:
+            The flight. If the caller is its ``leader``, it has to compute.
+
+        Raises:
+            RuntimeError: it would wait for itself.
+        """
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = Flight(key)
+            flight.leader = caller
+        elif inside is not None and _reaches(flight, inside):
+            raise RuntimeError(
+                "re-entrant: the computation of this key asks for the key itself, directly or through another key that "
+                "waits for it, and would wait for ever"
+            )
+        flight.waiting[caller] = work
+        if inside is not None:
+            inside.waits_for[flight] = inside.waits_for.get(flight, 0) + 1
+        return flight
+
+    def leave(self, flight: Flight, caller: Any, inside: Flight | None) -> bool:
+        """A caller waits no longer, told or not; called once for each :meth:`join` that returned.
+
+        Returns:
+            Whether this abandons the flight: the shell cancels what computes it.
+        """
+        if inside is not None:
+            left = inside.waits_for[flight] - 1
+            if left:
+                inside.waits_for[flight] = left
+            else:
+                del inside.waits_for[flight]
+        if flight.over:
+            return False
+        flight.waiting.pop(caller, None)
+        if flight.leader is caller:
+            flight.leader = None
+        if flight.waiting or flight.is_refresh:
+            return False
+        self._end(flight)
+        return True
+
+    def refresh(self, key: bytes, now_ns: int) -> Flight | None:
+        """A flight that nobody waits for; ``None`` where one is in the air, or one failed a short while ago."""
+        if key in self._flights or self._pauses.get(key, now_ns) > now_ns:
+            return None
+        self._pauses.pop(key, None)
+        flight = self._flights[key] = Flight(key, is_refresh=True)
+        return flight
+
+    def succeed(self, flight: Flight) -> list[Any]:
+        """The value is there.
+
+        Returns:
+            The callers that are owed it; none where the flight was abandoned.
+        """
+        if flight.over:
+            return []
+        self._end(flight)
+        told = list(flight.waiting)
+        flight.waiting.clear()
+        return told
+
+    def fail(self, flight: Flight, now_ns: int, *, counts: bool = True, final: bool = False) -> tuple[list[Any], Any]:
+        """The present attempt failed.
+
+        Args:
+            flight: whose.
+            now_ns: the present instant, from which a refresh that failed pauses.
+            counts: whether it is one of the ``max_attempts``.
+            final: whether no other attempt can do better.
+
+        Returns:
+            The callers that are owed the error, and who leads now (it has to compute), or ``None``.
+        """
+        if flight.over:
+            return [], None
+        if flight.is_refresh and flight.leader is None:
+            while len(self._pauses) >= _MOST_PAUSES:
+                del self._pauses[next(iter(self._pauses))]
+            self._pauses[flight.key] = now_ns + self._pause_ns
+        told = []
+        if flight.leader is not None:
+            told.append(flight.leader)
+            del flight.waiting[flight.leader]
+            flight.leader = None
+        flight.failures += counts
+        if not final and flight.failures < self._max_attempts:
+            for caller in flight.waiting:
+                if self._is_waiting(caller):
+                    flight.leader = caller
+                    return told, caller
+        self._end(flight)
+        told += flight.waiting
+        flight.waiting.clear()
+        return told, None
+
+    def forget(self) -> None:
+        """Every flight is over and nobody is told: what computed them is gone."""
+        for flight in list(self._flights.values()):
+            self._end(flight)
+
+    def _end(self, flight: Flight) -> None:
+        flight.over = True
+        flight.leader = None
+        del self._flights[flight.key]
+
+
+def _reaches(start: Flight, goal: Flight) -> bool:
+    """Whether ``start`` is ``goal``, or waits for it through others."""
+    seen = {start}
+    ahead = [start]
+    while ahead:
+        flight = ahead.pop()
+        if flight is goal:
+            return True
+        fresh = flight.waits_for.keys() - seen
+        seen |= fresh
+        ahead += fresh
+    return False

@@ -1,0 +1,119 @@
+"""`content_key`: the key under which an answer is kept, made of everything that the answer depends on.
+
+Two hash functions, for two kinds of callers:
+
+* **xxh3-128**, the default: as fast as memory. Accidental collisions do not happen (2⁻¹²⁸ for each pair), but whoever
+  chooses the inputs can make two that collide. Right where all callers are trusted.
+* **BLAKE3 keyed** with a ``secret``: who does not know the secret cannot make two inputs that share a key, nor tell
+  from a key what was asked. Right where tenants do not trust each other, and for a tier that others can read. Four to
+  eight times slower.
+
+The encoding is in ``_keys_cy``. It never uses Python's ``hash``, which differs from process to process for strings, so
+keys may be shared by processes, machines and restarts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._extras import require
+from streaminfer._validation import check_instance, expected
+from streaminfer.caching._keys_cy import KeyMaker
+
+__all__ = ["content_key", "key_maker"]
+
+_ENCODING = b"streaminfer key 1"  # changes with the encoding: keys made otherwise must not meet
+_CONTEXT = "streaminfer 2025 content_key"
+_SHORTEST_SECRET = 16
+
+
+def content_key(
+    inputs: Any,
+    *,
+    model: str = "",
+    version: str = "",
+    preprocessing: str = "",
+    tenant: str | None = "",
+    secret: bytes | None = None,
+) -> bytes:
+    """The key of some inputs to some model: the same contents give the same key, in any process and on any machine.
+
+    Args:
+        inputs: arrays of any layout, numbers, strings, bytes, ``None``, and mappings (in any order), lists, tuples and
+            sets of these; an object counts by its class and its ``fingerprint``, where it has one.
+        model: name of the model, or its fingerprint.
+        version: of the model.
+        preprocessing: version of what made the inputs out of what the caller sent.
+        tenant: on whose behalf; tenants never share a key. ``None`` and ``""`` are the same.
+        secret: at least 16 random bytes, for a keyed hash whose collisions cannot be forged.
+
+    Returns:
+        16 bytes, or 32 with a ``secret``.
+
+    Raises:
+        InvalidInput: something among the inputs cannot be keyed.
+        TypeError, ValueError: another argument is wrong.
+        MissingExtra: ``xxhash``, or ``blake3`` for a secret, is not installed (``streaminfer[cache]``).
+
+    Dtype, byte order and shape are part of the key; the layout in memory is not. Floats count by their bits: -0.0 is
+    not 0.0, and NaN is the same as NaN of the same bits. 1, 1.0 and ``True`` differ, so do a list and a tuple.
+
+    Threads: any number at once.
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.zeros((2, 3), np.float32)
+        >>> content_key(image, model="faces") == content_key(image.copy(order="F"), model="faces")
+        True
+        >>> content_key(image, model="faces") == content_key(image.T, model="faces")
+        False
+    """
+    if tenant is not None and type(tenant) is not str:
+        check_instance("tenant", tenant, lambda it: isinstance(it, str), "a string or None")
+    try:
+        maker = key_maker(model, version, preprocessing, secret)
+    except TypeError:
+        _check(model, version, preprocessing, secret)  # says which one cannot be
+        raise
+    key: bytes = maker.key(inputs, tenant)
+    return key
+
+
+@functools.lru_cache(maxsize=256)
+def key_maker(model: str, version: str = "", preprocessing: str = "", secret: bytes | None = None) -> KeyMaker:
+    """What makes the keys of one model; arguments and errors as of :func:`content_key`."""
+    _check(model, version, preprocessing, secret)
+    digest = _fast() if secret is None else _keyed(secret)
+    prefix = b"".join(
+        len(part).to_bytes(8, "little") + part
+        for part in (_ENCODING, *(text.encode("utf-8", "surrogatepass") for text in (model, version, preprocessing)))
+    )
+    return KeyMaker(digest, prefix)
+
+
+def _fast() -> Callable[[Any], bytes]:
+    digest: Callable[[Any], bytes] = require("xxhash", extra="cache", purpose="a content key").xxh3_128_digest
+    return digest
+
+
+def _keyed(secret: bytes) -> Callable[[Any], bytes]:
+    blake3 = require("blake3", extra="cache", purpose="a content key with a secret").blake3
+    key = blake3(secret, derive_key_context=_CONTEXT).digest()
+
+    def digest(content: Any) -> bytes:
+        hashed: bytes = blake3(content, key=key).digest()
+        return hashed
+
+    return digest
+
+
+def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:
+    for name, value in (("model", model), ("version", version), ("preprocessing", preprocessing)):
+        check_instance(name, value, lambda it: isinstance(it, str), "a string")
+    if secret is not None:
+        what = f"at least {_SHORTEST_SECRET} bytes, or None"
+        check_instance("secret", secret, lambda it: isinstance(it, bytes), what)
+        if len(secret) < _SHORTEST_SECRET:
+            raise ValueError(expected("secret", what, f"{len(secret)} bytes"))  # not the secret itself

@@ -1,0 +1,98 @@
+"""What tiers have in common: names and records on a medium, sealed if there are keys, and the counters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streaminfer._validation import expected
+from streaminfer.caching.encryption import Cipher, KeyProvider
+from streaminfer.caching.serialise import Damaged, deserialise, serialise
+from streaminfer.caching.tiers.protocol import Entry, TierStatistics
+
+__all__ = ["Counters", "NotHeld", "Records", "selection"]
+
+_FIELDS = ("stored_ns", "ttl_s", "tags", "subject", "data_class", "value")
+
+
+class NotHeld(Exception):  # noqa: N818 - never leaves a tier
+    """A value that cannot be serialised."""
+
+
+class Records:
+    """Turns keys into names and entries into records, and back.
+
+    With keys, nothing on the medium can be read without them: records are sealed, and names of keys, subjects and tags
+    are keyed hashes. A record has its entry's name inside (or authenticated with it), so one that lies in the wrong
+    place is found out.
+
+    Args:
+        keys: a key provider, or ``None``.
+    """
+
+    def __init__(self, keys: KeyProvider | None) -> None:
+        self._cipher = None if keys is None else Cipher(keys)
+
+    def name(self, kind: bytes, text: str | bytes) -> bytes:
+        """What stands on the medium for a key (``b"k"``), a subject (``b"s"``) or a tag (``b"t"``)."""
+        if isinstance(text, str):
+            plain = kind + b"s" + text.encode("utf-8", "surrogatepass")
+        elif isinstance(text, bytes):
+            plain = kind + b"b" + text
+        else:
+            raise TypeError(expected("key", "a string or bytes", text))
+        return plain if self._cipher is None else self._cipher.blind(plain)
+
+    def pack(self, name: bytes, entry: Entry) -> bytes:
+        """The record of an entry. Raises `NotHeld` for a value that cannot be serialised."""
+        fields = (entry.stored_ns, entry.ttl_s, sorted(entry.tags), entry.subject, entry.data_class, entry.value)
+        try:
+            record = serialise((name, *fields))
+        except (TypeError, ValueError) as error:
+            raise NotHeld(str(error)) from error
+        return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
+
+    def unpack(self, name: bytes, record: Any) -> Entry:
+        """The entry of a record. Raises `Damaged` for anything that is not exactly a record of that name."""
+        if not isinstance(record, bytes):
+            raise Damaged(f"expected a record, got {type(record).__name__}")
+        if self._cipher is not None:
+            record = self._cipher.open(record, name=name)
+        try:
+            own_name, *fields = deserialise(record)
+            entry = Entry(**dict(zip(_FIELDS, fields, strict=True)))
+        except (TypeError, ValueError) as error:
+            raise error if isinstance(error, Damaged) else Damaged(f"not an entry: {error}") from error
+        if own_name != name:
+            raise Damaged("the record of another entry")
+        return entry
+
+
+class Counters:
+    """What `TierStatistics` shows, as it is counted; one thread at a time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.hits = self.misses = self.stored = self.refused = self.skipped = self.errors = self.unreadable = 0
+        self.evicted = self.erased = self.purged = self.rebuilds = 0
+        self.entries: int | None = None
+        self.size_bytes: int | None = None
+        self.last_error = ""
+
+    def failed(self, error: BaseException) -> None:
+        """An operation failed on the medium."""
+        self.errors += 1
+        self.last_error = f"{type(error).__name__}: {error}"
+
+    def snapshot(self) -> TierStatistics:
+        """All of them, frozen."""
+        return TierStatistics(**vars(self))
+
+
+def selection(subject: Any, tag: Any) -> tuple[bytes, str]:
+    """Which index an erasure goes by, and what to look up there."""
+    if (subject is None) == (tag is None):
+        raise TypeError("erase: expected either a subject or a tag")
+    name, given = ("subject", subject) if tag is None else ("tag", tag)
+    if not isinstance(given, str):
+        raise TypeError(expected(name, "a string", given))
+    return (b"s" if tag is None else b"t"), given

@@ -1,0 +1,172 @@
+"""What a tier is, and what it holds.
+
+A tier may forget, and may fail: both are misses, counted. It never answers wrongly, never blocks the event loop, and
+never keeps silent about an erasure that it could not make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+
+from streaminfer._validation import check_duration, expected
+
+__all__ = ["Entry", "Tier", "TierStatistics"]
+
+SKEW_NS = 60 * 10**9
+"""An entry from further in the future than this was written by a clock that has since been set back: its age is
+unknown, so it counts as expired."""
+
+
+def _tags(tags: Any) -> Any:
+    return frozenset(tags) if isinstance(tags, Iterable) and not isinstance(tags, (str, bytes)) else tags
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """A value with what must be known of it wherever it lies.
+
+    Args:
+        value: anything that :func:`~streaminfer.caching.serialise.serialise` holds.
+        stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
+        ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
+        tags: names by which it can be erased.
+        subject: whose data it is; ``None``: nobody's.
+        data_class: of a retention policy; ``""``: the default one.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    value: Any = attrs.field(repr=False)
+    stored_ns: int = attrs.field()
+    ttl_s: float | None = attrs.field(default=None)
+    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
+    subject: str | None = attrs.field(default=None)
+    data_class: str = attrs.field(default="")
+
+    @stored_ns.validator
+    def _check_stored(self, _attribute: Any, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(expected("stored_ns", "a whole number of nanoseconds", value))
+        if not 0 <= value < 2**63:
+            raise ValueError(expected("stored_ns", "nanoseconds since 1970", value))
+
+    @ttl_s.validator
+    def _check_ttl(self, _attribute: Any, value: Any) -> None:
+        if value is not None:
+            check_duration("ttl_s", value)
+
+    @tags.validator
+    def _check_tags(self, _attribute: Any, value: Any) -> None:
+        if not isinstance(value, frozenset) or not all(isinstance(tag, str) for tag in value):
+            raise TypeError(expected("tags", "strings", value))
+
+    @subject.validator
+    def _check_subject(self, _attribute: Any, value: Any) -> None:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(expected("subject", "a string or None", value))
+
+    @data_class.validator
+    def _check_class(self, _attribute: Any, value: Any) -> None:
+        if not isinstance(value, str):
+            raise TypeError(expected("data_class", "a string", value))
+
+    @property
+    def expires_ns(self) -> int | None:
+        """The instant from which it is expired, wall clock; ``None``: never."""
+        return None if self.ttl_s is None else self.stored_ns + round(self.ttl_s * 1e9)
+
+    def is_expired(self, now_ns: int) -> bool:
+        """Whether it may no longer be used, at an instant of the wall clock."""
+        expires_ns = self.expires_ns
+        return (expires_ns is not None and now_ns >= expires_ns) or self.stored_ns > now_ns + SKEW_NS
+
+
+@attrs.frozen(kw_only=True)
+class TierStatistics:
+    """Counters of a tier since it was made.
+
+    Counting rule: each ``get`` is a hit or a miss. A miss may also be one of ``errors``, ``skipped`` or ``unreadable``.
+    Each ``put`` is one of ``stored``, ``errors``, ``skipped`` or ``refused``.
+
+    Attributes:
+        name: of the kind of tier.
+        hits: gets that gave an entry.
+        misses: gets that did not.
+        stored: puts that are on the medium.
+        refused: puts of what the tier cannot hold: of a type that is not serialised, too large, or expired already.
+        skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
+        errors: operations that failed on the medium.
+        unreadable: records that were damaged, or whose key is gone; they were removed.
+        evicted: entries that gave way to others.
+        erased: entries that were erased by subject or tag.
+        purged: entries that were removed because they had expired; what a server removes by itself is not among them.
+        rebuilds: how often a medium that was damaged beyond use was begun anew, empty.
+        entries: entries on the medium as of the last write or purge; ``None``: not known.
+        size_bytes: what they take there; ``None``: not known.
+        last_error: the latest failure, in words; ``""``: none.
+    """
+
+    name: str
+    hits: int
+    misses: int
+    stored: int
+    refused: int
+    skipped: int
+    errors: int
+    unreadable: int
+    evicted: int
+    erased: int
+    purged: int
+    rebuilds: int
+    entries: int | None
+    size_bytes: int | None
+    last_error: str
+
+
+@runtime_checkable
+class Tier(Protocol):
+    """Holds entries outside the process's memory.
+
+    All coroutines may be called from one event loop, any number at once.
+    """
+
+    async def start(self) -> None:
+        """Opens the medium; what cannot be reached yet is not an error where it may come later."""
+        ...
+
+    async def stop(self) -> None:
+        """Closes it; idempotent. Operations after this are misses."""
+        ...
+
+    async def get(self, key: str | bytes) -> Entry | None:
+        """The entry of a key, unless it expired or cannot be had; arrays are read-only. The medium raises nothing."""
+        ...
+
+    async def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Keeps an entry in place of any of that key; whether it is kept now. Raises nothing of the medium."""
+        ...
+
+    async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Removes all entries of a subject, or with a tag; how many there were.
+
+        Raises:
+            TypeError: not exactly one of both.
+            BackendError, CircuitOpen, Closed: they may still be there.
+        """
+        ...
+
+    async def purge(self, now_ns: int | None = None) -> int:
+        """Removes what had expired by an instant of the wall clock (``None``: now) from the medium; how many.
+
+        Raises:
+            BackendError, CircuitOpen, Closed: some may still be there.
+        """
+        ...
+
+    def statistics(self) -> TierStatistics:
+        """A frozen snapshot."""
+        ...

@@ -1,0 +1,385 @@
+"""`RedisTier`: entries on a Redis or Valkey server that the machines of a site share.
+
+A server that is down must cost its callers nothing but misses: each operation has a timeout, nothing is tried again,
+and a circuit breaker stops asking when they fail. Nothing that the server answers is believed: records have a checksum
+(with keys, a seal) and their own name and age inside.
+
+On the server, all under one namespace, with the braces that put it into one slot::
+
+    {namespace}:e<name>   hash   d: the record   i5, i6, …: the indices that have it
+    {namespace}:s<name>   set    the names of a subject's entries
+    {namespace}:t<name>   set    the names of a tag's entries
+
+Each change is one script, so an index has every entry that exists. The server removes expired entries itself, and an
+index when the last of its entries expires; what an index holds beyond its entries goes with :meth:`~RedisTier.purge`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from streaminfer._extras import require
+from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer.caching.encryption import KeyProvider
+from streaminfer.caching.serialise import Damaged
+from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
+from streaminfer.caching.tiers.protocol import Entry, TierStatistics
+from streaminfer.errors import BackendError, CircuitOpen, Closed
+from streaminfer.protocols import Clock
+from streaminfer.resilience.circuit_breaker import CircuitBreaker
+
+__all__ = ["RedisTier"]
+
+T = TypeVar("T")
+
+_CHUNK = 256
+_LONGEST_MS = 2**53  # what a Lua number holds exactly
+
+_UNLINK = """
+local function drop(prefix, name)
+  local entry = prefix .. 'e' .. name
+  local fields = redis.call('HGETALL', entry)
+  for at = 1, #fields, 2 do
+    if fields[at] ~= 'd' then redis.call('SREM', fields[at + 1], name) end
+  end
+  return redis.call('UNLINK', entry)
+end
+"""
+_PUT = (
+    _UNLINK
+    + """
+local prefix, name, record, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+drop(prefix, name)
+local entry = prefix .. 'e' .. name
+redis.call('HSET', entry, 'd', record)
+if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
+for at = 5, #ARGV do
+  local index = ARGV[at]
+  local left = redis.call('PTTL', index)
+  redis.call('HSET', entry, 'i' .. at, index)
+  redis.call('SADD', index, name)
+  if ttl < 0 then redis.call('PERSIST', index)
+  elseif left == -2 or (left >= 0 and left < ttl) then redis.call('PEXPIRE', index, ttl) end
+end
+return 1
+"""
+)
+_DROP = _UNLINK + "return drop(ARGV[1], ARGV[2])"
+_ERASE = (
+    _UNLINK
+    + """
+local names = redis.call('SRANDMEMBER', ARGV[2], tonumber(ARGV[3]))
+local erased = 0
+for _, name in ipairs(names) do
+  for _, index in ipairs(redis.call('HVALS', ARGV[1] .. 'e' .. name)) do
+    if index == ARGV[2] then erased = erased + drop(ARGV[1], name) break end
+  end
+  redis.call('SREM', ARGV[2], name)
+end
+return {erased, #names}
+"""
+)
+_TRIM = """
+local gone = 0
+for at = 3, #ARGV do
+  if redis.call('EXISTS', ARGV[1] .. 'e' .. ARGV[at]) == 0 then gone = gone + redis.call('SREM', ARGV[2], ARGV[at]) end
+end
+return gone
+"""
+
+
+class RedisTier:
+    """A tier on a Redis (≥ 6.2) or Valkey server; not for Redis Cluster beyond one slot.
+
+    Args:
+        url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. A TLS
+            server's certificate and name are checked, always.
+        namespace: what its keys begin with; those who share it share entries.
+        keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
+        timeout_s: what one get or put may take, connecting included; beyond it is a miss.
+        erase_timeout_s: the same for each step of an erasure or a purge.
+        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
+        max_connections: at most so many at once; who finds none free waits within the timeout.
+        max_value_bytes: larger records are refused.
+        tls_ca: path of the authorities' certificates; ``None``: the system's.
+        tls_certificate, tls_key: paths of a client's certificate and key, where the server wants one.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
+            within what the ages of entries allow: they are checked by this one.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        MissingExtra: ``redis`` is not installed.
+
+    Threads: all coroutines belong to one event loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "streaminfer",
+        keys: KeyProvider | None = None,
+        timeout_s: float = 0.05,
+        erase_timeout_s: float = 5.0,
+        breaker: CircuitBreaker | None = None,
+        max_connections: int = 16,
+        max_value_bytes: int = 16 * 2**20,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+        wall_clock: Clock | None = None,
+    ) -> None:
+        check_instance("url", url, lambda it: isinstance(it, str), "a string")
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
+        check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
+        if not namespace or "{" in namespace or "}" in namespace:
+            raise ValueError(expected("namespace", "a name without braces", namespace))
+        self._tls: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("ssl_ca_certs", tls_ca),
+                ("ssl_certfile", tls_certificate),
+                ("ssl_keyfile", tls_key),
+            )
+            if value is not None
+        }
+        if url.startswith("rediss://"):
+            self._tls |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        elif self._tls:
+            raise ValueError("tls_ca, tls_certificate, tls_key: expected a url that begins with rediss://")
+        check_instance("breaker", breaker, lambda it: it is None or isinstance(it, CircuitBreaker), "a CircuitBreaker")
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        self._redis = require("redis.asyncio", extra="redis", purpose="the Redis tier")
+        self._url = url
+        self._prefix = b"{" + namespace.encode() + b"}:"
+        self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
+        self._erase_timeout_s = check_duration("erase_timeout_s", erase_timeout_s, positive=True)
+        self.breaker = breaker or CircuitBreaker(window=20, minimum_calls=5, open_s=5.0)
+        self._max_connections = check_count("max_connections", max_connections)
+        self._max_value_bytes = check_count("max_value_bytes", max_value_bytes)
+        self.namespace = namespace
+        self.encrypted = keys is not None
+        self._records = Records(keys)
+        self._now = wall_clock or time.time_ns
+        self._counters = Counters("redis")
+        self._client: Any = None
+        self._scripts: dict[str, Any] = {}
+        self._sealer: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Gets ready; the server is connected to at the first operation, and may come later.
+
+        Raises:
+            RuntimeError: it runs already.
+        """
+        if self._client is not None:
+            raise RuntimeError("the Redis tier runs already")
+        from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
+        from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
+
+        pool = self._redis.BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=self._max_connections,
+            timeout=self._erase_timeout_s,
+            socket_timeout=None,  # each operation has its own, connecting included
+            socket_connect_timeout=None,
+            retry=Retry(NoBackoff(), 0),
+            **self._tls,
+        )
+        self._client = self._redis.Redis.from_pool(pool)
+        self._scripts = {source: self._client.register_script(source) for source in (_PUT, _DROP, _ERASE, _TRIM)}
+        if self.encrypted:  # a key provider may block
+            self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
+
+    async def stop(self) -> None:
+        """Closes the connections; idempotent. Operations in flight end as misses."""
+        client, self._client = self._client, None
+        sealer, self._sealer = self._sealer, None
+        if sealer is not None:
+            await asyncio.wrap_future(sealer.submit(int))  # what is under way; the loop does not wait for it
+            sealer.shutdown(wait=True)
+        if client is not None:
+            await client.aclose()
+
+    async def get(self, key: str | bytes) -> Entry | None:
+        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        name = self._records.name(b"k", key)
+        entry = await self._attempt(lambda: self._get(name), None)
+        if entry is None:
+            self._counters.misses += 1
+        else:
+            self._counters.hits += 1
+        return entry
+
+    async def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Keeps an entry in place of any of that key.
+
+        Returns:
+            Whether the server has it.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
+        """
+        name = self._records.name(b"k", key)
+        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
+        return await self._attempt(lambda: self._put(name, entry), False)
+
+    async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Removes all entries of a subject, or with a tag.
+
+        Returns:
+            How many there were; what the server had removed as expired does not count.
+
+        Raises:
+            TypeError: not exactly one of both.
+            BackendError, CircuitOpen: the server did not do it; some may still be there.
+            Closed: the tier does not run.
+        """
+        kind, text = selection(subject, tag)
+        index = self._prefix + kind + self._records.name(kind, text)
+        total = 0
+        found = 1
+        while found:
+            erased, found = await self._demand(partial(self._script, _ERASE, self._prefix, index, _CHUNK))
+            total += erased
+            self._counters.erased += erased
+        return total
+
+    async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
+        """Removes from the indices what the server has removed as expired, which it does by its own clock.
+
+        Args:
+            now_ns: not used.
+
+        Returns:
+            How many mentions were removed.
+
+        Raises:
+            BackendError, CircuitOpen: the server did not do it.
+            Closed: the tier does not run.
+        """
+        total = 0
+        for kind in (b"s", b"t"):
+            cursor = 0
+            while True:
+                pattern = _literally(self._prefix + kind) + b"*"
+                cursor, indices = await self._demand(partial(self._call, "scan", cursor, pattern, _CHUNK))
+                for index in indices:
+                    total += await self._trim(index)
+                if cursor == 0:
+                    break
+        self._counters.purged += total
+        return total
+
+    def statistics(self) -> TierStatistics:
+        """A frozen snapshot; how much the server holds is for the server to say."""
+        return self._counters.snapshot()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _trim(self, index: bytes) -> int:
+        gone = 0
+        cursor = 0
+        while True:
+            cursor, names = await self._demand(partial(self._call, "sscan", index, cursor, None, _CHUNK))
+            if names:
+                gone += await self._demand(partial(self._script, _TRIM, self._prefix, index, *names))
+            if cursor == 0:
+                return gone
+
+    async def _get(self, name: bytes) -> Entry | None:
+        record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        if record is None:
+            return None
+        try:
+            entry = await self._blocking(self._records.unpack, name, record)
+        except Damaged as error:
+            self._counters.unreadable += 1
+            self._counters.last_error = f"{type(error).__name__}: {error}"
+            await self._script(_DROP, self._prefix, name)
+            return None
+        return None if entry.is_expired(self._now()) else entry
+
+    async def _put(self, name: bytes, entry: Entry) -> bool:
+        try:
+            record = await self._blocking(self._records.pack, name, entry)
+        except NotHeld as error:
+            self._counters.last_error = str(error)
+            record = b""
+        now_ns = self._now()
+        if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
+            self._counters.refused += 1
+            await self._script(_DROP, self._prefix, name)  # what it would have replaced is not what was put last
+            return False
+        left_ms = -1
+        if entry.expires_ns is not None:
+            left_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, _LONGEST_MS)
+        places = [(b"t", tag) for tag in sorted(entry.tags)]
+        if entry.subject is not None:
+            places.append((b"s", entry.subject))
+        indices = [self._prefix + kind + self._records.name(kind, text) for kind, text in places]
+        await self._script(_PUT, self._prefix, name, record, left_ms, *indices)
+        self._counters.stored += 1
+        return True
+
+    async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        """A get or a put: within the timeout, if the breaker permits; failures are counted."""
+        counters = self._counters
+        if self._client is None:
+            counters.skipped += 1
+            return otherwise
+        try:
+            async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
+                return await operation()
+        except CircuitOpen:
+            counters.skipped += 1
+        except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
+            counters.failed(error)
+        return otherwise
+
+    async def _demand(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """A step of an erasure: its failure is the caller's to know."""
+        if self._client is None:
+            raise Closed("the Redis tier does not run")
+        try:
+            async with self.breaker.guard(), asyncio.timeout(self._erase_timeout_s):
+                return await operation()
+        except CircuitOpen:
+            raise
+        except Exception as error:
+            self._counters.failed(error)
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
+    async def _call(self, name: str, *args: Any) -> Any:
+        return await getattr(self._client, name)(*args)
+
+    async def _script(self, source: str, *args: Any) -> Any:
+        return await self._scripts[source](args=args)
+
+    async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
+        if self._sealer is None:
+            return operation(*args)
+        return await asyncio.wrap_future(self._sealer.submit(operation, *args))
+
+    def __repr__(self) -> str:
+        return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
+
+
+def _literally(text: bytes) -> bytes:
+    """A pattern that matches this text and no other."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in text)

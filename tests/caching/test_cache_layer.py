@@ -1,0 +1,723 @@
+"""A cache in front of services and functions: what is answered from it, what is kept, and under which key."""
+
+import asyncio
+import functools
+import gc
+import inspect
+import threading
+import weakref
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.cache_layer import put_in_front
+from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.caching.flight_shells import Flights, no_store
+from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.request import Request, Response
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Cache:
+    """An `EdgeCache` as a layer, with its flights at hand."""
+
+    def __init__(self, clock=None, *, secret=None, **settings):
+        self.table = EdgeCache(clock=clock, **settings)
+        self.flights = Flights()
+        self.secret = secret
+
+    def wrap(self, inner):
+        return put_in_front(self.table, inner, self.flights, secret=self.secret)
+
+
+class Model:
+    """A service that answers by script, and keeps what it was asked."""
+
+    fingerprint = "model 1"
+
+    def __init__(self, *script, after_s=0.0):
+        self.script = list(script)
+        self.after_s = after_s
+        self.asked = []
+
+    async def call(self, request):
+        self.asked.append(request)
+        if self.after_s:
+            await asyncio.sleep(self.after_s)
+        step = self.script.pop(0) if self.script else np.asarray(request.inputs) * 2
+        if isinstance(step, BaseException):
+            raise step
+        return step if isinstance(step, Response) else Response(step, False, "model")
+
+
+def on_loop(scenario, **settings):
+    """Runs ``scenario(cache, loop)`` and holds that no task, flight or error is left."""
+    complaints = []
+
+    async def main(loop):
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        cache = Cache(loop.clock, **settings)
+        result = await scenario(cache, loop)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert cache.flights.statistics().in_the_air == 0
+        return result
+
+    result = run(main)
+    gc.collect()
+    assert complaints == []
+    return result
+
+
+def test_a_hit_says_so():
+    async def play(cache, loop):
+        model = Model()
+        service = cache.wrap(model)
+        x = np.arange(3.0)
+        first, second = await service.call(Request(x)), await service.call(Request(x.copy()))
+        assert (first.source, first.degraded) == ("model", False)
+        assert (second.source, second.degraded, second.timings) == ("cache", False, None)
+        assert second.outputs.tolist() == [0.0, 2.0, 4.0]
+        assert len(model.asked) == 1
+        assert service.name == "Model"
+        assert service.inner is model
+
+    on_loop(play)
+
+
+@pytest.mark.parametrize("how", ["first", "hit"])
+def test_answers_are_read_only_and_keep_nothing_else_alive(how):
+    batches = [np.arange(12.0).reshape(4, 3)]
+    left = weakref.ref(batches[0])
+    Pair = namedtuple("Pair", "a b")  # noqa: PYI024
+
+    async def play(cache, loop):
+        batch = batches.pop()
+        outputs = {"y": batch[0], "many": [batch[1], (batch[2], "word")], "pair": Pair(batch[3], 1)}
+        service = cache.wrap(Model(OrderedDict(outputs)))
+        if how == "hit":
+            await service.call(Request(1))
+        batch[:] = -1 if how == "hit" else batch
+        got = (await service.call(Request(1))).outputs
+        assert type(got) is OrderedDict
+        assert type(got["pair"]) is Pair
+        arrays = [got["y"], got["many"][0], got["many"][1][0], got["pair"].a]
+        assert [array.tolist() for array in arrays] == np.arange(12.0).reshape(4, 3).tolist()
+        for array in arrays:
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                array.setflags(write=True)
+        got["y"] = None
+        got["many"].append(None)
+        again = (await service.call(Request(1))).outputs
+        assert again["y"].tolist() == [0.0, 1.0, 2.0]
+        assert len(again["many"]) == 2
+        assert again["y"] is not arrays[0]
+
+    on_loop(play)
+    gc.collect()
+    assert left() is None
+
+
+def test_requests_that_are_not_to_be_kept():
+    async def play(cache, loop):
+        model = Model()
+        service = cache.wrap(model)
+        for request in (Request(1, stream_id="live"), Request(2, store=False)):
+            for _ in range(2):
+                assert (await service.call(request)).source == "model"
+        assert len(cache.table) == 0
+        await service.call(Request(1))
+        assert (await service.call(Request(1, store=False))).source == "cache"
+        assert (await service.call(Request(1, stream_id="live"))).source == "model"
+
+    on_loop(play)
+
+
+def test_degraded_answers_are_shared_but_not_kept():
+    async def play(cache, loop):
+        model = Model(Response(1, True, "small"), Response(2, False, "large"), after_s=1.0)
+        service = cache.wrap(model)
+        both = await asyncio.gather(*(service.call(Request("x")) for _ in range(2)))
+        assert [(each.outputs, each.degraded, each.source) for each in both] == [(1, True, "small")] * 2
+        assert len(cache.table) == 0
+        assert (await service.call(Request("x"))).outputs == 2
+
+    on_loop(play)
+
+
+def test_what_is_part_of_the_key():
+    async def play(cache, loop):
+        service = cache.wrap(Model())
+        other = Model()
+        other.fingerprint = b"model 2"
+        requests = [
+            Request(np.zeros(2)),
+            Request(np.zeros(2, "f4")),
+            Request({"x": np.zeros(2)}),
+            Request(np.zeros(2), tenant="a"),
+            Request(np.zeros(2), tenant="b"),
+            Request(np.zeros(2), subject="anna"),
+            Request(np.zeros(2), subject="bert"),
+            Request(np.zeros(2), key="a"),
+            Request("a"),
+        ]
+        keys = [service.key_of(request) for request in requests]
+        keys.append(cache.wrap(other).key_of(requests[0]))
+        assert len(set(keys)) == len(keys)
+        assert service.key_of(Request("other", key="a")) == service.key_of(Request(None, key="a"))
+        assert cache.wrap(Model()).key_of(requests[0]) == keys[0]  # the same model by its fingerprint
+        await service.call(requests[0])
+        assert keys[0] in cache.table
+        assert cache.wrap(Model()).key_of(requests[0]) in cache.table
+
+    on_loop(play)
+
+
+def test_a_secret_makes_keys_that_others_cannot_make():
+    keys = {Cache(secret=secret).wrap(Model()).key_of(Request(1)) for secret in (None, b"a" * 16, b"b" * 16)}
+    assert {len(key) for key in keys} == {16, 32}
+    assert len(keys) == 3
+
+
+def test_tags_and_subject_reach_the_entry():
+    async def play(cache, loop):
+        service = cache.wrap(Model())
+        await service.call(Request(1, subject="anna", tags=("faces",)))
+        await service.call(Request(1, subject="bert"))
+        assert len(cache.table) == 2
+        assert cache.table.erase(subject="bert") == 1
+        assert cache.table.erase(tag="faces") == 1
+        assert (await service.call(Request(1, subject="anna"))).source == "model"
+
+    on_loop(play)
+
+
+def test_an_answer_computed_while_something_was_erased_is_not_kept():
+    async def play(cache, loop):
+        service = cache.wrap(Model(after_s=1.0))
+        asked = loop.create_task(service.call(Request(1, subject="anna")))
+        await asyncio.sleep(0.5)
+        cache.table.erase(subject="anna")
+        assert (await asked).outputs == 2
+        assert len(cache.table) == 0
+        assert cache.flights.statistics().not_stored == 1
+
+    on_loop(play)
+
+
+def test_an_answer_that_the_cache_refuses_is_an_answer(caplog):
+    async def play(cache, loop):
+        service = cache.wrap(Model())
+        assert (await service.call(Request(np.zeros(1000)))).outputs.shape == (1000,)
+        assert len(cache.table) == 0
+        assert cache.flights.statistics().not_stored == 1
+
+    on_loop(play, max_bytes=100)
+
+
+def test_deadlines():
+    async def play(cache, loop):
+        model = Model(after_s=1.0)
+        service = cache.wrap(model)
+        leader = loop.create_task(service.call(Request(1)))
+        await asyncio.sleep(0.25)
+        with pytest.raises(DeadlineExceeded, match=r"after 0\.250000 s"):
+            await service.call(Request(1, deadline_ns=loop.now_ns + 250_000_000))
+        assert loop.time() == 0.5
+        with pytest.raises(DeadlineExceeded, match=r"had passed 0\.100000 s before"):
+            await service.call(Request(1, deadline_ns=loop.now_ns - 100_000_000))
+        await leader
+        assert (await service.call(Request(1, deadline_ns=0))).source == "cache"  # an answer that is there is an answer
+        for request in (Request(2, deadline_ns=loop.now_ns + 10**8), Request(1, stream_id=1, deadline_ns=0)):
+            with pytest.raises(DeadlineExceeded):
+                await service.call(request)
+        assert len(model.asked) == 2
+
+    on_loop(play)
+
+
+def test_stale_while_revalidate():
+    async def play(cache, loop):
+        model = Model("old", "new", after_s=1.0)
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await asyncio.sleep(10.5)
+        for _ in range(3):
+            response = await service.call(Request(1, deadline_ns=loop.now_ns + 1))
+            assert (response.outputs, response.degraded, response.source) == ("old", True, "cache")
+        assert len(model.asked) == 1
+        await asyncio.sleep(1.5)
+        assert [request.deadline_ns for request in model.asked] == [None, None]
+        response = await service.call(Request(1))
+        assert (response.outputs, response.degraded) == ("new", False)
+        assert cache.flights.statistics().refreshes == 1
+
+    on_loop(play, ttl_s=10.0, stale_s=5.0)
+
+
+def test_stale_if_error(caplog):
+    async def play(cache, loop):
+        model = Model("old", BackendError("down"), BackendError("down"), BackendError("gone"))
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await asyncio.sleep(10.0)
+        for _ in range(9):
+            assert (await service.call(Request(1))).outputs == "old"
+            await asyncio.sleep(0.2)
+        assert len(model.asked) == 3  # one refresh a second
+        await asyncio.sleep(4.0)
+        with pytest.raises(BackendError, match="gone"):
+            await service.call(Request(1))
+        assert cache.flights.statistics().refresh_failures == 2
+
+    on_loop(play, ttl_s=10.0, stale_s=5.0, negative_ttl_s=60.0)
+    assert caplog.text.count("BackendError: down") >= 2
+
+
+def test_errors_are_kept_where_asked_and_each_caller_has_its_own():
+    async def play(cache, loop):
+        cause = ValueError("why")
+        failure = BackendError("broken")
+        failure.__cause__ = cause
+        model = Model(failure, Overloaded("full"), "fine")
+        service = cache.wrap(model)
+        raised = []
+        for _ in range(3):
+            with pytest.raises(BackendError, match="broken") as told:
+                await service.call(Request(1))
+            raised.append(told.value)
+        assert len(model.asked) == 1
+        assert len(set(map(id, raised))) == 3
+        assert isinstance(raised[1].__cause__, ValueError)
+        assert raised[1].__cause__.__traceback__ is None
+        with pytest.raises(Overloaded):
+            await service.call(Request(2))
+        assert (await service.call(Request(2))).outputs == "fine"  # an overload says nothing about the next call
+        await asyncio.sleep(5.0)
+        assert (await service.call(Request(1))).source == "model"
+
+    on_loop(play, negative_ttl_s=5.0)
+
+
+def test_a_kept_error_holds_no_frame():
+    class Big:
+        pass
+
+    async def play(cache, loop):
+        @cache.wrap
+        async def fails(x):
+            big = Big()
+            left.append(weakref.ref(big))
+            raise ValueError(x)
+
+        left = []
+        for _ in range(2):
+            with pytest.raises(ValueError, match="a"):
+                await fails("a")
+        return left
+
+    left = on_loop(play, negative_ttl_s=60.0)
+    assert len(left) == 1
+    assert left[0]() is None
+
+
+def test_single_flight_of_a_service():
+    async def play(cache, loop):
+        model = Model(after_s=1.0)
+        service = cache.wrap(model)
+        responses = await asyncio.gather(*(service.call(Request(np.ones(2))) for _ in range(50)))
+        assert len(model.asked) == 1
+        assert len({id(response.outputs) for response in responses}) == 50
+        assert cache.flights.statistics().joined == 49
+
+    on_loop(play)
+
+
+def test_in_a_stack_the_batcher_enforces_the_leaders_deadline_and_the_layer_the_followers():
+    async def main(loop):
+        cache = Cache(loop.clock)
+        backend = ScriptedBackend(duration_s=1.0)
+        batcher = si.AdaptiveBatcher(max_batch_size=4)
+        async with si.Stack(cache, batcher, backend, clock=loop.clock) as stack:
+            x = np.ones(2, "f4")
+            asked = [loop.create_task(stack(x, timeout_s=limit)) for limit in (0.25, 0.5, 5.0)]
+            ends = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(end) for end in ends[:2]] == [DeadlineExceeded] * 2
+            assert ends[2].tolist() == [1.0, 1.0]
+            assert (await stack.call(Request(x))).source == "cache"
+            assert (await stack.call(Request(x, deadline_ns=0))).source == "cache"
+        assert cache.flights.statistics().in_the_air == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_stack_that_stops_ends_what_the_layer_computes(drain):
+    async def main(loop):
+        cache = Cache(loop.clock, ttl_s=1.0, stale_s=60.0)
+        model = Model("first", after_s=2.0)
+        stack = si.Stack(cache, model, clock=loop.clock)
+        await stack.start()
+        assert await stack(1) == "first"
+        await asyncio.sleep(1.5)
+        assert await stack(1) == "first"  # and refreshes
+        asked = loop.create_task(stack(2))
+        streamed = loop.create_task(stack(3, stream_id="live", timeout_s=60.0))
+        await asyncio.sleep(0.5)
+        await stack.stop(drain=drain)
+        assert loop.time() == (5.5 if drain else 4.0)
+        ends = await asyncio.gather(asked, streamed, return_exceptions=True)
+        if drain:
+            assert ends == [4, 6]
+        else:
+            assert [type(end) for end in ends] == [Closed, Closed]
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(main)
+
+
+# -- functions ------------------------------------------------------------------------------------------------------
+
+
+def counted(calls):
+    async def double(x, y=1, *, z=0):
+        """Doubles."""
+        calls.append((x, y, z))
+        return np.asarray(x) * 2 + y + z
+
+    return double
+
+
+def test_an_async_function_stays_one():
+    async def play(cache, loop):
+        calls = []
+        double = counted(calls)
+        cached = cache.wrap(double)
+        assert inspect.iscoroutinefunction(cached)
+        assert (cached.__name__, cached.__doc__, cached.__wrapped__) == ("double", "Doubles.", double)
+        assert inspect.signature(cached) == inspect.signature(double)
+        for ask in (lambda: cached(1), lambda: cached(x=1), lambda: cached(1, 1), lambda: cached(1, y=1, z=0)):
+            assert await ask() == 3
+        assert calls == [(1, 1, 0)]
+        assert await cached(1, z=1) == 4
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            await cached(1, w=1)
+        with pytest.raises(InvalidInput, match=r"builtins\.object"):
+            await cached(object())
+        assert cached.key_of(1) in cache.table
+        del cache.table[cached.key_of(1)]
+        assert await cached(1) == 3
+        assert calls == [(1, 1, 0), (1, 1, 1), (1, 1, 0)]
+
+    on_loop(play)
+
+
+def test_arguments_of_all_kinds():
+    cache = Cache()
+    calls = []
+
+    @cache.wrap
+    def f(a, /, b=2, *, c=3):
+        calls.append((a, b, c))
+        return len(calls)
+
+    assert [f(1), f(1, 2), f(1, b=2, c=3), f(1, c=4), f(2)] == [1, 1, 1, 2, 3]
+
+    @cache.wrap
+    def g(*args, **kwargs):
+        calls.append((args, kwargs))
+        return len(calls)
+
+    assert g(1, k=2, m=3) == g(1, m=3, k=2)
+    assert g(1, 2) != g(1, k=2)
+    assert not inspect.iscoroutinefunction(f)
+    assert f.key_of(1, c=3) == f.key_of(1)
+    assert g.key_of(1, k=2) != g.key_of(1, k=3)
+
+
+class Scaler:
+    def __init__(self, by):
+        self.by = by
+        self.calls = 0
+
+    @property
+    def fingerprint(self):
+        return f"scaler {self.by}"
+
+
+def test_methods_go_by_the_fingerprint_of_their_object():
+    cache = Cache()
+
+    class Doubler(Scaler):
+        @cache.wrap
+        def scale(self, x):
+            self.calls += 1
+            return x * self.by
+
+    class Bare:
+        @cache.wrap
+        def scale(self, x):
+            return x
+
+    two, also_two, three = Doubler(2), Doubler(2), Doubler(3)
+    assert [two.scale(5), also_two.scale(5), three.scale(5), two.scale(5)] == [10, 10, 15, 10]
+    assert [two.calls, also_two.calls, three.calls] == [1, 0, 1]
+    with pytest.raises(InvalidInput, match="give its class a `fingerprint`"):
+        Bare().scale(1)
+
+
+def module_level(x):
+    return x
+
+
+def test_what_was_wrapped_is_part_of_the_key():
+    cache = Cache()
+
+    def make(by):
+        def scale(x):
+            return x * by
+
+        return scale
+
+    two, three = make(2), make(3)
+    assert [cache.wrap(two)(5), cache.wrap(three)(5)] == [10, 15]
+    assert cache.wrap(two).key_of(5) == cache.wrap(two).key_of(5)
+    others = [
+        two,
+        three,
+        module_level,
+        functools.wraps(module_level)(lambda x: -x),
+        functools.partial(module_level),
+        Callable(1),
+        Callable(2),
+        Callable(1).method,
+        lambda x: x,
+    ]
+    keys = {cache.wrap(each).key_of(5) for each in others}
+    assert len(keys) == len(others)
+    one = Callable(1)
+    assert cache.wrap(one.method).key_of(5) == cache.wrap(one.method).key_of(5)
+    # a function that stands in its module has the same key in every process
+    assert cache.wrap(module_level).key_of(5) == Cache().wrap(module_level).key_of(5)
+
+
+class Callable:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x * self.by
+
+    def method(self, x):
+        return x
+
+
+def test_tokens_go_with_their_objects():
+    from streaminfer.caching import cache_layer
+
+    before = len(cache_layer._TOKENS)
+    for number in range(50):
+        Cache().wrap(Callable(number))
+    gc.collect()
+    assert len(cache_layer._TOKENS) <= before
+
+
+@pytest.mark.parametrize("wrong", [3, None, int, ScriptedBackend()])
+def test_what_cannot_be_cached(wrong):
+    with pytest.raises(TypeError, match="inner: expected a service"):
+        Cache().wrap(wrong)
+
+
+def test_answers_that_can_be_used_once_are_refused():
+    cache = Cache()
+    with pytest.raises(TypeError, match="more than once"):
+        cache.wrap(lambda x: iter((x,)))(1)
+    with pytest.raises(TypeError, match="not a generator"):
+
+        @cache.wrap
+        def generate():
+            yield 1
+
+
+def test_no_store_says_that_an_answer_is_not_to_be_kept():
+    async def play(cache, loop):
+        calls = []
+
+        @cache.wrap
+        async def f(x):
+            calls.append(x)
+            await asyncio.sleep(1)
+            no_store()
+            return x
+
+        assert await asyncio.gather(f(1), f(1)) == [1, 1]
+        assert len(calls) == 1
+        await f(1)
+        assert len(calls) == 2
+
+    on_loop(play)
+
+
+def test_none_is_an_answer():
+    cache = Cache()
+    calls = []
+    f = cache.wrap(calls.append)
+    assert [f(1), f(1)] == [None, None]
+    assert calls == [1]
+
+
+def test_two_wraps_of_one_function_share_flights():
+    async def play(cache, loop):
+        calls = []
+        double = counted(calls)
+
+        async def slow(x):
+            await asyncio.sleep(1)
+            return await double(x)
+
+        await asyncio.gather(cache.wrap(slow)(1), cache.wrap(slow)(1))
+        assert len(calls) == 1
+
+    on_loop(play)
+
+
+def test_a_sync_function_among_threads_and_behind_its_stale_answer(caplog):
+    clock = FakeClock()
+    cache = Cache(clock, ttl_s=10.0, stale_s=10.0)
+    refreshed = threading.Event()
+    answers = ["old", OSError("down"), "new"]
+
+    @cache.wrap
+    def f(x):
+        step = answers.pop(0)
+        if step != "old":
+            refreshed.set()
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def wait_for_the_end():
+        assert refreshed.wait(30.0)
+        refreshed.clear()
+        for thread in threading.enumerate():
+            if thread.name == "streaminfer-cache-refresh":
+                thread.join(30.0)
+
+    assert f(1) == "old"
+    clock.advance(10.0)
+    assert f(1) == "old"
+    wait_for_the_end()
+    assert "OSError: down" in caplog.text
+    clock.advance(1.0)
+    assert f(1) == "old"
+    wait_for_the_end()
+    assert f(1) == "new"
+    assert answers == []
+
+
+def test_a_sync_functions_errors_are_kept():
+    clock = FakeClock()
+    cache = Cache(clock, negative_ttl_s=1.0)
+    calls = []
+
+    @cache.wrap
+    def f(x):
+        calls.append(x)
+        raise KeyError(x)
+
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            f(1)
+    clock.advance(1.0)
+    with pytest.raises(KeyError):
+        f(1)
+    assert len(calls) == 2
+
+
+def test_re_entrant_functions_raise():
+    cache = Cache()
+
+    @cache.wrap
+    def f(x):
+        return f(x) if x < 0 else f(x - 1) if x else 0
+
+    assert f(3) == 0
+    with pytest.raises(RuntimeError, match="re-entrant"):
+        f(-1)
+
+    async def play(cache, loop):
+        @cache.wrap
+        async def g(x):
+            return await g(x)
+
+        with pytest.raises(RuntimeError, match="re-entrant"):
+            await g(1)
+
+    on_loop(play)
+
+
+def test_a_batched_function_is_asked_as_a_service_is():
+    async def main(loop):
+        cache = Cache(loop.clock)
+        batches = []
+
+        async def double(batch):
+            batches.append(len(batch))
+            await asyncio.sleep(1.0)
+            return batch * 2
+
+        batched = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock).wrap(double)
+        cached = cache.wrap(batched)
+        assert inspect.signature(cached).parameters.keys() == inspect.signature(batched).parameters.keys()
+        x = np.ones(2)
+        ends = await asyncio.gather(
+            cached(x), cached(x, timeout_s=0.5), cached(x, priority=3), cached(x, tenant="t"), return_exceptions=True
+        )
+        assert isinstance(ends[1], DeadlineExceeded)
+        assert [end.tolist() for end in (ends[0], ends[2], ends[3])] == [[2.0, 2.0]] * 3
+        assert sum(batches) == 2  # one of each tenant
+        assert (await cached(x, timeout_s=0.0)).tolist() == [2.0, 2.0]
+        assert sum(batches) == 2
+        await cached(x, stream_id="live")
+        assert sum(batches) == 3
+        assert cached.key_of(x) in cache.table
+        assert cached.key_of(x, tenant="t") in cache.table
+
+    run(main)
+
+
+def test_flights_count_what_they_did():
+    cache = Cache()
+    f = cache.wrap(module_level)
+    f(1)
+    f(1)
+    statistics = cache.flights.statistics()
+    assert (statistics.computations, statistics.joined, statistics.failures) == (1, 0, 0)
+    assert cache.table.statistics().hits == 1
+
+
+def test_what_an_error_kept_for_others_may_be():
+    """An error whose class cannot be copied is raised as it is, and kept as what can be said of it."""
+
+    class Stubborn(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} {two}")
+
+    cache = Cache(FakeClock(), negative_ttl_s=1.0)
+
+    @cache.wrap
+    def f(x):
+        raise Stubborn("a", "b")
+
+    with pytest.raises(Stubborn, match="a b"):
+        f(1)
+    with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
+        f(1)

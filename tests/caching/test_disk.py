@@ -1,0 +1,633 @@
+"""The disk tier: what was put is there or not there, never something else; what is erased is gone from the medium."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
+from streaminfer.caching.tiers import DiskTier, Entry, Tier
+from streaminfer.caching.tiers._disk_store import DiskStore
+from streaminfer.caching.tiers._records import Counters, Records
+
+S = 10**9
+MIB = 2**20
+NOW = 1_700_000_000 * S
+SECRET = b"a face that must not be found on any medium"
+
+
+class Wall:
+    def __init__(self):
+        self.now_ns = NOW
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def wall():
+    return Wall()
+
+
+@pytest.fixture
+def tier(tmp_path, wall):
+    return DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall)
+
+
+def entry(value, **more):
+    return Entry(value=value, stored_ns=more.pop("stored_ns", NOW), **more)
+
+
+def on_disk(folder):
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_it_is_a_tier(tier):
+    assert isinstance(tier, Tier)
+
+
+def test_an_entry_comes_back_whole_also_in_a_later_process(tmp_path, tier, wall):
+    put = entry(
+        {"y": np.arange(4, dtype=">f4"), "n": None}, ttl_s=60.0, tags=["a", "b"], subject="anna", data_class="faces"
+    )
+
+    async def main():
+        async with tier:
+            assert await tier.put(b"key", put)
+            assert await tier.get("key") is None  # a string is another key than bytes
+        async with DiskTier(tmp_path / "cache", max_bytes=4 * MIB, wall_clock=wall) as later:
+            return await later.get(b"key"), later.statistics()
+
+    got, seen = asyncio.run(main())
+    np.testing.assert_array_equal(got.value["y"], put.value["y"])
+    assert got.value["y"].dtype == put.value["y"].dtype
+    assert not got.value["y"].flags.writeable
+    assert (got.stored_ns, got.ttl_s, got.tags, got.subject, got.data_class) == (
+        NOW,
+        60.0,
+        frozenset("ab"),
+        "anna",
+        "faces",
+    )
+    assert (seen.hits, seen.misses, seen.entries, seen.rebuilds) == (1, 0, 1, 0)
+
+
+def test_expired_means_now_at_or_after_expiry(tier, wall):
+    async def main():
+        async with tier:
+            await tier.put("k", entry(1, ttl_s=2.0))
+            wall.now_ns = NOW + 2 * S - 1
+            assert (await tier.get("k")).value == 1
+            wall.now_ns += 1
+            assert await tier.get("k") is None
+            return tier.statistics()
+
+    assert asyncio.run(main()).entries == 0
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_longer(tier, wall):
+    async def main():
+        async with tier:
+            await tier.put("near", entry(1, ttl_s=1000.0))
+            wall.now_ns = NOW - 60 * S
+            assert (await tier.get("near")).value == 1
+            wall.now_ns -= 1
+            assert await tier.get("near") is None
+            wall.now_ns = NOW
+            await tier.put("far", entry(1, ttl_s=1000.0))
+            wall.now_ns = NOW - 61 * S
+            return await tier.purge()
+
+    assert asyncio.run(main()) == 1
+
+
+def test_purge_takes_what_had_expired_by_then_and_the_disk_forgets_it(tmp_path, tier):
+    async def main():
+        async with tier:
+            for ttl_s in (1.0, 2.0, None):
+                await tier.put(f"k{ttl_s}", entry(SECRET + str(ttl_s).encode(), ttl_s=ttl_s))
+            assert SECRET in on_disk(tmp_path)
+            assert await tier.purge(NOW + 1 * S) == 1
+            assert SECRET + b"1.0" not in on_disk(tmp_path)
+            assert SECRET + b"2.0" in on_disk(tmp_path)
+            assert await tier.purge(NOW + 9 * S) == 1
+            return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.purged, seen.entries) == (2, 1)
+
+
+def test_it_purges_by_itself(tmp_path, wall):
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, purge_every_s=0.001, wall_clock=wall) as tier:
+            await tier.put("k", entry(1, ttl_s=1.0))
+            wall.now_ns += S
+            while tier.statistics().purged == 0:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+@pytest.mark.parametrize("by", ["subject", "tag"])
+def test_erased_means_gone_from_the_file_and_its_log(tmp_path, tier, by):
+    async def main():
+        async with tier:
+            for number in range(600):  # more than a chunk
+                mine = number % 2 == 0
+                more = (
+                    {"subject": "anna" if mine else "ben"}
+                    if by == "subject"
+                    else {"tags": ["x", "y"] if mine else ["y"]}
+                )
+                await tier.put(f"k{number}", entry((SECRET if mine else b"kept") + b"%d" % number, **more))
+            erased = await tier.erase(**{by: "anna" if by == "subject" else "x"})
+            content = on_disk(tmp_path)
+            assert SECRET not in content
+            assert (await tier.get("k1")).value == b"kept1"
+            assert await tier.get("k0") is None
+            assert await tier.erase(**{by: "nobody"}) == 0
+            return erased, tier.statistics()
+
+    erased, seen = asyncio.run(main())
+    assert erased == seen.erased == 300
+    assert seen.entries == 300
+
+
+def test_a_replaced_entry_belongs_to_its_new_subject_and_tags(tier):
+    async def main():
+        async with tier:
+            await tier.put("k", entry(1, subject="anna", tags=["x"]))
+            await tier.put("k", entry(2, subject="ben", tags=["y"]))
+            assert await tier.erase(subject="anna") == await tier.erase(tag="x") == 0
+            assert (await tier.get("k")).value == 2
+            return await tier.erase(tag="y")
+
+    assert asyncio.run(main()) == 1
+
+
+def test_encrypted_nothing_is_readable_names_included(tmp_path, wall):
+    async def main():
+        keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
+        folder = tmp_path / "cache"
+        array = np.frombuffer(SECRET * 100, np.uint8)
+        async with DiskTier(folder, max_bytes=4 * MIB, keys=keys, wall_clock=wall) as tier:
+            assert tier.encrypted
+            for value, subject in ((SECRET, "anna-subject"), (array, "ben-subject"), ("a secret text", None)):
+                await tier.put(f"the-key-of-{subject}", entry(value, subject=subject, tags=["the-tag"]))
+            keys.rotate()
+            await tier.put("late", entry(SECRET))
+            content = on_disk(folder)
+            for plain in (SECRET[:16], b"secret text", b"-subject", b"the-key", b"the-tag", b"late"):
+                assert plain not in content
+            assert (await tier.get("the-key-of-ben-subject")).value.tobytes() == SECRET * 100
+            keys.destroy("ben-subject")
+            assert await tier.get("the-key-of-ben-subject") is None
+            assert await tier.erase(subject="anna-subject") == 1
+            assert await tier.erase(tag="the-tag") == 1
+            seen = tier.statistics()
+        stranger = StoredKeys(tmp_path / "others.db", master=b"n" * 32)
+        async with DiskTier(folder, max_bytes=4 * MIB, keys=stranger, wall_clock=wall) as tier:
+            assert await tier.get("late") is None
+        stranger.close()
+        keys.close()
+        return seen
+
+    seen = asyncio.run(main())
+    assert (seen.unreadable, seen.errors) == (1, 0)
+
+
+def test_the_file_never_outgrows_its_bound_and_the_oldest_gives_way(tmp_path, tier):
+    async def main():
+        async with tier:
+            for number in range(300):
+                assert await tier.put(f"k{number}", entry(np.full(10_000, number, np.int32)))
+                assert (tmp_path / "cache" / "cache.db").stat().st_size <= 4 * MIB
+            kept = [number for number in range(300) if (await tier.get(f"k{number}")) is not None]
+            return kept, tier.statistics()
+
+    kept, seen = asyncio.run(main())
+    assert kept == list(range(300 - len(kept), 300))
+    assert 60 < len(kept) < 105
+    assert seen.entries == len(kept)
+    assert seen.evicted == 300 - len(kept)
+    assert seen.size_bytes <= 4 * MIB
+    assert seen.errors == 0
+
+
+def test_what_has_expired_gives_way_first(tier, wall):
+    async def main():
+        async with tier:
+            await tier.put("first", entry(np.zeros(50_000)))
+            for number in range(7):
+                await tier.put(f"short{number}", entry(np.zeros(50_000), ttl_s=1.0))
+            wall.now_ns += S
+            for number in range(6):
+                await tier.put(f"k{number}", entry(np.zeros(50_000), stored_ns=wall.now_ns))
+            assert await tier.get("first") is not None
+            return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert seen.purged == 7
+    assert seen.evicted == 0
+
+
+def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(tier, wall):
+    async def main():
+        async with tier:
+            for value, more in ((object(), {}), (np.zeros(MIB, np.uint8), {}), (1, {"ttl_s": 0.0})):
+                await tier.put("k", entry("old"))
+                assert not await tier.put("k", entry(value, **more))
+                assert await tier.get("k") is None
+            return tier.statistics()
+
+    assert asyncio.run(main()).refused == 3
+
+
+def test_a_tier_that_does_not_run_misses_and_says_of_an_erasure_that_it_was_not_made(tier):
+    async def main():
+        assert await tier.get("k") is None
+        assert not await tier.put("k", entry(1))
+        for operation in (tier.erase(subject="anna"), tier.purge()):
+            with pytest.raises(si.Closed):
+                await operation
+        async with tier:
+            with pytest.raises(RuntimeError, match="runs already"):
+                await tier.start()
+        await tier.stop()
+        return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.skipped, seen.misses) == (2, 1)
+
+
+def test_a_slow_disk_costs_misses_and_not_memory(tmp_path, wall):
+    async def main():
+        gate = threading.Event()
+        async with DiskTier(tmp_path, max_bytes=MIB, max_pending=3, wall_clock=wall) as tier:
+            await tier.put("k", entry(1))
+            tier._thread.submit(gate.wait)
+            waiting = [asyncio.ensure_future(tier.get("k")) for _ in range(5)]
+            await asyncio.sleep(0)
+            assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
+            waiting[0].cancel()  # a caller that gives up harms nobody
+            gate.set()
+            got = await asyncio.gather(*waiting, return_exceptions=True)
+            assert isinstance(got[0], asyncio.CancelledError)
+            assert [one and one.value for one in got[1:]] == [1, 1, None, None]
+            assert (await tier.get("k")).value == 1
+            return tier.statistics().skipped
+
+    assert asyncio.run(main()) == 2
+
+
+def filled(tmp_path, wall, count=50):
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) as tier:
+            for number in range(count):
+                await tier.put(f"k{number}", entry(np.full(2000, number, np.int32), subject="anna"))
+
+    asyncio.run(main())
+    return tmp_path / "cache.db"
+
+
+def whatever_comes_back_is_right(tmp_path, wall):
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=4 * MIB, wall_clock=wall) as tier:
+            for number in range(50):
+                got = await tier.get(f"k{number}")
+                assert got is None or (got.value == number).all()
+            assert await tier.put("new", entry(7)) or await tier.put("new", entry(7))
+            assert (await tier.get("new")).value == 7
+            return tier.statistics()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 5000, 16384, 16385, 100_000, 300_000])
+def test_a_truncated_file_is_never_a_wrong_value(tmp_path, wall, size):
+    file = filled(tmp_path, wall)
+    os.truncate(file, size)
+    seen = whatever_comes_back_is_right(tmp_path, wall)
+    assert seen.rebuilds + seen.errors + (size < 2) > 0  # SQLite takes one byte for an empty file
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bytes_are_never_a_wrong_value(tmp_path, wall, seed):
+    file = filled(tmp_path, wall)
+    content = bytearray(file.read_bytes())
+    for at in np.random.default_rng(seed).integers(0, len(content), 40):
+        content[at] ^= 1 << (at % 8)
+    file.write_bytes(content)
+    seen = whatever_comes_back_is_right(tmp_path, wall)
+    assert seen.unreadable + seen.errors + seen.rebuilds > 0
+
+
+def test_a_record_in_anothers_place_is_found_out(tmp_path, wall):
+    file = filled(tmp_path, wall, 2)
+    db = sqlite3.connect(file)
+    db.execute(
+        "UPDATE entries SET record = (SELECT record FROM entries WHERE key = ?) WHERE key = ?", (b"ksk0", b"ksk1")
+    )
+    db.commit()
+    db.close()
+    assert whatever_comes_back_is_right(tmp_path, wall).unreadable == 1
+
+
+def test_a_file_of_another_format_or_larger_than_the_bound_is_begun_anew(tmp_path, wall):
+    file = filled(tmp_path, wall)
+    db = sqlite3.connect(file)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    assert whatever_comes_back_is_right(tmp_path, wall).rebuilds == 1
+
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) as tier:
+            return tier.statistics().rebuilds
+
+    filled(tmp_path, wall, 300)
+    assert asyncio.run(main()) == 1
+
+
+def test_two_that_share_a_folder_see_each_others_entries_and_erasures(tmp_path, wall):
+    async def main():
+        first, second = (DiskTier(tmp_path, max_bytes=MIB, wall_clock=wall) for _ in range(2))
+        async with first, second:
+            await first.put("k", entry(1, subject="anna"))
+            assert (await second.get("k")).value == 1
+            assert await second.erase(subject="anna") == 1
+            assert await first.get("k") is None
+            os.truncate(tmp_path / "cache.db", 9000)  # a damaged file is not removed under the other's feet
+            for tier in (first, second, first):
+                assert await tier.get("k") is None
+            assert first.statistics().rebuilds == second.statistics().rebuilds == 0
+        async with first:
+            assert await first.put("k", entry(2))
+            return first.statistics().rebuilds
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_full_disk_costs_misses_and_the_tier_recovers(tier):
+    async def main():
+        async with tier:
+            await tier.put("k", entry(1, subject="anna"))
+            pages = tier._store._pragma("page_count")
+            await tier._run(lambda: tier._store._db.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+            assert not await tier.put("large", entry(np.zeros(50_000)))
+            assert (await tier.get("k")).value == 1
+            assert await tier.get("large") is None
+            await tier._run(lambda: tier._store._db.execute("PRAGMA max_page_count = 256").fetchall())
+            assert await tier.put("large", entry(np.zeros(50_000)))
+            return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert seen.errors == 1
+    assert "full" in seen.last_error
+    assert (seen.entries, seen.rebuilds) == (2, 0)
+
+
+def test_a_read_only_disk_serves_and_says_that_it_could_not_erase(tier):
+    async def main():
+        async with tier:
+            await tier.put("k", entry(1, subject="anna"))
+            await tier._run(lambda: tier._store._db.execute("PRAGMA query_only = ON"))
+            assert not await tier.put("k2", entry(2))
+            assert (await tier.get("k")).value == 1
+            with pytest.raises(si.BackendError, match="readonly"):
+                await tier.erase(subject="anna")
+            await tier._run(lambda: tier._store._db.execute("PRAGMA query_only = OFF"))
+            return await tier.erase(subject="anna")
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    tier = DiskTier(tmp_path / "file" / "cache", max_bytes=MIB)
+    with pytest.raises(si.BackendError, match="failed"):
+        asyncio.run(tier.start())
+
+
+def test_folder_and_files_are_the_owners_alone(tmp_path, wall):
+    filled(tmp_path / "cache", wall, 1)
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "cache" / "cache.db").stat().st_mode) == 0o600
+
+
+def test_a_failing_key_provider_costs_misses(tmp_path, wall):
+    async def main():
+        keys = StoredKeys(":memory:", master=b"m" * 32)
+        async with DiskTier(tmp_path, max_bytes=MIB, keys=keys, wall_clock=wall) as tier:
+            await tier.put("k", entry(1))
+            keys.close()
+            assert await tier.get("k") is None
+            assert not await tier.put("k", entry(2))
+            return tier.statistics()
+
+    assert asyncio.run(main()).errors == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"max_bytes": 1000}, ValueError, "max_bytes"),
+        ({"max_bytes": "1"}, TypeError, "max_bytes"),
+        ({"max_bytes": MIB, "purge_every_s": 0}, ValueError, "purge_every_s"),
+        ({"max_bytes": MIB, "max_pending": 0}, ValueError, "max_pending"),
+        ({"max_bytes": MIB, "keys": 1}, TypeError, "keys"),
+        ({"max_bytes": MIB, "wall_clock": 1}, TypeError, "wall_clock"),
+        ({"max_bytes": MIB, "folder": 1}, TypeError, "folder"),
+    ],
+)
+def test_arguments_are_checked(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        DiskTier(arguments.pop("folder", tmp_path), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"stored_ns": 1.0}, TypeError, "stored_ns"),
+        ({"stored_ns": -1}, ValueError, "stored_ns"),
+        ({"stored_ns": 0, "ttl_s": -1.0}, ValueError, "ttl_s"),
+        ({"stored_ns": 0, "tags": "abc"}, TypeError, "tags"),
+        ({"stored_ns": 0, "tags": [1]}, TypeError, "tags"),
+        ({"stored_ns": 0, "subject": b"x"}, TypeError, "subject"),
+        ({"stored_ns": 0, "data_class": None}, TypeError, "data_class"),
+    ],
+)
+def test_entries_are_checked(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Entry(value=1, **arguments)
+
+
+def test_calls_are_checked(tier):
+    async def main():
+        for call in (
+            lambda: tier.get(1),
+            lambda: tier.put(None, entry(1)),
+            lambda: tier.put("k", 1),
+            tier.erase,
+            lambda: tier.erase(subject="a", tag="b"),
+            lambda: tier.erase(subject=1),
+        ):
+            with pytest.raises(TypeError):
+                await call()
+
+    asyncio.run(main())
+
+
+class DiskMachine(RuleBasedStateMachine):
+    """Held against a dictionary and a clock; restarts at any moment change nothing."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.wall = Wall()
+        self.model = {}
+        self.counters = Counters("disk")
+        self.path = Path(self.folder.name)
+        self._open()
+
+    def _open(self):
+        self.store = DiskStore(self.path, 8 * MIB, Records(None), self.counters, self.wall)
+        self.store.open()
+
+    def teardown(self):
+        self.store.close()
+        self.folder.cleanup()
+
+    keys = st.sampled_from("abcd")
+    names = st.sampled_from(["x", "y"])
+
+    @rule(
+        key=keys,
+        value=st.integers(),
+        ttl_s=st.one_of(st.none(), st.integers(1, 5)),
+        subject=st.none() | names,
+        tags=st.sets(names),
+    )
+    def put(self, key, value, ttl_s, subject, tags):
+        put = entry(value, stored_ns=self.wall.now_ns, ttl_s=ttl_s, subject=subject, tags=tags)
+        assert self.store.put(key, put)
+        self.model[key] = put
+
+    @rule(key=keys)
+    def get(self, key):
+        got = self.store.get(key)
+        held = self.model.get(key)
+        if held is not None and held.is_expired(self.wall.now_ns):
+            held = None
+            del self.model[key]
+        assert got == held
+
+    @rule(kind=st.sampled_from([b"s", b"t"]), name=names)
+    def erase(self, kind, name):
+        mine = [
+            key for key, held in self.model.items() if (held.subject == name if kind == b"s" else name in held.tags)
+        ]
+        assert self.store.erase(kind, name) == len(mine)
+        for key in mine:
+            del self.model[key]
+
+    @rule()
+    def purge(self):
+        expired = [key for key, held in self.model.items() if held.is_expired(self.wall.now_ns)]
+        assert self.store.purge(None) == len(expired)
+        for key in expired:
+            del self.model[key]
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds):
+        self.wall.now_ns += seconds * S
+
+    @rule()
+    def restart(self):
+        self.store.close()
+        self._open()
+
+    @invariant()
+    def as_many_entries_as_the_model(self):
+        assert self.counters.entries == len(self.model)
+        assert self.counters.errors == 0
+
+
+DiskMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestDiskMachine = DiskMachine.TestCase
+
+STORM = """
+import asyncio, os, random, signal, sys, time
+import numpy as np
+from streaminfer.caching.tiers import DiskTier, Entry
+
+folder, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+tier = lambda: DiskTier(folder, max_bytes=2 * 2**20)
+sizes = (1, 300, 5000, 40_000)
+
+async def write(seed):
+    draw = random.Random(seed)
+    async with tier() as it:
+        while True:
+            key, stamp = draw.randrange(40), draw.randrange(2**31)
+            value = np.full(draw.choice(sizes), stamp * 64 + key, np.int64)
+            await it.put(f"{key}", Entry(value=value, stored_ns=time.time_ns(), subject=f"{key % 4}", tags=[f"{key % 3}"]))
+            if draw.random() < 0.02:
+                await it.erase(subject=f"{key % 4}")
+
+async def check():
+    right = 0
+    async with tier() as it:
+        for key in range(40):
+            got = await it.get(f"{key}")
+            if got is not None:
+                value = got.value
+                assert len(value) in sizes and (value == value[0]).all() and value[0] % 64 == key, (key, value)
+                assert got.subject == f"{key % 4}" and got.tags == {f"{key % 3}"}
+                right += 1
+        seen = it.statistics()
+        assert (seen.unreadable, seen.errors, seen.rebuilds) == (0, 0, 0), seen
+    return right
+
+draw = random.Random(seed)
+rights = []
+for number in range(kills):
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(write(number))
+        finally:
+            os._exit(1)
+    time.sleep(draw.uniform(0.002, 0.06))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), status
+    rights.append(asyncio.run(check()))
+print(len(rights), max(rights))
+"""
+
+
+def test_killed_at_any_moment_of_a_write_storm_it_never_gives_a_wrong_or_torn_value(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STORM, str(tmp_path), "40", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    kills, most = map(int, done.stdout.split())
+    assert kills == 40
+    assert most > 5  # there was something to be torn

@@ -1,0 +1,175 @@
+"""Sealed records: unreadable without their key, unaltered with it, and gone when it is destroyed."""
+
+import sqlite3
+import stat
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.caching.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
+from streaminfer.caching.serialise import Damaged
+
+MASTER = b"m" * 32
+SECRET = b"somebody's face, which must not be found"
+
+
+@pytest.fixture
+def keys(tmp_path):
+    stored = StoredKeys(tmp_path / "keys.db", master=MASTER)
+    yield stored
+    stored.close()
+
+
+@pytest.fixture
+def cipher(keys):
+    return Cipher(keys)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=20), st.one_of(st.none(), st.text(max_size=5)))
+def test_round_trip(data, name, subject):
+    cipher = Cipher(memory := StoredKeys(":memory:", master=MASTER))
+    sealed = cipher.seal(data, name=name, subject=subject)
+    assert cipher.open(sealed, name=name) == data
+    assert len(sealed) == len(data) + 52
+    memory.close()
+
+
+def test_every_bit_counts(cipher):
+    sealed = cipher.seal(b"data", name=b"n")
+    for at in range(len(sealed) * 8):
+        altered = bytearray(sealed)
+        altered[at // 8] ^= 1 << (at % 8)
+        with pytest.raises(Damaged):
+            cipher.open(bytes(altered), name=b"n")
+    for size in range(len(sealed)):
+        with pytest.raises(Damaged):
+            cipher.open(sealed[:size], name=b"n")
+
+
+def test_nothing_is_readable_and_no_two_records_are_alike(cipher):
+    first, second = cipher.seal(SECRET, name=b"n"), cipher.seal(SECRET, name=b"n")
+    assert SECRET[:8] not in first
+    assert first != second
+
+
+def test_a_record_is_bound_to_its_name(cipher):
+    with pytest.raises(Damaged, match="another entry"):
+        cipher.open(cipher.seal(b"data", name=b"a"), name=b"b")
+
+
+def test_a_destroyed_key_takes_its_subject_and_nobody_else(keys, cipher):
+    gone = [cipher.seal(b"data", name=b"n", subject="anna") for _ in range(2)]
+    keys.rotate()
+    gone.append(cipher.seal(b"data", name=b"n", subject="anna"))
+    kept = [cipher.seal(b"data", name=b"n", subject=subject) for subject in ("ben", None)]
+    assert keys.destroy("anna") == 2
+    assert keys.destroy("anna") == 0
+    for sealed in gone:
+        with pytest.raises(KeyUnknown):
+            cipher.open(sealed, name=b"n")
+    for sealed in kept:
+        assert cipher.open(sealed, name=b"n") == b"data"
+    assert cipher.open(cipher.seal(b"new", name=b"n", subject="anna"), name=b"n") == b"new"
+
+
+def test_rotation_keeps_old_records_readable_until_they_are_retired(keys, cipher):
+    old = cipher.seal(b"old", name=b"n")
+    keys.rotate()
+    new = cipher.seal(b"new", name=b"n")
+    assert old[8:24] != new[8:24]
+    assert cipher.open(old, name=b"n") == b"old"
+    assert keys.retire() == 1
+    with pytest.raises(KeyUnknown):
+        cipher.open(old, name=b"n")
+    assert cipher.open(new, name=b"n") == b"new"
+
+
+def test_keys_outlive_the_process_and_want_their_master(tmp_path, keys, cipher):
+    sealed = cipher.seal(b"data", name=b"n", subject="anna")
+    blinded = cipher.blind(b"anna")
+    again = StoredKeys(tmp_path / "keys.db", master=MASTER)
+    assert Cipher(again).open(sealed, name=b"n") == b"data"
+    assert Cipher(again).blind(b"anna") == blinded
+    again.close()
+    with pytest.raises(ValueError, match="not the master key"):
+        StoredKeys(tmp_path / "keys.db", master=b"x" * 32)
+
+
+def test_the_master_key_can_be_changed(tmp_path, keys, cipher):
+    sealed = cipher.seal(b"data", name=b"n", subject="anna")
+    keys.rewrap(b"w" * 32)
+    assert cipher.open(sealed, name=b"n") == b"data"
+    with pytest.raises(ValueError, match="not the master key"):
+        StoredKeys(tmp_path / "keys.db", master=MASTER)
+    again = StoredKeys(tmp_path / "keys.db", master=b"w" * 32)
+    assert Cipher(again).open(sealed, name=b"n") == b"data"
+    again.close()
+
+
+def test_another_handle_sees_a_destroyed_key_at_once(tmp_path, keys, cipher):
+    other = StoredKeys(tmp_path / "keys.db", master=MASTER)
+    sealed = Cipher(other).seal(b"data", name=b"n", subject="anna")
+    keys.destroy("anna")
+    with pytest.raises(KeyUnknown):
+        Cipher(other).open(sealed, name=b"n")
+    other.close()
+
+
+def test_the_file_has_no_subject_and_no_plain_key_and_is_the_owners_alone(tmp_path, keys, cipher):
+    key = keys.current("anna-the-subject")
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"anna" not in content
+    assert key.secret not in content
+    assert keys.index_secret() not in content
+    keys.destroy("anna-the-subject")
+    assert key.id not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert stat.S_IMODE((tmp_path / "keys.db").stat().st_mode) == 0o600
+
+
+def test_threads_agree_on_one_key(keys):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(keys.current("anna"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+
+
+def test_a_failed_change_leaves_the_lock_free(keys):
+    keys._db.execute("PRAGMA query_only = ON")
+    with pytest.raises(sqlite3.Error):
+        keys.rotate()
+    keys._db.execute("PRAGMA query_only = OFF")
+    keys.rotate()
+
+
+@pytest.mark.parametrize(("master", "error"), [(b"short", ValueError), ("m" * 32, TypeError)])
+def test_master_keys_are_checked_and_not_shown(master, error):
+    with pytest.raises(error, match="master: expected 32 bytes") as raised:
+        StoredKeys(":memory:", master=master)
+    assert "short" not in str(raised.value)
+
+
+def test_keys_are_checked_and_not_shown():
+    assert "sss" not in repr(Key(b"i" * 16, b"s" * 32))
+    with pytest.raises(ValueError):
+        Key(b"i", b"s" * 32)
+    with pytest.raises(ValueError) as raised:
+        Key(b"i" * 16, b"sss")
+    assert "sss" not in str(raised.value)
+    with pytest.raises(TypeError, match="keys: expected a key provider"):
+        Cipher({})
+    with pytest.raises(TypeError, match="subject"):
+        memory = StoredKeys(":memory:", master=MASTER)
+        try:
+            memory.destroy(None)
+        finally:
+            memory.close()
+
+
+def test_it_is_a_provider(keys):
+    assert isinstance(keys, KeyProvider)
+    assert keys.find(b"?" * 16) is None

@@ -1,0 +1,195 @@
+"""The single-flight state machine against a model that says who is owed what."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streaminfer.caching.flight import FlightBoard
+
+pytestmark = pytest.mark.uncompiled
+
+KEYS = ("a", "b")
+
+
+class Caller:
+    def __init__(self, key):
+        self.key = key
+        self.gone = False  # its future is done, and it has not left yet
+        self.flight = None
+
+
+class Flights(RuleBasedStateMachine):
+    """Callers come, fall silent, leave; attempts succeed and fail; refreshes begin; in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.board = FlightBoard(3, 100, lambda caller: not caller.gone)
+        self.now_ns = 0
+        self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
+        self.computing = {}  # key → the flight whose attempt runs
+        self.leader = dict.fromkeys(KEYS)
+        self.failures = dict.fromkeys(KEYS, 0)
+        self.refreshing = dict.fromkeys(KEYS, False)
+        self.paused_ns = {}
+
+    def over(self, key):
+        self.waiting[key] = []
+        self.leader[key] = None
+        self.failures[key] = 0
+        self.refreshing[key] = False
+        del self.computing[key]
+
+    @rule(key=st.sampled_from(KEYS))
+    def join(self, key):
+        caller = Caller(key)
+        caller.flight = self.board.join(key, caller, None, f"work of {id(caller)}")
+        leads = caller.flight.leader is caller
+        assert leads == (key not in self.computing)
+        assert caller.flight.waiting[caller] == f"work of {id(caller)}"
+        if leads:
+            self.computing[key] = caller.flight
+            self.leader[key] = caller
+        assert caller.flight is self.computing[key]
+        self.waiting[key].append(caller)
+
+    @rule(key=st.sampled_from(KEYS), step_ns=st.integers(0, 60))
+    def refresh(self, key, step_ns):
+        self.now_ns += step_ns
+        flight = self.board.refresh(key, self.now_ns)
+        may = key not in self.computing and self.paused_ns.get(key, 0) <= self.now_ns
+        assert (flight is not None) == may
+        if flight is not None:
+            assert flight.is_refresh
+            self.computing[key] = flight
+            self.refreshing[key] = True
+
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(data=st.data())
+    def falls_silent(self, data):
+        data.draw(st.sampled_from([caller for key in KEYS for caller in self.waiting[key]])).gone = True
+
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(data=st.data())
+    def leave(self, data):
+        caller = data.draw(st.sampled_from([caller for key in KEYS for caller in self.waiting[key]]))
+        key = caller.key
+        self.waiting[key].remove(caller)
+        if self.leader[key] is caller:
+            self.leader[key] = None
+        last = not self.waiting[key] and not self.refreshing[key]
+        assert self.board.leave(caller.flight, caller, None) == last
+        assert caller.flight.over == last
+        if last:
+            self.over(key)
+
+    @precondition(lambda self: self.computing)
+    @rule(data=st.data())
+    def succeed(self, data):
+        key = data.draw(st.sampled_from(sorted(self.computing)))
+        flight = self.computing[key]
+        assert self.board.succeed(flight) == self.waiting[key]
+        left = self.waiting[key]
+        self.over(key)
+        self.told(flight, left)
+
+    @precondition(lambda self: self.computing)
+    @rule(data=st.data(), counts=st.booleans(), final=st.booleans())
+    def fail(self, data, counts, final):
+        key = data.draw(st.sampled_from(sorted(self.computing)))
+        flight = self.computing[key]
+        if self.refreshing[key] and self.leader[key] is None:
+            self.paused_ns[key] = self.now_ns + 100
+        self.failures[key] += counts
+        owed = [self.leader[key]] if self.leader[key] is not None else []
+        rest = [caller for caller in self.waiting[key] if caller not in owed]
+        able = [caller for caller in rest if not caller.gone]
+        told, leader = self.board.fail(flight, self.now_ns, counts=counts, final=final)
+        if final or self.failures[key] >= 3 or not able:
+            assert leader is None
+            assert told == owed + rest
+            self.over(key)
+        else:
+            assert leader is able[0]
+            assert told == owed
+            self.leader[key] = leader
+            self.waiting[key] = rest
+        self.told(flight, told)
+
+    def told(self, flight, callers):
+        """Who was told leaves as well, later, and that changes nothing; nobody is told twice."""
+        for caller in callers:
+            assert not self.board.leave(flight, caller, None)
+        if flight.over:
+            assert self.board.succeed(flight) == []
+            assert self.board.fail(flight, self.now_ns) == ([], None)
+
+    @invariant()
+    def board_holds_what_flies(self):
+        assert len(self.board) == len(self.computing)
+        for key, flight in self.computing.items():
+            assert list(flight.waiting) == self.waiting[key]
+            assert flight.leader is self.leader[key]
+            assert not flight.over
+
+
+Flights.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestFlights = Flights.TestCase
+
+
+def test_a_computation_may_not_wait_for_itself():
+    board = FlightBoard(3, 0, lambda _: True)
+    flight = board.join("a", "first", None)
+    assert flight.leader == "first"
+    with pytest.raises(RuntimeError, match="re-entrant"):
+        board.join("a", "second", flight)
+    assert list(flight.waiting) == ["first"]
+
+
+def test_nor_for_one_that_waits_for_it():
+    board = FlightBoard(3, 0, lambda _: True)
+    a = board.join("a", 1, None)
+    b = board.join("b", 2, a)
+    assert b.leader == 2
+    c = board.join("c", 3, b)
+    for key in "abc":
+        with pytest.raises(RuntimeError, match="re-entrant"):
+            board.join(key, 4, c)
+    # and when the wait is over, so is the cycle
+    board.leave(c, 3, b)
+    assert c.over
+    fresh = board.join("c", 5, None)
+    assert fresh.leader == 5
+    assert board.join("b", 6, fresh) is b
+    with pytest.raises(RuntimeError, match="re-entrant"):
+        board.join("c", 7, b)
+
+
+def test_two_waits_for_one_key_are_two():
+    board = FlightBoard(3, 0, lambda _: True)
+    a = board.join("a", 1, None)
+    b = board.join("b", 2, a)
+    board.join("b", 3, a)
+    board.leave(b, 2, a)
+    with pytest.raises(RuntimeError, match="re-entrant"):
+        board.join("a", 4, b)
+    board.leave(b, 3, a)
+    assert a.waits_for == {}
+
+
+def test_pauses_are_bounded():
+    board = FlightBoard(1, 10, lambda _: True)
+    for number in range(5000):
+        board.fail(board.refresh(number, 0), 0)
+    assert board.refresh(4999, 0) is None
+    assert board.refresh(0, 0) is not None
+    assert board.refresh(4999, 10) is not None
+
+
+def test_forgotten_flights_are_over():
+    board = FlightBoard(3, 0, lambda _: True)
+    flight = board.join("a", 1, None)
+    board.forget()
+    assert board.succeed(flight) == []
+    assert not board.leave(flight, 1, None)
+    assert board.join("a", 2, None).leader == 2

@@ -1,0 +1,429 @@
+"""Single flight among tasks: whoever leaves, fails or is cancelled, and at whatever turn of the loop."""
+
+import asyncio
+import contextvars
+import gc
+import itertools
+
+import pytest
+
+from streaminfer.caching.flight_shells import Flights
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.testing import run
+
+pytestmark = pytest.mark.uncompiled
+
+
+COMPLAINTS = []  # of all loops: one speaks up when its garbage is collected, which may be in a later test
+
+
+class Work:
+    """A computation of some turns of the loop, which ends as the script says; what no caller may see twice at once."""
+
+    def __init__(self, *script, turns=2, after_s=None):
+        self.script = list(script)
+        self.turns = turns
+        self.after_s = after_s
+        self.running = 0
+        self.begun = 0
+        self.cancelled = 0
+
+    async def __call__(self):
+        assert self.running == 0, "two computations of one key"
+        self.running += 1
+        self.begun += 1
+        try:
+            if self.after_s is not None:
+                await asyncio.sleep(self.after_s)
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
+            step = self.script.pop(0) if self.script else "ok"
+            if isinstance(step, BaseException):
+                raise step
+            return step  # noqa: TRY300
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+def quiet(main, *args, thorough=True):
+    """Runs a scenario and holds that nothing is left of it: no task, no flight, no error that nobody took."""
+
+    async def scenario(loop):
+        loop.set_exception_handler(lambda _, context: COMPLAINTS.append(context))
+        flights = Flights()
+        result = await main(flights, loop, *args)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert flights.statistics().in_the_air == 0
+        assert not flights.here()._owners
+        assert not flights.here()._stopping
+        return result, flights.statistics()
+
+    result = run(scenario)
+    if thorough:
+        gc.collect()
+    assert COMPLAINTS == []
+    return result
+
+
+def ask(flights, loop, work, **how):
+    return loop.create_task(flights.here().share("key", work, (), loop.clock, **how))
+
+
+async def outcome(task):
+    try:
+        return (await task)[0]
+    except asyncio.CancelledError:
+        return "cancelled"
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("script", [("ok",), (ValueError("1"), "ok"), (ValueError("1"), ValueError("2"), "ok")])
+@pytest.mark.parametrize("turns", [0, 2])
+def test_cancelled_at_every_turn(script, turns):
+    """Three callers, any of them cancelled, each at any turn: the others get what they would have got, in full."""
+
+    async def play(flights, loop, cancels):
+        work = Work(*script, turns=turns)
+        tasks = [ask(flights, loop, work) for _ in cancels]
+        for turn in range(20):
+            for task, when in zip(tasks, cancels, strict=True):
+                if when == turn:
+                    task.cancel()
+            await asyncio.sleep(0)
+        return [await outcome(task) for task in tasks], work
+
+    failures = len(script) - 1
+    last = 4 + len(script) * (turns + 3)  # all is over by then
+    for cancels in itertools.product((None, *range(last)), (None, *range(0, last, 2)), (None, 1, 5)):
+        (outcomes, work), statistics = quiet(play, cancels, thorough=False)
+        for when, end in zip(cancels, outcomes, strict=True):
+            assert end in ("ok", "cancelled") or isinstance(end, ValueError), (cancels, outcomes)
+            assert when is not None or end != "cancelled", (cancels, outcomes)
+        errors = [end for end in outcomes if isinstance(end, ValueError)]
+        assert len(errors) <= failures  # each failure is one caller's, while somebody else can try
+        # whoever stayed and led no failed attempt got the value
+        if all(when is None for when in cancels):
+            assert outcomes.count("ok") == 3 - failures
+            assert work.begun == failures + 1
+            assert statistics.computations == failures + 1
+            assert statistics.joined == 2
+            assert statistics.handed_over == failures
+        if (None, "ok") in zip(cancels, outcomes, strict=True):
+            assert work.cancelled == 0  # somebody waited all the time
+    quiet(play, (None, 3, None))  # and collects what all these left, whose loops would complain then
+
+
+def test_a_cancelled_leader_harms_nobody():
+    async def play(flights, loop):
+        work = Work("ok", after_s=1.0)
+        leader, *rest = [ask(flights, loop, work) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        leader.cancel()
+        assert [await outcome(task) for task in (leader, *rest)] == ["cancelled", "ok", "ok"]
+        assert loop.time() == 1.0
+        return work.begun
+
+    begun, statistics = quiet(play)
+    assert begun == 1
+    assert statistics.abandoned == 0
+
+
+def test_when_nobody_waits_the_work_is_cancelled_and_the_next_starts_afresh():
+    async def play(flights, loop):
+        work = Work("never", "ok", after_s=1.0)
+        tasks = [ask(flights, loop, work) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await asyncio.sleep(0)
+        assert work.cancelled == 1
+        work.script = ["ok"]
+        assert await outcome(ask(flights, loop, work)) == "ok"
+        return work.begun
+
+    begun, statistics = quiet(play)
+    assert begun == 2
+    assert statistics.abandoned == 1
+
+
+def test_a_computation_that_will_not_be_cancelled_does_not_hold_up_the_next():
+    async def play(flights, loop):
+        async def stubborn():
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(5.0)
+                raise ValueError("late") from None
+
+        first = ask(flights, loop, stubborn)
+        await asyncio.sleep(0.5)
+        first.cancel()
+        await asyncio.wait({first})
+        assert await outcome(ask(flights, loop, Work("ok"))) == "ok"
+        assert loop.time() == 0.5
+        await asyncio.sleep(6.0)
+
+    quiet(play)
+
+
+def test_errors_end_after_three_attempts_and_each_has_its_own():
+    async def play(flights, loop):
+        work = Work(*(KeyError(number) for number in range(9)))
+        return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(6)]], work.begun
+
+    (outcomes, begun), statistics = quiet(play)
+    assert begun == 3
+    assert [end.args for end in outcomes] == [(0,), (1,), (2,), (2,), (2,), (2,)]
+    assert len({id(end) for end in outcomes}) == 6
+    assert statistics.failures == 3
+
+
+def test_input_at_fault_is_not_tried_again():
+    async def play(flights, loop):
+        work = Work(InvalidInput("no"), "ok")
+        return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(3)]], work.begun
+
+    (outcomes, begun), _ = quiet(play)
+    assert begun == 1
+    assert all(isinstance(end, InvalidInput) for end in outcomes)
+
+
+def test_deadlines_of_leaders_are_not_counted():
+    async def play(flights, loop):
+        work = Work(*(DeadlineExceeded("mine") for _ in range(8)), "ok")
+        return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(10)]], work.begun
+
+    (outcomes, begun), _ = quiet(play)
+    assert begun == 9
+    assert outcomes[8:] == ["ok", "ok"]
+
+
+def test_a_computation_that_cancels_itself_cancels_its_leader_alone():
+    async def play(flights, loop):
+        work = Work(asyncio.CancelledError(), "ok")
+        return [await outcome(task) for task in [ask(flights, loop, work) for _ in range(3)]]
+
+    outcomes, _ = quiet(play)
+    assert outcomes == ["cancelled", "ok", "ok"]
+
+
+def test_a_followers_own_deadline_holds():
+    async def play(flights, loop):
+        work = Work("ok", after_s=1.0)
+        tasks = [ask(flights, loop, work, timeout_s=limit) for limit in (None, 0.25, 2.0)]
+        ends = [await outcome(tasks[1])]
+        assert loop.time() == 0.25
+        return [*ends, await outcome(tasks[0]), await outcome(tasks[2])]
+
+    outcomes, _ = quiet(play)
+    assert isinstance(outcomes[0], DeadlineExceeded)
+    assert outcomes[1:] == ["ok", "ok"]
+
+
+def test_a_leader_whose_time_is_over_leaves_the_work_to_the_others():
+    async def play(flights, loop):
+        work = Work("ok", after_s=1.0)
+        tasks = [ask(flights, loop, work, timeout_s=limit) for limit in (0.25, None)]
+        return [await outcome(task) for task in tasks], work.begun
+
+    (outcomes, begun), _ = quiet(play)
+    assert isinstance(outcomes[0], DeadlineExceeded)
+    assert outcomes[1] == "ok"
+    assert begun == 1
+
+
+def test_a_thousand_callers_one_computation_and_nobody_late():
+    async def play(flights, loop):
+        work = Work("ok", after_s=0.05)
+        ends = []
+
+        async def caller():
+            await flights.here().share("key", work, (), loop.clock)
+            ends.append(loop.time())
+
+        await asyncio.gather(*(caller() for _ in range(1000)))
+        return ends, work.begun
+
+    (ends, begun), statistics = quiet(play)
+    assert begun == 1
+    assert len(ends) == 1000
+    assert max(ends) <= 0.05 * 1.1
+    assert statistics.joined == 999
+
+
+@pytest.mark.parametrize("through", ["itself", "another", "a task", "two at once"])
+def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
+    async def play(flights, loop):
+        here = flights.here()
+
+        async def outer():
+            if through == "itself":
+                await here.share("key", outer, (), loop.clock)
+            elif through == "another":
+                await here.share("other", here.share, ("key", outer, (), loop.clock), loop.clock)
+            elif through == "a task":
+                await asyncio.gather(asyncio.create_task(here.share("key", outer, (), loop.clock)))
+            else:
+                await asyncio.sleep(1)
+                await here.share("other", outer, (), loop.clock)
+
+        async def other():
+            await asyncio.sleep(2)
+            await here.share("key", outer, (), loop.clock)
+
+        tasks = [ask(flights, loop, outer)]
+        if through == "two at once":
+            tasks.append(loop.create_task(here.share("other", other, (), loop.clock)))
+        return [await outcome(task) for task in tasks]
+
+    outcomes, _ = quiet(play)
+    assert all(isinstance(end, RuntimeError) and "re-entrant" in str(end) for end in outcomes)
+
+
+def test_a_computation_may_ask_for_other_keys():
+    async def play(flights, loop):
+        here = flights.here()
+
+        async def inner():
+            await asyncio.sleep(1)
+            return "inner"
+
+        async def outer():
+            first, _ = await here.share("inner", inner, (), loop.clock)
+            second, _ = await here.share("inner", inner, (), loop.clock)
+            return first + second
+
+        return [await outcome(task) for task in [ask(flights, loop, outer) for _ in range(2)]]
+
+    outcomes, _ = quiet(play)
+    assert outcomes == ["innerinner"] * 2
+
+
+def test_each_attempt_runs_in_its_leaders_context():
+    name = contextvars.ContextVar("name")
+
+    async def play(flights, loop):
+        seen = []
+
+        async def work():
+            seen.append(name.get())
+            await asyncio.sleep(0)
+            if len(seen) == 1:
+                raise ValueError
+            return "ok"
+
+        tasks = []
+        for who in ("a", "b"):
+            context = contextvars.copy_context()
+            context.run(name.set, who)
+            tasks.append(loop.create_task(flights.here().share("key", work, (), loop.clock), context=context))
+        await asyncio.wait(tasks)
+        return [await outcome(task) for task in tasks], seen
+
+    (outcomes, seen), _ = quiet(play)
+    assert isinstance(outcomes[0], ValueError)
+    assert outcomes[1] == "ok"
+    assert seen == ["a", "b"]
+
+
+def test_a_refresh_is_one_and_reports_its_failure(caplog):
+    async def play(flights, loop):
+        here = flights.here()
+        work = Work(OSError("down"), "ok", "ok", after_s=0.1)
+        for _ in range(3):
+            here.refresh("key", work, (), loop.clock)
+        await asyncio.sleep(0.2)
+        assert work.begun == 1
+        here.refresh("key", work, (), loop.clock)  # a model that is down is left alone for a second
+        await asyncio.sleep(0.85)
+        assert work.begun == 1
+        await asyncio.sleep(0.1)
+        here.refresh("key", work, (), loop.clock)
+        await asyncio.sleep(0.2)
+        here.refresh("key", work, (), loop.clock)
+        await asyncio.sleep(0.2)
+        return work.begun
+
+    begun, statistics = quiet(play)
+    assert begun == 3
+    assert statistics.refreshes == 3
+    assert statistics.refresh_failures == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "OSError: down" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["ok", Overloaded("full")])
+def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
+    async def play(flights, loop):
+        here = flights.here()
+        work = Work(first, "ok", after_s=1.0)
+        here.refresh("key", work, (), loop.clock)
+        await asyncio.sleep(0.5)
+        stays, goes = ask(flights, loop, work), ask(flights, loop, work)
+        await asyncio.sleep(0.25)
+        goes.cancel()
+        return [await outcome(task) for task in (stays, goes)], work.begun, loop.time()
+
+    (outcomes, begun, ended), _ = quiet(play)
+    assert outcomes == ["ok", "cancelled"]
+    assert (begun, ended) == ((1, 1.0) if first == "ok" else (2, 2.0))
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stopping_ends_what_runs_of_one_owner(drain):
+    async def play(flights, loop):
+        here = flights.here()
+        tasks = [ask(flights, loop, Work("ok", after_s=1.0), owner="mine") for _ in range(3)]
+        here.refresh("fresh", Work("ok", after_s=2.0), (), loop.clock, owner="mine")
+        other = loop.create_task(here.share("other", Work("ok", after_s=3.0), (), loop.clock, owner="yours"))
+        await asyncio.sleep(0.5)
+        await here.stop("mine", drain=drain)
+        ended = loop.time()
+        return [await outcome(task) for task in tasks], ended, await outcome(other)
+
+    (outcomes, ended, other), _ = quiet(play)
+    assert other == "ok"
+    if drain:
+        assert (outcomes, ended) == (["ok"] * 3, 2.0)
+    else:
+        assert all(isinstance(end, Closed) for end in outcomes)
+        assert ended == 0.5
+
+
+def test_a_loop_that_ends_takes_its_flights_along():
+    """As ``asyncio.run`` does: everything is cancelled at once, and nothing new may begin."""
+    complaints = []
+    work = Work(after_s=10.0)
+
+    async def main(loop):
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        flights = Flights()
+        tasks = [ask(flights, loop, work) for _ in range(3)]
+        flights.here().refresh("other", Work(after_s=10.0), (), loop.clock)
+        await asyncio.sleep(1.0)
+        return tasks
+
+    tasks = run(main)
+    assert all(task.cancelled() for task in tasks)
+    assert work.begun == 1
+    del tasks
+    gc.collect()
+    assert complaints == []
+
+
+def test_each_loop_has_flights_of_its_own():
+    flights = Flights()
+
+    async def main(loop):
+        work = Work("ok")
+        await outcome(ask(flights, loop, work))
+        return flights.here()
+
+    assert run(main) is not run(main)

@@ -1,0 +1,253 @@
+"""Single flight among threads. Threads wait for one another by events, each for a bounded time."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from streaminfer.caching.flight_shells import Flights, no_store, storable
+from streaminfer.errors import DeadlineExceeded, InvalidInput
+
+pytestmark = pytest.mark.uncompiled
+
+PATIENCE_S = 30.0
+
+
+class Work:
+    """A computation that waits until all its callers are there, and ends as the script says."""
+
+    def __init__(self, flights, joined, *script):
+        self.flights = flights
+        self.joined = joined
+        self.script = list(script)
+        self.begun = 0
+        self.running = 0
+        self.leaders = []
+
+    def __call__(self):
+        self.running += 1
+        self.begun += 1
+        self.leaders.append(threading.get_ident())
+        assert self.running == 1, "two computations of one key"
+        try:
+            until = time.monotonic() + PATIENCE_S
+            while self.flights.statistics().joined < self.joined:
+                assert time.monotonic() < until, "they did not come"
+                os.sched_yield()
+            step = self.script.pop(0) if self.script else "ok"
+            if isinstance(step, BaseException):
+                raise step
+            return step
+        finally:
+            self.running -= 1
+
+
+def play(threads, *script):
+    """So many threads ask for one key; what became of each, of the work and of the flights."""
+    flights = Flights()
+    work = Work(flights, threads - 1, *script)
+
+    def ask():
+        try:
+            return flights.threads.share("key", work, (), time.monotonic_ns)[0]
+        except BaseException as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        asked = [pool.submit(ask) for _ in range(threads)]
+        outcomes = [each.result(PATIENCE_S) for each in asked]
+    statistics = flights.statistics()
+    assert statistics.in_the_air == 0
+    return outcomes, work, statistics
+
+
+def test_one_computes_for_all():
+    outcomes, work, statistics = play(16)
+    assert outcomes == ["ok"] * 16
+    assert work.begun == 1
+    assert (statistics.computations, statistics.joined) == (1, 15)
+
+
+def test_a_leader_that_fails_hands_over():
+    outcomes, work, statistics = play(8, ValueError("1"), ValueError("2"))
+    assert sorted(map(str, outcomes)) == ["1", "2"] + ["ok"] * 6
+    assert len(set(work.leaders)) == 3
+    assert (statistics.failures, statistics.handed_over) == (2, 2)
+
+
+def test_after_three_failures_all_have_the_error():
+    outcomes, work, _ = play(8, *(KeyError(number) for number in range(9)))
+    assert work.begun == 3
+    assert sorted(end.args[0] for end in outcomes) == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert len({id(end) for end in outcomes}) == 8
+
+
+def test_input_at_fault_is_final_and_deadlines_do_not_count():
+    outcomes, work, _ = play(4, InvalidInput("no"))
+    assert work.begun == 1
+    assert all(isinstance(end, InvalidInput) for end in outcomes)
+    outcomes, work, _ = play(8, *(DeadlineExceeded("mine") for _ in range(7)))
+    assert work.begun == 8
+    assert outcomes.count("ok") == 1
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_interrupted_leader_hands_over(interruption):
+    outcomes, work, _ = play(4, interruption(), interruption(), interruption())
+    assert sum(isinstance(end, interruption) for end in outcomes) == 3
+    assert outcomes.count("ok") == 1
+    assert work.begun == 4
+
+
+def test_a_follower_that_is_interrupted_leaves():
+    """The main thread waits for a key when a signal comes; the others go on."""
+    flights = Flights()
+    leading, release = threading.Event(), threading.Event()
+
+    def work():
+        leading.set()
+        assert release.wait(PATIENCE_S)
+        return "ok"
+
+    def interrupt():
+        until = time.monotonic() + PATIENCE_S
+        while flights.statistics().joined < 1:
+            assert time.monotonic() < until
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
+        assert leading.wait(PATIENCE_S)
+        killer = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            flights.threads.share("key", work, (), time.monotonic_ns)
+        killer.result(PATIENCE_S)
+        assert flights.statistics().in_the_air == 1
+        release.set()
+        assert leader.result(PATIENCE_S) == ("ok", True)
+    assert flights.statistics().in_the_air == 0
+
+
+@pytest.mark.parametrize("through", ["itself", "another", "asyncio.to_thread"])
+def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
+    flights = Flights()
+
+    def again():
+        return flights.threads.share("key", outer, (), time.monotonic_ns)
+
+    def outer():
+        if through == "itself":
+            return again()
+        if through == "another":
+            return flights.threads.share("other", again, (), time.monotonic_ns)
+        return asyncio.run(asyncio.to_thread(again))
+
+    with pytest.raises(RuntimeError, match="re-entrant"):
+        again()
+    assert flights.statistics().in_the_air == 0
+
+
+def test_two_threads_that_would_wait_for_each_other():
+    flights = Flights()
+    both = threading.Barrier(2)
+
+    def ask(key, other):
+        def work():
+            both.wait(PATIENCE_S)
+            return flights.threads.share(other, lambda: "inner", (), time.monotonic_ns)[0]
+
+        return flights.threads.share(key, work, (), time.monotonic_ns)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(ask, "a", "b"), pool.submit(ask, "b", "a")]
+        errors = [each.exception(PATIENCE_S) for each in ends]
+    told = [error for error in errors if error is not None]
+    assert told
+    assert all("re-entrant" in str(error) or isinstance(error, threading.BrokenBarrierError) for error in told)
+    assert flights.statistics().in_the_air == 0
+
+
+def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
+    flights = Flights()
+    done = threading.Event()
+    now_ns = 0
+
+    def fails():
+        raise OSError("down")
+
+    def wait_for_the_end():
+        until = time.monotonic() + PATIENCE_S
+        while flights.threads._refreshing:
+            assert time.monotonic() < until
+            os.sched_yield()
+
+    flights.threads.refresh("key", fails, (), lambda: now_ns)
+    wait_for_the_end()
+    assert "OSError: down" in caplog.text
+    flights.threads.refresh("key", done.set, (), lambda: now_ns)
+    wait_for_the_end()
+    assert not done.is_set()  # it is left alone for a second
+    now_ns = 10**9
+    flights.threads.refresh("key", done.set, (), lambda: now_ns)
+    wait_for_the_end()
+    assert done.is_set()
+    statistics = flights.statistics()
+    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_the_air) == (2, 1, 0)
+
+
+def test_refreshing_threads_are_bounded():
+    flights = Flights()
+    release = threading.Event()
+    for key in range(20):
+        flights.threads.refresh(key, lambda: release.wait(PATIENCE_S), (), time.monotonic_ns)
+    assert flights.statistics().refreshes == 8
+    release.set()
+    until = time.monotonic() + PATIENCE_S
+    while flights.threads._refreshing:
+        assert time.monotonic() < until
+        os.sched_yield()
+
+
+def test_no_store_is_seen_by_its_own_computation_alone():
+    flights = Flights()
+    assert storable()
+    no_store()  # nobody computes: nothing happens
+
+    def inner():
+        no_store()
+        return storable()
+
+    def outer():
+        shared, _ = flights.threads.share("inner", inner, (), time.monotonic_ns)
+        return shared, storable()
+
+    assert flights.threads.share("outer", outer, (), time.monotonic_ns)[0] == (False, True)
+    assert storable()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_no_flights():
+    flights = Flights()
+    leading, release = threading.Event(), threading.Event()
+
+    def work():
+        leading.set()
+        assert release.wait(PATIENCE_S)
+        return "parent"
+
+    with ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
+        assert leading.wait(PATIENCE_S)
+        child = os.fork()
+        if child == 0:
+            value, led = flights.threads.share("key", lambda: "child", (), time.monotonic_ns)
+            os._exit(0 if (value, led) == ("child", True) else 1)
+        _, status = os.waitpid(child, 0)
+        release.set()
+        assert leader.result(PATIENCE_S) == ("parent", True)
+    assert status == 0

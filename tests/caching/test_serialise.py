@@ -1,0 +1,212 @@
+"""A value comes back as it went in, or not at all."""
+
+import contextlib
+import enum
+import struct
+from collections import OrderedDict
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from streaminfer.caching.serialise import Damaged, deserialise, serialise
+
+HEADER = 24
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.complex_numbers(),
+    st.text(),
+    st.binary(),
+    st.characters(categories=["Cs"]),
+)
+dtypes = st.one_of(
+    hnp.scalar_dtypes(), hnp.byte_string_dtypes(), hnp.unicode_string_dtypes(), hnp.array_dtypes(max_size=3)
+)
+plain_dtypes = dtypes.filter(lambda dtype: not dtype.hasobject)
+arrays = st.one_of(
+    hnp.arrays(plain_dtypes, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    hnp.arrays(st.sampled_from([">f4", "<f8", ">i2", "<u8", "|b1"]), hnp.array_shapes(max_side=4)).map(np.transpose),
+    hnp.arrays("<f4", (6,)).map(lambda array: array[::-2]),
+)
+numpy_scalars = hnp.scalar_dtypes().flatmap(lambda dtype: hnp.arrays(dtype, ())).map(lambda array: array[()])
+values = st.recursive(
+    scalars | arrays | numpy_scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.one_of(st.text(), st.integers(), st.tuples(st.binary(), st.booleans())), inner, max_size=3),
+    ),
+    max_leaves=12,
+)
+
+
+def image(value):
+    """All of a value that can be compared, types and bits included."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return (type(value), value.dtype, value.dtype.str, value.shape, value.tobytes())
+    if isinstance(value, (list, tuple)):
+        return (type(value), [image(item) for item in value])
+    if isinstance(value, dict):
+        return (dict, [(image(key), image(item)) for key, item in value.items()])
+    if isinstance(value, float):
+        return (float, struct.pack("<d", value))
+    if isinstance(value, complex):
+        return (complex, struct.pack("<dd", value.real, value.imag))
+    return (type(value), value)
+
+
+@given(values)
+def test_round_trip(value):
+    assert image(deserialise(serialise(value))) == image(value)
+
+
+@given(values, st.data())
+def test_a_flipped_bit_is_never_a_value(value, data):
+    record = bytearray(serialise(value))
+    at = data.draw(st.integers(0, len(record) * 8 - 1))
+    record[at // 8] ^= 1 << (at % 8)
+    with pytest.raises(Damaged):
+        deserialise(bytes(record))
+
+
+def test_every_bit_of_one_record():
+    record = serialise({"a": np.arange(3, dtype="<f4"), "b": [1, "x", None]})
+    for at in range(len(record) * 8):
+        altered = bytearray(record)
+        altered[at // 8] ^= 1 << (at % 8)
+        with pytest.raises(Damaged):
+            deserialise(altered)
+
+
+@given(values, st.data())
+def test_a_record_cut_short_or_prolonged_is_never_a_value(value, data):
+    record = serialise(value)
+    with pytest.raises(Damaged):
+        deserialise(record[: data.draw(st.integers(0, len(record) - 1))])
+    with pytest.raises(Damaged):
+        deserialise(record + b"\0")
+
+
+def with_checksum(body):
+    return struct.pack("<6sHQQ", b"si-ser", 1, len(body), xxhash.xxh3_64_intdigest(body, seed=1)) + body
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_what_somebody_made_up_is_a_value_or_damaged(data):
+    body = bytearray(serialise(data.draw(values))[HEADER:])
+    for _ in range(data.draw(st.integers(0, 3))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(Damaged):
+        deserialise(with_checksum(bytes(body)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"?",
+        b"NN",
+        b"s" + struct.pack("<Q", 2**63) + b"x",
+        b"s" + struct.pack("<Q", 1) + b"\xff",
+        b"l" + struct.pack("<Q", 2**40) + b"N",
+        b"d" + struct.pack("<Q", 1) + b"l" + bytes(8) + b"N",
+        b"a" + struct.pack("<BHB2Q", 0, 5, 2, 2**62, 2**62) + b"'<f4'" + bytes(16),
+        b"a" + struct.pack("<BHB1Q", 0, 5, 1, 0) + b"'|O8'" + bytes(16),
+        b"a" + struct.pack("<BHB1Q", 0, 9, 1, 0) + b"open('x')" + bytes(16),
+        (b"l" + struct.pack("<Q", 1)) * 200 + b"N",
+    ],
+)
+def test_a_forged_body_is_refused(body):
+    with pytest.raises(Damaged):
+        deserialise(with_checksum(body))
+
+
+def test_arrays_are_aligned_read_only_views():
+    record = serialise(["odd", np.arange(5, dtype=">f8"), np.arange(4, dtype=np.int32)])
+    _, first, second = deserialise(record)
+    whole = np.frombuffer(record, np.uint8)
+    for array in (first, second):
+        assert not array.flags.writeable
+        assert np.shares_memory(array, whole)
+        assert (array.ctypes.data - whole.ctypes.data) % 16 == 0
+        with pytest.raises(ValueError):
+            array.flags.writeable = True
+
+
+def test_views_on_a_mutable_buffer_are_read_only_too():
+    assert not deserialise(bytearray(serialise(np.zeros(3)))).flags.writeable
+
+
+def test_memory_order_is_kept():
+    array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    assert deserialise(serialise(array)).flags.f_contiguous
+
+
+def test_a_mapping_proxy_is_written_as_a_dict():
+    assert deserialise(serialise(MappingProxyType({"a": 1}))) == {"a": 1}
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {1},
+        bytearray(b"x"),
+        Colour.RED,
+        OrderedDict(a=1),
+        Pair(1, 2),
+        np.ma.zeros(3),
+        np.array([None, 1]),
+        np.zeros(2, np.dtype("f4", metadata={"unit": "m"})),
+        np.zeros(2, np.dtype([("a", np.dtype("f4", metadata={"unit": "m"}))])),
+        np.dtype("f4"),
+        len,
+    ],
+)
+def test_what_would_come_back_as_something_else_is_refused_with_its_place(value):
+    with pytest.raises(TypeError, match=r"value\['deep'\]\[1\]: expected None"):
+        serialise({"deep": [0, value]})
+
+
+def test_nesting_is_bounded():
+    value = []
+    for _ in range(64):
+        value = [value]
+    assert deserialise(serialise(value)) == value
+    with pytest.raises(ValueError, match="nested deeper"):
+        serialise([value])
+    itself = []
+    itself.append(itself)
+    with pytest.raises(ValueError, match="within itself"):
+        serialise(itself)
+
+
+def test_the_format_stays():
+    record = bytes.fromhex("73692d73657201000a00000000000000")
+    assert serialise((True,))[:16] == record
+    assert serialise((True,))[HEADER:] == b"t" + struct.pack("<Q", 1) + b"T"
+
+
+def test_another_version_is_named():
+    record = bytearray(serialise(1))
+    record[6] = 9
+    with pytest.raises(Damaged, match="version 9"):
+        deserialise(record)
