@@ -26,7 +26,7 @@ BAR_NS = 500.0
 class Service:
     """Answers at once; looks like a batcher to what asks for its workers."""
 
-    _max_in_flight = 1
+    max_in_flight = 1
 
     def __init__(self) -> None:
         now_ns = time.monotonic_ns()

@@ -24,7 +24,7 @@ from streaminfer.request import Request, Response, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["Stack", "StackStatistics"]
+__all__ = ["Stack", "StackStatistics", "find_slo", "stop_all"]
 
 _UNBOUNDED = 2**31 - 1
 
@@ -100,7 +100,7 @@ class Stack:
         self._batcher: BatchedService | None = served if type(served) is BatchedService else None
         self._validate = find_inward(self.inner, "validate", None)
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
-        self._slo = _find_slo(self.inner)
+        self._slo = find_slo(self.inner)
         self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
         self._home: asyncio.AbstractEventLoop | None = None  # where it was started
         self._stopped = asyncio.Event()
@@ -259,7 +259,7 @@ class Stack:
                     started.append(part)
         except BaseException:
             self._state = "stopped"
-            await _stop_all(started, drain=False)
+            await stop_all(started, drain=False)
             raise
         self._loop = loop
         self._state = "running"
@@ -299,7 +299,7 @@ class Stack:
                 call.cancel()
             if self._calls:
                 await asyncio.wait(self._calls)
-            await _stop_all(self._parts[::-1], drain=drain and failure is None)
+            await stop_all(self._parts[::-1], drain=drain and failure is None)
         finally:
             self._state = "stopped"
             self._stopped.set()
@@ -432,7 +432,7 @@ class _FixedSlo:
     slo_ns: int
 
 
-def _find_slo(outermost: Any) -> Any:
+def find_slo(outermost: Any) -> Any:
     """Whose ``slo_ns`` is the deadline of requests that bring none: read at each request, since it may change."""
     current = outermost
     while current is not None:
@@ -445,7 +445,7 @@ def _find_slo(outermost: Any) -> Any:
     return None
 
 
-async def _stop_all(parts: list[Any], *, drain: bool) -> None:
+async def stop_all(parts: list[Any], *, drain: bool) -> None:
     """Stops each part even if an earlier one fails; the first failure is raised at the end."""
     failure: BaseException | None = None
     for part in parts:

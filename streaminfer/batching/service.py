@@ -40,6 +40,7 @@ class BatchedService(Dispatcher):
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
+        max_in_flight: how many batches may run at once.
     """
 
     enforces_deadline = True
@@ -68,7 +69,7 @@ class BatchedService(Dispatcher):
         )
         self._configured_policy = policy
         self._max_batch_size = max_batch_size
-        self._max_in_flight = max_in_flight
+        self.max_in_flight = max_in_flight
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
         self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
@@ -308,7 +309,7 @@ class BatchedService(Dispatcher):
         if not batch_s and self._runs:  # before the first: the age of the oldest that runs
             batch_s = (now_ns - min(run.started_ns for run in self._runs)) / 1e9
         batches = -(-self._queue.waiting // self._max_batch_size)
-        return batch_s * batches / self._max_in_flight
+        return batch_s * batches / self.max_in_flight
 
     def _in_hand(self) -> list[Ticket]:
         return [*self._queue, *(ticket for run in self._runs for ticket in run.tickets)]
@@ -340,7 +341,7 @@ class BatchedService(Dispatcher):
         for run in self._runs:
             self.journal.finished(run.sequence, self.clock(), False)
         self._runs.clear()
-        self._free = self._max_in_flight
+        self._free = self.max_in_flight
         self._dispatching = False
         self._alarm = None
         self._alarm_ns = NEVER

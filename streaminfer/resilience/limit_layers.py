@@ -71,7 +71,7 @@ class LimitedService(_Limited):
         super().__init__(limit, inner)
         self._call: Callable[[Request], Any] = inner.call
         # a batcher with workers for all that comes keeps nothing waiting: its timings tell nothing
-        self._waits: bool = find_inward(inner, "_max_in_flight", _UNBOUNDED) < _UNBOUNDED
+        self._waits: bool = find_inward(inner, "max_in_flight", _UNBOUNDED) < _UNBOUNDED
 
     async def call(self, request: Request) -> Response:
         """Answers the request, if there is a place for it.

@@ -43,7 +43,7 @@ from streaminfer.routing.endings import judge
 from streaminfer.routing.journey import Journey
 from streaminfer.routing.lanes import Lane, make_lanes
 from streaminfer.routing.route import Route
-from streaminfer.stack import _find_slo, _stop_all
+from streaminfer.stack import find_slo, stop_all
 
 if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics
@@ -119,7 +119,7 @@ class FallbackRouter(Chooser):
             first_lane.enforces,
             default is not None,
         )
-        self._objective: Any = next((found for route in routes if (found := _find_slo(route.service))), None)
+        self._objective: Any = next((found for route in routes if (found := find_slo(route.service))), None)
         first = routes[0]
         self.validate: Callable[[Request], None] | None = None
         if first.prepare is None:
@@ -238,7 +238,7 @@ class FallbackRouter(Chooser):
                     await start()
                     started.append(service)
         except BaseException:
-            await _stop_all(started[::-1], drain=False)
+            await stop_all(started[::-1], drain=False)
             raise
         self._stopping = self._cutting = False
         self._gate.is_open = True
@@ -270,7 +270,7 @@ class FallbackRouter(Chooser):
             self._alarm.cancel()
             self._alarm = None
         self._gate.attempts.alarm_ns = NEVER
-        await _stop_all(self._services(), drain=drain and failure is None)
+        await stop_all(self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
 

@@ -177,7 +177,7 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
 
 def test_timings_of_a_batcher_tell_waiting_from_service(clock):
     class Batching(Service):
-        _max_in_flight = 1
+        max_in_flight = 1
 
     def answered(service):
         limit = ConcurrencyLimit(initial=10, clock=clock)
@@ -199,7 +199,7 @@ def test_timings_of_a_batcher_tell_waiting_from_service(clock):
     seen = answered(Batching())
     assert (seen.waited_s, seen.service_s) == (pytest.approx(0.04), pytest.approx(0.02))
     unbounded = Batching()
-    unbounded._max_in_flight = 2**31 - 1  # it never keeps anything waiting: what waits, waits further in
+    unbounded.max_in_flight = 2**31 - 1  # it never keeps anything waiting: what waits, waits further in
     assert answered(unbounded).rounds == 0  # thirty samples, and none tells waiting from service
     assert answered(Service()).waited_s == 0.0
 
