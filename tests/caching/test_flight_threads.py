@@ -103,8 +103,11 @@ def test_an_interrupted_leader_hands_over(interruption):
     assert work.begun == 4
 
 
-def test_a_follower_that_is_interrupted_leaves():
+def test_a_follower_that_is_interrupted_leaves(request):
     """The main thread waits for a key when a signal comes; the others go on."""
+    # a suite that runs in the background of a shell is told to ignore interrupts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     flights = Flights()
     leading, release = threading.Event(), threading.Event()
 
