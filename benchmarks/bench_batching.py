@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
+    si.warmup()  # compiling in the background would stall the loop for tens of milliseconds, and be measured too
     print("CPU µs for each request, and times the minimal batcher's; no-op batch function, up to 64 a batch")
     table("asyncio's own loop", asyncio.run, rounds, BARS)
     table("uvloop", uvloop.run, max(3, rounds // 3), {})
