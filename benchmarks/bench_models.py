@@ -307,6 +307,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each open-loop run")
     options = parser.parse_args()
     si.warmup()
+    gc.collect()
+    gc.freeze()  # looking at all that Numba keeps takes the collector 70 ms
     for name in options.models or MODELS:
         report(asyncio.run(measure(MODELS[name](), options.seconds, options.rounds)))
 

@@ -200,6 +200,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     si.warmup()
+    gc.collect()
+    gc.freeze()  # looking at all that Numba keeps takes the collector 70 ms
     makes, cancelling = contestants()
     session = calibrated()
     one, full = seconds(session, 1), seconds(session, BATCH)
