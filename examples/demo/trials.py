@@ -141,6 +141,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: b
         cpu = CpuClock(FULL.file)
         began_ns = service.clock()
         microphones.grow_to(count)
+        await asyncio.sleep(SETTLE_S)  # as in the ramp: the start of hundreds of streams at once is not what is held
         chunks = await microphones.measure(seconds, most_missed=most_missed)
         use = cpu.read()
         took_s = (service.clock() - began_ns) / 1e9
@@ -167,7 +168,7 @@ async def search(stage: Stage, ways: Sequence[Way], seconds: float, budget_s: fl
         stage: what to play.
         ways: how to serve it; of several, the one is held whose ramp went highest.
         seconds: how long a number has to hold.
-        budget_s: no further hold begins that would end later than this.
+        budget_s: no further hold begins that would end later than this, but for one where nothing has held yet.
     """
     end_s = time.monotonic() + budget_s
     ramps = {way: await ramp(stage, way) for way in ways}
@@ -176,6 +177,7 @@ async def search(stage: Stage, ways: Sequence[Way], seconds: float, budget_s: fl
     count = max(1, int(STEP_DOWN * highest(steps)))
     best: Hold | None = None
     too_many: int | None = None
+    last_chance = False
     while True:
         last = await hold(stage, way, count, seconds, give_up=True)
         steps.append(Step(count, last.chunks.share_on_time, held=True))
@@ -189,5 +191,6 @@ async def search(stage: Stage, ways: Sequence[Way], seconds: float, budget_s: fl
             count = max(1, int(count * (STEP_DOWN if left_s >= 2 * seconds else LAST_STEP_DOWN)))
         else:
             count = round(best.microphones / STEP_DOWN if too_many is None else (best.microphones + too_many) / 2)
-        if left_s < seconds or count in {best and best.microphones, too_many}:
+        if count in {best and best.microphones, too_many} or (left_s < seconds and (best is not None or last_chance)):
             return Search(steps, best or last)
+        last_chance = left_s < seconds
