@@ -86,7 +86,7 @@ class Dispatcher:
         self._policy = policy
         self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
         self._learns_again_ns = NEVER if self._learn is None else 0
-        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], int | None] | None = getattr(
+        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]], int], int | None] | None = getattr(
             policy, "predicted_finish_ns", None
         )
 
@@ -206,7 +206,7 @@ class Dispatcher:
         finally:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
-            self._finish(run, assembled_ns, rows, error, full_batch_first=True)
+            self._finish(run, assembled_ns, rows, error)
             del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
             self._schedule()
             self._settle()
@@ -217,30 +217,17 @@ class Dispatcher:
         self._schedule()
         self._settle()
 
-    def _finish(
-        self,
-        run: Run,
-        assembled_ns: int,
-        results: Any,
-        error: BaseException | None,
-        full_batch_first: bool = False,
-    ) -> None:
-        """Frees a batch's worker, and hands out what it came to.
-
-        Args:
-            run: the batch.
-            assembled_ns: when its inputs stood together.
-            results: what the model answered.
-            error: what it raised.
-            full_batch_first: where a full batch waits, give it to the worker before the callers of this one wake; it
-                could not become fuller by what they ask next.
-        """
+    def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
+        """Frees a batch's worker, and hands out what it came to."""
         inferred_ns = self.clock()
-        if run.task is not None and not self._is_known(run):
+        in_task = run.task is not None
+        if in_task and not self._is_known(run):
             return
         self._free += 1
         try:
-            if full_batch_first and self._queue.waiting >= self._full_at:
+            # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
+            # they wake
+            if in_task and self._queue.waiting >= self._full_at:
                 self._dispatch(inferred_ns)
         finally:
             self._hand_out(run, assembled_ns, inferred_ns, results, error)

@@ -153,7 +153,7 @@ class Lookahead:
             waiting: what waits.
             now_ns: the present instant.
             running: where no worker is free, when each running batch was started and how many requests it has.
-            bucket: of the request; what waits and runs is taken to be of the same.
+            bucket: of the request; -1: unknown, taken to be the longest. What waits and runs is taken to be of it too.
 
         Returns:
             The instant; ``None`` before anything was measured.

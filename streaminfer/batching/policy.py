@@ -51,8 +51,8 @@ class Policy(Protocol):
     A policy that learns offers ``finished(size, duration_ns, now_ns, cut_short, bucket)``, called after a batch that
     succeeded and, with ``cut_short``, after one that was cancelled because nobody waited for it any more. It returns
     the instant before which it need not be told of others. One that can say when a request would be answered offers
-    ``predicted_finish_ns(waiting, now_ns, running)``, one that compiles something ``prepare(wait=...)``: `Lookahead`
-    describes them.
+    ``predicted_finish_ns(waiting, now_ns, running, bucket)``, one that compiles something ``prepare(wait=...)``:
+    `Lookahead` describes them.
     """
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:

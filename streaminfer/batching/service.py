@@ -163,7 +163,7 @@ class BatchedService(Dispatcher):
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
-        finish_ns = self._predicted_finish_ns(now_ns)
+        finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
@@ -181,11 +181,12 @@ class BatchedService(Dispatcher):
                 self._prepare_policy(self._loop)
                 self._schedule()  # what the policy before was waiting for need not come
 
-    def _predicted_finish_ns(self, now_ns: int) -> int | None:
+    def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
         if self._predict is None:
             return None
         running = () if self._free else [(run.started_ns, len(run.tickets)) for run in self._runs]
-        return self._predict(self._queue, now_ns, running)
+        bucket = 0 if self._plain else self._assembler.bucket_of(inputs)
+        return self._predict(self._queue, now_ns, running, bucket)
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import numpy as np
 import pytest
 
 import streaminfer as si
@@ -195,5 +196,19 @@ def test_admission_says_when_a_request_would_be_answered():
         assert late.retry_after_s > 0
         assert late.predicted_finish_ns == behind.predicted_finish_ns
         await asyncio.gather(*asked)
+
+    run(main)
+
+
+def test_admission_knows_the_bucket_of_a_ragged_request():
+    async def main(loop):
+        takes = {8: ServiceTime.affine(0.004, 0.0), 64: ServiceTime.affine(0.040, 0.0)}
+        service = batcher_of(loop, buckets=(8, 64), service_time=takes).wrap(ScriptedBackend())
+        now = loop.now_ns
+        short, long = (
+            service.admission(si.Request(np.zeros(length)), now).predicted_finish_ns - now for length in (5, 60)
+        )
+        assert short == pytest.approx(4e6, rel=0.2)
+        assert long == pytest.approx(40e6, rel=0.2)
 
     run(main)
