@@ -10,6 +10,7 @@ __all__ = [
     "check_count",
     "check_duration",
     "check_instance",
+    "check_number",
     "expected",
 ]
 
@@ -27,15 +28,25 @@ def check_duration(name: str, value: object, *, positive: bool = False) -> float
         ValueError: NaN, infinite, negative, or zero where it must be positive.
     """
     what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
+    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+
+
+def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:
+    """A real number that ``fits``; ``what`` says in words which ones do.
+
+    Raises:
+        TypeError: not a real number (a bool is none).
+        ValueError: it does not fit.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(expected(name, what, value))
     try:
-        seconds = float(value)
+        number = float(value)
     except OverflowError:
-        seconds = math.inf
-    if not math.isfinite(seconds) or seconds < 0 or (positive and seconds == 0):
+        number = math.inf
+    if not fits(number):
         raise ValueError(expected(name, what, value))
-    return seconds
+    return number
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:

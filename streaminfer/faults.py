@@ -28,7 +28,6 @@ Time is the running event loop's, so virtual on a ``VirtualLoop``; around a sync
 import asyncio
 import hashlib
 import math
-import numbers
 import threading
 import time
 from collections import Counter
@@ -39,7 +38,7 @@ from typing import Any
 import attrs
 
 from streaminfer._faulty import Injury, kill_workers, put_in_front
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Clock
 
 __all__ = [
@@ -87,10 +86,7 @@ class Fault:
 
     @rate.validator
     def _check_rate(self, _: Any, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(expected("rate", "a share from 0 to 1", value))
-        if not 0.0 <= float(value) <= 1.0:
-            raise ValueError(expected("rate", "a share from 0 to 1", value))
+        check_number("rate", value, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
 
     def between(self, start_s: float, end_s: float) -> "Fault":
         """The same fault, for calls that begin at ``start_s`` or later and before ``end_s``, of the plan's time."""
@@ -323,8 +319,4 @@ def _exception(name: str, value: Any) -> Any:
 
 
 def _factor(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected("factor", "a finite number ≥ 1", value))
-    if not 1.0 <= float(value) < math.inf:
-        raise ValueError(expected("factor", "a finite number ≥ 1", value))
-    return float(value)
+    return check_number("factor", value, "a finite number ≥ 1", lambda it: 1.0 <= it < math.inf)

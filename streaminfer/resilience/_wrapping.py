@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from streaminfer._validation import expected
 from streaminfer.protocols import find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request
 
-__all__ = ["check_number", "kind_of", "may_repeat", "name_of", "repeats"]
-
-
-def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:
-    """A real number that ``fits``.
-
-    Raises:
-        TypeError: not a real number.
-        ValueError: it does not fit.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
-    number = float(value)
-    if not fits(number):
-        raise ValueError(expected(name, what, value))
-    return number
+__all__ = ["kind_of", "may_repeat", "name_of", "repeats"]
 
 
 def kind_of(inner: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import random
 import re
 import sys
@@ -13,7 +12,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Clock
 from streaminfer.resilience._breaker_cy import MODES, NEVER, STATES, BreakerMachine
@@ -303,13 +302,7 @@ def _duration_ns(name: str, seconds: object) -> int:
 
 
 def _share(name: str, value: object) -> float:
-    what = "a share above 0 and at most 1"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
-    share = float(value)
-    if not 0.0 < share <= 1.0:
-        raise ValueError(expected(name, what, value))
-    return share
+    return check_number(name, value, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
 
 
 def _window(window: object) -> OutcomeWindow:

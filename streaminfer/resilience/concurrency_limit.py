@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._limit_cy import NEVER, UNKNOWN, LimitMachine
 from streaminfer.resilience._limit_guard_cy import LimitCore
-from streaminfer.resilience._wrapping import check_number
 from streaminfer.resilience.limit_layers import put_in_front
 from streaminfer.telemetry._guard import atomic
 

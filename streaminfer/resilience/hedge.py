@@ -30,11 +30,11 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
-from streaminfer.resilience._wrapping import check_number, kind_of, may_repeat, name_of, repeats
+from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
 from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.rolling import RollingHistogram
 

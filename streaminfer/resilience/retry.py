@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Clock
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
-from streaminfer.resilience._wrapping import check_number, kind_of, may_repeat, name_of, repeats
+from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
 from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:

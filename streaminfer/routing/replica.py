@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import numbers
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from streaminfer._validation import check_instance, expected
+from streaminfer._validation import check_instance, check_number
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response
@@ -25,12 +25,7 @@ def number_of(name: str, value: object, what: str, least: float, *, inclusive: b
     Raises:
         TypeError, ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
-    number = float(value)
-    if not (least <= number < float("inf") if inclusive else least < number < float("inf")):
-        raise ValueError(expected(name, what, value))
-    return number
+    return check_number(name, value, what, lambda it: least < it < math.inf or (inclusive and it == least))
 
 
 def _check_name(_: Any, attribute: attrs.Attribute[str], value: object) -> None:

@@ -1,13 +1,12 @@
 """`Route`: one of the services that a `FallbackRouter` chooses between, with what its answers are worth and cost."""
 
 import math
-import numbers
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import attrs
 
-from streaminfer._validation import check_instance, expected
+from streaminfer._validation import check_instance, check_number, expected
 from streaminfer.protocols import is_backend, is_service
 from streaminfer.stack import Stack
 
@@ -92,9 +91,4 @@ class Route:
 
 def _number(name: str, value: object, *, positive: bool) -> float:
     what = "a finite number " + ("> 0" if positive else "≥ 0")
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
-    number = float(value)
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        raise ValueError(expected(name, what, value))
-    return number
+    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))

@@ -28,12 +28,11 @@ Beyond the workbook:
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 
 import attrs
 
-from streaminfer._validation import check_choice, check_duration, expected
+from streaminfer._validation import check_choice, check_duration, check_number, expected
 
 __all__ = ["Alert", "AlertPair", "AlertStates", "check_rate", "workbook_pairs"]
 
@@ -48,11 +47,7 @@ def check_rate(name: str, value: object) -> None:
         TypeError: not a real number.
         ValueError: NaN, infinite, zero or negative.
     """
-    what = "a finite number > 0"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(expected(name, what, value))
-    if not 0.0 < float(value) < math.inf:
-        raise ValueError(expected(name, what, value))
+    check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
 
 
 def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:  # noqa: ARG001 - attrs' protocol

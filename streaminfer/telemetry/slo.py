@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import logging
 import math
-import numbers
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
 from streaminfer.telemetry._budget_cy import SLOTS, BudgetState
 from streaminfer.telemetry._guard import atomic
@@ -359,14 +358,12 @@ class SLO(_State):
 
 def _allowed(objective: object) -> float:
     """The share of events that may be bad."""
+
+    def bad(share: float) -> float:
+        return round(1.0 - share, 12)  # to twelve places: 1 - 0.99 is to be 0.01
+
     what = "a share above 0 and below 1"
-    if isinstance(objective, bool) or not isinstance(objective, numbers.Real):
-        raise TypeError(expected("objective", what, objective))
-    # to twelve places: 1 - 0.99 is to be 0.01
-    allowed = round(1.0 - float(objective), 12)
-    if not 0.0 < allowed < 1.0:
-        raise ValueError(expected("objective", what, objective))
-    return allowed
+    return bad(check_number("objective", objective, what, lambda it: 0.0 < bad(it) < 1.0))
 
 
 def _checked_pairs(pairs: Iterable[AlertPair], period_s: float) -> tuple[AlertPair, ...]:
