@@ -3,9 +3,6 @@ cimport cython
 @cython.locals(kind=object)
 cpdef bint alike(object first, object other)
 
-@cython.locals(simple=bint)
-cpdef bint all_alike(list rows)
-
 @cython.locals(simple=bint, taken=list)
 cpdef list choose_alike(list tickets, Py_ssize_t limit)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["Ragged", "alike", "all_alike", "choose_alike"]
+__all__ = ["Ragged", "alike", "choose_alike"]
 
 
 def alike(first: Any, other: Any) -> bool:
@@ -29,20 +29,6 @@ def alike(first: Any, other: Any) -> bool:
         for name, value in first.items():
             if name not in other or not alike(value, other[name]):
                 return False
-    return True
-
-
-def all_alike(rows: list[Any]) -> bool:
-    """Whether all rows can be stacked with the first one."""
-    first = rows[0]
-    kind = type(first)
-    simple = kind is not ndarray and kind is not dict
-    for row in rows:
-        if simple:
-            if type(row) is not kind:
-                return False
-        elif row is not first and not alike(first, row):
-            return False
     return True
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from numpy import array, ndarray
 
-from streaminfer.batching._alike_cy import alike, all_alike
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
@@ -117,8 +116,8 @@ class Dispatcher:
         self._settle()
 
     def _launch(self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int) -> None:
-        if len(chosen) > 1 or not self._plain:
-            chosen = self._that_share_a_batch(chosen, shorter_too)
+        if self._stack and (len(chosen) > 1 or not self._plain):
+            chosen = self._assembler.select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):
@@ -148,15 +147,6 @@ class Dispatcher:
             raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
-
-    def _that_share_a_batch(self, chosen: Sequence[Ticket], shorter_too: bool) -> Sequence[Ticket]:
-        """Those of the chosen that may stand in one batch with the first."""
-        if not self._plain:
-            return self._assembler.select(list(chosen), shorter_too)
-        if self._stack and not all_alike([ticket.inputs for ticket in chosen]):
-            first = chosen[0].inputs
-            return [ticket for ticket in chosen if alike(first, ticket.inputs)]
-        return chosen
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
