@@ -13,6 +13,14 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
 ``slo_s``, ``slo_ns``
     the latency objective from which the `Stack` stamps a deadline on requests that bring none; one that may change
     while it runs is offered as ``slo_ns``, whole nanoseconds or ``None``, and read at each request.
+``fingerprint``
+    text or bytes, or a function that returns them: what answers, the same in every process. It is part of a cache's
+    keys.
+``max_batch_size``
+    the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
+``server_parts() -> Mapping[str, float]``
+    mean seconds of the parts of a call, as a server behind the backend says, by a name that no other backend has;
+    `TelemetryStatistics` shows them.
 ``enforces_deadline``
     true where a request ends at its deadline without help from the `Stack`.
 ``start()`` and ``stop(*, drain)``

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from streaminfer._validation import check_choice, check_count, check_instance, expected
+from streaminfer.backends._fingerprint import fingerprint_of_function
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends._workers import WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
@@ -61,10 +62,14 @@ class CpuBackend:
         executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
         workers: threads or processes: how many batches can run at the same time. An inline function runs wherever it
             is awaited.
+        version: of what the function does; changes whenever the same name answers otherwise, so that a cache does not
+            give yesterday's answers.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
         batch_axes: empty: every input is stacked on a new leading axis.
+        fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
+            process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
 
     Raises:
         TypeError, ValueError: an argument does not fit; with ``"process"``, a function that cannot be pickled.
@@ -78,11 +83,14 @@ class CpuBackend:
         *,
         executor: Literal["thread", "process", "inline"] = "thread",
         workers: int = 1,
+        version: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
         check_choice("executor", executor, ("thread", "process", "inline"))
         check_count("workers", workers)
+        check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
+        self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
         self._function = fn
         self._executor = executor

@@ -6,29 +6,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streaminfer.caching.cache_events import CacheEvent
     from streaminfer.caching.cache_statistics import CacheStatistics
+    from streaminfer.caching.computing import no_store
     from streaminfer.caching.edge_cache import EdgeCache
-    from streaminfer.caching.flight_shells import FlightStatistics, no_store
+    from streaminfer.caching.erasure import Erasure
+    from streaminfer.caching.flight_shells import FlightStatistics
     from streaminfer.caching.keys import content_key
+    from streaminfer.caching.retention import Holding, Retention
+    from streaminfer.caching.retention_log import (
+        RetentionEvent,
+        RetentionLog,
+        RetentionTotal,
+        Verification,
+        verify_file,
+    )
+    from streaminfer.caching.retention_report import ReportedHolding, RetentionReport, build_report
     from streaminfer.caching.sweeping import LoopSweep
 
 __all__ = [
     "CacheEvent",
     "CacheStatistics",
     "EdgeCache",
+    "Erasure",
     "FlightStatistics",
+    "Holding",
     "LoopSweep",
+    "ReportedHolding",
+    "Retention",
+    "RetentionEvent",
+    "RetentionLog",
+    "RetentionReport",
+    "RetentionTotal",
+    "Verification",
+    "build_report",
     "content_key",
     "no_store",
+    "verify_file",
 ]
 
 _HOMES = {
     "CacheEvent": "cache_events",
     "CacheStatistics": "cache_statistics",
     "EdgeCache": "edge_cache",
+    "Erasure": "erasure",
     "FlightStatistics": "flight_shells",
+    "Holding": "retention",
     "LoopSweep": "sweeping",
+    "ReportedHolding": "retention_report",
+    "Retention": "retention",
+    "RetentionEvent": "retention_log",
+    "RetentionLog": "retention_log",
+    "RetentionReport": "retention_report",
+    "RetentionTotal": "retention_log",
+    "Verification": "retention_log",
+    "build_report": "retention_report",
     "content_key": "keys",
-    "no_store": "flight_shells",
+    "no_store": "computing",
+    "verify_file": "retention_log",
 }
 """Who uses one of these does not load the others."""
 

@@ -1,7 +1,8 @@
 cimport cython
 
-cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES, _MOST_HITS, _HITS_TO_STAY, _SMALL_SHARE, _NEGATIVE_SHARE, _WAYS
-cdef unsigned long long _LOW32
+cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES, _MOST_HITS, _HITS_TO_STAY
+cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _NEGATIVE_SHARE, _YOUNG_SHARE, _REFILL_SHARE, _WAYS
+cdef unsigned long long _FROM_MAIN, _LOW31
 cdef long long _NO_LIMIT
 
 # no_gc: numbers only
@@ -9,8 +10,9 @@ cdef long long _NO_LIMIT
 @cython.no_gc
 cdef class EvictionOrder:
     cdef readonly long long count, bytes
-    cdef bint _s3fifo
-    cdef long long _small_count, _small_bytes, _negative_count, _negative_bytes
+    cdef bint _s3fifo, _full
+    cdef int _newest
+    cdef long long _maxsize, _max_bytes, _small_count, _small_bytes, _negative_count, _negative_bytes
     cdef int[::1] _links
     cdef long long[::1] _sizes
     cdef unsigned char[::1] _queues
@@ -18,7 +20,7 @@ cdef class EvictionOrder:
     cdef long long[::1] _counts
     cdef long long[::1] _bytes
     cdef unsigned long long[::1] _ghosts
-    cdef unsigned long long _rows, _evicted
+    cdef unsigned long long _rows, _evicted_from_small, _evicted_from_main
 
     cpdef grow(self, Py_ssize_t capacity)
 
@@ -43,9 +45,13 @@ cdef class EvictionOrder:
 
     cpdef int victim(self, bint alive) noexcept
 
-    @cython.locals(slot=int)
+    @cython.locals(slot=int, oldest=int, over=bint)
     cdef int _victim_of_two(self) noexcept
 
+    @cython.locals(full=bint, hollow=bint, room=cython.longlong)
+    cdef bint _fills_main(self) noexcept
+
+    @cython.locals(ghost=cython.ulonglong)
     cpdef void evicted(self, int slot, unsigned long long mixed) noexcept
     cpdef int queue_of(self, int slot) noexcept
     cpdef long long size_of(self, int slot) noexcept
@@ -64,14 +70,21 @@ cdef class EvictionOrder:
     @cython.locals(older=int, newer=int)
     cdef void _unlink(self, int slot) noexcept
 
-    @cython.locals(row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong)
+    @cython.locals(
+        fingerprint=cython.ulonglong, row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong, age=cython.longlong)
     cdef bint _remembers(self, unsigned long long mixed) noexcept
 
+    @cython.locals(evicted=cython.ulonglong)
+    cdef long long _age(self, unsigned long long ghost) noexcept
+
+    cdef void _move_border(self, int entries) noexcept
+
     @cython.locals(
-        row=Py_ssize_t, place=Py_ssize_t, oldest=Py_ssize_t, most=cython.ulonglong, age=cython.ulonglong)
+        row=Py_ssize_t, place=Py_ssize_t, chosen=Py_ssize_t, held=cython.ulonglong, left=cython.longlong,
+        least=cython.longlong)
     cdef void _haunt(self, unsigned long long ghost) noexcept
 
 cdef long long _share_of(long long limit, long long share) noexcept
 
-@cython.locals(rows=Py_ssize_t)
+cdef long long _between(long long least, long long number, long long most) noexcept
 cdef Py_ssize_t _ghost_rows(Py_ssize_t capacity) noexcept

@@ -2,7 +2,7 @@ cimport cython
 
 cdef extern from *:
     """
-    /* What struct.pack returns for "<Q", "<q" and "<d", without a Python call. */
+    /* What struct.pack returns for "<Q", "<q" and "<d", and what bytes + bytes does, without a Python call. */
     static PyObject *streaminfer_length(unsigned long long number) {
         unsigned char bytes[8];
         for (int place = 0; place < 8; place++) bytes[place] = (unsigned char)(number >> 8 * place);
@@ -16,11 +16,21 @@ cdef extern from *:
         memcpy(&bits, &number, 8);
         return streaminfer_length(bits);
     }
+    static PyObject *streaminfer_joined(PyObject *left, PyObject *right) {
+        Py_ssize_t first = PyBytes_GET_SIZE(left), second = PyBytes_GET_SIZE(right);
+        PyObject *both = PyBytes_FromStringAndSize(NULL, first + second);
+        if (both != NULL) {
+            memcpy(PyBytes_AS_STRING(both), PyBytes_AS_STRING(left), first);
+            memcpy(PyBytes_AS_STRING(both) + first, PyBytes_AS_STRING(right), second);
+        }
+        return both;
+    }
     """
     # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
     cpdef bytes _length "streaminfer_length"(unsigned long long number)
     cpdef bytes _signed "streaminfer_signed"(long long number)
     cpdef bytes _double "streaminfer_double"(double number)
+    cpdef bytes _joined "streaminfer_joined"(bytes left, bytes right)
 
 cdef int _DEEPEST
 cdef Py_ssize_t _LONG, _MOST_HEADERS
@@ -53,7 +63,7 @@ cdef class KeyMaker:
     cdef int _encode_view(self, object value, list parts, int depth) except -1
     cdef int _encode_object(self, object value, list parts, int depth) except -1
     cdef int _encode_array(self, object array, list parts, int depth) except -1
-    cdef object _digest_of(self, object array)
+    cdef bytes _digest_of(self, object array)
     cdef bytes _header(self, object array)
     cdef int _encode_composite(self, object array, list parts, int depth) except -1
     cdef int _encode_subclass(self, object array, list parts, int depth) except -1

@@ -21,6 +21,7 @@ One source, compiled with the C types of ``_keys_cy.pxd`` or run as it is.
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -43,6 +44,7 @@ _PLAIN_CLASSES = (ndarray, np.memmap, np.matrix, np.recarray)
 _length = struct.Struct("<Q").pack
 _signed = struct.Struct("<q").pack
 _double = struct.Struct("<d").pack
+_joined = operator.concat
 
 
 class KeyMaker:
@@ -81,11 +83,12 @@ class KeyMaker:
         """For a function of one array, mostly as the last one was: what stands before its digest is remembered."""
         array = inputs[0]
         before = self._before
-        if array.dtype is before[0] and array.shape == before[1]:
-            return self._digest(before[2] + self._digest_of(array))
+        shape: Any = len(array) if array.ndim == 1 else array.shape  # a tuple takes longer to make than to compare
+        if array.dtype is before[0] and shape == before[1]:
+            return self._digest(_joined(before[2], self._digest_of(array)))
         header = self._headers.get((array.dtype, array.shape))
         if header is not None:
-            self._before = (array.dtype, array.shape, self._prefix + b"(" + _length(1) + header)
+            self._before = (array.dtype, shape, self._prefix + b"(" + _length(1) + header)
         return self._key_of_all(inputs, None)
 
     def _key_of_all(self, inputs: Any, tenant: str | None) -> bytes:

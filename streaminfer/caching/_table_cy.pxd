@@ -7,6 +7,11 @@ cdef extern from *:
     /* What time.monotonic_ns returns, without a Python call. */
     #if defined(__linux__)
     #include <time.h>
+    static CYTHON_INLINE long long streaminfer_cache_coarse_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
     static CYTHON_INLINE long long streaminfer_cache_monotonic_ns(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -23,17 +28,22 @@ cdef extern from *:
         return (long long)_PyTime_GetMonotonicClock();
     }
     #endif
+    #if !defined(__linux__)
+    static CYTHON_INLINE long long streaminfer_cache_coarse_ns(void) { return streaminfer_cache_monotonic_ns(); }
+    #endif
     static CYTHON_INLINE void streaminfer_cache_untrack(PyObject *held) { PyObject_GC_UnTrack(held); }
     """
     # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
+    cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
     cpdef void untrack "streaminfer_cache_untrack"(object held) noexcept
 
 cdef long long _NEVER, _NO_LIMIT
 cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE, _MOST_HITS
 cdef unsigned long long _MASK64, _MULTIPLIER
 cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE
-cdef long long _LOW31, _LOW32, _AT_ONCE, _SMALL_PAYLOAD, _SMALLEST, _EVENTS_KEPT
+cdef long long _NEAR_NS, _LOW31, _LOW32, _AT_ONCE, _SMALL_PAYLOAD, _SMALLEST, _EVENTS_KEPT
+cdef int _LABELS
 
 # Methods that begin with an underscore are C, but for the two that a subclass overrides. The others are wrapped in a
 # lock where compiled code is not atomic by itself, and do not call one another.
@@ -156,7 +166,7 @@ cdef class EdgeTable:
     cdef long long _settle(self) except -1
 
     @cython.final
-    cdef int _note(self, object kind, object key, object value) except -1
+    cdef int _note(self, object kind, object key, object value, object labels) except -1
 
     @cython.final
     @cython.locals(version=cython.longlong, capacity=Py_ssize_t, bits=int)

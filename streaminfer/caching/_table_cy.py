@@ -64,6 +64,7 @@ EXPIRED = "expired"
 ERASED = "erased"
 
 monotonic_ns = time.monotonic_ns
+coarse_ns = time.monotonic_ns  # compiled: as of the kernel's last tick, a few ms ago, for a fifth of the time
 untrack = id  # hides an object from the garbage collector, which only the compiled module can
 
 # C variables in the compiled module, not visible from Python
@@ -84,9 +85,11 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 _LOW31 = 2**31 - 1
 _LOW32 = 2**32 - 1
 _AT_ONCE = 4  # due entries that one newcomer clears away: more than it adds, and no pause
+_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by: only what is left less needs the exact one
 _SMALL_PAYLOAD = 32
 _SMALLEST = 12
-_EVENTS_KEPT = 30_000  # three places each
+_LABELS = 3  # what a snapshot is of
+_EVENTS_KEPT = 40_000  # four places each
 
 
 class EdgeTable:
@@ -251,7 +254,7 @@ class EdgeTable:
         objects = self._objects
         self.erasures += 1
         self._build()
-        self._note(None, None, objects)
+        self._note(None, None, objects, None)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         """The fresh value of a key, which counts as a use; else stores ``default`` and returns it."""
@@ -359,7 +362,7 @@ class EdgeTable:
             if labels is not None and _matches(labels, subject, tag):
                 gone.append(self._objects[3 * slot])
                 gone.append(self._objects[3 * slot + 1])
-                self._note(ERASED, self._objects[3 * slot], self._objects[3 * slot + 1])
+                self._note(ERASED, self._objects[3 * slot], self._objects[3 * slot + 1], labels)
                 self._detach(slot)
                 self._vacate(slot)
                 self.erased += 1
@@ -369,13 +372,22 @@ class EdgeTable:
         return count
 
     def snapshot(self, what: int) -> list[Any]:
-        """The fresh entries, the next to be evicted of each queue first.
+        """What the table holds, the next to be evicted of each queue first.
 
         Args:
-            what: 0 keys, 1 values, 2 both in turn.
+            what: 0 keys of the fresh entries, 1 their values, 2 both in turn; 3 labels (``None`` where an entry has
+                none) and state in turn, of every entry: :data:`FRESH`, :data:`STALE_VALUE` or :data:`FAILURE`.
         """
         self._settle()
         found: list[Any] = []
+        if what == _LABELS:
+            for queue in range(_MAIN, _NEGATIVE + 1):
+                slot = self._order.newer_than(queue)
+                while slot != queue:
+                    found.append(self._objects[3 * slot + 2])
+                    found.append(_IS_FAILURE if queue == _NEGATIVE else _IS_STALE if queue == _STALE else _IS_FRESH)
+                    slot = self._order.newer_than(slot)
+            return found
         for queue in range(_SMALL, _MAIN - 1, -1):
             slot = self._order.newer_than(queue)
             while slot != queue:
@@ -411,7 +423,7 @@ class EdgeTable:
         )
 
     def drain(self) -> list[Any]:
-        """What was noted since the last call: kind, key and value in turn."""
+        """What was noted since the last call: kind, key, value and labels in turn."""
         fresh: list[Any] = []
         events = self._events
         self._events = fresh
@@ -492,7 +504,7 @@ class EdgeTable:
                 return False
             before = self._objects[3 * slot + 1]
             self._replace(slot, value, size, mixed, at_ns, labels, negative)
-            self._note(None, key, before)
+            self._note(None, key, before, None)
         else:
             self._insert(key, value, size, mixed, at_ns, labels, negative)
         # whole again
@@ -591,7 +603,7 @@ class EdgeTable:
         self._vacate(slot)
         self.removed += 1
         self.erasures += 1
-        self._note(None, key, value)
+        self._note(None, key, value, None)
         return value
 
     def _make_room(self, now_ns: int) -> None:
@@ -617,11 +629,11 @@ class EdgeTable:
                 several = True
                 key = self._objects[3 * slot]
                 value = self._objects[3 * slot + 1]
-                self._note(EVICTED, key, value)
+                self._note(EVICTED, key, value, self._objects[3 * slot + 2])
             else:
                 gone.append(self._objects[3 * slot])
                 gone.append(self._objects[3 * slot + 1])
-                self._note(EVICTED, self._objects[3 * slot], self._objects[3 * slot + 1])
+                self._note(EVICTED, self._objects[3 * slot], self._objects[3 * slot + 1], self._objects[3 * slot + 2])
             self._order.evicted(slot, self._hashes[slot])
             self._detach(slot)
             self._vacate(slot)
@@ -644,7 +656,7 @@ class EdgeTable:
                 continue
             gone.append(self._objects[3 * slot])
             gone.append(self._objects[3 * slot + 1])
-            self._note(EXPIRED, self._objects[3 * slot], self._objects[3 * slot + 1])
+            self._note(EXPIRED, self._objects[3 * slot], self._objects[3 * slot + 1], self._objects[3 * slot + 2])
             self._detach(slot)
             self._vacate(slot)
             self.expired += 1
@@ -658,13 +670,14 @@ class EdgeTable:
             self._tell()
         return count
 
-    def _note(self, kind: str | None, key: Any, value: Any) -> None:
+    def _note(self, kind: str | None, key: Any, value: Any, labels: Any) -> None:
         """Keeps what went for ``_tell``."""
         if self.keeping or (self.listening and kind is not None):
             if len(self._events) < _EVENTS_KEPT or self.keeping:
                 self._events.append(kind)
                 self._events.append(key)
                 self._events.append(value)
+                self._events.append(labels)
             else:
                 self.events_lost += 1
 
@@ -747,9 +760,10 @@ def _find_fresh(table: EdgeTable, key: Any) -> int:
         return -1
     at_ns = table._wheel._at[slot]
     if at_ns != _NEVER:
-        if table.clock is None:
-            now_ns = monotonic_ns()
-        if now_ns >= at_ns:
+        if table.clock is not None:
+            if now_ns >= at_ns:
+                return -1
+        elif at_ns - coarse_ns() < _NEAR_NS and monotonic_ns() >= at_ns:
             return -1
     return slot if table._order._queues[slot] <= _SMALL else -1
 

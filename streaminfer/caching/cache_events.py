@@ -8,34 +8,32 @@ rest waits for the next operation, so that a listener which fills the cache agai
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from streaminfer._validation import check_instance
 
 __all__ = ["CacheEvent", "CacheEvents"]
 
-_LOGGER = logging.getLogger("streaminfer.caching")
 _ROUNDS = 8
+_PLACES = 4  # of one event, as the table notes it
 
 
-@attrs.frozen
-class CacheEvent:
+class CacheEvent(NamedTuple):
     """An entry that left a cache by itself or by erasure.
 
     Attributes:
         kind: ``"evicted"``, ``"expired"`` or ``"erased"``.
         key: its key.
         value: its value, or the failure that was remembered.
+        labels: its subject and its tags; ``None``: it had neither.
     """
 
     kind: str
     key: Any
     value: Any
+    labels: tuple[str | None, tuple[str, ...]] | None = None
 
 
 class CacheEvents:
@@ -69,7 +67,7 @@ class CacheEvents:
         """Tells what was noted, unless somebody does already.
 
         Args:
-            drain: gives kind, key and value in turn; a kind of ``None`` is only freed.
+            drain: gives kind, key, value and labels in turn; a kind of ``None`` is only freed.
         """
         if not self._telling.acquire(blocking=False):
             return
@@ -78,9 +76,9 @@ class CacheEvents:
                 noted = drain()
                 if not noted:
                     return
-                for place in range(0, len(noted), 3):
+                for place in range(0, len(noted), _PLACES):
                     if noted[place] is not None:
-                        self._tell(CacheEvent(*noted[place : place + 3]))
+                        self._tell(CacheEvent(*noted[place : place + _PLACES]))
         finally:
             self._telling.release()
 
@@ -89,5 +87,8 @@ class CacheEvents:
             try:
                 listener(event)
             except Exception:
+                import logging  # noqa: PLC0415 - a cache whose listeners behave does without
+
                 self.errors += 1
-                _LOGGER.exception("a listener of a cache failed on an entry that was %s", event.kind)
+                logger = logging.getLogger("streaminfer.caching")
+                logger.exception("a listener of a cache failed on an entry that was %s", event.kind)

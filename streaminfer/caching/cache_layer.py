@@ -3,34 +3,34 @@
 A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
 is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
 window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both.
-**Negative**: the error that was kept. **Missing**: single flight (``flight``), and what was computed is kept.
+**Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
 degraded answer, an answer computed while something was erased (it might be what was erased), and an answer whose
-computation said :func:`~streaminfer.caching.flight_shells.no_store`.
+computation said :func:`~streaminfer.caching.no_store`.
 
-**The key** holds what was wrapped, so that one cache can serve many: the ``fingerprint`` that something offers inward,
-else module and qualified name, and, for whatever can exist twice under one name (objects, closures, lambdas), a random
-number that it has in this process only. Then the tenant, the subject, and the inputs or the request's own ``key``.
-The subject is in it so that erasing a subject erases all that came of its data, and only that.
+**The key** holds what was wrapped (``identity``), so that one cache can serve many. Then the tenant, the subject, and
+the inputs or the request's own ``key``. The subject is in it so that erasing a subject erases all that came of its
+data, and only that.
+
+**Tiers** are asked by who leads a flight, before it computes. What they have counts as if memory had had it: fresh, or
+stale, which begins a refresh as well. A refresh asks them too, since another machine may have been faster.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import secrets
-import sys
-import types
-import weakref
-from collections.abc import Callable, Coroutine
-from functools import partial, wraps
+from collections.abc import Callable, Coroutine, Iterable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streaminfer._validation import expected
 from streaminfer.caching._front_cy import Front, Missed, hand_out
-from streaminfer.caching.flight_shells import Flights, storable
+from streaminfer.caching.computing import storable
+from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.function_shell import cached_function
+from streaminfer.caching.identity import identity_of
 from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.sweeping import LoopSweep
@@ -41,13 +41,14 @@ from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.caching._table_cy import EdgeTable
+    from streaminfer.caching.tier_lookup import Found, Lookup
+    from streaminfer.caching.tiered import Tiers
 
 __all__ = ["CachedService", "Table", "put_in_front"]
 
 _STALE = 2
 _NEGATIVE = 3
 _PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
@@ -58,10 +59,12 @@ class Table(Protocol):
         clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
         erasures: a number that changes whenever something is erased, deleted or cleared.
         negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
+        tiers: slower caches behind it; ``None``: none.
     """
 
     clock: Callable[[], int] | None
     erasures: int
+    tiers: Tiers | None
 
     @property
     def negative_ttl_s(self) -> float: ...  # noqa: D102
@@ -72,6 +75,18 @@ class Table(Protocol):
 
     def put_negative(self, key: Any, error: Any, *, tags: Any = (), subject: str | None = None) -> bool:
         """Keeps an error; whether it did."""
+        ...
+
+    def pop(self, key: Any, default: Any = ..., /) -> Any:
+        """Removes a value."""
+        ...
+
+    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
+        """How long a value is fresh."""
+        ...
+
+    def promote(self, key: Any, found: Found, erasures: int) -> None:
+        """Keeps what a tier had."""
         ...
 
 
@@ -97,15 +112,30 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     if kind == "backend":
         what = "a service or a function; a backend answers whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
-    front = Front(cast("EdgeTable", cache), key_maker(_identity(inner), "", "", secret))
+    identity, lasting = identity_of(inner)
+    if cache.tiers is not None:
+        _check_for_tiers(inner, kind, lasting)
+    front = Front(cast("EdgeTable", cache), key_maker(identity, "", "", secret))
     if kind == "service":
         return CachedService(cache, inner, flights, front)
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
-        return _shell(inner, layer, "def", "__answer(__missed, __partial({call}))", layer.answer_sync)
+        return cached_function(inner, front, layer.answer_sync, is_async=False)
     if _keywords_of(inner) >= _OF_A_REQUEST:
         return _as_service(cache, inner, flights, front)
-    return _shell(inner, layer, "async def", "await __answer(__missed, __partial({call}))", layer.answer)
+    return cached_function(inner, front, layer.answer, is_async=True)
+
+
+def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
+    if kind == "function":
+        what = "a service or an async function: tiers are asked on an event loop, which a sync function has none of"
+        raise TypeError(expected("inner", what, inner))
+    if not lasting:
+        what = (
+            "something that another process would find again, for a cache with tiers: give it a `fingerprint` attribute"
+            " that changes whenever its answers do"
+        )
+        raise TypeError(expected("inner", what, inner))
 
 
 class _Layer:
@@ -115,21 +145,50 @@ class _Layer:
         self.cache = cache
         self.flights = flights
         self.front = front
+        self.tiers = cache.tiers
+        if self.tiers is not None:
+            from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
+
+            self._stale_of_tier: Any = Found
+            self._allowance = ReadAllowance()
+        else:
+            self._stale_of_tier = None
+
+    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> Lookup:
+        """One look into the tiers and the computation that follows if they have nothing."""
+        from streaminfer.caching.tier_lookup import Lookup  # noqa: PLC0415 - the same
+
+        return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
         if not storable():
             return
-        if self.cache.erasures != erasures:
+        cache = self.cache
+        if cache.erasures != erasures:
             self.flights.not_stored()
             return
         try:
-            kept = self.cache.put(key, value, tags=tags, subject=subject)
+            kept = cache.put(key, value, tags=tags, subject=subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
             self.flights.not_stored(error)
-        else:
-            if not kept:
-                self.flights.not_stored()
+            return
+        if cache.erasures != erasures:  # by another thread, since the look above
+            cache.pop(key, None)
+            kept = False
+        if not kept:
+            self.flights.not_stored()
+        if self.tiers is not None:
+            ttl_ns = cache.lasts_ns(None, tags)
+            self.tiers.write(
+                key,
+                value,
+                ttl_ns=ttl_ns,
+                computed_ns=self.front.now(),
+                erasures=erasures,
+                tags=tags,
+                subject=subject,
+            )
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps an error, where errors are kept and it says something about the next call."""
@@ -160,9 +219,19 @@ class CachedService(_Layer):
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = bool(find_inward(inner, "enforces_deadline", False))
         self._sweep: LoopSweep | None = None
+        self._holds = False
+        self._computing = self._compute if self.tiers is None else self._look_and_compute
 
     async def start(self) -> None:
-        """Expired entries are looked after by this event loop now, if nobody does on the cache's clock."""
+        """Expired entries are looked after by this event loop now, if nobody does on the cache's clock; tiers start.
+
+        Raises:
+            BackendError: a tier cannot start.
+            RuntimeError: the tiers run on another event loop, or somebody else started one.
+        """
+        if self.tiers is not None:
+            await self.tiers.hold()
+            self._holds = True
         cache: Any = self.cache
         if getattr(cache, "swept_by", None) is not None and cache.swept_by_thread:
             self._sweep = LoopSweep(cache, asyncio.get_running_loop())
@@ -197,12 +266,15 @@ class CachedService(_Layer):
         if not request.store and found.state != _NEGATIVE:
             return await self._alone(request, found.now_ns)
         if found.state == _STALE:
-            behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
-            self.flights.here().refresh(key, self._compute, (key, behind, False), self.front.now, owner=self)
+            self._refresh(key, request)
             return Response(hand_out(found.value), True, "cache")
         if found.state == _NEGATIVE:
             raise own_error(found.value)
-        return await self._share(key, self._compute, (key, request, True), request, found.now_ns)
+        return await self._share(key, self._computing, (key, request, True), request, found.now_ns)
+
+    def _refresh(self, key: Any, request: Request) -> None:
+        behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
+        self.flights.here().refresh(key, self._computing, (key, behind, False), self.front.now, owner=self)
 
     async def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
@@ -216,6 +288,10 @@ class CachedService(_Layer):
         response, led = await here.share(
             key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
+        if response.__class__ is self._stale_of_tier:
+            if led:
+                self._refresh(key, request)
+            return Response(hand_out(response.value), True, response.source)
         timings = response.timings if led else None  # of a request that somebody else made, they say nothing
         return Response(hand_out(response.outputs), response.degraded, response.source, timings)
 
@@ -224,8 +300,16 @@ class CachedService(_Layer):
             return await self._call(request)
         return await self._share(object(), self._call, (request,), request, now_ns)
 
-    async def _compute(self, key: Any, request: Request, keeps_errors: bool) -> Response:
-        erasures = self.cache.erasures
+    async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool) -> Any:
+        lookup = self.lookup(key, request.deadline_ns, is_refresh=not keeps_errors)
+        found = await lookup.find()
+        if found is not None:
+            return found if found.is_stale else Response(found.value, False, found.source)
+        with lookup:
+            return await self._compute(key, request, keeps_errors, lookup.erasures)
+
+    async def _compute(self, key: Any, request: Request, keeps_errors: bool, erasures: int | None = None) -> Response:
+        erasures = self.cache.erasures if erasures is None else erasures
         try:
             response = await self._call(request)
             outputs = keep(response.outputs)
@@ -249,6 +333,9 @@ class CachedService(_Layer):
             if self._sweep is not None:  # expired entries are the thread's again
                 self._sweep.stop()
                 self._sweep = None
+            if self._holds and self.tiers is not None:
+                self._holds = False
+                await self.tiers.let_go(drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.cache!r} in front of {self.inner!r}"
@@ -257,15 +344,24 @@ class CachedService(_Layer):
 class _CachedFunction(_Layer):
     """A function behind a cache, once its arguments are known not to be a hit."""
 
+    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
+        super().__init__(cache, flights, front)
+        self._computing = self._compute if self.tiers is None else self._look_and_compute
+
     async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
         """For an async function."""
         key = missed.key
+        here = self.flights.here()
         if missed.state == _STALE:
-            self.flights.here().refresh(key, self._compute, (key, ask, False), self.front.now)
+            here.refresh(key, self._computing, (key, ask, False), self.front.now)
             return hand_out(missed.value)
         if missed.state == _NEGATIVE:
             raise own_error(missed.value)
-        value, _ = await self.flights.here().share(key, self._compute, (key, ask, True), self.front.now)
+        value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
+        if value.__class__ is self._stale_of_tier:
+            if led:
+                here.refresh(key, self._computing, (key, ask, False), self.front.now)
+            value = value.value
         return hand_out(value)
 
     def answer_sync(self, missed: Missed, ask: Callable[[], Any]) -> Any:
@@ -279,8 +375,16 @@ class _CachedFunction(_Layer):
         value, _ = self.flights.threads.share(key, self._compute_sync, (key, ask, True), self.front.now)
         return hand_out(value)
 
-    async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        erasures = self.cache.erasures
+    async def _look_and_compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
+        lookup = self.lookup(key, None, is_refresh=not keeps_errors)
+        found = await lookup.find()
+        if found is not None:
+            return found if found.is_stale else found.value
+        with lookup:
+            return await self._compute(key, ask, keeps_errors, lookup.erasures)
+
+    async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
+        erasures = self.cache.erasures if erasures is None else erasures
         try:
             value = keep(await ask())
         except Exception as error:
@@ -300,53 +404,6 @@ class _CachedFunction(_Layer):
             raise
         self.store(key, value, erasures, (), None)
         return value
-
-
-_SHELL = """
-{define} cached({parameters}):
-    __missed = __look({values})
-    if __missed.__class__ is not __Missed:
-        return __missed
-    return {answer}
-def key_of({parameters}):
-    return __key({values})
-"""
-
-
-def _shell(function: Any, layer: _CachedFunction, define: str, answer: str, answering: Callable[..., Any]) -> Any:
-    """A function with the parameters of the one behind it written out, so that f(1) and f(x=1) have the same key.
-
-    Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
-    """
-    parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
-    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
-    if plain:
-        code = function.__code__
-        positional = list(code.co_varnames[: code.co_argcount])
-        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-        values = "(" + "".join(f"{name}, " for name in (*positional, *by_name)) + ")"
-        call = ", ".join(["__function", *positional, *(f"{name}={name}" for name in by_name)])
-        if code.co_posonlyargcount:
-            positional.insert(code.co_posonlyargcount, "/")
-        parameters = ", ".join([*positional, "*", *by_name] if by_name else positional)
-    source = _SHELL.format(define=define, parameters=parameters, values=values, answer=answer.format(call=call))
-    namespace: dict[str, Any] = {
-        "__look": layer.front.look,
-        "__key": layer.front.key,
-        "__Missed": Missed,
-        "__answer": answering,
-        "__partial": partial,
-        "__function": function,
-    }
-    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
-    cached, key_of = namespace["cached"], namespace["key_of"]
-    if plain:
-        for made in (cached, key_of):
-            made.__defaults__ = function.__defaults__
-            made.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
-    wraps(function)(cached)
-    cached.key_of = key_of
-    return cached
 
 
 class _FunctionAsService:
@@ -404,56 +461,3 @@ def _keywords_of(function: Any) -> set[str]:
     except (TypeError, ValueError):
         return set()
     return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-
-
-def _identity(inner: Any) -> str:
-    """What was wrapped, as its part of every key; two things that may answer differently never share it."""
-    mark = find_inward(inner, "fingerprint", None)
-    if callable(mark):
-        mark = mark()
-    if isinstance(mark, bytes):
-        mark = mark.hex()
-    if mark is not None:
-        if not isinstance(mark, str):
-            raise TypeError(expected("fingerprint", "str or bytes, or a function that returns these", mark))
-        return f"fingerprint {mark}"
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    module, name = named.__module__, named.__qualname__
-    if module == "__main__":  # every script's is called so
-        module = f"__main__ {getattr(sys.modules.get('__main__'), '__file__', None) or _token_of(sys)}"
-    return f"{module}:{name}" + ("" if _is_unique(inner) else f" {_token_of(inner)}")
-
-
-def _is_unique(inner: Any) -> bool:
-    """Whether its name says all: a function that stands in a module or a class and closes over nothing."""
-    return (
-        isinstance(inner, types.FunctionType)
-        and inner.__code__.co_qualname == inner.__qualname__
-        and "<" not in inner.__qualname__
-        and set(inner.__code__.co_freevars) <= {"__class__"}
-    )
-
-
-_TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-
-def _token_of(thing: Any) -> str:
-    """A random number that stays with an object for its life, in this process.
-
-    A method is made anew at each look, so it goes by its object and its function.
-    """
-    if isinstance(thing, types.MethodType):
-        return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
-    number = id(thing)
-    known = _TOKENS.get(number)
-    if known is not None and known[0]() is thing:
-        return known[1]
-    token = secrets.token_hex(16)
-
-    def forget(reference: weakref.ref[Any]) -> None:
-        if _TOKENS.get(number, (None,))[0] is reference:
-            del _TOKENS[number]
-
-    with contextlib.suppress(TypeError):  # what cannot be watched: each wrap of it is a thing of its own
-        _TOKENS[number] = weakref.ref(thing, forget), token
-    return token

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_choice, check_count, check_instance
+from streaminfer.caching._arguments import Labels, check_policy, duration_ns, labels_of, max_age_ns
 from streaminfer.caching._locking import guarded, is_atomic
 from streaminfer.caching._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.cache_events import CacheEvent, CacheEvents
+from streaminfer.caching.cache_views import FreshItems, FreshValues
+from streaminfer.caching.tiered_mapping import TieredMapping
 from streaminfer.protocols import Clock
 
 if TYPE_CHECKING:
+    from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
+    from streaminfer.caching.erasure import Erasure
+    from streaminfer.caching.retention import Retention
+    from streaminfer.caching.tier_lookup import Found
+    from streaminfer.caching.tiered import Tiers
 
     _Table = EdgeTable
 else:
@@ -22,13 +31,12 @@ else:
 
 __all__ = ["EdgeCache"]
 
-_LONGEST_S = 1e9
 _MOST_ENTRIES = 2**30
 _MOST_BYTES = 2**60
 _NOTHING: Any = object()
 
 
-class EdgeCache(_Table, MutableMapping[Any, Any]):
+class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     """Keeps answers for a while, within limits: a mapping whose entries expire.
 
     An entry is fresh until its time has passed: expired means now ≥ expiry. The mapping's methods, ``len`` and the
@@ -48,12 +56,23 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         negative_ttl_s: how long a failure of a wrapped call is remembered; 0: not at all.
         eviction: who goes when there is no room: ``"lru"``, the one that was not used for longest, or ``"s3fifo"``,
             which lets what is used once pass through without driving out what is used again.
-        retention: not yet.
-        tiers: slower caches behind this one: objects with ``get``, ``put`` and ``erase``.
+        retention: a ``Retention`` policy: how long what may be kept, and on which tiers. ``ttl_s`` and
+            ``negative_ttl_s`` are cut to it.
+        tiers: slower caches behind this one, the fastest first: ``DiskTier``, ``RedisTier``. They are asked and written
+            by what :meth:`wrap` returned for a service or an async function, and by :meth:`fetch` and
+            :meth:`put_through`; the mapping's methods are about memory alone, and ``del`` and ``clear`` leave the tiers
+            as they are. A `Stack` starts and stops them with its service, else ``async with cache:``.
+        secret: at least 16 secret bytes, where callers are not trusted: the keys of what :meth:`wrap` returned are then
+            made by a keyed hash, so that nobody can make two inputs that share one. The same for all who share a tier.
+            ``None``: a faster hash, for callers who are.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range.
+        TypeError, ValueError: an argument of the wrong type or out of range; a ``stale_s`` that is as long as a maximum
+            age of the policy; a tier without keys, where the policy wants encryption.
+
+    Attributes:
+        tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
 
     Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
     operation takes one. Nothing of the caller's is called, and no value is freed, while the table is in the midst of a
@@ -69,7 +88,26 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = ("__weakref__", "_clock_given", "_flights", "_heard", "_settings", "_sweeper")
+    __slots__ = (
+        "__weakref__",
+        "_clock_given",
+        "_flights",
+        "_heard",
+        "_ledger",
+        "_policy",
+        "_secret",
+        "_settings",
+        "_sweeper",
+        "tiers",
+    )
+
+    def __new__(cls, *_: Any, retention: Retention | None = None, **__: Any) -> Self:
+        """One with a policy notes when each value came, also by the mapping's methods; others need not."""
+        if retention is not None and cls is EdgeCache:
+            from streaminfer.caching.governed_cache import GovernedCache  # noqa: PLC0415 - a subclass
+
+            return super().__new__(GovernedCache)  # type: ignore[return-value]
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -80,27 +118,50 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         stale_s: float = 0.0,
         negative_ttl_s: float = 0.0,
         eviction: str = "lru",
-        retention: None = None,
+        retention: Retention | None = None,
         tiers: Iterable[Any] = (),
+        secret: bytes | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        check_instance("retention", retention, lambda it: it is None, "None: retention rules are not there yet")
-        check_instance("tiers", tiers, lambda it: it in ((), []), "none: a cache is not joined with its tiers yet")
+        ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
+        stale_ns = duration_ns("stale_s", stale_s)
+        negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
+        if retention is not None:
+            check_policy(retention, stale_s)
+        if secret is not None:
+            from streaminfer.caching.keys import check_secret  # noqa: PLC0415 - a mapping alone makes no keys
+
+            check_secret(secret)
+        self._secret = secret
+        self._policy = retention
+        self._settings = (maxsize, max_bytes, ttl_s, float(stale_s), float(negative_ttl_s), eviction, ttl_ns, stale_ns)
         super().__init__(
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MOST_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=_MOST_BYTES),
-            NEVER if ttl_s is None else max(_duration_ns("ttl_s", ttl_s, positive=True), 1),
-            _duration_ns("stale_s", stale_s),
-            _duration_ns("negative_ttl_s", negative_ttl_s),
+            ttl_ns if retention is None else self.lasts_ns(None, ()),
+            stale_ns,
+            negative_ns if retention is None else min(negative_ns, max_age_ns(retention.rule(()))),
             check_choice("eviction", eviction, ("lru", "s3fifo")) == "s3fifo",
             clock,
         )
-        self._settings = (maxsize, max_bytes, ttl_s, float(stale_s), float(negative_ttl_s), eviction)
         self._clock_given = clock is not None
         self._heard = CacheEvents()
         self._sweeper: Any = None
         self._flights: Any = None
+        self._ledger: Ledger | None = None
+        if retention is not None and retention.log is not None:
+            from streaminfer.caching._ledger import Ledger  # noqa: PLC0415 - only with a policy
+
+            self._ledger = Ledger(retention.log, self.now)
+            self._heard.listen(self, self._ledger.hear)
+        check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
+        several = tuple(tiers)
+        self.tiers: Tiers | None = None
+        if several:
+            from streaminfer.caching.tiered import Tiers  # noqa: PLC0415 - only with tiers
+
+            self.tiers = Tiers(several, self, ttl_ns=ttl_ns, stale_ns=stale_ns, policy=retention, ledger=self._ledger)
         self.swept_by(None)
 
     def wrap(self, inner: Any) -> Any:
@@ -116,7 +177,8 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
             The same kind. Its ``key_of`` gives the key of a request or call.
 
         Raises:
-            TypeError: a backend, which answers whole batches: the cache stands before the batcher.
+            TypeError: a backend, which answers whole batches: the cache stands before the batcher. With tiers: a sync
+                function, or something that another process would not find again, for want of a ``fingerprint``.
             MissingExtra: xxhash is not installed.
         """
         from streaminfer.caching.cache_layer import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
@@ -124,7 +186,7 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = Flights()
-        return put_in_front(self, inner, self._flights)
+        return put_in_front(self, inner, self._flights, secret=self._secret)
 
     @property
     def flights(self) -> Any:
@@ -138,11 +200,11 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
 
     def values(self) -> ValuesView[Any]:
         """The fresh values; iterating goes over a snapshot and counts as no use."""
-        return _Values(self)
+        return FreshValues(self)
 
     def items(self) -> ItemsView[Any, Any]:
         """The fresh keys and values; iterating goes over a snapshot and counts as no use."""
-        return _Items(self)
+        return FreshItems(self)
 
     def pop(self, key: Any, default: Any = _NOTHING) -> Any:
         """Removes a fresh entry and returns its value; counts as no use.
@@ -174,7 +236,7 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         Args:
             key: hashable.
             value: anything.
-            ttl_s: how long it is fresh, seconds ≥ 0; ``None``: the cache's.
+            ttl_s: how long it is fresh, seconds ≥ 0; ``None``: the cache's. At most what the policy allows its class.
             size: its bytes, ≥ 0; ``None``: measured.
             tags: words to erase it by.
             subject: whose data it is, to erase it by.
@@ -185,9 +247,12 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        ttl_ns = -1 if ttl_s is None else _duration_ns("ttl_s", ttl_s)
+        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=_MOST_BYTES)
-        return self.store(key, value, ttl_ns, weight, _labels(subject, tags))
+        labels = labels_of(subject, tags)
+        if self._policy is not None:
+            ttl_ns, labels = self._governed(ttl_ns, labels, 0)
+        return self.store(key, value, ttl_ns, weight, labels)
 
     def put_negative(
         self,
@@ -212,30 +277,47 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
         Returns:
             Whether it was kept.
         """
-        return self.store_negative(
-            key, error, -1 if ttl_s is None else _duration_ns("ttl_s", ttl_s), _labels(subject, tags)
-        )
+        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
+        labels = labels_of(subject, tags)
+        if self._policy is not None:
+            if ttl_ns < 0:
+                ttl_ns = duration_ns("negative_ttl_s", self.negative_ttl_s)
+            ttl_ns = min(ttl_ns, max_age_ns(self._policy.rule(() if labels is None else labels[1])))
+            _, labels = self._governed(0, labels, 0)
+        return self.store_negative(key, error, ttl_ns, labels)
 
-    def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes every entry of a subject, or with a tag: fresh, stale or a failure.
+    def erase(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
+        """Removes every entry of a subject, or with a tag: fresh, stale or a failure; also from the tiers.
 
         Takes time in proportion to what the cache holds: about 5 ms for a million entries.
+
+        The tiers are erased whether or not the result is awaited, and the subject's keys are destroyed. A tier that
+        fails is tried again until it is done; until then none of what it has of the subject, or with the tag, is used.
+        Called in a thread without an event loop while the tiers run, it waits for them.
 
         Args:
             subject: whose.
             tag: which; give one of the two.
 
         Returns:
-            How many went.
+            How many went, an ``int``: from memory; awaited, from the tiers as well, with a count for each and what
+            failed.
 
         Raises:
             TypeError: neither or both, or no string.
         """
-        if (subject is None) == (tag is None):
-            raise TypeError("erase: expected a subject or a tag, got " + ("neither" if tag is None else "both"))
-        for name, word in (("subject", subject), ("tag", tag)):
-            check_instance(name, word, lambda it: it is None or isinstance(it, str), "a string")
-        return self.erase_labelled(None if subject is None else str(subject), None if tag is None else str(tag))
+        from streaminfer.caching.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
+
+        subject, tag = check_selection(subject, tag)
+        if self.tiers is not None:
+            return self.tiers.erase(subject, tag, partial(self._erase_memory, subject, tag))
+        return Erasure({"memory": self._erase_memory(subject, tag)}, {}, True)
+
+    def _erase_memory(self, subject: str | None, tag: str | None) -> int:
+        count: int = self.erase_labelled(subject, tag)
+        if self._ledger is not None:
+            self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
+        return count
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Tells ``listener`` each :class:`CacheEvent` from now on: evictions, expiries, erasures.
@@ -293,7 +375,7 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
 
     @property
     def ttl_s(self) -> float | None:
-        """How long an entry is fresh; ``None``: for good."""
+        """How long an entry is fresh; ``None``: for good, or as long as the policy allows."""
         return self._settings[2]
 
     @property
@@ -353,7 +435,38 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
 
         sweeper.wake(self, at_ns)
 
+    def sweep(self, now_ns: int, limit: int) -> int:
+        """Frees what is due, and has it recorded where the policy has a log; for who sweeps."""
+        next_ns = super().sweep(now_ns, limit)
+        if self._ledger is not None:
+            self._ledger.flush()
+        return next_ns
+
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
+        """How long a value is fresh: as asked, or as the cache says, but never longer than the policy allows."""
+        ttl_ns: int = self._settings[6] if ttl_s is None else duration_ns("ttl_s", ttl_s)
+        if self._policy is None:
+            return ttl_ns
+        return min(ttl_ns, max_age_ns(self._policy.rule(tags)) - self._settings[7])
+
+    def keep_aged(self, key: Any, found: Found, left_ns: int, age_ns: int) -> None:
+        """Keeps what a tier had for the time that it has left."""
+        labels = labels_of(found.subject, found.tags)
+        if self._policy is not None:
+            _, labels = self._governed(0, labels, age_ns)
+        self.store(key, found.value, left_ns, -1, labels)
+
+    def _governed(self, ttl_ns: int, labels: Labels, age_ns: int) -> tuple[int, Labels]:
+        """A time within the policy, and labels with class and instant: what the inventory is made of."""
+        policy = self._policy
+        assert policy is not None  # noqa: S101 - or nobody calls this
+        subject, tags = (None, ()) if labels is None else labels[:2]
+        rule = policy.rule(tags)
+        longest_ns = max(max_age_ns(rule) - self._settings[7] - age_ns, 0)
+        ttl_ns = min(self._settings[6] if ttl_ns < 0 else ttl_ns, longest_ns)
+        return ttl_ns, (subject, tags, rule.data_class, self.now() - age_ns)
 
     def tell(self) -> None:
         """Tells and frees what was noted; operations do so themselves."""
@@ -373,51 +486,3 @@ class EdgeCache(_Table, MutableMapping[Any, Any]):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
-
-
-class _Values(ValuesView[Any]):
-    """Values without their being used."""
-
-    __slots__ = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._mapping.snapshot(1))  # type: ignore[attr-defined]
-
-    def __contains__(self, value: object) -> bool:
-        return any(held is value or held == value for held in self)
-
-
-class _Items(ItemsView[Any, Any]):
-    """Keys and values without their being used."""
-
-    __slots__ = ()
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        flat = iter(self._mapping.snapshot(2))  # type: ignore[attr-defined]
-        return zip(flat, flat, strict=True)
-
-    def __contains__(self, item: object) -> bool:
-        if not (isinstance(item, tuple) and len(item) == 2):
-            return False
-        held = self._mapping.peek(item[0], _NOTHING)  # type: ignore[attr-defined]
-        return held is item[1] or (held is not _NOTHING and bool(held == item[1]))
-
-
-def _duration_ns(name: str, seconds: object, *, positive: bool = False) -> int:
-    """Whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
-    return round(min(check_duration(name, seconds, positive=positive), _LONGEST_S) * 1e9)
-
-
-def _labels(subject: object, tags: Any) -> tuple[str | None, tuple[str, ...]] | None:
-    """Plain strings, whose comparison runs no code of the caller's."""
-    if subject is None and not tags:
-        return None
-    if subject is not None and not isinstance(subject, str):
-        raise TypeError(expected("subject", "a string or None", subject))
-    if isinstance(tags, str):
-        raise TypeError(expected("tags", "several strings, as in a tuple", tags))
-    words = tuple(tags)
-    for word in words:
-        if not isinstance(word, str):
-            raise TypeError(expected("tags", "strings", word))
-    return None if subject is None else str(subject), tuple(map(str, words))

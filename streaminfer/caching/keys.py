@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer._extras import require
-from streaminfer._validation import check_instance, expected
+from streaminfer._validation import check_instance
 from streaminfer.caching._keys_cy import KeyMaker
 
-__all__ = ["content_key", "key_maker"]
+__all__ = ["check_secret", "content_key", "key_maker"]
 
 _ENCODING = b"streaminfer key 1"  # changes with the encoding: keys made otherwise must not meet
 _CONTEXT = "streaminfer 2025 content_key"
@@ -112,8 +112,17 @@ def _keyed(secret: bytes) -> Callable[[Any], bytes]:
 def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:
     for name, value in (("model", model), ("version", version), ("preprocessing", preprocessing)):
         check_instance(name, value, lambda it: isinstance(it, str), "a string")
-    if secret is not None:
-        what = f"at least {_SHORTEST_SECRET} bytes, or None"
-        check_instance("secret", secret, lambda it: isinstance(it, bytes), what)
-        if len(secret) < _SHORTEST_SECRET:
-            raise ValueError(expected("secret", what, f"{len(secret)} bytes"))  # not the secret itself
+    check_secret(secret)
+
+
+def check_secret(secret: Any) -> None:
+    """Whether it is one, or none; messages do not show it.
+
+    Raises:
+        TypeError, ValueError: it is too short, or something else.
+    """
+    what = f"secret: expected at least {_SHORTEST_SECRET} bytes, or None"
+    if secret is not None and not isinstance(secret, bytes):
+        raise TypeError(f"{what}, got {type(secret).__name__}")
+    if secret is not None and len(secret) < _SHORTEST_SECRET:
+        raise ValueError(f"{what}, got {len(secret)} bytes")

@@ -17,18 +17,17 @@ a value waits for no lock.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import threading
 import time
 import weakref
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["GRAIN_S", "THREAD", "LoopSweep", "SweepThread", "Swept"]
-
-_LOGGER = logging.getLogger("streaminfer.caching")
 
 GRAIN_S = 0.1
 _GRAIN_NS = round(GRAIN_S * 1e9)
@@ -131,7 +130,10 @@ class SweepThread:
         try:
             return look_after(cache)
         except Exception:
-            _LOGGER.exception("a cache could not be swept; it is tried again when the next entry asks for it")
+            import logging  # noqa: PLC0415 - a cache that can be swept does without
+
+            logger = logging.getLogger("streaminfer.caching")
+            logger.exception("a cache could not be swept; it is tried again when the next entry asks for it")
             return _NEVER
 
     def forget(self) -> None:

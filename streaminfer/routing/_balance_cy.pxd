@@ -1,25 +1,12 @@
 cimport cython
+from streaminfer.routing._slot_cy cimport Slot as CSlot
 
 cdef int _FREE, _ACTIVE, _TRIAL, _EJECTED, _DRAINING
 cdef int _SUCCESS, _FAILURE, _REFUSED
-cdef double _NEWEST, _PEAK, _MOST, _OUTCOME, _LEAST_SUCCESS, _LEAST_RAMP, _RETRY_SHARE, _RETRY_BURST, _UNIT
+cdef double _OUTCOME, _RETRY_SHARE, _RETRY_BURST, _UNIT
 cdef long long _ENOUGH, _SLOTS, _PLACES, _GENERATIONS
 cdef int _SLOT_BITS, _GENERATION_BITS
 cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
-
-@cython.final
-cdef class Slot:
-    cdef readonly int state
-    cdef readonly double weight, penalty, latency_ns, per_place_ns, success
-    cdef readonly long long in_flight, chosen, succeeded, failed, refused, ejections, until_ns
-    cdef readonly int zone
-    cdef unsigned long long key
-    cdef double share, places
-    cdef long long level, samples, failures_in_a_row, generation, heard_ns, busy_ns, since_ns, trial_ns
-    cdef bint slowly, trial_out
-
-    cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
-    cdef void forget(self, long long now_ns) noexcept
 
 @cython.final
 cdef class Balance:
@@ -29,23 +16,24 @@ cdef class Balance:
     cdef unsigned long long _random
     cdef list _slots
 
-    @cython.locals(number=Py_ssize_t, slot=Slot)
+    @cython.locals(number=Py_ssize_t, slot=CSlot)
     cpdef Py_ssize_t add(
         self, double weight, double penalty, int zone, unsigned long long key, bint slowly, long long now_ns
     ) except -1
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cpdef object drain(self, Py_ssize_t number)
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cpdef object remove(self, Py_ssize_t number)
 
+    @cython.locals(slot=CSlot)
     cpdef double ramp(self, Py_ssize_t number, long long now_ns) except -1.0
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cpdef object begin(self, long long now_ns)
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cpdef object settle(self, long long now_ns)
 
     @cython.locals(best=Py_ssize_t, at_home=Py_ssize_t)
@@ -54,67 +42,52 @@ cdef class Balance:
     @cython.locals(best=Py_ssize_t)
     cpdef long long choose_for_stream(self, unsigned long long key, long long now_ns) except *
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=Slot)
+    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=CSlot)
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=Slot)
+    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=CSlot)
     cpdef Py_ssize_t best(self, unsigned long long excluded, long long now_ns) except -2
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cpdef long long expected_ns(self, Py_ssize_t number, long long now_ns) except *
 
     cpdef bint may_retry(self) except -1
 
-    @cython.locals(slot=Slot, current=bint)
+    @cython.locals(slot=CSlot, current=bint)
     cpdef object done(self, long long token, int outcome, long long duration_ns, long long now_ns)
 
-    @cython.locals(slot=Slot)
+    @cython.locals(slot=CSlot)
     cdef long long _take(self, Py_ssize_t number, long long now_ns) noexcept
 
-    cdef void _succeeded(self, Slot slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _failed(self, Slot slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _settle(self, Slot slot, long long now_ns) noexcept
+    cdef void _succeeded(self, CSlot slot, long long duration_ns, long long places, long long now_ns) noexcept
+    cdef void _failed(self, CSlot slot, long long duration_ns, long long places, long long now_ns) noexcept
+    cdef void _settle(self, CSlot slot, long long now_ns) noexcept
 
     @cython.locals(
-        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=Slot)
+        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CSlot)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
-    @cython.locals(elapsed_ns=cython.longlong, part=double)
-    cdef double _ramp(self, Slot slot, long long now_ns) noexcept
-
-    @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=Slot)
+    @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CSlot)
     cdef Py_ssize_t _pick(self, bint own, long long now_ns) noexcept
 
-    @cython.locals(slot=Slot, left=double, last=Py_ssize_t, number=Py_ssize_t)
+    @cython.locals(slot=CSlot, left=double, last=Py_ssize_t, number=Py_ssize_t)
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
     cdef double _random_unit(self) noexcept
 
-    @cython.locals(one=Slot, other=Slot)
+    @cython.locals(one=CSlot, other=CSlot, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
 
-    @cython.locals(success=double, expected=double)
-    cdef double _cost(self, Slot slot, long long now_ns) noexcept
+    @cython.locals(others=cython.longlong, slower=cython.longlong, other=CSlot)
+    cdef bint _is_outlier(self, CSlot slot) noexcept
 
-    @cython.locals(per_place_ns=double, expected_ns=double, silent_ns=cython.longlong)
-    cdef double _expected(self, Slot slot, long long now_ns) noexcept
-
-    @cython.locals(decays=double)
-    cdef double _remembered(self, Slot slot, long long now_ns) noexcept
-
-    @cython.locals(newest=double, by_time=double)
-    cdef void _learn(self, Slot slot, double duration_ns, double places, long long now_ns) noexcept
-
-    @cython.locals(others=cython.longlong, slower=cython.longlong, other=Slot)
-    cdef bint _is_outlier(self, Slot slot) noexcept
-
-    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=Slot)
-    cdef bint _took_too_long(self, Slot slot, double duration_ns) noexcept
+    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CSlot)
+    cdef bint _took_too_long(self, CSlot slot, double duration_ns) noexcept
 
     @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
-    cdef void _eject(self, Slot slot, long long now_ns) noexcept
+    cdef void _eject(self, CSlot slot, long long now_ns) noexcept
 
-    @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=Slot)
+    @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CSlot)
     cdef Py_ssize_t _least_bad(self, Py_ssize_t excluded, long long now_ns) noexcept
 
 cdef unsigned long long _mixed(unsigned long long value) noexcept

@@ -5,23 +5,8 @@
 expected to answer sooner is asked. To compare all of them is better for a single process, which knows all that is in
 flight; of several processes, each of which knows its own requests alone, all would run to the same best replica.
 
-**What is compared** is Prequal's pair of signals (Wydrowski et al., NSDI 2024), requests in flight and the latency at
-that number in flight. There are no probes of their own: every request that ends is one. It brings its latency and how
-many were in flight when it was sent; their averages give the time that one place in flight costs, so that the latency
-at the present number in flight is::
-
-    expected = latency / in_flight_then · (in_flight_now + 1)
-
-which is right for a queue in front of one worker, and for batching and parallel replicas near their usual load. It is
-divided by the share of calls that succeeded (a replica that fails at once must not look fast) and by the weight, and
-multiplied by the penalty of the replica's zone.
-
-*Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and what is not heard of is forgotten: the estimate
-of a replica that is not asked goes back to the mean of the fleet within some ``decay_ns``, so that it is asked again.
-Two things differ. A single slow answer does not become the estimate (with service times that vary, the peak of a busy
-good replica is as high as a rarely asked slow one), it counts four times an ordinary one. And *silence* counts: a
-replica that owes answers and has given none for longer than expected is as slow as its silence. So a hang is seen
-before anything ends.
+**What is compared** is how long each is expected to take for it, by what is known of it (``_slot_cy``), over its
+weight and times the penalty of its zone.
 
 **Zones.** Two candidates come from the own zone, and two from the others, by weight over penalty. An answer from
 another zone must be expected sooner by the factor of its penalty. So traffic stays at home until home is that much
@@ -54,10 +39,10 @@ from __future__ import annotations
 
 from math import log
 
+from streaminfer.routing._slot_cy import ACTIVE, DRAINING, EJECTED, FREE, TRIAL, Slot
+
 __all__ = ["ACTIVE", "DRAINING", "EJECTED", "FAILURE", "FREE", "NEUTRAL", "REFUSED", "SUCCESS", "TRIAL", "Balance"]
 
-FREE, ACTIVE, TRIAL, EJECTED, DRAINING = range(5)
-"""States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
 SUCCESS, FAILURE, REFUSED, NEUTRAL = range(4)
 """What became of a request; ``REFUSED``: the replica had no place, ``NEUTRAL``: it says nothing, or was cut off."""
 
@@ -70,12 +55,7 @@ _DRAINING = DRAINING
 _SUCCESS = SUCCESS
 _FAILURE = FAILURE
 _REFUSED = REFUSED
-_NEWEST = 0.03125  # the least weight of a new sample once there are many
-_PEAK = 4.0  # how much more a sample counts that is above the estimate
-_MOST = 0.25  # the most that one counts
 _OUTCOME = 0.125  # the weight of the newest outcome in the share that succeeded
-_LEAST_SUCCESS = 0.02
-_LEAST_RAMP = 0.1
 _ENOUGH = 8  # samples by which a latency is judged
 _RETRY_SHARE = 0.2
 _RETRY_BURST = 10.0
@@ -89,95 +69,6 @@ _STEP = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _UNIT = 2.0**-53
-
-
-class Slot:
-    """What is known of one replica; written by :class:`Balance` alone.
-
-    Attributes:
-        state: one of the states of the module.
-        weight: as given.
-        penalty: 1.0: the own zone.
-        zone: number of the zone.
-        in_flight: requests chosen and not done.
-        latency_ns: decaying mean of the latency of successful requests.
-        per_place_ns: latency over the number in flight, of the same requests.
-        success: decaying share of outcomes that were successes.
-        chosen: requests given to it since it was added.
-        succeeded: how many of them were answered.
-        failed: how many failed.
-        refused: how many it had no place for.
-        ejections: how often it was ejected.
-        until_ns: end of the ejection.
-    """
-
-    __slots__ = (
-        "busy_ns",
-        "chosen",
-        "ejections",
-        "failed",
-        "failures_in_a_row",
-        "generation",
-        "heard_ns",
-        "in_flight",
-        "key",
-        "latency_ns",
-        "level",
-        "penalty",
-        "per_place_ns",
-        "places",
-        "refused",
-        "samples",
-        "share",
-        "since_ns",
-        "slowly",
-        "state",
-        "succeeded",
-        "success",
-        "trial_ns",
-        "trial_out",
-        "until_ns",
-        "weight",
-        "zone",
-    )
-
-    def __init__(self) -> None:
-        self.state = _FREE
-        self.in_flight = 0
-        self.generation = 0
-        self.reset(1.0, 1.0, 0, 0, 0)
-
-    def reset(self, weight: float, penalty: float, zone: int, key: int, now_ns: int) -> None:
-        """Another replica, of which nothing is known."""
-        self.weight = weight
-        self.penalty = penalty
-        self.zone = zone
-        self.key = key
-        self.share = 0.0
-        self.level = 0
-        self.ejections = 0
-        self.chosen = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.refused = 0
-        self.until_ns = 0
-        self.slowly = False
-        self.forget(now_ns)
-
-    def forget(self, now_ns: int) -> None:
-        """What was measured, and what is still in flight, says nothing about now."""
-        self.generation = (self.generation + 1) & _GENERATIONS
-        self.trial_out = False
-        self.trial_ns = now_ns
-        self.samples = 0
-        self.latency_ns = 0.0
-        self.places = 0.0
-        self.per_place_ns = 0.0
-        self.success = 1.0
-        self.failures_in_a_row = 0
-        self.heard_ns = now_ns
-        self.busy_ns = now_ns
-        self.since_ns = now_ns
 
 
 class Balance:
@@ -308,7 +199,8 @@ class Balance:
 
     def ramp(self, number: int, now_ns: int) -> float:
         """Which share of its weight it has: 1.0, or less while it starts slowly."""
-        return self._ramp(self._slots[number], now_ns)
+        slot = self._slots[number]
+        return slot.ramp(now_ns, self._slow_start_ns)
 
     def begin(self, now_ns: int) -> None:
         """Another clock: what is known so far is of no use; for a fleet that has not been asked."""
@@ -384,7 +276,7 @@ class Balance:
             if slot.state in (_FREE, _DRAINING) or (number < 62 and (excluded >> number) & 1):
                 continue
             is_out = slot.state == _EJECTED and now_ns < slot.until_ns
-            cost = self._cost(slot, now_ns)
+            cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)
             if best < 0 or (out and not is_out) or (out == is_out and cost < least):
                 best = number
                 least = cost
@@ -394,7 +286,7 @@ class Balance:
     def expected_ns(self, number: int, now_ns: int) -> int:
         """What the next request is expected to take there, in nanoseconds; 0: not known."""
         slot = self._slots[number]
-        return int(self._expected(slot, now_ns))
+        return int(slot.expected(now_ns, self._mean_ns, self._decay_ns))
 
     def may_retry(self) -> bool:
         """Whether one more request may be asked a second time; takes the permission.
@@ -457,7 +349,7 @@ class Balance:
     def _succeeded(self, slot: Slot, duration_ns: int, places: int, now_ns: int) -> None:
         slot.failures_in_a_row = 0
         slot.success += (1.0 - slot.success) * _OUTCOME
-        self._learn(slot, duration_ns, places, now_ns)
+        slot.learn(duration_ns, places, now_ns, self._decay_ns)
         if slot.state == _TRIAL:
             slot.state = _ACTIVE
             slot.slowly = self._slow_start_ns > 0
@@ -469,7 +361,7 @@ class Balance:
         slot.failures_in_a_row += 1
         slot.success -= slot.success * _OUTCOME
         if slot.samples and duration_ns > slot.latency_ns:
-            self._learn(slot, duration_ns, places, now_ns)  # it would have taken at least so long
+            slot.learn(duration_ns, places, now_ns, self._decay_ns)  # it would have taken at least so long
         slot.heard_ns = now_ns
         if slot.state == _TRIAL or (slot.state == _ACTIVE and 0 < self._consecutive_failures <= slot.failures_in_a_row):
             self._eject(slot, now_ns)
@@ -502,7 +394,7 @@ class Balance:
                 if slot.samples:
                     known += 1
                     total_ns += slot.per_place_ns
-                if not (slot.slowly and slowly) or self._random_unit() < self._ramp(slot, now_ns):
+                if not (slot.slowly and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
             elif slot.state == _TRIAL and not slot.trial_out:
                 slot.share = slot.weight
@@ -516,16 +408,6 @@ class Balance:
         self._mean_ns = total_ns / known if known else 0.0
         self._own = own
         self._others = others
-
-    def _ramp(self, slot: Slot, now_ns: int) -> float:
-        if not slot.slowly:
-            return 1.0
-        elapsed_ns = now_ns - slot.since_ns
-        if elapsed_ns >= self._slow_start_ns:
-            slot.slowly = False
-            return 1.0
-        part = 1.0 * elapsed_ns / self._slow_start_ns  # of whole numbers, compiled, it would be a whole number
-        return part if part > _LEAST_RAMP else _LEAST_RAMP
 
     def _pick(self, own: bool, now_ns: int) -> int:
         """The cheapest of so many that are drawn at home, or elsewhere; -1: there is none."""
@@ -568,52 +450,9 @@ class Balance:
             return second
         one = self._slots[first]
         other = self._slots[second]
-        return second if self._cost(other, now_ns) < self._cost(one, now_ns) else first
-
-    def _cost(self, slot: Slot, now_ns: int) -> float:
-        success = slot.success
-        if success < 1.0:
-            success = 1.0 - (1.0 - success) * self._remembered(slot, now_ns)
-            if success < _LEAST_SUCCESS:
-                success = _LEAST_SUCCESS
-        # where nothing is known yet, what counts is who has least to do
-        expected = self._expected(slot, now_ns)
-        return (expected if expected > 0.0 else slot.in_flight + 1.0) * slot.penalty / (success * slot.weight)
-
-    def _expected(self, slot: Slot, now_ns: int) -> float:
-        per_place_ns = self._mean_ns
-        if slot.samples:
-            per_place_ns = slot.per_place_ns
-            if per_place_ns > self._mean_ns:
-                per_place_ns = self._mean_ns + (per_place_ns - self._mean_ns) * self._remembered(slot, now_ns)
-        expected_ns = per_place_ns * (slot.in_flight + 1)
-        if slot.in_flight:
-            silent_ns = now_ns - (slot.heard_ns if slot.heard_ns > slot.busy_ns else slot.busy_ns)
-            if silent_ns > expected_ns > 0.0:
-                expected_ns = silent_ns
-        return expected_ns
-
-    def _remembered(self, slot: Slot, now_ns: int) -> float:
-        """How much of what is known of it still counts: 1.0 where it was heard of just now."""
-        decays = 1.0 * (now_ns - slot.heard_ns) / self._decay_ns
-        if decays <= 0.0:
-            return 1.0
-        return 1.0 / ((1.0 + decays) * (1.0 + decays))
-
-    def _learn(self, slot: Slot, duration_ns: float, places: float, now_ns: int) -> None:
-        slot.samples += 1
-        newest = 1.0 / slot.samples if slot.samples < 1.0 / _NEWEST else _NEWEST
-        by_time = (now_ns - slot.heard_ns) / (1.0 * self._decay_ns + (now_ns - slot.heard_ns))
-        if by_time > newest:
-            newest = by_time
-        if duration_ns > slot.per_place_ns * places and slot.samples > _ENOUGH:
-            newest *= _PEAK
-        if newest > _MOST and slot.samples > 4:
-            newest = _MOST
-        slot.latency_ns += (duration_ns - slot.latency_ns) * newest
-        slot.places += (places - slot.places) * newest
-        slot.per_place_ns = slot.latency_ns / slot.places
-        slot.heard_ns = now_ns
+        mean_ns = self._mean_ns
+        decay_ns = self._decay_ns
+        return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
 
     def _is_outlier(self, slot: Slot) -> bool:
         """Slower by the factor than more than half of the others in its zone, and not since it has more to do."""

@@ -16,16 +16,7 @@ from streaminfer.request import Request, Response
 if TYPE_CHECKING:
     from streaminfer.routing.replicas import Replicas
 
-__all__ = ["Place", "Replica", "number_of"]
-
-
-def number_of(name: str, value: object, what: str, least: float, *, inclusive: bool = True) -> float:
-    """A real number ≥ ``least``, or above it, and finite.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    return check_number(name, value, what, lambda it: least < it < math.inf or (inclusive and it == least))
+__all__ = ["Place", "Replica"]
 
 
 def _check_name(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
@@ -37,7 +28,7 @@ def _check_service(_: Any, attribute: attrs.Attribute[Any], value: object) -> No
 
 
 def _check_weight(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
-    number_of(attribute.name, value, "a finite number above 0", 0.0, inclusive=False)
+    check_number(attribute.name, value, "a finite number above 0", lambda it: 0.0 < it < math.inf)
 
 
 @attrs.frozen

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request, Response, timeout_ns
@@ -30,7 +31,7 @@ from streaminfer.routing._balance_cy import (
     TRIAL,
     Balance,
 )
-from streaminfer.routing.replica import Place, Replica, number_of
+from streaminfer.routing.replica import Place, Replica
 from streaminfer.routing.replica_statistics import ReplicasStatistics, ReplicaStatistics
 
 __all__ = ["Replica", "Replicas"]
@@ -106,12 +107,10 @@ class Replicas:
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._penalties, self._usual_penalty = _penalties(zone_penalty)
-        share = number_of("max_ejected", max_ejected, "a share from 0 to 1", 0.0)
-        if share > 1.0:
-            raise ValueError(expected("max_ejected", "a share from 0 to 1", max_ejected))
+        share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
-            factor = number_of("latency_factor", latency_factor, "a number above 1, or None", 1.0, inclusive=False)
+            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", _above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = _duration_ns("eject_s", eject_s)
         self._balance = Balance(
@@ -423,9 +422,13 @@ def _stream_key(stream_id: Hashable) -> int:
 def _penalties(given: object) -> tuple[dict[str, float], float]:
     what = "a finite number above 1, or a mapping of zone to such numbers"
     if not isinstance(given, Mapping):
-        return {}, number_of("zone_penalty", given, what, 1.0, inclusive=False)
-    checked = {zone: number_of("zone_penalty", value, what, 1.0, inclusive=False) for zone, value in given.items()}
+        return {}, check_number("zone_penalty", given, what, _above_1)
+    checked = {zone: check_number("zone_penalty", value, what, _above_1) for zone, value in given.items()}
     return checked, 2.0
+
+
+def _above_1(number: float) -> bool:
+    return 1.0 < number < math.inf
 
 
 def _duration_ns(name: str, seconds: object, *, positive: bool = True) -> int:

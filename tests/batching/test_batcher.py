@@ -1,7 +1,6 @@
 """The live batcher in virtual time: what callers get, when, and what the counters say."""
 
 import asyncio
-import functools
 import gc
 import inspect
 import time
@@ -11,21 +10,9 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.testing import HANG, ScriptedBackend, run
+from streaminfer.testing import HANG, ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
-
-
-def virtual(test):
-    """Runs an async test in virtual time."""
-
-    @functools.wraps(test)
-    def runner(*args, **kwargs):
-        return run(lambda loop: test(loop, *args, **kwargs))
-
-    signature = inspect.signature(test)
-    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    return runner
 
 
 def double(x):
@@ -47,7 +34,6 @@ def counted(batcher):
 # -- functions ------------------------------------------------------------------------------------------------------
 
 
-@virtual
 async def test_callers_of_one_turn_share_a_batch(loop):
     seen = []
     batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy")
@@ -58,7 +44,6 @@ async def test_callers_of_one_turn_share_a_batch(loop):
     assert (s.batches, s.batch_sizes, s.released, s.mean_batch_size) == (1, {3: 1}, {"idle_worker": 1}, 3.0)
 
 
-@virtual
 async def test_batches_never_pass_the_cap(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
     predict = batcher.wrap(double)
@@ -67,7 +52,6 @@ async def test_batches_never_pass_the_cap(loop):
     assert counted(batcher).released == {"full": 2, "idle_worker": 1}
 
 
-@virtual
 async def test_async_functions_and_lists(loop):
     async def batch_function(rows):
         assert type(rows) is list
@@ -78,7 +62,6 @@ async def test_async_functions_and_lists(loop):
     assert await settle(predict("a"), predict(["x", "y"]), predict({"k": 1, "l": 2, "m": 3})) == [1, 2, 3]
 
 
-@virtual
 async def test_a_callable_object_and_a_bound_method_are_functions(loop):
     class Model:
         async def __call__(self, x):
@@ -98,7 +81,6 @@ def test_the_wrapped_function_is_a_coroutine_function_with_the_name_of_the_origi
     assert list(inspect.signature(predict).parameters) == ["x", "timeout_s", "priority", "stream_id", "tenant", "key"]
 
 
-@virtual
 async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False)
     predict = batcher.wrap(lambda rows: [ValueError(row) if row == "bad" else row for row in rows])
@@ -109,7 +91,6 @@ async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
     assert (s.answered, s.failed) == (2, 1)
 
 
-@virtual
 async def test_a_failing_function_fails_its_batch_and_no_other(loop):
     def explode(x):
         if 13.0 in x:
@@ -128,7 +109,6 @@ async def test_a_failing_function_fails_its_batch_and_no_other(loop):
     assert counted(batcher).failed == 2
 
 
-@virtual
 async def test_own_errors_pass_through_as_copies(loop):
     def refuse(x):
         raise si.Overloaded("the model says so", retry_after_s=3.0)
@@ -153,7 +133,6 @@ async def test_own_errors_pass_through_as_copies(loop):
         ((x for x in range(2)), "expected a sequence of 2 results, one per row, got generator"),
     ],
 )
-@virtual
 async def test_impossible_results_are_reported_to_that_batch_only(loop, results, says):
     answers = [results, [1, 2]]
     batcher = si.AdaptiveBatcher(max_batch_size=2)
@@ -166,7 +145,6 @@ async def test_impossible_results_are_reported_to_that_batch_only(loop, results,
     counted(batcher)
 
 
-@virtual
 async def test_rows_of_different_kinds_never_share_a_batch(loop):
     shapes = []
     predict = si.AdaptiveBatcher(max_batch_size=8).wrap(lambda x: shapes.append((x.shape, str(x.dtype))) or list(x))
@@ -178,7 +156,6 @@ async def test_rows_of_different_kinds_never_share_a_batch(loop):
     ]  # fmt: skip
 
 
-@virtual
 async def test_what_cannot_be_stacked_fails_alone_and_before_it_is_queued(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=8)
     predict = batcher.wrap(double)
@@ -191,7 +168,6 @@ async def test_what_cannot_be_stacked_fails_alone_and_before_it_is_queued(loop):
 # -- deadlines ------------------------------------------------------------------------------------------------------
 
 
-@virtual
 async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
     backend = ScriptedBackend(duration_s=1.0)
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
@@ -211,7 +187,6 @@ async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
     assert (s.expired, s.running, s.waiting) == (3, 0, 0)
 
 
-@virtual
 async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
     predict = si.AdaptiveBatcher(max_batch_size=1, slo_s=0.05, clock=loop.clock).wrap(lambda x: asyncio.sleep(1.0, [1]))
     with pytest.raises(si.DeadlineExceeded):
@@ -222,14 +197,12 @@ async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
     assert loop.now_ns == 60_000_000
 
 
-@virtual
 async def test_without_deadline_a_request_waits_as_long_as_it_takes(loop):
     predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: asyncio.sleep(3600.0, [7]))
     assert await predict(1.0) == 7
     assert loop.time() == 3600.0
 
 
-@virtual
 async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
@@ -242,7 +215,6 @@ async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
     assert counted(batcher).expired == 1
 
 
-@virtual
 async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(loop):
     backend = ScriptedBackend(HANG)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -259,7 +231,6 @@ async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(l
     assert counted(batcher).abandoned_batches == 2
 
 
-@virtual
 async def test_one_alarm_serves_all_deadlines_and_none_is_left_when_idle(loop):
     backend = ScriptedBackend(duration_s=0.010)
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.05, clock=loop.clock)
@@ -272,7 +243,6 @@ async def test_one_alarm_serves_all_deadlines_and_none_is_left_when_idle(loop):
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
 
 
-@virtual
 async def test_deadline_bounds_what_the_backend_is_told(loop):
     backend = ScriptedBackend()
     service = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock).wrap(backend)
@@ -281,7 +251,6 @@ async def test_deadline_bounds_what_the_backend_is_told(loop):
     assert [batch.deadline_ns for batch in backend.batches] == [3000, None]
 
 
-@virtual
 async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(loop):
     def slow(x):
         loop.now_ns += 80_000_000  # a function that holds the loop up
@@ -299,7 +268,6 @@ async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(
 # -- overload and priority ------------------------------------------------------------------------------------------
 
 
-@virtual
 async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=4, clock=loop.clock)
@@ -319,7 +287,6 @@ async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
 
 
 @pytest.mark.parametrize("inline", [True, False])
-@virtual
 async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop, inline):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=16, clock=loop.clock)
@@ -330,7 +297,6 @@ async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop,
     assert counted(batcher).answered == 100 - refused
 
 
-@virtual
 async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(loop):
     service = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock).wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(0.0)))]
@@ -345,7 +311,6 @@ async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(
     await settle(*calls)
 
 
-@virtual
 async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=2, clock=loop.clock)
@@ -371,7 +336,6 @@ async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
     assert counted(batcher).overloaded == 3
 
 
-@virtual
 async def test_max_in_flight_batches_run_at_once(loop):
     backend = ScriptedBackend(duration_s=0.1)
     service = si.AdaptiveBatcher(max_batch_size=2, max_in_flight=3, clock=loop.clock).wrap(backend)
@@ -380,7 +344,6 @@ async def test_max_in_flight_batches_run_at_once(loop):
     assert backend.batch_sizes == [2] * 6
 
 
-@virtual
 async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=3, policy="timer", max_queue_delay_s=0.005, clock=loop.clock)
@@ -399,7 +362,6 @@ async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
 # -- cancellation ---------------------------------------------------------------------------------------------------
 
 
-@virtual
 async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_size=2, clock=loop.clock)
@@ -417,7 +379,6 @@ async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
     assert (s.cancelled, s.answered) == (1, 3)
 
 
-@virtual
 async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
@@ -431,7 +392,6 @@ async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loo
 
 
 @pytest.mark.parametrize("turns", range(5))
-@virtual
 async def test_cancelling_every_caller_at_any_moment_frees_the_worker(loop, turns):
     backend = ScriptedBackend(HANG, HANG)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -449,7 +409,6 @@ async def test_cancelling_every_caller_at_any_moment_frees_the_worker(loop, turn
     assert (await service.call(si.Request(4.0))).outputs == 4.0
 
 
-@virtual
 async def test_cancelled_in_the_turn_of_the_delivery(loop):
     gate = loop.create_future()
 
@@ -470,7 +429,6 @@ async def test_cancelled_in_the_turn_of_the_delivery(loop):
     assert (s.cancelled, s.answered) == (1, 1)
 
 
-@virtual
 async def test_a_backend_that_cancels_itself_is_a_backend_error(loop):
     async def cancels(x):
         raise asyncio.CancelledError
@@ -482,7 +440,6 @@ async def test_a_backend_that_cancels_itself_is_a_backend_error(loop):
     assert counted(batcher).running_batches == 0
 
 
-@virtual
 async def test_inputs_are_let_go_when_a_request_ends(loop):
     class Image(np.ndarray):
         pass
@@ -509,7 +466,6 @@ async def test_inputs_are_let_go_when_a_request_ends(loop):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-@virtual
 async def test_stop_drains_or_closes(loop, drain):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=2, clock=loop.clock)
@@ -534,7 +490,6 @@ async def test_stop_drains_or_closes(loop, drain):
     assert (await service.call(si.Request(7.0))).outputs == 7.0
 
 
-@virtual
 async def test_a_drain_does_not_wait_for_company(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=50.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
@@ -545,7 +500,6 @@ async def test_a_drain_does_not_wait_for_company(loop):
     assert loop.now_ns == 10_000_000
 
 
-@virtual
 async def test_a_cancelled_drain_closes_what_is_left(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
@@ -557,7 +511,6 @@ async def test_a_cancelled_drain_closes_what_is_left(loop):
     assert [type(result) for result in await settle(*calls)] == [si.Closed] * 2
 
 
-@virtual
 async def test_a_drain_ends_when_the_last_caller_leaves(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
@@ -681,14 +634,12 @@ def test_bad_settings_are_named(arguments, error, says):
 
 
 @pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), "soon", True])
-@virtual
 async def test_bad_timeouts_fail_their_caller(loop, timeout_s):
     with pytest.raises(si.InvalidInput, match="timeout_s"):
         await si.AdaptiveBatcher(max_batch_size=2).wrap(double)(1.0, timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize("priority", [1.5, "high", None, 2**40])
-@virtual
 async def test_bad_priorities_fail_their_caller(loop, priority):
     with pytest.raises(si.InvalidInput, match="priority"):
         await si.AdaptiveBatcher(max_batch_size=2).wrap(double)(1.0, priority=priority)

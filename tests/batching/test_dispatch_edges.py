@@ -1,33 +1,20 @@
 """Dispatching at its edges: refusals of a policy, interrupts, batches given up early, the alarm."""
 
 import asyncio
-import functools
-import inspect
 
 import pytest
 
 import streaminfer as si
 from streaminfer.batching.policy import Decision
-from streaminfer.testing import HANG, ScriptedBackend, run
+from streaminfer.testing import HANG, ScriptedBackend
 
 pytestmark = pytest.mark.uncompiled
-
-
-def virtual(test):
-    @functools.wraps(test)
-    def runner(*args, **kwargs):
-        return run(lambda loop: test(loop, *args, **kwargs))
-
-    signature = inspect.signature(test)
-    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    return runner
 
 
 async def settle(*awaitables):
     return await asyncio.gather(*awaitables, return_exceptions=True)
 
 
-@virtual
 async def test_a_request_that_expired_before_the_dispatch_never_reaches_the_model(loop):
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -54,7 +41,6 @@ class RefusesOdd:
         return Decision(refuse=refuse) if refuse else Decision(send[:1], "picked")
 
 
-@virtual
 async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=1.0))
@@ -72,7 +58,6 @@ async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop)
     assert (s.refused, s.answered, s.released) == (2, 2, {"picked": 2})
 
 
-@virtual
 async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(loop):
     order = []
     predict = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(lambda x: order.append(f"batch {x[0]}") or x)
@@ -85,7 +70,6 @@ async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(
     assert order == ["batch 1", "answer 1", "batch 2", "answer 2"]
 
 
-@virtual
 async def test_a_batch_whose_only_caller_left_in_the_same_turn_is_not_released(loop):
     backend = ScriptedBackend()
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -117,7 +101,6 @@ class Blunt:
         return answer()
 
 
-@virtual
 async def test_a_backend_that_fails_before_it_awaits_anything(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     service = batcher.wrap(Blunt(KeyError("no session"), [7]))
@@ -127,7 +110,6 @@ async def test_a_backend_that_fails_before_it_awaits_anything(loop):
     assert batcher.statistics().running_batches == 0
 
 
-@virtual
 async def test_a_cancelled_error_out_of_a_function_ends_its_own_batch(loop):
     def gives_up(x):
         raise asyncio.CancelledError
@@ -142,7 +124,6 @@ async def test_a_cancelled_error_out_of_a_function_ends_its_own_batch(loop):
     assert batcher.statistics().failed == 1
 
 
-@virtual
 async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop):
     """The caller's deadline passes in the very turn in which its batch was released."""
     gate = loop.create_future()
@@ -170,7 +151,6 @@ async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop
     assert (s.running_batches, s.abandoned_batches, service._free) == (0, 1, 2)
 
 
-@virtual
 async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=5.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.010))
@@ -179,7 +159,6 @@ async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop)
     assert batcher.statistics().answered == 6
 
 
-@virtual
 async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
     class Slow(ScriptedBackend):
         def infer(self, batch):  # the part before the first await holds the loop up
@@ -192,7 +171,6 @@ async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
     assert second.timings.queued_s == 0.01
 
 
-@virtual
 async def test_assembled_is_when_the_backend_read_the_inputs(loop):
     class Late(ScriptedBackend):
         async def infer(self, batch):
@@ -204,7 +182,6 @@ async def test_assembled_is_when_the_backend_read_the_inputs(loop):
     assert (timings.assembled_s, timings.inferred_s) == (pytest.approx(0.004), pytest.approx(0.010))
 
 
-@virtual
 async def test_a_caller_that_left_in_the_turn_in_which_its_batch_failed_is_counted_as_cancelled(loop):
     gate = loop.create_future()
 
@@ -224,7 +201,6 @@ async def test_a_caller_that_left_in_the_turn_in_which_its_batch_failed_is_count
     assert (s.cancelled, s.failed) == (1, 1)
 
 
-@virtual
 async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train_nothing(loop):
     backend = ScriptedBackend(duration_s=0.1)
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
@@ -237,7 +213,6 @@ async def test_batches_that_nobody_waited_for_are_counted_as_abandoned_and_train
     assert s.batch_s == 0.0
 
 
-@virtual
 async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(loop):
     """Loops fire early by their resolution: here the clock stands a microsecond before the deadline when the alarm comes."""
 

@@ -1,9 +1,7 @@
 """The batcher at its edges, seen by its callers: restarts, drains, other loops, the bookkeeping of the queue."""
 
 import asyncio
-import functools
 import gc
-import inspect
 import random
 import weakref
 
@@ -16,16 +14,6 @@ from streaminfer.batching._ticket_cy import NEVER
 from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
-
-
-def virtual(test):
-    @functools.wraps(test)
-    def runner(*args, **kwargs):
-        return run(lambda loop: test(loop, *args, **kwargs))
-
-    signature = inspect.signature(test)
-    runner.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
-    return runner
 
 
 async def settle(*awaitables):
@@ -81,7 +69,6 @@ def test_empty_levels_are_dropped():
 # -- test_batcher.py ---------------------------------------------------------------------------------------------------
 
 
-@virtual
 async def test_a_caller_that_leaves_an_idle_batcher_takes_the_alarm_along(loop):
     service = si.AdaptiveBatcher(max_batch_size=1, slo_s=5.0, clock=loop.clock).wrap(ScriptedBackend(HANG))
     calls = [asyncio.ensure_future(service.call(si.Request(1.0))) for _ in range(2)]
@@ -94,7 +81,6 @@ async def test_a_caller_that_leaves_an_idle_batcher_takes_the_alarm_along(loop):
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
 
 
-@virtual
 async def test_a_drain_ends_when_the_last_waiting_caller_leaves(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
@@ -106,7 +92,6 @@ async def test_a_drain_ends_when_the_last_waiting_caller_leaves(loop):
     assert batcher.statistics().cancelled == 1
 
 
-@virtual
 async def test_admission_refuses_what_is_late_and_says_so(loop):
     service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(ScriptedBackend())
     late = service.admission(si.Request(1.0, deadline_ns=5), 5)
@@ -116,7 +101,6 @@ async def test_admission_refuses_what_is_late_and_says_so(loop):
     assert service.admission(si.Request(1.0), 5) == (False, "closed", 0.0, None)
 
 
-@virtual
 async def test_a_restart_brings_the_policy_back(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=0.05, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
@@ -128,7 +112,6 @@ async def test_a_restart_brings_the_policy_back(loop):
     assert loop.now_ns - before_ns == 50_000_000
 
 
-@virtual
 async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=0.1))
@@ -144,7 +127,6 @@ async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
     assert (s.cancelled, s.overloaded, s.answered) == (1, 0, 2)
 
 
-@virtual
 async def test_retry_after_counts_begun_batches_and_all_workers(loop):
     backend = ScriptedBackend(duration_s=0.1)
     service = si.AdaptiveBatcher(max_batch_size=2, max_queue_size=3, max_in_flight=2, clock=loop.clock).wrap(backend)
@@ -159,7 +141,6 @@ async def test_retry_after_counts_begun_batches_and_all_workers(loop):
     await settle(*running, *waiting)
 
 
-@virtual
 async def test_stop_waits_until_a_backend_that_resists_has_ended(loop):
     class Resists(ScriptedBackend):
         async def infer(self, batch):
@@ -178,7 +159,6 @@ async def test_stop_waits_until_a_backend_that_resists_has_ended(loop):
     assert isinstance((await settle(call))[0], si.Closed)
 
 
-@virtual
 async def test_a_draining_stop_waits_for_a_batch_whose_callers_have_gone(loop):
     class Resists(ScriptedBackend):
         async def infer(self, batch):
@@ -198,7 +178,6 @@ async def test_a_draining_stop_waits_for_a_batch_whose_callers_have_gone(loop):
     assert loop.now_ns == 510_000_000
 
 
-@virtual
 async def test_a_caller_cancelled_in_the_turn_of_the_stop_is_counted_as_cancelled(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(HANG))
@@ -268,3 +247,48 @@ def test_futures_come_from_a_loop_that_has_its_own():
     loop.run_until_complete(service.call(si.Request(1.0)))
     loop.close()
     assert loop.made > before
+
+
+class _Limited(ScriptedBackend):
+    """Says what it takes when it has started, as a backend that asks a server does."""
+
+    max_batch_size = None
+    stopped = False
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    async def start(self):
+        self.max_batch_size = self.limit
+
+    async def stop(self, *, drain):
+        self.stopped = True
+
+
+class _Around:
+    def __init__(self, inner):
+        self.inner = inner
+        self.infer = inner.infer
+
+    @classmethod
+    def wrap(cls, inner):
+        return cls(inner)
+
+
+@pytest.mark.parametrize("between", [(), (_Around,)])
+def test_a_batch_larger_than_the_backend_takes_is_refused_at_the_start(between):
+    async def main(loop):
+        for limit, size in ((4, 4), (None, 64)):
+            async with si.Stack(si.AdaptiveBatcher(max_batch_size=size), *between, _Limited(limit)) as stack:
+                assert len(await asyncio.gather(*(stack(1.0) for _ in range(9)))) == 9
+        backend = _Limited(4)
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=5), *between, backend)
+        with pytest.raises(ValueError, match=r"^max_batch_size: expected at most 4, the most rows .*, got 5 "):
+            await stack.start()
+        assert backend.stopped
+        outer = si.Stack(si.Stack(si.AdaptiveBatcher(max_batch_size=5), *between, _Limited(4)))
+        with pytest.raises(ValueError, match="max_batch_size"):
+            await outer.start()
+
+    run(main)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import inspect
+import sys
 import threading
 import weakref
 from collections import OrderedDict, namedtuple
@@ -13,8 +14,9 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching.cache_layer import put_in_front
+from streaminfer.caching.computing import no_store
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.flight_shells import Flights, no_store
+from streaminfer.caching.flight_shells import Flights
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -520,14 +522,25 @@ class Callable:
         return x
 
 
-def test_tokens_go_with_their_objects():
-    from streaminfer.caching import cache_layer
+def test_what_is_typed_in_again_is_another_function(monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    session = {"__name__": "__main__"}
+    cache = Cache()
+    answers = []
+    for body in ("x + 1", "x + 2"):
+        exec(f"def f(x): return {body}", session)  # noqa: S102 - a cell of a notebook
+        answers.append(cache.wrap(session["f"])(1))
+    assert answers == [2, 3]
 
-    before = len(cache_layer._TOKENS)
+
+def test_tokens_go_with_their_objects():
+    from streaminfer.caching import identity
+
+    before = len(identity._TOKENS)
     for number in range(50):
         Cache().wrap(Callable(number))
     gc.collect()
-    assert len(cache_layer._TOKENS) <= before
+    assert len(identity._TOKENS) <= before
 
 
 @pytest.mark.parametrize("wrong", [3, None, int, ScriptedBackend()])

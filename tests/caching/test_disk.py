@@ -631,3 +631,11 @@ def test_killed_at_any_moment_of_a_write_storm_it_never_gives_a_wrong_or_torn_va
     kills, most = map(int, done.stdout.split())
     assert kills == 40
     assert most > 5  # there was something to be torn
+
+
+def test_what_is_deleted_is_not_copied_into_temporary_files(tmp_path):
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=2**20) as tier:
+            return tier._store._pragma("temp_store")
+
+    assert asyncio.run(main()) == 2  # in memory

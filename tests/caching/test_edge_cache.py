@@ -39,7 +39,7 @@ def clock():
         ({"negative_ttl_s": "1"}, TypeError, "negative_ttl_s"),
         ({"eviction": "lfu"}, ValueError, "eviction"),
         ({"retention": 1}, TypeError, "retention"),
-        ({"tiers": 1}, TypeError, "tiers: expected none"),
+        ({"tiers": 1}, TypeError, "tiers: expected several"),
         ({"tiers": [{}]}, TypeError, "tiers"),
         ({"clock": 1}, TypeError, "clock"),
     ],

@@ -82,9 +82,14 @@ def test_functions_share_the_cache_and_not_their_answers():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"), [({"tiers": [object()]}, "tiers: expected none"), ({"retention": 3}, "retention")]
+    ("arguments", "match"),
+    [
+        ({"tiers": [object()]}, "tiers: expected tiers, such as DiskTier"),
+        ({"tiers": 3}, "tiers: expected several"),
+        ({"retention": 3}, "retention: expected a Retention"),
+    ],
 )
-def test_what_is_not_there_yet_is_refused(arguments, match):
+def test_what_is_no_tier_and_no_policy_is_refused(arguments, match):
     with pytest.raises(TypeError, match=match):
         si.EdgeCache(**arguments)
 
@@ -92,3 +97,25 @@ def test_what_is_not_there_yet_is_refused(arguments, match):
 def test_backends_are_refused():
     with pytest.raises(TypeError, match="before the batcher"):
         si.EdgeCache().wrap(ScriptedBackend())
+
+
+def test_a_caches_secret_makes_its_keys():
+    def key(secret):
+        return si.EdgeCache(secret=secret).wrap(_doubled).key_of(1)
+
+    assert len(key(b"a" * 16)) == 32
+    assert len({key(secret) for secret in (None, b"a" * 16, b"b" * 16)}) == 3
+    assert key(b"a" * 16) == key(b"a" * 16)
+    assert "secret" not in repr(si.EdgeCache(secret=b"a secret of mine"))
+
+
+@pytest.mark.parametrize(("wrong", "error"), [("a secret of mine", TypeError), (b"too short", ValueError)])
+def test_a_secret_that_is_none_is_refused_and_not_shown(wrong, error):
+    with pytest.raises(error, match=r"^secret: expected at least 16 bytes") as refused:
+        si.EdgeCache(secret=wrong)
+    assert "mine" not in str(refused.value)
+    assert "short" not in str(refused.value)
+
+
+def _doubled(x):
+    return 2 * x

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching.flight import FlightBoard
+from streaminfer.caching._flight_cy import FlightBoard
 
 pytestmark = pytest.mark.uncompiled
 
@@ -43,10 +43,10 @@ class Flights(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def join(self, key):
         caller = Caller(key)
-        caller.flight = self.board.join(key, caller, None, f"work of {id(caller)}")
+        caller.flight = self.board.join(key, caller, None)
         leads = caller.flight.leader is caller
         assert leads == (key not in self.computing)
-        assert caller.flight.waiting[caller] == f"work of {id(caller)}"
+        assert caller in caller.flight.waiting
         if leads:
             self.computing[key] = caller.flight
             self.leader[key] = caller
@@ -193,3 +193,27 @@ def test_forgotten_flights_are_over():
     assert board.succeed(flight) == []
     assert not board.leave(flight, 1, None)
     assert board.join("a", 2, None).leader == 2
+
+
+def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
+    board = FlightBoard(3, 0, lambda caller: caller != "gone")
+    flight = board.join("a", "first", None)
+    for caller in ("gone", "second"):
+        board.join("a", caller, None)
+    assert board.fail(flight, 0) == (["first"], "second")
+    assert flight.failures == 1
+    assert board.fail(flight, 0, counts=False, final=True) == (["second", "gone"], None)
+    assert flight.leader is None
+    assert flight.waiting == {}
+
+
+def test_only_a_refresh_that_nobody_led_pauses():
+    board = FlightBoard(2, 100, lambda _: True)
+    plain = board.join("a", 1, None)
+    board.join("a", 2, None)
+    board.leave(plain, 1, None)
+    board.fail(plain, 0, final=True)
+    assert board.refresh("a", 1) is not None
+    board.join("b", 1, None)
+    board.fail(board.join("b", 2, None), 0, final=True)
+    assert board.refresh("b", 1) is not None

@@ -1,15 +1,17 @@
 """Single flight among tasks: whoever leaves, fails or is cancelled, and at whatever turn of the loop."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import itertools
 
 import pytest
 
+from streaminfer.caching.computing import INSIDE
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.testing import run
+from streaminfer.testing import VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -150,7 +152,7 @@ def test_when_nobody_waits_the_work_is_cancelled_and_the_next_starts_afresh():
 
     begun, statistics = quiet(play)
     assert begun == 2
-    assert statistics.abandoned == 1
+    assert (statistics.abandoned, statistics.failures) == (1, 0)
 
 
 def test_a_computation_that_will_not_be_cancelled_does_not_hold_up_the_next():
@@ -287,6 +289,66 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
     assert all(isinstance(end, RuntimeError) and "re-entrant" in str(end) for end in outcomes)
 
 
+def test_who_was_refused_may_not_ask_again_with_the_same():
+    async def play(flights, loop):
+        here = flights.here()
+
+        async def outer():
+            again = here.share("key", outer, (), loop.clock)
+            with pytest.raises(RuntimeError, match="re-entrant"):
+                await again
+            with pytest.raises(RuntimeError, match="awaited before"):
+                await again
+            by_hand = here.share("other", Work(after_s=9.0), (), loop.clock)
+            by_hand.send(None)
+            by_hand.close()
+            by_hand.close()  # it leaves once
+            return "ok"
+
+        return await outcome(ask(flights, loop, outer))
+
+    end, _ = quiet(play)
+    assert end == "ok"
+
+
+def test_cancelled_at_the_turn_of_its_deadline():
+    async def play(flights, loop):
+        tasks = []
+
+        def cancel():
+            tasks[0].cancel()
+
+        loop.call_later(1.0, cancel)
+        tasks.append(ask(flights, loop, Work(after_s=9.0), timeout_s=1.0))
+        return await outcome(tasks[0])
+
+    end, _ = quiet(play)
+    assert end == "cancelled"
+
+
+@pytest.mark.parametrize("refreshed", [True, False])
+def test_a_failure_that_somebody_leads_or_led_is_no_refreshs(refreshed, caplog):
+    async def play(flights, loop):
+        here = flights.here()
+        work = Work(OSError("1"), OSError("2"), "ok", after_s=1.0)
+        if refreshed:
+            here.refresh("key", work, (), loop.clock)
+        first = ask(flights, loop, work)
+        await asyncio.sleep(0.5)
+        second = ask(flights, loop, work)
+        third = ask(flights, loop, work)
+        await asyncio.sleep(0)
+        if not refreshed:
+            first.cancel()
+        return [await outcome(task) for task in (first, second, third)]
+
+    outcomes, statistics = quiet(play)
+    assert statistics.refresh_failures == len(caplog.records) == (1 if refreshed else 0)
+    assert statistics.failures == 2
+    assert statistics.computations == 3
+    assert outcomes[-1] == "ok"
+
+
 def test_a_computation_may_ask_for_other_keys():
     async def play(flights, loop):
         here = flights.here()
@@ -353,7 +415,7 @@ def test_a_refresh_is_one_and_reports_its_failure(caplog):
 
     begun, statistics = quiet(play)
     assert begun == 3
-    assert statistics.refreshes == 3
+    assert statistics.refreshes == statistics.computations == 3
     assert statistics.refresh_failures == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "OSError: down" in caplog.text
@@ -427,3 +489,223 @@ def test_each_loop_has_flights_of_its_own():
         return flights.here()
 
     assert run(main) is not run(main)
+
+
+def test_who_is_cancelled_by_another_that_was_told_first():
+    """All of them are told, and then go on one after another: the first one's doing meets the others half way."""
+
+    async def play(flights, loop):
+        tasks = []
+
+        async def first():
+            return await outcome(ask(flights, loop, Work("ok", after_s=1.0)))
+
+        async def canceller():
+            shared, _ = await flights.here().share("key", Work("never"), (), loop.clock)
+            tasks[2].cancel("because")
+            return shared
+
+        tasks.append(loop.create_task(first()))
+        await asyncio.sleep(0.5)
+        tasks.append(loop.create_task(canceller()))
+        tasks += [ask(flights, loop, Work("never")) for _ in range(2)]
+        ends = [await asyncio.gather(each, return_exceptions=True) for each in tasks]
+        return [end[0] for end in ends]
+
+    (first, canceller, cancelled, other), _ = quiet(play)
+    assert (first, canceller, other) == ("ok", "ok", ("ok", False))
+    assert isinstance(cancelled, asyncio.CancelledError)
+
+
+def test_the_message_of_a_cancellation_arrives():
+    async def play(flights, loop):
+        seen = []
+
+        async def caller():
+            try:
+                await flights.here().share("key", Work("ok", after_s=1.0), (), loop.clock)
+            except asyncio.CancelledError as error:
+                seen.append(error.args)
+                raise
+
+        for message in ("enough", None):
+            task = loop.create_task(caller())
+            await asyncio.sleep(0.5)
+            task.cancel(message)
+            task.cancel("again")  # it is told once
+            await asyncio.wait({task})
+        return seen
+
+    seen, _ = quiet(play)
+    assert seen == [("enough",), ()]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_one_that_was_woken_takes_no_answer_from_the_others(interruption):
+    ends = []
+    tasks = []
+    interrupted = False
+
+    async def work():
+        await asyncio.sleep(1.0)
+        asyncio.get_running_loop().call_soon(tasks[3].cancel)  # at the very turn at which the end is seen
+        return "ok"
+
+    async def main(loop):
+        flights = Flights()
+
+        async def caller(number):
+            nonlocal interrupted
+            try:
+                await flights.here().share("key", work, (), loop.clock)
+            except asyncio.CancelledError:
+                ends.append((number, "cancelled"))
+                return
+            if number == 1:
+                interrupted = True
+                raise interruption
+            ends.append((number, interrupted))
+
+        tasks.extend(loop.create_task(caller(number)) for number in range(5))
+        await asyncio.sleep(0.5)
+        await asyncio.wait(tasks[2:])
+        assert isinstance(tasks[1].exception(), interruption)
+
+    complaints = []
+    loop = VirtualLoop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    done = loop.create_task(main(loop))
+    with pytest.raises(interruption):
+        loop.run_until_complete(done)
+    loop.run_until_complete(done)
+    loop.close()
+    assert sorted(ends, key=str) == [(0, False), (2, True), (3, "cancelled"), (4, True)]
+    assert complaints == []
+
+
+@pytest.mark.parametrize("around", [asyncio.gather, lambda it: asyncio.wait_for(it, 5.0), asyncio.shield])
+def test_what_share_returns_is_a_coroutine_to_asyncio(around):
+    async def play(flights, loop):
+        return await around(flights.here().share("key", Work("ok", after_s=1.0), (), loop.clock))
+
+    got, _ = quiet(play)
+    assert got in (("ok", True), [("ok", True)])
+
+
+def test_it_is_awaited_once_and_only_a_task_may_go_on_with_it():
+    async def play(flights, loop):
+        here = flights.here()
+        shared = here.share("key", Work("ok"), (), loop.clock)
+        assert await shared == ("ok", True)
+        with pytest.raises(RuntimeError, match="awaited before"):
+            await shared
+
+        by_hand = here.share("key", Work("never", after_s=1.0), (), loop.clock)
+        assert by_hand.send(None) is by_hand
+        with pytest.raises(RuntimeError, match="before it was told"):
+            next(iter(by_hand))
+        by_hand.close()
+        by_hand.close()
+
+        unborn = here.share("key", Work("never"), (), loop.clock)
+        with pytest.raises(KeyError):
+            unborn.throw(KeyError, None, None)
+        with pytest.raises(RuntimeError, match="awaited before"):
+            await unborn
+        with pytest.raises(ValueError, match="mine") as caught:
+            here.share("key", Work("never"), (), loop.clock).throw(ValueError, ValueError("mine"), None)
+        with pytest.raises(ValueError, match="mine"):
+            here.share("key", Work("never"), (), loop.clock).throw(caught.value)
+
+    _, statistics = quiet(play)
+    assert (statistics.computations, statistics.abandoned) == (2, 1)
+
+
+def test_a_coroutine_that_is_closed_while_it_waits_leaves():
+    async def play(flights, loop):
+        async def caller():
+            await flights.here().share("key", Work("never", after_s=1.0), (), loop.clock)
+
+        coroutine = caller()
+        coroutine.send(None)
+        assert flights.statistics().in_the_air == 1
+        coroutine.close()
+        assert flights.statistics().in_the_air == 0
+
+    quiet(play)
+
+
+def test_a_deadline_that_was_not_needed_leaves_no_timer():
+    async def play(flights, loop):
+        before = len(loop._scheduled)
+        task = ask(flights, loop, Work("ok", turns=1), timeout_s=100.0)
+        assert await outcome(task) == "ok"
+        return sum(not handle.cancelled() for handle in loop._scheduled) - before
+
+    left, _ = quiet(play)
+    assert left == 0
+
+
+def test_a_leader_that_enforces_its_deadline_has_no_timer_here():
+    """Its computation ends by itself; those who joined have their own."""
+
+    async def play(flights, loop):
+        work = Work("ok", after_s=2.0)
+        leader = ask(flights, loop, work, timeout_s=1.0, enforced=True)
+        await asyncio.sleep(0)
+        follower = ask(flights, loop, work, timeout_s=1.0, enforced=True)
+        return [await outcome(task) for task in (leader, follower)]
+
+    (leader, follower), _ = quiet(play)
+    assert leader == "ok"
+    assert isinstance(follower, DeadlineExceeded)
+    assert "1.000000 s" in str(follower)
+
+
+def test_what_cannot_begin_leaves_no_flight():
+    async def play(flights, loop):
+        def broken():
+            raise TypeError("no coroutine")
+
+        here = flights.here()
+        with pytest.raises(TypeError, match="no coroutine"):
+            await here.share("key", broken, (), loop.clock)
+        with pytest.raises(TypeError):
+            await here.share("key", Work(after_s=9.0), (), loop.clock, timeout_s="soon")
+
+        def refuse(_, coroutine, **__):
+            coroutine.close()
+            raise MemoryError
+
+        loop.set_task_factory(refuse)
+        with pytest.raises(MemoryError):
+            await here.share("key", Work(), (), loop.clock)
+        loop.set_task_factory(None)
+        assert flights.statistics().in_the_air == 0
+        assert await here.share("key", Work("ok"), (), loop.clock) == ("ok", True)
+
+    quiet(play)
+
+
+def test_waits_of_a_computation_end_with_it():
+    """One key's computation asks for another's, which answers, fails or is given up: the graph keeps nothing of it."""
+
+    async def play(flights, loop):
+        here = flights.here()
+        left = []
+
+        async def outer():
+            for step in ("ok", KeyError("no")):
+                with contextlib.suppress(KeyError):
+                    await here.share("inner", Work(step), (), loop.clock)
+                left.append(len(INSIDE.get().flight.waits_for))
+            with contextlib.suppress(DeadlineExceeded):
+                await here.share("inner", Work(after_s=9.0), (), loop.clock, timeout_s=1.0)
+            left.append(len(INSIDE.get().flight.waits_for))
+            return "ok"
+
+        assert await outcome(ask(flights, loop, outer)) == "ok"
+        return left
+
+    left, _ = quiet(play)
+    assert left == [0, 0, 0]

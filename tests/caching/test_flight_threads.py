@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from streaminfer.caching.flight_shells import Flights, no_store, storable
+from streaminfer.caching.computing import no_store, storable
+from streaminfer.caching.flight_shells import Flights
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
@@ -72,8 +73,9 @@ def test_one_computes_for_all():
     assert (statistics.computations, statistics.joined) == (1, 15)
 
 
-def test_a_leader_that_fails_hands_over():
+def test_a_leader_that_fails_hands_over(caplog):
     outcomes, work, statistics = play(8, ValueError("1"), ValueError("2"))
+    assert (statistics.refresh_failures, caplog.records) == (0, [])
     assert sorted(map(str, outcomes)) == ["1", "2"] + ["ok"] * 6
     assert len(set(work.leaders)) == 3
     assert (statistics.failures, statistics.handed_over) == (2, 2)
@@ -201,6 +203,7 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
     assert done.is_set()
     statistics = flights.statistics()
     assert (statistics.refreshes, statistics.refresh_failures, statistics.in_the_air) == (2, 1, 0)
+    assert statistics.computations == 2
 
 
 def test_refreshing_threads_are_bounded():
@@ -245,11 +248,12 @@ def test_a_forked_process_has_no_flights():
 
     with ThreadPoolExecutor(1) as pool:
         leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
+        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), (), time.monotonic_ns)
         assert leading.wait(PATIENCE_S)
         child = os.fork()
         if child == 0:
             value, led = flights.threads.share("key", lambda: "child", (), time.monotonic_ns)
-            os._exit(0 if (value, led) == ("child", True) else 1)
+            os._exit(0 if (value, led, flights.threads._refreshing) == ("child", True, 0) else 1)
         _, status = os.waitpid(child, 0)
         release.set()
         assert leader.result(PATIENCE_S) == ("parent", True)

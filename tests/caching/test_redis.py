@@ -83,6 +83,8 @@ def everything(server):
         for key in list(found):
             if client.type(key) == b"hash":
                 found += [part for pair in client.hgetall(key).items() for part in pair]
+            elif client.type(key) == b"string":
+                found.append(client.get(key))
             else:
                 found += client.smembers(key)
     return b"|".join(found)
@@ -420,6 +422,137 @@ def test_a_cancelled_get_leaves_the_connection_in_order(server):
                 assert (await tier.get("b")).value == "b"
 
     asyncio.run(main())
+
+
+class Stalling:
+    """Between a tier and a server: holds what contains a text, as a server that stalls would, whoever hangs up."""
+
+    def __init__(self, port, text):
+        self.port = port
+        self.text = text
+        self.holds = asyncio.Event()
+        self.goes_on = asyncio.Event()
+        self.done = asyncio.Event()
+
+    async def __call__(self, reader, writer):
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self.port)
+
+        async def back():
+            while answer := await from_server.read(65536):
+                if self.goes_on.is_set():
+                    self.done.set()
+                writer.write(answer)
+
+        answers = asyncio.ensure_future(back())
+        try:
+            while asked := await reader.read(65536):
+                if self.text in asked:
+                    self.holds.set()
+                    await self.goes_on.wait()
+                to_server.write(asked)
+            await answers if self.goes_on.is_set() and not self.done.is_set() else None
+        finally:
+            answers.cancel()
+            to_server.close()
+
+
+@pytest.mark.parametrize("by", [{"subject": "anna"}, {"tag": "x"}])
+@pytest.mark.parametrize("erased_by", ["itself", "another"])
+def test_a_put_that_the_server_executes_after_an_erasure_has_no_effect(server, by, erased_by):
+    mine = entry(SECRET, subject="anna", tags=["x"])
+
+    async def main():
+        proxy = Stalling(server.port, SECRET)
+        async with listening(proxy) as port:
+            breaker = si.CircuitBreaker(window=100, minimum_calls=100)
+            url = f"redis://127.0.0.1:{port}"
+            async with (
+                RedisTier(url, timeout_s=0.5, erase_timeout_s=30.0, breaker=breaker) as tier,
+                RedisTier(server.url, **PATIENT) as other,
+            ):
+                assert await tier.put("before", entry(1))
+                assert not await tier.put("late", mine)  # it gave up
+                assert proxy.holds.is_set()
+                assert await (tier if erased_by == "itself" else other).erase(**by) == 0
+                proxy.goes_on.set()
+                await proxy.done.wait()  # the server has executed the put
+                assert await other.get("late") is None
+                assert SECRET not in everything(server)
+                assert await tier.put("late", mine)
+                assert (await other.get("late")).value == SECRET
+                return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.stored, seen.errors, seen.refused) == (2, 1, 0)
+
+
+def test_a_put_during_which_something_was_erased_is_refused(server):
+    async def main():
+        proxy = Stalling(server.port, SECRET)
+        async with (
+            listening(proxy) as port,
+            RedisTier(f"redis://127.0.0.1:{port}", **PATIENT) as tier,
+            RedisTier(server.url, **PATIENT) as other,
+        ):
+            put = asyncio.ensure_future(tier.put("k", entry(SECRET, subject="anna")))
+            await proxy.holds.wait()
+            await other.erase(subject="ben")
+            proxy.goes_on.set()
+            assert not await put
+            assert await other.get("k") is None
+            return tier.statistics()
+
+    seen = asyncio.run(main())
+    assert (seen.stored, seen.refused, seen.errors) == (0, 1, 0)
+    assert "erased" in seen.last_error
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_inventory_counts_a_namespace_by_class(server, tmp_path, encrypted):
+    keys = StoredKeys(tmp_path / "keys", master=bytes(32)) if encrypted else None
+
+    async def main():
+        async with (
+            RedisTier(server.url, namespace="n[1]", keys=keys, **PATIENT) as tier,
+            RedisTier(server.url, namespace="n1", **PATIENT) as other,
+        ):
+            assert await tier.inventory() == []
+            await other.put("elsewhere", entry(1))
+            for number in range(600):  # more than a step
+                face = number % 3 == 0
+                await tier.put(
+                    f"k{number}",
+                    entry(number, stored_ns=time.time_ns() - number * S, data_class="face" if face else "", tags=["x"]),
+                )
+            await tier.put("v", entry(1, data_class="voice"))
+            held = {it.data_class: it for it in await tier.inventory(["face"])}
+            assert await tier.erase(tag="x") == 600
+            return held, await tier.inventory(["face", "voice"])
+
+    held, left = asyncio.run(main())
+    assert {name: it.entries for name, it in held.items()} == {"face": 200, "": 400, "?" if encrypted else "voice": 1}
+    now_ns = time.time_ns()
+    assert 597 * S <= now_ns - held["face"].oldest_ns < 660 * S
+    assert 599 * S <= now_ns - held[""].oldest_ns < 660 * S
+    assert held[""].size_bytes > 400 * 50
+    assert [(it.data_class, it.entries) for it in left] == [("voice", 1)]
+    if keys is not None:
+        keys.close()
+
+
+def test_the_inventory_of_a_server_that_holds_very_much_is_not_known(server, monkeypatch):
+    monkeypatch.setattr("streaminfer.caching.tiers.redis._MOST_COUNTED", 3)
+
+    async def main():
+        async with RedisTier(server.url, **PATIENT) as tier:
+            await tier.put("a", entry(1))
+            few = await tier.inventory()
+            for key in "bcd":
+                await tier.put(key, entry(1))
+            return few, await tier.inventory()
+
+    few, many = asyncio.run(main())
+    assert (few[0].entries, many) == (1, None)
 
 
 def test_it_starts_and_stops_in_order(server):

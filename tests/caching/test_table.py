@@ -60,32 +60,35 @@ def test_the_wheel_keeps_what_it_has_when_it_grows():
     assert wheel.due_ns == NEVER
 
 
+def mixed(slot):
+    return (slot * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 1
+
+
 def s3fifo(maxsize):
     return EvictionOrder(FIRST + maxsize + 1, True, maxsize, 2**63 - 1)
 
 
 def test_s3fifo_a_newcomer_that_is_not_asked_for_goes_before_what_was():
     order = s3fifo(10)
-    for slot in range(FIRST, FIRST + 10):
-        order.add(slot, 1, slot)
-    for _ in range(2):
-        order.touch(FIRST)
-    assert order.victim(False) == FIRST + 1
-    assert order.queue_of(FIRST) == 0, "asked for twice: it moved on to main"
+    for slot in range(FIRST, FIRST + 11):
+        order.add(slot, 1, mixed(slot))
+    order.touch(FIRST)
+    assert order.victim(False) == FIRST + 9, "the others filled main"
+    assert order.queue_of(FIRST) == 0, "asked for: it moved on to main"
 
 
 def test_s3fifo_who_comes_back_goes_to_main_at_once():
     order = s3fifo(10)
-    for slot in range(FIRST, FIRST + 10):
-        order.add(slot, 1, slot * 7919)
+    for slot in range(FIRST, FIRST + 11):
+        order.add(slot, 1, mixed(slot))
     victim = order.victim(False)
-    order.evicted(victim, victim * 7919)
+    order.evicted(victim, mixed(victim))
     order.remove(victim)
-    order.add(victim, 1, victim * 7919)
+    order.add(victim, 1, mixed(victim))
     assert order.queue_of(victim) == 0
-    other = order.victim(False)
+    other = FIRST + 10
     order.remove(other)  # taken out by hand: no ghost
-    order.add(other, 1, other * 7919)
+    order.add(other, 1, mixed(other))
     assert order.queue_of(other) == 1
 
 

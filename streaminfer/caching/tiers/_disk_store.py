@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records
-from streaminfer.caching.tiers.protocol import SKEW_NS, Entry
+from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held
 
 __all__ = ["CHUNK", "DiskStore"]
 
@@ -35,13 +35,15 @@ _PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes littl
 _LOG_PAGES = 4 * 2**20 // _PAGE
 _SPARE_PAGES = 16  # for what indices need when they split
 _BUSY_MS = 2000
-_FORMAT = 1
+_FORMAT = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
-    stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL, record BLOB NOT NULL);
+    data_class BLOB NOT NULL, stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL,
+    record BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS by_subject ON entries (subject) WHERE subject IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires_ns) WHERE expires_ns IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns);
+CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
 CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
     PRIMARY KEY (tag, entry)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
@@ -126,6 +128,13 @@ class DiskStore:
         self._counters.purged += purged
         return purged
 
+    def inventory(self, classes: tuple[str, ...]) -> list[Held]:
+        """What there is of each data class; the index has all of it. Raises on failure."""
+        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
+        rows = self._opened().execute(grouped)
+        return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
+
     def flush(self) -> None:
         """Empties the log, and with it what was deleted; counts anew. Raises when others keep it busy."""
         self._count()
@@ -141,6 +150,7 @@ class DiskStore:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
         db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA temp_store = MEMORY")  # no copies of what is deleted in files of their own
         db.execute("PRAGMA foreign_keys = ON")
         db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
@@ -217,9 +227,17 @@ class DiskStore:
         with self._transaction() as db:
             deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
             deleted += self._make_room(pages + _SPARE_PAGES)
-            row = (name, subject, entry.stored_ns, expires_ns, len(record), record)
-            insert = "INSERT INTO entries (key, subject, stored_ns, expires_ns, size, record) VALUES (?, ?, ?, ?, ?, ?)"
-            number = db.execute(insert, row).lastrowid
+            row = (
+                name,
+                subject,
+                records.name(b"c", entry.data_class),
+                entry.stored_ns,
+                expires_ns,
+                len(record),
+                record,
+            )
+            columns = "key, subject, data_class, stored_ns, expires_ns, size, record"
+            number = db.execute(f"INSERT INTO entries ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row).lastrowid  # noqa: S608 - the same
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         counters.stored += 1
         self._count(1 - deleted)

@@ -11,7 +11,7 @@ from streaminfer.caching.tiers.protocol import Entry, TierStatistics
 
 __all__ = ["Counters", "NotHeld", "Records", "selection"]
 
-_FIELDS = ("stored_ns", "ttl_s", "tags", "subject", "data_class", "value")
+_FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "value")
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
@@ -33,7 +33,7 @@ class Records:
         self._cipher = None if keys is None else Cipher(keys)
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
-        """What stands on the medium for a key (``b"k"``), a subject (``b"s"``) or a tag (``b"t"``)."""
+        """What stands on the medium for a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
         if isinstance(text, str):
             plain = kind + b"s" + text.encode("utf-8", "surrogatepass")
         elif isinstance(text, bytes):
@@ -44,7 +44,7 @@ class Records:
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
         """The record of an entry. Raises `NotHeld` for a value that cannot be serialised."""
-        fields = (entry.stored_ns, entry.ttl_s, sorted(entry.tags), entry.subject, entry.data_class, entry.value)
+        fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
         try:
             record = serialise((name, *fields))
         except (TypeError, ValueError) as error:

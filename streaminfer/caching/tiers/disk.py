@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.tiers._disk_store import DiskStore
 from streaminfer.caching.tiers._records import Counters, Records, selection
-from streaminfer.caching.tiers.protocol import Entry, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, Closed
 from streaminfer.protocols import Clock
 
@@ -54,6 +54,10 @@ class DiskTier:
     Threads: all coroutines belong to one event loop; ``statistics`` may be called from anywhere.
     """
 
+    name = "disk"
+    on_disk = True
+    shared = False
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -68,8 +72,10 @@ class DiskTier:
             raise TypeError(expected("folder", "a path", folder))
         check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
         self.folder = Path(folder)
-        self.purge_every_s = check_duration("purge_every_s", purge_every_s, positive=True)
+        self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
+        self.keys = keys
         self.encrypted = keys is not None
+        self.wall_clock = wall_clock or time.time_ns
         self._places = threading.Semaphore(check_count("max_pending", max_pending))
         self._counters = Counters("disk")
         self._skipped_gets = self._skipped_puts = 0
@@ -78,7 +84,7 @@ class DiskTier:
             check_count("max_bytes", max_bytes, at_least=_LEAST_BYTES),
             Records(keys),
             self._counters,
-            wall_clock or time.time_ns,
+            self.wall_clock,
         )
         self._thread: ThreadPoolExecutor | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -169,6 +175,18 @@ class DiskTier:
             Closed: the tier does not run.
         """
         return await self._in_chunks(self._store.purge, now_ns)
+
+    async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
+        """What the file holds, by data class.
+
+        Args:
+            classes: names of data classes, for what the medium has only as keyed hashes; others are called ``"?"``.
+
+        Raises:
+            BackendError: the disk failed.
+            Closed: the tier does not run.
+        """
+        return await self._run(self._store.inventory, tuple(classes))
 
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; size and entries as of the last write or purge."""

@@ -7,13 +7,15 @@ never keeps silent about an erasure that it could not make.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._validation import check_duration, expected
+from streaminfer.caching.encryption import KeyProvider
+from streaminfer.protocols import Clock
 
-__all__ = ["Entry", "Tier", "TierStatistics"]
+__all__ = ["Entry", "Held", "Tier", "TierStatistics"]
 
 SKEW_NS = 60 * 10**9
 """An entry from further in the future than this was written by a clock that has since been set back: its age is
@@ -32,6 +34,7 @@ class Entry:
         value: anything that :func:`~streaminfer.caching.serialise.serialise` holds.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
         ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
+        stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.
         tags: names by which it can be erased.
         subject: whose data it is; ``None``: nobody's.
         data_class: of a retention policy; ``""``: the default one.
@@ -43,6 +46,7 @@ class Entry:
     value: Any = attrs.field(repr=False)
     stored_ns: int = attrs.field()
     ttl_s: float | None = attrs.field(default=None)
+    stale_s: float = attrs.field(default=0.0)
     tags: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
     subject: str | None = attrs.field(default=None)
     data_class: str = attrs.field(default="")
@@ -58,6 +62,10 @@ class Entry:
     def _check_ttl(self, _attribute: Any, value: Any) -> None:
         if value is not None:
             check_duration("ttl_s", value)
+
+    @stale_s.validator
+    def _check_stale(self, _attribute: Any, value: Any) -> None:
+        check_duration("stale_s", value)
 
     @tags.validator
     def _check_tags(self, _attribute: Any, value: Any) -> None:
@@ -97,7 +105,8 @@ class TierStatistics:
         hits: gets that gave an entry.
         misses: gets that did not.
         stored: puts that are on the medium.
-        refused: puts of what the tier cannot hold: of a type that is not serialised, too large, or expired already.
+        refused: puts of what the tier cannot hold: of a type that is not serialised, too large, or expired already; and
+            those during which something was erased on a shared server.
         skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
         unreadable: records that were damaged, or whose key is gone; they were removed.
@@ -127,12 +136,46 @@ class TierStatistics:
     last_error: str
 
 
+class Held(NamedTuple):
+    """What a tier has of one data class.
+
+    Attributes:
+        data_class: its name; ``""``: the default one.
+        entries: how many, expired ones that were not purged yet included.
+        oldest_ns: when the oldest was computed, wall clock.
+        size_bytes: of their records.
+    """
+
+    data_class: str
+    entries: int
+    oldest_ns: int
+    size_bytes: int
+
+
 @runtime_checkable
 class Tier(Protocol):
     """Holds entries outside the process's memory.
 
-    All coroutines may be called from one event loop, any number at once.
+    All coroutines may be called from one event loop, any number at once, and may be cancelled. A put that was
+    cancelled may take effect or not, but not after a later erasure has ended.
+
+    Attributes:
+        name: of the kind of tier, as answers and statistics call it.
+        on_disk: it writes to a disk of this machine.
+        shared: other machines read and write it.
+        encrypted: what lies on the medium cannot be read without a key.
+        keys: the key provider; ``None``: it does not encrypt.
+        purge_bound_s: how long the medium may hold what has expired, while the tier runs; ``None``: not known.
+        wall_clock: nanoseconds since 1970, by which it judges the age of entries.
     """
+
+    name: str
+    on_disk: bool
+    shared: bool
+    encrypted: bool
+    keys: KeyProvider | None
+    purge_bound_s: float | None
+    wall_clock: Clock
 
     async def start(self) -> None:
         """Opens the medium; what cannot be reached yet is not an error where it may come later."""
@@ -164,6 +207,17 @@ class Tier(Protocol):
 
         Raises:
             BackendError, CircuitOpen, Closed: some may still be there.
+        """
+        ...
+
+    async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
+        """What it holds, by data class; ``None``: it cannot say without holding others up.
+
+        Args:
+            classes: names of data classes; an encrypted tier cannot read others off its medium, and calls them ``"?"``.
+
+        Raises:
+            BackendError, CircuitOpen, Closed: the medium failed.
         """
         ...
 

@@ -4,21 +4,15 @@ A server that is down must cost its callers nothing but misses: each operation h
 and a circuit breaker stops asking when they fail. Nothing that the server answers is believed: records have a checksum
 (with keys, a seal) and their own name and age inside.
 
-On the server, all under one namespace, with the braces that put it into one slot::
-
-    {namespace}:e<name>   hash   d: the record   i5, i6, …: the indices that have it
-    {namespace}:s<name>   set    the names of a subject's entries
-    {namespace}:t<name>   set    the names of a tag's entries
-
-Each change is one script, so an index has every entry that exists. The server removes expired entries itself, and an
-index when the last of its entries expires; what an index holds beyond its entries goes with :meth:`~RedisTier.purge`.
+What lies on the server, and the scripts that change it, are in ``_redis_scripts``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -28,7 +22,8 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
-from streaminfer.caching.tiers.protocol import Entry, TierStatistics
+from streaminfer.caching.tiers._redis_scripts import BEGIN, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
+from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
 from streaminfer.resilience.circuit_breaker import CircuitBreaker
@@ -38,59 +33,8 @@ __all__ = ["RedisTier"]
 T = TypeVar("T")
 
 _CHUNK = 256
+_MOST_COUNTED = 100_000
 _LONGEST_MS = 2**53  # what a Lua number holds exactly
-
-_UNLINK = """
-local function drop(prefix, name)
-  local entry = prefix .. 'e' .. name
-  local fields = redis.call('HGETALL', entry)
-  for at = 1, #fields, 2 do
-    if fields[at] ~= 'd' then redis.call('SREM', fields[at + 1], name) end
-  end
-  return redis.call('UNLINK', entry)
-end
-"""
-_PUT = (
-    _UNLINK
-    + """
-local prefix, name, record, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-drop(prefix, name)
-local entry = prefix .. 'e' .. name
-redis.call('HSET', entry, 'd', record)
-if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
-for at = 5, #ARGV do
-  local index = ARGV[at]
-  local left = redis.call('PTTL', index)
-  redis.call('HSET', entry, 'i' .. at, index)
-  redis.call('SADD', index, name)
-  if ttl < 0 then redis.call('PERSIST', index)
-  elseif left == -2 or (left >= 0 and left < ttl) then redis.call('PEXPIRE', index, ttl) end
-end
-return 1
-"""
-)
-_DROP = _UNLINK + "return drop(ARGV[1], ARGV[2])"
-_ERASE = (
-    _UNLINK
-    + """
-local names = redis.call('SRANDMEMBER', ARGV[2], tonumber(ARGV[3]))
-local erased = 0
-for _, name in ipairs(names) do
-  for _, index in ipairs(redis.call('HVALS', ARGV[1] .. 'e' .. name)) do
-    if index == ARGV[2] then erased = erased + drop(ARGV[1], name) break end
-  end
-  redis.call('SREM', ARGV[2], name)
-end
-return {erased, #names}
-"""
-)
-_TRIM = """
-local gone = 0
-for at = 3, #ARGV do
-  if redis.call('EXISTS', ARGV[1] .. 'e' .. ARGV[at]) == 0 then gone = gone + redis.call('SREM', ARGV[2], ARGV[at]) end
-end
-return gone
-"""
 
 
 class RedisTier:
@@ -117,6 +61,11 @@ class RedisTier:
 
     Threads: all coroutines belong to one event loop.
     """
+
+    name = "redis"
+    on_disk = False
+    shared = True
+    purge_bound_s = None  # the server frees what has expired in its own time; it gives none of it
 
     def __init__(
         self,
@@ -164,9 +113,10 @@ class RedisTier:
         self._max_connections = check_count("max_connections", max_connections)
         self._max_value_bytes = check_count("max_value_bytes", max_value_bytes)
         self.namespace = namespace
+        self.keys = keys
         self.encrypted = keys is not None
         self._records = Records(keys)
-        self._now = wall_clock or time.time_ns
+        self.wall_clock = self._now = wall_clock or time.time_ns
         self._counters = Counters("redis")
         self._client: Any = None
         self._scripts: dict[str, Any] = {}
@@ -193,7 +143,7 @@ class RedisTier:
             **self._tls,
         )
         self._client = self._redis.Redis.from_pool(pool)
-        self._scripts = {source: self._client.register_script(source) for source in (_PUT, _DROP, _ERASE, _TRIM)}
+        self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
             self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
 
@@ -250,7 +200,8 @@ class RedisTier:
         total = 0
         found = 1
         while found:
-            erased, found = await self._demand(partial(self._script, _ERASE, self._prefix, index, _CHUNK))
+            again = partial(self._script, ERASE, self._prefix, index, _CHUNK, os.urandom(16))
+            erased, found = await self._demand(again)
             total += erased
             self._counters.erased += erased
         return total
@@ -281,6 +232,35 @@ class RedisTier:
         self._counters.purged += total
         return total
 
+    async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
+        """What the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
+
+        Args:
+            classes: names of data classes, for what the server has only as keyed hashes; others are called ``"?"``.
+
+        Returns:
+            ``None`` where the server has more than 100,000 keys: to look at them all would take too long.
+
+        Raises:
+            BackendError, CircuitOpen: the server did not answer.
+            Closed: the tier does not run.
+        """
+        if await self._demand(partial(self._call, "dbsize")) > _MOST_COUNTED:
+            return None
+        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        pattern = _literally(self._prefix + b"e") + b"*"
+        seen: set[bytes] = set()
+        held: dict[str, Held] = {}
+        cursor = -1
+        while cursor:
+            cursor, keys = await self._demand(partial(self._call, "scan", max(cursor, 0), pattern, _CHUNK))
+            fresh = set(keys) - seen  # a scan may name a key twice
+            seen |= fresh
+            for one in await self._demand(partial(self._look, fresh, known)) if fresh else ():
+                before = held.get(one.data_class)
+                held[one.data_class] = one if before is None else _both(before, one)
+        return list(held.values())
+
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; how much the server holds is for the server to say."""
         return self._counters.snapshot()
@@ -292,13 +272,20 @@ class RedisTier:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    async def _look(self, keys: Iterable[bytes], known: Mapping[bytes, str]) -> list[Held]:
+        """What these keys hold, each by itself."""
+        return [
+            Held(known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace")), 1, int(stored_ns), size)
+            for name, stored_ns, size in await self._script(LOOK, *keys)
+        ]
+
     async def _trim(self, index: bytes) -> int:
         gone = 0
         cursor = 0
         while True:
             cursor, names = await self._demand(partial(self._call, "sscan", index, cursor, None, _CHUNK))
             if names:
-                gone += await self._demand(partial(self._script, _TRIM, self._prefix, index, *names))
+                gone += await self._demand(partial(self._script, TRIM, self._prefix, index, *names))
             if cursor == 0:
                 return gone
 
@@ -311,11 +298,12 @@ class RedisTier:
         except Damaged as error:
             self._counters.unreadable += 1
             self._counters.last_error = f"{type(error).__name__}: {error}"
-            await self._script(_DROP, self._prefix, name)
+            await self._script(DROP, self._prefix, name)
             return None
         return None if entry.is_expired(self._now()) else entry
 
     async def _put(self, name: bytes, entry: Entry) -> bool:
+        token = await self._script(BEGIN, self._prefix, os.urandom(16))
         try:
             record = await self._blocking(self._records.pack, name, entry)
         except NotHeld as error:
@@ -324,7 +312,7 @@ class RedisTier:
         now_ns = self._now()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
             self._counters.refused += 1
-            await self._script(_DROP, self._prefix, name)  # what it would have replaced is not what was put last
+            await self._script(DROP, self._prefix, name)  # what it would have replaced is not what was put last
             return False
         left_ms = -1
         if entry.expires_ns is not None:
@@ -333,7 +321,12 @@ class RedisTier:
         if entry.subject is not None:
             places.append((b"s", entry.subject))
         indices = [self._prefix + kind + self._records.name(kind, text) for kind, text in places]
-        await self._script(_PUT, self._prefix, name, record, left_ms, *indices)
+        labels = self._records.name(b"c", entry.data_class), entry.stored_ns
+        stored = await self._script(PUT, self._prefix, name, record, left_ms, *labels, token, *indices)
+        if stored != 1:
+            self._counters.refused += 1
+            self._counters.last_error = "not put: something was erased meanwhile"
+            return False
         self._counters.stored += 1
         return True
 
@@ -378,6 +371,11 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
+
+
+def _both(held: Held, other: Held) -> Held:
+    oldest_ns = min(held.oldest_ns, other.oldest_ns)
+    return Held(held.data_class, held.entries + other.entries, oldest_ns, held.size_bytes + other.size_bytes)
 
 
 def _literally(text: bytes) -> bytes:

@@ -21,8 +21,11 @@ Invariants: a flight on the board has at most one computation; its waiting calle
 told once; a flight that is over is not on the board. All operations are O(1), but for the check for cycles, which walks
 the flights that the joined one waits for (none, unless computations ask for other keys), and for telling all.
 
-No event loop, lock, thread or clock: shells are in ``flight_shells``, and take a lock where there are threads.
+No event loop, lock, thread or clock: shells are ``_loop_flights_cy`` and ``thread_flights``, and take a lock.
 Sources: Go's ``singleflight``; RFC 5861 for refreshes; the graph is that of deadlock detection in databases.
+
+One source, compiled with the C types of ``_flight_cy.pxd`` or run as it is: a thousand callers may ask at once, and
+each waits until all have joined.
 """
 
 from __future__ import annotations
@@ -30,9 +33,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Flight", "FlightBoard"]
+__all__ = ["Flight", "FlightBoard", "FlightCounts"]
 
 _MOST_PAUSES = 1024
+
+
+class FlightCounts:
+    """What single flight of one cache did; see ``FlightStatistics``, which has the same names."""
+
+    __slots__ = (
+        "abandoned",
+        "computations",
+        "failures",
+        "handed_over",
+        "joined",
+        "not_stored",
+        "refresh_failures",
+        "refreshes",
+    )
+
+    def __init__(self) -> None:
+        self.computations = 0
+        self.joined = 0
+        self.failures = 0
+        self.handed_over = 0
+        self.abandoned = 0
+        self.refreshes = 0
+        self.refresh_failures = 0
+        self.not_stored = 0
 
 
 class Flight:
@@ -40,7 +68,7 @@ class Flight:
 
     Attributes:
         key: what it computes.
-        waiting: the callers that wait, in order of arrival, each with what it would compute.
+        waiting: the callers that wait, in order of arrival: keys of a dict whose values mean nothing.
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
         is_refresh: it goes on without anybody waiting.
@@ -86,14 +114,13 @@ class FlightBoard:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, key: bytes, caller: Any, inside: Flight | None, work: Any = None) -> Flight:
+    def join(self, key: bytes, caller: Any, inside: Flight | None) -> Flight:
         """A caller waits for a key.
 
         Args:
             key: what it wants.
             caller: hashable by identity; each call of :meth:`join` a fresh one.
             inside: the flight whose computation asks, if any.
-            work: the shell's own: what the caller would compute.
 
         Returns:
             The flight. If the caller is its ``leader``, it has to compute.
@@ -110,7 +137,7 @@ class FlightBoard:
                 "re-entrant: the computation of this key asks for the key itself, directly or through another key that "
                 "waits for it, and would wait for ever"
             )
-        flight.waiting[caller] = work
+        flight.waiting[caller] = None
         if inside is not None:
             inside.waits_for[flight] = inside.waits_for.get(flight, 0) + 1
         return flight

@@ -1,0 +1,42 @@
+cimport cython
+
+@cython.final
+cdef class FlightCounts:
+    cdef public long long computations
+    cdef public long long joined
+    cdef public long long failures
+    cdef public long long handed_over
+    cdef public long long abandoned
+    cdef public long long refreshes
+    cdef public long long refresh_failures
+    cdef public long long not_stored
+
+@cython.final
+cdef class Flight:
+    cdef public object key
+    cdef public dict waiting
+    cdef public object leader
+    cdef public int failures
+    cdef public bint is_refresh
+    cdef public bint over
+    cdef public object computing
+    cdef public dict waits_for
+
+@cython.final
+cdef class FlightBoard:
+    cdef dict _flights
+    cdef object _is_waiting
+    cdef int _max_attempts
+    cdef long long _pause_ns
+    cdef dict _pauses
+
+    @cython.locals(flight=Flight)
+    cpdef Flight join(self, object key, object caller, Flight inside)
+    @cython.locals(left=cython.int)
+    cpdef bint leave(self, Flight flight, object caller, Flight inside) except *
+    cpdef Flight refresh(self, object key, long long now_ns)
+    cpdef list succeed(self, Flight flight)
+    cdef _end(self, Flight flight)
+
+@cython.locals(seen=set, ahead=list, flight=Flight)
+cdef bint _reaches(Flight start, Flight goal) except *

@@ -1,0 +1,101 @@
+"""Tables as text and as HTML: one page without anything from elsewhere, every cell escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+__all__ = ["age", "html_table", "instant", "list_of", "page", "size", "text_table"]
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; --so: #9a6700; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; }
+.good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; } .so { color: var(--so); }
+code { font-size: .85em; overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { :root { --good: #3fb950; --bad: #ff7b72; --so: #d29922; } }
+"""
+_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
+_UNITS_SHOWN = 2.0
+_KB = 1000
+
+
+def page(title: str, body: str) -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        body: HTML.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], mark: Callable[[Sequence[str]], str]) -> str:
+    """A table of plain texts.
+
+    Args:
+        head: of the columns.
+        rows: their cells.
+        mark: gives the class of a row's first cell: ``"good"``, ``"bad"``, ``"so"`` or ``""``.
+    """
+    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
+    lines = []
+    for row in rows:
+        kind = mark(row)
+        first = f'<td class="{kind}">' if kind else "<td>"
+        lines.append(f"<tr>{first}" + "</td><td>".join(escape(cell) for cell in row) + "</td></tr>")
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
+
+
+def list_of(texts: Iterable[str], kind: str) -> str:
+    """A list of plain texts; ``kind`` is their class."""
+    return "<ul>" + "".join(f'<li class="{kind}">{escape(text)}</li>' for text in texts) + "</ul>"
+
+
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same for a terminal: what would move the cursor is shown as an escape."""
+    lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def instant(at_ns: int) -> str:
+    """An instant of the wall clock."""
+    try:
+        return datetime.fromtimestamp(at_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{at_ns} ns"
+
+
+def age(seconds: float | None) -> str:
+    """A duration."""
+    if seconds is None:
+        return "not known"
+    for length, unit in _UNITS:
+        if seconds >= _UNITS_SHOWN * length:
+            return f"{seconds / length:,.3g} {unit}"
+    return f"{seconds:,.3g} s"
+
+
+def size(number: int | None) -> str:
+    """Bytes."""
+    if number is None:
+        return "not known"
+    value, units = float(number), ["B", "kB", "MB", "GB", "TB"]
+    while value >= _KB and len(units) > 1:
+        value /= _KB
+        units.pop(0)
+    return f"{value:,.3g} {units[0]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

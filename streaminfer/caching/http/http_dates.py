@@ -1,0 +1,70 @@
+"""Dates of HTTP (RFC 9110 §5.6.7): written in the one form that senders use, read in the three that exist.
+
+Seconds since 1970, always UTC. Names of days and months are English whatever the locale is.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from datetime import UTC, datetime
+
+__all__ = ["http_date", "parse_http_date"]
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_LONG_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_MONTH = "(?P<month>" + "|".join(_MONTHS) + ")"
+_CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_FORMS = (
+    re.compile(rf"(?P<name>{'|'.join(_DAYS)}), (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_CLOCK} GMT"),
+    re.compile(rf"(?P<name>{'|'.join(_LONG_DAYS)}), (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_CLOCK} GMT"),
+    re.compile(rf"(?P<name>{'|'.join(_DAYS)}) {_MONTH} (?P<day>[0-9]{{2}}| [0-9]) {_CLOCK} (?P<year>[0-9]{{4}})"),
+)
+
+
+@functools.lru_cache(maxsize=64)
+def http_date(second: int) -> str:
+    """An instant as ``Sun, 06 Nov 1994 08:49:37 GMT``.
+
+    Args:
+        second: whole seconds since 1970, UTC.
+
+    Raises:
+        ValueError, OverflowError, OSError: not within the years 1 to 9999.
+    """
+    at = datetime.fromtimestamp(second, UTC)
+    return (
+        f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} "
+        f"{at.hour:02}:{at.minute:02}:{at.second:02} GMT"
+    )
+
+
+def parse_http_date(text: str, now_s: int) -> int | None:
+    """The instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
+
+    Args:
+        text: what the field holds.
+        now_s: the present, for years of two digits: one that seems more than 50 years ahead is the past one.
+    """
+    match = next(filter(None, (form.fullmatch(text) for form in _FORMS)), None)
+    if match is None:
+        return None
+    year, month = int(match["year"]), _MONTHS.index(match["month"]) + 1
+    day, hour, minute, second = (int(match[part]) for part in ("day", "hour", "minute", "second"))
+    leap = second == 60  # the second after is what clocks without leap seconds show
+    second -= leap
+    try:
+        if len(match["year"]) == 2:
+            present = datetime.fromtimestamp(now_s, UTC)
+            year += present.year - present.year % 100
+            if (year - 50, month, day, hour, minute, second) > present.timetuple()[:6]:
+                year -= 100
+        at = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    names = _LONG_DAYS if match["name"] in _LONG_DAYS else _DAYS
+    if match["name"] != names[at.weekday()]:
+        return None
+    return int(at.timestamp()) + leap

@@ -1,0 +1,413 @@
+"""A cache's tiers: asked where memory has no answer, written behind the caller's back, erased with it.
+
+**Reading** happens inside single flight, once for all who ask. Tiers are asked in order, the fastest first. What is
+found is *promoted*: kept in memory and written to the faster tiers, as old as it was, with its tags, subject and class.
+
+**Time.** What the tiers may take together is decided by ``tier_lookup``: never more than a second; of the time that a
+request has left, what the computation does not need, as far as is known from those before, and at most half. So a tier
+that stalls makes no request late that could have been computed in time.
+
+**Writing** is the business of one worker for each tier (``tier_worker``). What was computed is written with the time
+for which it is fresh and stale, counted from the instant at which it was computed.
+
+**Erasing.** Three rules together keep out what was there before:
+
+* an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
+  tiers begin;
+* nothing is stored, in memory or a tier, that was computed, or read from a tier, under another ``erasures``;
+* a tier's puts and erasures run one after another, and until an erasure is done nothing that it matches is read from
+  that tier or put there; nor is the answer to a read that began before it used after it.
+
+**Life.** Whoever uses the cache on an event loop holds its tiers: they start with the first and stop with the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import asynccontextmanager
+from typing import Any
+
+from streaminfer.caching._ledger import Ledger
+from streaminfer.caching._wheel_cy import NEVER
+from streaminfer.caching.erasure import Erasing, Erasure, is_erased
+from streaminfer.caching.retention import Holding, Retention, Rule
+from streaminfer.caching.tier_lookup import Found
+from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
+from streaminfer.caching.tiers.protocol import Entry, Tier
+
+__all__ = ["Tiers"]
+
+_LOGGER = logging.getLogger("streaminfer.caching")
+_TELL_S = 5.0
+_ERASE_WAIT_S = 60.0
+
+
+class Tiers:
+    """The tiers of one cache. ``erase`` and ``statistics`` are for any thread, all else for the loop that holds them.
+
+    Args:
+        tiers: the fastest first.
+        cache: has ``now()`` and ``erasures``.
+        ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
+        stale_ns: how long the cache uses what is stale.
+        policy: what may be kept where; ``None``: everything everywhere.
+        ledger: of the policy's log, if there is one.
+
+    Raises:
+        TypeError: something that is no tier.
+        ValueError: the policy wants encryption, and a tier does not encrypt.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Any],
+        cache: Any,
+        *,
+        ttl_ns: int,
+        stale_ns: int,
+        policy: Retention | None,
+        ledger: Ledger | None,
+    ) -> None:
+        self.workers: list[TierWorker] = []
+        for position, tier in enumerate(tiers):
+            if not isinstance(tier, Tier):
+                raise TypeError(
+                    f"tiers: expected tiers, such as DiskTier and RedisTier, got {tier!r} ({type(tier).__name__})"
+                )
+            same = sum(other.tier.name == tier.name for other in self.workers)
+            name = tier.name if not same else f"{tier.name} {same + 1}"
+            if policy is not None:
+                policy.check_tier(name, tier)
+            self.workers.append(TierWorker(tier, name, position, ledger))
+        self._stale_ns = stale_ns
+        self._policy = policy
+        self._ledger = ledger
+        self._cache = cache
+        self.ttl_ns = ttl_ns
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._holders = self._entering = 0
+        self._changing: asyncio.Lock | None = None
+        self._teller: asyncio.TimerHandle | None = None
+        self._warned = False
+        self._latest: Erasing | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def hold(self) -> None:
+        """Starts the tiers, unless somebody holds them already.
+
+        Raises:
+            RuntimeError: they run on another event loop, or somebody else started one of them.
+            BackendError: a tier cannot start; those before it are stopped again.
+        """
+        loop = asyncio.get_running_loop()
+        if self._home is None:
+            self._home, self._changing = loop, asyncio.Lock()
+        elif self._home is not loop:
+            lost = "were not stopped before their event loop was closed: make a new cache, with new tiers"
+            raise RuntimeError(
+                f"the tiers of this cache {lost if self._home.is_closed() else 'run on another event loop'}"
+            )
+        async with self._change():
+            if self._holders == 0:
+                await self._start()
+            self._holders += 1
+
+    async def let_go(self, *, drain: bool) -> None:
+        """Stops the tiers, unless somebody else holds them.
+
+        Args:
+            drain: write what waits first.
+        """
+        async with self._change():
+            self._holders -= 1
+            if self._holders == 0:
+                await self._stop(self.workers, drain=drain)
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        """One starts or stops at a time; when the last has let go, another loop may begin."""
+        assert self._changing is not None  # noqa: S101 - it is there as long as anybody holds them
+        self._entering += 1
+        try:
+            async with self._changing:
+                yield
+        finally:
+            self._entering -= 1
+            if self._entering == self._holders == 0:
+                self._home = self._changing = None
+
+    async def _start(self) -> None:
+        try:
+            for worker in self.workers:
+                try:
+                    await worker.start()
+                except RuntimeError as error:
+                    hint = "a cache starts its tiers itself: start none yourself, and give none to two caches"
+                    raise RuntimeError(f"tier {worker.name}: {error}; {hint}") from error
+        except BaseException:
+            await self._stop(self.workers, drain=False)  # those that did not start are left alone
+            raise
+        self._warned = False
+        if self._ledger is not None:
+            self._tell()
+
+    async def _stop(self, workers: Sequence[TierWorker], *, drain: bool) -> None:
+        if self._teller is not None:
+            self._teller.cancel()
+            self._teller = None
+        # all at once: no tier waits for another's timeouts
+        outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
+        if self._ledger is not None:
+            self._ledger.flush()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _tell(self) -> None:
+        """Sees to it that the log of an idle cache is not behind for long."""
+        assert self._ledger is not None  # noqa: S101 - or nobody calls this
+        self.tell_what_went()
+        self._ledger.flush()
+        self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+
+    @property
+    def run_here(self) -> bool:
+        """Whether they run on this event loop; says so, once, where they do not."""
+        if self._holders and self._home is asyncio.get_running_loop():
+            return True
+        if not self._warned:
+            self._warned = True
+            _LOGGER.warning(
+                "the tiers of a cache are not used: they do not run on this event loop; a Stack starts them, "
+                "or `async with cache:`"
+            )
+        return False
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
+    ) -> Found | None:
+        """What the tiers have.
+
+        Args:
+            key: whose answer.
+            granted_ns: how long they may take together.
+            longest_ns: how long an answer is fresh at most, from when it was computed.
+            only_fresh: no stale answer.
+
+        Returns:
+            A fresh answer of the fastest tier that has one, else a stale one, else ``None``.
+        """
+        if granted_ns <= 0 or not self.run_here:
+            return None
+        loop = asyncio.get_running_loop()
+        until = loop.time() + granted_ns / 1e9
+        latest = self._latest
+        stale: Found | None = None
+        for worker in self.workers:
+            limit = asyncio.timeout_at(until)
+            pending = worker.pending  # it may be done before the answer comes, which is from before it all the same
+            try:
+                async with limit:
+                    entry = await worker.tier.get(key)
+            except Exception as error:
+                worker.cut += 1
+                if limit.expired():
+                    break
+                _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
+                continue
+            if self._latest is not latest:  # it may be what was erased, however late the tier is with it
+                worker.withheld += 1
+                return None
+            found = None if entry is None else self._judge(worker, entry, longest_ns, pending)
+            if entry is None:
+                worker.misses += 1
+            elif found is None:
+                continue
+            elif not found.is_stale:
+                worker.hits += 1
+                return found
+            else:
+                worker.stale_hits += 1
+                stale = stale or found
+        if stale is None or only_fresh or self._latest is not latest:
+            return None
+        return (
+            stale if self._cache.now() - stale.read_ns < stale.left_ns else None
+        )  # slower tiers have taken their time
+
+    def _judge(self, worker: TierWorker, entry: Entry, longest_ns: int, pending: tuple[Erasing, ...]) -> Found | None:
+        rule = None if self._policy is None else self._policy.rule(entry.tags)
+        if is_erased(entry, pending) or not (rule is None or rule.permits(worker.tier)):
+            worker.withheld += 1
+            return None
+        age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
+        stale_ns = min(_ns(entry.stale_s), self._stale_ns)
+        fresh_ns = longest_ns
+        if entry.ttl_s is not None:
+            fresh_ns = min(fresh_ns, max(_ns(entry.ttl_s) - _ns(entry.stale_s), 0))
+        if rule is not None:
+            fresh_ns = min(fresh_ns, _ns(rule.max_age_s) - self._stale_ns)
+        if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
+            worker.misses += 1
+            return None
+        is_stale = age_ns >= fresh_ns
+        left_ns = NEVER if fresh_ns == NEVER else fresh_ns + (stale_ns if is_stale else 0) - age_ns
+        return Found(entry, worker.name, worker.position, is_stale, left_ns, age_ns, self._cache.now())
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        key: str | bytes,
+        value: Any,
+        *,
+        ttl_ns: int,
+        computed_ns: int,
+        erasures: int,
+        tags: Iterable[str] = (),
+        subject: str | None = None,
+        before: int | None = None,
+        wait: bool = False,
+    ) -> list[asyncio.Future[bool]]:
+        """Has an answer written to the tiers that may have it.
+
+        Args:
+            key: whose answer.
+            value: the answer, which nobody changes.
+            ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
+            computed_ns: when that was, on the cache's clock.
+            erasures: the cache's count before that; if it has changed, nothing is written.
+            tags: to erase it by.
+            subject: the same.
+            before: only to tiers before this position.
+            wait: whether somebody waits for it.
+
+        Returns:
+            For who waits, whether each tier that may have it took it.
+        """
+        waiting: list[asyncio.Future[bool]] = []
+        if self._cache.erasures != erasures or not self.run_here:
+            if wait:
+                waiting.append(asyncio.get_running_loop().create_future())
+                waiting[0].set_result(False)
+            return waiting
+        rule = None if self._policy is None else self._policy.rule(tags)
+        age_ns = max(self._cache.now() - computed_ns, 0)
+        for worker in self.workers[:before]:
+            if rule is not None and not rule.permits(worker.tier):
+                worker.forbidden += 1
+                self._refused(worker, rule)
+                continue
+            entry = Entry(
+                value=value,
+                stored_ns=max(worker.tier.wall_clock() - age_ns, 0),
+                ttl_s=None if ttl_ns == NEVER else (ttl_ns + self._stale_ns) / 1e9,
+                stale_s=0.0 if ttl_ns == NEVER else self._stale_ns / 1e9,
+                tags=frozenset(tags),
+                subject=subject,
+                data_class="" if rule is None else rule.data_class,
+            )
+            write = Write(key, entry)
+            if wait:
+                write.done = asyncio.get_running_loop().create_future()
+                waiting.append(write.done)
+            worker.put(write)
+        return waiting
+
+    def _refused(self, worker: TierWorker, rule: Rule) -> None:
+        if self._ledger is not None:
+            self._ledger.count("refused", worker.name, rule.data_class, "the policy does not allow it there")
+
+    # -- erasing ------------------------------------------------------------------------------------------------
+
+    def erase(self, subject: str | None, tag: str | None, in_memory: Callable[[], int]) -> Erasure:
+        """Erases memory and the tiers.
+
+        Args:
+            subject: whose entries; or
+            tag: with which tag.
+            in_memory: erases memory, and changes the count of erasures before it looks.
+
+        Returns:
+            The count in memory, to be awaited for the rest. In a thread without an event loop: the whole, if that of
+            the tiers runs.
+        """
+        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in self.workers])
+        for worker in self.workers:
+            worker.register(erasing)
+        erasing.arm(in_memory())
+        home = self._home
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if home is not None and home is not here:
+            try:
+                home.call_soon_threadsafe(self._begin, erasing)
+            except RuntimeError:  # closed, without having stopped its tiers
+                self._begin(erasing)
+            if here is None and home.is_running():
+                try:
+                    return erasing.outcome.result(_ERASE_WAIT_S)
+                except FutureTimeout:
+                    return erasing.so_far()
+        else:
+            self._begin(erasing)
+        return erasing.so_far()
+
+    def _begin(self, erasing: Erasing) -> None:
+        for worker in self.workers:
+            if not worker.runs and erasing.subject is not None and worker.tier.keys is not None:
+                try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
+                    worker.tier.keys.destroy(erasing.subject)
+                except Exception as error:
+                    _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
+            worker.begin(erasing)
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    async def inventory(self) -> list[Holding]:
+        """What each tier holds, by data class; where one cannot say, or does not run, a holding without numbers."""
+        classes = () if self._policy is None else tuple(self._policy.classes)
+        holdings: list[Holding] = []
+        for worker in self.workers:
+            held = None
+            if worker.runs and self._home is asyncio.get_running_loop():
+                try:
+                    held = await worker.tier.inventory(classes)
+                except Exception as error:
+                    _LOGGER.warning("the tier %s cannot say what it holds: %s", worker.name, error, exc_info=error)
+            if held is None:
+                holdings.append(Holding(worker.name, "", None, None, None))
+                continue
+            now_ns = worker.tier.wall_clock()
+            holdings += [
+                Holding(worker.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
+                for data_class, entries, oldest_ns, size in held
+            ]
+        return holdings
+
+    def purge_bounds_s(self) -> dict[str, float]:
+        """How long each tier may hold what has expired, seconds; one that says nothing is not there."""
+        return {
+            worker.name: worker.tier.purge_bound_s for worker in self.workers if worker.tier.purge_bound_s is not None
+        }
+
+    def tell_what_went(self) -> None:
+        """Counts, for the log, what the tiers have purged and evicted."""
+        for worker in self.workers:
+            worker.tell_what_went()
+
+    def statistics(self) -> tuple[LayerStatistics, ...]:
+        """A frozen snapshot for each tier."""
+        return tuple(worker.statistics() for worker in self.workers)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,195 @@
+"""What an `EdgeCache` offers beside its mapping: coroutines over memory and tiers, and a report on its policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from streaminfer._validation import check_duration, expected
+
+if TYPE_CHECKING:
+    from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.retention import Holding
+    from streaminfer.caching.retention_report import RetentionReport
+    from streaminfer.caching.tier_lookup import Found
+    from streaminfer.caching.tiered import Tiers
+
+__all__ = ["TieredMapping"]
+
+_NOTHING: Any = object()
+_NEVER = 2**63 - 1
+_LONGEST_READ_S = 1.0
+_SWEPT_S = 0.25
+
+
+class TieredMapping:
+    """A part of `EdgeCache`."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        tiers: Tiers | None
+
+    async def __aenter__(self) -> Self:
+        """Starts the tiers, unless somebody has; what a `Stack` does with its service."""
+        if self.tiers is not None:
+            await self.tiers.hold()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.tiers is not None:
+            await self.tiers.let_go(drain=kind is None)
+
+    async def fetch(self, key: str | bytes, default: Any = None, *, timeout_s: float = _LONGEST_READ_S) -> Any:
+        """The fresh value of a key: from memory, else from the fastest tier that has one, which memory then has too.
+
+        Args:
+            key: whose value.
+            default: what is returned where there is none.
+            timeout_s: how long the tiers may take together, seconds > 0, at most 1.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of range.
+        """
+        _check_key(key)
+        seconds = min(check_duration("timeout_s", timeout_s, positive=True), _LONGEST_READ_S)
+        cache = cast("EdgeCache", self)
+        value = cache.get(key, _NOTHING)
+        if value is not _NOTHING:
+            return value
+        if self.tiers is None:
+            return default
+        erasures = cache.erasures
+        found = await self.tiers.read(key, granted_ns=round(seconds * 1e9), only_fresh=True)
+        if found is None:
+            return default
+        self.promote(key, found, erasures)
+        return found.value
+
+    async def put_through(
+        self,
+        key: str | bytes,
+        value: Any,
+        *,
+        ttl_s: float | None = None,
+        tags: Iterable[str] = (),
+        subject: str | None = None,
+    ) -> bool:
+        """Keeps a value in memory and, written when this returns, on each tier where the policy allows it.
+
+        Args:
+            key: whose value.
+            value: of which a copy is kept, its arrays read-only. Tiers take what ``serialise`` takes.
+            ttl_s: how long it is fresh, seconds ≥ 0; ``None``: the cache's.
+            tags: words to erase it by.
+            subject: whose data it is.
+
+        Returns:
+            Whether memory and each of these tiers have it.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of range.
+        """
+        from streaminfer.caching.kept import keep  # noqa: PLC0415 - a mapping alone does not need it
+
+        _check_key(key)
+        cache = cast("EdgeCache", self)
+        own, words, before = keep(value), tuple(tags), cache.erasures
+        kept = cache.put(key, own, ttl_s=ttl_s, tags=words, subject=subject)
+        if self.tiers is None:
+            return kept
+        writes = self.tiers.write(
+            key,
+            own,
+            ttl_ns=cache.lasts_ns(ttl_s, words),
+            computed_ns=cache.now(),
+            erasures=before if kept else cache.erasures,  # what is too large takes the value before it along
+            tags=words,
+            subject=subject,
+            wait=True,
+        )
+        stored = await asyncio.gather(*writes)
+        return kept and all(stored)
+
+    def promote(self, key: Any, found: Found, erasures: int) -> None:
+        """Keeps in memory and on faster tiers what a tier had, as old as it is; for who has read it.
+
+        Args:
+            key: whose.
+            found: a fresh answer.
+            erasures: the cache's count before it was read; nothing is kept if it has changed.
+        """
+        cache = cast("EdgeCache", self)
+        if cache.erasures != erasures or self.tiers is None:
+            return
+        waited_ns = max(cache.now() - found.read_ns, 0)
+        left_ns = found.left_ns if found.left_ns == _NEVER else found.left_ns - waited_ns
+        if left_ns <= 0:
+            return
+        cache.keep_aged(key, found, left_ns, found.age_ns + waited_ns)
+        if cache.erasures != erasures:  # by another thread, since the look above, or by a value that was too large
+            cache.pop(key, None)
+            return
+        self.tiers.write(
+            key,
+            found.value,
+            ttl_ns=_NEVER if left_ns == _NEVER else found.age_ns + found.left_ns,
+            computed_ns=found.read_ns - found.age_ns,
+            erasures=erasures,
+            tags=found.tags,
+            subject=found.subject,
+            before=found.position,
+        )
+
+    async def retention_report(self) -> RetentionReport:
+        """What the policy says, what memory and the tiers hold now, and what was recorded of what went.
+
+        Raises:
+            TypeError: the cache has no policy.
+            BackendError, ValueError: the log cannot be read, or was altered.
+        """
+        from streaminfer.caching.retention_report import build_report  # noqa: PLC0415 - who reports loads it
+
+        cache = cast("EdgeCache", self)
+        policy = cache._policy
+        if policy is None:
+            raise TypeError(expected("retention", "a cache with a policy: EdgeCache(retention=Retention(…))", None))
+        holdings = self._in_memory()
+        bounds = {"memory": _SWEPT_S}
+        if self.tiers is not None:
+            self.tiers.tell_what_went()
+            holdings += await self.tiers.inventory()
+            bounds |= self.tiers.purge_bounds_s()
+        if cache._ledger is not None:
+            cache._ledger.flush()
+        log: Any = policy.log
+        events = () if log is None else log if hasattr(log, "verify") else log.events
+        return build_report(policy, holdings, events, purge_bounds_s=bounds)
+
+    def _in_memory(self) -> list[Holding]:
+        """By class: how many there are, stale ones and failures included, and the oldest; bytes where there is one."""
+        from streaminfer.caching.retention import Holding  # noqa: PLC0415 - the same
+
+        cache = cast("EdgeCache", self)
+        labels = cache.snapshot(3)[::2]
+        numbers: dict[str, int] = {}
+        oldest: dict[str, int | None] = {}
+        for label in labels:
+            data_class, stored_ns = ("", None) if label is None else label[2:]
+            before = oldest.get(data_class, _NEVER)
+            numbers[data_class] = numbers.get(data_class, 0) + 1
+            oldest[data_class] = None if before is None or stored_ns is None else min(before, stored_ns)
+        now_ns = cache.now()
+        size = cache.statistics().held_bytes if len(numbers) == 1 else None
+        holdings = []
+        for data_class, number in numbers.items():
+            stored_ns = oldest[data_class]
+            age_s = None if stored_ns is None else max(now_ns - stored_ns, 0) / 1e9
+            holdings.append(Holding("memory", data_class, number, age_s, size))
+        return holdings or [Holding("memory", "", 0, None, 0)]
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, (str, bytes)):
+        raise TypeError(expected("key", "a string or bytes, which tiers can name", key))

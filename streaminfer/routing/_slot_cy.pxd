@@ -1,0 +1,34 @@
+cimport cython
+
+cdef int _FREE
+cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP
+cdef long long _ENOUGH, _GENERATIONS
+
+@cython.final
+cdef class Slot:
+    cdef readonly int state
+    cdef readonly double weight, penalty, latency_ns, per_place_ns, success
+    cdef readonly long long in_flight, chosen, succeeded, failed, refused, ejections, until_ns
+    cdef readonly int zone
+    cdef unsigned long long key
+    cdef double share, places
+    cdef long long level, samples, failures_in_a_row, generation, heard_ns, busy_ns, since_ns, trial_ns
+    cdef bint slowly, trial_out
+
+    cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
+    cdef void forget(self, long long now_ns) noexcept
+
+    @cython.locals(elapsed_ns=cython.longlong, part=double)
+    cdef double ramp(self, long long now_ns, long long slow_start_ns) noexcept
+
+    @cython.locals(success=double, expected=double)
+    cdef double cost(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
+
+    @cython.locals(per_place_ns=double, expected_ns=double, silent_ns=cython.longlong)
+    cdef double expected(self, long long now_ns, double mean_ns, long long decay_ns) noexcept
+
+    @cython.locals(decays=double)
+    cdef double remembered(self, long long now_ns, long long decay_ns) noexcept
+
+    @cython.locals(newest=double, by_time=double)
+    cdef void learn(self, double duration_ns, double places, long long now_ns, long long decay_ns) noexcept

@@ -1,0 +1,332 @@
+"""What backends are, as part of a cache's keys: alike in every process, and never alike where answers may differ."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from streaminfer.backends import CpuBackend, OnnxBackend
+from streaminfer.backends._fingerprint import (
+    digest_of_bytes,
+    external_files,
+    fingerprint_of_function,
+    fingerprint_of_model,
+)
+from streaminfer.batching import AdaptiveBatcher
+from streaminfer.caching import EdgeCache
+from streaminfer.caching.cache_layer import put_in_front
+from streaminfer.caching.flight_shells import Flights
+from streaminfer.request import Request
+from streaminfer.resilience import CircuitBreaker
+from streaminfer.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+
+
+def scaling(factor, *, inputs=("x",)):
+    """y = factor * x (+ shift): a model with weights."""
+    weights = numpy_helper.from_array(np.full(64, factor, np.float32), "weights")
+    nodes = [helper.make_node("Mul", ["x", "weights"], ["y" if len(inputs) == 1 else "scaled"])]
+    if len(inputs) > 1:
+        nodes.append(helper.make_node("Add", ["scaled", "shift"], ["y"]))
+    shape = ("batch", 64)
+    graph = helper.make_graph(
+        nodes,
+        "scaling",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape if name == "x" else (64,)) for name in inputs],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        initializer=[weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def save(model, folder, *, external=False):
+    folder.mkdir(parents=True)
+    path = folder / "model.onnx"
+    if external:
+        onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    else:
+        onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_the_same_model_elsewhere_is_the_same_and_one_weight_makes_another(tmp_path, external):
+    first = save(scaling(2.0), tmp_path / "a", external=external)
+    again = tmp_path / "b"
+    shutil.copytree(first.parent, again)
+    os.utime(again / "model.onnx", (1, 1))
+    mark = OnnxBackend(first).fingerprint
+    assert len(mark) == 32
+    assert OnnxBackend(again / "model.onnx").fingerprint == mark
+
+    other = scaling(2.0)
+    weights = numpy_helper.to_array(other.graph.initializer[0]).copy()
+    weights[63] = np.nextafter(np.float32(2.0), np.float32(3.0))
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
+    changed = save(other, tmp_path / "c", external=external)
+    if external:  # the model's own file does not tell
+        assert changed.read_bytes() == first.read_bytes()
+    assert OnnxBackend(changed).fingerprint != mark
+
+
+def test_bytes_are_the_file_that_holds_them(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a")
+    assert OnnxBackend(path.read_bytes()).fingerprint == OnnxBackend(path).fingerprint
+
+
+def test_bytes_whose_weights_lie_nobody_knows_where_have_none(tmp_path, monkeypatch):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    assert digest_of_bytes(path.read_bytes()) is None
+    monkeypatch.chdir(path.parent)
+    assert OnnxBackend(path.read_bytes()).fingerprint is None
+
+
+def test_how_a_model_is_asked_is_part_of_it():
+    model = scaling(2.0, inputs=("x", "shift")).SerializeToString()
+
+    def mark(shift, **how):
+        return OnnxBackend(model, shared_inputs={"shift": shift}, **how).fingerprint
+
+    ones = np.ones(64, np.float32)
+    assert mark(ones) == mark(ones.copy()) == mark(ones, threads=2) == mark(ones, sessions=2, warmup=[1])
+    assert mark(ones) != mark(ones * 2)
+    plain = scaling(2.0).SerializeToString()
+    assert OnnxBackend(plain).fingerprint != mark(ones)
+
+
+def test_each_part_counts():
+    base = {"axes": [("x", 0)], "shared": {}, "providers": ["CPUExecutionProvider"]}
+
+    def mark(digest="d", **changes):
+        return fingerprint_of_model(digest, **{**base, **changes})
+
+    cuda = "CUDAExecutionProvider"
+    marks = [
+        mark(),
+        mark("e"),
+        mark(axes=[("x", 1)]),
+        mark(axes=[("x", None)]),
+        mark(axes=[("x", 0), ("y", 0)]),
+        mark(providers=[cuda, "CPUExecutionProvider"]),
+        mark(providers=["CPUExecutionProvider", cuda]),
+        mark(providers=[(cuda, {"use_tf32": "0"})]),
+        mark(providers=[(cuda, {"use_tf32": "1"})]),
+        mark(shared={"rate": np.array(16000, np.int64)}),
+        mark(shared={"rate": np.array(8000, np.int64)}),
+        mark(shared={"rate": np.array([16000], np.int64)}),
+        mark(shared={"rate": np.array(16000, np.float64).view(np.int64)}),
+        mark(shared={"rates": np.array(16000, np.int64)}),
+    ]
+    assert len(set(marks)) == len(marks)
+    where = {"device_id": "3", "gpu_mem_limit": 10**9, "trt_engine_cache_path": "/var/engines"}
+    assert mark(providers=[(cuda, where)]) == mark(providers=[cuda]) == mark(providers=[(cuda, {})])
+    assert mark(providers=[(cuda, {"b": 1, "a": 2})]) == mark(providers=[(cuda, {"a": 2, "b": "1"})])
+    both = {"a": np.zeros(2), "b": np.ones(2)}
+    assert mark(shared=both) == mark(shared=dict(reversed(both.items())))
+    assert mark(shared=both) != mark(shared={"a": np.ones(2), "b": np.zeros(2)})
+
+
+def test_a_file_that_was_replaced_after_it_was_loaded_is_an_error(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a")
+    backend, known = OnnxBackend(path), OnnxBackend(path)
+    mark = known.fingerprint
+    onnx.save(scaling(3.0), tmp_path / "new.onnx")
+    (tmp_path / "new.onnx").replace(path)
+    with pytest.raises(ValueError, match="as it was loaded, got another file"):
+        _ = backend.fingerprint
+    assert known.fingerprint == mark  # read once
+    path.unlink()
+    with pytest.raises(ValueError, match="expected to read"):
+        _ = backend.fingerprint
+
+
+def test_weights_that_are_gone_are_an_error(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    backend = OnnxBackend(path)
+    (path.parent / "weights.bin").unlink()
+    with pytest.raises(ValueError, match=r"weights\.bin"):
+        _ = backend.fingerprint
+
+
+def test_the_numbers_are_those_of_the_schema():
+    messages = {
+        "model": onnx.ModelProto,
+        "graph": onnx.GraphProto,
+        "function": onnx.FunctionProto,
+        "node": onnx.NodeProto,
+        "attribute": onnx.AttributeProto,
+        "sparse": onnx.SparseTensorProto,
+        "tensor": onnx.TensorProto,
+    }
+    from streaminfer.backends._fingerprint import _BELOW
+
+    kinds = {message.DESCRIPTOR.name: kind for kind, message in messages.items()}
+    kinds["StringStringEntryProto"] = "entry"
+    for kind, message in messages.items():
+        for field in message.DESCRIPTOR.fields:
+            below = kinds.get(field.message_type.name) if field.message_type is not None else None
+            if field.name in ("metadata_props", "quant_parameter_tensor_names"):
+                below = None  # entries that name no files
+            assert _BELOW[kind].get(field.number) == below, (kind, field.name)
+
+
+def tensor(name, location=None):
+    made = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], raw_data=b"\x0a\x03abc")
+    if location is not None:
+        made.ClearField("raw_data")
+        made.data_location = TensorProto.EXTERNAL
+        for key, value in (("offset", "0"), ("location", location), ("length", "4")):
+            made.external_data.add(key=key, value=value)
+    return made
+
+
+def test_weights_are_found_wherever_a_model_may_have_them():
+    model = scaling(1.0)
+    model.metadata_props.add(key="location", value="not a file")
+    model.graph.initializer.append(tensor("a", "initializer"))
+    model.graph.initializer.append(tensor("b"))
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor("c", "values"), dims=[1]))
+    inner = helper.make_graph([], "inner", [], [], initializer=[tensor("d", "inner graph"), tensor("e", "initializer")])
+    constant = helper.make_node("Constant", [], ["k"], value=tensor("f", "attribute"))
+    branch = helper.make_node("If", ["x"], ["z"], then_branch=inner)
+    model.graph.node.extend([constant, branch])
+    function = onnx.FunctionProto(
+        name="f", node=[helper.make_node("Constant", [], ["k"], value=tensor("g", "function"))]
+    )
+    model.functions.append(function)
+    found = external_files(model.SerializeToString())
+    assert found == ["attribute", "function", "initializer", "inner graph", "values"]
+
+
+def test_a_model_in_onnxruntimes_own_format_is_one_file():
+    assert external_files(b"\x18\0\0\0ORTM\xff\xff\xff\xff") == []
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=200)
+def test_what_is_no_model_is_an_error_and_nothing_else(data):
+    try:
+        names = external_files(data)
+    except ValueError:
+        return
+    assert all(isinstance(name, str) for name in names)
+
+
+@pytest.mark.parametrize("damage", [b"\x3a\xff", b"\x3a\x05ab", b"\x0b", b"\x80", b"\x09abc"])
+def test_a_model_that_is_cut_off_or_damaged(damage):
+    with pytest.raises(ValueError, match="an ONNX model"):
+        external_files(damage)
+
+
+def test_fields_of_a_fixed_size_are_stepped_over():
+    assert external_files(b"\x09" + bytes(8) + b"\x0d" + bytes(4) + b"\x08\xff\x01") == []
+
+
+class Holder:
+    def method(self, batch):
+        return batch
+
+    @staticmethod
+    def static(batch):
+        return batch
+
+
+def make():
+    shift = 1
+
+    def closing(batch):
+        return batch + shift
+
+    def within(batch):
+        return batch
+
+    return closing, within
+
+
+def twice(batch):
+    return batch * 2
+
+
+@functools.wraps(twice)
+def wrapped(batch):
+    return batch
+
+
+def test_functions_go_by_their_names():
+    backend = CpuBackend(twice, executor="inline")
+    assert backend.fingerprint == f"{__name__}:twice"
+    assert CpuBackend(twice, version="2", workers=3).fingerprint == f"{__name__}:twice 2"
+    assert CpuBackend(Holder.static).fingerprint == f"{__name__}:Holder.static"
+
+
+@pytest.mark.parametrize(
+    "function", [lambda batch: batch, *make(), wrapped, Holder().method, functools.partial(twice), len, Holder]
+)
+def test_what_a_name_does_not_name_has_none(function):
+    assert CpuBackend(function, executor="inline").fingerprint is None
+    assert fingerprint_of_function(function, "1") is None
+
+
+def test_a_scripts_own_function_goes_by_the_scripts_file_too(monkeypatch):
+    monkeypatch.setattr(twice, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py", raising=False)
+    assert fingerprint_of_function(twice, "2") == "__main__ /srv/faces.py:twice 2"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: the next of the same name may do anything
+    assert fingerprint_of_function(twice, "2") is None
+
+
+def test_what_numba_compiled_goes_by_its_source():
+    assert fingerprint_of_function(numba.njit(twice), None) == f"{__name__}:twice"
+
+
+def test_version_must_be_text():
+    with pytest.raises(TypeError, match="version: expected a string"):
+        CpuBackend(twice, version=2)
+
+
+KEY = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from test_fingerprint import key_through_a_stack
+print(key_through_a_stack(sys.argv[1]).hex())
+"""
+
+
+def key_through_a_stack(path):
+    cache = EdgeCache()
+    stack = Stack(cache, AdaptiveBatcher(max_batch_size=4), CircuitBreaker(), OnnxBackend(path))
+    return stack.inner.key_of(Request(np.arange(64, dtype=np.float32), tenant="t"))
+
+
+def test_a_stacks_keys_are_those_of_another_process(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    elsewhere = tmp_path / "b"
+    shutil.copytree(path.parent, elsewhere)
+    keys = {key_through_a_stack(path).hex()}
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", KEY, str(elsewhere / "model.onnx"), str(Path(__file__).parent)]
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        keys.add(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.strip())
+    assert len(keys) == 1
+    assert key_through_a_stack(save(scaling(3.0), tmp_path / "c", external=True)).hex() not in keys
+
+
+def test_a_function_backends_keys_are_those_of_its_name():
+    def key(**how):
+        batched = AdaptiveBatcher(max_batch_size=4).wrap(CircuitBreaker().wrap(CpuBackend(twice, **how)))
+        return put_in_front(EdgeCache(), batched, Flights()).key_of(Request(1.0))
+
+    assert key() == key(executor="inline")
+    assert key() != key(version="2")

@@ -1,0 +1,390 @@
+"""Erasing: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
+
+import asyncio
+import importlib.util
+import json
+import pathlib
+import threading
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+import streaminfer as si
+from streaminfer.caching.erasure import Erasing, Erasure, check_selection
+from streaminfer.caching.tiers import DiskTier
+from streaminfer.errors import BackendError
+from streaminfer.testing import FakeClock, VirtualLoop, run
+
+pytestmark = pytest.mark.uncompiled
+
+_spec = importlib.util.spec_from_file_location("_scripted", pathlib.Path(__file__).with_name("test_tiered.py"))
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+Scripted = _module.Scripted
+
+
+def test_an_erasure_is_a_number_that_can_be_awaited():
+    whole = Erasure({"memory": 1, "disk": 2}, {"redis": "down"}, False)
+    assert (whole, whole + 1, f"{whole}", json.dumps([whole])) == (3, 4, "3", "[3]")
+    assert repr(whole) == "<Erasure 3: {'memory': 1, 'disk': 2}, failed: redis, not complete>"
+    assert repr(Erasure({"memory": 1}, {}, True)) == "<Erasure 1: {'memory': 1}>"
+
+    async def main(loop):
+        assert await whole is whole
+        return await si.EdgeCache().erase(tag="x")
+
+    assert run(main).complete
+
+
+@pytest.mark.parametrize(("subject", "tag"), [(None, None), ("a", "b"), (3, None), (None, 3)])
+def test_one_selection(subject, tag):
+    with pytest.raises(TypeError):
+        check_selection(subject, tag)
+
+
+def test_who_stops_waiting_takes_nothing_away():
+    async def main(loop):
+        erasing = Erasing("anna", None, ["disk"])
+        erasing.arm(1)
+        waiters = [asyncio.ensure_future(_wait(erasing.so_far())) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        await asyncio.sleep(0)
+        erasing.done("disk", 2)
+        assert (await waiters[1]).counts == {"memory": 1, "disk": 2}
+
+    async def _wait(erasure):
+        return await erasure
+
+    run(main)
+
+
+def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
+        before = cache.erase(subject="anna")  # nobody runs
+        assert not before.complete
+        assert "does not run" in (await before).failed["disk"]
+        async with cache:
+            await asyncio.sleep(0.01)
+            assert cache.tiers.statistics()[0].pending == 0  # done at the start
+            await cache.put_through("k", 1, subject="anna")
+            await cache.put_through("other", 2)
+            disk.erase_error = BackendError("the disk is gone")
+            outcome = await cache.erase(subject="anna")
+            assert (outcome, outcome.counts, outcome.complete) == (1, {"memory": 1}, False)
+            assert outcome.failed == {"disk": "BackendError: the disk is gone"}
+            assert "k" in disk.held
+            assert await cache.fetch("k") is None
+            assert await cache.fetch("other") == 2
+            assert not await cache.put_through("again", 1, subject="anna")
+            again = cache.erase(subject="anna")
+            assert not (await again).complete
+            assert cache.tiers.statistics()[0].pending == 1
+            disk.erase_error = None
+            await asyncio.sleep(40.0)
+            assert "k" not in disk.held
+            seen = cache.tiers.statistics()[0]
+            assert (seen.pending, seen.withheld) == (0, 1)
+            assert await cache.put_through("k", 3, subject="anna")
+            assert await cache.erase(subject="anna") == 2
+
+    run(main)
+
+
+def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        disk.put_s = 1.0
+        async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
+            writes = [asyncio.ensure_future(cache.put_through(str(n), n, tags=("t",))) for n in range(3)]
+            await asyncio.sleep(0.5)
+            outcome = await cache.erase(tag="t")
+            assert outcome.counts == {"memory": 3, "disk": 1}
+            assert await asyncio.gather(*writes) == [True, False, False]
+            assert disk.held == {}
+
+    run(main)
+
+
+def test_a_stop_ends_who_waits_for_an_erasure():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        disk.erase_s = 3600.0
+        cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
+        await cache.__aenter__()
+        erasure = cache.erase(tag="t")
+        await asyncio.sleep(0.1)
+        await cache.__aexit__(RuntimeError, None, None)
+        assert "stopped" in (await erasure).failed["disk"]
+        disk.erase_s = 0.0
+        async with cache:
+            await asyncio.sleep(0.1)
+            assert cache.tiers.statistics()[0].pending == 0
+
+    run(main)
+
+
+def test_another_thread_waits_for_the_tiers(tmp_path):
+    async def main():
+        async with si.EdgeCache(tiers=[DiskTier(tmp_path / "c", max_bytes=2**22)]) as cache:
+            await cache.put_through("k", 1, subject="anna")
+            outcome = await asyncio.to_thread(cache.erase, subject="anna")
+            assert (outcome, outcome.complete, outcome.counts) == (2, True, {"memory": 1, "disk": 1})
+
+            found = []
+
+            def elsewhere():
+                async def other():
+                    found.append(await cache.erase(subject="anna"))
+                    with pytest.raises(RuntimeError, match="another event loop"):
+                        await cache.__aenter__()
+                    assert not cache.tiers.run_here
+
+                asyncio.run(other())
+
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            await asyncio.to_thread(thread.join)
+            assert (found[0], found[0].complete) == (0, True)
+
+    asyncio.run(main())
+
+
+def test_tiers_know_before_memory_is_erased_and_begin_after():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
+            await cache.put_through("k", 1, subject="anna")
+            (worker,) = cache.tiers.workers
+            seen = []
+            outcome = cache.tiers.erase("anna", None, lambda: seen.append([it.subject for it in worker.pending]) or 5)
+            assert (seen, outcome) == ([["anna"]], 5)
+            assert (await outcome).counts == {"memory": 5, "disk": 1}
+            disk.held["k"] = _module.Entry(value=1, stored_ns=0, subject="anna")
+            erasing = Erasing("anna", None, ["disk"])
+            worker.register(erasing)
+            worker.wake()
+            await asyncio.sleep(1.0)
+            assert "k" in disk.held
+            erasing.arm(0)
+            worker.begin(erasing)
+            await asyncio.sleep(1.0)
+            assert "k" not in disk.held
+
+    run(main)
+
+
+SUBJECTS = st.sampled_from(["anna", "bert"])
+DELAYS = st.sampled_from([0.0, 0.3, 1.0, 4.0, 7.0])
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Values are the instant at which their computation, or the call that brought them, began."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = VirtualLoop()
+        asyncio.set_event_loop(self.loop)
+        clock = self.loop.clock
+        self.tiers = [Scripted(clock), Scripted(clock, "redis", shared=True, on_disk=False)]
+        self.cache = si.EdgeCache(clock=clock, tiers=self.tiers, ttl_s=20.0, stale_s=10.0)
+        machine = self
+
+        class Model:
+            fingerprint = "model"
+            after_s = 0.5
+
+            async def call(self, request):
+                began = machine.loop.now_ns
+                await asyncio.sleep(self.after_s)
+                return si.Response(began)
+
+        self.model = Model()
+        self.service = self.cache.wrap(self.model)
+        self.erasures = []
+        self.tasks = []
+        self.up = False
+        self.flip()
+
+    def play(self, awaitable):
+        return self.loop.run_until_complete(awaitable)
+
+    @rule(subject=SUBJECTS, key=st.integers(0, 3))
+    def ask(self, subject, key):
+        request = si.Request(float(key), subject=subject, tags=("t" + subject,))
+        self.tasks.append(self.loop.create_task(self.service.call(request)))
+        self.play(asyncio.sleep(0))
+
+    @rule(subject=SUBJECTS)
+    def bring(self, subject):
+        put = self.cache.put_through("own" + subject, self.loop.now_ns, subject=subject, tags=("t" + subject,))
+        self.tasks.append(self.loop.create_task(put))
+        self.play(asyncio.sleep(0))
+
+    @rule(seconds=st.sampled_from([1e-6, 0.1, 0.4, 1.0, 5.0, 12.0]))
+    def wait(self, seconds):
+        self.play(asyncio.sleep(seconds))
+
+    @rule(subject=SUBJECTS, by_tag=st.booleans())
+    def erase(self, subject, by_tag):
+        async def begin():
+            asked = {"tag": "t" + subject} if by_tag else {"subject": subject}
+            return self.cache.erase(**asked)
+
+        self.play(asyncio.sleep(1e-6))
+        self.erasures.append((subject, self.loop.now_ns, self.play(begin())))
+        self.play(asyncio.sleep(1e-6))
+
+    @rule(which=st.integers(0, 1), get_s=DELAYS, put_s=DELAYS, erase_s=DELAYS, fails=st.booleans())
+    def upset(self, which, get_s, put_s, erase_s, fails):
+        tier = self.tiers[which]
+        tier.get_s, tier.put_s, tier.erase_s = min(get_s, 1.0), put_s, erase_s
+        tier.erase_error = BackendError("upset") if fails else None
+
+    @rule()
+    def forget_memory(self):
+        for key in list(self.cache):
+            del self.cache[key]
+
+    @rule()
+    def flip(self):
+        if self.up:
+            self.play(self.service.stop(drain=True))
+        else:
+            self.play(self.service.start())
+        self.up = not self.up
+
+    def values_of(self, subject, where):
+        if where == "memory":
+            labels = self.cache.snapshot(3)[::2]
+            assert all(label is not None for label in labels)
+            return [v for k, v in self.cache.items() if isinstance(v, int) and self.whose(k) == subject]
+        return [it.value for it in where.held.values() if it.subject == subject]
+
+    def whose(self, key):
+        if isinstance(key, str):
+            return key.removeprefix("own")
+        for subject in ("anna", "bert"):
+            for number in range(4):
+                if self.service.key_of(si.Request(float(number), subject=subject)) == key:
+                    return subject
+        raise AssertionError(key)
+
+    @invariant()
+    def what_was_erased_is_nowhere(self):
+        for subject, at_ns, erasure in self.erasures:
+            assert all(value >= at_ns for value in self.values_of(subject, "memory"))
+            outcome = erasure._outcome
+            if outcome.done() and outcome.result().complete:
+                for tier in self.tiers:
+                    assert all(value >= at_ns for value in self.values_of(subject, tier)), (tier.name, at_ns)
+
+    def teardown(self):
+        for tier in self.tiers:
+            tier.get_s = tier.put_s = tier.erase_s = 0.0
+            tier.erase_error = None
+        if not self.up:
+            self.flip()
+        self.play(asyncio.sleep(60.0))
+        for subject, at_ns, _ in self.erasures:  # also those that failed, or found nobody running
+            for tier in self.tiers:
+                assert all(value >= at_ns for value in self.values_of(subject, tier))
+        assert [it.pending for it in self.cache.tiers.statistics()] == [0, 0]
+        self.flip()
+        assert all(task.done() for task in self.tasks)
+        for task in self.tasks:
+            task.exception()
+        assert all(erasure._outcome.done() for _, _, erasure in self.erasures)
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+
+Interleavings.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestInterleavings = Interleavings.TestCase
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
+    async def main(loop):
+        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis")
+        cache = si.EdgeCache(clock=loop.clock, ttl_s=10.0, stale_s=10.0, tiers=[disk, redis])
+        model = _module.Model()
+        request = si.Request(1, subject="anna")
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            await service.call(request)
+            await asyncio.sleep(12.0 if stale else 0.1)
+            cache.clear()
+            (redis if stale else disk).get_s = 0.5  # what it has is on its way when the erasure comes, and is done
+            call = asyncio.ensure_future(service.call(request))
+            fetch = asyncio.ensure_future(cache.fetch(next(iter(disk.held))))
+            await asyncio.sleep(0.1)
+            assert (await cache.erase(subject="anna")).complete
+            late = asyncio.ensure_future(service.call(request))
+            assert [(await each).source for each in (call, late)] == ["model", "model"]
+            assert await fetch is None
+            assert model.asked == 2
+            assert sum(each.withheld for each in cache.tiers.statistics()) == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "t"}])
+def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection):
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
+            for key, subject in [("k", "anna"), ("other", "ben")]:
+                assert await cache.put_through(key, 1, subject=subject, tags=["t"] if subject == "anna" else [])
+            cache.clear()
+            disk.erase_s, disk.get_s = 0.2, 0.3
+            erasure = cache.erase(**selection)
+            await asyncio.sleep(0.1)
+            reads = [asyncio.ensure_future(cache.fetch(key)) for key in ("k", "other")]
+            assert (await erasure).complete
+            assert disk.held.keys() == {"other"}
+            assert await asyncio.gather(*reads) == [None, 1]
+
+    run(main)
+
+
+def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
+    clock = FakeClock()
+    disk = Scripted(clock)
+    cache = si.EdgeCache(clock=clock, tiers=[disk])
+
+    async def lose():
+        await cache.__aenter__()  # and nobody leaves
+        cache.put("k", 1, subject="anna")
+
+    asyncio.run(lose())
+    erased = cache.erase(subject="anna")
+    assert (erased.counts, erased.complete) == ({"memory": 1}, False)
+    assert "does not run" in erased.failed["disk"]
+
+    async def later():
+        assert "disk" in (await cache.erase(subject="ben")).failed
+        with pytest.raises(RuntimeError, match="not stopped before their event loop was closed"):
+            await cache.__aenter__()
+
+    asyncio.run(later())
+
+
+def test_an_erasure_does_not_wait_for_an_event_loop_that_stands_still():
+    loop = VirtualLoop()
+    cache = si.EdgeCache(clock=loop.clock, tiers=[Scripted(loop.clock)])
+    try:
+        loop.run_until_complete(cache.__aenter__())
+        erased = cache.erase(subject="anna")
+        assert not erased.complete
+        assert loop.run_until_complete(_awaited(erased)).complete
+        loop.run_until_complete(cache.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
+async def _awaited(erasure):
+    return await erasure

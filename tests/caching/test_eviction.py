@@ -1,0 +1,132 @@
+"""S3-FIFO as it is done here: what it holds on to where LRU, or the paper's fixed shares, would not."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.caching import EdgeCache
+from streaminfer.testing import FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+LIMITS = {"entries": {"maxsize": 100}, "bytes": {"max_bytes": 1_000}, "both": {"maxsize": 100, "max_bytes": 1_000}}
+
+
+def hits(trace, eviction="s3fifo", **limits):
+    cache = EdgeCache(eviction=eviction, **limits)
+    for key in trace:
+        if cache.get(key) is None:
+            cache.put(key, True, size=10)
+    return cache.statistics().hits
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_a_loop_over_more_than_it_holds_keeps_its_part(limits):
+    loop = [number % 1_000 for number in range(5_000)]
+    assert hits(loop, "lru", **limits) == 0
+    assert hits(loop, **limits) >= 4 * 85
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_the_small_queue_grows_where_keys_come_back_late_but_once(limits):
+    rng = random.Random(5)
+    trace = [
+        rng.randrange(80) if rng.random() < 0.5 else 80 + number // 6 + rng.randrange(40) for number in range(20_000)
+    ]
+    assert hits(trace, **limits) >= 0.985 * hits(trace, "lru", **limits)
+
+
+def test_the_small_queue_shrinks_where_newcomers_do_not_come_back():
+    rng = random.Random(6)
+    trace = [rng.randrange(93) if rng.random() < 0.5 else 1_000 + number for number in range(40_000)]
+    assert hits(trace, maxsize=100) >= 18_500
+
+
+def test_a_scan_passes_through():
+    cache = EdgeCache(maxsize=100, eviction="s3fifo")
+    for _ in range(3):
+        for key in range(80):
+            cache.setdefault(key, key)
+    for key in range(1_000, 3_000):
+        cache[key] = key
+    assert sum(key in cache for key in range(80)) == 80
+
+
+def test_main_is_filled_again_when_it_was_emptied():
+    cache = EdgeCache(maxsize=100, eviction="s3fifo")
+    for key in range(200):
+        cache[key] = key
+    for key in list(cache):
+        del cache[key]
+    loop = [number % 1_000 for number in range(3_000)]
+    found = 0
+    for key in loop:
+        found += cache.get(("again", key)) is not None
+        cache.setdefault(("again", key), key)
+    assert found >= 2 * 85
+
+
+def test_failures_do_not_keep_main_from_being_full():
+    cache = EdgeCache(maxsize=100, eviction="s3fifo", negative_ttl_s=60.0)
+    for key in range(3):
+        cache.put_negative(("failure", key), OSError())
+    for _ in range(3):
+        for key in range(80):
+            cache.setdefault(key, key)
+    for key in range(1_000, 1_500):
+        cache[key] = key
+    for key in range(3):
+        cache.put_negative(("another", key), OSError())
+    for key in range(2_000, 3_000):
+        cache[key] = key
+    assert sum(key in cache for key in range(80)) >= 77, "three more failures took the place of three"
+
+
+@pytest.mark.parametrize("eviction", ["lru", "s3fifo"])
+@given(steps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=60), room=st.integers(1, 3))
+def test_a_newcomer_does_not_go_for_itself(eviction, steps, room):
+    cache = EdgeCache(maxsize=room, max_bytes=8, eviction=eviction)
+    for key, size in steps:
+        cache.get(key)
+        assert cache.put(key, key, size=size)
+        assert cache.peek(key) == key
+
+
+def test_a_snapshot_of_labels_and_states():
+    clock = FakeClock(10**9)
+    cache = EdgeCache(ttl_s=1.0, stale_s=5.0, negative_ttl_s=100.0, clock=clock)
+    told = []
+    cache.listen(told.append)
+    cache.put("a", 1, subject="s", tags=("x",))
+    cache["b"] = 2
+    clock.advance(1.0)
+    cache.put("c", 3, tags=("y",))
+    cache.put_negative("d", "error", subject="z")
+    flat = iter(cache.snapshot(3))
+    assert sorted(zip(flat, flat, strict=True), key=repr) == [
+        (("s", ("x",)), 2),
+        (("z", ()), 3),
+        ((None, ("y",)), 1),
+        (None, 2),
+    ]
+    cache.erase(subject="s")
+    clock.advance(300.0)
+    cache.expire()
+    assert sorted((event.kind, event.key, event.labels) for event in told) == [
+        ("erased", "a", ("s", ("x",))),
+        ("expired", "b", None),
+        ("expired", "c", (None, ("y",))),
+        ("expired", "d", ("z", ())),
+    ]
+
+
+def test_evicted_entries_are_told_with_their_labels():
+    cache = EdgeCache(max_bytes=10)
+    told = []
+    cache.listen(told.append)
+    for key in range(3):
+        cache.put(key, key, size=3, tags=(f"t{key}",))
+    cache.put("large", 0, size=10)  # several go at once
+    assert [(event.key, event.labels) for event in told] == [(key, (None, (f"t{key}",))) for key in range(3)]

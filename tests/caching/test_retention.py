@@ -1,0 +1,111 @@
+"""What a policy says of an entry, and what a cache with one does in memory."""
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.retention import Retention
+from streaminfer.caching.tiers import DiskTier
+from streaminfer.testing import FakeClock, run
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+
+
+class Place:
+    def __init__(self, *, on_disk=False, shared=False, encrypted=False):
+        self.on_disk, self.shared, self.encrypted = on_disk, shared, encrypted
+
+
+def test_the_strictest_of_several_classes_holds():
+    policy = Retention(
+        100.0, classes={"a": Retention(200.0, encrypt=True), "b": Retention(50.0, allow_disk=False, allow_shared=False)}
+    )
+    assert policy.rule(["x"]) == ("", 100.0, False, True, True)
+    assert policy.rule(["x", "a"]) == ("a", 200.0, True, True, True)  # its own rule, and not the default as well
+    assert policy.rule(["a", "b"]) == ("b", 50.0, True, False, False)
+    assert policy.shortest_s == 50.0
+    assert Retention(3.0, classes=None).shortest_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "place", "permitted"),
+    [
+        ({}, {"on_disk": True, "shared": True}, True),
+        ({"allow_disk": False}, {"on_disk": True}, False),
+        ({"allow_disk": False}, {"shared": True}, True),
+        ({"allow_shared": False}, {"shared": True}, False),
+        ({"allow_shared": False}, {"on_disk": True}, True),
+        ({"encrypt": True}, {"on_disk": True}, False),
+        ({"encrypt": True}, {"on_disk": True, "encrypted": True}, True),
+    ],
+)
+def test_where_an_entry_may_lie(rule, place, permitted):
+    assert Retention(1.0, **rule).rule(()).permits(Place(**place)) is permitted
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: Retention(0.0), ValueError, "max_age_s"),
+        (lambda: Retention("1"), TypeError, "max_age_s"),
+        (lambda: Retention(1.0, encrypt=1), TypeError, "encrypt"),
+        (lambda: Retention(1.0, allow_shared=None), TypeError, "allow_shared"),
+        (lambda: Retention(1.0, classes=["a"]), TypeError, "classes: expected a mapping"),
+        (lambda: Retention(1.0, classes={"": Retention(1.0)}), TypeError, "not empty"),
+        (lambda: Retention(1.0, classes={"a": 3}), TypeError, r"classes\['a'\]"),
+        (lambda: Retention(1.0, classes={"a": Retention(1.0, classes={"b": Retention(1.0)})}), ValueError, "without"),
+        (lambda: Retention(1.0, log=3), TypeError, "log"),
+        (lambda: si.EdgeCache(retention=Retention(5.0, classes={"a": Retention(2.0)}), stale_s=2.0), ValueError, "2 s"),
+    ],
+)
+def test_bad_policies_are_refused(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_a_policy_that_encrypts_refuses_a_tier_without_keys_unless_it_forbids_it_anyway(tmp_path):
+    disk = DiskTier(tmp_path, max_bytes=2**20)
+    with pytest.raises(ValueError, match=r"keys=StoredKeys\("):
+        si.EdgeCache(retention=Retention(5.0, encrypt=True), tiers=[disk])
+    si.EdgeCache(retention=Retention(5.0, encrypt=True, allow_disk=False), tiers=[disk])
+    si.EdgeCache(retention=Retention(5.0, classes={"a": Retention(1.0, encrypt=True)}), tiers=[disk])
+
+
+def test_in_memory_nothing_is_older_than_its_class_may_be():
+    clock = FakeClock(1000 * S)
+    policy = Retention(60.0, classes={"face": Retention(10.0), "text": Retention(90.0)})
+    cache = si.EdgeCache(retention=policy, stale_s=4.0, negative_ttl_s=1e6, clock=clock)
+    cache["plain"] = 1
+    cache.setdefault("also", 1)
+    cache.put("face", 1, tags=("face",))
+    cache.put("longer", 1, tags=("face",), ttl_s=1e6)
+    cache.put("short", 1, ttl_s=1.0)
+    cache.put("text", 1, tags=("text",))
+    cache.put_negative("bad", ValueError(), tags=("face",))
+    cache.put_negative("worse", ValueError())
+    states = {}
+    for _ in range(100):
+        for key in ("plain", "also", "face", "longer", "short", "text", "bad", "worse"):
+            states.setdefault(key, []).append(cache.lookup(key, clock())[0])
+        clock.advance(1.0)
+        cache.expire()
+    gone = {key: seen.index(0) for key, seen in states.items()}
+    assert gone == {"plain": 60, "also": 60, "face": 10, "longer": 10, "short": 5, "text": 90, "bad": 10, "worse": 60}
+    assert [states["face"].index(2), states["plain"].index(2)] == [6, 56]
+
+
+def test_a_report_wants_a_policy_and_knows_the_ages_in_memory():
+    clock = FakeClock(1000 * S)
+
+    async def main(loop):
+        with pytest.raises(TypeError, match="policy"):
+            await si.EdgeCache().retention_report()
+        cache = si.EdgeCache(retention=Retention(60.0), clock=clock)
+        cache["a"] = b"123"
+        clock.advance(2.0)
+        cache["b"] = b"4"
+        (holding,) = (await cache.retention_report()).holdings
+        assert (holding.where, holding.entries, holding.oldest_age_s, holding.size_bytes) == ("memory", 2, 2.0, 4)
+
+    run(main)

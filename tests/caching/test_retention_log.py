@@ -1,0 +1,600 @@
+"""The retention log: nothing in it can be changed unseen, it names nobody, and it survives what happens to files."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import stat
+import threading
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaminfer.caching import _retention_file, retention_log
+from streaminfer.caching.retention_log import ACTIONS, RetentionLog, verify_file
+from streaminfer.errors import BackendError
+
+SECRET = b"a secret that lives elsewhere 01"
+OTHER = b"a secret that lives elsewhere 02"
+NOW = 1_700_000_000_000_000_000
+
+
+class Wall:
+    def __init__(self):
+        self.now_ns = NOW
+
+    def __call__(self):
+        self.now_ns += 1_000
+        return self.now_ns
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "log.jsonl"
+
+
+def opened(path, **more):
+    return RetentionLog(path, secret=more.pop("secret", SECRET), wall_clock=more.pop("wall_clock", Wall()), **more)
+
+
+def fill(log, number=5):
+    actions = list(ACTIONS)
+    for index in range(number):
+        log.record(
+            actions[index % len(actions)],
+            where=f"place {index % 2}",
+            data_class="faces",
+            count=index,
+            reason="why",
+            subject=f"anna {index % 3}",
+        )
+    return log
+
+
+def whole(path):
+    return verify_file(path, secret=SECRET)
+
+
+# -- what a record is ------------------------------------------------------------------------------------------------
+
+
+def test_a_record_has_what_went_when_where_and_why_and_follows_the_one_in_front(path):
+    log = opened(path)
+    begin = log.head
+    log.record("erased", where="memory", data_class="faces", count=3, reason="asked for", subject="anna", tag="t")
+    log.record("expired", where="disk", data_class="", count=7, reason="its time had passed")
+    first, second = log.events
+    assert (first.number, first.at_ns, first.action, first.where, first.data_class) == (
+        0,
+        NOW + 1_000,
+        "erased",
+        "memory",
+        "faces",
+    )
+    assert (first.count, first.reason, first.tag) == (3, "asked for", "t")
+    assert first.subject == log.pseudonym("anna")
+    assert len(first.subject) == 32
+    assert (second.number, second.subject, second.tag) == (1, None, None)
+    assert first.previous == begin
+    assert second.previous == first.digest
+    assert log.head == second.digest
+    assert log.records == 2
+    assert list(log) == [first, second]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        first.count = 4
+
+
+def test_each_line_of_the_file_is_the_record_as_json(path):
+    log = fill(opened(path))
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [event.to_dict() for event in log.events]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_object_reads_what_an_old_one_wrote_and_goes_on(path):
+    log = fill(opened(path), 7)
+    again = opened(path)
+    assert again.events == log.events
+    assert again.head == log.head
+    again.record("evicted", where="memory", data_class="", count=1, reason="no room")
+    assert whole(path).records == 8
+    assert whole(path).ok
+    assert str(whole(path)) == f"8 records, whole; head {again.head}"
+
+
+def test_a_log_in_memory_can_do_the_same():
+    log = fill(RetentionLog(wall_clock=Wall()), 6)
+    assert log.path is None
+    assert log.verify() == attrs.evolve(log.verify(), ok=True, records=6, head=log.head, first_bad=None, problem="")
+    assert [event.number for event in log.events_about("anna 1")] == [1, 4]
+    assert log.events_about("nobody") == ()
+    log.refresh()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"path": 3}, "path"),
+        ({"path": "x"}, "secret"),
+        ({"secret": "text " * 8}, "secret"),
+        ({"secret": b"short"}, "secret"),
+        ({"keep": 0}, "keep"),
+        ({"keep": 1.5}, "keep"),
+        ({"wall_clock": 3}, "wall_clock"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(wrong, named, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError), match=f"^{named}: ") as raised:
+        RetentionLog(**wrong)
+    assert "short" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"action": "lost"}, "action"),
+        ({"action": None}, "action"),
+        ({"where": None}, "where"),
+        ({"data_class": None}, "data_class"),
+        ({"reason": b""}, "reason"),
+        ({"count": -1}, "count"),
+        ({"count": True}, "count"),
+        ({"subject": b"anna"}, "subject"),
+        ({"tag": 3}, "tag"),
+    ],
+)
+def test_a_bad_record_is_refused_and_leaves_the_log_alone(path, wrong, named):
+    log = fill(opened(path))
+    before = path.read_bytes()
+    fields = {"action": "erased", "where": "memory", "data_class": "", "count": 1, "reason": "", **wrong}
+    with pytest.raises((TypeError, ValueError), match=f"^{named}: "):
+        log.record(fields.pop("action"), **fields)
+    assert path.read_bytes() == before
+    assert log.records == 5
+
+
+# -- names are not in it ---------------------------------------------------------------------------------------------
+
+
+@given(st.text(), st.text(), st.text())
+def test_names_of_subjects_are_never_in_a_record(before, name, after):
+    name = f"<{name}>"
+    log = RetentionLog()
+    log.record("erased", where="m", data_class="", count=1, reason=before + name + after, subject=name, tag=name + "!")
+    (event,) = log.events
+    text = json.dumps(event.to_dict(), ensure_ascii=False)
+    assert name not in text
+    assert json.dumps(name)[1:-1] not in json.dumps(event.to_dict())
+    assert log.events_about(name) == (event,)
+    assert log.events_about(name + " ") == ()
+
+
+def test_names_are_not_in_the_file_and_hashes_of_them_need_the_secret(path, tmp_path):
+    opened(path).record("erased", where="m", data_class="", count=1, reason="by Anna Ångström", subject="Anna Ångström")
+    text = path.read_text()
+    assert "Anna" not in text
+    assert "\\u00c5ngstr" not in text
+    assert opened(path).pseudonym("anna") != opened(tmp_path / "b", secret=OTHER).pseudonym("anna")
+    assert SECRET not in repr(opened(path)).encode()
+
+
+def test_an_empty_name_is_a_name_of_its_own():
+    log = RetentionLog()
+    log.record("erased", where="m", data_class="", count=1, reason="why", subject="")
+    assert log.events[0].reason == "why"
+    assert log.events_about("") == log.events
+
+
+def test_pseudonym_wants_a_string():
+    with pytest.raises(TypeError, match=r"^subject: "):
+        RetentionLog().events_about(None)
+
+
+# -- nothing can be changed unseen -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "whole.jsonl"
+    log = fill(opened(path), 6)
+    return path.read_bytes(), log.head
+
+
+def checked(tmp_path_factory, data, **more):
+    path = tmp_path_factory.getbasetemp() / "changed.jsonl"
+    path.write_bytes(data)
+    return path, verify_file(path, secret=SECRET, **more)
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_any_byte_that_is_changed_is_found_and_so_is_where(written, tmp_path_factory, data):
+    whole_file, _ = written
+    place = data.draw(st.integers(0, len(whole_file) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda it: it != whole_file[place]))
+    changed = whole_file[:place] + bytes([byte]) + whole_file[place + 1 :]
+    path, found = checked(tmp_path_factory, changed)
+    assert not found.ok
+    assert found.first_bad == found.records == whole_file[:place].count(b"\n")
+    assert found.problem in str(found)
+    with pytest.raises(ValueError, match="expected a whole log"):
+        opened(path)
+    assert path.read_bytes() == changed
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_any_byte_that_is_taken_out_or_put_in_is_found(written, tmp_path_factory, data):
+    whole_file, _ = written
+    place = data.draw(st.integers(0, len(whole_file) - 1))
+    extra = data.draw(st.one_of(st.just(None), st.binary(min_size=1, max_size=3)))
+    changed = whole_file[:place] + (whole_file[place + 1 :] if extra is None else extra + whole_file[place:])
+    if changed.startswith(whole_file) and changed != whole_file:
+        found = checked(tmp_path_factory, changed)[1]
+        assert found.first_bad == 6
+    elif changed != whole_file:
+        assert not checked(tmp_path_factory, changed)[1].ok
+
+
+@given(st.permutations(range(6)), st.sets(st.integers(0, 5)), st.booleans())
+def test_lines_that_are_moved_removed_or_repeated_are_found(written, tmp_path_factory, order, removed, twice):
+    whole_file, head = written
+    lines = whole_file.splitlines(keepends=True)
+    chosen = [lines[at] for at in order if at not in removed] + ([lines[order[0]]] if twice else [])
+    found = checked(tmp_path_factory, b"".join(chosen))[1]
+    in_place = next((at for at, line in enumerate(chosen) if at >= 6 or line != lines[at]), len(chosen))
+    assert found.records == in_place
+    assert found.ok == (in_place == len(chosen))  # what is left is a beginning: only a head shows what is missing
+    with_head = checked(tmp_path_factory, b"".join(chosen), head=head)[1]
+    assert with_head.ok == (chosen == lines)
+
+
+def test_a_tail_that_was_cut_is_found_by_a_head_kept_elsewhere_or_by_who_has_seen_it(path):
+    log = fill(opened(path))
+    head = log.head
+    log.record("erased", where="m", data_class="", count=1, reason="")
+    assert log.verify(head=head).ok
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]))
+    assert whole(path).ok
+    found = verify_file(path, secret=SECRET, head=head)
+    assert (found.ok, found.first_bad, found.records) == (False, 4, 4)
+    assert "the head that was kept is not reached" in found.problem
+    found = log.verify()
+    assert (found.ok, found.first_bad) == (False, 4)
+    assert "2 records that this process has seen were cut off" in found.problem
+    with pytest.raises(ValueError, match="its end was cut or changed"):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+    with pytest.raises(ValueError, match="its end was cut or changed"):
+        log.refresh()
+
+
+def test_the_head_of_an_empty_log_is_reached_by_every_later_one(path):
+    log = opened(path)
+    head = log.head
+    assert whole(path).ok
+    fill(log)
+    assert verify_file(path, secret=SECRET, head=head).ok
+
+
+def test_a_file_that_was_exchanged_for_one_of_the_same_secret_is_found(path, tmp_path):
+    log = fill(opened(path))
+    fill(opened(tmp_path / "other", wall_clock=lambda: NOW), 9)
+    (tmp_path / "other").replace(path)
+    found = log.verify()
+    assert (found.ok, found.first_bad) == (False, 5)
+    assert "it is not the record that this process has seen there" in found.problem
+    with pytest.raises(ValueError, match="its end was cut or changed"):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+
+
+def test_a_record_of_another_log_of_the_same_secret_is_found_in_its_place(path, tmp_path):
+    fill(opened(path))
+    fill(opened(tmp_path / "other", wall_clock=lambda: NOW))
+    lines, others = (it.read_bytes().splitlines(keepends=True) for it in (path, tmp_path / "other"))
+    path.write_bytes(b"".join([*lines[:2], others[2], *lines[3:]]))
+    found = whole(path)
+    assert (found.ok, found.first_bad) == (False, 2)
+    assert "records before it were removed or moved" in found.problem
+
+
+def test_another_secret_does_not_open_it(path):
+    fill(opened(path))
+    with pytest.raises(ValueError, match="at record 0: it was changed, or written with another secret"):
+        opened(path, secret=OTHER)
+    assert verify_file(path, secret=OTHER).first_bad == 0
+
+
+def test_an_event_in_memory_that_was_tampered_with_is_found():
+    log = fill(RetentionLog(), 4)
+    object.__setattr__(log.events[2], "count", 99)
+    found = log.verify()
+    assert (found.ok, found.first_bad, found.problem) == (False, 2, "it was changed")
+
+
+def test_verify_file_changes_nothing_and_says_what_it_wants(path):
+    fill(opened(path))
+    path.write_bytes(path.read_bytes()[:-20])
+    before = path.read_bytes()
+    found = whole(path)
+    assert (found.ok, found.first_bad) == (False, 4)
+    assert "cut short" in found.problem
+    assert path.read_bytes() == before
+    with pytest.raises(TypeError, match=r"^secret: "):
+        verify_file(path, secret=None)
+    with pytest.raises(FileNotFoundError):
+        verify_file(path.with_name("none"), secret=SECRET)
+
+
+# -- crashes, disks, processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [1, 2, 20, 79, 80, 200])
+def test_a_write_that_was_cut_short_costs_no_more_than_itself(path, missing):
+    log = fill(opened(path))
+    events = log.events
+    path.write_bytes(path.read_bytes()[:-missing])
+    again = opened(path)
+    assert again.events == (events if missing == 1 else events[:-1])
+    again.record("erased", where="m", data_class="", count=1, reason="after")
+    assert whole(path).ok
+    assert opened(path).events == again.events
+    assert again.events[-1].reason == "after"
+
+
+def test_zeros_that_a_power_cut_left_are_removed(path):
+    log = fill(opened(path))
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    assert opened(path).events == log.events
+    assert whole(path).ok
+
+
+def test_what_another_writer_left_half_written_is_removed_by_the_next(path):
+    log = fill(opened(path))
+    with path.open("ab") as file:
+        file.write(b'{"number":5,"at_')
+    log.record("erased", where="m", data_class="", count=1, reason="")
+    assert whole(path).records == 6
+    assert whole(path).ok
+
+
+def test_erasures_are_on_the_disk_before_the_call_returns_and_expiries_need_not_be(path, monkeypatch):
+    log = opened(path)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    for action in ACTIONS:
+        before = len(synced)
+        log.record(action, where="m", data_class="", count=1, reason="")
+        assert len(synced) - before == (action in {"erased", "erase_failed"}), action
+        assert action not in {"erased", "erase_failed"} or synced[-1] == path.stat().st_size
+
+
+def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.path.realpath(f"/proc/self/fd/{number}")))
+    opened(tmp_path / "new" / "log")
+    assert synced == [str(tmp_path / "new")]
+
+
+@pytest.mark.parametrize("part", [0, 10])
+def test_a_full_disk_leaves_the_log_as_it_was_and_is_said(path, monkeypatch, part):
+    log = fill(opened(path))
+    before, write = path.read_bytes(), os.write
+
+    def full(number, data):
+        if part == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(number, data[:part])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(BackendError, match=r"the retention log .* failed"):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert log.records == 5
+    log.record("erased", where="m", data_class="", count=1, reason="")
+    assert whole(path).records == 6
+
+
+def test_a_record_that_could_not_be_synced_is_not_there(path, monkeypatch):
+    log = fill(opened(path))
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(BackendError, match="I/O error"):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_made_or_was_removed_is_an_error_of_the_medium(tmp_path, path):
+    with pytest.raises(BackendError, match="the retention log"):
+        opened(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BackendError, match="the retention log"):
+        opened(tmp_path / "file" / "log")
+    log = fill(opened(path))
+    path.unlink()
+    for use in (log.verify, log.refresh, lambda: log.events_about("anna 1")):
+        with pytest.raises(BackendError, match="the retention log"):
+            use()
+    with pytest.raises(BackendError, match="the retention log"):
+        log.record("erased", where="m", data_class="", count=1, reason="")
+    assert not path.exists()
+
+
+def test_a_file_that_was_altered_while_open_is_said_by_who_reads_it(path):
+    log = fill(opened(path))
+    path.write_bytes(path.read_bytes().replace(b"why", b"not", 1))
+    with pytest.raises(BackendError, match="it was changed"):
+        log.events_about("anna 1")
+    assert log.verify().first_bad == 0
+
+
+def test_a_stopped_process_that_holds_the_lock_is_waited_for_only_so_long(path, monkeypatch):
+    log = fill(opened(path))
+    waited = []
+    instants = iter(range(100))
+    monkeypatch.setattr(_retention_file.time, "monotonic", lambda: next(instants))
+    monkeypatch.setattr(_retention_file.time, "sleep", waited.append)
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BackendError, match="BlockingIOError"):
+            log.record("erased", where="m", data_class="", count=1, reason="")
+    assert len(waited) == 5
+    assert log.records == 5
+    log.record("erased", where="m", data_class="", count=1, reason="")
+
+
+def test_who_waits_for_the_lock_gets_it(path, monkeypatch):
+    log = fill(opened(path))
+    other = path.open("rb")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    monkeypatch.setattr(_retention_file.time, "sleep", lambda _: other.close())
+    log.record("erased", where="m", data_class="", count=1, reason="")
+    assert whole(path).records == 6
+
+
+def test_two_logs_on_one_file_see_each_other(path):
+    one, two = opened(path), opened(path)
+    one.record("erase_failed", where="redis", data_class="", count=0, reason="down", subject="anna")
+    assert two.pending == ()
+    two.refresh()
+    assert two.pending == one.events
+    two.record("erased", where="redis", data_class="", count=2, reason="again", subject="anna")
+    one.record("expired", where="memory", data_class="", count=1, reason="")
+    assert one.pending == ()
+    assert [event.number for event in one.events] == [0, 1, 2]
+    assert whole(path).ok
+
+
+def _write(path, number, ready):
+    log = opened(path)
+    ready.wait()
+    for index in range(40):
+        log.record("expired", where=f"process {number}", data_class="", count=index, reason="")
+
+
+def test_processes_that_write_at_once_make_one_chain(path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(3)
+    writers = [context.Process(target=_write, args=(path, number, ready)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    log = opened(path)
+    assert (whole(path).ok, log.records) == (True, 120)
+    for number in range(3):
+        assert [event.count for event in log.events if event.where == f"process {number}"] == list(range(40))
+
+
+def _record_in_a_child(log):
+    log.record("erased", where="child", data_class="", count=1, reason="")
+
+
+def test_a_forked_process_goes_on_even_if_the_lock_was_held(path):
+    log = fill(opened(path))
+    with log._lock:
+        child = multiprocessing.get_context("fork").Process(target=_record_in_a_child, args=(log,))
+        child.start()
+        child.join(60)
+    assert child.exitcode == 0
+    log.record("expired", where="parent", data_class="", count=1, reason="")
+    assert [event.where for event in log.events[5:]] == ["child", "parent"]
+    assert whole(path).ok
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_threads_that_write_at_once_make_one_chain(path, in_file):
+    log = opened(path if in_file else None)
+
+    def write(number):
+        for index in range(50):
+            log.record("expired", where=f"thread {number}", data_class="", count=index, reason="")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert log.verify().ok
+    assert log.records == 200
+    for number in range(4):
+        assert [event.count for event in log.events if event.where == f"thread {number}"] == list(range(50))
+
+
+# -- bounded ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(list(ACTIONS)), st.sampled_from("ab"), st.sampled_from("fg"), st.integers(0, 9))
+    ),
+    st.integers(1, 8),
+)
+def test_counts_stay_right_whatever_memory_lets_go(given_events, keep):
+    log = RetentionLog(keep=keep, wall_clock=Wall())
+    expected = {}
+    for action, where, data_class, count in given_events:
+        log.record(action, where=where, data_class=data_class, count=count, reason="")
+        at_ns = log.events[-1].at_ns
+        records, so_far, first_ns, _ = expected.get((action, where, data_class), (0, 0, at_ns, 0))
+        expected[action, where, data_class] = (records + 1, so_far + count, first_ns, at_ns)
+    assert len(log.events) == min(len(given_events), keep)
+    assert {
+        (it.action, it.where, it.data_class): (it.records, it.count, it.first_ns, it.last_ns) for it in log.totals()
+    } == expected
+    assert sum(it.records for it in log.forgotten) == max(0, len(given_events) - keep)
+    assert log.records == len(given_events)
+    assert log.verify().ok
+    if log.events:
+        object.__setattr__(log.events[-1], "where", "c")
+        assert log.verify().first_bad == len(given_events) - 1
+
+
+def test_a_file_is_searched_whole_though_memory_holds_little(path):
+    log = fill(opened(path, keep=2), 9)
+    assert [event.number for event in log.events] == [7, 8]
+    assert [event.number for event in log.events_about("anna 0")] == [0, 3, 6]
+    again = opened(path, keep=2)
+    assert (again.events, again.totals(), again.forgotten) == (log.events, log.totals(), log.forgotten)
+    assert log.verify().ok
+
+
+def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there():
+    log = RetentionLog(keep=1)
+    asked = {"data_class": "", "reason": "down", "count": 0}
+    log.record("erase_failed", where="redis", subject="anna", **asked)
+    log.record("erase_failed", where="redis", subject="ben", **asked)
+    log.record("erase_failed", where="disk", subject="anna", **asked)
+    log.record("erase_failed", where="redis", tag="anna", **asked)
+    log.record("erase_failed", where="redis", subject="anna", **{**asked, "reason": "down again"})
+    assert [(event.where, event.reason, event.tag) for event in log.pending] == [
+        ("redis", "down again", None),
+        ("redis", "down", None),
+        ("disk", "down", None),
+        ("redis", "down", "anna"),
+    ]
+    log.record("erased", where="redis", subject="anna", **asked)
+    assert [(event.where, event.tag) for event in log.pending] == [("redis", None), ("disk", None), ("redis", "anna")]
+    assert log.pending[0].subject == log.pseudonym("ben")
+
+
+def test_the_words_for_actions_are_those_that_can_be_recorded():
+    assert list(retention_log.ACTIONS) == ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+
+
+@pytest.mark.parametrize("name", ["anna", "Ann\u00e5", "o'anna\"s", "an\\na", "an\nna"])
+def test_a_name_is_left_out_of_reasons_however_a_message_quotes_it(name):
+    log = RetentionLog()
+    reason = f"KeyError: {name!r}; {name}; {name!a}"
+    log.record("erase_failed", where="disk", data_class="", count=0, reason=reason, subject=name, tag=f"of {name!r}")
+    event = log.events[0]
+    for written in (name, repr(name)[1:-1], ascii(name)[1:-1]):
+        assert written not in event.reason
+        assert written not in event.tag

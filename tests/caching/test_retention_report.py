@@ -1,0 +1,384 @@
+"""The report says what is kept and whether it may be, what went, and what is still owed; and never whose it was."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.caching.retention import Holding, Retention
+from streaminfer.caching.retention_log import ACTIONS, RetentionLog
+from streaminfer.caching.retention_report import PURGE_BOUNDS_S, build_report
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+NOW = 1_700_000_000 * S
+SECRET = b"a secret that lives elsewhere 01"
+POLICY = Retention(3600.0, classes={"face": Retention(60.0, encrypt=True, allow_disk=False), "voice": Retention(10.0)})
+
+
+def holding(where="memory", data_class="", entries=3, oldest_age_s=5.0, size_bytes=4096):
+    return Holding(where, data_class, entries, oldest_age_s, size_bytes)
+
+
+def report(*holdings, events=(), **more):
+    return build_report(POLICY, holdings, events, at_ns=NOW, **more)
+
+
+@pytest.fixture
+def log():
+    instants = iter(range(NOW, NOW + 10**6 * S, S))
+    return RetentionLog(wall_clock=lambda: next(instants))
+
+
+def note(log, action="erased", **more):
+    fields = {"where": "memory", "data_class": "face", "count": 2, "reason": "asked for", **more}
+    log.record(action, **fields)
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "data_class", "oldest_s", "state"),
+    [
+        ("memory", "", 0.0, "within"),
+        ("memory", "", 3599.9, "within"),
+        ("memory", "", 3600.0, "due"),
+        ("memory", "", 3600.25, "due"),
+        ("memory", "", 3600.26, "over"),
+        ("memory", "face", 59.9, "within"),
+        ("memory", "face", 61.0, "over"),
+        ("disk", "face", 61.0, "due"),
+        ("disk", "face", 90.1, "over"),
+        ("elsewhere", "voice", 9.9, "within"),
+        ("elsewhere", "voice", 10.1, "over"),
+        ("memory", "", None, "unknown"),
+    ],
+)
+def test_a_holding_is_judged_by_the_age_of_its_class_and_the_bound_of_its_place(where, data_class, oldest_s, state):
+    made = report(holding(where, data_class, oldest_age_s=oldest_s))
+    (it,) = made.holdings
+    assert it.state == state
+    assert it.max_age_s == {"": 3600.0, "face": 60.0, "voice": 10.0}[data_class]
+    assert it.purge_bound_s == PURGE_BOUNDS_S.get(where, 0.0)
+    assert bool(made.violations) == (state == "over")
+
+
+def test_a_violation_says_where_what_and_by_how_much():
+    made = report(holding("disk", "face", oldest_age_s=300.0))
+    assert made.violations == [
+        "disk holds data of class 'face' that is 5 min old: 60 s are allowed, and 30 s to remove it"
+    ]
+    assert made.holdings[0] == attrs.evolve(
+        made.holdings[0],
+        where="disk",
+        data_class="face",
+        entries=3,
+        oldest_age_s=300.0,
+        size_bytes=4096,
+        max_age_s=60.0,
+        purge_bound_s=30.0,
+        state="over",
+    )
+
+
+def test_bounds_can_be_said():
+    assert report(holding("disk", "face", oldest_age_s=100.0), purge_bounds_s={"disk": 50.0}).violations == []
+    assert report(holding("memory", "face", oldest_age_s=60.1), purge_bounds_s={}).violations != []
+
+
+def test_what_cannot_be_known_is_not_called_good():
+    made = report(holding("redis", entries=None, oldest_age_s=None, size_bytes=None))
+    assert made.holdings[0].state == "unknown"
+    assert made.violations == []
+    assert "not known" in str(made)
+
+
+def test_nothing_is_empty_and_a_class_that_the_policy_has_not_is_a_violation():
+    made = report(holding(entries=0, oldest_age_s=None), holding("disk", "?", entries=2, oldest_age_s=1.0))
+    assert [(it.state, it.max_age_s) for it in made.holdings] == [("unknown", None), ("empty", 3600.0)]
+    assert made.violations == ["disk holds 2 entries of data of class '?': the policy has none"]
+    assert report(holding(data_class="?", entries=0)).violations == []
+
+
+def test_holdings_are_in_order_and_the_rules_are_those_of_the_policy():
+    made = report(holding("memory", "voice"), holding("memory", ""), holding("disk", "face"))
+    assert [(it.where, it.data_class) for it in made.holdings] == [
+        ("disk", "face"),
+        ("memory", ""),
+        ("memory", "voice"),
+    ]
+    assert [(rule.data_class, rule.max_age_s, rule.encrypt, rule.allow_disk) for rule in made.rules] == [
+        ("", 3600.0, False, True),
+        ("face", 60.0, True, False),
+        ("voice", 10.0, False, True),
+    ]
+
+
+def test_without_an_instant_it_is_now(monkeypatch):
+    monkeypatch.setattr("time.time_ns", lambda: 7)
+    assert build_report(POLICY, []).at_ns == 7
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"policy": 3600.0}, "policy"), ({"purge_bounds_s": {"disk": -1}}, r"purge_bounds_s\['disk'\]")],
+)
+def test_bad_arguments_are_refused_by_name(wrong, named):
+    with pytest.raises((TypeError, ValueError), match=f"^{named}: "):
+        build_report(**{"policy": POLICY, "inventory": [], **wrong})
+
+
+# -- what went -------------------------------------------------------------------------------------------------------
+
+
+def test_erasures_are_listed_and_the_rest_is_counted(log):
+    note(log, subject="anna")
+    note(log, "expired", count=5)
+    note(log, "expired", count=6)
+    note(log, "erased", where="disk", tag="camera 3")
+    made = report(events=log)
+    assert [(event.where, event.subject, event.tag) for event in made.erasures] == [
+        ("memory", log.pseudonym("anna"), None),
+        ("disk", None, "camera 3"),
+    ]
+    assert [(it.action, it.where, it.count, it.records, it.first_ns, it.last_ns) for it in made.totals] == [
+        ("erased", "disk", 2, 1, NOW + 3 * S, NOW + 3 * S),
+        ("erased", "memory", 2, 1, NOW, NOW),
+        ("expired", "memory", 11, 2, NOW + S, NOW + 2 * S),
+    ]
+    assert made.violations == []
+    assert made.log == log.verify()
+    assert made.log.head == log.head
+    without = report(events=log.events)
+    assert (without.erasures, without.totals, without.log) == (made.erasures, made.totals, None)
+
+
+@pytest.mark.parametrize("as_events", [True, False])
+def test_a_failed_erasure_is_owed_until_it_is_made(log, as_events):
+    def made():
+        return report(events=log.events if as_events else log)
+
+    note(log, "erase_failed", where="redis", subject="anna", count=0, reason="BackendError: down")
+    note(log, "erase_failed", where="redis", tag="t", count=0, reason="down")
+    note(log, "erased", subject="anna")
+    name = log.pseudonym("anna")
+    assert made().violations == [
+        f"an erasure in redis (subject {name}) failed on 2023-11-14 22:13:20 UTC and is still to be made: BackendError: down",
+        "an erasure in redis (tag 't') failed on 2023-11-14 22:13:21 UTC and is still to be made: down",
+    ]
+    note(log, "erased", where="redis", subject="anna")
+    assert [event.tag for event in made().pending] == ["t"]
+
+
+def test_what_memory_let_go_of_is_counted_and_owed():
+    log = RetentionLog(keep=1)
+    note(log, "erase_failed", where="redis", subject="anna", count=0)
+    note(log, "expired", count=3)
+    note(log, "expired", count=4)
+    made = report(events=log)
+    assert [(it.action, it.count) for it in made.totals] == [("erase_failed", 0), ("expired", 7)]
+    assert len(made.violations) == 1
+
+
+def test_a_report_sees_what_another_process_recorded(tmp_path):
+    one = RetentionLog(tmp_path / "log", secret=SECRET)
+    note(RetentionLog(tmp_path / "log", secret=SECRET), subject="anna")
+    made = report(events=one)
+    assert len(made.erasures) == 1
+    assert made.log.records == 1
+
+
+def test_a_log_that_was_altered_is_a_violation(tmp_path):
+    path = tmp_path / "log"
+    log = RetentionLog(path, secret=SECRET)
+    note(log)
+    path.write_bytes(path.read_bytes().replace(b"asked", b"never"))
+    made = report(events=log)
+    assert made.violations == ["the log is not whole: record 0: it was changed, or written with another secret"]
+    assert "the log is not whole" in str(made)
+
+
+def test_a_log_that_was_cut_is_a_violation(tmp_path):
+    log = RetentionLog(tmp_path / "log", secret=SECRET)
+    note(log)
+    (tmp_path / "log").write_bytes(b"")
+    (said,) = report(events=log).violations
+    assert "1 records that this process has seen were cut off" in said
+
+
+# -- how it reads ----------------------------------------------------------------------------------------------------
+
+
+def test_as_json_it_has_a_schema_a_version_and_everything(log):
+    note(log, subject="anna")
+    note(log, "erase_failed", where="redis", subject="anna", count=0)
+    made = report(holding(), holding("redis", entries=None, oldest_age_s=None, size_bytes=None), events=log)
+    read = json.loads(made.to_json())
+    assert read == made.to_dict()
+    assert made.to_json() == report(*made_holdings(made), events=log).to_json()
+    assert (read["schema"], read["version"], read["at_ns"]) == ("streaminfer.retention-report", 1, NOW)
+    assert list(read) == [
+        "schema",
+        "version",
+        "at_ns",
+        "violations",
+        "rules",
+        "holdings",
+        "totals",
+        "erasures",
+        "pending",
+        "log",
+    ]
+    assert read["rules"][1] == {
+        "data_class": "face",
+        "max_age_s": 60.0,
+        "encrypt": True,
+        "allow_disk": False,
+        "allow_shared": True,
+    }
+    assert read["holdings"][0] == {
+        "where": "memory",
+        "data_class": "",
+        "entries": 3,
+        "oldest_age_s": 5.0,
+        "size_bytes": 4096,
+        "max_age_s": 3600.0,
+        "purge_bound_s": 0.25,
+        "state": "within",
+    }
+    assert read["erasures"] == [log.events[0].to_dict()]
+    assert read["pending"] == [log.events[1].to_dict()]
+    assert read["log"]["head"] == log.head
+    assert report().to_dict()["log"] is None
+
+
+def made_holdings(made):
+    return [Holding(it.where, it.data_class, it.entries, it.oldest_age_s, it.size_bytes) for it in made.holdings]
+
+
+def test_as_text_it_is_a_table(log):
+    note(log, subject="anna", reason="asked\x1b[2J")
+    text = str(report(holding(), holding("disk", "face", oldest_age_s=300.0, size_bytes=5_000_000), events=log))
+    lines = text.splitlines()
+    assert lines[0] == "Retention report, 2023-11-14 22:13:20 UTC"
+    assert lines[2].split() == ["state", "where", "class", "entries", "size", "oldest", "allowed", "purge", "bound"]
+    assert re.split(r" {2,}", lines[3]) == ["over", "disk", "face", "3", "5 MB", "5 min", "60 s", "30 s"]
+    assert re.split(r" {2,}", lines[4]) == ["within", "memory", "(default)", "3", "4.1 kB", "5 s", "60 min", "0.25 s"]
+    assert "1 erasures of 2 entries, the latest:" in lines
+    assert lines[-1].startswith("VIOLATION: disk holds")
+    assert "\x1b" not in text
+    assert str(report()).endswith("no violation is known")
+
+
+class Page(HTMLParser):
+    """What a browser would make of it."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.targets = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.targets += [
+            (name, value) for name, value in attributes if name in {"href", "src", "style"} or name[:2] == "on"
+        ]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_as_a_page_it_stands_alone_and_has_it_all(log, tmp_path):
+    note(log, subject="anna", reason="asked by letter")
+    note(log, "erase_failed", where="redis", subject="anna", count=0)
+    made = report(holding(), holding("disk", "face", oldest_age_s=300.0), events=log)
+    written = made.to_html(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == written == made.to_html()
+    assert written.startswith("<!DOCTYPE html>")
+    page = Page(written)
+    assert page.targets == []
+    assert not {"script", "link", "img", "iframe", "form"} & set(page.tags)
+    text = " ".join(page.text)
+    for shown in [
+        *made.violations,
+        "asked by letter",
+        log.head,
+        log.pseudonym("anna"),
+        "2023-11-14 22:13:20 UTC",
+        "5 min",
+    ]:
+        assert shown in text
+    assert "No violation" not in text
+    assert "No violation is known." in Page(report().to_html()).text
+    assert "http" not in written.replace("http-equiv", "")
+    fragment = made._repr_html_()
+    assert "<html" not in fragment
+    assert "asked by letter" in fragment
+
+
+def test_a_page_shows_the_latest_erasures_and_says_how_many_more_there_are(log):
+    for number in range(502):
+        note(log, reason=f"number {number}.")
+    text = " ".join(Page(report(events=log).to_html()).text)
+    assert "2 earlier ones are in the JSON." in text
+    assert "number 1." not in text
+    assert "number 2." in text
+    assert len(report(events=log).to_dict()["erasures"]) == 502
+
+
+def test_a_class_is_never_taken_for_a_state():
+    policy = Retention(1.0, classes={"over": Retention(1.0)})
+    made = build_report(policy, [holding(data_class="over", oldest_age_s=0.5)], at_ns=NOW)
+    assert 'class="bad"' not in made.to_html()
+    assert 'class="good">within' in made.to_html()
+
+
+@pytest.mark.parametrize("at_ns", [0, 2**63 - 1, 10**30])
+def test_any_instant_can_be_shown(at_ns):
+    made = build_report(POLICY, [], at_ns=at_ns)
+    assert str(made)
+    assert made.to_html()
+
+
+NASTY = st.text() | st.sampled_from(
+    ["<script>alert(1)</script>", '"><img src=x onerror=y>', "&lt;", "'", "\ud800", "a\nb", "]]>"]
+)
+
+
+@given(NASTY, NASTY, NASTY, NASTY)
+def test_no_text_can_become_markup(tmp_path_factory, where, data_class, reason, tag):
+    log = RetentionLog()
+    note(log, "erase_failed", where=where, data_class=data_class, reason=reason, tag=tag)
+    note(log, "erased", where=where + "x", data_class=data_class, reason=reason, tag=tag)
+    made = build_report(POLICY, [holding(where, data_class)], log, at_ns=NOW)
+    plain = RetentionLog()
+    note(plain, "erase_failed", where="w", data_class="c", reason="r", tag="t")
+    note(plain, "erased", where="wx", data_class="c", reason="r", tag="t")
+    like = build_report(POLICY, [holding("w", "c" if made.holdings[0].max_age_s is None else "")], plain, at_ns=NOW)
+    path = tmp_path_factory.getbasetemp() / "nasty.html"
+    page = Page(made.to_html(path))
+    assert page.tags == Page(like.to_html()).tags
+    assert page.targets == []
+    assert path.stat().st_size > 0
+    assert json.loads(made.to_json())["holdings"][0]["where"] == where
+    assert str(made)
+
+
+@given(st.text(min_size=1), st.sampled_from(list(ACTIONS)))
+def test_whose_it_was_is_never_in_a_report(name, action):
+    name = f"~{name}~"
+    log = RetentionLog()
+    note(log, action, subject=name, reason=f"for {name}", tag=f"{name} of camera 3")
+    made = report(holding(), events=log)
+    shown = (
+        json.dumps(made.to_dict(), ensure_ascii=False) + made.to_html() + made._repr_html_() + str(made) + repr(made)
+    )
+    assert name not in shown
+    assert log.pseudonym(name) in shown or action not in {"erased", "erase_failed"}

@@ -1,0 +1,565 @@
+"""A cache with tiers, the tiers played by a script: who is asked, for how long, what is kept where and how old it is."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.retention import Retention
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tier_lookup import ReadAllowance
+from streaminfer.caching.tiers import Entry, TierStatistics
+from streaminfer.errors import BackendError, DeadlineExceeded
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+EPOCH = 1_700_000_000 * S
+
+
+class Scripted:
+    """A tier in memory: as slow and as faulty as it is told to be. What is put counts from the end of the put."""
+
+    purge_bound_s = None
+    keys = None
+
+    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=False):
+        self.clock = clock
+        self.name = name
+        self.shared, self.on_disk, self.encrypted = shared, on_disk, encrypted
+        self.held = {}
+        self.get_s = self.put_s = self.erase_s = 0.0
+        self.erase_error = None
+        self.started = self.stopped = self.gets = 0
+        self.running = False
+
+    def wall_clock(self):
+        return EPOCH + self.clock()
+
+    async def start(self):
+        if self.running:
+            raise RuntimeError("it runs already")
+        self.running = True
+        self.started += 1
+
+    async def stop(self):
+        self.running = False
+        self.stopped += 1
+
+    async def get(self, key):
+        self.gets += 1
+        entry = self.held.get(key)
+        await asyncio.sleep(self.get_s)
+        return None if entry is None or entry.is_expired(self.wall_clock()) else entry
+
+    async def put(self, key, entry):
+        await asyncio.sleep(self.put_s)
+        self.held[key] = entry
+        return True
+
+    async def erase(self, *, subject=None, tag=None):
+        await asyncio.sleep(self.erase_s)
+        if self.erase_error is not None:
+            raise self.erase_error
+        gone = [k for k, it in self.held.items() if (it.subject == subject if tag is None else tag in it.tags)]
+        for key in gone:
+            del self.held[key]
+        return len(gone)
+
+    async def purge(self, now_ns=None):
+        return 0
+
+    async def inventory(self, classes=()):
+        return None
+
+    def statistics(self):
+        return _NOTHING_HAPPENED
+
+
+_NOTHING_HAPPENED = TierStatistics(
+    name="scripted",
+    last_error="",
+    entries=None,
+    size_bytes=None,
+    **dict.fromkeys(
+        [
+            "hits",
+            "misses",
+            "stored",
+            "refused",
+            "skipped",
+            "errors",
+            "unreadable",
+            "evicted",
+            "erased",
+            "purged",
+            "rebuilds",
+        ],
+        0,
+    ),
+)
+
+
+class Model:
+    fingerprint = "model 1"
+    enforces_deadline = False
+
+    def __init__(self, after_s=0.01):
+        self.after_s = after_s
+        self.asked = 0
+        self.error = None
+
+    async def call(self, request):
+        self.asked += 1
+        await asyncio.sleep(self.after_s)
+        if self.error is not None:
+            raise self.error
+        return si.Response(np.asarray(request.inputs) * 2, False, "model")
+
+
+def cache_of(loop, *tiers, **settings):
+    settings.setdefault("ttl_s", 10.0)
+    return si.EdgeCache(clock=loop.clock, tiers=tiers, **settings)
+
+
+def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was():
+    async def main(loop):
+        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis", shared=True, on_disk=False)
+        model = Model()
+        request = si.Request(np.ones(3), subject="anna", tags=("a", "b"))
+        async with si.Stack(cache_of(loop, disk, redis, stale_s=3.0), model, clock=loop.clock) as service:
+            assert (await service.call(request)).source == "model"
+        (entry,) = redis.held.values()
+        assert (entry.subject, entry.tags, entry.ttl_s, entry.stale_s) == ("anna", frozenset("ab"), 13.0, 3.0)
+        assert entry.stored_ns == EPOCH + 10_000_000
+        assert disk.held.keys() == redis.held.keys()
+        disk.held.clear()
+        await asyncio.sleep(6.0)
+        cache = cache_of(loop, disk, redis, stale_s=3.0)
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            response = await service.call(request)
+            assert (response.source, response.degraded, response.outputs.tolist()) == ("redis", False, [2.0] * 3)
+            assert not response.outputs.flags.writeable
+            assert (await service.call(request)).source == "cache"
+            await asyncio.sleep(0.1)
+            (promoted,) = disk.held.values()
+            assert (promoted.stored_ns, promoted.ttl_s, promoted.stale_s) == (entry.stored_ns, 13.0, 3.0)
+            assert (promoted.subject, promoted.tags) == (entry.subject, entry.tags)
+            await asyncio.sleep(4.0 - 0.1)  # ten seconds after it was computed, and not after it was read
+            assert (await service.call(request)).degraded
+            assert cache.erase(subject="anna") == 1
+        assert model.asked == 2
+        seen = cache.tiers.statistics()
+        assert [(it.name, it.hits, it.misses) for it in seen] == [("disk", 0, 1), ("redis", 1, 0)]
+        assert seen[0].withheld == 1  # the refresh began, and then it was erased
+
+    run(main)
+
+
+def test_a_stale_answer_of_a_tier_is_the_answer_and_begins_a_refresh():
+    async def main(loop):
+        disk, model = Scripted(loop.clock), Model()
+        async with si.Stack(cache_of(loop, disk, stale_s=5.0), model, clock=loop.clock) as service:
+            await service(1.0)
+        await asyncio.sleep(12.0)
+        async with si.Stack(cache_of(loop, disk, stale_s=5.0), model, clock=loop.clock) as service:
+            first, second = await asyncio.gather(service.call(si.Request(1.0)), service.call(si.Request(1.0)))
+            assert (first.source, first.degraded, second.degraded) == ("disk", True, True)
+            await asyncio.sleep(0.1)
+            assert (await service.call(si.Request(1.0))).source == "cache"
+            assert model.asked == 2
+        await asyncio.sleep(12.0)
+        model.error = BackendError("down")
+        async with si.Stack(cache_of(loop, disk, stale_s=5.0), model, clock=loop.clock) as service:
+            for _ in range(3):
+                assert (await service.call(si.Request(1.0))).degraded
+                await asyncio.sleep(0.5)
+        async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:  # one that wants nothing stale
+            with pytest.raises(BackendError):
+                await service(1.0)
+
+    run(main)
+
+
+def test_a_stalled_tier_makes_no_request_late():
+    async def main(loop):
+        disk, model = Scripted(loop.clock), Model(0.06)
+        cache = cache_of(loop, disk)
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            await service(0.0)
+            disk.get_s = 3600.0
+            for n in range(1, 6):
+                began = loop.time()
+                await service(float(n), timeout_s=0.1)
+                assert loop.time() - began == pytest.approx(0.0925, abs=1e-6)
+            began = loop.time()
+            await service(9.0)  # no deadline: a second
+            assert loop.time() - began == pytest.approx(1.06)
+            disk.get_s = 0.0
+        assert cache.tiers.statistics()[0].cut == 6
+
+    run(main)
+
+
+def test_a_computation_that_is_slower_than_known_costs_one_late_request():
+    async def main(loop):
+        disk, model = Scripted(loop.clock), Model(0.06)
+        disk.get_s = 3600.0
+        async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:
+            with pytest.raises(DeadlineExceeded):
+                await service(1.0, timeout_s=0.1)  # nothing is known: half of it went to the tier
+            for n in range(4):
+                await service(2.0 + n, timeout_s=0.1)
+            disk.get_s = 0.0
+
+    run(main)
+
+
+def test_the_allowance_of_reads():
+    reads = ReadAllowance()
+    assert reads.grant_ns(None) == S
+    assert reads.grant_ns(10 * S) == S
+    assert reads.grant_ns(S) == S // 2
+    reads.computed(800)
+    assert (reads.grant_ns(1000), reads.grant_ns(10_000), reads.grant_ns(600)) == (100, 5000, 300)
+    reads.computed(100)
+    assert reads.grant_ns(1000) == 1000 - (750 + 750 // 8)
+    reads.was_late(10, 9)
+    assert reads.grant_ns(1000) > 0
+    reads.was_late(10, 10)
+    assert (reads.grant_ns(1000), reads.grant_ns(1000) > 0) == (0, True)
+
+
+def test_writes_are_off_the_path_ordered_bounded_and_drained():
+    async def main(loop):
+        disk, model = Scripted(loop.clock), Model(0.0)
+        disk.put_s = 0.5
+        cache = cache_of(loop, disk, ttl_s=1000.0)
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            for n in range(300):
+                began = loop.time()
+                await service(float(n))
+                assert loop.time() - began < 0.001
+            seen = cache.tiers.statistics()[0]
+            assert seen.waiting == 257
+            assert seen.dropped == 300 - 257
+        seen = cache.tiers.statistics()[0]
+        assert (seen.stored, seen.waiting) == (257, 0)
+        assert len(disk.held) == 257
+        assert disk.stopped == 1
+
+    run(main)
+
+
+def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_put():
+    async def main(loop):
+        for drain in (False, True):
+            disk = Scripted(loop.clock)
+            disk.put_s = 3600.0
+            cache = cache_of(loop, disk, ttl_s=1000.0)
+            stack = si.Stack(cache, Model(0.0), clock=loop.clock)
+            await stack.start()
+            for n in range(10):
+                await stack(float(n))
+            began = loop.time()
+            await stack.stop(drain=drain)
+            assert loop.time() - began == pytest.approx(5.0 if drain else 0.0, abs=0.1)
+            seen = cache.tiers.statistics()[0]
+            assert (seen.stored, seen.waiting, seen.dropped + seen.refused) == (0, 0, 10)
+            assert not disk.running
+
+    run(main)
+
+
+def test_tiers_start_with_the_first_and_stop_with_the_last():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        cache = cache_of(loop, disk)
+        async with si.Stack(cache, Model(), clock=loop.clock) as first:
+            async with si.Stack(cache, Model(), clock=loop.clock), cache:
+                assert disk.started == 1
+            await first(1.0)
+            assert disk.running
+        assert (disk.started, disk.stopped, len(disk.held)) == (1, 1, 1)
+        async with cache:
+            assert disk.started == 2
+        await disk.start()
+        with pytest.raises(RuntimeError, match="a cache starts its tiers itself"):
+            await cache.__aenter__()
+        assert disk.running  # somebody else's
+        other = Scripted(loop.clock)
+        with pytest.raises(RuntimeError, match="tier disk 2"):
+            await cache_of(loop, other, disk).__aenter__()
+        assert not other.running
+
+    run(main)
+
+
+def test_what_another_process_would_not_find_is_refused():
+    async def main(loop):
+        cache = cache_of(loop, Scripted(loop.clock))
+        for inner in (ScriptedBackend, lambda x: x):
+            with pytest.raises(TypeError):
+                cache.wrap(inner)
+
+        async def closure(x):
+            return cache
+
+        with pytest.raises(TypeError, match="fingerprint"):
+            cache.wrap(closure)
+        closure.fingerprint = "7"
+        cache.wrap(closure)
+        with pytest.raises(TypeError, match="async function"):
+            cache.wrap(np.mean)
+
+    run(main)
+
+
+def test_functions_and_the_mapping_use_the_tiers_too():
+    calls = []
+
+    async def double(x):
+        calls.append(x)
+        return 2 * x
+
+    double.fingerprint = "double"
+
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        async with cache_of(loop, disk) as cache:
+            assert await cache.wrap(double)(3) == 6
+            assert await cache.put_through("k", [1, 2], tags=("t",), subject="anna", ttl_s=5.0)
+            assert disk.held["k"].ttl_s == 5.0
+        async with cache_of(loop, disk) as cache:
+            assert await cache.wrap(double)(3) == 6
+            assert calls == [3]
+            assert (await cache.fetch("k"), await cache.fetch("none", 7)) == ([1, 2], 7)
+            assert cache["k"] == [1, 2]
+            await asyncio.sleep(5.0)
+            assert await cache.fetch("k") is None
+            with pytest.raises(TypeError, match="key: expected a string or bytes"):
+                await cache.fetch(3)
+        assert not await cache.put_through("x", 1)  # the tiers do not run
+        assert cache["x"] == 1
+
+    run(main)
+
+
+def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
+    async def main(loop):
+        log = RetentionLog()
+
+        def recorded(*what):
+            return sum(it.count for it in log.events if (it.action, it.where, it.data_class) == what)
+
+        policy = Retention(
+            100.0,
+            classes={
+                "face": Retention(4.0, allow_disk=False),
+                "voice": Retention(8.0, allow_shared=False, encrypt=True),
+            },
+            log=log,
+        )
+        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis", shared=True, on_disk=False)
+        cache = cache_of(loop, disk, redis, ttl_s=None, stale_s=1.0, retention=policy)
+        model = Model(0.0)
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            for n, tags in enumerate([("face",), ("voice",), ("face", "voice"), ("x",)]):
+                await service.call(si.Request(float(n), tags=tags, subject="anna"))
+            cache["own"] = 1
+            await asyncio.sleep(0.1)
+            assert sorted(it.data_class for it in redis.held.values()) == ["", "face"]
+            assert [it.data_class for it in disk.held.values()] == [""]
+            assert {it.data_class: it.ttl_s for it in redis.held.values()} == {"": 100.0, "face": 4.0}
+            held = {it.data_class: it for it in cache._in_memory()}
+            assert {name: it.entries for name, it in held.items()} == {"": 2, "face": 2, "voice": 1}
+            assert held["face"].oldest_age_s == pytest.approx(0.1, abs=1e-3)
+            await asyncio.sleep(4.2)
+            assert {it.data_class: it.entries for it in cache._in_memory()} == {"": 2, "voice": 1}
+            assert recorded("expired", "memory", "face") == 2
+            await asyncio.sleep(5.0)
+            assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
+            report = await cache.retention_report()
+            assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
+            assert (await cache.erase(subject="anna")).complete
+        assert recorded("erased", "disk", "") == recorded("erased", "memory", "") == 1
+        assert redis.held == {} == disk.held
+
+    run(main)
+
+
+def test_what_comes_from_a_tier_obeys_the_reading_cache():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        entry = Entry(value=1, stored_ns=EPOCH, ttl_s=100.0, tags=["face"])
+
+        async def read(**settings):
+            disk.held["k"] = entry
+            async with cache_of(loop, disk, **settings) as cache:
+                return await cache.fetch("k")
+
+        await asyncio.sleep(10.0)
+        assert await read() == 1
+        assert await read(retention=Retention(10.0)) is None
+        assert await read(retention=Retention(10.1)) == 1
+        assert await read(retention=Retention(50.0, classes={"face": Retention(20.0, allow_disk=False)})) is None
+
+    run(main)
+
+
+def test_only_faster_tiers_are_written_on_a_promotion_and_the_fastest_stale_answer_is_taken():
+    async def main(loop):
+        tiers = [Scripted(loop.clock, name) for name in ("a", "b", "c")]
+        entry = Entry(value="b", stored_ns=EPOCH, ttl_s=15.0, stale_s=5.0)
+        cache = cache_of(loop, *tiers, stale_s=5.0)
+        async with cache:
+            tiers[1].held["k"] = entry
+            assert await cache.fetch("k") == "b"
+            await asyncio.sleep(0.1)
+            assert [it.stored for it in cache.tiers.statistics()] == [1, 0, 0]
+            tiers[0].held.clear()
+            tiers[2].held["k"] = Entry(value="c", stored_ns=EPOCH, ttl_s=15.0, stale_s=5.0)
+            await asyncio.sleep(11.0)
+            assert (await cache.tiers.read("k", granted_ns=S)).source == "b"
+            assert await cache.tiers.read("k", granted_ns=S, only_fresh=True) is None
+
+    run(main)
+
+
+def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasure_is_not_kept():
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        cache = cache_of(loop, disk)
+        async with cache:
+            disk.held["k"] = Entry(value=1, stored_ns=EPOCH, ttl_s=10.0)
+            found = await cache.tiers.read("k", granted_ns=S)
+            await asyncio.sleep(4.0)
+            cache.promote("k", found, cache.erasures)
+            await asyncio.sleep(5.9)
+            assert cache["k"] == 1
+            await asyncio.sleep(0.2)
+            assert "k" not in cache
+            cache.promote("k", found, cache.erasures)  # its time has passed
+            assert len(cache) == 0
+            disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
+            found = await cache.tiers.read("k", granted_ns=S)
+            before = cache.erasures
+            cache.erase(tag="other")
+            cache.promote("k", found, before)
+            assert len(cache) == 0
+            assert cache.tiers.write("k", 1, ttl_ns=S, computed_ns=loop.now_ns, erasures=before) == []
+            await asyncio.sleep(0.1)
+            assert cache.tiers.statistics()[0].stored == 0
+
+    run(main)
+
+
+def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_answer_out():
+    async def main(loop):
+        disk, model = Scripted(loop.clock), Model()
+        disk.get_s = 0.5
+        cache = cache_of(loop, disk, maxsize=1)
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            asked = asyncio.ensure_future(service(1.0))
+            await asyncio.sleep(0.2)
+            cache.erase(tag="x")
+            await asked
+            assert (len(cache), disk.held) == (0, {})
+            cache["full"] = 1
+            ending = cache.listen(lambda event: event.kind == "evicted" and cache.erase(tag="x"))
+            await service(1.0)
+            await asyncio.sleep(0.1)
+            assert (len(cache), disk.held) == (0, {})
+            ending()
+
+    run(main)
+
+
+def test_a_stale_answer_to_a_function_begins_a_refresh():
+    calls = []
+
+    async def double(x):
+        calls.append(x)
+        return 2 * x
+
+    double.fingerprint = "double"
+
+    async def main(loop):
+        disk = Scripted(loop.clock)
+        async with cache_of(loop, disk, stale_s=5.0) as cache:
+            await cache.wrap(double)(3)
+        await asyncio.sleep(12.0)
+        async with cache_of(loop, disk, stale_s=5.0) as cache:
+            cached = cache.wrap(double)
+            assert await cached(3) == 6
+            await asyncio.sleep(0.1)
+            assert (calls, len(cache)) == ([3, 3], 1)
+
+    run(main)
+
+
+def test_a_cache_may_be_used_on_one_loop_after_another():
+    class Fixed:
+        now_ns = 5
+
+        def __call__(self):
+            return self.now_ns
+
+    clock = Fixed()
+    disk = Scripted(clock)
+    cache = si.EdgeCache(clock=clock, tiers=[disk])
+
+    async def main(loop):
+        async with cache:
+            assert await cache.put_through("k", 1)
+
+    run(main)
+    run(main)
+    assert (disk.started, disk.stopped) == (2, 2)
+
+
+def test_evictions_are_recorded_together():
+    async def main(loop):
+        log = RetentionLog()
+        cache = si.EdgeCache(clock=loop.clock, maxsize=10, retention=Retention(1000.0, log=log))
+        for n in range(100):
+            cache[n] = n
+        assert log.events == ()
+        await cache.retention_report()
+        assert [(it.action, it.count) for it in log.events] == [("evicted", 90)]
+
+    run(main)
+
+
+def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
+    async def main(loop):
+        class Impatient(Scripted):
+            async def get(self, key):
+                raise TimeoutError
+
+        first, second = Impatient(loop.clock), Scripted(loop.clock, "redis")
+        second.held["k"] = Entry(value=1, stored_ns=EPOCH)
+        async with cache_of(loop, first, second) as cache:
+            assert await cache.fetch("k") == 1
+            assert [each.cut for each in cache.tiers.statistics()] == [1, 0]
+
+    run(main)
+
+
+def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():
+    async def main(loop):
+        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis")
+        cache = cache_of(loop, disk, redis, ttl_s=10.0, stale_s=5.0, retention=Retention(15.0))
+        model = Model()
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            await service.call(si.Request(1))
+            await asyncio.sleep(14.5)
+            cache.clear()
+            redis.held.clear()
+            redis.get_s = 0.7
+            assert (await service.call(si.Request(1))).source == "model"
+            assert model.asked == 2
+
+    run(main)
