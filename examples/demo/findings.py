@@ -1,19 +1,24 @@
-"""What a trial finds out: steps of a ramp, and holds."""
+"""What a trial finds out: steps of a ramp, holds, and visitors served."""
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from demo.budget import Budget
 from demo.faces import Face
 from demo.machine import CpuUse
 from demo.meter import Meter
 from demo.services import Way
+from streaminfer.caching import CacheStatistics, FlightStatistics
 from streaminfer.telemetry import TelemetryStatistics
 
-__all__ = ["ENOUGH", "Hold", "Search", "Step"]
+__all__ = ["COMPUTED", "ENOUGH", "KEPT", "LOST", "SHARED", "Hold", "Search", "Served", "Step", "Uploads", "Visited"]
 
 ENOUGH = 0.99
 """The share of chunks that has to be on time."""
+LOST, COMPUTED, SHARED, KEPT = range(4)
+"""What became of an upload: an error; an answer that the model computed for it, one that it computed for somebody who
+had asked before and was still waiting, or one from the cache."""
 
 
 @attrs.frozen
@@ -44,6 +49,7 @@ class Hold:
         pictures: what became of the cameras' frames; ``None`` without cameras.
         cpu: who used the processors.
         voice: telemetry of the voice detector.
+        budget: what became of its error budget.
         heard: the speech probabilities, by microphone, NaN where a chunk was lost.
         faces: the faces found, by number of the frame.
     """
@@ -56,6 +62,7 @@ class Hold:
     pictures: Meter | None
     cpu: CpuUse
     voice: TelemetryStatistics
+    budget: Budget
     heard: list[NDArray[np.float32]]
     faces: dict[int, list[Face]]
 
@@ -81,3 +88,98 @@ class Search:
 
     steps: list[Step]
     hold: Hold
+
+
+@attrs.frozen(eq=False)
+class Uploads:
+    """Who comes when and brings what.
+
+    Attributes:
+        rate: visitors a second.
+        due_s: float64[uploads], seconds after the beginning, ascending.
+        pictures: int64[uploads], the number of the picture.
+    """
+
+    rate: float
+    due_s: NDArray[np.float64]
+    pictures: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.due_s)
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last one."""
+        return float(self.due_s[-1])
+
+    @property
+    def different(self) -> int:
+        """How many different pictures are brought."""
+        return len(np.unique(self.pictures))
+
+    @property
+    def share_repeated(self) -> float:
+        """Share of uploads whose picture somebody brought before: more than these no cache can have."""
+        return 1 - self.different / len(self)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Served:
+    """What one way of serving the visitors brought.
+
+    Attributes:
+        name: of the way.
+        seconds: until the last one was answered.
+        meter: what became of the uploads; latency from when they were due.
+        cpu: who used the processors.
+        budget: what became of the error budget.
+        became: int8[uploads], one of :data:`LOST`, :data:`COMPUTED`, :data:`SHARED` and :data:`KEPT` each.
+        cache: what the cache did; ``None`` without one.
+        flights: what single flight did; ``None`` without a cache.
+    """
+
+    name: str
+    seconds: float
+    meter: Meter
+    cpu: CpuUse
+    budget: Budget
+    became: NDArray[np.int8]
+    cache: CacheStatistics | None
+    flights: FlightStatistics | None
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough answers were on time."""
+        return self.meter.share_on_time >= ENOUGH
+
+    @property
+    def cpu_per_request_s(self) -> float:
+        """Processor time for one upload, visitors and event loop included."""
+        return self.cpu.process_s / max(self.meter.ended, 1)
+
+    def share(self, what: int) -> float:
+        """Share of the uploads that became one of the four."""
+        return float(np.mean(self.became == what))
+
+
+@attrs.frozen(eq=False)
+class Visited:
+    """The same visitors without and with a cache.
+
+    Attributes:
+        uploads: who came.
+        catalogue: how many different pictures there are.
+        capacity: pictures a second that the detector answers without a cache, measured just before.
+        plain: without a cache.
+        cached: with one.
+        compared: answers from the cache or shared, held against what the model said without a cache.
+        equal: how many of these are the same to the last bit.
+    """
+
+    uploads: Uploads
+    catalogue: int
+    capacity: float
+    plain: Served
+    cached: Served
+    compared: int
+    equal: int

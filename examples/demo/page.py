@@ -57,6 +57,23 @@ def draw_sections(outcome: Outcome) -> list[Section]:
             Section("Batch sizes", "Batches are as large as the load makes them.", plots.draw_batch_sizes(batched)),
             Section("Timeline", "Every batch of the batched hold that answered.", plots.draw_timeline(batched)),
         ]
+    if outcome.visited is not None:
+        sections.append(
+            Section(
+                "Cache",
+                "The same visitors upload the same pictures at the same instants, without and with a cache that is "
+                "empty at first. Left: latency from when an upload was due. Right: what became of the uploads.",
+                plots.draw_cache(outcome.visited),
+            )
+        )
+    sections.append(
+        Section(
+            "Error budget",
+            "What is left of the bad answers that the objective allows, in percent of them, and how many times too "
+            "fast they came (red): below zero the budget is overspent. As the service sees it, from the call.",
+            plots.draw_budgets(outcome.budgets),
+        )
+    )
     sections.append(
         Section(
             "What was heard",
@@ -90,7 +107,8 @@ svg {{ width: 100%; height: auto }}
 <h1>Live microphones and cameras on one machine</h1>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <p>Latency runs from the instant a request was due. The CPU of a microphone's request is that of the whole process,
-sender and event loop included, but for the face detector's thread; that of a camera's is this thread's.</p>
+sender and event loop included, but for the face detector's thread; that of a camera's is this thread's; that of a
+visitor's is the whole process's.</p>
 {said}
 {sections}
 <p>Speech: a LibriVox reading, public domain. Video: photographs by NASA and SpaceX, public domain. Models: Silero VAD

@@ -11,13 +11,17 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from demo.audio import CHUNK_NS, CHUNK_S, RATE, Clip
+from demo.budget import Budget
 from demo.faces import Face
-from demo.findings import ENOUGH, Hold, Search
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Hold, Search, Visited
 from demo.recognition import SPEECH, Speech
 from demo.video import Frames
+from streaminfer.telemetry.slo_plot import plot_budget
 
 __all__ = [
     "draw_batch_sizes",
+    "draw_budgets",
+    "draw_cache",
     "draw_faces",
     "draw_latency",
     "draw_parts",
@@ -29,6 +33,13 @@ __all__ = [
 COLOURS = ("#1f6fb4", "#d1622b")
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 WIDTH = 9.0
+BIN_S = 0.25
+BECAME = {
+    KEPT: ("from the cache", "#1f6fb4"),
+    SHARED: ("shared", "#7fb2dd"),
+    COMPUTED: ("computed", "#d1622b"),
+    LOST: ("lost", "#555555"),
+}
 
 
 def draw_search(searches: Sequence[Search]) -> str:
@@ -123,6 +134,53 @@ def draw_timeline(hold: Hold) -> str:
     for axes in (upper, lower):
         axes.set_ylim(bottom=0)
         axes.grid(visible=True, alpha=0.3)
+    return _svg(figure)
+
+
+def draw_cache(visited: Visited) -> str:
+    """Latency by percentile without and with the cache, and what became of the uploads as time went by."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for served, colour in zip((visited.plain, visited.cached), reversed(COLOURS), strict=True):
+        if served.meter.latency.count:
+            served.meter.latency.plot(left)
+            left.lines[-1].set(color=colour, label=served.name)
+    left.axhline(visited.plain.meter.slo_ns / 1e9, color="grey", linestyle=":", label="objective")
+    left.set_yscale("log")
+    left.set_ylabel("latency from when it was due")
+    left.legend(fontsize=8)
+    uploads = visited.uploads
+    edges = np.linspace(0, uploads.seconds, max(2, round(uploads.seconds / BIN_S) + 1))
+    all_of_them = np.maximum(np.histogram(uploads.due_s, edges)[0], 1)
+    below = np.zeros(len(edges) - 1)
+    for what, (name, colour) in BECAME.items():
+        share = 100 * np.histogram(uploads.due_s[visited.cached.became == what], edges)[0] / all_of_them
+        if share.any():
+            right.stairs(below + share, edges, baseline=below, fill=True, color=colour, label=name)
+        below += share
+    right.set_xlabel("seconds")
+    right.set_ylabel("uploads, with the cache, %")
+    right.set_ylim(0, 100)
+    right.margins(x=0)
+    right.legend(fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def draw_budgets(budgets: Sequence[Budget]) -> str:
+    """What was left of each error budget as the trial went by, and how fast it burned."""
+    columns = min(len(budgets), 2)
+    rows = -(-len(budgets) // columns)
+    figure = Figure(figsize=(WIDTH, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for budget, axes in zip(budgets, panels, strict=False):
+        stands = budget.statistics
+        plot_budget(axes, stands.name, budget.noted, budget.width_ns, 1 - stands.objective)
+        axes.set_title(f"{stands.name}: within {1e3 * stands.threshold_s:.0f} ms", fontsize=9)
+        axes.set_xlabel("seconds before the end")
+        burn_rate = figure.axes[-1]  # its twin
+        burn_rate.set_ylim(0, max(1.0, burn_rate.get_ylim()[1]))
+    for axes in panels[len(budgets) :]:
+        axes.set_axis_off()
     return _svg(figure)
 
 

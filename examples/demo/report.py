@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.audio import CHUNK_S, Clip
-from demo.findings import ENOUGH, Hold, Search
+from demo.budget import Budget
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Search, Served, Visited
 from demo.machine import CpuUse
 from demo.meter import Meter
 from demo.recognition import Pictures, Speech, compare_speech, count_faces
@@ -15,7 +16,20 @@ from demo.video import Frames
 
 __all__ = ["HEAD", "Outcome", "describe_outcome", "make_rows", "render_table"]
 
-HEAD = ("", "streams", "held", "requests/s", "p50", "p99", "p99.9", "on time", "SLO", "mean batch", "CPU/request")
+HEAD = (
+    "",
+    "streams",
+    "held",
+    "requests/s",
+    "p50",
+    "p99",
+    "p99.9",
+    "on time",
+    "SLO",
+    "budget left",
+    "mean batch",
+    "CPU/request",
+)
 
 
 @attrs.frozen(eq=False)
@@ -30,6 +44,7 @@ class Outcome:
         reference: speech probabilities of the clip, run once in batches of one.
         searches: batched first, then unbatched unless it was left out.
         rates: chunks a second of every unbatched way, saturated, from which the best one was chosen.
+        visited: visitors without and with a cache; ``None``: they were left out.
     """
 
     machine: str
@@ -39,6 +54,7 @@ class Outcome:
     reference: NDArray[np.float32]
     searches: Sequence[Search]
     rates: dict[str, float]
+    visited: Visited | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -46,6 +62,16 @@ class Outcome:
         if len(self.searches) != 2 or not all(search.hold.enough for search in self.searches):
             return None
         return self.searches[0].hold.microphones / self.searches[1].hold.microphones
+
+    @property
+    def served(self) -> list[Served]:
+        """The ways in which visitors were served."""
+        return [] if self.visited is None else [self.visited.plain, self.visited.cached]
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """Every error budget that was kept, in the order of the table."""
+        return [search.hold.budget for search in self.searches] + [served.budget for served in self.served]
 
     @property
     def speech(self) -> Speech:
@@ -59,7 +85,7 @@ class Outcome:
 
 
 def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """The rows under :data:`HEAD`: microphones and cameras of each hold."""
+    """The rows under :data:`HEAD`: microphones and cameras of each hold, and visitors."""
     rows = []
     for search in outcome.searches:
         hold = search.hold
@@ -70,6 +96,7 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
                 f"{hold.microphones}",
                 held,
                 *_figures(hold.chunks, hold.seconds, CHUNK_S),
+                _left(hold.budget),
                 f"{hold.voice.mean_batch_size:.1f}",
                 f"{1e6 * hold.cpu_per_chunk_s:,.0f} µs",
             )
@@ -81,10 +108,23 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
                     f"{outcome.cameras}",
                     "",
                     *_figures(hold.pictures, hold.seconds, 1 / outcome.frames.rate),
+                    "",
                     "1.0",
                     f"{1e6 * hold.cpu.faces_s / max(hold.pictures.ended, 1):,.0f} µs",
                 )
             )
+    rows += [
+        (
+            served.name,
+            "",
+            "yes" if served.enough else "no",
+            *_figures(served.meter, served.seconds, served.meter.slo_ns / 1e9),
+            _left(served.budget),
+            "1.0",
+            f"{1e6 * served.cpu_per_request_s:,.0f} µs",
+        )
+        for served in outcome.served
+    ]
     return rows
 
 
@@ -121,6 +161,9 @@ def describe_outcome(outcome: Outcome) -> list[str]:
             f"Unbatched ways, saturated, chunks a second: {rates}. Of the two fastest, the baseline is the one "
             "that stood more microphones in its ramp."
         )
+    if outcome.visited is not None:
+        lines += _describe_visitors(outcome.visited)
+    lines.append(_describe_budgets(outcome.budgets))
     lines.append(f"Everything ran on one machine, senders included: {outcome.machine}.")
     return lines
 
@@ -147,6 +190,57 @@ def _listened(outcome: Outcome) -> str:
         f"{speech.intact} of {speech.microphones} microphones lost no chunk; {speech.agreeing} of these decided every "
         f"chunk as the clip run alone does (largest difference of a probability {speech.largest_difference:.1e})."
     )
+
+
+def _describe_visitors(visited: Visited) -> list[str]:
+    cached = visited.cached
+    lines = [_who_came(visited)]
+    if cached.cache is not None and cached.flights is not None:
+        lines.append(
+            f"The cache, empty at first: {cached.share(KEPT):.1%} answered from it, {cached.flights.joined} more "
+            f"shared a computation with who had asked before (single flight), {cached.share(COMPUTED):.1%} computed; "
+            f"{cached.cache.held_bytes / 2**20:.1f} MiB held, {cached.cache.evicted} answers evicted. Of "
+            f"{visited.compared:,} answers that were kept or shared, {visited.equal:,} are, to the last bit, what the "
+            "model says without a cache."
+        )
+    return lines
+
+
+def _who_came(visited: Visited) -> str:
+    uploads = visited.uploads
+    return (
+        f"Visitors: the face detector alone answers {visited.capacity:,.0f} pictures a second here, and "
+        f"{uploads.rate:,.0f} a second come ({len(uploads):,} in all, independent of each other). They bring real "
+        f"frames of the clip, chosen by a made-up popularity (Zipf's law over {visited.catalogue} frames, seeded): "
+        f"{uploads.different} different ones, so {uploads.share_repeated:.0%} of the uploads repeat an earlier one. "
+        f"Without a cache {_on_time(visited.plain)}; the same visitors with one: {_on_time(visited.cached)}."
+    )
+
+
+def _on_time(served: Served) -> str:
+    lost = f", {served.share(LOST):.1%} lost" if served.share(LOST) else ""
+    return f"{served.meter.share_on_time:.1%} answered within {served.meter.slo_ns / 1e6:.0f} ms{lost}"
+
+
+def _describe_budgets(budgets: Sequence[Budget]) -> str:
+    said = "; ".join(_describe_budget(budget) for budget in budgets)
+    return (
+        f"Error budgets: {1 - ENOUGH:.0%} of answers may be late or missing. As the service sees it, from the call and "
+        f"not from when it was due: it can look better than the share on time. {said}."
+    )
+
+
+def _describe_budget(budget: Budget) -> str:
+    alerts = ", ".join(alert.severity for alert in budget.alerts) or "none"
+    return (
+        f"{budget.statistics.name}: {_left(budget)}{'' if budget.overspent else ' left'}, highest burn rate over "
+        f"{budget.window_s:.1f} s {budget.worst_burn_rate:.1f}, alerts: {alerts}"
+    )
+
+
+def _left(budget: Budget) -> str:
+    left = budget.statistics.budget_remaining
+    return f"spent {1 - left:.1f}×" if budget.overspent else f"{left:.0%}"
 
 
 def _ended(hold: Hold) -> str:

@@ -63,12 +63,13 @@ UNBATCHED = (
 )
 
 
-def voice_service(way: Way, clip: Clip) -> si.Stack:
+def voice_service(way: Way, clip: Clip, slo: si.SLO | None = None) -> si.Stack:
     """Silero's voice detector: ``{"input": float32[576], "state": float32[2, 128]}`` → ``{"output", "stateN"}``.
 
     Args:
         way: how to serve it.
         clip: its first chunk is the example for the warm-up: the model does not accept every length of chunk.
+        slo: an objective to keep.
     """
     backend: Any
     if way.sessions:
@@ -82,7 +83,7 @@ def voice_service(way: Way, clip: Clip) -> si.Stack:
         )
     else:
         backend = si.CpuBackend(_one_at_a_time(), executor="inline")
-    layers: list[Any] = [si.Telemetry(way.name)]
+    layers: list[Any] = [si.Telemetry(way.name, slo=slo)]
     if way.max_in_flight is not None:
         layers.append(
             si.AdaptiveBatcher(
@@ -92,15 +93,22 @@ def voice_service(way: Way, clip: Clip) -> si.Stack:
     return si.Stack(*layers, backend)
 
 
-def face_service() -> si.Stack:
+def face_service(name: str = "cameras", *, cache: si.EdgeCache | None = None, slo: si.SLO | None = None) -> si.Stack:
     """BlazeFace: ``float32[192, 192, 3]`` → ``{"boxes": float32[2304, 16], "scores": float32[2304, 1]}``.
 
     Batching helps recurrent models and *hurts* these convolutions on a CPU: a frame costs 3.0 ms of CPU alone, 3.6 in a
     batch of 4, 4.9 in one of 32. So batches of one; the batcher is here for its queue and its deadlines.
+
+    Args:
+        name: for the telemetry.
+        cache: keeps answers; ``None``: every frame goes to the model.
+        slo: an objective to keep.
     """
-    return si.Stack(
-        si.Telemetry("cameras"), si.AdaptiveBatcher(max_batch_size=1), si.OnnxBackend(ASSETS / FULL.file, warmup=(1,))
-    )
+    layers: list[Any] = [si.Telemetry(name, slo=slo)]
+    if cache is not None:
+        layers.append(cache)
+    layers.append(si.AdaptiveBatcher(max_batch_size=1, max_queue_size=MOST_STREAMS))
+    return si.Stack(*layers, si.OnnxBackend(ASSETS / FULL.file, warmup=(1,)))
 
 
 def _one_at_a_time() -> Any:

@@ -8,7 +8,6 @@ held, all of it.
 """
 
 import asyncio
-import gc
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,10 +16,11 @@ import numpy as np
 
 import streaminfer as si
 from demo.audio import CHUNK_S, SILENCE, Clip
+from demo.budget import make_objective, watching
 from demo.cameras import running_cameras
 from demo.faces import FULL
 from demo.findings import ENOUGH, Hold, Search, Step
-from demo.machine import CpuClock
+from demo.machine import CpuClock, without_old_garbage
 from demo.microphones import Microphones
 from demo.services import UNBATCHED, Way, voice_service
 from demo.video import Frames
@@ -47,14 +47,14 @@ class Stage:
         frames: what cameras play.
         cameras: how many there are, in every trial.
         say: told what happens.
-        make_service: builds the voice detector's stack.
+        make_service: builds the voice detector's stack, with an objective to keep or none.
     """
 
     clip: Clip
     frames: Frames | None
     cameras: int
     say: Callable[[str], None]
-    make_service: Callable[[Way, Clip], si.Stack] = voice_service
+    make_service: Callable[[Way, Clip, si.SLO | None], si.Stack] = voice_service
 
 
 async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
@@ -81,7 +81,7 @@ async def rank_unbatched(stage: Stage, seconds: float = 0.5) -> dict[Way, float]
     async with running_cameras(stage.frames, stage.cameras):
         for way in UNBATCHED:
             stage.say(f"looking for the best baseline: {way.name}")
-            async with stage.make_service(way, stage.clip) as service:
+            async with stage.make_service(way, stage.clip, None) as service:
                 rates[way] = await saturation(service, stage.clip, seconds)
     return dict(sorted(rates.items(), key=lambda item: item[1], reverse=True))
 
@@ -89,7 +89,7 @@ async def rank_unbatched(stage: Stage, seconds: float = 0.5) -> dict[Way, float]
 async def ramp(stage: Stage, way: Way) -> list[Step]:
     """Adds microphones until three steps in a row are not on time: two of one number, and one of a larger number."""
     steps: list[Step] = []
-    async with running_cameras(stage.frames, stage.cameras), stage.make_service(way, stage.clip) as service:
+    async with running_cameras(stage.frames, stage.cameras), stage.make_service(way, stage.clip, None) as service:
         # as many as it could serve if it were always busy: begin well below, and expect to end about there
         estimate = await saturation(service, stage.clip, STEP_S) * CHUNK_S
         microphones = Microphones(service, stage.clip)
@@ -132,21 +132,26 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: b
     """
     stage.say(f"{way.name}: holding {count} microphones for {seconds:g} s")
     most_missed = round(count * seconds / CHUNK_S * (1 - ENOUGH)) if give_up else None
-    async with running_cameras(stage.frames, stage.cameras) as cameras, stage.make_service(way, stage.clip) as service:
-        # what exists now lives to the end: the collector need not look at it again while chunks are due
-        gc.collect()
-        gc.freeze()
-        microphones = Microphones(service, stage.clip)
-        pictures = None if cameras is None else cameras.meter
-        cpu = CpuClock(FULL.file)
-        began_ns = service.clock()
-        microphones.grow_to(count)
-        await asyncio.sleep(SETTLE_S)  # as in the ramp: the start of hundreds of streams at once is not what is held
-        chunks = await microphones.measure(seconds, most_missed=most_missed)
-        use = cpu.read()
-        took_s = (service.clock() - began_ns) / 1e9
-        await microphones.stop()
-        gc.unfreeze()
+    slo = make_objective(way.name, threshold_s=CHUNK_S, objective=ENOUGH, seconds=seconds)
+    async with (
+        running_cameras(stage.frames, stage.cameras) as cameras,
+        stage.make_service(way, stage.clip, slo) as service,
+        watching(slo) as watch,
+    ):
+        with without_old_garbage():
+            microphones = Microphones(service, stage.clip)
+            pictures = None if cameras is None else cameras.meter
+            cpu = CpuClock(FULL.file)
+            began_ns = service.clock()
+            microphones.grow_to(count)
+            await asyncio.sleep(
+                SETTLE_S
+            )  # as in the ramp: the start of hundreds of streams at once is not what is held
+            chunks = await microphones.measure(seconds, most_missed=most_missed)
+            use = cpu.read()
+            took_s = (service.clock() - began_ns) / 1e9
+            budget = watch.read()
+            await microphones.stop()
         return Hold(
             way=way,
             microphones=count,
@@ -156,6 +161,7 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float, *, give_up: b
             pictures=pictures,
             cpu=use,
             voice=service.statistics()["Telemetry"],
+            budget=budget,
             heard=[np.frombuffer(heard, np.float32) for heard in microphones.heard],
             faces={} if cameras is None else {place: list(faces) for place, faces in sorted(cameras.faces.items())},
         )

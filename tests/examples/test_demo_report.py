@@ -17,6 +17,9 @@ def live_demo(_examples_can_be_imported):
     return importlib.import_module("live_demo")
 
 
+SHORT = ["--seconds", "0.5", "--streams", "6", "--cameras", "1"]
+
+
 class Page(HTMLParser):
     """Tags, what they refer to, and the text."""
 
@@ -41,7 +44,7 @@ class Page(HTMLParser):
 
 def test_a_short_run_prints_the_table_and_writes_the_report(live_demo, tmp_path, capsys):
     path = tmp_path / "report.html"
-    assert live_demo.main(["--seconds", "0.5", "--streams", "6", "--cameras", "1", "--report", str(path)]) == 0
+    assert live_demo.main([*SHORT, "--visitors", "0.5", "--report", str(path)]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     rows = [line for line in lines if line.startswith(("microphones, ", "cameras "))]
@@ -53,9 +56,17 @@ def test_a_short_run_prints_the_table_and_writes_the_report(live_demo, tmp_path,
     assert "Faces in astronaut_pan.mp4" in printed.out
     assert "no batcher, 2 sessions" in printed.out
     assert "decoding the clips" in printed.err
+    visitors = [line for line in lines if line.startswith("visitors, ")]
+    assert [line[:18].strip() for line in visitors] == ["visitors, no cache", "visitors, cached"]
+    compared, equal = re.search(
+        r"Of (\d+) answers that were kept or shared, (\d+) are, to the last bit", printed.out
+    ).groups()
+    assert int(compared) == int(equal) > 0
+    budgets = re.search(r"^Error budgets: .*", printed.out, re.MULTILINE)[0]
+    assert budgets.count("alerts: ") == 4
 
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == page.tags.count("section") == 7
+    assert page.tags.count("svg") == page.tags.count("section") == 9
     assert "microphones, batched" in page.text
     # self-contained: it refers to nothing but its own parts and to pictures inside it
     own = {f"#{identifier}" for identifier in page.identifiers}
@@ -66,21 +77,33 @@ def test_a_short_run_prints_the_table_and_writes_the_report(live_demo, tmp_path,
 
 def test_without_baseline_and_cameras_there_is_one_row(live_demo, tmp_path, capsys):
     path = tmp_path / "report.html"
-    options = ["--seconds", "0.3", "--streams", "2", "--cameras", "0", "--no-baseline", "--report", str(path)]
-    assert live_demo.main(options) == 0
+    options = ["--seconds", "0.3", "--streams", "2", "--cameras", "0", "--no-baseline", "--visitors", "0", "--report"]
+    assert live_demo.main([*options, str(path)]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"^microphones, ", printed, re.MULTILINE)) == 1
     assert "cameras" not in printed
     assert "Faces" not in printed
-    assert Page(path.read_text(encoding="utf-8")).tags.count("svg") == 6
+    assert "isitors" not in printed
+    assert Page(path.read_text(encoding="utf-8")).tags.count("svg") == 7
 
 
-@pytest.mark.parametrize("options", [["--seconds", "0"], ["--streams", "0"], ["--sessions", "0"], ["--cameras", "-1"]])
+@pytest.mark.parametrize(
+    "options", [["--seconds", "0"], ["--streams", "0"], ["--sessions", "0"], ["--cameras", "-1"], ["--visitors", "-1"]]
+)
 def test_impossible_options_are_refused(live_demo, options, capsys):
     with pytest.raises(SystemExit) as refused:
         live_demo.parse(options)
     assert refused.value.code == 2
     assert "take a number above 0" in capsys.readouterr().err
+
+
+def make_budget(*, bad):
+    """The budget of a service that answered a hundred requests, so many of them late."""
+    budget = importlib.import_module("demo.budget")
+    slo = budget.make_objective("chunks", threshold_s=0.032, objective=0.99, seconds=8.0)
+    for number in range(100):
+        slo.record(0.001 if number >= bad else 0.050)
+    return budget.BudgetWatch(slo).read()
 
 
 def make_outcome(*, on_time, seconds=8.0):
@@ -108,6 +131,7 @@ def make_outcome(*, on_time, seconds=8.0):
             pictures=None,
             cpu=machine.CpuUse(8.0, 4.0, 0.0, 2.0),
             voice=si.Telemetry("").statistics(),
+            budget=make_budget(bad=100 - good),
             heard=[np.array([0.1, np.nan, 0.9], np.float32)],
             faces={},
         )
@@ -127,7 +151,7 @@ def test_the_ratio_is_of_what_was_held(live_demo):
     assert "chunks lost: 1 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 with all else" in said[3]
     rows = report.make_rows(outcome)
     assert rows[0] == (
-        *("microphones, batched", "300", "yes", "12", "5.0 ms", "5.0 ms", "5.0 ms", "99.00%", "32 ms", "0.0"),
+        *("microphones, batched", "300", "yes", "12", "5.0 ms", "5.0 ms", "5.0 ms", "99.00%", "32 ms", "0%", "0.0"),
         "40,000 µs",
     )
 
@@ -135,6 +159,9 @@ def test_the_ratio_is_of_what_was_held(live_demo):
 def test_a_hold_that_failed_is_called_so(live_demo):
     report, outcome = make_outcome(on_time=(98, 100))
     assert outcome.ratio is None
+    assert report.make_rows(outcome)[0][report.HEAD.index("budget left")] == "spent 2.0×"
+    said = "chunks: spent 2.0×, highest burn rate over 1.1 s 2.0, alerts: none; chunks: 100% left"
+    assert said in report.describe_outcome(outcome)[-2]
     assert "batched: 300 microphones NOT held, 98.00% on time in 8.0 s" in report.describe_outcome(outcome)[0]
     assert report.make_rows(outcome)[0][2] == "no"
 
@@ -142,7 +169,7 @@ def test_a_hold_that_failed_is_called_so(live_demo):
 def test_a_hold_without_any_answer_can_be_drawn(live_demo):
     _, outcome = make_outcome(on_time=(0, 0))
     page = Page(importlib.import_module("demo.page").make_page(outcome))
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
 
 
 def test_the_columns_of_the_table_are_aligned(live_demo):

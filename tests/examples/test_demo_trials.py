@@ -121,11 +121,11 @@ def test_an_error_in_the_driver_ends_the_measurement(demo, clip):
 def make_stage(demo, clip, loop, said):
     """A machine that takes 4 ms a batch and 0.5 ms a chunk; it holds about 50 microphones batched, and 7 unbatched."""
 
-    def make_service(way, _clip):
+    def make_service(way, _clip, slo):
         inner = backend(duration_s=lambda rows: 0.004 + 0.0005 * rows)
         workers = max(way.sessions, 1)
         batcher = si.AdaptiveBatcher(max_batch_size=way.max_batch_size, max_in_flight=workers, max_queue_size=4096)
-        return si.Stack(si.Telemetry(way.name), batcher, inner, clock=loop.clock)
+        return si.Stack(si.Telemetry(way.name, slo=slo), batcher, inner, clock=loop.clock)
 
     return demo("demo.trials").Stage(clip, None, 0, said.append, make_service)
 
@@ -154,6 +154,10 @@ def test_the_search_finds_what_the_machine_holds(demo, clip):
         assert hold.microphones == max(step.microphones for step in held if step.share_on_time >= 0.99)
         assert hold.microphones + 1 == min(step.microphones for step in held if step.share_on_time < 0.99)
         assert len(hold.heard) == hold.microphones
+        stands = hold.budget.statistics
+        assert (stands.threshold_s, stands.objective) == (0.032, 0.99)
+        # every chunk from the first on, those of the settling time included
+        assert hold.chunks.ended < stands.good + stands.bad <= hold.voice.requests
     # at the limit all chunks of a period share one or two batches: 32 ms = 2 * 4 ms + 0.5 ms * 48
     assert 35 <= batched.hold.microphones <= 56
     assert 10 <= unbatched.hold.microphones <= 14
@@ -169,6 +173,7 @@ def test_a_hopeless_hold_is_given_up(demo, clip):
     hold = run(main)
     assert not hold.enough
     assert hold.seconds < 1.0
+    assert hold.budget.overspent
 
 
 def test_the_meter_keeps_every_batch_once(demo):

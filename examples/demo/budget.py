@@ -1,0 +1,130 @@
+"""An error budget, kept by the service itself while a trial runs, and what became of it.
+
+The objective counts what `Telemetry` sees: from the call of the service to its answer, errors included. Whether a
+number of microphones is *held* is the meter's business, which counts from the instant a request was due, on the
+sender's side; the budget changes nothing about that.
+
+A month's budget has alerts over hours and days. That of a few seconds has the same two kinds over parts of the period,
+each of which has spent a quarter of the budget when it fires: five times too fast over a twentieth of the period calls
+somebody, twice too fast over an eighth of it can wait.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+
+import streaminfer as si
+from streaminfer.telemetry import Alert, AlertPair, SloStatistics
+
+__all__ = ["Budget", "BudgetWatch", "make_objective", "watching"]
+
+MARGIN_S = 1.0
+"""The period is longer than a trial by this: while a trial runs, no event of it leaves the period."""
+LOOK_S = 0.1
+"""Between two looks. A callback would be told at once, but then requests do the looking, and these are timed."""
+MINIMUM_EVENTS = 30
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Budget:
+    """What became of an error budget.
+
+    Attributes:
+        statistics: how the objective stood at the end of the trial.
+        alerts: every alert that began, with the figures of when it was seen first.
+        worst_burn_rate: the highest burn rate that was seen, over the longest window that alerts watch.
+        window_s: seconds of that window.
+        noted: instants in nanoseconds, each with the totals of all and of bad events up to it.
+        width_ns: how far the instants are apart.
+    """
+
+    statistics: SloStatistics
+    alerts: tuple[Alert, ...]
+    worst_burn_rate: float
+    window_s: float
+    noted: list[tuple[int, int, int]]
+    width_ns: int
+
+    @property
+    def overspent(self) -> bool:
+        """Whether more was bad than the objective allows."""
+        return self.statistics.budget_remaining < 0
+
+
+def make_objective(name: str, *, threshold_s: float, objective: float, seconds: float) -> si.SLO:
+    """An objective for a trial.
+
+    Args:
+        name: for people.
+        threshold_s: an answer within it is good.
+        objective: share of requests that must be good.
+        seconds: how long the trial takes.
+    """
+    period_s = seconds + MARGIN_S
+    pairs = [
+        AlertPair(5.0, period_s / 20, period_s / 80, "page"),
+        AlertPair(2.0, period_s / 8, period_s / 32, "ticket"),
+    ]
+    return si.SLO(
+        name,
+        threshold_s=threshold_s,
+        objective=objective,
+        period_s=period_s,
+        alert_pairs=pairs,
+        minimum_events=MINIMUM_EVENTS,
+    )
+
+
+class BudgetWatch:
+    """Looks at an objective now and then.
+
+    Args:
+        slo: which.
+    """
+
+    def __init__(self, slo: si.SLO) -> None:
+        self._slo = slo
+        self._window_s = max(pair.long_s for pair in slo.alert_pairs)
+        self._alerts: dict[tuple[AlertPair, int], Alert] = {}
+        self._worst_burn_rate = 0.0
+
+    def look(self) -> None:
+        """Notes what burns."""
+        for alert in self._slo.alerts():
+            self._alerts.setdefault((alert.pair, alert.since_ns), alert)
+        self._worst_burn_rate = max(self._worst_burn_rate, self._slo.burn_rate(self._window_s))
+
+    def read(self) -> Budget:
+        """What became of the budget so far."""
+        self.look()
+        noted, width_ns = self._slo.history()
+        return Budget(
+            statistics=self._slo.statistics(),
+            alerts=tuple(self._alerts.values()),
+            worst_burn_rate=self._worst_burn_rate,
+            window_s=self._window_s,
+            noted=noted,
+            width_ns=width_ns,
+        )
+
+
+@asynccontextmanager
+async def watching(slo: si.SLO) -> AsyncIterator[BudgetWatch]:
+    """Watches an objective for as long as the block runs."""
+    watch = BudgetWatch(slo)
+
+    async def look_again_and_again() -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            watch.look()
+
+    looking = asyncio.create_task(look_again_and_again())
+    try:
+        yield watch
+    finally:
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking

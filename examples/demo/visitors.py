@@ -1,0 +1,202 @@
+"""Visitors upload pictures to the face detector, more than it can look at; many send what others have sent before.
+
+The pictures are real, the frames of the clip. Who sends which is made up: visitors come independently of each other
+(Poisson) and choose by Zipf's law, the n-th most popular picture 1/n times as often as the first. That is kinder to a
+cache than the exponents from 0.64 to 0.83 that Breslau et al. (1999) found at web proxies, and a catalogue of 240
+pictures is small. All of it is drawn from one seed.
+
+How many come is set by the machine: a little more than the detector alone answers here, measured just before. The same
+visitors, at the same instants, then meet the detector without and with a cache. The cache begins empty, and has room
+for fewer answers than there are pictures.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+import streaminfer as si
+from demo.budget import make_objective, watching
+from demo.faces import FULL
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Uploads, Visited
+from demo.machine import CpuClock, without_old_garbage
+from demo.meter import Meter
+from demo.services import face_service
+from demo.video import Frames, normalise
+from streaminfer.batching.arrivals import poisson
+
+__all__ = ["capacity_of", "draw_uploads", "make_cache", "receive", "visit"]
+
+SEED = 1969
+OVERLOAD = 1.15
+"""Visitors, over what the detector answers without a cache."""
+PATIENCE_S = 0.05
+MEASURE_S = 0.6
+CALLERS = 2
+"""Enough that the model's thread always has a next picture."""
+CACHE_BYTES = 16 * 2**20
+"""About a hundred answers of 157 KB, and the clip has 240 pictures."""
+TTL_S = 60.0
+
+MakeService = Callable[..., si.Stack]
+
+
+def draw_uploads(rate: float, seconds: float, pictures: int, seed: int = SEED) -> Uploads:
+    """Who comes when and brings what.
+
+    Args:
+        rate: visitors a second.
+        seconds: how long.
+        pictures: how many different ones there are.
+        seed: the same one gives the same visitors.
+    """
+    count = max(1, round(rate * seconds))
+    rng = np.random.default_rng(seed)
+    popularity = 1.0 / np.arange(1, pictures + 1)
+    by_rank = rng.permutation(pictures)
+    ranks = rng.choice(pictures, size=count, p=popularity / popularity.sum())
+    return Uploads(rate, poisson(rate, count, seed), by_rank[ranks])
+
+
+def make_cache() -> si.EdgeCache:
+    """The cache of the trial, empty."""
+    return si.EdgeCache(max_bytes=CACHE_BYTES, ttl_s=TTL_S, eviction="s3fifo")
+
+
+async def capacity_of(service: si.Stack, frames: Frames, seconds: float) -> float:
+    """Pictures a second that a service answers to callers who send the next one as soon as they have an answer."""
+    clock = service.clock
+    end_ns = clock() + round(seconds * 1e9)
+    answered = 0
+
+    async def call_again_and_again(place: int) -> None:
+        nonlocal answered
+        while clock() < end_ns:
+            await service.call(si.Request(normalise(frames.pixels[place % len(frames)])))
+            answered += clock() <= end_ns
+            place += CALLERS
+
+    async with asyncio.TaskGroup() as group:
+        for place in range(CALLERS):
+            group.create_task(call_again_and_again(place))
+    return answered / seconds
+
+
+@attrs.define(eq=False)
+class Reception:
+    """Takes what visitors bring to a service, each at the instant at which it is due (an open loop).
+
+    Attributes:
+        service: answers a normalised picture.
+        frames: what the visitors bring pictures of.
+        meter: of all visitors.
+        became: what became of each upload, in their order.
+        computed: for each picture the first answer that the model computed.
+        repeated: answers from the cache, or shared with who had asked already, each with its picture.
+    """
+
+    service: si.Stack
+    frames: Frames
+    meter: Meter = attrs.field(factory=lambda: Meter(round(PATIENCE_S * 1e9)))
+    became: dict[int, int] = attrs.field(factory=dict)
+    computed: dict[int, Any] = attrs.field(factory=dict)
+    repeated: list[tuple[int, Any]] = attrs.field(factory=list)
+
+    async def take(self, uploads: Uploads) -> None:
+        """Lets them all come and waits until each has an answer or an error."""
+        clock = self.service.clock
+        began_ns = clock()
+        async with asyncio.TaskGroup() as group:
+            for number, (due_s, picture) in enumerate(
+                zip(uploads.due_s.tolist(), uploads.pictures.tolist(), strict=True)
+            ):
+                due_ns = began_ns + round(due_s * 1e9)
+                if due_ns > clock():
+                    await asyncio.sleep((due_ns - clock()) / 1e9)
+                group.create_task(self._ask(number, picture, due_ns))
+
+    async def _ask(self, number: int, picture: int, due_ns: int) -> None:
+        self.meter.sent += 1
+        try:
+            # made anew each time, as an upload is: the cache knows it by its content and by nothing else
+            response = await self.service.call(si.Request(normalise(self.frames.pixels[picture])))
+        except si.StreamInferError as error:
+            self.meter.failed(error)
+            self.became[number] = LOST
+            return
+        self.meter.answered(self.service.clock() - due_ns, response)
+        if response.timings is not None:  # only who had it computed is told how long that took
+            self.became[number] = COMPUTED
+            self.computed.setdefault(picture, response.outputs)
+        else:
+            self.became[number] = KEPT if response.source == "cache" else SHARED
+            self.repeated.append((picture, response.outputs))
+
+
+async def receive(
+    name: str, uploads: Uploads, frames: Frames, cache: si.EdgeCache | None, make_service: MakeService
+) -> tuple[Served, Reception]:
+    """Serves the visitors in one way.
+
+    Args:
+        name: of the way.
+        uploads: who comes.
+        frames: what the uploads are pictures of.
+        cache: in front of the batcher; ``None``: without.
+        make_service: builds the stack.
+    """
+    slo = make_objective(name, threshold_s=PATIENCE_S, objective=ENOUGH, seconds=uploads.seconds)
+    async with make_service(name, cache=cache, slo=slo) as service, watching(slo) as watch:
+        reception = Reception(service, frames)
+        with without_old_garbage():
+            cpu = CpuClock(FULL.file)
+            began_ns = service.clock()
+            await reception.take(uploads)
+            seconds = (service.clock() - began_ns) / 1e9
+            use = cpu.read()
+        served = Served(
+            name=name,
+            seconds=seconds,
+            meter=reception.meter,
+            cpu=use,
+            budget=watch.read(),
+            became=np.array([reception.became[number] for number in range(len(uploads))], np.int8),
+            cache=None if cache is None else cache.statistics(),
+            flights=None if cache is None else cache.flights,
+        )
+    return served, reception
+
+
+async def visit(
+    frames: Frames, seconds: float, say: Callable[[str], None], make_service: MakeService = face_service
+) -> Visited:
+    """The same visitors without and with a cache.
+
+    Args:
+        frames: what they bring.
+        seconds: for how long they come, each time.
+        say: told what happens.
+        make_service: builds a stack, with a name, a cache or none, and an objective or none.
+    """
+    say("visitors: how many pictures a second does the face detector answer?")
+    async with make_service("visitors") as service:
+        capacity = await capacity_of(service, frames, MEASURE_S)
+    uploads = draw_uploads(OVERLOAD * capacity, seconds, len(frames))
+    say(f"visitors, no cache: {uploads.rate:.0f} a second for {seconds:g} s")
+    plain, reference = await receive("visitors, no cache", uploads, frames, None, make_service)
+    say(f"visitors, cached: {uploads.rate:.0f} a second for {seconds:g} s")
+    cached, reception = await receive("visitors, cached", uploads, frames, make_cache(), make_service)
+    compared = [
+        _same(answer, reference.computed[picture])
+        for picture, answer in reception.repeated
+        if picture in reference.computed
+    ]
+    return Visited(uploads, len(frames), capacity, plain, cached, len(compared), sum(compared))
+
+
+def _same(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:
+    """Whether two answers are the same to the last bit."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
