@@ -29,10 +29,15 @@ $(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
 	$(BIN)/pip install --quiet --group $*
 	@touch $@
 
+# Triton and MLServer, each in an environment of its own
+$(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
+	$(BIN)/python benchmarks/servers/environments.py triton mlserver
+	@touch $@
+
 demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html
 	$(BIN)/python examples/live_demo.py
 
-test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo ## the whole suite, compiled, then its state machines uncompiled
+test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers ## the whole suite, compiled, then its state machines uncompiled
 	$(BIN)/python -m pytest
 	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m pytest -m uncompiled
 
@@ -42,7 +47,7 @@ check: $(STAMPS)/build $(STAMPS)/group-lint $(STAMPS)/group-test $(STAMPS)/group
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMPS)/build $(STAMPS)/group-bench $(STAMPS)/group-test $(STAMPS)/group-demo ## every figure beside its baseline, measured in the same run
+bench: $(STAMPS)/build $(STAMPS)/group-bench $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers ## every figure beside its baseline, measured in the same run
 	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMPS)/build $(STAMPS)/group-docs ## the documentation site, in docs/_build/html; warnings are errors

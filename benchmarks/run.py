@@ -21,8 +21,14 @@ BENCHMARKS = {
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
+    "cache": "EdgeCache as a mapping beside the peers' caches: speed, memory, collector, expiry, eviction",
     "cache_wrap": "EdgeCache.wrap: a hit over a bare await, a stampede",
+    "http_edge": "HTTP edge: what the helpers cost, repeats through nginx and through the application",
     "disk_tier": "the disk tier: put and get, restart of 1 GB, 200 kills",
+    "triton": "TritonBackend beside raw tritonclient: added client time per batch",
+    "triton_batching": "our batching in front of a real Triton, beside its dynamic batching",
+    "triton_faults": "the fault drill: TritonBackend against a real Triton, 20 rounds of each fault",
+    "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",
@@ -57,7 +63,7 @@ def commands(name: str) -> list[list[str]]:
             return [own, [peers_python(), str(HERE / "peers" / "planner.py")]]
         case "breaker":
             return [own, [peers_python(), str(HERE / "peers" / "breakers.py")]]
-        case "real_time":
+        case "real_time" | "cache":
             return [[peers_python(), own[1]]]
         case "peers":
             return [[peers_python(), str(HERE / "peers" / "overhead.py")]]

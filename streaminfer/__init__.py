@@ -18,12 +18,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaminfer import batching, caching, errors, resilience, routing, telemetry, testing
+    from streaminfer import backends, batching, caching, errors, resilience, routing, telemetry, testing
     from streaminfer._warmup import warmup
-    from streaminfer.backends import CpuBackend, OnnxBackend
+    from streaminfer.auditing import audit
+    from streaminfer.backends import CpuBackend, OnnxBackend, TritonBackend
     from streaminfer.batching import AdaptiveBatcher
     from streaminfer.blocking import BlockingStack
-    from streaminfer.caching import EdgeCache, content_key
+    from streaminfer.caching import EdgeCache, Retention, content_key
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
@@ -64,12 +65,16 @@ __all__ = [
     "Replicas",
     "Request",
     "Response",
+    "Retention",
     "RetryBudget",
     "RollingHistogram",
     "Route",
     "Stack",
     "StreamInferError",
     "Telemetry",
+    "TritonBackend",
+    "audit",
+    "backends",
     "batching",
     "caching",
     "content_key",
@@ -111,6 +116,7 @@ _HOMES = {
     "Replicas": "routing",
     "Request": "request",
     "Response": "request",
+    "Retention": "caching",
     "RetryBudget": "resilience",
     "RollingHistogram": "telemetry",
     "Route": "routing",
@@ -118,10 +124,12 @@ _HOMES = {
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
+    "TritonBackend": "backends",
+    "audit": "auditing",
     "content_key": "caching",
     "warmup": "_warmup",
 }
-_MODULES = ("batching", "caching", "errors", "resilience", "routing", "telemetry", "testing")
+_MODULES = ("backends", "batching", "caching", "errors", "resilience", "routing", "telemetry", "testing")
 
 
 def __getattr__(name: str) -> Any:

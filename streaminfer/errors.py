@@ -7,6 +7,7 @@
      ├── Overloaded         (retry_after_s)       refused at once: no place for it
      ├── CircuitOpen        (retry_after_s)       refused at once: what it would ask is known to be broken
      ├── BackendError       (__cause__)           the model or function failed, or answered something impossible
+     │    └── SequenceLost                        what a server kept for a stream is gone (in backends.triton)
      ├── InvalidInput       (also ValueError)     what the caller brought does not fit the model
      ├── Closed                                   the service stopped before it could answer
      └── MissingExtra       (also ImportError)    an optional dependency is needed; says the install command

@@ -4,13 +4,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streaminfer.backends._onnx_providers import cuda_provider, tensorrt_provider
     from streaminfer.backends._statistics import BackendStatistics
     from streaminfer.backends.cpu import CpuBackend
     from streaminfer.backends.onnx import OnnxBackend
+    from streaminfer.backends.triton import SequenceLost, ServerTimes, Tls, TritonBackend, TritonStatistics
+    from streaminfer.backends.triton_repository import write_model_repository
 
-__all__ = ["BackendStatistics", "CpuBackend", "OnnxBackend"]
+__all__ = [
+    "BackendStatistics",
+    "CpuBackend",
+    "OnnxBackend",
+    "SequenceLost",
+    "ServerTimes",
+    "Tls",
+    "TritonBackend",
+    "TritonStatistics",
+    "cuda_provider",
+    "tensorrt_provider",
+    "write_model_repository",
+]
 
-_HOMES = {"BackendStatistics": "_statistics", "CpuBackend": "cpu", "OnnxBackend": "onnx"}
+_HOMES = {
+    "BackendStatistics": "_statistics",
+    "CpuBackend": "cpu",
+    "OnnxBackend": "onnx",
+    "SequenceLost": "triton",
+    "ServerTimes": "triton",
+    "Tls": "triton",
+    "TritonBackend": "triton",
+    "TritonStatistics": "triton",
+    "cuda_provider": "_onnx_providers",
+    "tensorrt_provider": "_onnx_providers",
+    "write_model_repository": "triton_repository",
+}
 
 
 def __getattr__(name: str) -> Any:

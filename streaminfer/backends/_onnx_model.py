@@ -20,6 +20,9 @@ __all__ = ["Provider", "choose_providers", "find_source", "load", "make_options"
 Provider = str | tuple[str, dict[str, Any]]
 """An execution provider of onnxruntime: its name, or its name and its options."""
 
+_GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+_INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(float)": np.dtype(np.float32),
@@ -88,7 +91,7 @@ def choose_providers(
     for provider in providers:
         name = provider if isinstance(provider, str) else provider[0]
         if name not in available:
-            raise ValueError(expected("providers", f"some of {', '.join(available)}", name))
+            raise ValueError(expected("providers", f"some of {', '.join(available)}", name) + _INSTALL.get(name, ""))
         chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
     return chosen
 

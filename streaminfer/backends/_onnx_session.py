@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer.backends._onnx_binding import BoundRuns
 from streaminfer.backends._signature import Signature, TensorSpec, describe
 from streaminfer.errors import BackendError, StreamInferError
 from streaminfer.request import Batch
@@ -25,9 +26,10 @@ class SessionWorker:
         shared: the inputs that every run is fed.
         warmup: batches for :meth:`warm`.
         new_options: makes the ``onnxruntime.RunOptions`` of a run.
+        bound: runs on kept memory; ``None``: plain runs.
     """
 
-    __slots__ = ("_feed", "_name", "_new_options", "_output_names", "_session", "_signature", "_warmup")
+    __slots__ = ("_bound", "_feed", "_name", "_new_options", "_output_names", "_session", "_signature", "_warmup")
 
     def __init__(
         self,
@@ -38,8 +40,10 @@ class SessionWorker:
         shared: Arrays,
         warmup: Sequence[Arrays],
         new_options: Callable[[], Any],
+        bound: BoundRuns | None = None,
     ) -> None:
         self._session = session
+        self._bound = bound
         self._name = name
         self._signature = signature
         self._feed = dict(shared)
@@ -102,6 +106,8 @@ class SessionWorker:
         )
 
     def _run(self, inputs: Arrays, options: Any) -> list[Any]:
+        if self._bound is not None:
+            return self._bound.run({**self._feed, **inputs}, options)
         feed = self._feed.copy()
         for name, value in inputs.items():
             feed[name] = np.ascontiguousarray(value)

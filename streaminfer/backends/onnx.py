@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from streaminfer._extras import require
 from streaminfer._validation import check_choice, check_count, check_instance
+from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
 from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
 from streaminfer.backends._onnx_session import SessionWorker, stack_example
 from streaminfer.backends._signature import NonFinite, Signature, check_value, describe_shape
@@ -59,6 +61,10 @@ class OnnxBackend:
         session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
         example: what a request brings, for the warm-up; ``None``: zeros, with free sizes set to 1, which not every
             model accepts.
+        binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in memory that is kept for each
+            shape of a batch, and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked
+            memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
+            trusts the shapes that the model states for its outputs.
         non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
@@ -66,6 +72,7 @@ class OnnxBackend:
         inputs: what the model reads, in its order.
         outputs: what it answers, in its order.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+        fingerprint: of the model and how it is asked.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -86,6 +93,7 @@ class OnnxBackend:
         shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
         session_options: Any = None,
         example: Any = None,
+        binding: Binding | None = None,
         non_finite: NonFinite = "allow",
         clock: Clock | None = None,
     ) -> None:
@@ -98,16 +106,21 @@ class OnnxBackend:
         shared = _by_name("shared_inputs", shared_inputs)
         options = make_options(runtime, threads, session_options)
         self._name, source = find_source(path_or_bytes)
+        contents = source if isinstance(source, bytes) else ModelFile.at(source)
         self._providers: list[Provider] = choose_providers(runtime, providers)
         loaded = [load(runtime, source, self._name, options, self._providers) for _ in range(sessions)]
+        self._contents = digest_of_bytes(contents) if isinstance(contents, bytes) else contents
         inputs, outputs = read_specs(loaded[0], axes, shared)
         self._signature = Signature(inputs, outputs, non_finite=non_finite)
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
+        self._binding, device = choose_binding(binding, self._providers, self._signature)
+        cuda = load_cuda_runtime() if self._binding == "pinned" else None
         if self._signature.one_row_a_run:
             sizes = [1] if sizes else []
         values = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
+        self._shared = values
         batches = [stack_example(self._signature, example, size) for size in sizes]
         self._new_options = functools.partial(_run_options, runtime)
         workers = [
@@ -118,11 +131,30 @@ class OnnxBackend:
                 shared=values,
                 warmup=batches,
                 new_options=self._new_options,
+                bound=None if self._binding == "off" else BoundRuns(runtime, session, self._signature, device, cuda),
             )
             for session in loaded
         ]
         self._recorder = BackendRecorder(sessions, clock)
         self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})")
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """The same for backends that answer alike, in any process and on any machine: part of a cache's keys.
+
+        It is made of the model's bytes and its external files of weights, wherever they lie, the batch axes, the shared
+        inputs and the providers with those of their options that change answers; not of ``session_options``, nor of
+        onnxruntime's version. The file is read at the first look, about a second per gigabyte. ``None`` for a model
+        that was given as bytes and has external files.
+
+        Raises:
+            ValueError: the file is another one than when it was loaded, or cannot be read.
+        """
+        digest = self._contents.digest() if isinstance(self._contents, ModelFile) else self._contents
+        if digest is None:
+            return None
+        axes = [(spec.name, spec.batch_axis) for spec in (*self.inputs, *self.outputs)]
+        return fingerprint_of_model(digest, axes=axes, shared=self._shared, providers=self._providers)
 
     def validate(self, request: Request) -> None:
         """Checks what a request brings against the model.
@@ -195,7 +227,8 @@ class OnnxBackend:
         sessions = self._recorder.snapshot().workers
         names = [one if isinstance(one, str) else one[0] for one in self._providers]
         rows = ", one row a run" if self._signature.one_row_a_run else ""
-        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}"
+        bound = "" if self._binding == "off" else f", {self._binding} memory bound"
+        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
 
 
 def _by_name(argument: str, value: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from streaminfer._validation import expected
 from streaminfer.batching._ticket_cy import NEVER, Ticket
 from streaminfer.batching.assembly import SCALARS, Assembler, prepare
 from streaminfer.batching.dispatcher import Dispatcher
@@ -193,8 +194,17 @@ class BatchedService(Dispatcher):
         self.clock = clock
 
     async def start(self) -> None:
-        """Accepts requests on the running loop; needed only after a stop."""
+        """Accepts requests on the running loop; needed only after a stop, or by a backend that is asked what it takes.
+
+        Raises:
+            ValueError: the batches would be larger than the backend, which is started by then, takes.
+        """
         loop = asyncio.get_running_loop()
+        limit = find_inward(self.inner, "max_batch_size", None)
+        if limit is not None and self._max_batch_size > limit:
+            raise ValueError(
+                expected("max_batch_size", f"at most {limit}, the most rows that the model takes", self._max_batch_size)
+            )
         self._enter(loop)
         self._stopping = False
         self._set_policy(self._configured_policy)

@@ -94,6 +94,9 @@ class TelemetryStatistics:
         inferred: the model.
         handed_back: from the model's answer until the caller had it.
         batch_sizes: how many answers came from batches of which size.
+        server_parts: means, in seconds, of what the servers behind say of their own times, by part: they divide
+            ``inferred``. A server counts the requests of all its clients, and since it was first asked; empty without a
+            server that says any.
         slo: how its objective stands; ``None`` without one.
     """
 
@@ -106,6 +109,7 @@ class TelemetryStatistics:
     inferred: LatencyHistogram
     handed_back: LatencyHistogram
     batch_sizes: Mapping[int, int]
+    server_parts: Mapping[str, float] = attrs.field(factory=dict)
     slo: SloStatistics | None = None
 
     @property
@@ -158,6 +162,9 @@ class TelemetryStatistics:
         for name, histogram in {"latency": self.latency, **self.parts()}.items():
             cells = "".join(f"<td>{histogram.quantile(q) * 1e3:.3f}</td>" for q in quantiles)
             rows.append(f"<tr><th>{name}</th><td>{histogram.count}</td>{cells}</tr>")
+        for name, mean_s in self.server_parts.items():
+            cells = f'<td colspan="4">mean {mean_s * 1e3:.3f}, of all its clients</td>'
+            rows.append(f"<tr><th>{html.escape(name)}</th><td></td>{cells}</tr>")
         ended = html.escape(", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()))
         return (
             f"<table><caption>{html.escape(self.name)} — {ended}; mean batch {self.mean_batch_size:.1f}</caption>"

@@ -4,11 +4,12 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._validation import check_instance, expected
-from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.protocols import Clock, find_inward, is_backend, is_service
 from streaminfer.request import Request, Response
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histogram import LatencyHistogram
@@ -45,6 +46,7 @@ class Telemetry:
         self._clock_given = clock is not None
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
+        self._services: weakref.WeakSet[_RecordedService] = weakref.WeakSet()
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
@@ -66,7 +68,9 @@ class Telemetry:
             TypeError: a backend, whose batches are no requests: stand outside the batcher.
         """
         if is_service(inner):
-            return _RecordedService(self, inner)
+            service = _RecordedService(self, inner)
+            self._services.add(service)
+            return service
         if is_backend(inner) or not callable(inner):
             raise TypeError(expected("inner", "a service (outside the batcher) or a function", inner))
         if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
@@ -92,8 +96,17 @@ class Telemetry:
             inferred=inferred,
             handed_back=handed_back,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
+            server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
         )
+
+    def _server_parts(self) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for service in tuple(self._services):
+            ask = find_inward(service.inner, "server_parts", None)
+            if ask is not None:
+                found.update(ask())
+        return found
 
     def fail(self, error: BaseException) -> None:
         """Counts a request that ended without an answer."""

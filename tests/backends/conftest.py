@@ -1,6 +1,8 @@
-"""Small ONNX models, batches, and the check that no test leaves a thread or a process behind."""
+"""Small ONNX models, batches, real servers, and the check that no test leaves a thread or a process behind."""
 
+import gc
 import multiprocessing
+import sys
 import threading
 from pathlib import Path
 
@@ -10,7 +12,10 @@ from onnx import TensorProto, helper
 
 from streaminfer.request import Batch, Request
 
-ASSETS = Path(__file__).parents[2] / "examples" / "assets"
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "examples" / "assets"
+# the servers are shared with the benchmarks, and not part of the package
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +27,10 @@ def assets():
 def nothing_left_behind():
     before = set(threading.enumerate())
     yield
+    if left := set(threading.enumerate()) - before:
+        gc.collect()  # grpc's own thread ends with its last channel, which a traceback may still refer to
+        for thread in left:
+            thread.join(10.0)
     assert set(threading.enumerate()) <= before
     assert multiprocessing.active_children() == []
 
@@ -141,3 +150,53 @@ def ramp():
         return np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _servers():
+    from servers.environments import supported
+
+    if not supported():
+        pytest.skip("the servers' wheels are for Linux on x86-64")
+
+
+@pytest.fixture(scope="session")
+def triton(_servers):
+    """A real Triton with all models, for tests that leave it as it was."""
+    from servers.triton_server import TritonServer
+
+    with TritonServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _fragile_triton(_servers):
+    from servers.triton_server import TritonServer
+
+    with TritonServer(["mlp"]) as server:
+        yield server
+
+
+@pytest.fixture
+def fragile_triton(_fragile_triton):
+    """A real Triton with the model ``mlp`` only, for a test that breaks it: the next one gets it whole again."""
+    yield _fragile_triton
+    if not _fragile_triton.is_whole():
+        _fragile_triton.restart()
+
+
+@pytest.fixture(scope="session")
+def mlserver(_servers):
+    """A real MLServer: the same protocol without Triton's extensions."""
+    from servers.mlserver_server import MLServer
+
+    with MLServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """A certificate authority."""
+    from servers.certificates import Authority
+
+    return Authority(tmp_path_factory.mktemp("certificates"))

@@ -24,8 +24,11 @@ FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HOMES = (
     "streaminfer",
+    "streaminfer.auditing",
+    "streaminfer.backends",
     "streaminfer.batching",
     "streaminfer.caching",
+    "streaminfer.caching.http",
     "streaminfer.errors",
     "streaminfer.faults",
     "streaminfer.protocols",

@@ -193,3 +193,33 @@ class PlainHistograms:
 class Adapter:
     def __init__(self, histogram):
         self.count_ns = histogram.record_ns
+
+
+def test_a_server_behind_says_its_own_parts():
+    class Remote(ScriptedBackend):
+        said = {}  # noqa: RUF012 - read and replaced below
+
+        def server_parts(self):
+            return self.said
+
+    async def main(loop):
+        telemetry, backend = si.Telemetry("<t>"), Remote()
+        async with si.Stack(telemetry, si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock) as stack:
+            await stack(1.0)
+            assert telemetry.statistics().server_parts == {}
+            backend.said = {"server queue, m on <host>": 0.0125}
+            said = stack.statistics()["Telemetry"]
+            assert said.server_parts == {"server queue, m on <host>": 0.0125}
+            assert "server queue, m on &lt;host&gt;" in said._repr_html_()
+            assert "mean 12.500, of all its clients" in said._repr_html_()
+            assert list(said.parts()) == [
+                "queued",
+                "assembled",
+                "inferred",
+                "handed back",
+            ]  # they add up to the latency
+            async with si.Stack(telemetry, ScriptedBackend(), clock=loop.clock):
+                assert telemetry.statistics().server_parts == said.server_parts
+        assert si.Telemetry().statistics().server_parts == {}
+
+    run(main)

@@ -1,0 +1,155 @@
+"""The servers' own Python environments, made at first use: what they need conflicts with what the package needs.
+
+python benchmarks/servers/environments.py triton mlserver     makes both (the Makefile does that before the tests)
+
+A folder ``.venv-NAME`` at the repository's root, under a lock that two processes share, with a stamp of what was
+installed. Nothing is looked up when the stamp fits.
+"""
+
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import attrs
+
+__all__ = ["ENVIRONMENTS", "Environment", "find_python", "supported"]
+
+ROOT = Path(__file__).resolve().parents[2]
+# what Triton's python backend brings a stub for, best first
+PYTHONS = ("3.11", "3.12", "3.10")
+PROBE = (
+    "import sys, sysconfig, os.path; g = sysconfig.get_config_var; "
+    "print('%d.%d' % sys.version_info[:2]); "
+    "print(sys.executable); "
+    "print(os.path.exists(os.path.join(g('LIBDIR') or '', g('INSTSONAME') or '.')) and g('Py_ENABLE_SHARED'))"
+)
+
+
+@attrs.frozen
+class Environment:
+    """One server's environment.
+
+    Attributes:
+        name: its folder is ``.venv-NAME``.
+        steps: arguments of ``pip install``, one call each.
+        shared_libpython: the server embeds a Python, and needs it as a shared library.
+    """
+
+    name: str
+    steps: tuple[tuple[str, ...], ...]
+    shared_libpython: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return ROOT / f".venv-{self.name}"
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def packages(self) -> Path:
+        """Its site-packages."""
+        return next(self.folder.glob("lib/python3*/site-packages"))
+
+    def make(self) -> Self:
+        """Installs it unless that was done; waits while another process does.
+
+        Raises:
+            RuntimeError: no Python of this machine fits, or the installation failed.
+        """
+        stamp, wanted = self.folder / "stamp", repr(self.steps)
+        self.folder.mkdir(exist_ok=True)
+        with _locked(self.folder):
+            if stamp.exists() and stamp.read_text() == wanted:
+                return self
+            began = time.perf_counter()
+            print(f"making {self.folder.name} ...", file=sys.stderr, flush=True)
+            _run([find_python(shared_libpython=self.shared_libpython), "-m", "venv", "--clear", str(self.folder)])
+            for step in self.steps:
+                _run([str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
+            stamp.write_text(wanted)
+            print(f"made {self.folder.name} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        return self
+
+
+ENVIRONMENTS = {
+    "triton": Environment(
+        "triton",
+        (
+            # numpy 2 breaks the stub silently: every output comes back with 0 bytes
+            ("onnxruntime==1.31.1", "numpy==1.26.4"),
+            # the wheel's binaries only
+            ("--no-deps", "nvidia-pytriton==0.7.0"),
+        ),
+        shared_libpython=True,
+    ),
+    "mlserver": Environment("mlserver", (("mlserver==1.7.1",),)),
+}
+
+
+def supported() -> bool:
+    """Whether there are binaries of these servers for this machine."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def find_python(*, shared_libpython: bool) -> str:
+    """A Python for the servers: this one if it fits, else one of ``PATH`` or of pyenv.
+
+    Raises:
+        RuntimeError: there is none; says what was found.
+    """
+    tried = []
+    for candidate in _candidates():
+        try:
+            found = subprocess.run([candidate, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        version, executable, shared = found.stdout.splitlines()
+        if version in PYTHONS and (shared == "1" or not shared_libpython):
+            return executable
+        tried.append(f"{candidate} (Python {version}, {'a' if shared == '1' else 'no'} shared libpython)")
+    wanted = " or ".join(PYTHONS[:2]) + (" with a shared libpython" if shared_libpython else "")
+    raise RuntimeError(f"the servers of the tests need Python {wanted} on PATH; found: {'; '.join(tried) or 'none'}")
+
+
+def _candidates() -> Iterator[str]:
+    yield str(Path(sys.base_prefix, "bin", f"python{sysconfig.get_python_version()}"))
+    for version in PYTHONS:
+        if found := shutil.which(f"python{version}"):
+            yield found
+        for folder in sorted(Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob(f"versions/{version}.*")):
+            yield str(folder / "bin" / "python")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # the folder itself is what is locked: no file is left for it
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+if __name__ == "__main__":
+    for one in sys.argv[1:]:
+        ENVIRONMENTS[one].make()

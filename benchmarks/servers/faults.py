@@ -1,0 +1,164 @@
+"""The faults of the drill: how each strikes and how it is mended; and the rig in which it does."""
+
+import asyncio
+import gc
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Literal, Self
+
+import attrs
+
+from servers.garbage import KINDS, GrpcGarbage, HttpGarbage
+from servers.network import Proxy
+from servers.triton_server import TritonServer
+
+__all__ = ["FAULTS", "Fault", "Protocol", "Rig"]
+
+Protocol = Literal["grpc", "http"]
+Way = Literal["direct", "proxy", "garbage"]
+MODEL = "mlp"
+
+
+class Rig:
+    """A server, and the way to it: direct, through a network proxy, or through one that puts garbage in answers.
+
+    Attributes:
+        server: the real one.
+        proxy: on the way, where the way is ``"proxy"``.
+        garbage: likewise.
+        url: where the backend under test finds the server.
+    """
+
+    def __init__(self, server: TritonServer, way: Way, protocol: Protocol = "grpc") -> None:
+        self.server = server
+        target = server.grpc_url if protocol == "grpc" else server.http_url
+        self.proxy = Proxy(target)
+        self.garbage = GrpcGarbage(target) if protocol == "grpc" else HttpGarbage(target)
+        self.url = {"direct": target, "proxy": self.proxy.url, "garbage": self.garbage.url}[way]
+        self._way = way
+        self._exits = AsyncExitStack()
+        self._kinds = itertools.cycle(KINDS)
+
+    def next_kind(self) -> str:
+        """Another kind of garbage each time."""
+        return next(self._kinds)
+
+    async def connections_left(self) -> int:
+        """How many connections to the proxy stay open; waits a second for them to close.
+
+        gRPC keeps one while a call of it is referenced, and a call that was cut off is, by the traceback of its error,
+        until the garbage collector finds the cycle.
+        """
+        gc.collect()
+        for _ in range(100):
+            if not self.proxy.connections:
+                break
+            await asyncio.sleep(0.01)
+        return self.proxy.connections
+
+    async def __aenter__(self) -> Self:
+        if self._way == "proxy":
+            await self._exits.enter_async_context(self.proxy)
+        if self._way == "garbage":
+            await self._exits.enter_async_context(self.garbage)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+
+@attrs.frozen
+class Fault:
+    """Something that goes wrong, and is mended.
+
+    Attributes:
+        name: what it is called.
+        way: the way to the server that it needs.
+        strike: breaks it.
+        mend: makes it work again, and returns when it does.
+        lasts_s: the time between.
+    """
+
+    name: str
+    way: Way
+    strike: Callable[[Rig], Awaitable[None]]
+    mend: Callable[[Rig], Awaitable[None]]
+    lasts_s: float = 0.6
+
+
+def _on_server(action: Callable[[TritonServer], object]) -> Callable[[Rig], Awaitable[None]]:
+    """What blocks, in a thread: the event loop goes on."""
+
+    async def act(rig: Rig) -> None:
+        await asyncio.to_thread(action, rig.server)
+
+    return act
+
+
+def _on_proxy(action: Callable[[Proxy], object]) -> Callable[[Rig], Awaitable[None]]:
+    async def act(rig: Rig) -> None:
+        result = action(rig.proxy)
+        if isinstance(result, Awaitable):
+            await result
+
+    return act
+
+
+def _shape(proxy: Proxy, delay_s: float, bytes_per_s: float | None) -> None:
+    proxy.delay_s, proxy.bytes_per_s = delay_s, bytes_per_s
+
+
+async def _cut_often(rig: Rig) -> None:
+    for _ in range(20):
+        rig.proxy.cut()
+        await asyncio.sleep(0.03)
+
+
+async def _garble(rig: Rig) -> None:
+    rig.garbage.kind = rig.next_kind()
+
+
+async def _speak_clearly(rig: Rig) -> None:
+    rig.garbage.kind = None
+
+
+def _noisy(noise: bool) -> Callable[[Rig], Awaitable[None]]:
+    return _on_proxy(lambda proxy: setattr(proxy, "noise", noise))
+
+
+FLOW = _on_proxy(Proxy.flow)
+RESTART = _on_server(TritonServer.restart)
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault(
+            "model process killed",
+            "direct",
+            _on_server(lambda server: server.kill_model(MODEL)),
+            _on_server(lambda server: server.repair(MODEL)),
+            lasts_s=1.5,
+        ),
+        Fault("server stopped", "direct", _on_server(TritonServer.freeze), _on_server(TritonServer.thaw)),
+        Fault("SIGTERM", "direct", _on_server(TritonServer.terminate), RESTART, lasts_s=1.0),
+        Fault("killed and restarted", "direct", _on_server(TritonServer.kill), RESTART, lasts_s=0.0),
+        Fault("port refused", "proxy", _on_proxy(Proxy.refuse), _on_proxy(Proxy.accept)),
+        Fault("garbage", "garbage", _garble, _speak_clearly),
+        Fault("noise", "proxy", _noisy(True), _noisy(False)),
+        Fault("network stalls", "proxy", _on_proxy(Proxy.stall), FLOW),
+        Fault("requests stall", "proxy", _on_proxy(lambda proxy: proxy.stall(answers=False)), FLOW),
+        Fault("answers stall", "proxy", _on_proxy(lambda proxy: proxy.stall(requests=False)), FLOW),
+        Fault(
+            "network slow",
+            "proxy",
+            _on_proxy(lambda proxy: _shape(proxy, 0.1, 4000.0)),
+            _on_proxy(lambda proxy: _shape(proxy, 0.0, None)),
+        ),
+        Fault("connections cut", "proxy", _cut_often, FLOW, lasts_s=0.0),
+        Fault("connections forgotten", "proxy", _on_proxy(Proxy.forget), FLOW),
+    )
+}

@@ -1,0 +1,11 @@
+"""y = x, of 600 KB a row: what transport costs, both ways."""
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # the server's own
+
+
+class TritonPythonModel:
+    def execute(self, requests: list[Any]) -> list[Any]:
+        images = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", image)]) for image in images]

@@ -1,0 +1,161 @@
+"""A TCP proxy on loopback that ends TLS, stalls, delays, cuts, or answers with noise: what networks do.
+
+It runs in the event loop of who uses it: ``async with Proxy("127.0.0.1:8001") as proxy: ... proxy.url``.
+"""
+
+import asyncio
+import contextlib
+import random
+import ssl
+from types import TracebackType
+from typing import Self
+
+from servers.process import HOST, free_ports
+
+__all__ = ["Proxy"]
+
+CHUNK = 64 * 1024
+
+
+class Proxy:
+    """Forwards bytes to a target, until it is told otherwise; all settings may change while connections are open.
+
+    Thread-safety: one event loop.
+
+    Args:
+        target: ``host:port``.
+        tls: ends TLS towards the clients: the target is asked in plain text.
+
+    Attributes:
+        url: ``host:port`` of loopback, the same after :meth:`refuse` and :meth:`accept`.
+        delay_s: how long each chunk of up to 64 KiB waits, each way.
+        bytes_per_s: the bandwidth of each connection, each way; ``None``: unlimited.
+        noise: answers are replaced by as many random bytes.
+        connections: how many clients are connected, without those that were forgotten.
+        accepted: how many have ever been.
+    """
+
+    def __init__(self, target: str, *, tls: ssl.SSLContext | None = None) -> None:
+        self._target, _, port = target.rpartition(":")
+        self._target_port = int(port)
+        self._tls = tls
+        (self._port,) = free_ports(1)
+        self.url = f"{HOST}:{self._port}"
+        self.delay_s = 0.0
+        self.bytes_per_s: float | None = None
+        self.noise = False
+        self.accepted = 0
+        self._requests_flow = asyncio.Event()
+        self._answers_flow = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._open: dict[asyncio.StreamWriter, asyncio.StreamWriter | None] = {}
+        self._forgotten: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._random = random.Random(5)
+        self.flow()
+
+    @property
+    def connections(self) -> int:
+        return len(self._open.keys() - self._forgotten)
+
+    def stall(self, *, requests: bool = True, answers: bool = True) -> None:
+        """Stops forwarding; connections stay open, new ones are accepted and get nothing either."""
+        if requests:
+            self._requests_flow.clear()
+        if answers:
+            self._answers_flow.clear()
+
+    def flow(self) -> None:
+        """Forwards again; what was held up goes on."""
+        self._requests_flow.set()
+        self._answers_flow.set()
+
+    def forget(self) -> None:
+        """Forwards nothing on the connections that are open, ever again, and does not close them: as a firewall that
+        lost its table. New ones work.
+        """
+        self.stall()
+        self._forgotten.update(self._open)
+        self._requests_flow, self._answers_flow = asyncio.Event(), asyncio.Event()
+        self.flow()
+
+    def cut(self) -> None:
+        """Aborts all connections."""
+        for client, server in tuple(self._open.items()):
+            client.transport.abort()
+            if server is not None:
+                server.transport.abort()
+
+    async def refuse(self) -> None:
+        """Cuts, and refuses new connections."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.close()
+            self.cut()
+            await server.wait_closed()
+
+    async def accept(self) -> None:
+        """Takes connections, on the same port."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, HOST, self._port, ssl=self._tls)
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.refuse()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        # in a task of its own: those of asyncio's server must not be cancelled
+        task = asyncio.create_task(self._carry(from_client, to_client))
+        self._tasks.add(task)
+        await asyncio.wait([task])
+        self._tasks.discard(task)
+
+    async def _carry(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._open[to_client] = None
+        to_server: asyncio.StreamWriter | None = None
+        requests_flow, answers_flow = self._requests_flow, self._answers_flow
+        try:
+            await requests_flow.wait()
+            from_server, to_server = await asyncio.open_connection(self._target, self._target_port)
+            self._open[to_client] = to_server
+            pumps = [
+                asyncio.create_task(self._pump(from_client, to_server, requests_flow, answers=False)),
+                asyncio.create_task(self._pump(from_server, to_client, answers_flow, answers=True)),
+            ]
+            try:
+                # the first end ends both: gRPC and HTTP keep no half-open connections
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+            to_client.close()  # what was written still goes out
+            await to_client.wait_closed()
+        except OSError:
+            pass  # the target refuses, or a connection was cut: so is this one
+        finally:
+            for writer in (to_client, to_server):
+                if writer is not None:
+                    writer.transport.abort()
+            del self._open[to_client]
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event, *, answers: bool
+    ) -> None:
+        with contextlib.suppress(OSError):  # a connection that was cut is at its end
+            while chunk := await reader.read(CHUNK):
+                pause_s = self.delay_s + (len(chunk) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+                await flow.wait()
+                writer.write(self._random.randbytes(len(chunk)) if answers and self.noise else chunk)
+                await writer.drain()

@@ -1,0 +1,217 @@
+"""A server in a process group of its own, on ports of its own, that never outlives the process that started it.
+
+A keeper (:mod:`servers.keeper`) reads a pipe from us: when the pipe ends, because the server is stopped or because this
+process was killed, it kills the server's group and removes the server's files.
+"""
+
+import http.client
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["ServerProcess", "free_ports", "group_members"]
+
+HOST = "127.0.0.1"
+SHM = Path("/dev/shm")  # noqa: S108 it is that folder
+KEEPER = Path(__file__).with_name("keeper.py")
+START_TIMEOUT_S = 120.0  # a busy machine is not what is tested
+POLL_S = 0.02
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on, below those that outgoing connections get.
+
+    A server that restarts finds them free again: no connection of somebody else takes them in between.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports
+
+
+def group_members(group: int) -> dict[int, str]:
+    """The live processes of a process group and their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # the command's name, in brackets, may hold anything
+            state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+class ServerProcess(ABC):
+    """What the servers have in common; a context manager.
+
+    Methods block: call them in a thread where an event loop must go on.
+
+    Attributes:
+        ports: its ports, the same after a restart.
+        folder: its files; removed at the end.
+        log: what it prints.
+        shm_prefix: what the names of its files in ``/dev/shm`` begin with.
+        start_s: how long the last start took.
+    """
+
+    def __init__(self, ports: int) -> None:
+        self.ports = free_ports(ports)
+        self.folder = Path(tempfile.mkdtemp(prefix="streaminfer-server-"))
+        self.log = self.folder / "server.log"
+        self.shm_prefix = f"sis-{os.getpid()}-{secrets.token_hex(4)}-"
+        self.start_s = 0.0
+        self._server: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[str] | None = None
+
+    @abstractmethod
+    def prepare(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """Installs and writes what the server needs; its command and environment."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether everything answers."""
+
+    @property
+    def pid(self) -> int:
+        """Of the server, and of its process group."""
+        if self._server is None:
+            raise RuntimeError("the server was not started")
+        return self._server.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, frozen or not."""
+        return self._server is not None and self._server.poll() is None
+
+    def start(self) -> None:
+        """Starts it, and returns when it is ready.
+
+        Raises:
+            RuntimeError: it ended, or was not ready in time; the end of its log.
+        """
+        began = time.perf_counter()
+        if self._keeper is None:
+            keeper = [sys.executable, "-I", "-S", str(KEEPER), self.shm_prefix, str(self.folder)]
+            self._keeper = subprocess.Popen(
+                keeper, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+            )
+            self._command, self._environment = self.prepare()
+        with self.log.open("ab") as log:
+            self._server = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._tell_keeper("watch")
+        while not self.is_ready():
+            if not self.running or time.perf_counter() - began > START_TIMEOUT_S:
+                message = f"not ready after {time.perf_counter() - began:.1f} s:\n{self._said()}"
+                self.stop()
+                raise RuntimeError(message)
+            time.sleep(POLL_S)
+        self.start_s = time.perf_counter() - began
+
+    def stop(self) -> None:
+        """Kills it and what belongs to it, and removes its files; also twice."""
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            keeper.communicate()
+        if self._server is not None:
+            self._server.wait()
+
+    def freeze(self) -> None:
+        """Stops all its processes where they are (SIGSTOP): connections stay open, nothing answers."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Lets them go on (SIGCONT)."""
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """Asks it to end (SIGTERM), without waiting."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kills all its processes (SIGKILL), and removes what they leave in shared memory."""
+        while group_members(self.pid):
+            os.killpg(self.pid, signal.SIGKILL)
+            time.sleep(POLL_S / 4)
+        self.wait(START_TIMEOUT_S)
+        for name in self.shm_files():
+            (SHM / name).unlink(missing_ok=True)
+
+    def wait(self, timeout_s: float) -> int:
+        """Until the server has ended; its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not.
+        """
+        if self._server is None:
+            raise RuntimeError("the server was not started")
+        return self._server.wait(timeout_s)
+
+    def restart(self) -> None:
+        """Kills what is left of it, and starts it again on the same ports."""
+        self.kill()
+        self._tell_keeper("forget")
+        self.start()
+
+    def answers(self, port: int, path: str, *, method: str = "GET", timeout_s: float = 60.0) -> tuple[int, bytes]:
+        """One HTTP request: status (0: no connection, or no answer in time) and body."""
+        connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()
+
+    def shm_files(self) -> list[str]:
+        """Its files in shared memory."""
+        return sorted(path.name for path in SHM.glob(f"{self.shm_prefix}*"))
+
+    def _said(self) -> str:
+        """Its log; of a long one both ends: what is wrong with the options comes first, what is wrong later last."""
+        text = self.log.read_text(errors="replace")
+        return text if len(text) < 6000 else f"{text[:2000]}\n...\n{text[-4000:]}"
+
+    def _tell_keeper(self, word: str) -> None:
+        if self._keeper is None or self._keeper.stdin is None:
+            raise RuntimeError("the server was stopped")
+        self._keeper.stdin.write(f"{word} {self.pid}\n")
+        self._keeper.stdin.flush()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,495 @@
+"""Models behind a server that speaks the Open Inference Protocol: NVIDIA Triton, and peers without its extensions.
+
+Idea: one batch is one request. The batching is ours, so the server's own has nothing to add but a delay: switch it off
+(``dynamic_batching`` out of the model's configuration, or ``max_queue_delay_microseconds: 0``). Three kinds of models
+are asked row by row instead, all rows of a batch at once: those without a batch axis; those that keep state for each
+sequence, whose requests are steps of one; and decoupled ones, each of whose requests has a stream of answers.
+
+**Deadlines** are enforced here. The server's own timeouts fire late: a queued request is only looked at when the next
+batch is formed (asked for 10 ms, seen: 600). gRPC carries the deadline along and tells the server when it has passed,
+which then drops a request that waits. Where the model's queue takes timeouts it gets one too, which is all that HTTP
+can do.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import attrs
+
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape
+from streaminfer.backends._statistics import BackendRecorder
+from streaminfer.backends.triton.address import Protocol, Tls, find_address
+from streaminfer.backends.triton.asking import Asker, without_axis, zeros_for
+from streaminfer.backends.triton.call import Transport
+from streaminfer.backends.triton.check import RequestCheck
+from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.headers import Headers, HeadersLike
+from streaminfer.backends.triton.http_transport import HttpTransport
+from streaminfer.backends.triton.model import ModelDescription
+from streaminfer.backends.triton.session import Server, Session, describe_server
+from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
+from streaminfer.backends.triton.times import CounterReader, ServerTimes, TritonStatistics
+from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
+from streaminfer.protocols import Clock
+from streaminfer.request import Batch, Request
+
+__all__ = ["TritonBackend"]
+
+_END: Any = object()
+
+
+class TritonBackend:
+    """Answers batches with a model of a Triton server; needs the extra ``triton``.
+
+    A request brings one array where the model reads one input, or a mapping of input name to array, never with a
+    batch axis; text as arrays of ``str`` or ``bytes``. It is answered with one array where the model has one output,
+    or with a ``dict`` of output name to array. These arrays are read-only views of the whole answer: copy one that is
+    kept for long or written to.
+
+    What the model reads is known once :meth:`start` has asked the server; a `Stack` does that.
+
+    Thread-safety: none; it belongs to the event loop that started it.
+
+    Args:
+        url: ``host:port``, with ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` before it or not, or ``unix:``
+            and the path of a socket. Without a port: 8001 for gRPC, 8000 for HTTP.
+        model: its name.
+        version: its version; empty: the latest that the server has at the first start, from then on.
+        protocol: ``"grpc"`` or ``"http"``.
+        tls: how the connection is encrypted; ``True``: with the system's certificate authorities. Required for
+            anything but a loopback address or a Unix socket.
+        insecure: true allows an unencrypted connection to another machine.
+        headers: sent with every call, by name, or a function that returns them, called before each: a token, say.
+            Never shown.
+        shared_memory: tensors go through system shared memory; for a server on this machine, Linux only.
+        timeout_s: seconds for a batch without a deadline, for each answer of a stream without one, and for each
+            question at the start.
+        statistics_every_s: seconds between readings of the server's own statistics; ``None``: only when
+            :meth:`read_statistics` is called.
+        keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: none. A server with default options
+            ends connections that ping more often than every 300 seconds.
+        max_streams: how many streams of a model with sequences are remembered.
+        non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        clock: monotonic nanoseconds; ``None``: the `Stack`'s, else the system's.
+
+    Attributes:
+        address: where the server is.
+        encrypted: whether the connection is.
+        model: its name.
+        inputs: what the model reads, in its order; empty before the first start.
+        outputs: what it answers, in its order; empty before the first start.
+        batch_axes: the axis on which a batcher stacks each input, by name; always the first.
+        max_batch_size: the most rows of a batch; ``None`` where the server sets no limit or is asked row by row, or
+            before the first start.
+        description: all that the server said of the model; ``None`` before the first start.
+        server: what the server said of itself; ``None`` before the first start.
+        missing_extensions: of Triton's extensions that are made use of, those that the server lacks: what hangs on
+            them is not there.
+
+    Raises:
+        ValueError: an argument is wrong, or the address needs TLS.
+        TypeError: an argument is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        version: str = "",
+        protocol: Protocol = "grpc",
+        tls: Tls | bool | None = None,
+        insecure: bool = False,
+        headers: HeadersLike | None = None,
+        shared_memory: bool = False,
+        timeout_s: float = 30.0,
+        statistics_every_s: float | None = 5.0,
+        keepalive_s: float | None = None,
+        max_streams: int = 10_000,
+        non_finite: NonFinite = "allow",
+        clock: Clock | None = None,
+    ) -> None:
+        check_choice("protocol", protocol, ("grpc", "http"))
+        check_instance("model", model, lambda it: isinstance(it, str), "the model's name")
+        if not model:
+            raise ValueError(expected("model", "the model's name", model))
+        what = "a version as digits, or an empty string"
+        check_instance("version", version, lambda it: isinstance(it, str), what)
+        check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
+        check_choice("non_finite", non_finite, ("allow", "reject"))
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
+        self._every_s = _optional("statistics_every_s", statistics_every_s)
+        self._keepalive_s = _optional("keepalive_s", keepalive_s)
+        self._max_streams = check_count("max_streams", max_streams)
+        self._address = find_address(url, protocol, tls, insecure)
+        if shared_memory and not self._address.local:
+            raise ValueError(f"shared_memory: expected False, since {self._address} is another machine, got True")
+        self._headers = Headers(headers)
+        self._protocol = protocol
+        self._shared_memory = shared_memory
+        self._non_finite: NonFinite = non_finite
+        self._clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        self.address = str(self._address)
+        self.encrypted = self._address.tls is not None
+        self.model = model
+        self._version = version
+        self._token = uuid.uuid4().hex
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.batch_axes: Mapping[str, int] = {}
+        self.max_batch_size: int | None = None
+        self.description: ModelDescription | None = None
+        self.server: Server | None = None
+        self._asker: Asker | None = None
+        self._starting = False
+        self._recorder = BackendRecorder(1, self._clock)
+        self._counters = CounterReader()
+        self._server_error = ""
+        self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model this is: server, model and version.
+
+        Before the version is known it is a text that no other backend has, so that what a cache keeps by it is never
+        taken for another version's: name a version where a cache shall outlive the process. A model whose file changes
+        under the same version has the same fingerprint: nothing in the protocol tells.
+        """
+        version = self._version or f"unknown {self._token}"
+        return f"triton {self._protocol}://{self.address} {self.model} {version}"
+
+    @property
+    def missing_extensions(self) -> tuple[str, ...]:
+        """Extensions that the backend could make use of and the server lacks; empty before the first start."""
+        return () if self.server is None else self.server.missing_extensions
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self._clock = clock
+            self._clock_given = True
+            self._recorder = BackendRecorder(1, clock)
+
+    def validate(self, request: Request) -> None:
+        """Checks what a request brings against the model.
+
+        Raises:
+            InvalidInput: names the input, what was expected, and what came.
+            Closed: not started.
+        """
+        if self._asker is None:
+            raise Closed(f"{self._what()} is not started: what it reads is not known")
+        session = self._asker.session
+        session.check.check(request.inputs)
+        if session.sequences is not None and request.stream_id is None:
+            raise InvalidInput(
+                f"stream_id: expected one, since model {self.model!r} keeps state for each stream, got None"
+            )
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connects, and asks the server about the model; does nothing where that is done.
+
+        Raises:
+            ValueError: the server has no such model or version, or lacks what was asked for; or a file of ``tls`` is
+                not what it should be.
+            OSError: a file of ``tls`` cannot be read.
+            BackendError: the server cannot be reached, or the model is not ready or cannot be used.
+            DeadlineExceeded: the server does not answer.
+            MissingExtra: the extra ``triton`` is not installed.
+            RuntimeError: another loop started it.
+        """
+        if self._asker is not None and not self._asker.session.loop.is_closed():
+            self._on_my_loop(self._asker.session)
+            return
+        if self._starting:
+            raise RuntimeError(f"{self._what()} is starting already")
+        self._starting = True
+        transport: Transport | None = None
+        session: Session | None = None
+        try:
+            transport = self._connect()
+            server, description = await describe_server(transport, self.model, self._version, self._timeout_s)
+            if isinstance(transport, HttpTransport):
+                transport.binary = "binary_tensor_data" in server.extensions
+            self._check_server(server)
+            check = RequestCheck(description, self._non_finite)
+            session = Session(
+                transport,
+                server,
+                description,
+                check,
+                max_streams=self._max_streams,
+                shared_memory=self._shared_memory,
+                timeout_s=self._timeout_s,
+                clock=self._clock,
+            )
+            await session.prepare()
+        except BaseException:
+            begun = session or transport
+            if begun is not None:
+                await begun.close()
+            raise
+        finally:
+            self._starting = False
+        self._version = description.version
+        self.server, self.description = server, description
+        self.inputs, self.outputs = description.inputs, description.outputs
+        self.batch_axes = check.whole.batch_axes
+        self.max_batch_size = None if description.by_row else description.max_batch_size
+        self._asker = Asker(session, self._what(), self._timeout_s, self._clock)
+        if self._every_s is not None and "statistics" in server.extensions:
+            self._reader = asyncio.create_task(self._read_again_and_again(self._every_s))
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the connections; :meth:`start` makes new ones. May be repeated.
+
+        The server is told nothing of sequences that have not ended; it forgets them when they are idle.
+
+        Args:
+            drain: what runs is answered first; else it ends with :class:`~streaminfer.errors.Closed`. Streams of
+                answers have ``timeout_s`` to come to their end, since nobody may be taking them any more.
+
+        Raises:
+            RuntimeError: another loop started it.
+        """
+        asker, reader = self._asker, self._reader
+        if asker is None or asker.session.loop.is_closed():
+            self._asker = self._reader = None
+            return
+        session = asker.session
+        self._on_my_loop(session)
+        self._before = self._totals()
+        self._asker = self._reader = None
+        try:
+            if reader is not None:
+                reader.cancel()
+                await asyncio.wait([reader])
+            if drain:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._timeout_s):
+                        await session.streams.until_none()
+                await session.calls.until_none()
+        finally:
+            await session.close()
+            await session.calls.until_none()  # what was ended there says so to its callers before this returns
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """One result per row, or its error where rows are asked one by one.
+
+        Raises:
+            DeadlineExceeded: the deadline of the batch passed.
+            Overloaded: the server has no place for it.
+            InvalidInput: the model refused a batch of one.
+            BackendError: the server cannot be reached, failed, or answered something impossible.
+            Closed: not started, or stopped.
+            RuntimeError: another loop started it.
+        """
+        asker = self._running()
+        started_ns = self._clock()
+        with asker.session.calls:
+            try:
+                return await self._recorder.count(len(batch.rows), asker.infer(batch))
+            finally:
+                self._recorder.add_busy(started_ns)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The answers of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
+
+        It ends when the model says that nothing follows. Who leaves the loop before should close it, with
+        ``contextlib.aclosing``: the request is then cancelled at once, and not when the collector comes by.
+
+        Args:
+            request: what the model reads, without a batch axis.
+
+        Yields:
+            One array where the model has one output, or a mapping of output name to array.
+
+        Raises:
+            InvalidInput: it does not fit, or the model refused it.
+            DeadlineExceeded: its deadline passed; without one, nothing came for ``timeout_s``.
+            BackendError: the server cannot be reached, failed, or answered something impossible; or it speaks HTTP.
+            Closed: not started, or stopped.
+        """
+        asker = self._running()
+        self.validate(request)
+        arrays = asker.batch_of_one(request)
+        if not asker.has_batch_axis:
+            arrays = without_axis(arrays)
+        session = asker.session
+        with session.streams:
+            answers = asker.answers(arrays, asker.parameters((request,)), request.deadline_ns)
+            async with contextlib.aclosing(answers):
+                while True:
+                    with session.calls:  # and not while the caller is at work on an answer, or has forgotten us
+                        answer = await anext(answers, _END)
+                    if answer is _END:
+                        return
+                    yield answer
+
+    async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
+        """Takes the last step of a stream, after those that are in hand, and lets the server forget its state.
+
+        Args:
+            stream_id: as requests have it. One without a sequence is left alone, unless there are ``inputs``.
+            inputs: of the last step; ``None``: zeros and empty text, for models that only want to be told.
+            timeout_s: seconds; ``None``: as for a batch without a deadline.
+
+        Returns:
+            The outputs of the last step; ``None`` where there was none.
+
+        Raises:
+            RuntimeError: the model has no sequences.
+            StreamInferError: as :meth:`infer`.
+        """
+        asker = self._running()
+        sequences = asker.session.sequences
+        if sequences is None:
+            raise RuntimeError(f"model {self.model!r} has no sequences, so there is none to end")
+        left_s = self._timeout_s if timeout_s is None else check_duration("timeout_s", timeout_s)
+        if inputs is None and not sequences.knows(stream_id):
+            return None
+        request = Request(zeros_for(self.inputs) if inputs is None else inputs, stream_id=stream_id)
+        self.validate(request)
+        arrays = asker.batch_of_one(request)
+        deadline_ns = self._clock() + round(left_s * 1e9)
+        with asker.session.calls:
+            return await asker.step(request, arrays, deadline_ns, end=True)
+
+    # -- statistics ---------------------------------------------------------------------------------------------
+
+    async def read_statistics(self) -> ServerTimes:
+        """Reads the server's statistics of the model now.
+
+        Returns:
+            Means since the backend first read them, at its first start; of all clients of the model.
+
+        Raises:
+            RuntimeError: the server keeps none.
+            StreamInferError: it did not answer.
+        """
+        session = self._running().session
+        if "statistics" not in session.server.extensions:
+            raise RuntimeError(f"{self._what()}: the server has no statistics")
+        with session.calls:
+            try:
+                said = await session.transport.statistics(self.model, session.model.version, self._timeout_s)
+                self._counters.read(said)
+            except Refused as refused:
+                error: StreamInferError = without_input(refused, f"reading the statistics of {self._what()}")
+            except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
+                error = BackendError(f"the statistics of {self._what()} cannot be read: {unreadable!r}")
+                error.__cause__ = unreadable
+            else:
+                self._server_error = ""
+                assert self._counters.total is not None  # noqa: S101 - there was a reading
+                return self._counters.total
+        self._server_error = str(error)
+        raise error
+
+    def statistics(self) -> TritonStatistics:
+        """What was counted until now, and what the server said when it was last asked."""
+        split, trips, took_ns = self._totals()
+        counted = attrs.asdict(self._recorder.snapshot())
+        counted["workers"] = 1 if self.description is None else self.description.instances
+        return TritonStatistics(
+            **counted,
+            round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
+            server=self._counters.total,
+            recent=self._counters.recent,
+            server_error=self._server_error,
+            split_batches=split,
+        )
+
+    def server_parts(self) -> Mapping[str, float]:
+        """What :meth:`TritonStatistics.parts` says, named after the model and where it is, for `Telemetry`."""
+        where = f"{self.model} on {self.address}"
+        return {f"{part}, {where}": mean_s for part, mean_s in self.statistics().parts().items()}
+
+    def _totals(self) -> tuple[int, int, int]:
+        split, trips, took_ns = self._before
+        if self._asker is not None:
+            session = self._asker.session
+            split, trips, took_ns = (
+                split + self._asker.split,
+                trips + session.round_trips,
+                took_ns + session.round_trip_ns,
+            )
+        return split, trips, took_ns
+
+    async def _read_again_and_again(self, every_s: float) -> None:
+        while True:
+            # a server that does not answer now may later; the statistics say so meanwhile
+            with contextlib.suppress(StreamInferError):
+                await self.read_statistics()
+            await asyncio.sleep(every_s)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> Transport:
+        if self._protocol == "http":
+            return HttpTransport(self._address, self._headers)
+        return GrpcTransport(self._address, self._headers, self._keepalive_s, self._clock)
+
+    def _check_server(self, server: Server) -> None:
+        if not self._shared_memory:
+            return
+        if "system_shared_memory" not in server.extensions:
+            raise ValueError(
+                f"shared_memory: expected False, since {server.name} {server.version} has no such extension, got True"
+            )
+        numbers = server.version.split(".")[:2]
+        if len(numbers) == 2 and all(one.isdigit() for one in numbers) and tuple(map(int, numbers)) < OLDEST_SERVER:
+            oldest = ".".join(map(str, OLDEST_SERVER))
+            raise ValueError(
+                f"shared_memory: expected False, since Triton {server.version} is older than {oldest} and can crash "
+                "when a region is forgotten while it is used, got True"
+            )
+
+    def _running(self) -> Asker:
+        if self._asker is None:
+            raise Closed(f"{self._what()} is not started, or stopped")
+        self._on_my_loop(self._asker.session)
+        return self._asker
+
+    def _on_my_loop(self, session: Session) -> None:
+        if asyncio.get_running_loop() is not session.loop:
+            raise RuntimeError(f"{self._what()} belongs to the event loop that started it")
+
+    def _what(self) -> str:
+        return f"TritonBackend({self.model!r} on {self.address})"
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
+        read = f": {inputs} → {outputs}" if inputs else ", not started yet"
+        return f"TritonBackend({self.model} {self._version}{' ' if self._version else ''}on {self.address}{read})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td>"
+            f"<td>{escape(describe_shape(spec.dtype, spec.row_shape))}</td></tr>"
+            for kind, specs in (("input", self.inputs), ("output", self.outputs))
+            for spec in specs
+        )
+        caption = escape(f"{self.model} {self._version} on {self.address}, {self._protocol}")
+        return (
+            f"<table><caption>TritonBackend: {caption}</caption>"
+            f"<thead><tr><th></th><th>name</th><th>type of one request</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+def _optional(name: str, value: float | None) -> float | None:
+    return None if value is None else check_duration(name, value, positive=True)

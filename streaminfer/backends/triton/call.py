@@ -1,0 +1,119 @@
+"""What travels between the backend and a transport, whichever protocol that speaks."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["Answer", "Call", "Shared", "Tensor", "Transport"]
+
+
+class Shared(NamedTuple):
+    """A part of a shared memory region that the server knows."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+class Tensor(NamedTuple):
+    """One tensor of a call or an answer.
+
+    Attributes:
+        name: of the input or output.
+        datatype: the protocol's name for it.
+        shape: sizes of all axes.
+        content: of an input, a C-contiguous array, or where it lies as :class:`Shared` memory; of an output, its bytes,
+            its elements in a list where the server sends no bytes, or the array.
+    """
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    content: Any
+
+
+class Call(NamedTuple):
+    """One question to a model.
+
+    Attributes:
+        model: its name.
+        version: its version.
+        inputs: what it reads.
+        outputs: those that are wanted, by name, and where to write them: ``None``, with the answer. ``None``: all of
+            them, with the answer.
+        parameters: of the request.
+    """
+
+    model: str
+    version: str
+    inputs: Sequence[Tensor]
+    outputs: Mapping[str, Shared | None] | None = None
+    parameters: Mapping[str, int | bool | str] = {}
+
+
+class Answer(NamedTuple):
+    """What a model answered.
+
+    Attributes:
+        outputs: by name.
+        final: nothing follows on a stream.
+    """
+
+    outputs: Mapping[str, Tensor]
+    final: bool = False
+
+
+class Transport(Protocol):
+    """A connection to a server; belongs to one event loop.
+
+    Every method raises :class:`~streaminfer.backends.triton.errors.Refused` when the server or the way to it says
+    no, :class:`~streaminfer.errors.BackendError` for an answer that cannot be read, and
+    :class:`~streaminfer.errors.Closed` when :meth:`close` ended it.
+    """
+
+    async def server(self, timeout_s: float) -> Mapping[str, Any]:
+        """Name, version and extensions of the server."""
+        ...
+
+    async def ready(self, model: str, version: str, timeout_s: float) -> bool:
+        """Whether the model is loaded."""
+        ...
+
+    async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """What the model reads and gives, and its versions."""
+        ...
+
+    async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """The model's configuration."""
+        ...
+
+    async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """What the server's repository holds."""
+        ...
+
+    async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """Counters of the model, by version."""
+        ...
+
+    async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
+        """Makes the server map shared memory."""
+        ...
+
+    async def unregister(self, name: str, timeout_s: float) -> None:
+        """Makes it forget shared memory."""
+        ...
+
+    async def registered(self, timeout_s: float) -> Sequence[str]:
+        """Names of the shared memory that it knows."""
+        ...
+
+    async def infer(self, call: Call, timeout_s: float) -> Answer:
+        """One answer."""
+        ...
+
+    def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+        """Each answer as it comes, the final one included."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every call that runs, and the connections. May be repeated."""
+        ...

@@ -1,0 +1,154 @@
+"""Which sequence of the server a live stream is, and whose turn it is.
+
+A model with a sequence batcher keeps state for each *correlation id*. The first request of a sequence carries a start
+flag, the last one an end flag, and each is one step. A stream gets an id when it first comes; its steps go out one at
+a time, in the order in which they came. Ids begin at a random number, so that two clients of one server, or one that
+was started anew, do not step on each other's sequences.
+
+**What a failed step means.** When a step fails, is cancelled or runs out of time, nobody knows whether the model has
+taken it, so the state is not to be trusted any more, and the sequence is *lost*: those steps of the stream that wait
+behind it end with :class:`SequenceLost`, and the next one that comes begins a new sequence, with another id, from
+nothing. Who sees an error for a step knows by it that the stream begins anew. Two failures cost nothing, since the
+model cannot have seen the step: a deadline that had passed before the step was sent, and a full queue. A server that
+has forgotten the sequence (it was idle too long, or the server or the model was started anew) says so to the next
+step, which ends with :class:`SequenceLost`.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Hashable
+
+from streaminfer.errors import BackendError, Overloaded
+
+__all__ = ["NotSent", "SequenceLost", "Sequences", "Stream"]
+
+_BITS = {"TYPE_INT32": 30, "TYPE_UINT32": 31, "TYPE_STRING": 62, "TYPE_INT64": 62, "TYPE_UINT64": 62}
+
+
+class SequenceLost(BackendError):  # noqa: N818 - as the others of the tree
+    """The state that the server kept for a stream is gone; the stream's next request begins with none."""
+
+    retryable = False
+
+
+class NotSent(Exception):  # noqa: N818 - a wrapper, not an error of its own
+    """Wraps an error that was raised before a step went out: the sequence is as it was."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Stream:
+    """One stream, and the sequence that it is now.
+
+    Attributes:
+        correlation: the sequence's id.
+        started: the server knows the sequence.
+        losses: how many sequences were lost.
+    """
+
+    __slots__ = ("correlation", "hands", "losses", "seen_ns", "started", "turn")
+
+    def __init__(self, correlation: int | str) -> None:
+        self.correlation = correlation
+        self.started = False
+        self.losses = 0
+        self.hands = 0
+        self.seen_ns = 0
+        self.turn = asyncio.Lock()
+
+    def parameters(self, *, end: bool) -> dict[str, int | bool | str]:
+        """What says to the server which step this is."""
+        return {"sequence_id": self.correlation, "sequence_start": not self.started, "sequence_end": end}
+
+
+class Sequences:
+    """The streams of one backend.
+
+    Args:
+        kind: the protocol's type of a sequence's id.
+        idle_s: after which the server forgets a sequence; 0: it does not say.
+        max_streams: how many are remembered. When there is no room, those are forgotten that the server has forgotten
+            too; if there are none, a new stream is refused.
+    """
+
+    def __init__(self, kind: str, idle_s: float, max_streams: int) -> None:
+        self._bits = _BITS.get(kind, 62)
+        self._text = kind == "TYPE_STRING"
+        self._next = secrets.randbits(self._bits)
+        self._idle_ns = round(idle_s * 1e9)
+        self._max = max_streams
+        self._streams: dict[Hashable, Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def knows(self, stream_id: Hashable) -> bool:
+        """Whether a stream has a sequence, or a step in hand."""
+        stream = self._streams.get(stream_id)
+        return stream is not None and (stream.started or stream.hands > 0)
+
+    @contextlib.asynccontextmanager
+    async def step(self, stream_id: Hashable, now_ns: int, *, end: bool = False) -> AsyncIterator[Stream]:
+        """Waits for the turn of one step; what is raised inside decides what becomes of the sequence.
+
+        Args:
+            stream_id: whose step it is.
+            now_ns: when.
+            end: it is the last one: the stream is forgotten, and its next step begins a new sequence.
+
+        Raises:
+            SequenceLost: a step before it failed.
+            Overloaded: there are too many streams.
+        """
+        stream = self._find(stream_id, now_ns)
+        stream.hands += 1
+        losses = stream.losses
+        try:
+            async with stream.turn:
+                if stream.losses != losses:
+                    raise SequenceLost(f"stream {stream_id!r}: a step before this one failed, and the state with it")
+                try:
+                    yield stream
+                except NotSent as wrapped:
+                    raise wrapped.error from wrapped.error.__cause__
+                except Overloaded:
+                    raise
+                except BaseException:
+                    self._lose(stream)
+                    raise
+                stream.started = not end
+                if end:
+                    stream.correlation = self._new_id()
+        finally:
+            stream.hands -= 1
+            stream.seen_ns = now_ns
+            if not stream.hands and not stream.started:  # there is nothing to remember
+                self._streams.pop(stream_id, None)
+
+    def _find(self, stream_id: Hashable, now_ns: int) -> Stream:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if len(self._streams) >= self._max:
+                self._make_room(now_ns)
+            stream = self._streams[stream_id] = Stream(self._new_id())
+        return stream
+
+    def _make_room(self, now_ns: int) -> None:
+        idle_ns = self._idle_ns or 3_600_000_000_000
+        for stream_id, stream in list(self._streams.items()):
+            if stream.hands == 0 and now_ns - stream.seen_ns > idle_ns:
+                del self._streams[stream_id]
+        if len(self._streams) >= self._max:
+            raise Overloaded(f"{len(self._streams)} streams are remembered already (max_streams={self._max})")
+
+    def _lose(self, stream: Stream) -> None:
+        stream.losses += 1
+        stream.started = False
+        stream.correlation = self._new_id()
+
+    def _new_id(self) -> int | str:
+        self._next = self._next % (1 << self._bits) + 1  # never 0, which means none
+        return f"streaminfer-{self._next:x}" if self._text else self._next

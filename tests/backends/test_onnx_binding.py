@@ -1,0 +1,469 @@
+"""OnnxBackend with bound memory: on the CPU for real, on a GPU against a scripted runtime; and the providers' options."""
+
+import asyncio
+import ctypes
+import gc
+import re
+import subprocess
+import sys
+import threading
+import types
+import warnings
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto as Tensor
+from onnx import helper
+
+from streaminfer import errors
+from streaminfer.backends import OnnxBackend
+from streaminfer.backends import _onnx_binding as module
+from streaminfer.backends import onnx as onnx_module
+from streaminfer.backends._onnx_binding import BoundRuns, choose_binding, load_cuda_runtime
+from streaminfer.backends._onnx_providers import cuda_provider, profile_shapes, tensorrt_provider
+from streaminfer.backends._signature import Signature, TensorSpec
+
+PATIENCE_S = 30
+F32 = np.float32
+
+
+def infer(backend, *batches):
+    """The answers to some batches, from start to stop."""
+
+    async def main():
+        await backend.start()
+        try:
+            return [await backend.infer(batch) for batch in batches]
+        finally:
+            await backend.stop(drain=True)
+
+    return asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def bound(backend):
+    return backend._threads._workers[0]._bound
+
+
+# ---------------------------------------------------------------------------------------------- on the CPU
+
+
+def test_bound_runs_answer_as_plain_ones_do_and_results_stay_as_they_are(doubling, batch, ramp):
+    backend = OnnxBackend(doubling, binding="pageable", warmup=(2,), example=ramp(3))
+    assert "pageable memory bound" in repr(backend)
+    inputs = [ramp(2, 3), ramp(2, 3) + 100, ramp(1, 3), ramp(2, 3)[:, ::-1], ramp(2, 5)]
+    answers = infer(backend, *map(batch, inputs))
+    for one, rows in zip(inputs, answers, strict=True):
+        assert np.array_equal(np.stack(rows), one * 2)
+    assert len(bound(backend)._slots) == 3
+    assert all(slot._outputs is not None for slot in bound(backend)._slots.values())
+
+
+def test_memory_is_kept_for_a_shape_and_bound_once(doubling, batch, ramp, monkeypatch):
+    backend = OnnxBackend(doubling, binding="pageable")
+    infer(backend, batch(ramp(2, 3)))
+    (slot,) = bound(backend)._slots.values()
+    addresses = [slot._hosts["x"].ctypes.data, slot._outputs[0][0].data_ptr()]
+    assert slot._inputs["x"].data_ptr() == addresses[0]
+    infer(backend, batch(ramp(2, 3)))
+    assert bound(backend)._slots == {((2, 3),): slot}
+    assert [slot._hosts["x"].ctypes.data, slot._outputs[0][0].data_ptr()] == addresses
+    monkeypatch.setattr(module, "_MAX_SLOTS", 2)
+    infer(backend, batch(ramp(1, 4)), batch(ramp(2, 3)), batch(ramp(1, 5)))
+    assert list(bound(backend)._slots) == [((2, 3),), ((1, 5),)]  # the one used longest ago went
+
+
+def test_outputs_of_an_unstated_size_are_made_anew(build_model):
+    """As many as there are values that are not zero: never the same twice."""
+    model = build_model(
+        [
+            helper.make_node("NonZero", ["x"], ["where"]),
+            helper.make_node("Unsqueeze", ["where", "first"], ["found"]),
+            helper.make_node("Identity", ["x"], ["same"]),
+        ],
+        [("x", Tensor.FLOAT, ["n", 4])],
+        [("found", Tensor.INT64, ["n", 2, "any"]), ("same", Tensor.FLOAT, ["n", 4])],
+        initializers=[helper.make_tensor("first", Tensor.INT64, [1], [0])],
+    )
+    runs = bound(OnnxBackend(model, binding="pageable"))
+    full, half = np.ones((1, 4), F32), np.array([[1, 0, 0, 0]], F32)
+    first, second, third = (runs.run({"x": x}, onnxruntime.RunOptions()) for x in (full, half, full * 2))
+    assert [one.shape for one in (*first, *second)] == [(1, 2, 4), (1, 4), (1, 2, 1), (1, 4)]
+    assert first[0].tolist() == third[0].tolist() == [[[0, 0, 0, 0], [0, 1, 2, 3]]]
+    assert first[1].tolist() == full.tolist()
+    assert third[1].tolist() == (full * 2).tolist()
+
+
+def test_a_recurrent_model_with_a_shared_input(assets, batch):
+    arguments = {"batch_axes": {"state": 1, "stateN": 1}, "shared_inputs": {"sr": np.array(16000)}}
+    rng = np.random.default_rng(0)
+    stacked = {"input": rng.random((2, 576), F32), "state": np.zeros((2, 2, 128), F32)}
+    plain, kept = (
+        infer(
+            OnnxBackend(assets / "silero_vad_16k_op15.onnx", binding=binding, **arguments),
+            batch(stacked, rows=2),
+            batch(stacked, rows=2),
+        )
+        for binding in ("off", "pageable")
+    )
+    for expected, got in zip(plain, kept, strict=True):
+        for one, other in zip(expected, got, strict=True):
+            assert np.array_equal(one["output"], other["output"])
+            assert np.array_equal(one["stateN"], other["stateN"])
+
+
+def test_a_model_of_one_row_a_run(identity, batch, ramp):
+    backend = OnnxBackend(identity(Tensor.FLOAT, [1, "n"]), binding="pageable", warmup=(4,))
+    (rows,) = infer(backend, batch(ramp(3, 2)))
+    assert np.array_equal(np.stack(rows), ramp(3, 2))
+
+
+def test_a_failure_names_the_model_and_the_next_batch_is_answered(build_model, batch):
+    model = build_model(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        [("i", Tensor.INT64, ["batch"])],
+        [("y", Tensor.FLOAT, ["batch"])],
+        initializers=[helper.make_tensor("table", Tensor.FLOAT, [3], [10.0, 20.0, 30.0])],
+    )
+    backend = OnnxBackend(model, binding="pageable")
+
+    async def main():
+        with pytest.raises(errors.BackendError, match=r"bytes failed on a batch of 2.*bounds"):
+            await backend.infer(batch(np.array([0, 3])))
+        assert [float(row) for row in await backend.infer(batch(np.array([2, 0])))] == [30, 10]
+        await backend.stop()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_a_cancelled_batch_ends_the_run_early(endless, batch, ramp):
+    """The model loops for ever: that this test ends is what it shows."""
+
+    async def main():
+        backend = OnnxBackend(endless, binding="pageable")
+        one = batch(ramp(2, 3))
+        task = asyncio.create_task(backend.infer(one))
+        assert await asyncio.to_thread(one.read.wait, PATIENCE_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await backend.stop()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_runs_of_several_threads_do_not_mix(doubling):
+    """A warm-up may run while a batch does, in another thread and on the same memory."""
+    runs = bound(OnnxBackend(doubling, binding="pageable"))
+    wrong = []
+
+    def work(value):
+        for _ in range(200):
+            (y,) = runs.run({"x": np.full((2, 500), value, F32)}, onnxruntime.RunOptions())
+            if (y != 2 * value).any():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in (1, 2, 3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert wrong == []
+
+
+# ---------------------------------------------------------------------------------------------- what is chosen
+
+
+def spec(name, dtype=F32, shape=("n", 3), axis=0):
+    return TensorSpec(name, None if dtype is None else np.dtype(dtype), shape, axis)
+
+
+def test_a_gpu_gets_pinned_memory_unless_told_otherwise():
+    plain = Signature([spec("x")], [spec("y")])
+    odd = Signature([spec("x")], [spec("y"), spec("z", dtype=None, shape=())])
+    cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": "2"})
+    assert choose_binding(None, [cpu], plain) == ("off", ("cpu", 0))
+    assert choose_binding(None, [cuda, cpu], plain) == ("pinned", ("cuda", 2))
+    assert choose_binding(None, ["TensorrtExecutionProvider"], plain) == ("pinned", ("cuda", 0))
+    assert choose_binding("off", [cuda], plain) == ("off", ("cuda", 2))
+    assert choose_binding(None, [cuda], odd) == ("off", ("cuda", 2))
+    for asked, providers, signature, error, what in (
+        ("pinned", [cpu], plain, ValueError, "binding: expected 'off' or 'pageable' on CPUExecutionProvider"),
+        ("pageable", [cuda], odd, ValueError, "binding: expected 'off', since output 'z' is no tensor"),
+        ("on", [cpu], plain, ValueError, "binding: expected one of 'off', 'pageable', 'pinned'"),
+        (True, [cpu], plain, TypeError, "binding"),
+    ):
+        with pytest.raises(error, match=what):
+            choose_binding(asked, providers, signature)
+
+
+def test_sizes_of_outputs_come_from_numbers_the_batch_and_the_names_of_inputs():
+    inputs = [spec("x", shape=("n", 3, "w")), spec("state", shape=(2, "n"), axis=1), spec("sr", shape=(), axis=None)]
+    shapes = [(4, 3, 7), (2, 4), ()]
+    for outputs, known in (
+        ([spec("y", shape=("m", "w"))], [(4, 7)]),
+        ([spec("y", shape=(2, "b"), axis=1), spec("z", shape=(None, 5))], [(2, 4), (4, 5)]),
+        ([spec("y", shape=("n", "other"))], None),
+        ([spec("y", shape=("n", None))], None),
+        ([spec("y", shape=("n", 3)), spec("z", shape=())], None),
+    ):
+        assert module._output_shapes(Signature(inputs, outputs), shapes) == known
+
+
+def test_a_provider_that_is_not_there_says_how_to_get_it(doubling):
+    for name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        with pytest.raises(ValueError, match=rf"providers: expected some of .*, got '{name}'.*install onnxruntime-gpu"):
+            OnnxBackend(doubling, providers=[name])
+    with pytest.raises(ValueError, match=r"got 'NoSuchProvider' \(str\)$"):
+        OnnxBackend(doubling, providers=["NoSuchProvider"])
+
+
+# ---------------------------------------------------------------------------------------------- a scripted GPU
+
+
+class Cuda:
+    """The two calls of the CUDA runtime that are used."""
+
+    def __init__(self):
+        self.pinned = {}
+        self.error = 0
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802 - the library's name
+        if not self.error:
+            assert flags == 1
+            assert address % 4096 == 0
+            self.pinned[address] = size
+        return self.error
+
+    def cudaHostUnregister(self, address):  # noqa: N802 - the library's name
+        del self.pinned[address]
+
+    def cudaGetErrorString(self, error):  # noqa: N802 - the library's name
+        return b"out of memory"
+
+
+class DeviceValue:
+    """An OrtValue elsewhere: what it holds comes and goes by copies only."""
+
+    def __init__(self, shape, kind, *device):
+        assert device == ("cuda", 1)
+        self.memory = np.zeros(shape, kind)
+
+    def update_inplace(self, array):
+        self.source = array.ctypes.data
+        self.memory[...] = array
+
+    def numpy(self):
+        return self.memory.copy()
+
+
+class DeviceSession:
+    """Doubles what is bound."""
+
+    def __init__(self):
+        self.runs = []
+
+    def io_binding(self):
+        class Binding:
+            def __init__(self):
+                self.values = {}
+
+            def bind_ortvalue_input(self, name, value):
+                self.values[name] = value
+
+            bind_ortvalue_output = bind_ortvalue_input
+
+            def bind_output(self, name, *device):
+                assert device == ("cuda", 1)
+                self.values[name] = DeviceValue(self.values["x"].memory.shape, F32, *device)
+
+            def copy_outputs_to_cpu(self):
+                return [self.values["y"].numpy()]
+
+        return Binding()
+
+    def run_with_iobinding(self, binding, options):
+        self.runs.append((id(binding), options))
+        binding.values["y"].memory[...] = binding.values["x"].memory * 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_on_a_gpu_inputs_go_through_pinned_memory_that_is_given_back(known):
+    cuda, session = Cuda(), DeviceSession()
+    values = types.SimpleNamespace(ortvalue_from_shape_and_type=DeviceValue)
+    signature = Signature([spec("x")], [spec("y", shape=("n", 3 if known else None))])
+    runs = BoundRuns(types.SimpleNamespace(OrtValue=values), session, signature, ("cuda", 1), cuda)
+    first, second = (runs.run({"x": np.full((2, 3), value, F32)}, "options")[0] for value in (1, 10))
+    assert (first == 2).all()
+    assert (second == 20).all()
+    assert len({binding for binding, _ in session.runs}) == 1
+    (slot,) = runs._slots.values()
+    assert cuda.pinned == {slot._inputs["x"].source: 24}
+    runs.run({"x": np.ones((5, 3), F32)}, "options")
+    assert sorted(cuda.pinned.values()) == [24, 60]
+    del slot, runs
+    gc.collect()
+    assert cuda.pinned == {}
+    cuda.error = 2
+    runs = BoundRuns(types.SimpleNamespace(OrtValue=values), session, signature, ("cuda", 1), cuda)
+    with pytest.raises(errors.BackendError, match="cannot pin 24 bytes: out of memory; binding='pageable'"):
+        runs.run({"x": np.ones((2, 3), F32)}, "options")
+
+
+def test_the_cuda_runtime_is_looked_for_by_its_names(monkeypatch, doubling):
+    asked = []
+
+    def missing(name):
+        asked.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr(module.ctypes, "CDLL", missing)
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    with pytest.raises(ValueError, match=r"binding: expected 'off' or 'pageable', since none of libcudart\.so\.13"):
+        load_cuda_runtime()
+    assert asked == ["libcudart.so.13", "libcudart.so.12"]
+    library = types.SimpleNamespace(
+        **{name: types.SimpleNamespace() for name in ("cudaHostRegister", "cudaHostUnregister", "cudaGetErrorString")}
+    )
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    assert load_cuda_runtime() is library
+    assert library.cudaHostRegister.argtypes == [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+    assert library.cudaGetErrorString.restype is ctypes.c_char_p
+
+
+def test_a_backend_on_a_gpu_loads_the_runtime_once(monkeypatch, doubling):
+    monkeypatch.setattr(onnx_module, "choose_binding", lambda *arguments: ("pinned", ("cuda", 0)))
+    loaded = []
+    monkeypatch.setattr(onnx_module, "load_cuda_runtime", lambda: loaded.append(1) or "cuda")
+    backend = OnnxBackend(doubling, sessions=2)
+    assert loaded == [1]
+    assert [(worker._bound._cuda, worker._bound._device) for worker in backend._threads._workers] == [
+        ("cuda", ("cuda", 0))
+    ] * 2
+
+
+# ---------------------------------------------------------------------------------------------- providers' options
+
+
+def test_options_of_cuda():
+    assert cuda_provider() == (
+        "CUDAExecutionProvider",
+        {"device_id": "0", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"},
+    )
+    options = cuda_provider(device_id=1, memory_limit_bytes=1 << 30, cuda_graph=True)[1]
+    assert {"device_id": "1", "gpu_mem_limit": "1073741824", "enable_cuda_graph": "1"}.items() <= options.items()
+    for arguments, error in (
+        ({"device_id": -1}, ValueError),
+        ({"memory_limit_bytes": 0}, ValueError),
+        ({"cuda_graph": 1}, TypeError),
+    ):
+        with pytest.raises(error, match=next(iter(arguments))):
+            cuda_provider(**arguments)
+
+
+def test_options_of_tensorrt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, options = tensorrt_provider(
+        "engines",
+        batch_sizes=[8, 1, 32],
+        rows={"input": (576,), "state": (2, 128)},
+        batch_axes={"state": 1},
+        precision="fp16",
+        device_id=3,
+    )
+    assert name == "TensorrtExecutionProvider"
+    assert options == {
+        "device_id": "3",
+        "trt_fp16_enable": "1",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(tmp_path / "engines"),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(tmp_path / "engines"),
+        "trt_profile_min_shapes": "input:1x576,state:2x1x128",
+        "trt_profile_opt_shapes": "input:32x576,state:2x32x128",
+        "trt_profile_max_shapes": "input:32x576,state:2x32x128",
+    }
+    assert tensorrt_provider(None)[1] == {"device_id": "0"}
+    for arguments, error, what in (
+        ({"batch_sizes": [1]}, ValueError, "rows: expected the shape"),
+        ({"batch_sizes": [0], "rows": {"x": (1,)}}, ValueError, "batch_sizes"),
+        ({"batch_sizes": [1], "rows": {"a:b": (1,)}}, ValueError, "rows: expected input names without"),
+        ({"batch_sizes": [1], "rows": {"x": (0,)}}, ValueError, r"rows\['x'\]"),
+        ({"batch_sizes": [1], "rows": {"x": (1,)}, "batch_axes": {"x": 2}}, ValueError, r"batch_axes\['x'\]"),
+        ({"precision": "int8"}, ValueError, "precision"),
+    ):
+        with pytest.raises(error, match=what):
+            tensorrt_provider(None, **arguments)
+    with pytest.raises(TypeError, match="cache: expected a folder"):
+        tensorrt_provider(3)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z/.]{1,5}", fullmatch=True), st.lists(st.integers(1, 999), max_size=4), min_size=1
+    ),
+    st.lists(st.integers(1, 64), min_size=1, max_size=5),
+)
+def test_a_profile_spans_all_sizes(rows, sizes):
+    for which, size in (("min", min(sizes)), ("opt", max(sizes)), ("max", max(sizes))):
+        text = profile_shapes(rows, sizes, {})[f"trt_profile_{which}_shapes"]
+        read = {name: [int(one) for one in shape.split("x")] for name, shape in re.findall(r"([^,:]+):([\dx]+)", text)}
+        assert read == {name: [size, *row] for name, row in rows.items()}
+
+
+# ---------------------------------------------------------------------------------------------- benchmarks/gpu.py
+
+
+@pytest.fixture
+def gpu():
+    import gpu
+
+    return gpu
+
+
+def test_without_a_gpu_the_program_says_so_and_ends_with_2(gpu, capsys):
+    assert gpu.main([]) == 2
+    assert gpu.main(["--providers", "TensorrtExecutionProvider"]) == 2
+    assert capsys.readouterr().out.count("no GPU was checked: this onnxruntime has no") == 2
+
+
+def test_a_provider_that_is_listed_and_does_not_load_is_no_success(gpu, capsys, monkeypatch):
+    there = gpu.onnxruntime.get_available_providers
+    monkeypatch.setattr(gpu.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *there()])
+    with warnings.catch_warnings():  # onnxruntime itself falls back to the CPU, with a warning or without
+        warnings.simplefilter("ignore", UserWarning)
+        assert gpu.main(["--batch-sizes", "1"]) == 2
+    printed = capsys.readouterr().out
+    assert "NOT CHECKED: providers: expected CUDAExecutionProvider to load" in printed or "path_or_bytes" in printed
+    assert "not checked, since they do not load: CUDAExecutionProvider" in printed
+
+
+def test_every_measurement_runs_on_the_cpu_and_a_wrong_answer_is_one(gpu, capsys, monkeypatch):
+    arguments = ["--providers", "CPUExecutionProvider", "--batch-sizes", "1", "2", "--batches", "2"]
+    assert gpu.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" ok\n") == 4
+    assert "binding='pageable'" in printed
+    assert "all answers right" in printed
+    monkeypatch.setattr(gpu, "TOLERANCE", {"fp32": -1.0})
+    assert gpu.main(arguments) == 1
+    assert "4 wrong" in capsys.readouterr().out
+
+
+def test_a_model_that_triton_serves_is_checked_too(gpu, capsys, triton):
+    model = triton.repository / "mlp" / "1" / "model.onnx"
+    command = [sys.executable, gpu.__file__, "--model", str(model), "--providers", "CPUExecutionProvider"]
+    command += ["--batch-sizes", "3", "--batches", "2", "--triton", triton.grpc_url, "--triton-model", "mlp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"gRPC +3 rows .* ok\n", done.stdout)
+
+
+def test_a_difference_is_in_parts_of_the_largest_value(gpu):
+    right = [{"y": np.array([0.0, 10.0], F32)}]
+    assert gpu._difference(right, right) == 0
+    assert gpu._difference([{"y": np.array([0.0, 9.0], F32)}], right) == 0.1
+    assert gpu._difference([{"y": np.array([np.nan, 10.0], F32)}], right) == np.inf
+    assert gpu._difference([{"y": np.array([10.0], F32)}], right) == np.inf

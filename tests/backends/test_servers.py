@@ -1,0 +1,487 @@
+"""The servers of the tests and benchmarks themselves: they start, break as they should, and leave nothing behind."""
+
+import asyncio
+import gc
+import json
+import mmap
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import aiohttp
+import grpc
+import numpy as np
+import pytest
+from servers import environments
+from servers.certificates import Authority
+from servers.drill import held_now
+from servers.environments import Environment
+from servers.garbage import KINDS, GrpcGarbage, HttpGarbage
+from servers.mlp import mlp_answers
+from servers.network import Proxy
+from servers.process import HOST, SHM, free_ports, group_members
+from servers.triton_server import MODELS, TritonServer
+from tritonclient.grpc import service_pb2
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+LONG_S = 30.0
+
+
+def rows(count=2):
+    return np.random.default_rng(4).normal(size=(count, 8)).astype(np.float32)
+
+
+def ask(model, x, name="x"):
+    """A request as it goes over the wire."""
+    message = service_pb2.ModelInferRequest(model_name=model)
+    one = message.inputs.add(name=name, datatype="FP32")
+    one.shape.extend(x.shape)
+    message.raw_input_contents.append(x.tobytes())
+    return message.SerializeToString()
+
+
+async def infer(url, request, timeout_s=LONG_S):
+    async with grpc.aio.insecure_channel(url, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        answer = await channel.unary_unary(INFER)(request, timeout=timeout_s)
+    return service_pb2.ModelInferResponse.FromString(answer)
+
+
+def first_output(answer, columns=4):
+    return np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(-1, columns)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """What there is already is left out of the collections below: each of them takes a millisecond instead of 200."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    yield
+    gc.collect()  # grpc keeps what an error's traceback refers to
+
+
+# -- environments ---------------------------------------------------------------------------------------------------
+
+
+def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "find_python", lambda **_: "python")
+    monkeypatch.setattr(environments, "_run", lambda command: (time.sleep(0.01), ran.append(command)))
+    one = Environment("one", (("first",), ("second",)))
+    threads = [threading.Thread(target=one.make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [command[-1] for command in ran] == [str(tmp_path / ".venv-one"), "first", "second"]
+    Environment("one", (("third",),)).make()  # another version of it
+    assert ran[-1][-1] == "third"
+
+
+def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "find_python", lambda **_: "/bin/false")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"/bin/false -m venv .*\nended with 1"):
+            Environment("one", ()).make()
+
+
+def test_a_machine_without_a_fitting_python_is_told_what_is_missing(monkeypatch):
+    monkeypatch.setattr(environments, "_candidates", lambda: ["/no/such/python"])
+    with pytest.raises(RuntimeError, match=r"need Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
+        environments.find_python(shared_libpython=True)
+
+
+def test_the_python_that_is_found_has_what_the_server_embeds():
+    found = environments.find_python(shared_libpython=True)
+    probe = "import sysconfig as s, os; print(os.path.exists(s.get_config_var('LIBDIR') + '/' + s.get_config_var('INSTSONAME')))"
+    assert subprocess.run([found, "-c", probe], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+# -- Triton ---------------------------------------------------------------------------------------------------------
+
+
+def test_triton_answers_with_each_kind_of_model(triton):
+    x = rows()
+
+    async def main():
+        for model in ("mlp", "mlp_batched"):
+            np.testing.assert_allclose(first_output(await infer(triton.grpc_url, ask(model, x))), mlp_answers(x), 1e-5)
+        ensemble = await infer(triton.grpc_url, ask("mlp_ensemble", x))
+        np.testing.assert_allclose(first_output(ensemble), 2 * mlp_answers(x) + 1, 1e-5, 1e-6)
+        image = np.arange(3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224)
+        same = await infer(triton.grpc_url, ask("image_identity", image))
+        assert same.raw_output_contents[0] == image.tobytes()
+        ends = await infer(triton.grpc_url, ask("image_ends", image))
+        assert first_output(ends, 2).tolist() == [[0.0, 3 * 224 * 224 - 1]]
+
+    asyncio.run(main())
+    assert "nv_inference_request_success" in triton.metrics()
+    assert set(triton.models) == set(MODELS)
+
+
+def test_the_queue_delay_of_triton_can_be_set(triton):
+    def delay():
+        config = json.loads(triton.answers(triton.ports[0], "/v2/models/mlp_batched/config")[1])
+        return config["dynamic_batching"]["max_queue_delay_microseconds"]
+
+    before = delay()
+    triton.set_max_queue_delay(777)
+    assert delay() == 777
+    triton.set_max_queue_delay(before)
+    assert delay() == before
+
+
+def test_a_killed_model_fails_each_request_while_the_server_says_that_it_is_ready(fragile_triton):
+    fragile_triton.kill_model("mlp")
+    with pytest.raises(grpc.aio.AioRpcError, match="is not healthy") as caught:
+        asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert fragile_triton.answers(fragile_triton.ports[0], "/v2/models/mlp/ready")[0] == 200
+    assert fragile_triton.is_ready()
+    fragile_triton.repair("mlp")
+    answer = asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
+    np.testing.assert_allclose(first_output(answer), mlp_answers(rows()), 1e-5)
+
+
+def test_a_frozen_server_answers_when_it_is_thawed(fragile_triton):
+    async def main():
+        fragile_triton.freeze()
+        late = asyncio.ensure_future(infer(fragile_triton.grpc_url, ask("mlp", rows())))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await infer(fragile_triton.grpc_url, ask("mlp", rows()), 0.05)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert not late.done()
+        fragile_triton.thaw()
+        np.testing.assert_allclose(first_output(await late), mlp_answers(rows()), 1e-5)
+
+    asyncio.run(main())
+
+
+def test_it_restarts_on_its_ports_with_nothing_left_of_the_old_one(fragile_triton):
+    pid, before = fragile_triton.pid, set(fragile_triton.shm_files())
+    assert before
+    fragile_triton.restart()
+    assert fragile_triton.pid != pid
+    assert not group_members(pid)
+    assert not before & set(fragile_triton.shm_files())
+    asyncio.run(infer(fragile_triton.grpc_url, ask("mlp", rows())))
+
+
+def test_it_ends_by_itself_when_asked_to(fragile_triton):
+    fragile_triton.terminate()
+    assert fragile_triton.wait(LONG_S) == 0
+    assert not fragile_triton.running
+
+
+@pytest.mark.usefixtures("_servers")
+def test_nothing_outlives_an_owner_that_is_killed():
+    script = """
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[1])
+        from servers.triton_server import TritonServer
+        with TritonServer(["mlp"]) as server:
+            print(server.pid, server.folder, server.shm_prefix, len(server.shm_files()), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(environments.ROOT / "benchmarks")]
+    owner = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert owner.returncode == -signal.SIGKILL
+    pid, folder, prefix, files = owner.stdout.split()
+    assert int(files) > 0
+    give_up = time.monotonic() + LONG_S
+    while group_members(int(pid)) or Path(folder).exists() or list(SHM.glob(f"{prefix}*")):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("_servers")
+def test_a_server_that_does_not_start_says_why_and_leaves_nothing():
+    server = TritonServer([], options=["--no-such-option"])
+    with pytest.raises(RuntimeError, match="no-such-option"):
+        server.start()
+    assert not server.folder.exists()
+    assert not server.running
+
+
+def test_shared_memory_counts_as_held_while_it_has_a_name_or_is_mapped_and_only_ours():
+    other = SHM / f"streaminfer-1-{os.getppid()}.0-1"
+    ours = SHM / f"streaminfer-1-{os.getpid()}.0-1"
+    before = held_now().shared_memory
+    try:
+        other.touch()
+        ours.write_bytes(bytes(4096))
+        assert held_now().shared_memory - before == {ours.name}
+        with ours.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+            ours.unlink()
+            assert held_now().shared_memory - before == {ours.name}
+        assert held_now().shared_memory == before
+    finally:
+        for path in (other, ours):
+            path.unlink(missing_ok=True)
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(ValueError, match=r"models must be of mlp, .* got tpu"):
+        TritonServer(["tpu"])
+
+
+# -- MLServer -------------------------------------------------------------------------------------------------------
+
+
+def test_mlserver_answers(mlserver):
+    answer = asyncio.run(infer(mlserver.grpc_url, ask("mlp", rows())))
+    np.testing.assert_allclose(first_output(answer), mlp_answers(rows()), 1e-5)
+
+
+# -- the network ----------------------------------------------------------------------------------------------------
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.data_received = transport.write
+
+
+async def echoing(use, **settings):
+    """Calls ``use(proxy)`` with a proxy to a server that echoes."""
+    server = await asyncio.get_running_loop().create_server(Echo, HOST, 0)
+    async with server, Proxy(f"{HOST}:{server.sockets[0].getsockname()[1]}", **settings) as proxy:
+        await use(proxy)
+    hang_up()
+
+
+OPENED = []
+
+
+async def connect(proxy, **tls):
+    host, port = proxy.url.split(":")
+    OPENED.append(await asyncio.open_connection(host, int(port), **tls))
+    return OPENED[-1]
+
+
+def hang_up():
+    for _, writer in OPENED:
+        writer.transport.abort()
+    OPENED.clear()
+
+
+async def exchange(connection, text=b"hello"):
+    reader, writer = connection
+    writer.write(text)
+    return await asyncio.wait_for(reader.readexactly(len(text)), LONG_S)
+
+
+async def is_silent(connection, text=b"hello"):
+    try:
+        async with asyncio.timeout(0.05):
+            await exchange(connection, text)
+    except TimeoutError:
+        return True
+    return False
+
+
+def test_a_proxy_forwards_and_counts():
+    async def use(proxy):
+        one, other = await connect(proxy), await connect(proxy)
+        assert await exchange(one) == b"hello"
+        assert await exchange(other, b"x" * 300_000) == b"x" * 300_000
+        assert proxy.connections == 2
+        one[1].close()
+        assert await other[0].read(0) == b""
+        while proxy.connections == 2:
+            await asyncio.sleep(0)
+        assert proxy.accepted == 2
+        other[1].close()
+
+    asyncio.run(echoing(use))
+
+
+@pytest.mark.parametrize("direction", [{}, {"answers": False}, {"requests": False}])
+def test_a_stalled_proxy_goes_on_where_it_was(direction):
+    async def use(proxy):
+        old = await connect(proxy)
+        assert await exchange(old) == b"hello"
+        proxy.stall(**direction)
+        new = await connect(proxy)
+        assert await is_silent(old, b"first")
+        assert await is_silent(new, b"third")
+        proxy.flow()
+        assert await old[0].readexactly(5) == b"first"
+        assert await new[0].readexactly(5) == b"third"
+
+    asyncio.run(echoing(use))
+
+
+def test_a_forgotten_connection_is_silent_for_ever_and_others_are_not():
+    async def use(proxy):
+        old = await connect(proxy)
+        assert await exchange(old) == b"hello"
+        proxy.forget()
+        assert await is_silent(old)
+        assert await exchange(await connect(proxy)) == b"hello"
+        proxy.flow()
+        assert await is_silent(old)
+
+    asyncio.run(echoing(use))
+
+
+def test_a_proxy_cuts_refuses_and_accepts_on_the_same_port():
+    async def use(proxy):
+        one = await connect(proxy)
+        assert await exchange(one) == b"hello"
+        proxy.cut()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await exchange(one)
+        url = proxy.url
+        await proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await connect(proxy)
+        await proxy.accept()
+        assert proxy.url == url
+        assert await exchange(await connect(proxy)) == b"hello"
+
+    asyncio.run(echoing(use))
+
+
+def test_a_proxy_whose_target_refuses_ends_the_connection():
+    async def main():
+        (port,) = free_ports(1)
+        async with Proxy(f"{HOST}:{port}") as proxy:
+            reader, _ = await connect(proxy)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1)
+            hang_up()
+
+    asyncio.run(main())
+
+
+def test_noise_delay_and_bandwidth():
+    async def use(proxy):
+        one = await connect(proxy)
+        proxy.noise = True
+        assert await exchange(one) != b"hello"
+        proxy.noise = False
+        for settings, at_least_s in ((("delay_s", 0.03), 0.06), (("bytes_per_s", 100.0), 0.1)):
+            setattr(proxy, *settings)
+            began = asyncio.get_running_loop().time()
+            assert await exchange(one) == b"hello"
+            assert (
+                asyncio.get_running_loop().time() - began >= at_least_s - 0.002
+            )  # each way; the loop's clock is coarse
+            proxy.delay_s, proxy.bytes_per_s = 0.0, None
+
+    asyncio.run(echoing(use))
+
+
+def test_a_proxy_ends_tls_and_asks_for_a_certificate_where_it_should(authority, tmp_path):
+    stranger = Authority(tmp_path)
+    client = authority.issue("client")
+
+    def trusting(trusted):
+        return ssl.create_default_context(cafile=str(trusted.certificate))
+
+    async def use_tls(proxy):
+        assert await exchange(await connect(proxy, ssl=trusting(authority))) == b"hello"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await connect(proxy, ssl=trusting(stranger))
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            await connect(proxy, ssl=trusting(authority), server_hostname="elsewhere")
+
+    async def use_mutual_tls(proxy):
+        known = trusting(authority)
+        known.load_cert_chain(client.certificate, client.key)
+        assert await exchange(await connect(proxy, ssl=known)) == b"hello"
+        with pytest.raises((ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)):
+            await exchange(await connect(proxy, ssl=trusting(authority)))
+
+    asyncio.run(echoing(use_tls, tls=authority.server_context()))
+    asyncio.run(echoing(use_mutual_tls, tls=authority.server_context(clients=authority)))
+
+
+def test_free_ports_are_free_and_not_of_those_that_the_system_hands_out():
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert max(ports) < 32_768
+    for port in ports:
+        socket.create_server((HOST, port)).close()
+
+
+# -- garbage --------------------------------------------------------------------------------------------------------
+
+
+def is_sound(shape, datatype, name, size):
+    """Whether a description and a content fit each other and the model."""
+    return (shape, datatype, name, size) == ([2, 4], "FP32", "y", 32)
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_garbage_over_grpc_is_what_it_says(triton, kind):
+    async def main():
+        async with GrpcGarbage(triton.grpc_url) as fake:
+            fake.kind = kind
+            async with grpc.aio.insecure_channel(fake.url) as channel:
+                return fake.spoilt, await channel.unary_unary(INFER)(ask("mlp", rows()), timeout=LONG_S), fake.spoilt
+
+    before, body, after = asyncio.run(main())
+    assert (before, after) == (0, kind is not None)
+    try:
+        answer = service_pb2.ModelInferResponse.FromString(body)
+        one = answer.outputs[0]
+        sound = is_sound(list(one.shape), one.datatype, one.name, len(answer.raw_output_contents[0]))
+    except Exception:
+        assert kind in {"noise", "empty", "no_output"}
+    else:
+        assert sound is (kind is None)
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_garbage_over_http_is_what_it_says(triton, kind):
+    question = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 8], "data": rows().reshape(-1).tolist()}],
+        "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+    }
+
+    async def main():
+        async with HttpGarbage(triton.http_url) as fake, aiohttp.ClientSession() as session:
+            fake.kind = kind
+            async with session.post(f"http://{fake.url}/v2/models/mlp/infer", json=question) as answer:
+                return answer.headers, await answer.read()
+
+    headers, body = asyncio.run(main())
+    size = int(headers["Inference-Header-Content-Length"])
+    try:
+        one = json.loads(body[:size])["outputs"][0]
+        sound = is_sound(one["shape"], one["datatype"], one["name"], len(body) - size)
+    except (ValueError, IndexError):
+        assert kind in {"noise", "empty", "no_output"}
+    else:
+        assert sound is (kind is None)
+
+
+def test_what_is_asked_besides_inference_reaches_the_server_as_it_is(triton):
+    async def main():
+        async with GrpcGarbage(triton.grpc_url) as fake, grpc.aio.insecure_channel(fake.url) as channel:
+            fake.kind = "noise"
+            method = "/inference.GRPCInferenceService/ModelMetadata"
+            question = service_pb2.ModelMetadataRequest(name="mlp").SerializeToString()
+            found = service_pb2.ModelMetadataResponse.FromString(await channel.unary_unary(method)(question))
+            assert found.inputs[0].name == "x"
+            unknown = service_pb2.ModelMetadataRequest(name="tpu").SerializeToString()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(method)(unknown)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    asyncio.run(main())

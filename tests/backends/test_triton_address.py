@@ -1,0 +1,142 @@
+"""Where a server is, what may travel there unencrypted, and headers that nobody shows."""
+
+import traceback
+
+import pytest
+
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.address import Tls, find_address
+from streaminfer.backends.triton.headers import Headers
+from streaminfer.errors import BackendError
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("127.0.0.1:9", "127.0.0.1:9"),
+        ("127.9.9.9", "127.9.9.9:8001"),
+        ("localhost", "localhost:8001"),
+        ("LOCALHOST:1", "localhost:1"),
+        ("grpc://[::1]:5", "[::1]:5"),
+        ("[::ffff:127.0.0.1]:5", "[::ffff:127.0.0.1]:5"),
+        ("unix:/tmp/x.sock", "unix:/tmp/x.sock"),
+        ("unix:///tmp/x.sock", "unix:/tmp/x.sock"),
+    ],
+)
+def test_what_cannot_leave_this_machine_needs_no_encryption(url, target):
+    address = find_address(url, "grpc", None, False)
+    assert (address.target, address.local, address.tls) == (target, True, None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1.evil.com:8001", "localhost.evil.com", "10.0.0.1", "triton", "[::ffff:10.0.0.1]", "[fe80::1]:5", "127.1",
+     "0.0.0.0:8001", "2130706433"],
+)  # fmt: skip
+def test_everything_else_does(url):
+    with pytest.raises(ValueError, match=r"tls: expected a Tls or True.*insecure=True"):
+        find_address(url, "grpc", None, False)
+    assert find_address(url, "grpc", None, True).tls is None
+    assert find_address(url, "grpc", True, False).tls == Tls()
+
+
+def test_a_scheme_says_what_is_spoken_and_whether_it_is_encrypted():
+    assert find_address("grpcs://triton:1", "grpc", None, False).tls == Tls()
+    address = find_address("https://triton/behind/this/", "http", None, False)
+    assert (address.target, address.path, str(address)) == ("triton:8000", "/behind/this", "triton:8000/behind/this")
+    tls = Tls(ca=b"pem", server_name="triton")
+    assert find_address("grpcs://10.0.0.1", "grpc", tls, False).tls is tls
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "tls", "insecure", "named"),
+    [
+        ("http://localhost", "grpc", None, False, "url"),
+        ("xds://localhost", "grpc", None, False, "url"),
+        ("grpcss://localhost", "grpc", None, False, "url"),
+        ("localhost:0", "grpc", None, False, "url"),
+        ("localhost:99999", "grpc", None, False, "url"),
+        ("local host", "grpc", None, False, "url"),
+        ("", "grpc", None, False, "url"),
+        ("unix:", "grpc", None, False, "url"),
+        ("localhost/path", "grpc", None, False, "url"),
+        ("http://localhost/?x", "http", None, False, "url"),
+        ("grpc://10.0.0.1", "grpc", True, False, "url"),
+        ("grpcs://10.0.0.1", "grpc", False, False, "tls"),
+        ("grpcs://10.0.0.1", "grpc", None, True, "insecure"),
+        ("10.0.0.1", "grpc", True, True, "insecure"),
+    ],
+)
+def test_what_is_no_address_or_contradicts_itself_is_refused(url, protocol, tls, insecure, named):
+    with pytest.raises(ValueError, match=f"^{named}: expected"):
+        find_address(url, protocol, tls, insecure)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="headers=") as caught:
+        find_address("https://me:hunter2@triton", "http", None, False)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_certificate_and_its_key_come_together_and_are_not_shown():
+    with pytest.raises(ValueError, match="key: expected one"):
+        Tls(certificate="x.pem")
+    with pytest.raises(ValueError, match="certificate: expected one"):
+        Tls(key="x.pem")
+    with pytest.raises(TypeError, match="ca: expected"):
+        Tls(ca=3)
+    assert "secret" not in repr(Tls(certificate=b"public", key=b"secret"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"model": ""}, ValueError, "model"),
+        ({"model": 3}, TypeError, "model"),
+        ({"version": 1}, TypeError, "version"),
+        ({"protocol": "tcp"}, ValueError, "protocol"),
+        ({"timeout_s": 0}, ValueError, "timeout_s"),
+        ({"statistics_every_s": 0}, ValueError, "statistics_every_s"),
+        ({"keepalive_s": -1}, ValueError, "keepalive_s"),
+        ({"max_streams": 0}, ValueError, "max_streams"),
+        ({"shared_memory": 1}, TypeError, "shared_memory"),
+        ({"url": "10.0.0.1", "insecure": True, "shared_memory": True}, ValueError, "shared_memory"),
+        ({"headers": 3}, TypeError, "headers"),
+    ],
+)
+def test_arguments_are_checked(changes, error, named):
+    arguments = {"url": "localhost", "model": "m", **changes}
+    with pytest.raises(error, match=f"^{named}: expected"):
+        TritonBackend(arguments.pop("url"), arguments.pop("model"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"authorization": "hunter2\n"}, {"bad name": "hunter2"}, {"content-length": "hunter2"}, {"x-bin": "hunter2"},
+     {"authorization": b"hunter2"}],
+)  # fmt: skip
+def test_headers_that_cannot_be_sent_are_refused_and_their_values_not_shown(given):
+    with pytest.raises((ValueError, TypeError), match="headers: expected") as caught:
+        Headers(given)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_headers_are_made_anew_for_each_call_and_scrubbed_from_what_comes_back():
+    tokens = iter(["Bearer first", "Bearer second"])
+    headers = Headers(lambda: {"Authorization": next(tokens)})
+    assert headers.now() == (("authorization", "Bearer first"),)
+    assert headers.now() == (("authorization", "Bearer second"),)
+    assert headers.scrub("not first, not Bearer second") == "not ***, not ***"
+    assert "second" not in repr(headers)
+    with pytest.raises(BackendError, match="headers: the function failed with StopIteration"):
+        headers.now()
+
+
+def test_what_it_is_can_be_read_before_it_starts():
+    plain = TritonBackend("localhost:9", "m", headers={"authorization": "hunter2"})
+    assert (plain.address, plain.encrypted, plain.missing_extensions) == ("localhost:9", False, ())
+    assert TritonBackend("triton:9", "m", tls=True).encrypted
+    assert "hunter2" not in repr(plain) + str(vars(plain))
+    # without a version nobody knows which model it is: no two of them are taken for the same
+    assert plain.fingerprint != TritonBackend("localhost:9", "m").fingerprint
+    assert TritonBackend("localhost:9", "m", version="3").fingerprint == "triton grpc://localhost:9 m 3"

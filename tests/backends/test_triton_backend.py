@@ -1,0 +1,591 @@
+"""TritonBackend against a real Triton, over both protocols, with and without shared memory."""
+
+import asyncio
+import contextlib
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+from streaminfer import AdaptiveBatcher, Stack
+from streaminfer.backends.triton import SequenceLost, Tls, TritonBackend
+from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.request import Batch, Request
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def connect(triton, protocol):
+    def make(model, **more):
+        url = triton.grpc_url if protocol == "grpc" else triton.http_url
+        return TritonBackend(url, model, **{"protocol": protocol, "statistics_every_s": None, **more})
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def running(backend):
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.stop()
+
+
+def batch(inputs, deadline_ns=None, **more):
+    count = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+    return Batch(inputs, [Request(None, **more) for _ in range(count)], deadline_ns)
+
+
+def soon(seconds):
+    return time.monotonic_ns() + int(seconds * 1e9)
+
+
+def floats(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def test_what_the_model_is_is_known_at_start(connect):
+    async def scenario():
+        async with running(connect("mlp")) as backend:
+            assert [str(spec) for spec in (*backend.inputs, *backend.outputs)] == [
+                "x float32[batch, 8]", "y float32[batch, 4]",
+            ]  # fmt: skip
+            assert (dict(backend.batch_axes), backend.max_batch_size) == ({"x": 0}, 64)
+            assert backend.missing_extensions == ()
+            assert backend.server.version == "2.51.0"
+            assert backend.fingerprint.endswith(f"{backend.address} mlp 1")
+            backend.validate(Request(floats(8)))
+            for wrong in (floats(7), floats(1, 8), np.zeros(8), {"z": floats(8)}):
+                with pytest.raises(InvalidInput, match=r"^input '"):
+                    backend.validate(Request(wrong))
+            assert "mlp" in repr(backend)
+            assert "float32[8]" in backend._repr_html_()
+        with pytest.raises(Closed):
+            backend.validate(Request(floats(8)))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": "nope"}, ValueError, "model: expected a model of the server, got 'nope'; it has .*'mlp' 1"),
+        ({"model": "mlp", "version": "7"}, ValueError, "version: expected a version of model 'mlp'"),
+        ({"model": "mlp", "version": "x"}, ValueError, "version: expected"),
+    ],
+)
+def test_a_model_that_is_not_there_is_an_error_at_start(connect, arguments, error, message):
+    backend = connect(**arguments)
+    for _ in range(2):  # nothing of the first start is left
+        with pytest.raises(error, match=message):
+            asyncio.run(backend.start())
+
+
+def test_nobody_at_the_address_is_an_error_at_start(protocol, triton):
+    from servers.process import free_ports
+
+    (port,) = free_ports(1)
+    with pytest.raises(BackendError) as caught:
+        asyncio.run(TritonBackend(f"127.0.0.1:{port}", "mlp", protocol=protocol).start())
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_rows_are_answered_in_order(connect, shared_memory):
+    async def scenario():
+        async with running(connect("affine", shared_memory=shared_memory)) as backend:
+            for rows in (1, 3, 64, 2):
+                x = floats(rows, 5)
+                answers = await backend.infer(batch(x))
+                assert np.array_equal(np.stack(answers), 2 * x + 1)
+            x = floats(6, 5)[::2]  # not contiguous
+            assert np.array_equal(np.stack(await backend.infer(batch(x))), 2 * x + 1)
+            padded = Batch(floats(4, 5), [Request(None)] * 3)
+            padded = type("Padded", (Batch,), {"size": 4})(padded.inputs, padded.rows)
+            assert len(await backend.infer(padded)) == 3
+            counted = backend.statistics()
+            assert (counted.batches, counted.rows, counted.errors) == (6, 76, 0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_types_that_need_care_come_back_as_they_went(connect, shared_memory):
+    async def scenario():
+        sent = {
+            "text": np.array([["é", ""], ["longer", "a"]]),
+            "half": floats(2, 3).astype(np.float16),
+            "number": np.array([[2**62], [-1]]),
+            "flag": np.array([[True, False, True], [False, True, True]]),
+        }
+        async with running(connect("echo", shared_memory=shared_memory)) as backend:
+            backend.validate(Request({name: value[0] for name, value in sent.items()}))
+            answers = await backend.infer(batch(sent))
+            for row, answer in enumerate(answers):
+                assert answer["text_out"].tolist() == [one.encode() for one in sent["text"][row]]
+                for name in ("half", "number", "flag"):
+                    assert answer[f"{name}_out"].dtype == sent[name].dtype
+                    assert np.array_equal(answer[f"{name}_out"], sent[name][row])
+            with pytest.raises(BackendError, match="output 'text_out': expected one, got 'flag_out': it is missing"):
+                await backend.infer(batch({"flag": sent["flag"]}))
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_larger_than_the_model_takes_is_not_sent(connect):
+    async def scenario():
+        async with running(connect("affine")) as backend:
+            with pytest.raises(BackendError, match="give the batcher max_batch_size=64"):
+                await backend.infer(batch(floats(65, 1)))
+            with pytest.raises(BackendError, match="stack=True"):
+                await backend.infer(batch([floats(1)]))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_one_row_that_the_model_refuses_fails_alone(connect, shared_memory):
+    async def scenario():
+        async with running(connect("affine", shared_memory=shared_memory)) as backend:
+            x = floats(9, 2)
+            x[5] = np.nan
+            answers = await backend.infer(batch(x))
+            assert [isinstance(one, InvalidInput) for one in answers] == [row == 5 for row in range(9)]
+            assert np.array_equal(np.delete(np.stack([one if row != 5 else x[5] for row, one in enumerate(answers)]), 5, 0),
+                                  np.delete(2 * x + 1, 5, 0))  # fmt: skip
+            assert backend.statistics().split_batches > 0
+            with pytest.raises(InvalidInput, match="NaN") as caught:
+                await backend.infer(batch(x[5:6]))
+            assert caught.value.__cause__ is not None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_the_deadline_ends_a_batch_and_cancelling_ends_it_at_once(connect, shared_memory):
+    async def scenario():
+        async with running(connect("slow_echo", shared_memory=shared_memory)) as backend:
+            slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 400, np.int32)}
+            with pytest.raises(DeadlineExceeded):
+                await backend.infer(batch(slow, soon(0.05)))
+            with pytest.raises(DeadlineExceeded, match="before it was asked"):
+                await backend.infer(batch(slow, soon(-1)))
+            task = asyncio.create_task(backend.infer(batch(slow)))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            quick = {"x": floats(1, 1), "sleep_ms": np.zeros((1, 1), np.int32)}
+            assert (await backend.infer(batch(quick, soon(20))))[0] == 0.0
+            counted = backend.statistics()
+            assert (counted.batches, counted.errors, counted.cancelled) == (1, 2, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_is_overload(connect):
+    async def scenario():
+        async with running(connect("slow_echo")) as backend:
+            slow = {"x": floats(8, 1), "sleep_ms": np.full((8, 1), 100, np.int32)}
+            ends = await asyncio.gather(*(backend.infer(batch(slow)) for _ in range(12)), return_exceptions=True)
+            kinds = {type(one) for one in ends}
+            assert kinds == {list, Overloaded}
+
+    asyncio.run(scenario())
+
+
+def test_stopping_drains_or_ends_what_runs_and_it_starts_again(connect):
+    async def scenario():
+        backend = connect("slow_echo")
+        slow = {"x": floats(1, 1), "sleep_ms": np.full((1, 1), 150, np.int32)}
+        for drain in (True, False):
+            await backend.start()
+            await backend.start()
+            task = asyncio.create_task(backend.infer(batch(slow)))
+            await asyncio.sleep(0.03)
+            await backend.stop(drain=drain)
+            assert task.done()
+            if drain:
+                assert len(task.result()) == 1
+            else:
+                assert isinstance(task.exception(), Closed)
+            await backend.stop()
+            with pytest.raises(Closed):
+                await backend.infer(batch(slow))
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_another_loop_is_refused(connect):
+    backend = connect("affine")
+
+    async def elsewhere():
+        for use in (backend.infer(batch(floats(1, 1))), backend.start(), backend.stop()):
+            with pytest.raises(RuntimeError, match="event loop"):
+                await use
+
+    async def scenario():
+        async with running(backend):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        # the thread of to_thread is not ours to leave behind
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(scenario())
+
+
+def test_the_steps_of_a_stream_are_a_sequence_of_the_server(connect):
+    async def scenario():
+        async with running(connect("accumulate")) as backend:
+            with pytest.raises(InvalidInput, match="stream_id"):
+                backend.validate(Request(np.array([1])))
+            rows = [Request(None, stream_id="ab"[number % 2]) for number in range(6)]
+            values = np.arange(6).reshape(6, 1)
+            sums = [int(one[0]) for one in await backend.infer(Batch(values, rows))]
+            assert sums == [0, 1, 2, 4, 6, 9]
+            assert int((await backend.end_stream("a", np.array([100])))[0]) == 106
+            assert int((await backend.end_stream("b"))[0]) == 9
+            assert await backend.end_stream("b") is None
+            again = await backend.infer(Batch(values[5:], [Request(None, stream_id="a")]))
+            assert int(again[0][0]) == 5
+
+    asyncio.run(scenario())
+
+
+def test_steps_through_a_stack_keep_their_order(connect):
+    async def scenario():
+        backend = connect("accumulate")
+        async with Stack(AdaptiveBatcher(max_batch_size=8), backend) as service:
+            sums = await asyncio.gather(
+                *(service(np.array([1]), stream_id=number % 5, timeout_s=20) for number in range(50))
+            )
+        assert [int(one[0]) for one in sums] == [number // 5 + 1 for number in range(50)]
+
+    asyncio.run(scenario())
+
+
+def test_a_sequence_that_the_server_has_forgotten_is_a_typed_error_and_begins_anew(connect, triton):
+    async def scenario():
+        async with running(connect("accumulate")) as backend:
+
+            def one(value):
+                return Batch(np.array([[value]]), [Request(None, stream_id="s")])
+
+            assert int((await backend.infer(one(3)))[0][0]) == 3
+            await asyncio.to_thread(triton.repair, "accumulate")
+            (lost,) = await backend.infer(one(4))
+            assert isinstance(lost, SequenceLost)
+            assert lost.retryable is False
+            assert int((await backend.infer(one(5)))[0][0]) == 5
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(scenario())
+
+
+def test_priority_is_passed_on(connect):
+    async def scenario():
+        async with running(connect("priority")) as backend:
+
+            def ask(priority):
+                return backend.infer(batch(np.full((1, 1), 60, np.int32), priority=priority))
+
+            first = asyncio.create_task(ask(0))
+            await asyncio.sleep(0.02)
+            waiting = [asyncio.create_task(ask(priority)) for priority in (3, 0, -9)]
+            places = [int(one[0][0]) for one in await asyncio.gather(first, *waiting)]
+            assert sorted(places) == [places[0], places[3], places[2], places[1]]
+
+    asyncio.run(scenario())
+
+
+def test_the_servers_times_are_read(connect):
+    async def scenario():
+        async with running(connect("slow_echo")) as backend:
+            assert backend.statistics().parts() == {}
+            assert (await backend.read_statistics()).requests == 0
+            for _ in range(3):
+                await backend.infer(batch({"x": floats(2, 1), "sleep_ms": np.full((2, 1), 30, np.int32)}))
+            async with asyncio.timeout(20):
+                while (times := await backend.read_statistics()).requests < 3:
+                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+            assert (times.requests, times.rows) == (3, 6)
+            assert 0.025 < times.compute_s < 5
+            said = backend.statistics()
+            assert said.server == times
+            assert said.recent is not None
+            assert said.server_error == ""
+            parts = said.parts()
+            assert set(parts) == {"server queue", "server compute", "transport"}
+            # the server may count longer than the answer took
+            assert sum(parts.values()) == pytest.approx(max(said.round_trip_s, times.queue_s + times.compute_s))
+
+    asyncio.run(scenario())
+
+
+def test_they_are_read_again_and_again_while_it_runs(connect):
+    async def scenario():
+        async with asyncio.timeout(20), running(connect("affine", statistics_every_s=0.01)) as backend:
+            while backend.statistics().recent is None:
+                await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+# -- decoupled models: gRPC only --------------------------------------------------------------------------------
+
+
+def repeat(n, *, deadline_ns=None, **more):
+    given = {"n": n, **more}
+    return Request({name: np.array([value], np.int32) for name, value in given.items()}, deadline_ns=deadline_ns)
+
+
+@pytest.fixture
+def repeating(triton):
+    return TritonBackend(triton.grpc_url, "repeat", statistics_every_s=None)
+
+
+def test_the_answers_of_a_decoupled_model_come_one_by_one_and_end(repeating):
+    async def scenario():
+        async with running(repeating) as backend:
+            for count in (0, 1, 5):
+                assert [int(one[0]) async for one in backend.stream(repeat(count))] == list(range(count))
+            both = await asyncio.gather(*(_collect(backend.stream(repeat(3, delay_ms=5))) for _ in range(4)))
+            assert both == [[0, 1, 2]] * 4
+
+    asyncio.run(scenario())
+
+
+async def _collect(answers):
+    return [int(one[0]) async for one in answers]
+
+
+def test_a_stream_that_fails_or_is_late_or_left_ends(repeating):
+    async def scenario():
+        async with running(repeating) as backend:
+            got = []
+            with pytest.raises((BackendError, InvalidInput)):
+                async for one in backend.stream(repeat(5, fail_at=2)):
+                    got += [int(one[0])]
+            assert got == [0, 1]
+            with pytest.raises(DeadlineExceeded):
+                await _collect(backend.stream(repeat(100, delay_ms=20, deadline_ns=soon(0.1))))
+            async with contextlib.aclosing(backend.stream(repeat(1000, delay_ms=5))) as answers:
+                async for _ in answers:
+                    break
+            task = asyncio.create_task(_collect(backend.stream(repeat(1000, delay_ms=5))))
+            await asyncio.sleep(0.03)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(InvalidInput, match="input 'n'"):
+                await _collect(backend.stream(Request({"delay_ms": np.array([1], np.int32)})))
+            left = asyncio.create_task(_collect(backend.stream(repeat(1000, delay_ms=5))))
+            await asyncio.sleep(0.03)
+            await backend.stop(drain=False)
+            assert isinstance(left.exception(), Closed)
+
+    asyncio.run(scenario())
+
+
+def test_a_decoupled_model_that_answers_once_can_stand_behind_a_batcher(repeating):
+    async def scenario():
+        async with running(repeating) as backend:
+            answers = await backend.infer(batch({"n": np.array([[1], [0], [2]], np.int32)}))
+            assert answers[0] == 0
+            assert [str(one).rpartition("got ")[2].split(":")[0] for one in answers[1:]] == ["none", "more"]
+
+    asyncio.run(scenario())
+
+
+def test_http_has_no_streams(triton):
+    async def scenario():
+        async with running(TritonBackend(triton.http_url, "repeat", protocol="http")) as backend:
+            with pytest.raises(BackendError, match="protocol='grpc'"):
+                await _collect(backend.stream(repeat(1)))
+
+    asyncio.run(scenario())
+
+
+# -- encryption, headers, reconnecting --------------------------------------------------------------------------
+
+
+def test_tls_and_mutual_tls(triton, authority, protocol):
+    from servers.network import Proxy
+
+    target = triton.grpc_url if protocol == "grpc" else triton.http_url
+    client = authority.issue("client")
+
+    async def ask(proxy, tls):
+        backend = TritonBackend(proxy.url, "affine", protocol=protocol, tls=tls, timeout_s=3, statistics_every_s=None)
+        assert backend.encrypted
+        async with running(backend):
+            return float((await backend.infer(batch(np.ones((1, 1), np.float32))))[0][0])
+
+    async def scenario():
+        async with Proxy(target, tls=authority.server_context()) as proxy:
+            assert await ask(proxy, Tls(ca=authority.certificate)) == 3.0
+            assert await ask(proxy, Tls(ca=authority.certificate.read_bytes(), server_name="localhost")) == 3.0
+            with pytest.raises((BackendError, DeadlineExceeded)):
+                await ask(proxy, True)  # the system does not know this authority
+            with pytest.raises((BackendError, DeadlineExceeded)):
+                await ask(proxy, Tls(ca=authority.certificate, server_name="another"))
+        async with Proxy(target, tls=authority.server_context(clients=authority)) as proxy:
+            own = Tls(ca=authority.certificate, certificate=client.certificate, key=client.key.read_bytes())
+            assert await ask(proxy, own) == 3.0
+            with pytest.raises((BackendError, DeadlineExceeded)):
+                await ask(proxy, Tls(ca=authority.certificate))
+
+    asyncio.run(scenario())
+
+
+def test_headers_go_out_with_every_call_and_their_function_is_asked_each_time(connect):
+    calls = []
+
+    def headers():
+        calls.append(1)
+        if len(calls) > 20:
+            raise KeyError("hunter2")
+        return {"authorization": f"Bearer hunter2-{len(calls)}"}
+
+    async def scenario():
+        async with running(connect("affine", headers=headers)) as backend:
+            before = len(calls)
+            for _ in range(3):
+                await backend.infer(batch(floats(1, 1)))
+            assert len(calls) == before + 3
+            with pytest.raises(InvalidInput) as caught:
+                await backend.infer(batch(np.full((1, 1), np.nan, np.float32)))
+            assert "hunter2" not in "".join(traceback.format_exception(caught.value)) + repr(backend)
+            calls.extend([1] * 20)
+            with pytest.raises(BackendError, match="headers: the function failed with KeyError"):
+                await backend.infer(batch(floats(1, 1)))
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_quotes_a_token_does_not_put_it_into_an_error(protocol):
+    """The server is scripted: it answers every call with the authorization that it got."""
+    from servers.process import free_ports
+
+    (port,) = free_ports(1)
+
+    async def scenario():
+        async with _quoting(protocol, port):
+            backend = TritonBackend(
+                f"127.0.0.1:{port}", "m", protocol=protocol, headers={"authorization": "Bearer hunter2"}
+            )
+            with pytest.raises(BackendError, match="not valid: ") as caught:
+                await backend.start()
+            assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+            assert getattr(caught.value, "retryable", None) is False
+
+    asyncio.run(scenario())
+
+
+@contextlib.asynccontextmanager
+async def _quoting(protocol, port):
+    if protocol == "grpc":
+        import grpc
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(self, details):
+                async def refuse(_, context):
+                    sent = dict(context.invocation_metadata())["authorization"]
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"not valid: {sent}")
+
+                return grpc.unary_unary_rpc_method_handler(refuse)
+
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Handler(),))
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+        return
+    from aiohttp import web
+
+    async def refuse(request):
+        return web.json_response({"error": f"not valid: {request.headers['authorization']}"}, status=401)
+
+    runner = web.ServerRunner(web.Server(refuse))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def test_a_connection_that_fell_silent_is_replaced(triton, protocol):
+    from servers.network import Proxy
+
+    async def scenario():
+        target = triton.grpc_url if protocol == "grpc" else triton.http_url
+        async with Proxy(target) as proxy:
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, statistics_every_s=None)
+            async with running(backend):
+                await backend.infer(batch(floats(1, 1)))
+                proxy.forget()  # what is connected is never heard of again; new connections are served
+                tried, answered = 0, False
+                while not answered:
+                    tried += 1
+                    try:
+                        await backend.infer(batch(floats(1, 1), soon(0.3)))
+                        answered = True
+                    except DeadlineExceeded:
+                        assert tried < 15
+                assert tried > 1
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_connection_is_made_anew(triton, protocol):
+    from servers.network import Proxy
+
+    async def scenario():
+        target = triton.grpc_url if protocol == "grpc" else triton.http_url
+        async with Proxy(target) as proxy:
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, statistics_every_s=None, keepalive_s=400)
+            async with running(backend):
+                await backend.infer(batch(floats(1, 1)))
+                await proxy.refuse()
+                with pytest.raises(BackendError) as caught:
+                    await backend.infer(batch(floats(1, 1), soon(5)))
+                assert caught.value.__cause__ is not None
+                await proxy.accept()
+                await asyncio.sleep(0.6)  # the longest wait between two attempts, and the attempt
+                await backend.infer(batch(floats(1, 1), soon(5)))
+
+    asyncio.run(scenario())
+
+
+def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_for():
+    from streaminfer.backends.triton.address import find_address
+    from streaminfer.backends.triton.grpc_transport import _options
+
+    plain = dict(_options(find_address("localhost", "grpc", None, False), None))
+    assert plain["grpc.max_reconnect_backoff_ms"] <= 250
+    assert "grpc.keepalive_time_ms" not in plain
+    assert dict(_options(find_address("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
+
+
+def test_a_server_that_does_not_know_the_shared_memory_any_more_is_told_again(connect):
+    async def scenario():
+        async with running(connect("affine", shared_memory=True)) as backend:
+            session = backend._asker.session
+            for _ in range(2):
+                assert np.array_equal(np.stack(await backend.infer(batch(floats(2, 3)))), 2 * floats(2, 3) + 1)
+                for name in await session.transport.registered(5.0):
+                    await session.transport.unregister(name, 5.0)
+
+    asyncio.run(scenario())

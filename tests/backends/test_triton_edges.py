@@ -1,0 +1,427 @@
+"""TritonBackend where things go wrong half way: abandoned streams, a replaced model, text that cannot be sent, late maps."""
+
+import asyncio
+import contextlib
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+from streaminfer import AdaptiveBatcher, Stack, Telemetry
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.address import Tls, find_address
+from streaminfer.backends.triton.shared_memory import RegionPool
+from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
+from streaminfer.request import Batch, Request
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def connect(triton):
+    def make(model, protocol="grpc", **more):
+        url = triton.grpc_url if protocol == "grpc" else triton.http_url
+        return TritonBackend(url, model, **{"protocol": protocol, "statistics_every_s": None, **more})
+
+    return make
+
+
+@contextlib.asynccontextmanager
+async def running(backend):
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.stop()
+
+
+def batch(inputs, deadline_ns=None):
+    count = len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+    return Batch(inputs, [Request(None) for _ in range(count)], deadline_ns)
+
+
+def soon(seconds):
+    return time.monotonic_ns() + int(seconds * 1e9)
+
+
+def floats(*shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def repeat(**given):
+    return {name: np.array([value], np.int32) for name, value in given.items()}
+
+
+# -- streams whose caller is not there ----------------------------------------------------------------------------
+
+
+def test_a_stream_that_nobody_takes_any_more_holds_nothing_up(connect):
+    async def scenario():
+        for drain, timeout_s in ((False, 30.0), (True, 0.2)):
+            backend = connect("repeat", timeout_s=timeout_s)
+            await backend.start()
+            answers = backend.stream(Request(repeat(n=1000, delay_ms=5)))
+            await anext(answers)
+            async with asyncio.timeout(20):
+                await backend.stop(drain=drain)
+            with pytest.raises(Closed):
+                await anext(answers)
+        async with asyncio.timeout(20):
+            while len(asyncio.all_tasks()) > 1:  # gRPC's own ends when its core has said so
+                await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+
+
+def test_draining_lets_a_stream_that_is_taken_come_to_its_end(connect):
+    async def scenario():
+        backend = connect("repeat")
+        await backend.start()
+        got = []
+
+        async def take():
+            async for one in backend.stream(Request(repeat(n=10, delay_ms=5))):
+                got.append(int(one[0]))
+                await asyncio.sleep(0.01)  # nobody awaits the stream meanwhile
+
+        taking = asyncio.create_task(take())
+        while not got:
+            await asyncio.sleep(0.001)
+        await backend.stop(drain=True)
+        await taking
+        assert got == list(range(10))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ending", ["left", "raised"])
+def test_a_stream_that_is_left_without_closing_it_is_collected(connect, ending):
+    async def scenario():
+        async with running(connect("repeat")) as backend:
+
+            async def leave():
+                async for _ in backend.stream(Request(repeat(n=1000, delay_ms=5))):
+                    if ending == "left":
+                        break
+                    raise KeyError
+
+            with contextlib.suppress(KeyError):
+                await leave()
+            async with asyncio.timeout(20):
+                await backend._asker.session.streams.until_none()
+
+    asyncio.run(scenario())
+
+
+def test_without_a_deadline_an_answer_has_the_timeout_of_the_backend(connect):
+    async def scenario():
+        async with running(connect("repeat", timeout_s=0.3)) as backend:
+            slow = {name: array[np.newaxis] for name, array in repeat(n=1, delay_ms=3000).items()}
+            (late,) = await backend.infer(batch(slow))
+            assert isinstance(late, DeadlineExceeded)
+            with pytest.raises(DeadlineExceeded, match=r"nothing came for 0\.3 s"):
+                await anext(backend.stream(Request(repeat(n=1, delay_ms=3000))))
+            # the whole may take longer
+            assert len([1 async for _ in backend.stream(Request(repeat(n=8, delay_ms=60)))]) == 8
+
+    asyncio.run(scenario())
+
+
+# -- who is to blame ----------------------------------------------------------------------------------------------
+
+
+def test_callers_are_not_blamed_for_a_model_that_was_replaced(connect, triton, protocol):
+    config = triton.repository / "affine" / "config.pbtxt"
+    before = config.read_text()
+
+    async def scenario():
+        async with running(connect("affine", protocol)) as backend:
+            await backend.infer(batch(floats(4, 3)))
+            config.write_text(before.replace("TYPE_FP32", "TYPE_INT32"))
+            await asyncio.to_thread(triton.load, "affine")
+            with pytest.raises(BackendError, match="the model was replaced") as caught:
+                await backend.infer(batch(floats(4, 3)))
+            assert caught.value.retryable is False
+            assert caught.value.__cause__ is not None
+            assert backend.statistics().split_batches == 0  # none of the rows is to blame
+            with pytest.raises(InvalidInput, match="data-type"):  # but this one was wrong from the start
+                await backend.infer(batch(np.zeros((1, 3), np.float64)))
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        config.write_text(before)
+        triton.load("affine")
+
+
+def test_text_that_cannot_be_sent_fails_alone(connect, protocol):
+    async def scenario():
+        async with running(connect("echo", protocol)) as backend:
+            for bad in ("\ud800", None):
+                text = np.array([["a"], [bad], ["b"], ["c"]], object)
+                others = {"half": np.ones((4, 1), np.float16), "number": np.ones((4, 1), np.int64)}
+                flag = np.ones((4, 1), np.bool_)
+                answers = await backend.infer(batch({"text": text, "flag": flag, **others}))
+                assert isinstance(answers[1], InvalidInput)
+                assert [answers[row]["text_out"].tolist() for row in (0, 2, 3)] == [[b"a"], [b"b"], [b"c"]]
+
+    asyncio.run(scenario())
+
+
+def test_empty_arrays_go_beside_large_ones(connect, protocol):
+    async def scenario():
+        async with running(connect("echo", protocol)) as backend:
+            sent = {
+                "text": np.zeros((2, 0), np.str_),
+                "half": np.zeros((2, 0), np.float16),
+                "number": np.ones((2, 10_000), np.int64),
+                "flag": np.zeros((2, 0), np.bool_),
+            }
+            answers = await backend.infer(batch(sent))
+            assert [answers[1][f"{name}_out"].shape for name in sent] == [(0,), (0,), (10_000,), (0,)]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_messages_may_be_as_large_as_a_batch(connect, protocol, shared_memory):
+    async def scenario():
+        async with running(connect("affine", protocol, shared_memory=shared_memory)) as backend:
+            x = floats(3, 500_000)  # 6 MB: over gRPC's own limit
+            assert np.array_equal(np.stack(await backend.infer(batch(x))), 2 * x + 1)
+
+    asyncio.run(scenario())
+
+
+# -- shared memory ------------------------------------------------------------------------------------------------
+
+
+def test_telling_a_server_again_of_shared_memory_is_a_part_of_the_requests_time(connect, triton, protocol):
+    from servers.network import Proxy
+
+    async def scenario():
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, shared_memory=True, statistics_every_s=None)
+            async with running(backend):
+                await backend.infer(batch(floats(2, 3)))
+                transport = backend._asker.session.transport
+                for name in await transport.registered(5.0):
+                    await transport.unregister(name, 5.0)
+                asked = transport.unregister
+
+                async def stall(name, timeout_s):
+                    proxy.stall()
+                    await asked(name, timeout_s)
+
+                transport.unregister = stall
+                started = time.monotonic()
+                with pytest.raises(DeadlineExceeded, match="did not map shared memory in time"):
+                    await backend.infer(batch(floats(2, 3), soon(0.5)))
+                assert time.monotonic() - started < 15  # and not the 30 s of a question without a request
+                transport.unregister = asked
+                proxy.flow()
+                assert len(await backend.infer(batch(floats(2, 3), soon(20)))) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_cannot_map_our_memory_is_noticed_at_the_start(connect, protocol, monkeypatch):
+    from pathlib import Path
+
+    from streaminfer.backends.triton import shared_memory as module
+
+    async def scenario(tmp_path):
+        monkeypatch.setattr(module, "_FOLDER", Path(tmp_path))
+        with pytest.raises(BackendError, match="registering shared memory failed"):
+            await connect("affine", protocol, shared_memory=True).start()
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(folder))
+
+
+def test_a_start_that_fails_leaves_nothing(connect, monkeypatch):
+    held = []
+
+    async def fail(pool):
+        held.append(pool)
+        raise BackendError("scripted")
+
+    async def scenario():
+        monkeypatch.setattr(RegionPool, "start", fail)
+        backend = connect("affine", shared_memory=True)
+        with pytest.raises(BackendError, match="scripted"):
+            await backend.start()
+        (pool,) = held
+        assert not pool._give_up.alive  # what says to others that it lives
+        monkeypatch.undo()
+        async with running(backend):
+            assert len(await backend.infer(batch(floats(2, 3)))) == 2
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario())
+
+
+# -- encryption and secrets ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"ca": b"no PEM, hunter2"}, "tls.ca"),
+        ({"ca": b"\x30\x82\xff"}, "tls.ca"),
+        ({"certificate": b"hunter2", "key": b"hunter2"}, "tls.certificate, tls.key"),
+    ],
+)
+def test_files_that_are_no_pem_are_named_and_not_shown(connect, protocol, files, named):
+    backend = TritonBackend("localhost:9", "m", protocol=protocol, tls=Tls(**files))
+    with pytest.raises(ValueError, match=f"^{named}: expected") as caught:
+        asyncio.run(backend.start())
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_encrypted_key_is_refused_and_no_password_asked(authority, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+
+    issued = authority.issue("locked")
+    key = serialization.load_pem_private_key(issued.key.read_bytes(), None)
+    locked = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"hunter2"),
+    )
+    with pytest.raises(ValueError, match="unencrypted"):
+        Tls(certificate=issued.certificate, key=locked).context()
+
+
+@pytest.mark.parametrize("wrong", ["authority", "name", "expired", "client"])
+def test_a_server_or_client_that_is_not_who_it_should_be_gets_nothing(triton, authority, protocol, tmp_path, wrong):
+    from servers import certificates
+    from servers.network import Proxy
+
+    other = certificates.Authority(tmp_path, "other")
+    issuer = other if wrong == "authority" else authority
+    me = (other if wrong == "client" else authority).issue("me")
+    with pytest.MonkeyPatch.context() as patch:
+        if wrong == "expired":
+            patch.setattr(certificates, "LIFETIME", -certificates.LIFETIME)
+            context = _expired(issuer, patch)
+        else:
+            context = issuer.server_context(*(["elsewhere.example"] if wrong == "name" else []), clients=authority)
+    tls = Tls(ca=authority.certificate, certificate=me.certificate, key=me.key)
+
+    async def scenario():
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url, tls=context) as proxy:
+            backend = TritonBackend(
+                proxy.url, "affine", protocol=protocol, tls=tls, headers={"authorization": "Bearer hunter2"}
+            )
+            with pytest.raises(BackendError, match="UNAVAILABLE") as caught:
+                await backend.start()
+            assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+    asyncio.run(scenario())
+
+
+def _expired(authority, patch):
+    """A server context whose certificate ended a day ago."""
+    import datetime as dt
+
+    from servers import certificates
+
+    builder = certificates._builder
+
+    def past(*names):
+        now = dt.datetime.now(dt.UTC)
+        made = builder(*names)
+        made._not_valid_before, made._not_valid_after = (
+            (now - dt.timedelta(days=days)).replace(tzinfo=None) for days in (2, 1)
+        )
+        return made
+
+    patch.undo()
+    patch.setattr(certificates, "_builder", past)
+    return authority.server_context()
+
+
+def test_http_through_a_unix_socket_is_not_said_to_be_encrypted():
+    with pytest.raises(ValueError, match="tls: expected None"):
+        find_address("unix:/tmp/x.sock", "http", True, False)
+    assert find_address("unix:/tmp/x.sock", "grpc", True, False).tls == Tls()
+
+
+def test_a_query_is_refused_and_not_shown():
+    for url in ("https://triton/?token=hunter2", "https://triton/#hunter2"):
+        with pytest.raises(ValueError, match="url: expected") as caught:
+            find_address(url, "http", None, False)
+        assert "hunter2" not in str(caught.value)
+
+
+# -- threads and loops --------------------------------------------------------------------------------------------
+
+
+def test_threads_ask_through_a_blocking_stack_and_it_starts_again(connect):
+    stack = Stack(AdaptiveBatcher(max_batch_size=8), connect("affine", shared_memory=True))
+    for _ in range(2):
+        with stack.blocking() as ask:
+            assert [float(ask(np.full(3, value, np.float32), timeout_s=20)[0]) for value in range(5)] == [1, 3, 5, 7, 9]
+
+
+def test_cancellations_and_deadlines_never_mix_up_rows(connect, protocol):
+    async def scenario(shared_memory):
+        async with running(connect("affine", protocol, shared_memory=shared_memory)) as backend:
+            random = np.random.default_rng(1)
+
+            async def one(number):
+                x = np.full((int(random.integers(1, 9)), 50), number, np.float32)
+                asking = asyncio.create_task(backend.infer(batch(x, soon(0.02) if number % 3 == 0 else None)))
+                if number % 2:
+                    await asyncio.sleep(float(random.uniform(0, 0.01)))
+                    asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError, DeadlineExceeded):
+                    assert np.array_equal(np.stack(await asking), 2 * x + 1)
+
+            await asyncio.gather(*map(one, range(100)))
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(scenario(False))
+    asyncio.run(scenario(True))
+
+
+# -- in a stack ---------------------------------------------------------------------------------------------------
+
+
+def test_a_batcher_that_asks_for_more_than_the_model_takes_does_not_start(connect, protocol):
+    async def scenario():
+        stack = Stack(AdaptiveBatcher(max_batch_size=65), connect("affine", protocol))
+        with pytest.raises(ValueError, match="max_batch_size: expected at most 64"):
+            await stack.start()
+        assert len(asyncio.all_tasks()) == 1
+        # rows that are asked one by one have no such limit
+        async with Stack(AdaptiveBatcher(max_batch_size=65), connect("accumulate", protocol)) as service:
+            assert int((await service(np.array([1]), stream_id="s", timeout_s=20))[0]) == 1
+
+    asyncio.run(scenario())
+
+
+def test_telemetry_shows_the_servers_own_times(connect, protocol):
+    async def scenario():
+        backend, telemetry = connect("affine", protocol), Telemetry("t")
+        async with Stack(telemetry, AdaptiveBatcher(max_batch_size=8), backend) as service:
+            await backend.read_statistics()
+            await service(np.ones(3, np.float32), timeout_s=20)
+            async with asyncio.timeout(20):
+                while not (await backend.read_statistics()).requests:
+                    await asyncio.sleep(0.01)  # the server counts a request after it has answered it
+            parts = telemetry.statistics().server_parts
+            where = f"affine on {backend.address}"
+            assert list(parts) == [f"server queue, {where}", f"server compute, {where}", f"transport, {where}"]
+            assert list(parts.values()) == list(backend.statistics().parts().values())
+            assert parts[f"server compute, {where}"] > 0
+
+    asyncio.run(scenario())

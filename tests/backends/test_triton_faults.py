@@ -1,0 +1,86 @@
+"""TritonBackend behind breaker and router while a real server, or the way to it, breaks: `servers.drill` says how.
+
+Here each fault strikes once; `benchmarks/bench_triton_faults.py` lets each strike twenty times and measures how late
+the latest request is, which a busy machine must not decide here.
+"""
+
+import asyncio
+import gc
+import math
+
+import attrs
+import numpy as np
+import pytest
+from servers.drill import Plan, drill, held_now
+from servers.faults import FAULTS
+
+import streaminfer as si
+from streaminfer.backends.triton import TritonBackend
+
+# what answers meanwhile: of these faults the server's answers still pass between two blows
+GENTLE = {"connections cut"}
+ON_HTTP = ("port refused", "garbage", "network stalls")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded_once(_fragile_triton):
+    """What a process compiles, loads and starts once is no leak, and need not be looked through again and again."""
+    si.warmup()
+
+    async def ask(protocol, url):
+        async with si.Stack(TritonBackend(url, "mlp", protocol=protocol)) as service:
+            await service(np.zeros(8, np.float32))
+
+    asyncio.run(ask("grpc", _fragile_triton.grpc_url))
+    asyncio.run(ask("http", _fragile_triton.http_url))
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def strike(name, server, protocol="grpc", **options):
+    """One round; checks what holds of every fault."""
+
+    def backend(url):
+        return TritonBackend(url, "mlp", protocol=protocol, **options)
+
+    fault = attrs.evolve(FAULTS[name], lasts_s=min(FAULTS[name].lasts_s, 0.4))
+    plan = Plan(timeout_s=0.25, rate=100.0, calm_s=0.1, open_s=0.1, in_a_row=1)
+    before = held_now()
+    report = asyncio.run(drill(fault, server, backend, plan, protocol=protocol))
+    after = held_now()
+    assert report.endless == 0
+    assert [one for one in report.endings if not one.typed] == []
+    assert [one for one in report.endings if not one.right] == []
+    assert report.count("calm", routed=True)["triton"] > 0
+    assert math.isfinite(max(report.mended_s)), "the server was not asked again"
+    assert report.tasks == 0
+    assert report.connections == 0
+    assert after.files <= before.files
+    assert after.threads <= before.threads
+    assert after.shared_memory <= before.shared_memory
+    return report
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_request_ends_and_the_server_is_back_by_itself(fragile_triton, name):
+    report = strike(name, fragile_triton)
+    if name not in GENTLE:
+        during = report.count("fault", routed=True)
+        assert during["local"] > 0
+        alone = report.count("fault", routed=False)
+        assert set(alone) & {"BackendError", "CircuitOpen", "DeadlineExceeded"}
+
+
+@pytest.mark.parametrize("name", ON_HTTP)
+def test_so_it_is_over_http(fragile_triton, name):
+    report = strike(name, fragile_triton, "http")
+    assert report.count("fault", routed=True)["local"] > 0
+
+
+@pytest.mark.parametrize("name", ["server stopped", "killed and restarted"])
+def test_shared_memory_is_not_given_to_another_batch_while_the_server_may_write_to_it(fragile_triton, name):
+    """A thawed server answers late, into memory: answers that are wrong would show that another batch had it."""
+    report = strike(name, fragile_triton, shared_memory=True)
+    assert report.count("mended", routed=True)["triton"] > 0

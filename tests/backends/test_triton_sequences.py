@@ -1,0 +1,144 @@
+"""Whose turn it is, what a failed step means, and which id a stream has; without a server."""
+
+import asyncio
+
+import pytest
+
+from streaminfer.backends.triton.sequences import NotSent, SequenceLost, Sequences
+from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
+
+
+def sequences(kind="TYPE_UINT64", idle_s=5.0, max_streams=100):
+    return Sequences(kind, idle_s, max_streams)
+
+
+async def step(all_, stream, error=None, **more):
+    async with all_.step(stream, more.pop("now_ns", 0), **more) as found:
+        said = found.parameters(end=more.get("end", False))
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+    return said
+
+
+def test_a_sequence_starts_once_and_ends_once():
+    async def scenario():
+        all_ = sequences()
+        said = [await step(all_, "a"), await step(all_, "a"), await step(all_, "a", end=True), await step(all_, "a")]
+        flags = [(one["sequence_start"], one["sequence_end"]) for one in said]
+        assert flags == [(True, False), (False, False), (False, True), (True, False)]
+        ids = [one["sequence_id"] for one in said]
+        assert ids[0] == ids[1] == ids[2] != ids[3]
+        assert (await step(all_, "b"))["sequence_id"] not in ids
+
+    asyncio.run(scenario())
+
+
+def test_the_steps_of_a_stream_go_one_at_a_time_in_order_and_those_of_others_beside_them():
+    async def scenario():
+        all_ = sequences()
+        log = []
+
+        async def one(stream, number):
+            async with all_.step(stream, 0):
+                log.append((stream, number, "in"))
+                await asyncio.sleep(0)
+                log.append((stream, number, "out"))
+
+        await asyncio.gather(*(one(stream, number) for number in range(4) for stream in "ab"))
+        for stream in "ab":
+            mine = [entry[1:] for entry in log if entry[0] == stream]
+            assert mine == [(number, way) for number in range(4) for way in ("in", "out")]
+        assert log[1][0] != log[0][0]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [BackendError("x"), DeadlineExceeded("x"), asyncio.CancelledError(), KeyError("x")])
+def test_a_failed_step_loses_the_sequence_for_those_that_wait(error):
+    async def scenario():
+        all_ = sequences()
+        first = await step(all_, "a")
+        ends = await asyncio.gather(
+            step(all_, "a", error), step(all_, "a"), step(all_, "a"), step(all_, "b"), return_exceptions=True
+        )
+        assert isinstance(ends[0], type(error))
+        assert [type(one) for one in ends[1:3]] == [SequenceLost, SequenceLost]
+        assert ends[3]["sequence_start"]
+        anew = await step(all_, "a")
+        assert anew["sequence_start"]
+        assert anew["sequence_id"] != first["sequence_id"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), NotSent(DeadlineExceeded("late"))])
+def test_a_step_that_the_model_cannot_have_seen_costs_nothing(error):
+    async def scenario():
+        all_ = sequences()
+        first = await step(all_, "a")
+        ends = await asyncio.gather(step(all_, "a", error), step(all_, "a"), return_exceptions=True)
+        assert isinstance(ends[0], (Overloaded, DeadlineExceeded))
+        assert ends[1] == {**first, "sequence_start": False}
+
+    asyncio.run(scenario())
+
+
+def test_a_step_that_is_cancelled_while_it_waits_is_not_taken_and_loses_nothing():
+    async def scenario():
+        all_ = sequences()
+        go = asyncio.Event()
+
+        async def slow():
+            async with all_.step("a", 0):
+                await go.wait()
+
+        running = asyncio.create_task(slow())
+        waiting = asyncio.create_task(step(all_, "a"))
+        behind = asyncio.create_task(step(all_, "a"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await running
+        assert not (await behind)["sequence_start"]
+        assert waiting.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_streams_without_a_sequence_are_not_remembered_and_idle_ones_make_room():
+    async def scenario():
+        all_ = sequences(idle_s=1.0, max_streams=2)
+        await step(all_, "a", end=True)
+        with pytest.raises(BackendError):
+            await step(all_, "a", BackendError("x"))
+        assert len(all_) == 0
+        assert not all_.knows("a")
+        await step(all_, "a")
+        await step(all_, "b", now_ns=9 * 10**8)
+        assert all_.knows("a")
+        with pytest.raises(Overloaded, match="max_streams=2"):
+            await step(all_, "c", now_ns=10**9)
+        await step(all_, "c", now_ns=10**9 + 1)
+        assert not all_.knows("a")
+        assert all_.knows("b")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("TYPE_INT32", 31), ("TYPE_UINT32", 32), ("TYPE_UINT64", 63)])
+def test_ids_fit_the_models_type_and_differ_between_clients(kind, bits):
+    async def scenario():
+        ids = [(await step(sequences(kind), "a"))["sequence_id"] for _ in range(20)]
+        assert all(0 < one < 2**bits for one in ids)
+        assert len(set(ids)) > 15
+        edge = sequences(kind)
+        edge._next = 2**edge._bits - 1
+        assert [(await step(edge, name))["sequence_id"] for name in "abc"] == [2**edge._bits, 1, 2]
+
+    asyncio.run(scenario())
+
+
+def test_models_with_ids_of_text_get_text():
+    assert asyncio.run(step(sequences("TYPE_STRING"), "a"))["sequence_id"].startswith("streaminfer-")

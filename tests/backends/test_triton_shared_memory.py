@@ -1,0 +1,683 @@
+"""Shared memory with Triton: reuse, retirement, restarts, and that nothing is left on any way out.
+
+Most of it against a scripted server, which maps what is registered and answers as Triton 2.51 was seen to; the last
+tests hold a real one against the same expectations.
+"""
+
+import asyncio
+import contextlib
+import gc
+import mmap
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
+
+from streaminfer import errors
+from streaminfer.backends.triton import shared_memory as module
+from streaminfer.backends.triton.shared_memory import RegionPool, required_bytes
+
+if sys.platform != "linux":
+    pytest.skip("POSIX shared memory of Linux", allow_module_level=True)
+
+PREFIX = f"si_test_{os.getpid()}"
+SHM = module._FOLDER
+F32 = np.float32
+PATIENCE_S = 30
+
+
+class Server:
+    """What Triton does with system shared memory."""
+
+    def __init__(self):
+        self.known = {}
+        self.used = set()
+        self.calls = []
+        self.registering = None  # called while a region is being registered
+        self.gone = False
+
+    async def register(self, name, key, byte_size):
+        self.calls.append(("register", name))
+        assert name not in self.known, "ALREADY_EXISTS"
+        descriptor = os.open(SHM / key, os.O_RDWR)
+        try:
+            self.known[name] = mmap.mmap(descriptor, byte_size)
+        finally:
+            os.close(descriptor)
+        if self.registering is not None:
+            await self.registering()
+
+    async def unregister(self, name):
+        self.calls.append(("unregister", name))
+        await asyncio.sleep(0)
+        if self.gone or name in self.used:
+            raise RuntimeError("in use, or gone")
+        self.known.pop(name, None)
+
+    async def registered(self):
+        return list(self.known)
+
+    def double(self, name, source, target):
+        """The model: float32, twice the input."""
+        memory = np.frombuffer(self.known[name], np.uint8)
+        (start, size), (end, _) = source, target
+        memory[end : end + size].view(F32)[:] = memory[start : start + size].view(F32) * 2
+
+    def restart(self):
+        self.known.clear()
+        self.used.clear()
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_in_dev_shm():
+    yield
+    assert left() == []
+
+
+def left():
+    return sorted(path.name for path in SHM.glob(f"{PREFIX}*"))
+
+
+def make(server, **options):
+    return RegionPool(server.register, server.unregister, prefix=PREFIX, registered=server.registered, **options)
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
+
+
+async def settle(pool):
+    while pool._sweep is not None:
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------------------------------------- regions
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["f4", "f2", "i8", "u1", "?"]), st.lists(st.integers(0, 5), max_size=3), st.booleans()
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_arrays_come_back_as_they_went_in(wanted):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for number, (kind, shape, reverse) in enumerate(wanted):
+        array = rng.integers(0, 2, shape).astype(kind)
+        arrays[str(number)] = array.T if reverse else array
+    size = required_bytes(array.nbytes for array in arrays.values())
+    region = module.Region("r", mmap.mmap(-1, max(1, size)))
+    places = region.write(arrays)
+    ends = 0
+    for name, array in arrays.items():
+        offset, byte_size = places[name]
+        assert (offset % 64, byte_size) == (0, array.nbytes)
+        assert offset >= ends
+        ends = offset + byte_size
+        back = region.read(offset, array.dtype, array.shape)
+        assert back.dtype == array.dtype
+        assert np.array_equal(back, array)
+    assert ends <= size
+
+
+def test_what_does_not_fit_is_an_error_and_writes_nothing():
+    region = module.Region("r", mmap.mmap(-1, 256))
+    first = region.write({"x": np.arange(40, dtype=F32)})
+    with pytest.raises(ValueError, match="r: expected at most 256 bytes, got 384"):
+        region.write({"x": np.ones(1, F32), "y": np.ones(33, np.float64), "z": np.ones(33, np.float64)[:0]})
+    assert region.read(first["x"][0], F32, [40]).tolist() == list(range(40))
+    with pytest.raises(ValueError, match="expected numbers or booleans, got object"):
+        region.write({"x": np.array(["text"], object)})
+    assert region.reserve({"y": 64}) == {"y": (192, 64)}
+    with pytest.raises(ValueError, match="expected at most 256 bytes, got 320"):
+        region.reserve({"z": 1})
+    for offset, shape in ((0, [65]), (256, [1]), (-4, [1])):
+        with pytest.raises(ValueError, match="expected an array within 256 bytes"):
+            region.read(offset, F32, shape)
+
+
+def test_results_do_not_change_when_the_region_is_used_again(server):
+    async def main():
+        pool = make(server)
+        results = []
+        for factor in (1, 10):
+            x = np.arange(8, dtype=F32).reshape(2, 4) * factor
+            region = await pool.acquire(required_bytes([x.nbytes, x.nbytes]))
+            (source,) = region.write({"x": x}).values()
+            (target,) = region.reserve({"y": x.nbytes}).values()
+            server.double(region.name, source, target)
+            results.append(region.read(target[0], F32, x.shape))
+            pool.release(region, answered=True)
+        assert np.array_equal(results[1], results[0] * 10)
+        assert results[0][1].tolist() == [8, 10, 12, 14]
+        assert len(server.known) == 1
+        await pool.close()
+        assert server.known == {}
+
+    run(main())
+
+
+# ---------------------------------------------------------------------------------------------- the pool
+
+
+def test_regions_are_reused_the_smallest_that_fits(server):
+    async def main():
+        pool = make(server)
+        small, large = [await pool.acquire(size) for size in (5_000, 100_000)]
+        assert (small.byte_size, large.byte_size) == (8192, 114688)
+        pool.release(small, answered=True)
+        pool.release(large, answered=True)
+        assert await pool.acquire(8192) is small
+        assert await pool.acquire(10) is large
+        third = await pool.acquire(10)
+        assert third.byte_size == mmap.PAGESIZE
+        assert pool.byte_size == 8192 + 114688 + 4096
+        assert left() == []
+        for region in (small, large, third):
+            pool.release(region, answered=True)
+            pool.release(region, answered=True)  # a second time does nothing
+        assert len({id(await pool.acquire(1)) for _ in range(3)}) == 3
+        await pool.close()
+
+    run(main())
+
+
+def test_a_size_class_wastes_a_quarter_at_most():
+    for size in (1, 4096, 4097, 65_537, 600_000, 19_200_000, 2**30 + 1):
+        chosen = module._size_class(size)
+        assert size <= chosen <= max(mmap.PAGESIZE, size * 1.25 + mmap.PAGESIZE)
+        assert chosen % mmap.PAGESIZE == 0
+    assert len({module._size_class(size) for size in range(2**20, 2**21, 1000)}) <= 6
+
+
+def test_few_idle_regions_are_kept_the_largest(server):
+    async def main():
+        pool = make(server, max_idle=2)
+        regions = [await pool.acquire(4096 * size) for size in (2, 1, 4)]
+        for region in regions:
+            pool.release(region, answered=True)
+        again = await pool.acquire(1)  # asks the server to forget the one too many
+        assert again is regions[0]
+        await settle(pool)
+        assert set(server.known) == {regions[0].name, regions[2].name}
+        assert pool.byte_size == 4096 * 6
+        await pool.close()
+
+    run(main())
+
+
+def test_where_memory_is_short_there_is_no_region(server, monkeypatch):
+    async def main():
+        pool = make(server, max_bytes=4096 * 4)
+        first = await pool.acquire(4096 * 3)
+        assert await pool.acquire(4096 * 2) is None
+        pool.release(first, answered=True)
+        assert await pool.acquire(4096 * 4) is None  # the idle one is too small, and goes first
+        await asyncio.sleep(0)
+        pool._next_sweep_s = 0.0
+        assert await pool.acquire(4096 * 4) is None
+        await settle(pool)
+        assert (await pool.acquire(4096 * 4)).byte_size == 4096 * 4
+        await pool.close()
+
+        def full(descriptor, offset, size):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        pool = make(server)
+        assert await pool.acquire(1) is None
+        assert pool.byte_size == 0
+        await pool.close()
+        assert server.known == {}
+
+    run(main())
+
+
+def test_memory_is_there_before_it_is_used(server):
+    """A sparse file would be SIGBUS in the middle of a copy."""
+    blocks = []
+
+    async def main():
+        pool = make(server)
+
+        async def look():
+            blocks.extend((SHM / name).stat().st_blocks * 512 for name in left())
+
+        server.registering = look
+        await pool.acquire(600_000)
+        await pool.close()
+
+    run(main())
+    assert blocks[0] >= 600_000
+
+
+# ---------------------------------------------------------------------------------------------- retirement
+
+
+def test_a_region_without_an_answer_is_never_used_again(server):
+    async def main():
+        pool = make(server)
+        region = await pool.acquire(4096)
+        source = region.write({"x": np.ones(8, F32)})["x"]
+        server.used.add(region.name)
+        pool.release(region, answered=False)
+        other = await pool.acquire(4096)
+        assert other is not region
+        await settle(pool)
+        assert set(server.known) == {region.name, other.name}  # refused: a request uses it
+        assert pool.byte_size == 8192
+        server.double(region.name, source, (64, 32))  # the server's late answer goes nowhere
+        assert not other.read(64, F32, [8]).any()
+        server.used.clear()
+        asked = len(server.calls)
+        pool.release(other, answered=True)
+        pool._next_sweep_s = asyncio.get_running_loop().time() + 1000
+        assert await pool.acquire(4096) is other
+        await settle(pool)
+        assert len(server.calls) == asked  # not at every batch
+        pool.release(other, answered=True)
+        pool._next_sweep_s = 0.0
+        assert await pool.acquire(4096) is other
+        await settle(pool)
+        assert set(server.known) == {other.name}
+        assert pool.byte_size == 4096
+        await pool.close()
+
+    run(main())
+
+
+def test_one_region_that_is_in_use_keeps_no_other_from_being_forgotten(server):
+    async def main():
+        pool = make(server)
+        used, unused = [await pool.acquire(4096) for _ in range(2)]
+        server.used.add(used.name)
+        pool.release(used, answered=False)
+        pool.release(unused, answered=False)
+        other = await pool.acquire(4096)
+        await settle(pool)
+        assert set(server.known) == {used.name, other.name}
+        assert pool._next_sweep_s > asyncio.get_running_loop().time()
+        server.used.clear()
+        await pool.close()
+
+    run(main())
+
+
+def test_a_retired_region_counts_until_the_server_forgot_it(server):
+    async def main():
+        pool = make(server, max_bytes=8192)
+        server.gone = True
+        for _ in range(2):
+            pool.release(await pool.acquire(4096), answered=False)
+        assert await pool.acquire(4096) is None
+        server.gone = False
+        pool._next_sweep_s = 0.0
+        assert await pool.acquire(4096) is None
+        await settle(pool)
+        assert await pool.acquire(4096) is not None
+        await pool.close()
+        assert server.known == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, RuntimeError, KeyboardInterrupt])
+def test_a_registration_that_fails_leaves_no_name_and_is_undone(server, error):
+    async def main():
+        pool = make(server)
+
+        async def fail():
+            assert len(left()) == 1
+            raise error
+
+        server.registering = fail
+        with pytest.raises(error):
+            await pool.acquire(4096)
+        assert left() == []
+        assert len(server.known) == 1
+        server.registering = None
+        await pool.acquire(4096)
+        await settle(pool)
+        assert len(server.known) == 1
+        await pool.close()
+        assert server.known == {}
+
+    if error is KeyboardInterrupt:  # asyncio.run would turn it into its own cancellation
+        coroutine = main()
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(coroutine)
+    else:
+        run(main())
+
+
+# ---------------------------------------------------------------------------------------------- restart and end
+
+
+def test_after_a_restart_regions_are_registered_again(server):
+    async def main():
+        pool = make(server)
+        held, idle = [await pool.acquire(4096) for _ in range(2)]
+        pool.release(idle, answered=True)
+        place = held.write({"x": np.arange(8, dtype=F32)})["x"]
+        server.restart()
+        await pool.reregister(held)
+        server.double(held.name, place, (64, 32))
+        assert held.read(64, F32, [8]).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert set(server.known) == {held.name}
+        assert await pool.acquire(4096) is idle
+        assert set(server.known) == {held.name, idle.name}
+        await pool.reregister(idle)  # nothing was restarted this time
+        server.double(idle.name, idle.write({"x": np.ones(8, F32)})["x"], (64, 32))
+        assert idle.read(64, F32, [8]).tolist() == [2] * 8
+        pool.release(idle, answered=True)
+        server.restart()
+        server.registering = fail_once(server)
+        with pytest.raises(ConnectionError):
+            await pool.reregister(held)
+        pool.release(held, answered=True)  # retired already
+        assert await pool.acquire(4096) is idle
+        assert await pool.acquire(4096) is not held
+        await settle(pool)
+        assert held.name not in server.known
+        await pool.close()
+        assert server.known == {}
+        assert pool.byte_size == 0
+
+    run(main())
+
+
+def fail_once(server):
+    async def fail():
+        server.registering = None
+        raise ConnectionError
+
+    return fail
+
+
+def test_close_ends_everything_and_a_late_acquire_too(server):
+    async def main():
+        pool = make(server)
+        held = await pool.acquire(4096)
+        pool.release(await pool.acquire(4096), answered=False)
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def wait():
+            reached.set()
+            await go_on.wait()
+
+        server.registering = wait
+        late = asyncio.create_task(pool.acquire(4096 * 9))
+        await reached.wait()
+        await pool.close()
+        await pool.close()
+        go_on.set()
+        with pytest.raises(errors.Closed):
+            await late
+        assert server.known == {}
+        os.close(module._hold(pool._owner))  # its socket is free
+        with pytest.raises(errors.Closed):
+            await pool.acquire(1)
+        pool.release(held, answered=True)
+        assert held.read(0, F32, [4]).tolist() == [0] * 4  # still this process's own memory
+
+    run(main())
+
+
+def test_close_of_a_server_that_is_gone_ends(server):
+    async def main():
+        pool = make(server)
+        await pool.acquire(4096)
+        server.gone = True
+        await pool.close()
+
+    run(main())
+
+
+def test_what_a_killed_client_left_is_removed_by_the_next(server, tmp_path):
+    program = f"""
+import asyncio, os, signal, sys
+from streaminfer.backends.triton.shared_memory import RegionPool
+
+async def register(name, key, byte_size):
+    print(name, key, flush=True)
+    if not name.endswith("-1"):
+        os.kill(os.getpid(), int(sys.argv[1]))  # in the middle of a registration: the one moment with a name
+
+async def unregister(name):
+    pass
+
+async def main():
+    pool = RegionPool(register, unregister, prefix={PREFIX!r})
+    await pool.acquire(4096)
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith({PREFIX!r} + "-")]
+    await pool.acquire(4096)
+
+asyncio.run(main())
+"""
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        command = [sys.executable, "-c", program, str(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == -number, done.stderr
+        names = [line.split()[0] for line in done.stdout.splitlines()]
+        assert len(left()) == 1
+        server.known = dict.fromkeys([*names, "somebody-elses", f"{PREFIX}-1-2", f"{PREFIX}-0-{os.getpid()}.ab-1"])
+
+        async def main():
+            living = make(server)
+            region = await living.acquire(4096)  # removes what the dead one left
+            assert left() == []
+            kept = {"somebody-elses", f"{PREFIX}-1-2", f"{PREFIX}-0-{os.getpid()}.ab-1", region.name}
+            assert set(server.known) == kept
+            other = make(server)
+            await other.start()  # and not what a living one has
+            assert set(server.known) == kept
+            await other.close()
+            await living.close()
+
+        run(main())
+
+
+@pytest.mark.parametrize("way", ["return", "raise", "exit", "forget"])
+def test_nothing_is_left_by_a_process_that_ends_without_close(way):
+    program = f"""
+import asyncio, os, sys
+from streaminfer.backends.triton.shared_memory import RegionPool
+
+async def nothing(*arguments):
+    pass
+
+async def main():
+    pool = RegionPool(nothing, nothing, prefix={PREFIX!r})
+    region = await pool.acquire(4096)
+    if {way!r} == "raise":
+        raise SystemExit(3)
+    if {way!r} == "exit":
+        os._exit(3)
+    return (pool, region) if {way!r} == "return" else None
+
+kept = asyncio.run(main())
+sys.exit(3)
+"""
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_a_forgotten_pool_gives_its_memory_and_its_socket_back(server):
+    async def main():
+        pool = make(server)
+        return pool._owner, await pool.acquire(4096)
+
+    owner, region = run(main())
+    gc.collect()
+    os.close(module._hold(owner))
+    assert region.read(0, F32, [1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        ({"prefix": "a-b"}, ValueError, "prefix: expected 1 to 48 letters, digits and _"),
+        ({"prefix": 3}, TypeError, "prefix: expected a string"),
+        ({"prefix": "p", "max_idle": 0}, ValueError, "max_idle"),
+        ({"prefix": "p", "max_bytes": 1.5}, TypeError, "max_bytes"),
+    ],
+)
+def test_arguments_are_checked(server, options, error, what):
+    with pytest.raises(error, match=what):
+        RegionPool(server.register, server.unregister, **options)
+
+
+def test_another_system_is_told_so(server, monkeypatch):
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    with pytest.raises(OSError, match="needs Linux, this is darwin"):
+        make(server)
+
+
+# ---------------------------------------------------------------------------------------------- a real Triton
+
+
+@pytest.fixture(scope="module")
+def grpc(triton):
+    """grpc's event loops share one thread; it lives as long as there is a client."""
+    import tritonclient.grpc.aio
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+
+        async def start():
+            client = tritonclient.grpc.aio.InferenceServerClient(triton.grpc_url)
+            assert await client.is_server_live()
+            return client
+
+        client = loop.run_until_complete(start())
+        yield
+        loop.run_until_complete(client.close())
+
+
+class Client:
+    """A pool and what uses it."""
+
+    def __init__(self, server):
+        import tritonclient.grpc.aio as triton
+
+        self.triton = triton
+        self.client = triton.InferenceServerClient(server.grpc_url)
+        self.pool = make(self)
+        self.unregister = self.client.unregister_system_shared_memory
+
+    async def register(self, name, key, byte_size):
+        await self.client.register_system_shared_memory(name, key, byte_size)
+
+    async def unregister(self, name):
+        await self.client.unregister_system_shared_memory(name)
+
+    async def registered(self):
+        status = await self.client.get_system_shared_memory_status()
+        return [name for name in status.regions if name.startswith(PREFIX)]
+
+    async def infer(self, region, model, answer, **arrays):
+        """Asks a model for one answer, of the shape of its input ``x``."""
+        x = arrays["x"]
+        places, out = region.write(arrays), region.reserve({answer: x.nbytes})[answer]
+        asked = []
+        for name, array in arrays.items():
+            asked.append(self.triton.InferInput(name, array.shape, {F32: "FP32", np.int32: "INT32"}[array.dtype.type]))
+            asked[-1].set_shared_memory(region.name, places[name][1], places[name][0])
+        wanted = self.triton.InferRequestedOutput(answer)
+        wanted.set_shared_memory(region.name, out[1], out[0])
+        await self.client.infer(model, asked, outputs=[wanted])
+        return region.read(out[0], x.dtype, x.shape)
+
+    async def echo(self, region, value, sleep_ms):
+        x, sleep = np.array([[value]], F32), np.array([[sleep_ms]], np.int32)
+        return (await self.infer(region, "slow_echo", "y", x=x, sleep_ms=sleep)).item()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc_info):
+        try:
+            await self.pool.close()
+            assert await self.registered() == []
+        finally:
+            await self.client.close()
+
+
+def test_a_real_triton_reads_and_writes_a_region_without_a_name(triton, grpc):
+    async def main():
+        async with Client(triton) as client:
+            for factor in (1, 2):
+                x = np.full((4, 3, 224, 224), factor, F32)
+                region = await client.pool.acquire(required_bytes([x.nbytes, x.nbytes]))
+                assert left() == []
+                assert np.array_equal(await client.infer(region, "image_identity", "y", x=x), x)
+                client.pool.release(region, answered=True)
+            assert len(await client.registered()) == 1
+
+    run(main())
+
+
+def test_a_real_triton_keeps_a_region_until_its_request_ends(triton, grpc):
+    """What the retirement of regions rests on: a cancelled request still writes, and is waited for by the server."""
+
+    async def main():
+        async with Client(triton) as client:
+            region = await client.pool.acquire(4096)
+            while not await in_use(client, region, task := asyncio.create_task(client.echo(region, 7, 500))):
+                with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                    await task
+                await client.pool.reregister(region)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            client.pool.release(region, answered=False)
+            other = await client.pool.acquire(4096)
+            await settle(client.pool)
+            assert region.name in await client.registered()  # asked to forget it, and refused
+            while region.name in await client.registered():
+                client.pool._next_sweep_s = 0.0
+                client.pool.release(other, answered=True)
+                other = await client.pool.acquire(4096)
+            assert region.read(128, F32, [1]) == 7  # written when nobody waited any more
+
+    run(main())
+
+
+async def in_use(client, region, task):
+    """Whether the request has come to the server; if not, the server has now forgotten the region."""
+    await asyncio.wait([task], timeout=0.1)
+    try:
+        await client.client.unregister_system_shared_memory(region.name)
+    except InferenceServerException as error:
+        assert "in use" in str(error)
+        return True
+    return False
+
+
+def test_a_real_triton_that_forgot_its_regions_gets_them_again(triton, grpc):
+    async def main():
+        async with Client(triton) as client:
+            region = await client.pool.acquire(4096)
+            await client.client.unregister_system_shared_memory(region.name)
+            with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                await client.echo(region, 3, 0)
+            await client.pool.reregister(region)
+            assert await client.echo(region, 3, 0) == 3
+
+    run(main())

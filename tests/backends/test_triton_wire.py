@@ -1,0 +1,287 @@
+"""Messages, types, answers and errors of the protocol, without a server."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from streaminfer.backends.triton import http_transport as http
+from streaminfer.backends.triton.answer import read_rows
+from streaminfer.backends.triton.call import Answer, Tensor
+from streaminfer.backends.triton.check import RequestCheck
+from streaminfer.backends.triton.dtypes import decode_text, dtype_of, encode_text, strings
+from streaminfer.backends.triton.errors import Refused, from_status, of_http_status, without_input
+from streaminfer.backends.triton.model import latest, read_model
+from streaminfer.backends.triton.times import CounterReader
+from streaminfer.backends.triton.wire import append_contents, split_contents, tag_of
+from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded
+
+INPUT = tag_of(messages.ModelInferRequest, "raw_input_contents")
+OUTPUT = tag_of(messages.ModelInferResponse, "raw_output_contents")
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.text(max_size=20))
+def test_a_request_is_what_protobuf_would_have_written(contents, name):
+    head = messages.ModelInferRequest(model_name=name)
+    head.inputs.add().name = "x"
+    written = append_contents(head.SerializeToString(), INPUT, contents)
+    head.raw_input_contents.extend(contents)
+    assert messages.ModelInferRequest.FromString(written) == head
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.integers(-(2**63), 2**63 - 1))
+def test_an_answer_is_read_as_protobuf_would(contents, number):
+    response = messages.ModelInferResponse(model_name="m", raw_output_contents=contents)
+    response.outputs.add().shape.append(number)
+    rest, found = split_contents(response.SerializeToString(), OUTPUT)
+    assert [bytes(one) for one in found] == contents
+    del response.raw_output_contents[:]
+    assert messages.ModelInferResponse.FromString(rest) == response
+
+
+@given(st.binary(max_size=60), st.data())
+def test_garbage_and_cut_messages_are_errors_and_nothing_else(garbage, data):
+    whole = messages.ModelInferResponse(model_name="m", raw_output_contents=[b"12345678"]).SerializeToString()
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    for message in (garbage, cut):
+        try:
+            _, contents = split_contents(message, OUTPUT)
+        except ValueError:
+            continue
+        assert contents in ([], [b"12345678"]) or message is garbage
+
+
+def test_fields_of_a_later_protocol_are_passed_over():
+    fixed = bytes((15 << 3 | 1, *range(8), 14 << 3 | 5, *range(4), 13 << 3, 200, 1))
+    assert split_contents(fixed + bytes((OUTPUT, 1)) + b"x", OUTPUT) == (fixed, [b"x"])
+
+
+@given(st.lists(st.binary(max_size=9), max_size=6))
+def test_text_is_written_and_read_as_tritonclient_does(elements):
+    array = np.empty(len(elements), object)
+    array[:] = elements
+    encoded = encode_text(array)
+    assert encoded == (serialize_byte_tensor(array).item() if elements else b"")
+    assert decode_text(encoded, [len(elements)]).tolist() == list(deserialize_bytes_tensor(encoded)) == elements
+
+
+def test_text_of_every_kind_can_be_sent():
+    assert encode_text(np.array(["é", "a"])) == encode_text(np.array(["é".encode(), b"a"], object))
+    assert encode_text(np.array([b"ab"])) == b"\2\0\0\0ab"
+    with pytest.raises(InvalidInput, match="got int"):
+        encode_text(np.array([3], object))
+    with pytest.raises(ValueError, match="past the end"):
+        decode_text(b"\5\0\0\0ab", [1])
+    with pytest.raises(ValueError, match="past the end"):
+        decode_text(b"\0\0", [1])
+
+
+def config(**more):
+    return {"max_batch_size": 4, **more}
+
+
+def described(inputs=None, outputs=None):
+    def tensors(given):
+        return [{"name": name, "datatype": datatype, "shape": shape} for name, (datatype, shape) in given.items()]
+
+    inputs = {"x": ("FP32", ["-1", "2"])} if inputs is None else inputs
+    outputs = {"y": ("FP32", [-1, 2])} if outputs is None else outputs
+    return {"name": "m", "inputs": tensors(inputs), "outputs": tensors(outputs)}
+
+
+def test_what_a_server_says_becomes_a_description():
+    model = read_model(
+        "m",
+        "3",
+        described(),
+        config(
+            dynamic_batching={
+                "priority_levels": "5",
+                "default_priority_level": "2",
+                "default_queue_policy": {"allow_timeout_override": True},
+            },
+            instance_group=[{"count": 2, "gpus": [0, 1]}, {"count": 1}],
+            model_transaction_policy={"decoupled": True},
+        ),
+    )
+    assert [str(spec) for spec in (*model.inputs, *model.outputs)] == ["x float32[batch, 2]", "y float32[batch, 2]"]
+    assert (model.max_batch_size, model.instances, model.decoupled, model.sequence) == (4, 5, True, False)
+    assert (model.priority_levels, model.default_priority, model.takes_timeout) == (5, 2, True)
+
+
+def test_sequences_say_what_their_ids_are():
+    control = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_STRING"}
+    sequence = {"max_sequence_idle_microseconds": "2000000", "control_input": [{"name": "ID", "control": [control]}]}
+    model = read_model("m", "1", described(), config(sequence_batching=sequence))
+    assert (model.sequence, model.correlation, model.sequence_idle_s) == (True, "TYPE_STRING", 2.0)
+    assert read_model("m", "1", described(), config(sequence_batching={})).sequence
+
+
+def test_a_model_without_a_batch_axis_is_asked_row_by_row():
+    model = read_model("m", "1", described({"x": ("FP32", [2])}, {"y": ("FP32", [])}), {"max_batch_size": 0})
+    assert [spec.row_shape for spec in (*model.inputs, *model.outputs)] == [(2,), ()]
+    assert read_model("m", "1", described(), None).max_batch_size is None
+    assert read_model("m", "1", described({"x": ("FP32", [2, 2])}), None).max_batch_size == 0
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [described(inputs={}), described(outputs={}), described({"x": ("STRANGE", [-1])}), described({"x": ("FP32", [])}),
+     {"inputs": 3, "outputs": 4}, described({"x": ("FP32", ["many"])})],
+)  # fmt: skip
+def test_a_model_that_cannot_be_used_is_refused_at_start(metadata):
+    with pytest.raises(BackendError, match="model 'm'"):
+        read_model("m", "1", metadata, config())
+
+
+def test_the_latest_version_is_the_highest_number():
+    assert latest(["2", "10", "9"]) == "10"
+    assert latest(["a", "1"]) == "1"
+    assert latest([]) == ""
+
+
+def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
+    model = read_model(
+        "m", "1", described({"x": ("FP32", [-1, 2]), "t": ("BYTES", [-1, 1])}), config(input=[{"name": "t", "optional": True}])
+    )  # fmt: skip
+    check = RequestCheck(model, "reject")
+    x = np.zeros(2, np.float32)
+    for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):
+        check.check(inputs)
+    for inputs, message in [
+        ({"x": x, "t": np.array(["a", "b"])}, "input 't': expected object"),
+        ({"x": x, "t": "a"}, "input 't'"),
+        ({"t": np.array(["a"])}, "input 'x'.*missing"),
+        ({"x": x, "u": x}, "no such input"),
+        (np.zeros(3, np.float32), "axis 0 has 3 instead of 2"),
+        (np.array([np.nan, 0], np.float32), "expected finite"),
+    ]:
+        with pytest.raises(InvalidInput, match=message):
+            check.check(inputs)
+
+
+TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})
+GOOD = {
+    "y": Tensor("y", "FP32", (2, 2), np.arange(4, dtype=np.float32).tobytes()),
+    "t": Tensor("t", "BYTES", (2,), b"\1\0\0\0a\0\0\0\0"),
+}
+
+
+def test_rows_are_views_that_nobody_writes_to_aligned_or_not():
+    model = read_model("m", "1", TWO, config())
+    for offset in range(4):
+        content = memoryview(bytes(offset) + GOOD["y"].content)[offset:]
+        rows = read_rows(model, Answer({**GOOD, "y": GOOD["y"]._replace(content=content)}), 2, batched=True)
+        assert [(row["y"].tolist(), row["t"]) for row in rows] == [([0, 1], b"a"), ([2, 3], b"")]
+        assert all(row["y"].flags.aligned and not row["y"].flags.writeable for row in rows)
+        assert rows[0]["y"].base is rows[1]["y"].base
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"y": None}, {"y": {"datatype": "FP64"}}, {"y": {"shape": (1, 2)}}, {"y": {"shape": (2, 3)}},
+     {"y": {"shape": (4,)}}, {"y": {"shape": (-2, -2)}}, {"y": {"content": b"123"}}, {"y": {"content": b""}},
+     {"y": {"content": None}}, {"y": {"content": ["a", "b"]}}, {"t": {"content": b"\1\0\0\0a"}},
+     {"t": {"content": b"\x09\0\0\0a"}}, {"y": {"shape": (3, 2), "content": bytes(24)}}, {"y": {"shape": (2**40, 2**40)}}],
+)  # fmt: skip
+def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
+    outputs = dict(GOOD)
+    for name, changes in wrong.items():
+        if changes is None:
+            del outputs[name]
+        else:
+            outputs[name] = outputs[name]._replace(**changes)
+    with pytest.raises(BackendError, match=f"model 'm': output '{next(iter(wrong))}': expected"):
+        read_rows(read_model("m", "1", TWO, config()), Answer(outputs), 2, batched=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "head_length"),
+    [(b"", None), (b"[]", None), (b"{}", None), (b'{"outputs": 3}', None), (b'{"outputs": [{}]}', None),
+     (b'{"outputs": []}', "99"), (b'{"outputs": []}', "-1"), (b'{"outputs": []}', "x"), (b"\xff", None),
+     (b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}', "88")],
+)  # fmt: skip
+def test_an_http_answer_that_cannot_be_read_is_an_error(body, head_length):
+    with pytest.raises(BackendError, match="the server's answer"):
+        http._read(body, head_length)
+
+
+def test_bfloat16_has_a_type():
+    assert dtype_of("BF16").itemsize == 2
+    assert dtype_of("STRANGE") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind", "retryable"),
+    [
+        ("UNAVAILABLE", "failed to connect", BackendError, None),
+        ("UNAVAILABLE", "[request id: x] Exceeds maximum queue size", Overloaded, None),
+        ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded, None),
+        ("DEADLINE_EXCEEDED", "", DeadlineExceeded, None),
+        ("RESOURCE_EXHAUSTED", "quota", Overloaded, None),
+        ("RESOURCE_EXHAUSTED", "message larger than max", BackendError, None),
+        ("INVALID_ARGUMENT", "NaN", InvalidInput, None),
+        ("NOT_FOUND", "unknown model", BackendError, None),
+        ("INTERNAL", "Stub process 'm' is not healthy", BackendError, None),
+        ("UNIMPLEMENTED", "", BackendError, False),
+        ("UNAUTHENTICATED", "", BackendError, False),
+        ("PERMISSION_DENIED", "", BackendError, False),
+    ],
+)
+def test_every_failure_is_one_of_the_tree_and_keeps_its_cause(status, text, kind, retryable):
+    refused = Refused(status, text)
+    refused.__cause__ = OSError("below")
+    error = from_status(refused, "it")
+    assert type(error) is kind
+    assert text in str(error)
+    assert error.__cause__ is refused.__cause__
+    assert getattr(error, "retryable", None) is retryable
+
+
+def test_http_statuses_are_read_with_their_text():
+    assert [of_http_status(status, "") for status in (400, 401, 404, 418, 429, 500, 503, 504)] == [
+        "INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "UNKNOWN", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE",
+        "UNAVAILABLE",
+    ]  # fmt: skip
+    assert of_http_status(400, "Request for unknown model: 'm'") == "NOT_FOUND"
+    assert of_http_status(400, "Stub process is not healthy") == "INTERNAL"
+
+
+def counters(requests, queue_ns, infer_ns):
+    parts = {
+        "success": {"count": str(requests)},
+        "queue": {"ns": str(queue_ns)},
+        "compute_infer": {"ns": str(infer_ns)},
+    }
+    return [{"inference_count": str(4 * requests), "execution_count": str(requests), "inference_stats": parts}]
+
+
+def test_times_are_differences_of_readings_and_survive_a_restart():
+    reader = CounterReader()
+    reader.read(counters(100, 10**9, 10**9))
+    assert (reader.total.requests, reader.total.queue_s, reader.recent) == (0, 0.0, None)
+    reader.read(counters(110, 10**9 + 10**8, 10**9 + 2 * 10**8))
+    assert (reader.total.requests, reader.total.rows, reader.total.executions) == (10, 40, 10)
+    assert (reader.total.queue_s, reader.total.compute_s) == pytest.approx((0.01, 0.02))
+    reader.read(counters(10, 3 * 10**8, 0))  # the server was started anew
+    assert (reader.total.requests, reader.recent.requests) == (20, 10)
+    assert (reader.total.queue_s, reader.recent.queue_s) == pytest.approx((0.02, 0.03))
+    with pytest.raises(KeyError):
+        reader.read([{}])
+
+
+def test_text_for_json_is_text():
+    assert strings(np.array([["é", b"a"]], object)) == ["é", "a"]
+    for bad, why in ((b"\xff", "takes no binary tensors"), (None, "str or bytes"), ("\ud800", "surrogate")):
+        with pytest.raises(InvalidInput, match=why):
+            strings(np.array(["a", bad], object))
+
+
+def test_a_question_without_an_input_is_never_the_callers_fault():
+    refused = Refused("INVALID_ARGUMENT", "no such region")
+    error = without_input(refused, "registering")
+    assert type(error) is BackendError
+    assert (str(error), error.__cause__) == ("registering failed with INVALID_ARGUMENT: no such region", refused)
+    assert type(without_input(Refused("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
