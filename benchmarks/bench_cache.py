@@ -30,7 +30,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the peers' environment has no streaminfer of its own
 from cache_traces import compare
-from caches import BASELINE, OURS, PEERS, Contender
+from caches import (  # type: ignore[import-not-found]  # of the peers, which are not checked
+    BASELINE,
+    OURS,
+    PEERS,
+    Contender,
+)
 
 ALL = {**OURS, **PEERS}
 BATCH = 1_000
@@ -175,6 +180,10 @@ def measure_collector(name: str) -> None:
     print(statistics.median(times))
 
 
+def _note_now(times: list[float]) -> None:
+    times.append(time.monotonic())
+
+
 def measure_idle(name: str) -> None:
     """After how many seconds more than its time an entry of an idle cache is out of memory."""
 
@@ -186,7 +195,7 @@ def measure_idle(name: str) -> None:
     for number in range(3):
         value = Value()
         gone_at: list[float] = []
-        weakref.finalize(value, lambda gone_at=gone_at: gone_at.append(time.monotonic()))
+        weakref.finalize(value, _note_now, gone_at)
         stored_at = time.monotonic()
         contender.store((f"k{number}",), value)
         del value

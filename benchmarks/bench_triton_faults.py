@@ -9,6 +9,7 @@ ours, and after each mending the server answers again by itself; nothing is left
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 from collections import Counter
@@ -65,6 +66,8 @@ def judge(report: Report, left: list[str]) -> list[str]:
         missed.append(f"untyped: {dict(untyped)}")
     if max(report.mended_s) > BACK_S:
         missed.append(f"back after {max(report.mended_s):.1f} s")
+    if stuck := sum(map(math.isinf, report.full_s)):
+        missed.append(f"{stuck} rounds after which requests still went elsewhere")
     return missed + [f"left: {one}" for one in left]
 
 

@@ -1,7 +1,22 @@
 cimport cython
+from streaminfer.caching._slots_cy cimport Slots as CSlots
 
-cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES, _MOST_HITS, _HITS_TO_STAY
-cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _NEGATIVE_SHARE, _YOUNG_SHARE, _REFILL_SHARE, _WAYS
+cdef extern from *:
+    """
+    static CYTHON_INLINE void streaminfer_order_fetch(long long address) {
+    #if defined(__GNUC__) || defined(__clang__)
+        __builtin_prefetch((const void *)(size_t)address, 1);
+    #else
+        (void)address;
+    #endif
+    }
+    """
+    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    cpdef void fetch "streaminfer_order_fetch"(long long address) noexcept
+
+cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES
+cdef long long _HIT, _HITS, _NO_MARKS, _MOST_HITS, _HITS_TO_STAY
+cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _NEGATIVE_SHARE, _YOUNG_SHARE, _REFILL_BITS, _WAYS
 cdef unsigned long long _FROM_MAIN, _LOW31
 cdef long long _NO_LIMIT
 
@@ -12,63 +27,60 @@ cdef class EvictionOrder:
     cdef readonly long long count, bytes
     cdef bint _s3fifo, _full
     cdef int _newest
+    cdef long long _address
     cdef long long _maxsize, _max_bytes, _small_count, _small_bytes, _negative_count, _negative_bytes
-    cdef int[::1] _links
-    cdef long long[::1] _sizes
-    cdef unsigned char[::1] _queues
-    cdef unsigned char[::1] _hits
+    cdef CSlots _slots
     cdef long long[::1] _counts
     cdef long long[::1] _bytes
     cdef unsigned long long[::1] _ghosts
     cdef unsigned long long _rows, _evicted_from_small, _evicted_from_main
 
-    cpdef grow(self, Py_ssize_t capacity)
+    cpdef object grow(self, Py_ssize_t capacity)
 
-    @cython.locals(held=Py_ssize_t, old=cython.ulonglong[::1], place=Py_ssize_t)
-    cdef void _move(
-        self, int[::1] links, long long[::1] sizes, unsigned char[::1] queues, unsigned char[::1] hits,
-        unsigned long long[::1] ghosts)
+    @cython.locals(old=cython.ulonglong[::1], place=Py_ssize_t)
+    cdef void _move(self, unsigned long long[::1] ghosts, long long address)
 
-    cpdef void add(self, int slot, long long size, unsigned long long mixed) noexcept
-    cpdef void add_negative(self, int slot, long long size) noexcept
+    cpdef void add(self, Py_ssize_t slot, long long size) noexcept
+    cpdef void add_negative(self, Py_ssize_t slot, long long size) noexcept
 
-    @cython.locals(queue=int, size=cython.longlong)
-    cpdef void remove(self, int slot) noexcept
+    @cython.locals(queue=Py_ssize_t, size=cython.longlong)
+    cpdef void remove(self, Py_ssize_t slot) noexcept
 
-    cpdef void touch(self, int slot) noexcept
+    cpdef void touch(self, Py_ssize_t slot) noexcept
 
     @cython.locals(more=cython.longlong)
-    cpdef void resize(self, int slot, long long size) noexcept
+    cpdef void renew(self, Py_ssize_t slot, long long size) noexcept
 
     @cython.locals(size=cython.longlong)
-    cpdef void set_aside(self, int slot) noexcept
+    cpdef void set_aside(self, Py_ssize_t slot) noexcept
 
     cpdef int victim(self, bint alive) noexcept
 
-    @cython.locals(slot=int, oldest=int, over=bint)
+    cpdef void foresee(self, Py_ssize_t slot) noexcept
+    cpdef int likely_victim(self) noexcept
+
+    @cython.locals(slot=Py_ssize_t, oldest=Py_ssize_t, over=bint, asked=cython.longlong)
     cdef int _victim_of_two(self) noexcept
 
     @cython.locals(full=bint, hollow=bint, room=cython.longlong)
     cdef bint _fills_main(self) noexcept
 
-    @cython.locals(ghost=cython.ulonglong)
-    cpdef void evicted(self, int slot, unsigned long long mixed) noexcept
-    cpdef int queue_of(self, int slot) noexcept
-    cpdef long long size_of(self, int slot) noexcept
-    cpdef long long held(self, int queue) noexcept
-    cpdef long long bytes_in(self, int queue) noexcept
-    cpdef int newer_than(self, int slot) noexcept
+    @cython.locals(ghost=cython.ulonglong, queue=int)
+    cpdef void evicted(self, Py_ssize_t slot) noexcept
+    cpdef long long held(self, Py_ssize_t queue) noexcept
+    cpdef long long bytes_in(self, Py_ssize_t queue) noexcept
+    cpdef int newer_than(self, Py_ssize_t slot) noexcept
 
-    cdef void _enter(self, int slot, long long size, int queue) noexcept
+    cdef void _enter(self, Py_ssize_t slot, long long size, Py_ssize_t queue) noexcept
 
-    @cython.locals(queue=int, size=cython.longlong)
-    cdef void _pass_on(self, int slot) noexcept
+    @cython.locals(queue=Py_ssize_t, size=cython.longlong)
+    cdef void _pass_on(self, Py_ssize_t slot) noexcept
 
-    @cython.locals(newest=int)
-    cdef void _link(self, int slot, int queue) noexcept
+    @cython.locals(newest=Py_ssize_t)
+    cdef void _link(self, Py_ssize_t slot, Py_ssize_t queue) noexcept
 
-    @cython.locals(older=int, newer=int)
-    cdef void _unlink(self, int slot) noexcept
+    @cython.locals(older=Py_ssize_t, newer=Py_ssize_t)
+    cdef void _unlink(self, Py_ssize_t slot) noexcept
 
     @cython.locals(
         fingerprint=cython.ulonglong, row=Py_ssize_t, place=Py_ssize_t, ghost=cython.ulonglong, age=cython.longlong)
@@ -81,7 +93,7 @@ cdef class EvictionOrder:
 
     @cython.locals(
         row=Py_ssize_t, place=Py_ssize_t, chosen=Py_ssize_t, held=cython.ulonglong, left=cython.longlong,
-        least=cython.longlong)
+        least=cython.longlong, young=cython.longlong)
     cdef void _haunt(self, unsigned long long ghost) noexcept
 
 cdef long long _share_of(long long limit, long long share) noexcept

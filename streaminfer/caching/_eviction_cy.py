@@ -40,8 +40,8 @@ Invariants, which the property tests check: an entry is in exactly one queue; co
 of their entries; under LRU the order of main is the order of last use; a victim is never the entry that was added or
 replaced last, unless it is the only one.
 
-Cost: O(1) amortised: an entry passes through main at most as often as it was hit. No floating point, no randomness. 18
-bytes a slot, and 12 for the ghosts under S3-FIFO.
+Cost: O(1) amortised: an entry passes through main at most as often as it was hit. No floating point, no randomness.
+Under S3-FIFO the ghosts take 12 bytes a slot; all else lies in ``_slots_cy``.
 
 One source, compiled with the C types of ``_eviction_cy.pxd`` or run as it is. Synchronous. Threads: as ``_wheel_cy``.
 """
@@ -51,14 +51,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence
 
-__all__ = ["FIRST", "MAIN", "MOST_HITS", "NEGATIVE", "SMALL", "STALE", "EvictionOrder"]
+from streaminfer.caching._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots, address_of, aligned
 
-MAIN = 0
-SMALL = 1
-STALE = 2
-NEGATIVE = 3
-MOST_HITS = 3  # that S3-FIFO counts
-FIRST = 4  # slots below are the heads of the queues
+__all__ = ["EvictionOrder"]
+
+fetch = hash  # begins to load the line of memory at an address; only the compiled module can
 
 # C variables in the compiled module, not visible from Python
 _MAIN = MAIN
@@ -66,14 +63,17 @@ _SMALL = SMALL
 _STALE = STALE
 _NEGATIVE = NEGATIVE
 _QUEUES = 4
-_MOST_HITS = MOST_HITS
-_HITS_TO_STAY = 1
+_HIT = 4  # in a slot's marks
+_HITS = 12
+_NO_MARKS = -16
+_MOST_HITS = 12  # that S3-FIFO counts: three
+_HITS_TO_STAY = 4
 _SMALL_SHARE = 10  # of the room, to begin with
 _SMALL_LEAST = 100
 _SMALL_MOST = 2
 _NEGATIVE_SHARE = 16
 _YOUNG_SHARE = 10
-_REFILL_SHARE = 4  # main is filled again when it has lost as much
+_REFILL_BITS = 2  # a quarter: main is filled again when it has lost as much
 _WAYS = 4
 _FROM_MAIN = 2**31  # in a ghost: the queue
 _LOW31 = 2**31 - 1
@@ -81,10 +81,10 @@ _NO_LIMIT = 2**63 - 1
 
 
 class EvictionOrder:
-    """The queues, over slots numbered from :data:`FIRST`.
+    """The queues.
 
     Args:
-        capacity: how many slots, those below :data:`FIRST` included.
+        slots: where the queue, the neighbours and the bytes of each slot are.
         s3fifo: S3-FIFO; else LRU.
         maxsize: how many entries there is room for, which sets the shares; 2^63 - 1: no limit.
         max_bytes: how many bytes, likewise.
@@ -95,36 +95,31 @@ class EvictionOrder:
     """
 
     __slots__ = (
+        "_address",
         "_bytes",
         "_counts",
         "_evicted_from_main",
         "_evicted_from_small",
         "_full",
         "_ghosts",
-        "_hits",
-        "_links",
         "_max_bytes",
         "_maxsize",
         "_negative_bytes",
         "_negative_count",
         "_newest",
-        "_queues",
         "_rows",
         "_s3fifo",
-        "_sizes",
+        "_slots",
         "_small_bytes",
         "_small_count",
         "bytes",
         "count",
     )
 
-    _links: MutableSequence[int]
-    _sizes: MutableSequence[int]
-    _queues: MutableSequence[int]
-    _hits: MutableSequence[int]
     _ghosts: MutableSequence[int]
 
-    def __init__(self, capacity: int, s3fifo: bool, maxsize: int, max_bytes: int) -> None:
+    def __init__(self, slots: Slots, s3fifo: bool, maxsize: int, max_bytes: int) -> None:
+        self._slots = slots
         self._s3fifo = s3fifo
         self._maxsize = maxsize
         self._max_bytes = max_bytes
@@ -132,69 +127,45 @@ class EvictionOrder:
         self._small_bytes = _share_of(max_bytes, _SMALL_SHARE)
         self._negative_count = _share_of(maxsize, _NEGATIVE_SHARE)
         self._negative_bytes = _share_of(max_bytes, _NEGATIVE_SHARE)
-        self._links = array("i", [0]) * (2 * capacity)
-        self._sizes = array("q", [0]) * capacity
-        self._queues = array("B", [0]) * capacity
-        self._hits = array("B", [0]) * capacity
         self._counts = array("q", [0]) * _QUEUES
         self._bytes = array("q", [0]) * _QUEUES
-        self._rows = _ghost_rows(capacity) if s3fifo else 1
-        self._ghosts = array("Q", [0]) * (_WAYS * self._rows)
+        self._rows = _ghost_rows(slots.capacity) if s3fifo else 1
+        ghosts = aligned("Q", self._rows)
+        self._ghosts = ghosts
+        self._address = address_of(ghosts)
         self._evicted_from_small = 2**30  # far from 0, which is an empty place
         self._evicted_from_main = 2**30
         self._full = False
         self._newest = 0
         self.count = 0
         self.bytes = 0
-        for place in range(2 * _QUEUES):
-            self._links[place] = place // 2
 
     def grow(self, capacity: int) -> None:
-        """Makes room for more slots; fewer than there are change nothing."""
-        links = array("i", [0]) * (2 * capacity)
-        sizes = array("q", [0]) * capacity
-        queues = array("B", [0]) * capacity
-        hits = array("B", [0]) * capacity
-        ghosts = array("Q", [0]) * (_WAYS * (_ghost_rows(capacity) if self._s3fifo else 1))
-        self._move(links, sizes, queues, hits, ghosts)
+        """Makes room for the ghosts of more slots; fewer than there are change nothing."""
+        if self._s3fifo:
+            ghosts = aligned("Q", _ghost_rows(capacity))
+            self._move(ghosts, address_of(ghosts))
 
-    def _move(
-        self,
-        links: MutableSequence[int],
-        sizes: MutableSequence[int],
-        queues: MutableSequence[int],
-        hits: MutableSequence[int],
-        ghosts: MutableSequence[int],
-    ) -> None:
-        # typed arguments: the views exist before the first look at the old arrays
-        held = len(self._sizes)
-        if len(sizes) <= held:
+    def _move(self, ghosts: MutableSequence[int], address: int) -> None:
+        # a typed argument: the view exists before the first look at the old one
+        if len(ghosts) <= len(self._ghosts):
             return
-        links[: 2 * held] = self._links
-        sizes[:held] = self._sizes
-        queues[:held] = self._queues
-        hits[:held] = self._hits
-        self._links = links
-        self._sizes = sizes
-        self._queues = queues
-        self._hits = hits
-        if len(ghosts) > len(self._ghosts):
-            old = self._ghosts
-            self._ghosts = ghosts
-            self._rows = len(ghosts) // _WAYS
-            for place in range(len(old)):
-                if old[place]:
-                    self._haunt(old[place])
+        old = self._ghosts
+        self._ghosts = ghosts
+        self._address = address
+        self._rows = len(ghosts) // _WAYS
+        for place in range(len(old)):
+            if old[place]:
+                self._haunt(old[place])
 
-    def add(self, slot: int, size: int, mixed: int) -> None:
+    def add(self, slot: int, size: int) -> None:
         """A newcomer, as the newest of the queue that it belongs to.
 
         Args:
-            slot: in no queue.
+            slot: in no queue; S3-FIFO knows by its hash who comes back.
             size: its bytes.
-            mixed: its hash, well mixed, 63 bits; S3-FIFO knows by it who comes back.
         """
-        if self._s3fifo and not self._remembers(mixed):
+        if self._s3fifo and not self._remembers(self._slots._words[4 * slot]):
             self._enter(slot, size, _SMALL)
         else:
             self._enter(slot, size, _MAIN)
@@ -207,8 +178,8 @@ class EvictionOrder:
     def remove(self, slot: int) -> None:
         """Takes a slot out of its queue."""
         self._unlink(slot)
-        queue = self._queues[slot]
-        size = self._sizes[slot]
+        queue = self._slots._words[4 * slot] & 3
+        size = self._slots._words[4 * slot + 2]
         self._counts[queue] -= 1
         self._bytes[queue] -= size
         self.count -= 1
@@ -217,23 +188,25 @@ class EvictionOrder:
     def touch(self, slot: int) -> None:
         """A hit."""
         if self._s3fifo:
-            if self._hits[slot] < _MOST_HITS:
-                self._hits[slot] += 1
-        elif self._links[0] != slot and self._queues[slot] == _MAIN:
+            if self._slots._words[4 * slot] & _HITS < _MOST_HITS:
+                self._slots._words[4 * slot] += _HIT
+        elif self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == _MAIN:
             self._unlink(slot)
             self._link(slot, _MAIN)
 
-    def resize(self, slot: int, size: int) -> None:
-        """Another size for a slot, whose value was replaced."""
-        more = size - self._sizes[slot]
-        self._sizes[slot] = size
-        self._bytes[self._queues[slot]] += more
-        self.bytes += more
+    def renew(self, slot: int, size: int) -> None:
+        """A hit that replaces the value of a slot."""
+        more = size - self._slots._words[4 * slot + 2]
+        if more:
+            self._slots._words[4 * slot + 2] = size
+            self._bytes[self._slots._words[4 * slot] & 3] += more
+            self.bytes += more
         self._newest = slot
+        self.touch(slot)
 
     def set_aside(self, slot: int) -> None:
         """An entry that is stale from now on."""
-        size = self._sizes[slot]
+        size = self._slots._words[4 * slot + 2]
         self.remove(slot)
         self._enter(slot, size, _STALE)
 
@@ -248,38 +221,48 @@ class EvictionOrder:
         """
         if not alive:
             if self._counts[_STALE]:
-                return self._links[2 * _STALE + 1]
+                return self._slots._ints[8 * _STALE + 7]
             if self._counts[_NEGATIVE] and (
                 self._counts[_NEGATIVE] > self._negative_count
                 or self._bytes[_NEGATIVE] > self._negative_bytes
                 or self._counts[_MAIN] + self._counts[_SMALL] <= 1
             ):
-                return self._links[2 * _NEGATIVE + 1]
+                return self._slots._ints[8 * _NEGATIVE + 7]
         if not self._s3fifo:
-            return self._links[1] if self._counts[_MAIN] else -1
+            return self._slots._ints[7] if self._counts[_MAIN] else -1
         return self._victim_of_two()
+
+    def likely_victim(self) -> int:
+        """Who would go next if nothing changes, at a guess; a slot below ``FIRST``: nobody."""
+        return self._slots._ints[8 * _SMALL + 7] if self._s3fifo else self._slots._ints[7]
+
+    def foresee(self, slot: int) -> None:
+        """Begins to load what ``evicted`` of a slot will look at, without waiting for it."""
+        if self._s3fifo:
+            fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
 
     def _victim_of_two(self) -> int:
         while self._counts[_SMALL] + self._counts[_MAIN]:
             over = self._counts[_SMALL] > 1 and (
                 self._counts[_SMALL] > self._small_count or self._bytes[_SMALL] > self._small_bytes
             )
-            oldest = self._links[2 * _MAIN + 1]
+            oldest = self._slots._ints[8 * _MAIN + 7]
             if over or self._counts[_MAIN] == 0 or (oldest == self._newest and self._counts[_MAIN] == 1):
-                slot = self._links[2 * _SMALL + 1]
+                slot = self._slots._ints[8 * _SMALL + 7]
                 if self._counts[_SMALL] == 0:
                     return oldest  # there is no other
-                if self._hits[slot] < _HITS_TO_STAY and not (over and self._fills_main()):
+                if self._slots._words[4 * slot] & _HITS < _HITS_TO_STAY and not (over and self._fills_main()):
                     return slot
                 if self._counts[_SMALL] + self._counts[_MAIN] == 1:
                     return slot
-                self._hits[slot] = 0
+                self._slots._words[4 * slot] &= ~_HITS
                 self._pass_on(slot)
             else:
-                if self._hits[oldest] == 0 and oldest != self._newest:
+                asked = self._slots._words[4 * oldest] & _HITS
+                if asked == 0 and oldest != self._newest:
                     return oldest
-                if self._hits[oldest]:
-                    self._hits[oldest] -= 1
+                if asked:
+                    self._slots._words[4 * oldest] -= _HIT
                 self._pass_on(oldest)
         return -1
 
@@ -290,36 +273,29 @@ class EvictionOrder:
         if self._maxsize != _NO_LIMIT:
             room = self._maxsize - self._small_count - self._counts[_NEGATIVE]
             full = self._counts[_MAIN] >= room
-            hollow = self._counts[_MAIN] < room - room // _REFILL_SHARE
+            hollow = self._counts[_MAIN] < room - (room >> _REFILL_BITS)
         if self._max_bytes != _NO_LIMIT:
             room = self._max_bytes - self._small_bytes - self._bytes[_NEGATIVE]
             full = full or self._bytes[_MAIN] >= room
-            hollow = hollow and self._bytes[_MAIN] < room - room // _REFILL_SHARE
+            hollow = hollow and self._bytes[_MAIN] < room - (room >> _REFILL_BITS)
         if full:
             self._full = True
         elif hollow:
             self._full = False
         return not self._full
 
-    def evicted(self, slot: int, mixed: int) -> None:
+    def evicted(self, slot: int) -> None:
         """Notes, before a victim is removed, that it goes for lack of room."""
         if not self._s3fifo:
             return
-        ghost = (mixed >> 31) << 32
-        if self._queues[slot] == _SMALL:
+        ghost = (self._slots._words[4 * slot] >> 31) << 32
+        queue = self._slots._words[4 * slot] & 3
+        if queue == _SMALL:
             self._evicted_from_small += 1
             self._haunt(ghost | (self._evicted_from_small & _LOW31))
-        elif self._queues[slot] == _MAIN:
+        elif queue == _MAIN:
             self._evicted_from_main += 1
             self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
-
-    def queue_of(self, slot: int) -> int:
-        """The queue that a slot is in."""
-        return self._queues[slot]
-
-    def size_of(self, slot: int) -> int:
-        """The bytes of a slot."""
-        return self._sizes[slot]
 
     def held(self, queue: int) -> int:
         """How many entries a queue has."""
@@ -331,12 +307,11 @@ class EvictionOrder:
 
     def newer_than(self, slot: int) -> int:
         """The next newer entry; from the number of a queue to its oldest, and after its newest to that number again."""
-        return self._links[2 * slot + 1]
+        return self._slots._ints[8 * slot + 7]
 
     def _enter(self, slot: int, size: int, queue: int) -> None:
-        self._sizes[slot] = size
-        self._queues[slot] = queue
-        self._hits[slot] = 0
+        self._slots._words[4 * slot + 2] = size
+        self._slots._words[4 * slot] = (self._slots._words[4 * slot] & _NO_MARKS) | queue
         self._counts[queue] += 1
         self._bytes[queue] += size
         self.count += 1
@@ -345,28 +320,29 @@ class EvictionOrder:
 
     def _pass_on(self, slot: int) -> None:
         """To the newest end of main."""
-        queue = self._queues[slot]
-        size = self._sizes[slot]
-        self._counts[queue] -= 1
-        self._bytes[queue] -= size
-        self._counts[_MAIN] += 1
-        self._bytes[_MAIN] += size
+        queue = self._slots._words[4 * slot] & 3
+        if queue != _MAIN:
+            size = self._slots._words[4 * slot + 2]
+            self._counts[queue] -= 1
+            self._bytes[queue] -= size
+            self._counts[_MAIN] += 1
+            self._bytes[_MAIN] += size
+            self._slots._words[4 * slot] -= queue  # main has no mark
         self._unlink(slot)
-        self._queues[slot] = _MAIN
         self._link(slot, _MAIN)
 
     def _link(self, slot: int, queue: int) -> None:
-        newest = self._links[2 * queue]
-        self._links[2 * slot] = newest
-        self._links[2 * slot + 1] = queue
-        self._links[2 * newest + 1] = slot
-        self._links[2 * queue] = slot
+        newest = self._slots._ints[8 * queue + 6]
+        self._slots._ints[8 * slot + 6] = newest
+        self._slots._ints[8 * slot + 7] = queue
+        self._slots._ints[8 * newest + 7] = slot
+        self._slots._ints[8 * queue + 6] = slot
 
     def _unlink(self, slot: int) -> None:
-        older = self._links[2 * slot]
-        newer = self._links[2 * slot + 1]
-        self._links[2 * older + 1] = newer
-        self._links[2 * newer] = older
+        older = self._slots._ints[8 * slot + 6]
+        newer = self._slots._ints[8 * slot + 7]
+        self._slots._ints[8 * older + 7] = newer
+        self._slots._ints[8 * newer + 6] = older
 
     def _remembers(self, mixed: int) -> bool:
         """Whether who comes back goes to main at once. Its ghost votes, if it is young, and is gone."""
@@ -407,12 +383,13 @@ class EvictionOrder:
         row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
         chosen = row
         least = _NO_LIMIT
+        young = self.count // _YOUNG_SHARE
         for place in range(row, row + _WAYS):
             held = self._ghosts[place]
             if held == 0:
                 chosen = place
                 break
-            left = (self.count // _YOUNG_SHARE if held & _FROM_MAIN else self.count) - self._age(held)
+            left = (young if held & _FROM_MAIN else self.count) - self._age(held)
             if left < least:
                 least = left
                 chosen = place

@@ -1,7 +1,8 @@
 cimport cython
+from streaminfer.caching._slots_cy cimport Slots as CSlots
 
-cdef long long _NEVER
-cdef int _LEVELS, _BUCKETS, _BITS
+cdef long long _NEVER, _FILED
+cdef int _LEVELS, _BUCKETS, _BITS, _STEPS
 cdef unsigned long long _ONE
 
 # no_gc: numbers only
@@ -9,26 +10,23 @@ cdef unsigned long long _ONE
 @cython.no_gc
 cdef class ExpiryWheel:
     cdef readonly long long due_ns, popped_ns
-    cdef long long[::1] _at
+    cdef CSlots _slots
+    cdef long long[::1] _filed
     cdef int[::1] _links
     cdef int[::1] _heads
     cdef unsigned long long[::1] _bits
-    cdef long long _now_ns
+    cdef long long _now_ns, _latest_ns
     cdef int _opened
 
-    cpdef grow(self, Py_ssize_t capacity)
+    cpdef object grow(self, Py_ssize_t capacity)
 
     @cython.locals(held=Py_ssize_t)
-    cdef void _move(self, long long[::1] at, int[::1] links)
+    cdef void _move(self, long long[::1] filed, int[::1] links)
 
-    cpdef long long at(self, int slot) noexcept
+    cpdef long long at(self, Py_ssize_t slot) noexcept
+    cpdef void set(self, Py_ssize_t slot, long long at_ns) noexcept
 
-    cpdef void insert(self, int slot, long long at_ns) noexcept
-
-    @cython.locals(before=int, after=int, bucket=int)
-    cpdef void remove(self, int slot) noexcept
-
-    @cython.locals(bucket=int, slot=int, at_ns=cython.longlong)
+    @cython.locals(bucket=int, slot=Py_ssize_t, at_ns=cython.longlong, step=int)
     cpdef int pop_due(self, long long now_ns) noexcept
 
     @cython.locals(bucket=int, shift=int, begins_ns=cython.longlong)
@@ -38,4 +36,7 @@ cdef class ExpiryWheel:
     cdef int _first(self) noexcept
 
     @cython.locals(differing=cython.longlong, level=int, place=int, bucket=int, head=int)
-    cdef void _link(self, int slot, long long at_ns) noexcept
+    cdef void _link(self, Py_ssize_t slot, long long at_ns) noexcept
+
+    @cython.locals(before=int, after=int, bucket=int)
+    cdef void _unlink(self, Py_ssize_t slot) noexcept

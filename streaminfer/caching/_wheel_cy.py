@@ -10,11 +10,16 @@ are due already, which is the usual case: most buckets are long past when somebo
 Why exact, when a tick of milliseconds would do for freeing memory: an entry that has expired must give its place to a
 newcomer before one that is alive does, and is not counted. The fine levels cost nothing until they are needed.
 
-Invariants, which the property tests check: no linked entry is earlier than the wheel's time, unless it was so when it
-came, and then it lies in the bucket of the wheel's time; ``due_ns`` is never later than the earliest instant.
+*Filed lazily.* A slot is filed under an instant that is no later than its own. So to set a later instant, which is
+what replacing a value does, and to take it away, are one write: when the wheel comes to where the slot is filed, it
+files it anew under what its instant is by then, or forgets it. Only an earlier instant has to be filed at once.
 
-Cost: insert and remove O(1); an entry moves down at most ten times in its life, at once when it is due: amortised O(1).
-16 bytes a slot.
+Invariants, which the property tests check: no slot is filed later than its instant, nor earlier than the wheel's time,
+unless it was so when it came, and then it lies in the bucket of the wheel's time; ``due_ns`` is never later than the
+earliest instant.
+
+Cost: O(1) amortised: a slot is filed anew when it comes due at a coarse level, at most ten times, and once for each of
+its times to live. 16 bytes a slot, which most operations do not look at; instants and marks lie in ``_slots_cy``.
 
 Slots are small whole numbers that the caller gives out. One source, compiled with the C types of ``_wheel_cy.pxd`` or
 run as it is. Synchronous, takes the time as an argument. Threads: no method but ``grow`` and the constructor calls
@@ -26,110 +31,115 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence
 
-__all__ = ["NEVER", "ExpiryWheel"]
+from streaminfer.caching._slots_cy import NEVER, Slots
 
-NEVER = 2**63 - 1
+__all__ = ["NEVER", "ExpiryWheel"]
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
+_FILED = 16
 _LEVELS = 11
 _BUCKETS = 64
 _BITS = 6
 _ONE = 1
+_STEPS = 64
 
 
 class ExpiryWheel:
     """Slots in the order of the instants that were set for them.
 
     Args:
-        capacity: how many slots, numbered from 0.
+        slots: where their instants are, and whether they are filed.
 
     Attributes:
-        due_ns: nothing is due before this instant; :data:`NEVER` where nothing waits.
+        due_ns: nothing is due before this instant; ``NEVER`` where nothing waits.
         popped_ns: the instant that was set for the slot that was popped last.
     """
 
-    __slots__ = ("_at", "_bits", "_heads", "_links", "_now_ns", "_opened", "due_ns", "popped_ns")
+    __slots__ = (
+        "_bits",
+        "_filed",
+        "_heads",
+        "_latest_ns",
+        "_links",
+        "_now_ns",
+        "_opened",
+        "_slots",
+        "due_ns",
+        "popped_ns",
+    )
 
-    _at: MutableSequence[int]
+    _filed: MutableSequence[int]
     _links: MutableSequence[int]
 
-    def __init__(self, capacity: int) -> None:
-        self._at = array("q", [_NEVER]) * capacity
-        self._links = array("i", [-1]) * (2 * capacity)
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._filed = array("q", [0]) * slots.capacity
+        self._links = array("i", [0]) * (2 * slots.capacity)
         self._heads = array("i", [-1]) * (_LEVELS * _BUCKETS)
         self._bits = array("Q", [0]) * _LEVELS
         self._now_ns = 0
+        self._latest_ns = 0
         self._opened = -1
         self.due_ns = _NEVER
         self.popped_ns = 0
 
     def grow(self, capacity: int) -> None:
         """Makes room for more slots; fewer than there are change nothing."""
-        at = array("q", [_NEVER]) * capacity
-        links = array("i", [-1]) * (2 * capacity)
-        self._move(at, links)
+        filed = array("q", [0]) * capacity
+        links = array("i", [0]) * (2 * capacity)
+        self._move(filed, links)
 
-    def _move(self, at: MutableSequence[int], links: MutableSequence[int]) -> None:
+    def _move(self, filed: MutableSequence[int], links: MutableSequence[int]) -> None:
         # typed arguments: the views exist before the first look at the old arrays
-        held = len(self._at)
-        if len(at) <= held:
+        held = len(self._filed)
+        if len(filed) <= held:
             return
-        at[:held] = self._at
+        filed[:held] = self._filed
         links[: 2 * held] = self._links
-        self._at = at
+        self._filed = filed
         self._links = links
 
     def at(self, slot: int) -> int:
-        """The instant that is set for a slot; :data:`NEVER` where none is."""
-        return self._at[slot]
+        """The instant that is set for a slot; ``NEVER`` where none is."""
+        return self._slots._words[4 * slot + 1]
 
-    def insert(self, slot: int, at_ns: int) -> None:
-        """Sets the instant of a slot that has none; :data:`NEVER` sets none."""
+    def set(self, slot: int, at_ns: int) -> None:
+        """Sets the instant of a slot, in place of the one that it had; ``NEVER``: it has none."""
+        self._slots._words[4 * slot + 1] = at_ns
         if at_ns == _NEVER:
             return
-        self._at[slot] = at_ns
+        if self._slots._words[4 * slot] & _FILED:
+            if at_ns >= self._latest_ns or at_ns >= self._filed[slot]:
+                return
+            self._unlink(slot)
         self._link(slot, at_ns)
         if at_ns < self.due_ns:
             self.due_ns = at_ns
 
-    def remove(self, slot: int) -> None:
-        """Takes away the instant of a slot, if it has one."""
-        if self._at[slot] == _NEVER:
-            return
-        self._at[slot] = _NEVER
-        before = self._links[2 * slot]
-        after = self._links[2 * slot + 1]
-        if after >= 0:
-            self._links[2 * after] = before
-        if before >= 0:
-            self._links[2 * before + 1] = after
-            return
-        bucket = -2 - before  # the first of a bucket names it
-        self._heads[bucket] = after
-        if after < 0:
-            self._bits[bucket >> _BITS] ^= _ONE << (bucket & (_BUCKETS - 1))
-
     def pop_due(self, now_ns: int) -> int:
-        """Takes out one slot whose instant is ``now_ns`` or earlier; in no particular order among those.
+        """Takes away the instant of one slot for which it is ``now_ns`` or earlier; in no particular order.
 
         Returns:
-            The slot; -1: there is none, and ``due_ns`` says before when it makes no sense to ask again.
+            The slot; -1: there is none, and ``due_ns`` says before when it makes no sense to ask again; -2: none was
+            found so far, ask again.
         """
-        while True:
+        for _ in range(_STEPS):
             bucket = self._opened
             if bucket < 0 or self._heads[bucket] < 0:
                 bucket = self._open_next(now_ns)
                 if bucket < 0:
                     return -1
             slot = self._heads[bucket]
-            at_ns = self._at[slot]
-            self.remove(slot)
+            at_ns = self._slots._words[4 * slot + 1]
+            self._unlink(slot)
             if at_ns <= now_ns:
+                self._slots._words[4 * slot + 1] = _NEVER
                 self.popped_ns = at_ns
                 return slot
-            self._at[slot] = at_ns
-            self._link(slot, at_ns)  # at a lower level, since the wheel's time is in this bucket now
+            if at_ns != _NEVER:
+                self._link(slot, at_ns)  # elsewhere, since the wheel's time is in this bucket now
+        return -2
 
     def _open_next(self, now_ns: int) -> int:
         """The next bucket that begins by ``now_ns``, and the wheel's time moved to its beginning; -1: none does."""
@@ -166,6 +176,9 @@ class ExpiryWheel:
         return -1
 
     def _link(self, slot: int, at_ns: int) -> None:
+        self._filed[slot] = at_ns
+        if at_ns > self._latest_ns:
+            self._latest_ns = at_ns
         if at_ns < self._now_ns:
             at_ns = self._now_ns
         differing = at_ns ^ self._now_ns
@@ -183,3 +196,18 @@ class ExpiryWheel:
         else:
             self._bits[level] |= _ONE << place
         self._heads[bucket] = slot
+        self._slots._words[4 * slot] |= _FILED
+
+    def _unlink(self, slot: int) -> None:
+        self._slots._words[4 * slot] &= ~_FILED
+        before = self._links[2 * slot]
+        after = self._links[2 * slot + 1]
+        if after >= 0:
+            self._links[2 * after] = before
+        if before >= 0:
+            self._links[2 * before + 1] = after
+            return
+        bucket = -2 - before  # the first of a bucket names it
+        self._heads[bucket] = after
+        if after < 0:
+            self._bits[bucket >> _BITS] ^= _ONE << (bucket & (_BUCKETS - 1))

@@ -39,7 +39,8 @@ _NOTHING: Any = object()
 class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     """Keeps answers for a while, within limits: a mapping whose entries expire.
 
-    An entry is fresh until its time has passed: expired means now ≥ expiry. The mapping's methods, ``len`` and the
+    An entry is fresh until its time has passed: expired means now ≥ expiry. A time of a minute or more may be counted
+    from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and the
     size see fresh entries only. Iterating, and ``keys()``, ``values()`` and ``items()``, go over a snapshot, the next
     to be evicted first, and count as no use; the cache may change meanwhile.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -109,6 +108,8 @@ class TieredMapping:
             subject=subject,
             wait=True,
         )
+        import asyncio  # noqa: PLC0415 - a mapping alone does not need it
+
         stored = await asyncio.gather(*writes)
         return kept and all(stored)
 

@@ -11,139 +11,206 @@ from streaminfer.testing import FakeClock
 pytestmark = pytest.mark.uncompiled
 
 KEYS = st.integers(0, 12)
+TAGS = st.sampled_from(["a", "b"])
+LIMITS = {
+    "none": st.just((None, None)),
+    "entries": st.tuples(st.integers(1, 8), st.none()),
+    "bytes": st.tuples(st.none(), st.integers(5, 40)),
+    "both": st.tuples(st.integers(1, 8), st.integers(5, 40)),
+    "a share for failures": st.just((34, 40)),
+}
 MISSING = object()
+FRESH, STALE, FAILURE = 1, 2, 3
 
 
-class Model:
-    """Entries as [value, size, fresh until, gone at, labels, kind]; oldest use first."""
+class Entry:
+    def __init__(self, value, size, until, gone_at, labels, failure):
+        self.value, self.size, self.until, self.gone_at = value, size, until, gone_at
+        self.labels, self.failure = labels, failure
 
-    def __init__(self):
-        self.entries = {}
-
-    def fresh(self, now):
-        return {k: e for k, e in self.entries.items() if e[2] > now and e[5] == "value"}
+    def state(self, now):
+        return FAILURE if self.failure else FRESH if self.until > now else STALE
 
 
 class Machine(RuleBasedStateMachine):
+    eviction = "lru"
+
     @initialize(
-        maxsize=st.one_of(st.none(), st.integers(1, 8)),
-        max_bytes=st.one_of(st.none(), st.integers(5, 40)),
+        limits=st.sampled_from(sorted(LIMITS)).flatmap(LIMITS.get),
         stale_s=st.sampled_from([0.0, 3.0]),
-        eviction=st.sampled_from(["lru", "s3fifo"]),
     )
-    def start(self, maxsize, max_bytes, stale_s, eviction):
+    def start(self, limits, stale_s):
         self.clock = FakeClock(10**9)
-        self.maxsize, self.max_bytes, self.eviction = maxsize, max_bytes, eviction
+        self.maxsize, self.max_bytes = limits
         self.stale_ns = round(stale_s * 1e9)
         self.cache = EdgeCache(
-            maxsize=maxsize, max_bytes=max_bytes, ttl_s=10.0, stale_s=stale_s, eviction=eviction, clock=self.clock
+            maxsize=self.maxsize,
+            max_bytes=self.max_bytes,
+            ttl_s=10.0,
+            stale_s=stale_s,
+            negative_ttl_s=6.0,
+            eviction=self.eviction,
+            clock=self.clock,
         )
-        self.model = Model()
+        self.entries = {}  # the one that was used longest ago first
         self.events = []
         self.cache.listen(self.events.append)
-        self.lookups = [0, 0]
+        self.lookups = [0, 0, 0, 0]
+        self.refused = 0
 
     def purge(self):
-        """What is past its stale time has gone; what has just become stale goes before what is fresh."""
         now = self.clock.now_ns
-        self.model.entries = {k: e for k, e in self.model.entries.items() if e[3] > now}
+        self.entries = {key: entry for key, entry in self.entries.items() if entry.gone_at > now}
 
-    @rule(key=KEYS, size=st.integers(0, 12), ttl=st.sampled_from([None, 1.0, 5.0]), tag=st.sampled_from(["a", "b"]))
+    def those(self, state):
+        now = self.clock.now_ns
+        return {key: entry for key, entry in self.entries.items() if entry.state(now) == state and entry.gone_at > now}
+
+    def over(self, entries):
+        return (self.maxsize is not None and len(entries) > self.maxsize) or (
+            self.max_bytes is not None and sum(entry.size for entry in entries.values()) > self.max_bytes
+        )
+
+    def held(self):
+        """Keys and states, by the labels that name each key."""
+        flat = iter(self.cache.snapshot(3))
+        return {int(labels[1][1]): (labels, state) for labels, state in zip(flat, flat, strict=True)}
+
+    def after_a_newcomer(self, newcomer):
+        """Whoever went, it was necessary and in order; the model forgets them too."""
+        now = self.clock.now_ns
+        held = self.held()
+        gone = {key: entry for key, entry in self.entries.items() if key not in held}
+        assert newcomer not in gone or self.entries[newcomer].failure
+        assert not gone or self.over(self.entries)
+        fresh = list(self.those(FRESH))
+        for key in gone:
+            del self.entries[key]
+        assert not self.over(self.entries)
+        went = [key for key in fresh if key in gone]
+        if went:
+            assert not self.those(STALE)
+            failures = self.those(FAILURE)
+            if self.maxsize is not None:
+                assert len(failures) <= max(self.maxsize // 16, 1)
+            if self.max_bytes is not None and len(failures) > 0:
+                assert sum(entry.size for entry in failures.values()) <= max(self.max_bytes // 16, 1)
+            if self.eviction == "lru":
+                assert went == fresh[: len(went)]
+        elif any(entry.state(now) == FAILURE for entry in gone.values()):
+            assert not self.those(STALE)
+
+    @rule(key=KEYS, size=st.integers(0, 12), ttl=st.sampled_from([None, 1.0, 5.0, 200.0]), tag=TAGS)
     def put(self, key, size, ttl, tag):
         now = self.clock.now_ns
         self.purge()
         value = object()
         until = now + round((10.0 if ttl is None else ttl) * 1e9)
-        kept = self.cache.put(key, value, size=size, ttl_s=ttl, tags=(tag,), subject=f"s{key % 3}")
-        entries = self.model.entries
+        kept = self.cache.put(key, value, size=size, ttl_s=ttl, tags=(tag, f"{key}"), subject=f"s{key % 3}")
         assert kept == (self.max_bytes is None or size <= self.max_bytes)
-        entries.pop(key, None)
+        self.refused += not kept
+        self.entries.pop(key, None)
         if kept:
-            entries[key] = [value, size, until, until + self.stale_ns, (f"s{key % 3}", tag), "value"]
-        if self.eviction == "lru" and not self.stale_ns:
-            while self.over(entries):
-                del entries[next(iter(entries))]
-        else:  # whoever went, it was necessary, and nothing fresh went before what was stale
-            held = {k: self.cache.lookup(k, now) for k in list(entries)}
-            states = {k: state for k, (state, _) in held.items()}
-            self.lookups = None
-            gone = [k for k, state in states.items() if state == 0]
-            assert key not in gone or not kept
-            if any(entries[k][2] > now for k in gone):
-                assert not any(state == 2 for state in states.values())
-            for k in gone:
-                del entries[k]
-            for k, state in states.items():
-                if state == 1 and self.eviction == "lru":
-                    entries[k] = entries.pop(k)
-            assert not self.over(entries)
+            labels = (f"s{key % 3}", (tag, f"{key}"))
+            self.entries[key] = Entry(value, size, until, until + self.stale_ns, labels, False)
+        self.after_a_newcomer(key)
 
-    def over(self, entries):
-        return (self.maxsize is not None and len(entries) > self.maxsize) or (
-            self.max_bytes is not None and sum(e[1] for e in entries.values()) > self.max_bytes
-        )
+    @rule(key=KEYS, size=st.integers(0, 12), ttl=st.sampled_from([None, 1.0]), tag=TAGS)
+    def put_negative(self, key, size, ttl, tag):
+        now = self.clock.now_ns
+        self.purge()
+        value = b"e" * size
+        kept = self.cache.put_negative(key, value, ttl_s=ttl, tags=(tag, f"{key}"), subject=f"s{key % 3}")
+        fits = self.max_bytes is None or size <= self.max_bytes
+        self.refused += not fits
+        before = self.entries.get(key)
+        assert kept == (fits and (before is None or before.failure))
+        if kept:
+            until = now + round((6.0 if ttl is None else ttl) * 1e9)
+            self.entries.pop(key, None)
+            self.entries[key] = Entry(value, size, until, until, (f"s{key % 3}", (tag, f"{key}")), True)
+        self.after_a_newcomer(key)
 
     @rule(key=KEYS)
     def get(self, key):
-        fresh = self.model.fresh(self.clock.now_ns)
+        fresh = self.those(FRESH)
         found = self.cache.get(key, MISSING)
-        assert found is (fresh[key][0] if key in fresh else MISSING)
+        assert found is (fresh[key].value if key in fresh else MISSING)
         if key in fresh:
-            self.model.entries[key] = self.model.entries.pop(key)
-        if self.lookups is not None:
-            self.lookups[key not in fresh] += 1
+            self.entries[key] = self.entries.pop(key)
+        self.lookups[0 if key in fresh else 1] += 1
+
+    @rule(key=KEYS)
+    def look_up(self, key):
+        now = self.clock.now_ns
+        self.purge()
+        entry = self.entries.get(key)
+        expected = (0, None) if entry is None else (entry.state(now), entry.value)
+        assert self.cache.lookup(key, now) == expected
+        if expected[0] == FRESH:
+            self.entries[key] = self.entries.pop(key)
+        self.lookups[(1, 0, 2, 3)[expected[0]]] += 1
 
     @rule(key=KEYS)
     def peek_and_contains(self, key):
-        fresh = self.model.fresh(self.clock.now_ns)
-        assert self.cache.peek(key, MISSING) is (fresh[key][0] if key in fresh else MISSING)
+        fresh = self.those(FRESH)
+        assert self.cache.peek(key, MISSING) is (fresh[key].value if key in fresh else MISSING)
         assert (key in self.cache) == (key in fresh)
 
     @rule(key=KEYS)
     def delete(self, key):
-        fresh = self.model.fresh(self.clock.now_ns)
-        assert self.cache.pop(key, MISSING) is (fresh[key][0] if key in fresh else MISSING)
+        fresh = self.those(FRESH)
+        assert self.cache.pop(key, MISSING) is (fresh[key].value if key in fresh else MISSING)
         if key in fresh:
-            del self.model.entries[key]
+            del self.entries[key]
 
     @rule()
     def popitem(self):
-        now = self.clock.now_ns
-        fresh = self.model.fresh(now)
+        fresh = self.those(FRESH)
         if not fresh:
             with pytest.raises(KeyError):
                 self.cache.popitem()
             return
         key, value = self.cache.popitem()
-        assert fresh[key][0] is value
+        assert fresh[key].value is value
         if self.eviction == "lru":
             assert key == next(iter(fresh))
-        del self.model.entries[key]
+        del self.entries[key]
 
-    @rule(seconds=st.sampled_from([1e-9, 0.5, 1.0, 4.0, 9.999999999, 30.0]))
+    @rule(seconds=st.sampled_from([1e-9, 0.5, 1.0, 4.0, 9.999999999, 30.0, 300.0]))
     def time_passes(self, seconds):
         self.clock.advance(seconds)
 
-    @rule(tag=st.sampled_from(["a", "b"]))
+    @rule(most=st.integers(0, 3))
+    def sweep(self, most):
+        now = self.clock.now_ns
+        self.purge()
+        due_ns = self.cache.sweep(now, most)
+        assert due_ns >= now
+        assert due_ns <= min(
+            (entry.until if entry.until > now else entry.gone_at for entry in self.entries.values()), default=2**63 - 1
+        )
+
+    @rule(tag=TAGS)
     def erase_a_tag(self, tag):
         self.purge()
-        gone = [k for k, e in self.model.entries.items() if tag in e[4]]
+        gone = [key for key, entry in self.entries.items() if tag in entry.labels[1]]
         assert self.cache.erase(tag=tag) == len(gone)
-        for k in gone:
-            del self.model.entries[k]
+        for key in gone:
+            del self.entries[key]
 
     @rule(subject=st.sampled_from(["s0", "s1", "s2"]))
     def erase_a_subject(self, subject):
         self.purge()
-        gone = [k for k, e in self.model.entries.items() if e[4][0] == subject]
+        gone = [key for key, entry in self.entries.items() if entry.labels[0] == subject]
         assert self.cache.erase(subject=subject) == len(gone)
-        for k in gone:
-            del self.model.entries[k]
+        for key in gone:
+            del self.entries[key]
 
     @rule()
     def clear(self):
         self.cache.clear()
-        self.model.entries = {}
+        self.entries = {}
 
     @invariant()
     def the_same(self):
@@ -151,13 +218,15 @@ class Machine(RuleBasedStateMachine):
             return
         now = self.clock.now_ns
         self.purge()
-        fresh = self.model.fresh(now)
+        fresh = self.those(FRESH)
         seen = self.cache.statistics()
         assert len(self.cache) == seen.entries == len(fresh)
-        assert self.cache.size == seen.size == sum(e[1] for e in fresh.values())
-        assert seen.stale == len(self.model.entries) - len(fresh)
-        assert seen.held_bytes == sum(e[1] for e in self.model.entries.values())
-        assert dict(self.cache.items()) == {k: e[0] for k, e in fresh.items()}
+        assert self.cache.size == seen.size == sum(entry.size for entry in fresh.values())
+        assert seen.stale == len(self.those(STALE))
+        assert seen.negative == len(self.those(FAILURE))
+        assert seen.held_bytes == sum(entry.size for entry in self.entries.values())
+        assert dict(self.cache.items()) == {key: entry.value for key, entry in fresh.items()}
+        assert self.held() == {key: (entry.labels, entry.state(now)) for key, entry in self.entries.items()}
         if self.eviction == "lru":
             assert list(self.cache) == list(fresh)
         assert seen.inserted == (
@@ -169,9 +238,16 @@ class Machine(RuleBasedStateMachine):
             seen.expired,
             seen.erased,
         )
-        if self.lookups is not None:
-            assert [seen.hits, seen.misses] == self.lookups
+        assert [seen.hits, seen.misses, seen.stale_hits, seen.negative_hits] == self.lookups
+        assert seen.refused == self.refused
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestEdgeCache = Machine.TestCase
+class S3FifoMachine(Machine):
+    eviction = "s3fifo"
+
+
+Machine.TestCase.settings = S3FifoMachine.TestCase.settings = settings(
+    max_examples=50, stateful_step_count=40, deadline=None
+)
+TestLru = Machine.TestCase
+TestS3Fifo = S3FifoMachine.TestCase

@@ -44,13 +44,24 @@ def test_the_small_queue_shrinks_where_newcomers_do_not_come_back():
     assert hits(trace, maxsize=100) >= 18_500
 
 
-def test_a_scan_passes_through():
-    cache = EdgeCache(maxsize=100, eviction="s3fifo")
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"maxsize": 100},
+        {"max_bytes": 1_000},
+        {"maxsize": 100, "max_bytes": 10**9},
+        {"maxsize": 10**6, "max_bytes": 1_000},
+    ],
+    ids=["entries", "bytes", "both, entries count", "both, bytes count"],
+)
+def test_a_scan_passes_through(limits):
+    cache = EdgeCache(**limits, eviction="s3fifo")
     for _ in range(3):
         for key in range(80):
-            cache.setdefault(key, key)
+            if cache.get(key) is None:
+                cache.put(key, key, size=10)
     for key in range(1_000, 3_000):
-        cache[key] = key
+        cache.put(key, key, size=10)
     assert sum(key in cache for key in range(80)) == 80
 
 

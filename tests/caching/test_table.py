@@ -4,15 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.caching._eviction_cy import FIRST, EvictionOrder
-from streaminfer.caching._wheel_cy import NEVER, ExpiryWheel
+from streaminfer.caching import EdgeCache
+from streaminfer.caching._eviction_cy import EvictionOrder
+from streaminfer.caching._slots_cy import FIRST, NEVER, Slots
+from streaminfer.caching._wheel_cy import ExpiryWheel
+from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
 INSTANTS = st.one_of(st.integers(0, 300), st.integers(0, 10**12), st.just(2**62))
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("insert"), st.integers(0, 20), INSTANTS),
+        st.tuples(st.just("set"), st.integers(0, 20), INSTANTS),
         st.tuples(st.just("remove"), st.integers(0, 20), st.just(0)),
         st.tuples(st.just("pop"), st.integers(0, 4), INSTANTS),
     ),
@@ -23,20 +26,25 @@ STEPS = st.lists(
 @pytest.mark.parametrize("which", ["as imported", "plain"])
 @given(steps=STEPS)
 def test_the_wheel_gives_out_exactly_what_is_due(plain, which, steps):
-    wheel = (plain("caching._wheel_cy").ExpiryWheel if which == "plain" else ExpiryWheel)(21)
+    if which == "plain":
+        slots = plain("caching._slots_cy").Slots(21)
+        wheel = plain("caching._wheel_cy").ExpiryWheel(slots)
+    else:
+        slots = Slots(21)
+        wheel = ExpiryWheel(slots)
     model = {}
     now = 0
     for step, number, at in steps:
-        if step == "insert" and number not in model:
-            wheel.insert(number, at)
+        if step == "set":
+            wheel.set(number, at)  # also in place of another, earlier or later
             model[number] = at
         elif step == "remove":
-            wheel.remove(number)
+            wheel.set(number, NEVER)
             model.pop(number, None)
         elif step == "pop":
             now = max(now, at)
             for _ in range(number):
-                slot = wheel.pop_due(now)
+                slot = pop(wheel, now)
                 if slot < 0:
                     assert all(at > now for at in model.values())
                     break
@@ -44,60 +52,145 @@ def test_the_wheel_gives_out_exactly_what_is_due(plain, which, steps):
         assert wheel.due_ns <= min(model.values(), default=NEVER)
         assert [wheel.at(slot) for slot in range(21)] == [model.get(slot, NEVER) for slot in range(21)]
     left = set()
-    while (slot := wheel.pop_due(2**62)) >= 0:
+    while (slot := pop(wheel, 2**62)) >= 0:
         left.add(slot)
     assert left == set(model)
 
 
 def test_the_wheel_keeps_what_it_has_when_it_grows():
-    wheel = ExpiryWheel(2)
-    wheel.insert(1, 5)
-    wheel.grow(10)
-    wheel.insert(9, 4)
+    wheel = ExpiryWheel(Slots(10))
+    wheel.set(1, 5)
+    wheel.grow(20)
+    wheel.set(9, 4)
     wheel.grow(3)
     assert {wheel.pop_due(5), wheel.pop_due(5)} == {1, 9}
     assert wheel.pop_due(10**18) == -1
     assert wheel.due_ns == NEVER
 
 
+def test_the_wheel_files_a_later_instant_when_it_comes_to_the_slot():
+    wheel = ExpiryWheel(Slots(300))
+    for slot in range(300):
+        wheel.set(slot, 1_000)
+        wheel.set(slot, 10**12)
+    assert wheel.due_ns == 1_000
+    assert [wheel.pop_due(2_000) for _ in range(5)] == [-2, -2, -2, -2, -1], "so many at once, and then it pauses"
+    assert 2_000 < wheel.due_ns <= 10**12
+    wheel.set(7, 3_000)  # an earlier one at once
+    assert wheel.due_ns == 3_000
+    assert wheel.pop_due(3_000) == 7
+    assert wheel.popped_ns == 3_000
+
+
+def pop(wheel, now):
+    while (slot := wheel.pop_due(now)) == -2:
+        pass
+    return slot
+
+
 def mixed(slot):
     return (slot * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 1
 
 
-def s3fifo(maxsize):
-    return EvictionOrder(FIRST + maxsize + 1, True, maxsize, 2**63 - 1)
+def s3fifo(maxsize, room=0):
+    slots = Slots(FIRST + maxsize + 1 + room)
+    for slot in range(FIRST, slots.capacity):
+        slots.name(slot, mixed(slot))
+    return EvictionOrder(slots, True, maxsize, 2**63 - 1), slots
 
 
 def test_s3fifo_a_newcomer_that_is_not_asked_for_goes_before_what_was():
-    order = s3fifo(10)
+    order, slots = s3fifo(10)
     for slot in range(FIRST, FIRST + 11):
-        order.add(slot, 1, mixed(slot))
+        order.add(slot, 1)
     order.touch(FIRST)
     assert order.victim(False) == FIRST + 9, "the others filled main"
-    assert order.queue_of(FIRST) == 0, "asked for: it moved on to main"
+    assert slots.queue_of(FIRST) == 0, "asked for: it moved on to main"
 
 
 def test_s3fifo_who_comes_back_goes_to_main_at_once():
-    order = s3fifo(10)
+    order, slots = s3fifo(10)
     for slot in range(FIRST, FIRST + 11):
-        order.add(slot, 1, mixed(slot))
+        order.add(slot, 1)
     victim = order.victim(False)
-    order.evicted(victim, mixed(victim))
+    order.evicted(victim)
     order.remove(victim)
-    order.add(victim, 1, mixed(victim))
-    assert order.queue_of(victim) == 0
+    order.add(victim, 1)
+    assert slots.queue_of(victim) == 0
     other = FIRST + 10
     order.remove(other)  # taken out by hand: no ghost
-    order.add(other, 1, mixed(other))
-    assert order.queue_of(other) == 1
+    order.add(other, 1)
+    assert slots.queue_of(other) == 1
 
 
 def test_negative_entries_have_a_sixteenth_of_the_room():
-    order = EvictionOrder(64, False, 32, 2**63 - 1)
-    order.add(FIRST, 1, 0)
+    order = EvictionOrder(Slots(64), False, 32, 2**63 - 1)
+    order.add(FIRST, 1)
     for slot in range(FIRST + 1, FIRST + 3):
         order.add_negative(slot, 1)
-        order.add(slot + 10, 1, 0)
+        order.add(slot + 10, 1)
     assert order.victim(False) == FIRST, "within their share they stay"
     order.add_negative(FIRST + 3, 1)
     assert order.victim(False) == FIRST + 1
+
+
+def test_s3fifo_one_hit_moves_on_to_a_main_that_is_full():
+    order, slots = s3fifo(10, room=10)
+    for slot in range(FIRST, FIRST + 11):
+        order.add(slot, 1)
+    order.remove(order.victim(False))
+    assert order.held(0) == 9, "filled"
+    asked = FIRST + 10
+    assert slots.queue_of(asked) == 1
+    order.touch(asked)
+    order.add(FIRST + 11, 1)
+    assert order.victim(False) != asked
+    assert slots.queue_of(asked) == 0
+
+
+@pytest.mark.parametrize(("later", "queue"), [(2, 0), (3, 1), (4, 1)])
+def test_s3fifo_ghosts_reach_as_far_as_there_are_entries(later, queue):
+    order, slots = s3fifo(10, room=10)
+    for slot in range(FIRST, FIRST + 3 + later + 1):
+        order.add(slot, 1)
+    for slot in range(FIRST, FIRST + later + 1):
+        order.evicted(slot)
+        order.remove(slot)
+    assert order.count == 3
+    order.add(FIRST, 1)  # its ghost is as old as `later` others
+    assert slots.queue_of(FIRST) == queue
+
+
+class Clash:
+    """A key that shares its hash with others."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return self.number % 5
+
+    def __eq__(self, other):
+        return self.number == other.number
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=120))
+def test_keys_of_the_same_hash_are_told_apart_and_found_when_others_went(steps):
+    cache = EdgeCache()
+    model = {}
+    for comes, number in steps:
+        if comes:
+            cache[Clash(number)] = model[number] = object()
+        else:
+            assert cache.pop(Clash(number), None) is model.pop(number, None)
+        assert all(cache.peek(Clash(one)) is value for one, value in model.items())
+    assert len(cache) == len(model)
+
+
+def test_a_cache_from_which_all_was_removed_waits_for_nothing():
+    clock = FakeClock(10**9)
+    cache = EdgeCache(ttl_s=1.0, clock=clock)
+    cache["a"] = 1
+    assert cache.sweep(clock.now_ns, 1) < NEVER
+    del cache["a"]
+    assert cache.sweep(clock.now_ns, 1) == NEVER
