@@ -2,7 +2,7 @@ cimport cython
 
 cdef int _GOOD, _BAD, _LATE
 cdef double _LEAST, _RETURNS_WITH, _FAILING, _CROWDED, _CALM, _FIRST_GAIN, _LAST_GAIN
-cdef double _SUSPECT_HEADROOM, _EASY, _MOST_GROWTH, _HEAVY, _WIDE, _TOO_LATE, _MOST_HEADROOM, _LEAST_RISE, _MOST_RISE, _FALL
+cdef double _SUSPECT_HEADROOM, _EASY, _MOST_GROWTH, _HEAVY, _WIDE, _TOO_LATE, _MOST_HEADROOM, _LEAST_RISE, _MOST_RISE, _FALL, _KEPT_WHEN_EASY
 cdef long long _FEW, _LONGEST, _FORGETS
 
 cdef class Rung:
@@ -26,8 +26,8 @@ cdef class Rung:
     @cython.locals(bad=cython.longlong)
     cdef bint _failing(self) noexcept
 
-    @cython.locals(rise=double)
-    cdef object _make_headroom(self)
+    @cython.locals(rise=double, kept=double)
+    cdef object _make_headroom(self, bint easy)
 
     @cython.locals(share=double, grown=double)
     cdef object _grow(self, bint easy)

@@ -11,8 +11,10 @@ see. It is looked at once a *step*:
    everything stands still, so that the noise of a count does not move it.
    *Late.* More than 1 % of what a route took came too late or was overdue: its *headroom* rises, the part of a
    request's time that has to be left when it is predicted to be answered. A prediction does not know who comes next and
-   makes the batch longer; so a full queue is filled just less. Without late ones it falls slowly. Only where most of
-   the headroom there can be is no help either, late counts as failing.
+   makes the batch longer; so a full queue is filled just less. Without late ones it falls slowly. Where the route has
+   its whole share and the device still cannot be crowded (see 4) it falls by half: then a device that hung has made
+   answers late, and headroom only keeps requests away from it. Only where most of the headroom there can be is no help
+   either, late counts as failing.
 3. *Burning.* The error budget burns too fast: the best route that costs more than a later one is closed, and one more
    for each eight steps in which requests still have no answer on time. When it has ended they come back with 5 %.
 4. *Healthy.* A share below 1.0 grows once the route answered in the step: first by 5 %, then by 10, 20, 40, 80 and
@@ -72,6 +74,7 @@ _MOST_HEADROOM = 0.5
 _LEAST_RISE = 0.02
 _MOST_RISE = 0.2
 _FALL = 0.0025
+_KEPT_WHEN_EASY = 0.5  # of the headroom, in a step
 _SUSPECT_HEADROOM = 0.25
 
 
@@ -232,7 +235,7 @@ class Rung:
             bad += self._late
         return bad >= 2 and bad > _FAILING * (self._good + self._bad + self._late)
 
-    def _make_headroom(self) -> None:
+    def _make_headroom(self, easy: bool) -> None:
         if self._late >= 2 and self._late > _TOO_LATE * (self._good + self._bad + self._late):
             if self._settles:
                 self._settles = False
@@ -243,7 +246,10 @@ class Rung:
         else:
             self._settles = False
             if self._good and not self._late:
-                self.headroom = max(0.0, self.headroom - _FALL)
+                kept = self.headroom
+                if easy and self.share >= 1.0:
+                    kept *= _KEPT_WHEN_EASY
+                self.headroom = max(0.0, kept - _FALL)
 
     def __repr__(self) -> str:
         return f"<Rung: share={self.share:.3f}, in_flight={self.in_flight}{', closed' if self.closed else ''}>"
@@ -347,7 +353,7 @@ class Ladder:
             rung._calm += 1
             if rung._calm >= _FORGETS:
                 rung._trouble = 0.0
-            rung._make_headroom()
+            rung._make_headroom(self._is_easy(rung.device))
             if not rung.fixed and not rung.closed and rung._failing():
                 self._cut(rung, 0.5)
         for device in range(len(self._missed_there)):

@@ -110,6 +110,29 @@ def test_late_answers_raise_the_headroom_and_its_lack_is_forgotten_slowly():
     assert rung.share < 1.0  # more of it was no help
 
 
+def test_headroom_that_a_hang_made_is_gone_soon_where_answers_take_little_of_their_time():
+    rungs = ladder(devices=(0, 1))
+    rung = rungs.rungs[0]
+    steps(rungs, 3, [GOOD] * 10 + [LATE] * 10)
+    made = rung.headroom
+    assert made == pytest.approx(0.4)
+    steps(rungs, 1, start=4)
+    assert rung.headroom == pytest.approx(made - 0.0025)  # they take most of their time: the device may be crowded
+    steps(rungs, 1, start=5, duration_ns=100)
+    assert rung.headroom == pytest.approx((made - 0.0025) / 2 - 0.0025)
+    steps(rungs, 6, start=6, duration_ns=100)
+    assert rung.headroom == 0.0
+
+
+def test_on_the_way_back_headroom_falls_slowly_however_little_time_answers_take():
+    rungs = ladder(devices=(0, 1))
+    steps(rungs, 3, [GOOD] * 10 + [LATE] * 10)
+    steps(rungs, 1, [GOOD] * 10 + [BAD] * 10, start=4)
+    made = rungs.rungs[0].headroom
+    assert steps(rungs, 2, start=5, duration_ns=100) < 1.0
+    assert rungs.rungs[0].headroom == pytest.approx(made - 0.005)
+
+
 def test_one_that_would_be_alone_needs_no_headroom_unless_the_last_one_was_late():
     rungs = ladder()
     rung = rungs.rungs[0]
