@@ -296,13 +296,14 @@ def bench_brown_out() -> None:
     print(
         "\nReturn after a brown-out of 10 s at 0.6× capacity: seconds until ≥ 99 % of the answers are the best route's"
     )
+    rate = 0.6 * capacity()
     for one_device in (False, True):
         for slow in (2.5, 10.0):
             waits, flaps, meanwhile = [], [], []
             for seed in SEEDS:
                 answers = play(
                     TWO,
-                    lambda _t: 0.6 * capacity(),
+                    _steadily(rate),
                     one_device=one_device,
                     until_s=40.0,
                     slowness=_from_5_to_15_s(slow),
