@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._validation import check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
@@ -106,7 +107,7 @@ class Stack:
         self._stopped = asyncio.Event()
         self._pid = 0
         self._state = "new"
-        self._calls: set[asyncio.Task[Response]] = set()
+        self._calls = DeadlineCalls()
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class Stack:
         if self._state in {"starting", "running", "stopping"} and not self._is_orphaned():
             raise RuntimeError(f"this stack is {self._state} already")
         loop = asyncio.get_running_loop()
-        self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", set()
+        self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
         started: list[Any] = []
         try:
             for part in self._parts:
@@ -370,28 +371,7 @@ class Stack:
             timeout_s = (request.deadline_ns - self.clock()) / 1e9
             if timeout_s <= 0:
                 raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
-        call: asyncio.Task[Response] = asyncio.ensure_future(self._call(request))
-        self._calls.add(call)
-        call.add_done_callback(self._forget)
-        try:
-            await asyncio.wait({call}, timeout=timeout_s)
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        if not call.done():
-            call.cancel()
-            raise DeadlineExceeded(f"the deadline passed after {timeout_s:.6f} s")
-        if call.cancelled():
-            raise Closed("the stack stopped before it could answer")
-        try:
-            return call.result()
-        finally:
-            del call  # an error whose traceback holds this frame would keep the request's inputs alive
-
-    def _forget(self, call: asyncio.Task[Response]) -> None:
-        self._calls.discard(call)
-        if not call.cancelled():
-            call.exception()  # nobody else may be there to take it
+        return await self._calls.end_within(timeout_s, self._call(request), "the stack")
 
 
 def _compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedService | None]:

@@ -9,7 +9,7 @@ from streaminfer._validation import check_duration, check_instance, expected
 if TYPE_CHECKING:
     from streaminfer.caching.retention import Rule
 
-__all__ = ["Labels", "check_policy", "duration_ns", "labels_of", "max_age_ns"]
+__all__ = ["LONGEST_S", "Labels", "check_policy", "duration_ns", "labels_of", "max_age_ns"]
 
 LONGEST_S = 1e9
 Labels = tuple[Any, ...] | None

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import attrs
 
 from streaminfer._validation import check_duration, check_instance, expected
+from streaminfer.caching._arguments import LONGEST_S
 
 __all__ = ["Holding", "Log", "Place", "Retention", "Rule"]
 
-_LONGEST_S = 1e9
 _MOST_REMEMBERED = 1024
 
 
@@ -184,7 +184,7 @@ class Retention:
         policies = [policy for _, policy in parts]
         return Rule(
             parts[0][0],
-            min(parts[0][1].max_age_s, _LONGEST_S),
+            min(parts[0][1].max_age_s, LONGEST_S),
             any(policy.encrypt for policy in policies),
             all(policy.allow_disk for policy in policies),
             all(policy.allow_shared for policy in policies),
@@ -193,7 +193,7 @@ class Retention:
     @property
     def shortest_s(self) -> float:
         """The smallest of all maximum ages."""
-        return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), _LONGEST_S)
+        return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), LONGEST_S)
 
     def check_tier(self, name: str, place: Place) -> None:
         """Whether the default class can be kept on a tier where it is allowed to be.

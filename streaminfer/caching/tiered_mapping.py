@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from streaminfer._validation import check_duration, expected
+from streaminfer.caching._wheel_cy import NEVER
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["TieredMapping"]
 
 _NOTHING: Any = object()
-_NEVER = 2**63 - 1
 _LONGEST_READ_S = 1.0
 _SWEPT_S = 0.25
 
@@ -125,7 +125,7 @@ class TieredMapping:
         if cache.erasures != erasures or self.tiers is None:
             return
         waited_ns = max(cache.now() - found.read_ns, 0)
-        left_ns = found.left_ns if found.left_ns == _NEVER else found.left_ns - waited_ns
+        left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
         if left_ns <= 0:
             return
         cache.keep_aged(key, found, left_ns, found.age_ns + waited_ns)
@@ -135,7 +135,7 @@ class TieredMapping:
         self.tiers.write(
             key,
             found.value,
-            ttl_ns=_NEVER if left_ns == _NEVER else found.age_ns + found.left_ns,
+            ttl_ns=NEVER if left_ns == NEVER else found.age_ns + found.left_ns,
             computed_ns=found.read_ns - found.age_ns,
             erasures=erasures,
             tags=found.tags,
@@ -178,7 +178,7 @@ class TieredMapping:
         oldest: dict[str, int | None] = {}
         for label in labels:
             data_class, stored_ns = ("", None) if label is None else label[2:]
-            before = oldest.get(data_class, _NEVER)
+            before = oldest.get(data_class, NEVER)
             numbers[data_class] = numbers.get(data_class, 0) + 1
             oldest[data_class] = None if before is None or stored_ns is None else min(before, stored_ns)
         now_ns = cache.now()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._validation import check_instance, check_number
-from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response
 
@@ -69,7 +69,7 @@ class Place:
         self.leaving = False
         self.admission: Any = find_inward(replica.service, "admission", None)
         self._owner = owner
-        self._tasks: set[asyncio.Task[Response]] = set()
+        self._tasks = DeadlineCalls()
         self._empty: asyncio.Future[None] | None = None
         # what does not end requests itself runs in a task that can be left behind
         enforces = bool(find_inward(replica.service, "enforces_deadline", False))
@@ -132,25 +132,4 @@ class Place:
         timeout_s = None
         if request.deadline_ns is not None:
             timeout_s = max(request.deadline_ns - self._owner.clock(), 0) / 1e9
-        call: asyncio.Task[Response] = asyncio.ensure_future(self.replica.service.call(request))
-        self._tasks.add(call)
-        call.add_done_callback(self._forget)
-        try:
-            await asyncio.wait({call}, timeout=timeout_s)
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        if not call.done():
-            call.cancel()
-            raise DeadlineExceeded(f"{self.replica.name} did not answer within {timeout_s:.6f} s")
-        if call.cancelled():
-            raise Closed(f"{self.replica.name} was stopped before it could answer")
-        try:
-            return call.result()
-        finally:
-            del call  # an error whose traceback holds this frame would keep the request's inputs alive
-
-    def _forget(self, call: asyncio.Task[Response]) -> None:
-        self._tasks.discard(call)
-        if not call.cancelled():
-            call.exception()  # nobody else may be there to take it
+        return await self._tasks.end_within(timeout_s, self.replica.service.call(request), self.replica.name)
