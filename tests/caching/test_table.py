@@ -1,12 +1,16 @@
 """The wheel and the queues by themselves, each against a plain model, and against their plain twins."""
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.caching import EdgeCache
 from streaminfer.caching._eviction_cy import EvictionOrder
+from streaminfer.caching._locking import is_atomic
 from streaminfer.caching._slots_cy import FIRST, NEVER, Slots
+from streaminfer.caching._table_cy import EdgeTable
 from streaminfer.caching._wheel_cy import ExpiryWheel
 from streaminfer.testing import FakeClock
 
@@ -194,3 +198,16 @@ def test_a_cache_from_which_all_was_removed_waits_for_nothing():
     assert cache.sweep(clock.now_ns, 1) < NEVER
     del cache["a"]
     assert cache.sweep(clock.now_ns, 1) == NEVER
+
+
+@pytest.mark.skipif(not is_atomic(EdgeTable), reason="plain Python's lists are the collector's")
+def test_the_collector_does_not_walk_the_entries():
+    cache = EdgeCache(eviction="s3fifo")
+    gc.collect()
+    known = {id(it) for it in gc.get_objects()}
+    for number in range(20_000):
+        cache[f"k{number}"] = b"v"
+    new = [it for it in gc.get_objects() if id(it) not in known and it is not known]
+    assert len(cache) == 20_000
+    assert len(new) < 1_000
+    assert max((len(gc.get_referents(it)) for it in new), default=0) < 1_000
