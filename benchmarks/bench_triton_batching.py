@@ -61,7 +61,6 @@ PATIENCE_S = 10.0
 DELAYS_US = (0, 2_000)
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, max_in_flight=2": {"max_in_flight": 2},
 }
 SAME = 1.05
 """Medians of p99 that differ by less are the same: those of one contestant differ by as much from run to run."""

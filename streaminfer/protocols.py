@@ -18,6 +18,9 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     keys.
 ``max_batch_size``
     the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
+``queued_workers``
+    how many batches the model works on at once, where further ones that are sent wait at the model for their turn: a
+    batcher with as many in flight sends the next one a little early. Read when what it stands behind starts.
 ``server_parts() -> Mapping[str, float]``
     mean seconds of the parts of a call, as a server behind the backend says, by a name that no other backend has;
     `TelemetryStatistics` shows them.

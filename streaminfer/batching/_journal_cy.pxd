@@ -47,6 +47,9 @@ cdef class Journal:
     @cython.locals(slot=cython.longlong, row=object)
     cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1
 
+    @cython.locals(slot=cython.longlong)
+    cpdef object took_turn(self, long long number, long long now_ns)
+
     @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)
 

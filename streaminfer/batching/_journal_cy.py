@@ -227,6 +227,19 @@ class Journal:
         self._free_row(self._worker[slot])
         return True
 
+    def took_turn(self, number: int, now_ns: int) -> None:
+        """Notes when a batch that was sent ahead began to run, on the row that is free by then.
+
+        Args:
+            number: what :meth:`launched` returned, of a batch that runs.
+            now_ns: the instant.
+        """
+        slot = number & (self.batches - 1)
+        if number >= self.launches - self.batches and self._end_ns[slot] == _RUNNING:
+            self._start_ns[slot] = now_ns
+            self._free_row(self._worker[slot])
+            self._worker[slot] = self._take_row()
+
     def dropped(self, now_ns: int, reason: str, count: int = 1) -> None:
         """Notes requests that end without having been answered.
 

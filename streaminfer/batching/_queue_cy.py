@@ -217,6 +217,7 @@ class RequestQueue:
         """
         run = Run()
         run.started_ns = now_ns
+        run.turn_ns = now_ns
         taken = run.tickets
         inputs = run.inputs
         latest_ns = 0
@@ -284,7 +285,7 @@ class RequestQueue:
             inferred_ns: when the model had answered.
         """
         self.journal.finished(run.sequence, inferred_ns, True)
-        duration_s = (inferred_ns - run.started_ns) / 1e9
+        duration_s = (inferred_ns - run.turn_ns) / 1e9
         self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
         tickets = run.tickets
         size = len(tickets)

@@ -13,6 +13,8 @@ cdef class Run:
     cdef public bint begun
     cdef public bint abandoned
     cdef public long long sequence
+    cdef public long long turn_ns
+    cdef public long long early_ns
 
 @cython.freelist(128)
 cdef class Ticket:

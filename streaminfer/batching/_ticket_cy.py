@@ -10,10 +10,11 @@ from typing import Any
 
 from streaminfer._request_cy import Timings
 
-__all__ = ["NEVER", "Run", "Ticket"]
+__all__ = ["NEVER", "UNKNOWN", "Run", "Ticket"]
 
 NEVER = 2**63 - 1
 """The deadline of a request that has none."""
+UNKNOWN = -1
 
 
 class Ticket:
@@ -86,18 +87,23 @@ class Run:
         abandoned: cancelled because nobody waits for it any more.
         begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
         sequence: its number in the journal.
+        turn_ns: from when on it counts as running; later than ``started_ns`` where it was sent ahead of its turn.
+        early_ns: how long before its turn it was sent ahead; 0: it was not; :data:`UNKNOWN`: nothing is to be learned
+            from what it takes.
     """
 
     __slots__ = (
         "abandoned",
         "begun",
         "deadline_ns",
+        "early_ns",
         "inputs",
         "live",
         "sequence",
         "started_ns",
         "task",
         "tickets",
+        "turn_ns",
     )
 
     def __init__(self) -> None:
@@ -110,6 +116,8 @@ class Run:
         self.begun = False
         self.abandoned = False
         self.sequence = -1
+        self.turn_ns = 0
+        self.early_ns = 0
 
     def __repr__(self) -> str:
         return f"Run({len(self.tickets)} rows, {self.live} live)"

@@ -15,6 +15,7 @@ from streaminfer.request import check_priority, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.decision_log import DecisionLog
+    from streaminfer.batching.hand_over import HandOver
     from streaminfer.batching.learning import LearnedServiceTime
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
@@ -117,6 +118,7 @@ class AdaptiveBatcher:
             self.service_time = self._start_learning(service_time)
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self._clock = clock
+        self._hand_over: HandOver | None = None
         self._service: BatchedService | None = None
 
     def wrap(self, inner: Any) -> Any:
@@ -281,13 +283,18 @@ class AdaptiveBatcher:
             return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         if self.policy == "greedy":
             return Greedy(self.max_batch_size)
-        from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415 - only who plans loads it
+        from streaminfer.batching.hand_over import HandOver  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415
 
+        if self._hand_over is None:
+            self._hand_over = HandOver()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         if self.buckets is None:
             cap = assembler.cap_of(0)
-            return Lookahead(cap, self.service_time, workers=self.max_in_flight, padded=padded)
+            return Lookahead(
+                cap, self.service_time, workers=self.max_in_flight, padded=padded, hand_over=self._hand_over
+            )
         lengths = self.buckets.lengths
         return Lookahead(
             self.max_batch_size,

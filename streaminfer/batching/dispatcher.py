@@ -4,6 +4,9 @@ No task of its own, and no polling. A *dispatch* asks the policy until no worker
 *finish* distributes a batch's rows and schedules the next dispatch for the end of the present turn of the loop, so that
 callers that were just answered can join it. One alarm, a loop timer, stands for the earliest of all deadlines and of
 the policy's wish to look again; with nothing in hand there is none.
+
+To a model that keeps a queue, one batch more than there are workers may be sent *ahead*, when the policy says so. Its
+turn comes when another batch ends, whose worker is then not free but goes on with it.
 """
 
 import asyncio
@@ -16,13 +19,13 @@ from typing import Any
 from numpy import array, ndarray
 
 from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
-from streaminfer.batching.policy import Policy
+from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.results import PLAIN, read_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Clock
-from streaminfer.request import Batch
+from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.request import Batch, Request
 
 __all__ = ["Dispatcher"]
 
@@ -50,10 +53,12 @@ class Dispatcher:
     ) -> None:
         self.inner = inner
         self.clock = clock
+        self._keeps_queue = False
         self._set_policy(policy)
         self._stack = stack
         self._set_assembler(assembler)
         self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
+        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
         self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
@@ -61,6 +66,7 @@ class Dispatcher:
         self.journal = self._queue.journal
         self._free = max_in_flight
         self._runs: set[Run] = set()
+        self._ahead: Run | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dispatching = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -75,6 +81,7 @@ class Dispatcher:
         self._cancelled = 0
         self._refused = 0
         self._abandoned_batches = 0
+        self._sent_ahead = 0
         self._batch_sizes: dict[int, int] = {}
 
     def _set_assembler(self, assembler: Assembler) -> None:
@@ -85,9 +92,14 @@ class Dispatcher:
         self._policy = policy
         self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
         self._learns_again_ns = NEVER if self._learn is None else 0
-        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]], int], int | None] | None = getattr(
+        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]], int, int], int | None] | None = getattr(
             policy, "predicted_finish_ns", None
         )
+        self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
+            getattr(policy, "ahead", None) if self._keeps_queue else None
+        )
+        self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
+        self._learn_ahead: Callable[[int, int, int, int, int], int] | None = getattr(policy, "finished_ahead", None)
 
     def _dispatch(self, now_ns: int | None = None) -> None:
         self._dispatching = False
@@ -113,9 +125,39 @@ class Dispatcher:
                 if look_again_ns is not None:
                     self._look_again_ns = look_again_ns
                 break
+        if self._choose_ahead is not None and not self._free and self._ahead is None:
+            self._send_ahead(self._choose_ahead, self.clock() if now_ns is None else now_ns)
         self._settle()
 
-    def _launch(self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int) -> None:
+    def _send_ahead(
+        self, choose: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision], now_ns: int
+    ) -> None:
+        """Sends the next batch before a worker is free, if the policy wants that now."""
+        if self._queue.next_deadline_ns <= now_ns:
+            self._expire(now_ns)
+        batch, reason, refuse, look_again_ns, shorter_too, refusal = choose(self._queue, now_ns, self._turns())
+        if look_again_ns is not None:
+            self._look_again_ns = look_again_ns
+        if not batch or not self._takes_one_more(batch[0].request, now_ns):
+            return
+        if refuse:
+            self._refuse(refuse, refusal, now_ns)
+        run = self._launch(batch, reason, shorter_too, now_ns)
+        if self._free < 0:  # it has not failed at once
+            self._free = 0
+            self._ahead = run
+            self._sent_ahead += 1
+
+    def _turns(self) -> list[tuple[int, int]]:
+        """The turn of each running batch that has had it, and its size."""
+        ahead = self._ahead
+        return [(run.turn_ns, len(run.tickets)) for run in self._runs if run is not ahead]
+
+    def _takes_one_more(self, request: Request, now_ns: int) -> bool:
+        """Whether what stands before the model, a breaker or a limit, lets one more batch pass."""
+        return self._ask_inward is None or self._ask_inward(request, now_ns).ok
+
+    def _launch(self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int) -> Run | None:
         if self._stack and (len(chosen) > 1 or not self._plain):
             chosen = self._assembler.select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
@@ -124,13 +166,13 @@ class Dispatcher:
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
                 self._drop_cancelled(ticket)
             if not tickets:
-                return
+                return None
         self._free -= 1
         size = len(tickets)
         self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
         if self._infer is None:
             self._call_function(run)
-            return
+            return run
         batch = AssembledBatch(
             functools.partial(self._assembler.assemble, run.inputs) if self._stack else run.inputs.copy,
             [ticket.request for ticket in tickets],
@@ -147,6 +189,7 @@ class Dispatcher:
             raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
+        return run
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
@@ -213,7 +256,13 @@ class Dispatcher:
         in_task = run.task is not None
         if in_task and not self._is_known(run):
             return
-        self._free += 1
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            self._free += 1
+        elif ahead is run:
+            run.early_ns = UNKNOWN  # it ended before its turn
+        else:
+            self._take_turn(ahead, inferred_ns, run.abandoned or error is not None)
         try:
             # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
             # they wake
@@ -221,6 +270,16 @@ class Dispatcher:
                 self._dispatch(inferred_ns)
         finally:
             self._hand_out(run, assembled_ns, inferred_ns, results, error)
+            if ahead is not None:
+                self.journal.took_turn(ahead.sequence, inferred_ns)
+
+    def _take_turn(self, run: Run, now_ns: int, before_failed: bool) -> None:
+        """The worker of a batch that ended goes on with the one that was sent ahead."""
+        if self._turn_ns is None or before_failed:
+            # another policy's, or one for which the model is perhaps not free yet
+            run.turn_ns, run.early_ns = now_ns, UNKNOWN
+        else:
+            run.turn_ns, run.early_ns = self._turn_ns(run.started_ns, now_ns), max(now_ns - run.started_ns, 1)
 
     def _hand_out(
         self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
@@ -248,9 +307,16 @@ class Dispatcher:
             self._fail(run, error)
         # what a batch took is worth knowing even if nobody waited for it any more
         if inferred_ns >= self._learns_again_ns and self._learn is not None and (error is None or run.abandoned):
-            took_ns = inferred_ns - run.started_ns
-            bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
-            self._learns_again_ns = self._learn(size, took_ns, inferred_ns, run.abandoned, bucket)
+            self._learn_from(run, inferred_ns, self._learn)
+
+    def _learn_from(self, run: Run, now_ns: int, learn: Callable[[int, int, int, bool, int], int]) -> None:
+        size = len(run.tickets)
+        bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
+        if run.early_ns > 0 and not run.abandoned and self._learn_ahead is not None:
+            busy_ns = now_ns - run.started_ns - run.early_ns
+            self._learns_again_ns = self._learn_ahead(size, busy_ns, now_ns, run.early_ns, bucket)
+        elif run.early_ns != UNKNOWN:
+            self._learns_again_ns = learn(size, now_ns - run.turn_ns, now_ns, run.abandoned, bucket)
 
     def _is_known(self, run: Run) -> bool:
         """Takes a run off the list; false where a loop that has closed left it behind, and its worker is free since."""
@@ -309,9 +375,14 @@ class Dispatcher:
         return self._loop
 
     def _schedule(self) -> None:
-        if self._free and self._queue.waiting and not self._dispatching:
+        if self._has_to_decide() and not self._dispatching:
             self._dispatching = True
             self._loop_now().call_soon(self._dispatch, context=self._context)
+
+    def _has_to_decide(self) -> bool:
+        if self._free:
+            return self._queue.waiting > 0
+        return self._choose_ahead is not None and self._ahead is None
 
     def _settle(self) -> None:
         """Brings the alarm in line with what is in hand, and tells a draining stop when nothing is."""
@@ -342,9 +413,9 @@ class Dispatcher:
         # loops fire early by their resolution: an alarm for an instant means that the instant has come
         now_ns = max(self.clock(), self._alarm_ns)
         self._alarm = None
-        self._alarm_ns = NEVER
+        self._alarm_ns = self._look_again_ns = NEVER
         self._expire(now_ns)
-        if self._free and self._queue.waiting and not self._dispatching:
+        if self._has_to_decide() and not self._dispatching:
             self._dispatch(now_ns)
         else:
             self._settle()

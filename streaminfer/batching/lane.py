@@ -92,6 +92,12 @@ class Lane:
                 self.learns_again_ns = now_ns + _LEARN_EVERY_NS
             self.refresh()
 
+    def expected_ns(self, size: int) -> int:
+        """The central estimate of what a batch takes, where anything is known."""
+        if not self.learns:
+            return int(self.durations[size])
+        return int(self.service_time.expected_ns(self.cap)[min(size, self.cap)])
+
     def refresh(self) -> None:
         """Takes over what the service time has learned since."""
         model = self.service_time

@@ -20,6 +20,10 @@ batch of the longest bucket is on time and takes no longer than several. Where s
 checked as in 1, batch by batch in the order of their first deadlines; otherwise the kernels choose the bucket by
 playing what waits forward, and the batch within it as above, as if its share of the arrivals were all there is.
 
+*Ahead.* Where the model keeps a queue, a full batch is sent a little before the one that runs ends
+(:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is thought to end. The plan then
+counts on the hand-over being hidden; whether all are on time as they stand is answered without.
+
 Exact: one worker, one bucket, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting.
 Beyond that it is a heuristic. With several workers it plans as if their batches started evenly spread, one every
 ``t(b) / workers``.
@@ -37,6 +41,7 @@ from streaminfer.batching import padding
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
+from streaminfer.batching.hand_over import HandOver
 from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.service_time import best_size
@@ -50,6 +55,8 @@ _WORTH = 1.5
 """A batch of twice the best size takes so many times as long, at most, where it is worth it."""
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
+
+_NOTHING = Decision()
 
 _Array = NDArray[np.int64]
 _new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
@@ -68,6 +75,7 @@ class Lookahead:
             nearest known one takes, in proportion to the length where it is longer.
         padded: what a batch of a size is padded to before the model sees it; ``None``: nothing.
         masked: with length buckets, that a row may be padded to a longer bucket than its own.
+        hand_over: what is known of the way to the model and back; ``None``: nothing.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class Lookahead:
         lengths: Sequence[int] | None = None,
         padded: Callable[[int], int] | None = None,
         masked: bool = False,
+        hand_over: HandOver | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
@@ -92,6 +101,7 @@ class Lookahead:
         self._lane = self._lanes[0] if len(self._lanes) == 1 else None
         self._lengths = lengths
         self._masked = masked
+        self._hand_over = HandOver() if hand_over is None else hand_over
 
     def prepare(self, *, wait: bool) -> None:
         """Starts compiling the kernels in the background.
@@ -119,7 +129,27 @@ class Lookahead:
         Returns:
             The instant before which nothing more is learned.
         """
-        lane = self._lanes[bucket]
+        if not cut_short:
+            self._hand_over.alone(size, duration_ns)
+        return self._observe(self._lanes[bucket], size, duration_ns, now_ns, cut_short)
+
+    def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> int:
+        """Learns from a batch that was sent ahead.
+
+        Args:
+            size: how many requests it had.
+            busy_ns: from the end of the batch before to its own.
+            now_ns: when it ended.
+            early_ns: how long before the end of the one before it was sent.
+            bucket: which bucket its requests belong to.
+
+        Returns:
+            As :meth:`finished`.
+        """
+        duration_ns = self._hand_over.ahead(size, busy_ns, early_ns)
+        return self._observe(self._lanes[bucket], size, duration_ns, now_ns, cut_short=False)
+
+    def _observe(self, lane: Lane, size: int, duration_ns: int, now_ns: int, cut_short: bool) -> int:
         if now_ns >= lane.learns_again_ns:
             lane.observe(size, duration_ns, now_ns, cut_short)
         return lane.learns_again_ns if lane is self._lane else min(lane.learns_again_ns for lane in self._lanes)
@@ -144,16 +174,52 @@ class Lookahead:
             )
         return self._decide_for_late(waiting, lane, table, now_ns)
 
+    def ahead(self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
+        """The batch to send before a worker is free, to a model that keeps a queue.
+
+        Args:
+            waiting: what waits.
+            now_ns: the present instant.
+            running: the turn of each running batch, and how many requests it has; none of them was sent ahead of a
+                turn that has not come.
+
+        Returns:
+            A full batch, and what cannot be saved behind it; or nothing, and perhaps when to look again. Requests of
+            several length buckets are not sent ahead.
+        """
+        lane, table = self._lane, None if self._lane is None else self._lane.timetable
+        if lane is None or table is None:
+            return _NOTHING
+        ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
+        band_ns = max(int(lane.durations[min(size, table.cap)]) - lane.expected_ns(size), 0)
+        from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
+        if now_ns < from_ns <= until_ns:
+            return Decision(look_again_ns=from_ns)
+        if now_ns > until_ns or waiting.waiting < table.cap:
+            return _NOTHING
+        decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
+        return decision if len(decision.batch) >= table.cap or decision.reason == "trying" else _NOTHING
+
+    def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
+        """From when on a batch that was sent ahead counts as running, now that the one before has ended."""
+        return self._hand_over.turn_ns(sent_ns, ended_ns)
+
     def predicted_finish_ns(
-        self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]], bucket: int = 0
+        self,
+        waiting: RequestQueue,
+        now_ns: int,
+        running: Sequence[tuple[int, int]],
+        bucket: int = 0,
+        ahead: int = 0,
     ) -> int | None:
         """When a request that came now would be answered, served in full batches behind all that waits.
 
         Args:
             waiting: what waits.
             now_ns: the present instant.
-            running: where no worker is free, when each running batch was started and how many requests it has.
+            running: where no worker is free, the turn of each running batch and how many requests it has.
             bucket: of the request; -1: unknown, taken to be the longest. What waits and runs is taken to be of it too.
+            ahead: how many requests the batch has that was sent ahead; 0: there is none.
 
         Returns:
             The instant; ``None`` before anything was measured.
@@ -163,7 +229,10 @@ class Lookahead:
             return None
         start_ns = now_ns
         if running:
-            start_ns = max(now_ns, min([table.ends_ns(started_ns, size) for started_ns, size in running]))
+            ends_ns = sorted([table.ends_ns(turn_ns, size) for turn_ns, size in running])
+            if ahead:
+                ends_ns[0] = table.ends_ns(self._hand_over.turn_ns(now_ns, ends_ns[0]), ahead)
+            start_ns = max(now_ns, min(ends_ns))
         return int(table.answered_ns(waiting.waiting, start_ns))
 
     def _decide_for_late(self, waiting: RequestQueue, lane: Lane, table: Timetable, now_ns: int) -> Decision:
@@ -203,6 +272,8 @@ class Lookahead:
         limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
         shortest, longest = int(limits.min()), int(limits.max())
         durations, steps = lane.durations, lane.steps
+        if self._hand_over.takes_ns:  # full batches behind each other hide it
+            steps = np.maximum(steps - self._hand_over.takes_ns, 1)
         if durations[-1] > longest:  # of the sizes that nobody has the time for, none is the best
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
             best = best_size(durations[: feasible + 1].astype(np.float64))

@@ -73,7 +73,6 @@ class BatchedService(Dispatcher):
         self.max_in_flight = max_in_flight
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
         inner_validate = find_inward(inner, "validate", None)
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
@@ -179,15 +178,17 @@ class BatchedService(Dispatcher):
         if not self._stopping:
             self._set_policy(policy)
             if self._loop is not None:
-                self._prepare_policy(self._loop)
+                self._prepare(self._loop)
                 self._schedule()  # what the policy before was waiting for need not come
 
     def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
         if self._predict is None:
             return None
-        running = () if self._free else [(run.started_ns, len(run.tickets)) for run in self._runs]
+        running = () if self._free else self._turns()
         bucket = 0 if self._plain else self._assembler.bucket_of(inputs)
-        return self._predict(self._queue, now_ns, running, bucket)
+        return self._predict(
+            self._queue, now_ns, running, bucket, 0 if self._ahead is None else len(self._ahead.tickets)
+        )
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
@@ -208,7 +209,7 @@ class BatchedService(Dispatcher):
         self._enter(loop)
         self._stopping = False
         self._set_policy(self._configured_policy)
-        self._prepare_policy(loop)
+        self._prepare(loop)
 
     async def stop(self, *, drain: bool) -> None:
         """Accepts nothing more and waits until nothing is in hand.
@@ -253,6 +254,7 @@ class BatchedService(Dispatcher):
             batches=self.journal.launches,
             running_batches=len(self._runs),
             abandoned_batches=self._abandoned_batches,
+            sent_ahead=self._sent_ahead,
             batch_sizes=dict(sorted(self._batch_sizes.items())),
             released=self.journal.released_by_reason,
             batch_s=self._queue.batch_s,
@@ -269,8 +271,13 @@ class BatchedService(Dispatcher):
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
-    def _prepare_policy(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A policy that compiles does so now, in the background; in virtual time it waits, so that a run repeats."""
+    def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The policy learns whether the model keeps a queue behind as many workers as there may be batches.
+
+        One that compiles does so now, in the background; in virtual time it waits, so that a run repeats.
+        """
+        self._keeps_queue = find_inward(self.inner, "queued_workers", None) == self.max_in_flight
+        self._set_policy(self._policy)
         prepare = getattr(self._policy, "prepare", None)
         if prepare is not None:
             prepare(wait=getattr(loop, "is_virtual", False))
@@ -353,11 +360,12 @@ class BatchedService(Dispatcher):
             self.journal.finished(run.sequence, self.clock(), False)
         self._runs.clear()
         self._free = self.max_in_flight
+        self._ahead = None
         self._dispatching = False
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
-        self._prepare_policy(loop)
+        self._prepare(loop)
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             self._new_future = functools.partial(asyncio.Future, loop=loop)
         else:

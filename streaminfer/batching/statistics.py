@@ -30,6 +30,7 @@ class BatcherStatistics:
         batches: batches released so far.
         running_batches: batches that run now.
         abandoned_batches: batches cancelled because no caller waited for them any more.
+        sent_ahead: batches sent before a worker was free, to a model that keeps a queue.
         batch_sizes: how many batches had which size when they were released.
         released: how many batches went for which reason: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
@@ -48,6 +49,7 @@ class BatcherStatistics:
     batches: int
     running_batches: int
     abandoned_batches: int
+    sent_ahead: int
     batch_sizes: Mapping[int, int]
     released: Mapping[str, int]
     batch_s: float

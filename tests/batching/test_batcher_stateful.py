@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
+from streaminfer.batching.policy import Greedy
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -49,6 +50,30 @@ class Life:
     delay_ms: int | None
     stop_at_ms: int
     drain: bool
+    ahead: bool
+
+
+class AlwaysAhead(Greedy):
+    """Sends whatever waits ahead, at any time; what it is told of these batches must be possible."""
+
+    def ahead(self, waiting, now_ns, running):
+        assert running
+        assert all(turn_ns <= now_ns for turn_ns, _ in running)
+        return self.decide(waiting, now_ns, 0)
+
+    def turn_ns(self, sent_ns, ended_ns):
+        assert sent_ns <= ended_ns
+        return ended_ns
+
+    def finished(self, size, duration_ns, now_ns, cut_short, bucket):
+        assert size > 0
+        assert 0 <= duration_ns <= now_ns
+        return 0
+
+    def finished_ahead(self, size, busy_ns, now_ns, early_ns, bucket):
+        assert size > 0
+        assert 0 <= busy_ns <= now_ns - early_ns
+        return 0
 
 
 calls = st.builds(
@@ -70,6 +95,7 @@ lives = st.builds(
     delay_ms=st.none() | st.integers(0, 10),
     stop_at_ms=st.integers(0, 60),
     drain=st.booleans(),
+    ahead=st.booleans(),
 )
 
 
@@ -105,6 +131,10 @@ async def live(loop, life):
         clock=loop.clock,
     )
     service = batcher.wrap(backend)
+    if life.ahead:
+        # the backend runs what it is sent at once, so that a batch may end before its turn
+        backend.queued_workers = life.max_in_flight
+        service.change(None, life.max_batch_size, AlwaysAhead(life.max_batch_size), service._assembler)
     ends = {}
     unstarted = set()
 

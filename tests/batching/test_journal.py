@@ -51,6 +51,20 @@ class AgainstLists(RuleBasedStateMachine):
         self.batches.append([now_ns, -1, row, size, waiting, False, reason])
 
     @precondition(lambda self: self.running)
+    @rule(data=st.data(), passed=st.integers(0, 9))
+    def take_turn(self, data, passed):
+        now_ns = self.later(passed)
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        self.journal.took_turn(number, now_ns)
+        if number < len(self.batches) - BATCHES:
+            return  # the ring has forgotten it
+        del self.running[number]
+        taken = set(self.running.values())
+        row = next(row for row in range(len(taken) + 1) if row not in taken)
+        self.running[number] = row
+        self.batches[number][0], self.batches[number][2] = now_ns, row
+
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), passed=st.integers(0, 9), ok=st.booleans())
     def finish(self, data, passed, ok):
         now_ns = self.later(passed)

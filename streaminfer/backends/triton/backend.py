@@ -173,6 +173,14 @@ class TritonBackend:
         """Extensions that the backend could make use of and the server lacks; empty before the first start."""
         return () if self.server is None else self.server.missing_extensions
 
+    @property
+    def queued_workers(self) -> int | None:
+        """How many copies of the model work behind the server's queue; ``None``: not known, or asked row by row."""
+        description = self.description
+        if description is None or description.by_row or description.max_batch_size is None:
+            return None
+        return description.instances
+
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
