@@ -166,7 +166,11 @@ class Arms:
 
     def planner(self, slo_s: float | None, in_flight: int = 1) -> tuple[Ask, si.AdaptiveBatcher]:
         batcher = si.AdaptiveBatcher(
-            max_batch_size=CAP, slo_s=slo_s, buckets=self.model.buckets, max_in_flight=in_flight
+            max_batch_size=CAP,
+            slo_s=slo_s,
+            buckets=self.model.buckets,
+            max_in_flight=in_flight,
+            max_queue_size=10**5,  # what comes within the SLO may be more than by default
         )
         call: Ask = batcher.wrap(self.backend).call
         return call, batcher

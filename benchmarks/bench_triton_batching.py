@@ -7,7 +7,8 @@ The model is a chain of matrix products over the batch and 10 rows more, as long
 ours; with it, at several values of ``max_queue_delay``; and with a queue that rejects what could not be on time any
 more (``default_queue_policy``: REJECT after the SLO less a full batch), the best that Triton can do against overload.
 Triton's are asked with one raw ``tritonclient`` gRPC aio call for each request, ours through a `Stack` with a
-`TritonBackend`.
+`TritonBackend`: as it is, and as if the batcher did not know that the server keeps a queue, so that no batch is sent
+ahead.
 
 Callers are an open loop, Poisson, and a latency counts from the instant at which the request was due. A refusal counts
 as an infinite latency, but at 1.2×, where one in six cannot be on time whatever one does: that p99 is of what was
@@ -59,9 +60,6 @@ SETUP_ROWS = 10
 ROWS = 256
 PATIENCE_S = 10.0
 DELAYS_US = (0, 2_000)
-OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-}
 SAME = 1.05
 """Medians of p99 that differ by less are the same: those of one contestant differ by as much from run to run."""
 SAME_SHARE = 0.01
@@ -137,6 +135,17 @@ def queues() -> dict[str, str]:
         f"default_timeout_microseconds: {rejecting_us()} allow_timeout_override: false }} }}"
     )
     return found
+
+
+class ByItself(TritonBackend):
+    """Says nothing of the server's queue, so that each batch is sent when the answer to the last one has come."""
+
+    @property
+    def queued_workers(self) -> None:
+        return None
+
+
+OURS = {"ours": TritonBackend, "ours, nothing sent ahead": ByItself}
 
 
 class Raw:
@@ -369,9 +378,10 @@ async def measure(server: TritonServer, options: argparse.Namespace) -> bool:
             add_model(server, f"dynamic{number}", layers, batching)
             calls[name] = raw.asking(f"dynamic{number}")
         theirs = list(calls)
-        for name, settings in OURS.items():
-            batcher = si.AdaptiveBatcher(max_batch_size=BATCH, slo_s=SLO_S, max_queue_size=10**5, **settings)
-            service = await stacks.enter_async_context(si.Stack(batcher, TritonBackend(server.grpc_url, "plain")))
+        batchers = {}
+        for name, backend in OURS.items():
+            batcher = batchers[name] = si.AdaptiveBatcher(max_batch_size=BATCH, slo_s=SLO_S, max_queue_size=10**5)
+            service = await stacks.enter_async_context(si.Stack(batcher, backend(server.grpc_url, "plain")))
             calls[name] = asking(service, x)
         expected = await raw.answers("plain")
         for call in calls.values():
@@ -405,6 +415,9 @@ async def measure(server: TritonServer, options: argparse.Namespace) -> bool:
         )
         rates = ", ".join(f"{name} {statistics.median(rates):.0f}" for name, rates in reached.items())
         print(f"requests a second at saturation: {rates}; {options.rounds} rounds of {options.seconds:g} s")
+        for name, batcher in batchers.items():
+            found = batcher.statistics()
+            print(f"{name}: {found.sent_ahead} of {found.batches} batches sent ahead")
         return report(figures, theirs, list(OURS))
 
 
@@ -419,7 +432,7 @@ def asking(service: Any, x: Array) -> Call:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     if not supported():

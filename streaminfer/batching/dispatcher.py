@@ -125,14 +125,16 @@ class Dispatcher:
                 if look_again_ns is not None:
                     self._look_again_ns = look_again_ns
                 break
-        if self._choose_ahead is not None and not self._free and self._ahead is None:
-            self._send_ahead(self._choose_ahead, self.clock() if now_ns is None else now_ns)
+        self._send_ahead(now_ns)
         self._settle()
 
-    def _send_ahead(
-        self, choose: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision], now_ns: int
-    ) -> None:
-        """Sends the next batch before a worker is free, if the policy wants that now."""
+    def _send_ahead(self, now_ns: int | None) -> None:
+        """Sends the next batch though no worker is free, if the model keeps a queue and the policy wants that now."""
+        choose = self._choose_ahead
+        if choose is None or self._free or self._ahead is not None:
+            return
+        if now_ns is None:
+            now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
             self._expire(now_ns)
         batch, reason, refuse, look_again_ns, shorter_too, refusal = choose(self._queue, now_ns, self._turns())

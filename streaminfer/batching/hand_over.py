@@ -9,9 +9,9 @@ hand-over; behind another one it is ready by the hand-over earlier than if it ha
 *Learning.* A batch that was ahead keeps the device *busy* from the end of the one before to its own. One of the same
 size that went by itself shortly before took longer, by the hand-over: their difference goes into an exponential mean.
 No batch can have gained more than it was sent early, which bounds what a stall can teach. One that gained all of that
-came too late to wait: the hand-over is no shorter, perhaps longer, and the mean is raised faster. The service time learns from what a batch was busy with
-and the hand-over together, so nothing else would tell when that has become wrong: one batch after 32 ahead goes by
-itself, and the 8 that follow are compared with it.
+came too late to wait: the hand-over is no shorter, perhaps longer, and the mean is raised faster. The service time
+learns from what a batch was busy with and the hand-over together, so nothing else would tell when that has become
+wrong: one batch after 32 ahead goes by itself, and the 8 that follow are compared with it.
 
 *When.* Behind the earliest instant at which the batch before could end, 2.5 times its band before its upper estimate,
 less the hand-over and less a millisecond, by which event loops wake late. Past the upper estimate nothing is sent: a

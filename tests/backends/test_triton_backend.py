@@ -72,6 +72,33 @@ def test_what_the_model_is_is_known_at_start(connect):
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(("model", "workers"), [("mlp", 1), ("accumulate", None)])
+def test_how_many_work_behind_the_servers_queue_is_known_where_a_batch_is_one_request(connect, model, workers):
+    async def scenario():
+        backend = connect(model)
+        assert backend.queued_workers is None
+        async with running(backend):
+            assert backend.queued_workers == workers
+
+    asyncio.run(scenario())
+
+
+def test_full_batches_are_sent_ahead_and_each_caller_gets_his_own_row(connect):
+    async def scenario():
+        backend = connect("affine")
+        batcher = AdaptiveBatcher(max_batch_size=8, slo_s=30.0)
+        async with Stack(batcher, backend) as service:
+            for count in (1, 2, 4, 8) * 4:
+                await asyncio.gather(*(service(floats(5)) for _ in range(count)))
+            rows = floats(400, 5)
+            answers = await asyncio.gather(*map(service, rows))
+            assert np.array_equal(np.stack(answers), 2 * rows + 1)
+            assert batcher.statistics().sent_ahead > 0
+            assert backend.statistics().errors == 0
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -52,6 +52,7 @@ def test_what_the_server_lacks_is_found_at_the_start_and_said(url, protocol):
         backend = TritonBackend(url, "mlp", protocol=protocol)
         async with si.Stack(backend):
             assert backend.server.name == "mlserver"
+            assert backend.queued_workers is None  # it does not say how many work
             lacks = set(backend.missing_extensions)
             assert {"statistics", "system_shared_memory", "model_configuration"} <= lacks
             assert ("binary_tensor_data" in lacks) or protocol == "grpc"

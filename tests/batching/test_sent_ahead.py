@@ -1,6 +1,7 @@
 """Batches sent ahead of their turn, to a model that keeps a queue: what that gains, and that nobody is harmed by it."""
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_the_device_does_not_idle_between_full_batches():
         server.begin()
         await asyncio.gather(*await filled(service, 6 * FULL))
         times = [(began_s, ended_s) for _, _, began_s, ended_s in server.sent]
-        gaps = [after[0] - before[1] for before, after in zip(times, times[1:], strict=False)]
+        gaps = [after[0] - before[1] for before, after in itertools.pairwise(times)]
         assert gaps == pytest.approx([0.0] * 5, abs=1e-9)
         # and none was sent long before its turn
         early = [came[0] for came in server.sent[1:]]
