@@ -17,14 +17,16 @@ async def main(url: str, model: str, protocol: str) -> None:
     """A thousand requests, the batches that they made, and where their time went."""
     backend = TritonBackend(url, model, protocol="http" if protocol == "http" else "grpc", statistics_every_s=None)
     breaker = si.CircuitBreaker(slow_call_s=0.5)
-    batcher = si.AdaptiveBatcher(max_batch_size=16, slo_s=2.0, max_in_flight=2)
+    batcher = si.AdaptiveBatcher(max_batch_size=16, slo_s=2.0)
     async with si.Stack(si.Telemetry("triton"), batcher, breaker, backend) as service:
         await backend.read_statistics()
         shape = [size if isinstance(size, int) else 1 for size in backend.inputs[0].row_shape]
         rows = np.random.default_rng(0).random((1000, *shape)).astype(backend.inputs[0].dtype)
         answers = await asyncio.gather(*(service(row) for row in rows))
         await backend.read_statistics()
-        print(f"{len(answers)} answers, each {answers[0].shape}; batches by size: {batcher.statistics().batch_sizes}")
+        found = batcher.statistics()
+        print(f"{len(answers)} answers, each {answers[0].shape}; batches by size: {found.batch_sizes}")
+        print(f"{found.sent_ahead} of {found.batches} batches were sent before the one before had ended")
         for part, seconds in backend.statistics().parts().items():
             print(f"{part:>16}: {seconds * 1e3:.3f} ms")
 
