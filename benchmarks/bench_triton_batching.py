@@ -301,7 +301,7 @@ class Figures:
     @classmethod
     def of(cls, names: list[str]) -> "Figures":
         keys = [(name, load) for name in names for load in LOADS]
-        return cls(*({key: [] for key in keys} for _ in range(3)))
+        return cls({key: [] for key in keys}, {key: [] for key in keys}, {key: [] for key in keys})
 
     def add(self, name: str, load: float, measured: Array) -> None:
         answered = measured[np.isfinite(measured)]

@@ -197,7 +197,8 @@ class AdaptiveBatcher:
             max_queue_delay_s: with ``policy="timer"``; otherwise 0, which it becomes by itself.
 
         Raises:
-            TypeError, ValueError: as the constructor; then nothing has changed.
+            TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes; then nothing
+                has changed.
         """
         before = self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s
         try:
@@ -212,6 +213,8 @@ class AdaptiveBatcher:
             if max_queue_delay_s is not _AS_BEFORE:
                 self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
             self._check_delay()
+            if self._service is not None:
+                self._service.check_max_batch_size(self.max_batch_size)
             assembler = self._make_assembler(None if self._service is None else self._service.inner)
         except BaseException:
             self.slo_s, self.max_batch_size, self.policy, self.max_queue_delay_s = before

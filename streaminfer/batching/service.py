@@ -168,6 +168,18 @@ class BatchedService(Dispatcher):
             return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
+    def check_max_batch_size(self, max_batch_size: int) -> None:
+        """Refuses batches that are larger than the backend takes, as far as it has said.
+
+        Raises:
+            ValueError: they are.
+        """
+        limit = find_inward(self.inner, "max_batch_size", None)
+        if limit is not None and max_batch_size > limit:
+            raise ValueError(
+                expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
+            )
+
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
         """Goes on with other settings; what is in hand keeps its deadline and its place."""
         self.slo_s = slo_s
@@ -201,11 +213,7 @@ class BatchedService(Dispatcher):
             ValueError: the batches would be larger than the backend, which is started by then, takes.
         """
         loop = asyncio.get_running_loop()
-        limit = find_inward(self.inner, "max_batch_size", None)
-        if limit is not None and self._max_batch_size > limit:
-            raise ValueError(
-                expected("max_batch_size", f"at most {limit}, the most rows that the model takes", self._max_batch_size)
-            )
+        self.check_max_batch_size(self._max_batch_size)
         self._enter(loop)
         self._stopping = False
         self._set_policy(self._configured_policy)

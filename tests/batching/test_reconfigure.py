@@ -212,3 +212,18 @@ def test_admission_knows_the_bucket_of_a_ragged_request():
         assert long == pytest.approx(40e6, rel=0.2)
 
     run(main)
+
+
+def test_batches_larger_than_the_model_takes_are_refused_and_nothing_changes():
+    async def main(loop):
+        batcher = batcher_of(loop, slo_s=0.05)
+        backend = ScriptedBackend(duration_s=0.01)
+        backend.max_batch_size = 8
+        async with si.Stack(batcher, backend, clock=loop.clock) as service:
+            with pytest.raises(ValueError, match="max_batch_size: expected at most 8, .* got 9"):
+                batcher.reconfigure(max_batch_size=9, slo_s=1.0, policy="greedy")
+            assert (batcher.max_batch_size, batcher.slo_s, batcher.policy) == (4, 0.05, "lookahead")
+            batcher.reconfigure(max_batch_size=8)
+            assert await service(1.0) == 1.0
+
+    run(main)
