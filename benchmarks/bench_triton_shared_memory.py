@@ -3,8 +3,9 @@
 python benchmarks/bench_triton_shared_memory.py [--rounds N]
 
 The server is a real Triton (benchmarks/servers); its model hands back what it gets, so that transport is what is
-measured, both ways: through `TritonBackend` over either protocol, and through a raw ``tritonclient``. Every way is timed
-in turn in each round; the figures are medians. The bar: over gRPC, shared memory is at least 2 × faster than the payload.
+measured, both ways: through `TritonBackend` over either protocol, and through a raw ``tritonclient``. Every way is
+timed in turn in each round; the figures are medians. The bar: over gRPC, shared memory is at least 2 × faster than the
+payload.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ SHAPE = (ROWS, 3, 224, 224)
 Array = npt.NDArray[Any]
 Way = Callable[[Array], Awaitable[Sequence[Any]]]
 RAW, PAYLOAD, SHARED = "tritonclient gRPC", "gRPC", "gRPC, shared memory"
-WAYS = {
+WAYS: dict[str, tuple[Literal["grpc", "http"], bool]] = {
     PAYLOAD: ("grpc", False),
     SHARED: ("grpc", True),
     "HTTP": ("http", False),
