@@ -552,6 +552,33 @@ async def _quoting(protocol, port):
         await runner.cleanup()
 
 
+@pytest.mark.parametrize(("headers", "asked"), [(None, ["identity"]), ({"accept-encoding": "gzip"}, ["gzip"])])
+def test_answers_are_asked_for_uncompressed_unless_the_headers_say_otherwise(headers, asked):
+    from aiohttp import web
+    from servers.process import free_ports
+
+    seen = []
+
+    async def refuse(request):
+        seen.append(request.headers.getall("Accept-Encoding"))
+        return web.json_response({"error": "not today"}, status=503)
+
+    async def scenario():
+        (port,) = free_ports(1)
+        runner = web.ServerRunner(web.Server(refuse))
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            with pytest.raises(BackendError, match="not today"):
+                await TritonBackend(f"127.0.0.1:{port}", "m", protocol="http", headers=headers).start()
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(scenario())
+    assert seen
+    assert all(sent == asked for sent in seen)
+
+
 def test_a_connection_that_fell_silent_is_replaced(triton, protocol):
     from servers.network import Proxy
 
