@@ -71,6 +71,8 @@ class CpuBackend:
         fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
             process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
 
+        queued_workers: ``workers``, which take batches from one queue; ``None`` where the function runs inline.
+
     Raises:
         TypeError, ValueError: an argument does not fit; with ``"process"``, a function that cannot be pickled.
     """
@@ -96,6 +98,7 @@ class CpuBackend:
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._recorder = BackendRecorder(workers, clock)
+        self.queued_workers = None if executor == "inline" else workers
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
         self._awaited: set[asyncio.Future[None]] = set()  # inline and async: one a batch, done when it is

@@ -73,6 +73,7 @@ class OnnxBackend:
         outputs: what it answers, in its order.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
         fingerprint: of the model and how it is asked.
+        queued_workers: ``sessions``, which take batches from one queue.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -135,6 +136,7 @@ class OnnxBackend:
             )
             for session in loaded
         ]
+        self.queued_workers = sessions
         self._recorder = BackendRecorder(sessions, clock)
         self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})")
 

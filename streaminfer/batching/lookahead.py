@@ -56,6 +56,8 @@ _WORTH = 1.5
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
 
+_NO_TIMER_NS = 2_000_000
+"""Batches that are shorter have ended before a timer would tell that it is time for the next."""
 _NOTHING = Decision()
 
 _Array = NDArray[np.int64]
@@ -190,12 +192,15 @@ class Lookahead:
         lane, table = self._lane, None if self._lane is None else self._lane.timetable
         if lane is None or table is None:
             return _NOTHING
+        full = waiting.waiting >= table.cap
+        if not full and table.ends_ns(0, table.cap) < _NO_TIMER_NS:
+            return _NOTHING
         ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
         band_ns = max(int(lane.durations[min(size, table.cap)]) - lane.expected_ns(size), 0)
         from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
         if now_ns < from_ns <= until_ns:
             return Decision(look_again_ns=from_ns)
-        if now_ns > until_ns or waiting.waiting < table.cap:
+        if now_ns > until_ns or not full:
             return _NOTHING
         decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
         return decision if len(decision.batch) >= table.cap or decision.reason == "trying" else _NOTHING
