@@ -14,7 +14,7 @@ cdef class Run:
     cdef public bint abandoned
     cdef public long long sequence
     cdef public long long turn_ns
-    cdef public long long early_ns
+    cdef public long long behind_ns
 
 @cython.freelist(128)
 cdef class Ticket:

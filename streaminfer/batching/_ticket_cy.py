@@ -15,6 +15,7 @@ __all__ = ["NEVER", "UNKNOWN", "Run", "Ticket"]
 NEVER = 2**63 - 1
 """The deadline of a request that has none."""
 UNKNOWN = -1
+"""In place of an instant."""
 
 
 class Ticket:
@@ -88,15 +89,15 @@ class Run:
         begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
         sequence: its number in the journal.
         turn_ns: from when on it counts as running; later than ``started_ns`` where it was sent ahead of its turn.
-        early_ns: how long before its turn it was sent ahead; 0: it was not; :data:`UNKNOWN`: nothing is to be learned
-            from what it takes.
+        behind_ns: when the batch ended that it was sent ahead behind; 0: it was not sent ahead; :data:`UNKNOWN`:
+            nothing is to be learned from what it takes.
     """
 
     __slots__ = (
         "abandoned",
         "begun",
+        "behind_ns",
         "deadline_ns",
-        "early_ns",
         "inputs",
         "live",
         "sequence",
@@ -117,7 +118,7 @@ class Run:
         self.abandoned = False
         self.sequence = -1
         self.turn_ns = 0
-        self.early_ns = 0
+        self.behind_ns = 0
 
     def __repr__(self) -> str:
         return f"Run({len(self.tickets)} rows, {self.live} live)"

@@ -36,6 +36,7 @@ class Dispatcher:
     Attributes:
         inner: the backend or function that answers batches.
         clock: returns monotonic nanoseconds.
+        max_in_flight: how many batches may run at once.
         journal: what it did lately.
         source: who answers, for messages and `Response.source`.
     """
@@ -53,7 +54,7 @@ class Dispatcher:
     ) -> None:
         self.inner = inner
         self.clock = clock
-        self._keeps_queue = False
+        self.max_in_flight = max_in_flight
         self._set_policy(policy)
         self._stack = stack
         self._set_assembler(assembler)
@@ -89,14 +90,14 @@ class Dispatcher:
         self._plain = assembler.plain
 
     def _set_policy(self, policy: Policy) -> None:
+        """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         self._policy = policy
         self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
         self._learns_again_ns = NEVER if self._learn is None else 0
-        self._predict: Callable[[RequestQueue, int, Sequence[tuple[int, int]], int, int], int | None] | None = getattr(
-            policy, "predicted_finish_ns", None
-        )
+        self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
+        keeps_queue = find_inward(self.inner, "queued_workers", None) == self.max_in_flight
         self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
-            getattr(policy, "ahead", None) if self._keeps_queue else None
+            getattr(policy, "ahead", None) if keeps_queue else None
         )
         self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
         self._learn_ahead: Callable[[int, int, int, int, int], int] | None = getattr(policy, "finished_ahead", None)
@@ -137,6 +138,8 @@ class Dispatcher:
             now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
             self._expire(now_ns)
+        if not self._queue.waiting:
+            return
         batch, reason, refuse, look_again_ns, shorter_too, refusal = choose(self._queue, now_ns, self._turns())
         if look_again_ns is not None:
             self._look_again_ns = look_again_ns
@@ -144,11 +147,7 @@ class Dispatcher:
             return
         if refuse:
             self._refuse(refuse, refusal, now_ns)
-        run = self._launch(batch, reason, shorter_too, now_ns)
-        if self._free < 0:  # it has not failed at once
-            self._free = 0
-            self._ahead = run
-            self._sent_ahead += 1
+        self._launch(batch, reason, shorter_too, now_ns, ahead=True)
 
     def _turns(self) -> list[tuple[int, int]]:
         """The turn of each running batch that has had it, and its size."""
@@ -159,7 +158,9 @@ class Dispatcher:
         """Whether what stands before the model, a breaker or a limit, lets one more batch pass."""
         return self._ask_inward is None or self._ask_inward(request, now_ns).ok
 
-    def _launch(self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int) -> Run | None:
+    def _launch(
+        self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
+    ) -> None:
         if self._stack and (len(chosen) > 1 or not self._plain):
             chosen = self._assembler.select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
@@ -168,13 +169,17 @@ class Dispatcher:
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
                 self._drop_cancelled(ticket)
             if not tickets:
-                return None
-        self._free -= 1
+                return
+        if ahead:
+            self._ahead = run
+            self._sent_ahead += 1
+        else:
+            self._free -= 1
         size = len(tickets)
         self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
         if self._infer is None:
             self._call_function(run)
-            return run
+            return
         batch = AssembledBatch(
             functools.partial(self._assembler.assemble, run.inputs) if self._stack else run.inputs.copy,
             [ticket.request for ticket in tickets],
@@ -191,7 +196,6 @@ class Dispatcher:
             raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
-        return run
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
@@ -241,10 +245,12 @@ class Dispatcher:
         finally:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
-            self._finish(run, assembled_ns, rows, error)
-            del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
-            self._schedule()
-            self._settle()
+            try:
+                self._finish(run, assembled_ns, rows, error)
+            finally:  # whatever a policy raises, the others are served
+                del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
+                self._schedule()
+                self._settle()
 
     def _interrupted(self, run: Run, assembled_ns: int, error: BaseException) -> None:
         """An interrupt goes on to the loop, but the callers of this batch and of later ones are served first."""
@@ -262,7 +268,7 @@ class Dispatcher:
         if ahead is None:
             self._free += 1
         elif ahead is run:
-            run.early_ns = UNKNOWN  # it ended before its turn
+            run.behind_ns = UNKNOWN  # it ended before its turn
         else:
             self._take_turn(ahead, inferred_ns, run.abandoned or error is not None)
         try:
@@ -279,9 +285,9 @@ class Dispatcher:
         """The worker of a batch that ended goes on with the one that was sent ahead."""
         if self._turn_ns is None or before_failed:
             # another policy's, or one for which the model is perhaps not free yet
-            run.turn_ns, run.early_ns = now_ns, UNKNOWN
+            run.turn_ns, run.behind_ns = now_ns, UNKNOWN
         else:
-            run.turn_ns, run.early_ns = self._turn_ns(run.started_ns, now_ns), max(now_ns - run.started_ns, 1)
+            run.turn_ns, run.behind_ns = self._turn_ns(run.started_ns, now_ns), now_ns
 
     def _hand_out(
         self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
@@ -314,10 +320,11 @@ class Dispatcher:
     def _learn_from(self, run: Run, now_ns: int, learn: Callable[[int, int, int, bool, int], int]) -> None:
         size = len(run.tickets)
         bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
-        if run.early_ns > 0 and not run.abandoned and self._learn_ahead is not None:
-            busy_ns = now_ns - run.started_ns - run.early_ns
-            self._learns_again_ns = self._learn_ahead(size, busy_ns, now_ns, run.early_ns, bucket)
-        elif run.early_ns != UNKNOWN:
+        behind_ns = run.behind_ns
+        if behind_ns > 0 and not run.abandoned and self._learn_ahead is not None:
+            early_ns = behind_ns - run.started_ns
+            self._learns_again_ns = self._learn_ahead(size, now_ns - behind_ns, now_ns, early_ns, bucket)
+        elif behind_ns != UNKNOWN:
             self._learns_again_ns = learn(size, now_ns - run.turn_ns, now_ns, run.abandoned, bucket)
 
     def _is_known(self, run: Run) -> bool:
@@ -382,9 +389,7 @@ class Dispatcher:
             self._loop_now().call_soon(self._dispatch, context=self._context)
 
     def _has_to_decide(self) -> bool:
-        if self._free:
-            return self._queue.waiting > 0
-        return self._choose_ahead is not None and self._ahead is None
+        return self._queue.waiting > 0 and (self._free > 0 or (self._choose_ahead is not None and self._ahead is None))
 
     def _settle(self) -> None:
         """Brings the alarm in line with what is in hand, and tells a draining stop when nothing is."""

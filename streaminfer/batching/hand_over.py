@@ -6,12 +6,13 @@ become fuller by waiting, so it is sent *ahead*: early enough to lie there when 
 since who is in it cannot be changed any more. What a batch takes by itself is its time at the device and the
 hand-over; behind another one it is ready by the hand-over earlier than if it had been sent at that one's end.
 
-*Learning.* A batch that was ahead keeps the device *busy* from the end of the one before to its own. One of the same
-size that went by itself shortly before took longer, by the hand-over: their difference goes into an exponential mean.
-No batch can have gained more than it was sent early, which bounds what a stall can teach. One that gained all of that
-came too late to wait: the hand-over is no shorter, perhaps longer, and the mean is raised faster. The service time
-learns from what a batch was busy with and the hand-over together, so nothing else would tell when that has become
-wrong: one batch after 32 ahead goes by itself, and the 8 that follow are compared with it.
+*Learning.* A batch that was ahead keeps the device *busy* from the end of the one before to its own. Batches of its
+size that went by themselves took longer, by the hand-over: what the median of the last five took, less that, goes into
+an exponential mean. It may be negative, since noise is, and no more than the batch was sent early, which bounds what a
+stall can teach. A batch that gained all of that came too late to wait: the hand-over is no shorter, perhaps longer, and
+the mean is raised faster. It never exceeds half of what a batch takes. The service time learns from what a batch was
+busy with and the hand-over together, so nothing else would tell when that has become wrong: after 32 ahead the next
+ones, one or two, go by themselves, and the 8 that follow are compared with them.
 
 *When.* Behind the earliest instant at which the batch before could end, 2.5 times its band before its upper estimate,
 less the hand-over and less a millisecond, by which event loops wake late. Past the upper estimate nothing is sent: a
@@ -22,9 +23,10 @@ model that hangs need not take a second batch with it.
 
 __all__ = ["HandOver"]
 
-_NEWEST, _NEWEST_AT_BOUND = 1 / 32, 1 / 8
+_NEWEST, _NEWEST_AT_BOUND = 1 / 64, 1 / 8
 _ALONE_AFTER = 32
 _COMPARED = 8
+_REFERENCES = 5
 _BANDS = 2.5
 _LOOP_NS = 1_000_000
 
@@ -36,13 +38,15 @@ class HandOver:
         takes_ns: nanoseconds by which a batch that was sent ahead is answered earlier.
     """
 
-    __slots__ = ("_alone", "_compared", "_in_a_row", "takes_ns")
+    __slots__ = ("_alone", "_alone_ns", "_compared", "_in_a_row", "_size", "takes_ns")
 
     def __init__(self) -> None:
         self.takes_ns = 0
         self._in_a_row = 0
         self._compared = 0
-        self._alone = (0, 0)  # size and nanoseconds of the last batch that went by itself
+        self._size = 0  # of the last batches that went by themselves,
+        self._alone: list[int] = []  # what they took,
+        self._alone_ns = 0  # and the median of that
 
     def window_ns(self, ends_ns: int, band_ns: int) -> tuple[int, int]:
         """From when until when the next batch should be sent.
@@ -70,7 +74,11 @@ class HandOver:
     def alone(self, size: int, took_ns: int) -> None:
         """Learns from a batch that went by itself: how many requests it had, and what it took."""
         self._in_a_row = 0
-        self._alone = size, took_ns
+        if size != self._size:
+            self._size = size
+            self._alone.clear()
+        self._alone = [*self._alone[-_REFERENCES + 1 :], took_ns]
+        self._alone_ns = sorted(self._alone)[len(self._alone) // 2]
 
     def ahead(self, size: int, busy_ns: int, early_ns: int) -> int:
         """Learns from a batch that was sent ahead.
@@ -84,14 +92,15 @@ class HandOver:
             Nanoseconds that it would have taken by itself.
         """
         self._in_a_row += 1
-        like, alone_ns = self._alone
-        if size == like and self._in_a_row <= _COMPARED:
-            gained_ns = max(alone_ns - busy_ns, 0)
+        if size == self._size and self._in_a_row <= _COMPARED:
+            gained_ns = self._alone_ns - busy_ns
             if gained_ns < early_ns:
                 self._compared += 1
-                self.takes_ns += round(max(_NEWEST, 1 / self._compared) * (gained_ns - self.takes_ns))
+                weight = max(_NEWEST, 1 / (2 + self._compared))
+                self.takes_ns += round(weight * (max(gained_ns, -early_ns) - self.takes_ns))
             elif early_ns > self.takes_ns:
                 self.takes_ns += round(_NEWEST_AT_BOUND * (early_ns - self.takes_ns))
+            self.takes_ns = max(min(self.takes_ns, self._alone_ns // 2), 0)
         return busy_ns + min(self.takes_ns, early_ns)
 
     def __repr__(self) -> str:

@@ -93,10 +93,11 @@ class Lane:
             self.refresh()
 
     def expected_ns(self, size: int) -> int:
-        """The central estimate of what a batch takes, where anything is known."""
+        """The central estimate of what a batch takes, of those in ``durations``."""
         if not self.learns:
             return int(self.durations[size])
-        return int(self.service_time.expected_ns(self.cap)[min(size, self.cap)])
+        seen = size if self._padded is None else self._padded[size]
+        return int(self.service_time.expected_ns(self.cap)[seen])
 
     def refresh(self) -> None:
         """Takes over what the service time has learned since."""

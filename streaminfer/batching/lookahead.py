@@ -21,8 +21,8 @@ checked as in 1, batch by batch in the order of their first deadlines; otherwise
 playing what waits forward, and the batch within it as above, as if its share of the arrivals were all there is.
 
 *Ahead.* Where the model keeps a queue, a full batch is sent a little before the one that runs ends
-(:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is thought to end. The plan then
-counts on the hand-over being hidden; whether all are on time as they stand is answered without.
+(:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is thought to end. Plans do not count
+on it: what they know of the batches behind is what each takes by itself.
 
 Exact: one worker, one bucket, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting.
 Beyond that it is a heuristic. With several workers it plans as if their batches started evenly spread, one every
@@ -56,8 +56,6 @@ _WORTH = 1.5
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
 
-_NO_TIMER_NS = 2_000_000
-"""Batches that are shorter have ended before a timer would tell that it is time for the next."""
 _NOTHING = Decision()
 
 _Array = NDArray[np.int64]
@@ -192,18 +190,25 @@ class Lookahead:
         lane, table = self._lane, None if self._lane is None else self._lane.timetable
         if lane is None or table is None:
             return _NOTHING
-        full = waiting.waiting >= table.cap
-        if not full and table.ends_ns(0, table.cap) < _NO_TIMER_NS:
+        if waiting.waiting < table.cap:
             return _NOTHING
         ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
-        band_ns = max(int(lane.durations[min(size, table.cap)]) - lane.expected_ns(size), 0)
+        if size > table.cap:  # it was tried, and when it ends is a guess
+            return _NOTHING
+        band_ns = max(int(lane.durations[size]) - lane.expected_ns(size), 0)
         from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
         if now_ns < from_ns <= until_ns:
             return Decision(look_again_ns=from_ns)
-        if now_ns > until_ns or not full:
+        if now_ns > until_ns:
             return _NOTHING
         decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
-        return decision if len(decision.batch) >= table.cap or decision.reason == "trying" else _NOTHING
+        full = len(decision.batch) >= table.cap and decision.reason != "probe"
+        return decision if full or decision.reason == "trying" else _NOTHING
+
+    @property
+    def full_size(self) -> int:
+        """How many must wait for a batch to be sent ahead."""
+        return self.max_batch_size if self._lane is None else len(self._lane.durations) - 1
 
     def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
         """From when on a batch that was sent ahead counts as running, now that the one before has ended."""
@@ -218,6 +223,8 @@ class Lookahead:
         ahead: int = 0,
     ) -> int | None:
         """When a request that came now would be answered, served in full batches behind all that waits.
+
+        That batches behind may be sent ahead is not counted on: it may be answered by so many hand-overs earlier.
 
         Args:
             waiting: what waits.
@@ -277,8 +284,6 @@ class Lookahead:
         limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
         shortest, longest = int(limits.min()), int(limits.max())
         durations, steps = lane.durations, lane.steps
-        if self._hand_over.takes_ns:  # full batches behind each other hide it
-            steps = np.maximum(steps - self._hand_over.takes_ns, 1)
         if durations[-1] > longest:  # of the sizes that nobody has the time for, none is the best
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
             best = best_size(durations[: feasible + 1].astype(np.float64))

@@ -53,7 +53,8 @@ class Policy(Protocol):
     the instant before which it need not be told of others. One that can say when a request would be answered offers
     ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``, one that compiles something ``prepare(wait=...)``.
     One that chooses batches before a worker is free, for models that keep a queue, offers ``ahead(waiting, now_ns,
-    running)``, ``turn_ns(sent_ns, ended_ns)`` and ``finished_ahead(size, busy_ns, now_ns, early_ns, bucket)``.
+    running)``, asked when ``full_size`` wait, ``turn_ns(sent_ns, ended_ns)`` and ``finished_ahead(size, busy_ns,
+    now_ns, early_ns, bucket)``.
     `Lookahead` describes them.
     """
 

@@ -70,7 +70,6 @@ class BatchedService(Dispatcher):
         )
         self._configured_policy = policy
         self._max_batch_size = max_batch_size
-        self.max_in_flight = max_in_flight
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
         inner_validate = find_inward(inner, "validate", None)
@@ -100,7 +99,7 @@ class BatchedService(Dispatcher):
             raise
         return Response(outputs, False, self.source, ticket.timings)
 
-    def submit(  # noqa: C901 - a call more for each request costs more than the branch
+    def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
         self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
     ) -> Ticket:
         """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
@@ -136,8 +135,16 @@ class BatchedService(Dispatcher):
             if not self._dispatching:
                 self._dispatching = True
                 loop.call_soon(self._dispatch, context=self._context)
-        elif deadline_ns < self._alarm_ns:
-            self._arm()
+        else:
+            if deadline_ns < self._alarm_ns:
+                self._arm()
+            if (
+                self._choose_ahead is not None
+                and queue.waiting == self._policy.full_size  # type: ignore[attr-defined] # who chooses ahead has one
+                and not self._dispatching
+            ):
+                self._dispatching = True
+                loop.call_soon(self._dispatch, context=self._context)
         return ticket
 
     def abandon(self, ticket: Ticket) -> None:
@@ -190,7 +197,7 @@ class BatchedService(Dispatcher):
         if not self._stopping:
             self._set_policy(policy)
             if self._loop is not None:
-                self._prepare(self._loop)
+                self._prepare_policy(self._loop)
                 self._schedule()  # what the policy before was waiting for need not come
 
     def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
@@ -198,9 +205,9 @@ class BatchedService(Dispatcher):
             return None
         running = () if self._free else self._turns()
         bucket = 0 if self._plain else self._assembler.bucket_of(inputs)
-        return self._predict(
-            self._queue, now_ns, running, bucket, 0 if self._ahead is None else len(self._ahead.tickets)
-        )
+        if self._ahead is None:
+            return self._predict(self._queue, now_ns, running, bucket)
+        return self._predict(self._queue, now_ns, running, bucket, len(self._ahead.tickets))
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
@@ -217,7 +224,7 @@ class BatchedService(Dispatcher):
         self._enter(loop)
         self._stopping = False
         self._set_policy(self._configured_policy)
-        self._prepare(loop)
+        self._prepare_policy(loop)
 
     async def stop(self, *, drain: bool) -> None:
         """Accepts nothing more and waits until nothing is in hand.
@@ -279,13 +286,8 @@ class BatchedService(Dispatcher):
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
-    def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The policy learns whether the model keeps a queue behind as many workers as there may be batches.
-
-        One that compiles does so now, in the background; in virtual time it waits, so that a run repeats.
-        """
-        self._keeps_queue = find_inward(self.inner, "queued_workers", None) == self.max_in_flight
-        self._set_policy(self._policy)
+    def _prepare_policy(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A policy that compiles does so now, in the background; in virtual time it waits, so that a run repeats."""
         prepare = getattr(self._policy, "prepare", None)
         if prepare is not None:
             prepare(wait=getattr(loop, "is_virtual", False))
@@ -373,7 +375,7 @@ class BatchedService(Dispatcher):
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
-        self._prepare(loop)
+        self._prepare_policy(loop)
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             self._new_future = functools.partial(asyncio.Future, loop=loop)
         else:

@@ -54,25 +54,35 @@ class Life:
 
 
 class AlwaysAhead(Greedy):
-    """Sends whatever waits ahead, at any time; what it is told of these batches must be possible."""
+    """Sends whatever waits ahead, at any time; collects what it is told of these batches that cannot be."""
+
+    full_size = 1
+
+    def __init__(self, max_batch_size, max_in_flight):
+        super().__init__(max_batch_size)
+        object.__setattr__(self, "max_in_flight", max_in_flight)
+        object.__setattr__(self, "impossible", [])
+
+    def expect(self, holds, *told):
+        if not holds:
+            self.impossible.append(told)
 
     def ahead(self, waiting, now_ns, running):
-        assert running
-        assert all(turn_ns <= now_ns for turn_ns, _ in running)
+        self.expect(len(running) == self.max_in_flight, "running", running)
+        self.expect(all(turn_ns <= now_ns for turn_ns, _ in running), "turns", running, now_ns)
         return self.decide(waiting, now_ns, 0)
 
     def turn_ns(self, sent_ns, ended_ns):
-        assert sent_ns <= ended_ns
+        self.expect(sent_ns <= ended_ns, "turn", sent_ns, ended_ns)
         return ended_ns
 
     def finished(self, size, duration_ns, now_ns, cut_short, bucket):
-        assert size > 0
-        assert 0 <= duration_ns <= now_ns
+        self.expect(size > 0 and 0 <= duration_ns <= now_ns, "finished", size, duration_ns, now_ns)
         return 0
 
     def finished_ahead(self, size, busy_ns, now_ns, early_ns, bucket):
-        assert size > 0
-        assert 0 <= busy_ns <= now_ns - early_ns
+        possible = size > 0 and early_ns >= 0 and 0 <= busy_ns <= now_ns - early_ns
+        self.expect(possible, "ahead", size, busy_ns, now_ns, early_ns)
         return 0
 
 
@@ -134,7 +144,8 @@ async def live(loop, life):
     if life.ahead:
         # the backend runs what it is sent at once, so that a batch may end before its turn
         backend.queued_workers = life.max_in_flight
-        service.change(None, life.max_batch_size, AlwaysAhead(life.max_batch_size), service._assembler)
+        policy = AlwaysAhead(life.max_batch_size, life.max_in_flight)
+        service.change(None, life.max_batch_size, policy, service._assembler)
     ends = {}
     unstarted = set()
 
@@ -178,6 +189,10 @@ async def live(loop, life):
     await asyncio.wait(tasks)
     assert backend.running == 0
     assert all(task.done() for task in tasks)
+    assert service._free == life.max_in_flight
+    assert service._ahead is None
+    if life.ahead:
+        assert policy.impossible == []
     return ends, batcher.statistics(), backend, gave_up_ns, stopped_ns
 
 

@@ -220,7 +220,7 @@ def test_batches_larger_than_the_model_takes_are_refused_and_nothing_changes():
         backend = ScriptedBackend(duration_s=0.01)
         backend.max_batch_size = 8
         async with si.Stack(batcher, backend, clock=loop.clock) as service:
-            with pytest.raises(ValueError, match="max_batch_size: expected at most 8, .* got 9"):
+            with pytest.raises(ValueError, match=r"max_batch_size: expected at most 8, .* got 9"):
                 batcher.reconfigure(max_batch_size=9, slo_s=1.0, policy="greedy")
             assert (batcher.max_batch_size, batcher.slo_s, batcher.policy) == (4, 0.05, "lookahead")
             batcher.reconfigure(max_batch_size=8)

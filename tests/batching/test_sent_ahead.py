@@ -9,7 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer.batching import arrivals
 from streaminfer.batching.policy import Greedy
-from streaminfer.testing import run
+from streaminfer.testing import VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -201,7 +201,7 @@ def test_the_device_does_not_idle_between_full_batches():
     server = Server()
 
     async def scenario(loop, service, batcher):
-        await asyncio.gather(*await filled(service, 3 * FULL))  # the way is learned
+        await asyncio.gather(*await filled(service, 150 * FULL))  # the way is learned
         server.begin()
         await asyncio.gather(*await filled(service, 6 * FULL))
         times = [(began_s, ended_s) for _, _, began_s, ended_s in server.sent]
@@ -212,6 +212,98 @@ def test_the_device_does_not_idle_between_full_batches():
         assert all(began_s - came_s < 0.005 for came_s, (began_s, _) in zip(early, times[1:], strict=True))
 
     scene(server, scenario)
+
+
+def test_the_request_that_fills_a_batch_in_the_window_sends_it():
+    server = Server()
+
+    async def scenario(loop, service, batcher):
+        await asyncio.gather(*await filled(service, 150 * FULL))
+        server.begin()
+        first = await filled(service, FULL)
+        await until_sent(loop, server, 1)
+        rest = await filled(service, FULL - 1)
+        await asyncio.sleep(0.0216)  # the device is ready at 21.7 ms, and its answer here at 22.1
+        assert len(server.sent) == 1
+        last = await filled(service, 1)
+        await asyncio.gather(*first, *rest, *last)
+        came_s, size, _, _ = server.sent[1]
+        assert size == FULL
+        assert came_s < server.sent[0][3] + BACK_S  # before the answer of the first was here
+
+    scene(server, scenario)
+
+
+def test_a_batch_that_is_not_full_costs_no_timer():
+    server = Server()
+
+    async def main(loop):
+        batcher = batcher_of(slo_s=None)
+        async with si.Stack(batcher, server, clock=loop.clock) as service:
+            for size in (1, 2, 4, 8, 12, FULL) * 3:
+                await asyncio.gather(*(service(0) for _ in range(size)))
+            armed = []
+            arm = batcher._service._arm
+            batcher._service._arm = lambda: (armed.append(batcher._service._look_again_ns), arm())
+            for _ in range(50):
+                await asyncio.gather(*(service(0) for _ in range(FULL - 1)))
+            assert set(armed) <= {2**63 - 1}
+
+    run(main)
+
+
+def test_hopeless_requests_are_not_sent_ahead_as_probes():
+    shares = {}
+    for known in (None, 1):
+        server = Server(queued_workers=known)
+        # batches of one, 12.4 ms and the way, at 1.3 times what they can answer; an SLO that leaves no time to wait
+        shares[known], _ = open_loop(server, load=1.3 * 0.0211 / 0.0124 / FULL, max_batch_size=1, slo_s=0.016)
+    assert shares[1] > 0.9 * shares[None] > 0.1
+
+
+def test_answers_that_are_held_up_at_random_do_not_mislead_the_plan():
+    class HeldUp(Server):
+        async def infer(self, batch):
+            rows = await super().infer(batch)
+            if self._rng.random() < 0.3:
+                await asyncio.sleep(0.010)
+            return rows
+
+    shares = {}
+    for known in (None, 1):
+        shares[known] = np.mean(
+            [open_loop(HeldUp(queued_workers=known), load=0.9, slo_s=0.080, seed=seed)[0] for seed in range(3)]
+        )
+    assert shares[1] > shares[None] - 0.02
+
+
+def test_a_coarse_clock_strands_nobody():
+    async def main(loop):
+        server, batcher = Server(), batcher_of(slo_s=None, clock=lambda: loop.now_ns // 15_600_000 * 15_600_000)
+        async with si.Stack(batcher, server) as service:
+            for _ in range(20):
+                for size in (1, 2, 4, 8, 12, FULL, 3 * FULL, 5 * FULL):
+                    answers = await asyncio.wait_for(asyncio.gather(*(service(number) for number in range(size))), 60)
+                    assert answers == list(range(size))
+            assert batcher.statistics().sent_ahead > 0
+
+    run(main)
+
+
+def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
+    server = Server()
+
+    async def main(loop):
+        batcher = batcher_of(stack=True, preferred_sizes=(4, FULL))
+        async with si.Stack(batcher, server, clock=loop.clock) as service:
+            for size in (1, 3, 4, 9, FULL) * 6:
+                await asyncio.gather(*(service(1.0) for _ in range(size)), return_exceptions=True)
+            lane = batcher._service._policy._lane
+            for size in (2, 5, 9, FULL):
+                assert 0 <= lane.durations[size] - lane.expected_ns(size) < 0.5 * lane.expected_ns(size)
+            assert lane.expected_ns(5) == lane.expected_ns(FULL)
+
+    run(main)
 
 
 def test_the_log_shows_each_batch_on_its_worker_from_its_turn_on():
@@ -346,27 +438,41 @@ def test_a_stop_ends_both(drain):
     run(main)
 
 
-def test_a_closed_loop_leaves_no_turn_behind():
-    server, batcher = Server(), batcher_of()
+def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
+    loops = [VirtualLoop()]
+    server = Server()
+    batcher = batcher_of(clock=lambda: loops[-1].now_ns)
     service = batcher.wrap(server)
+    dead = loops[0]
+    left = []
 
-    async def leave(loop):
-        service.clock = loop.clock
-        for size in (1, 4, FULL) * 3:
-            await asyncio.gather(*(service.call(si.Request(0, deadline_ns=loop.now_ns + 10**10)) for _ in range(size)))
+    async def leave():
+        for size in (1, 2, 4, 8, 12, FULL) * 3:
+            deadline_ns = dead.now_ns + 10**10
+            await asyncio.gather(*(service.call(si.Request(0, deadline_ns=deadline_ns)) for _ in range(size)))
         server.begin()
-        for number in range(3 * FULL):
-            loop.create_task(service.call(si.Request(number)))
-        await until_sent(loop, server, 2)
+        left.extend(dead.create_task(service.call(si.Request(number))) for number in range(2 * FULL))
+        await until_sent(dead, server, 2)
+        left.extend(run.task for run in service._runs)
+
+    dead.run_until_complete(leave())
+    assert service._ahead is not None
+    dead.close()
 
     async def go_on(loop):
-        service.clock = loop.clock
+        loops.append(loop)
         server._free_at_s = [0.0]
         calls = [service.call(si.Request(number, deadline_ns=loop.now_ns + 10**10)) for number in range(3 * FULL)]
         assert [response.outputs for response in await asyncio.gather(*calls)] == list(range(3 * FULL))
+        assert service._free == 1
 
-    run(leave)
+    batcher.reconfigure(slo_s=1.0)  # which waits for nobody of that loop
     run(go_on)
+    s = batcher.statistics()
+    assert (s.closed, s.running_batches) == (2 * FULL, 0)
+    for task in left:
+        task._log_destroy_pending = False
+        task.get_coro().close()
 
 
 @pytest.mark.parametrize("layer", ["limit", "breaker"])
@@ -430,3 +536,83 @@ def test_a_policy_without_it_takes_over_what_is_under_way():
         assert await asyncio.gather(*calls) == list(range(3 * FULL))
 
     scene(server, scenario)
+
+
+class Told(Greedy):
+    """Sends ahead whatever waits, and keeps what it is told of batches that were."""
+
+    full_size = 1
+
+    def __init__(self):
+        super().__init__(FULL)
+        object.__setattr__(self, "told", [])
+
+    def ahead(self, waiting, now_ns, running):
+        return self.decide(waiting, now_ns, 0)
+
+    def turn_ns(self, sent_ns, ended_ns):
+        return max(sent_ns, ended_ns - MS)
+
+    def finished(self, size, duration_ns, now_ns, cut_short, bucket):
+        self.told.append(("alone", size, duration_ns, cut_short))
+        return 0
+
+    def finished_ahead(self, size, busy_ns, now_ns, early_ns, bucket):
+        self.told.append(("ahead", size, busy_ns, early_ns))
+        return 0
+
+
+def told_of(scenario, **script):
+    """What a policy is told of a scenario: two batches of 16 of 20 ms, the second sent at once, unless the script differs."""
+    server = Server(script={number: {"took_s": 0.020, **script.get(f"batch_{number}", {})} for number in range(3)})
+    server.begin()
+    policy = Told()
+
+    async def main(loop):
+        batcher = batcher_of(slo_s=None)
+        async with si.Stack(batcher, server, clock=loop.clock) as service:
+            batcher._service.change(None, FULL, policy, batcher._service._assembler)
+            await scenario(loop, service)
+
+    run(main)
+    return policy.told
+
+
+def test_what_a_batch_ahead_took_counts_from_the_end_of_the_one_before():
+    async def scenario(loop, service):
+        await asyncio.gather(*await filled(service, 2 * FULL))
+
+    first, second = told_of(scenario)
+    assert first == ("alone", FULL, 21 * MS, False)
+    assert second == ("ahead", FULL, pytest.approx(20 * MS, abs=10), pytest.approx(21 * MS, abs=10))
+
+
+def test_nothing_is_learned_behind_a_batch_that_failed():
+    async def scenario(loop, service):
+        await asyncio.gather(*await filled(service, 2 * FULL))
+
+    assert told_of(scenario, batch_0={"fails_after_s": 0.001}) == []
+
+
+def test_one_that_is_given_up_after_its_turn_says_that_it_took_at_least_so_long():
+    async def scenario(loop, service):
+        calls = await filled(service, 2 * FULL)
+        await asyncio.gather(*calls[:FULL])
+        await asyncio.sleep(0.005)
+        for call in calls[FULL:]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    # its turn came a millisecond before the first one's end
+    assert told_of(scenario)[1:] == [("alone", FULL, pytest.approx(6 * MS, abs=10), True)]
+
+
+def test_nothing_is_learned_from_one_that_is_given_up_before_its_turn():
+    async def scenario(loop, service):
+        calls = await filled(service, 2 * FULL)
+        await asyncio.sleep(0.005)
+        for call in calls[FULL:]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    assert told_of(scenario) == [("alone", FULL, 21 * MS, False)]

@@ -175,9 +175,12 @@ class TritonBackend:
 
     @property
     def queued_workers(self) -> int | None:
-        """How many copies of the model work behind the server's queue; ``None``: not known, or asked row by row."""
+        """How many copies of the model work behind the server's queue.
+
+        ``None``: not known (before the first start, or the server does not say), an ensemble, or asked row by row.
+        """
         description = self.description
-        if description is None or description.by_row or description.max_batch_size is None:
+        if description is None or description.by_row or description.ensemble or description.max_batch_size is None:
             return None
         return description.instances
 
