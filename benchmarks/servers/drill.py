@@ -253,7 +253,9 @@ async def drill(
         breaker = CircuitBreaker(
             minimum_calls=4, window=8, open_s=plan.open_s, max_open_s=2 * plan.open_s, half_open_calls=1, seed=seed
         )
-        alone = si.Stack(si.AdaptiveBatcher(max_batch_size=16, slo_s=plan.timeout_s), breaker, make_backend(rig.url))
+        # so small that batches are full as soon as something is slow, and are sent ahead
+        batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=plan.timeout_s)
+        alone = si.Stack(batcher, breaker, make_backend(rig.url))
         local = [si.AdaptiveBatcher(max_batch_size=16, slo_s=plan.timeout_s), si.CpuBackend(mlp_answers)]
         router = FallbackRouter(
             Route(PRIMARY, alone, quality=1.0, cost=2.0, device="server"),

@@ -228,7 +228,7 @@ class Journal:
         return True
 
     def took_turn(self, number: int, now_ns: int) -> None:
-        """Notes when a batch that was sent ahead began to run, on the row that is free by then.
+        """Notes when a batch that was sent ahead began to run, and gives it the lowest row that is free by then.
 
         Args:
             number: what :meth:`launched` returned, of a batch that runs.

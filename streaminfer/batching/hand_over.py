@@ -14,9 +14,9 @@ the mean is raised faster. It never exceeds half of what a batch takes. The serv
 busy with and the hand-over together, so nothing else would tell when that has become wrong: after 32 ahead the next
 ones, one or two, go by themselves, and the 8 that follow are compared with them.
 
-*When.* Behind the earliest instant at which the batch before could end, 2.5 times its band before its upper estimate,
-less the hand-over and less a millisecond, by which event loops wake late. Past the upper estimate nothing is sent: a
-model that hangs need not take a second batch with it.
+*When.* From the earliest instant at which the batch before could end, which is 2.5 times its band before its upper
+estimate, less the hand-over and less a millisecond, by which event loops wake late. Once it is past the upper estimate
+by a band, nothing is sent: a model that hangs need not take a second batch with it.
 
 *Cost.* A few additions a batch. Synchronous, takes the time as an argument.
 """
