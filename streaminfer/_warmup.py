@@ -10,7 +10,7 @@ def warmup() -> None:
     (``await asyncio.to_thread(streaminfer.warmup)``). Thread-safe.
     """
     from streaminfer.batching import optimum_kernels, padding  # noqa: PLC0415 - numba loads here and not before
-    from streaminfer.batching.lookahead import compile_kernels  # noqa: PLC0415
+    from streaminfer.batching.compiling import compile_kernels  # noqa: PLC0415
     from streaminfer.telemetry import kernels  # noqa: PLC0415
 
     compile_kernels()

@@ -29,7 +29,6 @@ Beyond that it is a heuristic. With several workers it plans as if their batches
 ``t(b) / workers``.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -37,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching import padding
+from streaminfer.batching import compiling, padding
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
@@ -46,7 +45,7 @@ from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.service_time import best_size
 
-__all__ = ["Lookahead", "compile_kernels"]
+__all__ = ["Lookahead"]
 
 _PATIENCE_NS = 1_000_000_000
 _LEISURE = 4
@@ -111,9 +110,9 @@ class Lookahead:
         """
         self._waits_for_kernels = wait
         if not wait:
-            _kernels_if_ready()
+            compiling.kernels_if_ready()
             if self._lengths is not None:
-                in_background(padding.compile_kernels)
+                compiling.in_background(padding.compile_kernels)
 
     def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False, bucket: int = 0) -> int:
         """Learns from a batch.
@@ -373,7 +372,7 @@ class Lookahead:
         return False
 
     def _kernels(self) -> ModuleType | None:
-        return compile_kernels() if self._waits_for_kernels else _kernels_if_ready()
+        return compiling.compile_kernels() if self._waits_for_kernels else compiling.kernels_if_ready()
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
@@ -472,34 +471,3 @@ def _urgent_first(tickets: list[Ticket], deadlines: _Array, durations: _Array, n
     ]
     on_time.sort(key=lambda ticket: ticket.priority)
     return on_time[:size]
-
-
-_compiling = threading.Lock()
-_ready: ModuleType | None = None
-
-
-def in_background(compile_: Callable[[], Any]) -> None:
-    """Compiles in a thread that does not keep the process from ending."""
-    threading.Thread(target=compile_, name="streaminfer-compile", daemon=True).start()
-
-
-def compile_kernels() -> ModuleType:
-    """Imports and compiles the planner's kernels, a second or two once a process; call it off the event loop.
-
-    Thread-safe; returns at once when they are compiled.
-    """
-    global _ready  # noqa: PLW0603 - once a process
-    with _compiling:
-        if _ready is None:
-            from streaminfer.batching import kernels  # noqa: PLC0415 - numba loads here and not before
-
-            kernels.warm_up()
-            _ready = kernels
-        return _ready
-
-
-def _kernels_if_ready() -> ModuleType | None:
-    """The compiled kernels; until they are ready, their compilation in the background is started once."""
-    if _ready is None and not _compiling.locked():
-        in_background(compile_kernels)
-    return _ready

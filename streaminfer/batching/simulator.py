@@ -28,7 +28,8 @@ from streaminfer._validation import check_choice, check_count, check_duration, c
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.arrivals import arrivals_in_ns, numbers
-from streaminfer.batching.lookahead import Lookahead, compile_kernels
+from streaminfer.batching.compiling import compile_kernels
+from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.batching.simulation_result import SimulationResult

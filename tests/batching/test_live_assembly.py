@@ -8,8 +8,9 @@ import pytest
 import streaminfer as si
 from streaminfer.batching import Buckets, ServiceTime
 from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching.compiling import compile_kernels
 from streaminfer.batching.learning import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead, compile_kernels
+from streaminfer.batching.lookahead import Lookahead
 from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled
@@ -224,7 +225,7 @@ def test_an_unknown_bucket_borrows_from_the_nearest_known_one():
 
 
 def test_until_the_kernels_are_ready_the_earliest_bucket_goes(monkeypatch):
-    monkeypatch.setattr("streaminfer.batching.lookahead._kernels_if_ready", lambda: None)
+    monkeypatch.setattr("streaminfer.batching.compiling.kernels_if_ready", lambda: None)
     assert decide(between(), queue_of((1, 45), (1, 49), (0, 46), (0, 46), (0, 46), (0, 46)))[0] == [0, 1]
 
 

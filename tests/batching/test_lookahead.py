@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching import lookahead
+from streaminfer.batching import compiling
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER
+from streaminfer.batching.compiling import compile_kernels
 from streaminfer.batching.learning import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead, compile_kernels
+from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.batching.simulator import simulate
 from streaminfer.testing import HANG, ScriptedBackend, run
@@ -141,7 +142,7 @@ def test_learning_is_sampled_once_a_model_of_microseconds_is_known():
 
 
 def test_until_the_kernels_are_ready_the_largest_batch_on_time_for_the_head_goes(monkeypatch):
-    monkeypatch.setattr(lookahead, "_kernels_if_ready", lambda: None)
+    monkeypatch.setattr(compiling, "kernels_if_ready", lambda: None)
     assert decide(Lookahead(4, DEVICE), queue_of(12.5, 24, 24, 24))[0] == [0, 1]
     assert decide(Lookahead(4, DEVICE), queue_of(11, 24, 24, 24))[0] == [0]
 
@@ -156,12 +157,12 @@ def test_ten_thousand_waiting_are_decided_too():
 def test_kernels_compile_in_the_background_and_the_process_ends_cleanly(tmp_path):
     code = (
         "import asyncio, threading, streaminfer as si\n"
-        "from streaminfer.batching import lookahead\n"
+        "from streaminfer.batching import compiling\n"
         "async def main():\n"
         "    batcher = si.AdaptiveBatcher(max_batch_size=4)\n"
         "    async with si.Stack(batcher, si.CpuBackend(lambda x: x, executor='inline')) as service:\n"
         "        assert [t.name for t in threading.enumerate()] == ['MainThread', 'streaminfer-compile']\n"
-        "        assert lookahead._ready is None\n"
+        "        assert compiling._ready is None\n"
         "        await service(1.0)\n"
         "asyncio.run(main())\n"
     )
@@ -174,7 +175,7 @@ def test_kernels_compile_in_the_background_and_the_process_ends_cleanly(tmp_path
 
 def test_virtual_time_waits_for_the_kernels(monkeypatch):
     """A run under overload repeats exactly, whether they were compiled before or not."""
-    monkeypatch.setattr(lookahead, "_kernels_if_ready", lambda: None)
+    monkeypatch.setattr(compiling, "kernels_if_ready", lambda: None)
     on_time, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
     monkeypatch.undo()
     again, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
