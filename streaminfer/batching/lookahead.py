@@ -200,7 +200,7 @@ class Lookahead:
             return Decision(look_again_ns=from_ns)
         if now_ns > until_ns:
             return _NOTHING
-        decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns - band_ns), 0)
+        decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
         return decision if full or decision.reason == "trying" else _NOTHING
 
