@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.alternatives import Outcome, WhatIf, what_if
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.decision_log import DecisionLog
-    from streaminfer.batching.learning import LearnedServiceTime
+    from streaminfer.batching.learned_service_time import LearnedServiceTime
     from streaminfer.batching.lookahead import Lookahead
     from streaminfer.batching.optimum import clairvoyant_optimum
     from streaminfer.batching.profiling import profile
@@ -48,7 +48,7 @@ _LATER = {
     "BatcherStatistics": "statistics",
     "Buckets": "buckets",
     "DecisionLog": "decision_log",
-    "LearnedServiceTime": "learning",
+    "LearnedServiceTime": "learned_service_time",
     "Lookahead": "lookahead",
     "ServiceTime": "service_time",
     "Outcome": "alternatives",

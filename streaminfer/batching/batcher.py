@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.hand_over import HandOver
-    from streaminfer.batching.learning import LearnedServiceTime
+    from streaminfer.batching.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
 
@@ -265,7 +265,7 @@ class AdaptiveBatcher:
         )
 
     def _start_learning(self, known: Any) -> "LearnedServiceTime | dict[int, LearnedServiceTime]":
-        from streaminfer.batching.learning import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
         from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
 
         if self.buckets is None:
@@ -296,7 +296,12 @@ class AdaptiveBatcher:
         if self.buckets is None:
             cap = assembler.cap_of(0)
             return Lookahead(
-                cap, self.service_time, workers=self.max_in_flight, padded=padded, hand_over=self._hand_over
+                cap,
+                self.service_time,
+                workers=self.max_in_flight,
+                padded=padded,
+                kind_of=assembler.kind_of if self.stack else None,
+                hand_over=self._hand_over,
             )
         lengths = self.buckets.lengths
         return Lookahead(
@@ -306,6 +311,7 @@ class AdaptiveBatcher:
             caps=[assembler.cap_of(bucket) for bucket in range(len(lengths))],
             lengths=lengths,
             padded=padded,
+            kind_of=assembler.kind_of,
             masked=self.buckets.mask is not None,
         )
 
