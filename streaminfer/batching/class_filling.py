@@ -42,10 +42,12 @@ def fill_with_less_urgent(
     Returns:
         Positions in ``others``, ascending.
     """
+    if urgent_left:
+        return []  # every row more delays those that stay queued
     cap = durations.size - 1
     room = min(cap, urgent_size + others.size)
     room = min(room, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
-    while room > urgent_size and not _leaves_time(durations, room, urgent_left, rates):
+    while room > urgent_size and not _leaves_time(durations, room, rates):
         room -= 1
     if room <= urgent_size:
         # no size leaves enough time for the next urgent request: holding back would only cost throughput
@@ -62,11 +64,11 @@ def fill_with_less_urgent(
     return chosen
 
 
-def _leaves_time(durations: _Array, size: int, left: int, rates: Sequence[tuple[float, int]]) -> bool:
+def _leaves_time(durations: _Array, size: int, rates: Sequence[tuple[float, int]]) -> bool:
     """Return whether a request of each class that arrives when the batch starts can be served in the next one."""
     takes_ns = int(durations[size])
     for rate, limit_ns in rates:
-        following = min(max(int(rate * takes_ns) + left, 1), durations.size - 1)
+        following = min(max(int(rate * takes_ns), 1), durations.size - 1)
         if takes_ns + int(durations[following]) > limit_ns:
             return False
     return True
