@@ -140,9 +140,10 @@ class ExampleInputs(NamedTuple):
         is_given: the user gave them: a batch that fails is an error. Otherwise they are a guess, and one that fails
             leaves the batcher to learn from live batches.
         free_axes: for a guess, by input name the axes of ``inputs`` whose size the model leaves open.
-        resize: for a guess, makes the inputs with another size on all these axes.
+        resize: for a guess, makes the inputs with another size on all these axes; ``None``: sizes are not to be tried.
         infer_on_each: answers a batch once on every worker, so that each has done it; counted nowhere. ``None``: there
             is one worker, or no telling which one answers.
+        exclusive: other models must not be measured at the same time, because they compute on the same machine.
     """
 
     inputs: Any
@@ -151,6 +152,7 @@ class ExampleInputs(NamedTuple):
     free_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     resize: Callable[[int], Any] | None = None
     infer_on_each: Callable[[Batch], Awaitable[None]] | None = None
+    exclusive: bool = True
 
 
 def is_service(thing: object) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._start_report import StartReport, StartTimer, names_of_parts
+from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._validation import check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
@@ -26,7 +26,7 @@ from streaminfer.request import Request, Response, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["Stack", "StackStatistics", "find_slo", "stop_all"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo", "stop_all"]
 
 _UNBOUNDED = 2**31 - 1
 

@@ -226,7 +226,9 @@ def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, A
             continue
         if spec.dtype is None or spec.dtype.kind not in "biufc":
             return None
-        guess[spec.name] = np.zeros([size if isinstance(size, int) else free_size for size in spec.row_shape], spec.dtype)
+        guess[spec.name] = np.zeros(
+            [size if isinstance(size, int) else free_size for size in spec.row_shape], spec.dtype
+        )
     return guess
 
 

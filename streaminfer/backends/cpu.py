@@ -64,8 +64,8 @@ class CpuBackend:
             is awaited.
         version: of what the function does; changes whenever the same name answers otherwise, so that a cache does not
             give yesterday's answers.
-        example: what a request brings, without a batch axis, for what a batcher measures before it accepts requests: the
-            function is called with batches of it. ``None``: it is not, and the first live batches are measured.
+        example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
+            accepts requests, and measures them. ``None``: the first live batches are measured.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:

@@ -302,8 +302,7 @@ class Assembler:
         return self._buckets
 
     def sizes_of(self, bucket: int) -> list[int]:
-        """Batch sizes of a bucket to measure: all that the model sees of ``preferred_sizes``, else 1, 2, 4, … and the
-        largest."""
+        """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
         cap = self._caps[bucket]
         if self._sizes:
             return [size for size in self._sizes if size <= cap]

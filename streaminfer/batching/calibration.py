@@ -16,22 +16,26 @@ accepts them; the batches then warm the model, but the policy is told nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 import statistics
+import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 import numpy as np
 
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching.assembly import Assembler
-from streaminfer.batching.buckets import Buckets
 from streaminfer.batching.policy import Decision
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Batch, Request
+
+if TYPE_CHECKING:
+    from streaminfer.batching.buckets import Buckets
 
 __all__ = ["Calibration", "CalibrationPolicy", "CalibrationStatistics"]
 
@@ -46,6 +50,7 @@ LIMIT_NS = 1_000_000_000
 OPEN_SIZES = tuple(1 << power for power in range(11))
 """What is tried for sizes that a model leaves open."""
 
+_OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
 _LOGGER = logging.getLogger("streaminfer")
 
 
@@ -139,6 +144,7 @@ class Calibration:
         self._name = name
         self._known: dict[int, dict[int, float]] = {}
         self._warmed: set[tuple[int, int]] = set()
+        self._ended: dict[int, tuple[int, int]] = {}  # by length: the last size, and the limit that it exceeded
 
     async def run(
         self,
@@ -172,29 +178,49 @@ class Calibration:
         policy = CalibrationPolicy()
         service = make_service(_Uncounted(example.infer, self._name), policy)
         bench = _Bench(service, policy, example, assembler, slo_ns)
-        started_ns = service.clock()
+        try:
+            async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
+                return await self._run(bench, example, learn, validate)
+        finally:
+            self.progress = ""
+            await service.stop(drain=False)
+
+    async def _run(
+        self,
+        bench: "_Bench",
+        example: ExampleInputs,
+        learn: Callable[[int, int, int, bool, int], int] | None,
+        validate: Callable[[Request], None] | None,
+    ) -> CalibrationStatistics:
+        assembler, clock = bench.assembler, bench.service.clock
+        started_ns = clock()
         note = ""
         skipped: dict[int, tuple[int, ...]] = {}
         try:
             buckets = assembler.buckets
             lengths = (0,) if buckets is None else buckets.lengths
+            if example.resize is None and _open_axes(example, buckets):
+                return CalibrationStatistics(note=_OPEN)
             for bucket, length in enumerate(lengths):
                 sizes = assembler.sizes_of(bucket)
                 row, is_guess = await self._row(bench, assembler, example, bucket, sizes[0], validate)
                 known = self._known.setdefault(length, {})
-                missing = [size for size in sizes if size not in known]
+                last, limit_ns = self._ended.get(length, (sizes[-1], 0))
+                if limit_ns < bench.limit_ns:
+                    last = sizes[-1]
+                missing = [size for size in sizes if size not in known and size <= last]
                 measures = learn is not None and not is_guess
                 if is_guess:
-                    note = "the model leaves sizes open, so its first batches teach: example= says what a request brings"
+                    note = _OPEN
                 if not measures:
                     cold = [size for size in sizes if (length, size) not in self._warmed]
                     skipped[length] = await self._warm(bench, row, length, cold or sizes[:1])
                     continue
                 if not missing:  # the workers may be new ones
                     await bench.run_on_each(row, sizes[0])
-                    continue
-                await self._measure(bench, row, bucket, missing, len(lengths), learn)
-                skipped[length] = tuple(size for size in missing if size not in known)
+                else:
+                    await self._measure(bench, row, bucket, missing, len(lengths), learn)
+                skipped[length] = tuple(size for size in sizes if size not in known)
         except (BackendError, InvalidInput) as error:
             if example.is_given:
                 raise BackendError(
@@ -205,11 +231,8 @@ class Calibration:
                 f"example= says what a request brings ({error})"
             )
             _LOGGER.warning(note)
-        finally:
-            self.progress = ""
-            await service.stop(drain=False)
         return CalibrationStatistics(
-            (service.clock() - started_ns) / 1e9,
+            (clock() - started_ns) / 1e9,
             MappingProxyType({length: MappingProxyType(dict(known)) for length, known in self._known.items() if known}),
             MappingProxyType({length: sizes for length, sizes in skipped.items() if sizes}),
             note,
@@ -281,19 +304,28 @@ class Calibration:
                 runs.setdefault(seen.size, []).append(seen.duration_ns)
                 spent_ns += seen.duration_ns
 
+        length = 0 if bench.assembler.buckets is None else bench.assembler.buckets.lengths[bucket]
         for size in sizes:
             self.progress = f"measuring batches of {size}"
             await bench.run_on_each(row, size)
             await measure(size)
             if size not in runs or runs[size][0] > bench.limit_ns or spent_ns > budget_ns:
+                self._ended[length] = (size, bench.limit_ns)
                 break
         for _ in range(REPEATS - 1):
-            for size in tuple(runs):
+            for size in reversed(tuple(runs)):  # a small one last: what it needs is in the caches for the first request
                 if spent_ns + runs[size][0] <= budget_ns:
                     await measure(size)
-        length = 0 if bench.assembler.buckets is None else bench.assembler.buckets.lengths[bucket]
         for size, took in runs.items():
             self._known[length][size] = statistics.median(took) / 1e9
+
+
+_LOCKS: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
+
+
+def _alone_on_this_loop() -> asyncio.Lock:
+    """Held by the one calibration that may run: models that are measured at the same time slow each other down."""
+    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
 class _Uncounted:
@@ -319,7 +351,7 @@ class _Bench:
     ) -> None:
         self.assembler = assembler
         self.limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
-        self._service = service
+        self.service = service
         self._policy = policy
         self._infer_on_each = example.infer_on_each
 
@@ -330,7 +362,7 @@ class _Bench:
             BackendError: the backend failed, for the batch or for a row.
         """
         self._policy.observations.clear()
-        tickets = [self._service.submit(Request(row), row, None, 0) for _ in range(size)]
+        tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
         results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
         for result in results:
             if isinstance(result, BackendError | InvalidInput):
@@ -349,7 +381,7 @@ class _Bench:
         return observations
 
 
-def _open_axes(example: ExampleInputs, buckets: Buckets | None) -> dict[str, tuple[int, ...]]:
+def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:
     """The axes of guessed inputs whose size nothing tells."""
     if buckets is None:
         return dict(example.free_axes)
@@ -365,8 +397,8 @@ def _open_axes(example: ExampleInputs, buckets: Buckets | None) -> dict[str, tup
     return left
 
 
-def _fit(inputs: Any, buckets: Buckets, bucket: int) -> Any:
-    """The inputs repeated or cut along the ragged axis to a length of a bucket, shorter than it, so that it is padded."""
+def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
+    """The inputs, repeated or cut along the ragged axis so that the batcher pads them to a length of the bucket."""
     shorter = buckets.lengths[bucket - 1] if bucket else 0
     length = max(buckets.lengths[bucket] - 1, shorter + 1)
 

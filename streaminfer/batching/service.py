@@ -287,6 +287,7 @@ class BatchedService(Dispatcher):
             batch_sizes=dict(sorted(self._batch_sizes.items())),
             released=self.journal.released_by_reason,
             batch_s=self._queue.batch_s,
+            calibration=self.calibration,
         )
 
     def __repr__(self) -> str:
