@@ -23,8 +23,8 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     batcher with as many in flight sends the next one a little early. Read when what it stands behind starts.
 ``example_inputs() -> ExampleInputs | None``
     what one request brings, for the batches that a batcher measures before it accepts requests, and the way on which
-    these batches reach the backend; ``None``: not known. Called when what it stands behind starts. Wrappers that do
-    not offer it are passed by: calibration is no outcome for a breaker, and no attempt for a retry.
+    these batches reach the backend; ``None``: not known. Called at start. Wrappers that do not offer it are passed by:
+    calibration is no outcome for a breaker, and no attempt for a retry.
 ``server_parts() -> Mapping[str, float]``
     mean seconds of the parts of a call, as a server behind the backend says, by a name that no other backend has;
     `TelemetryStatistics` shows them.
@@ -136,13 +136,13 @@ class ExampleInputs(NamedTuple):
 
     Attributes:
         inputs: one array, or a mapping of input name to array, without a batch axis.
-        infer: answers a batch of them as the backend's own ``infer`` does, but counts it nowhere.
+        infer: runs a batch of them as the backend's own ``infer`` does, but counts it nowhere.
         is_given: the user gave them: a batch that fails is an error. Otherwise they are a guess, and one that fails
             leaves the batcher to learn from live batches.
         free_axes: for a guess, by input name the axes of ``inputs`` whose size the model leaves open.
         resize: for a guess, makes the inputs with another size on all these axes; ``None``: sizes are not to be tried.
-        infer_on_each: answers a batch once on every worker, so that each has done it; counted nowhere. ``None``: there
-            is one worker, or no telling which one answers.
+        infer_on_each: runs a batch once on every worker, so that each has done it; counted nowhere. ``None``: there is
+            one worker, or no telling which one takes a batch.
         exclusive: other models must not be measured at the same time, because they compute on the same machine.
     """
 

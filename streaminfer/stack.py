@@ -8,13 +8,14 @@ import asyncio
 import os
 import time
 from asyncio import get_running_loop
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._validation import check_instance, expected
 from streaminfer.batching.policy import Greedy
@@ -29,35 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo", "stop_all"]
 
 _UNBOUNDED = 2**31 - 1
-
-
-@attrs.frozen
-class StackStatistics:
-    """Snapshots of the layers of a `Stack`, by the name of their class.
-
-    Attributes:
-        state: ``"new"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
-        layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
-            behind its name.
-        start: how long the parts of the latest start took, and what was measured; ``None`` before it ended.
-    """
-
-    state: str
-    layers: Mapping[str, Any]
-    start: StartReport | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        return self.layers[name]
-
-    def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        parts = [] if self.start is None else [self.start._repr_html_()]
-        for name, statistics in self.layers.items():
-            drawn = getattr(statistics, "_repr_html_", None)
-            body = drawn() if drawn else f"<pre>{html.escape(repr(statistics))}</pre>"
-            parts.append(f"<h4>{html.escape(name)}</h4>{body}")
-        return f"<div><p>Stack, {self.state}</p>{''.join(parts)}</div>"
 
 
 class Stack:
@@ -272,6 +244,7 @@ class Stack:
                         await start()
                         started.append(part)
                         timer.end()
+            self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
             await stop_all(started, drain=False)

@@ -1,6 +1,6 @@
 """Batches of example inputs that run before a batcher accepts requests: the model is warm, and its service time known.
 
-*Design.* A second `BatchedService` in front of the same backend, with the assembler of the first, is sent requests
+*Design.* A second `BatchedService` around the same backend, with the assembler of the first, is sent requests
 whose batches have the sizes that the model will see. So all that a live batch passes is passed here, from the queue to
 the worker thread and back, and what the policy is told is measured as it is of live batches; but the counters and the
 journal are the second one's, and go with it.
@@ -159,7 +159,7 @@ class Calibration:
         """Runs the batches that were not measured at an earlier start, and tells the policy what they took.
 
         Args:
-            make_service: makes the service that the batches pass, of what answers them and its policy; it is stopped
+            make_service: makes the service that the batches pass, of the backend and its policy; it is stopped
                 at the end, however that comes.
             example: what requests bring.
             assembler: of the batcher.
@@ -263,7 +263,7 @@ class Calibration:
                     raise
             if not is_open:
                 return row, False
-            self.progress = f"trying size {open_size} where the model leaves it open"
+            self.progress = f"looking for a size that the model accepts: {open_size}"
             try:
                 await bench.run(row, size)
             except BackendError as error:
@@ -309,7 +309,9 @@ class Calibration:
             self.progress = f"measuring batches of {size}"
             await bench.run_on_each(row, size)
             await measure(size)
-            if size not in runs or runs[size][0] > bench.limit_ns or spent_ns > budget_ns:
+            if size in runs and runs[size][0] > bench.limit_ns:
+                await measure(size)  # it may have been disturbed
+            if size not in runs or min(runs[size]) > bench.limit_ns or spent_ns > budget_ns:
                 self._ended[length] = (size, bench.limit_ns)
                 break
         for _ in range(REPEATS - 1):
@@ -329,7 +331,7 @@ def _alone_on_this_loop() -> asyncio.Lock:
 
 
 class _Uncounted:
-    """What answers the batches of a calibration: the backend, past its counters and the layers around it."""
+    """The backend as a calibration calls it: past its counters and the layers around it."""
 
     __slots__ = ("infer", "name")
 

@@ -274,7 +274,9 @@ async def test_given_example_that_fails_ends_the_start(loop):
     backend._calibrate = fail
     stack, _ = stack_of(loop, backend)
 
-    with pytest.raises(si.BackendError, match=r"'ScriptedBackend' failed on a calibration batch of its example=: no such"):
+    with pytest.raises(
+        si.BackendError, match=r"'ScriptedBackend' failed on a calibration batch of its example=: no such"
+    ):
         await stack.start()
 
     assert not stack.ready
