@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from streaminfer.batching import arrivals
     from streaminfer.batching.alternatives import Outcome, WhatIf, what_if
     from streaminfer.batching.buckets import Buckets
+    from streaminfer.batching.calibration import CalibrationStatistics
     from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.learned_service_time import LearnedServiceTime
     from streaminfer.batching.lookahead import Lookahead
@@ -25,6 +26,7 @@ __all__ = [
     "AdaptiveBatcher",
     "BatcherStatistics",
     "Buckets",
+    "CalibrationStatistics",
     "Decision",
     "DecisionLog",
     "Greedy",
@@ -47,6 +49,7 @@ __all__ = [
 _LATER = {
     "BatcherStatistics": "statistics",
     "Buckets": "buckets",
+    "CalibrationStatistics": "calibration",
     "DecisionLog": "decision_log",
     "LearnedServiceTime": "learned_service_time",
     "Lookahead": "lookahead",

@@ -300,6 +300,18 @@ class Assembler:
         whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
         return whole
 
+    @property
+    def buckets(self) -> "Buckets | None":
+        """The lengths that rows are padded to."""
+        return self._buckets
+
+    def sizes_of(self, bucket: int) -> list[int]:
+        """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
+        cap = self._caps[bucket]
+        if self._sizes:
+            return [size for size in self._sizes if size <= cap]
+        return [*(1 << power for power in range((cap - 1).bit_length())), cap]
+
     def cap_of(self, bucket: int) -> int:
         """The most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""
         return self._caps[bucket]

@@ -173,7 +173,12 @@ class AdaptiveBatcher:
             await self._service.stop(drain=drain)
 
     async def start(self) -> None:
-        """Accepts requests again after a stop."""
+        """Measures what :meth:`wrap` returned with the backend's example, and accepts requests; as a `Stack` does.
+
+        Raises:
+            BackendError: the backend failed on an example that the user gave.
+            ValueError: its batches are smaller, or its requests are others.
+        """
         if self._service is not None:
             await self._service.start()
 
