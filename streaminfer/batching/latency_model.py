@@ -8,7 +8,7 @@ follows the device and the shape settles.
 
 *Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a row
 (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of them, or,
-where the size was hardly known, its cost does. All gains are relative to the noise, so a device that repeats to the
+where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch. All gains are relative to the noise, so a device that repeats to the
 microsecond is followed as finely.
 
 *Beyond what was seen* the line goes on; after a single size it is flat, so that larger batches are tried. Past the largest
@@ -76,6 +76,7 @@ class LatencyModel:
         self._costs: dict[int, float] = {}  # logarithms, relative to the speed
         self._visits: dict[int, int] = {}
         self._speed = 0.0  # logarithm of nanoseconds
+        self._seen_at: dict[int, int] = {}  # observations at a size's last batch
         self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
         self._published_speed = 0.0
         self._moved = 0.0  # by how much predictions have moved since the curve was published
@@ -120,6 +121,7 @@ class LatencyModel:
         if type(now_ns) is not int:
             check_count("now_ns", now_ns, at_least=0)
         self.observations += 1
+        self._seen_at[_nearest(size)] = self.observations
         log_ns = math.log(max(duration_ns, 1))
         near = _nearest(size)
         if not self._sizes:
@@ -137,6 +139,11 @@ class LatencyModel:
         self._learn(near, residual, own if own * residual > 0.0 and abs(own) < abs(residual) else residual)
         if abs(self._moved) > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
             self._publish()
+
+    def batches_since(self, size: int) -> float:
+        """Return how many batches were observed since one of about this size; infinite where there were no two."""
+        near = _nearest(size)
+        return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
 
     def predict_ns(self, size: int) -> float:
         """Return the median duration of a batch of ``size`` rows, in nanoseconds.
@@ -175,19 +182,27 @@ class LatencyModel:
             self.residuals.add(residual)
             self._correct(near, surprise)
             return
+        if surprise < 0.0 and self._relearn(near, residual):
+            self._publish()
+            return
         self._streak.append(surprise)
         if len(self._streak) < (_SLOWER_IN_A_ROW if surprise > 0 else _FASTER_IN_A_ROW):
             self._correct(near, math.copysign(limit, surprise))
             return
         jump = min(self._streak, key=abs)
         self._streak.clear()
-        cost = math.log(self.curve().at(near)) + residual
-        if self._visits[near] < _SETTLED and len(self._sizes) > 1 and self._is_plausible(near, cost):
-            self._costs[near] = cost
-            self._visits[near] = 1
-        else:
+        if not self._relearn(near, residual):
             self._speed += jump
         self._publish()
+
+    def _relearn(self, size: int, residual: float) -> bool:
+        """Take the cost of a size that is hardly known from its last batch, if its neighbors allow that."""
+        cost = math.log(self.curve().at(size)) + residual
+        if self._visits[size] >= _SETTLED or len(self._sizes) == 1 or not self._is_plausible(size, cost):
+            return False
+        self._costs[size] = cost
+        self._visits[size] = 1
+        return True
 
     def _is_plausible(self, size: int, cost: float) -> bool:
         """Return whether the neighbors of a size allow a cost (a logarithm)."""

@@ -11,7 +11,6 @@ from streaminfer.batching.service_time import ServiceTime, best_size, service_ti
 __all__ = ["LearnedServiceTime"]
 
 _NOISE_WIDTHS = 2.0  # standard deviations between durations that noise explains
-_LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the median
 _ALIKE = 0.25  # sizes whose throughput differs by no more than the noise, up to this, are equally good
 
 
@@ -68,6 +67,10 @@ class LearnedServiceTime:
         return size < 2 or model.predict_ns(size) <= model.predict_ns(max(size // 4, 1)) * (
             1.0 + _NOISE_WIDTHS * model.residuals.deviation
         )
+
+    def batches_since(self, size: int) -> float:
+        """Return how many batches were observed since one of about this size; infinite where there were no two."""
+        return self._model.batches_since(size)
 
     def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
         """Learn from a successful batch.
@@ -164,7 +167,7 @@ class LearnedServiceTime:
             return
         relative, scale_ns = self._model.curve().table_s(max_batch_size), self._model.scale_ns()
         residuals = self._model.residuals
-        mean_ns = scale_ns * residuals.mean_factor * (1.0 + min(residuals.deviation, _LARGEST_SAFETY))
+        mean_ns = scale_ns * residuals.mean_factor
         self._mean = whole_ns(relative, mean_ns)
         self._upper = whole_ns(relative, max(scale_ns * np.exp(residuals.margin), mean_ns))
         self._tables_for = (max_batch_size, self._model.version)

@@ -122,6 +122,7 @@ class Lookahead:
         self._kind_of = kind_of
         self._mixed_for = 0  # decisions for which shapes are still told apart
         self._hand_over = HandOver() if hand_over is None else hand_over
+        self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._owed = 0.0  # rows that requests without a deadline were not given yet
 
     def prepare(self, *, wait: bool) -> None:
@@ -151,7 +152,10 @@ class Lookahead:
         Returns:
             The instant before which nothing more is learned.
         """
-        if not cancelled:
+        if cancelled:
+            self._probe_size = max(size // 2, 1)
+        else:
+            self._probe_size = max(self._probe_size, 2 * size)
             self._hand_over.alone(size, duration_ns)
         return self._observe(self._models[bucket], size, duration_ns, now_ns, cancelled)
 
@@ -191,6 +195,10 @@ class Lookahead:
                 return Decision(waiting.first(model.cap), "exploration")
             batch = waiting.batch_if_all_on_time(table, now_ns)
             if batch is not None:
+                if len(batch) >= table.cap and model.compares:
+                    size = model.size_to_compare(waiting.waiting)
+                    if size and _leaves_time(model, size, waiting, now_ns):
+                        return Decision(waiting.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(
                     Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
@@ -216,7 +224,7 @@ class Lookahead:
         ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
         if size > table.cap:  # it explores, and when it ends is a guess
             return _NOTHING
-        band_ns = int(model.upper[size] - model.durations[size])
+        band_ns = int(model.upper[size]) - model.expected_ns(size)
         from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
         if now_ns < from_ns <= until_ns:
             return Decision(look_again_ns=from_ns)
@@ -224,7 +232,7 @@ class Lookahead:
             return _NOTHING
         decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
-        return decision if full else _NOTHING
+        return decision if full or decision.reason == "exploration" else _NOTHING
 
     @property
     def full_size(self) -> int:
@@ -270,7 +278,8 @@ class Lookahead:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
         tickets = waiting.first(waiting.waiting)
         if self._borrow_durations():
-            return Decision([one for one in tickets if one.bucket == tickets[0].bucket][: self.max_batch_size], "exploration")
+            bucket = tickets[0].bucket
+            return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
         groups = self._groups(tickets)
         if self._masked and len(groups) > 1:
             together = _in_one_batch(groups, now_ns)
@@ -338,6 +347,10 @@ class Lookahead:
         untimed = any(ticket.deadline_ns == NEVER for ticket in tickets)
         if not waiting.several_priorities and not untimed:
             head, size = self._choose(waiting, model, deadlines, now_ns, share)
+            if size >= len(model.durations) - 1 and model.compares:
+                smaller = model.size_to_compare(size - 1)
+                if smaller:
+                    return tickets[head : head + smaller], "exploration"
             return tickets[head : head + size], "planned"
         urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
         classes = waiting.journal.recent_classes()
@@ -428,10 +441,9 @@ class Lookahead:
         limits = waiting.journal.recent_limits_ns()
         if limits and max(limits) >= group.model.durations[1]:
             return Decision((), "", rejected, refusal=refusal)
-        cap = len(group.model.durations) - 1
-        batch = group.tickets[-cap:]
-        kept = set(map(id, batch))
-        return Decision(batch, "probe", [one for one in rejected if id(one) not in kept], refusal=refusal)
+        cap = min(len(group.model.durations) - 1, self._probe_size)
+        # what is known is in doubt, so nothing is rejected because of it
+        return Decision(group.tickets[-cap:], "probe")
 
     def _borrow_durations(self) -> bool:
         """Give buckets of which nothing is known the durations of the nearest known one.
@@ -522,6 +534,14 @@ def _with_rows_for_free(batch: list[Ticket], group: _Group, rejected: list[Ticke
 
 def _too_late(model: BucketModel) -> str:
     return f"late_alone: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
+
+
+def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    _, _, deadlines = _in_order(model, waiting.first(waiting.waiting))
+    table = model.timetable
+    return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
 
 
 def _largest_on_time(left_ns: int, durations: _Array, available: int) -> int:

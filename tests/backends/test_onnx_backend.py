@@ -373,7 +373,7 @@ def test_batcher_warms_each_session_at_each_size(monkeypatch, assets):
             await stack(np.zeros((128, 128, 3), F32))
         return batcher.statistics().released
 
-    assert "first_measurement" not in asyncio.run(scenario())
+    assert "exploration" not in asyncio.run(scenario())
 
 
 def test_batcher_measures_with_the_example(assets):
@@ -393,7 +393,7 @@ def test_batcher_measures_with_the_example(assets):
             await asyncio.gather(*(stack(chunk) for _ in range(40)))
         return batcher.statistics().released
 
-    assert "first_measurement" not in asyncio.run(scenario())
+    assert "exploration" not in asyncio.run(scenario())
 
 
 def test_open_sizes_are_found_without_an_example(assets):

@@ -657,7 +657,7 @@ def test_batcher_measures_before_it_accepts_requests(connect):
             assert backend.statistics().batches == 0
             await stack(floats(8))
             assert backend.statistics().batches == 1
-        assert "first_measurement" not in batcher.statistics().released
+        assert "exploration" not in batcher.statistics().released
         assert backend.example_inputs() is None
 
     asyncio.run(scenario())

@@ -69,7 +69,7 @@ async def test_without_an_example_nothing_is_measured(loop):
         assert not batcher.service_time.known
         await stack(1.0)
 
-    assert batcher.statistics().released == {"first_measurement": 1}
+    assert batcher.statistics().released == {"exploration": 1}
 
 
 async def test_first_burst_is_planned(loop):
@@ -332,7 +332,7 @@ async def test_guess_that_fails_is_one_warning(loop, caplog):
 
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "'Guessing' failed on a calibration batch of zeros" in warning.message
-    assert batcher.statistics().released == {"first_measurement": 1}
+    assert batcher.statistics().released == {"exploration": 1}
 
 
 async def test_open_sizes_are_tried_and_not_learned(loop, caplog):
