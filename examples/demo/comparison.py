@@ -6,9 +6,10 @@ does not count against a higher one that was held. A limit outside the sweep is 
 interval, and so is the ratio of two limits.
 
 The ratio of the median limits is stated only if the repeats agree: all ratios can lie within a factor of `SPREAD`, and
-all are on one side of 1 (or within `SAME` of each other, then both ways hold about the same). Otherwise the statement
-is that it is too noisy to tell. The ratio of the medians of paired repeats lies between the smallest and the largest of
-their ratios, so the stated ratio never lies outside what the repeats say.
+all are on one side of 1 (or within `SAME` of each other, then both ways hold about the same). If they differ more, or a
+limit is known from one side only, the statement is the bound that every repeat supports, provided that it is at least
+`SAME` away from 1. Otherwise it is too noisy to tell. The ratio of the medians of paired repeats lies between the
+smallest and the largest of their ratios, so no statement lies outside what the repeats say.
 """
 
 import enum
@@ -23,9 +24,9 @@ from demo.findings import ENOUGH, Curve, LoadPoint, Sweep
 __all__ = ["MINIMUM_REPEATS", "Comparison", "Limit", "Verdict", "compare", "find_limit"]
 
 SPREAD = 2.0
-"""Largest ratio over the smallest that still is one statement."""
+"""Largest ratio over the smallest, where one number is stated."""
 SAME = 1.25
-"""Within this factor repeats on both sides of 1 agree that there is little difference."""
+"""Within this factor there is little difference: of repeats on both sides of 1, and of a bound from 1."""
 MINIMUM_REPEATS = 3
 
 
@@ -126,15 +127,12 @@ def _judge(ratios: Sequence[Limit], batched_never: Sequence[bool], unbatched_nev
     if all(batched_never) and all(unbatched_never):
         return Verdict.NEITHER
     lowest, highest = min(ratio.low for ratio in ratios), max(ratio.high for ratio in ratios)
-    # some one ratio within a factor of all intervals: their largest lower end is not far above the smallest upper end
-    agree = max(ratio.low for ratio in ratios) <= SPREAD * min(ratio.high for ratio in ratios)
-    if len(ratios) < MINIMUM_REPEATS or not agree:
+    if len(ratios) < MINIMUM_REPEATS:
         return Verdict.TOO_NOISY
-    if highest == math.inf:
-        return Verdict.AT_LEAST if lowest > 1 else Verdict.TOO_NOISY
-    if lowest == 0:
-        return Verdict.AT_MOST if highest < 1 else Verdict.TOO_NOISY
-    if lowest <= 1 <= highest:
+    if highest <= SPREAD * lowest:  # so both are above 0 and finite: each limit lies inside the sweep
+        if lowest > 1 or highest < 1:
+            return Verdict.RATIO
         return Verdict.SAME if highest <= SAME * lowest else Verdict.TOO_NOISY
-    # both ways inside the sweep in each repeat, and on one side
-    return Verdict.RATIO
+    if lowest >= SAME:
+        return Verdict.AT_LEAST
+    return Verdict.AT_MOST if highest <= 1 / SAME else Verdict.TOO_NOISY

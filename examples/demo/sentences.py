@@ -1,6 +1,7 @@
 """Findings in words: one line for each figure, and details for who wants them."""
 
 import math
+from collections import Counter
 
 import attrs
 
@@ -30,8 +31,8 @@ OPEN_LOOP = (
 )
 TURNS = (
     "Both ways take turns at each load, in alternating order. A way holds the highest load that had 99% of chunks on "
-    "time, interpolated to the next. The ratio is stated if all repeats are on the same side of 1 and within a factor "
-    f"of {SPREAD:g} of each other."
+    "time, interpolated to the next. One ratio is stated if all repeats are on the same side of 1 and within a factor "
+    f"of {SPREAD:g} of each other; otherwise the bound that each of them supports; otherwise nothing."
 )
 NOT_BATCHED = (
     "Frames are not batched: on a CPU a batch makes this model slower, 3.0 ms a frame alone and 4.9 ms a frame in a "
@@ -238,7 +239,8 @@ def _say_on_time(served: Served) -> str:
 
 
 def _say_burned(budget: Budget) -> str:
-    alerts = ", ".join(alert.severity for alert in budget.alerts) or "none"
+    severities = Counter(alert.severity for alert in budget.alerts)
+    alerts = ", ".join(f"{count} {severity}" for severity, count in severities.items()) or "none"
     return (
         f"{budget.statistics.name}: highest burn rate over {budget.window_s:.1f} s {budget.worst_burn_rate:.1f}, "
         f"alerts: {alerts}."

@@ -31,7 +31,7 @@ def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figur
         loads = [points[0].load for points in curve.by_load()]
         shares = np.array([[100 * point.share_on_time for point in points] for points in curve.by_load()])
         p99_ms = np.array([[_bounded_ms(point.p99_s) for point in points] for points in curve.by_load()])
-        _draw_band(upper, loads, shares, color, _label(name, limits, sweep))
+        _draw_band(upper, loads, shares, color, _label(name, limits, sweep, narrow=size.narrow))
         _draw_band(lower, loads, p99_ms, color, name)
         _mark_limit(upper, limits, loads, color)
     upper.axhline(100 * ENOUGH, color=MUTED, linestyle="--", linewidth=0.8)
@@ -50,15 +50,16 @@ def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figur
     return figure
 
 
-def _label(name: str, limits: tuple[Limit, ...], sweep: Sweep) -> str:
+def _label(name: str, limits: tuple[Limit, ...], sweep: Sweep, *, narrow: bool) -> str:
     per_load = sweep.rate * CHUNK_S
     low, high = min(limit.low for limit in limits), max(limit.high for limit in limits)
     middle = median_limit(limits)
+    unit = "" if narrow else " microphones"
     if middle.high == math.inf:
-        return f"{name}: 99% beyond {middle.low * per_load:,.0f} microphones"
+        return f"{name}: 99% beyond {middle.low * per_load:,.0f}{unit}"
     if middle.low == 0:
         return f"{name}: 99% nowhere"
-    said = f"{name}: 99% up to {middle.low * per_load:,.0f} microphones"
+    said = f"{name}: 99% up to {middle.low * per_load:,.0f}{unit}"
     if low == 0 or high == math.inf:
         return said
     return f"{said} ({low * per_load:,.0f} to {high * per_load:,.0f})"

@@ -101,6 +101,15 @@ def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatche
     assert said.startswith("Too noisy to tell")
 
 
+def test_repeats_that_differ_on_one_side_support_a_bound(demo, comparison):
+    """Ratios of 2, 4 and 8 disagree about the ratio and agree that it is at least 2."""
+    found, said = say(demo, [1.0, 2.0, 2.0], [0.5, 0.5, 0.25])
+    assert found.verdict is comparison.Verdict.AT_LEAST
+    assert found.ratio == pytest.approx(2.0, rel=0.02)
+    assert said.startswith("Batched, at least 2.0 times as many")
+    assert said.endswith("(2.0 to 8.0 times in 3 repeats).")
+
+
 def test_two_repeats_are_too_few(demo, comparison):
     found, said = say(demo, [2.0, 2.0], [1.0, 1.0])
     assert found.verdict is comparison.Verdict.TOO_NOISY
@@ -159,9 +168,9 @@ def test_no_statement_contradicts_a_repeat(pairs):
         case comparison.Verdict.SAME:
             assert min(lows) <= found.ratio <= max(highs) <= 1.25 * min(lows)
         case comparison.Verdict.AT_LEAST:
-            assert all(low >= found.ratio > 1 for low in lows)
+            assert all(low >= found.ratio >= 1.25 for low in lows)
         case comparison.Verdict.AT_MOST:
-            assert all(high <= found.ratio < 1 for high in highs)
+            assert all(high <= found.ratio <= 0.8 for high in highs)
         case _:
             assert math.isnan(found.ratio)
             assert "Batched, " not in said
