@@ -66,8 +66,8 @@ def say_headline(comparison: Comparison, sweep: Sweep) -> str:
         return f"Batched or not, about {what}: {batched} and {unbatched} ({spread})."
     times = {
         Verdict.RATIO: f"{comparison.ratio:.1f}",
-        Verdict.AT_LEAST: f"at least {math.floor(10 * comparison.ratio) / 10:.1f}",
-        Verdict.AT_MOST: f"at most {math.ceil(10 * comparison.ratio) / 10:.1f}",
+        Verdict.AT_LEAST: f"at least {_floor(comparison.ratio):.1f}",
+        Verdict.AT_MOST: f"at most {_ceil(comparison.ratio):.1f}",
     }
     return f"Batched, {times[comparison.verdict]} times {what}: {batched} instead of {unbatched} ({spread})."
 
@@ -188,7 +188,7 @@ def _say_undecided(comparison: Comparison) -> str:
         )
     return (
         "Too noisy to tell how many more live microphones batching allows: the repeats disagree "
-        f"({_say_ratios(comparison)} as many in {count} repeats). Run it again on a quieter machine."
+        f"({_say_ratios(comparison)} as many, in {count} repeats). Run it again on a quieter machine."
     )
 
 
@@ -205,8 +205,17 @@ def _say_limit(limits: tuple[Limit, ...], sweep: Sweep) -> str:
 def _say_ratios(comparison: Comparison) -> str:
     low, high = min(ratio.low for ratio in comparison.ratios), max(ratio.high for ratio in comparison.ratios)
     if high == math.inf:
-        return f"{low:.1f} times and more" if low else "any number of times"
-    return f"{low:.1f} to {high:.1f} times"
+        return f"{_floor(low):.1f} times and more" if low else "any number of times"
+    return f"{_floor(low):.1f} to {_ceil(high):.1f} times"
+
+
+def _floor(ratio: float) -> float:
+    """Round down to tenths, so that a bound stays one; but for errors of floating point."""
+    return math.floor(10 * ratio + 1e-6) / 10
+
+
+def _ceil(ratio: float) -> float:
+    return math.ceil(10 * ratio - 1e-6) / 10
 
 
 def _say_cameras(count: int) -> str:
