@@ -223,7 +223,7 @@ def _say_cameras(count: int) -> str:
 
 
 def _say_rates(outcome: Outcome) -> str:
-    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
+    rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
     return (
         f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
         f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "

@@ -20,7 +20,9 @@ from demo.video import Frames
 
 __all__ = ["Stage", "hold"]
 
-SETTLE_S = 0.2
+JOINING = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the microphones that are there after each step: streams join one after the other, as in the sweep."""
+JOINING_S = 0.15
 
 
 @attrs.frozen(eq=False)
@@ -59,8 +61,9 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
         watching(slo) as watch,
     ):
         microphones = Microphones(service, stage.clip)
-        microphones.grow_to(count)
-        await asyncio.sleep(SETTLE_S)
+        for part in JOINING:
+            microphones.grow_to(round(part * count))
+            await asyncio.sleep(JOINING_S)
         pictures = None
         if cameras is not None:
             pictures = cameras.meter = Meter(cameras.period_ns)
