@@ -1,5 +1,7 @@
 """Results of measurements: points of a load sweep, seconds of live streams, and visitors served."""
 
+import statistics
+
 import attrs
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,18 @@ class Curve:
     def by_load(self) -> list[tuple[LoadPoint, ...]]:
         """Return for each load the points of all repeats."""
         return list(zip(*self.repeats, strict=True))
+
+    def medians(self) -> list[LoadPoint]:
+        """Return for each load the medians over the repeats."""
+        return [
+            LoadPoint(
+                points[0].load,
+                points[0].microphones,
+                statistics.median(point.share_on_time for point in points),
+                statistics.median(point.p99_s for point in points),
+            )
+            for points in self.by_load()
+        ]
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ import attrs
 
 from demo.audio import CHUNK_S
 from demo.budget import Budget
-from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict, median_limit
+from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
 from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Served, Sweep, Visited
 from demo.machine import CpuUse
 from demo.report import Outcome, describe_left
@@ -31,8 +31,9 @@ OPEN_LOOP = (
 )
 TURNS = (
     "Both ways take turns at each load, in alternating order. A way holds the highest load that had 99% of chunks on "
-    "time, interpolated to the next. One ratio is stated if all repeats are on the same side of 1 and within a factor "
-    f"of {SPREAD:g} of each other; otherwise the bound that each of them supports; otherwise nothing."
+    "time, interpolated to the next, if at most one lower load had less. One ratio is stated if all repeats are on the "
+    f"same side of 1 and within a factor of {SPREAD:g} of each other; otherwise the bound that each of them supports; "
+    "otherwise nothing."
 )
 NOT_BATCHED = (
     "Frames are not batched: on a CPU a batch makes this model slower, 3.0 ms a frame alone and 4.9 ms a frame in a "
@@ -59,7 +60,9 @@ def say_headline(comparison: Comparison, sweep: Sweep) -> str:
         return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({count} repeats)."
     if comparison.verdict is Verdict.TOO_NOISY:
         return _say_undecided(comparison)
-    batched, unbatched = (_say_limit(limits, sweep) for limits in (comparison.batched, comparison.unbatched))
+    batched, unbatched = (
+        _say_limit(limit, sweep) for limit in (comparison.batched_median, comparison.unbatched_median)
+    )
     spread = f"{_say_ratios(comparison)} in {count} repeats"
     what = f"as many live microphones with {ENOUGH:.0%} of chunks on time"
     if comparison.verdict is Verdict.SAME:
@@ -192,14 +195,11 @@ def _say_undecided(comparison: Comparison) -> str:
     )
 
 
-def _say_limit(limits: tuple[Limit, ...], sweep: Sweep) -> str:
+def _say_limit(limit: Limit, sweep: Sweep) -> str:
     per_load = sweep.rate * CHUNK_S
-    middle = median_limit(limits)
-    if middle.high == math.inf:
-        return f"more than {middle.low * per_load:,.0f}"
-    if middle.low == 0:
-        return f"fewer than {middle.high * per_load:,.0f}"
-    return f"{(middle.low + middle.high) / 2 * per_load:,.0f}"
+    if limit.high == math.inf:
+        return f"more than {limit.low * per_load:,.0f}"
+    return f"{limit.low * per_load:,.0f}" if limit.low else f"fewer than {limit.high * per_load:,.0f}"
 
 
 def _say_ratios(comparison: Comparison) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from demo.audio import CHUNK_S
-from demo.comparison import Comparison, Limit, median_limit
+from demo.comparison import Comparison, Limit
 from demo.drawing import BATCHED, MUTED, UNBATCHED_COLOR, Size, legend_above, new
 from demo.findings import ENOUGH, Sweep
 
@@ -24,16 +24,17 @@ LOST_MS = 46.0
 def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figure:
     """Make one form of the figure; bands reach from the smallest to the largest repeat, lines are medians."""
     figure, (upper, lower) = new(size, 2.5 if size.narrow else 2.3, rows=2, sharex=True)
-    for curve, limits, color in zip(
-        sweep.curves, (comparison.batched, comparison.unbatched), (BATCHED, UNBATCHED_COLOR), strict=True
+    for curve, limits, middle, color in (
+        (sweep.batched, comparison.batched, comparison.batched_median, BATCHED),
+        (sweep.unbatched, comparison.unbatched, comparison.unbatched_median, UNBATCHED_COLOR),
     ):
         name = "batched" if curve is sweep.batched else "unbatched"
         loads = [points[0].load for points in curve.by_load()]
         shares = np.array([[100 * point.share_on_time for point in points] for points in curve.by_load()])
         p99_ms = np.array([[_bounded_ms(point.p99_s) for point in points] for points in curve.by_load()])
-        _draw_band(upper, loads, shares, color, _label(name, limits, sweep, narrow=size.narrow))
+        _draw_band(upper, loads, shares, color, _label(name, limits, middle, sweep, narrow=size.narrow))
         _draw_band(lower, loads, p99_ms, color, name)
-        _mark_limit(upper, limits, loads, color)
+        _mark_limit(upper, limits, middle, loads, color)
     upper.axhline(100 * ENOUGH, color=MUTED, linestyle="--", linewidth=0.8)
     upper.set_ylim(-3, 103)
     upper.set_ylabel("chunks on time, %")
@@ -50,10 +51,9 @@ def make_sweep_figure(sweep: Sweep, comparison: Comparison, size: Size) -> Figur
     return figure
 
 
-def _label(name: str, limits: tuple[Limit, ...], sweep: Sweep, *, narrow: bool) -> str:
+def _label(name: str, limits: tuple[Limit, ...], middle: Limit, sweep: Sweep, *, narrow: bool) -> str:
     per_load = sweep.rate * CHUNK_S
     low, high = min(limit.low for limit in limits), max(limit.high for limit in limits)
-    middle = median_limit(limits)
     unit = "" if narrow else " microphones"
     if middle.high == math.inf:
         return f"{name}: 99% beyond {middle.low * per_load:,.0f}{unit}"
@@ -75,8 +75,7 @@ def _draw_band(axes: Axes, loads: list[float], values: np.ndarray, color: str, l
     axes.plot(loads, values, ".", color=color, markersize=3.5, alpha=0.7)
 
 
-def _mark_limit(axes: Axes, limits: tuple[Limit, ...], loads: list[float], color: str) -> None:
-    middle = median_limit(limits)
+def _mark_limit(axes: Axes, limits: tuple[Limit, ...], middle: Limit, loads: list[float], color: str) -> None:
     if middle.exact:
         axes.plot([middle.low], [100 * ENOUGH], "o", color=color, markersize=7, markerfacecolor="none", clip_on=False)
     ends = [max(min(limit.low for limit in limits), loads[0]), min(max(limit.high for limit in limits), loads[-1])]
