@@ -34,7 +34,7 @@ from demo.visitors import visit
 
 SWEEP_END_S = 36.0
 """No further repeat begins that would end later than this after the start; what follows takes about 15 s."""
-COMFORT = 0.6
+COMFORT = 0.5
 """Microphones beside the cameras, over the smallest limit of the batched way."""
 
 
