@@ -30,6 +30,7 @@ _SURE = 0.7  # of the mean: what a batch surely takes, while its duration is lea
 _SURE_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
 _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
+_ABOUT = 0.8
 _EXPLORE_TIMES = 4
 _COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
 _NEVER_NS = 2**63 - 1
@@ -99,18 +100,19 @@ class BucketModel:
             size: its rows.
             duration_ns: how long it took.
             now_ns: when it ended.
-            cancelled: it was cancelled then: a lower bound. Where about as much was expected, it teaches that the batch
-                would have taken half as long again.
+            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about as
+                much was, the batch is taken to have needed half as long again.
         """
         if self._padded is not None and size <= self.cap:
             size = int(self._padded[size])
         model = self.service_time
         if cancelled and model.known:
             largest = max(size, self.cap)
-            longer_ns = _CENSORED * min(duration_ns, int(model.expected_ns(largest)[size]))
-            duration_ns = max(duration_ns, int(longer_ns))
-            if duration_ns <= model.upper_ns(largest)[size]:
+            mean_ns = int(model.expected_ns(largest)[size])
+            if mean_ns > duration_ns:
                 return
+            if mean_ns > _ABOUT * duration_ns:
+                duration_ns = int(_CENSORED * mean_ns)
         model.observe(size, duration_ns, now_ns)
         if duration_ns < _SHORT_NS and model.observations > _OBSERVE_FIRST and not model.in_doubt:
             self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS

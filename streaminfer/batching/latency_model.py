@@ -43,6 +43,7 @@ _SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
 _OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
 _LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
 _PRIOR_WEIGHT = 0.02  # visits
+_ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
 _STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
@@ -131,12 +132,16 @@ class LatencyModel:
             return
         residual = log_ns - math.log(self.predict_ns(size))
         if near not in self._costs:
-            self._add(near, math.log(self.curve().at(near)) + residual, 1)
-            self._publish()
-            return
+            expected = math.log(self.curve().at(near))
+            self._add(near, expected, 0)
+            if self._is_plausible(near, expected + residual):
+                self._costs[near] = expected + residual
+                self._visits[near] = 1
+                self._publish()
+                return
         # a size that costs more or less than its neighbors is no outlier once its own batches say so
         own = residual + math.log(self.curve().at(near)) - self._costs[near]
-        self._learn(near, residual, own if own * residual > 0.0 and abs(own) < abs(residual) else residual)
+        self._learn(near, residual, own if abs(own) < abs(residual) else residual)
         if abs(self._moved) > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
             self._publish()
 
@@ -179,15 +184,18 @@ class LatencyModel:
                 self.residuals.add(outlier)
             self._streak.clear()
         if not is_outlier:
-            self.residuals.add(residual)
-            self._correct(near, surprise)
+            if self._visits[near] >= _SETTLED:  # before, it would be of what is not known yet
+                self.residuals.add(surprise)
+            self._correct(near, surprise, surprise)
             return
         if surprise < 0.0 and self._relearn(near, residual):
             self._publish()
             return
         self._streak.append(surprise)
         if len(self._streak) < (_SLOWER_IN_A_ROW if surprise > 0 else _FASTER_IN_A_ROW):
-            self._correct(near, math.copysign(limit, surprise))
+            bounded = math.copysign(limit, surprise)
+            hardly_known = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + surprise)
+            self._correct(near, bounded, surprise if hardly_known else bounded)
             return
         jump = min(self._streak, key=abs)
         self._streak.clear()
@@ -205,21 +213,24 @@ class LatencyModel:
         return True
 
     def _is_plausible(self, size: int, cost: float) -> bool:
-        """Return whether the neighbors of a size allow a cost (a logarithm)."""
-        at = self._sizes.index(size)
-        return all(
-            -_SMALLEST_OUTLIER <= sign * (self._costs[other] - cost) <= _STEEPEST * sign * math.log(other / size) + _SMALLEST_OUTLIER
-            for sign, other in ((-1, self._sizes[at - 1] if at else 0), (1, self._sizes[at + 1] if at + 1 < len(self._sizes) else 0))
-            if other
-        )
+        """Return whether the neighbors of a size allow a cost (a logarithm): nondecreasing, and not too steep."""
+        for other in self._sizes:
+            if other == size or self._visits[other] < _SETTLED:
+                continue
+            sign = 1.0 if other > size else -1.0
+            rise, most = sign * (self._costs[other] - cost), _STEEPEST * abs(math.log(other / size))
+            if not -_ALLOWANCE <= rise <= most + _ALLOWANCE:
+                return False
+        return True
 
-    def _correct(self, near: int, surprise: float) -> None:
-        """Share a residual between the speed and the cost of a size."""
+    def _correct(self, near: int, of_speed: float, of_cost: float) -> None:
+        """Correct the speed by a part of a residual, and the cost of a size by one that falls with its visits."""
         visits = min(self._visits[near] + 1, _VISITS_COUNTED)
         self._visits[near] = visits
-        self._speed += _SPEED_GAIN * surprise
-        self._costs[near] += (1.0 - _SPEED_GAIN) * surprise / visits
-        self._moved += abs(surprise) * (_SPEED_GAIN + (1.0 - _SPEED_GAIN) / visits)
+        step = (1.0 - _SPEED_GAIN) * of_cost / visits
+        self._speed += _SPEED_GAIN * of_speed
+        self._costs[near] += step
+        self._moved += abs(_SPEED_GAIN * of_speed) + abs(step)
 
     def _add(self, size: int, cost: float, visits: int) -> None:
         insort(self._sizes, size)
@@ -229,7 +240,7 @@ class LatencyModel:
     def _publish(self) -> None:
         sizes = self._sizes
         own = [math.exp(self._costs[size]) for size in sizes]
-        visits = [self._visits[size] for size in sizes]
+        visits = [max(self._visits[size], 1) for size in sizes]
         setup, per_row = _line(sizes, own, visits)
         held = max((self.residuals.deviation / _OFF_LINE) ** 2, _LINE_VISITS)
         costs = []

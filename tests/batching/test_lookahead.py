@@ -407,7 +407,7 @@ def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
         service = batcher.wrap(ScriptedBackend(duration_s=blaze_full))
         for _ in range(5):
             await asyncio.gather(*(service.call(si.Request(1.0)) for _ in range(32)), return_exceptions=True)
-        assert batcher.statistics().answered >= 50  # not one, were nothing learned from it
+        assert batcher.statistics().answered >= 40  # not one, were nothing learned from it
 
     run(main)
 
