@@ -21,10 +21,8 @@ from fresh import (
     neighbour,
     parser,
     progress,
-    run,
     serve,
 )
-from fresh import shares as as_text
 
 SLACK = 0.01
 BAR_COLLECT = 1.3

@@ -239,7 +239,7 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         "lag_s": float(np.quantile(lags, 0.99)) if lags else 0.0,
         "numba": "numba" in sys.modules,
         "threads": sorted(thread.name for thread in threading.enumerate()),
-        "os_threads": len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else None,
+        "os_threads": os_threads(),
     }
     if specification.get("collect"):
         del on_time, lags, due_s
@@ -248,6 +248,11 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         found["statistics"] = counters(stack)
         await stack.stop()
     return found
+
+
+def os_threads() -> int | None:
+    """How many threads the kernel knows of this process; ``None`` where it does not tell."""
+    return len(list(Path("/proc/self/task").iterdir())) if sys.platform == "linux" else None
 
 
 def counters(stack: Any) -> dict[str, int]:
