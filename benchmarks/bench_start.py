@@ -10,6 +10,7 @@ makes each of them 45 to 75 ms long, during which nothing else runs.
 import statistics
 from typing import Any
 
+import fresh
 from fresh import (
     SETTINGS,
     WINDOW_S,
