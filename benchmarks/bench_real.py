@@ -16,7 +16,20 @@ import statistics
 from typing import Any
 
 import attrs
-from fresh import CONTESTANTS, SETTINGS, Caches, Setting, caches, capacity, in_turn, neighbour, parser, progress, serve
+from fresh import (
+    CONTESTANTS,
+    SETTINGS,
+    Caches,
+    Setting,
+    caches,
+    capacity,
+    disturbance,
+    in_turn,
+    neighbour,
+    parser,
+    progress,
+    serve,
+)
 from fresh import shares as as_text
 
 LOADS = (0.3, 0.6, 0.8, 1.1)
@@ -78,6 +91,7 @@ def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, s
     rates = ", ".join(f"{rate:,.0f}" for rate in capacities)
     print(f"\n{setting.title}: SLO {1e3 * setting.slo_s:.0f} ms, batches of up to {setting.max_batch_size}, ", end="")
     print(f"{rates} a second in a closed loop of minimal")
+    print("  " + disturbance([runs["minimal"] for every in found.values() for runs in every]))
     for load, every in found.items():
         report(load, every)
 

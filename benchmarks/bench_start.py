@@ -64,6 +64,7 @@ def measure(setting: Setting, caches: Caches, load: float, rounds: int, seconds:
         short = sum(gap > SLACK for gap in gaps)
         print(f"  {cache}: {short} of {len(gaps)} windows short of the better of greedy and minimal,", end="")
         print(f" the worst by {max(gaps):.3f}   bar: none beyond {SLACK}")
+    print("  " + fresh.disturbance([runs["minimal"] for runs in found]))
     base = statistics.median(bare)
     print(f"  a full collection after importing numpy and onnxruntime: {1e3 * base:.1f} ms")
     for name in RUNS:

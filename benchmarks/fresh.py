@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 WINDOW_S = 0.5
 PATIENCE_S = 180.0
+DISTURBED = 0.05
+"""On a quiet machine a loop waits less than this for a core."""
 CONTESTANTS = ("default", "greedy", "minimal")
 BUSY_S, PERIOD_S = 0.033, 0.1
 """A noisy neighbour: it takes a core for so long in each period."""
@@ -177,13 +179,17 @@ def shares(found: Sequence[float | None]) -> str:
     return " ".join("--" if share is None else "1.0" if share >= 0.995 else f"{share:.2f}"[1:] for share in found)
 
 
+def disturbance(runs: Sequence[dict[str, Any]]) -> str:
+    """For how long the event loop of some runs had no core, in words: of minimal, it is the neighbours' doing."""
+    share = max(run["waited_s"] / run["wall_s"] for run in runs)
+    warning = ": neighbours disturb these figures, measure again" if share > DISTURBED else ""
+    return f"minimal's event loop waited for a core up to {share:.0%} of the time{warning}"
+
+
 def progress(text: str) -> None:
     """One line that the next one overwrites, where somebody looks."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-Measure = Callable[[Setting, Caches], None]
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["neighbour"]:

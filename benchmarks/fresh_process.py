@@ -227,12 +227,13 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         await stack.start()
     start_ns = time.monotonic_ns()
     start_s = start_ns / 1e9 - started
-    cpu_s = time.process_time()
+    cpu_s, waited_s = time.process_time(), waited_for_core_s()
     on_time, lags = await open_loop(call, errors, inputs, due_s, round(slo_s * 1e9), start_ns)
     found = {
         "start_s": start_s,
         "cpu_s": time.process_time() - cpu_s,
         "wall_s": time.monotonic() - start_ns / 1e9,
+        "waited_s": waited_for_core_s() - waited_s,
         "requests": len(due_s),
         "on_time": sum(on_time) / max(len(on_time), 1),
         "windows": windows(due_s, on_time, specification["segments"], specification["window_s"]),
@@ -248,6 +249,12 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         found["statistics"] = counters(stack)
         await stack.stop()
     return found
+
+
+def waited_for_core_s() -> float:
+    """For how long this thread was ready to run and had no core; 0.0 where the kernel does not tell."""
+    path = Path("/proc/thread-self/schedstat")
+    return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
 def os_threads() -> int | None:

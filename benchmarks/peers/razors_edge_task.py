@@ -5,12 +5,14 @@ runs the one that its strategy names.
 """
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
 from razors_edge.razors_edge_compute_task import RazorsEdgeComputeTask
 
 logging.disable(logging.WARNING)  # it tells each step of its start
+warnings.filterwarnings("ignore", module="razors_edge")  # and that its splines are rough
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "assets" / "g2p_en.onnx"
 LONGEST = 32
