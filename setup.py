@@ -38,6 +38,7 @@ class BuildInParallel(build_ext):
             nthreads=CORES if CORES > 1 else 0,
             compiler_directives=DIRECTIVES,
             force=bool(self.force),
+            cache="CYTHON_CACHE_DIR" in os.environ,  # where several builds share what Cython translated
             quiet=True,
         )
         sources = {extension.name: extension.sources for extension in translated}
