@@ -48,6 +48,7 @@ def silero() -> Model:
             ASSETS / "silero_vad_16k_op15.onnx",
             batch_axes={"state": 1, "stateN": 1},
             shared_inputs={"sr": np.array(16000)},
+            example={"input": chunks[0], "state": SILENCE},
         ),
         [{"input": chunk, "state": SILENCE} for chunk in chunks],
         lambda rows: {

@@ -10,10 +10,11 @@ import streaminfer as si
 async def main() -> None:
     """Two hundred callers at once, and the batches that they make."""
     path = "examples/assets/silero_vad_16k_op15.onnx"
-    model = si.OnnxBackend(path, batch_axes={"state": 1, "stateN": 1}, shared_inputs={"sr": np.array(16000)})
+    chunk = {"input": np.zeros(576, np.float32), "state": np.zeros((2, 128), np.float32)}  # 32 ms of a stream
+    axes, rate = {"state": 1, "stateN": 1}, {"sr": np.array(16000)}
+    model = si.OnnxBackend(path, batch_axes=axes, shared_inputs=rate, example=chunk)
     batcher = si.AdaptiveBatcher(max_batch_size=64, slo_s=0.050)
     async with si.Stack(si.Telemetry("speech"), batcher, model) as detect:
-        chunk = {"input": np.zeros(576, np.float32), "state": np.zeros((2, 128), np.float32)}  # 32 ms of a stream
         await asyncio.gather(*(detect(chunk) for _ in range(200)), return_exceptions=True)
     print(detect.statistics()["Telemetry"], batcher.statistics().batch_sizes, sep="\n")
 

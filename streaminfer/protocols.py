@@ -21,6 +21,10 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
 ``queued_workers``
     how many batches the model works on at once, where further ones that are sent wait at the model for their turn: a
     batcher with as many in flight sends the next one a little early. Read when what it stands behind starts.
+``example_inputs() -> ExampleInputs | None``
+    what one request brings, for the batches that a batcher measures before it accepts requests, and the way on which
+    these batches reach the backend; ``None``: not known. Called at start. Wrappers that do not offer it are passed by:
+    calibration is no outcome for a breaker, and no attempt for a retry.
 ``server_parts() -> Mapping[str, float]``
     mean seconds of the parts of a call, as a server behind the backend says, by a name that no other backend has;
     `TelemetryStatistics` shows them.
@@ -30,12 +34,24 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     coroutines; the `Stack` starts from the innermost and stops from the outermost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from streaminfer.request import Batch, Request, Response
 
-__all__ = ["Admission", "Backend", "Clock", "Layer", "Observer", "Service", "find_inward", "is_backend", "is_service"]
+__all__ = [
+    "Admission",
+    "Backend",
+    "Clock",
+    "ExampleInputs",
+    "Layer",
+    "Observer",
+    "Service",
+    "find_inward",
+    "is_backend",
+    "is_service",
+]
 
 Clock = Callable[[], int]
 """Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
@@ -113,6 +129,30 @@ class Admission(NamedTuple):
     reason: str = ""
     retry_after_s: float = 0.0
     predicted_finish_ns: int | None = None
+
+
+class ExampleInputs(NamedTuple):
+    """What one request brings, as a backend knows it.
+
+    Attributes:
+        inputs: one array, or a mapping of input name to array, without a batch axis.
+        infer: runs a batch of them as the backend's own ``infer`` does, but counts it nowhere.
+        is_given: the user gave them: a batch that fails is an error. Otherwise they are a guess, and one that fails
+            leaves the batcher to learn from live batches.
+        free_axes: for a guess, by input name the axes of ``inputs`` whose size the model leaves open.
+        resize: for a guess, makes the inputs with another size on all these axes; ``None``: sizes are not to be tried.
+        infer_on_each: runs a batch once on every worker, so that each has done it; counted nowhere. ``None``: there is
+            one worker, or no telling which one takes a batch.
+        exclusive: other models must not be measured at the same time, because they compute on the same machine.
+    """
+
+    inputs: Any
+    infer: Callable[[Batch], Awaitable[Any]]
+    is_given: bool = True
+    free_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    resize: Callable[[int], Any] | None = None
+    infer_on_each: Callable[[Batch], Awaitable[None]] | None = None
+    exclusive: bool = True
 
 
 def is_service(thing: object) -> bool:

@@ -8,13 +8,15 @@ import asyncio
 import os
 import time
 from asyncio import get_running_loop
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._stack_statistics import StackStatistics
+from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._validation import check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
@@ -25,36 +27,9 @@ from streaminfer.request import Request, Response, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["Stack", "StackStatistics", "find_slo", "stop_all"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo", "stop_all"]
 
 _UNBOUNDED = 2**31 - 1
-
-
-@attrs.frozen
-class StackStatistics:
-    """Snapshots of the layers of a `Stack`, by the name of their class.
-
-    Attributes:
-        state: ``"new"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
-        layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
-            behind its name.
-    """
-
-    state: str
-    layers: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.layers[name]
-
-    def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        parts = []
-        for name, statistics in self.layers.items():
-            drawn = getattr(statistics, "_repr_html_", None)
-            body = drawn() if drawn else f"<pre>{html.escape(repr(statistics))}</pre>"
-            parts.append(f"<h4>{html.escape(name)}</h4>{body}")
-        return f"<div><p>Stack, {self.state}</p>{''.join(parts)}</div>"
 
 
 class Stack:
@@ -107,6 +82,7 @@ class Stack:
         self._stopped = asyncio.Event()
         self._pid = 0
         self._state = "new"
+        self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
 
     # -- callers ------------------------------------------------------------------------------------------------
@@ -252,26 +228,38 @@ class Stack:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the layers from the innermost; what started is stopped again if one fails.
+        """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
+
+        A batcher runs batches of its backend's example inputs, which takes some seconds at most. What started is
+        stopped again where a layer fails, or where the start is cancelled. ``statistics().start`` and one line in the
+        log ``streaminfer`` say how long each layer took.
 
         Raises:
             RuntimeError: it runs already.
+            BaseException: what a layer raised.
         """
         if self._state in {"starting", "running", "stopping"} and not self._is_orphaned():
             raise RuntimeError(f"this stack is {self._state} already")
         loop = asyncio.get_running_loop()
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
+        self._start_report = None
         started: list[Any] = []
+        names = names_of_parts(self._parts, self.layers, self._single)
         try:
-            for part in self._parts:
-                start = getattr(part, "start", None)
-                if start is not None:
-                    await start()
-                    started.append(part)
+            with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
+                for part, name in zip(self._parts, names, strict=True):
+                    start = getattr(part, "start", None)
+                    if start is not None:
+                        timer.begin(part, name)
+                        await start()
+                        started.append(part)
+                        timer.end()
+            self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
             await stop_all(started, drain=False)
             raise
+        self._start_report = timer.report()
         self._loop = loop
         self._state = "running"
 
@@ -335,6 +323,14 @@ class Stack:
             if self._single is not None:
                 self._single.bind_clock(clock)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts requests: true from the end of :meth:`start` to the beginning of :meth:`stop`.
+
+        For health checks. Thread-safe; false in a forked process, and where its event loop was closed without a stop.
+        """
+        return self._state == "running" and not self._is_orphaned()
+
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics."""
         snapshots: dict[str, Any] = {}
@@ -347,7 +343,7 @@ class Stack:
                     name = f"{type(layer).__name__}#{number}"
                     number += 1
                 snapshots[name] = take()
-        return StackStatistics(self._state, snapshots)
+        return StackStatistics(self._state, snapshots, self._start_report)
 
     def __repr__(self) -> str:
         return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"

@@ -15,6 +15,7 @@ import numpy as np
 
 from streaminfer import faults
 from streaminfer._validation import check_duration, expected
+from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Batch
 
 __all__ = ["HANG", "FakeClock", "ScriptedBackend", "VirtualLoop", "faults", "run"]
@@ -142,6 +143,13 @@ class ScriptedBackend:
         duration_s: seconds that a batch takes: a number, or a function of the batch's size. Loop time, so virtual on a
             :class:`VirtualLoop`.
         batch_axes: the axis on which the batcher stacks each input, 0 where it names none.
+        example: what a request brings: a batcher then measures batches of it before it accepts requests. They take
+            ``duration_s``, use up no step and are not among ``batches``. ``None``: nothing is measured.
+
+    Attributes:
+        batches: the batches it saw.
+        calibration_sizes: the sizes of those that were measured before requests were accepted, in order.
+        running: batches that run now.
     """
 
     def __init__(
@@ -150,6 +158,7 @@ class ScriptedBackend:
         then: Callable[[Batch], Sequence[Any]] | None = None,
         duration_s: float | Callable[[int], float] = 0.0,
         batch_axes: Mapping[str, int] | None = None,
+        example: Any = None,
     ) -> None:
         if not callable(duration_s):
             check_duration("duration_s", duration_s)
@@ -157,7 +166,9 @@ class ScriptedBackend:
             raise TypeError(expected("then", "a function of the batch or None", then))
         self.batches: list[Batch] = []
         self.batch_axes = dict(batch_axes or {})
+        self.calibration_sizes: list[int] = []
         self.running = 0
+        self._example = example
         self._steps = deque(steps)
         self._then = then or _echo
         self._duration_s = duration_s
@@ -165,7 +176,17 @@ class ScriptedBackend:
     async def infer(self, batch: Batch) -> Any:
         """The next step of the script."""
         self.batches.append(batch)
-        step = self._steps.popleft() if self._steps else self._then
+        return await self._take(batch, self._steps.popleft() if self._steps else self._then)
+
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings, as far as the constructor was told."""
+        return None if self._example is None else ExampleInputs(self._example, self._calibrate)
+
+    async def _calibrate(self, batch: Batch) -> Any:
+        self.calibration_sizes.append(len(batch))
+        return await self._take(batch, self._then)
+
+    async def _take(self, batch: Batch, step: Any) -> Any:
         self.running += 1
         try:
             _ = batch.inputs  # read first, as a real backend would: what cannot be put together fails here

@@ -1,7 +1,11 @@
 """The parts of the live demo, one file each; ``live_demo.py`` puts them together.
 
-``audio`` and ``video`` bring the clips into memory, ``microphones`` and ``cameras`` send them live, ``services`` builds
-the stacks, ``trials`` finds how many microphones a service holds, ``visitors`` shows what a cache is for, ``budget``
-keeps error budgets, ``faces`` and ``recognition`` read the answers, and ``report`` with ``plots`` writes down what
-happened.
+* ``audio`` and ``video`` load the clips, ``microphones`` and ``cameras`` send them live, and ``services`` builds the
+  stacks.
+* ``calibration`` measures the unbatched ways, ``load_sweep`` drives both ways at the same loads, and ``comparison``
+  says what the repeats support.
+* ``trials`` serves microphones and cameras together, ``visitors`` shows what a cache is for, ``budget`` has the error
+  budgets, and ``faces`` and ``recognition`` read the responses.
+* ``report`` has the tables, ``sentences`` the words, ``sweep_plot`` and ``plots`` the figures, ``drawing`` their style,
+  and ``page`` the HTML.
 """

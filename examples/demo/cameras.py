@@ -62,7 +62,7 @@ class Cameras:
             except si.StreamInferError as error:
                 meter.failed(error)
             else:
-                meter.answered(clock() - due_ns, response)
+                meter.answered(clock() - due_ns)
                 outputs = response.outputs
                 self.faces[place] = find_faces(outputs["boxes"], outputs["scores"], self._anchors)
             place = (place + 1) % len(self._frames)

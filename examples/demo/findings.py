@@ -1,4 +1,6 @@
-"""What a trial finds out: steps of a ramp, holds, and visitors served."""
+"""Results of measurements: points of a load sweep, seconds of live streams, and visitors served."""
+
+import statistics
 
 import attrs
 import numpy as np
@@ -12,7 +14,20 @@ from demo.services import Way
 from streaminfer.caching import CacheStatistics, FlightStatistics
 from streaminfer.telemetry import TelemetryStatistics
 
-__all__ = ["COMPUTED", "ENOUGH", "KEPT", "LOST", "SHARED", "Hold", "Search", "Served", "Step", "Uploads", "Visited"]
+__all__ = [
+    "COMPUTED",
+    "ENOUGH",
+    "KEPT",
+    "LOST",
+    "SHARED",
+    "Curve",
+    "Hold",
+    "LoadPoint",
+    "Served",
+    "Sweep",
+    "Uploads",
+    "Visited",
+]
 
 ENOUGH = 0.99
 """The share of chunks that has to be on time."""
@@ -22,29 +37,81 @@ had asked before and was still waiting, or one from the cache."""
 
 
 @attrs.frozen
-class Step:
-    """One number of microphones, tried.
+class LoadPoint:
+    """One offered load, measured once.
 
     Attributes:
-        microphones: how many.
-        share_on_time: of the chunks that were due.
-        held: a hold, not a step of the ramp.
+        load: offered load, times the calibrated rate.
+        microphones: how many made it.
+        share_on_time: share of the chunks that were due whose responses came before the next chunk was due.
+        p99_s: 99th percentile of latency over all chunks that were due; infinite where more than 1 % were lost.
     """
 
+    load: float
     microphones: int
     share_on_time: float
-    held: bool
+    p99_s: float
+
+
+@attrs.frozen
+class Curve:
+    """One way at all offered loads.
+
+    Attributes:
+        way: how the voice detector was served.
+        repeats: for each repeat its points, by ascending load.
+    """
+
+    way: Way
+    repeats: list[list[LoadPoint]]
+
+    def by_load(self) -> list[tuple[LoadPoint, ...]]:
+        """Return for each load the points of all repeats."""
+        return list(zip(*self.repeats, strict=True))
+
+    def medians(self) -> list[LoadPoint]:
+        """Return for each load the medians over the repeats."""
+        return [
+            LoadPoint(
+                points[0].load,
+                points[0].microphones,
+                statistics.median(point.share_on_time for point in points),
+                statistics.median(point.p99_s for point in points),
+            )
+            for points in self.by_load()
+        ]
+
+
+@attrs.frozen
+class Sweep:
+    """Both ways at the same offered loads.
+
+    Attributes:
+        rate: calibrated rate in chunks a second; a load of 1.
+        batched: curve of the batched way.
+        unbatched: curve of the best unbatched way.
+        cpu: who used the processors meanwhile.
+    """
+
+    rate: float
+    batched: Curve
+    unbatched: Curve
+    cpu: CpuUse
+
+    @property
+    def curves(self) -> tuple[Curve, Curve]:
+        """Batched first."""
+        return self.batched, self.unbatched
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Hold:
-    """Several seconds with one number of microphones, and all that is known about them.
+    """Some seconds with one number of microphones and all cameras, and all that is known about them.
 
     Attributes:
         way: how the voice detector was served.
         microphones: how many.
-        seconds: how long, a hold that was given up early included.
-        began_ns: monotonic instant of its beginning.
+        seconds: how long.
         chunks: what became of them.
         pictures: what became of the cameras' frames; ``None`` without cameras.
         cpu: who used the processors.
@@ -57,7 +124,6 @@ class Hold:
     way: Way
     microphones: int
     seconds: float
-    began_ns: int
     chunks: Meter
     pictures: Meter | None
     cpu: CpuUse
@@ -67,27 +133,9 @@ class Hold:
     faces: dict[int, list[Face]]
 
     @property
-    def enough(self) -> bool:
-        """Whether enough chunks were on time."""
-        return self.chunks.share_on_time >= ENOUGH
-
-    @property
     def cpu_per_chunk_s(self) -> float:
         """Processor time for one chunk, microphones and event loop included, the face detector's thread left out."""
         return (self.cpu.process_s - self.cpu.faces_s) / max(self.chunks.ended, 1)
-
-
-@attrs.frozen
-class Search:
-    """How the number of microphones was found.
-
-    Attributes:
-        steps: everything that was tried, in order.
-        hold: the largest that held; where none did, the last one.
-    """
-
-    steps: list[Step]
-    hold: Hold
 
 
 @attrs.frozen(eq=False)
@@ -146,11 +194,6 @@ class Served:
     became: NDArray[np.int8]
     cache: CacheStatistics | None
     flights: FlightStatistics | None
-
-    @property
-    def enough(self) -> bool:
-        """Whether enough answers were on time."""
-        return self.meter.share_on_time >= ENOUGH
 
     @property
     def cpu_per_request_s(self) -> float:

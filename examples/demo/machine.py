@@ -1,17 +1,14 @@
 """The machine that everything runs on, and who used its processors meanwhile."""
 
-import gc
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
-__all__ = ["CpuClock", "CpuUse", "describe_machine", "processors", "without_old_garbage"]
+__all__ = ["CpuClock", "CpuUse", "describe_machine", "processors"]
 
 
 def processors() -> int:
@@ -29,17 +26,6 @@ def describe_machine() -> str:
         ]
         model = models[0] if models else model
     return f"{processors()} processors ({model}), Python {platform.python_version()}, {platform.system()}"
-
-
-@contextmanager
-def without_old_garbage() -> Iterator[None]:
-    """What exists now lives to the end of the block: the collector need not look at it while requests are due."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @attrs.frozen

@@ -99,19 +99,12 @@ class Microphones:
             self.heard.append(heard)
             self._tasks.append(asyncio.create_task(self._play(number, heard)))
 
-    async def measure(self, seconds: float, *, most_missed: int | None = None) -> Meter:
-        """Counts the chunks that are due in the next seconds and waits until they have ended.
-
-        Args:
-            seconds: how long.
-            most_missed: stop early once more chunks are lost or late; ``None``: never.
-        """
+    async def measure(self, seconds: float) -> Meter:
+        """Count the chunks that are due in the next seconds, and return once each has completed."""
         meter = self.meter = Meter(CHUNK_NS)
         clock = self._service.clock
         end_ns = clock() + round(seconds * 1e9)
         while (left_s := (end_ns - clock()) / 1e9) > 0:
-            if most_missed is not None and meter.missed > most_missed:
-                break
             await asyncio.sleep(min(left_s, 0.1))
             self._raise_failure()
         self.meter = Meter(CHUNK_NS)
@@ -155,7 +148,7 @@ class Microphones:
                     meter.failed(error)
                     heard.append(np.nan)
                     continue
-                meter.answered(self._service.clock() - due_ns, response)
+                meter.answered(self._service.clock() - due_ns)
                 heard.append(response.outputs["output"].item())
                 state = response.outputs["stateN"]
             state = SILENCE  # the clip begins again: somebody else is on the line

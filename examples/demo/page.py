@@ -1,117 +1,171 @@
-"""The report as one page: HTML with its pictures inside, nothing to load from elsewhere."""
+"""The report as one page: HTML with its figures inside, nothing to load from elsewhere."""
 
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
-from typing import NamedTuple
+
+import attrs
+from matplotlib.figure import Figure
 
 from demo import plots
-from demo.report import HEAD, Outcome, describe_outcome, make_rows
+from demo.drawing import Size, draw
+from demo.report import STREAMS_HEAD, SWEEP_HEAD, Outcome, make_rows, make_sweep_rows
+from demo.sentences import (
+    Paragraph,
+    describe_budgets,
+    describe_cache,
+    describe_faces,
+    describe_holds,
+    describe_speech,
+    describe_sweep,
+    say_headline,
+    say_machine,
+)
+from demo.sweep_plot import make_sweep_figure
 
 __all__ = ["make_page"]
 
+UNITS = re.compile(r"(\d) (%|ms\b|s\b|µs\b|MiB\b|times\b|microphones\b|repeats\b|chunks a second\b)")
+"""A number and its unit stay on one line."""
 
-class Section(NamedTuple):
-    """A picture and what it shows."""
+MakeFigure = Callable[[Size], Figure]
+
+
+@attrs.frozen
+class Section:
+    """A figure, one line about it, and what is folded below.
+
+    Attributes:
+        title: of the section.
+        paragraph: the line, and details.
+        figure: makes it in either form.
+        folded: more figures by title.
+    """
 
     title: str
-    text: str
-    picture: str
+    paragraph: Paragraph
+    figure: MakeFigure
+    folded: dict[str, MakeFigure] = attrs.field(factory=dict)
 
 
 def make_page(outcome: Outcome) -> str:
-    """The whole page."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in make_rows(outcome))
-    said = "".join(f"<p>{escape(line)}</p>" for line in describe_outcome(outcome))
-    sections = "".join(
-        f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>{section.picture}</section>"
-        for section in draw_sections(outcome)
+    """Return the whole page."""
+    comparison, sweep = outcome.comparison, outcome.sweep
+    described = describe_sweep(outcome)
+    top = (
+        f'<p class="headline">{_text(say_headline(comparison, sweep))}</p>'
+        + draw(partial(make_sweep_figure, sweep, comparison), "chunks on time and p99 latency by offered load")
+        + f"<p>{_text(described.line)}</p>"
+        + _fold("How it was measured, and every load", described.details, _table(SWEEP_HEAD, make_sweep_rows(sweep)))
     )
-    return PAGE.format(head=head, body=body, said=said, sections=sections)
+    sections = "".join(_section(section) for section in make_sections(outcome))
+    streams = _fold(
+        "All streams in numbers",
+        (
+            (
+                "Percentiles are over all requests that were due, from the instant at which they were. The CPU of a "
+                "microphone's request is that of the whole process, sender and event loop included, but for the face "
+                "detector's thread; that of a camera's is this thread's; that of a visitor's is the whole process's."
+            ),
+        ),
+        _table(STREAMS_HEAD, make_rows(outcome)),
+    )
+    return (
+        PAGE.replace("@top", top)
+        .replace("@sections", sections + streams)
+        .replace("@where", _text(say_machine(outcome)))
+    )
 
 
-def draw_sections(outcome: Outcome) -> list[Section]:
-    """All pictures that there is something to draw for."""
-    holds = [search.hold for search in outcome.searches]
-    batched = holds[0]
+def make_sections(outcome: Outcome) -> list[Section]:
+    """Return all figures below the first one that there is something to draw for."""
+    holds = outcome.holds
+    folded: dict[str, MakeFigure] = {
+        "Where the time goes: percentiles of each part": partial(plots.make_parts_figure, holds)
+    }
+    if holds[0].voice.batch_sizes:
+        folded["Batch sizes"] = partial(plots.make_batch_size_figure, holds[0])
     sections = [
-        Section(
-            "How many microphones are held",
-            "A microphone sends a chunk every 32 ms and needs the answer before the next one is due. Small dots: half "
-            "a second of the ramp. Diamonds: holds; the largest of each way that held is in the table.",
-            plots.draw_search(outcome.searches),
-        ),
-        Section(
-            "Latency",
-            "From the instant a chunk was due until its sender had the answer; lost chunks have none.",
-            plots.draw_latency(holds),
-        ),
-        Section(
-            "Where the time goes",
-            "Queued: waiting for a worker and for company. Assembled: the hop to the worker's thread, and stacking the "
-            "rows. Inferred: the model. Handed back: the hop to the event loop, until the sender ran.",
-            plots.draw_parts(holds),
-        ),
+        Section("Latency", describe_holds(outcome), partial(plots.make_latency_figure, holds), folded),
+        Section("Speech", describe_speech(outcome), partial(plots.make_speech_figure, outcome.clip, outcome.speech)),
     ]
-    if batched.voice.batch_sizes:
-        sections += [
-            Section("Batch sizes", "Batches are as large as the load makes them.", plots.draw_batch_sizes(batched)),
-            Section("Timeline", "Every batch of the batched hold that answered.", plots.draw_timeline(batched)),
-        ]
+    if holds[0].faces:
+        figure = partial(plots.make_faces_figure, outcome.frames, holds[0].faces)
+        sections.insert(1, Section("Faces", describe_faces(outcome), figure))
     if outcome.visited is not None:
-        sections.append(
-            Section(
-                "Cache",
-                "The same visitors upload the same pictures at the same instants, without and with a cache that is "
-                "empty at first. Left: latency from when an upload was due. Right: what became of the uploads.",
-                plots.draw_cache(outcome.visited),
-            )
-        )
-    sections.append(
-        Section(
-            "Error budget",
-            "What is left of the bad answers that the objective allows, in percent of them, and how many times too "
-            "fast they came (red): below zero the budget is overspent. As the service sees it, from the call.",
-            plots.draw_budgets(outcome.budgets),
-        )
+        figure = partial(plots.make_cache_figure, outcome.visited)
+        sections.append(Section("Cache", describe_cache(outcome.visited), figure))
+    budgets = partial(plots.make_budget_figure, outcome.budgets)
+    return [*sections, Section("Error budget", describe_budgets(outcome), budgets)]
+
+
+def _section(section: Section) -> str:
+    folded = "".join(f"<h3>{_text(title)}</h3>{draw(figure, title)}" for title, figure in section.folded.items())
+    return (
+        f"<section><h2>{_text(section.title)}</h2><p>{_text(section.paragraph.line)}</p>"
+        f"{draw(section.figure, section.title)}{_fold('Details', section.paragraph.details, folded)}</section>"
     )
-    sections.append(
-        Section(
-            "What was heard",
-            "The recording, and the probability of speech in it.",
-            plots.draw_speech(outcome.clip, outcome.speech),
-        )
-    )
-    if batched.faces:
-        sections.append(
-            Section(
-                "What was seen",
-                "Frames with the faces found in them. Frames are not batched: on a CPU a batch makes this model "
-                "slower, 3.0 ms a frame alone and 4.9 in a batch of 32.",
-                plots.draw_faces(outcome.frames, batched.faces),
-            )
-        )
-    return sections
+
+
+def _fold(summary: str, sentences: Sequence[str], more: str) -> str:
+    said = "".join(f"<p>{_text(sentence)}</p>" for sentence in sentences)
+    return f"<details><summary>{_text(summary)}</summary>{said}{more}</details>" if said or more else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _text(text: str) -> str:
+    return UNITS.sub("\\1\N{NO-BREAK SPACE}\\2", escape(text))
 
 
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>streaminfer: live demo</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; font-size: 0.85rem; width: 100% }}
-th, td {{ padding: 0.3rem 0.5rem; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child, td:first-child {{ text-align: left }}
-svg {{ width: 100%; height: auto }}
+:root {
+  --page: #fff; --ink: #1f2328; --muted: #7d858e; --line: #d9dde2;
+  --batched: #1769b5; --unbatched: #c9541c; --shared: #7db3e0; --good: #2c8a4b;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14181d; --ink: #e3e7eb; --muted: #8f98a1; --line: #333a42;
+    --batched: #63aef2; --unbatched: #f08b57; --shared: #3b6d9c; --good: #5fc47e;
+  }
+}
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 1.5rem auto 3rem; padding: 0 1rem;
+  color: var(--ink); background: var(--page); }
+h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 0; }
+h3 { font-size: 1rem; margin: 1.25rem 0 0.25rem; }
+p { margin: 0.5rem 0; }
+.headline { font-size: 1.5rem; line-height: 1.3; font-weight: 650; margin: 0.25rem 0 1rem; }
+svg { width: 100%; height: auto; display: block; }
+svg.narrow { display: none; }
+details { margin: 0.75rem 0; border-top: 1px solid var(--line); padding-top: 0.5rem; }
+summary { cursor: pointer; color: var(--batched); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+footer { margin-top: 2.5rem; border-top: 1px solid var(--line); font-size: 0.85rem; color: var(--muted); }
+@media (max-width: 40rem) {
+  .headline { font-size: 1.25rem; }
+  svg.wide { display: none; }
+  svg.narrow { display: block; }
+}
 </style>
-<h1>Live microphones and cameras on one machine</h1>
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
-<p>Latency runs from the instant a request was due. The CPU of a microphone's request is that of the whole process,
-sender and event loop included, but for the face detector's thread; that of a camera's is this thread's; that of a
-visitor's is the whole process's.</p>
-{said}
-{sections}
-<p>Speech: a LibriVox reading, public domain. Video: photographs by NASA and SpaceX, public domain. Models: Silero VAD
-(MIT) and BlazeFace (Apache-2.0).</p>
+<h1>streaminfer: live microphones and cameras on one machine</h1>
+@top
+@sections
+<footer><p>@where</p><p>Speech: a LibriVox reading, public domain. Video: photographs by NASA and SpaceX, public domain.
+Models: Silero VAD (MIT) and BlazeFace (Apache-2.0).</p></footer>
 </html>
 """

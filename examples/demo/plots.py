@@ -1,247 +1,204 @@
-"""The pictures of the report, each an SVG that stands in the page itself."""
+"""Figures of the report below the first one; each function makes one form of one figure."""
 
-import io
-import re
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from demo.audio import CHUNK_NS, CHUNK_S, RATE, Clip
+from demo.audio import CHUNK_S, RATE, Clip
 from demo.budget import Budget
+from demo.drawing import BATCHED, GOOD, INK, MUTED, SHARED_COLOR, UNBATCHED_COLOR, Size, legend_above, new
 from demo.faces import Face
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Hold, Search, Visited
+from demo.findings import COMPUTED, KEPT, LOST, SHARED, Hold, Visited
+from demo.meter import Meter
 from demo.recognition import SPEECH, Speech
 from demo.video import Frames
 from streaminfer.telemetry.slo_plot import plot_budget
 
 __all__ = [
-    "draw_batch_sizes",
-    "draw_budgets",
-    "draw_cache",
-    "draw_faces",
-    "draw_latency",
-    "draw_parts",
-    "draw_search",
-    "draw_speech",
-    "draw_timeline",
+    "make_batch_size_figure",
+    "make_budget_figure",
+    "make_cache_figure",
+    "make_faces_figure",
+    "make_latency_figure",
+    "make_parts_figure",
+    "make_speech_figure",
 ]
 
-COLOURS = ("#1f6fb4", "#d1622b")
-QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-WIDTH = 9.0
+COLORS = (BATCHED, UNBATCHED_COLOR)
+QUANTILES = {"p50": (0.5, GOOD), "p99": (0.99, BATCHED), "p99.9": (0.999, UNBATCHED_COLOR)}
+NINES = np.concatenate([np.linspace(0.01, 0.9, 90), 1 - np.logspace(-1, -3, 60)])
 BIN_S = 0.25
-BECAME = {
-    KEPT: ("from the cache", "#1f6fb4"),
-    SHARED: ("shared", "#7fb2dd"),
-    COMPUTED: ("computed", "#d1622b"),
-    LOST: ("lost", "#555555"),
+OUTCOMES = {
+    KEPT: ("from the cache", BATCHED),
+    SHARED: ("shared", SHARED_COLOR),
+    COMPUTED: ("computed", UNBATCHED_COLOR),
+    LOST: ("lost", MUTED),
 }
 
 
-def draw_search(searches: Sequence[Search]) -> str:
-    """Share of chunks on time by number of microphones; steps of the ramp, and holds."""
-    figure, axes = _new(3.2)
-    for search, colour in zip(searches, COLOURS, strict=False):
-        ramp = [step for step in search.steps if not step.held]
-        holds = [step for step in search.steps if step.held]
-        axes.plot(
-            [step.microphones for step in ramp],
-            [100 * step.share_on_time for step in ramp],
-            ".-",
-            color=colour,
-            alpha=0.5,
-            label=f"{search.hold.way.name}: ramp",
-        )
-        axes.plot(
-            [step.microphones for step in holds],
-            [100 * step.share_on_time for step in holds],
-            "D",
-            color=colour,
-            label=f"{search.hold.way.name}: holds",
-        )
-    axes.axhline(100 * ENOUGH, color="grey", linestyle=":", label="99 %")
-    axes.set_xlabel("microphones")
-    axes.set_ylabel("chunks on time, %")
-    axes.set_xlim(left=0)
-    axes.legend(fontsize=8)
-    return _svg(figure)
+def make_latency_figure(holds: Sequence[Hold], size: Size) -> Figure:
+    """Latency from the instant a chunk was due, by percentile of all chunks, lost ones included."""
+    figure, (axes,) = new(size, 2.6)
+    for hold, color in zip(holds, COLORS, strict=False):
+        lost = sum(hold.chunks.lost.values()) / max(hold.chunks.ended, 1)
+        _draw_quantiles(axes, hold.chunks, color, f"{hold.way.name}: {lost:.1%} lost")
+    axes.axhline(1e3 * CHUNK_S, color=MUTED, linestyle="--", linewidth=0.8)
+    axes.set_ylabel("latency, ms")
+    return figure
 
 
-def draw_latency(holds: Sequence[Hold]) -> str:
-    """Latency from the instant a chunk was due, by percentile."""
-    figure, axes = _new(3.2)
-    for hold, colour in zip(holds, COLOURS, strict=False):
-        if hold.chunks.latency.count:
-            hold.chunks.latency.plot(axes)
-            axes.lines[-1].set(color=colour, label=f"{hold.way.name}, {hold.microphones} microphones")
-    axes.axhline(CHUNK_NS / 1e9, color="grey", linestyle=":", label="the next chunk is due")
-    axes.set_ylabel("latency from when it was due")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
-    return _svg(figure)
+def _draw_quantiles(axes: Axes, meter: Meter, color: str, label: str) -> None:
+    """Draw latency against percentile on an axis of nines; what was late or lost is drawn above the objective."""
+    slo_ms = meter.slo_ns / 1e6
+    quantiles_s = [meter.quantile_s(q) for q in NINES.tolist()]
+    values = [1.4 * slo_ms if math.isinf(value) else min(1e3 * value, 1.4 * slo_ms) for value in quantiles_s]
+    axes.plot(1 / (1 - NINES), values, color=color, linewidth=1.8, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks([2, 10, 100, 1000], ["50%", "90%", "99%", "99.9%"])
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = np.linspace(0, slo_ms, 5)
+    axes.set_yticks([*ticks, 1.4 * slo_ms], [*(f"{tick:g}" for tick in ticks), f"> {slo_ms:g}"])
+    axes.set_ylim(0, 1.5 * slo_ms)
+    axes.set_xlabel("percentile of all that were due")
+    legend_above(axes)
 
 
-def draw_parts(holds: Sequence[Hold]) -> str:
+def make_parts_figure(holds: Sequence[Hold], size: Size) -> Figure:
     """Percentiles of each part of the latency; on a logarithmic axis, since they differ by orders of magnitude."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(holds), sharey=True, squeeze=False)[0]
+    figure, panels = new(size, 2.4, columns=len(holds), sharey=True)
     for hold, axes in zip(holds, panels, strict=True):
-        for place, (name, q) in enumerate(QUANTILES.items()):
-            parts = {part: histogram for part, histogram in hold.voice.parts().items() if histogram.count}
-            axes.bar(
-                np.arange(len(parts)) + 0.25 * (place - 1),
-                [1e3 * histogram.quantile(q) for histogram in parts.values()],
-                width=0.23,
-                label=name,
-                color=f"C{place}",
-            )
-            axes.set_xticks(range(len(parts)), list(parts))
+        parts = {part: histogram for part, histogram in hold.voice.parts().items() if histogram.count}
+        for place, (name, (q, color)) in enumerate(QUANTILES.items()):
+            heights = [1e3 * histogram.quantile(q) for histogram in parts.values()]
+            axes.bar(np.arange(len(parts)) + 0.25 * (place - 1), heights, width=0.23, label=name, color=color)
+        axes.set_xticks(range(len(parts)), list(parts))
         axes.set_yscale("log")
-        axes.set_title(hold.way.name, fontsize=9)
-        axes.grid(visible=True, axis="y", alpha=0.3)
-    panels[0].set_ylabel("ms")
-    panels[-1].legend(fontsize=8)
-    return _svg(figure)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel(hold.way.name)
+        axes.set_ylabel("ms")
+    legend_above(panels[0], columns=3)
+    return figure
 
 
-def draw_batch_sizes(hold: Hold) -> str:
-    """How many chunks were answered from batches of which size."""
-    figure, axes = _new(2.6)
+def make_batch_size_figure(hold: Hold, size: Size) -> Figure:
+    """Share of the chunks by size of the batch that they were in."""
+    figure, (axes,) = new(size, 2.0)
     sizes = hold.voice.batch_sizes
     total = sum(sizes.values())
-    axes.bar(list(sizes), [100 * count / total for count in sizes.values()], width=1.0, color=COLOURS[0])
-    axes.set_xlabel("size of the batch")
-    axes.set_ylabel("chunks, %")
-    return _svg(figure)
+    axes.bar(list(sizes), [100 * count / total for count in sizes.values()], width=0.9, color=BATCHED)
+    axes.set_xlabel("chunks in the batch")
+    axes.set_ylabel("share of chunks, %")
+    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
-def draw_timeline(hold: Hold) -> str:
-    """Every batch: when it began, how large it was and how long the model took."""
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    batches = np.array(hold.chunks.batches, np.int64).reshape(-1, 3)
-    began_s = (batches[:, 0] - hold.began_ns) / 1e9
-    # thousands of points: drawn as pixels
-    upper.plot(began_s, batches[:, 2], ".", markersize=2, color=COLOURS[0], rasterized=True)
-    upper.set_ylabel("chunks in the batch")
-    lower.plot(began_s, (batches[:, 1] - batches[:, 0]) / 1e6, ".", markersize=2, color=COLOURS[1], rasterized=True)
-    lower.set_ylabel("ms until answered")
-    lower.set_xlabel("seconds")
-    for axes in (upper, lower):
-        axes.set_ylim(bottom=0)
-        axes.grid(visible=True, alpha=0.3)
-    return _svg(figure)
-
-
-def draw_cache(visited: Visited) -> str:
-    """Latency by percentile without and with the cache, and what became of the uploads as time went by."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for served, colour in zip((visited.plain, visited.cached), reversed(COLOURS), strict=True):
-        if served.meter.latency.count:
-            served.meter.latency.plot(left)
-            left.lines[-1].set(color=colour, label=served.name)
-    left.axhline(visited.plain.meter.slo_ns / 1e9, color="grey", linestyle=":", label="objective")
-    left.set_yscale("log")
-    left.set_ylabel("latency from when it was due")
-    left.legend(fontsize=8)
+def make_cache_figure(visited: Visited, size: Size) -> Figure:
+    """Latency by percentile without and with the cache, and the outcomes of the uploads over time."""
+    figure, (left, right) = new(size, 2.6, columns=2)
+    for served, color in zip((visited.cached, visited.plain), COLORS, strict=True):
+        _draw_quantiles(left, served.meter, color, served.name.removeprefix("visitors, "))
+    left.axhline(visited.plain.meter.slo_ns / 1e6, color=MUTED, linestyle="--", linewidth=0.8)
+    left.set_ylabel("latency, ms")
+    legend_above(left, columns=2)
     uploads = visited.uploads
     edges = np.linspace(0, uploads.seconds, max(2, round(uploads.seconds / BIN_S) + 1))
-    all_of_them = np.maximum(np.histogram(uploads.due_s, edges)[0], 1)
+    total = np.maximum(np.histogram(uploads.due_s, edges)[0], 1)
     below = np.zeros(len(edges) - 1)
-    for what, (name, colour) in BECAME.items():
-        share = 100 * np.histogram(uploads.due_s[visited.cached.became == what], edges)[0] / all_of_them
+    for outcome, (name, color) in OUTCOMES.items():
+        share = 100 * np.histogram(uploads.due_s[visited.cached.became == outcome], edges)[0] / total
         if share.any():
-            right.stairs(below + share, edges, baseline=below, fill=True, color=colour, label=name)
+            right.stairs(below + share, edges, baseline=below, fill=True, color=color, label=name)
         below += share
-    right.set_xlabel("seconds")
-    right.set_ylabel("uploads, with the cache, %")
+    right.set_xlabel("time, s")
+    right.set_ylabel("uploads with the cache, %")
     right.set_ylim(0, 100)
     right.margins(x=0)
-    right.legend(fontsize=8, loc="lower right")
-    return _svg(figure)
+    legend_above(right, columns=3)
+    return figure
 
 
-def draw_budgets(budgets: Sequence[Budget]) -> str:
-    """What was left of each error budget as the trial went by, and how fast it burned."""
+def make_budget_figure(budgets: Sequence[Budget], size: Size) -> Figure:
+    """What was left of each error budget over time, and how fast it burned."""
     columns = min(len(budgets), 2)
-    rows = -(-len(budgets) // columns)
-    figure = Figure(figsize=(WIDTH, 2.7 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, panels = new(size, 2.1, rows=-(-len(budgets) // columns), columns=columns)
     for budget, axes in zip(budgets, panels, strict=False):
-        stands = budget.statistics
-        plot_budget(axes, stands.name, budget.noted, budget.width_ns, 1 - stands.objective)
-        axes.set_title(f"{stands.name}: within {1e3 * stands.threshold_s:.0f} ms", fontsize=9)
-        axes.set_xlabel("seconds before the end")
-        burn_rate = figure.axes[-1]  # its twin
+        statistics = budget.statistics
+        plot_budget(axes, statistics.name, budget.noted, budget.width_ns, 1 - statistics.objective)
+        axes.set_title(f"{statistics.name}: within {1e3 * statistics.threshold_s:.0f} ms")
+        axes.set_xlabel("time before the end, s")
+        axes.set_ylabel("budget left, %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:,.0f}")
+        burn_rate = axes.figure.axes[-1]  # its twin
         burn_rate.set_ylim(0, max(1.0, burn_rate.get_ylim()[1]))
+        burn_rate.set_ylabel("burn rate")
+        burn_rate.grid(visible=False)
+        burn_rate.spines["right"].set_visible(True)
     for axes in panels[len(budgets) :]:
         axes.set_axis_off()
-    return _svg(figure)
+    return figure
 
 
-def draw_speech(clip: Clip, speech: Speech) -> str:
+def make_speech_figure(clip: Clip, speech: Speech, size: Size) -> Figure:
     """The recording, and the probability of speech as one of the microphones heard it."""
-    figure, axes = _new(2.6)
-    every = 40
-    axes.plot(
-        np.arange(0, len(clip.samples), every) / RATE, clip.samples[::every], color="grey", linewidth=0.4, alpha=0.7
+    figure, (axes,) = new(size, 2.1)
+    every = 80 if size.narrow else 40
+    loudest = max(float(np.abs(clip.samples).max()), 1e-9)
+    samples = clip.samples[: len(clip.samples) // every * every].reshape(-1, every) / loudest
+    at_s = np.arange(len(samples)) * every / RATE
+    # recording around 0.5, from 0 to 1, so that both share one axis
+    axes.fill_between(
+        at_s, 0.5 + samples.min(axis=1) / 2, 0.5 + samples.max(axis=1) / 2, color=MUTED, alpha=0.5, linewidth=0
     )
-    axes.plot(np.arange(len(speech.probabilities)) * CHUNK_S, speech.probabilities, color=COLOURS[0], linewidth=1)
-    axes.axhline(SPEECH, color="grey", linestyle=":")
-    for start_s, end_s in speech.segments:
-        axes.axvspan(start_s, end_s, color=COLOURS[0], alpha=0.12)
-    axes.set_xlabel("seconds")
+    axes.plot([], [], color=MUTED, alpha=0.5, linewidth=4, label="recording")
+    axes.plot(
+        np.arange(len(speech.probabilities)) * CHUNK_S,
+        speech.probabilities,
+        color=BATCHED,
+        linewidth=1.5,
+        label="probability",
+    )
+    axes.axhline(SPEECH, color=MUTED, linestyle="--", linewidth=0.8)
+    for number, (start_s, end_s) in enumerate(speech.segments):
+        axes.axvspan(start_s, end_s, color=GOOD, alpha=0.15, label="" if number else "speech")
+    axes.set_ylim(-0.03, 1.03)
+    axes.margins(x=0)
+    axes.set_xlabel("time, s")
     axes.set_ylabel("probability of speech")
-    return _svg(figure)
+    legend_above(axes, columns=3)
+    return figure
 
 
-def draw_faces(frames: Frames, faces: dict[int, list[Face]], count: int = 6) -> str:
+def make_faces_figure(frames: Frames, faces: Mapping[int, Sequence[Face]], size: Size) -> Figure:
     """Some frames with the faces found in them."""
+    rows, columns = (2, 3) if size.narrow else (1, 6)
     seen = [place for place, found in faces.items() if found] or list(faces)
-    chosen = [seen[index] for index in np.linspace(0, len(seen) - 1, min(count, len(seen))).round().astype(int)]
-    figure = Figure(figsize=(WIDTH, WIDTH / count + 0.3), layout="constrained")
-    for axes, place in zip(figure.subplots(1, max(len(chosen), 1), squeeze=False)[0], chosen, strict=False):
-        axes.imshow(_without_bars(frames.pixels[place]))
-        bars = (frames.pixels.shape[1] - _without_bars(frames.pixels[place]).shape[0]) // 2
-        for face in faces[place]:
-            axes.add_patch(
-                Rectangle(
-                    (face.left, face.top - bars),
-                    face.right - face.left,
-                    face.bottom - face.top,
-                    fill=False,
-                    edgecolor="#39ff14",
-                )
-            )
-        axes.set_title(f"{place / frames.rate:.1f} s", fontsize=8)
+    count = min(rows * columns, len(seen))
+    chosen = [seen[index] for index in np.linspace(0, len(seen) - 1, count).round().astype(int)]
+    figure = Figure(figsize=(size.width, rows * (size.width / columns * 0.75 + 0.25)), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
         axes.set_axis_off()
-    return _svg(figure)
+    for axes, place in zip(panels, chosen, strict=False):
+        shown = _without_bars(frames.pixels[place])
+        axes.imshow(shown)
+        bars = (frames.pixels.shape[1] - shown.shape[0]) // 2
+        for face in faces[place]:
+            width, height = face.right - face.left, face.bottom - face.top
+            corner = (face.left, face.top - bars)
+            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#39ff14", linewidth=1.2))
+        axes.set_title(f"{place / frames.rate:.1f} s", color=INK)
+    return figure
 
 
 def _without_bars(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     rows = np.flatnonzero(pixels.any(axis=(1, 2)))
     return pixels[rows[0] : rows[-1] + 1] if len(rows) else pixels
-
-
-def _new(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(visible=True, alpha=0.3)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}, dpi=110)
-    drawn = text.getvalue()
-    # inside a page it needs no prologue; identifiers get a mark, since those of two pictures may be the same
-    mark = f"f{abs(hash(drawn)):x}-"
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'\bid="', f'id="{mark}', drawn)
-    drawn = re.sub(r'href="#', f'href="#{mark}', drawn)
-    return re.sub(r"url\(#", f"url(#{mark}", drawn)

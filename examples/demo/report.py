@@ -1,5 +1,7 @@
-"""What the demo found out, as a table and in sentences."""
+"""Everything that the demo found out, and its tables."""
 
+import math
+import statistics
 from collections.abc import Sequence
 
 import attrs
@@ -8,18 +10,17 @@ from numpy.typing import NDArray
 
 from demo.audio import CHUNK_S, Clip
 from demo.budget import Budget
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Search, Served, Visited
-from demo.machine import CpuUse
+from demo.comparison import Comparison, compare
+from demo.findings import Hold, LoadPoint, Served, Sweep, Visited
 from demo.meter import Meter
 from demo.recognition import Pictures, Speech, compare_speech, count_faces
 from demo.video import Frames
 
-__all__ = ["HEAD", "Outcome", "describe_outcome", "make_rows", "render_table"]
+__all__ = ["STREAMS_HEAD", "SWEEP_HEAD", "Outcome", "describe_left", "make_rows", "make_sweep_rows", "render_table"]
 
-HEAD = (
+STREAMS_HEAD = (
     "",
     "streams",
-    "held",
     "requests/s",
     "p50",
     "p99",
@@ -30,11 +31,12 @@ HEAD = (
     "mean batch",
     "CPU/request",
 )
+SWEEP_HEAD = ("load", "microphones", "batched: on time", "p99", "unbatched: on time", "p99")
 
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """All that the demo found out.
+    """Results of the whole demo.
 
     Attributes:
         machine: what it ran on.
@@ -42,8 +44,9 @@ class Outcome:
         frames: what the cameras played.
         cameras: how many.
         reference: speech probabilities of the clip, run once in batches of one.
-        searches: batched first, then unbatched unless it was left out.
-        rates: chunks a second of every unbatched way, saturated, from which the best one was chosen.
+        rates: saturated rate of each unbatched way, chunks a second, by name.
+        sweep: both ways at the same offered loads.
+        holds: batched and unbatched with the same number of microphones, and cameras beside them.
         visited: visitors without and with a cache; ``None``: they were left out.
     """
 
@@ -52,16 +55,15 @@ class Outcome:
     frames: Frames
     cameras: int
     reference: NDArray[np.float32]
-    searches: Sequence[Search]
     rates: dict[str, float]
+    sweep: Sweep
+    holds: Sequence[Hold]
     visited: Visited | None = None
 
     @property
-    def ratio(self) -> float | None:
-        """Microphones held batched over unbatched; ``None`` where either did not hold or was not tried."""
-        if len(self.searches) != 2 or not all(search.hold.enough for search in self.searches):
-            return None
-        return self.searches[0].hold.microphones / self.searches[1].hold.microphones
+    def comparison(self) -> Comparison:
+        """What the repeats of the sweep allow to say."""
+        return compare(self.sweep)
 
     @property
     def served(self) -> list[Served]:
@@ -70,33 +72,43 @@ class Outcome:
 
     @property
     def budgets(self) -> list[Budget]:
-        """Every error budget that was kept, in the order of the table."""
-        return [search.hold.budget for search in self.searches] + [served.budget for served in self.served]
+        """Every error budget, in the order of the table."""
+        return [hold.budget for hold in self.holds] + [served.budget for served in self.served]
 
     @property
     def speech(self) -> Speech:
-        """What the microphones of the batched hold heard."""
-        return compare_speech(self.searches[0].hold.heard, self.reference)
+        """What the microphones of the batched way heard."""
+        return compare_speech(self.holds[0].heard, self.reference)
 
     @property
     def pictures(self) -> Pictures:
-        """What the cameras of the batched hold saw."""
-        return count_faces(self.searches[0].hold.faces)
+        """What the cameras beside the batched way saw."""
+        return count_faces(self.holds[0].faces)
+
+
+def make_sweep_rows(sweep: Sweep) -> list[tuple[str, ...]]:
+    """Return the rows under :data:`SWEEP_HEAD`: median and range of the repeats at each load."""
+    return [
+        (
+            f"{batched[0].load:.2f}×",
+            f"{batched[0].microphones:,}",
+            *_describe_points(batched),
+            *_describe_points(unbatched),
+        )
+        for batched, unbatched in zip(*(curve.by_load() for curve in sweep.curves), strict=True)
+    ]
 
 
 def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """The rows under :data:`HEAD`: microphones and cameras of each hold, and visitors."""
+    """Return the rows under :data:`STREAMS_HEAD`: microphones and cameras of each way, and visitors."""
     rows = []
-    for search in outcome.searches:
-        hold = search.hold
-        held = "yes" if hold.enough else "no"
+    for hold in outcome.holds:
         rows.append(
             (
                 f"microphones, {hold.way.name}",
                 f"{hold.microphones}",
-                held,
                 *_figures(hold.chunks, hold.seconds, CHUNK_S),
-                _left(hold.budget),
+                describe_left(hold.budget),
                 f"{hold.voice.mean_batch_size:.1f}",
                 f"{1e6 * hold.cpu_per_chunk_s:,.0f} µs",
             )
@@ -106,7 +118,6 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
                 (
                     "cameras beside them",
                     f"{outcome.cameras}",
-                    "",
                     *_figures(hold.pictures, hold.seconds, 1 / outcome.frames.rate),
                     "",
                     "1.0",
@@ -117,9 +128,8 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
         (
             served.name,
             "",
-            "yes" if served.enough else "no",
             *_figures(served.meter, served.seconds, served.meter.slo_ns / 1e9),
-            _left(served.budget),
+            describe_left(served.budget),
             "1.0",
             f"{1e6 * served.cpu_per_request_s:,.0f} µs",
         )
@@ -128,138 +138,39 @@ def make_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     return rows
 
 
-def render_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Text in columns."""
-    widths = [max(len(row[column]) for row in (HEAD, *rows)) for column in range(len(HEAD))]
+def render_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return text in columns."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = []
-    for row in (HEAD, *rows):
+    for row in (head, *rows):
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells))
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
 
-def describe_outcome(outcome: Outcome) -> list[str]:
-    """What there is to say beside the table, a paragraph each."""
-    lines = [_verdict(outcome), _listened(outcome)]
-    speech = outcome.speech
-    if speech.after_loss:
-        lines.append(
-            f"A stream that lost a chunk goes on with its last state: of the {speech.after_loss} chunks after a loss "
-            f"{speech.after_loss_agreeing / speech.after_loss:.1%} were decided as without it."
-        )
-    if outcome.cameras:
-        seen = outcome.pictures
-        lines.append(
-            f"Faces in {outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames that were "
-            f"answered show one, {seen.mean_faces:.2f} in each of these, mean score {seen.mean_score:.2f}."
-        )
-    lines += [f"{search.hold.way.name}: {_ended(search.hold)}" for search in outcome.searches]
-    if outcome.rates:
-        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
-        lines.append(
-            f"Unbatched ways, saturated, chunks a second: {rates}. Of the two fastest, the baseline is the one "
-            "that stood more microphones in its ramp."
-        )
-    if outcome.visited is not None:
-        lines += _describe_visitors(outcome.visited)
-    lines.append(_describe_budgets(outcome.budgets))
-    lines.append(f"Everything ran on one machine, senders included: {outcome.machine}.")
-    return lines
-
-
-def _verdict(outcome: Outcome) -> str:
-    if outcome.ratio is not None:
-        return (
-            f"Batched, {outcome.ratio:.1f} times as many live microphones as in the best unbatched way "
-            f"({' and '.join(str(search.hold.microphones) for search in outcome.searches)}), "
-            f"at least {ENOUGH:.0%} of all chunks on time."
-        )
-    return "; ".join(
-        f"{search.hold.way.name}: {search.hold.microphones} microphones {'' if search.hold.enough else 'NOT '}held, "
-        f"{search.hold.chunks.share_on_time:.2%} on time in {search.hold.seconds:.1f} s"
-        for search in outcome.searches
-    )
-
-
-def _listened(outcome: Outcome) -> str:
-    speech = outcome.speech
-    segments = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in speech.segments) or "none"
-    return (
-        f"Speech in {outcome.clip.name} ({speech.heard_s:.1f} of {outcome.clip.duration_s:.1f} s heard): {segments}. "
-        f"{speech.intact} of {speech.microphones} microphones lost no chunk; {speech.agreeing} of these decided every "
-        f"chunk as the clip run alone does (largest difference of a probability {speech.largest_difference:.1e})."
-    )
-
-
-def _describe_visitors(visited: Visited) -> list[str]:
-    cached = visited.cached
-    lines = [_who_came(visited)]
-    if cached.cache is not None and cached.flights is not None:
-        lines.append(
-            f"The cache, empty at first: {cached.share(KEPT):.1%} answered from it, {cached.flights.joined} more "
-            f"shared a computation with who had asked before (single flight), {cached.share(COMPUTED):.1%} computed; "
-            f"{cached.cache.held_bytes / 2**20:.1f} MiB held, {cached.cache.evicted} answers evicted. Of "
-            f"{visited.compared:,} answers that were kept or shared, {visited.equal:,} are, to the last bit, what the "
-            "model says without a cache."
-        )
-    return lines
-
-
-def _who_came(visited: Visited) -> str:
-    uploads = visited.uploads
-    return (
-        f"Visitors: the face detector alone answers {visited.capacity:,.0f} pictures a second here, and "
-        f"{uploads.rate:,.0f} a second come ({len(uploads):,} in all, independent of each other). They bring real "
-        f"frames of the clip, chosen by a made-up popularity (Zipf's law over {visited.catalogue} frames, seeded): "
-        f"{uploads.different} different ones, so {uploads.share_repeated:.0%} of the uploads repeat an earlier one. "
-        f"Without a cache {_on_time(visited.plain)}; the same visitors with one: {_on_time(visited.cached)}."
-    )
-
-
-def _on_time(served: Served) -> str:
-    lost = f", {served.share(LOST):.1%} lost" if served.share(LOST) else ""
-    return f"{served.meter.share_on_time:.1%} answered within {served.meter.slo_ns / 1e6:.0f} ms{lost}"
-
-
-def _describe_budgets(budgets: Sequence[Budget]) -> str:
-    said = "; ".join(_describe_budget(budget) for budget in budgets)
-    return (
-        f"Error budgets: {1 - ENOUGH:.0%} of answers may be late or missing. As the service sees it, from the call and "
-        f"not from when it was due: it can look better than the share on time. {said}."
-    )
-
-
-def _describe_budget(budget: Budget) -> str:
-    alerts = ", ".join(alert.severity for alert in budget.alerts) or "none"
-    return (
-        f"{budget.statistics.name}: {_left(budget)}{'' if budget.overspent else ' left'}, highest burn rate over "
-        f"{budget.window_s:.1f} s {budget.worst_burn_rate:.1f}, alerts: {alerts}"
-    )
-
-
-def _left(budget: Budget) -> str:
+def describe_left(budget: Budget) -> str:
+    """Return what is left of an error budget in percent, or how many times it was spent."""
     left = budget.statistics.budget_remaining
     return f"spent {1 - left:.1f}×" if budget.overspent else f"{left:.0%}"
 
 
-def _ended(hold: Hold) -> str:
-    lost = ", ".join(f"{count} {name}" for name, count in hold.chunks.lost.items()) or "none"
-    return f"chunks lost: {lost}; processors busy: {_busy(hold.cpu)}."
+def _describe_points(points: Sequence[LoadPoint]) -> tuple[str, str]:
+    shares = [point.share_on_time for point in points]
+    p99_s = statistics.median(point.p99_s for point in points)
+    share = f"{statistics.median(shares):.1%} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+    return share, _describe_latency(p99_s)
 
 
-def _busy(cpu: CpuUse) -> str:
-    return f"{cpu.process_s / cpu.wall_s:.2f} with this process, {cpu.others_s / cpu.wall_s:.2f} with all else"
+def _describe_latency(latency_s: float) -> str:
+    return "lost" if math.isinf(latency_s) else f"{1e3 * latency_s:.1f} ms"
 
 
 def _figures(meter: Meter, seconds: float, slo_s: float) -> tuple[str, ...]:
-    """Requests a second, three percentiles, the share on time and the objective."""
-    quantiles = [
-        f"{1e3 * meter.latency.quantile(q):.1f} ms" if meter.latency.count else "-" for q in (0.5, 0.99, 0.999)
-    ]
+    """Return requests a second, three percentiles over all that were due, the share on time and the objective."""
     return (
         f"{meter.latency.count / seconds:,.0f}",
-        *quantiles,
+        *(_describe_latency(meter.quantile_s(q)) for q in (0.5, 0.99, 0.999)),
         f"{meter.share_on_time:.2%}",
         f"{1e3 * slo_s:.0f} ms",
     )

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 import streaminfer as si
-from demo.audio import SILENCE, Clip
+from demo.audio import CHUNK_S, SILENCE, Clip
 from demo.faces import FULL
 
 __all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "face_service", "voice_service"]
@@ -87,7 +87,10 @@ def voice_service(way: Way, clip: Clip, slo: si.SLO | None = None) -> si.Stack:
     if way.max_in_flight is not None:
         layers.append(
             si.AdaptiveBatcher(
-                max_batch_size=way.max_batch_size, max_in_flight=way.max_in_flight, max_queue_size=MOST_STREAMS
+                max_batch_size=way.max_batch_size,
+                slo_s=CHUNK_S,
+                max_in_flight=way.max_in_flight,
+                max_queue_size=MOST_STREAMS,
             )
         )
     return si.Stack(*layers, backend)

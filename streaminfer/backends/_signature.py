@@ -22,7 +22,7 @@ import numpy.typing as npt
 from streaminfer._validation import expected
 from streaminfer.errors import InvalidInput
 
-__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value"]
+__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs"]
 
 NonFinite = Literal["allow", "reject"]
 """What becomes of floats that are NaN or infinite."""
@@ -208,6 +208,38 @@ class Signature:
 
     def _names(self) -> str:
         return ", ".join(map(repr, self.batch_axes))
+
+
+def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, Any] | None:
+    """Zeros of the shapes that a model states, as one request brings them.
+
+    Args:
+        specs: the inputs of the model.
+        free_size: what stands for sizes that the model leaves open.
+
+    Returns:
+        An array by input name; ``None`` where an input is no array of numbers, for which there is no guess.
+    """
+    guess: dict[str, Any] = {}
+    for spec in specs:
+        if spec.batch_axis is None:
+            continue
+        if spec.dtype is None or spec.dtype.kind not in "biufc":
+            return None
+        guess[spec.name] = np.zeros(
+            [size if isinstance(size, int) else free_size for size in spec.row_shape], spec.dtype
+        )
+    return guess
+
+
+def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """By input name the axes of what a request brings whose sizes the model leaves open; only inputs that have any."""
+    axes = {
+        spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
+        for spec in specs
+        if spec.batch_axis is not None
+    }
+    return {name: free for name, free in axes.items() if free}
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:

@@ -269,6 +269,27 @@ class WorkerThreads(Generic[W]):
         value: T = await self._run(self._open(), function, arguments, interrupt)
         return value
 
+    async def run_for_each(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Calls ``function(worker, *arguments)`` once for every worker, at the same time, and waits for all of them.
+
+        Which thread calls it for which worker is not said.
+
+        Args:
+            function: what to call.
+            arguments: further positional arguments.
+
+        Raises:
+            Closed: stopped.
+            BaseException: what the function raised for the first worker for which it did.
+        """
+        if self._closed:
+            raise Closed(f"{self._name} is stopped")
+        crew = self._open()
+        calls = (self._run(crew, _call_for, (worker, function, arguments), None) for worker in self._workers)
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
     async def stop(self, *, drain: bool) -> None:
         """Ends and joins the threads; until ``start``, further calls raise :class:`Closed`. May be repeated.
 
@@ -322,3 +343,7 @@ class WorkerThreads(Generic[W]):
 
 def _warm(_own: Worker, worker: Worker) -> None:
     worker.warm()
+
+
+def _call_for(_own: Worker, worker: Worker, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    function(worker, *arguments)

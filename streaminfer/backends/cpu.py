@@ -17,7 +17,7 @@ from streaminfer.backends._fingerprint import fingerprint_of_function
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends._workers import WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class CpuBackend:
             is awaited.
         version: of what the function does; changes whenever the same name answers otherwise, so that a cache does not
             give yesterday's answers.
+        example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
+            accepts requests, and measures them. ``None``: the first live batches are measured.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -86,6 +88,7 @@ class CpuBackend:
         executor: Literal["thread", "process", "inline"] = "thread",
         workers: int = 1,
         version: str | None = None,
+        example: Any = None,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
@@ -95,6 +98,7 @@ class CpuBackend:
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
         self._function = fn
+        self._example = example
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._recorder = BackendRecorder(workers, clock)
@@ -132,12 +136,19 @@ class CpuBackend:
             Closed: stopped.
         """
         if self._threads is not None:
-            answer = self._threads.run(self._call, batch)
+            answer = self._threads.run(self._call, batch, self._recorder.busy)
         elif self._asynchronous:
-            answer = self._await_inline(batch)
+            answer = self._await_inline(batch, self._recorder.busy_awaiting)
         else:
-            answer = self._call_inline(batch)
+            answer = self._call_inline(batch, self._recorder.busy)
         return await self._recorder.count(len(batch.rows), answer)
+
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings, as far as the constructor was told."""
+        if self._example is None:
+            return None
+        on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
+        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the workers and waits for them; :meth:`start` starts new ones.
@@ -160,29 +171,42 @@ class CpuBackend:
         workers = self._recorder.snapshot().workers
         return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
 
-    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        if self._threads is not None:
+            results: Sequence[Any] = await self._threads.run(self._call, batch, _call_now)
+        elif self._asynchronous:
+            results = await self._await_inline(batch, _call_now)
+        else:
+            results = await self._call_inline(batch, _call_now)
+        return results
+
+    async def _infer_on_each(self, batch: Batch) -> None:
+        if self._threads is not None:
+            await self._threads.run_for_each(self._call, batch, _call_now)
+
+    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, call: Callable[..., Any]) -> Any:
         try:
-            return self._recorder.busy(_run, worker, batch)
+            return call(_run, worker, batch)
         except StreamInferError:
             raise
         except BaseException as error:  # SystemExit of a worker must not end the loop
             raise self._failure(batch, error) from error
 
-    async def _call_inline(self, batch: Batch) -> Any:
+    async def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         self._check_open()
         try:
-            return self._recorder.busy(self._function, batch.inputs)
+            return call(self._function, batch.inputs)
         except StreamInferError:
             raise
         except Exception as error:
             raise self._failure(batch, error) from error
 
-    async def _await_inline(self, batch: Batch) -> Any:
+    async def _await_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         self._check_open()
         ended = asyncio.get_running_loop().create_future()
         self._awaited.add(ended)
         try:
-            return await self._recorder.busy_awaiting(self._function, batch.inputs)
+            return await call(self._function, batch.inputs)
         except StreamInferError:
             raise
         except Exception as error:
@@ -197,6 +221,11 @@ class CpuBackend:
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+
+
+def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Instead of one that counts the time."""
+    return work(*arguments)
 
 
 def _run(worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:

@@ -11,7 +11,7 @@ two nodes of the graph.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from types import ModuleType
 from typing import Any
@@ -24,10 +24,17 @@ from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, finger
 from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
 from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
 from streaminfer.backends._onnx_session import SessionWorker, stack_example
-from streaminfer.backends._signature import NonFinite, Signature, check_value, describe_shape
+from streaminfer.backends._signature import (
+    NonFinite,
+    Signature,
+    check_value,
+    describe_shape,
+    free_axes,
+    guess_inputs,
+)
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends._workers import WorkerThreads
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
 __all__ = ["OnnxBackend"]
@@ -54,13 +61,15 @@ class OnnxBackend:
         threads: threads that one session computes with, its worker thread included; ``None`` means 1.
         sessions: sessions, each with a worker thread: how many batches can run at the same time. Every session holds
             a copy of the weights.
-        warmup: batch sizes that :meth:`start` runs on every session.
+        warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
+            that it may send.
         batch_axes: the batch axis of inputs and outputs, by name; 0 for those it does not name.
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
             shape. Requests do not bring them.
         session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
-        example: what a request brings, for the warm-up; ``None``: zeros, with free sizes set to 1, which not every
-            model accepts.
+        example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
+            ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
+            nothing unless its length buckets name them.
         binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in memory that is kept for each
             shape of a batch, and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked
             memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
@@ -123,6 +132,7 @@ class OnnxBackend:
         values = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
         self._shared = values
         batches = [stack_example(self._signature, example, size) for size in sizes]
+        self._example = example
         self._new_options = functools.partial(_run_options, runtime)
         workers = [
             SessionWorker(
@@ -166,6 +176,17 @@ class OnnxBackend:
         """
         self._signature.check(request.inputs)
 
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings: ``example``, else zeros; ``None`` where the model reads something else."""
+        on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
+        if self._example is not None:
+            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
+        guess = self._guess_inputs(1)
+        if guess is None:
+            return None
+        axes = free_axes(self.inputs)
+        return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each)
+
     async def start(self) -> None:
         """Starts the worker threads and runs the warm-up batches on every session.
 
@@ -181,7 +202,7 @@ class OnnxBackend:
             BackendError: the model failed on this batch.
             Closed: stopped.
         """
-        return await self._recorder.count(len(batch.rows), self._infer(batch))
+        return await self._recorder.count(len(batch.rows), self._infer(batch, self._answer))
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
@@ -196,13 +217,24 @@ class OnnxBackend:
         """What was counted until now."""
         return self._recorder.snapshot()
 
-    async def _infer(self, batch: Batch) -> Sequence[Any]:
+    def _guess_inputs(self, free_size: int) -> Any:
+        guess = guess_inputs(self.inputs, free_size)
+        only = self._signature.only_input
+        return guess if guess is None or only is None else guess[only]
+
+    async def _infer_on_each(self, batch: Batch) -> None:
+        await self._threads.run_for_each(SessionWorker.answer, batch, self._new_options())
+
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        return await self._infer(batch, SessionWorker.answer)
+
+    async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         options = self._new_options()
 
         def end_early() -> None:
             options.terminate = True
 
-        return await self._threads.run(self._answer, batch, options, interrupt=end_early)
+        return await self._threads.run(answer, batch, options, interrupt=end_early)
 
     def _answer(self, worker: SessionWorker, batch: Batch, options: Any) -> Sequence[Any]:
         return self._recorder.busy(worker.answer, batch, options)

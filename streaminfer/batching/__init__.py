@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from streaminfer.batching import arrivals
     from streaminfer.batching.alternatives import Outcome, WhatIf, what_if
     from streaminfer.batching.buckets import Buckets
+    from streaminfer.batching.calibration import CalibrationStatistics
     from streaminfer.batching.decision_log import DecisionLog
-    from streaminfer.batching.learning import LearnedServiceTime
+    from streaminfer.batching.learned_service_time import LearnedServiceTime
     from streaminfer.batching.lookahead import Lookahead
     from streaminfer.batching.optimum import clairvoyant_optimum
     from streaminfer.batching.profiling import profile
@@ -25,6 +26,7 @@ __all__ = [
     "AdaptiveBatcher",
     "BatcherStatistics",
     "Buckets",
+    "CalibrationStatistics",
     "Decision",
     "DecisionLog",
     "Greedy",
@@ -47,8 +49,9 @@ __all__ = [
 _LATER = {
     "BatcherStatistics": "statistics",
     "Buckets": "buckets",
+    "CalibrationStatistics": "calibration",
     "DecisionLog": "decision_log",
-    "LearnedServiceTime": "learning",
+    "LearnedServiceTime": "learned_service_time",
     "Lookahead": "lookahead",
     "ServiceTime": "service_time",
     "Outcome": "alternatives",

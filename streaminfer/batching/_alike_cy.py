@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["Ragged", "alike", "choose_alike"]
+__all__ = ["Ragged", "alike", "choose_alike", "kind_of"]
 
 
 def alike(first: Any, other: Any) -> bool:
@@ -30,6 +30,16 @@ def alike(first: Any, other: Any) -> bool:
             if name not in other or not alike(value, other[name]):
                 return False
     return True
+
+
+def kind_of(row: Any) -> Any:
+    """Return something hashable that is equal for rows exactly when they can be stacked."""
+    kind = type(row)
+    if kind is ndarray:
+        return row.dtype, row.shape
+    if kind is dict:
+        return frozenset([(name, kind_of(value)) for name, value in row.items()])
+    return kind
 
 
 def choose_alike(tickets: list[Any], limit: int) -> list[Any]:
@@ -116,6 +126,22 @@ class Ragged:
                 if len(taken) == limit:
                     break
         return taken
+
+    def kind_of(self, row: Any) -> Any:
+        """Return something hashable that is equal for rows of one bucket exactly when they can be stacked."""
+        if type(row) is dict:
+            return frozenset([(name, self._kind_of(name, value)) for name, value in row.items()])
+        return self._kind_of(None, row)
+
+    def _kind_of(self, name: Any, value: Any) -> Any:
+        if type(value) is not ndarray or not (name is None or self.names is None or name in self.names):
+            return kind_of(value)
+        shape = value.shape
+        ndim = len(shape)
+        if not -ndim <= self.axis < ndim:
+            return value.dtype, shape
+        axis = self.axis if self.axis >= 0 else self.axis + ndim
+        return value.dtype, ndim, shape[:axis], shape[axis + 1 :]
 
     def _alike(self, first: Any, other: Any) -> bool:
         if type(first) is not dict:

@@ -59,6 +59,9 @@ cdef class Journal:
     @cython.locals(slot=cython.longlong, limits=list)
     cpdef list recent_limits_ns(self)
 
+    @cython.locals(kept=cython.longlong, back=cython.longlong, slot=cython.longlong, classes=dict)
+    cpdef dict recent_classes(self)
+
     @cython.locals(
         free=cython.longlong[::1], count=cython.longlong, lowest=cython.longlong, row=cython.longlong,
         position=cython.longlong, child=cython.longlong)

@@ -286,6 +286,26 @@ class Journal:
             limits.append(self._limits[slot])  # noqa: PERF401 - a comprehension has a scope, and types, of its own
         return limits
 
+    def recent_classes(self) -> dict[int, tuple[float, int]]:
+        """Return the share of the last 256 arrivals and the shortest time limit of each priority, by priority.
+
+        Arrivals without a deadline are counted in the total only.
+        """
+        kept = self.arrivals
+        if kept > _RATE_WINDOW:
+            kept = _RATE_WINDOW
+        if kept > self.requests:
+            kept = self.requests
+        classes: dict[int, tuple[float, int]] = {}
+        for back in range(1, kept + 1):
+            slot = (self.arrivals - back) & (self.requests - 1)
+            limit_ns = self._limit_ns[slot]
+            if limit_ns > 0:
+                priority = self._priority[slot]
+                share, shortest_ns = classes.get(priority, (0.0, limit_ns))
+                classes[priority] = (share + 1.0 / kept, min(shortest_ns, limit_ns))
+        return classes
+
     @property
     def released_by_reason(self) -> dict[str, int]:
         """How many batches went so far, by reason."""

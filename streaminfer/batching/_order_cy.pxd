@@ -20,4 +20,4 @@ cdef class Timetable:
 
 @cython.locals(
     ticket=CTicket, ascending=bint, index=Py_ssize_t, latest_ns=cython.longlong, deadline_ns=cython.longlong)
-cpdef bint fill_deadlines(list tickets, long long[::1] deadlines, long long patience_ns, long long now_ns)
+cpdef bint fill_deadlines(list tickets, long long[::1] deadlines, long long patience_ns)

@@ -75,14 +75,13 @@ class Timetable:
         return True
 
 
-def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience_ns: int, now_ns: int) -> bool:
+def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience_ns: int) -> bool:
     """Writes the deadline of each ticket into an array.
 
     Args:
         tickets: n of them.
         deadlines: shape (n,), int64.
-        patience_ns: a ticket without a deadline stands where one with this time limit would, but is never late.
-        now_ns: the present instant; that ticket's deadline is not before ``now_ns + patience_ns // 2``.
+        patience_ns: a ticket without a deadline stands where one with this time limit would.
 
     Returns:
         Whether they ascend as they stand.
@@ -94,8 +93,6 @@ def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience
         deadline_ns = ticket.deadline_ns
         if deadline_ns == _NEVER:
             deadline_ns = ticket.timings.enqueued_ns + patience_ns
-            if deadline_ns < now_ns + patience_ns // 2:
-                deadline_ns = now_ns + patience_ns // 2
         if deadline_ns < latest_ns:
             ascending = False
         latest_ns = deadline_ns

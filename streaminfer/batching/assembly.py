@@ -15,7 +15,7 @@ the order of arrival are moved again. What it would save is the copy's share of 
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._validation import check_count, expected
-from streaminfer.batching._alike_cy import Ragged, choose_alike
+from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
@@ -263,6 +263,10 @@ class Assembler:
         """Position of a row's bucket among the lengths; 0 without buckets."""
         return 0 if self._ragged is None else self._ragged.bucket_of(prepared)
 
+    def kind_of(self, prepared: Any) -> Hashable:
+        """Return something that is equal for two rows of a bucket exactly when they can be stacked."""
+        return kind_of(prepared) if self._ragged is None else self._ragged.kind_of(prepared)  # type: ignore[no-any-return]
+
     def as_padded(self, prepared: Any) -> Any:
         """What the model will see of one request, without the batch axis: for checks of a request against the model.
 
@@ -295,6 +299,18 @@ class Assembler:
             return row
         whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
         return whole
+
+    @property
+    def buckets(self) -> "Buckets | None":
+        """The lengths that rows are padded to."""
+        return self._buckets
+
+    def sizes_of(self, bucket: int) -> list[int]:
+        """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
+        cap = self._caps[bucket]
+        if self._sizes:
+            return [size for size in self._sizes if size <= cap]
+        return [*(1 << power for power in range((cap - 1).bit_length())), cap]
 
     def cap_of(self, bucket: int) -> int:
         """The most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""

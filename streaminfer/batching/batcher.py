@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.hand_over import HandOver
-    from streaminfer.batching.learning import LearnedServiceTime
+    from streaminfer.batching.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
 
@@ -173,7 +173,12 @@ class AdaptiveBatcher:
             await self._service.stop(drain=drain)
 
     async def start(self) -> None:
-        """Accepts requests again after a stop."""
+        """Measures what :meth:`wrap` returned with the backend's example, and accepts requests; as a `Stack` does.
+
+        Raises:
+            BackendError: the backend failed on an example that the user gave.
+            ValueError: its batches are smaller, or its requests are others.
+        """
         if self._service is not None:
             await self._service.start()
 
@@ -265,7 +270,7 @@ class AdaptiveBatcher:
         )
 
     def _start_learning(self, known: Any) -> "LearnedServiceTime | dict[int, LearnedServiceTime]":
-        from streaminfer.batching.learning import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
         from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
 
         if self.buckets is None:
@@ -296,7 +301,12 @@ class AdaptiveBatcher:
         if self.buckets is None:
             cap = assembler.cap_of(0)
             return Lookahead(
-                cap, self.service_time, workers=self.max_in_flight, padded=padded, hand_over=self._hand_over
+                cap,
+                self.service_time,
+                workers=self.max_in_flight,
+                padded=padded,
+                kind_of=assembler.kind_of if self.stack else None,
+                hand_over=self._hand_over,
             )
         lengths = self.buckets.lengths
         return Lookahead(
@@ -306,6 +316,7 @@ class AdaptiveBatcher:
             caps=[assembler.cap_of(bucket) for bucket in range(len(lengths))],
             lengths=lengths,
             padded=padded,
+            kind_of=assembler.kind_of,
             masked=self.buckets.mask is not None,
         )
 

@@ -27,7 +27,7 @@ RELEASE_REASONS = {
     "delay_elapsed": "the oldest request had waited as long as the timer lets it",
     "planned": "not all that waited could be on time, and the plan that saves most begins with this batch",
     "probe": "by what is known of the model nothing could be on time, so one request went to see whether that is true",
-    "first_measurement": "nothing was known of the model yet, so what waited went as the first measurement",
+    "exploration": "nothing was known of the model yet, so what waited went as the first measurement",
     "trying": "half or twice the best size was tried, since nothing like it had been seen for long",
 }
 """Why a batch goes, in words."""

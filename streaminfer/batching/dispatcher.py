@@ -99,6 +99,7 @@ class Dispatcher:
         self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
             getattr(policy, "ahead", None) if keeps_queue else None
         )
+        self._tell_mixed: Callable[[], None] | None = getattr(policy, "mixed", None)
         self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
         self._learn_ahead: Callable[[int, int, int, int, int], int] | None = getattr(policy, "finished_ahead", None)
 
@@ -162,7 +163,10 @@ class Dispatcher:
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
     ) -> None:
         if self._stack and (len(chosen) > 1 or not self._plain):
-            chosen = self._assembler.select(list(chosen), shorter_too)
+            together = self._assembler.select(list(chosen), shorter_too)
+            if len(together) < len(chosen) and self._tell_mixed is not None:
+                self._tell_mixed()
+            chosen = together
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):

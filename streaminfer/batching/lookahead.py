@@ -1,37 +1,40 @@
-"""`Lookahead`: the batch that the best plan for the present and the near future would send now.
+"""The planning policy: sends the batch with which the best plan for the present and the near future begins.
 
-At each decision for a free worker:
+*Design.* At each decision for a free worker:
 
-1. If all that waits, cut into full batches in deadline order, is on time, the first of these batches goes: no plan
-   can do better, and this is the common case (one compiled pass over the queue).
-2. Otherwise requests that even a batch of one would answer late are refused at once, and the planner (``kernels``)
-   chooses the batch: the exact dynamic program over what waits and the arrivals expected at the present rate where
-   all requests have about the same time limit, a heuristic that plays candidates forward where they have not.
-3. When nothing at all can be on time, the newest request is served as a probe: a learned time that has become wrong is
-   so unlearned, where refusing everything would never measure again.
+1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No plan
+   can do better, and this is the common case: one compiled pass over the queue.
+2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program over
+   the queued requests and the expected arrivals; where they differ it plays candidates forward.
+3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less time
+   left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One that is
+   merely predicted to be late is passed over and stays queued.
+4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It corrects
+   a duration that is wrong, where rejecting everything would never measure again.
 
-Batches are never larger than the size of best throughput, but for one that is tried now and then
-(:mod:`~streaminfer.batching.lane`). With several priorities waiting, the most urgent that fit are
-put into the planned batch first, and the batch is made small enough for the most urgent of them. A request without a
-deadline stands in the order where one with a second's patience would, and is never refused.
+*Classes.* The most urgent priority that is queued is planned as if alone, with its share of the arrivals. Less urgent
+requests fill its batch as far as its first deadline allows, and as far as a more urgent request that arrives meanwhile
+can still be served.
 
-Requests of different length buckets do not share a batch, but where a mask tells the model what is padding and one
-batch of the longest bucket is on time and takes no longer than several. Where several buckets wait, all of them are
-checked as in 1, batch by batch in the order of their first deadlines; otherwise the kernels choose the bucket by
-playing what waits forward, and the batch within it as above, as if its share of the arrivals were all there is.
+*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get a
+share of every batch: as large as their share of the queue.
 
-*Ahead.* Where the model keeps a queue, a full batch is sent a little before the one that runs ends
-(:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is thought to end. Plans do not count
-on it: what they know of the batches behind is what each takes by itself.
+*Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
+planned by itself; the kernels choose the group to serve by playing the queue forward. Where a mask tells the model what
+is padding, one batch of the longest bucket replaces several that would take as long.
 
-Exact: one worker, one bucket, uniform time limits, service times as given, at most 16 dropped, at most 256 waiting.
-Beyond that it is a heuristic. With several workers it plans as if their batches started evenly spread, one every
-``t(b) / workers``.
+*Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
+(:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is expected to end.
+
+*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker never
+idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits, durations
+without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their batches
+started evenly spread, one every ``t(b) / workers``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,20 +43,24 @@ from streaminfer.batching import compiling, padding
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
+from streaminfer.batching.bucket_model import BucketModel
+from streaminfer.batching.class_filling import fill_with_less_urgent
 from streaminfer.batching.hand_over import HandOver
-from streaminfer.batching.lane import Lane
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.service_time import best_size
 
 __all__ = ["Lookahead"]
 
-_PATIENCE_NS = 1_000_000_000
-_LEISURE = 4
-"""Sizes are tried while all could wait for so many full batches more."""
-_WORTH = 1.5
-"""A batch of twice the best size takes so many times as long, at most, where it is worth it."""
+_PATIENCE_NS = 2_000_000_000
+"""How long a request without a deadline waits before it is guaranteed a share."""
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
+_FOR_FREE = 1.02
+"""Rows that make a batch longer by no more than this are added though they may be late."""
+_MAX_GROUPS = 16
+"""Groups that are compared at a decision, those with the earliest deadlines."""
+_UNMIXED_AFTER = 64
+"""Decisions with a single group after which shapes are no longer told apart."""
 
 _NOTHING = Decision()
 
@@ -61,20 +68,31 @@ _Array = NDArray[np.int64]
 _new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
 
 
+class _Group(NamedTuple):
+    """Queued requests that can share a batch, in deadline order, and their deadlines."""
+
+    model: BucketModel
+    tickets: list[Ticket]
+    deadlines: _Array
+
+
 class Lookahead:
-    """The planning policy; synchronous, takes the time as an argument, belongs to one queue.
+    """Policy that plans for most requests on time.
+
+    Synchronous, takes the time as an argument, belongs to one queue. Not thread-safe.
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime` that is taken as it is, or a learned one, which then learns from :meth:`finished`;
-            with length buckets a sequence of these, one for each bucket.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`; with
+            length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
-        lengths: with length buckets, their lengths: a bucket of which nothing is known yet is thought to take what the
+        lengths: with length buckets, their lengths: a bucket of which nothing is known is expected to take what the
             nearest known one takes, in proportion to the length where it is longer.
-        padded: what a batch of a size is padded to before the model sees it; ``None``: nothing.
-        masked: with length buckets, that a row may be padded to a longer bucket than its own.
-        hand_over: what is known of the way to the model and back; ``None``: nothing.
+        padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
+        masked: with length buckets, whether a row may be padded to a longer bucket than its own.
+        kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
+        hand_over: what is known of the overhead that sending a batch early hides; ``None``: nothing.
     """
 
     def __init__(
@@ -87,20 +105,25 @@ class Lookahead:
         lengths: Sequence[int] | None = None,
         padded: Callable[[int], int] | None = None,
         masked: bool = False,
+        kind_of: Callable[[Any], Hashable] | None = None,
         hand_over: HandOver | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
         self._waits_for_kernels = False
         models = service_time if isinstance(service_time, Sequence) else [service_time]
-        self._lanes = [
-            Lane(cap, model, workers=workers, padded=padded)
+        self._models = [
+            BucketModel(cap, model, workers=workers, padded=padded)
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
-        self._lane = self._lanes[0] if len(self._lanes) == 1 else None
+        self._model = self._models[0] if len(self._models) == 1 else None
         self._lengths = lengths
         self._masked = masked
+        self._kind_of = kind_of
+        self._mixed_for = 0  # decisions for which shapes are still told apart
         self._hand_over = HandOver() if hand_over is None else hand_over
+        self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
+        self._owed = 0.0  # rows that requests without a deadline were not given yet
 
     def prepare(self, *, wait: bool) -> None:
         """Starts compiling the kernels in the background.
@@ -114,87 +137,94 @@ class Lookahead:
             if self._lengths is not None:
                 compiling.in_background(padding.compile_kernels)
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False, bucket: int = 0) -> int:
-        """Learns from a batch.
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> int:
+        """Learn from a batch.
 
         Args:
-            size: how many requests it had.
+            size: its rows.
             duration_ns: how long the worker was busy with it.
             now_ns: when it ended.
-            cut_short: it was cancelled then and would have taken longer: learned from if that is longer than was
-                thought.
-            bucket: which bucket its requests belong to.
+            cancelled: it was cancelled then: a lower bound.
+            bucket: the bucket of its requests.
 
         Returns:
             The instant before which nothing more is learned.
         """
-        if not cut_short:
+        if cancelled:
+            self._probe_size = max(size // 2, 1)
+        else:
+            self._probe_size = max(self._probe_size, 2 * size)
             self._hand_over.alone(size, duration_ns)
-        return self._observe(self._lanes[bucket], size, duration_ns, now_ns, cut_short)
+        return self._observe(self._models[bucket], size, duration_ns, now_ns, cancelled)
 
     def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> int:
-        """Learns from a batch that was sent ahead.
+        """Learn from a batch that was sent before the one in front of it had ended.
 
         Args:
-            size: how many requests it had.
-            busy_ns: from the end of the batch before to its own.
+            size: its rows.
+            busy_ns: from the end of the batch in front to its own.
             now_ns: when it ended.
-            early_ns: how long before the end of the one before it was sent.
-            bucket: which bucket its requests belong to.
+            early_ns: how long before the end of the batch in front it was sent.
+            bucket: the bucket of its requests.
 
         Returns:
             As :meth:`finished`.
         """
         duration_ns = self._hand_over.ahead(size, busy_ns, early_ns)
-        return self._observe(self._lanes[bucket], size, duration_ns, now_ns, cut_short=False)
+        return self._observe(self._models[bucket], size, duration_ns, now_ns, cancelled=False)
 
-    def _observe(self, lane: Lane, size: int, duration_ns: int, now_ns: int, cut_short: bool) -> int:
-        if now_ns >= lane.learns_again_ns:
-            lane.observe(size, duration_ns, now_ns, cut_short)
-        return lane.learns_again_ns if lane is self._lane else min(lane.learns_again_ns for lane in self._lanes)
+    def mixed(self) -> None:
+        """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
+        self._mixed_for = _UNMIXED_AFTER
+
+    def _observe(self, model: BucketModel, size: int, duration_ns: int, now_ns: int, cancelled: bool) -> int:
+        if now_ns >= model.observe_from_ns:
+            model.observe(size, duration_ns, now_ns, cancelled)
+        return model.observe_from_ns if model is self._model else min(one.observe_from_ns for one in self._models)
+
+    # -- decisions ----------------------------------------------------------------------------------------------
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """The next batch for one free worker."""
-        lane = self._lane
-        if lane is None:
-            return self._decide_between(waiting, now_ns)
-        table = lane.timetable
-        if table is None:  # nothing was ever measured: what waits is the best first measurement
-            return Decision(waiting.first(lane.cap), "first_measurement")
-        batch = waiting.batch_if_all_on_time(table, now_ns)
-        if batch is not None:
-            if len(batch) >= table.cap:
-                size = lane.size_to_try(now_ns, waiting.waiting, smaller=True)
-                if size and _all_on_time_behind(size, lane, waiting, now_ns):
-                    return Decision(waiting.first(size), "trying")
-            # the common case: a tuple made outright takes half as long
-            return _new_decision(
-                Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
-            )
-        return self._decide_for_late(waiting, lane, table, now_ns)
+        """Return the next batch for one free worker."""
+        model = self._model
+        if model is not None and not self._mixed_for:
+            table = model.timetable
+            if table is None:  # nothing was ever measured: what is queued is the best first measurement
+                return Decision(waiting.first(model.cap), "exploration")
+            batch = waiting.batch_if_all_on_time(table, now_ns)
+            if batch is not None:
+                if len(batch) >= table.cap and model.compares:
+                    size = model.size_to_compare(waiting.waiting)
+                    if size and _leaves_time(model, size, waiting, now_ns):
+                        return Decision(waiting.first(size), "exploration")
+                # the common case: a tuple made outright takes half as long
+                return _new_decision(
+                    Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
+                )
+        return self._decide_for_late(waiting, now_ns)
 
     def ahead(self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
-        """The batch to send before a worker is free, to a model that keeps a queue.
+        """Return the batch to send before a worker is free, to a model that keeps a queue.
 
         Args:
-            waiting: what waits.
+            waiting: the queue.
             now_ns: the present instant.
-            running: the turn of each running batch, and how many requests it has; none of them was sent ahead of a
-                turn that has not come.
+            running: when each running batch started to count, and its rows; none of them was itself sent early and
+                still waits for the one in front.
 
         Returns:
-            A full batch, and what cannot be saved behind it; or nothing, and perhaps when to look again. Requests of
-            several length buckets are not sent ahead.
+            A full batch, and what is rejected behind it; or nothing, and perhaps when to decide again. Requests of
+            several groups are not sent early.
         """
-        lane, table = self._lane, None if self._lane is None else self._lane.timetable
-        if lane is None or table is None:
-            return _NOTHING
-        if waiting.waiting < table.cap:
+        model, table = self._model, None if self._model is None else self._model.upper_timetable
+        if model is None or table is None or self._mixed_for or waiting.waiting < table.cap:
             return _NOTHING
         ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
-        if size > table.cap:  # it was tried, and when it ends is a guess
+        if size > table.cap:  # it explores, and when it ends is a guess
             return _NOTHING
-        band_ns = max(int(lane.durations[size]) - lane.expected_ns(size), 0)
+        band_ns = int(model.upper[size]) - model.expected_ns(size)
         from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
         if now_ns < from_ns <= until_ns:
             return Decision(look_again_ns=from_ns)
@@ -202,15 +232,15 @@ class Lookahead:
             return _NOTHING
         decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
-        return decision if full or decision.reason == "trying" else _NOTHING
+        return decision if full or decision.reason == "exploration" else _NOTHING
 
     @property
     def full_size(self) -> int:
-        """How many must wait for a batch to be sent ahead."""
-        return self.max_batch_size if self._lane is None else len(self._lane.durations) - 1
+        """How many must be queued for a batch to be sent early."""
+        return self.max_batch_size if self._model is None else len(self._model.durations) - 1
 
     def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
-        """From when on a batch that was sent ahead counts as running, now that the one before has ended."""
+        """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
         return self._hand_over.turn_ns(sent_ns, ended_ns)
 
     def predicted_finish_ns(
@@ -221,21 +251,19 @@ class Lookahead:
         bucket: int = 0,
         ahead: int = 0,
     ) -> int | None:
-        """When a request that came now would be answered, served in full batches behind all that waits.
-
-        That batches behind may be sent ahead is not counted on: it may be answered by so many hand-overs earlier.
+        """Return the instant by which a request that came now would be answered, behind everything queued.
 
         Args:
-            waiting: what waits.
+            waiting: the queue.
             now_ns: the present instant.
-            running: where no worker is free, the turn of each running batch and how many requests it has.
-            bucket: of the request; -1: unknown, taken to be the longest. What waits and runs is taken to be of it too.
-            ahead: how many requests the batch has that was sent ahead; 0: there is none.
+            running: where no worker is free, when each running batch started to count, and its rows.
+            bucket: of the request; -1: unknown, taken to be the longest. Everything queued is taken to be of it too.
+            ahead: the rows of the batch that was sent early; 0: there is none.
 
         Returns:
-            The instant; ``None`` before anything was measured.
+            The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
         """
-        table = self._lanes[bucket].timetable
+        table = self._models[bucket].upper_timetable
         if table is None:
             return None
         start_ns = now_ns
@@ -246,44 +274,122 @@ class Lookahead:
             start_ns = max(now_ns, min(ends_ns))
         return int(table.answered_ns(waiting.waiting, start_ns))
 
-    def _decide_for_late(self, waiting: RequestQueue, lane: Lane, table: Timetable, now_ns: int) -> Decision:
-        """The next batch where what waits, as it stands, is not all on time."""
-        tickets, deadlines = _in_order(waiting.first(waiting.waiting), now_ns)
-        if table.all_on_time(deadlines, now_ns):
-            return Decision(tickets[: table.cap], "full" if len(tickets) >= table.cap else "idle_worker")
-        doomed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
-        if doomed == len(tickets):
-            return _probe(tickets, lane)
-        batch, reason = self._plan(waiting, lane, tickets[doomed:], deadlines[doomed:], now_ns, 1.0)
-        return Decision(batch, reason, tickets[:doomed], refusal=_too_late(lane))
+    def _decide_for_late(self, waiting: RequestQueue, now_ns: int) -> Decision:
+        """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
+        tickets = waiting.first(waiting.waiting)
+        if self._borrow_durations():
+            bucket = tickets[0].bucket
+            return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
+        groups = self._groups(tickets)
+        if self._masked and len(groups) > 1:
+            together = _in_one_batch(groups, now_ns)
+            if together:
+                return Decision(together, "idle_worker", shorter_too=True)
+        found = _first_if_all_on_time(groups, now_ns, surely=waiting.several_priorities)
+        if found is not None:
+            group, size = found
+            return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
+        overdue: list[Ticket] = []
+        rejected: list[Ticket] = []
+        late: list[_Group] = []
+        left: list[_Group] = []
+        for group in groups:
+            passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
+            crowded = len(group.tickets) > len(group.model.durations) - 1
+            certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
+            for ticket in group.tickets[:passed]:
+                if ticket.deadline_ns == NEVER:
+                    overdue.append(ticket)
+                elif ticket.deadline_ns < certain_ns:
+                    rejected.append(ticket)
+            if passed < len(group.tickets):
+                left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:]))
+            if passed:
+                late.append(group)
+        if overdue:
+            overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
+        refusal = _too_late(late[-1].model) if rejected else ""
+        if not left:
+            if overdue:
+                return Decision(self._of_one_group(overdue), "planned", rejected, refusal=refusal)
+            return self._probe(waiting, late, rejected, refusal)
+        group = left[0] if len(left) == 1 else left[self._choose_group(left, now_ns)]
+        share = len(group.tickets) / sum(len(one.tickets) for one in left)
+        batch, reason = self._plan(waiting, group, now_ns, share)
+        if len(groups) == 1 and reason == "planned":
+            batch = _with_rows_for_free(batch, groups[0], rejected, now_ns)
+        if overdue:
+            batch = self._with_overdue(batch, overdue, waiting.waiting)
+        return Decision(batch, reason, rejected, refusal=refusal)
 
-    def _plan(
-        self,
-        waiting: RequestQueue,
-        lane: Lane,
-        tickets: list[Ticket],
-        deadlines: _Array,
-        now_ns: int,
-        share: float,
-    ) -> tuple[list[Ticket], str]:
-        """The batch to send, of tickets of one lane in deadline order, none of which is late alone, and why."""
-        size = 0 if waiting.several_priorities else lane.size_to_try(now_ns, len(tickets), smaller=False)
-        if size:
-            head = int(np.searchsorted(deadlines, now_ns + _WORTH * int(lane.durations[-1])))
-            if len(tickets) - head >= size:
-                return tickets[head : head + size], "trying"
-        head, size = self._choose(waiting, lane, deadlines, now_ns, share)
-        if waiting.several_priorities:
-            return _urgent_first(tickets, deadlines, lane.durations, now_ns, size), "planned"
-        return tickets[head : head + size], "planned"
+    def _groups(self, tickets: list[Ticket]) -> list[_Group]:
+        """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
+        model = self._model
+        if model is not None and not (self._mixed_for and self._kind_of):
+            return [_in_order(model, tickets)]
+        apart: dict[Hashable, list[Ticket]] = {}
+        kind_of = self._kind_of if self._mixed_for else None
+        for ticket in tickets:
+            kind = ticket.bucket if kind_of is None else (ticket.bucket, kind_of(ticket.inputs))
+            apart.setdefault(kind, []).append(ticket)
+        if self._mixed_for:
+            self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
+        groups = [_in_order(self._models[some[0].bucket], some) for some in apart.values()]
+        groups.sort(key=lambda group: int(group.deadlines[0]))
+        return groups[:_MAX_GROUPS]
+
+    def _plan(self, waiting: RequestQueue, group: _Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+        """Return the batch to send, of requests of one group none of which is late alone, and why."""
+        model, tickets, deadlines = group
+        size = model.size_to_explore(len(tickets))
+        if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
+            return tickets[:size], "exploration"
+        untimed = any(ticket.deadline_ns == NEVER for ticket in tickets)
+        if not waiting.several_priorities and not untimed:
+            head, size = self._choose(waiting, model, deadlines, now_ns, share)
+            if size >= len(model.durations) - 1 and model.compares:
+                smaller = model.size_to_compare(size - 1)
+                if smaller:
+                    return tickets[head : head + smaller], "exploration"
+            return tickets[head : head + size], "planned"
+        urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
+        classes = waiting.journal.recent_classes()
+        of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
+        own = deadlines[of_class]
+        share *= classes.get(urgent[1], (1.0, 0))[0]
+        head, size = self._choose(waiting, model, own, now_ns, share)
+        chosen = [tickets[at] for at in of_class[head : head + size]]
+        kept = set(of_class)
+        others = sorted(
+            (at for at in range(len(tickets)) if at not in kept),
+            key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
+        )
+        added = fill_with_less_urgent(
+            now_ns,
+            model.durations,
+            urgent_deadline_ns=int(own[head]),
+            urgent_size=len(chosen),
+            urgent_left=max(len(of_class) - head - size, 0),
+            others=deadlines[others],
+            rates=[
+                (part / waiting.journal.gap_ns(now_ns), limit_ns)
+                for priority, (part, limit_ns) in classes.items()
+                if priority <= urgent[1]
+            ],
+        )
+        return chosen + [tickets[others[at]] for at in added], "planned"
 
     def _choose(
-        self, waiting: RequestQueue, lane: Lane, deadlines: _Array, now_ns: int, share: float
+        self, waiting: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float
     ) -> tuple[int, int]:
+        """Return how many requests of one class to pass over, and how many to send behind them."""
+        table = model.timetable
+        if table is not None and table.all_on_time(deadlines, now_ns):
+            return 0, min(deadlines.size, table.cap)
         limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
         shortest, longest = int(limits.min()), int(limits.max())
-        durations, steps = lane.durations, lane.steps
-        if durations[-1] > longest:  # of the sizes that nobody has the time for, none is the best
+        durations, steps = model.durations, model.steps
+        if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
             best = best_size(durations[: feasible + 1].astype(np.float64))
             durations, steps = durations[: best + 1], steps[: best + 1]
@@ -302,73 +408,57 @@ class Lookahead:
         )
         return int(head), int(size)
 
-    def _decide_between(self, waiting: RequestQueue, now_ns: int) -> Decision:
-        """The next batch where buckets wait that do not share one."""
-        groups: list[list[Ticket]] = [[] for _ in self._lanes]
-        for ticket in waiting.first(waiting.waiting):
-            groups[ticket.bucket].append(ticket)
-        unknown = self._borrow_tables()
-        if unknown:
-            bucket = waiting.first(1)[0].bucket
-            return Decision(groups[bucket][: self._lanes[bucket].cap], "first_measurement")
-        ordered = [_in_order(group, now_ns) if group else (group, np.zeros(0, np.int64)) for group in groups]
-        if self._masked:
-            together = _in_one_batch(self._lanes, ordered, now_ns)
-            if together:
-                return Decision(together, "idle_worker", shorter_too=True)
-        batch = _all_on_time(self._lanes, ordered, now_ns)
-        if batch is not None:
-            bucket, size = batch
-            full = size >= len(self._lanes[bucket].durations) - 1
-            return Decision(ordered[bucket][0][:size], "full" if full else "idle_worker")
-        doomed: list[Ticket] = []
-        late = self._lanes[-1]
-        for bucket, lane in enumerate(self._lanes):
-            tickets, deadlines = ordered[bucket]
-            passed = int(np.searchsorted(deadlines, now_ns + lane.durations[1]))
-            if passed:
-                late = lane
-                doomed += tickets[:passed]
-                ordered[bucket] = tickets[passed:], deadlines[passed:]
-        left = sum(len(tickets) for tickets, _ in ordered)
-        if not left:
-            return _probe(doomed, late)
-        bucket = self._choose_lane(ordered, now_ns)
-        tickets, deadlines = ordered[bucket]
-        chosen, reason = self._plan(waiting, self._lanes[bucket], tickets, deadlines, now_ns, len(tickets) / left)
-        return Decision(chosen, reason, doomed, refusal=_too_late(late))
-
-    def _choose_lane(self, ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> int:
+    def _choose_group(self, groups: list[_Group], now_ns: int) -> int:
         kernels = self._kernels()
         if kernels is None:
-            firsts = [(int(deadlines[0]), bucket) for bucket, (_, deadlines) in enumerate(ordered) if deadlines.size]
-            return min(firsts)[1]
-        lanes = self._lanes
-        longest = max(lane.durations.size for lane in lanes)
-        durations = np.ones((len(lanes), longest), np.int64)
-        steps = np.ones((len(lanes), longest), np.int64)
-        for bucket, lane in enumerate(lanes):
-            durations[bucket, : lane.durations.size] = lane.durations
-            steps[bucket, : lane.steps.size] = lane.steps
-        offsets = np.cumsum([0, *(deadlines.size for _, deadlines in ordered)])
-        caps = np.array([lane.durations.size - 1 for lane in lanes])
-        deadlines = np.concatenate([deadlines for _, deadlines in ordered])
+            return min(range(len(groups)), key=lambda at: int(groups[at].deadlines[0]))
+        longest = max(group.model.durations.size for group in groups)
+        durations = np.ones((len(groups), longest), np.int64)
+        steps = np.ones((len(groups), longest), np.int64)
+        for at, (model, _, _) in enumerate(groups):
+            durations[at, : model.durations.size] = model.durations
+            steps[at, : model.steps.size] = model.steps
+        offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
+        caps = np.array([group.model.durations.size - 1 for group in groups])
+        deadlines = np.concatenate([group.deadlines for group in groups])
         return int(kernels.choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
 
-    def _borrow_tables(self) -> bool:
-        """Gives lanes of which nothing is known what the nearest known lane takes.
+    def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
+        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
+        self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
+        owed = min(int(self._owed), len(batch))
+        self._owed -= owed
+        # the assembler leaves out rows that cannot be stacked with the first one: they are owed again
+        return batch[: len(batch) - owed] + overdue[:owed]
+
+    def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
+        model = self._models[tickets[0].bucket]
+        return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
+
+    def _probe(self, waiting: RequestQueue, late: list[_Group], rejected: list[Ticket], refusal: str) -> Decision:
+        """Nothing can be on time: send what is queued if a new request could not be either."""
+        group = late[0]
+        limits = waiting.journal.recent_limits_ns()
+        if limits and max(limits) >= group.model.durations[1]:
+            return Decision((), "", rejected, refusal=refusal)
+        cap = min(len(group.model.durations) - 1, self._probe_size)
+        # what is known is in doubt, so nothing is rejected because of it
+        return Decision(group.tickets[-cap:], "probe")
+
+    def _borrow_durations(self) -> bool:
+        """Give buckets of which nothing is known the durations of the nearest known one.
 
         Returns:
-            Whether nothing is known of any lane.
+            Whether nothing is known of any bucket.
         """
-        known = [bucket for bucket, lane in enumerate(self._lanes) if not lane.learns or lane.service_time.known]
+        known = [bucket for bucket, model in enumerate(self._models) if not model.learns or model.service_time.known]
         if not known:
             return True
-        lengths = self._lengths or range(1, len(self._lanes) + 1)
-        for bucket, lane in enumerate(self._lanes):
+        lengths = self._lengths or range(1, len(self._models) + 1)
+        for bucket, model in enumerate(self._models):
             if bucket not in known:
                 nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
-                lane.borrow(self._lanes[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+                model.borrow(self._models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
         return False
 
     def _kernels(self) -> ModuleType | None:
@@ -378,96 +468,82 @@ class Lookahead:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
 
 
-def _in_order(tickets: list[Ticket], now_ns: int) -> tuple[list[Ticket], _Array]:
-    """The tickets by deadline, and the deadlines."""
+def _in_order(model: BucketModel, tickets: list[Ticket]) -> _Group:
+    """Return the tickets by deadline; without one they stand where a deadline two seconds after arrival would."""
     deadlines = np.empty(len(tickets), np.int64)
-    if not fill_deadlines(tickets, deadlines, _PATIENCE_NS, now_ns):
+    if not fill_deadlines(tickets, deadlines, _PATIENCE_NS):
         order = np.argsort(deadlines, kind="stable")
         tickets = [tickets[position] for position in order.tolist()]
         deadlines = deadlines[order]
-    return tickets, deadlines
+    return _Group(model, tickets, deadlines)
 
 
-def _all_on_time_behind(size: int, lane: Lane, waiting: RequestQueue, now_ns: int) -> bool:
-    """Whether a batch of a size that is tried, and all behind it, have time to spare, though more should come."""
-    table = lane.timetable
-    best = len(lane.durations) - 1
-    takes_ns = int(_WORTH * lane.durations[-1]) if size > best else int(lane.durations[size])
-    takes_ns += _LEISURE * int(lane.durations[-1])
-    tickets = waiting.first(waiting.waiting)
-    if tickets[0].deadline_ns == NEVER:  # and so has none behind it: they stand in the order of deadlines
-        return True
-    deadlines = _in_order(tickets, now_ns)[1]
-    return (
-        table is not None
-        and now_ns + takes_ns <= int(deadlines[0])
-        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
-    )
-
-
-def _in_one_batch(lanes: list[Lane], ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> list[Ticket]:
-    """All that waits, the longest first, where one batch of the longest bucket is on time and as fast as several.
-
-    Returns:
-        Nothing where it is not, or where only one bucket waits.
-    """
-    waiting = [bucket for bucket, (tickets, _) in enumerate(ordered) if tickets]
-    longest = lanes[waiting[-1]]
-    size = sum(len(ordered[bucket][0]) for bucket in waiting)
-    if len(waiting) == 1 or size >= longest.durations.size:
+def _in_one_batch(groups: list[_Group], now_ns: int) -> list[Ticket]:
+    """Return everything queued, the longest first, where one batch of the longest bucket is on time and as fast."""
+    longest = max(groups, key=lambda group: group.tickets[0].bucket).model
+    size = sum(len(group.tickets) for group in groups)
+    if size >= longest.durations.size:
         return []
     together_ns = int(longest.durations[size])
-    apart_ns = sum(
-        int(lanes[bucket].durations[min(len(ordered[bucket][0]), lanes[bucket].durations.size - 1)])
-        for bucket in waiting
-    )
-    if together_ns > apart_ns or now_ns + together_ns > min(int(ordered[bucket][1][0]) for bucket in waiting):
+    apart_ns = sum(int(model.durations[min(len(some), model.durations.size - 1)]) for model, some, _ in groups)
+    if together_ns > apart_ns or now_ns + together_ns > min(int(group.deadlines[0]) for group in groups):
         return []
-    return [ticket for bucket in reversed(waiting) for ticket in ordered[bucket][0]]
+    by_length = sorted(groups, key=lambda group: -group.tickets[0].bucket)
+    return [ticket for group in by_length for ticket in group.tickets]
 
 
-def _all_on_time(lanes: list[Lane], ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> tuple[int, int] | None:
-    """The bucket and size of the first batch, if all full batches, in the order of first deadlines, are on time."""
+def _first_if_all_on_time(groups: list[_Group], now_ns: int, *, surely: bool) -> tuple[_Group, int] | None:
+    """Return the first batch, if all full batches, in the order of their first deadlines, are on time.
+
+    Args:
+        groups: at least one.
+        now_ns: the present instant.
+        surely: with several priorities, deadlines decide only where even slow batches are on time.
+    """
+    if len(groups) == 1:
+        group = groups[0]
+        table = group.model.upper_timetable if surely else group.model.timetable
+        if table is None or not table.all_on_time(group.deadlines, now_ns):
+            return None
+        return group, min(len(group.tickets), table.cap)
     batches: list[tuple[int, int, int]] = []
-    for bucket, (_, deadlines) in enumerate(ordered):
-        cap = lanes[bucket].durations.size - 1
+    for at, (model, _, deadlines) in enumerate(groups):
+        cap = model.durations.size - 1
         firsts = deadlines[::cap].tolist()
-        batches += [
-            (deadline_ns, bucket, min(cap, deadlines.size - number * cap)) for number, deadline_ns in enumerate(firsts)
-        ]
+        batches += [(first_ns, at, min(cap, deadlines.size - number * cap)) for number, first_ns in enumerate(firsts)]
     batches.sort()
     time_ns = now_ns
-    for deadline_ns, bucket, size in batches:
-        if time_ns + int(lanes[bucket].durations[size]) > deadline_ns:
+    for first_ns, at, size in batches:
+        if time_ns + int(groups[at].model.durations[size]) > first_ns:
             return None
-        time_ns += int(lanes[bucket].steps[size])
-    return batches[0][1], batches[0][2]
+        time_ns += int(groups[at].model.steps[size])
+    return groups[batches[0][1]], batches[0][2]
 
 
-def _probe(tickets: list[Ticket], lane: Lane) -> Decision:
-    """Nothing can be on time: the newest is served to see whether that is true."""
-    newest = max(tickets, key=lambda ticket: ticket.enqueued_ns)
-    return Decision([newest], "probe", [ticket for ticket in tickets if ticket is not newest], refusal=_too_late(lane))
+def _with_rows_for_free(batch: list[Ticket], group: _Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
+    """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
+    durations = group.model.durations
+    longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
+    most = int(np.searchsorted(durations, longest_ns, side="right")) - 1
+    if most <= len(batch) or len(batch) == len(group.tickets):
+        return batch
+    taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
+    others = [ticket for ticket in group.tickets if id(ticket) not in taken]
+    return batch + others[::-1][: most - len(batch)]
 
 
-def _too_late(lane: Lane) -> str:
-    return f"late_alone: even a batch of one takes {int(lane.durations[1]) / 1e9:.6f} s"
+def _too_late(model: BucketModel) -> str:
+    return f"late_alone: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
+
+
+def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    _, _, deadlines = _in_order(model, waiting.first(waiting.waiting))
+    table = model.timetable
+    return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
 
 
 def _largest_on_time(left_ns: int, durations: _Array, available: int) -> int:
-    """The largest batch that takes no longer than ``left_ns``, at least 1."""
+    """Return the largest batch that takes no longer than ``left_ns``, at least 1."""
     return max(1, min(available, int(np.searchsorted(durations, left_ns, side="right")) - 1))
-
-
-def _urgent_first(tickets: list[Ticket], deadlines: _Array, durations: _Array, now_ns: int, size: int) -> list[Ticket]:
-    """A batch of about the planned size that takes the most urgent requests that are on time in it."""
-    priority = min(ticket.priority for ticket in tickets)
-    most_urgent = next(position for position, ticket in enumerate(tickets) if ticket.priority == priority)
-    fits = _largest_on_time(int(deadlines[most_urgent]) - now_ns, durations, len(tickets))
-    size = min(size, fits)
-    finish_ns = now_ns + int(durations[size])
-    on_time = [
-        ticket for ticket, deadline_ns in zip(tickets, deadlines.tolist(), strict=True) if deadline_ns >= finish_ns
-    ]
-    on_time.sort(key=lambda ticket: ticket.priority)
-    return on_time[:size]

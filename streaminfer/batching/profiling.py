@@ -11,14 +11,13 @@ of its runs. The smallest is measured whatever it takes. A larger one is tried o
 first runs of all within half of the budget, and no repeat is begun that would end past the budget: so the counted
 batches of a device that keeps its pace end within it. Sizes that were left out are where the slope of the curve says.
 
-*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.monotone_fit`), since a larger batch that
+*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.isotonic`), since a larger batch that
 seems faster was measured wrongly.
 """
 
 import asyncio
 import functools
 import inspect
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.batching._alike_cy import alike
 from streaminfer.batching.assembly import AssembledBatch, Assembler
 from streaminfer.batching.buckets import Buckets, as_buckets
-from streaminfer.batching.monotone_fit import monotone_curve
+from streaminfer.batching.isotonic import isotonic_curve
 from streaminfer.batching.results import read_rows
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.errors import BackendError
@@ -39,7 +38,6 @@ __all__ = ["profile"]
 
 _MOST_RUNS = 25
 _FOR_FIRST_RUNS = 0.5
-_DEVIATION = 0.05
 _SHORTEST_NS = 1
 
 
@@ -229,7 +227,7 @@ def _sizes(largest: int) -> list[int]:
 
 def _curve(runs: Mapping[int, list[int]]) -> ServiceTime:
     sizes = sorted(runs)
-    log_times = [math.log(statistics.median_low(runs[size]) / 1e9) for size in sizes]
-    variances = [_DEVIATION**2 / len(runs[size]) for size in sizes]
-    curve, _ = monotone_curve(sizes, log_times, variances, None)
-    return curve
+    times_s = isotonic_curve(
+        [statistics.median_low(runs[size]) / 1e9 for size in sizes], [len(runs[size]) for size in sizes]
+    )
+    return ServiceTime.table(dict(zip(sizes, times_s, strict=True)))

@@ -16,10 +16,11 @@ from streaminfer.batching.assembly import SCALARS, Assembler, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
 from streaminfer.request import Request, Response, timeout_ns
 
 if TYPE_CHECKING:
+    from streaminfer.batching.calibration import Calibration, CalibrationStatistics
     from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = ["BatchedService", "make_assembler"]
@@ -42,6 +43,7 @@ class BatchedService(Dispatcher):
         slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
         max_in_flight: how many batches may run at once.
+        calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
     enforces_deadline = True
@@ -77,6 +79,8 @@ class BatchedService(Dispatcher):
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
         self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
+        self.calibration: CalibrationStatistics | None = None
+        self._calibrator: Calibration | None = None
         self._submitted = 0
         self._overloaded = 0
         self._closed = 0
@@ -216,17 +220,27 @@ class BatchedService(Dispatcher):
         self.clock = clock
 
     async def start(self) -> None:
-        """Accepts requests on the running loop; needed only after a stop, or by a backend that is asked what it takes.
+        """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
+
+        The backend is started by then. Without a start the first requests do what these batches do; after a stop it is
+        needed. A size that an earlier start measured is not measured again.
 
         Raises:
-            ValueError: the batches would be larger than the backend, which is started by then, takes.
+            ValueError: the batches would be larger than the backend takes, or its example does not fit it.
+            BackendError: it failed on an example that the user gave.
         """
         loop = asyncio.get_running_loop()
         self.check_max_batch_size(self._max_batch_size)
         self._enter(loop)
-        self._stopping = False
         self._set_policy(self._configured_policy)
         self._prepare_policy(loop)
+        await self._calibrate()
+        self._stopping = False
+
+    @property
+    def start_progress(self) -> str:
+        """What :meth:`start` does at this moment; empty when it does nothing."""
+        return "" if self._calibrator is None else self._calibrator.progress
 
     async def stop(self, *, drain: bool) -> None:
         """Accepts nothing more and waits until nothing is in hand.
@@ -275,6 +289,7 @@ class BatchedService(Dispatcher):
             batch_sizes=dict(sorted(self._batch_sizes.items())),
             released=self.journal.released_by_reason,
             batch_s=self._queue.batch_s,
+            calibration=self.calibration,
         )
 
     def __repr__(self) -> str:
@@ -293,6 +308,37 @@ class BatchedService(Dispatcher):
         prepare = getattr(self._policy, "prepare", None)
         if prepare is not None:
             prepare(wait=getattr(loop, "is_virtual", False))
+
+    async def _calibrate(self) -> None:
+        offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
+        example = None if offer is None else offer()
+        if example is None:
+            return
+        from streaminfer.batching.calibration import Calibration  # noqa: PLC0415 - who is started loads it
+
+        if self._calibrator is None:
+            self._calibrator = Calibration(self.source)
+        self.calibration = await self._calibrator.run(
+            self._make_calibration_service,
+            example,
+            self._assembler,
+            slo_ns=self.slo_ns,
+            learn=self._learn,
+            validate=self.validate or find_inward(self.inner, "validate", None),
+        )
+
+    def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":
+        return BatchedService(
+            inner,
+            policy=policy,
+            max_batch_size=self._max_batch_size,
+            max_queue_size=self._max_batch_size,
+            max_in_flight=1,
+            slo_s=None,
+            stack=self._stack,
+            clock=self.clock,
+            assembler=self._assembler,
+        )
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
         """The model is shown what it will see: the inputs as they are padded, and the mask."""

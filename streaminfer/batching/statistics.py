@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer.batching.calibration import CalibrationStatistics
+
 __all__ = ["BatcherStatistics"]
 
 
@@ -34,6 +36,8 @@ class BatcherStatistics:
         batch_sizes: how many batches had which size when they were released.
         released: how many batches went for which reason: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
+        calibration: what the latest start measured; its batches and requests are not among those above. ``None`` before
+            it, and where the backend has no example of a request.
     """
 
     submitted: int
@@ -53,6 +57,7 @@ class BatcherStatistics:
     batch_sizes: Mapping[int, int]
     released: Mapping[str, int]
     batch_s: float
+    calibration: CalibrationStatistics | None = None
 
     @property
     def mean_batch_size(self) -> float:

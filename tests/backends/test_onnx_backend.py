@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, helper
 from onnx import TensorProto as Tensor
 
-from streaminfer import errors
+from streaminfer import AdaptiveBatcher, Stack, batching, errors
 from streaminfer.backends import OnnxBackend
 from streaminfer.request import Request
 
@@ -350,3 +350,91 @@ def _with_shape(model_bytes, shape):
         else:
             dimension.dim_param = size
     return model.SerializeToString()
+
+
+def test_batcher_warms_each_session_at_each_size(monkeypatch, assets):
+    """Without ``warmup`` or ``example``: the model leaves no size open but that of the batch."""
+    seen = set()
+
+    class Recorded(onnxruntime.InferenceSession):
+        def run(self, names, feed, options):
+            seen.add((id(self), *(value.shape[0] for value in feed.values())))
+            return super().run(names, feed, options)
+
+    async def scenario():
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+        backend = OnnxBackend(assets / "blaze_front.onnx", sessions=2)
+        batcher = AdaptiveBatcher(max_batch_size=4, max_in_flight=2, slo_s=10.0)
+        async with Stack(batcher, backend) as stack:
+            assert sorted(size for _, size in seen) == [1, 1, 2, 2, 4, 4]
+            assert list(stack.statistics().start.calibration.durations_s[0]) == [1, 2, 4]
+            assert backend.statistics().batches == 0
+            assert backend.statistics().busy_s == 0.0
+            await stack(np.zeros((128, 128, 3), F32))
+        return batcher.statistics().released
+
+    assert "exploration" not in asyncio.run(scenario())
+
+
+def test_batcher_measures_with_the_example(assets):
+    """Silero does not accept every length; its example has one that it accepts, and a burst is planned at once."""
+    chunk = {"input": np.zeros(576, F32), "state": np.zeros((2, 128), F32)}
+
+    async def scenario():
+        backend = OnnxBackend(
+            assets / "silero_vad_16k_op15.onnx",
+            batch_axes={"state": 1, "stateN": 1},
+            shared_inputs={"sr": np.array(16000)},
+            example=chunk,
+        )
+        batcher = AdaptiveBatcher(max_batch_size=16)
+        async with Stack(batcher, backend) as stack:
+            assert list(batcher.statistics().calibration.durations_s[0]) == [1, 2, 4, 8, 16]
+            await asyncio.gather(*(stack(chunk) for _ in range(40)))
+        return batcher.statistics().released
+
+    assert "exploration" not in asyncio.run(scenario())
+
+
+def test_open_sizes_are_found_without_an_example(assets):
+    """Silero's first accepted length by doubling warms the session, and teaches nothing."""
+
+    async def scenario():
+        backend = OnnxBackend(
+            assets / "silero_vad_16k_op15.onnx",
+            batch_axes={"state": 1, "stateN": 1},
+            shared_inputs={"sr": np.array(16000)},
+        )
+        batcher = AdaptiveBatcher(max_batch_size=4)
+        async with Stack(batcher, backend):
+            return batcher.statistics().calibration, batcher.service_time.known
+
+    calibration, known = asyncio.run(scenario())
+
+    assert not known
+    assert calibration.durations_s == {}
+    assert "example= says what a request brings" in calibration.note
+
+
+def test_buckets_name_the_open_sizes_of_a_text_model(assets):
+    """The mask is added by the batcher, so the guess does not bring it."""
+
+    async def scenario():
+        buckets = batching.Buckets((8, 24), mask="attention_mask")
+        batcher = AdaptiveBatcher(max_batch_size=4, buckets=buckets)
+        async with Stack(batcher, OnnxBackend(assets / "g2p_en.onnx")):
+            return batcher.statistics().calibration
+
+    calibration = asyncio.run(scenario())
+
+    assert {length: list(sizes) for length, sizes in calibration.durations_s.items()} == {8: [1, 2, 4], 24: [1, 2, 4]}
+    assert calibration.note == ""
+
+
+def test_example_that_does_not_fit_ends_the_start(doubling):
+    async def scenario():
+        async with Stack(AdaptiveBatcher(max_batch_size=4), OnnxBackend(doubling, example=np.zeros((2, 3), F32))):
+            pass
+
+    with pytest.raises(ValueError, match=r"^example: input 'x': expected float32\[n\], got float32\[2, 3\]"):
+        asyncio.run(scenario())

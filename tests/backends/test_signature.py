@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streaminfer import errors
-from streaminfer.backends._signature import Signature, TensorSpec, check_value
+from streaminfer.backends._signature import Signature, TensorSpec, check_value, free_axes, guess_inputs
 
 F32 = np.dtype(np.float32)
 
@@ -170,3 +170,21 @@ def test_a_shared_input_is_copied():
     value[:] = 5
     assert copy.flags.c_contiguous
     assert copy.tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_guess_has_the_shape_of_a_request():
+    """Without the batch axis and what the batch shares; open sizes are as asked for."""
+    guess = guess_inputs(two().inputs, 5)
+
+    assert {name: (value.shape, value.dtype) for name, value in guess.items()} == {
+        "input": ((5,), F32),
+        "state": ((2, 128), F32),
+    }
+    two().check(guess)
+    assert free_axes(two().inputs) == {"input": (0,)}
+
+
+def test_guess_is_for_numbers_only():
+    """There are no zeros of text, nor of what is no tensor."""
+    for dtype in (np.dtype(object), None):
+        assert guess_inputs([TensorSpec("x", dtype, ("batch", 4), 0)]) is None

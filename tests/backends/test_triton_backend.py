@@ -643,3 +643,31 @@ def test_a_server_that_does_not_know_the_shared_memory_any_more_is_told_again(co
                     await session.transport.unregister(name, 5.0)
 
     asyncio.run(scenario())
+
+
+def test_batcher_measures_before_it_accepts_requests(connect):
+    """What the server says of the model is enough for zeros; none of it is counted as a batch."""
+
+    async def scenario():
+        backend = connect("mlp")
+        assert backend.example_inputs() is None
+        batcher = AdaptiveBatcher(max_batch_size=8, slo_s=5.0)
+        async with Stack(batcher, backend) as stack:
+            assert list(batcher.statistics().calibration.durations_s[0]) == [1, 2, 4, 8]
+            assert backend.statistics().batches == 0
+            await stack(floats(8))
+            assert backend.statistics().batches == 1
+        assert "exploration" not in batcher.statistics().released
+        assert backend.example_inputs() is None
+
+    asyncio.run(scenario())
+
+
+def test_models_with_a_state_are_not_measured(connect):
+    """A batch of zeros would be a step of somebody's sequence."""
+
+    async def scenario():
+        async with running(connect("accumulate", example=floats(1))) as backend:
+            assert backend.example_inputs() is None
+
+    asyncio.run(scenario())

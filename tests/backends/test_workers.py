@@ -482,3 +482,38 @@ def test_every_call_ends_once_for_the_right_reason(seed, jobs, cancelled, stop):
                 assert outcome is gate.result
 
     run(main())
+
+
+def test_run_for_each_calls_once_for_every_worker():
+    async def main():
+        workers = [Bench() for _ in range(3)]
+        pool = WorkerThreads(workers, "pool")
+        seen = []
+
+        await pool.run_for_each(lambda worker, more: seen.append((worker, more)), 5)
+
+        assert sorted(seen, key=lambda one: workers.index(one[0])) == [(worker, 5) for worker in workers]
+        await pool.stop(drain=True)
+        with pytest.raises(errors.Closed):
+            await pool.run_for_each(seen.append)
+
+    run(main())
+
+
+def test_run_for_each_raises_after_all_have_ended():
+    async def main():
+        workers = [Bench() for _ in range(3)]
+        pool = WorkerThreads(workers, "pool")
+        seen = []
+
+        def fail(worker):
+            seen.append(worker)
+            if worker is workers[0]:
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            await pool.run_for_each(fail)
+        assert len(seen) == 3
+        await pool.stop(drain=True)
+
+    run(main())

@@ -24,7 +24,7 @@ def journal():
     journal = Journal()
     for at_ms, limit_ms, priority in [(0, 50, 0), (1, 0, 1), (4, 20, 0), (30, 50, 2)]:
         journal.arrived(start + at_ms * MS, limit_ms * MS, priority)
-    first = journal.launched(start, 1, "first_measurement", 0)
+    first = journal.launched(start, 1, "exploration", 0)
     second = journal.launched(start + 4 * MS, 2, "planned", 3)
     journal.dropped(start + 5 * MS, "late_alone", 2)
     journal.finished(first, start + 10 * MS, True)
@@ -48,7 +48,7 @@ def test_it_is_a_copy(journal):
     log = DecisionLog.of(journal)
     journal.arrived(2**62, 0, 0)
     assert log.arrivals_ns.size == 5
-    assert log.released == {"first_measurement": 1, "planned": 1, "idle_worker": 1}
+    assert log.released == {"exploration": 1, "planned": 1, "idle_worker": 1}
     assert log.dropped == {"late_alone": 2, "mine<b>": 1}
     assert log.batch_workers.tolist() == [0, 1, 0]
     assert log.batch_ok.tolist() == [True, False, False]
@@ -65,9 +65,9 @@ def test_only_a_journal_makes_one():
 def test_it_explains_in_words(journal):
     text = DecisionLog.of(journal).explain()
     assert text.splitlines() == [
-        "3 batches: first_measurement 1, planned 1, idle_worker 1",
-        "      -40.0 ms worker 0: 1 request, 0 left waiting, took 10.0 ms. first_measurement: "
-        + RELEASE_REASONS["first_measurement"],
+        "3 batches: exploration 1, planned 1, idle_worker 1",
+        "      -40.0 ms worker 0: 1 request, 0 left waiting, took 10.0 ms. exploration: "
+        + RELEASE_REASONS["exploration"],
         "      -36.0 ms worker 1: 2 requests, 3 left waiting, failed after 20.0 ms. planned: "
         + RELEASE_REASONS["planned"],
         "      -10.0 ms worker 0: 1 request, 0 left waiting, still running. idle_worker: "
@@ -102,7 +102,7 @@ def test_html_counts_and_escapes(journal):
     assert "mine<b>" not in html
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
     assert [row[:4] for row in rows] == [
-        ["batches", "first_measurement", "1", "1.0"],
+        ["batches", "exploration", "1", "1.0"],
         ["batches", "planned", "1", "2.0"],
         ["batches", "idle_worker", "1", "1.0"],
         ["drops", "late_alone", "2", ""],
@@ -133,8 +133,8 @@ def bars(axes):
 def test_the_timeline(journal, axes):
     assert DecisionLog.of(journal).plot(axes) is axes
     drawn = bars(axes)
-    assert list(drawn) == ["first_measurement", "planned", "idle_worker", "failed", "still running"]
-    assert drawn["first_measurement"] == [pytest.approx((0, 0.010, 0))]
+    assert list(drawn) == ["exploration", "planned", "idle_worker", "failed", "still running"]
+    assert drawn["exploration"] == [pytest.approx((0, 0.010, 0))]
     assert drawn["planned"] == drawn["failed"] == [pytest.approx((0.004, 0.024, 1))]
     assert drawn["idle_worker"] == drawn["still running"] == [pytest.approx((0.030, 0.040, 0))]
     ticks = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}

@@ -310,10 +310,10 @@ def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
         async with si.Stack(batcher, server, clock=loop.clock) as service:
             for size in (1, 3, 4, 9, FULL) * 6:
                 await asyncio.gather(*(service(1.0) for _ in range(size)), return_exceptions=True)
-            lane = batcher._service._policy._lane
+            model = batcher._service._policy._model
             for size in (2, 5, 9, FULL):
-                assert 0 <= lane.durations[size] - lane.expected_ns(size) < 0.5 * lane.expected_ns(size)
-            assert lane.expected_ns(5) == lane.expected_ns(FULL)
+                assert 0 <= model.upper[size] - model.expected_ns(size) < 0.5 * model.expected_ns(size)
+            assert model.expected_ns(5) == model.expected_ns(FULL)
 
     run(main)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.learning import LearnedServiceTime
+from streaminfer.batching.learned_service_time import LearnedServiceTime
 from streaminfer.batching.service_time import ServiceTime
 
 LARGEST = 64

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import math
 import re
 import runpy
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ def live_demo(_examples_can_be_imported):
     return importlib.import_module("live_demo")
 
 
-SHORT = ["--seconds", "0.5", "--streams", "6", "--cameras", "1"]
+SHORT = ["--window", "0.05", "--seconds", "0.5", "--cameras", "1"]
 
 
 class Page(HTMLParser):
@@ -42,32 +43,30 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_short_run_prints_the_table_and_writes_the_report(live_demo, tmp_path, capsys):
+def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     path = tmp_path / "report.html"
-    assert live_demo.main([*SHORT, "--visitors", "0.5", "--report", str(path)]) == 0
+    options = [*SHORT, "--repeats", "3", "--visitors", "0.5", "--report", str(path)]
+    assert live_demo.main(options) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
+    # what it says depends on the machine, and here on windows of 50 ms; that it is a statement does not
+    assert re.match("Batched, |Batched or not, |Too noisy to tell |Nothing to compare: ", lines[0])
+    assert [line.split()[0] for line in lines if "×  " in line[:7]] == [f"{load:.2f}×" for load in live_demo.LOADS]
     rows = [line for line in lines if line.startswith(("microphones, ", "cameras "))]
     assert [row.split()[0] for row in rows] == ["microphones,", "cameras", "microphones,", "cameras"]
-    assert rows[0].split()[2] == "6"
     assert "microphones, batched" in rows[0]
     assert "Speech in librivox_0870.wav" in printed.out
-    assert re.search(r"\d+ of 6 microphones lost no chunk; \d+ of these decided every chunk", printed.out)
-    assert "Faces in astronaut_pan.mp4" in printed.out
-    assert "no batcher, 2 sessions" in printed.out
     assert "decoding the clips" in printed.err
     visitors = [line for line in lines if line.startswith("visitors, ")]
     assert [line[:18].strip() for line in visitors] == ["visitors, no cache", "visitors, cached"]
-    compared, equal = re.search(
-        r"Of (\d+) answers that were kept or shared, (\d+) are, to the last bit", printed.out
-    ).groups()
-    assert int(compared) == int(equal) > 0
-    budgets = re.search(r"^Error budgets: .*", printed.out, re.MULTILINE)[0]
-    assert budgets.count("alerts: ") == 4
 
     page = Page(path.read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == page.tags.count("section") == 9
-    assert "microphones, batched" in page.text
+    assert lines[0] in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert page.tags.count("svg") == 2 * (page.tags.count("section") + 3)  # both forms; three are not sections' own
+    compared, equal = re.search(r"Of\s(\d+)\sresponses that were stored or shared, (\d+) are, to", page.text).groups()
+    assert int(compared) == int(equal) > 0
+    assert page.text.count("alerts: ") == 4
+    assert "no batcher, 2 sessions" in page.text
     # self-contained: it refers to nothing but its own parts and to pictures inside it
     own = {f"#{identifier}" for identifier in page.identifiers}
     assert all(reference in own or reference.startswith("data:image/png;base64,") for reference in page.references)
@@ -75,20 +74,23 @@ def test_a_short_run_prints_the_table_and_writes_the_report(live_demo, tmp_path,
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
 
 
-def test_without_baseline_and_cameras_there_is_one_row(live_demo, tmp_path, capsys):
+def test_without_cameras_and_visitors_there_are_fewer_figures(live_demo, tmp_path, capsys):
     path = tmp_path / "report.html"
-    options = ["--seconds", "0.3", "--streams", "2", "--cameras", "0", "--no-baseline", "--visitors", "0", "--report"]
-    assert live_demo.main([*options, str(path)]) == 0
+    options = ["--window", "0.05", "--seconds", "0.3", "--cameras", "0", "--repeats", "1", "--visitors", "0"]
+    assert live_demo.main([*options, "--report", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert len(re.findall(r"^microphones, ", printed, re.MULTILINE)) == 1
-    assert "cameras" not in printed
+    assert printed.startswith("Too few repeats to tell")
+    assert len(re.findall(r"^microphones, ", printed, re.MULTILINE)) == 2
+    assert "cameras beside" not in printed
     assert "Faces" not in printed
     assert "isitors" not in printed
-    assert Page(path.read_text(encoding="utf-8")).tags.count("svg") == 7
+    assert Page(path.read_text(encoding="utf-8")).tags.count("section") == 3
 
 
 @pytest.mark.parametrize(
-    "options", [["--seconds", "0"], ["--streams", "0"], ["--sessions", "0"], ["--cameras", "-1"], ["--visitors", "-1"]]
+    "options",
+    [["--seconds", "0"], ["--window", "0"], ["--repeats", "0"], ["--sessions", "0"], ["--cameras", "-1"]],
+    ids=lambda options: options[0],
 )
 def test_impossible_options_are_refused(live_demo, options, capsys):
     with pytest.raises(SystemExit) as refused:
@@ -98,7 +100,7 @@ def test_impossible_options_are_refused(live_demo, options, capsys):
 
 
 def make_budget(*, bad):
-    """The budget of a service that answered a hundred requests, so many of them late."""
+    """The budget of a service that completed a hundred requests, so many of them late."""
     budget = importlib.import_module("demo.budget")
     slo = budget.make_objective("chunks", threshold_s=0.032, objective=0.99, seconds=8.0)
     for number in range(100):
@@ -106,75 +108,126 @@ def make_budget(*, bad):
     return budget.BudgetWatch(slo).read()
 
 
-def make_outcome(*, on_time, seconds=8.0):
-    """What a run would have found out, with the share of chunks on time of each way."""
-    findings, report, services = (
-        importlib.import_module(f"demo.{name}") for name in ("findings", "report", "services")
+def make_outcome(*, on_time, shares=(1.0, 1.0)):
+    """What a run would have found out, with the chunks on time of each way and the shares at two loads."""
+    findings, report, services, machine, audio, video, meter = (
+        importlib.import_module(f"demo.{name}")
+        for name in ("findings", "report", "services", "machine", "audio", "video", "meter")
     )
-    meter_of = importlib.import_module("demo.meter").Meter
-    machine, audio, video = (importlib.import_module(f"demo.{name}") for name in ("machine", "audio", "video"))
-    searches = []
-    for way, count, good in zip((services.batched(), services.UNBATCHED[1]), (300, 100), on_time, strict=True):
-        meter = meter_of(32_000_000)
-        meter.sent = 100
+    ways = (services.batched(), services.UNBATCHED[1])
+    cpu = machine.CpuUse(8.0, 4.0, 0.0, 2.0)
+    holds = []
+    for way, good in zip(ways, on_time, strict=True):
+        chunks = meter.Meter(32_000_000)
+        chunks.sent = 100
         for number in range(100):
             if number < good:
-                meter.answered(5_000_000, si.Response(None, timings=si.request.Timings(0, number, number, 9, 4)))
+                chunks.answered(5_000_000)
             else:
-                meter.failed(si.DeadlineExceeded(""))
+                chunks.failed(si.DeadlineExceeded(""))
         hold = findings.Hold(
             way=way,
-            microphones=count,
-            seconds=seconds,
-            began_ns=0,
-            chunks=meter,
+            microphones=300,
+            seconds=8.0,
+            chunks=chunks,
             pictures=None,
-            cpu=machine.CpuUse(8.0, 4.0, 0.0, 2.0),
+            cpu=cpu,
             voice=si.Telemetry("").statistics(),
             budget=make_budget(bad=100 - good),
             heard=[np.array([0.1, np.nan, 0.9], np.float32)],
             faces={},
         )
-        searches.append(findings.Search([findings.Step(count, good / 100, held=True)], hold))
+        holds.append(hold)
+    curves = [
+        findings.Curve(
+            way,
+            [
+                [findings.LoadPoint(0.5, 50, share, 0.002), findings.LoadPoint(1.0, 100, above, math.inf)]
+                for above in (0.2, 0.4, 0.3)
+            ],
+        )
+        for way, share in zip(ways, shares, strict=True)
+    ]
     clip = audio.Clip("clip.wav", np.zeros(1536, np.float32), [np.zeros(576, np.float32)] * 3)
     frames = video.Frames("clip.mp4", np.zeros((1, 4, 4, 3), np.uint8), 24.0)
     reference = np.array([0.1, 0.9, 0.9], np.float32)
-    return report, report.Outcome("a machine", clip, frames, 0, reference, searches, {"one": 3000.0})
+    sweep = findings.Sweep(3125.0, *curves, cpu)
+    return report, report.Outcome("a machine", clip, frames, 0, reference, {"one": 3125.0}, sweep, holds)
 
 
-def test_the_ratio_is_of_what_was_held(live_demo):
-    report, outcome = make_outcome(on_time=(99, 100))
-    assert outcome.ratio == 3.0
-    said = report.describe_outcome(outcome)
-    assert said[0].startswith("Batched, 3.0 times as many live microphones as in the best unbatched way (300 and 100)")
-    assert "of the 1 chunks after a loss 100.0% were decided as without it" in said[2]
-    assert "chunks lost: 1 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 with all else" in said[3]
-    rows = report.make_rows(outcome)
-    assert rows[0] == (
-        *("microphones, batched", "300", "yes", "12", "5.0 ms", "5.0 ms", "5.0 ms", "99.00%", "32 ms", "0%", "0.0"),
+@pytest.fixture
+def sentences(demo):
+    return demo("demo.sentences")
+
+
+def test_the_tables_show_medians_ranges_and_losses(live_demo):
+    """A percentile that falls on a lost chunk is called lost."""
+    report, outcome = make_outcome(on_time=(99, 98))
+    assert report.make_sweep_rows(outcome.sweep) == [
+        ("0.50×", "50", *("100.0% (100.0 to 100.0)", "2.0 ms") * 2),
+        ("1.00×", "100", *("30.0% (20.0 to 40.0)", "lost") * 2),
+    ]
+    first, second = report.make_rows(outcome)
+    assert first == (
+        *("microphones, batched", "300", "12", "5.0 ms", "5.0 ms", "lost", "99.00%", "32 ms", "0%", "0.0"),
         "40,000 µs",
     )
+    assert second[4:9] == ("lost", "lost", "98.00%", "32 ms", "spent 2.0×")
 
 
-def test_a_hold_that_failed_is_called_so(live_demo):
-    report, outcome = make_outcome(on_time=(98, 100))
-    assert outcome.ratio is None
-    assert report.make_rows(outcome)[0][report.HEAD.index("budget left")] == "spent 2.0×"
-    said = "chunks: spent 2.0×, highest burn rate over 1.1 s 2.0, alerts: none; chunks: 100% left"
-    assert said in report.describe_outcome(outcome)[-2]
-    assert "batched: 300 microphones NOT held, 98.00% on time in 8.0 s" in report.describe_outcome(outcome)[0]
-    assert report.make_rows(outcome)[0][2] == "no"
+def test_each_figure_has_one_line_and_details(sentences):
+    _, outcome = make_outcome(on_time=(99, 98))
+    assert sentences.describe_holds(outcome) == sentences.Paragraph(
+        "300 microphones: batched, 99.0% of chunks on time; unbatched, 98.0%.",
+        (
+            "batched: chunks lost: 1 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 with all else.",
+            (
+                "no batcher, 2 sessions: chunks lost: 2 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 "
+                "with all else."
+            ),
+        ),
+    )
+    said = sentences.describe_budgets(outcome)
+    assert said.line == "Error budgets: 1% of requests may be late or lost; chunks 0% left; chunks spent 2.0×."
+    assert "highest burn rate over 1.1 s 2.0, alerts: none" in said.details[2]
+    assert "of the 1 chunks after a loss 100.0% were decided" in sentences.describe_speech(outcome).details[1]
 
 
-def test_a_hold_without_any_answer_can_be_drawn(live_demo):
-    _, outcome = make_outcome(on_time=(0, 0))
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["both", "one", "neither"])
+def test_a_run_that_held_nothing_can_be_drawn(live_demo, shares):
+    """The page is complete without one response, and wherever the limits are."""
+    _, outcome = make_outcome(on_time=(0, 0), shares=shares)
     page = Page(importlib.import_module("demo.page").make_page(outcome))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 2 * 5
+    assert "nan" not in page.text
+
+
+def test_the_page_fits_phones_and_dark_screens(live_demo):
+    """It names a viewport, follows the color scheme, and keeps a number and its unit on one line."""
+    _, outcome = make_outcome(on_time=(99, 98))
+    text = importlib.import_module("demo.page").make_page(outcome)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert "@media (prefers-color-scheme: dark)" in text
+    drawn = "".join(re.findall("<svg.*?</svg>", text, re.DOTALL))
+    said = Page(re.sub("<svg.*?</svg>", "", text, flags=re.DOTALL)).text
+    assert re.search("\\d\N{NO-BREAK SPACE}ms", said)
+    assert not re.search(r"\d (ms|s|µs|times|microphones)\b", said)
+    # no drawing has a color of its own where text or lines could become invisible
+    assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawn)) <= {"#39ff14"}
+    defined = set(re.findall(r"--(\w+):", text))
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= defined
+
+
+def test_microphones_beside_cameras_are_fewer_than_the_limit(live_demo):
+    _, outcome = make_outcome(on_time=(99, 98))
+    assert 1 <= live_demo.choose_microphones(outcome.sweep) < 50
+    _, none = make_outcome(on_time=(99, 98), shares=(0.0, 0.0))
+    assert live_demo.choose_microphones(none.sweep) >= 1
 
 
 def test_the_columns_of_the_table_are_aligned(live_demo):
     report, outcome = make_outcome(on_time=(100, 100))
-    lines = report.render_table(report.make_rows(outcome)).splitlines()
+    lines = report.render_table(report.STREAMS_HEAD, report.make_rows(outcome)).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert len(lines) == 4
 

@@ -1,7 +1,6 @@
-"""The driver and the search of the live demo, in virtual time: nothing depends on the machine."""
+"""Microphones of the live demo and what is known about them, in virtual time: nothing depends on the machine."""
 
 import asyncio
-import importlib
 import io
 
 import numpy as np
@@ -11,17 +10,6 @@ import streaminfer as si
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 CHUNK_NS = 32_000_000
-
-
-@pytest.fixture
-def demo(_examples_can_be_imported):
-    return importlib.import_module
-
-
-@pytest.fixture
-def clip(demo):
-    chunks = [np.full(576, number, np.float32) for number in range(10)]
-    return demo("demo.audio").Clip("clip", np.zeros(5120, np.float32), chunks)
 
 
 def listen(batch):
@@ -82,7 +70,7 @@ def test_microphones_are_spread_over_the_period(demo, clip):
 def test_a_lost_chunk_leaves_the_stream_with_its_last_state(demo, clip, step):
     heard, meter = play(demo, clip, backend(listen, listen, step), 1, 0.32)
     assert sum(meter.lost.values()) == 1
-    assert meter.missed == 1
+    assert meter.ended - meter.on_time == 1
     (stream,) = heard
     assert np.array_equal(stream[:6], [0, 1, np.nan, 2, 3, 4], equal_nan=True)
 
@@ -118,76 +106,48 @@ def test_an_error_in_the_driver_ends_the_measurement(demo, clip):
         play(demo, clip, ScriptedBackend(then=lambda batch: [{"output": np.zeros(1)}] * len(batch.rows)), 1, 0.5)
 
 
-def make_stage(demo, clip, loop, said):
-    """A machine that takes 4 ms a batch and 0.5 ms a chunk; it holds about 50 microphones batched, and 7 unbatched."""
-
-    def make_service(way, _clip, slo):
-        inner = backend(duration_s=lambda rows: 0.004 + 0.0005 * rows)
-        workers = max(way.sessions, 1)
-        batcher = si.AdaptiveBatcher(max_batch_size=way.max_batch_size, max_in_flight=workers, max_queue_size=4096)
-        return si.Stack(si.Telemetry(way.name, slo=slo), batcher, inner, clock=loop.clock)
-
-    return demo("demo.trials").Stage(clip, None, 0, said.append, make_service)
-
-
-def test_the_search_finds_what_the_machine_holds(demo, clip):
-    trials, services = demo("demo.trials"), demo("demo.services")
-    said = []
-
-    async def main(loop):
-        stage = make_stage(demo, clip, loop, said)
-        rates = await trials.rank_unbatched(stage)
-        searches = [await trials.search(stage, ways, 1.0, 60.0) for ways in ([services.batched()], list(rates)[:3])]
-        return rates, searches
-
-    rates, (batched, unbatched) = run(main)
-    best = unbatched.hold.way
-    assert best.sessions == 2
-    assert set(rates) == set(services.UNBATCHED)
-    assert list(rates.values()) == sorted(rates.values(), reverse=True)
-    assert rates[best] == pytest.approx(2 / 0.0045, rel=0.2)
-    for search in (batched, unbatched):
-        hold = search.hold
-        assert hold.enough
-        assert demo("demo.findings").Step(hold.microphones, hold.chunks.share_on_time, held=True) in search.steps
-        held = [step for step in search.steps if step.held]
-        assert hold.microphones == max(step.microphones for step in held if step.share_on_time >= 0.99)
-        assert hold.microphones + 1 == min(step.microphones for step in held if step.share_on_time < 0.99)
-        assert len(hold.heard) == hold.microphones
-        stands = hold.budget.statistics
-        assert (stands.threshold_s, stands.objective) == (0.032, 0.99)
-        # every chunk from the first on, those of the settling time included
-        assert hold.chunks.ended < stands.good + stands.bad <= hold.voice.requests
-    # at the limit all chunks of a period share one or two batches: 32 ms = 2 * 4 ms + 0.5 ms * 48
-    assert 35 <= batched.hold.microphones <= 56
-    assert 10 <= unbatched.hold.microphones <= 14
-    assert said[0].startswith("looking for the best baseline")
-
-
-def test_a_hopeless_hold_is_given_up(demo, clip):
+def hold(demo, make_stage, count):
     trials, services = demo("demo.trials"), demo("demo.services")
 
     async def main(loop):
-        return await trials.hold(make_stage(demo, clip, loop, []), services.batched(), 100, 5.0, give_up=True)
+        return await trials.hold(make_stage(loop), services.batched(), count, 1.0)
 
-    hold = run(main)
-    assert not hold.enough
-    assert hold.seconds < 1.0
-    assert hold.budget.overspent
+    return run(main)
 
 
-def test_the_meter_keeps_every_batch_once(demo):
-    meter = demo("demo.meter").Meter(1000)
-    first, second = (si.request.Timings(0, started, started, started + 5, 2) for started in (10, 20))
-    for timings, latency_ns in ((first, 900), (first, 1000), (second, 1001), (second, 5)):
+def test_a_hold_within_the_limit(demo, make_stage):
+    """All that is known about some seconds of microphones agrees."""
+    found = hold(demo, make_stage, 30)
+    assert found.chunks.share_on_time >= 0.99
+    assert found.seconds == pytest.approx(1.0, abs=0.1)
+    assert len(found.heard) == 30
+    stands = found.budget.statistics
+    assert (stands.threshold_s, stands.objective) == (0.032, 0.99)
+    # every chunk from the first on, those of the settling time included
+    assert found.chunks.ended < stands.good + stands.bad <= found.voice.requests
+    assert found.pictures is None
+
+
+def test_a_hold_beyond_the_limit_overspends_its_budget(demo, make_stage):
+    found = hold(demo, make_stage, 100)
+    assert found.chunks.share_on_time < 0.99
+    assert found.budget.overspent
+
+
+def test_quantiles_of_the_meter_count_lost_requests(demo):
+    """A quantile that falls on a lost request is infinite; the others are what they are among all requests."""
+    meter = demo("demo.meter").Meter(1_000_000)
+    for latency_ns in (500_000, 1_000_000, 1_001_000):
         meter.sent += 1
-        meter.answered(latency_ns, si.Response(None, timings=timings))
-    meter.sent += 2
-    meter.answered(1, si.Response(None))
+        meter.answered(latency_ns)
+    meter.sent += 1
     meter.failed(si.Overloaded("full"))
-    assert meter.batches == [(10, 15, 2), (20, 25, 2)]
-    assert (meter.sent, meter.ended, meter.on_time, meter.missed) == (6, 6, 4, 2)
-    assert meter.share_on_time == pytest.approx(4 / 6)
+    assert (meter.sent, meter.ended, meter.on_time) == (4, 4, 2)
+    assert meter.share_on_time == 0.5
+    assert meter.quantile_s(0.25) == pytest.approx(500e-6, rel=0.01)
+    assert meter.quantile_s(0.75) == pytest.approx(1001e-6, rel=0.01)
+    assert meter.quantile_s(0.76) == float("inf")
+    assert demo("demo.meter").Meter(1000).quantile_s(0.5) == float("inf")
 
 
 class Terminal(io.StringIO):

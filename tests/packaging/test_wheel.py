@@ -86,7 +86,7 @@ def test_installed_package_is_the_compiled_one(smoke, interpreter):
 def test_installed_package_answers_a_batch(smoke):
     assert smoke["answers"] == [-float(number) for number in range(8)]
     assert smoke["batch_sizes"] == [[8, 1]]
-    assert smoke["released"] == {"first_measurement": 1}
+    assert smoke["released"] == {"exploration": 1}
     assert smoke["recorded"] == 5000
 
 

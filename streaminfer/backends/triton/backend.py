@@ -22,7 +22,7 @@ from typing import Any
 import attrs
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape
+from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends._statistics import BackendRecorder
 from streaminfer.backends.triton.address import Protocol, Tls, find_address
 from streaminfer.backends.triton.asking import Asker, without_axis, zeros_for
@@ -37,7 +37,7 @@ from streaminfer.backends.triton.session import Server, Session, describe_server
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.backends.triton.times import CounterReader, ServerTimes, TritonStatistics
 from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
@@ -77,6 +77,9 @@ class TritonBackend:
             ends connections that ping more often than every 300 seconds.
         max_streams: how many streams of a model with sequences are remembered.
         non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        example: what a request brings, for what a batcher measures before it accepts requests. ``None``: zeros, where
+            the model leaves no sizes open or the batcher's length buckets name them; else nothing is measured. Models
+            with sequences and decoupled ones never are.
         clock: monotonic nanoseconds; ``None``: the `Stack`'s, else the system's.
 
     Attributes:
@@ -114,6 +117,7 @@ class TritonBackend:
         keepalive_s: float | None = None,
         max_streams: int = 10_000,
         non_finite: NonFinite = "allow",
+        example: Any = None,
         clock: Clock | None = None,
     ) -> None:
         check_choice("protocol", protocol, ("grpc", "http"))
@@ -136,6 +140,7 @@ class TritonBackend:
         self._protocol = protocol
         self._shared_memory = shared_memory
         self._non_finite: NonFinite = non_finite
+        self._example = example
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         self.address = str(self._address)
@@ -206,6 +211,22 @@ class TritonBackend:
             raise InvalidInput(
                 f"stream_id: expected one, since model {self.model!r} keeps state for each stream, got None"
             )
+
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings, ``example`` or zeros; ``None`` before the start, or where batches change a state."""
+        asker = self._asker
+        if asker is None or asker.session.model.sequence or asker.session.model.decoupled:
+            return None
+        if self._example is not None:
+            return ExampleInputs(self._example, self._infer_uncounted, exclusive=False)
+        required = [spec for spec in self.inputs if spec.name not in asker.session.model.optional]
+        guess = guess_inputs(required)
+        if not guess:
+            return None
+        only = next(iter(guess.values())) if len(guess) == 1 else None
+        return ExampleInputs(
+            guess if only is None else only, self._infer_uncounted, False, free_axes(required), exclusive=False
+        )
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -475,6 +496,11 @@ class TritonBackend:
             raise Closed(f"{self._what()} is not started, or stopped")
         self._on_my_loop(self._asker.session)
         return self._asker
+
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        asker = self._running()
+        with asker.session.calls:
+            return await asker.infer(batch)
 
     def _on_my_loop(self, session: Session) -> None:
         if asyncio.get_running_loop() is not session.loop:

@@ -1,0 +1,113 @@
+"""Both ways at the same offered loads, in turn: share of chunks on time and p99, repeated.
+
+*Design.* The loads are fixed multiples of one calibrated rate, and both ways get the same microphones at each. A repeat
+starts one service per way and takes the loads in ascending order; at each load one way follows the other, and which
+goes first alternates from load to load and from repeat to repeat. So whatever else the machine does for a while hits
+both ways alike. Between two measurements a single chunk is sent through: its response shows that the work that an
+overload left behind is done.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import streaminfer as si
+from demo.audio import CHUNK_S, SILENCE, Clip
+from demo.findings import Curve, LoadPoint, Sweep
+from demo.machine import CpuClock
+from demo.microphones import Microphones
+from demo.services import Way
+from demo.trials import Stage
+
+__all__ = ["LOADS", "PATIENCE_NS", "WINDOW_S", "measure_load", "sweep_loads"]
+
+LOADS = (0.25, 0.5, 0.63, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 4.0)
+"""Times the calibrated rate."""
+WINDOW_S = 0.25
+SETTLE_S = 0.1
+"""Between the start of the microphones and the window: starting hundreds of streams at once is not what is measured."""
+MINIMUM_REPEATS = 3
+MAXIMUM_REPEATS = 7
+PATIENCE_NS = 5_000_000_000
+"""Deadline of chunks that are not live: the service's own objective would lose them in a stall of the machine."""
+
+
+async def measure_load(service: si.Stack, clip: Clip, load: float, rate: float, seconds: float) -> LoadPoint:
+    """Measure one offered load with microphones of its own.
+
+    Args:
+        service: the voice detector.
+        clip: what the microphones play.
+        load: offered load, times ``rate``.
+        rate: chunks a second.
+        seconds: length of the window.
+    """
+    microphones = Microphones(service, clip)
+    microphones.grow_to(max(1, round(load * rate * CHUNK_S)))
+    await asyncio.sleep(SETTLE_S)
+    meter = await microphones.measure(seconds)
+    await microphones.stop()
+    await service.call(
+        si.Request({"input": clip.chunks[0], "state": SILENCE}, deadline_ns=service.clock() + PATIENCE_NS)
+    )
+    return LoadPoint(load, len(microphones), meter.share_on_time, meter.quantile_s(0.99))
+
+
+async def sweep_loads(
+    stage: Stage,
+    ways: tuple[Way, Way],
+    rate: float,
+    *,
+    loads: Sequence[float] = LOADS,
+    seconds: float = WINDOW_S,
+    repeats: int | None = None,
+    end_s: float = 0.0,
+    now_s: Callable[[], float] = time.monotonic,
+) -> Sweep:
+    """Drive both ways in turn at every load, several times.
+
+    Args:
+        stage: what the microphones play.
+        ways: batched and unbatched.
+        rate: calibrated rate in chunks a second.
+        loads: offered loads, ascending, times ``rate``.
+        seconds: length of a window.
+        repeats: how often; ``None``: three times, and more while another repeat is expected to finish by ``end_s``.
+        end_s: an instant of ``now_s``.
+        now_s: monotonic seconds.
+    """
+    batched, unbatched = (Curve(way, []) for way in ways)
+    cpu = CpuClock("")
+    for number in itertools.count():
+        began_s = now_s()
+        await _repeat(stage, (batched, unbatched), rate, loads, seconds, number)
+        done = number + 1
+        took_s = now_s() - began_s
+        if repeats is not None:
+            if done >= repeats:
+                break
+        elif done >= MAXIMUM_REPEATS or (done >= MINIMUM_REPEATS and now_s() + took_s > end_s):
+            break
+    return Sweep(rate, batched, unbatched, cpu.read())
+
+
+async def _repeat(
+    stage: Stage, curves: Sequence[Curve], rate: float, loads: Sequence[float], seconds: float, number: int
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        services = [
+            await stack.enter_async_context(stage.make_service(curve.way, stage.clip, None)) for curve in curves
+        ]
+        for curve in curves:
+            curve.repeats.append([])
+        for place, load in enumerate(loads):
+            turns = list(zip(curves, services, strict=True))
+            for curve, service in reversed(turns) if (number + place) % 2 else turns:
+                point = await measure_load(service, stage.clip, load, rate, seconds)
+                curve.repeats[-1].append(point)
+                stage.say(
+                    f"repeat {number + 1}, {curve.way.name}, {load:g}×: {point.microphones} microphones, "
+                    f"{point.share_on_time:.1%} of chunks on time"
+                )

@@ -1,0 +1,266 @@
+"""Findings in words: one line for each figure, and details for who wants them."""
+
+import math
+from collections import Counter
+
+import attrs
+
+from demo.audio import CHUNK_S
+from demo.budget import Budget
+from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Served, Sweep, Visited
+from demo.machine import CpuUse
+from demo.report import Outcome, describe_left
+
+__all__ = [
+    "Paragraph",
+    "describe_budgets",
+    "describe_cache",
+    "describe_faces",
+    "describe_holds",
+    "describe_outcome",
+    "describe_speech",
+    "describe_sweep",
+    "say_headline",
+]
+
+OPEN_LOOP = (
+    "Open loop: a microphone sends a chunk every 32 ms whether or not the last response has come. Latency counts from "
+    "the instant at which a chunk was due, and a lost chunk is not on time. p99 is over all chunks that were due: "
+    "“lost” where more than 1% were."
+)
+TURNS = (
+    "Both ways take turns at each load, in alternating order. A way holds the highest load that had 99% of chunks on "
+    "time, interpolated to the next, if at most one lower load had less. One ratio is stated if all repeats are on the "
+    f"same side of 1 and within a factor of {SPREAD:g} of each other; otherwise the bound that each of them supports; "
+    "otherwise nothing."
+)
+NOT_BATCHED = (
+    "Frames are not batched: on a CPU a batch makes this model slower, 3.0 ms a frame alone and 4.9 ms a frame in a "
+    "batch of 32."
+)
+AS_SERVED = (
+    "As the service sees it, from the call and not from when a request was due: it can look better than the share on "
+    "time."
+)
+
+
+@attrs.frozen
+class Paragraph:
+    """One line, and sentences that a reader may skip."""
+
+    line: str
+    details: tuple[str, ...] = ()
+
+
+def say_headline(comparison: Comparison, sweep: Sweep) -> str:
+    """Return the one sentence of the demo; it claims nothing that the repeats do not support."""
+    count = len(comparison.ratios)
+    if comparison.verdict is Verdict.NEITHER:
+        return f"Nothing to compare: no load had {ENOUGH:.0%} of chunks on time, batched or not ({count} repeats)."
+    if comparison.verdict is Verdict.TOO_NOISY:
+        return _say_undecided(comparison)
+    batched, unbatched = (
+        _say_limit(limit, sweep) for limit in (comparison.batched_median, comparison.unbatched_median)
+    )
+    spread = f"{_say_ratios(comparison)} in {count} repeats"
+    what = f"as many live microphones with {ENOUGH:.0%} of chunks on time"
+    if comparison.verdict is Verdict.SAME:
+        return f"Batched or not, about {what}: {batched} and {unbatched} ({spread})."
+    times = {
+        Verdict.RATIO: f"{comparison.ratio:.1f}",
+        Verdict.AT_LEAST: f"at least {_floor(comparison.ratio):.1f}",
+        Verdict.AT_MOST: f"at most {_ceil(comparison.ratio):.1f}",
+    }
+    return f"Batched, {times[comparison.verdict]} times {what}: {batched} instead of {unbatched} ({spread})."
+
+
+def describe_sweep(outcome: Outcome) -> Paragraph:
+    """Describe the first figure."""
+    sweep = outcome.sweep
+    count = len(sweep.batched.repeats)
+    return Paragraph(
+        f"Lines are medians of {count} repeats, dots and bands the repeats themselves; a chunk is on time if its "
+        f"response comes within {1e3 * CHUNK_S:.0f} ms of being due.",
+        (
+            OPEN_LOOP,
+            _say_rates(outcome),
+            TURNS,
+            f"Processors busy meanwhile: {_say_busy(sweep.cpu)}.",
+        ),
+    )
+
+
+def describe_holds(outcome: Outcome) -> Paragraph:
+    """Describe the seconds with cameras beside the microphones."""
+    batched, unbatched = outcome.holds
+    return Paragraph(
+        f"{batched.microphones:,} microphones{_say_cameras(outcome.cameras)}: batched, "
+        f"{batched.chunks.share_on_time:.1%} of chunks on time; unbatched, {unbatched.chunks.share_on_time:.1%}.",
+        tuple(f"{hold.way.name}: {_say_lost(hold)}; processors busy: {_say_busy(hold.cpu)}." for hold in outcome.holds),
+    )
+
+
+def describe_speech(outcome: Outcome) -> Paragraph:
+    """Describe what the microphones of the batched way heard."""
+    speech = outcome.speech
+    segments = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in speech.segments) or "none"
+    intact = (
+        f"{speech.intact} of {speech.microphones} microphones lost no chunk; {speech.agreeing} of these decided every "
+        f"chunk as the clip run alone does (largest difference of a probability {speech.largest_difference:.1e})."
+    )
+    details = [intact]
+    if speech.after_loss:
+        details.append(
+            f"A stream that lost a chunk goes on with its last state: of the {speech.after_loss} chunks after a loss "
+            f"{speech.after_loss_agreeing / speech.after_loss:.1%} were decided as without it."
+        )
+    return Paragraph(
+        f"Speech in {outcome.clip.name} ({speech.heard_s:.1f} of {outcome.clip.duration_s:.1f} s heard): {segments}.",
+        tuple(details),
+    )
+
+
+def describe_faces(outcome: Outcome) -> Paragraph:
+    """Describe what the cameras beside the batched way saw."""
+    seen = outcome.pictures
+    return Paragraph(
+        f"Faces in {outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show "
+        f"one, {seen.mean_faces:.2f} in each of these, mean score {seen.mean_score:.2f}.",
+        (NOT_BATCHED,),
+    )
+
+
+def describe_cache(visited: Visited) -> Paragraph:
+    """Describe the visitors."""
+    uploads, cached = visited.uploads, visited.cached
+    details = [_say_visitors(visited)]
+    if cached.cache is not None and cached.flights is not None:
+        details.append(
+            f"The cache, empty at first: {cached.share(KEPT):.1%} of the responses came from it, "
+            f"{cached.flights.joined} more shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
+            f"computed; it held {cached.cache.held_bytes / 2**20:.1f} MiB and evicted {cached.cache.evicted}. Of "
+            f"{visited.compared:,} responses that were stored or shared, {visited.equal:,} are, to the last bit, what "
+            "the model says without a cache."
+        )
+    return Paragraph(
+        f"Visitors upload {uploads.rate:,.0f} pictures a second: without a cache {_say_on_time(visited.plain)}; "
+        f"with one {_say_on_time(cached)}.",
+        tuple(details),
+    )
+
+
+def describe_budgets(outcome: Outcome) -> Paragraph:
+    """Describe the error budgets."""
+    return Paragraph(
+        f"Error budgets: {1 - ENOUGH:.0%} of requests may be late or lost; "
+        + "; ".join(
+            f"{budget.statistics.name} {describe_left(budget)}{'' if budget.overspent else ' left'}"
+            for budget in outcome.budgets
+        )
+        + ".",
+        (
+            AS_SERVED,
+            *(_say_burned(budget) for budget in outcome.budgets),
+        ),
+    )
+
+
+def describe_outcome(outcome: Outcome) -> list[str]:
+    """Return what there is to say in a terminal below the headline, a line each."""
+    paragraphs = [describe_holds(outcome), describe_speech(outcome)]
+    if outcome.holds[0].faces:
+        paragraphs.append(describe_faces(outcome))
+    if outcome.visited is not None:
+        paragraphs.append(describe_cache(outcome.visited))
+    paragraphs.append(describe_budgets(outcome))
+    return [*(paragraph.line for paragraph in paragraphs), say_machine(outcome)]
+
+
+def say_machine(outcome: Outcome) -> str:
+    """Return where it ran."""
+    return f"Everything ran on one machine, senders included: {outcome.machine}."
+
+
+def _say_undecided(comparison: Comparison) -> str:
+    count = len(comparison.ratios)
+    if count < MINIMUM_REPEATS:
+        return (
+            f"Too few repeats to tell how many more live microphones batching allows: {count}, of at least "
+            f"{MINIMUM_REPEATS}."
+        )
+    return (
+        "Too noisy to tell how many more live microphones batching allows: the repeats disagree "
+        f"({_say_ratios(comparison)} as many, in {count} repeats). Run it again on a quieter machine."
+    )
+
+
+def _say_limit(limit: Limit, sweep: Sweep) -> str:
+    per_load = sweep.rate * CHUNK_S
+    if limit.high == math.inf:
+        return f"more than {limit.low * per_load:,.0f}"
+    return f"{limit.low * per_load:,.0f}" if limit.low else f"fewer than {limit.high * per_load:,.0f}"
+
+
+def _say_ratios(comparison: Comparison) -> str:
+    low, high = min(ratio.low for ratio in comparison.ratios), max(ratio.high for ratio in comparison.ratios)
+    if high == math.inf:
+        return f"{_floor(low):.1f} times and more" if low else "any number of times"
+    return f"{_floor(low):.1f} to {_ceil(high):.1f} times"
+
+
+def _floor(ratio: float) -> float:
+    """Round down to tenths, so that a bound stays one; but for errors of floating point."""
+    return math.floor(10 * ratio + 1e-6) / 10
+
+
+def _ceil(ratio: float) -> float:
+    return math.ceil(10 * ratio - 1e-6) / 10
+
+
+def _say_cameras(count: int) -> str:
+    return f" and {count} {'camera' if count == 1 else 'cameras'}" if count else ""
+
+
+def _say_rates(outcome: Outcome) -> str:
+    rates = "; ".join(f"{name} {rate:,.0f}" for name, rate in outcome.rates.items())
+    return (
+        f"A load of 1× is {outcome.sweep.rate:,.0f} chunks a second, what the best unbatched way "
+        f"({outcome.sweep.unbatched.way.name}) completes here when it is saturated. All unbatched ways, saturated, "
+        f"chunks a second: {rates}. Of the fastest three, the baseline is the one with most live chunks on time at "
+        f"0.50 to 0.80 of the fastest one's rate."
+    )
+
+
+def _say_visitors(visited: Visited) -> str:
+    uploads = visited.uploads
+    return (
+        f"The face detector alone completes {visited.capacity:,.0f} pictures a second here, and {uploads.rate:,.0f} a "
+        f"second come ({len(uploads):,} in all, independent of each other). They bring real frames of the clip, "
+        f"chosen by a made-up popularity (Zipf's law over {visited.catalogue} frames, seeded): {uploads.different} "
+        f"different ones, so {uploads.share_repeated:.0%} of the uploads repeat an earlier one."
+    )
+
+
+def _say_on_time(served: Served) -> str:
+    lost = f" ({served.share(LOST):.1%} lost)" if served.share(LOST) else ""
+    return f"{served.meter.share_on_time:.1%} are on time{lost}"
+
+
+def _say_burned(budget: Budget) -> str:
+    severities = Counter(alert.severity for alert in budget.alerts)
+    alerts = ", ".join(f"{count} {severity}" for severity, count in severities.items()) or "none"
+    return (
+        f"{budget.statistics.name}: highest burn rate over {budget.window_s:.1f} s {budget.worst_burn_rate:.1f}, "
+        f"alerts: {alerts}."
+    )
+
+
+def _say_lost(hold: Hold) -> str:
+    lost = ", ".join(f"{count:,} {name}" for name, count in hold.chunks.lost.items()) or "none"
+    return f"chunks lost: {lost}"
+
+
+def _say_busy(cpu: CpuUse) -> str:
+    others = "" if math.isnan(cpu.others_s) else f", {cpu.others_s / cpu.wall_s:.2f} with all else"
+    return f"{cpu.process_s / cpu.wall_s:.2f} with this process{others}"

@@ -1,0 +1,203 @@
+"""Durations and batch sizes of one length bucket, as the planner reads them.
+
+Without buckets there is one :class:`BucketModel`; with them each bucket has its own, because a batch of long rows takes
+longer than one of short rows.
+
+*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of it
+has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most every
+eighth batch, which costs less than a hundredth of the throughput.
+
+*Sampling.* A model of microseconds responds faster than it could be learned: once it is known and nothing about it is in doubt, one
+batch in five milliseconds teaches as much as all of them. Batches of a millisecond or more are all observed: left out by
+the clock, it would always be the short ones behind the long ones.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching._order_cy import Timetable
+
+__all__ = ["BucketModel"]
+
+_OBSERVE_EVERY_NS = 5_000_000
+_SHORT_NS = 1_000_000
+_OBSERVE_FIRST = 16
+_SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
+_SURE_DEVIATIONS = 2.0
+_LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
+_CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
+_EXPLORE_TIMES = 4
+_COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
+_NEVER_NS = 2**63 - 1
+
+
+class BucketModel:
+    """Tables of one bucket, made again when its service time has learned.
+
+    Args:
+        cap: the largest batch.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`.
+        workers: how many batches may run at once.
+        padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
+
+    Attributes:
+        cap: the same.
+        service_time: the same.
+        timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
+        upper_timetable: the same of ``upper``.
+        durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
+        steps: the same shape: how long after a batch the next one may start, with several workers.
+        upper: the same shape: what 19 of 20 batches do not exceed.
+        sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
+        learns: whether the service time learns.
+        observe_from_ns: batches that end earlier need not be observed.
+    """
+
+    __slots__ = (
+        "_compare_from",
+        "_mean",
+        "_padded",
+        "_version",
+        "_workers",
+        "cap",
+        "durations",
+        "learns",
+        "observe_from_ns",
+        "service_time",
+        "steps",
+        "sure_ns",
+        "timetable",
+        "upper",
+        "upper_timetable",
+    )
+
+    def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
+        self.cap = cap
+        self.service_time = service_time
+        self.learns = hasattr(service_time, "observe")
+        self.observe_from_ns = 0 if self.learns else _NEVER_NS
+        self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
+        self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
+        self.timetable: Timetable | None = None
+        self.upper_timetable: Timetable | None = None
+        self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
+        self.steps = self.upper = self.durations
+        self.sure_ns = 0
+        self._workers = workers
+        self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
+        self._version = -1
+        self.refresh()
+
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool) -> None:
+        """Learn from a batch.
+
+        Args:
+            size: its rows.
+            duration_ns: how long it took.
+            now_ns: when it ended.
+            cancelled: it was cancelled then: a lower bound. Where about as much was expected, it teaches that the batch
+                would have taken half as long again.
+        """
+        if self._padded is not None and size <= self.cap:
+            size = int(self._padded[size])
+        model = self.service_time
+        if cancelled and model.known:
+            largest = max(size, self.cap)
+            longer_ns = _CENSORED * min(duration_ns, int(model.expected_ns(largest)[size]))
+            duration_ns = max(duration_ns, int(longer_ns))
+            if duration_ns <= model.upper_ns(largest)[size]:
+                return
+        model.observe(size, duration_ns, now_ns)
+        if duration_ns < _SHORT_NS and model.observations > _OBSERVE_FIRST and not model.in_doubt:
+            self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make the tables again if the service time has learned since."""
+        model = self.service_time
+        if self.learns:
+            if model.version == self._version or not model.known:
+                return
+            self._version = model.version
+            mean, upper, best = model.expected_ns(self.cap), model.upper_ns(self.cap), model.best_batch_size(self.cap)
+        elif self.timetable is None:
+            mean = upper = model.table_ns(self.cap)
+            best = model.best_batch_size(self.cap)
+        else:
+            return
+        if self._padded is not None:
+            mean, upper = mean[self._padded], upper[self._padded]
+            best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+        self._mean = mean
+        planned = mean[: best + 1]
+        if self.learns:
+            planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
+        self._set(planned, upper[: best + 1])
+
+    def size_to_explore(self, available: int) -> int:
+        """Return the size to try where the known ones cannot serve all that is queued; 0: none.
+
+        What sizes beyond the largest trusted one take is a guess. While batches have not grown slower with their size,
+        up to four times as many rows are tried.
+        """
+        if not self.learns:
+            return 0
+        trusted = self.service_time.trusted
+        size = min(available, self.cap, _EXPLORE_TIMES * max(trusted, 1))
+        return size if size > trusted and self.service_time.flat_up_to(trusted) else 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is time to compare another size with the best."""
+        return self.learns and self.service_time.observations >= self._compare_from  # type: ignore[no-any-return]
+
+    def size_to_compare(self, available: int) -> int:
+        """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
+
+        Args:
+            available: the most rows that there are for it.
+        """
+        model, best = self.service_time, len(self.durations) - 1
+        self._compare_from = model.observations + _COMPARE_EVERY
+        for size in self._next_to(best):
+            if 0 < size <= available and size != best and model.batches_since(size) >= _COMPARE_AFTER:
+                return size
+        return 0
+
+    def expected_ns(self, size: int) -> int:
+        """Return the mean duration of a batch, also of one larger than the best size."""
+        return int(self._mean[size])
+
+    def _next_to(self, best: int) -> tuple[int, int]:
+        if self._padded is None:
+            return best // 2, min(2 * best, self.cap)
+        sizes = self._padded[1:]
+        smaller = int(sizes[sizes < sizes[best - 1]].max(initial=0))
+        return smaller, int(self._padded[min(best + 1, self.cap)])
+
+    def borrow(self, other: "BucketModel", ratio: float) -> None:
+        """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
+        scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
+        scaled[0] = 0
+        self._set(scaled, scaled)
+        self._version = -1
+
+    def _set(self, durations: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
+        # copies: a kernel is compiled for contiguous, writable arrays
+        self.durations, self.upper = np.array(durations), np.array(upper)
+        self.steps = self._steps_of(self.durations)
+        self.timetable = Timetable(self.durations, self.steps)
+        self.upper_timetable = Timetable(self.upper, self._steps_of(self.upper))
+        self.sure_ns = int(self.durations[1])
+        if self.learns:
+            self.sure_ns = int(self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation)))
+
+    def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
+        return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
+
+    def __repr__(self) -> str:
+        return f"BucketModel({self.cap}, {self.service_time!r})"

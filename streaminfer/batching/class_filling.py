@@ -1,0 +1,74 @@
+"""Less urgent requests in a batch of urgent ones.
+
+*Design.* The urgent requests are chosen already. The batch is filled to the largest size at which the first of them is
+still on time, at which a more urgent request that arrives just after the batch was sent can still be served in the next
+one, and for which there are as many less urgent requests that are on time in it. The last two conditions are monotone in
+the size, so each is found by bisection or in one pass.
+
+*Complexity.* O(cap + n log cap) for n less urgent requests.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["fill_with_less_urgent"]
+
+_Array = NDArray[np.int64]
+
+
+def fill_with_less_urgent(
+    now_ns: int,
+    durations: _Array,
+    *,
+    urgent_deadline_ns: int,
+    urgent_size: int,
+    urgent_left: int,
+    others: _Array,
+    rates: Sequence[tuple[float, int]],
+) -> list[int]:
+    """Choose the less urgent requests of a batch.
+
+    Args:
+        now_ns: when the batch starts.
+        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
+        urgent_size: how many there are.
+        urgent_left: how many of their class stay queued behind them.
+        others: shape (n,), deadlines of the less urgent requests, in the order in which they are served.
+        rates: arrivals per nanosecond and time limit in nanoseconds of each class that must not be delayed.
+
+    Returns:
+        Positions in ``others``, ascending.
+    """
+    if urgent_left:
+        return []  # every row more delays those that stay queued
+    cap = durations.size - 1
+    room = min(cap, urgent_size + others.size)
+    room = min(room, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
+    while room > urgent_size and not _leaves_time(durations, room, rates):
+        room -= 1
+    if room <= urgent_size:
+        # no size leaves enough time for the next urgent request: holding back would only cost throughput
+        room = min(cap, urgent_size + others.size, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
+    low, high = urgent_size, max(room, urgent_size)
+    while low < high:
+        size = (low + high + 1) // 2
+        if np.count_nonzero(others >= now_ns + durations[size]) >= size - urgent_size:
+            low = size
+        else:
+            high = size - 1
+    on_time = np.flatnonzero(others >= now_ns + durations[low])
+    chosen: list[int] = on_time[: low - urgent_size].tolist()
+    return chosen
+
+
+def _leaves_time(durations: _Array, size: int, rates: Sequence[tuple[float, int]]) -> bool:
+    """Return whether a request of each class that arrives when the batch starts can be served in the next one."""
+    takes_ns = int(durations[size])
+    for rate, limit_ns in rates:
+        following = min(max(int(rate * takes_ns), 1), durations.size - 1)
+        if takes_ns + int(durations[following]) > limit_ns:
+            return False
+    return True

@@ -1,0 +1,249 @@
+"""Start means ready: the report, the log, and `ready`."""
+
+import asyncio
+import logging
+import os
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Slow(ScriptedBackend):
+    """A backend whose start takes a while."""
+
+    def __init__(self, start_s, **options):
+        super().__init__(**options)
+        self.start_s = start_s
+
+    async def start(self):
+        await asyncio.sleep(self.start_s)
+
+    async def stop(self, *, drain):
+        await asyncio.sleep(0.001)
+
+
+def slow_stack(loop, start_s=1.25, **options):
+    backend = Slow(start_s, duration_s=0.010, example=1.0, **options)
+    return si.Stack(si.Telemetry("x"), si.AdaptiveBatcher(max_batch_size=2), backend, clock=loop.clock)
+
+
+def test_report_names_each_part():
+    """Innermost first, each with its time; the batcher's with what it measured."""
+
+    async def scenario(loop):
+        stack = slow_stack(loop)
+        assert stack.statistics().start is None
+        async with stack:
+            pass
+        return stack.statistics()
+
+    statistics = run(scenario)
+
+    start = statistics.start
+    assert [part.name for part in start.parts] == ["Slow", "AdaptiveBatcher"]
+    assert [part.seconds for part in start.parts] == pytest.approx([1.25, 0.100])
+    assert start.seconds == pytest.approx(1.350)
+    assert start.calibration == statistics["AdaptiveBatcher"].calibration
+    assert str(start) == (
+        "ready after 1.350 s: Slow 1.250 s, AdaptiveBatcher 0.100 s (batches of 1, 2 take 10 to 10 ms)"
+    )
+    assert "<td>Slow</td><td>1.250 s</td>" in statistics._repr_html_()
+    assert "<td>10 ms</td>" in statistics._repr_html_()
+
+
+def test_stack_without_a_batcher_is_named():
+    async def scenario(loop):
+        stack = si.Stack(Slow(0.5, example=1.0), clock=loop.clock)
+        async with stack:
+            return [part.name for part in stack.statistics().start.parts]
+
+    assert run(scenario) == ["Slow", "batches of one"]
+
+
+def test_start_is_one_line_in_the_log(caplog):
+    caplog.set_level(logging.INFO, "streaminfer")
+
+    async def scenario(loop):
+        async with slow_stack(loop):
+            pass
+
+    run(scenario)
+
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("streaminfer", "INFO")
+    assert record.message.startswith("stack Telemetry → AdaptiveBatcher → Slow ready after 1.350 s: Slow 1.250 s, ")
+
+
+def test_long_start_says_how_far_it_is(caplog):
+    """Every five seconds a line names the part, and what it does."""
+    caplog.set_level(logging.INFO, "streaminfer")
+
+    async def scenario(loop):
+        backend = Slow(6.0, duration_s=0.9, example=1.0)
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=64), backend, clock=loop.clock):
+            pass
+
+    run(scenario)
+
+    *progress, ready = [record.message for record in caplog.records]
+    assert progress == [
+        "stack AdaptiveBatcher → Slow starts, for 5 s now: Slow",
+        "stack AdaptiveBatcher → Slow starts, for 10 s now: AdaptiveBatcher, measuring batches of 4",
+    ]
+    assert "ready after 11.400 s" in ready
+
+
+def test_ready_from_start_to_stop():
+    """False before, while it starts, while it stops and after."""
+
+    async def scenario(loop):
+        stack = slow_stack(loop)
+        seen = [stack.ready]
+        starting = asyncio.ensure_future(stack.start())
+        await asyncio.sleep(1.0)
+        seen.append(stack.ready)
+        await asyncio.sleep(0.3)
+        seen.append(stack.ready)
+        with pytest.raises(si.Closed):
+            await stack(1.0)
+        await starting
+        seen.append(stack.ready)
+        stopping = asyncio.ensure_future(stack.stop())
+        await asyncio.sleep(0)
+        seen.append(stack.ready)
+        await stopping
+        return [*seen, stack.ready]
+
+    assert run(scenario) == [False, False, False, True, False, False]
+
+
+def test_failed_start_is_not_ready():
+    async def scenario(loop):
+        class Broken(ScriptedBackend):
+            async def start(self):
+                raise OSError("no such device")
+
+        stack = si.Stack(Broken(), clock=loop.clock)
+        with pytest.raises(OSError, match="no such device"):
+            await stack.start()
+        return stack.ready, stack.statistics().start
+
+    assert run(scenario) == (False, None)
+
+
+def test_closed_loop_is_not_ready():
+    """A stack whose loop was closed without a stop answers nobody."""
+    loop = VirtualLoop()
+    stack = si.Stack(ScriptedBackend(), clock=loop.clock)
+    loop.run_until_complete(stack.start())
+    assert stack.ready
+
+    loop.close()
+
+    assert not stack.ready
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_process_is_not_ready():
+    async def scenario(loop):
+        async with si.Stack(ScriptedBackend(), clock=loop.clock) as stack:
+            child = os.fork()
+            if not child:
+                os._exit(3 if stack.ready else 4)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert run(scenario) == 4
+
+
+def test_progress_timer_ends_with_a_cancelled_start(caplog):
+    caplog.set_level(logging.INFO, "streaminfer")
+
+    async def scenario(loop):
+        stack = slow_stack(loop, start_s=30.0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(6.0):
+                await stack.start()
+        await asyncio.sleep(20.0)
+        return stack.ready
+
+    assert run(scenario) is False
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("concurrent", [False, True], ids=["router", "replicas"])
+def test_routes_are_all_ready(concurrent):
+    """What starts several services is ready only when each of them is, measured."""
+
+    async def scenario(loop):
+        stacks = [slow_stack(loop, start_s) for start_s in (1.0, 3.0)]
+        if concurrent:
+            front = si.Replicas(*[si.Replica(str(number), stack) for number, stack in enumerate(stacks)])
+        else:
+            front = si.FallbackRouter(*[si.Route(str(number), stack) for number, stack in enumerate(stacks)])
+        outer = si.Stack(front, clock=loop.clock)
+        starting = asyncio.ensure_future(outer.start())
+        await asyncio.sleep(2.0)
+        assert (outer.ready, stacks[0].ready, stacks[1].ready) == (False, True, False)
+        await starting
+        assert (outer.ready, stacks[0].ready, stacks[1].ready) == (True, True, True)
+        assert all(stack.statistics().start.calibration.durations_s for stack in stacks)
+        await outer.stop()
+        return outer.ready, stacks[0].ready, stacks[1].ready
+
+    assert run(scenario) == (False, False, False)
+
+
+def test_stop_right_after_start():
+    async def scenario(loop):
+        stack = slow_stack(loop)
+        await stack.start()
+        await stack.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await stack.start()
+        call = asyncio.ensure_future(stack(2.0))
+        await asyncio.sleep(0)
+        await stack.stop(drain=True)
+        return await call
+
+    assert run(scenario) == 2.0
+
+
+def test_hanging_request_does_not_outlive_the_stop():
+    async def scenario(loop):
+        backend = ScriptedBackend(HANG, example=1.0)
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), backend, clock=loop.clock) as stack:
+            call = asyncio.ensure_future(stack(1.0))
+            await asyncio.sleep(0.01)
+            await stack.stop(drain=False)
+        with pytest.raises(si.Closed):
+            await call
+        return backend.running
+
+    assert run(scenario) == 0
+
+
+def test_threads_and_functions_are_warm():
+    """A function sees batches of its example at start, in its worker threads, and no statistics count them."""
+    shapes = []
+
+    def double(inputs):
+        shapes.append(inputs.shape)
+        return inputs * 2
+
+    async def scenario():
+        backend = si.CpuBackend(double, workers=2, example=np.ones(3))
+        batcher = si.AdaptiveBatcher(max_batch_size=4, max_in_flight=2)
+        async with si.Stack(batcher, backend) as stack:
+            assert {shape[0] for shape in shapes} == {1, 2, 4}
+            assert (backend.statistics().batches, backend.statistics().busy_s) == (0, 0.0)
+            assert list(stack.statistics().start.calibration.durations_s[0]) == [1, 2, 4]
+            assert (await stack(np.ones(3))).tolist() == [2.0, 2.0, 2.0]
+            assert backend.statistics().batches == 1
+
+    asyncio.run(scenario())

@@ -1,0 +1,186 @@
+"""What the repeats of a sweep allow to say, from made-up repeats."""
+
+import importlib
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+LOADS = (0.25, 0.5, 1.0, 2.0, 4.0)
+RATE = 1000.0  # a load of 1 is 32 microphones
+
+
+@pytest.fixture
+def comparison(demo):
+    return demo("demo.comparison")
+
+
+def make_sweep(demo, batched, unbatched):
+    """Repeats that hold every load up to the given one (0: none) and lose nearly everything above."""
+    findings, services = demo("demo.findings"), demo("demo.services")
+
+    def curve(way, limits):
+        return findings.Curve(
+            way,
+            [
+                [
+                    findings.LoadPoint(load, round(32 * load), *((1.0, 0.005) if load <= limit else (0.0, math.inf)))
+                    for load in LOADS
+                ]
+                for limit in limits
+            ],
+        )
+
+    cpu = demo("demo.machine").CpuUse(10.0, 5.0, 0.0, 1.0)
+    return findings.Sweep(RATE, curve(services.batched(), batched), curve(services.UNBATCHED[0], unbatched), cpu)
+
+
+def say(demo, batched, unbatched):
+    sweep = make_sweep(demo, batched, unbatched)
+    found = demo("demo.comparison").compare(sweep)
+    return found, demo("demo.sentences").say_headline(found, sweep)
+
+
+def points(demo, shares):
+    return [
+        demo("demo.findings").LoadPoint(load, round(32 * load), share, 0.01)
+        for load, share in zip(LOADS, shares, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "low", "high"),
+    [
+        ([1.0, 1.0, 0.98, 0.5, 0.1], 2**-0.5, 2**-0.5),  # half-way between two loads, which are a factor of 2 apart
+        ([1.0, 0.99, 0.5, 0.5, 0.1], 0.5, 0.5),
+        ([1.0, 0.6, 1.0, 0.99, 0.98], 2.0, 2.0),  # a disturbance at a lower load
+        ([1.0, 0.6, 0.6, 1.0, 0.98], 0.25 * 2 ** (0.01 / 0.4), 0.25 * 2 ** (0.01 / 0.4)),  # two are no disturbance
+        ([1.0] * 5, 4.0, math.inf),
+        ([0.98] * 5, 0.0, 0.25),
+    ],
+    ids=["interpolated", "just held", "disturbed", "disturbed twice", "never crossed", "never held"],
+)
+def test_the_limit_of_one_repeat(demo, comparison, shares, low, high):
+    limit = comparison.find_limit(points(demo, shares))
+    assert (limit.low, limit.high) == pytest.approx((low, high))
+
+
+def test_repeats_that_agree_give_the_ratio(demo, comparison):
+    found, said = say(demo, [2.0, 2.0, 2.0], [1.0, 0.5, 1.0])
+    assert found.verdict is comparison.Verdict.RATIO
+    assert found.ratio == pytest.approx(2.0, rel=0.02)
+    assert said == (
+        "Batched, 2.0 times as many live microphones with 99% of chunks on time: 64 instead of 32 (2.0 to 4.0 times in "
+        "3 repeats)."
+    )
+
+
+def test_repeats_that_disagree_are_too_noisy(demo, comparison):
+    """Ratios of 1, 4 and 8 are no statement, though none of them is below 1."""
+    found, said = say(demo, [1.0, 2.0, 4.0], [1.0, 0.5, 0.5])
+    assert found.verdict is comparison.Verdict.TOO_NOISY
+    assert math.isnan(found.ratio)
+    assert said.startswith("Too noisy to tell")
+    assert "1.0 times and more" in said
+
+
+@pytest.mark.parametrize(
+    ("batched", "unbatched"),
+    [
+        ([2.0, 2.0, 0.5], [1.0, 1.0, 1.0]),  # once fewer instead of more
+        ([1.0, 2.0, 1.0], [1.0, 1.0, 2.0]),
+        ([2.0, 2.0, 0], [1.0, 1.0, 1.0]),
+        ([2.0, 2.0, 4.0], [1.0, 1.0, 4.0]),
+        ([0, 4.0, 4.0], [0, 1.0, 1.0]),  # one repeat knows nothing
+    ],
+    ids=["sides", "straddle", "batched missed once", "both beyond once", "neither once"],
+)
+def test_repeats_on_both_sides_are_too_noisy(demo, comparison, batched, unbatched):
+    found, said = say(demo, batched, unbatched)
+    assert found.verdict is comparison.Verdict.TOO_NOISY
+    assert said.startswith("Too noisy to tell")
+
+
+def test_repeats_that_differ_on_one_side_support_a_bound(demo, comparison):
+    """Ratios of 2, 4 and 8 disagree about the ratio and agree that it is at least 2."""
+    found, said = say(demo, [1.0, 2.0, 2.0], [0.5, 0.5, 0.25])
+    assert found.verdict is comparison.Verdict.AT_LEAST
+    assert found.ratio == pytest.approx(2.0, rel=0.02)
+    assert said.startswith("Batched, at least 2.0 times as many")
+    assert said.endswith("(2.0 to 8.0 times in 3 repeats).")
+
+
+def test_the_stated_limits_are_where_the_medians_cross(demo, comparison):
+    """A lucky repeat does not move them: what the sentence says is what the lines of the figure show."""
+    found, said = say(demo, [1.0, 1.0, 4.0], [0.5, 0.5, 0.25])
+    assert found.batched_median.low == pytest.approx(1.0, rel=0.02)
+    assert found.verdict is comparison.Verdict.AT_LEAST
+    assert "32 instead of 16 (" in said
+
+
+def test_two_repeats_are_too_few(demo, comparison):
+    found, said = say(demo, [2.0, 2.0], [1.0, 1.0])
+    assert found.verdict is comparison.Verdict.TOO_NOISY
+    assert said == "Too few repeats to tell how many more live microphones batching allows: 2, of at least 3."
+
+
+def test_little_difference_is_said_so(demo, comparison):
+    found, said = say(demo, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    assert found.verdict is comparison.Verdict.SAME
+    assert said.startswith("Batched or not, about as many live microphones with 99% of chunks on time: 32 and 32 (1.0")
+
+
+def test_batched_beyond_the_sweep_is_a_lower_bound(demo, comparison):
+    """The bound is the smallest of the repeats, rounded down."""
+    found, said = say(demo, [4.0, 4.0, 4.0], [1.0, 1.0, 0.5])
+    assert found.verdict is comparison.Verdict.AT_LEAST
+    assert 3.9 < found.ratio <= 4.0
+    assert said.startswith("Batched, at least 3.9 times as many")
+    assert "more than 128 instead of 32 " in said
+
+
+def test_unbatched_below_the_sweep_is_a_lower_bound(demo, comparison):
+    """Only one way crosses 99 %: the other is below the lowest load, which is all that is known of it."""
+    found, said = say(demo, [1.0, 1.0, 2.0], [0, 0, 0])
+    assert found.verdict is comparison.Verdict.AT_LEAST
+    assert found.ratio == pytest.approx(4.0, rel=0.02)
+    assert "instead of fewer than 8 (" in said
+
+
+def test_batched_below_the_sweep_is_an_upper_bound(demo, comparison):
+    found, said = say(demo, [0, 0, 0], [1.0, 1.0, 1.0])
+    assert found.verdict is comparison.Verdict.AT_MOST
+    assert found.ratio == pytest.approx(0.25, rel=0.02)
+    assert said.startswith("Batched, at most 0.3 times as many")
+
+
+def test_nothing_held_is_nothing_compared(demo, comparison):
+    found, said = say(demo, [0, 0, 0], [0, 0, 0])
+    assert found.verdict is comparison.Verdict.NEITHER
+    assert said == "Nothing to compare: no load had 99% of chunks on time, batched or not (3 repeats)."
+
+
+held = st.sampled_from([0.0, *LOADS])
+
+
+@given(st.lists(st.tuples(held, held), min_size=3, max_size=7))
+def test_no_statement_contradicts_a_repeat(pairs):
+    """A ratio lies within those of the repeats; a bound is one for each of them; otherwise nothing is claimed."""
+    comparison = importlib.import_module("demo.comparison")
+    found, said = say(importlib.import_module, *zip(*pairs, strict=True))
+    lows, highs = [ratio.low for ratio in found.ratios], [ratio.high for ratio in found.ratios]
+    match found.verdict:
+        case comparison.Verdict.RATIO:
+            assert min(lows) <= found.ratio <= max(highs) <= 2 * min(lows)
+            assert found.ratio == found.batched_median.low / found.unbatched_median.low
+            assert min(lows) > 1 or max(highs) < 1
+        case comparison.Verdict.SAME:
+            assert min(lows) <= found.ratio <= max(highs) <= 1.25 * min(lows)
+        case comparison.Verdict.AT_LEAST:
+            assert all(low >= found.ratio >= 1.25 for low in lows)
+        case comparison.Verdict.AT_MOST:
+            assert all(high <= found.ratio <= 0.8 for high in highs)
+        case _:
+            assert math.isnan(found.ratio)
+            assert "Batched, " not in said
