@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd')
 STAMPS := $(VENV)/stamps
+# a process a core; each file's tests stay together, since they share servers and models
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: help demo test check bench docs clean
 .DEFAULT_GOAL := help
@@ -38,8 +40,8 @@ demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video 
 	$(BIN)/python examples/live_demo.py
 
 test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers ## the whole suite, compiled, then its state machines uncompiled
-	$(BIN)/python -m pytest
-	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/python -m pytest -m uncompiled
+	$(PYTEST)
+	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled
 
 check: $(STAMPS)/build $(STAMPS)/group-lint $(STAMPS)/group-test $(STAMPS)/group-demo ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -18,6 +18,11 @@ BENCHMARKS = {
     "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
     "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
     "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",
+    "real": "real models from the first request on, in fresh processes, cold and warm; greedy and minimal beside it",
+    "start": "the first ten seconds of a fresh server; collections, threads, what is loaded",
+    "overload": "the CPU of a rejected request over an answered one; how soon a burst of 3× is forgotten",
+    "loadgen": "MLPerf LoadGen as referee: the largest valid rate, over a greedy asyncio batcher",
+    "ragged": "words of any length: ours beside razors-edge-batching-scheduler, on its own mix of lengths",
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
@@ -44,13 +49,15 @@ def peers_python() -> str:
     """The peers' environment, made at first use: their dependencies conflict with nobody's there."""
     python = PEERS / ("Scripts" if os.name == "nt" else "bin") / "python"
     requirements = sorted((HERE / "peers").glob("requirements*.txt"))
-    wanted = "".join(path.read_text() for path in requirements)
+    alone = HERE / "peers" / "without-dependencies.txt"
+    wanted = "".join(path.read_text() for path in (*requirements, alone))
     stamp = PEERS / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"making {PEERS.name} ...", flush=True)
         venv.create(PEERS, with_pip=True, clear=True)
         files = [argument for path in requirements for argument in ("-r", str(path))]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *files], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", alone], check=True)
         stamp.write_text(wanted)
     return str(python)
 
@@ -65,6 +72,8 @@ def commands(name: str) -> list[list[str]]:
             return [own, [peers_python(), str(HERE / "peers" / "breakers.py")]]
         case "real_time" | "cache":
             return [[peers_python(), own[1]]]
+        case "ragged":
+            return [[peers_python(), str(HERE / "peers" / "ragged.py")]]
         case "peers":
             return [[peers_python(), str(HERE / "peers" / "overhead.py")]]
         case _:

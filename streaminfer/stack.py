@@ -184,7 +184,17 @@ class Stack:
                 request = request.replace(deadline_ns=now_ns + self._slo.slo_ns)
             if self._validate is not None:
                 self._validate(request)
-            response: Response = await (self._call(request) if self._enforced else self._call_enforced(request))
+            batcher = self._batcher
+            if batcher is not None:
+                ticket = batcher.submit(request, request.inputs, request.deadline_ns, request.priority)
+                try:
+                    outputs = await ticket.future
+                except BaseException:
+                    batcher.abandon(ticket)
+                    raise
+                response = Response(outputs, False, batcher.source, ticket.timings)
+            else:
+                response = await (self._call(request) if self._enforced else self._call_enforced(request))
             if observer is not None:
                 observer.answer(response, now_ns, self.clock())
         except BaseException as error:

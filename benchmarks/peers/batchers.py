@@ -10,6 +10,9 @@ it is treated here:
 * *batched.aio* leaves out what was cancelled when it comes to its turn; it polls at its timeout while idle.
 * *Ray's serve.batch* forms batches without looking whether one runs, and leaves out what was cancelled when it runs.
   It asks its replica for its settings: here it is told of a replica that does not exist, and needs no cluster.
+* *smartbatch* waits up to its time for company, forms no batch while one runs, refuses what it expects to wait longer
+  than one and a half times its targets, and passes a full queue by after a second. It looks at the wall clock. It does
+  not look whether callers have gone before a batch runs: callers do not cancel.
 
 None takes a deadline for each request or a priority. None uses a thread when the batch function is async.
 """
@@ -73,6 +76,21 @@ def ray_serve_batch(infer, **settings):
     return batch, None
 
 
+def smartbatch(infer, **settings):
+    import logging
+
+    from smartbatch import decorator
+
+    logging.getLogger().setLevel(logging.WARNING)  # importing it shows all that is logged
+    logging.getLogger("smartbatch").setLevel(logging.CRITICAL)  # it warns of each request that finds the queue full
+
+    async def run(items):  # it looks at the signature of what it is given
+        return await infer(items)
+
+    batcher = decorator.Batcher(run, **settings)
+    return batcher.process_single, batcher.stop
+
+
 def _pretend_replica():
     from ray.serve import context
 
@@ -123,11 +141,15 @@ def contestant(make, *, cancels=False, **settings):
 
 def refusals(make):
     """What it raises for requests that it will not serve."""
-    if make is not async_batcher:
-        return ()
-    from async_batcher.exceptions import QueueFullException
+    if make is async_batcher:
+        from async_batcher.exceptions import QueueFullException
 
-    return (QueueFullException,)
+        return (QueueFullException,)
+    if make is smartbatch:
+        from smartbatch.exceptions import OverloadedError
+
+        return (OverloadedError,)
+    return ()
 
 
 def grid(make, *, cancels=False, **choices):
@@ -145,9 +167,11 @@ DEFAULTS = {
     "async-batcher": lambda: contestant(async_batcher, max_batch_size=BATCH),
     "batched.aio": lambda: contestant(batched_aio),
     "Ray serve.batch": lambda: contestant(ray_serve_batch),
+    "smartbatch": lambda: contestant(smartbatch, max_batch_size=BATCH, max_wait_time=0.01),
 }
 LATENCIES_MS = (25, 32, 36, 40, 45, 50, 60, 75, 100, 150, 200, 60_000)
 QUEUE_SIZES = (-1, 16, 24, 32, 40, 48, 56, 64, 96, 128)
+TARGETS_S = (0.01, 0.02, 0.03, 0.05, 0.1)
 WAITS_S = (0.008, 0.01, 0.0125, 0.015, 0.02, 0.025)
 TUNED = {
     "minimal greedy": lambda: grid(minimal),
@@ -159,6 +183,13 @@ TUNED = {
     "Ray serve.batch": lambda: grid(
         ray_serve_batch, cancels=True, max_batch_size=(BATCH,), batch_wait_timeout_s=WAITS_S
     ),
+    "smartbatch": lambda: grid(
+        smartbatch,
+        max_batch_size=(BATCH,),
+        max_wait_time=(0.0, 0.002),
+        max_queue_size=(128, 1024),
+        target_latency=TARGETS_S,
+    ),
 }
 
 # for SLO 50 ms in real time, near the best on the virtual clock
@@ -167,5 +198,9 @@ REAL_TIME = {
     "async-batcher": (async_batcher, {"max_batch_size": BATCH, "max_queue_time": 0.0, "max_queue_size": BATCH}),
     "batched.aio": (batched_aio, {"batch_size": BATCH, "timeout_ms": 0.1}),
     "Ray serve.batch": (ray_serve_batch, {"max_batch_size": BATCH, "batch_wait_timeout_s": 0.02}),
+    "smartbatch": (
+        smartbatch,
+        {"max_batch_size": BATCH, "max_wait_time": 0.0, "max_queue_size": 1024, "target_latency": 0.03},
+    ),
 }
 CANCELS = ("batched.aio", "Ray serve.batch")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from batchers import async_batcher, batched_aio, bentoml_cork, ray_serve_batch
+from batchers import async_batcher, batched_aio, bentoml_cork, ray_serve_batch, smartbatch
 from floor import MinimalBatcher, cpu_per_request, no_op
 
 BATCH = 64
@@ -35,6 +35,7 @@ PEERS = {
     "async-batcher": partial(async_batcher, async_no_op, max_batch_size=BATCH, max_queue_time=0.0),
     "batched.aio": partial(batched_aio, async_no_op, batch_size=BATCH, timeout_ms=0.1),
     "Ray serve.batch": partial(ray_serve_batch, async_no_op, max_batch_size=BATCH, batch_wait_timeout_s=0.0),
+    "smartbatch": partial(smartbatch, async_no_op, max_batch_size=BATCH, max_wait_time=0.0, max_queue_size=2048),
 }
 
 
@@ -51,7 +52,7 @@ async def measure(make, callers):
 
 
 def main():
-    for package in ("bentoml", "async-batcher", "batched", "ray"):
+    for package in ("bentoml", "async-batcher", "batched", "ray", "smartbatch"):
         print(f"  {package} {importlib.metadata.version(package)}", end="")
     print(f"\n{'':26}" + "".join(f"{callers:>7} callers " for callers in REQUESTS))
     for name, make in PEERS.items():

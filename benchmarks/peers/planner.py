@@ -26,7 +26,8 @@ def main():
     print(
         "peers: "
         + ", ".join(
-            f"{name} {importlib.metadata.version(name)}" for name in ("bentoml", "async-batcher", "batched", "ray")
+            f"{name} {importlib.metadata.version(name)}"
+            for name in ("bentoml", "async-batcher", "batched", "ray", "smartbatch")
         )
     )
     with ProcessPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:

@@ -152,7 +152,9 @@ class BatchedService(Dispatcher):
         return ticket
 
     def abandon(self, ticket: Ticket) -> None:
-        """Frees the place of a request whose caller has gone."""
+        """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
+        if ticket.future is None:
+            return  # whoever ended it has settled what follows
         run = ticket.run
         if self._queue.end(ticket):
             self._cancelled += 1

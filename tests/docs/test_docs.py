@@ -8,6 +8,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import sys
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,8 @@ def _blocks(path):
 def page_namespace(monkeypatch):
     """The namespace of a script that a reader starts in the checkout."""
     monkeypatch.chdir(ROOT)
+    if not hasattr(sys.modules["__main__"], "__file__"):  # tests that run in parallel are started from no file
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     return {"__name__": "__main__"}
 
 

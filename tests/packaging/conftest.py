@@ -30,6 +30,7 @@ def compiled_names():
 @pytest.fixture(scope="session")
 def build_wheel(tmp_path_factory):
     """Builds a wheel from a fresh copy; returns the finished process and the wheel, ``None`` where there is none."""
+    translated = tmp_path_factory.mktemp("translated")
 
     def build(**variables):
         tree = tmp_path_factory.mktemp("source")
@@ -40,7 +41,7 @@ def build_wheel(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree],
             cwd=tree,
-            env=_clean_environment(**variables),
+            env=_clean_environment(CYTHON_CACHE_DIR=str(translated), **variables),
             capture_output=True,
             text=True,
             check=False,

@@ -93,8 +93,17 @@ def test_eight_threads_are_inside_at_once():
 
 
 def test_states_change_among_threads_and_every_permit_is_accounted_for():
+    # each look at this clock takes 10 µs of its time: how often the states change depends on the calls, not on how
+    # much of a core the threads have
+    instants = itertools.count(0, 10_000)
     breaker = CircuitBreaker(
-        minimum_calls=2, window=4, open_s=1e-4, max_open_s=1e-4, half_open_calls=2, half_open_s=3600.0
+        minimum_calls=2,
+        window=4,
+        open_s=1e-4,
+        max_open_s=1e-4,
+        half_open_calls=2,
+        half_open_s=3600.0,
+        clock=lambda: next(instants),
     )
     heard = []
     breaker.listen(heard.append)
@@ -118,7 +127,7 @@ def test_states_change_among_threads_and_every_permit_is_accounted_for():
     assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
     gaps = sum(before.after != after.before for before, after in itertools.pairwise(heard))
     assert gaps <= seen.events_lost
-    assert len(heard) > 10
+    assert len(heard) + seen.events_lost > 10  # how many are lost is up to the scheduler
 
 
 def test_a_listener_that_hangs_holds_up_no_other_thread():

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import random
+import re
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def caused(error, cause):
         (si.BackendError(), {"retryable": lambda error: False}, False),
         (Marked(True), {"retryable": lambda error: False}, False),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value)),  # the same in each process that collects them
 )
 def test_which_errors_are_retried(error, settings, retried):
     service, budget = Service(error), RetryBudget(**settings)

@@ -1,0 +1,146 @@
+"""Rejected requests: each caller gets an error of its own that names the facts, and none costs a timer or a clean-up."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching.policy import Decision
+from streaminfer.testing import HANG, ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+WAVE = 200
+WAYS = {
+    "expired on arrival": ("expired", -3, {}, r"the deadline had passed 0\.003000 s before arrival"),
+    "queue full": ("overloaded", 50, {"max_queue_size": 1}, r"1 requests wait already \(max_queue_size=1\)"),
+    "expired in the queue": ("expired", 2, {}, r"the deadline passed after 0\.002000 s, waiting"),
+    "refused by the policy": ("refused", 5, {}, r"refused with 0\.005000 s left: it is no use"),
+}
+
+
+class RefusesAll:
+    """Refuses all that waits."""
+
+    def decide(self, waiting, now_ns, free_workers):
+        return Decision(refuse=waiting.first(waiting.waiting), refusal="useless: it is no use")
+
+
+class Rejections:
+    """A stack of which every request of a wave is rejected, in one way; one that hangs keeps its only worker busy."""
+
+    def __init__(self, loop, way):
+        self.loop = loop
+        self.counter, self.within_ms, settings, self.message = WAYS[way]
+        self.busy = self.counter != "refused"  # a policy is consulted when a worker is free
+        self.batcher = si.AdaptiveBatcher(max_batch_size=1, policy="greedy", clock=loop.clock, **settings)
+        self.stack = si.Stack(self.batcher, ScriptedBackend(HANG), clock=loop.clock)
+
+    async def __aenter__(self):
+        await self.stack.start()
+        self.occupying = []
+        if self.counter == "refused":
+            self.stack.inner._policy = RefusesAll()
+        if self.busy:
+            for _ in range(2):  # one runs, one waits
+                self.occupying.append(asyncio.ensure_future(self.stack.call(si.Request(1.0))))
+                await asyncio.sleep(0.001)
+        return self
+
+    async def __aexit__(self, *exception):
+        for call in self.occupying:
+            call.cancel()
+        await asyncio.gather(*self.occupying, return_exceptions=True)
+        await self.stack.stop(drain=False)
+
+    async def wave(self):
+        deadline_ns = self.loop.now_ns + self.within_ms * MS
+        calls = [self.stack.call(si.Request(1.0, deadline_ns=deadline_ns)) for _ in range(WAVE)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    def counted(self):
+        return getattr(self.batcher.statistics(), self.counter)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_caller_gets_its_own_error(loop, way):
+    """No two callers share an exception, whose traceback and notes belong to one of them."""
+    async with Rejections(loop, way) as rejections:
+        errors = await rejections.wave()
+
+    assert {type(error) for error in errors} <= {si.DeadlineExceeded, si.Overloaded}
+    assert len({id(error) for error in errors}) == WAVE
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_message_names_the_facts(loop, way):
+    async with Rejections(loop, way) as rejections:
+        errors = await rejections.wave()
+
+    for error in errors:
+        with pytest.raises(type(error), match=rejections.message):
+            raise error
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_rejected_request_is_counted_once(loop, way):
+    """The caller's clean-up finds nothing left to do, so a rejected request is not counted as cancelled too."""
+    async with Rejections(loop, way) as rejections:
+        await rejections.wave()
+        seen = rejections.batcher.statistics()
+
+    assert rejections.counted() == WAVE
+    assert seen.cancelled == 0
+    assert seen.waiting == rejections.busy
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_rejections_share_their_timers(loop, way, monkeypatch):
+    """A wave of rejected requests arms no more timers than one batch does."""
+    armed = []
+    call_at = loop.call_at
+    async with Rejections(loop, way) as rejections:
+        monkeypatch.setattr(loop, "call_at", lambda *args, **options: armed.append(args) or call_at(*args, **options))
+        await rejections.wave()
+        monkeypatch.undo()
+
+    assert rejections.counted() == WAVE
+    assert len(armed) <= 2
+
+
+@pytest.mark.parametrize("way", ["expired in the queue", "queue full"])
+async def test_a_stop_drains_after_rejections(loop, way):
+    """Whoever ends a request settles the batcher: a draining stop does not wait for callers that were rejected."""
+    async with Rejections(loop, way) as rejections:
+        await rejections.wave()
+        for call in rejections.occupying:
+            call.cancel()
+        await asyncio.gather(*rejections.occupying, return_exceptions=True)
+
+        await asyncio.wait_for(rejections.stack.stop(), 1.0)
+
+    assert rejections.batcher.statistics().waiting == 0
+
+
+async def test_a_cancelled_caller_still_frees_its_place(loop):
+    """Only a request that has ended is passed over by the clean-up."""
+    async with Rejections(loop, "queue full") as rejections:
+        rejections.occupying[1].cancel()
+        await asyncio.gather(rejections.occupying[1], return_exceptions=True)
+
+        waiting = rejections.batcher.statistics().waiting
+        cancelled = rejections.batcher.statistics().cancelled
+
+    assert (waiting, cancelled) == (0, 1)
+
+
+async def test_a_stack_names_the_source_and_the_timings(loop):
+    """A request that a stack hands to its batcher outright has the response that the batcher would have made."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
+    async with si.Stack(batcher, ScriptedBackend(duration_s=0.25), clock=loop.clock) as stack:
+        response = await stack.call(si.Request(1.0))
+
+    assert (response.outputs, response.source, response.degraded) == (1.0, "ScriptedBackend", False)
+    assert response.timings.batch_size == 1
+    assert response.timings.inferred_s == pytest.approx(0.25)
