@@ -11,14 +11,15 @@ follows the device and the shape settles.
 where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch. All gains are relative to the noise, so a device that repeats to the
 microsecond is followed as finely.
 
-*Beyond what was seen* the line goes on; after a single size it is flat, so that larger batches are tried. Past the largest
-size with two visits an estimate is a guess: ``trusted`` says up to where it is none.
+*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for smaller
+ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess: ``trusted``
+says up to where it is none.
 
 *Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading changes
 nothing.
 
-*Complexity.* O(1) per batch, and O(sizes) when the curve is published again, which happens when a prediction moved by
-0.02 % or a tenth of the noise.
+*Complexity.* O(1) per batch, and O(sizes) when the curve is published again: after each of a size's first batches, then
+when a prediction moved by 0.02 % or a tenth of the noise.
 
 *References.* Hampel, Ronchetti, Rousseeuw, Stahel (1986), Robust Statistics (bounded influence); Barlow et al. (1972),
 Statistical Inference under Order Restrictions.
@@ -142,7 +143,8 @@ class LatencyModel:
         # a size that costs more or less than its neighbors is no outlier once its own batches say so
         own = residual + math.log(self.curve().at(near)) - self._costs[near]
         self._learn(near, residual, own if abs(own) < abs(residual) else residual)
-        if abs(self._moved) > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
+        settling = self._visits[near] < _VISITS_COUNTED
+        if settling or self._moved > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
             self._publish()
 
     def batches_since(self, size: int) -> float:
@@ -250,6 +252,8 @@ class LatencyModel:
         costs = isotonic_curve(costs, visits)
         for at in range(1, len(sizes)):
             costs[at] = min(costs[at], costs[at - 1] * (sizes[at] / sizes[at - 1]) ** _STEEPEST)
+        if len(sizes) == 1 and sizes[0] > 1:
+            sizes, costs = [1, *sizes], [costs[0] * (0.5 + 0.5 / sizes[0]), *costs]
         self._curve = ServiceTime(tuple(sizes), tuple(costs), per_row)
         self._published_speed = self._speed
         self._moved = 0.0
