@@ -159,7 +159,7 @@ class Lane:
         self._version = -1
 
     def _set(self, durations: NDArray[np.int64]) -> None:
-        durations = np.array(durations)  # writable: a kernel is compiled once more for arrays that are not
+        durations = np.array(durations)
         self.durations = durations
         self.steps = durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
         self.timetable = Timetable(self.durations, self.steps)

@@ -30,13 +30,12 @@ Beyond that it is a heuristic. With several workers it plans as if their batches
 """
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching import compiling, padding
+from streaminfer.batching import kernel_loader
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
@@ -54,6 +53,9 @@ _WORTH = 1.5
 """A batch of twice the best size takes so many times as long, at most, where it is worth it."""
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
+
+_MAX_DROPS = 16
+"""The exact plan drops at most so many requests."""
 
 _NOTHING = Decision()
 
@@ -91,7 +93,6 @@ class Lookahead:
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
-        self._waits_for_kernels = False
         models = service_time if isinstance(service_time, Sequence) else [service_time]
         self._lanes = [
             Lane(cap, model, workers=workers, padded=padded)
@@ -102,17 +103,23 @@ class Lookahead:
         self._masked = masked
         self._hand_over = HandOver() if hand_over is None else hand_over
 
-    def prepare(self, *, wait: bool) -> None:
-        """Starts compiling the kernels in the background.
+    def prepare(self, *, wait: bool) -> bool:
+        """Load the kernels before the first decision that needs them.
 
         Args:
-            wait: decisions that need them wait for them, so that a run repeats exactly: for virtual time only.
+            wait: block until they are there, for seconds where none were compiled ahead of time. Otherwise only load
+                those that were.
+
+        Returns:
+            Whether they are there.
+
+        Raises:
+            MissingExtra: there are none, and Numba, which would compile them, is not installed.
         """
-        self._waits_for_kernels = wait
-        if not wait:
-            compiling.kernels_if_ready()
-            if self._lengths is not None:
-                compiling.in_background(padding.compile_kernels)
+        if not wait and not kernel_loader.is_compiled_ahead():
+            return False
+        kernel_loader.prepare()
+        return True
 
     def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False, bucket: int = 0) -> int:
         """Learns from a batch.
@@ -287,10 +294,7 @@ class Lookahead:
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
             best = best_size(durations[: feasible + 1].astype(np.float64))
             durations, steps = durations[: best + 1], steps[: best + 1]
-        kernels = self._kernels()
-        if kernels is None:
-            return 0, _largest_on_time(int(deadlines[0]) - now_ns, durations, deadlines.size)
-        head, size = kernels.choose(
+        head, size = kernel_loader.load().choose(
             now_ns,
             deadlines,
             durations,
@@ -298,7 +302,7 @@ class Lookahead:
             limits,
             waiting.journal.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
-            kernels.MAX_DROPS,
+            _MAX_DROPS,
         )
         return int(head), int(size)
 
@@ -339,10 +343,6 @@ class Lookahead:
         return Decision(chosen, reason, doomed, refusal=_too_late(late))
 
     def _choose_lane(self, ordered: list[tuple[list[Ticket], _Array]], now_ns: int) -> int:
-        kernels = self._kernels()
-        if kernels is None:
-            firsts = [(int(deadlines[0]), bucket) for bucket, (_, deadlines) in enumerate(ordered) if deadlines.size]
-            return min(firsts)[1]
         lanes = self._lanes
         longest = max(lane.durations.size for lane in lanes)
         durations = np.ones((len(lanes), longest), np.int64)
@@ -353,7 +353,7 @@ class Lookahead:
         offsets = np.cumsum([0, *(deadlines.size for _, deadlines in ordered)])
         caps = np.array([lane.durations.size - 1 for lane in lanes])
         deadlines = np.concatenate([deadlines for _, deadlines in ordered])
-        return int(kernels.choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
+        return int(kernel_loader.load().choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
 
     def _borrow_tables(self) -> bool:
         """Gives lanes of which nothing is known what the nearest known lane takes.
@@ -370,9 +370,6 @@ class Lookahead:
                 nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
                 lane.borrow(self._lanes[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
         return False
-
-    def _kernels(self) -> ModuleType | None:
-        return compiling.compile_kernels() if self._waits_for_kernels else compiling.kernels_if_ready()
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"

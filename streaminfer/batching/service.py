@@ -197,7 +197,7 @@ class BatchedService(Dispatcher):
         if not self._stopping:
             self._set_policy(policy)
             if self._loop is not None:
-                self._prepare_policy(self._loop)
+                self._prepare_policy()
                 self._schedule()  # what the policy before was waiting for need not come
 
     def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
@@ -214,17 +214,24 @@ class BatchedService(Dispatcher):
         self.clock = clock
 
     async def start(self) -> None:
-        """Accepts requests on the running loop; needed only after a stop, or by a backend that is asked what it takes.
+        """Accepts requests on the running loop, once the policy is ready to decide.
+
+        Needed only after a stop, by a backend that is asked what it takes, and where no kernels were compiled ahead of
+        time: without it the first request waits for them, and with it the event loop.
 
         Raises:
             ValueError: the batches would be larger than the backend, which is started by then, takes.
         """
         loop = asyncio.get_running_loop()
         self.check_max_batch_size(self._max_batch_size)
+        prepare = getattr(self._configured_policy, "prepare", None)
+        # in virtual time nothing may depend on how long a thread takes
+        if prepare is not None and not getattr(loop, "is_virtual", False) and prepare(wait=False) is False:
+            await asyncio.to_thread(prepare, wait=True)
         self._enter(loop)
         self._stopping = False
         self._set_policy(self._configured_policy)
-        self._prepare_policy(loop)
+        self._prepare_policy()
 
     async def stop(self, *, drain: bool) -> None:
         """Accepts nothing more and waits until nothing is in hand.
@@ -286,11 +293,11 @@ class BatchedService(Dispatcher):
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
-    def _prepare_policy(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A policy that compiles does so now, in the background; in virtual time it waits, so that a run repeats."""
+    def _prepare_policy(self) -> None:
+        """Wait until the policy is ready to decide; at once where its kernels are loaded."""
         prepare = getattr(self._policy, "prepare", None)
         if prepare is not None:
-            prepare(wait=getattr(loop, "is_virtual", False))
+            prepare(wait=True)
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
         """The model is shown what it will see: the inputs as they are padded, and the mask."""
@@ -375,7 +382,7 @@ class BatchedService(Dispatcher):
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
-        self._prepare_policy(loop)
+        self._prepare_policy()
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             self._new_future = functools.partial(asyncio.Future, loop=loop)
         else:
