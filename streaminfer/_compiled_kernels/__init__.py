@@ -1,9 +1,10 @@
 """Kernels compiled ahead of time: one extension module for each kind of processor, chosen when it is loaded.
 
-*Design*. The package's build compiles the tables ``EXPORTS`` of :data:`MODULES` (:mod:`~streaminfer._compiled_kernels.build`)
-into an extension module for each of the :data:`VARIANTS`. A module describes itself: the digest of the sources that it
-was compiled from, and which arguments are arrays. One whose digest is another than that of the installed sources is
-left alone, so an edited kernel never runs in its old form.
+*Design*. The package's build (:mod:`~streaminfer._compiled_kernels.build`) compiles the tables ``EXPORTS`` of
+:data:`MODULES` into an extension module for each of the :data:`VARIANTS`. A module describes itself: the digest of the
+sources that it was compiled from, and which arguments are arrays. A module with another digest than the installed
+sources is not used, so an edited kernel never runs in its old form. Each module has all kernels, so a build that
+failed half-way leaves no mixture.
 
 *Invariants*. Loading imports NumPy and nothing else; Numba is not needed. A compiled function reads the memory of an
 array without looking at its dtype or strides, so :class:`CompiledKernels` checks both before each call: an argument
@@ -182,9 +183,9 @@ def _replaced(
     """The arguments with a copy that fits in place of one that is only read."""
     given = arguments[position]
     if not written:
-        copy = np.require(np.asarray(given), requirements="CA")
+        copy = np.require(np.asarray(given), requirements=["C", "A"])
         if copy.ndim == dimensions and np.can_cast(copy.dtype, dtype, "safe"):
-            return (*arguments[:position], np.require(copy, dtype, "CA"), *arguments[position + 1 :])
+            return (*arguments[:position], np.require(copy, dtype, ["C", "A"]), *arguments[position + 1 :])
     shown = f"{given.dtype} of shape {given.shape}" if isinstance(given, np.ndarray) else repr(given)
     kind = "a writable, C-contiguous array" if written else "an array"
     raise TypeError(

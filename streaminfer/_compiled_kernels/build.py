@@ -4,7 +4,7 @@
 
     python -m streaminfer._compiled_kernels.build VARIANT FILE
 
-``numba.pycc``, which is marked for deprecation, is used in :func:`compile_variant` only. What replaces it has to turn the
+``numba.pycc``, which is marked for deprecation, is used in :func:`compile_variant` only. A replacement has to turn the
 same pairs of function and signature into an extension module: ``numba.core.compiler.compile_extra`` gives the LLVM
 module of each, ``llvmlite.binding.TargetMachine.emit_object`` the object file of all.
 
@@ -12,6 +12,7 @@ A process compiles for one variant: the kernels that an exported one calls are c
 is chosen by environment variables when Numba is imported.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -59,30 +60,33 @@ def compile_variant(variant: str, folder: Path) -> Path:
         {"digest": source_digest(), "arrays": {name: _arrays(signature) for name, _, signature in exports}}
     )
 
+    built: Path = folder / (variant + sysconfig.get_config_var("EXT_SUFFIX"))
+
     def describe() -> str:
         return description
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that pycc is marked for deprecation, and what distutils says
-        from numba.core.compiler import Flags  # noqa: PLC0415 - Numba reads the processor's name when it is imported
-        from numba.pycc import CC, compiler  # noqa: PLC0415
+        pycc: Any = importlib.import_module("numba.pycc")
+        compiler: Any = importlib.import_module("numba.pycc.compiler")
+        new_flags = compiler.Flags
 
         def nogil_flags() -> Any:
             """Flags of functions that release the interpreter lock, for which pycc has no option."""
-            flags = Flags()
+            flags = new_flags()
             flags.release_gil = True
             return flags
 
         compiler.Flags = nogil_flags
-        module = CC(variant, source_module=sys.modules[__name__])
+        module = pycc.CC(variant, source_module=sys.modules[__name__])
         module.output_dir = str(folder)
-        module.output_file = variant + sysconfig.get_config_var("EXT_SUFFIX")
+        module.output_file = built.name
         module.target_cpu = VARIANTS[variant]
         for name, function, signature in exports:
             module.export(name, signature)(function)
         module.export("describe", "unicode_type()")(describe)
         module.compile()
-    return folder / module.output_file
+    return built
 
 
 def _exports() -> Iterator[tuple[str, Any, str]]:
@@ -101,13 +105,12 @@ def _exports() -> Iterator[tuple[str, Any, str]]:
 
 def _arrays(signature: str) -> list[tuple[int, str, int, bool]]:
     """Position, dtype, dimensions and whether it is written, of each argument that is an array."""
-    from numba.core import sigutils, types  # noqa: PLC0415
-    from numba.np.numpy_support import as_dtype  # noqa: PLC0415
-
-    arguments, _ = sigutils.normalize_signature(signature)
+    core: Any = importlib.import_module("numba.core")
+    as_dtype = importlib.import_module("numba.np.numpy_support").as_dtype
+    arguments, _ = core.sigutils.normalize_signature(signature)
     arrays = []
     for position, kind in enumerate(arguments):
-        if isinstance(kind, types.Array):
+        if isinstance(kind, core.types.Array):
             if kind.layout != "C":
                 raise ValueError(f"{signature}: expected C-contiguous arrays, got {kind}")
             arrays.append((position, as_dtype(kind.dtype).str, kind.ndim, kind.mutable))

@@ -76,8 +76,11 @@ def most_on_time_numpy(
 @cache
 def _compiled() -> Callable[..., Any]:
     compiled = _compiled_kernels.load()
-    if compiled is not None:
-        return compiled.checked("most_on_time")
+    return _compiled_by_numba() if compiled is None else compiled.checked("most_on_time")
+
+
+@cache
+def _compiled_by_numba() -> Callable[..., Any]:
     from streaminfer._numba import compile_exports, jit  # noqa: PLC0415 - imports Numba
 
     kernel = jit(_most)

@@ -97,9 +97,7 @@ def load_kernels() -> None:
 
                 compile_exports(padding_kernels.EXPORTS)
                 pad = padding_kernels.pad_rows
-                kernels = PaddingKernels(
-                    {np.dtype(np.int64): pad, np.dtype(np.int32): pad}, padding_kernels.fill_mask
-                )
+                kernels = PaddingKernels({np.dtype(np.int64): pad, np.dtype(np.int32): pad}, padding_kernels.fill_mask)
             _loaded = kernels
             _looked = True
 
