@@ -1,4 +1,4 @@
-# Each target makes the environment it needs, from a machine with Python >= 3.11, make and a C compiler.
+# Each target makes the environment it needs, from a machine with Python >= 3.11, make, a C and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
