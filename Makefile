@@ -1,8 +1,9 @@
-# Each target makes the environment it needs, from a machine with Python >= 3.11, make and a C compiler.
+# Each target makes the environment it needs, from a machine with Python >= 3.11, make, a C and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd')
+SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
+	streaminfer/_numba.py
 STAMPS := $(VENV)/stamps
 # a process a core; each file's tests stay together, since they share servers and models
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -20,9 +21,13 @@ $(STAMPS)/venv:
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77' 'cython>=3.1'
 	@mkdir -p $(STAMPS) && touch $@
 
-# an editable install, compiled modules required; remade when a compiled source or the metadata changes
-$(STAMPS)/build: $(STAMPS)/venv pyproject.toml setup.py $(SOURCES)
-	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/pip install --quiet --no-build-isolation --editable '.[all]'
+# an editable install and what it depends on; nothing is compiled yet
+$(STAMPS)/install: $(STAMPS)/venv pyproject.toml
+	STREAMINFER_DISABLE_COMPILED=1 $(BIN)/pip install --quiet --no-build-isolation --editable '.[all]'
+	@touch $@
+
+# the compiled modules, required, beside their sources; only what changed is compiled again
+$(STAMPS)/build: $(STAMPS)/install setup.py $(SOURCES)
 	STREAMINFER_REQUIRE_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 

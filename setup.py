@@ -1,21 +1,29 @@
-"""Builds the compiled modules: every ``*_cy.py`` in the package, one source that also runs as plain Python.
+"""Builds the compiled modules: Cython's and the kernels that Numba compiles ahead of time, all in parallel.
 
-C types stand in the ``.pxd`` beside each module. Without a C compiler the build falls back to plain Python;
-``STREAMINFER_REQUIRE_COMPILED=1`` (CI, wheels) makes that an error, ``STREAMINFER_DISABLE_COMPILED=1`` skips it.
-Modules are translated and compiled side by side, on all cores.
+Every ``*_cy.py`` in the package is one source that also runs as plain Python; C types stand in the ``.pxd`` beside it.
+The kernels' modules have a table ``EXPORTS``; ``streaminfer/_compiled_kernels/build.py`` compiles them, in a process
+for each kind of processor. Without a compiler the build falls back to plain Python, and to kernels that Numba compiles
+on the user's machine; ``STREAMINFER_REQUIRE_COMPILED=1`` (CI, wheels) makes that an error,
+``STREAMINFER_DISABLE_COMPILED=1`` skips it.
 """
 
+import importlib.util
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+from Cython.Distutils import Extension, build_ext
+from setuptools import setup
+from setuptools.errors import CompileError
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).parent
 REQUIRED = os.environ.get("STREAMINFER_REQUIRE_COMPILED", "") == "1"
 DISABLED = os.environ.get("STREAMINFER_DISABLE_COMPILED", "") == "1"
-CORES = os.cpu_count() or 1
+KERNELS = "streaminfer._compiled_kernels"
 
 DIRECTIVES = {
     "language_level": "3",
@@ -25,26 +33,50 @@ DIRECTIVES = {
 }
 
 
-class BuildInParallel(build_ext):
-    """Translates all modules to C, then compiles them, as many at a time as there are cores."""
+class KernelVariant(Extension):
+    """An extension module that Numba compiles, not Cython and a C compiler."""
 
-    def initialize_options(self) -> None:
-        super().initialize_options()
-        self.parallel = CORES
 
-    def build_extensions(self) -> None:
-        translated = cythonize(
-            [Extension(extension.name, list(extension.sources)) for extension in self.extensions],
-            nthreads=CORES if CORES > 1 else 0,
-            compiler_directives=DIRECTIVES,
-            force=bool(self.force),
-            cache="CYTHON_CACHE_DIR" in os.environ,  # where several builds share what Cython translated
-            quiet=True,
+class BuildModules(build_ext):
+    """Build in as many threads as there are processors, and the kernels beside the C sources."""
+
+    _cython = threading.Lock()  # Cython has global state; the C compiler, a process, takes three quarters of the time
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count() or 1
+
+    def build_extension(self, ext: Extension) -> None:
+        if isinstance(ext, KernelVariant):
+            self._compile_kernels(ext)
+            return
+        with self._cython:
+            # where several builds share what Cython translated, CYTHON_CACHE_DIR says where it lies
+            translated = cythonize(
+                ext,
+                force=self.force,
+                quiet=True,
+                compiler_directives=DIRECTIVES,
+                cache="CYTHON_CACHE_DIR" in os.environ,
+            )
+            ext.sources = translated[0].sources
+        super().build_extension(ext)
+
+    def _compile_kernels(self, ext: KernelVariant) -> None:
+        target = self.get_ext_fullpath(ext.name)
+        if not (self.force or newer_group(ext.sources, target, "newer")):
+            return
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # the package's C modules are being built, and the kernels need none of them
+        environment["STREAMINFER_DISABLE_COMPILED"] = "1"
+        command = [sys.executable, "-m", f"{KERNELS}.build", ext.name.rpartition(".")[2], str(Path(target).absolute())]
+        done = subprocess.run(  # noqa: S603 - this interpreter and names of ours
+            command, env=environment, capture_output=True, text=True, check=False
         )
-        sources = {extension.name: extension.sources for extension in translated}
-        for extension in self.extensions:
-            extension.sources = sources[extension.name]
-        super().build_extensions()
+        if done.returncode:
+            raise CompileError(f"the kernels: {done.stdout}{done.stderr}")
 
 
 def extensions() -> list[Extension]:
@@ -54,8 +86,8 @@ def extensions() -> list[Extension]:
         return []
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / "streaminfer").rglob("*_cy.py"))
     # who sets CFLAGS decides how much is optimized
-    optimized = [] if os.name == "nt" or "CFLAGS" in os.environ else ["-O3", "-g0"]
-    return [
+    optimized = [] if os.name == "nt" or "CFLAGS" in os.environ else ["-O2", "-g0"]
+    modules = [
         Extension(
             ".".join(source.with_suffix("").parts),
             [str(source)],
@@ -64,7 +96,20 @@ def extensions() -> list[Extension]:
         )
         for source in sources
     ]
+    # the kernels first: each takes longer than any other module
+    return [*kernel_variants(), *modules]
 
 
-if __name__ == "__main__":  # processes that translate may import this file
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildInParallel})
+def kernel_variants() -> list[KernelVariant]:
+    """One module for each kind of processor, as the package's own loader names them."""
+    package = ROOT.joinpath(*KERNELS.split("."))
+    spec = importlib.util.spec_from_file_location(KERNELS, package / "__init__.py")
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    sources = [str(loader.source_of(module).relative_to(ROOT)) for module in loader.MODULES]
+    sources += [f"{package.relative_to(ROOT)}/{name}.py" for name in ("__init__", "build")]
+    sources.append("streaminfer/_numba.py")
+    return [KernelVariant(f"{KERNELS}.{variant}", sources, optional=not REQUIRED) for variant in loader.VARIANTS]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildModules})

@@ -96,9 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
-    si.warmup()  # compiling in the background would stall the loop for tens of milliseconds, and be measured too
+    si.warmup()
     gc.collect()
-    gc.freeze()  # and so would the collector, looking at all that Numba keeps
+    gc.freeze()  # full collections of the benchmark's own objects are not what is measured
     print("CPU µs for each request, and times the minimal batcher's; no-op batch function, up to 64 a batch")
     table("asyncio's own loop", asyncio.run, rounds, BARS)
     table("uvloop", uvloop.run, max(3, rounds // 3), {})

@@ -117,7 +117,7 @@ def bench_bulk(values: np.ndarray[Any, Any]) -> None:
     best = least({"ours": lambda: ours.record_many(values), "numpy": numpy_twin}, repeat=15)
     batch = least({"ours": lambda: ours.record_many(small)}, repeat=15, number=200)["ours"]
     each = best["ours"] / values.size * 1e9
-    print(f"\nBulk, ns a value ({values.size:,} lognormal values; the kernel compiled in {compiled_s:.2f} s)")
+    print(f"\nBulk, ns a value ({values.size:,} lognormal values; the kernel loaded in {compiled_s:.2f} s)")
     print(f"  LatencyHistogram.record_many  {each:6.2f}   bar 5: {verdict(each, 5.0)}")
     print(f"  the same in NumPy             {best['numpy'] / values.size * 1e9:6.2f}")
     print(f"  record_many of 32 values, the whole call: {batch * 1e6:.2f} µs")

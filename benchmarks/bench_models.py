@@ -312,7 +312,7 @@ def main() -> None:
     options = parser.parse_args()
     si.warmup()
     gc.collect()
-    gc.freeze()  # looking at all that Numba keeps takes the collector 70 ms
+    gc.freeze()  # full collections of the benchmark's own objects are not what is measured
     for name in options.models or MODELS:
         report(asyncio.run(measure(MODELS[name](), options.seconds, options.rounds)))
 

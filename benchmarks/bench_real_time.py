@@ -201,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     si.warmup()
     gc.collect()
-    gc.freeze()  # looking at all that Numba keeps takes the collector 70 ms
+    gc.freeze()  # full collections of the benchmark's own objects are not what is measured
     makes, cancelling = contestants()
     session = calibrated()
     one, full = seconds(session, 1), seconds(session, BATCH)

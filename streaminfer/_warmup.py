@@ -1,19 +1,22 @@
-"""Compiles ahead what would otherwise be compiled at first use."""
+"""Load the kernels, or compile those that were not compiled ahead of time, before they are used."""
 
 __all__ = ["warmup"]
 
 
 def warmup() -> None:
-    """Compiles every Numba kernel, which takes some seconds once a process.
+    """Load every kernel; where none were compiled ahead of time, Numba compiles them for some seconds.
 
-    Without it a kernel is compiled at its first use: call this at start-up, off the event loop
-    (``await asyncio.to_thread(streaminfer.warmup)``). Thread-safe.
+    Numba keeps on disk what it compiled, so that the next process on the machine loads it. A `Stack` does the same for
+    what it serves with when it starts. Off the event loop: ``await asyncio.to_thread(streaminfer.warmup)``.
+    Thread-safe.
+
+    Raises:
+        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
-    from streaminfer.batching import optimum_kernels, padding  # noqa: PLC0415 - numba loads here and not before
-    from streaminfer.batching.compiling import compile_kernels  # noqa: PLC0415
+    from streaminfer.batching import kernel_loader, optimum_kernels, padding  # noqa: PLC0415 - loaded when needed
     from streaminfer.telemetry import kernels  # noqa: PLC0415
 
-    compile_kernels()
-    padding.compile_kernels()
-    optimum_kernels.warm_up()
+    kernel_loader.load()
+    padding.load_kernels()
     kernels.warm_up()
+    optimum_kernels.warm_up()

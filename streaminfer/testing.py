@@ -60,7 +60,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """
 
     is_virtual = True
-    """What is compiled in the background elsewhere is waited for here, so that a run repeats."""
+    """Work that a start hands to a thread elsewhere is done on this loop, so that a run repeats."""
 
     def __init__(self, now_ns: int = 0) -> None:
         self.now_ns = now_ns

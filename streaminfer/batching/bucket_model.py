@@ -189,7 +189,7 @@ class BucketModel:
         self._version = -1
 
     def _set(self, durations: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
-        # copies: a kernel is compiled for contiguous, writable arrays
+        # copies of their own, which Timetable reads without asking NumPy
         self.durations, self.upper = np.array(durations), np.array(upper)
         self.steps = self._steps_of(self.durations)
         self.timetable = Timetable(self.durations, self.steps)

@@ -1,6 +1,6 @@
-"""The planner's arithmetic: which requests the next batch should take so that most are on time; Numba, compiled once.
+"""The planner's arithmetic: which requests the next batch should take so that most are on time.
 
-Importing this module imports Numba, which the planner does in the background.
+Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
 
 The requests stand in deadline order, the waiting ones first and behind them the next expected arrivals. Members of a
 batch finish together, so a batch is on time when it finishes by its earliest deadline.
@@ -39,14 +39,13 @@ heads that are late are passed over, and the bucket that answers most goes first
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._kernel import kernel
+from streaminfer._numba import jit
 
-__all__ = ["MAX_DROPS", "MAX_PLANNED", "choose", "choose_lane", "drop_heads", "plan", "roll", "roll_lanes", "warm_up"]
+__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_lane", "drop_heads", "plan", "roll", "roll_lanes"]
 
 FAR_NS = 2**62
 MAX_PLANNED = 512
 """More requests than these, waiting and expected, are not planned for: heads are dropped instead."""
-MAX_DROPS = 16
 _NO_BETTER = 6
 """So many more drops without a better plan end the search for one that finishes earlier."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
@@ -55,7 +54,7 @@ _SCARCE_FROM, _SCARCE = 0.95, 1.05
 _Array = NDArray[np.int64]
 
 
-@kernel
+@jit
 def plan(
     now_ns: int,
     deadlines: _Array,
@@ -119,7 +118,7 @@ def plan(
     return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, chosen)
 
 
-@kernel
+@jit
 def _earliest(starts: _Array, deadlines: _Array, steps: _Array, rests: _Array, release_ns: int) -> int:
     """The innermost loop, alone and without branches, so that it is compiled to vector instructions."""
     best = FAR_NS
@@ -132,7 +131,7 @@ def _earliest(starts: _Array, deadlines: _Array, steps: _Array, rests: _Array, r
     return best
 
 
-@kernel
+@jit
 def _first_batch(
     now_ns: int,
     deadlines: _Array,
@@ -169,7 +168,7 @@ def _first_batch(
             return (m, min(size, waiting - m)) if m < waiting else (-1, 0)
 
 
-@kernel
+@jit
 def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) -> tuple[int, int]:
     """The largest batch there is behind the requests that would be late in it.
 
@@ -184,7 +183,7 @@ def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) 
     return waiting, 0
 
 
-@kernel
+@jit
 def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int) -> int:
     """The largest batch, at least 1, that finishes by a deadline."""
     size = min(available, durations.size - 1)
@@ -193,7 +192,7 @@ def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int
     return size
 
 
-@kernel
+@jit
 def roll(
     now_ns: int,
     deadlines: _Array,
@@ -271,7 +270,7 @@ def roll(
         on_time += sent
 
 
-@kernel
+@jit
 def choose(
     now_ns: int,
     deadlines: _Array,
@@ -354,7 +353,7 @@ def choose(
     return best_head, best_size
 
 
-@kernel
+@jit
 def roll_lanes(
     now_ns: int,
     deadlines: _Array,
@@ -417,7 +416,7 @@ def roll_lanes(
         on_time += chosen_size
 
 
-@kernel
+@jit
 def choose_lane(now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array) -> int:
     """The bucket whose batch should go now; arguments as :func:`roll_lanes`, at least one request in all."""
     best_lane = -1
@@ -433,11 +432,12 @@ def choose_lane(now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, d
     return best_lane
 
 
-def warm_up() -> None:
-    """Compiles :func:`choose`, :func:`choose_lane` and what they call."""
-    deadlines = np.array([30, 30], np.int64)
-    durations = np.array([0, 10, 25], np.int64)
-    choose(0, deadlines, durations, durations, deadlines, 5.0, True, MAX_DROPS)
-    choose(0, deadlines, durations, durations, deadlines, 5.0, False, MAX_DROPS)
-    table = durations.reshape(1, 3)
-    choose_lane(0, deadlines, np.array([0, 2], np.int64), np.array([2], np.int64), table, table)
+_READ = "Array(int64, 1, 'C', readonly=True)"
+_READ_2D = "Array(int64, 2, 'C', readonly=True)"
+_PAIR = "UniTuple(int64, 2)"
+
+EXPORTS = {
+    "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
+    "choose_lane": (choose_lane, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
+}
+"""Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

@@ -33,13 +33,12 @@ started evenly spread, one every ``t(b) / workers``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching import compiling, padding
+from streaminfer.batching import kernel_loader
 from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
@@ -61,6 +60,9 @@ _MAX_GROUPS = 16
 """Groups that are compared at a decision, those with the earliest deadlines."""
 _UNMIXED_AFTER = 64
 """Decisions with a single group after which shapes are no longer told apart."""
+
+_MAX_DROPS = 16
+"""The exact plan drops at most so many requests."""
 
 _NOTHING = Decision()
 
@@ -110,7 +112,6 @@ class Lookahead:
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
-        self._waits_for_kernels = False
         models = service_time if isinstance(service_time, Sequence) else [service_time]
         self._models = [
             BucketModel(cap, model, workers=workers, padded=padded)
@@ -125,17 +126,23 @@ class Lookahead:
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._owed = 0.0  # rows that requests without a deadline were not given yet
 
-    def prepare(self, *, wait: bool) -> None:
-        """Starts compiling the kernels in the background.
+    def prepare(self, *, wait: bool) -> bool:
+        """Load the kernels before the first decision that needs them.
 
         Args:
-            wait: decisions that need them wait for them, so that a run repeats exactly: for virtual time only.
+            wait: block until they are there, for seconds where none were compiled ahead of time. Otherwise only load
+                those that were.
+
+        Returns:
+            Whether they are there.
+
+        Raises:
+            MissingExtra: there are none, and Numba, which would compile them, is not installed.
         """
-        self._waits_for_kernels = wait
-        if not wait:
-            compiling.kernels_if_ready()
-            if self._lengths is not None:
-                compiling.in_background(padding.compile_kernels)
+        if not wait and not kernel_loader.is_compiled_ahead():
+            return False
+        kernel_loader.prepare()
+        return True
 
     # -- learning -----------------------------------------------------------------------------------------------
 
@@ -393,10 +400,7 @@ class Lookahead:
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
             best = best_size(durations[: feasible + 1].astype(np.float64))
             durations, steps = durations[: best + 1], steps[: best + 1]
-        kernels = self._kernels()
-        if kernels is None:
-            return 0, _largest_on_time(int(deadlines[0]) - now_ns, durations, deadlines.size)
-        head, size = kernels.choose(
+        head, size = kernel_loader.load().choose(
             now_ns,
             deadlines,
             durations,
@@ -404,14 +408,11 @@ class Lookahead:
             limits,
             waiting.journal.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
-            kernels.MAX_DROPS,
+            _MAX_DROPS,
         )
         return int(head), int(size)
 
     def _choose_group(self, groups: list[_Group], now_ns: int) -> int:
-        kernels = self._kernels()
-        if kernels is None:
-            return min(range(len(groups)), key=lambda at: int(groups[at].deadlines[0]))
         longest = max(group.model.durations.size for group in groups)
         durations = np.ones((len(groups), longest), np.int64)
         steps = np.ones((len(groups), longest), np.int64)
@@ -421,7 +422,7 @@ class Lookahead:
         offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
         caps = np.array([group.model.durations.size - 1 for group in groups])
         deadlines = np.concatenate([group.deadlines for group in groups])
-        return int(kernels.choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
+        return int(kernel_loader.load().choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
 
     def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
         """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
@@ -460,9 +461,6 @@ class Lookahead:
                 nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
                 model.borrow(self._models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
         return False
-
-    def _kernels(self) -> ModuleType | None:
-        return compiling.compile_kernels() if self._waits_for_kernels else compiling.kernels_if_ready()
 
     def __repr__(self) -> str:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
@@ -542,8 +540,3 @@ def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: i
     _, _, deadlines = _in_order(model, waiting.first(waiting.waiting))
     table = model.timetable
     return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
-
-
-def _largest_on_time(left_ns: int, durations: _Array, available: int) -> int:
-    """Return the largest batch that takes no longer than ``left_ns``, at least 1."""
-    return max(1, min(available, int(np.searchsorted(durations, left_ns, side="right")) - 1))

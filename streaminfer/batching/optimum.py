@@ -47,7 +47,8 @@ __all__ = ["clairvoyant_optimum"]
 def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: ServiceTime, max_batch_size: int) -> int:
     """Most requests that any schedule of one worker could answer within the SLO.
 
-    The first call compiles the kernel, about a second. Thread-safe; runs without the interpreter lock.
+    Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
+    machine compiles for about a second.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.

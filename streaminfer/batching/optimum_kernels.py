@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["most_on_time", "most_on_time_numpy", "warm_up"]
+from streaminfer import _compiled_kernels
+
+__all__ = ["EXPORTS", "most_on_time", "most_on_time_numpy", "warm_up"]
 
 _UNREACHED_NS = 2**63 - 1
 
@@ -26,7 +28,7 @@ Instants = NDArray[np.int64]
 def most_on_time(
     arrivals_ns: Instants, deadlines_ns: Instants, durations_ns: Instants, max_batch_size: int, width: int
 ) -> int:
-    """Most requests that one worker can answer on time; compiled at the first call or in :func:`warm_up`.
+    """Most requests that one worker can answer on time; loads the kernel, see :func:`warm_up`.
 
     Args:
         arrivals_ns: shape (n,), int64, ascending, ≥ 0, C-contiguous.
@@ -43,7 +45,10 @@ def most_on_time(
 
 
 def warm_up() -> None:
-    """Compiles the kernel, about a second once a process; call it off the event loop."""
+    """Load the kernel: the one compiled ahead of time, or else Numba's, which compiles for about a second.
+
+    Numba keeps what it compiled on disk; a process that finds it there loads it.
+    """
     _compiled()
 
 
@@ -70,11 +75,16 @@ def most_on_time_numpy(
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    from numba import njit  # noqa: PLC0415 - numba is loaded by what needs it, never by the import of streaminfer
+    compiled = _compiled_kernels.load()
+    return _compiled_by_numba() if compiled is None else compiled.checked("most_on_time")
 
-    # the arrays may be read-only; writable ones fit too
-    instants = "Array(int64, 1, 'C', readonly=True)"
-    kernel: Callable[..., Any] = njit(f"int64({instants}, {instants}, {instants}, int64, int64)", nogil=True)(_most)
+
+@cache
+def _compiled_by_numba() -> Callable[..., Any]:
+    from streaminfer._numba import compile_exports, jit  # noqa: PLC0415 - imports Numba
+
+    kernel = jit(_most)
+    compile_exports({"most_on_time": (kernel, EXPORTS["most_on_time"][1])})
     return kernel
 
 
@@ -123,3 +133,9 @@ def _most(
         fewest[here] = base + passed
         entries[here] = count - passed
     return int(fewest[n % rows] + entries[n % rows] - 1)
+
+
+_INSTANTS = "Array(int64, 1, 'C', readonly=True)"
+
+EXPORTS = {"most_on_time": (_most, f"int64({_INSTANTS}, {_INSTANTS}, {_INSTANTS}, int64, int64)")}
+"""The kernel, as in :data:`streaminfer.batching.kernels.EXPORTS`."""

@@ -20,19 +20,23 @@ is NumPy.
 """
 
 import threading
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from streaminfer import _compiled_kernels
+
 __all__ = [
     "SHORT",
     "SHORT_MASK",
-    "compile_kernels",
+    "PaddingKernels",
     "fill_mask",
     "fill_mask_numpy",
+    "load_compiled",
+    "load_kernels",
     "mask_windows",
     "pad_rows",
     "pad_rows_numpy",
@@ -44,23 +48,69 @@ SHORT_MASK = 16_384
 """Elements of a mask up to which the kernel is the faster one."""
 _REFILL_BYTES = 1 << 14
 
-_compiling = threading.Lock()
-_ready: ModuleType | None = None
+_loading = threading.Lock()
 
 
-def compile_kernels() -> ModuleType:
-    """Imports and compiles the kernels, a second or two once a process; call it off the event loop.
+class PaddingKernels(NamedTuple):
+    """The kernels of ``padding_kernels``; arguments must be C-contiguous and have the dtypes stated there.
 
-    Thread-safe; returns at once when they are compiled. Until then, NumPy does their work.
+    Attributes:
+        pad_rows: by dtype of the rows.
+        fill_mask: of int64.
     """
-    global _ready  # noqa: PLW0603 - once a process
-    with _compiling:
-        if _ready is None:
-            from streaminfer.batching import padding_kernels  # noqa: PLC0415 - numba loads here and not before
 
-            padding_kernels.warm_up()
-            _ready = padding_kernels
-        return _ready
+    pad_rows: Mapping[np.dtype[Any], Callable[..., None]]
+    fill_mask: Callable[..., None]
+
+
+_loaded: PaddingKernels | None = None
+_looked = False
+
+
+def load_compiled() -> PaddingKernels | None:
+    """Load the kernels compiled ahead of time; ``None`` where there are none and NumPy does their work."""
+    compiled = _compiled_kernels.load()
+    if compiled is None:
+        return None
+    return PaddingKernels(
+        {
+            np.dtype(np.int64): compiled.unchecked("pad_rows_int64"),
+            np.dtype(np.int32): compiled.unchecked("pad_rows_int32"),
+        },
+        compiled.unchecked("fill_mask"),
+    )
+
+
+def load_kernels() -> None:
+    """Load the kernels: those compiled ahead of time, or else Numba's, which compiles for a second or two.
+
+    Numba keeps what it compiled on disk; a process that finds it there loads it. Call it off the event loop.
+    Thread-safe; returns at once when they are loaded.
+    """
+    global _loaded, _looked  # noqa: PLW0603 - once per process
+    with _loading:
+        if _loaded is None:
+            kernels = load_compiled()
+            if kernels is None:
+                from streaminfer._numba import compile_exports  # noqa: PLC0415 - imports Numba
+                from streaminfer.batching import padding_kernels  # noqa: PLC0415
+
+                compile_exports(padding_kernels.EXPORTS)
+                pad = padding_kernels.pad_rows
+                kernels = PaddingKernels({np.dtype(np.int64): pad, np.dtype(np.int32): pad}, padding_kernels.fill_mask)
+            _loaded = kernels
+            _looked = True
+
+
+def _kernels() -> PaddingKernels | None:
+    """The loaded kernels; the first call looks for those compiled ahead of time."""
+    global _loaded, _looked  # noqa: PLW0603 - once per process
+    if not _looked:
+        with _loading:
+            if not _looked:
+                _loaded = load_compiled()
+                _looked = True
+    return _loaded
 
 
 def pad_rows(rows: list[NDArray[Any]], lengths: list[int], axis: int, pad_value: Any, padded: NDArray[Any]) -> None:
@@ -74,18 +124,15 @@ def pad_rows(rows: list[NDArray[Any]], lengths: list[int], axis: int, pad_value:
         padded: batch axis first, its ``axis + 1`` at least as long as the longest row; written as a whole, may be a
             view with any strides.
     """
-    kernels = _ready
-    if (
-        kernels is not None
-        and padded.ndim == 2
-        and padded.shape[1] <= SHORT
-        and padded.dtype in kernels.DTYPES
-        and padded.flags.c_contiguous
-    ):
-        flat = np.concatenate(rows)  # also puts the bytes in this machine's order
-        kernels.pad_rows(flat, np.array(lengths, np.int64), padded.dtype.type(pad_value), padded)
-    else:
-        pad_rows_numpy(rows, lengths, axis, pad_value, padded)
+    kernels = _kernels()
+    if kernels is not None and padded.ndim == 2 and padded.shape[1] <= SHORT and padded.flags.carray:
+        pad = kernels.pad_rows.get(padded.dtype)
+        if pad is not None:
+            flat = np.concatenate(rows)  # also puts the bytes in this machine's order
+            if flat.dtype == padded.dtype:
+                pad(flat, np.array(lengths, np.int64), padded.dtype.type(pad_value), padded)
+                return
+    pad_rows_numpy(rows, lengths, axis, pad_value, padded)
 
 
 def pad_rows_numpy(
@@ -130,9 +177,10 @@ def fill_mask(lengths: list[int], windows: NDArray[Any]) -> NDArray[Any]:
         Shape (rows, length).
     """
     rows, length = len(lengths), windows.shape[1]
-    if _ready is not None and windows.dtype == np.int64 and rows * length <= SHORT_MASK:
+    kernels = _kernels()
+    if kernels is not None and windows.dtype == np.int64 and rows * length <= SHORT_MASK:
         mask = np.empty((rows, length), np.int64)
-        _ready.fill_mask(np.array(lengths, np.int64), mask)
+        kernels.fill_mask(np.array(lengths, np.int64), mask)
         return mask
     return fill_mask_numpy(lengths, windows)
 

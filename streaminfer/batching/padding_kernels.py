@@ -1,7 +1,8 @@
-"""Padding of many short rows, and masks, in Numba; compiled once, in the background, used from then on.
+"""Padding of many short rows, and masks.
 
-Importing this module imports Numba. The twins in NumPy are ``padding.pad_rows_numpy`` and ``padding.fill_mask_numpy``,
-which answer until the kernels are compiled, and always where they are the faster ones; the figures stand there.
+Importing this module imports Numba: serving calls what was compiled of it ahead of time. The twins in NumPy are
+``padding.pad_rows_numpy`` and ``padding.fill_mask_numpy``, which are used where no kernels are loaded, and always where
+they are the faster ones; the figures stand there.
 
 A list of arrays is not given to Numba: reflected and typed lists cost more to make than the rows to copy, and the
 address of an array takes 0.6 µs to ask for. ``numpy.concatenate`` makes one array of short rows in 0.13 µs a row.
@@ -14,15 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._kernel import kernel
+from streaminfer._numba import jit
 
-__all__ = ["DTYPES", "fill_mask", "pad_rows", "warm_up"]
-
-DTYPES = frozenset(np.dtype(kind) for kind in (np.int64, np.int32))
-"""What :func:`warm_up` compiles for; another dtype would be compiled while a batch waits."""
+__all__ = ["EXPORTS", "fill_mask", "pad_rows"]
 
 
-@kernel
+@jit
 def pad_rows(flat: NDArray[Any], lengths: NDArray[np.int64], pad_value: Any, padded: NDArray[Any]) -> None:
     """Writes rows that lie one behind the other into the rows of a matrix, and the pad value behind each.
 
@@ -42,7 +40,7 @@ def pad_rows(flat: NDArray[Any], lengths: NDArray[np.int64], pad_value: Any, pad
         start += length
 
 
-@kernel
+@jit
 def fill_mask(lengths: NDArray[np.int64], mask: NDArray[np.int64]) -> None:
     """Writes ones where a row is real and zeros behind.
 
@@ -58,9 +56,11 @@ def fill_mask(lengths: NDArray[np.int64], mask: NDArray[np.int64]) -> None:
             mask[row, position] = 0
 
 
-def warm_up() -> None:
-    """Compiles both kernels for the dtypes in :data:`DTYPES`; thread-safe, off the event loop."""
-    lengths = np.array([1, 2], np.int64)
-    for dtype in DTYPES:
-        pad_rows(np.zeros(3, dtype), lengths, dtype.type(0), np.empty((2, 2), dtype))
-    fill_mask(lengths, np.empty((2, 2), np.int64))
+_LENGTHS = "Array(int64, 1, 'C', readonly=True)"
+
+EXPORTS = {
+    "pad_rows_int64": (pad_rows, f"void(Array(int64, 1, 'C', readonly=True), {_LENGTHS}, int64, int64[:, ::1])"),
+    "pad_rows_int32": (pad_rows, f"void(Array(int32, 1, 'C', readonly=True), {_LENGTHS}, int32, int32[:, ::1])"),
+    "fill_mask": (fill_mask, f"void({_LENGTHS}, int64[:, ::1])"),
+}
+"""Kernels that serving calls, as in :data:`streaminfer.batching.kernels.EXPORTS`."""

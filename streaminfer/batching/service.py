@@ -203,7 +203,7 @@ class BatchedService(Dispatcher):
         if not self._stopping:
             self._set_policy(policy)
             if self._loop is not None:
-                self._prepare_policy(self._loop)
+                self._prepare_policy()
                 self._schedule()  # what the policy before was waiting for need not come
 
     def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
@@ -222,8 +222,9 @@ class BatchedService(Dispatcher):
     async def start(self) -> None:
         """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
 
-        The backend is started by then. Without a start the first requests do what these batches do; after a stop it is
-        needed. A size that an earlier start measured is not measured again.
+        The backend is started by then. Without a start the first requests do what these batches do, and wait for the
+        planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier start
+        measured is not measured again.
 
         Raises:
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.
@@ -231,9 +232,13 @@ class BatchedService(Dispatcher):
         """
         loop = asyncio.get_running_loop()
         self.check_max_batch_size(self._max_batch_size)
+        prepare = getattr(self._configured_policy, "prepare", None)
+        # in virtual time nothing may depend on how long a thread takes
+        if prepare is not None and not getattr(loop, "is_virtual", False) and prepare(wait=False) is False:
+            await asyncio.to_thread(prepare, wait=True)
         self._enter(loop)
         self._set_policy(self._configured_policy)
-        self._prepare_policy(loop)
+        self._prepare_policy()
         await self._calibrate()
         self._stopping = False
 
@@ -303,11 +308,11 @@ class BatchedService(Dispatcher):
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
 
-    def _prepare_policy(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A policy that compiles does so now, in the background; in virtual time it waits, so that a run repeats."""
+    def _prepare_policy(self) -> None:
+        """Wait until the policy is ready to decide; at once where its kernels are loaded."""
         prepare = getattr(self._policy, "prepare", None)
         if prepare is not None:
-            prepare(wait=getattr(loop, "is_virtual", False))
+            prepare(wait=True)
 
     async def _calibrate(self) -> None:
         offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
@@ -423,7 +428,7 @@ class BatchedService(Dispatcher):
         self._alarm = None
         self._alarm_ns = NEVER
         self._loop = loop
-        self._prepare_policy(loop)
+        self._prepare_policy()
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
             self._new_future = functools.partial(asyncio.Future, loop=loop)
         else:

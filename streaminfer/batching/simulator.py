@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching import kernel_loader
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.arrivals import arrivals_in_ns, numbers
-from streaminfer.batching.compiling import compile_kernels
 from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
 from streaminfer.batching.service_time import ServiceTime
@@ -278,7 +278,7 @@ def _policy(
     else:
         made = Lookahead(max_batch_size, service_time, workers=workers)
     if isinstance(made, Lookahead):
-        compile_kernels()  # a run that began without them would depend on when they are ready
+        kernel_loader.load()  # its seconds, where Numba compiles, are no part of the run
     return made
 
 

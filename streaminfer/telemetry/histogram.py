@@ -138,9 +138,9 @@ class LatencyHistogram(_State):
     def record_many(self, seconds: ArrayLike) -> None:
         """Counts every duration of an array, or none.
 
-        Up to 4,096 of them go through the compiled state; more are counted by a Numba kernel without the interpreter
-        lock and then added in one step. The first such call compiles the kernel, which takes about a second
-        (``kernels.warm_up()`` does it ahead).
+        Up to 4,096 of them go through the compiled state; more are counted by a kernel without the interpreter lock
+        and then added in one step. Where no kernels were compiled ahead of time, NumPy counts them, unless
+        ``streaminfer.warmup()`` has loaded Numba's.
 
         Args:
             seconds: any shape, a real numeric dtype.

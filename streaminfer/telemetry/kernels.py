@@ -16,18 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["count_durations", "count_durations_numpy", "indexes_of", "warm_up"]
+from streaminfer import _compiled_kernels
+
+__all__ = ["EXPORTS", "count_durations", "count_durations_numpy", "indexes_of", "warm_up"]
 
 _FAR_NS = 2**62
 _FAR_NS_FLOAT = 2.0**62
 
 Counted = tuple[int, int, int, int]
 
+_jit: Callable[..., Any] | None = None
+"""Numba's form, where it was loaded because there is no other."""
+
 
 def count_durations(
     seconds: NDArray[np.float64], counts: NDArray[np.int64], unit_magnitude: int, half_magnitude: int, highest_ns: int
 ) -> Counted:
-    """Counts durations without the interpreter lock; compiled at the first call or in :func:`warm_up`.
+    """Count durations without the interpreter lock: by the kernel that was compiled ahead of time.
+
+    Where there is none, NumPy counts them, unless :func:`warm_up` has loaded Numba's form.
 
     Args:
         seconds: shape (n,), float64, C-contiguous.
@@ -40,13 +47,19 @@ def count_durations(
         Position of the first NaN or negative duration, where counting stopped, else -1; the shortest and longest in
         nanoseconds (2^62 and -1 where there are none); how many were clamped.
     """
-    position, minimum_ns, maximum_ns, clamped = _compiled()(seconds, counts, unit_magnitude, half_magnitude, highest_ns)
+    count = _compiled() or _jit or count_durations_numpy
+    position, minimum_ns, maximum_ns, clamped = count(seconds, counts, unit_magnitude, half_magnitude, highest_ns)
     return position, minimum_ns, maximum_ns, clamped
 
 
 def warm_up() -> None:
-    """Compiles the kernel, about a second once a process; call it off the event loop."""
-    _compiled()
+    """Load the kernel: the one compiled ahead of time, or else Numba's, which compiles for about a second.
+
+    Numba keeps what it compiled on disk; a process that finds it there loads it. Call it off the event loop.
+    """
+    global _jit  # noqa: PLW0603 - once per process
+    if _compiled() is None and _jit is None:
+        _jit = _compiled_by_numba()
 
 
 def count_durations_numpy(
@@ -86,12 +99,17 @@ def indexes_of(nanoseconds: NDArray[np.int64], unit_magnitude: int, half_magnitu
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
-    from numba import njit  # noqa: PLC0415 - numba is loaded by what needs it, never by the import of streaminfer
+def _compiled() -> Callable[..., Any] | None:
+    compiled = _compiled_kernels.load()
+    return None if compiled is None else compiled.checked("count_durations")
 
-    # durations may be read-only; a writable array fits too
-    signature = "UniTuple(int64, 4)(Array(float64, 1, 'C', readonly=True), int64[::1], int64, int64, int64)"
-    kernel: Callable[..., Any] = njit(signature, nogil=True)(_count)
+
+@cache
+def _compiled_by_numba() -> Callable[..., Any]:
+    from streaminfer._numba import compile_exports, jit  # noqa: PLC0415 - imports Numba
+
+    kernel = jit(_count)
+    compile_exports({"count_durations": (kernel, EXPORTS["count_durations"][1])})
     return kernel
 
 
@@ -119,3 +137,12 @@ def _count(
         minimum_ns = min(minimum_ns, nanoseconds)
         maximum_ns = max(maximum_ns, nanoseconds)
     return -1, minimum_ns, maximum_ns, clamped
+
+
+EXPORTS = {
+    "count_durations": (
+        _count,
+        "UniTuple(int64, 4)(Array(float64, 1, 'C', readonly=True), int64[::1], int64, int64, int64)",
+    )
+}
+"""The kernel: the name under which it is compiled ahead of time, the function and its signature."""

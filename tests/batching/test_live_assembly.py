@@ -8,7 +8,6 @@ import pytest
 import streaminfer as si
 from streaminfer.batching import Buckets, ServiceTime
 from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching.compiling import compile_kernels
 from streaminfer.batching.learned_service_time import LearnedServiceTime
 from streaminfer.batching.lookahead import Lookahead
 from streaminfer.testing import run
@@ -16,11 +15,6 @@ from streaminfer.testing import run
 pytestmark = pytest.mark.uncompiled
 
 MS = 1_000_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled():
-    compile_kernels()
 
 
 class Recording:
@@ -222,11 +216,6 @@ def test_an_unknown_bucket_borrows_from_the_nearest_known_one():
     assert decide(policy, queue_of((1, 70), (0, 90)))[0] == [0]
     policy.finished(1, 20 * MS, 30 * MS, bucket=1)
     assert decide(policy, queue_of((1, 30), (0, 90)))[0] == [0]
-
-
-def test_until_the_kernels_are_ready_the_earliest_bucket_goes(monkeypatch):
-    monkeypatch.setattr("streaminfer.batching.compiling.kernels_if_ready", lambda: None)
-    assert decide(between(), queue_of((1, 45), (1, 49), (0, 46), (0, 46), (0, 46), (0, 46)))[0] == [0, 1]
 
 
 def mixed_load(policy, rate, n=3000, seed=1):

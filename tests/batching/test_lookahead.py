@@ -1,18 +1,15 @@
 """The planning policy: what goes, what is refused, and what it learns from."""
 
 import asyncio
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching import compiling
+from streaminfer import _compiled_kernels
+from streaminfer.batching import kernel_loader
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER
-from streaminfer.batching.compiling import compile_kernels
 from streaminfer.batching.learned_service_time import LearnedServiceTime
 from streaminfer.batching.lookahead import Lookahead
 from streaminfer.batching.service_time import ServiceTime
@@ -23,11 +20,6 @@ pytestmark = pytest.mark.uncompiled
 
 MS = 1_000_000
 DEVICE = ServiceTime.affine(0.010, 0.001)  # 11 ms alone, 14 ms for four
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled():
-    compile_kernels()
 
 
 def queue_of(*deadlines_ms, enqueued_ms=0, priorities=None):
@@ -157,45 +149,11 @@ def test_learning_is_sampled_once_a_model_of_microseconds_is_known():
     assert model.expected_ns(4)[4] > 2500
 
 
-def test_until_the_kernels_are_ready_the_largest_batch_on_time_for_the_head_goes(monkeypatch):
-    monkeypatch.setattr(compiling, "kernels_if_ready", lambda: None)
-    assert decide(Lookahead(4, DEVICE), queue_of(12.5, 24, 24, 24))[0] == [0, 1]
-    assert decide(Lookahead(4, DEVICE), queue_of(11, 24, 24, 24))[0] == [0]
-
-
 def test_ten_thousand_waiting_are_decided_too():
     queue = queue_of(*np.random.default_rng(0).integers(20, 2000, 10_000).tolist())
     batch, reason, _ = decide(Lookahead(32, DEVICE), queue)
     assert len(batch) == 32
     assert reason == "planned"
-
-
-def test_kernels_compile_in_the_background_and_the_process_ends_cleanly(tmp_path):
-    code = (
-        "import asyncio, threading, streaminfer as si\n"
-        "from streaminfer.batching import compiling\n"
-        "async def main():\n"
-        "    batcher = si.AdaptiveBatcher(max_batch_size=4)\n"
-        "    async with si.Stack(batcher, si.CpuBackend(lambda x: x, executor='inline')) as service:\n"
-        "        assert [t.name for t in threading.enumerate()] == ['MainThread', 'streaminfer-compile']\n"
-        "        assert compiling._ready is None\n"
-        "        await service(1.0)\n"
-        "asyncio.run(main())\n"
-    )
-    cold = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env=cold
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_virtual_time_waits_for_the_kernels(monkeypatch):
-    """A run under overload repeats exactly, whether they were compiled before or not."""
-    monkeypatch.setattr(compiling, "kernels_if_ready", lambda: None)
-    on_time, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
-    monkeypatch.undo()
-    again, _ = live(accelerator, poisson(1.2 * 3200, 1000), np.full(1000, 0.05))
-    assert (on_time == again).all()
 
 
 # -- live, in virtual time ------------------------------------------------------------------------------------------
@@ -410,18 +368,20 @@ def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
     run(main)
 
 
-def test_nothing_is_compiled_on_the_loop():
-    """Whatever arrays it meets live, a kernel that was compiled ahead is compiled for them."""
-    from streaminfer.batching import kernels
-
-    compile_kernels()
-    before = [len(kernel.signatures) for kernel in (kernels.choose, kernels.choose_lane)]
+def test_arrays_met_live_fit_the_compiled_kernels(monkeypatch):
+    """What the planner hands to a kernel is read in place, never copied first: contiguous and of the right dtype."""
+    copied = []
+    monkeypatch.setattr(_compiled_kernels, "_replaced", lambda name, arguments, *_: copied.append(name) or arguments)
+    monkeypatch.setattr(kernel_loader, "_loaded", None)
+    variant = _compiled_kernels.load_variant("baseline")
+    monkeypatch.setattr(_compiled_kernels, "load", lambda: variant)
     for limits in (np.full(2000, 0.05), np.where(np.arange(2000) % 3, 0.1, 0.025)):
         live(accelerator, poisson(1.3 * 3200, 2000), limits)
         live(accelerator, poisson(2.6 * 3200, 2000), limits, max_in_flight=2)
         live(accelerator, poisson(1.3 * 3200, 2000), limits, service_time=ServiceTime.affine(0.004, 0.00025))
         live(accelerator, poisson(1.3 * 3200, 2000), limits, preferred_sizes=(8, 64), stack=True)
-    assert [len(kernel.signatures) for kernel in (kernels.choose, kernels.choose_lane)] == before
+    assert kernel_loader._loaded is not None
+    assert copied == []
 
 
 def test_noise_does_not_talk_the_planner_out_of_large_batches():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaminfer import _compiled_kernels
 from streaminfer.batching import arrivals, optimum_kernels
 from streaminfer.batching.optimum import _width, clairvoyant_optimum
 from streaminfer.batching.policy import Decision
@@ -128,6 +129,14 @@ def traces(draw):
     return arrivals_ns, draw(st.integers(1, 120)), durations_ns, cap
 
 
+VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
+MOST_ON_TIME = [
+    optimum_kernels.most_on_time,
+    optimum_kernels._compiled_by_numba(),
+    *(variant.checked("most_on_time") for variant in VARIANTS),
+]
+
+
 @given(traces())
 def test_kernel_plain_source_and_twin_agree(trace):
     arrivals_ns, slo_ns, durations_ns, cap = trace
@@ -136,17 +145,18 @@ def test_kernel_plain_source_and_twin_agree(trace):
     twin = optimum_kernels.most_on_time_numpy(arrivals_ns, deadlines_ns, durations_ns, cap)
     # uncompiled, an index beyond the width raises: the bound on the front holds
     assert optimum_kernels._most(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
-    assert optimum_kernels.most_on_time(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
+    for most_on_time in MOST_ON_TIME:
+        assert most_on_time(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
 
 
 def test_the_kernel_is_compiled_once_and_takes_read_only_arrays():
-    optimum_kernels.warm_up()
+    kernel = optimum_kernels._compiled_by_numba()
     table = np.array([0, 5, 6], np.int64)
     trace = np.array([0, 1, 2], np.int64)
     for array in (table, trace):
         array.setflags(write=False)
-    assert optimum_kernels.most_on_time(trace, trace + 7, table, 2, 5) == 2
-    assert len(optimum_kernels._compiled().signatures) == 1
+    assert kernel(trace, trace + 7, table, 2, 5) == 2
+    assert len(kernel.signatures) == 1
 
 
 @pytest.mark.parametrize(

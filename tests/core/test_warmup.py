@@ -1,16 +1,125 @@
-"""Kernels compiled ahead."""
+"""Kernels at the start of a process that serves: with those compiled ahead of time, with Numba, and with neither."""
 
+import os
 import subprocess
 import sys
 
+import pytest
 
-def test_warmup_compiles_what_the_first_use_would_otherwise():
-    code = (
-        "import sys, streaminfer as si, numpy as np\n"
-        "assert 'numba' not in sys.modules\n"
-        "si.warmup(); si.warmup()\n"
-        "assert 'numba' in sys.modules\n"
-        "from streaminfer.telemetry import kernels\n"
-        "assert kernels._compiled().signatures\n"
+from streaminfer.__main__ import main
+from streaminfer.batching import kernel_loader, padding
+
+SERVING = """
+import asyncio, logging, sys, threading
+import numpy as np
+import streaminfer as si
+
+async def ask(service, length):
+    try:
+        return await service(np.ones(length, np.int64), timeout_s=5.0)
+    except si.StreamInferError as error:
+        return error
+
+async def main():
+    batcher = si.AdaptiveBatcher(
+        max_batch_size=4, slo_s=5.0, buckets=(8, 16),
+        service_time=dict.fromkeys((8, 16), si.batching.ServiceTime.affine(2.0, 1.0)),  # nothing is on time as it stands: it is planned
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    model = si.CpuBackend(lambda batch: batch.sum(axis=1), executor="inline")
+    async with si.Stack(si.Telemetry("serving"), batcher, model) as service:
+        answers = await asyncio.gather(*(ask(service, 1 + number % 16) for number in range(64)))
+    assert batcher.statistics().released["planned"], batcher.statistics()
+    histogram = si.LatencyHistogram()
+    histogram.record_many(np.full(5000, 0.001))
+    assert histogram.count == 5000
+"""
+
+
+def python(code, **variables):
+    """The output of another interpreter, warnings as errors."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMINFER_", "NUMBA_"))}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_serving_process_neither_imports_numba_nor_starts_threads():
+    code = SERVING + (
+        "asyncio.run(main())\n"
+        "si.warmup()\n"
+        "print(sorted({'numba', 'llvmlite'} & set(sys.modules)), [t.name for t in threading.enumerate()])\n"
+    )
+    assert python(code) == "[] ['MainThread']\n"
+
+
+def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
+    """What the child left in the cache is loaded: the serving process itself compiles nothing."""
+    code = SERVING + (
+        "from streaminfer.batching import kernel_loader\n"
+        "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
+        "asyncio.run(main())\n"
+        "from streaminfer.batching import kernels, padding_kernels\n"
+        "for kernel in (kernels.choose, kernels.choose_lane, padding_kernels.pad_rows, padding_kernels.fill_mask):\n"
+        "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
+        "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
+    )
+    out = python(code, STREAMINFER_DISABLE_COMPILED="1", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert "a child process compiles them" in out[0]
+    assert "the kernels are compiled after" in out[1]
+    assert out[2:] == ["True 0"] * 4 + ["[]"]
+
+
+def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog):
+    loaded = []
+    monkeypatch.setattr(kernel_loader, "_loaded", None)
+    monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
+    monkeypatch.setattr(kernel_loader, "load", lambda: loaded.append("planner"))
+    monkeypatch.setattr(padding, "load_kernels", lambda: loaded.append("padding"))
+    for executable in ("/nonexistent/python", ""):
+        monkeypatch.setattr(sys, "executable", executable)
+        kernel_loader.prepare()
+    assert loaded == ["planner", "padding"] * 2
+    assert caplog.text.count("the child process did not compile the kernels") == 2
+
+
+def test_without_kernels_and_numba_the_start_fails():
+    """One clear error, before any request: no threads, no tracebacks for each decision."""
+    code = SERVING + (
+        "sys.modules['numba'] = None\n"
+        "try:\n"
+        "    asyncio.run(main())\n"
+        "except si.MissingExtra as error:\n"
+        "    print(error.name, [t.name for t in threading.enumerate()])\n"
+        "    print(error)\n"
+    )
+    first, message = python(code, STREAMINFER_DISABLE_COMPILED="1").splitlines()
+    assert first == "numba ['MainThread']"
+    assert "pip install numba" in message
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["compiled ahead", "by Numba"])
+def test_the_warmup_command_loads_every_kernel(ahead, monkeypatch, capsys):
+    monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: ahead)
+
+    assert main(["warmup"]) == 0
+
+    first, *steps = capsys.readouterr().out.splitlines()
+    assert first == ("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine")
+    assert [step.split("...")[0].strip() for step in steps] == [
+        "planner", "padding", "bulk histogram", "offline optimum",
+    ]  # fmt: skip
+
+
+def test_the_warmup_command_says_what_is_missing(monkeypatch, capsys):
+    def missing():
+        raise kernel_loader.MissingExtra("the planner needs its kernels: pip install numba", name="numba")
+
+    monkeypatch.setattr(kernel_loader, "load", missing)
+    assert main(["warmup"]) == 1
+    assert "pip install numba" in capsys.readouterr().err
+
+
+def test_the_command_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "streaminfer", "--help"], capture_output=True, text=True, check=True)
+    assert "warmup" in done.stdout

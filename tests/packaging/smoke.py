@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 import streaminfer as si
+from streaminfer import _compiled_kernels
 
 
 async def _answer_eight_at_once():
@@ -22,7 +23,8 @@ async def _answer_eight_at_once():
 
 answers, statistics = asyncio.run(_answer_eight_at_once())
 histogram = si.LatencyHistogram()
-histogram.record_many(np.full(5000, 0.001))  # enough for the Numba kernel
+histogram.record_many(np.full(5000, 0.001))  # enough for the kernel
+kernels = _compiled_kernels.load()
 json.dump(
     {
         "package": si.__file__,
@@ -31,6 +33,8 @@ json.dump(
         "batch_sizes": list(statistics.batch_sizes.items()),
         "released": dict(statistics.released),
         "recorded": histogram.count,
+        "kernels": kernels and kernels.variant,
+        "numba": "numba" in sys.modules,
     },
     sys.stdout,
 )

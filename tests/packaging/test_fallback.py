@@ -32,6 +32,7 @@ def test_build_falls_back_to_plain_python(variables, build_wheel, run_python, co
     assert smoke["answers"] == [-float(number) for number in range(8)]
     assert smoke["batch_sizes"] == [[8, 1]]
     assert smoke["recorded"] == 5000
+    assert smoke["kernels"] is None
 
 
 def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from streaminfer._compiled_kernels import VARIANTS
+
 ROOT = Path(__file__).parents[2]
 SMOKE = Path(__file__).with_name("smoke.py")
+KERNELS = [f"streaminfer._compiled_kernels.{variant}" for variant in VARIANTS]
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
 
@@ -51,7 +54,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, compiled_names):
         for pattern in ("*.py", "*.pxd", "py.typed")
         for path in (ROOT / "streaminfer").rglob(pattern)
     }
-    built = {name.replace(".", "/") + SUFFIX for name in compiled_names}
+    built = {name.replace(".", "/") + SUFFIX for name in [*compiled_names, *KERNELS]}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == on_disk | built
@@ -88,6 +91,14 @@ def test_installed_package_answers_a_batch(smoke):
     assert smoke["batch_sizes"] == [[8, 1]]
     assert smoke["released"] == {"exploration": 1}
     assert smoke["recorded"] == 5000
+    assert smoke["kernels"] in VARIANTS
+    assert not smoke["numba"]
+
+
+def test_wheel_has_the_command(interpreter):
+    command = interpreter.with_name("streaminfer")
+    done = subprocess.run([command, "warmup"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("kernels: compiled ahead of time")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,17 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaminfer import _compiled_kernels
 from streaminfer.telemetry import encoding, kernels
 
 HOUR_NS = 3600 * 10**9
+VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
+COUNTING = [
+    kernels.count_durations,
+    kernels.count_durations_numpy,
+    kernels._compiled_by_numba(),
+    *(variant.checked("count_durations") for variant in VARIANTS),
+]
 
 durations_ns = st.one_of(
     st.integers(0, 5_000), st.integers(0, HOUR_NS), st.integers(0, 42).map(lambda bit: min(2**bit, HOUR_NS))
@@ -233,7 +241,7 @@ def test_kernel_numpy_twin_and_record_agree(histogram_class, layout, seconds, un
         one_by_one.record(value)
     given_seconds = np.array(seconds if unsound is None else [*seconds, unsound, *seconds], np.float64)
     shape = (one_by_one.unit_magnitude, one_by_one.half_magnitude, layout[1])
-    for count in (kernels.count_durations, kernels.count_durations_numpy):
+    for count in COUNTING:
         counts = np.zeros(one_by_one.counts_length, np.int64)
         position, minimum_ns, maximum_ns, clamped = count(given_seconds, counts, *shape)
         assert position == (-1 if unsound is None else len(seconds))

@@ -1,0 +1,57 @@
+"""Command line: ``streaminfer warmup``, also ``python -m streaminfer warmup``."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: ``None``: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="streaminfer", description="Predictable tail latency for ML inference.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "warmup",
+        help="compile the kernels into Numba's cache, for an image build; nothing to do where the package has them",
+    )
+    parser.parse_args(arguments)
+    return _warm_up()
+
+
+def _warm_up() -> int:
+    from streaminfer.batching import kernel_loader, optimum_kernels, padding  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.errors import MissingExtra  # noqa: PLC0415
+    from streaminfer.telemetry import kernels  # noqa: PLC0415
+
+    steps = {
+        "planner": kernel_loader.load,
+        "padding": padding.load_kernels,
+        "bulk histogram": kernels.warm_up,
+        "offline optimum": optimum_kernels.warm_up,
+    }
+    ahead = kernel_loader.is_compiled_ahead()
+    print("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine", flush=True)
+    for name, load in steps.items():
+        began = time.perf_counter()
+        print(f"  {name} ...", end=" ", flush=True)
+        try:
+            load()
+        except MissingExtra as error:
+            print("failed", flush=True)
+            print(error, file=sys.stderr)
+            return 1
+        print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Kernels compiled ahead of time: which variant is loaded, and that a call never reads memory it should not."""
+
+import importlib
+import logging
+
+import numpy as np
+import pytest
+
+from streaminfer import _compiled_kernels
+from streaminfer._compiled_kernels import MODULES, VARIANTS, X86_64_V3_FLAGS, load, load_variant, variants
+
+
+@pytest.fixture(params=variants())
+def variant(request):
+    return load_variant(request.param)
+
+
+def test_every_variant_is_built_from_the_present_sources():
+    exports = {name for module in MODULES for name in importlib.import_module(module).EXPORTS}
+
+    built = [load_variant(name) for name in VARIANTS]
+
+    assert [sorted(one.names) for one in built] == [sorted(exports)] * len(VARIANTS)
+    assert {one.digest for one in built} == {_compiled_kernels.source_digest()}
+
+
+def test_processor_flags_choose_the_variant():
+    """A single missing feature means the baseline: an illegal instruction would end the process."""
+    flags = ["fpu", "sse2", *X86_64_V3_FLAGS]
+
+    assert variants(flags) == list(VARIANTS)
+    for missing in X86_64_V3_FLAGS:
+        assert variants([flag for flag in flags if flag != missing]) == ["baseline"]
+    assert variants([]) == ["baseline"]
+
+
+def test_load_takes_the_first_variant_that_runs(monkeypatch):
+    monkeypatch.delenv("STREAMINFER_DISABLE_COMPILED", raising=False)
+    for names in (list(VARIANTS), ["baseline"]):
+        monkeypatch.setattr(_compiled_kernels, "variants", lambda names=names: names)
+        assert load.__wrapped__().variant == names[0]
+
+
+def test_load_skips_a_variant_that_was_not_built(monkeypatch):
+    monkeypatch.delenv("STREAMINFER_DISABLE_COMPILED", raising=False)
+    monkeypatch.setattr(_compiled_kernels, "variants", lambda: ["x86_64_v9", "baseline"])
+    assert load.__wrapped__().variant == "baseline"
+
+
+def test_kernels_of_other_sources_are_not_loaded(monkeypatch, caplog):
+    monkeypatch.delenv("STREAMINFER_DISABLE_COMPILED", raising=False)
+    monkeypatch.setattr(_compiled_kernels, "source_digest", lambda: "edited since")
+    with caplog.at_level(logging.WARNING, "streaminfer"):
+        assert load.__wrapped__() is None
+    assert "compiled from other sources" in caplog.text
+
+
+def test_kernels_load_without_their_sources(monkeypatch, tmp_path):
+    """A package without sources, bytecode only, has nothing to compare with."""
+    monkeypatch.delenv("STREAMINFER_DISABLE_COMPILED", raising=False)
+    monkeypatch.setattr(_compiled_kernels, "source_of", lambda name: tmp_path / name)
+    assert load.__wrapped__().variant in VARIANTS
+
+
+def test_compiled_kernels_can_be_disabled(monkeypatch):
+    monkeypatch.setenv("STREAMINFER_DISABLE_COMPILED", "1")
+    assert load.__wrapped__() is None
+
+
+class TestChecked:
+    DURATIONS = np.array([0, 10, 25], np.int64)
+
+    def choose(self, variant, deadlines):
+        return variant.checked("choose")(0, deadlines, self.DURATIONS, self.DURATIONS, self.DURATIONS, 5.0, True, 16)
+
+    @pytest.mark.parametrize(
+        "deadlines",
+        [
+            np.array([[12, 0], [30, 0]], np.int64)[:, 0],
+            np.array([12, 30], np.int32),
+            np.array([12, 30], ">i8"),
+            [12, 30],
+            np.frombuffer(np.array([12, 30], np.int64).tobytes(), np.int64),
+        ],
+        ids=["strided", "int32", "other byte order", "list", "read-only"],
+    )
+    def test_what_is_read_is_made_to_fit(self, variant, deadlines):
+        assert self.choose(variant, deadlines) == self.choose(variant, np.array([12, 30], np.int64)) == (0, 1)
+
+    @pytest.mark.parametrize(
+        "deadlines", [np.array([12.0, 30.0]), np.array([[12, 30]]), 12, None], ids=["float64", "2-D", "number", "None"]
+    )
+    def test_what_cannot_fit_is_a_type_error(self, variant, deadlines):
+        with pytest.raises(TypeError, match="choose: argument 1: expected an array of int64 with 1 dimension"):
+            self.choose(variant, deadlines)
+
+    @pytest.mark.parametrize(
+        "mask",
+        [np.zeros((2, 8), np.int64)[:, ::2], np.zeros((2, 4), np.int32), np.zeros((2, 4), np.int64).T.copy().T],
+        ids=["strided", "int32", "Fortran order"],
+    )
+    def test_what_is_written_must_fit(self, variant, mask):
+        """A copy would be written, and the caller's array left as it was."""
+        with pytest.raises(TypeError, match="fill_mask: argument 1: expected a writable, C-contiguous array of int64"):
+            variant.checked("fill_mask")(np.array([1, 2]), mask)
+        assert not mask.any()
+
+    def test_a_read_only_array_is_not_written(self, variant):
+        mask = np.zeros((2, 4), np.int64)
+        mask.flags.writeable = False
+        with pytest.raises(TypeError, match="writable"):
+            variant.checked("fill_mask")(np.array([1, 2]), mask)
+        assert not mask.any()
+
+
+def test_kernels_keep_no_reference_to_their_arrays(variant):
+    """A call that leaked one would hold every batch for ever."""
+    import sys
+
+    deadlines = np.array([12, 30], np.int64)
+    durations = np.array([0, 10, 25], np.int64)
+    before = sys.getrefcount(deadlines), sys.getrefcount(durations)
+    for _ in range(100):
+        variant.checked("choose")(0, deadlines, durations, durations, durations, 5.0, True, 16)
+    assert (sys.getrefcount(deadlines), sys.getrefcount(durations)) == before
