@@ -19,5 +19,6 @@ cdef class Timetable:
     cpdef bint all_on_time(self, const long long[::1] deadlines, long long now_ns)
 
 @cython.locals(
-    ticket=CTicket, ascending=bint, index=Py_ssize_t, latest_ns=cython.longlong, deadline_ns=cython.longlong)
-cpdef bint fill_deadlines(list tickets, long long[::1] deadlines, long long patience_ns)
+    ticket=CTicket, ascending=bint, untimed=Py_ssize_t, index=Py_ssize_t, latest_ns=cython.longlong,
+    deadline_ns=cython.longlong)
+cpdef Py_ssize_t fill_deadlines(list tickets, long long[::1] deadlines, long long patience_ns) except? -9223372036854775807

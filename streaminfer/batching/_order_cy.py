@@ -75,8 +75,8 @@ class Timetable:
         return True
 
 
-def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience_ns: int) -> bool:
-    """Writes the deadline of each ticket into an array.
+def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience_ns: int) -> int:
+    """Write the deadline of each ticket into an array.
 
     Args:
         tickets: n of them.
@@ -84,18 +84,20 @@ def fill_deadlines(tickets: list[Ticket], deadlines: NDArray[np.int64], patience
         patience_ns: a ticket without a deadline stands where one with this time limit would.
 
     Returns:
-        Whether they ascend as they stand.
+        How many tickets have no deadline; less than 0 where deadlines do not ascend: the complement of that number.
     """
     ascending = True
+    untimed = 0
     latest_ns = 0
     index = 0
     for ticket in tickets:
         deadline_ns = ticket.deadline_ns
         if deadline_ns == _NEVER:
             deadline_ns = ticket.timings.enqueued_ns + patience_ns
+            untimed += 1
         if deadline_ns < latest_ns:
             ascending = False
         latest_ns = deadline_ns
         deadlines[index] = deadline_ns
         index += 1
-    return ascending
+    return untimed if ascending else ~untimed

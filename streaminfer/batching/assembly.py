@@ -37,6 +37,9 @@ _POOL_BYTES = 1 << 28
 POOLED_FROM = 1 << 23
 """Bytes of a batch from which it is written into a reused buffer, as measured: `streaminfer.batching.buffers`."""
 
+_JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
+_SMALL_AXIS = 8
+
 SCALARS = frozenset((float, bool, complex))
 """Types that numpy stacks as they are, whatever the value."""
 
@@ -147,10 +150,23 @@ def _stack(rows: list[Any], axis: int) -> Any:
         return {name: _stack([row[name] for row in rows], axis) for name in first}
     if axis == 0:
         return _array(rows)
+    if axis == 1 and type(first) is np.ndarray and first.ndim > 1 and first.shape[0] <= _SMALL_AXIS and len(rows) > 1:
+        parts = [row[at] for at in range(first.shape[0]) for row in rows]
+        return _array(parts).reshape((first.shape[0], len(rows), *first.shape[1:]))
     return np.ascontiguousarray(np.moveaxis(_array(rows), 0, axis))  # twice as fast as np.stack on small rows
 
 
 def _array(rows: list[Any]) -> NDArray[Any]:
+    first = rows[0]
+    if type(first) is np.ndarray and len(rows) > 1 and first.size and first.dtype.kind in _JOINED and first.dtype.isnative:
+        # One copy under the interpreter lock: NumPy releases the lock for every row, and each time the event loop may
+        # keep it for as long as it has callbacks to run.
+        try:
+            data = bytearray().join(rows)
+        except (BufferError, ValueError):
+            pass  # a row is not contiguous
+        else:
+            return np.frombuffer(data, first.dtype).reshape((len(rows), *first.shape))
     array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
     # numpy keeps a foreign byte order in a batch of one and in no other
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -7,9 +7,9 @@ longer than one of short rows.
 has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most every
 eighth batch, which costs less than a hundredth of the throughput.
 
-*Sampling.* A model of microseconds responds faster than it could be learned: once it is known and nothing about it is in doubt, one
-batch in five milliseconds teaches as much as all of them. Batches of a millisecond or more are all observed: left out by
-the clock, it would always be the short ones behind the long ones.
+*Sampling.* A fast model responds faster than it could be learned: once it is known and nothing about it is in doubt, one
+batch in about five milliseconds teaches as much as all of them. Batches of a millisecond or more are left out by number:
+by the clock, it would always be the short ones behind the long ones.
 """
 
 import math
@@ -62,6 +62,7 @@ class BucketModel:
         "_compare_from",
         "_mean",
         "_padded",
+        "_skip",
         "_version",
         "_workers",
         "cap",
@@ -88,6 +89,7 @@ class BucketModel:
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.durations
         self.sure_ns = 0
+        self._skip = 0  # batches that are not observed
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
         self._version = -1
@@ -103,6 +105,9 @@ class BucketModel:
             cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about as
                 much was, the batch is taken to have needed half as long again.
         """
+        if self._skip and not cancelled:
+            self._skip -= 1
+            return
         if self._padded is not None and size <= self.cap:
             size = int(self._padded[size])
         model = self.service_time
@@ -114,8 +119,11 @@ class BucketModel:
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
         model.observe(size, duration_ns, now_ns)
-        if duration_ns < _SHORT_NS and model.observations > _OBSERVE_FIRST and not model.in_doubt:
-            self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS
+        if model.observations > _OBSERVE_FIRST and not model.in_doubt:
+            if duration_ns < _SHORT_NS:
+                self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS
+            else:
+                self._skip = _OBSERVE_EVERY_NS // duration_ns
         self.refresh()
 
     def refresh(self) -> None:

@@ -71,11 +71,19 @@ _new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__n
 
 
 class _Group(NamedTuple):
-    """Queued requests that can share a batch, in deadline order, and their deadlines."""
+    """Queued requests that can share a batch, in deadline order.
+
+    Attributes:
+        model: the durations of their bucket.
+        tickets: the requests.
+        deadlines: shape (n,), int64.
+        untimed: whether some have no deadline.
+    """
 
     model: BucketModel
     tickets: list[Ticket]
     deadlines: _Array
+    untimed: bool
 
 
 class Lookahead:
@@ -310,7 +318,7 @@ class Lookahead:
                 elif ticket.deadline_ns < certain_ns:
                     rejected.append(ticket)
             if passed < len(group.tickets):
-                left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:]))
+                left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
             if passed:
                 late.append(group)
         if overdue:
@@ -347,11 +355,10 @@ class Lookahead:
 
     def _plan(self, waiting: RequestQueue, group: _Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
         """Return the batch to send, of requests of one group none of which is late alone, and why."""
-        model, tickets, deadlines = group
+        model, tickets, deadlines, untimed = group
         size = model.size_to_explore(len(tickets))
         if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
             return tickets[:size], "exploration"
-        untimed = any(ticket.deadline_ns == NEVER for ticket in tickets)
         if not waiting.several_priorities and not untimed:
             head, size = self._choose(waiting, model, deadlines, now_ns, share)
             if size >= len(model.durations) - 1 and model.compares:
@@ -393,8 +400,8 @@ class Lookahead:
         table = model.timetable
         if table is not None and table.all_on_time(deadlines, now_ns):
             return 0, min(deadlines.size, table.cap)
-        limits = np.array(waiting.journal.recent_limits_ns() or [_PATIENCE_NS], np.int64)
-        shortest, longest = int(limits.min()), int(limits.max())
+        limits = waiting.journal.recent_limits_ns() or [_PATIENCE_NS]
+        shortest, longest = min(limits), max(limits)
         durations, steps = model.durations, model.steps
         if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
             feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
@@ -405,7 +412,7 @@ class Lookahead:
             deadlines,
             durations,
             steps,
-            limits,
+            np.array(limits, np.int64),
             waiting.journal.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
             _MAX_DROPS,
@@ -416,7 +423,7 @@ class Lookahead:
         longest = max(group.model.durations.size for group in groups)
         durations = np.ones((len(groups), longest), np.int64)
         steps = np.ones((len(groups), longest), np.int64)
-        for at, (model, _, _) in enumerate(groups):
+        for at, (model, _, _, _) in enumerate(groups):
             durations[at, : model.durations.size] = model.durations
             steps[at, : model.steps.size] = model.steps
         offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
@@ -469,11 +476,13 @@ class Lookahead:
 def _in_order(model: BucketModel, tickets: list[Ticket]) -> _Group:
     """Return the tickets by deadline; without one they stand where a deadline two seconds after arrival would."""
     deadlines = np.empty(len(tickets), np.int64)
-    if not fill_deadlines(tickets, deadlines, _PATIENCE_NS):
+    untimed = fill_deadlines(tickets, deadlines, _PATIENCE_NS)
+    if untimed < 0:
+        untimed = ~untimed
         order = np.argsort(deadlines, kind="stable")
         tickets = [tickets[position] for position in order.tolist()]
         deadlines = deadlines[order]
-    return _Group(model, tickets, deadlines)
+    return _Group(model, tickets, deadlines, untimed > 0)
 
 
 def _in_one_batch(groups: list[_Group], now_ns: int) -> list[Ticket]:
@@ -483,7 +492,7 @@ def _in_one_batch(groups: list[_Group], now_ns: int) -> list[Ticket]:
     if size >= longest.durations.size:
         return []
     together_ns = int(longest.durations[size])
-    apart_ns = sum(int(model.durations[min(len(some), model.durations.size - 1)]) for model, some, _ in groups)
+    apart_ns = sum(int(model.durations[min(len(some), model.durations.size - 1)]) for model, some, _, _ in groups)
     if together_ns > apart_ns or now_ns + together_ns > min(int(group.deadlines[0]) for group in groups):
         return []
     by_length = sorted(groups, key=lambda group: -group.tickets[0].bucket)
@@ -505,7 +514,7 @@ def _first_if_all_on_time(groups: list[_Group], now_ns: int, *, surely: bool) ->
             return None
         return group, min(len(group.tickets), table.cap)
     batches: list[tuple[int, int, int]] = []
-    for at, (model, _, deadlines) in enumerate(groups):
+    for at, (model, _, deadlines, _) in enumerate(groups):
         cap = model.durations.size - 1
         firsts = deadlines[::cap].tolist()
         batches += [(first_ns, at, min(cap, deadlines.size - number * cap)) for number, first_ns in enumerate(firsts)]
@@ -537,6 +546,6 @@ def _too_late(model: BucketModel) -> str:
 def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
     """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
     takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
-    _, _, deadlines = _in_order(model, waiting.first(waiting.waiting))
+    deadlines = _in_order(model, waiting.first(waiting.waiting)).deadlines
     table = model.timetable
     return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
