@@ -150,7 +150,7 @@ def _stack(rows: list[Any], axis: int) -> Any:
         return {name: _stack([row[name] for row in rows], axis) for name in first}
     if axis == 0:
         return _array(rows)
-    if axis == 1 and type(first) is np.ndarray and first.ndim > 1 and first.shape[0] <= _SMALL_AXIS and len(rows) > 1:
+    if axis == 1 and type(first) is np.ndarray and first.ndim > 1 and 0 < first.shape[0] <= _SMALL_AXIS and len(rows) > 1:
         parts = [row[at] for at in range(first.shape[0]) for row in rows]
         return _array(parts).reshape((first.shape[0], len(rows), *first.shape[1:]))
     return np.ascontiguousarray(np.moveaxis(_array(rows), 0, axis))  # twice as fast as np.stack on small rows
@@ -163,8 +163,8 @@ def _array(rows: list[Any]) -> NDArray[Any]:
         # keep it for as long as it has callbacks to run.
         try:
             data = bytearray().join(rows)
-        except (BufferError, ValueError):
-            pass  # a row is not contiguous
+        except (BufferError, TypeError, ValueError):
+            pass  # a row is not contiguous; what this raises depends on the version of NumPy
         else:
             return np.frombuffer(data, first.dtype).reshape((len(rows), *first.shape))
     array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
