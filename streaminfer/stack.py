@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from streaminfer import _frozen_heap
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
@@ -84,6 +85,7 @@ class Stack:
         self._state = "new"
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
+        self._froze_heap = False
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -230,7 +232,8 @@ class Stack:
     async def start(self) -> None:
         """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
 
-        A batcher runs batches of its backend's example inputs, which takes some seconds at most. What started is
+        A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs, full
+        garbage collections leave out what existed at its start. What started is
         stopped again where a layer fails, or where the start is cancelled. ``statistics().start`` and one line in the
         log ``streaminfer`` say how long each layer took.
 
@@ -260,6 +263,9 @@ class Stack:
             await stop_all(started, drain=False)
             raise
         self._start_report = timer.report()
+        if not self._froze_heap and not getattr(loop, "is_virtual", False):
+            _frozen_heap.freeze()
+            self._froze_heap = True
         self._loop = loop
         self._state = "running"
 
@@ -300,6 +306,9 @@ class Stack:
                 await asyncio.wait(self._calls)
             await stop_all(self._parts[::-1], drain=drain and failure is None)
         finally:
+            if self._froze_heap:
+                _frozen_heap.unfreeze()
+                self._froze_heap = False
             self._state = "stopped"
             self._stopped.set()
         if failure is not None:
