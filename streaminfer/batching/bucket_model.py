@@ -3,13 +3,13 @@
 Without buckets there is one :class:`BucketModel`; with them each bucket has its own, because a batch of long rows takes
 longer than one of short rows.
 
-*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of it
-has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most every
-eighth batch, which costs less than a hundredth of the throughput.
+*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
+it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
+every eighth batch, which costs less than a hundredth of the throughput.
 
-*Sampling.* A model of microseconds responds faster than it could be learned: once it is known and nothing about it is in doubt, one
-batch in five milliseconds teaches as much as all of them. Batches of a millisecond or more are all observed: left out by
-the clock, it would always be the short ones behind the long ones.
+*Sampling.* A model of microseconds responds faster than it could be learned: once it is known and nothing about it is
+in doubt, one batch in five milliseconds teaches as much as all of them. Batches of a millisecond or more are all
+observed: left out by the clock, it would always be the short ones behind the long ones.
 """
 
 import math
@@ -100,8 +100,8 @@ class BucketModel:
             size: its rows.
             duration_ns: how long it took.
             now_ns: when it ended.
-            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about as
-                much was, the batch is taken to have needed half as long again.
+            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
+                as much was, the batch is taken to have needed half as long again.
         """
         if self._padded is not None and size <= self.cap:
             size = int(self._padded[size])
@@ -155,7 +155,7 @@ class BucketModel:
     @property
     def compares(self) -> bool:
         """Whether it is time to compare another size with the best."""
-        return self.learns and self.service_time.observations >= self._compare_from  # type: ignore[no-any-return]
+        return self.learns and self.service_time.observations >= self._compare_from
 
     def size_to_compare(self, available: int) -> int:
         """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
@@ -196,7 +196,9 @@ class BucketModel:
         self.upper_timetable = Timetable(self.upper, self._steps_of(self.upper))
         self.sure_ns = int(self.durations[1])
         if self.learns:
-            self.sure_ns = int(self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation)))
+            self.sure_ns = int(
+                self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation))
+            )
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

@@ -1,22 +1,22 @@
 """Online estimate of how long a batch takes, by its size.
 
-*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie on a
-line over the size, but for a correction of each size, two an octave, that counts the more the more often the size was
-seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth of its
-residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so the speed
-follows the device and the shape settles.
+*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie
+on a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size
+was seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth
+of its residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so
+the speed follows the device and the shape settles.
 
-*Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a row
-(two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of them, or,
-where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch. All gains are relative to the noise, so a device that repeats to the
-microsecond is followed as finely.
+*Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
+row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
+them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
+All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
 
-*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for smaller
-ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess: ``trusted``
-says up to where it is none.
+*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
+smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
+``trusted`` says up to where it is none.
 
-*Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading changes
-nothing.
+*Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading
+changes nothing.
 
 *Complexity.* O(1) per batch, and O(sizes) when the curve is published again: after each of a size's first batches, then
 when a prediction moved by 0.02 % or a tenth of the noise.

@@ -2,22 +2,22 @@
 
 *Design.* At each decision for a free worker:
 
-1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No plan
-   can do better, and this is the common case: one compiled pass over the queue.
-2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program over
-   the queued requests and the expected arrivals; where they differ it plays candidates forward.
-3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less time
-   left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One that is
-   merely predicted to be late is passed over and stays queued.
-4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It corrects
-   a duration that is wrong, where rejecting everything would never measure again.
+1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
+   plan can do better, and this is the common case: one compiled pass over the queue.
+2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program
+   over the queued requests and the expected arrivals; where they differ it plays candidates forward.
+3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
+   time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
+   that is merely predicted to be late is passed over and stays queued.
+4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
+   corrects a duration that is wrong, where rejecting everything would never measure again.
 
 *Classes.* The most urgent priority that is queued is planned as if alone, with its share of the arrivals. Less urgent
 requests fill its batch as far as its first deadline allows, and as far as a more urgent request that arrives meanwhile
 can still be served.
 
-*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get a
-share of every batch: as large as their share of the queue.
+*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
+a share of every batch: as large as their share of the queue.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward. Where a mask tells the model what
@@ -26,10 +26,10 @@ is padding, one batch of the longest bucket replaces several that would take as 
 *Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is expected to end.
 
-*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker never
-idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits, durations
-without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their batches
-started evenly spread, one every ``t(b) / workers``.
+*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker
+never idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits,
+durations without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their
+batches started evenly spread, one every ``t(b) / workers``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching import kernel_loader
-from streaminfer.batching._order_cy import Timetable, fill_deadlines
+from streaminfer.batching._order_cy import fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
 from streaminfer.batching.bucket_model import BucketModel
@@ -85,8 +85,8 @@ class Lookahead:
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`; with
-            length buckets a sequence of these, one per bucket.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`;
+            with length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
         lengths: with length buckets, their lengths: a bucket of which nothing is known is expected to take what the
@@ -296,25 +296,7 @@ class Lookahead:
         if found is not None:
             group, size = found
             return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
-        overdue: list[Ticket] = []
-        rejected: list[Ticket] = []
-        late: list[_Group] = []
-        left: list[_Group] = []
-        for group in groups:
-            passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
-            crowded = len(group.tickets) > len(group.model.durations) - 1
-            certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
-            for ticket in group.tickets[:passed]:
-                if ticket.deadline_ns == NEVER:
-                    overdue.append(ticket)
-                elif ticket.deadline_ns < certain_ns:
-                    rejected.append(ticket)
-            if passed < len(group.tickets):
-                left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:]))
-            if passed:
-                late.append(group)
-        if overdue:
-            overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
+        left, late, overdue, rejected = _without_late(groups, now_ns)
         refusal = _too_late(late[-1].model) if rejected else ""
         if not left:
             if overdue:
@@ -518,6 +500,34 @@ def _first_if_all_on_time(groups: list[_Group], now_ns: int, *, surely: bool) ->
     return groups[batches[0][1]], batches[0][2]
 
 
+def _without_late(groups: list[_Group], now_ns: int) -> tuple[list[_Group], list[_Group], list[Ticket], list[Ticket]]:
+    """Return what can be on time alone, and the rest.
+
+    Returns:
+        The groups without their late requests; the groups that had some; the requests without a deadline that have
+        been queued for too long, the most urgent first; the requests that surely miss their deadline.
+    """
+    left: list[_Group] = []
+    late: list[_Group] = []
+    overdue: list[Ticket] = []
+    rejected: list[Ticket] = []
+    for group in groups:
+        passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
+        crowded = len(group.tickets) > len(group.model.durations) - 1
+        certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
+        for ticket in group.tickets[:passed]:
+            if ticket.deadline_ns == NEVER:
+                overdue.append(ticket)
+            elif ticket.deadline_ns < certain_ns:
+                rejected.append(ticket)
+        if passed < len(group.tickets):
+            left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:]))
+        if passed:
+            late.append(group)
+    overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
+    return left, late, overdue, rejected
+
+
 def _with_rows_for_free(batch: list[Ticket], group: _Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
     """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
     durations = group.model.durations
@@ -539,4 +549,8 @@ def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: i
     takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
     _, _, deadlines = _in_order(model, waiting.first(waiting.waiting))
     table = model.timetable
-    return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )
