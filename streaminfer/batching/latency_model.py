@@ -46,6 +46,7 @@ _LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the l
 _PRIOR_WEIGHT = 0.02  # visits
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
 _STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_SINGULAR = 1e-12
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
 _PER_OCTAVE = 2
@@ -279,6 +280,8 @@ def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[flo
         y1 += weight * y
     yy += _PRIOR_WEIGHT * (mean_size / mean_cost) ** 2
     determinant = xx * yy - xy * xy
+    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
+        return x1 / xx, 0.0
     setup, per_row = (x1 * yy - y1 * xy) / determinant, (y1 * xx - x1 * xy) / determinant
     if setup < 0.0:
         return 0.0, y1 / yy

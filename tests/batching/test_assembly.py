@@ -1,5 +1,6 @@
 """Only rows of one kind are stacked; what cannot be stacked fails for its caller alone."""
 
+import copy
 import importlib
 import random
 import threading
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching._alike_cy import Ragged, alike, choose_alike
+from streaminfer.batching._alike_cy import Ragged, alike, choose_alike, kind_of
 from streaminfer.batching.assembly import AssembledBatch, Assembler, prepare, stack_rows
 from streaminfer.batching.buckets import Buckets
 from streaminfer.batching.results import read_rows
@@ -428,6 +429,64 @@ def test_ragged_rows_differ_in_nothing_but_their_length():
         0: [0], 1: [1], 2: [2], 3: [3], 4: [4], 5: [5], 6: [6, 7], 7: [6, 7], 8: [8], 9: [9], 10: [10, 11], 11: [10, 11],
         12: [12], 13: [13], 14: [14, 16], 15: [15], 16: [14, 16],
     }  # fmt: skip
+
+
+arrays = st.builds(
+    np.zeros,
+    st.lists(st.integers(0, 2), max_size=3).map(tuple),
+    st.sampled_from(["f4", "f8", ">f4", "l", "q", "?", "U3", "U4", [("a", "i4")], [("b", "i4")]]).map(np.dtype),
+)
+leaves = arrays | st.sampled_from([1, True, 1.0, 1j, "a", b"a", np.float32(1), np.float64(1)])
+names_of_rows = st.sampled_from("xyz")
+rows_to_compare = leaves | st.dictionaries(names_of_rows, leaves | st.dictionaries(names_of_rows, leaves), max_size=2)
+
+
+def also_changed(rows):
+    """Pairs of rows, often of one kind."""
+    return st.tuples(rows, rows) | rows.map(lambda row: (row, copy.deepcopy(row)))
+
+
+@given(pair=also_changed(rows_to_compare))
+def test_kinds_are_equal_where_rows_are_alike(pair, plain):
+    """Two rows have the same kind exactly when they can be stacked, and kinds are hashable."""
+    first, other = pair
+
+    for kind in (kind_of, plain("batching._alike_cy").kind_of):
+        assert (kind(first) == kind(other)) == alike(first, other)
+        assert not alike(first, other) or hash(kind(first)) == hash(kind(other))
+
+
+@given(
+    pair=also_changed(arrays | st.dictionaries(names_of_rows, leaves, min_size=1, max_size=2)),
+    axis=st.sampled_from([0, 1, -1, -2]),
+    names=st.sampled_from([None, frozenset("x"), frozenset("xy")]),
+)
+def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, plain):
+    """Rows of one bucket have the same kind exactly when they can be padded and stacked."""
+    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+        first, other = (ragged.bucket_of(row) for row in pair)
+        if first != other or first < 0:
+            continue  # of different buckets, or refused by `Buckets.check`
+        together = len(ragged.choose(tickets_of(pair), 2, False)) == 2
+        assert (ragged.kind_of(pair[0]) == ragged.kind_of(pair[1])) == together
+        assert not together or hash(ragged.kind_of(pair[0])) == hash(ragged.kind_of(pair[1]))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "first", "other", "same"),
+    [
+        (None, np.zeros(3), np.ones(3), True),
+        (None, np.zeros(3), np.zeros(4), False),
+        (Buckets((4,)), np.zeros(3), np.zeros(4), True),
+        (Buckets((4,)), np.zeros(3), np.zeros(3, np.float32), False),
+    ],
+    ids=["one-shape", "two-shapes", "two-lengths", "two-types"],
+)
+def test_assembler_tells_kinds_apart(buckets, first, other, same):
+    """The kind that a policy asks for is the one by which batches are chosen, with and without buckets."""
+    made = assembler(buckets=buckets)
+
+    assert (made.kind_of(first) == made.kind_of(other)) == same
 
 
 def test_results_of_copies_are_dropped():
