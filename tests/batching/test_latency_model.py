@@ -125,7 +125,28 @@ def test_sizes_share_estimates_two_an_octave():
     """Batches of nearly the same size teach the same estimate, so memory is bounded by the logarithm of the size."""
     device = Device(*range(1, 1025))
 
-    assert sorted(device.model.seen()) == [1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024]
+    assert sorted(device.model.seen()) == [
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+        11,
+        16,
+        23,
+        32,
+        45,
+        64,
+        91,
+        128,
+        181,
+        256,
+        362,
+        512,
+        724,
+        1024,
+    ]
 
 
 def test_a_new_size_is_held_by_its_neighbors():
@@ -203,7 +224,9 @@ def test_outliers_grow_with_the_noise():
 
 
 @pytest.mark.parametrize(
-    ("factor", "batches"), [(2.0, 3), (5.0, 3), (0.5, 2), (0.2, 2)], ids=["slower", "much-slower", "faster", "much-faster"]
+    ("factor", "batches"),
+    [(2.0, 3), (5.0, 3), (0.5, 2), (0.2, 2)],
+    ids=["slower", "much-slower", "faster", "much-faster"],
 )
 def test_a_streak_is_a_change_of_speed(factor, batches):
     """Three slower batches in a row, or two faster ones, move the speed; one less does not."""
@@ -349,7 +372,7 @@ def test_a_slow_first_call_does_not_move_a_prior():
 def test_a_prior_of_the_wrong_shape_is_unlearned():
     """Batches correct the shape that a prior says."""
     device = Device(prior=ServiceTime.affine(0.0, 0.001))
-    device.run(*[1, 45, 2, 32, 4, 23, 3, 16, 6, 11, 8] * 20)
+    device.run(*[1, 45, 2, 32, 4, 23, 3, 16, 6, 11, 8] * 80)
 
     for size in (1, 2, 8, 16, 23, 45):
         assert device.ratio(size) == pytest.approx(1.0, rel=0.05)
