@@ -456,20 +456,52 @@ def test_kinds_are_equal_where_rows_are_alike(pair, plain):
         assert not alike(first, other) or hash(kind(first)) == hash(kind(other))
 
 
+def with_length(value, axis, length):
+    """An array like another, of another length along an axis if it has that."""
+    if type(value) is not np.ndarray or not -value.ndim <= axis < value.ndim:
+        return value
+    shape = list(value.shape)
+    shape[axis] = length
+    return np.zeros(shape, value.dtype)
+
+
 @given(
     pair=also_changed(arrays | st.dictionaries(names_of_rows, leaves, min_size=1, max_size=2)),
     axis=st.sampled_from([0, 1, -1, -2]),
     names=st.sampled_from([None, frozenset("x"), frozenset("xy")]),
+    length=st.none() | st.integers(0, 2),
 )
-def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, plain):
+def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
     """Rows of one bucket have the same kind exactly when they can be padded and stacked."""
+    first, other = pair
+    if length is not None and type(other) is dict:
+        other = {name: with_length(value, axis, length) for name, value in other.items()}
+    elif length is not None:
+        other = with_length(other, axis, length)
+
     for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
-        first, other = (ragged.bucket_of(row) for row in pair)
-        if first != other or first < 0:
+        if ragged.bucket_of(first) != ragged.bucket_of(other) or ragged.bucket_of(first) < 0:
             continue  # of different buckets, or refused by `Buckets.check`
-        together = len(ragged.choose(tickets_of(pair), 2, False)) == 2
-        assert (ragged.kind_of(pair[0]) == ragged.kind_of(pair[1])) == together
-        assert not together or hash(ragged.kind_of(pair[0])) == hash(ragged.kind_of(pair[1]))
+        together = len(ragged.choose(tickets_of([first, other]), 2, False)) == 2
+        assert (ragged.kind_of(first) == ragged.kind_of(other)) == together
+        assert not together or hash(ragged.kind_of(first)) == hash(ragged.kind_of(other))
+
+
+@pytest.mark.parametrize(
+    ("axis", "names", "first", "other", "same"),
+    [
+        (-1, None, np.zeros((3, 2)), np.zeros((3, 1)), True),
+        (-1, None, np.zeros((3, 2)), np.zeros((4, 2)), False),
+        (0, frozenset("x"), {"x": np.zeros(2), "y": np.zeros(3)}, {"x": np.zeros(1), "y": np.zeros(3)}, True),
+        (0, frozenset("x"), {"x": np.zeros(2), "y": np.zeros(3)}, {"x": np.zeros(2), "y": np.zeros(4)}, False),
+        (1, None, {"x": np.zeros((3, 2)), "y": np.zeros(3)}, {"x": np.zeros((3, 1)), "y": np.zeros(4)}, False),
+    ],
+    ids=["last-axis", "other-axis", "ragged-name", "other-name", "without-the-axis"],
+)
+def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain):
+    """The kind of a ragged row leaves out its length along the axis, and nothing else."""
+    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+        assert (ragged.kind_of(first) == ragged.kind_of(other)) == same
 
 
 @pytest.mark.parametrize(

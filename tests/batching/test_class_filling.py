@@ -64,6 +64,11 @@ def test_time_is_left_for_all_that_arrive_meanwhile():
     assert len(fill([FAR] * 20, rates=[(0.0, limit)])) == 6
 
 
+def test_the_next_batch_is_at_most_the_cap():
+    """However many arrive meanwhile, the next batch has no more than the cap: 16 + 17 fit within 33."""
+    assert len(fill([FAR] * 20, rates=[(100.0, 33)])) == 5
+
+
 def test_every_class_must_be_left_time():
     """The class with the least time decides."""
     assert len(fill([FAR] * 20, rates=[(0.0, FAR), (0.0, 25)])) == 4
