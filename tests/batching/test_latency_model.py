@@ -168,13 +168,21 @@ def test_noise_makes_the_line_count_more():
     assert moved[1] - 1 < 0.6 * (moved[0] - 1)
 
 
-def test_an_implausible_cost_is_the_speeds():
+@pytest.mark.parametrize(("size", "factor"), [(16, 10.0), (64, 10.0), (2, 3.0)], ids=["between", "steep", "falling"])
+def test_an_implausible_cost_is_the_speeds(size, factor):
     """A new size that takes more than its neighbors allow is treated as an outlier."""
-    device = Device(*[8, 32] * 10).run(16, factor=10.0)
+    device = Device(*[8, 32] * 10).run(size, factor=factor)
 
     assert device.model.in_doubt
-    assert device.ratio(16) == pytest.approx(1.0, rel=0.05)
+    assert device.ratio(size) == pytest.approx(1.0, rel=0.05)
     assert device.ratio(32) == pytest.approx(1.0, rel=0.05)
+
+
+def test_only_settled_neighbors_make_it_implausible():
+    """A neighbor that was seen once, in a slow moment, does not make a new size implausible."""
+    device = Device(*[8, 64] * 10).run(23, factor=1.6).run(32)
+
+    assert not device.model.in_doubt
 
 
 def test_a_plausible_cost_is_the_sizes():
@@ -282,22 +290,57 @@ def test_a_change_of_speed_is_no_noise():
 def test_only_settled_sizes_teach_the_noise():
     """How far off the first guesses of a size are says nothing of the noise."""
     device = Device(*[8, 32] * 20)
-    before = device.model.residuals.deviation
-    device.run(16, factor=1.1).run(16).run(16, factor=1.1)
+    before = device.model.residuals.mean_factor
+    device.run(16).run(16, factor=1.015)
+    assert not device.model.in_doubt
 
-    assert device.model.residuals.deviation == pytest.approx(before)
-    assert device.model.residuals.mean_factor == pytest.approx(1.0, abs=1e-3)
+    assert device.model.residuals.mean_factor == before
 
 
 def test_a_hardly_known_cost_falls_at_once():
     """The cost of a size whose first batch was slow falls at the first faster one."""
-    device = Device(*[8, 64] * 10).run(23, factor=1.6)
+    device = Device(*[8, 64] * 10).run(23, 23, factor=1.6)
     assert device.ratio(23) > 1.2
 
     device.run(23)
 
+    assert device.model.seen()[23][1] == 1
     assert device.ratio(23) == pytest.approx(1.0, rel=0.05)
     assert device.ratio(8) == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_hardly_known_cost_falls_plausibly():
+    """A faster batch that the neighbors do not allow is an outlier, also of a size that is hardly known."""
+    device = Device(*[8, 64] * 10).run(23, 23).run(23, factor=0.2)
+
+    assert device.model.in_doubt
+
+
+def test_the_only_size_does_not_fall_at_once():
+    """A single faster batch of the only size could be an outlier: there are no neighbors to judge by."""
+    device = Device(8, 8).run(8, factor=0.1)
+
+    assert device.model.in_doubt
+
+
+def test_a_hardly_known_cost_follows_slower_batches():
+    """The cost of a size that is hardly known moves by more than the limit of an outlier."""
+    device = Device(*[8, 64] * 10).run(23)
+    before_ns = device.model.predict_ns(23)
+
+    device.run(23, factor=1.5)
+
+    assert device.model.predict_ns(23) / before_ns > 1.08
+
+
+def test_few_batches_say_less_of_the_slope():
+    """The line is drawn towards a constant cost, the more the fewer batches there were."""
+    slopes = []
+    for visits in (1, 20):
+        device = Device(*[6, 8] * visits, seconds=lambda size: 0.001 * size)
+        slopes.append(device.ratio(64))
+
+    assert slopes[0] < 0.97 * slopes[1]
 
 
 def test_a_streak_of_a_hardly_known_size_is_its_cost():

@@ -230,6 +230,16 @@ def test_alike_sizes_are_equally_good(sigma, best):
         assert live.learned.best_batch_size(LARGEST) <= best
 
 
+def test_at_most_a_quarter_is_alike():
+    """However much durations scatter, a size with 40 % less throughput is not as good."""
+    live = Live(sigma=0.5)
+    live.seconds = ServiceTime.table({8: 0.008, 64: 0.107}).seconds
+    live.run(*[8, 64] * 60)
+
+    assert live.learned.deviation > 0.4
+    assert live.learned.best_batch_size(LARGEST) < LARGEST
+
+
 @pytest.mark.parametrize(("device", "flat"), [("constant", True), ("affine", False), ("proportional", False)], ids=str)
 def test_flat_means_no_slower_than_a_quarter(device, flat):
     """A size is flat where it takes no longer, beyond noise, than a quarter of it."""
@@ -237,6 +247,14 @@ def test_flat_means_no_slower_than_a_quarter(device, flat):
 
     assert learned.flat_up_to(64) is flat
     assert learned.flat_up_to(1)
+
+
+def test_flat_does_not_look_at_half():
+    """A step between a quarter and a half of a size is a slope."""
+    live = Live()
+    live.seconds = {16: 0.005, 32: 0.010, 64: 0.010}.__getitem__
+
+    assert not live.run(*[16, 32, 64] * 10).learned.flat_up_to(64)
 
 
 def test_flat_allows_for_the_noise():
@@ -258,6 +276,13 @@ def test_sizes_past_64_keep_the_slope():
     expected = live.learned.expected_ns(1024)[1:] / 1e9
 
     np.testing.assert_allclose(expected, [live.seconds(size) for size in range(1, 1025)], rtol=0.02)
+
+
+def test_fitted_goes_on_beyond_what_was_seen():
+    """The fixed service time has the slope past the largest size."""
+    live = Live().run(*[8, 64] * 10)
+
+    assert live.learned.fitted().seconds(200) == pytest.approx(live.seconds(200), rel=0.02)
 
 
 # ---- changes and outliers
