@@ -49,7 +49,7 @@ def fill_with_less_urgent(
     room = min(room, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
     while room > urgent_size and not _leaves_time(durations, room, rates):
         room -= 1
-    if room <= urgent_size:
+    if room <= urgent_size and not _leaves_time(durations, urgent_size, rates):
         # no size leaves enough time for the next urgent request: holding back would only cost throughput
         room = min(
             cap,

@@ -49,7 +49,9 @@ def test_nothing_is_added_while_urgent_ones_stay_queued():
 
 
 @pytest.mark.parametrize(
-    ("limit", "count"), [(27, 6), (26, 5), (24, 3)], ids=["all-fit", "one-row-less", "three-rows-less"]
+    ("limit", "count"),
+    [(27, 6), (26, 5), (24, 3), (21, 0)],
+    ids=["all-fit", "one-row-less", "three-rows-less", "none-fits"],
 )
 def test_time_is_left_for_the_next_urgent_one(limit, count):
     """An urgent request that arrives just after the batch was sent can be served in a batch of one after it."""
