@@ -43,7 +43,7 @@ def test_the_first_urgent_deadline_bounds_it(deadline, count):
     assert len(fill([FAR] * 20, now_ns=100, deadline=100 + deadline)) == count
 
 
-def test_nothing_is_added_while_urgent_ones_stay_queued():
+def test_nothing_is_added_while_urgent_ones_stay():
     """Each row more would delay the urgent requests that stay queued."""
     assert fill([FAR] * 20, left=1) == []
 

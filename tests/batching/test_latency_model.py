@@ -447,7 +447,7 @@ priors = st.none() | st.builds(ServiceTime.affine, st.floats(1e-6, 1.0), st.floa
 
 
 @given(batches, priors)
-def test_published_costs_are_positive_and_nondecreasing(observed, prior):
+def test_published_costs_are_positive_and_rise(observed, prior):
     """Whatever was observed, published costs are positive, finite, nondecreasing and not too steep."""
     model = LatencyModel(prior=prior)
 

@@ -251,10 +251,10 @@ def test_flat_means_no_slower_than_a_quarter(device, flat):
 
 def test_flat_does_not_look_at_half():
     """A step between a quarter and a half of a size is a slope."""
-    live = Live()
+    live = Live(sigma=0.1)
     live.seconds = {16: 0.005, 32: 0.010, 64: 0.010}.__getitem__
 
-    assert not live.run(*[16, 32, 64] * 10).learned.flat_up_to(64)
+    assert not live.run(*[16, 32, 64] * 20).learned.flat_up_to(64)
 
 
 def test_flat_allows_for_the_noise():
