@@ -8,8 +8,8 @@ urgent class has less than 0.99 though it fits alone; and how many rows of each 
 """
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
 import os
+from concurrent.futures import ProcessPoolExecutor
 
 import attrs
 from noise_workloads import Served, Workload, rows, serve, share
@@ -53,7 +53,11 @@ def measure(number: int, seeds: list[int], n: int) -> Found:
     if row.priorities is not None:
         urgent = (share(row, ours, 0), share(row, drop, 0))
     return Found(
-        share(row, ours), share(row, served["greedy"]), share(row, drop), urgent, sum(one.batch_size for one in ours) / len(ours)
+        share(row, ours),
+        share(row, served["greedy"]),
+        share(row, drop),
+        urgent,
+        sum(one.batch_size for one in ours) / len(ours),
     )
 
 
@@ -76,7 +80,10 @@ def main() -> None:
             held.setdefault(row.family, []).append(found.holds)
             if options.all or not found.holds:
                 urgent = "" if found.urgent is None else f"{found.urgent[0]:.3f} ({found.urgent[1]:.3f})"
-                print(f"{row.name:78}{found.ours:7.3f}{found.greedy:8.3f}{found.early_drop:7.3f}{urgent:>17}{found.batch_size:7.1f}", flush=True)
+                print(
+                    f"{row.name:78}{found.ours:7.3f}{found.greedy:8.3f}{found.early_drop:7.3f}{urgent:>17}{found.batch_size:7.1f}",
+                    flush=True,
+                )
     for family, rows_held in held.items():
         print(f"{family:20} {sum(rows_held)} of {len(rows_held)} rows hold")
 

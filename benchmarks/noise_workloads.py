@@ -194,7 +194,9 @@ def serve(workload: Workload, policy: str, seed: int) -> Served:
 
             return done
 
-        for number, (at, limit, priority) in enumerate(zip(trace.tolist(), limits.tolist(), priorities.tolist(), strict=True)):
+        for number, (at, limit, priority) in enumerate(
+            zip(trace.tolist(), limits.tolist(), priorities.tolist(), strict=True)
+        ):
             wait_s = at - loop.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
@@ -241,7 +243,7 @@ def _recorded(name: str) -> Floats | None:
     return arrivals.replay(trace)
 
 
-def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decision
+def rows(n: int = 4000) -> list[Workload]:
     """Every workload; ``n`` requests each."""
     made: list[Workload] = []
 
@@ -289,13 +291,29 @@ def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decisio
             for load in (1.05, 1.2, 1.5, 2.0):
                 name = f"{device} cap {cap} slo {slo_s * 1e3:g} classes {'/'.join(map(str, shares))} load {load}"
                 add(name, "classes", service, cap, slo_s, load, priorities=classes(shares))
-            add(f"{device} cap {cap} slo {slo_s * 1e3:g} σ.2 classes {'/'.join(map(str, shares))} load 1.2", "classes",
-                service, cap, slo_s, 1.2, priorities=classes(shares), noise=Noise(0.2))
+            add(
+                f"{device} cap {cap} slo {slo_s * 1e3:g} σ.2 classes {'/'.join(map(str, shares))} load 1.2",
+                "classes",
+                service,
+                cap,
+                slo_s,
+                1.2,
+                priorities=classes(shares),
+                noise=Noise(0.2),
+            )
     for urgent_s, other_s in ((0.03, 0.1), (0.1, 0.03)):
         limits = lambda trace, seed, a=urgent_s, b=other_s: np.where(classes((0.3, 0.7))(trace, seed) == 0, a, b)  # noqa: E731
         for load in (0.9, 1.2, 2.0):
-            add(f"4+.25n cap 64 classes .3/.7 limits {urgent_s * 1e3:g}/{other_s * 1e3:g} load {load}", "classes",
-                line(4, 0.25), 64, 0.05, load, priorities=classes((0.3, 0.7)), limits_s=limits)
+            add(
+                f"4+.25n cap 64 classes .3/.7 limits {urgent_s * 1e3:g}/{other_s * 1e3:g} load {load}",
+                "classes",
+                line(4, 0.25),
+                64,
+                0.05,
+                load,
+                priorities=classes((0.3, 0.7)),
+                limits_s=limits,
+            )
 
     for device, service, cap, slo_s in (
         ("flat 20", line(20, 0), 32, 0.025),
@@ -307,12 +325,28 @@ def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decisio
             add(f"{device} cap {cap} slo {slo_s * 1e3:g} load {load}", "tight", service, cap, slo_s, load)
     for slo_s in (0.025, 0.03):
         bursts = lambda _seed: np.concatenate([[0.01], np.repeat(np.arange(1, 121) * 0.1, 32)])  # noqa: E731
-        add(f"flat 20 slo {slo_s * 1e3:g}, one request, then bursts of 32", "tight", line(20, 0), 32, slo_s, 1, trace=bursts)
+        add(
+            f"flat 20 slo {slo_s * 1e3:g}, one request, then bursts of 32",
+            "tight",
+            line(20, 0),
+            32,
+            slo_s,
+            1,
+            trace=bursts,
+        )
 
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.1), ("20+.5n", line(20, 0.5), 32, 0.2)):
         for shapes in (2, 8):
             for load in (0.2, 0.4, 0.7, 1.0):
-                add(f"{device} slo {slo_s * 1e3:g} {shapes} shapes load {load}", "shapes", service, cap, slo_s, load, shapes=shapes)
+                add(
+                    f"{device} slo {slo_s * 1e3:g} {shapes} shapes load {load}",
+                    "shapes",
+                    service,
+                    cap,
+                    slo_s,
+                    load,
+                    shapes=shapes,
+                )
 
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("5+1n", line(5, 1), 32, 0.05)):
         capacity = cap / service(cap)
@@ -321,23 +355,46 @@ def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decisio
                 ("gamma 4", lambda seed, r=load * capacity: arrivals.gamma(r, n, seed)),
                 ("on-off", lambda seed, r=load * capacity: arrivals.on_off(r, n, seed)),
                 ("bursts", lambda seed, r=load * capacity: arrivals.bursts(r, n, seed)),
-                ("all at once", lambda seed, r=load * capacity: np.repeat(np.arange(1, 1 + n // 48) * (48 / r), 48)),
+                ("all at once", lambda _seed, r=load * capacity: np.repeat(np.arange(1, 1 + n // 48) * (48 / r), 48)),
             ):
-                add(f"{device} slo {slo_s * 1e3:g} {kind} load {load}", "arrivals", service, cap, slo_s, load, trace=make)
+                add(
+                    f"{device} slo {slo_s * 1e3:g} {kind} load {load}",
+                    "arrivals",
+                    service,
+                    cap,
+                    slo_s,
+                    load,
+                    trace=make,
+                )
         for recorded in ("azure_code_2023", "azure_conv_2023", "apollo_driving"):
             trace = _recorded(f"arrivals_{recorded}.npz")
             if trace is not None:
                 for load in (0.3, 0.7):
                     scaled = trace[:n] * ((len(trace[:n]) / trace[:n][-1]) / (load * capacity))
-                    add(f"{device} slo {slo_s * 1e3:g} {recorded} load {load}", "arrivals", service, cap, slo_s, load,
-                        trace=lambda _seed, t=scaled: t)  # fmt: skip
+                    add(
+                        f"{device} slo {slo_s * 1e3:g} {recorded} load {load}",
+                        "arrivals",
+                        service,
+                        cap,
+                        slo_s,
+                        load,
+                        trace=lambda _seed, t=scaled: t,
+                    )
 
     for workers in (2, 4):
         for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("20+.5n", line(20, 0.5), 32, 0.1)):
             for scatter, noise in (("", Noise()), ("σ.2", Noise(0.2)), ("5%×3", Noise(0.02, 0.05, 3.0))):
                 for load in (0.5, 0.8, 1.2):
-                    add(f"{device} slo {slo_s * 1e3:g} {scatter} {workers} workers load {load}", "workers", service, cap, slo_s, load,
-                        workers=workers, noise=noise)  # fmt: skip
+                    add(
+                        f"{device} slo {slo_s * 1e3:g} {scatter} {workers} workers load {load}",
+                        "workers",
+                        service,
+                        cap,
+                        slo_s,
+                        load,
+                        workers=workers,
+                        noise=noise,
+                    )
 
     changes: list[tuple[str, Callable[[float], float]]] = [
         ("2x slower 3..6 s", lambda t: 2.0 if 3 <= t < 6 else 1.0),
@@ -349,14 +406,33 @@ def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decisio
     for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("20+.5n", line(20, 0.5), 32, 0.1)):
         for name, slower in changes:
             for load in (0.3, 0.5, 0.8):
-                seconds = max(n / (load * cap / service(cap)), 8.0)
-                add(f"{device} slo {slo_s * 1e3:g} {name} load {load}", "changes", service, cap, slo_s, load, slower=slower,
-                    noise=Noise(0.05), trace=lambda seed, r=load * cap / service(cap), s=seconds: arrivals.poisson(r, int(r * s), seed))  # fmt: skip
+                rate = load * cap / service(cap)
+                seconds = max(n / rate, 8.0)
+                add(
+                    f"{device} slo {slo_s * 1e3:g} {name} load {load}",
+                    "changes",
+                    service,
+                    cap,
+                    slo_s,
+                    load,
+                    slower=slower,
+                    noise=Noise(0.05),
+                    trace=lambda seed, r=rate, s=seconds: arrivals.poisson(r, int(r * s), seed),
+                )
         for load in (0.5,):
             after = lambda t: (t >= 3.05) & (t < 5.5)  # noqa: E731
-            add(f"{device} four slow batches, the time after, load {load}", "changes", service, cap, slo_s, load,
-                slower=lambda t: 10.0 if 3 <= t < 3.0 + 0.3 else 1.0, measured=after,
-                trace=lambda seed, r=load * cap / service(cap): arrivals.poisson(r, int(r * 8), seed))  # fmt: skip
+            rate = load * cap / service(cap)
+            add(
+                f"{device} four slow batches, the time after, load {load}",
+                "changes",
+                service,
+                cap,
+                slo_s,
+                load,
+                slower=lambda t: 10.0 if 3 <= t < 3.0 + 0.3 else 1.0,
+                measured=after,
+                trace=lambda seed, r=rate: arrivals.poisson(r, int(r * 8), seed),
+            )
 
     def without(part: float) -> Callable[[Floats, int], Floats]:
         return lambda trace, seed: np.where(np.random.default_rng(seed + 9).random(len(trace)) < part, np.inf, 0.05)
@@ -367,12 +443,33 @@ def rows(n: int = 4000) -> list[Workload]:  # noqa: C901 - a list, not a decisio
             service, cap = line(4, 0.25), 64
             rate = load * cap / service(cap)
             for counted, which in (("with a deadline", False), ("without one", True)):
-                measured = lambda t, p=part, r=rate, w=which: np.isinf(without(p)(t, 1)) == w  # noqa: E731
-                add(f"4+.25n {part:.0%} without a deadline, load {load}: those {counted}", "no deadline", service, cap, 0.05, load,
-                    limits_s=lambda trace, _seed, p=part: without(p)(trace, 1), measured=measured,
-                    trace=lambda seed, r=rate: arrivals.poisson(r, int(r * 8), seed))  # fmt: skip
-    for device, service, cap, slo_s in (("4+.25n", line(4, 0.25), 64, 0.05), ("flat 45", line(45, 0), 32, 0.1), ("1+1n", line(1, 1), 16, 0.05)):
+                measured = lambda t, p=part, w=which: np.isinf(without(p)(t, 1)) == w  # noqa: E731
+                add(
+                    f"4+.25n {part:.0%} without a deadline, load {load}: those {counted}",
+                    "no deadline",
+                    service,
+                    cap,
+                    0.05,
+                    load,
+                    limits_s=lambda trace, _seed, p=part: without(p)(trace, 1),
+                    measured=measured,
+                    trace=lambda seed, r=rate: arrivals.poisson(r, int(r * 8), seed),
+                )
+    for device, service, cap, slo_s in (
+        ("4+.25n", line(4, 0.25), 64, 0.05),
+        ("flat 45", line(45, 0), 32, 0.1),
+        ("1+1n", line(1, 1), 16, 0.05),
+    ):
         for load in (0.3, 0.6, 0.9):
-            add(f"{device} slo {slo_s * 1e3:g} the first half second, load {load}", "start", service, cap, slo_s, load,
-                measured=lambda t: t < 0.5, trace=lambda seed, r=load * cap / service(cap): arrivals.poisson(r, int(r), seed))  # fmt: skip
+            rate = load * cap / service(cap)
+            add(
+                f"{device} slo {slo_s * 1e3:g} the first half second, load {load}",
+                "start",
+                service,
+                cap,
+                slo_s,
+                load,
+                measured=lambda t: t < 0.5,
+                trace=lambda seed, r=rate: arrivals.poisson(r, int(r), seed),
+            )
     return made

@@ -16,6 +16,7 @@ PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
     "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
+    "noise": "the default policy under noise, outages, classes, shapes and tight deadlines, in virtual time",
     "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
     "models": "real ONNX models: latency, on time and throughput, over a minimal greedy batcher",
     "real": "real models from the first request on, in fresh processes, cold and warm; greedy and minimal beside it",

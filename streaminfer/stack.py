@@ -232,10 +232,10 @@ class Stack:
     async def start(self) -> None:
         """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
 
-        A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs, full
-        garbage collections leave out what existed at its start. What started is
-        stopped again where a layer fails, or where the start is cancelled. ``statistics().start`` and one line in the
-        log ``streaminfer`` say how long each layer took.
+        A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs,
+        full garbage collections leave out what existed at its start. What started is stopped again where a layer fails,
+        or where the start is cancelled. ``statistics().start`` and one line in the log ``streaminfer`` say how long
+        each layer took.
 
         Raises:
             RuntimeError: it runs already.
@@ -263,9 +263,7 @@ class Stack:
             await stop_all(started, drain=False)
             raise
         self._start_report = timer.report()
-        if not self._froze_heap and not getattr(loop, "is_virtual", False):
-            _frozen_heap.freeze()
-            self._froze_heap = True
+        self._freeze_heap(loop)
         self._loop = loop
         self._state = "running"
 
@@ -306,9 +304,7 @@ class Stack:
                 await asyncio.wait(self._calls)
             await stop_all(self._parts[::-1], drain=drain and failure is None)
         finally:
-            if self._froze_heap:
-                _frozen_heap.unfreeze()
-                self._froze_heap = False
+            self._unfreeze_heap()
             self._state = "stopped"
             self._stopped.set()
         if failure is not None:
@@ -367,6 +363,16 @@ class Stack:
             bind = getattr(layer, "bind_clock", None)
             if bind is not None:
                 bind(clock)
+
+    def _freeze_heap(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._froze_heap and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
+            _frozen_heap.freeze()
+            self._froze_heap = True
+
+    def _unfreeze_heap(self) -> None:
+        if self._froze_heap:
+            _frozen_heap.unfreeze()
+            self._froze_heap = False
 
     def _is_orphaned(self) -> bool:
         """Its loop was closed without stopping it, or this is a forked process."""

@@ -150,7 +150,13 @@ def _stack(rows: list[Any], axis: int) -> Any:
         return {name: _stack([row[name] for row in rows], axis) for name in first}
     if axis == 0:
         return _array(rows)
-    if axis == 1 and type(first) is np.ndarray and first.ndim > 1 and 0 < first.shape[0] <= _SMALL_AXIS and len(rows) > 1:
+    if (
+        axis == 1
+        and type(first) is np.ndarray
+        and first.ndim > 1
+        and 0 < first.shape[0] <= _SMALL_AXIS
+        and len(rows) > 1
+    ):
         parts = [row[at] for at in range(first.shape[0]) for row in rows]
         return _array(parts).reshape((first.shape[0], len(rows), *first.shape[1:]))
     return np.ascontiguousarray(np.moveaxis(_array(rows), 0, axis))  # twice as fast as np.stack on small rows
@@ -158,7 +164,13 @@ def _stack(rows: list[Any], axis: int) -> Any:
 
 def _array(rows: list[Any]) -> NDArray[Any]:
     first = rows[0]
-    if type(first) is np.ndarray and len(rows) > 1 and first.size and first.dtype.kind in _JOINED and first.dtype.isnative:
+    if (
+        type(first) is np.ndarray
+        and len(rows) > 1
+        and first.size
+        and first.dtype.kind in _JOINED
+        and first.dtype.isnative
+    ):
         # One copy under the interpreter lock: NumPy releases the lock for every row, and each time the event loop may
         # keep it for as long as it has callbacks to run.
         try:

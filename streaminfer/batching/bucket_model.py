@@ -3,13 +3,14 @@
 Without buckets there is one :class:`BucketModel`; with them each bucket has its own, because a batch of long rows takes
 longer than one of short rows.
 
-*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of it
-has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most every
-eighth batch, which costs less than a hundredth of the throughput.
+*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
+it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
+every eighth batch, which costs less than a hundredth of the throughput.
 
-*Sampling.* A fast model responds faster than it could be learned: once it is known and nothing about it is in doubt, one
-batch in about five milliseconds teaches as much as all of them. Batches of a millisecond or more are left out by number:
-by the clock, it would always be the short ones behind the long ones.
+*Sampling.* A fast model responds faster than it could be learned: once it is known and nothing about it is in doubt,
+one batch in about five milliseconds teaches as much as all of them. Batches of a millisecond or more are left out by
+number: by the clock, it would always be the short ones behind the long ones. From four milliseconds on, and of a size
+that has not run for long, each is observed.
 """
 
 import math
@@ -25,6 +26,7 @@ __all__ = ["BucketModel"]
 
 _OBSERVE_EVERY_NS = 5_000_000
 _SHORT_NS = 1_000_000
+_OBSERVE_ALL_FROM_NS = 4_000_000
 _OBSERVE_FIRST = 16
 _SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
 _SURE_DEVIATIONS = 2.0
@@ -102,10 +104,10 @@ class BucketModel:
             size: its rows.
             duration_ns: how long it took.
             now_ns: when it ended.
-            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about as
-                much was, the batch is taken to have needed half as long again.
+            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
+                as much was, the batch is taken to have needed half as long again.
         """
-        if self._skip and not cancelled:
+        if self._skip and not cancelled and self.service_time.batches_since(size) < _COMPARE_AFTER:
             self._skip -= 1
             return
         if self._padded is not None and size <= self.cap:
@@ -123,7 +125,7 @@ class BucketModel:
             if duration_ns < _SHORT_NS:
                 self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS
             else:
-                self._skip = _OBSERVE_EVERY_NS // duration_ns
+                self._skip = (_OBSERVE_ALL_FROM_NS - 1) // duration_ns
         self.refresh()
 
     def refresh(self) -> None:
@@ -163,7 +165,7 @@ class BucketModel:
     @property
     def compares(self) -> bool:
         """Whether it is time to compare another size with the best."""
-        return self.learns and self.service_time.observations >= self._compare_from  # type: ignore[no-any-return]
+        return self.learns and self.service_time.observations >= self._compare_from
 
     def size_to_compare(self, available: int) -> int:
         """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
@@ -204,7 +206,9 @@ class BucketModel:
         self.upper_timetable = Timetable(self.upper, self._steps_of(self.upper))
         self.sure_ns = int(self.durations[1])
         if self.learns:
-            self.sure_ns = int(self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation)))
+            self.sure_ns = int(
+                self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation))
+            )
 
     def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
         return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)

@@ -1,9 +1,9 @@
 """Less urgent requests in a batch of urgent ones.
 
 *Design.* The urgent requests are chosen already. The batch is filled to the largest size at which the first of them is
-still on time, at which a more urgent request that arrives just after the batch was sent can still be served in the next
-one, and for which there are as many less urgent requests that are on time in it. The last two conditions are monotone in
-the size, so each is found by bisection or in one pass.
+still on time, at which a more urgent request that arrives just after the batch was sent can still be served in the
+next one, and for which there are as many less urgent requests that are on time in it. The last two conditions are
+monotone in the size, so each is found by bisection or in one pass.
 
 *Complexity.* O(cap + n log cap) for n less urgent requests.
 """
@@ -49,9 +49,13 @@ def fill_with_less_urgent(
     room = min(room, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
     while room > urgent_size and not _leaves_time(durations, room, rates):
         room -= 1
-    if room <= urgent_size:
+    if room <= urgent_size and not _leaves_time(durations, urgent_size, rates):
         # no size leaves enough time for the next urgent request: holding back would only cost throughput
-        room = min(cap, urgent_size + others.size, int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1)
+        room = min(
+            cap,
+            urgent_size + others.size,
+            int(np.searchsorted(durations, urgent_deadline_ns - now_ns, side="right")) - 1,
+        )
     low, high = urgent_size, max(room, urgent_size)
     while low < high:
         size = (low + high + 1) // 2

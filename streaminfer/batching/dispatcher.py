@@ -163,10 +163,7 @@ class Dispatcher:
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
     ) -> None:
         if self._stack and (len(chosen) > 1 or not self._plain):
-            together = self._assembler.select(list(chosen), shorter_too)
-            if len(together) < len(chosen) and self._tell_mixed is not None:
-                self._tell_mixed()
-            chosen = together
+            chosen = self._select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
         if len(tickets) < len(chosen):
@@ -200,6 +197,13 @@ class Dispatcher:
             raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
+
+    def _select(self, chosen: list[Ticket], shorter_too: bool) -> Sequence[Ticket]:
+        """Return those that can stand in one batch; the policy hears of it where not all can."""
+        together = self._assembler.select(chosen, shorter_too)
+        if len(together) < len(chosen) and self._tell_mixed is not None:
+            self._tell_mixed()
+        return together
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns

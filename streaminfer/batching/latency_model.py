@@ -1,22 +1,22 @@
 """Online estimate of how long a batch takes, by its size.
 
-*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie on a
-line over the size, but for a correction of each size, two an octave, that counts the more the more often the size was
-seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth of its
-residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so the speed
-follows the device and the shape settles.
+*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie
+on a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size
+was seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth
+of its residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so
+the speed follows the device and the shape settles.
 
-*Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a row
-(two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of them, or,
-where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch. All gains are relative to the noise, so a device that repeats to the
-microsecond is followed as finely.
+*Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
+row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
+them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
+All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
 
-*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for smaller
-ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess: ``trusted``
-says up to where it is none.
+*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
+smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
+``trusted`` says up to where it is none.
 
-*Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading changes
-nothing.
+*Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading
+changes nothing.
 
 *Complexity.* O(1) per batch, and O(sizes) when the curve is published again: after each of a size's first batches, then
 when a prediction moved by 0.02 % or a tenth of the noise.
@@ -46,6 +46,7 @@ _LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the l
 _PRIOR_WEIGHT = 0.02  # visits
 _ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
 _STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_SINGULAR = 1e-12
 _PRIOR_SIZES = 4096
 _PUBLISH_FROM = 2e-4  # log-ratio
 _PER_OCTAVE = 2
@@ -279,6 +280,8 @@ def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[flo
         y1 += weight * y
     yy += _PRIOR_WEIGHT * (mean_size / mean_cost) ** 2
     determinant = xx * yy - xy * xy
+    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
+        return x1 / xx, 0.0
     setup, per_row = (x1 * yy - y1 * xy) / determinant, (y1 * xx - x1 * xy) / determinant
     if setup < 0.0:
         return 0.0, y1 / yy

@@ -160,7 +160,9 @@ class LearnedServiceTime:
         if not self.known:
             return "LearnedServiceTime(observations=0)"
         margin = self._model.residuals.margin
-        return f"LearnedServiceTime(observations={self.observations}, sizes={len(self._model.seen())}, p95=+{margin:.1%})"
+        return (
+            f"LearnedServiceTime(observations={self.observations}, sizes={len(self._model.seen())}, p95=+{margin:.1%})"
+        )
 
     def _refresh(self, max_batch_size: int) -> None:
         if self._tables_for == (max_batch_size, self._model.version):

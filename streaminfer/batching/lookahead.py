@@ -2,22 +2,22 @@
 
 *Design.* At each decision for a free worker:
 
-1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No plan
-   can do better, and this is the common case: one compiled pass over the queue.
-2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program over
-   the queued requests and the expected arrivals; where they differ it plays candidates forward.
-3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less time
-   left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One that is
-   merely predicted to be late is passed over and stays queued.
-4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It corrects
-   a duration that is wrong, where rejecting everything would never measure again.
+1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
+   plan can do better, and this is the common case: one compiled pass over the queue.
+2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program
+   over the queued requests and the expected arrivals; where they differ it plays candidates forward.
+3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
+   time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
+   that is merely predicted to be late is passed over and stays queued.
+4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
+   corrects a duration that is wrong, where rejecting everything would never measure again.
 
 *Classes.* The most urgent priority that is queued is planned as if alone, with its share of the arrivals. Less urgent
 requests fill its batch as far as its first deadline allows, and as far as a more urgent request that arrives meanwhile
 can still be served.
 
-*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get a
-share of every batch: as large as their share of the queue.
+*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
+a share of every batch: as large as their share of the queue.
 
 *Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
 planned by itself; the kernels choose the group to serve by playing the queue forward. Where a mask tells the model what
@@ -26,22 +26,30 @@ is padding, one batch of the longest bucket replaces several that would take as 
 *Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
 (:mod:`~streaminfer.batching.hand_over`), chosen for the instant at which that one is expected to end.
 
-*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker never
-idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits, durations
-without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their batches
-started evenly spread, one every ``t(b) / workers``.
+*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker
+never idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits,
+durations without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their
+batches started evenly spread, one every ``t(b) / workers``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching import kernel_loader
-from streaminfer.batching._order_cy import Timetable, fill_deadlines
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Ticket
+from streaminfer.batching.batch_groups import (
+    PATIENCE_NS,
+    Group,
+    first_if_all_on_time,
+    in_deadline_order,
+    in_one_batch,
+    with_rows_for_free,
+    without_late,
+)
 from streaminfer.batching.bucket_model import BucketModel
 from streaminfer.batching.class_filling import fill_with_less_urgent
 from streaminfer.batching.hand_over import HandOver
@@ -50,12 +58,8 @@ from streaminfer.batching.service_time import best_size
 
 __all__ = ["Lookahead"]
 
-_PATIENCE_NS = 2_000_000_000
-"""How long a request without a deadline waits before it is guaranteed a share."""
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
-_FOR_FREE = 1.02
-"""Rows that make a batch longer by no more than this are added though they may be late."""
 _MAX_GROUPS = 16
 """Groups that are compared at a decision, those with the earliest deadlines."""
 _UNMIXED_AFTER = 64
@@ -70,22 +74,6 @@ _Array = NDArray[np.int64]
 _new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
 
 
-class _Group(NamedTuple):
-    """Queued requests that can share a batch, in deadline order.
-
-    Attributes:
-        model: the durations of their bucket.
-        tickets: the requests.
-        deadlines: shape (n,), int64.
-        untimed: whether some have no deadline.
-    """
-
-    model: BucketModel
-    tickets: list[Ticket]
-    deadlines: _Array
-    untimed: bool
-
-
 class Lookahead:
     """Policy that plans for most requests on time.
 
@@ -93,8 +81,8 @@ class Lookahead:
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`; with
-            length buckets a sequence of these, one per bucket.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`;
+            with length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
         lengths: with length buckets, their lengths: a bucket of which nothing is known is expected to take what the
@@ -297,32 +285,14 @@ class Lookahead:
             return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
         groups = self._groups(tickets)
         if self._masked and len(groups) > 1:
-            together = _in_one_batch(groups, now_ns)
+            together = in_one_batch(groups, now_ns)
             if together:
                 return Decision(together, "idle_worker", shorter_too=True)
-        found = _first_if_all_on_time(groups, now_ns, surely=waiting.several_priorities)
+        found = first_if_all_on_time(groups, now_ns, surely=waiting.several_priorities)
         if found is not None:
             group, size = found
             return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
-        overdue: list[Ticket] = []
-        rejected: list[Ticket] = []
-        late: list[_Group] = []
-        left: list[_Group] = []
-        for group in groups:
-            passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
-            crowded = len(group.tickets) > len(group.model.durations) - 1
-            certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
-            for ticket in group.tickets[:passed]:
-                if ticket.deadline_ns == NEVER:
-                    overdue.append(ticket)
-                elif ticket.deadline_ns < certain_ns:
-                    rejected.append(ticket)
-            if passed < len(group.tickets):
-                left.append(_Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
-            if passed:
-                late.append(group)
-        if overdue:
-            overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
+        left, late, overdue, rejected = without_late(groups, now_ns)
         refusal = _too_late(late[-1].model) if rejected else ""
         if not left:
             if overdue:
@@ -332,16 +302,16 @@ class Lookahead:
         share = len(group.tickets) / sum(len(one.tickets) for one in left)
         batch, reason = self._plan(waiting, group, now_ns, share)
         if len(groups) == 1 and reason == "planned":
-            batch = _with_rows_for_free(batch, groups[0], rejected, now_ns)
+            batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
             batch = self._with_overdue(batch, overdue, waiting.waiting)
         return Decision(batch, reason, rejected, refusal=refusal)
 
-    def _groups(self, tickets: list[Ticket]) -> list[_Group]:
+    def _groups(self, tickets: list[Ticket]) -> list[Group]:
         """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
         model = self._model
         if model is not None and not (self._mixed_for and self._kind_of):
-            return [_in_order(model, tickets)]
+            return [in_deadline_order(model, tickets)]
         apart: dict[Hashable, list[Ticket]] = {}
         kind_of = self._kind_of if self._mixed_for else None
         for ticket in tickets:
@@ -349,11 +319,11 @@ class Lookahead:
             apart.setdefault(kind, []).append(ticket)
         if self._mixed_for:
             self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
-        groups = [_in_order(self._models[some[0].bucket], some) for some in apart.values()]
+        groups = [in_deadline_order(self._models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return groups[:_MAX_GROUPS]
 
-    def _plan(self, waiting: RequestQueue, group: _Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+    def _plan(self, waiting: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
         """Return the batch to send, of requests of one group none of which is late alone, and why."""
         model, tickets, deadlines, untimed = group
         size = model.size_to_explore(len(tickets))
@@ -400,7 +370,7 @@ class Lookahead:
         table = model.timetable
         if table is not None and table.all_on_time(deadlines, now_ns):
             return 0, min(deadlines.size, table.cap)
-        limits = waiting.journal.recent_limits_ns() or [_PATIENCE_NS]
+        limits = waiting.journal.recent_limits_ns() or [PATIENCE_NS]
         shortest, longest = min(limits), max(limits)
         durations, steps = model.durations, model.steps
         if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
@@ -419,7 +389,7 @@ class Lookahead:
         )
         return int(head), int(size)
 
-    def _choose_group(self, groups: list[_Group], now_ns: int) -> int:
+    def _choose_group(self, groups: list[Group], now_ns: int) -> int:
         longest = max(group.model.durations.size for group in groups)
         durations = np.ones((len(groups), longest), np.int64)
         steps = np.ones((len(groups), longest), np.int64)
@@ -443,7 +413,7 @@ class Lookahead:
         model = self._models[tickets[0].bucket]
         return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
 
-    def _probe(self, waiting: RequestQueue, late: list[_Group], rejected: list[Ticket], refusal: str) -> Decision:
+    def _probe(self, waiting: RequestQueue, late: list[Group], rejected: list[Ticket], refusal: str) -> Decision:
         """Nothing can be on time: send what is queued if a new request could not be either."""
         group = late[0]
         limits = waiting.journal.recent_limits_ns()
@@ -473,72 +443,6 @@ class Lookahead:
         return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
 
 
-def _in_order(model: BucketModel, tickets: list[Ticket]) -> _Group:
-    """Return the tickets by deadline; without one they stand where a deadline two seconds after arrival would."""
-    deadlines = np.empty(len(tickets), np.int64)
-    untimed = fill_deadlines(tickets, deadlines, _PATIENCE_NS)
-    if untimed < 0:
-        untimed = ~untimed
-        order = np.argsort(deadlines, kind="stable")
-        tickets = [tickets[position] for position in order.tolist()]
-        deadlines = deadlines[order]
-    return _Group(model, tickets, deadlines, untimed > 0)
-
-
-def _in_one_batch(groups: list[_Group], now_ns: int) -> list[Ticket]:
-    """Return everything queued, the longest first, where one batch of the longest bucket is on time and as fast."""
-    longest = max(groups, key=lambda group: group.tickets[0].bucket).model
-    size = sum(len(group.tickets) for group in groups)
-    if size >= longest.durations.size:
-        return []
-    together_ns = int(longest.durations[size])
-    apart_ns = sum(int(model.durations[min(len(some), model.durations.size - 1)]) for model, some, _, _ in groups)
-    if together_ns > apart_ns or now_ns + together_ns > min(int(group.deadlines[0]) for group in groups):
-        return []
-    by_length = sorted(groups, key=lambda group: -group.tickets[0].bucket)
-    return [ticket for group in by_length for ticket in group.tickets]
-
-
-def _first_if_all_on_time(groups: list[_Group], now_ns: int, *, surely: bool) -> tuple[_Group, int] | None:
-    """Return the first batch, if all full batches, in the order of their first deadlines, are on time.
-
-    Args:
-        groups: at least one.
-        now_ns: the present instant.
-        surely: with several priorities, deadlines decide only where even slow batches are on time.
-    """
-    if len(groups) == 1:
-        group = groups[0]
-        table = group.model.upper_timetable if surely else group.model.timetable
-        if table is None or not table.all_on_time(group.deadlines, now_ns):
-            return None
-        return group, min(len(group.tickets), table.cap)
-    batches: list[tuple[int, int, int]] = []
-    for at, (model, _, deadlines, _) in enumerate(groups):
-        cap = model.durations.size - 1
-        firsts = deadlines[::cap].tolist()
-        batches += [(first_ns, at, min(cap, deadlines.size - number * cap)) for number, first_ns in enumerate(firsts)]
-    batches.sort()
-    time_ns = now_ns
-    for first_ns, at, size in batches:
-        if time_ns + int(groups[at].model.durations[size]) > first_ns:
-            return None
-        time_ns += int(groups[at].model.steps[size])
-    return groups[batches[0][1]], batches[0][2]
-
-
-def _with_rows_for_free(batch: list[Ticket], group: _Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
-    """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
-    durations = group.model.durations
-    longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
-    most = int(np.searchsorted(durations, longest_ns, side="right")) - 1
-    if most <= len(batch) or len(batch) == len(group.tickets):
-        return batch
-    taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
-    others = [ticket for ticket in group.tickets if id(ticket) not in taken]
-    return batch + others[::-1][: most - len(batch)]
-
-
 def _too_late(model: BucketModel) -> str:
     return f"late_alone: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
 
@@ -546,6 +450,10 @@ def _too_late(model: BucketModel) -> str:
 def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
     """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
     takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
-    deadlines = _in_order(model, waiting.first(waiting.waiting)).deadlines
+    deadlines = in_deadline_order(model, waiting.first(waiting.waiting)).deadlines
     table = model.timetable
-    return table is not None and now_ns + takes_ns <= int(deadlines[0]) and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )

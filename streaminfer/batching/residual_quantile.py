@@ -1,9 +1,10 @@
 """Scatter of batch durations about their prediction.
 
 *Design.* The last 64 log-ratios observed/predicted, in a ring and sorted. The standard deviation is read from the
-distance between their 15 % and 85 % quantiles and the upper margin from an order statistic, so three outliers of 64 move
-neither. The mean factor is what batches cost on average over what is predicted, with each ratio cut at 3.5: outliers
-count, a single stall does not. Until eight ratios have come, normal ones of 5 % stand in for those that are missing.
+distance between their 15 % and 85 % quantiles and the upper margin from an order statistic, so three outliers of 64
+move neither. The mean factor is what batches cost on average over what is predicted, with each ratio cut at 3.5:
+outliers count, a single stall does not. Until eight ratios have come, normal ones of 5 % stand in for those that are
+missing.
 
 *Complexity.* A bisection and a shift within 64 numbers per ratio.
 
@@ -13,7 +14,6 @@ count, a single stall does not. Until eight ratios have come, normal ones of 5 %
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from statistics import NormalDist
 
 __all__ = ["ResidualQuantile"]
 
@@ -23,7 +23,6 @@ _WINDOW = 64
 _COVERAGE = 0.95
 _SMALLEST = 0.001  # clocks and rounding scatter as much
 _LARGEST_RATIO = 3.5
-_NORMAL = NormalDist()
 
 
 class ResidualQuantile:
@@ -40,7 +39,7 @@ class ResidualQuantile:
     __slots__ = ("_assumed", "_recent", "_sorted", "_sum", "deviation", "margin", "mean_factor")
 
     def __init__(self) -> None:
-        assumed = [_ASSUMED_DEVIATION * _NORMAL.inv_cdf((at + 0.5) / _ASSUMED) for at in range(_ASSUMED)]
+        assumed = [_ASSUMED_DEVIATION * _normal_quantile((at + 0.5) / _ASSUMED) for at in range(_ASSUMED)]
         assumed.sort(key=abs)
         self._assumed = len(assumed)
         self._recent = deque(assumed)
@@ -76,8 +75,22 @@ def _ranks(count: int) -> tuple[int, int, float, int, float]:
     """Return the ranks of the two quantiles and of the margin, and the factors that stretch them."""
     low, upper = count * 15 // 100, count - 1 - max(1, round(count * (1.0 - _COVERAGE)))
     high = count - 1 - low
-    score = [_NORMAL.inv_cdf((rank + 0.625) / (count + 0.25)) for rank in range(count)]
-    return low, high, 1.0 / (score[high] - score[low]), upper, _NORMAL.inv_cdf(_COVERAGE) / score[upper]
+    score = {rank: _normal_quantile((rank + 0.625) / (count + 0.25)) for rank in (low, high, upper)}
+    return low, high, 1.0 / (score[high] - score[low]), upper, _normal_quantile(_COVERAGE) / score[upper]
+
+
+def _normal_quantile(share: float) -> float:
+    """Return the value that a standard normal variable does not exceed with a probability in (0, 1).
+
+    Newton's method from 0 approaches it from one side, because the distribution function is convex below 0 and concave
+    above. ``statistics.NormalDist`` returns the same to 1e-12, but its module loads fractions, decimals and random.
+    """
+    value, step = 0.0, math.inf
+    while abs(step) > 1e-12:
+        distance = share - 0.5 * math.erfc(-value / math.sqrt(2.0))
+        step = distance * math.sqrt(2.0 * math.pi) * math.exp(value * value / 2.0)
+        value += step
+    return value
 
 
 _RANKS = {count: _ranks(count) for count in range(_ASSUMED, _WINDOW + 1)}

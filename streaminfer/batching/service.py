@@ -223,8 +223,8 @@ class BatchedService(Dispatcher):
         """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
 
         The backend is started by then. Without a start the first requests do what these batches do, and wait for the
-        planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier start
-        measured is not measured again.
+        planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier
+        start measured is not measured again.
 
         Raises:
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.

@@ -7,8 +7,8 @@ few sizes, straight lines between them, and a slope after the last. An affine ti
 one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope goes on, but no item
 gets cheaper by leaving the batch smaller than its proportional share: ``t(n) ≥ t(first)·n/first``.
 
-*Cost.* ``seconds`` is a bisection; ``table_ns`` is linear in the largest size. :mod:`streaminfer.batching.learned_service_time`
-learns one of these from live batches.
+*Cost.* ``seconds`` is a bisection; ``table_ns`` is linear in the largest size.
+:mod:`streaminfer.batching.learned_service_time` learns one of these from live batches.
 """
 
 import json

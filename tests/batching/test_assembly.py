@@ -1,5 +1,6 @@
 """Only rows of one kind are stacked; what cannot be stacked fails for its caller alone."""
 
+import copy
 import importlib
 import random
 import threading
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching._alike_cy import Ragged, alike, choose_alike
+from streaminfer.batching._alike_cy import Ragged, alike, choose_alike, kind_of
 from streaminfer.batching.assembly import AssembledBatch, Assembler, prepare, stack_rows
 from streaminfer.batching.buckets import Buckets
 from streaminfer.batching.results import read_rows
@@ -76,6 +77,22 @@ def test_numbers_and_strings_become_arrays():
 def test_read_only_and_non_contiguous_rows_are_copied(inputs):
     inputs.flags.writeable = False
     np.testing.assert_array_equal(stack_rows([prepare(inputs)] * 2, {}), np.stack([inputs] * 2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "?", "c8", "u1", ">f4", "M8[s]", "S3"], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3), (9, 2), (1, 1), (3, 0)], ids=str)
+def test_joined_rows_are_numpys(shape, dtype, axis):
+    """Whichever way rows are put together, the batch is what NumPy stacks, writable and contiguous."""
+    values = np.arange(4 * shape[0] * shape[1]).reshape(4, *shape)
+    rows = list(values.astype("i8").astype(dtype))
+
+    stacked = stack_rows(rows, {"x": axis})
+
+    np.testing.assert_array_equal(stacked, np.stack(rows, axis))
+    assert stacked.dtype == rows[0].dtype.newbyteorder("=")
+    assert stacked.flags.writeable
+    assert stacked.flags.c_contiguous
 
 
 def test_prepare_keeps_what_can_be_stacked():
@@ -428,6 +445,96 @@ def test_ragged_rows_differ_in_nothing_but_their_length():
         0: [0], 1: [1], 2: [2], 3: [3], 4: [4], 5: [5], 6: [6, 7], 7: [6, 7], 8: [8], 9: [9], 10: [10, 11], 11: [10, 11],
         12: [12], 13: [13], 14: [14, 16], 15: [15], 16: [14, 16],
     }  # fmt: skip
+
+
+arrays = st.builds(
+    np.zeros,
+    st.lists(st.integers(0, 2), max_size=3).map(tuple),
+    st.sampled_from(["f4", "f8", ">f4", "l", "q", "?", "U3", "U4", [("a", "i4")], [("b", "i4")]]).map(np.dtype),
+)
+leaves = arrays | st.sampled_from([1, True, 1.0, 1j, "a", b"a", np.float32(1), np.float64(1)])
+names_of_rows = st.sampled_from("xyz")
+rows_to_compare = leaves | st.dictionaries(names_of_rows, leaves | st.dictionaries(names_of_rows, leaves), max_size=2)
+
+
+def also_changed(rows):
+    """Pairs of rows, often of one kind."""
+    return st.tuples(rows, rows) | rows.map(lambda row: (row, copy.deepcopy(row)))
+
+
+@given(pair=also_changed(rows_to_compare))
+def test_kinds_are_equal_where_rows_are_alike(pair, plain):
+    """Two rows have the same kind exactly when they can be stacked, and kinds are hashable."""
+    first, other = pair
+
+    for kind in (kind_of, plain("batching._alike_cy").kind_of):
+        assert (kind(first) == kind(other)) == alike(first, other)
+        assert not alike(first, other) or hash(kind(first)) == hash(kind(other))
+
+
+def with_length(value, axis, length):
+    """An array like another, of another length along an axis if it has that."""
+    if type(value) is not np.ndarray or not -value.ndim <= axis < value.ndim:
+        return value
+    shape = list(value.shape)
+    shape[axis] = length
+    return np.zeros(shape, value.dtype)
+
+
+@given(
+    pair=also_changed(arrays | st.dictionaries(names_of_rows, leaves, min_size=1, max_size=2)),
+    axis=st.sampled_from([0, 1, -1, -2]),
+    names=st.sampled_from([None, frozenset("x"), frozenset("xy")]),
+    length=st.none() | st.integers(0, 2),
+)
+def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
+    """Rows of one bucket have the same kind exactly when they can be padded and stacked."""
+    first, other = pair
+    if length is not None and type(other) is dict:
+        other = {name: with_length(value, axis, length) for name, value in other.items()}
+    elif length is not None:
+        other = with_length(other, axis, length)
+
+    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+        if ragged.bucket_of(first) != ragged.bucket_of(other) or ragged.bucket_of(first) < 0:
+            continue  # of different buckets, or refused by `Buckets.check`
+        together = len(ragged.choose(tickets_of([first, other]), 2, False)) == 2
+        assert (ragged.kind_of(first) == ragged.kind_of(other)) == together
+        assert not together or hash(ragged.kind_of(first)) == hash(ragged.kind_of(other))
+
+
+@pytest.mark.parametrize(
+    ("axis", "names", "first", "other", "same"),
+    [
+        (-1, None, np.zeros((3, 2)), np.zeros((3, 1)), True),
+        (-1, None, np.zeros((3, 2)), np.zeros((4, 2)), False),
+        (0, frozenset("x"), {"x": np.zeros(2), "y": np.zeros(3)}, {"x": np.zeros(1), "y": np.zeros(3)}, True),
+        (0, frozenset("x"), {"x": np.zeros(2), "y": np.zeros(3)}, {"x": np.zeros(2), "y": np.zeros(4)}, False),
+        (1, None, {"x": np.zeros((3, 2)), "y": np.zeros(3)}, {"x": np.zeros((3, 1)), "y": np.zeros(4)}, False),
+    ],
+    ids=["last-axis", "other-axis", "ragged-name", "other-name", "without-the-axis"],
+)
+def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain):
+    """The kind of a ragged row leaves out its length along the axis, and nothing else."""
+    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+        assert (ragged.kind_of(first) == ragged.kind_of(other)) == same
+
+
+@pytest.mark.parametrize(
+    ("buckets", "first", "other", "same"),
+    [
+        (None, np.zeros(3), np.ones(3), True),
+        (None, np.zeros(3), np.zeros(4), False),
+        (Buckets((4,)), np.zeros(3), np.zeros(4), True),
+        (Buckets((4,)), np.zeros(3), np.zeros(3, np.float32), False),
+    ],
+    ids=["one-shape", "two-shapes", "two-lengths", "two-types"],
+)
+def test_assembler_tells_kinds_apart(buckets, first, other, same):
+    """The kind that a policy asks for is the one by which batches are chosen, with and without buckets."""
+    made = assembler(buckets=buckets)
+
+    assert (made.kind_of(first) == made.kind_of(other)) == same
 
 
 def test_results_of_copies_are_dropped():

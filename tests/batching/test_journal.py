@@ -119,6 +119,13 @@ class AgainstLists(RuleBasedStateMachine):
         limits = [limit for _, limit, _ in self.arrivals if limit][-64:]
         assert sorted(self.journal.recent_limits_ns()) == sorted(limits)
         kept = self.arrivals[-REQUESTS:]
+        timed = [(priority, limit) for _, limit, priority in kept if limit]
+        classes = self.journal.recent_classes()
+        assert classes.keys() == {priority for priority, _ in timed}
+        for priority, (share, shortest) in classes.items():
+            own = [limit for other, limit in timed if other == priority]
+            assert (share, shortest) == (pytest.approx(len(own) / len(kept)), min(own))
+        kept = self.arrivals[-REQUESTS:]
         passed = self.now_ns + 3 - kept[0][0] if kept else 0
         expected = passed / (len(kept) - 1) if len(kept) > 1 and passed else float("inf")
         assert self.journal.gap_ns(self.now_ns + 3) == expected
@@ -190,6 +197,31 @@ def test_requests_without_a_deadline_push_no_limits_out():
     for at in range(64):
         journal.arrived(at, 100 + at, 0)
     assert sorted(journal.recent_limits_ns()) == list(range(100, 164))
+
+
+def test_classes_are_those_of_the_last_256():
+    """A class has its share of the last 256 arrivals and its shortest time limit among them."""
+    journal = Journal(1024)
+    for _ in range(300):
+        journal.arrived(0, 5, 7)
+    for at in range(192):
+        journal.arrived(at, 30 + at % 3, 0)
+
+    assert journal.recent_classes() == {0: (pytest.approx(0.75), 30), 7: (pytest.approx(0.25), 5)}
+    for _ in range(64):
+        journal.arrived(0, 40, 0)
+    assert journal.recent_classes() == {0: (pytest.approx(1.0), 30)}
+
+
+def test_classes_count_those_without_a_deadline():
+    """Arrivals without a deadline make the shares of the others smaller, and form no class."""
+    journal = Journal()
+    assert journal.recent_classes() == {}
+    for _ in range(3):
+        journal.arrived(0, 0, 1)
+    journal.arrived(0, 50, -2)
+
+    assert journal.recent_classes() == {-2: (0.25, 50)}
 
 
 def test_a_policy_that_invents_reasons_does_not_fill_the_memory():

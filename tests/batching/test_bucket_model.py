@@ -1,0 +1,371 @@
+"""BucketModel: tables, and the rules by which sizes are explored, compared and sampled."""
+
+import math
+
+import numpy as np
+import pytest
+
+from streaminfer.batching.bucket_model import BucketModel
+from streaminfer.batching.learned_service_time import LearnedServiceTime
+from streaminfer.batching.service_time import ServiceTime
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+LINE = ServiceTime.affine(0.004, 0.00025)
+
+
+def bucket(cap=64, service_time=None, *, workers=1, padded=None):
+    return BucketModel(
+        cap, LearnedServiceTime() if service_time is None else service_time, workers=workers, padded=padded
+    )
+
+
+def run(model, *sizes, seconds=LINE.seconds, factor=1.0):
+    """Batches that end one after the other, from instant 0; returns when the last one ended."""
+    now_ns = 0
+    for size in sizes:
+        duration_ns = round(seconds(size) * factor * 1e9)
+        now_ns += duration_ns
+        model.observe(size, duration_ns, now_ns, cancelled=False)
+    return now_ns
+
+
+# ---- tables
+
+
+def test_a_given_service_time_is_exact():
+    """A ServiceTime is planned with as it is: mean and upper durations are the same, and nothing is learned."""
+    model = bucket(service_time=LINE)
+
+    np.testing.assert_array_equal(model.durations, LINE.table_ns(64))
+    np.testing.assert_array_equal(model.upper, model.durations)
+    assert (model.learns, model.compares, model.size_to_explore(64)) == (False, False, 0)
+    assert model.sure_ns == model.durations[1]
+    assert model.observe_from_ns == 2**63 - 1
+
+
+def test_nothing_is_planned_before_anything_is_known():
+    """Without a first batch there is no timetable."""
+    model = bucket()
+
+    assert model.timetable is None
+    assert model.upper_timetable is None
+    assert model.learns
+
+
+def test_tables_end_at_the_size_of_best_throughput():
+    """A size past the best is not planned with, but what it takes is known."""
+    bends = ServiceTime.table({1: 0.001, 8: 0.002, 64: 0.100})
+    model = bucket(service_time=bends)
+
+    best = bends.best_batch_size(64)
+    assert best < 64
+    assert len(model.durations) == len(model.upper) == len(model.steps) == best + 1
+    assert model.timetable.cap == best
+    assert model.expected_ns(64) == bends.table_ns(64)[64]
+
+
+def test_tables_follow_the_service_time():
+    """A batch that changes what is known changes the tables."""
+    model = bucket()
+    run(model, *[4, 16, 64] * 10)
+    before = model.durations
+
+    run(model, 4, 16, 64, factor=2.0)
+
+    assert model.durations is not before
+    assert model.durations[16] == pytest.approx(2.0 * before[16], rel=0.1)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_next_batch_starts_a_share_later(workers):
+    """With several workers, the next batch starts after the duration divided by their number."""
+    model = bucket(service_time=LINE, workers=workers)
+
+    np.testing.assert_array_equal(model.steps[1:], model.durations[1:] // workers)
+
+
+def test_plans_have_a_margin_below_one_percent():
+    """Learned durations are planned with a margin of one deviation, at most 1 %."""
+    for factors, most in (((1.0,), 0.0011), ((0.7, 1.0, 1.4), 0.01)):
+        model = bucket()
+        for at in range(200):
+            run(model, (4, 16, 64)[at % 3], factor=factors[at // 3 % len(factors)])
+        mean = model.service_time.expected_ns(64)[: len(model.durations)]
+
+        margin = model.durations[1:] / mean[1:] - 1
+        assert margin == pytest.approx(most, rel=0.1)
+
+
+def test_the_upper_table_has_no_margin():
+    """The upper durations are those of the service time."""
+    model = bucket()
+    run(model, *[4, 16, 64] * 10)
+
+    np.testing.assert_array_equal(model.upper, model.service_time.upper_ns(64)[: len(model.upper)])
+
+
+@pytest.mark.parametrize(("sigma", "sure"), [(0.0, 0.7), (0.5, 0.4)], ids=["exact", "noisy"])
+def test_what_one_request_surely_takes(sigma, sure):
+    """A request is surely late with less than 0.7 of the mean left, or less where durations scatter more."""
+    model, source = bucket(), np.random.default_rng(0)
+    for at in range(200):
+        run(model, (1, 8, 64)[at % 3], factor=math.exp(sigma * source.standard_normal()))
+
+    share = model.sure_ns / model.durations[1]
+    assert share == pytest.approx(0.7, abs=0.01) if sigma == 0.0 else share <= sure
+    if sigma:
+        assert share == pytest.approx(math.exp(-2.0 * model.service_time.deviation), abs=0.02)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9, 16])
+def test_a_padded_batch_takes_what_its_padding_takes(size):
+    """Where the model gets more rows than the batch has, the batch takes as long as all of them."""
+
+    def padded(rows):
+        return next(size for size in (4, 8, 16) if size >= rows)
+
+    model = bucket(16, LINE, padded=padded)
+
+    assert model.durations[size] == LINE.table_ns(16)[padded(size)]
+    assert len(model.durations) == 17
+
+
+def test_a_padded_batch_teaches_its_padded_size():
+    """A batch is learned at the size that the model got."""
+    model = bucket(16, padded=lambda rows: 8 * math.ceil(rows / 8))
+    run(model, *[3, 9] * 10, seconds=lambda size: 0.008 if size <= 8 else 0.016)
+
+    assert model.durations[1] == pytest.approx(8 * MS, rel=0.02)
+    assert model.durations[10] == pytest.approx(16 * MS, rel=0.02)
+    assert model.service_time.trusted == 16
+
+
+def test_the_best_padded_size_is_a_full_one():
+    """The best size uses up the padding."""
+    model = bucket(
+        16,
+        ServiceTime.table({4: 0.002, 8: 0.003, 16: 0.020}),
+        padded=lambda rows: 4 if rows <= 4 else 8 if rows <= 8 else 16,
+    )
+
+    assert len(model.durations) - 1 == 8
+
+
+def test_borrowed_durations_are_scaled():
+    """A bucket of which nothing is known takes over another's durations until its first batch."""
+    known, unknown = bucket(16), bucket(8)
+    run(known, *[1, 4, 16] * 10)
+
+    unknown.borrow(known, 3.0)
+
+    assert unknown.durations[0] == 0
+    np.testing.assert_allclose(unknown.durations[1:], 3.0 * known.durations[1:9], rtol=1e-6)
+    np.testing.assert_array_equal(unknown.upper, unknown.durations)
+    run(unknown, 8)
+    assert unknown.durations[8] == pytest.approx(LINE.seconds(8) * 1e9, rel=0.02)
+
+
+# ---- cancelled batches
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "learned_ms"),
+    [(3.0, None), (6.5, 9.0), (30.0, 30.0)],
+    ids=["shorter-than-expected", "about-expected", "much-longer"],
+)
+def test_a_cancelled_batch_is_a_lower_bound(waited_ms, learned_ms):
+    """A cancelled batch teaches nothing below what was expected, half as much again about it, and itself above."""
+    model = bucket()
+    run(model, *[8] * 10)  # 6 ms
+    taught = []
+    model.service_time.observe = lambda *arguments: taught.append(arguments)
+
+    model.observe(8, round(waited_ms * MS), 10**9, cancelled=True)
+
+    assert [size for size, _, _ in taught] == ([] if learned_ms is None else [8])
+    if learned_ms is not None:
+        assert taught[0][1] == pytest.approx(learned_ms * MS, rel=0.01)
+
+
+def test_a_cancelled_batch_beyond_the_cap():
+    """A cancelled batch larger than the cap, as after a change of the cap, is taken as well."""
+    model = bucket(8)
+    run(model, *[4, 8] * 10)
+
+    model.observe(32, 100 * MS, 10**9, cancelled=True)
+
+    assert model.service_time.observations == 21
+
+
+def test_a_first_batch_that_is_cancelled_is_learned():
+    """Before anything is known, a cancelled batch is the only thing to learn from."""
+    model = bucket()
+
+    model.observe(4, 50 * MS, 50 * MS, cancelled=True)
+
+    assert model.timetable is not None
+
+
+# ---- sampling
+
+
+def test_short_batches_are_sampled():
+    """Of a model that is known and takes less than a millisecond, one batch in five milliseconds is observed."""
+    model = bucket()
+    ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0002)
+
+    assert model.observe_from_ns == ended_ns + 5 * MS
+
+
+@pytest.mark.parametrize(
+    ("batches", "seconds"), [(30, 0.001), (16, 0.0002)], ids=["a-millisecond", "the-first-sixteen"]
+)
+def test_other_batches_are_all_observed(batches, seconds):
+    """Longer batches are all observed, and so are the first sixteen short ones."""
+    model = bucket()
+    run(model, *[8] * batches, seconds=lambda size: seconds)
+
+    assert model.observe_from_ns == 0
+
+
+def test_millisecond_batches_are_sampled_by_number():
+    """Of a known model of one millisecond every fourth batch is observed, whatever the time between them."""
+    model = bucket()
+    run(model, *[8] * 20, seconds=lambda size: 0.001)
+    before = model.service_time.observations
+
+    run(model, *[8] * 40, seconds=lambda size: 0.001)
+
+    assert model.service_time.observations - before == 10
+
+
+def test_a_size_not_seen_for_long_is_observed():
+    """A batch that explores is observed though its turn has not come."""
+    model = bucket()
+    run(model, *[8] * 21, seconds=lambda size: 0.001)
+    before = model.service_time.observations
+
+    run(model, 4, seconds=lambda size: 0.001)
+
+    assert model.service_time.observations == before + 1
+
+
+def test_nothing_is_skipped_in_doubt():
+    """After an outlier the next batch is observed, so that a change is found at once."""
+    model = bucket()
+    ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0002)
+    from_ns = model.observe_from_ns
+
+    model.observe(8, 600_000, ended_ns + 6 * MS, cancelled=False)
+
+    assert model.service_time.in_doubt
+    assert model.observe_from_ns == from_ns
+
+
+# ---- exploration and comparison
+
+
+def test_unknown_sizes_are_explored_by_fours():
+    """While batches have not grown slower, up to four times as many rows as the largest trusted size are tried."""
+    model = bucket()
+    run(model, 1, 1, seconds=lambda size: 0.005)
+    tried = []
+
+    for _ in range(3):
+        size = model.size_to_explore(1000)
+        tried.append(size)
+        run(model, size, size, seconds=lambda size: 0.005)
+
+    assert tried == [4, 16, 64]
+    assert model.size_to_explore(1000) == 0
+
+
+def test_no_more_than_are_queued_is_explored():
+    """A batch that explores has no more rows than are queued, and only sizes beyond the trusted one explore."""
+    model = bucket()
+    run(model, *[1, 8] * 5, seconds=lambda size: 0.005)
+
+    assert model.size_to_explore(20) == 20
+    assert model.size_to_explore(8) == 0
+
+
+def test_slower_sizes_end_exploration():
+    """Where batches have grown slower with their size, larger ones are not tried blindly."""
+    model = bucket()
+    run(model, *[4, 16] * 5, seconds=lambda size: 0.001 * size)
+
+    assert model.size_to_explore(64) == 0
+
+
+def settled(model, *sizes, rounds=20):
+    for _ in range(rounds):
+        run(model, *sizes)
+    return model
+
+
+def test_a_size_next_to_the_best_is_compared():
+    """When half of the best size has not run for 128 batches, it is asked for."""
+    model = settled(bucket(), 4, 32, 64)
+    assert model.size_to_compare(64) == 0
+
+    run(model, *[64] * 126)
+    assert model.size_to_compare(64) == 0
+    run(model, 64)
+
+    assert model.size_to_compare(64) == 32
+
+
+def test_twice_the_best_is_compared():
+    """When twice the best size has not run for long, it is asked for, if that many are queued."""
+    bends = ServiceTime.table({1: 0.004, 4: 0.0044, 8: 0.005, 16: 0.020}).seconds
+    model = bucket(16)
+    for _ in range(20):
+        run(model, 4, 8, 16, seconds=bends)
+    assert len(model.durations) - 1 == 8
+    for _ in range(64):
+        run(model, 4, 8, seconds=bends)
+
+    assert model.size_to_compare(15) == 0
+    assert model.size_to_compare(16) == 16
+
+
+def test_comparison_is_rare():
+    """After a size was asked for, eight batches pass until the next comparison."""
+    model = settled(bucket(), 4, 64)
+    assert model.compares
+    model.size_to_compare(64)
+
+    asked = []
+    for _ in range(17):
+        asked.append(model.compares)
+        if asked[-1]:
+            model.size_to_compare(64)
+        run(model, 64)
+
+    assert [at for at, compares in enumerate(asked) if compares] == [8, 16]
+
+
+def test_the_next_padded_sizes_are_compared():
+    """Where batches are padded, the neighbors of the best size are the paddings next to it."""
+
+    def padded(rows):
+        return next(size for size in (4, 12, 16) if size >= rows)
+
+    bends = ServiceTime.table({4: 0.004, 12: 0.005, 16: 0.020}).seconds
+    model = bucket(16, padded=padded)
+    for _ in range(10):
+        run(model, 4, 12, 16, seconds=bends)
+    assert len(model.durations) - 1 == 12
+
+    run(model, *[12] * 128, seconds=bends)
+
+    assert model.size_to_compare(16) == 4
+    run(model, *[4, 12] * 10, seconds=bends)
+    assert model.size_to_compare(16) == 16
+
+
+def test_repr_names_what_it_has():
+    """The text has the cap and the service time."""
+    assert repr(bucket(8, LINE)) == f"BucketModel(8, {LINE!r})"

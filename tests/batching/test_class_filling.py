@@ -1,0 +1,121 @@
+"""Less urgent requests in a batch of urgent ones, against a search through all sizes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.batching.class_filling import fill_with_less_urgent
+
+pytestmark = pytest.mark.uncompiled
+
+DURATIONS = np.array([0, 10, 11, 12, 13, 14, 15, 16, 17], np.int64)  # 9 + 1 a row, cap 8
+FAR = 10**6
+
+
+def fill(others, *, now_ns=0, durations=DURATIONS, deadline=FAR, size=2, left=0, rates=()):
+    return fill_with_less_urgent(
+        now_ns,
+        durations,
+        urgent_deadline_ns=deadline,
+        urgent_size=size,
+        urgent_left=left,
+        others=np.array(others, np.int64),
+        rates=list(rates),
+    )
+
+
+def test_the_batch_is_filled_to_the_cap():
+    """Where nothing is in a hurry, less urgent requests fill the batch in their order."""
+    assert fill([FAR] * 20) == [0, 1, 2, 3, 4, 5]
+
+
+def test_all_go_where_there_are_few():
+    """Fewer than fit are all taken."""
+    assert fill([FAR] * 3) == [0, 1, 2]
+    assert fill([]) == []
+
+
+@pytest.mark.parametrize(("deadline", "count"), [(17, 6), (16, 5), (13, 2), (11, 0)])
+def test_the_first_urgent_deadline_bounds_it(deadline, count):
+    """The urgent requests of the batch stay on time."""
+    assert len(fill([FAR] * 20, deadline=deadline)) == count
+    assert len(fill([FAR] * 20, now_ns=100, deadline=100 + deadline)) == count
+
+
+def test_nothing_is_added_while_urgent_ones_stay():
+    """Each row more would delay the urgent requests that stay queued."""
+    assert fill([FAR] * 20, left=1) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [(27, 6), (26, 5), (24, 3), (21, 0)],
+    ids=["all-fit", "one-row-less", "three-rows-less", "none-fits"],
+)
+def test_time_is_left_for_the_next_urgent_one(limit, count):
+    """An urgent request that arrives just after the batch was sent can be served in a batch of one after it."""
+    assert len(fill([FAR] * 20, rates=[(0.0, limit)])) == count
+
+
+def test_time_is_left_for_all_that_arrive_meanwhile():
+    """The next batch is as large as the arrivals during this one."""
+    limit = 31  # 16 + 15: six of them arrive during a batch of seven
+
+    assert len(fill([FAR] * 20, rates=[(0.4, limit)])) == 5
+    assert len(fill([FAR] * 20, rates=[(0.0, limit)])) == 6
+
+
+def test_the_next_batch_is_at_most_the_cap():
+    """However many arrive meanwhile, the next batch has no more than the cap: 16 + 17 fit within 33."""
+    assert len(fill([FAR] * 20, rates=[(100.0, 33)])) == 5
+
+
+def test_every_class_must_be_left_time():
+    """The class with the least time decides."""
+    assert len(fill([FAR] * 20, rates=[(0.0, FAR), (0.0, 25)])) == 4
+
+
+def test_a_limit_that_no_size_meets_holds_nothing_back():
+    """Where even the smallest batch leaves no time, smaller batches would only cost throughput."""
+    assert len(fill([FAR] * 20, rates=[(0.0, 5)])) == 6
+
+
+def test_late_ones_are_passed_over():
+    """A less urgent request that would be late in the batch is left out, and those behind it move up."""
+    assert fill([14, FAR, FAR, 14, FAR], size=4) == [1, 2, 4]
+
+
+def test_the_batch_shrinks_for_those_on_time():
+    """With many close deadlines, a smaller batch in which they are on time serves more of them."""
+    assert fill([13] * 5) == [0, 1]
+    assert fill([14] * 2 + [13] * 5) == [0, 1]
+
+
+def on_time(others, finish_ns):
+    return [at for at, deadline in enumerate(others) if deadline >= finish_ns]
+
+
+@given(
+    steps=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    size=st.integers(1, 4),
+    deadline=st.integers(1, 80),
+    others=st.lists(st.integers(0, 80), max_size=15),
+    now_ns=st.integers(0, 10),
+)
+def test_the_largest_feasible_size_is_found(steps, size, deadline, others, now_ns):
+    """No larger batch has all its requests on time."""
+    durations = np.concatenate([[0], 10 + np.cumsum(steps)])
+    cap = len(durations) - 1
+    size = min(size, cap)
+    feasible = [
+        total
+        for total in range(size, cap + 1)
+        if total == size
+        or (now_ns + durations[total] <= deadline and len(on_time(others, now_ns + durations[total])) >= total - size)
+    ]
+
+    chosen = fill(others, now_ns=now_ns, durations=durations, deadline=deadline, size=size)
+
+    total = max(feasible)
+    assert chosen == on_time(others, now_ns + durations[total])[: total - size]

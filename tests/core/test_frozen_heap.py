@@ -1,0 +1,112 @@
+"""Full garbage collections leave out what existed when the first stack started."""
+
+import asyncio
+import gc
+
+import pytest
+
+import streaminfer as si
+from streaminfer import _frozen_heap
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Node:
+    """Something that can be part of a cycle."""
+
+
+def cycle():
+    node = Node()
+    node.own = node
+    return node
+
+
+@pytest.fixture(autouse=True)
+def _thawed():
+    gc.unfreeze()
+    yield
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_exists_is_left_out_until_the_last_unfreeze():
+    """Two stacks hold the heap; the second unfreeze puts everything back."""
+    _frozen_heap.freeze()
+    _frozen_heap.freeze()
+    assert gc.get_freeze_count() > 0
+
+    _frozen_heap.unfreeze()
+    assert gc.get_freeze_count() > 0
+
+    _frozen_heap.unfreeze()
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_comes_later_is_collected():
+    """Only what existed at the start is left out."""
+    _frozen_heap.freeze()
+    later = cycle()
+    del later
+
+    assert gc.collect() >= 1
+    _frozen_heap.unfreeze()
+
+
+def test_garbage_of_before_is_collected_first():
+    """A cycle that nothing refers to is freed before the rest is left out."""
+    gc.disable()
+    try:
+        before = cycle()
+        del before
+        _frozen_heap.freeze()
+        assert not any(type(one) is Node for one in gc.get_objects())
+    finally:
+        gc.enable()
+        _frozen_heap.unfreeze()
+
+
+def test_a_heap_that_the_process_froze_stays_frozen():
+    """What the application left out itself is not put back."""
+    gc.freeze()
+    _frozen_heap.freeze()
+    _frozen_heap.unfreeze()
+
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+
+
+def test_a_stack_freezes_while_it_runs():
+    """A stack leaves out what exists from the end of its start to the end of its stop."""
+
+    async def main():
+        async with si.Stack(ScriptedBackend()) as service:
+            assert gc.get_freeze_count() > 0
+            await service(1.0)
+        assert gc.get_freeze_count() == 0
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_freezes_nothing():
+    """Only a stack that runs holds the heap."""
+
+    class Broken(ScriptedBackend):
+        async def start(self):
+            raise ValueError("x")
+
+    async def main():
+        with pytest.raises(ValueError, match="x"):
+            await si.Stack(Broken()).start()
+
+    asyncio.run(main())
+    assert gc.get_freeze_count() == 0
+
+
+def test_virtual_time_freezes_nothing():
+    """In virtual time nothing takes long, and tests start thousands of stacks."""
+
+    async def main(loop):
+        async with si.Stack(ScriptedBackend(), clock=loop.clock):
+            assert gc.get_freeze_count() == 0
+
+    run(main)
