@@ -246,6 +246,7 @@ class Stack:
         loop = asyncio.get_running_loop()
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
         self._start_report = None
+        self._freeze_heap(loop)
         started: list[Any] = []
         names = names_of_parts(self._parts, self.layers, self._single)
         try:
@@ -260,10 +261,10 @@ class Stack:
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
+            self._unfreeze_heap()
             await stop_all(started, drain=False)
             raise
         self._start_report = timer.report()
-        self._freeze_heap(loop)
         self._loop = loop
         self._state = "running"
 
@@ -366,8 +367,7 @@ class Stack:
 
     def _freeze_heap(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._froze_heap and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
-            _frozen_heap.freeze()
-            self._froze_heap = True
+            self._froze_heap = _frozen_heap.freeze()
 
     def _unfreeze_heap(self) -> None:
         if self._froze_heap:

@@ -31,8 +31,8 @@ def _thawed():
 
 def test_what_exists_is_left_out_until_the_last_unfreeze():
     """Two stacks hold the heap; the second unfreeze puts everything back."""
-    _frozen_heap.freeze()
-    _frozen_heap.freeze()
+    assert _frozen_heap.freeze()
+    assert _frozen_heap.freeze()
     assert gc.get_freeze_count() > 0
 
     _frozen_heap.unfreeze()
@@ -65,14 +65,30 @@ def test_garbage_of_before_is_collected_first():
         _frozen_heap.unfreeze()
 
 
-def test_a_heap_that_the_process_froze_stays_frozen():
-    """What the application left out itself is not put back."""
+def test_a_process_that_froze_objects_is_left_alone():
+    """Where the application manages its collector, nothing is frozen and nothing put back."""
     gc.freeze()
-    _frozen_heap.freeze()
-    _frozen_heap.unfreeze()
+    frozen = gc.get_freeze_count()
 
-    assert gc.get_freeze_count() > 0
+    assert not _frozen_heap.freeze()
+    assert gc.get_freeze_count() <= frozen
     gc.unfreeze()
+
+
+def test_what_the_start_opens_is_not_frozen():
+    """Connections of a backend can be collected while the stack runs."""
+
+    class Connected(ScriptedBackend):
+        async def start(self):
+            self.connection = cycle()
+
+    async def main():
+        backend = Connected()
+        async with si.Stack(backend):
+            backend.connection = None
+            assert gc.collect() >= 1
+
+    asyncio.run(main())
 
 
 def test_a_stack_freezes_while_it_runs():
