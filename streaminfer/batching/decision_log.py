@@ -26,14 +26,13 @@ RELEASE_REASONS = {
     "idle_worker": "a worker was free, so all that waited went at once",
     "delay_elapsed": "the oldest request had waited as long as the timer lets it",
     "planned": "not all that waited could be on time, and the plan that saves most begins with this batch",
-    "probe": "by what is known of the model nothing could be on time, so one request went to see whether that is true",
-    "exploration": "nothing was known of the model yet, so what waited went as the first measurement",
-    "trying": "half or twice the best size was tried, since nothing like it had been seen for long",
+    "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
+    "exploration": "the duration of a batch of this size was not known, or not measured for long",
 }
 """Why a batch goes, in words."""
 
 DROP_REASONS = {
-    "late_alone": "even a batch of one would have been late",
+    "infeasible": "it would have been late even alone",
     "hopeless": "the policy saw that it cannot be answered by its deadline",
     "expired_on_arrival": "the deadline had passed when it came",
     "expired_waiting": "the deadline passed while it waited",

@@ -444,7 +444,7 @@ class Lookahead:
 
 
 def _too_late(model: BucketModel) -> str:
-    return f"late_alone: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
+    return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
 
 
 def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:

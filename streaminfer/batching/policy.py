@@ -29,7 +29,7 @@ class Decision(NamedTuple):
     Attributes:
         batch: the waiting tickets to send to one free worker, in the order of the rows; empty: none yet.
         reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``,
-            ``"planned"``, ``"probe"``, ``"exploration"``, ``"trying"``.
+            ``"planned"``, ``"probe"``, ``"exploration"``.
         refuse: waiting tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
         look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
         shorter_too: with length buckets: rows of shorter buckets than the first one's are padded to its length, instead

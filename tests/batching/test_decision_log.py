@@ -26,7 +26,7 @@ def journal():
         journal.arrived(start + at_ms * MS, limit_ms * MS, priority)
     first = journal.launched(start, 1, "exploration", 0)
     second = journal.launched(start + 4 * MS, 2, "planned", 3)
-    journal.dropped(start + 5 * MS, "late_alone", 2)
+    journal.dropped(start + 5 * MS, "infeasible", 2)
     journal.finished(first, start + 10 * MS, True)
     journal.dropped(start + 20 * MS, "mine<b>")
     journal.finished(second, start + 24 * MS, False)
@@ -49,7 +49,7 @@ def test_it_is_a_copy(journal):
     journal.arrived(2**62, 0, 0)
     assert log.arrivals_ns.size == 5
     assert log.released == {"exploration": 1, "planned": 1, "idle_worker": 1}
-    assert log.dropped == {"late_alone": 2, "mine<b>": 1}
+    assert log.dropped == {"infeasible": 2, "mine<b>": 1}
     assert log.batch_workers.tolist() == [0, 1, 0]
     assert log.batch_ok.tolist() == [True, False, False]
     assert log.latest_ns == log.arrivals_ns[-1]
@@ -72,8 +72,8 @@ def test_it_explains_in_words(journal):
         + RELEASE_REASONS["planned"],
         "      -10.0 ms worker 0: 1 request, 0 left waiting, still running. idle_worker: "
         + RELEASE_REASONS["idle_worker"],
-        "3 requests dropped: late_alone 2, mine<b> 1",
-        "      -35.0 ms 2 requests dropped. late_alone: even a batch of one would have been late",
+        "3 requests dropped: infeasible 2, mine<b> 1",
+        "      -35.0 ms 2 requests dropped. infeasible: it would have been late even alone",
         "      -20.0 ms 1 request dropped. mine<b>: a reason that the policy gave",
     ]
 
@@ -105,7 +105,7 @@ def test_html_counts_and_escapes(journal):
         ["batches", "exploration", "1", "1.0"],
         ["batches", "planned", "1", "2.0"],
         ["batches", "idle_worker", "1", "1.0"],
-        ["drops", "late_alone", "2", ""],
+        ["drops", "infeasible", "2", ""],
         ["drops", "mine&lt;b&gt;", "1", ""],
     ]
     assert repr(DecisionLog.of(journal)) == "<DecisionLog of the last 5 arrivals, 3 batches and 3 drops>"

@@ -79,7 +79,7 @@ class AgainstLists(RuleBasedStateMachine):
         if number not in self.running:
             assert not self.journal.finished(number, self.now_ns, True)
 
-    @rule(passed=st.integers(0, 1), reason=st.sampled_from(["overloaded", "late_alone"]), count=st.integers(0, 5))
+    @rule(passed=st.integers(0, 1), reason=st.sampled_from(["overloaded", "infeasible"]), count=st.integers(0, 5))
     def drop(self, passed, reason, count):
         now_ns = self.later(passed)
         self.journal.dropped(now_ns, reason, count)

@@ -199,7 +199,7 @@ def test_the_bucket_that_lets_most_be_on_time_goes_first():
     assert (sorted(batch), reason) == ([2, 3, 4], "planned")
 
 
-def test_what_is_late_alone_in_its_own_bucket_is_refused():
+def test_what_is_infeasible_in_its_bucket_is_rejected():
     batch, reason, refused = decide(between(), queue_of((1, 29), (0, 29), (0, 4)))
     assert (batch, reason, refused) == ([1], "planned", [0, 2])
     batch, reason, refused = decide(between(), queue_of((1, 29), (0, 4)))

@@ -64,11 +64,11 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )
-    out = python(code, STREAMINFER_DISABLE_COMPILED="1", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    printed = python(code, STREAMINFER_DISABLE_COMPILED="1", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    out = [line for line in printed if not line.startswith("stack ")]  # a slow start shows progress
     assert "a child process compiles them" in out[0]
     assert "the kernels are compiled after" in out[1]
-    assert "ready after" in out[2]
-    assert out[3:] == ["True 0"] * 4 + ["[]"]
+    assert out[2:] == ["True 0"] * 4 + ["[]"]
 
 
 def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog):
