@@ -77,7 +77,12 @@ class Backend(Protocol):
     """
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """One result, or one exception, per row, in order."""
+        """Return the outputs of the batch.
+
+        Returns:
+            An array with a leading batch axis, a mapping or tuple of such arrays, or a list with one result, or one
+            exception, per row, in order.
+        """
         ...
 
 

@@ -42,11 +42,12 @@ class _FunctionWorker:
 
 
 class CpuBackend:
-    """Answers batches with a function: ``fn(inputs)`` returns one result per row.
+    """Answers batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
     ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
-    behind a batcher with ``stack=False``, the list of what each request brought. The result is a sequence, or an
-    array with a leading axis; an entry that is an exception goes to that row's caller alone. Numba functions work
+    behind a batcher with ``stack=False``, the list of what each request brought. The result is an array with a leading
+    batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with one result per row, where
+    one that is an exception goes to that row's caller alone. Numba functions work
     like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
     with ``nogil=True`` for threads.
 

@@ -22,7 +22,7 @@ from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
 from streaminfer.batching.policy import Decision, Policy
-from streaminfer.batching.results import PLAIN, read_rows
+from streaminfer.batching.results import PLAIN, split_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Batch, Request
@@ -312,7 +312,7 @@ class Dispatcher:
                 rows = [results[0]] if size == 1 else list(results)
             else:
                 padded = 0 if self._plain else self._assembler.padded_size(size)
-                rows = read_rows(results, size, self.source, padded)
+                rows = split_rows(results, size, self.source, padded)
             if isinstance(rows, BackendError):
                 error = rows
             else:

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 
+import streaminfer as si
 from streaminfer import errors
 from streaminfer.backends import CpuBackend
 
@@ -295,3 +296,22 @@ def test_busy_time_of_an_async_function_includes_its_waits(batch):
     backend = CpuBackend(two_seconds, executor="inline", clock=lambda: now_s[0] * 10**9)
     infer(backend, batch([1]))
     assert backend.statistics().busy_s == 2.0
+
+
+def boxes_and_scores(x):
+    return x[:, :2] * 2, {"score": x.sum(axis=1)}
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "inline"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_several_outputs_in_every_executor(ramp, executor, rows):
+    """A tuple and a mapping of arrays come back as they are, and each caller gets its rows of them."""
+
+    async def main():
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), CpuBackend(boxes_and_scores, executor=executor))
+        async with stack:
+            return await asyncio.gather(*(stack(row) for row in ramp(rows, 3)))
+
+    for row, (boxes, more) in zip(ramp(rows, 3), asyncio.run(main()), strict=True):
+        assert np.array_equal(boxes, row[:2] * 2)
+        assert more == {"score": row.sum()}
