@@ -95,6 +95,8 @@ class OnnxBackend:
         TypeError: an argument is of the wrong type.
     """
 
+    returns_new_arrays = True
+
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes,
