@@ -241,9 +241,8 @@ def bench_output_copies() -> None:
         functions = {
             "copied": partial(own_arrays, outputs),
             "off": partial(_returned, outputs),
-            **{
-                way: partial(_through_a_thread, outputs, copied) for way, copied in (("with", True), ("without", False))
-            },
+            "with": partial(_through_a_thread, outputs, copied=True),
+            "without": partial(_through_a_thread, outputs, copied=False),
         }
         best = least({key: functions[key] for key in ("copied", "off")})
         hop = least({key: functions[key] for key in ("with", "without")}, repeat=10, number=1)
