@@ -5,6 +5,7 @@ it happens: CPU time in a worker thread, with batches of varying size, between a
 before still held. Padding, choosing and checking are the least of many repetitions.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from streaminfer._own_arrays import own_arrays
+from streaminfer.backends import CpuBackend
 from streaminfer.batching import padding
 from streaminfer.batching.assembly import Assembler, stack_rows
 from streaminfer.batching.buckets import Buckets
+from streaminfer.request import Batch, Request
 
 ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"
 RNG = np.random.default_rng(0)
+_HOPS = 50
 Assemble = Callable[[list[Any]], Any]
 
 
@@ -221,8 +226,54 @@ def bench_arrival() -> None:
         )
 
 
+def bench_output_copies() -> None:
+    print("Copies of a batch's outputs, for models that may reuse their memory; µs a batch, the least of 30")
+    print(f"  {'outputs':>26} {'copied':>8} {'declared':>9} {'thread: copied':>16} {'declared':>9}")
+    cases: dict[str, Any] = {
+        "1 x 10 float32": RNG.random((1, 10), dtype=np.float32),
+        "32 x 1000 float32": RNG.random((32, 1000), dtype=np.float32),
+        "32 x 16384 float32": RNG.random((32, 16384), dtype=np.float32),
+        "32 x 150528 float32": RNG.random((32, 150528), dtype=np.float32),
+        "two of 32 x 100 float32": (RNG.random((32, 100), dtype=np.float32), RNG.random((32, 100), dtype=np.float32)),
+        "list of 32 rows of 100": list(RNG.random((32, 100), dtype=np.float32)),
+    }
+    for name, outputs in cases.items():
+        functions = {
+            "copied": partial(own_arrays, outputs),
+            "off": partial(_returned, outputs),
+            "with": partial(_through_a_thread, outputs, copied=True),
+            "without": partial(_through_a_thread, outputs, copied=False),
+        }
+        best = least({key: functions[key] for key in ("copied", "off")})
+        hop = least({key: functions[key] for key in ("with", "without")}, repeat=10, number=1)
+        print(
+            f"  {name:>26} {best['copied']:8.2f} {best['off']:9.2f} "
+            f"{hop['with'] / _HOPS:16.1f} {hop['without'] / _HOPS:9.1f}"
+        )
+
+
+def _returned(outputs: Any) -> Any:
+    return outputs
+
+
+def _through_a_thread(outputs: Any, *, copied: bool) -> None:
+    async def main() -> None:
+        backend = CpuBackend(partial(_ignore_inputs, outputs), copy_outputs=copied)
+        batch = Batch(None, [Request(None)])
+        for _ in range(_HOPS):
+            await backend.infer(batch)
+        await backend.stop()
+
+    asyncio.run(main())
+
+
+def _ignore_inputs(outputs: Any, _inputs: Any) -> Any:
+    return outputs
+
+
 if __name__ == "__main__":
     bench_stacking()
     bench_padding()
     bench_choosing()
     bench_arrival()
+    bench_output_copies()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streaminfer._validation import expected
+from streaminfer.batching.results import split_rows
+from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 
@@ -235,6 +237,8 @@ class _FaultyBackend(_FaultyPart):
             finally:
                 killing.cancel()
         await _wait(injury.rest_s())
+        if isinstance(rows, (tuple, Mapping)):
+            rows = _rows_of(rows, len(batch), batch.size)
         spoilt: Sequence[Any] = injury.spoil_rows(rows)
         return spoilt
 
@@ -284,7 +288,15 @@ async def _wait(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
+def _rows_of(outputs: Any, count: int, padded: int) -> Any:
+    """Several outputs row by row; unchanged where they cannot be cut, which the batcher then tells."""
+    rows = split_rows(outputs, count, "", padded)
+    return outputs if isinstance(rows, BackendError) else rows
+
+
 def _spoil_result(injury: Injury, result: Any) -> Any:
+    if isinstance(result, tuple) and result and isinstance(result[0], np.ndarray) and result[0].ndim:
+        result = _rows_of(result, len(result[0]), 0)  # outputs of a batch function
     has_rows = isinstance(result, (list, tuple)) or (isinstance(result, np.ndarray) and result.ndim > 0)
     return injury.spoil_rows(result) if has_rows else injury.spoil_one(result)
 

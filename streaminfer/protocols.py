@@ -18,9 +18,14 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     keys.
 ``max_batch_size``
     the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
+``returns_new_arrays``
+    true where no later batch writes to the arrays that a batch was answered with, so that callers may keep them.
+    Otherwise a batcher copies the outputs of each batch before it sends the next one, because a model may reuse its
+    output memory.
 ``queued_workers``
     how many batches the model works on at once, where further ones that are sent wait at the model for their turn: a
-    batcher with as many in flight sends the next one a little early. Read when what it stands behind starts.
+    batcher with as many in flight sends the next one a little early, provided that the backend also declares
+    ``returns_new_arrays``. Read when what it stands behind starts.
 ``example_inputs() -> ExampleInputs | None``
     what one request brings, for the batches that a batcher measures before it accepts requests, and the way on which
     these batches reach the backend; ``None``: not known. Called at start. Wrappers that do not offer it are passed by:
@@ -77,7 +82,12 @@ class Backend(Protocol):
     """
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """One result, or one exception, per row, in order."""
+        """Return the outputs of the batch.
+
+        Returns:
+            An array with a leading batch axis, a mapping or tuple of such arrays, or a list with one result, or one
+            exception, per row, in order.
+        """
         ...
 
 

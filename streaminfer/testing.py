@@ -152,6 +152,8 @@ class ScriptedBackend:
         running: batches that run now.
     """
 
+    returns_new_arrays = True
+
     def __init__(
         self,
         *steps: Any,

@@ -117,9 +117,25 @@ def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, prov
 
 
 def read_specs(
-    session: Any, axes: dict[str, int], shared: Mapping[str, object]
+    session: Any,
+    axes: dict[str, int],
+    shared: Mapping[str, object],
+    shared_outputs: Sequence[str] = (),
+    chosen: Sequence[str] | None = None,
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """What the model takes and gives, with the batch axes; checks that the arguments fit it."""
+    """Return the inputs, and the chosen outputs, of a model with their batch axes.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession``.
+        axes: the batch axis of inputs and outputs, by name, where it is not what the model declares.
+        shared: by name the inputs that the whole batch shares.
+        shared_outputs: names of outputs that belong to the whole batch.
+        chosen: names of the outputs to compute; ``None``: all.
+
+    Raises:
+        TypeError: an argument is no sequence of names, or an axis no whole number.
+        ValueError: an argument does not fit the model, or the model does not declare the batch axis of an output.
+    """
     read, given = session.get_inputs(), session.get_outputs()
     names = [node.name for node in read]
     for name in shared:
@@ -135,7 +151,38 @@ def read_specs(
             )
     if not set(names) - set(shared):
         raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {names}")
-    return [_input_spec(node, axes, shared) for node in read], [_output_spec(node, axes) for node in given]
+    given = _choose_outputs(given, chosen)
+    _check_names("shared_outputs", shared_outputs, [node.name for node in given])
+    for name in shared_outputs:
+        if name in axes:
+            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
+    inputs = [_input_spec(node, axes, shared) for node in read]
+    sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
+    return inputs, [
+        TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape), None)
+        if node.name in shared_outputs
+        else _output_spec(node, axes, sizes)
+        for node in given
+    ]
+
+
+def _check_names(argument: str, value: object, known: Sequence[str]) -> None:
+    what = f"a sequence of names of outputs ({', '.join(map(repr, known))})"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(expected(argument, what, value))
+    for name in value:
+        if name not in known:
+            raise ValueError(expected(argument, what, name))
+
+
+def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Sequence[Any]:
+    if chosen is None:
+        return given
+    nodes = {node.name: node for node in given}
+    _check_names("outputs", chosen, list(nodes))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(expected("outputs", "at least one name, each once", chosen))
+    return [nodes[name] for name in chosen]
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
@@ -162,11 +209,42 @@ def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]
     return TensorSpec(node.name, dtype, shape, axis)
 
 
-def _output_spec(node: Any, axes: Mapping[str, int]) -> TensorSpec:
-    shape = tuple(node.shape)
-    axis = axes.get(node.name, 0)
-    # an output without a stated shape may have any rank: looked at when it comes
-    return TensorSpec(node.name, _DTYPES.get(node.type), shape, _axis(node.name, axis, len(shape)) if shape else axis)
+def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int | str | None]) -> TensorSpec:
+    """Decide where an output has the rows of a batch; what a run returns never does, since sizes coincide.
+
+    Args:
+        node: the output, as onnxruntime declares it.
+        axes: the batch axes that the user names.
+        batch_sizes: what the inputs declare as the size of their batch axes.
+    """
+    dtype, shape = _DTYPES.get(node.type), tuple(node.shape)
+    named = axes.get(node.name)
+    if named is not None:
+        # an output without a declared shape may have any rank: checked at each run
+        axis = _axis(node.name, named, len(shape)) if shape else named
+        size = shape[axis] if shape else None
+        if isinstance(size, int) and size not in batch_sizes:
+            raise ValueError(
+                f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
+                f"{describe_shape(dtype, shape)}"
+            )
+        return TensorSpec(node.name, dtype, shape, axis)
+    if node.type.startswith("seq(map("):
+        return TensorSpec(node.name, dtype, shape, 0)  # only ZipMap makes these: one map per row
+    symbols = {size for size in batch_sizes if isinstance(size, str)}
+    found = [axis for axis, size in enumerate(shape) if size in symbols]
+    if not symbols and 1 in batch_sizes and shape and shape[0] == 1:
+        found = [0]  # each run has one row
+    if len(found) == 1:
+        return TensorSpec(node.name, dtype, shape, found[0])
+    sizes = ", ".join("?" if size is None else str(size) for size in dict.fromkeys(batch_sizes))
+    which = "several axes have" if found else "no axis has"
+    raise ValueError(
+        f"batch_axes: expected the batch axis of output {node.name!r}, got none: of {describe_shape(dtype, shape)} "
+        f"{which} the batch size {sizes} of the inputs. Name it in batch_axes={{{node.name!r}: axis}}; in "
+        f"shared_outputs=({node.name!r},) if the output belongs to the whole batch, and each caller gets it whole; or "
+        "leave it out of outputs="
+    )
 
 
 def _axis(name: str, axis: object, rank: int) -> int:

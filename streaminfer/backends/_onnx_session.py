@@ -123,15 +123,19 @@ class SessionWorker:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
-        axis = spec.batch_axis or 0
+        axis = spec.batch_axis
+        if axis is None:
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False  # several callers have it
+            return [value] * rows
         if isinstance(value, np.ndarray):
-            if value.ndim > axis and value.shape[axis] == rows:
+            if -value.ndim <= axis < value.ndim and value.shape[axis] == rows:
                 return list(value if axis == 0 else np.moveaxis(value, axis, 0))
-        elif isinstance(value, list) and len(value) == rows:
+        elif isinstance(value, list) and axis == 0 and len(value) == rows:
             return value
         raise BackendError(
             f"{self._name}: output {spec.name!r}: expected {rows} rows on axis {axis}, got {describe(value)}; "
-            "batch_axes= names the batch axis of an output"
+            "batch_axes= names the batch axis of an output, shared_outputs= an output of the whole batch"
         )
 
     def _answer_one_by_one(self, inputs: Arrays, rows: int, options: Any) -> list[Any]:

@@ -184,10 +184,14 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _portable_rows(result: object) -> object:
-    """The same for exceptions that answer single rows."""
-    if isinstance(result, (list, tuple)):
+def _portable_rows(result: Any) -> Any:
+    """The same for exceptions that are results of single rows, in a list or in a list among several outputs."""
+    if type(result) is list:
         return [_portable(row) if isinstance(row, BaseException) else row for row in result]
+    if type(result) is tuple:
+        return tuple(map(_portable_rows, result))
+    if type(result) is dict:
+        return {name: _portable_rows(column) for name, column in result.items()}
     return result
 
 

@@ -36,7 +36,7 @@ class TensorSpec:
         name: as the model says.
         dtype: of its elements; ``None`` for an output that is no tensor (a list of mappings, say).
         shape: as the model says, batch axis included; a size that is a name or ``None`` is free.
-        batch_axis: the axis on which requests are stacked; ``None`` for an input that the whole batch shares.
+        batch_axis: the axis on which requests are stacked; ``None`` for an input or output of the whole batch.
     """
 
     name: str

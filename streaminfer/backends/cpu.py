@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from streaminfer._own_arrays import own_arrays
 from streaminfer._validation import check_choice, check_count, check_instance, expected
 from streaminfer.backends._fingerprint import fingerprint_of_function
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
@@ -41,12 +42,37 @@ class _FunctionWorker:
         """Nothing to give back."""
 
 
+class _CallAndCopy:
+    """A function whose outputs are copied as soon as they are there."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, inputs: Any) -> Any:
+        return own_arrays(self._function(inputs))
+
+
+class _AwaitAndCopy:
+    """The same for an ``async`` function."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    async def __call__(self, inputs: Any) -> Any:
+        return own_arrays(await self._function(inputs))
+
+
 class CpuBackend:
-    """Answers batches with a function: ``fn(inputs)`` returns one result per row.
+    """Answers batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
     ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
-    behind a batcher with ``stack=False``, the list of what each request brought. The result is a sequence, or an
-    array with a leading axis; an entry that is an exception goes to that row's caller alone. Numba functions work
+    behind a batcher with ``stack=False``, the list of what each request brought. The result is an array with a leading
+    batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with one result per row, where
+    one that is an exception goes to that row's caller alone. Numba functions work
     like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
     with ``nogil=True`` for threads.
 
@@ -66,6 +92,9 @@ class CpuBackend:
             give yesterday's answers.
         example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
+        copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
+            function may reuse its output memory. ``False`` is for one that returns new arrays. A process sends its
+            outputs, and copies nothing more.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -73,6 +102,7 @@ class CpuBackend:
         fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
             process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
 
+        returns_new_arrays: true: no later batch writes to what callers got.
         queued_workers: ``workers``, which take batches from one queue; ``None`` where the function runs inline.
 
     Raises:
@@ -80,6 +110,7 @@ class CpuBackend:
     """
 
     batch_axes: Mapping[str, int] = MappingProxyType({})
+    returns_new_arrays = True
 
     def __init__(
         self,
@@ -89,6 +120,7 @@ class CpuBackend:
         workers: int = 1,
         version: str | None = None,
         example: Any = None,
+        copy_outputs: bool = True,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
@@ -97,10 +129,13 @@ class CpuBackend:
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
-        self._function = fn
+        check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
         self._example = example
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+        self._function = fn
+        if copy_outputs and executor != "process":
+            self._function = _AwaitAndCopy(fn) if self._asynchronous else _CallAndCopy(fn)
         self._recorder = BackendRecorder(workers, clock)
         self.queued_workers = None if executor == "inline" else workers
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
@@ -114,7 +149,7 @@ class CpuBackend:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
-            self._threads = WorkerThreads([_FunctionWorker(fn) for _ in range(workers)], owner)
+            self._threads = WorkerThreads([_FunctionWorker(self._function) for _ in range(workers)], owner)
         else:
             self._threads = WorkerThreads(_process_workers(fn, self._name, workers), owner)
 

@@ -63,9 +63,13 @@ class OnnxBackend:
             a copy of the weights.
         warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
             that it may send.
-        batch_axes: the batch axis of inputs and outputs, by name; 0 for those it does not name.
+        batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
+            outputs the axis for which the model declares the same symbol as for the inputs' batch axis.
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
             shape. Requests do not bring them.
+        shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
+            read-only.
+        outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
         session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
         example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
             ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
@@ -79,7 +83,7 @@ class OnnxBackend:
 
     Attributes:
         inputs: what the model reads, in its order.
-        outputs: what it answers, in its order.
+        outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
         fingerprint: of the model and how it is asked.
         queued_workers: ``sessions``, which take batches from one queue.
@@ -91,6 +95,8 @@ class OnnxBackend:
         TypeError: an argument is of the wrong type.
     """
 
+    returns_new_arrays = True
+
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes,
@@ -101,6 +107,8 @@ class OnnxBackend:
         warmup: Sequence[int] = (),
         batch_axes: Mapping[str, int] | None = None,
         shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+        shared_outputs: Sequence[str] = (),
+        outputs: Sequence[str] | None = None,
         session_options: Any = None,
         example: Any = None,
         binding: Binding | None = None,
@@ -120,8 +128,8 @@ class OnnxBackend:
         self._providers: list[Provider] = choose_providers(runtime, providers)
         loaded = [load(runtime, source, self._name, options, self._providers) for _ in range(sessions)]
         self._contents = digest_of_bytes(contents) if isinstance(contents, bytes) else contents
-        inputs, outputs = read_specs(loaded[0], axes, shared)
-        self._signature = Signature(inputs, outputs, non_finite=non_finite)
+        inputs, chosen = read_specs(loaded[0], axes, shared, shared_outputs, outputs)
+        self._signature = Signature(inputs, chosen, non_finite=non_finite)
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes

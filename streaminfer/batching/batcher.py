@@ -126,6 +126,7 @@ class AdaptiveBatcher:
 
         Args:
             inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns
+                an array with the batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with
                 one result per row, where a result may be an exception for that caller alone. A sync function runs on
                 the event loop; `CpuBackend` takes it off.
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from numpy import array, ndarray
 
+from streaminfer._own_arrays import own_arrays
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
 from streaminfer.batching.policy import Decision, Policy
-from streaminfer.batching.results import PLAIN, read_rows
+from streaminfer.batching.results import PLAIN, split_rows
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Batch, Request
@@ -55,6 +56,7 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self.max_in_flight = max_in_flight
+        self._copies = not find_inward(inner, "returns_new_arrays", False)
         self._set_policy(policy)
         self._stack = stack
         self._set_assembler(assembler)
@@ -95,7 +97,8 @@ class Dispatcher:
         self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
         self._learns_again_ns = NEVER if self._learn is None else 0
         self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
-        keeps_queue = find_inward(self.inner, "queued_workers", None) == self.max_in_flight
+        # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
+        keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight
         self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
             getattr(policy, "ahead", None) if keeps_queue else None
         )
@@ -216,13 +219,16 @@ class Dispatcher:
                 results = self.inner(stacked)
             else:
                 results = self.inner(run.inputs)
+            awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
+            if self._copies and not awaitable:
+                results = own_arrays(results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
             self._finish(run, assembled_ns, None, error)
         except BaseException as error:
             self._interrupted(run, assembled_ns, error)
             raise
         else:
-            if type(results) not in PLAIN and inspect.isawaitable(results):
+            if awaitable:
                 self._start_task(run, self._complete(run, results, None, assembled_ns))
             else:
                 self._finish(run, assembled_ns, results, None)
@@ -242,6 +248,8 @@ class Dispatcher:
         try:
             if run.live:
                 rows = await results
+                if self._copies:  # before the worker is free for the next batch
+                    rows = own_arrays(rows)
             else:  # every caller has gone before the first step
                 self._abandoned_batches += 1
                 if inspect.iscoroutine(results):
@@ -312,7 +320,7 @@ class Dispatcher:
                 rows = [results[0]] if size == 1 else list(results)
             else:
                 padded = 0 if self._plain else self._assembler.padded_size(size)
-                rows = read_rows(results, size, self.source, padded)
+                rows = split_rows(results, size, self.source, padded)
             if isinstance(rows, BackendError):
                 error = rows
             else:

@@ -28,7 +28,7 @@ from streaminfer.batching._alike_cy import alike
 from streaminfer.batching.assembly import AssembledBatch, Assembler
 from streaminfer.batching.buckets import Buckets, as_buckets
 from streaminfer.batching.isotonic import isotonic_curve
-from streaminfer.batching.results import read_rows
+from streaminfer.batching.results import split_rows
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, find_inward, is_backend
@@ -187,7 +187,7 @@ class _Bench:
             results = self._inner(self._assembler.assemble(inputs))
             if inspect.isawaitable(results):
                 results = await results
-        rows = read_rows(results, size, type(self._inner).__name__)
+        rows = split_rows(results, size, type(self._inner).__name__)
         took_ns = self._clock() - started_ns
         if isinstance(rows, BackendError):
             raise rows

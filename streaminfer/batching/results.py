@@ -1,9 +1,11 @@
-"""What a batch came to, row by row; an impossible answer is an error of that batch.
+"""One result per row from what a batch function or a backend returned.
 
-Rows of an array are handed out as views. That is safe though batches are written into reused buffers: a function that
-answers with its input, or with a part of it, gives out views of the buffer, and a buffer that anything refers to is not
-written again (:mod:`~streaminfer.batching.buffers`). A caller who keeps a small row keeps the batch's whole answer in
-memory; who stores answers for long copies them.
+An array, or a mapping or tuple of arrays with the batch axis, is cut row by row; a list with one result per row is
+taken unchanged. The kind alone decides, never a coincidence of lengths: whatever could be read in two ways is a
+`BackendError` that names both.
+
+Rows of an array are views. A caller who keeps a small row keeps the batch's whole output in memory; one who stores
+outputs for long copies them.
 """
 
 from collections.abc import Mapping
@@ -13,41 +15,132 @@ import numpy as np
 
 from streaminfer.errors import BackendError
 
-__all__ = ["PLAIN", "read_rows"]
+__all__ = ["PLAIN", "split_rows"]
 
-PLAIN = (list, np.ndarray, tuple)
-"""Results whose rows can be read without a closer look."""
-
-
-def _is_sequence(results: Any) -> bool:
-    return hasattr(results, "__len__") and hasattr(results, "__getitem__")  # a set has no order
+PLAIN = (list, np.ndarray, tuple, dict)
+"""Results that are certainly no awaitable."""
 
 
-def read_rows(results: Any, count: int, source: str, padded: int = 0) -> list[Any] | BackendError:
-    """The results as a list.
+class _Unreadable(Exception):  # noqa: N818 - never leaves this module
+    """A result that cannot be cut into rows; the text says why."""
+
+
+def split_rows(results: Any, count: int, source: str, padded: int = 0) -> list[Any] | BackendError:
+    """Return one result per row.
 
     Args:
-        results: what a backend or function returned: a sequence, or an array with a leading batch axis.
+        results: what a backend or function returned. An array with a leading batch axis, or a mapping or tuple of
+            such arrays (or of lists with an entry per row, mappings and tuples of these), is cut row by row: each row
+            is an array, a dict or a tuple. A list, or another sequence, has one result per row; a result may be an
+            exception.
         count: how many rows the batch had.
-        source: who answered, for the message.
-        padded: how many rows the model was given, where the batch was filled up to a preferred size: the answers to
-            copies are dropped, or were by a backend that looked at ``batch.rows``.
+        source: name of the model, for the message.
+        padded: how many rows the model was given, where the batch was filled up to a preferred size: the results of
+            copies are removed, or were by a backend that looked at ``batch.rows``.
 
     Returns:
-        As many results as rows; a :class:`~streaminfer.BackendError` that says what is wrong where that cannot be.
+        As many results as rows; a `BackendError` that says what is wrong where that cannot be.
     """
+    try:
+        if isinstance(results, Mapping):
+            return _split_mapping(results, count, padded, "")
+        if isinstance(results, tuple):
+            return _split_tuple(results, count, padded, "")
+        return _read_sequence(results, count, padded)
+    except _Unreadable as reason:
+        failure = BackendError(f"{source}: {reason}")
+        failure.__cause__ = reason.__cause__
+        return failure
+
+
+def _read_sequence(results: Any, count: int, padded: int) -> list[Any]:
     kind = type(results)
-    if kind not in PLAIN and (isinstance(results, (str, bytes, Mapping)) or not _is_sequence(results)):
-        return BackendError(f"{source}: expected a sequence of {count} results, one per row, got {kind.__name__}")
+    if kind is not list and (isinstance(results, (str, bytes)) or not _is_sequence(results) or _is_frame(results)):
+        raise _Unreadable(
+            f"expected an array, a mapping or tuple of arrays, or a list with one result per row ({count} rows), "
+            f"got {kind.__name__}"
+        )
     try:
         # iterating over an array of one row costs more than reading that row
         rows = results if kind is list else [results[0]] if count == len(results) == 1 else list(results)
-    except Exception as error:  # noqa: BLE001 - an array without axes, or a sequence that fails
-        failure = BackendError(f"{source}: the results cannot be read one by one: {error}")
-        failure.__cause__ = error
-        return failure
+    except Exception as error:
+        # an array without axes, or a sequence that fails
+        raise _Unreadable(f"the results cannot be read one by one: {error}") from error
     if padded and len(rows) == padded:
         return rows[:count]
-    if len(rows) != count:
-        return BackendError(f"{source}: expected {count} results, one per row, got {len(rows)}")
-    return rows
+    if len(rows) == count:
+        return rows
+    message = f"expected {count} results, one per row, got {len(rows)}"
+    if kind is not np.ndarray and rows and all(_length(entry) in (count, padded or count) for entry in rows):
+        message = (
+            f"a list has one result per row: expected {count}, got {len(rows)} entries of {count} rows each; "
+            "for several outputs that are cut row by row return a tuple or a mapping"
+        )
+    raise _Unreadable(message)
+
+
+def _split_mapping(results: Mapping[Any, Any], count: int, padded: int, where: str) -> list[Any]:
+    names = list(results)
+    columns = [_column(results[name], count, padded, f"{where}[{name!r}]", "mapping") for name in names]
+    if not columns:
+        raise _Unreadable(f"expected a mapping of arrays with the batch axis ({count} rows), got an empty one")
+    return [_first_error(row) or dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _split_tuple(results: tuple[Any, ...], count: int, padded: int, where: str) -> list[Any]:
+    columns = [_column(value, count, padded, f"{where}[{index}]", "tuple") for index, value in enumerate(results)]
+    if not columns:
+        raise _Unreadable(f"expected a tuple of arrays with the batch axis ({count} rows), got an empty one")
+    make = getattr(type(results), "_make", tuple)  # a named tuple gives each caller one of its kind
+    return [_first_error(row) or make(row) for row in zip(*columns, strict=True)]
+
+
+def _column(value: Any, count: int, padded: int, where: str, kind: str) -> Any:
+    """The ``count`` rows of one output among several."""
+    if isinstance(value, Mapping):
+        return _split_mapping(value, count, padded, where)
+    if isinstance(value, tuple):
+        return _split_tuple(value, count, padded, where)
+    length = _length(value)
+    if length == count:
+        return value
+    if padded and length == padded:
+        return value[:count]
+    came = f"shape {tuple(value.shape)}" if _is_array(value) else type(value).__name__
+    if length is not None and not _is_array(value):
+        came = f"a list of {length}"
+    raise _Unreadable(
+        f"a {kind} is cut row by row, so output {where} must be an array with the batch axis ({count} rows), "
+        f"got {came}; for one result per row return a list of {count}"
+    )
+
+
+def _first_error(row: tuple[Any, ...]) -> BaseException | None:
+    """The exception among the outputs of one row, which is then the row's result."""
+    for value in row:
+        if isinstance(value, BaseException):
+            return value
+    return None
+
+
+def _length(value: Any) -> int | None:
+    """The number of rows of an array or list; ``None`` for anything else, a scalar array included."""
+    if type(value) is list:
+        return len(value)
+    return int(value.shape[0]) if _is_array(value) and len(value.shape) else None
+
+
+def _is_array(value: Any) -> bool:
+    """An array of NumPy or of another library."""
+    if isinstance(value, np.ndarray):
+        return True
+    return hasattr(value, "shape") and _is_sequence(value) and not _is_frame(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")  # a set has no order
+
+
+def _is_frame(value: Any) -> bool:
+    """A table of columns, whose length counts rows and whose iteration gives column names."""
+    return hasattr(value, "columns")

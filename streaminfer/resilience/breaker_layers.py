@@ -121,7 +121,11 @@ def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool |
     outcome = None
     count = len(batch)
     try:
-        if isinstance(results, (str, bytes, Mapping)) or len(results) not in (count, batch.size):
+        if isinstance(results, (tuple, Mapping)):
+            from streaminfer.batching.results import split_rows  # noqa: PLC0415 - only for several outputs
+
+            results = split_rows(results, count, "", batch.size)
+        if isinstance(results, (str, bytes)) or len(results) not in (count, batch.size):
             return False  # the batcher tells its callers that this is no answer
         rows = results.__getitem__
     except (TypeError, AttributeError):

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 
+import streaminfer as si
 from streaminfer import errors
 from streaminfer.backends import CpuBackend
 
@@ -100,10 +101,11 @@ def test_an_async_function_answers_inline(batch, function):
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_what_the_function_returns_is_passed_on_as_it_is(batch, executor):
+def test_results_are_passed_on_unchanged(batch, executor):
     rows = [1, ValueError("this row only"), {"a": 2}]
     (answer,) = infer(CpuBackend(lambda _inputs: rows, executor=executor), batch([0, 0, 0]))
-    assert answer is rows
+    assert answer[1] is rows[1]
+    assert answer == rows
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
@@ -295,3 +297,22 @@ def test_busy_time_of_an_async_function_includes_its_waits(batch):
     backend = CpuBackend(two_seconds, executor="inline", clock=lambda: now_s[0] * 10**9)
     infer(backend, batch([1]))
     assert backend.statistics().busy_s == 2.0
+
+
+def boxes_and_scores(x):
+    return x[:, :2] * 2, {"score": x.sum(axis=1)}
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "inline"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_several_outputs_in_every_executor(ramp, executor, rows):
+    """A tuple and a mapping of arrays come back as they are, and each caller gets its rows of them."""
+
+    async def main():
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), CpuBackend(boxes_and_scores, executor=executor))
+        async with stack:
+            return await asyncio.gather(*(stack(row) for row in ramp(rows, 3)))
+
+    for row, (boxes, more) in zip(ramp(rows, 3), asyncio.run(main()), strict=True):
+        assert np.array_equal(boxes, row[:2] * 2)
+        assert more == {"score": row.sum()}

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from streaminfer.batching._alike_cy import Ragged, alike, choose_alike, kind_of
 from streaminfer.batching.assembly import AssembledBatch, Assembler, prepare, stack_rows
 from streaminfer.batching.buckets import Buckets
-from streaminfer.batching.results import read_rows
+from streaminfer.batching.results import split_rows
 from streaminfer.errors import BackendError, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
@@ -245,7 +245,7 @@ def test_answers_that_are_views_of_the_input_outlive_later_batches():
             rows = [np.full(rng.choice([40, 400]), number * 10 + k) for k in range(rng.randint(1, 4))]
             rows = rows_of(made.select(tickets_of(rows)))
             identity = made.assemble(rows)
-            results = read_rows(identity, len(rows), "f")
+            results = split_rows(identity, len(rows), "f")
             kept += [(row, result) for row, result in zip(rows, results, strict=True) if rng.random() < 0.5]
             del identity, results, rows
             while len(kept) > rng.randint(6, 20):
@@ -539,14 +539,14 @@ def test_assembler_tells_kinds_apart(buckets, first, other, same):
 
 def test_results_of_copies_are_dropped():
     results = np.arange(8).reshape(4, 2)
-    rows = read_rows(results, 3, "f", 4)
+    rows = split_rows(results, 3, "f", 4)
     assert [row.tolist() for row in rows] == [[0, 1], [2, 3], [4, 5]]
     assert all(np.shares_memory(row, results) for row in rows)
-    assert read_rows([1, 2, 3], 3, "f", 4) == [1, 2, 3]
-    assert read_rows([1, 2], 2, "f", 2) == [1, 2]
+    assert split_rows([1, 2, 3], 3, "f", 4) == [1, 2, 3]
+    assert split_rows([1, 2], 2, "f", 2) == [1, 2]
     for wrong in ([], [1], [1, 2, 3, 4, 5]):
-        assert isinstance(read_rows(wrong, 2, "f", 4), BackendError)
-    assert isinstance(read_rows([], 2, "f"), BackendError)
+        assert isinstance(split_rows(wrong, 2, "f", 4), BackendError)
+    assert isinstance(split_rows([], 2, "f"), BackendError)
 
 
 def test_shorter_rows_ride_behind_a_longer_one_and_not_the_other_way_round():

@@ -125,12 +125,12 @@ async def test_own_errors_pass_through_as_copies(loop):
         ([1], "expected 2 results, one per row, got 1"),
         ([1, 2, 3], "expected 2 results, one per row, got 3"),
         (np.zeros((3, 2)), "expected 2 results, one per row, got 3"),
-        (np.float64(1.0), "expected a sequence of 2 results"),
+        (np.float64(1.0), "list with one result per row (2 rows), got float64"),
         (np.array(1.0), "cannot be read one by one"),
-        (None, "expected a sequence of 2 results, one per row, got NoneType"),
-        ("ab", "expected a sequence of 2 results, one per row, got str"),
-        ({"a": 1, "b": 2}, "expected a sequence of 2 results, one per row, got dict"),
-        ((x for x in range(2)), "expected a sequence of 2 results, one per row, got generator"),
+        (None, "list with one result per row (2 rows), got NoneType"),
+        ("ab", "list with one result per row (2 rows), got str"),
+        ({"a": 1, "b": 2}, "output ['a'] must be an array with the batch axis (2 rows), got int"),
+        ((x for x in range(2)), "list with one result per row (2 rows), got generator"),
     ],
 )
 async def test_impossible_results_are_reported_to_that_batch_only(loop, results, says):

@@ -4,12 +4,12 @@ import numpy as np
 
 import streaminfer as si
 from streaminfer.batching.assembly import stack_rows
-from streaminfer.batching.results import read_rows
+from streaminfer.batching.results import split_rows
 
 
 def test_bytes_are_no_rows_and_the_cause_of_unreadable_rows_is_kept():
-    assert isinstance(read_rows(b"ab", 2, "f"), si.BackendError)
-    assert isinstance(read_rows(np.array(1.0), 1, "f").__cause__, TypeError)
+    assert isinstance(split_rows(b"ab", 2, "f"), si.BackendError)
+    assert isinstance(split_rows(np.array(1.0), 1, "f").__cause__, TypeError)
 
 
 def test_rows_stacked_on_an_inner_axis_are_contiguous():

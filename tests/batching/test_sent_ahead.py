@@ -25,6 +25,8 @@ class Server:
         sent: when each batch came, its size, and when the device began and ended with it; loop seconds.
     """
 
+    returns_new_arrays = True
+
     def __init__(self, *, workers=1, queued_workers=1, noise=0.0, script=None):
         self.queued_workers = queued_workers
         self.sent = []

@@ -362,7 +362,7 @@ BATCHES = [
     ([Broken(), Broken()], (0, 1, 0)),
     ([Broken(), si.InvalidInput()], (0, 1, 0)),
     ([si.InvalidInput(), si.InvalidInput()], (0, 0, 1)),
-    ((1, 2), (1, 0, 0)),
+    ((1, 2), (0, 1, 0)),
     (np.zeros((2, 3)), (1, 0, 0)),
     ([1], (0, 1, 0)),
     (None, (0, 1, 0)),

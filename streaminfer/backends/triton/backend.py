@@ -101,6 +101,8 @@ class TritonBackend:
         TypeError: an argument is of the wrong type.
     """
 
+    returns_new_arrays = True
+
     def __init__(
         self,
         url: str,

@@ -1,0 +1,203 @@
+"""The batch axis of an output comes from the declared shape or from the user, never from what a run returns."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from onnx import TensorProto as Tensor
+from onnx import helper
+
+import streaminfer as si
+from streaminfer import errors
+from streaminfer.backends import OnnxBackend
+
+F32 = np.float32
+
+
+def answers(backend, batch):
+    """Return the rows of one batch."""
+
+    async def main():
+        try:
+            return await backend.infer(batch)
+        finally:
+            await backend.stop()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(scope="session")
+def detector(build_model):
+    """A model of ``x[batch, 3]`` with the outputs that a detector has.
+
+    doubled: ``[batch, 3]``; columns: ``[3, batch]``; found: the places of all positive values in the batch,
+    ``[K, 2]``; anchors: a constant ``[5, 2]``; total: a scalar.
+    """
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["doubled"]),
+        helper.make_node("Transpose", ["x"], ["columns"], perm=[1, 0]),
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["found"], perm=[1, 0]),
+        helper.make_node("Identity", ["table"], ["anchors"]),
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+    ]
+    table = np.arange(10, dtype=F32)
+    return build_model(
+        nodes,
+        [("x", Tensor.FLOAT, ["batch", 3])],
+        [
+            ("doubled", Tensor.FLOAT, ["batch", 3]),
+            ("columns", Tensor.FLOAT, [3, "batch"]),
+            ("found", Tensor.INT64, ["K", 2]),
+            ("anchors", Tensor.FLOAT, [5, 2]),
+            ("total", Tensor.FLOAT, []),
+        ],
+        initializers=[helper.make_tensor("table", Tensor.FLOAT, [5, 2], table)],
+    )
+
+
+@pytest.mark.parametrize("name", ["found", "anchors", "total"])
+def test_an_output_without_the_batch_symbol(detector, name):
+    """The constructor refuses an output for which the model declares no batch axis, and names all three ways out."""
+    with pytest.raises(ValueError, match=f"batch axis of output '{name}'") as caught:
+        OnnxBackend(detector, outputs=["doubled", name])
+    for words in ("no axis has the batch size batch of the inputs", "batch_axes={", "shared_outputs=(", "outputs="):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_outputs_reach_their_rows(detector, batch, ramp, rows):
+    """Rows come from the declared axis; an output of the whole batch reaches each caller whole, at any batch size."""
+    backend = OnnxBackend(detector, shared_outputs=("found", "anchors", "total"))
+    assert [spec.batch_axis for spec in backend.outputs] == [0, 1, None, None, None]
+    x = ramp(rows, 3) - 1
+
+    for row, result in zip(x, answers(backend, batch(x)), strict=True):
+        assert np.array_equal(result["doubled"], row * 2)
+        assert np.array_equal(result["columns"], row)
+        assert np.array_equal(result["found"], np.argwhere(x > 0))
+        assert np.array_equal(result["anchors"], np.arange(10).reshape(5, 2))
+        assert result["total"] == x.sum()
+
+
+def test_a_shared_output_is_read_only(detector, batch, ramp):
+    """A caller cannot change what the others got."""
+    first, second = answers(OnnxBackend(detector, outputs=["anchors"], shared_outputs=["anchors"]), batch(ramp(2, 3)))
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 7
+    assert second[0].tolist() == [0, 1]
+
+
+def test_outputs_are_chosen_in_order(detector, batch, ramp):
+    """`outputs` chooses what is computed; one output alone is an array, not a mapping."""
+    backend = OnnxBackend(detector, outputs=("columns", "doubled"))
+    assert [spec.name for spec in backend.outputs] == ["columns", "doubled"]
+    assert [list(row) for row in answers(backend, batch(ramp(2, 3)))] == [["columns", "doubled"]] * 2
+    (row,) = answers(OnnxBackend(detector, outputs=("doubled",)), batch(ramp(1, 3)))
+    assert row.tolist() == [0, 2, 4]
+
+
+def test_chosen_outputs_with_kept_memory(detector, batch, ramp):
+    """Bound runs compute the chosen outputs only, and give shared ones whole."""
+    backend = OnnxBackend(detector, outputs=("doubled", "anchors"), shared_outputs=("anchors",), binding="pageable")
+    for row, result in zip(ramp(2, 3), answers(backend, batch(ramp(2, 3))), strict=True):
+        assert np.array_equal(result["doubled"], row * 2)
+        assert result["anchors"].shape == (5, 2)
+
+
+def test_fingerprint_tells_outputs_apart(detector):
+    """Backends that return other outputs, or share others, have other fingerprints."""
+    shared = ("found", "anchors", "total")
+    settings = [
+        {"shared_outputs": shared},
+        {"outputs": ["doubled"]},
+        {"outputs": ["columns"]},
+        {"outputs": ["columns"], "batch_axes": {"columns": 1}},
+        {"outputs": ["columns"], "shared_outputs": ["columns"]},
+    ]
+    prints = [OnnxBackend(detector, **one).fingerprint for one in settings]
+    assert prints[2] == prints[3]
+    assert len(set(prints)) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"shared_outputs": "found"}, TypeError, "shared_outputs: expected a sequence of names"),
+        ({"shared_outputs": ["x"]}, ValueError, "shared_outputs: expected a sequence of names of outputs"),
+        ({"outputs": "found"}, TypeError, "outputs: expected a sequence of names"),
+        ({"outputs": ["nothing"]}, ValueError, "outputs: expected a sequence of names of outputs"),
+        ({"outputs": []}, ValueError, "outputs: expected at least one name"),
+        ({"outputs": ["total", "total"]}, ValueError, "each once"),
+        ({"outputs": ["doubled"], "shared_outputs": ["found"]}, ValueError, "shared_outputs"),
+        ({"shared_outputs": ["found"], "batch_axes": {"found": 0}}, ValueError, "which shared_outputs names"),
+        ({"outputs": ["anchors"], "batch_axes": {"anchors": 0}}, ValueError, "an axis whose size is free"),
+        ({"outputs": ["doubled"], "batch_axes": {"doubled": 2}}, ValueError, "an axis of 2 dimensions"),
+    ],
+)
+def test_wrong_arguments(detector, settings, error, words):
+    """Arguments about outputs are checked by the constructor."""
+    with pytest.raises(error, match=words):
+        OnnxBackend(detector, **settings)
+
+
+def test_the_batch_symbol_on_two_axes(build_model, batch, ramp):
+    """A matrix of each row with each other has its rows where the user says."""
+    model = build_model(
+        [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]), helper.make_node("MatMul", ["x", "t"], ["y"])],
+        [("x", Tensor.FLOAT, ["batch", 3])],
+        [("y", Tensor.FLOAT, ["batch", "batch"])],
+    )
+    with pytest.raises(ValueError, match="several axes have the batch size"):
+        OnnxBackend(model)
+    rows = answers(OnnxBackend(model, batch_axes={"y": 1}), batch(ramp(2, 3)))
+    assert [row.tolist() for row in rows] == (ramp(2, 3) @ ramp(2, 3).T).T.tolist()
+
+
+def test_free_sizes_without_names(identity, batch, ramp):
+    """A size without a name is equal to no other; the user names the axis."""
+    model = identity(Tensor.FLOAT, [None, 3])
+    with pytest.raises(ValueError, match=r"no axis has the batch size \? of the inputs"):
+        OnnxBackend(model)
+    assert np.array_equal(answers(OnnxBackend(model, batch_axes={"y": 0}), batch(ramp(2, 3))), ramp(2, 3))
+
+
+def test_one_row_a_run(build_model, batch, ramp):
+    """Where the batch axis is fixed at 1, so is an output's; another first axis is refused."""
+    outputs = [("y", Tensor.FLOAT, [1, 3]), ("found", Tensor.INT64, [2, "K"])]
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("NonZero", ["x"], ["found"])]
+    model = build_model(nodes, [("x", Tensor.FLOAT, [1, 3])], outputs)
+    with pytest.raises(ValueError, match="batch axis of output 'found'"):
+        OnnxBackend(model)
+    backend = OnnxBackend(model, shared_outputs=["found"])
+    for row, result in zip(ramp(3, 3), answers(backend, batch(ramp(3, 3))), strict=True):
+        assert np.array_equal(result["y"], row)
+        assert np.array_equal(result["found"][1], np.flatnonzero(row))
+
+
+def test_a_run_that_breaks_the_declared_shape(build_model, batch, ramp):
+    """A model that returns another number of rows than it declares fails the batch."""
+    model = build_model(
+        [helper.make_node("Compress", ["x", "which"], ["y"], axis=0)],
+        [("x", Tensor.FLOAT, ["batch", 3])],
+        [("y", Tensor.FLOAT, ["kept", 3])],
+        initializers=[helper.make_tensor("which", Tensor.BOOL, [2], [True, False])],
+    )
+    backend = OnnxBackend(model, batch_axes={"y": 0})
+    with pytest.raises(errors.BackendError, match=r"output 'y': expected 2 rows on axis 0, got float32\[1, 3\]"):
+        answers(backend, batch(ramp(2, 3)))
+
+
+def test_a_stack_gives_each_caller_its_rows(detector, ramp):
+    """Behind a batcher each caller gets its own row of every output, and the shared ones whole."""
+
+    async def main():
+        backend = OnnxBackend(detector, shared_outputs=("anchors",), outputs=("columns", "anchors"))
+        stack = si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend)
+        async with stack:
+            return await asyncio.gather(*(stack(row) for row in ramp(5, 3)))
+
+    for row, result in zip(ramp(5, 3), asyncio.run(main()), strict=True):
+        assert np.array_equal(result["columns"], row)
+        assert result["anchors"].shape == (5, 2)
