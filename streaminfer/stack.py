@@ -18,7 +18,8 @@ from streaminfer import _frozen_heap
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
-from streaminfer._validation import check_instance, expected
+from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
+from streaminfer._validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -28,7 +29,7 @@ from streaminfer.request import Request, Response, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo", "stop_all"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo"]
 
 _UNBOUNDED = 2**31 - 1
 
@@ -260,14 +261,15 @@ class Stack:
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
-            await stop_all(started, drain=False)
+            with stop_within(STOP_LIMIT_S):
+                await stop_all(started, drain=False)
             raise
         self._start_report = timer.report()
         self._freeze_heap(loop)
         self._loop = loop
         self._state = "running"
 
-    async def stop(self, *, drain: bool = True) -> None:
+    async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
         """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
 
         A second call waits for the first; a stack that does not run is left alone. A draining stop that is cancelled
@@ -275,10 +277,14 @@ class Stack:
 
         Args:
             drain: answer what is in hand first; otherwise it ends with ``Closed``.
+            timeout_s: seconds after which what is left ends with ``Closed``, worker processes are killed, and threads
+                in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
 
         Raises:
             RuntimeError: from another loop, or while the stack is starting.
         """
+        if timeout_s is not None:
+            check_duration("timeout_s", timeout_s)
         if self._state in {"new", "stopped"} or self._is_orphaned():
             return
         if asyncio.get_running_loop() is not self._home:
@@ -291,17 +297,21 @@ class Stack:
         self._state = "stopping"
         self._loop = None
         self._stopped = asyncio.Event()
+        with stop_within(timeout_s):
+            await self._stop(drain)
+
+    async def _stop(self, drain: bool) -> None:
         failure: BaseException | None = None
         try:
             if self._calls and drain:
-                await asyncio.wait(self._calls)
+                await asyncio.wait(self._calls, timeout=seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
             for call in self._calls:
                 call.cancel()
             if self._calls:
-                await asyncio.wait(self._calls)
+                await asyncio.wait(self._calls, timeout=seconds_left())
             await stop_all(self._parts[::-1], drain=drain and failure is None)
         finally:
             self._unfreeze_heap()
@@ -444,19 +454,3 @@ def find_slo(outermost: Any) -> Any:
             return _FixedSlo(timeout_ns(slo_s))
         current = getattr(current, "inner", None)
     return None
-
-
-async def stop_all(parts: list[Any], *, drain: bool) -> None:
-    """Stops each part even if an earlier one fails; the first failure is raised at the end."""
-    failure: BaseException | None = None
-    for part in parts:
-        stop = getattr(part, "stop", None)
-        if stop is None:
-            continue
-        try:
-            await stop(drain=drain)
-        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
-            failure = failure or error
-            drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing
-    if failure is not None:
-        raise failure

@@ -70,6 +70,22 @@ class SessionWorker:
     def close(self) -> None:
         """Keeps the session: loading it again would make every restart slow."""
 
+    def kill(self) -> bool:
+        """False: ``RunOptions.terminate`` is all that ends a run, and whoever gives it up has set it."""
+        return False
+
+    def renew(self) -> "SessionWorker":
+        """The same session, which several threads may run at once, with kept memory of its own."""
+        return SessionWorker(
+            self._session,
+            name=self._name,
+            signature=self._signature,
+            shared=self._feed,
+            warmup=self._warmup,
+            new_options=self._new_options,
+            bound=None if self._bound is None else self._bound.renew(),
+        )
+
     def answer(self, batch: Batch, options: Any) -> Sequence[Any]:
         """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
 

@@ -13,6 +13,7 @@ Invariants:
   there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
 """
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
@@ -89,6 +90,19 @@ class ProcessWorker:
         with self._lock:
             self._end()
 
+    def kill(self) -> bool:
+        """Kills the process, so that a call that waits for it fails; from any thread, also while it is busy."""
+        process = self._process
+        if process is None:
+            return False
+        with contextlib.suppress(ValueError, AttributeError):  # it has ended, or is about to start
+            process.kill()
+        return True
+
+    def renew(self) -> "ProcessWorker":
+        """Another one, for the same function."""
+        return ProcessWorker(self._function, self._name)
+
     def _ready(self) -> Connection:
         if self._pipe is not None:
             return self._pipe
@@ -97,7 +111,7 @@ class ProcessWorker:
         process = context.Process(target=_serve, args=(theirs,), name=f"CpuBackend({self._name})", daemon=True)
         with _lifecycle:
             process.start()
-        self._process = process
+        self._process = process  # from here on `kill` reaches it
         theirs.close()  # or the end of the process would not close the pipe
         ok, value = _unpack(self._ask(self._pipe, [self._function]))
         if not ok:
@@ -126,7 +140,7 @@ class ProcessWorker:
     def _end(self) -> int | None:
         """Closes the pipe, which ends the process, and waits for it; returns its exit code."""
         pipe, process = self._pipe, self._process
-        self._pipe = self._process = None
+        self._pipe = None
         if pipe is None or process is None:
             return None
         pipe.close()
@@ -136,6 +150,7 @@ class ProcessWorker:
                 process.kill()
                 process.join()
             code = process.exitcode
+            self._process = None
             process.close()
         return code
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from streaminfer._validation import check_choice, check_count, check_instance, expected
+from streaminfer._stopping import STOP_LIMIT_S, seconds_left
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends._fingerprint import fingerprint_of_function
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch
@@ -40,6 +41,14 @@ class _FunctionWorker:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def kill(self) -> bool:
+        """False: a function cannot be ended from outside."""
+        return False
+
+    def renew(self) -> "_FunctionWorker":
+        """Itself: it holds nothing that a call could write to."""
+        return self
+
 
 class CpuBackend:
     """Answers batches with a function: ``fn(inputs)`` returns one result per row.
@@ -51,8 +60,9 @@ class CpuBackend:
     with ``nogil=True`` for threads.
 
     A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
-    its worker until the function returns, and whoever waits for it waits until then. A worker process that dies fails
-    its own batch and is replaced for the next.
+    its worker until the function returns. One that has not returned ``hang_grace_s`` after that hangs: its process is
+    killed, or another thread takes its place, and a warning says so. A worker process that dies fails its own batch
+    and is replaced for the next.
 
     Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
 
@@ -66,6 +76,8 @@ class CpuBackend:
             give yesterday's answers.
         example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
+        hang_grace_s: seconds that a batch may run on after it was cancelled, which a batcher does when the last of its
+            deadlines has passed.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -89,11 +101,13 @@ class CpuBackend:
         workers: int = 1,
         version: str | None = None,
         example: Any = None,
+        hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
         check_choice("executor", executor, ("thread", "process", "inline"))
         check_count("workers", workers)
+        check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
@@ -114,9 +128,11 @@ class CpuBackend:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
-            self._threads = WorkerThreads([_FunctionWorker(fn) for _ in range(workers)], owner)
+            functions = [_FunctionWorker(fn) for _ in range(workers)]
+            self._threads = WorkerThreads(functions, owner, hang_grace_s=hang_grace_s)
         else:
-            self._threads = WorkerThreads(_process_workers(fn, self._name, workers), owner)
+            processes = _process_workers(fn, self._name, workers)
+            self._threads = WorkerThreads(processes, owner, hang_grace_s=hang_grace_s)
 
     async def start(self) -> None:
         """Starts the threads, or the processes and waits until each has imported the function.
@@ -153,6 +169,9 @@ class CpuBackend:
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the workers and waits for them; :meth:`start` starts new ones.
 
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads left behind.
+
         Args:
             drain: batches that wait for a worker are answered first; else they end with
                 :class:`~streaminfer.errors.Closed`.
@@ -161,7 +180,7 @@ class CpuBackend:
         if self._threads is not None:
             await self._threads.stop(drain=drain)
         elif self._awaited:
-            await asyncio.wait(tuple(self._awaited))
+            await asyncio.wait(tuple(self._awaited), timeout=seconds_left(STOP_LIMIT_S))
 
     def statistics(self) -> BackendStatistics:
         """What was counted until now."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy.typing as npt
 
 from streaminfer._extras import require
-from streaminfer._validation import check_choice, check_count, check_instance
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
 from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
@@ -33,7 +33,7 @@ from streaminfer.backends._signature import (
     guess_inputs,
 )
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
@@ -75,6 +75,8 @@ class OnnxBackend:
             memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
             trusts the shapes that the model states for its outputs.
         non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
+            place on the same session, and a warning says so.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -105,10 +107,12 @@ class OnnxBackend:
         example: Any = None,
         binding: Binding | None = None,
         non_finite: NonFinite = "allow",
+        hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
         check_count("sessions", sessions)
+        check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
         sizes = [check_count("warmup", size) for size in warmup]
@@ -148,7 +152,7 @@ class OnnxBackend:
         ]
         self.queued_workers = sessions
         self._recorder = BackendRecorder(sessions, clock)
-        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})")
+        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})", hang_grace_s=hang_grace_s)
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -206,6 +210,9 @@ class OnnxBackend:
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
+
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`, and their threads are left behind.
 
         Args:
             drain: batches that wait or run are answered first; else they end with

@@ -10,6 +10,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from streaminfer._stopping import seconds_left
 from streaminfer._validation import expected
 from streaminfer.batching._ticket_cy import NEVER, Ticket
 from streaminfer.batching.assembly import SCALARS, Assembler, prepare
@@ -263,14 +264,14 @@ class BatchedService(Dispatcher):
             drained = loop.create_future()
             self._drains.append(drained)
             try:
-                await drained
+                await asyncio.wait({drained}, timeout=seconds_left())
             finally:
                 self._drains.remove(drained)
                 self._close()
         self._close()
         tasks = [run.task for run in self._runs]
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
     def statistics(self) -> "BatcherStatistics":
         """A snapshot of the counters."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._stopping import seconds_left, until_limit
 from streaminfer._validation import check_instance, check_number
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response
@@ -92,13 +93,13 @@ class Place:
         failure: BaseException | None = None
         try:
             if drain:
-                await self.left()
+                await until_limit(self.left())
         except BaseException as error:  # noqa: BLE001 - raised below
             failure, drain = error, False
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            await asyncio.wait(tuple(self._tasks), timeout=seconds_left())
         stop = getattr(self.replica.service, "stop", None)
         if stop is not None:
             await stop(drain=drain)
