@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
+from streaminfer._owners import last_owner
+
 __all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "seconds_left", "stop_all", "stop_within", "until_limit"]
 
 STOP_LIMIT_S = 30.0
@@ -56,8 +58,10 @@ async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait_for(waiting, seconds_left())
 
 
-async def stop_all(parts: Iterable[Any], *, drain: bool) -> None:
+async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
     """Stop each part even if an earlier one fails; the first failure is raised at the end.
+
+    A part that has another owner is left running.
 
     A part that does not return by the limit is cancelled, and soon afterwards left behind with a warning.
     """
@@ -67,7 +71,9 @@ async def stop_all(parts: Iterable[Any], *, drain: bool) -> None:
         if stop is None:
             continue
         try:
-            await _stop(part, stop(drain=drain))
+            async with last_owner(owner, part) as last:
+                if last:
+                    await _stop(part, stop(drain=drain))
         except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
             failure = failure or error
             drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing

@@ -16,6 +16,7 @@ import attrs
 
 from streaminfer import _frozen_heap
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
@@ -252,17 +253,16 @@ class Stack:
         try:
             with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
                 for part, name in zip(self._parts, names, strict=True):
-                    start = getattr(part, "start", None)
-                    if start is not None:
+                    if getattr(part, "start", None) is not None:
                         timer.begin(part, name)
-                        await start()
-                        started.append(part)
-                        timer.end()
+                    await start_owned(self, part)
+                    started.append(part)
+                    timer.end()
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
             with stop_within(STOP_LIMIT_S):
-                await stop_all(started, drain=False)
+                await stop_all(self, started, drain=False)
             raise
         self._start_report = timer.report()
         self._freeze_heap(loop)
@@ -312,7 +312,7 @@ class Stack:
                 call.cancel()
             if self._calls:
                 await asyncio.wait(self._calls, timeout=seconds_left())
-            await stop_all(self._parts[::-1], drain=drain and failure is None)
+            await stop_all(self, self._parts[::-1], drain=drain and failure is None)
         finally:
             self._unfreeze_heap()
             self._state = "stopped"

@@ -31,6 +31,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._owners import start_owned
 from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_duration, check_instance, expected
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
@@ -234,12 +235,10 @@ class FallbackRouter(Chooser):
         started: list[Any] = []
         try:
             for service in self._services():
-                start = getattr(service, "start", None)
-                if start is not None:
-                    await start()
-                    started.append(service)
+                await start_owned(self, service)
+                started.append(service)
         except BaseException:
-            await stop_all(started[::-1], drain=False)
+            await stop_all(self, started[::-1], drain=False)
             raise
         self._stopping = self._cutting = False
         self._gate.is_open = True
@@ -271,7 +270,7 @@ class FallbackRouter(Chooser):
             self._alarm.cancel()
             self._alarm = None
         self._gate.attempts.alarm_ns = NEVER
-        await stop_all(self._services(), drain=drain and failure is None)
+        await stop_all(self, self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._stopping import seconds_left, until_limit
+from streaminfer._owners import start_owned
+from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_instance, check_number
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response
@@ -84,9 +85,7 @@ class Place:
 
     async def start(self) -> None:
         """Starts the service, where that means anything."""
-        start = getattr(self.replica.service, "start", None)
-        if start is not None:
-            await start()
+        await start_owned(self, self.replica.service)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops the service in any case, also where waiting for it to drain is cancelled."""
@@ -100,9 +99,7 @@ class Place:
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=seconds_left())
-        stop = getattr(self.replica.service, "stop", None)
-        if stop is not None:
-            await stop(drain=drain)
+        await stop_all(self, [self.replica.service], drain=drain)
         if failure is not None:
             raise failure
 
