@@ -15,6 +15,7 @@ Invariants:
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -36,6 +37,19 @@ _PROTOCOL = 5  # the first with buffers outside the pickle
 
 # starting and joining look after all children of this interpreter, which multiprocessing does not lock
 _lifecycle = threading.Lock()
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _lifecycle, _forked  # noqa: PLW0603 - the lock may be held in the parent
+    _lifecycle = threading.Lock()
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class ProcessWorker:
@@ -99,6 +113,16 @@ class ProcessWorker:
             process.kill()
         return True
 
+    def forget(self) -> None:
+        """The process answers the parent; a forked one starts its own."""
+        pipe, process = self._pipe, self._process
+        self._pipe = self._process = None
+        self._lock = threading.Lock()
+        if process is not None:  # or the end of this interpreter would terminate it, as one of its own
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+        if pipe is not None:
+            pipe.close()  # this process's copy: the end of the parent's must reach the worker
+
     def renew(self) -> "ProcessWorker":
         """Another one, for the same function."""
         return ProcessWorker(self._function, self._name)
@@ -156,7 +180,8 @@ class ProcessWorker:
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    # multiprocessing's fork server is a child of the process that started it, and fails in a forked one
+    if not _forked and "forkserver" in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
 

@@ -14,6 +14,7 @@ Invariants:
   *hung*: another thread takes its place, and the hung one ends when its call does, without an effect.
 * ``stop`` and the end of the interpreter join the threads within a time limit, so that none is inside native code
   when the interpreter goes. After the limit processes are killed, and threads, which are daemons, left behind.
+* A forked process has none of the threads and processes, and none of the locks held; it starts its own.
 * Neither a thread nor a worker refers to the ``WorkerThreads``; one that is dropped unstopped lets its threads end.
 
 Jobs may come from several event loops; each is told of its end on its own.
@@ -22,6 +23,7 @@ Jobs may come from several event loops; each is told of its end on its own.
 import asyncio
 import atexit
 import logging
+import os
 import queue
 import threading
 import time
@@ -52,6 +54,10 @@ class Worker(Protocol):
 
     def kill(self) -> bool:
         """Ends at once what a call waits for; from any thread, also while busy. False if nothing can be ended."""
+        ...
+
+    def forget(self) -> None:
+        """In a forked process: drops what belongs to the parent."""
         ...
 
     def renew(self) -> "Worker":
@@ -224,6 +230,17 @@ class _Crew:
 
 
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+_pools: "weakref.WeakSet[WorkerThreads[Any]]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    _crews.clear()
+    for pool in tuple(_pools):
+        pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register
@@ -263,6 +280,16 @@ class WorkerThreads(Generic[W]):
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
         self._lock = threading.Lock()
+        _pools.add(self)
+
+    def forget(self) -> None:
+        """In a forked process, which has none of the threads: the next call starts its own."""
+        self._lock = threading.Lock()
+        if self._crew is not None:
+            self._dropped.detach()
+            self._crew = None
+        for worker in self._workers:
+            worker.forget()
 
     async def start(self) -> None:
         """Starts the threads and warms every worker; does nothing where that is done.

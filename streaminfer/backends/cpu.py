@@ -45,6 +45,9 @@ class _FunctionWorker:
         """False: a function cannot be ended from outside."""
         return False
 
+    def forget(self) -> None:
+        """Nothing: a function belongs to every process."""
+
     def renew(self) -> "_FunctionWorker":
         """Itself: it holds nothing that a call could write to."""
         return self
