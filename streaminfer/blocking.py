@@ -56,6 +56,7 @@ class BlockingStack:
         tags: Iterable[str] = (),
         key: Hashable = None,
         store: bool = True,
+        wait: bool = False,
     ) -> Any:
         """Answers one request; arguments, result and errors as calling the :class:`Stack`."""
         return self._wait_for(
@@ -69,8 +70,14 @@ class BlockingStack:
                 tags=tags,
                 key=key,
                 store=store,
+                wait=wait,
             )
         )
+
+    def map(self, inputs: Iterable[Any], **settings: Any) -> list[Any]:
+        """Answers many requests, in their order; settings and errors as :meth:`Stack.map`."""
+        answers: list[Any] = self._wait_for(self.stack.map(inputs, **settings))
+        return answers
 
     def call(self, request: Request) -> Response:
         """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""

@@ -16,11 +16,12 @@ import attrs
 
 from streaminfer import _frozen_heap
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
 from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
-from streaminfer._validation import check_duration, check_instance, expected
+from streaminfer._validation import check_count, check_duration, check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -87,11 +88,12 @@ class Stack:
         self._state = "new"
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
+        self._places = PlaceQueue(self)
         self._froze_heap = False
 
     # -- callers ------------------------------------------------------------------------------------------------
 
-    async def __call__(  # noqa: C901 - every call that is saved here is saved for each request
+    async def __call__(  # noqa: C901, PLR0912 - every call that is saved here is saved for each request
         self,
         inputs: Any,
         *,
@@ -103,6 +105,7 @@ class Stack:
         tags: Iterable[str] = (),
         key: Hashable = None,
         store: bool = True,
+        wait: bool = False,
     ) -> Any:
         """Answers one request.
 
@@ -117,6 +120,8 @@ class Stack:
             tags: labels for erasing cached answers.
             key: cache key, instead of one made from the contents.
             store: whether an answer may be kept.
+            wait: where the queue is full, wait for a place until the deadline, in the order of arrival, instead of
+                raising ``Overloaded``.
 
         Returns:
             The model's outputs for this request.
@@ -128,6 +133,19 @@ class Stack:
             self._refuse()
         observer = self._observer
         now_ns = self.clock()
+        if wait:
+            request = Request(
+                inputs,
+                deadline_ns=self._deadline_ns(timeout_s, now_ns),
+                priority=priority,
+                stream_id=stream_id,
+                tenant=tenant,
+                subject=subject,
+                tags=tags,
+                key=key,
+                store=store,
+            )
+            return (await self._places.call(request)).outputs
         if observer is not None:
             observer.begin()
         try:
@@ -207,6 +225,44 @@ class Stack:
             raise
         return response
 
+    async def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        tenant: str | None = None,
+        store: bool = True,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Answers many requests, in their order, however small the queue is.
+
+        Args:
+            inputs: what each request brings; read when its turn comes, so that it may be a generator.
+            concurrency: how many requests are in hand at the same time; ``None``: as many as keep the workers of the
+                batcher busy with full batches.
+            timeout_s: as for a call, for each request from its turn on.
+            priority: as for a call.
+            tenant: as for a call.
+            store: as for a call.
+            return_exceptions: put errors among the answers; otherwise the first one cancels what is left.
+
+        Returns:
+            The model's outputs, one for each of the inputs.
+
+        Raises:
+            StreamInferError: the first request that could not be answered.
+        """
+        if concurrency is None:
+            concurrency = default_concurrency(self.inner)
+        check_count("concurrency", concurrency)
+
+        def ask(one: Any) -> Any:
+            return self(one, timeout_s=timeout_s, priority=priority, tenant=tenant, store=store, wait=True)
+
+        return await answer_all(inputs, ask, concurrency, return_exceptions)
+
     def validate(self, request: Request) -> None:
         """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
 
@@ -247,6 +303,7 @@ class Stack:
             raise RuntimeError(f"this stack is {self._state} already")
         loop = asyncio.get_running_loop()
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
+        self._places = PlaceQueue(self)
         self._start_report = None
         started: list[Any] = []
         names = names_of_parts(self._parts, self.layers, self._single)
@@ -394,6 +451,12 @@ class Stack:
         if os.getpid() != self._pid:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
+
+    def _deadline_ns(self, timeout_s: float | None, now_ns: int) -> int | None:
+        if timeout_s is not None:
+            return now_ns + timeout_ns(timeout_s)
+        slo_ns = None if self._slo is None else self._slo.slo_ns
+        return None if slo_ns is None else now_ns + int(slo_ns)
 
     async def _call_enforced(self, request: Request) -> Response:
         """Calls a service that does not end requests at their deadline itself; one timer does it here."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedService", "make_assembler"]
 
+_LARGEST_LOAD = 4096  # a stack without a batcher has as many workers as there are requests
+
 _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
 
 
@@ -215,6 +217,10 @@ class BatchedService(Dispatcher):
         if self._ahead is None:
             return self._predict(self._queue, now_ns, running, bucket)
         return self._predict(self._queue, now_ns, running, bucket, len(self._ahead.tickets))
+
+    def full_load(self) -> int:
+        """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
+        return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
