@@ -22,7 +22,15 @@ from streaminfer._extras import require
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
-from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
+from streaminfer.backends._onnx_model import (
+    Provider,
+    check_loaded,
+    choose_providers,
+    find_source,
+    load,
+    make_options,
+    read_specs,
+)
 from streaminfer.backends._onnx_session import SessionWorker, stack_example
 from streaminfer.backends._signature import (
     NonFinite,
@@ -57,7 +65,8 @@ class OnnxBackend:
     Args:
         path_or_bytes: the model's file, or its bytes.
         providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
-            One that is not available is an error, not a silent fall-back.
+            One that is not available, or that fails, is an error, not a silent fall-back. A provider that a plugin
+            brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
         threads: threads that one session computes with, its worker thread included; ``None`` means 1.
         sessions: sessions, each with a worker thread: how many batches can run at the same time. Every session holds
             a copy of the weights.
@@ -66,7 +75,8 @@ class OnnxBackend:
         batch_axes: the batch axis of inputs and outputs, by name; 0 for those it does not name.
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
             shape. Requests do not bring them.
-        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
+        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, and
+            the providers if it has any.
         example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
             ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
             nothing unless its length buckets name them.
@@ -121,8 +131,10 @@ class OnnxBackend:
         options = make_options(runtime, threads, session_options)
         self._name, source = find_source(path_or_bytes)
         contents = source if isinstance(source, bytes) else ModelFile.at(source)
-        self._providers: list[Provider] = choose_providers(runtime, providers)
-        loaded = [load(runtime, source, self._name, options, self._providers) for _ in range(sessions)]
+        chosen = choose_providers(runtime, providers, options, given=session_options is not None)
+        loaded = [load(runtime, source, self._name, options, chosen) for _ in range(sessions)]
+        check_loaded(loaded[0], providers or ())
+        self._providers: list[Provider] = chosen or list(loaded[0].get_providers())
         self._contents = digest_of_bytes(contents) if isinstance(contents, bytes) else contents
         inputs, outputs = read_specs(loaded[0], axes, shared)
         self._signature = Signature(inputs, outputs, non_finite=non_finite)
