@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streaminfer._owners import start_owned
+from streaminfer._stopping import stop_all
 from streaminfer._validation import expected
 from streaminfer.batching.results import split_rows
 from streaminfer.errors import BackendError
@@ -183,16 +185,14 @@ class _FaultyPart:
 
     async def start(self) -> None:
         """Starts what is inside, and the plan's time."""
-        start = getattr(self.inner, "start", None)
-        if self._owns and start is not None:
-            await start()
+        if self._owns:
+            await start_owned(self, self.inner)
         self.plan.begin()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stops what is inside."""
-        stop = getattr(self.inner, "stop", None)
-        if self._owns and stop is not None:
-            await stop(drain=drain)
+        if self._owns:
+            await stop_all(self, [self.inner], drain=drain)
 
     def bind_clock(self, clock: Clock) -> None:
         """Passes the clock of a `Stack` on."""

@@ -108,7 +108,9 @@ class StartTimer:
         self._part, self._name, self._part_began_s = part, name, self._now_s()
 
     def end(self) -> None:
-        """It has started."""
+        """It has started; nothing where none began."""
+        if self._part is None:
+            return
         calibration = getattr(self._part, "calibration", None)
         self._parts.append(
             PartStart(

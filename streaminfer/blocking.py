@@ -12,6 +12,8 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
+from streaminfer._stopping import STOP_LIMIT_S
+from streaminfer._validation import check_duration
 from streaminfer.errors import Closed
 from streaminfer.request import Request, Response
 from streaminfer.stack import Stack, StackStatistics
@@ -20,10 +22,11 @@ __all__ = ["BlockingStack"]
 
 
 class BlockingStack:
-    """Answers requests from any thread; made by :meth:`Stack.blocking`, used with ``with``.
+    """Answers requests from any thread; made by :meth:`Stack.blocking`.
 
-    Leaving the ``with`` block answers what is in hand, or, when an exception leaves it, ends it with ``Closed``; then
-    it stops the stack and joins the thread. It can be entered again. Thread-safe.
+    It is used with ``with``, or with :meth:`start` and :meth:`stop`. Leaving the ``with`` block answers what is in
+    hand, or, when an exception leaves it, ends it with ``Closed``; then it stops the stack and joins the thread. It can
+    be started again. Thread-safe.
 
     Args:
         stack: a stack that does not run.
@@ -37,6 +40,7 @@ class BlockingStack:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._drain = True
+        self._timeout_s: float | None = STOP_LIMIT_S
         self._closing = False
         self._pid = os.getpid()
 
@@ -52,6 +56,7 @@ class BlockingStack:
         tags: Iterable[str] = (),
         key: Hashable = None,
         store: bool = True,
+        wait: bool = False,
     ) -> Any:
         """Answers one request; arguments, result and errors as calling the :class:`Stack`."""
         return self._wait_for(
@@ -65,8 +70,14 @@ class BlockingStack:
                 tags=tags,
                 key=key,
                 store=store,
+                wait=wait,
             )
         )
+
+    def map(self, inputs: Iterable[Any], **settings: Any) -> list[Any]:
+        """Answers many requests, in their order; settings and errors as :meth:`Stack.map`."""
+        answers: list[Any] = self._wait_for(self.stack.map(inputs, **settings))
+        return answers
 
     def call(self, request: Request) -> Response:
         """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""
@@ -84,7 +95,13 @@ class BlockingStack:
         statistics: StackStatistics = self._wait_for(take())
         return statistics
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Starts the stack on an event loop in a thread of its own, and returns when it accepts requests.
+
+        Raises:
+            RuntimeError: it runs already.
+            BaseException: what a layer raised.
+        """
         self._check_process()
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
         thread = threading.Thread(target=self._run, args=(started,), name="streaminfer-blocking", daemon=True)
@@ -97,23 +114,39 @@ class BlockingStack:
         try:
             started.result()
         except BaseException:
-            self._leave(drain=False)
+            self._leave(drain=False, timeout_s=STOP_LIMIT_S)
             raise
+
+    def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
+        """Stops the stack and joins the thread; one that does not run is left alone.
+
+        Args:
+            drain: answer what is in hand first; otherwise it ends with ``Closed``.
+            timeout_s: seconds after which what is left ends with ``Closed``, as in :meth:`Stack.stop`.
+        """
+        if timeout_s is not None:
+            check_duration("timeout_s", timeout_s)
+        self._check_process()
+        self._leave(drain=drain, timeout_s=timeout_s)
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._check_process()
-        if not self._leave(drain=error is None):
+        if not self._leave(drain=error is None, timeout_s=STOP_LIMIT_S):
             raise RuntimeError("this blocking stack does not run")
 
-    def _leave(self, *, drain: bool) -> bool:
+    def _leave(self, *, drain: bool, timeout_s: float | None) -> bool:
         with self._lock:
             thread, loop, stop = self._thread, self._loop, self._stop
             if thread is None:
                 return False
             self._drain = drain
+            self._timeout_s = timeout_s
             self._closing = True
             if loop is not None and stop is not None:
                 loop.call_soon_threadsafe(stop.set)
@@ -159,7 +192,7 @@ class BlockingStack:
             drain = self._drain
         finally:  # also when something brings the loop down
             try:
-                await self.stack.stop(drain=drain)
+                await self.stack.stop(drain=drain, timeout_s=self._timeout_s)
             finally:
                 with self._lock:  # before the loop is closed: nobody may hand anything to a closed one
                     self._loop = self._stop = None

@@ -16,9 +16,12 @@ import attrs
 
 from streaminfer import _frozen_heap
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
+from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
-from streaminfer._validation import check_instance, expected
+from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
+from streaminfer._validation import check_count, check_duration, check_instance, expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -28,7 +31,7 @@ from streaminfer.request import Request, Response, timeout_ns
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo", "stop_all"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo"]
 
 _UNBOUNDED = 2**31 - 1
 
@@ -85,11 +88,12 @@ class Stack:
         self._state = "new"
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
+        self._places = PlaceQueue(self)
         self._froze_heap = False
 
     # -- callers ------------------------------------------------------------------------------------------------
 
-    async def __call__(  # noqa: C901 - every call that is saved here is saved for each request
+    async def __call__(  # noqa: C901, PLR0912 - every call that is saved here is saved for each request
         self,
         inputs: Any,
         *,
@@ -101,6 +105,7 @@ class Stack:
         tags: Iterable[str] = (),
         key: Hashable = None,
         store: bool = True,
+        wait: bool = False,
     ) -> Any:
         """Answers one request.
 
@@ -115,6 +120,8 @@ class Stack:
             tags: labels for erasing cached answers.
             key: cache key, instead of one made from the contents.
             store: whether an answer may be kept.
+            wait: where the queue is full, wait for a place until the deadline, in the order of arrival, instead of
+                raising ``Overloaded``.
 
         Returns:
             The model's outputs for this request.
@@ -126,6 +133,19 @@ class Stack:
             self._refuse()
         observer = self._observer
         now_ns = self.clock()
+        if wait:
+            request = Request(
+                inputs,
+                deadline_ns=self._deadline_ns(timeout_s, now_ns),
+                priority=priority,
+                stream_id=stream_id,
+                tenant=tenant,
+                subject=subject,
+                tags=tags,
+                key=key,
+                store=store,
+            )
+            return (await self._places.call(request)).outputs
         if observer is not None:
             observer.begin()
         try:
@@ -205,6 +225,44 @@ class Stack:
             raise
         return response
 
+    async def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        tenant: str | None = None,
+        store: bool = True,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Answers many requests, in their order, however small the queue is.
+
+        Args:
+            inputs: what each request brings; read when its turn comes, so that it may be a generator.
+            concurrency: how many requests are in hand at the same time; ``None``: as many as keep the workers of the
+                batcher busy with full batches.
+            timeout_s: as for a call, for each request from its turn on.
+            priority: as for a call.
+            tenant: as for a call.
+            store: as for a call.
+            return_exceptions: put errors among the answers; otherwise the first one cancels what is left.
+
+        Returns:
+            The model's outputs, one for each of the inputs.
+
+        Raises:
+            StreamInferError: the first request that could not be answered.
+        """
+        if concurrency is None:
+            concurrency = default_concurrency(self.inner)
+        check_count("concurrency", concurrency)
+
+        def ask(one: Any) -> Any:
+            return self(one, timeout_s=timeout_s, priority=priority, tenant=tenant, store=store, wait=True)
+
+        return await answer_all(inputs, ask, concurrency, return_exceptions)
+
     def validate(self, request: Request) -> None:
         """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
 
@@ -245,6 +303,7 @@ class Stack:
             raise RuntimeError(f"this stack is {self._state} already")
         loop = asyncio.get_running_loop()
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
+        self._places = PlaceQueue(self)
         self._start_report = None
         self._freeze_heap(loop)
         started: list[Any] = []
@@ -252,23 +311,23 @@ class Stack:
         try:
             with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
                 for part, name in zip(self._parts, names, strict=True):
-                    start = getattr(part, "start", None)
-                    if start is not None:
+                    if getattr(part, "start", None) is not None:
                         timer.begin(part, name)
-                        await start()
-                        started.append(part)
-                        timer.end()
+                    await start_owned(self, part)
+                    started.append(part)
+                    timer.end()
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
             self._unfreeze_heap()
-            await stop_all(started, drain=False)
+            with stop_within(STOP_LIMIT_S):
+                await stop_all(self, started, drain=False)
             raise
         self._start_report = timer.report()
         self._loop = loop
         self._state = "running"
 
-    async def stop(self, *, drain: bool = True) -> None:
+    async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
         """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
 
         A second call waits for the first; a stack that does not run is left alone. A draining stop that is cancelled
@@ -276,10 +335,14 @@ class Stack:
 
         Args:
             drain: answer what is in hand first; otherwise it ends with ``Closed``.
+            timeout_s: seconds after which what is left ends with ``Closed``, worker processes are killed, and threads
+                in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
 
         Raises:
             RuntimeError: from another loop, or while the stack is starting.
         """
+        if timeout_s is not None:
+            check_duration("timeout_s", timeout_s)
         if self._state in {"new", "stopped"} or self._is_orphaned():
             return
         if asyncio.get_running_loop() is not self._home:
@@ -292,18 +355,22 @@ class Stack:
         self._state = "stopping"
         self._loop = None
         self._stopped = asyncio.Event()
+        with stop_within(timeout_s):
+            await self._stop(drain)
+
+    async def _stop(self, drain: bool) -> None:
         failure: BaseException | None = None
         try:
             if self._calls and drain:
-                await asyncio.wait(self._calls)
+                await asyncio.wait(self._calls, timeout=seconds_left())
         except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
             failure = error
         try:
             for call in self._calls:
                 call.cancel()
             if self._calls:
-                await asyncio.wait(self._calls)
-            await stop_all(self._parts[::-1], drain=drain and failure is None)
+                await asyncio.wait(self._calls, timeout=seconds_left())
+            await stop_all(self, self._parts[::-1], drain=drain and failure is None)
         finally:
             self._unfreeze_heap()
             self._state = "stopped"
@@ -385,6 +452,12 @@ class Stack:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
 
+    def _deadline_ns(self, timeout_s: float | None, now_ns: int) -> int | None:
+        if timeout_s is not None:
+            return now_ns + timeout_ns(timeout_s)
+        slo_ns = None if self._slo is None else self._slo.slo_ns
+        return None if slo_ns is None else now_ns + int(slo_ns)
+
     async def _call_enforced(self, request: Request) -> Response:
         """Calls a service that does not end requests at their deadline itself; one timer does it here."""
         timeout_s = None
@@ -444,19 +517,3 @@ def find_slo(outermost: Any) -> Any:
             return _FixedSlo(timeout_ns(slo_s))
         current = getattr(current, "inner", None)
     return None
-
-
-async def stop_all(parts: list[Any], *, drain: bool) -> None:
-    """Stops each part even if an earlier one fails; the first failure is raised at the end."""
-    failure: BaseException | None = None
-    for part in parts:
-        stop = getattr(part, "stop", None)
-        if stop is None:
-            continue
-        try:
-            await stop(drain=drain)
-        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
-            failure = failure or error
-            drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing
-    if failure is not None:
-        raise failure

@@ -133,6 +133,10 @@ class BoundRuns:
             self._slots.move_to_end(shapes)
             return slot.run(feed, options)
 
+    def renew(self) -> "BoundRuns":
+        """The same with memory of its own, because a run that hangs may still write to this one's."""
+        return BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+
 
 class _Slot:
     """The memory of batches of one shape."""

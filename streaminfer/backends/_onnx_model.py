@@ -15,7 +15,7 @@ import numpy as np
 from streaminfer._validation import check_count, check_instance, expected
 from streaminfer.backends._signature import TensorSpec, describe_shape
 
-__all__ = ["Provider", "choose_providers", "find_source", "load", "make_options", "read_specs"]
+__all__ = ["Provider", "check_loaded", "choose_providers", "find_source", "load", "make_options", "read_specs"]
 
 Provider = str | tuple[str, dict[str, Any]]
 """An execution provider of onnxruntime: its name, or its name and its options."""
@@ -74,46 +74,94 @@ def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
 
 
 def choose_providers(
-    runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None
+    runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None, options: Any, *, given: bool
 ) -> list[Provider]:
-    """The providers asked for, else the CPU's.
+    """The providers asked for, else those of the session options, else the CPU's.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        providers: those asked for.
+        options: the session options; a provider that comes from a plugin is added to them, if they are ours.
+        given: the options are the user's.
+
+    Returns:
+        What the session is made with; empty where ``options`` have the providers.
 
     Raises:
         TypeError: no sequence of names, or of names and options.
-        ValueError: one is not available.
+        ValueError: one is not available, or both arguments name providers.
     """
+    in_options = given and getattr(options, "has_providers", bool)()
     if providers is None:
-        return ["CPUExecutionProvider"]
+        return [] if in_options else ["CPUExecutionProvider"]
+    if in_options:
+        raise ValueError(expected("providers", "None beside session_options that have providers", providers))
     available = runtime.get_available_providers()
     if isinstance(providers, str) or not providers:
         raise TypeError(expected("providers", f"a sequence of some of {', '.join(available)}", providers))
     chosen: list[Provider] = []
+    plugged: dict[str, list[Any]] = {}
     for provider in providers:
         name = provider if isinstance(provider, str) else provider[0]
         if name not in available:
-            raise ValueError(expected("providers", f"some of {', '.join(available)}", name) + _INSTALL.get(name, ""))
+            plugged[name] = _devices_of(runtime, name, available)
         chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
-    return chosen
+    if not plugged:
+        return chosen
+    if given:
+        raise ValueError(
+            expected("session_options", "None beside a provider of a plugin, or options that have it", options)
+            + ": session_options.add_provider_for_devices adds it"
+        )
+    for provider in chosen:
+        name, settings = (provider, {}) if isinstance(provider, str) else provider
+        if name in plugged:
+            options.add_provider_for_devices(plugged[name], {key: str(value) for key, value in settings.items()})
+        else:
+            options.add_provider(name, {key: str(value) for key, value in settings.items()})
+    return []
+
+
+def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
+    """The devices of a provider that a plugin brought (``onnxruntime.register_execution_provider_library``)."""
+    devices = list(getattr(runtime, "get_ep_devices", list)())
+    own = [device for device in devices if device.ep_name == name]
+    if not own:
+        found = ", ".join(sorted({device.ep_name for device in devices})) or "none"
+        raise ValueError(
+            expected("providers", f"some of {', '.join(available)}", name)
+            + _INSTALL.get(name, f": no device for it here; the providers that have one: {found}")
+        )
+    return own
 
 
 def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:
-    """A session of the model.
+    """A session of the model; ``providers`` is empty where the options have them.
 
     Raises:
-        ValueError: onnxruntime cannot load it, or not with these providers.
+        ValueError: onnxruntime cannot load it.
     """
     try:
-        session = runtime.InferenceSession(source, options, providers=providers)
+        # otherwise a provider that fails, here or in a run, is replaced by the CPU with a message on stdout
+        session = runtime.InferenceSession(source, options, providers=providers or None, enable_fallback=0)
     except Exception as error:
         raise ValueError(
             f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {name}: {error}"
         ) from error
+    return session
+
+
+def check_loaded(session: Any, providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> None:
+    """Checks that a session runs on the providers that were asked for.
+
+    Raises:
+        ValueError: on others.
+    """
     got = session.get_providers()
     for provider in providers:
         wanted = provider if isinstance(provider, str) else provider[0]
         if wanted not in got:
             raise ValueError(f"providers: expected {wanted} to load, got a session on {', '.join(got)} only")
-    return session
 
 
 def read_specs(
@@ -157,6 +205,7 @@ def read_specs(
         if name in axes:
             raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
     inputs = [_input_spec(node, axes, shared) for node in read]
+    _check_batch_axes(inputs)
     sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
     return inputs, [
         TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape), None)
@@ -183,6 +232,23 @@ def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Seque
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(expected("outputs", "at least one name, each once", chosen))
     return [nodes[name] for name in chosen]
+
+
+def _check_batch_axes(inputs: Sequence[TensorSpec]) -> None:
+    """Refuses an input of one row beside inputs of many, which would turn batching off for all of them.
+
+    Raises:
+        ValueError: there is one.
+    """
+    brought = [(spec, spec.shape[spec.batch_axis]) for spec in inputs if spec.batch_axis is not None]
+    single = [spec for spec, size in brought if size == 1]
+    if single and len(single) < len(brought):
+        free = next(spec for spec, size in brought if size != 1)
+        raise ValueError(
+            f"shared_inputs: expected a value for input {single[0].name!r}, got none: "
+            f"{describe_shape(single[0].dtype, single[0].shape)} has one row, while {free.name!r} has as many as there "
+            "are requests: name it here if the batch shares it, or another axis with batch_axes"
+        )
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:

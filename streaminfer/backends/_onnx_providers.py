@@ -80,7 +80,7 @@ def tensorrt_provider(
     check_choice("precision", precision, ("fp32", "fp16"))
     options = {"device_id": str(check_count("device_id", device_id, at_least=0))}
     if precision == "fp16":
-        options["trt_fp16_enable"] = "1"
+        options["trt_fp16_enable"] = "True"
     if cache is not None:
         check_instance("cache", cache, lambda one: isinstance(one, (str, os.PathLike)), "a folder, or None")
         options |= cache_options(str(Path(cache).absolute()))
@@ -92,11 +92,11 @@ def tensorrt_provider(
 
 
 def cache_options(folder: str) -> dict[str, str]:
-    """Engines and timings are kept in a folder."""
+    """Engines and timings are kept in a folder; the Python binding refuses "1" for true, and Triton takes both."""
     return {
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": folder,
     }
 

@@ -29,7 +29,17 @@ class SessionWorker:
         bound: runs on kept memory; ``None``: plain runs.
     """
 
-    __slots__ = ("_bound", "_feed", "_name", "_new_options", "_output_names", "_session", "_signature", "_warmup")
+    __slots__ = (
+        "_bound",
+        "_feed",
+        "_lost",
+        "_name",
+        "_new_options",
+        "_output_names",
+        "_session",
+        "_signature",
+        "_warmup",
+    )
 
     def __init__(
         self,
@@ -44,6 +54,7 @@ class SessionWorker:
     ) -> None:
         self._session = session
         self._bound = bound
+        self._lost = False
         self._name = name
         self._signature = signature
         self._feed = dict(shared)
@@ -69,6 +80,33 @@ class SessionWorker:
 
     def close(self) -> None:
         """Keeps the session: loading it again would make every restart slow."""
+
+    def kill(self) -> bool:
+        """False: ``RunOptions.terminate`` is all that ends a run, and whoever gives it up has set it."""
+        return False
+
+    def forget(self) -> None:
+        """From here on refuses to run: onnxruntime's threads, and its GPU, stay with the parent."""
+        self._lost = True
+
+    def _check_process(self) -> None:
+        if self._lost:
+            raise BackendError(
+                f"{self._name}: its session was made before this process was forked, and onnxruntime does not outlive "
+                "a fork: make the backend in the forked process"
+            )
+
+    def renew(self) -> "SessionWorker":
+        """The same session, which several threads may run at once, with kept memory of its own."""
+        return SessionWorker(
+            self._session,
+            name=self._name,
+            signature=self._signature,
+            shared=self._feed,
+            warmup=self._warmup,
+            new_options=self._new_options,
+            bound=None if self._bound is None else self._bound.renew(),
+        )
 
     def answer(self, batch: Batch, options: Any) -> Sequence[Any]:
         """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
@@ -106,6 +144,7 @@ class SessionWorker:
         )
 
     def _run(self, inputs: Arrays, options: Any) -> list[Any]:
+        self._check_process()
         if self._bound is not None:
             return self._bound.run({**self._feed, **inputs}, options)
         feed = self._feed.copy()

@@ -13,7 +13,9 @@ Invariants:
   there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
 """
 
+import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -35,6 +37,19 @@ _PROTOCOL = 5  # the first with buffers outside the pickle
 
 # starting and joining look after all children of this interpreter, which multiprocessing does not lock
 _lifecycle = threading.Lock()
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _lifecycle, _forked  # noqa: PLW0603 - the lock may be held in the parent
+    _lifecycle = threading.Lock()
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class ProcessWorker:
@@ -89,6 +104,29 @@ class ProcessWorker:
         with self._lock:
             self._end()
 
+    def kill(self) -> bool:
+        """Kills the process, so that a call that waits for it fails; from any thread, also while it is busy."""
+        process = self._process
+        if process is None:
+            return False
+        with contextlib.suppress(ValueError, AttributeError):  # it has ended, or is about to start
+            process.kill()
+        return True
+
+    def forget(self) -> None:
+        """The process answers the parent; a forked one starts its own."""
+        pipe, process = self._pipe, self._process
+        self._pipe = self._process = None
+        self._lock = threading.Lock()
+        if process is not None:  # or the end of this interpreter would terminate it, as one of its own
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+        if pipe is not None:
+            pipe.close()  # this process's copy: the end of the parent's must reach the worker
+
+    def renew(self) -> "ProcessWorker":
+        """Another one, for the same function."""
+        return ProcessWorker(self._function, self._name)
+
     def _ready(self) -> Connection:
         if self._pipe is not None:
             return self._pipe
@@ -97,7 +135,7 @@ class ProcessWorker:
         process = context.Process(target=_serve, args=(theirs,), name=f"CpuBackend({self._name})", daemon=True)
         with _lifecycle:
             process.start()
-        self._process = process
+        self._process = process  # from here on `kill` reaches it
         theirs.close()  # or the end of the process would not close the pipe
         ok, value = _unpack(self._ask(self._pipe, [self._function]))
         if not ok:
@@ -126,7 +164,7 @@ class ProcessWorker:
     def _end(self) -> int | None:
         """Closes the pipe, which ends the process, and waits for it; returns its exit code."""
         pipe, process = self._pipe, self._process
-        self._pipe = self._process = None
+        self._pipe = None
         if pipe is None or process is None:
             return None
         pipe.close()
@@ -136,12 +174,14 @@ class ProcessWorker:
                 process.kill()
                 process.join()
             code = process.exitcode
+            self._process = None
             process.close()
         return code
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    # multiprocessing's fork server is a child of the process that started it, and fails in a forked one
+    if not _forked and "forkserver" in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
 

@@ -9,11 +9,12 @@ Invariants:
 
 * A job is *claimed* exactly once, by the thread that runs it, or by whoever gives it up while it is queued. So a
   cancelled batch that no thread has begun ends at once.
-* A job that runs is never abandoned: whoever is cancelled while waiting asks it to end early (``interrupt``) and
-  waits for the thread, because the worker is busy until then, and what counts free workers must not be told
-  otherwise.
-* Threads outlive neither ``stop`` nor the interpreter: they are daemons, so that a forgotten ``stop`` cannot hang the
-  exit, and are still joined at exit, so that none is inside native code when the interpreter goes.
+* A cancelled wait asks the running job to end early (``interrupt``) and waits for the thread, because the worker is
+  busy until then, and what counts free workers must not be told otherwise. A job that still runs after a grace is
+  *hung*: another thread takes its place, and the hung one ends when its call does, without an effect.
+* ``stop`` and the end of the interpreter join the threads within a time limit, so that none is inside native code
+  when the interpreter goes. After the limit processes are killed, and threads, which are daemons, left behind.
+* A forked process has none of the threads and processes, and none of the locks held; it starts its own.
 * Neither a thread nor a worker refers to the ``WorkerThreads``; one that is dropped unstopped lets its threads end.
 
 Jobs may come from several event loops; each is told of its end on its own.
@@ -21,14 +22,18 @@ Jobs may come from several event loops; each is told of its end on its own.
 
 import asyncio
 import atexit
-import contextlib
+import logging
+import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
+from streaminfer._stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
+from streaminfer.backends._job import Job
 from streaminfer.errors import Closed
 
 __all__ = ["Worker", "WorkerThreads"]
@@ -47,123 +52,71 @@ class Worker(Protocol):
         """Gives back what it holds; the worker can be used again afterwards."""
         ...
 
+    def kill(self) -> bool:
+        """Ends at once what a call waits for; from any thread, also while busy. False if nothing can be ended."""
+        ...
+
+    def forget(self) -> None:
+        """In a forked process: drops what belongs to the parent."""
+        ...
+
+    def renew(self) -> "Worker":
+        """Returns what takes its place while a call hangs in it; shares nothing that such a call may write to."""
+        ...
+
+
+MAX_HUNG_PER_WORKER = 8
+"""So that a model that always hangs does not fill the process with threads."""
+
+HANG_GRACE_S = 10.0
+"""Seconds after its cancellation from which on a call counts as hung."""
+
+EXIT_LIMIT_S = 10.0
+"""Seconds that the end of the interpreter waits for threads that were not stopped."""
+
+_log = logging.getLogger("streaminfer")
+
 
 W = TypeVar("W", bound=Worker)
 
 
-class _Job:
-    """One call in a worker thread, and the way back to the loop that waits for it."""
+class _Post:
+    """One worker, the thread that drives it, and the call that runs in it."""
 
-    __slots__ = (
-        "_arguments",
-        "_claim",
-        "_error",
-        "_function",
-        "_future",
-        "_interrupt",
-        "_interrupted",
-        "_loop",
-        "_value",
-        "finished",
-    )
+    __slots__ = ("job", "left_behind", "thread", "worker")
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        interrupt: Callable[[], None] | None,
-    ) -> None:
-        self._function = function
-        self._arguments = arguments
-        self._interrupt = interrupt
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[None] = self._loop.create_future()
-        self._claim = threading.Lock()
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._interrupted: Closed | None = None
-        self.finished = False
-
-    def execute(self, worker: Worker) -> None:
-        """Runs it, unless somebody gave it up; in the worker's thread."""
-        if not self._claim.acquire(blocking=False):
-            return
-        try:
-            self._value = self._function(worker, *self._arguments)
-        except BaseException as error:  # noqa: BLE001 - the one who waits raises it, on his own loop
-            self._error = error
-        self._tell()
-
-    def abort(self, error: Closed) -> None:
-        """Ends it with ``error`` where no thread has begun it, else asks it to end early; from any thread."""
-        if self._claim.acquire(blocking=False):
-            self._error = error
-            self._tell()
-        elif self._interrupt is not None:
-            self._interrupted = error
-            self._interrupt()
-
-    async def wait(self) -> Any:
-        """What the function returned or raised."""
-        try:
-            await self._future
-        except asyncio.CancelledError:
-            if not self._claim.acquire(blocking=False):
-                if self._interrupt is not None:
-                    self._interrupt()
-                await self._finish_anyway()
-            raise
-        error = self._error
-        if error is None:
-            return self._value
-        try:
-            if self._interrupted is not None:
-                raise self._interrupted from error
-            raise error
-        finally:
-            self._error = self._interrupted = None  # or its traceback would hold this frame, and the frame it
-            del error
-
-    async def _finish_anyway(self) -> None:
-        while not self.finished:
-            self._future = self._loop.create_future()
-            # cancelled once is enough; a second time makes the thread no faster
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._future
-
-    def _tell(self) -> None:
-        # a closed loop has nobody left who waits
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._finish)
-
-    def _finish(self) -> None:
-        self.finished = True
-        if not self._future.done():
-            self._future.set_result(None)
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.job: Job | None = None
+        self.left_behind = False
+        self.thread: threading.Thread
 
 
 class _Crew:
     """The threads of one start, from their first job to the last one's end."""
 
-    def __init__(self, workers: Sequence[Worker], name: str) -> None:
-        self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self.jobs: set[_Job] = set()
+    def __init__(self, workers: list[Any], name: str) -> None:
+        self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.jobs: set[Job] = set()
         self.warm = False
         self.dismissed = False
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
         self._lock = threading.RLock()  # the collector may dismiss a crew from within
         self._workers = workers
+        self._name = name
         self._working = len(workers)
-        self.threads = [
-            threading.Thread(target=self._serve, args=(worker,), name=f"{name}-{number}", daemon=True)
-            for number, worker in enumerate(workers)
-        ]
-        for thread in self.threads:
-            thread.start()
+        self._hung = 0
+        self._started = 0
+        self._posts = [self._open_post(worker) for worker in workers]
         _crews.add(self)
 
-    def put(self, job: _Job) -> bool:
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """Those that are expected to end."""
+        return [post.thread for post in self._posts]
+
+    def put(self, job: Job) -> bool:
         """Queues a job; false where the crew is going home."""
         with self._lock:
             if self.dismissed:
@@ -178,18 +131,93 @@ class _Crew:
             if self.dismissed:
                 return
             self.dismissed = True
-            for _ in self.threads:
+            for _ in self._posts:
                 self.queue.put(None)
 
-    def _serve(self, worker: Worker) -> None:
+    def replace(self, job: Job) -> bool:
+        """Gives the worker in which a call hangs another thread, so that as many batches run at once as before.
+
+        Returns:
+            False if the call has just ended, if it will soon, because its process was killed, or if too many threads
+            hang already.
+        """
+        with self._lock:
+            number = next((number for number, post in enumerate(self._posts) if post.job is job), None)
+            if number is None:
+                return False
+            post = self._posts[number]
+            if self._hung >= MAX_HUNG_PER_WORKER * len(self._posts):
+                _log.warning("%s: a batch hangs, and so do %d others: its thread is not replaced", *self._at(post))
+                return False
+            if post.worker.kill():
+                _log.warning("%s: a batch hangs after its deadline: its worker process was killed", self._name)
+                return False
+            post.left_behind = True
+            self._hung += 1
+            self._workers[number] = post.worker.renew()
+            self._posts[number] = self._open_post(self._workers[number])
+        _log.warning(
+            "%s: a batch hangs after its deadline: another thread takes the place of %s, and its answer is dropped",
+            self._name,
+            post.thread.name,
+        )
+        return True
+
+    def interrupt(self, error: Closed) -> None:
+        """Ends what waits, and asks what runs to end; processes are killed."""
+        self.dismiss()
+        for worker in tuple(self._workers):
+            worker.kill()
+        for job in tuple(self.jobs):
+            job.abort(error)
+
+    def leave_behind(self, error: Closed) -> None:
+        """Ends the calls that still run with ``error``; their threads end when the calls do, and nothing waits."""
+        with self._lock:
+            left = [(post, post.job) for post in self._posts if post.job is not None and not post.left_behind]
+            for post, _ in left:
+                post.left_behind = True
+                self._hung += 1
+            self._working -= len(left)
+            last = bool(left) and not self._working
+        for _, job in left:
+            job.give_up(error)
+        if left:
+            names = ", ".join(post.thread.name for post, _ in left)
+            _log.warning("%s: stopped while a batch hangs: left behind %s", self._name, names)
+        _crews.discard(self)
+        if last:
+            self._end()
+
+    def _at(self, post: _Post) -> tuple[str, int]:
+        return f"{self._name}, {post.thread.name}", self._hung
+
+    def _open_post(self, worker: Worker) -> _Post:
+        post = _Post(worker)
+        name = f"{self._name}-{self._started}"
+        self._started += 1
+        post.thread = threading.Thread(target=self._serve, args=(post,), name=name, daemon=True)
+        post.thread.start()
+        return post
+
+    def _serve(self, post: _Post) -> None:
+        last = False
         try:
             while (job := self.queue.get()) is not None:
-                job.execute(worker)
+                post.job = job
+                job.execute(post.worker)
                 del job  # an idle thread keeps nothing of the last batch alive
+                with self._lock:
+                    post.job = None
+                    if post.left_behind:
+                        return
         finally:
             with self._lock:
-                self._working -= 1
-                last = not self._working
+                if post.left_behind:
+                    self._hung -= 1
+                else:
+                    self._working -= 1
+                    last = not self._working
             if last:
                 self._end()
 
@@ -202,14 +230,36 @@ class _Crew:
 
 
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+_pools: "weakref.WeakSet[WorkerThreads[Any]]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    _crews.clear()
+    for pool in tuple(_pools):
+        pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register
 def _join_all() -> None:
-    for crew in tuple(_crews):
+    """Ends what a forgotten stop left, within :data:`EXIT_LIMIT_S`; what hangs dies with the interpreter."""
+    crews = tuple(_crews)
+    ends_at = time.monotonic() + EXIT_LIMIT_S
+    for crew in crews:
         crew.dismiss()
+    for crew in crews:
         for thread in crew.threads:
-            thread.join()
+            thread.join(max(0.0, ends_at - time.monotonic()))
+    error = Closed("the interpreter ends")
+    for crew in crews:
+        if any(thread.is_alive() for thread in crew.threads):
+            crew.interrupt(error)
+            ends_at = time.monotonic() + KILL_GRACE_S
+            for thread in crew.threads:
+                thread.join(max(0.0, ends_at - time.monotonic()))
 
 
 class WorkerThreads(Generic[W]):
@@ -218,15 +268,28 @@ class WorkerThreads(Generic[W]):
     Args:
         workers: one per thread.
         name: of the threads, in debuggers and thread dumps, and of the owner in errors.
+        hang_grace_s: seconds after its cancellation from which on a call that still runs counts as hung, and another
+            thread takes its place.
     """
 
-    def __init__(self, workers: Sequence[W], name: str) -> None:
-        self._workers = tuple(workers)
+    def __init__(self, workers: Sequence[W], name: str, *, hang_grace_s: float = HANG_GRACE_S) -> None:
+        self._workers = list(workers)
+        self._hang_grace_s = hang_grace_s
         self._name = name
         self._crew: _Crew | None = None
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
         self._lock = threading.Lock()
+        _pools.add(self)
+
+    def forget(self) -> None:
+        """In a forked process, which has none of the threads: the next call starts its own."""
+        self._lock = threading.Lock()
+        if self._crew is not None:
+            self._dropped.detach()
+            self._crew = None
+        for worker in self._workers:
+            worker.forget()
 
     async def start(self) -> None:
         """Starts the threads and warms every worker; does nothing where that is done.
@@ -235,7 +298,7 @@ class WorkerThreads(Generic[W]):
             BaseException: what a worker's ``warm`` raised; the threads are joined, and nothing is started.
         """
         while self._crew is not None and self._crew.dismissed:
-            await self._wait_for_end(self._crew)
+            await self._retire(self._crew, STOP_LIMIT_S)
         self._closed = False
         crew = self._open()
         if crew.warm:
@@ -293,9 +356,12 @@ class WorkerThreads(Generic[W]):
     async def stop(self, *, drain: bool) -> None:
         """Ends and joins the threads; until ``start``, further calls raise :class:`Closed`. May be repeated.
 
+        At the time limit of the stack that stops, else after :data:`~streaminfer._stopping.STOP_LIMIT_S` seconds, what
+        waits or runs ends with :class:`Closed` in any case: processes are killed, and threads left behind.
+
         Args:
             drain: calls that wait or run are answered first; else those that wait end with :class:`Closed`, and those
-                that run are interrupted where that is possible and awaited in any case.
+                that run are interrupted where that is possible and awaited.
         """
         self._closed = True
         crew = self._crew
@@ -305,7 +371,7 @@ class WorkerThreads(Generic[W]):
         if not drain:
             for job in tuple(crew.jobs):
                 job.abort(Closed(f"{self._name} was stopped"))
-        await self._wait_for_end(crew)
+        await self._retire(crew, seconds_left(STOP_LIMIT_S))
 
     def _open(self) -> _Crew:
         with self._lock:
@@ -322,19 +388,31 @@ class WorkerThreads(Generic[W]):
         arguments: tuple[Any, ...],
         interrupt: Callable[[], None] | None,
     ) -> Any:
-        job = _Job(function, arguments, interrupt)
+        job = Job(function, arguments, interrupt)
         if not crew.put(job):
             raise Closed(f"{self._name} is stopped")
         try:
-            return await job.wait()
+            return await job.wait(self._hang_grace_s, crew.replace)
         finally:
             crew.jobs.discard(job)
             del job
 
-    async def _wait_for_end(self, crew: _Crew) -> None:
-        await asyncio.wrap_future(crew.ended)
-        for thread in crew.threads:
-            thread.join()
+    async def _retire(self, crew: _Crew, timeout_s: float | None) -> None:
+        """Waits for the end of the threads; after the limit it does without."""
+        ended = asyncio.wrap_future(crew.ended)
+        await asyncio.wait({ended}, timeout=timeout_s)
+        if not ended.done():
+            error = Closed(f"{self._name} was stopped before it could answer")
+            crew.interrupt(error)
+            await asyncio.wait({ended}, timeout=KILL_GRACE_S)
+            if not ended.done():
+                crew.leave_behind(error)
+                ended.cancel()
+        if crew.ended.done():
+            crew.ended.result()
+            for thread in crew.threads:
+                if thread is not threading.current_thread():
+                    thread.join(KILL_GRACE_S)
         with self._lock:
             if self._crew is crew:
                 self._crew = None

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from streaminfer._own_arrays import own_arrays
-from streaminfer._validation import check_choice, check_count, check_instance, expected
+from streaminfer._stopping import STOP_LIMIT_S, seconds_left
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends._fingerprint import fingerprint_of_function
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch
@@ -40,6 +41,17 @@ class _FunctionWorker:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def kill(self) -> bool:
+        """False: a function cannot be ended from outside."""
+        return False
+
+    def forget(self) -> None:
+        """Nothing: a function belongs to every process."""
+
+    def renew(self) -> "_FunctionWorker":
+        """Itself: it holds nothing that a call could write to."""
+        return self
 
 
 class _CallAndCopy:
@@ -77,8 +89,9 @@ class CpuBackend:
     with ``nogil=True`` for threads.
 
     A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
-    its worker until the function returns, and whoever waits for it waits until then. A worker process that dies fails
-    its own batch and is replaced for the next.
+    its worker until the function returns. One that has not returned ``hang_grace_s`` after that hangs: its process is
+    killed, or another thread takes its place, and a warning says so. A worker process that dies fails its own batch
+    and is replaced for the next.
 
     Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
 
@@ -95,6 +108,8 @@ class CpuBackend:
         copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
             function may reuse its output memory. ``False`` is for one that returns new arrays. A process sends its
             outputs, and copies nothing more.
+        hang_grace_s: seconds that a batch may run on after it was cancelled, which a batcher does when the last of its
+            deadlines has passed.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -121,11 +136,13 @@ class CpuBackend:
         version: str | None = None,
         example: Any = None,
         copy_outputs: bool = True,
+        hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
     ) -> None:
         check_instance("fn", fn, callable, "a function of a batch's inputs")
         check_choice("executor", executor, ("thread", "process", "inline"))
         check_count("workers", workers)
+        check_duration("hang_grace_s", hang_grace_s)
         check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
         self.fingerprint = fingerprint_of_function(fn, version)
         self._name = _name(fn)
@@ -149,9 +166,11 @@ class CpuBackend:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
         owner = f"CpuBackend({self._name})"
         if executor == "thread":
-            self._threads = WorkerThreads([_FunctionWorker(self._function) for _ in range(workers)], owner)
+            functions = [_FunctionWorker(self._function) for _ in range(workers)]
+            self._threads = WorkerThreads(functions, owner, hang_grace_s=hang_grace_s)
         else:
-            self._threads = WorkerThreads(_process_workers(fn, self._name, workers), owner)
+            processes = _process_workers(fn, self._name, workers)
+            self._threads = WorkerThreads(processes, owner, hang_grace_s=hang_grace_s)
 
     async def start(self) -> None:
         """Starts the threads, or the processes and waits until each has imported the function.
@@ -188,6 +207,9 @@ class CpuBackend:
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the workers and waits for them; :meth:`start` starts new ones.
 
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads left behind.
+
         Args:
             drain: batches that wait for a worker are answered first; else they end with
                 :class:`~streaminfer.errors.Closed`.
@@ -196,7 +218,7 @@ class CpuBackend:
         if self._threads is not None:
             await self._threads.stop(drain=drain)
         elif self._awaited:
-            await asyncio.wait(tuple(self._awaited))
+            await asyncio.wait(tuple(self._awaited), timeout=seconds_left(STOP_LIMIT_S))
 
     def statistics(self) -> BackendStatistics:
         """What was counted until now."""

@@ -19,10 +19,18 @@ from typing import Any
 import numpy.typing as npt
 
 from streaminfer._extras import require
-from streaminfer._validation import check_choice, check_count, check_instance
+from streaminfer._validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
-from streaminfer.backends._onnx_model import Provider, choose_providers, find_source, load, make_options, read_specs
+from streaminfer.backends._onnx_model import (
+    Provider,
+    check_loaded,
+    choose_providers,
+    find_source,
+    load,
+    make_options,
+    read_specs,
+)
 from streaminfer.backends._onnx_session import SessionWorker, stack_example
 from streaminfer.backends._signature import (
     NonFinite,
@@ -33,7 +41,7 @@ from streaminfer.backends._signature import (
     guess_inputs,
 )
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
@@ -57,7 +65,8 @@ class OnnxBackend:
     Args:
         path_or_bytes: the model's file, or its bytes.
         providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
-            One that is not available is an error, not a silent fall-back.
+            One that is not available, or that fails, is an error, not a silent fall-back. A provider that a plugin
+            brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
         threads: threads that one session computes with, its worker thread included; ``None`` means 1.
         sessions: sessions, each with a worker thread: how many batches can run at the same time. Every session holds
             a copy of the weights.
@@ -70,7 +79,8 @@ class OnnxBackend:
         shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
             read-only.
         outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
-        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads.
+        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, and
+            the providers if it has any.
         example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
             ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
             nothing unless its length buckets name them.
@@ -79,6 +89,8 @@ class OnnxBackend:
             memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
             trusts the shapes that the model states for its outputs.
         non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
+            place on the same session, and a warning says so.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
 
     Attributes:
@@ -113,10 +125,12 @@ class OnnxBackend:
         example: Any = None,
         binding: Binding | None = None,
         non_finite: NonFinite = "allow",
+        hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
         check_count("sessions", sessions)
+        check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
         sizes = [check_count("warmup", size) for size in warmup]
@@ -125,11 +139,13 @@ class OnnxBackend:
         options = make_options(runtime, threads, session_options)
         self._name, source = find_source(path_or_bytes)
         contents = source if isinstance(source, bytes) else ModelFile.at(source)
-        self._providers: list[Provider] = choose_providers(runtime, providers)
-        loaded = [load(runtime, source, self._name, options, self._providers) for _ in range(sessions)]
+        chosen = choose_providers(runtime, providers, options, given=session_options is not None)
+        loaded = [load(runtime, source, self._name, options, chosen) for _ in range(sessions)]
+        check_loaded(loaded[0], providers or ())
+        self._providers: list[Provider] = chosen or list(loaded[0].get_providers())
         self._contents = digest_of_bytes(contents) if isinstance(contents, bytes) else contents
-        inputs, chosen = read_specs(loaded[0], axes, shared, shared_outputs, outputs)
-        self._signature = Signature(inputs, chosen, non_finite=non_finite)
+        inputs, given = read_specs(loaded[0], axes, shared, shared_outputs, outputs)
+        self._signature = Signature(inputs, given, non_finite=non_finite)
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
@@ -156,7 +172,7 @@ class OnnxBackend:
         ]
         self.queued_workers = sessions
         self._recorder = BackendRecorder(sessions, clock)
-        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})")
+        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})", hang_grace_s=hang_grace_s)
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -214,6 +230,9 @@ class OnnxBackend:
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
+
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`, and their threads are left behind.
 
         Args:
             drain: batches that wait or run are answered first; else they end with

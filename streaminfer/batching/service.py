@@ -10,6 +10,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from streaminfer._stopping import seconds_left
 from streaminfer._validation import expected
 from streaminfer.batching._ticket_cy import NEVER, Ticket
 from streaminfer.batching.assembly import SCALARS, Assembler, prepare
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = ["BatchedService", "make_assembler"]
+
+_LARGEST_LOAD = 4096  # a stack without a batcher has as many workers as there are requests
 
 _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
 
@@ -215,6 +218,10 @@ class BatchedService(Dispatcher):
             return self._predict(self._queue, now_ns, running, bucket)
         return self._predict(self._queue, now_ns, running, bucket, len(self._ahead.tickets))
 
+    def full_load(self) -> int:
+        """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
+        return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
+
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
         self.clock = clock
@@ -263,14 +270,14 @@ class BatchedService(Dispatcher):
             drained = loop.create_future()
             self._drains.append(drained)
             try:
-                await drained
+                await asyncio.wait({drained}, timeout=seconds_left())
             finally:
                 self._drains.remove(drained)
                 self._close()
         self._close()
         tasks = [run.task for run in self._runs]
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
     def statistics(self) -> "BatcherStatistics":
         """A snapshot of the counters."""

@@ -30,6 +30,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._owners import start_owned
+from streaminfer._stopping import stop_all
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Batch, Request, Response
@@ -329,16 +331,12 @@ class _Hedged:
 
     async def start(self) -> None:
         """Starts the replica that gets the extra requests."""
-        start = getattr(self.hedge.to, "start", None)
-        if start is not None:
-            await start()
+        await start_owned(self, self.hedge.to)
 
     async def stop(self, *, drain: bool) -> None:
         """Waits for losers that could not be cancelled at once, and stops the replica."""
         await self.hedge.settle()
-        stop = getattr(self.hedge.to, "stop", None)
-        if stop is not None:
-            await stop(drain=drain)
+        await stop_all(self, [self.hedge.to], drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.hedge!r} in front of {self.inner!r}"

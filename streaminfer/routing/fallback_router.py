@@ -31,6 +31,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._owners import start_owned
+from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_duration, check_instance, expected
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
@@ -43,7 +45,7 @@ from streaminfer.routing.endings import judge
 from streaminfer.routing.journey import Journey
 from streaminfer.routing.lanes import Lane, make_lanes
 from streaminfer.routing.route import Route
-from streaminfer.stack import find_slo, stop_all
+from streaminfer.stack import find_slo
 
 if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics
@@ -233,12 +235,10 @@ class FallbackRouter(Chooser):
         started: list[Any] = []
         try:
             for service in self._services():
-                start = getattr(service, "start", None)
-                if start is not None:
-                    await start()
-                    started.append(service)
+                await start_owned(self, service)
+                started.append(service)
         except BaseException:
-            await stop_all(started[::-1], drain=False)
+            await stop_all(self, started[::-1], drain=False)
             raise
         self._stopping = self._cutting = False
         self._gate.is_open = True
@@ -256,7 +256,7 @@ class FallbackRouter(Chooser):
         failure: BaseException | None = None
         if drain:
             try:
-                await self._until_drained()
+                await until_limit(self._until_drained())
             except BaseException as error:  # noqa: BLE001 - raised below, after the services have been stopped
                 failure = error
         self._cutting = True
@@ -264,13 +264,13 @@ class FallbackRouter(Chooser):
             shadow.cancel()
         self._gate.attempts.interrupt_all()
         if self._shadows:
-            await asyncio.wait(self._shadows)
-        await self._until_drained()
+            await asyncio.wait(self._shadows, timeout=seconds_left())
+        await until_limit(self._until_drained())
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
         self._gate.attempts.alarm_ns = NEVER
-        await stop_all(self._services(), drain=drain and failure is None)
+        await stop_all(self, self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
 

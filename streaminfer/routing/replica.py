@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._owners import start_owned
+from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_instance, check_number
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response
@@ -83,25 +85,21 @@ class Place:
 
     async def start(self) -> None:
         """Starts the service, where that means anything."""
-        start = getattr(self.replica.service, "start", None)
-        if start is not None:
-            await start()
+        await start_owned(self, self.replica.service)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops the service in any case, also where waiting for it to drain is cancelled."""
         failure: BaseException | None = None
         try:
             if drain:
-                await self.left()
+                await until_limit(self.left())
         except BaseException as error:  # noqa: BLE001 - raised below
             failure, drain = error, False
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
-        stop = getattr(self.replica.service, "stop", None)
-        if stop is not None:
-            await stop(drain=drain)
+            await asyncio.wait(tuple(self._tasks), timeout=seconds_left())
+        await stop_all(self, [self.replica.service], drain=drain)
         if failure is not None:
             raise failure
 

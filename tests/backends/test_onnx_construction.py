@@ -140,9 +140,10 @@ def test_sessions_compute_with_the_threads_and_options_that_were_asked_for(monke
     seen = []
     real = onnxruntime.InferenceSession
 
-    def recorded(source, options, providers):
+    def recorded(source, options, providers, enable_fallback):
         seen.append((options, providers))
-        return real(source, options, providers=providers)
+        assert enable_fallback == 0
+        return real(source, options, providers=providers, enable_fallback=enable_fallback)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
     OnnxBackend(doubling, sessions=2)
@@ -171,3 +172,69 @@ def test_what_a_notebook_shows(identity):
     html = OnnxBackend(identity(Tensor.FLOAT, ["<b>", 3]))._repr_html_()
     assert "<td>input</td><td>x</td><td>float32[&lt;b&gt;, 3]</td><td>0</td>" in html
     assert "<td>output</td><td>y</td>" in html
+
+
+def test_a_provider_that_fails_is_an_error_and_prints_nothing(monkeypatch, doubling, capsys):
+    create = onnxruntime.InferenceSession._create_inference_session
+
+    def fail(self, providers, provider_options, disabled_optimizers=None):
+        if providers != ["CPUExecutionProvider"]:
+            raise RuntimeError("no such device")
+        create(self, providers, provider_options, disabled_optimizers)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(ValueError, match="no such device"):
+        OnnxBackend(doubling, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
+    assert capsys.readouterr().out == ""
+
+
+def cpu_devices():
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == "CPUExecutionProvider"]
+
+
+def test_providers_of_the_session_options_are_used(monkeypatch, doubling):
+    seen = []
+    real = onnxruntime.InferenceSession
+
+    def recorded(*arguments, **settings):
+        seen.append(settings["providers"])
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recorded)
+    options = onnxruntime.SessionOptions()
+    options.add_provider_for_devices(cpu_devices(), {})
+
+    backend = OnnxBackend(doubling, session_options=options)
+
+    assert seen == [None]
+    assert "on CPUExecutionProvider" in repr(backend)
+    with pytest.raises(ValueError, match="providers: expected None beside session_options that have providers"):
+        OnnxBackend(doubling, session_options=options, providers=["CPUExecutionProvider"])
+
+
+def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
+    """The CPU's own device stands for a plugin's: the list of built-in providers leaves it out."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider"])
+
+    backend = OnnxBackend(doubling, providers=["CPUExecutionProvider"])
+
+    assert "on CPUExecutionProvider" in repr(backend)
+    with pytest.raises(ValueError, match=r"session_options: expected None .*add_provider_for_devices"):
+        OnnxBackend(doubling, providers=["CPUExecutionProvider"], session_options=onnxruntime.SessionOptions())
+
+
+def test_a_plugin_without_a_device_says_what_was_found(doubling):
+    with pytest.raises(ValueError, match=r"'OpenVINOExecutionProvider'.*no device for it here.*CPUExecutionProvider"):
+        OnnxBackend(doubling, providers=["OpenVINOExecutionProvider"])
+
+
+def test_an_input_of_one_row_beside_inputs_of_many_is_refused(build_model):
+    model = build_model(
+        [helper.make_node("Add", ["x", "rate"], ["y"])],
+        [("x", Tensor.FLOAT, ["batch", 2]), ("rate", Tensor.FLOAT, [1])],
+        [("y", Tensor.FLOAT, ["batch", 2])],
+    )
+    with pytest.raises(ValueError, match=r"shared_inputs: expected a value for input 'rate', got none: float32\[1\]"):
+        OnnxBackend(model)
+    rate = np.ones(1, np.float32)
+    assert not OnnxBackend(model, shared_inputs={"rate": rate})._signature.one_row_a_run

@@ -34,6 +34,12 @@ class Bench:
     def close(self):
         self.closed += 1
 
+    def kill(self):
+        return False
+
+    def renew(self):
+        return self
+
 
 class Gate:
     """A job that says when a thread has begun it, and ends when it is told to."""

@@ -171,3 +171,28 @@ def test_an_interrupted_call_frees_its_place(monkeypatch):
         while infer.statistics()["AdaptiveBatcher"].cancelled == 0:
             pass
         assert infer(2.0) == 2.0
+
+
+def test_start_and_stop_without_a_block():
+    infer = stack_of(ScriptedBackend()).blocking()
+    for _ in range(2):
+        infer.start()
+        assert infer(1.0) == 1.0
+        with pytest.raises(RuntimeError, match="runs already"):
+            infer.start()
+        infer.stop()
+        infer.stop()
+        with pytest.raises(si.Closed):
+            infer(1.0)
+
+
+def test_stop_without_drain_ends_what_is_in_hand():
+    infer = stack_of(ScriptedBackend(HANG)).blocking()
+    infer.start()
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(infer, 1.0)
+        while not infer.statistics()["AdaptiveBatcher"].running:
+            pass
+        infer.stop(drain=False)
+        with pytest.raises(si.Closed):
+            answer.result()

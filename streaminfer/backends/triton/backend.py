@@ -21,6 +21,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._stopping import seconds_left, until_limit
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends._statistics import BackendRecorder
@@ -312,9 +313,10 @@ class TritonBackend:
                 await asyncio.wait([reader])
             if drain:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeout_s):
+                    left_s = seconds_left(self._timeout_s)
+                    async with asyncio.timeout(min(self._timeout_s, left_s or 0.0)):
                         await session.streams.until_none()
-                await session.calls.until_none()
+                await until_limit(session.calls.until_none())
         finally:
             await session.close()
             await session.calls.until_none()  # what was ended there says so to its callers before this returns

@@ -1,0 +1,106 @@
+"""Many requests of one caller: all of them are answered, however small the queue is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.protocols import find_inward
+
+if TYPE_CHECKING:
+    from streaminfer.request import Request, Response
+    from streaminfer.stack import Stack
+
+__all__ = ["PlaceQueue", "answer_all", "default_concurrency"]
+
+_SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
+_DEFAULT_CONCURRENCY = 64
+
+
+class PlaceQueue:
+    """Callers of a stack that wait for a place in its queue, in the order in which they came; of one event loop.
+
+    Args:
+        stack: whose places.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._turn = asyncio.Lock()
+
+    async def call(self, request: Request) -> Response:
+        """Answers a request when there is a place for it.
+
+        Raises:
+            DeadlineExceeded: there was none before its deadline.
+            StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``.
+        """
+        while True:
+            left_s = None
+            if request.deadline_ns is not None:
+                left_s = max(request.deadline_ns - self._stack.clock(), 0) / 1e9
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._wait_for_place(request)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "the deadline passed while the request waited for a place in the queue"
+                ) from None
+            try:
+                return await self._stack.call(request)  # takes the place before anybody else has a turn
+            except Overloaded as error:  # of a layer that does not say so beforehand
+                pause_s = max(error.retry_after_s, _SHORTEST_PAUSE_S)
+            if left_s is not None:
+                pause_s = min(pause_s, left_s)
+            await asyncio.sleep(pause_s)
+
+    async def _wait_for_place(self, request: Request) -> None:
+        async with self._turn:
+            # the queue tells nobody of a free place: it is asked again when it expects one
+            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":  # noqa: ASYNC110
+                await asyncio.sleep(max(place.retry_after_s, _SHORTEST_PAUSE_S))
+
+
+def default_concurrency(outermost: Any) -> int:
+    """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
+    batcher = find_inward(outermost, "full_load", None)
+    return _DEFAULT_CONCURRENCY if batcher is None else max(_DEFAULT_CONCURRENCY, batcher())
+
+
+async def answer_all(
+    inputs: Iterable[Any], ask: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
+) -> list[Any]:
+    """Ask for each of some inputs, at most ``concurrency`` at a time.
+
+    Args:
+        inputs: read as their turn comes.
+        ask: answers one of them.
+        concurrency: how many are asked for at the same time.
+        return_exceptions: put errors among the answers; otherwise the first one ends what is left, and is raised.
+
+    Returns:
+        The answers in the order of the inputs.
+    """
+    answers: dict[int, Any] = {}
+    numbered: Iterator[tuple[int, Any]] = enumerate(inputs)
+
+    async def work() -> None:
+        for number, one in numbered:
+            try:
+                answers[number] = await ask(one)
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                answers[number] = error
+
+    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    except BaseException:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        raise
+    return [answers[number] for number in range(len(answers))]

@@ -1,0 +1,101 @@
+"""Who has started what: a backend or a service that several stacks share stops with the last of them.
+
+A part is started by its first owner, and stopped by its last. Owners whose event loop has been closed without a stop do
+not count. Thread-safe; owners may be on several event loops.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any
+
+__all__ = ["last_owner", "start_owned"]
+
+
+class _Ownership:
+    """The owners of one part, and whether somebody is starting or stopping it."""
+
+    __slots__ = ("busy", "busy_loop", "owners", "part")
+
+    def __init__(self, part: Any) -> None:
+        self.part = part  # so that its id remains its own
+        self.owners: dict[int, asyncio.AbstractEventLoop] = {}
+        self.busy: Future[None] | None = None
+        self.busy_loop: asyncio.AbstractEventLoop | None = None
+
+    def others(self, owner: object) -> bool:
+        """Whether somebody else owns the part, on a loop that is still there."""
+        for number, loop in tuple(self.owners.items()):
+            if loop.is_closed():
+                del self.owners[number]
+        return any(number != id(owner) for number in self.owners)
+
+    def wait(self) -> "Future[None] | None":
+        """What to wait for before the part can be started or stopped."""
+        return None if self.busy_loop is None or self.busy_loop.is_closed() else self.busy
+
+
+_owned: dict[int, _Ownership] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - it may be held in the parent
+    _lock = threading.Lock()
+    _owned.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+async def start_owned(owner: object, part: Any) -> None:
+    """Start a part unless another owner has, and count ``owner`` among its owners.
+
+    Raises:
+        BaseException: what its ``start`` raised; then ``owner`` does not own it.
+    """
+    start = getattr(part, "start", None)
+    if start is None and getattr(part, "stop", None) is None:
+        return
+    async with _turn(part) as ownership:
+        shared = ownership.others(owner)
+        if start is not None and not shared:
+            await start()
+        ownership.owners[id(owner)] = asyncio.get_running_loop()
+
+
+@asynccontextmanager
+async def last_owner(owner: object, part: Any) -> AsyncIterator[bool]:
+    """Count ``owner`` no more, and say whether it was the last, which stops the part in the block."""
+    async with _turn(part) as ownership:
+        shared = ownership.others(owner)
+        ownership.owners.pop(id(owner), None)
+        yield not shared
+
+
+@asynccontextmanager
+async def _turn(part: Any) -> AsyncIterator[_Ownership]:
+    """One at a time starts or stops a part."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
+    while True:
+        with _lock:
+            ownership = _owned.setdefault(id(part), _Ownership(part))
+            waits = ownership.wait()
+            if waits is None:
+                ownership.busy, ownership.busy_loop = done, asyncio.get_running_loop()
+                break
+        await asyncio.wrap_future(waits)
+    try:
+        yield ownership
+    finally:
+        with _lock:
+            if ownership.busy is done:
+                ownership.busy = ownership.busy_loop = None
+            if not ownership.owners and _owned.get(id(part)) is ownership and ownership.busy is None:
+                del _owned[id(part)]
+        done.set_result(None)

@@ -1,0 +1,118 @@
+"""Backends in a forked process: no held lock, no dead thread, and the parent's workers are left alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PATIENCE_S = 30
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+PROGRAM = """
+import asyncio, os, sys, threading
+import numpy as np
+from streaminfer.backends import CpuBackend, OnnxBackend, _workers, _processes
+from streaminfer.request import Batch, Request
+
+def answer(backend):
+    return asyncio.run(asyncio.wait_for(backend.infer(Batch(np.ones((1, 2), np.float32), [Request(None)])), 10))
+
+def in_child(function):
+    child = os.fork()
+    if not child:
+        try:
+            print(function(), flush=True)
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(1)
+        sys.exit(0)  # an ordinary end, with everything that runs then
+    os.waitpid(child, 0)
+"""
+
+
+def outcome_of(program, *arguments):
+    command = [sys.executable, "-c", PROGRAM + program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_backend_that_was_used_before_the_fork(executor):
+    program = f"""
+backend = CpuBackend(np.negative, executor={executor!r})
+answer(backend)
+in_child(lambda: answer(backend).tolist())
+print("parent", answer(backend).tolist())
+asyncio.run(backend.stop())
+"""
+    assert outcome_of(program) == ["[[-1.0, -1.0]]", "parent [[-1.0, -1.0]]"]
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_backend_made_in_the_child(executor):
+    program = f"""
+first = CpuBackend(np.negative, executor={executor!r})
+answer(first)
+in_child(lambda: answer(CpuBackend(np.abs, executor={executor!r})).tolist())
+print("parent", answer(first).tolist())
+"""
+    assert outcome_of(program) == ["[[1.0, 1.0]]", "parent [[-1.0, -1.0]]"]
+
+
+def test_locks_that_were_held_at_the_fork_are_free_in_the_child():
+    program = """
+backend = CpuBackend(np.negative)
+answer(backend)
+held, go = threading.Event(), threading.Event()
+def hold():
+    with backend._threads._lock, backend._threads._crew._lock, _processes._lifecycle:
+        held.set()
+        go.wait()
+threading.Thread(target=hold).start()
+held.wait()
+in_child(lambda: answer(backend).tolist() + answer(CpuBackend(np.abs, executor="process")).tolist())
+go.set()
+"""
+    assert outcome_of(program) == ["[[-1.0, -1.0], [1.0, 1.0]]"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_session_does_not_outlive_a_fork(threads, doubling, tmp_path):
+    """Onnxruntime aborts or hangs when such a child ends, so it must not get as far as being used."""
+    path = tmp_path / "doubling.onnx"
+    path.write_bytes(doubling)
+    program = f"""
+backend = OnnxBackend({str(path)!r}, threads={threads})
+answer(backend)
+in_child(lambda: [row.tolist() for row in answer(backend)])
+print("parent", [row.tolist() for row in answer(backend)])
+asyncio.run(backend.stop())
+"""
+    child, parent = outcome_of(program)
+    assert "make the backend in the forked process" in child
+    assert parent == "parent [[2.0, 2.0]]"
+
+
+def test_a_stack_that_runs_is_refused_and_another_of_the_same_backend_serves():
+    program = """
+import streaminfer as si
+backend = CpuBackend(np.negative)
+stack = si.Stack(backend)
+async def use(stack):
+    async with stack:
+        return float(await stack(1.0))
+async def main():
+    async with stack:
+        child = os.fork()
+        if not child:
+            asyncio._set_running_loop(None)
+            print(asyncio.new_event_loop().run_until_complete(use(si.Stack(backend))), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        return float(await stack(2.0))
+print(asyncio.run(main()))
+"""
+    assert outcome_of(program) == ["-1.0", "-2.0"]

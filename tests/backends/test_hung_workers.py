@@ -1,0 +1,416 @@
+"""Batches that hang: a stop ends within its limit, and a worker that hangs while it serves is replaced."""
+
+import asyncio
+import gc
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer import _stopping
+from streaminfer.backends import CpuBackend, _workers
+from streaminfer.backends._workers import WorkerThreads
+from streaminfer.request import Batch, Request
+
+PATIENCE_S = 30  # only ever reached by a test that fails
+LIMIT_S = 0.2
+
+
+class Hanging:
+    """A function that blocks in its first calls until it is released."""
+
+    def __init__(self, times=1):
+        self.times = times
+        self.begun = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.ended = threading.Semaphore(0)
+
+    def __call__(self, inputs):
+        self.times -= 1
+        if self.times >= 0:
+            self.begun.release()
+            assert self.released.wait(PATIENCE_S)
+            self.ended.release()
+        return inputs
+
+    async def until_begun(self):
+        assert await asyncio.to_thread(self.begun.acquire, timeout=PATIENCE_S)
+
+    def release(self):
+        self.released.set()
+
+
+@pytest.fixture
+def hanging():
+    hangs = Hanging()
+    yield hangs
+    hangs.release()
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
+
+
+def batch(value=1.0):
+    return Batch(np.array([value]), [Request(value)])
+
+
+async def took_s(stopping):
+    begun = time.monotonic()
+    await stopping
+    return time.monotonic() - begun
+
+
+def say_so_and_hang(inputs):
+    Path(str(inputs[0])).touch()
+    threading.Event().wait()
+
+
+async def until_exists(path):
+    while not path.exists():
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched):
+    async def main():
+        tasks = asyncio.all_tasks()
+        layers = [si.AdaptiveBatcher(max_batch_size=1)] if batched else []
+        stack = si.Stack(*layers, CpuBackend(hanging))
+        await stack.start()
+        call = asyncio.create_task(stack(1.0))
+        await hanging.until_begun()
+
+        seconds = await took_s(stack.stop(drain=drain, timeout_s=LIMIT_S))
+
+        assert seconds < LIMIT_S + 0.5
+        with pytest.raises(si.Closed):
+            await call
+        assert asyncio.all_tasks() == tasks
+        assert repr(stack).startswith("<Stack, stopped")
+
+    run(main())
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stop_with_a_hung_process_leaves_none_running(drain, tmp_path):
+    async def main():
+        before = set(multiprocessing.active_children())
+        stack = si.Stack(CpuBackend(say_so_and_hang, executor="process"))
+        await stack.start()
+        (process,) = set(multiprocessing.active_children()) - before
+        call = asyncio.create_task(stack(str(tmp_path / "begun")))
+        await until_exists(tmp_path / "begun")
+
+        seconds = await took_s(stack.stop(drain=drain, timeout_s=LIMIT_S))
+
+        assert seconds < LIMIT_S + 0.5
+        with pytest.raises((si.Closed, si.BackendError)):
+            await call
+        assert process not in multiprocessing.active_children()
+
+    run(main())
+
+
+def test_async_with_ends_though_a_thread_hangs(hanging, monkeypatch):
+    monkeypatch.setattr(si.Stack.stop, "__kwdefaults__", {"drain": True, "timeout_s": LIMIT_S})
+
+    async def main():
+        async with si.Stack(CpuBackend(hanging)) as stack:
+            call = asyncio.create_task(stack(1.0))
+            await hanging.until_begun()
+        with pytest.raises(si.Closed):
+            await call
+
+    run(main())
+
+
+def test_a_stack_starts_again_after_a_thread_was_left_behind(hanging):
+    async def main():
+        stack = si.Stack(CpuBackend(hanging))
+        await stack.start()
+        call = asyncio.create_task(stack(1.0))
+        await hanging.until_begun()
+        await stack.stop(timeout_s=0)
+        with pytest.raises(si.Closed):
+            await call
+        async with stack:
+            assert await stack(2.0) == 2.0
+
+    run(main())
+
+
+@pytest.mark.parametrize("what", ["router", "replicas", "nested"])
+def test_the_limit_reaches_nested_services(hanging, what):
+    async def main():
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging))
+        service = {
+            "router": lambda: si.FallbackRouter(si.Route("a", inner)),
+            "replicas": lambda: si.Replicas(si.Replica("a", inner)),
+            "nested": lambda: inner,
+        }[what]()
+        stack = si.Stack(service)
+        await stack.start()
+        call = asyncio.create_task(stack(1.0))
+        await hanging.until_begun()
+        assert await took_s(stack.stop(timeout_s=LIMIT_S)) < LIMIT_S + 0.5
+        with pytest.raises(si.StreamInferError):
+            await call
+        assert repr(inner).startswith("<Stack, stopped")
+
+    run(main())
+
+
+def test_a_part_that_ignores_the_limit_is_left_behind(caplog):
+    class Part:
+        async def infer(self, batch):
+            return batch.inputs
+
+        async def stop(self, *, drain):
+            while not released.is_set():
+                try:
+                    await released.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    async def main():
+        nonlocal released
+        released = asyncio.Event()
+        stack = si.Stack(Part())
+        await stack.start()
+        assert await took_s(stack.stop(timeout_s=0)) < 0.5
+        released.set()
+
+    released = None
+    run(main())
+    assert "left behind" in caplog.text
+
+
+def test_without_a_limit_a_stop_waits(hanging):
+    async def main():
+        stack = si.Stack(CpuBackend(hanging))
+        await stack.start()
+        call = asyncio.create_task(stack(1.0))
+        await hanging.until_begun()
+        stopping = asyncio.create_task(stack.stop(timeout_s=None))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        hanging.release()
+        await stopping
+        assert await call == 1.0
+
+    run(main())
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), "1", True])
+def test_a_wrong_limit_is_named(limit):
+    stack = si.Stack(CpuBackend(np.negative))
+    with pytest.raises((TypeError, ValueError), match="timeout_s: expected a finite number of seconds"):
+        asyncio.run(stack.stop(timeout_s=limit))
+    with pytest.raises((TypeError, ValueError), match="timeout_s: expected a finite number of seconds"):
+        stack.blocking().stop(timeout_s=limit)
+
+
+def test_a_hung_thread_is_replaced_while_serving(hanging, caplog):
+    async def main():
+        backend = CpuBackend(hanging, hang_grace_s=0)
+        call = asyncio.create_task(backend.infer(batch()))
+        await hanging.until_begun()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert list(await backend.infer(batch(2.0))) == [2.0]
+
+        hanging.release()
+        assert await asyncio.to_thread(hanging.ended.acquire, timeout=PATIENCE_S)
+        assert list(await backend.infer(batch(3.0))) == [3.0]
+        await backend.stop()
+
+    run(main())
+    assert caplog.text.count("another thread takes the place") == 1
+
+
+def test_a_deadline_behind_a_batcher_frees_the_only_worker(hanging):
+    async def main():
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging, hang_grace_s=0)) as stack:
+            with pytest.raises(si.DeadlineExceeded):
+                await stack(1.0, timeout_s=0.05)
+            assert await stack(2.0) == 2.0
+
+    run(main())
+
+
+def test_the_pool_keeps_its_size_and_all_threads_end():
+    hangs = Hanging(times=3)
+
+    async def main():
+        backend = CpuBackend(hangs, workers=2, hang_grace_s=0)
+        calls = []
+        for _ in range(3):
+            calls.append(asyncio.create_task(backend.infer(batch())))
+            await hangs.until_begun()
+            calls[-1].cancel()
+            await asyncio.wait(calls)
+        alive = [thread for thread in threading.enumerate() if thread.name.startswith("CpuBackend")]
+        assert len(alive) == 5
+        hangs.release()
+        await backend.stop()
+        for thread in alive:
+            await asyncio.to_thread(thread.join, PATIENCE_S)
+            assert not thread.is_alive()
+
+    run(main())
+
+
+def test_too_many_hung_threads_are_not_replaced(monkeypatch, caplog):
+    monkeypatch.setattr(_workers, "MAX_HUNG_PER_WORKER", 1)
+    hangs = Hanging(times=2)
+
+    async def main():
+        backend = CpuBackend(hangs, hang_grace_s=0.001)
+        calls = []
+        for _ in range(2):
+            calls.append(asyncio.create_task(backend.infer(batch())))
+            await hangs.until_begun()
+            calls[-1].cancel()
+            if len(calls) == 1:
+                await asyncio.wait(calls)
+        while "not replaced" not in caplog.text:
+            await asyncio.sleep(0.001)
+        assert not calls[1].done()
+        hangs.release()
+        await asyncio.wait(calls)
+        await backend.stop()
+
+    run(main())
+
+
+def test_a_hung_process_is_killed_and_replaced(caplog, tmp_path):
+    async def main():
+        backend = CpuBackend(say_so_and_hang, executor="process", hang_grace_s=0)
+        await backend.start()
+        for name in ("first", "second"):
+            (process,) = multiprocessing.active_children()
+            inputs = [str(tmp_path / name)]
+            call = asyncio.create_task(backend.infer(Batch(inputs, [Request(None)])))
+            await until_exists(tmp_path / name)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert process not in multiprocessing.active_children()
+            await backend.start()
+            await backend._threads.run_for_each(lambda worker: worker.warm())
+        await backend.stop()
+        assert not multiprocessing.active_children()
+
+    run(main())
+    assert caplog.text.count("its worker process was killed") == 2
+
+
+def test_a_late_answer_keeps_nothing_alive():
+    hangs = Hanging()
+
+    async def main():
+        backend = CpuBackend(hangs, hang_grace_s=0)
+        inputs = np.ones(3)
+        gone = weakref.ref(inputs)
+        call = asyncio.create_task(backend.infer(Batch(inputs, [Request(None)] * 3)))
+        del inputs
+        await hangs.until_begun()
+        call.cancel()
+        await asyncio.wait([call])
+        del call
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("CpuBackend")]
+        hangs.release()
+        await asyncio.to_thread(threads[0].join, PATIENCE_S)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert gone() is None
+        await backend.stop()
+
+    run(main())
+
+
+HANG_MODULE = """
+import threading
+from pathlib import Path
+def hang(inputs):
+    Path(inputs[0]).touch()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_the_interpreter_ends_though_a_batch_hangs(executor, tmp_path):
+    (tmp_path / "hang.py").write_text(HANG_MODULE)
+    program = f"""
+import asyncio, multiprocessing, os, sys
+sys.path.insert(0, {str(tmp_path)!r})
+from hang import hang
+from streaminfer.backends import CpuBackend, _workers
+from streaminfer.request import Batch, Request
+_workers.EXIT_LIMIT_S = 0.1
+begun = {str(tmp_path / "begun")!r}
+backend = CpuBackend(hang, executor={executor!r})
+async def main():
+    await backend.start()
+    for child in multiprocessing.active_children():
+        print(child.pid, flush=True)
+    task = asyncio.get_running_loop().create_task(backend.infer(Batch([begun], [Request(None)])))
+    task._log_destroy_pending = False
+    while not os.path.exists(begun):
+        await asyncio.sleep(0.001)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for pid in done.stdout.split():
+        assert not Path("/proc", pid).exists()
+
+
+class Bare:
+    """A worker that only counts."""
+
+    def __init__(self):
+        self.closed = 0
+
+    def warm(self):
+        pass
+
+    def close(self):
+        self.closed += 1
+
+    def kill(self):
+        return False
+
+    def renew(self):
+        return self
+
+
+def test_workers_are_closed_once_though_a_thread_was_left_behind(hanging):
+    async def main():
+        workers = [Bare(), Bare()]
+        pool = WorkerThreads(workers, "pool")
+        call = asyncio.create_task(pool.run(lambda _worker: hanging(1)))
+        await hanging.until_begun()
+        with _stopping.stop_within(0):
+            await pool.stop(drain=True)
+        with pytest.raises(si.Closed, match="stopped before it could answer"):
+            await call
+        assert [worker.closed for worker in workers] == [1, 1]
+        hanging.release()
+        assert await asyncio.to_thread(hanging.ended.acquire, timeout=PATIENCE_S)
+        assert [worker.closed for worker in workers] == [1, 1]
+
+    run(main())

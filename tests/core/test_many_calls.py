@@ -1,0 +1,136 @@
+"""`Stack.map` and waiting for a place: every input is answered, in order, within the queue's bounds."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def stack_of(backend, loop, **options):
+    options = {"max_batch_size": 8, "policy": "greedy", **options}
+    return si.Stack(si.Telemetry("t"), si.AdaptiveBatcher(**options), backend, clock=loop.clock)
+
+
+@pytest.mark.parametrize("concurrency", [None, 1, 3, 5000])
+def test_ten_thousand_inputs_are_answered_in_order(concurrency):
+    async def main(loop):
+        async with stack_of(ScriptedBackend(duration_s=0.001), loop, max_in_flight=2) as stack:
+            count = 10_000 if concurrency != 1 else 100
+            answers = await stack.map(map(float, range(count)), concurrency=concurrency)
+            assert [float(answer) for answer in answers] == [float(number) for number in range(count)]
+            return stack.statistics()["AdaptiveBatcher"]
+
+    assert run(main).overloaded == 0
+
+
+def test_no_more_than_the_concurrency_are_in_hand():
+    most = 0
+
+    async def main(loop):
+        nonlocal most
+        stack = stack_of(ScriptedBackend(duration_s=0.001), loop)
+
+        def inputs():
+            nonlocal most
+            for number in range(50):
+                most = max(most, number - stack.statistics()["AdaptiveBatcher"].answered)
+                yield float(number)
+
+        async with stack:
+            await stack.map(inputs(), concurrency=4)
+
+    run(main)
+    assert most <= 4
+
+
+def test_map_waits_where_others_fill_the_queue():
+    async def main(loop):
+        async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=4, max_batch_size=2) as stack:
+            others = [asyncio.ensure_future(stack(-1.0)) for _ in range(6)]
+            await asyncio.sleep(0)
+            answers = await stack.map([float(number) for number in range(40)], concurrency=20)
+            await asyncio.gather(*others, return_exceptions=True)
+            assert [float(answer) for answer in answers] == [float(number) for number in range(40)]
+
+    run(main)
+
+
+def test_the_first_error_is_raised_and_ends_the_rest():
+    backend = ScriptedBackend(HANG, then=lambda batch: [ValueError("bad row")] * len(batch))
+
+    async def main(loop):
+        async with stack_of(backend, loop, max_batch_size=1, max_in_flight=2) as stack:
+            with pytest.raises(ValueError, match="bad row"):
+                await stack.map([1.0, 2.0, 3.0], concurrency=2)
+            assert stack.statistics()["AdaptiveBatcher"].running == 0
+
+    run(main)
+
+
+def test_errors_among_the_answers():
+    backend = ScriptedBackend(then=lambda batch: [ValueError("no") if one == 2.0 else one for one in batch.inputs])
+
+    async def main(loop):
+        async with stack_of(backend, loop) as stack:
+            return await stack.map([1.0, 2.0, 3.0], return_exceptions=True)
+
+    first, second, third = run(main)
+    assert (float(first), float(third)) == (1.0, 3.0)
+    assert isinstance(second, ValueError)
+
+
+def test_wait_takes_a_place_in_the_order_of_arrival():
+    async def main(loop):
+        order = []
+
+        async def ask(stack, number):
+            await stack(float(number), wait=True)
+            order.append(number)
+
+        async with stack_of(ScriptedBackend(duration_s=0.01), loop, max_queue_size=1, max_batch_size=1) as stack:
+            await asyncio.gather(*(ask(stack, number) for number in range(8)))
+            with pytest.raises(si.Overloaded):
+                await asyncio.gather(*(stack(1.0) for _ in range(8)))
+        return order
+
+    assert run(main) == list(range(8))
+
+
+def test_wait_ends_at_the_deadline():
+    async def main(loop):
+        async with stack_of(ScriptedBackend(HANG), loop, max_queue_size=1, max_batch_size=1) as stack:
+            held = [asyncio.ensure_future(stack(1.0)) for _ in range(2)]
+            await asyncio.sleep(0)
+            held.append(asyncio.ensure_future(stack(1.0)))
+            await asyncio.sleep(0)
+            begun = loop.now_ns
+            with pytest.raises(si.DeadlineExceeded, match="waited for a place"):
+                await stack(2.0, timeout_s=0.25, wait=True)
+            assert loop.now_ns - begun == 250_000_000
+            for call in held:
+                call.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+
+    run(main)
+
+
+def test_map_of_a_blocking_stack_and_without_a_batcher():
+    with si.Stack(si.CpuBackend(np.negative)).blocking() as infer:
+        assert [float(one) for one in infer.map([1.0, 2.0], concurrency=1)] == [-1.0, -2.0]
+        assert float(infer(1.0, wait=True)) == -1.0
+        assert infer.map([]) == []
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, True])
+def test_a_wrong_concurrency_is_named(concurrency):
+    async def main(loop):
+        async with stack_of(ScriptedBackend(), loop) as stack:
+            with pytest.raises((TypeError, ValueError), match="concurrency: expected a whole number ≥ 1"):
+                await stack.map([1.0], concurrency=concurrency)
+
+    run(main)
