@@ -1,5 +1,6 @@
 """Layers made into one service, and what is said about those that cannot be."""
 
+import inspect
 from typing import Any
 
 from streaminfer._validation import expected
@@ -52,12 +53,17 @@ def _check_layers(layers: tuple[Any, ...]) -> None:
         kind = type(layers[0]).__name__
         raise TypeError(f"layers: expected the layers one by one, got a {kind} of {len(layers[0])}: Stack(*layers)")
     for layer in layers:
-        if isinstance(layer, type):
+        # a class whose own wrap, call or infer needs no instance can stand for one
+        if isinstance(layer, type) and not any(_needs_no_instance(layer, name) for name in ("wrap", "call", "infer")):
             name = layer.__name__
             raise TypeError(f"layers: expected instances, got the class {name}: {name}(...) makes an instance")
     if not is_service(layers[-1]) and not is_backend(layers[-1]):
         what = "a backend or a service as the last one (CpuBackend makes a function one)"
         raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
+
+
+def _needs_no_instance(layer: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(layer, name, None), (classmethod, staticmethod))
 
 
 def _order(layers: tuple[Any, ...]) -> str:
