@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+from streaminfer._validation import brief
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Request", "Response", "Timings", "check_priority"]
@@ -220,7 +221,7 @@ def _check_hashable(name: str, value: object) -> None:
 
 
 def _wrong(name: str, expectation: str, value: object) -> str:
-    return f"{name}: expected {expectation}, got {value!r} ({type(value).__name__})"
+    return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
 
 
 def _brief(value: object) -> str:

@@ -2,10 +2,12 @@
 
 import math
 import numbers
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
 __all__ = [
+    "brief",
     "check_choice",
     "check_count",
     "check_duration",
@@ -17,7 +19,46 @@ __all__ = [
 
 def expected(name: str, expectation: str, value: object) -> str:
     """The one sentence that every argument error uses."""
-    return f"{name}: expected {expectation}, got {value!r} ({type(value).__name__})"
+    return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
+
+
+class _Brief(reprlib.Repr):
+    """Never makes the whole text of something large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = (
+            self.maxarray
+        ) = 10
+        self.maxstring = self.maxlong = self.maxother = 300
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(x, level) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} characters"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
+        return repr(x) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} bytes"
+
+    def repr_bytearray(self, x: bytearray, level: int) -> str:
+        return self.repr_bytes(bytes(x[: self.maxstring + 1]), level) if len(x) > self.maxstring else repr(x)
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if len(x) <= self.maxdict and level > 0:  # in its own order, unlike reprlib
+            return (
+                "{" + ", ".join(f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()) + "}"
+            )
+        return super().repr_dict(x, level)
+
+    def repr_ndarray(self, x: Any, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
+        return repr(x) if x.size <= self.maxlist else f"{x.dtype}{list(x.shape)}"
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: object) -> str:
+    """The ``repr`` of a value, shortened where it is long: a message must not be as large as a wrong input."""
+    return _BRIEF.repr(value)
 
 
 def check_duration(name: str, value: object, *, positive: bool = False) -> float:

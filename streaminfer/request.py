@@ -7,9 +7,10 @@ from streaminfer._request_cy import Request, Response, Timings, check_priority
 from streaminfer._validation import check_duration
 from streaminfer.errors import InvalidInput
 
-__all__ = ["Batch", "Request", "Response", "Timings", "check_priority", "timeout_ns"]
+__all__ = ["Batch", "Request", "Response", "Timings", "check_priority", "passed_on_arrival", "timeout_ns"]
 
 _LONGEST_S = 2**62 / 1e9
+_DOUBTFUL_S = 60.0  # so late comes no request whose deadline was meant
 
 
 class Batch:
@@ -41,6 +42,15 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.rows)} rows, deadline_ns={self.deadline_ns})"
+
+
+def passed_on_arrival(now_ns: int, deadline_ns: int) -> str:
+    """The message for a request that came too late; names the mistake where a duration was given as an instant."""
+    late_s = (now_ns - deadline_ns) / 1e9
+    message = f"the deadline had passed {late_s:.6f} s before arrival"
+    if late_s < _DOUBTFUL_S:
+        return message
+    return f"{message}: deadline_ns is an instant of the stack's clock, time.monotonic_ns() + a duration"
 
 
 def timeout_ns(timeout_s: Any) -> int:

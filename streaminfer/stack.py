@@ -10,11 +10,12 @@ import time
 from asyncio import get_running_loop
 from collections.abc import Hashable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 
 from streaminfer import _frozen_heap
+from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
 from streaminfer._owners import start_owned
@@ -22,18 +23,15 @@ from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
 from streaminfer._validation import check_count, check_duration, check_instance, expected
-from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
-from streaminfer.protocols import Admission, Clock, Observer, find_inward, is_backend, is_service
-from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.protocols import Admission, Clock, Observer, find_inward
+from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
 __all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo"]
-
-_UNBOUNDED = 2**31 - 1
 
 
 class Stack:
@@ -69,7 +67,7 @@ class Stack:
         self._clock_given = clock is not None
         if clock is not None:
             self._bind(clock)
-        self._parts, self._single = _compose(layers, self.clock)
+        self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
         observer = getattr(self.inner, "observer", None)
@@ -189,14 +187,17 @@ class Stack:
             raise
         return response.outputs
 
-    async def call(self, request: Request) -> Response:
+    async def call(self, request: Request) -> Response:  # noqa: C901 - as above
         """Answers one request, with all that is known about the answer.
 
         Raises:
             StreamInferError: it could not be answered; the class says why.
+            TypeError: no `Request`.
         """
         if get_running_loop() is not self._loop:
             self._refuse()
+        if not isinstance(request, Request):
+            raise TypeError(expected("request", "a Request (calling the stack itself takes inputs)", request))
         observer = self._observer
         now_ns = self.clock()
         if observer is not None:
@@ -378,6 +379,17 @@ class Stack:
         if failure is not None:
             raise failure
 
+    def __enter__(self) -> NoReturn:
+        """Refused, with what to write instead.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a Stack is entered with `async with`; synchronous code: `with stack.blocking() as infer`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never called: what ``with`` looks for before :meth:`__enter__`."""
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -446,7 +458,12 @@ class Stack:
         return self._home is not None and (self._home.is_closed() or os.getpid() != self._pid)
 
     def _refuse(self) -> None:
-        if self._loop is None or (self._loop.is_closed() and os.getpid() == self._pid):
+        if self._loop is not None and self._loop.is_closed() and os.getpid() == self._pid:
+            raise Closed(
+                "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
+                "this one with `async with stack`"
+            )
+        if self._loop is None:
             raise Closed(f"this stack is {self._state}: use it inside `async with stack`")
         if os.getpid() != self._pid:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
@@ -464,39 +481,8 @@ class Stack:
         if request.deadline_ns is not None:
             timeout_s = (request.deadline_ns - self.clock()) / 1e9
             if timeout_s <= 0:
-                raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
+                raise DeadlineExceeded(passed_on_arrival(self.clock(), request.deadline_ns))
         return await self._calls.end_within(timeout_s, self._call(request), "the stack")
-
-
-def _compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedService | None]:
-    """The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything."""
-    single = None
-    current = layers[-1]
-    if not is_service(current) and not is_backend(current):
-        raise TypeError(
-            expected("layers", "a backend or a service as the last one (CpuBackend makes a function one)", current)
-        )
-    parts = [current]
-    if not is_service(current) and not any(getattr(layer, "needs", None) == "backend" for layer in layers[:-1]):
-        current = single = BatchedService(
-            current,
-            policy=Greedy(1),
-            max_batch_size=1,
-            max_queue_size=_UNBOUNDED,
-            max_in_flight=_UNBOUNDED,
-            slo_s=None,
-            stack=True,
-            clock=clock,
-        )
-        parts.append(current)
-    for layer in reversed(layers[:-1]):
-        if not callable(getattr(layer, "wrap", None)):
-            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
-        current = layer.wrap(current)
-        parts.append(current)
-    if not is_service(current):
-        raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
-    return parts, single
 
 
 @attrs.frozen

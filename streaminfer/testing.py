@@ -111,7 +111,15 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, now_ns: int = 
 
     Returns:
         What the coroutine returned.
+
+    Raises:
+        RuntimeError: an event loop runs in this thread already.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "testing.run makes an event loop of its own, and one runs in this thread already: call it from a "
+            "synchronous function, or in a thread (await asyncio.to_thread(run, main))"
+        )
     loop = VirtualLoop(now_ns)
     try:
         asyncio.set_event_loop(loop)

@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveBatcher"]
 
 _LARGEST = 2**31 - 1
+_DOUBTFUL_SLO_S = 10  # a whole number from here on was perhaps meant as milliseconds
 _POLICIES = ("lookahead", "greedy", "timer")
 _AS_BEFORE: Any = object()
 
@@ -94,6 +96,11 @@ class AdaptiveBatcher:
     ) -> None:
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
         self.slo_s = None if slo_s is None else check_duration("slo_s", slo_s, positive=True)
+        if isinstance(slo_s, int) and slo_s >= _DOUBTFUL_SLO_S:
+            message = (
+                f"slo_s={slo_s} is {slo_s} seconds: write {slo_s / 1000} for milliseconds, or {slo_s}.0 to mean it"
+            )
+            warnings.warn(message, stacklevel=2)
         self.max_queue_size = check_count("max_queue_size", max_queue_size, at_most=_LARGEST)
         self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
         self.max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_LARGEST)

@@ -18,7 +18,7 @@ from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
-from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.calibration import Calibration, CalibrationStatistics
@@ -313,7 +313,7 @@ class BatchedService(Dispatcher):
             raise Closed("the batcher has stopped")
         self._expired += 1
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
-        raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
+        raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""

@@ -1,0 +1,145 @@
+"""What a wrong use is told: the mistake by its name, and what to write instead."""
+
+import asyncio
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer._validation import brief
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Service:
+    async def call(self, request):
+        return request
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ((si.AdaptiveBatcher, ScriptedBackend()), r"got the class AdaptiveBatcher: AdaptiveBatcher\(\.\.\.\) makes"),
+        ((ScriptedBackend,), r"got the class ScriptedBackend"),
+        (([si.Telemetry(), ScriptedBackend()],), r"one by one, got a list of 2: Stack\(\*layers\)"),
+        (
+            (ScriptedBackend(), si.AdaptiveBatcher(max_batch_size=1)),
+            r"the order that works: Stack\(AdaptiveBatcher, ScriptedBackend\)",
+        ),
+        (
+            (si.AdaptiveBatcher(max_batch_size=1), si.Telemetry(), ScriptedBackend()),
+            r"Telemetry cannot stand in front .* works: Stack\(Telemetry, AdaptiveBatcher, ScriptedBackend\)",
+        ),
+    ],
+)
+def test_wrong_layers(layers, says):
+    with pytest.raises(TypeError, match=says):
+        si.Stack(*layers)
+
+
+def test_a_stack_of_an_event_loop_that_has_ended():
+    stack = si.Stack(ScriptedBackend())
+    asyncio.run(stack.start())
+
+    async def call():
+        with pytest.raises(si.Closed, match="belongs to an event loop that has ended"):
+            await stack(1.0)
+
+    asyncio.run(call())
+
+
+def test_call_with_inputs():
+    async def main(loop):
+        async with si.Stack(ScriptedBackend(), clock=loop.clock) as stack:
+            with pytest.raises(
+                TypeError, match=r"request: expected a Request \(calling the stack itself takes inputs\)"
+            ):
+                await stack.call(1.0)
+
+    run(main)
+
+
+def test_with_instead_of_async_with():
+    with (
+        pytest.raises(TypeError, match=r"`async with`; synchronous code: `with stack.blocking\(\)"),
+        si.Stack(Service()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("layers", [(), (si.AdaptiveBatcher(max_batch_size=1),)])
+def test_a_relative_deadline(layers):
+    async def main(loop):
+        async with si.Stack(*layers, ScriptedBackend(), clock=loop.clock) as stack:
+            with pytest.raises(si.DeadlineExceeded, match=r"deadline_ns is an instant of the stack's clock"):
+                await stack.call(si.Request(1.0, deadline_ns=50_000_000))
+            with pytest.raises(si.DeadlineExceeded, match=r"before arrival$"):
+                await stack.call(si.Request(1.0, deadline_ns=loop.now_ns - 1))
+
+    run(main, now_ns=10**12)
+
+
+@pytest.mark.parametrize(("slo_s", "warned"), [(50, True), (50.0, False), (1, False), (0.05, False)])
+def test_an_objective_in_milliseconds(slo_s, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        si.AdaptiveBatcher(max_batch_size=1, slo_s=slo_s)
+    assert [str(one.message).startswith("slo_s=50 is 50 seconds: write 0.05") for one in caught] == [True] * warned
+
+
+def test_statistics_of_a_layer_that_is_not_there():
+    stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend())
+    with pytest.raises(KeyError, match=r"no layer of this stack is 'Batcher'.*'Telemetry', 'AdaptiveBatcher'"):
+        stack.statistics()["Batcher"]
+
+
+def test_statistics_as_dictionaries_before_and_after_a_start():
+    stack = si.Stack(si.Telemetry(), si.AdaptiveBatcher(max_batch_size=2), si.CpuBackend(np.negative, example=1.0))
+    assert json.loads(json.dumps(stack.statistics().to_dict()))["state"] == "new"
+
+    async def main():
+        async with stack:
+            await stack(1.0)
+            return stack.statistics().to_dict()
+
+    plain = json.loads(json.dumps(asyncio.run(main())))
+    assert plain["layers"]["AdaptiveBatcher"]["answered"] == 1
+    assert plain["layers"]["CpuBackend"]["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**7,
+        b"x" * 10**7,
+        bytearray(10**7),
+        [0.5] * 10**6,
+        [[1] * 1000] * 1000,
+        {n: n for n in range(10**5)},
+        np.ones(10**6),
+    ],
+    ids=["str", "bytes", "bytearray", "list", "nested", "dict", "array"],
+)
+def test_a_message_is_not_as_large_as_a_wrong_input(value):
+    with pytest.raises(TypeError) as caught:
+        si.AdaptiveBatcher(max_batch_size=value)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(si.InvalidInput) as caught:
+        si.Request(1.0, priority=value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [1, "short", [1, 2], {"b": 1, "a": 2}, (1,), None, b"x", {"a": [1]}])
+def test_what_is_short_is_shown_whole(value):
+    assert brief(value) == repr(value)
+
+
+def test_run_inside_a_running_loop():
+    async def main():
+        with pytest.raises(RuntimeError, match="one runs in this thread already"):
+            run(lambda _loop: asyncio.sleep(0))
+
+    asyncio.run(main())
