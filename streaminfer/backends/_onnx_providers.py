@@ -92,7 +92,7 @@ def tensorrt_provider(
 
 
 def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
-    """Engines and timings are kept in a folder; onnxruntime's Python binding refuses "1" for true, which Triton takes."""
+    """Engines and timings are kept in a folder; onnxruntime's binding refuses "1" for true, which Triton takes."""
     return {
         "trt_engine_cache_enable": true,
         "trt_engine_cache_path": folder,
