@@ -91,12 +91,12 @@ def tensorrt_provider(
     return "TensorrtExecutionProvider", options
 
 
-def cache_options(folder: str) -> dict[str, str]:
-    """Engines and timings are kept in a folder; the Python binding refuses "1" for true, and Triton takes both."""
+def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
+    """Engines and timings are kept in a folder; onnxruntime's binding refuses "1" for true, which Triton takes."""
     return {
-        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_enable": true,
         "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_enable": true,
         "trt_timing_cache_path": folder,
     }
 

@@ -250,7 +250,7 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
 def _tensorrt(model: _Model) -> dict[str, str]:
     parameters = {"precision_mode": "FP16" if model.fp16 else "FP32"}
     if model.engine_cache is not None:
-        parameters |= cache_options(model.engine_cache)
+        parameters |= cache_options(model.engine_cache, true="1")
     rows = _rows(model)
     largest = model.max_batch_size or max(model.warmup, default=0)
     # a profile must say every free size, so one that is guessed is worse than none

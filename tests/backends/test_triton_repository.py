@@ -115,9 +115,9 @@ def test_tensorrt_in_onnxruntime_gets_its_cache_and_one_profile(write, images):
     assert accelerator.name == "tensorrt"
     assert dict(accelerator.parameters) == {
         "precision_mode": "FP16",
-        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": '/var/cache/a "b"',
-        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": '/var/cache/a "b"',
         "trt_profile_min_shapes": "x:1x3x4x4,mask:1",
         "trt_profile_opt_shapes": "x:8x3x4x4,mask:8",
