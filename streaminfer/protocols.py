@@ -22,6 +22,9 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     true where no later batch writes to the arrays that a batch was answered with, so that callers may keep them.
     Otherwise a batcher copies the outputs of each batch before it sends the next one, because a model may reuse its
     output memory.
+``isolates_rows``
+    true where the backend itself sends a failed batch again in parts, so that its error for a whole batch is none of a
+    single row. Otherwise a batcher does that.
 ``queued_workers``
     how many batches the model works on at once, where further ones that are sent wait at the model for their turn: a
     batcher with as many in flight sends the next one a little early, provided that the backend also declares

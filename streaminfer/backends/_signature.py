@@ -22,7 +22,7 @@ import numpy.typing as npt
 from streaminfer._validation import expected
 from streaminfer.errors import InvalidInput
 
-__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs"]
+__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs", "signature_of_example"]
 
 NonFinite = Literal["allow", "reject"]
 """What becomes of floats that are NaN or infinite."""
@@ -240,6 +240,41 @@ def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
         if spec.batch_axis is not None
     }
     return {name: free for name, free in axes.items() if free}
+
+
+def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequence[int]] = ()) -> Signature | None:
+    """Return what every request must bring, where the example of one is an array or a mapping of arrays.
+
+    Args:
+        example: what one request brings, without a batch axis.
+        free: axes whose size may be another one, of every input or by name.
+
+    Returns:
+        A signature without outputs; ``None`` where the example is something else.
+
+    Raises:
+        TypeError, ValueError: ``free`` names no such axis or input.
+    """
+    named = isinstance(example, Mapping)
+    arrays = dict(example) if named else {"inputs": example}
+    if not arrays or not all(type(value) is np.ndarray and not value.dtype.hasobject for value in arrays.values()):
+        return None
+    by_name = free if isinstance(free, Mapping) else dict.fromkeys(arrays, free)
+    specs = []
+    for name in by_name:
+        if name not in arrays:
+            raise ValueError(expected("free_axes", f"inputs of the example ({', '.join(map(repr, arrays))})", name))
+    for name, value in arrays.items():
+        shape: list[int | None] = list(value.shape)
+        for axis in by_name.get(name, ()):
+            what = f"axes of {value.ndim} dimensions, without the batch axis"
+            if not isinstance(axis, int):
+                raise TypeError(expected("free_axes", what, axis))
+            if not -value.ndim <= axis < value.ndim:
+                raise ValueError(expected("free_axes", what, axis))
+            shape[axis] = None
+        specs.append(TensorSpec(name, value.dtype, (None, *shape), 0))
+    return Signature(specs, ())
 
 
 def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:

@@ -6,21 +6,25 @@ itself; *thread* for one that releases the interpreter lock (NumPy, ``numba.njit
 """
 
 import asyncio
+import functools
 import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from streaminfer._own_arrays import own_arrays
 from streaminfer._stopping import STOP_LIMIT_S, seconds_left
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends._fingerprint import fingerprint_of_function
+from streaminfer.backends._signature import Signature, signature_of_example
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
 from streaminfer.protocols import Clock, ExampleInputs
-from streaminfer.request import Batch
+from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
     from streaminfer.backends._processes import ProcessWorker
@@ -105,6 +109,10 @@ class CpuBackend:
             give yesterday's answers.
         example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
+            An array, or a mapping of arrays, also says what every request brings: another dtype or shape is
+            `InvalidInput` before the request is queued. Examples of other types check nothing.
+        free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
+            for every input, or a mapping of input name to such sequences.
         copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
             function may reuse its output memory. ``False`` is for one that returns new arrays. A process sends its
             outputs, and copies nothing more.
@@ -117,6 +125,7 @@ class CpuBackend:
         fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
             process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
 
+        validate: raises `InvalidInput` for a request that does not fit ``example``; ``None`` where that checks nothing.
         returns_new_arrays: true: no later batch writes to what callers got.
         queued_workers: ``workers``, which take batches from one queue; ``None`` where the function runs inline.
 
@@ -135,6 +144,7 @@ class CpuBackend:
         workers: int = 1,
         version: str | None = None,
         example: Any = None,
+        free_axes: Sequence[int] | Mapping[str, Sequence[int]] = (),
         copy_outputs: bool = True,
         hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
@@ -148,6 +158,10 @@ class CpuBackend:
         self._name = _name(fn)
         check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
         self._example = example
+        signature = signature_of_example(example, free_axes)
+        self.validate: Callable[[Request], None] | None = (
+            None if signature is None else functools.partial(_check_request, signature)
+        )
         self._executor = executor
         self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         self._function = fn
@@ -278,6 +292,16 @@ class CpuBackend:
 
     def _failure(self, batch: Batch, error: BaseException) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+
+
+def _check_request(signature: Signature, request: Request) -> None:
+    inputs = request.inputs
+    if not isinstance(inputs, (np.ndarray, Mapping)):
+        try:
+            inputs = np.asarray(inputs)  # as a batcher does
+        except ValueError:  # a ragged list: the check says what is expected
+            inputs = request.inputs
+    signature.check(inputs)
 
 
 def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:

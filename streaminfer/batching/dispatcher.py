@@ -11,7 +11,6 @@ turn comes when another batch ends, whose worker is then not free but goes on wi
 
 import asyncio
 import contextvars
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -22,11 +21,13 @@ from streaminfer._own_arrays import own_arrays
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
+from streaminfer.batching.model_calls import ModelCalls, Part
 from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.results import PLAIN, split_rows
+from streaminfer.batching.row_isolation import RowIsolator
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
-from streaminfer.request import Batch, Request
+from streaminfer.request import Request
 
 __all__ = ["Dispatcher"]
 
@@ -56,15 +57,20 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self.max_in_flight = max_in_flight
-        self._copies = not find_inward(inner, "returns_new_arrays", False)
+        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
+        self._infer = self._calls.infer
+        self._copies = self._calls.copies
         self._set_policy(policy)
         self._stack = stack
         self._set_assembler(assembler)
-        self._infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
         self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
-        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
 
         self._queue = RequestQueue(max_queue_size)
+        self._isolator = RowIsolator(
+            self._queue, send=self._calls.send, expire=self._expire, fail=self._fail, clock=self._now
+        )
+        self._isolates = not find_inward(inner, "isolates_rows", False)
         self._full_at = NEVER
         self.journal = self._queue.journal
         self._free = max_in_flight
@@ -87,8 +93,11 @@ class Dispatcher:
         self._sent_ahead = 0
         self._batch_sizes: dict[int, int] = {}
 
+    def _now(self) -> int:
+        return self.clock()  # which a stack may replace
+
     def _set_assembler(self, assembler: Assembler) -> None:
-        self._assembler = assembler
+        self._assembler = self._calls.assembler = assembler
         self._plain = assembler.plain
 
     def _set_policy(self, policy: Policy) -> None:
@@ -165,7 +174,7 @@ class Dispatcher:
     def _launch(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
     ) -> None:
-        if self._stack and (len(chosen) > 1 or not self._plain):
+        if self._isolator.memory_limits or (self._stack and (len(chosen) > 1 or not self._plain)):
             chosen = self._select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
@@ -184,26 +193,29 @@ class Dispatcher:
         if self._infer is None:
             self._call_function(run)
             return
-        batch = AssembledBatch(
-            functools.partial(self._assembler.assemble, run.inputs) if self._stack else run.inputs.copy,
-            [ticket.request for ticket in tickets],
-            None if run.deadline_ns == NEVER else run.deadline_ns,
-            self.clock,
-            size if self._plain else self._assembler.padded_size(size),
-        )
+        deadline_ns = None if run.deadline_ns == NEVER else run.deadline_ns
+        batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in tickets], deadline_ns))
         try:
             results = self._infer(batch)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
-            self._finish(run, run.started_ns, None, error)
+            self._fail_now(run, run.started_ns, error)
         except BaseException as error:
             self._interrupted(run, run.started_ns, error)
             raise
         else:
             self._start_task(run, self._complete(run, results, batch, run.started_ns))
 
+    def _fail_now(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+        """For an error that came before anything was awaited."""
+        if self._isolates and isinstance(error, Exception) and len(run.tickets) > 1:
+            self._start_task(run, self._complete(run, _raise(error), None, assembled_ns))
+        else:
+            self._finish(run, assembled_ns, None, error)
+
     def _select(self, chosen: list[Ticket], shorter_too: bool) -> Sequence[Ticket]:
         """Return those that can stand in one batch; the policy hears of it where not all can."""
-        together = self._assembler.select(chosen, shorter_too)
+        chosen = self._isolator.limit(chosen)
+        together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
         if len(together) < len(chosen) and self._tell_mixed is not None:
             self._tell_mixed()
         return together
@@ -223,7 +235,7 @@ class Dispatcher:
             if self._copies and not awaitable:
                 results = own_arrays(results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
-            self._finish(run, assembled_ns, None, error)
+            self._fail_now(run, assembled_ns, error)
         except BaseException as error:
             self._interrupted(run, assembled_ns, error)
             raise
@@ -258,6 +270,8 @@ class Dispatcher:
             error = raised
             if not isinstance(raised, Exception):
                 raise
+            if self._isolates and self._isolator.may_split(run, raised):
+                await self._isolator.isolate(run, raised)
         finally:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
@@ -324,11 +338,12 @@ class Dispatcher:
             if isinstance(rows, BackendError):
                 error = rows
             else:
+                self._isolator.succeeded()
                 self._queue.deliver(run, rows, assembled_ns, inferred_ns)
         if error is not None or not rows:
             self.journal.finished(run.sequence, inferred_ns, error is None)
         if error is not None:
-            self._fail(run, error)
+            self._fail(run.tickets, error)
         # what a batch took is worth knowing even if nobody waited for it any more
         if inferred_ns >= self._learns_again_ns and self._learn is not None and (error is None or run.abandoned):
             self._learn_from(run, inferred_ns, self._learn)
@@ -349,8 +364,8 @@ class Dispatcher:
         self._runs.discard(run)
         return known
 
-    def _fail(self, run: Run, error: BaseException) -> None:
-        for ticket in run.tickets:
+    def _fail(self, tickets: Sequence[Ticket], error: BaseException) -> None:
+        for ticket in tickets:
             future = ticket.future
             if self._queue.end(ticket):
                 if future.done():
@@ -442,3 +457,7 @@ class Dispatcher:
             self._dispatch(now_ns)
         else:
             self._settle()
+
+
+async def _raise(error: Exception) -> None:
+    raise error

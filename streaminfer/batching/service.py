@@ -203,6 +203,7 @@ class BatchedService(Dispatcher):
         self._max_batch_size = self._full_at = max_batch_size
         self._set_assembler(assembler)
         self._configured_policy = policy
+        self._isolator.memory_limits.clear()
         if not self._stopping:
             self._set_policy(policy)
             if self._loop is not None:
@@ -298,6 +299,8 @@ class BatchedService(Dispatcher):
             running_batches=len(self._runs),
             abandoned_batches=self._abandoned_batches,
             sent_ahead=self._sent_ahead,
+            split_batches=self._isolator.split_batches,
+            memory_limits=dict(self._isolator.memory_limits),
             batch_sizes=dict(sorted(self._batch_sizes.items())),
             released=self.journal.released_by_reason,
             batch_s=self._queue.batch_s,

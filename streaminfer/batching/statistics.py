@@ -33,6 +33,8 @@ class BatcherStatistics:
         running_batches: batches that run now.
         abandoned_batches: batches cancelled because no caller waited for them any more.
         sent_ahead: batches sent before a worker was free, to a model that keeps a queue.
+        split_batches: batches that failed and were sent again in parts, so that a bad row failed alone.
+        memory_limits: by length bucket (0 without buckets) the most rows of a batch since one ran out of memory.
         batch_sizes: how many batches had which size when they were released.
         released: how many batches went for which reason: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``.
         batch_s: recent mean duration of a batch in seconds, exponentially weighted; 0.0 before the first.
@@ -54,6 +56,8 @@ class BatcherStatistics:
     running_batches: int
     abandoned_batches: int
     sent_ahead: int
+    split_batches: int
+    memory_limits: Mapping[int, int]
     batch_sizes: Mapping[int, int]
     released: Mapping[str, int]
     batch_s: float

@@ -131,6 +131,7 @@ class End:
 
 async def live(loop, life):
     backend = ScriptedBackend(*(STEPS[step] for step in life.steps), then=rows_of, duration_s=life.duration_ms / 1000)
+    backend.isolates_rows = True  # each request runs once: parts of failed batches have tests of their own
     batcher = si.AdaptiveBatcher(
         max_batch_size=life.max_batch_size,
         max_in_flight=life.max_in_flight,
@@ -144,7 +145,6 @@ async def live(loop, life):
     if life.ahead:
         # the backend runs what it is sent at once, so that a batch may end before its turn
         backend.queued_workers = life.max_in_flight
-        backend.returns_new_arrays = True
         policy = AlwaysAhead(life.max_batch_size, life.max_in_flight)
         service.change(None, life.max_batch_size, policy, service._assembler)
     ends = {}

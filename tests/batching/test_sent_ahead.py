@@ -372,6 +372,7 @@ def test_one_that_waits_behind_a_model_that_hangs_ends_at_its_deadline():
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_failure_of_either_harms_only_its_own_callers(failing):
     server = Server(script={failing: {"fails_after_s": 0.001, "took_s": 0.001}})
+    server.isolates_rows = True  # the batcher sends no parts
 
     async def scenario(loop, service, batcher):
         before = batcher.service_time.fitted().seconds(FULL)

@@ -103,6 +103,7 @@ class TritonBackend:
     """
 
     returns_new_arrays = True
+    isolates_rows = True
 
     def __init__(
         self,

@@ -1,0 +1,87 @@
+"""A request that does not fit the example of a `CpuBackend` is refused before the queue, and harms no breaker."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+
+F32 = np.float32
+
+
+@pytest.mark.parametrize(
+    ("example", "good", "wrong", "words"),
+    [
+        (np.zeros(3, F32), np.ones(3, F32), np.zeros(5, F32), r"expected float32\[3\], got float32\[5\]"),
+        (np.zeros(3, F32), np.ones(3, F32), np.zeros(3), "float64"),
+        (np.zeros(3, F32), np.ones(3, F32), np.zeros((1, 3), F32), "a request carries no batch axis"),
+        (np.zeros(3), [1.0, 2.0, 3.0], [1.0, 2.0], r"got float64\[2\]"),
+        (np.zeros(3), [1.0, 2.0, 3.0], [[1.0], [2.0, 3.0]], "got list"),
+        ({"a": np.zeros(2)}, {"a": np.ones(2)}, {"b": np.ones(2)}, "no such input"),
+        ({"a": np.zeros(2)}, {"a": np.ones(2)}, {}, "it is missing"),
+    ],
+)
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_wrong_shape_is_the_callers_fault(example, good, wrong, words, outer):
+    """It is `InvalidInput`, reaches neither queue nor model, and opens no circuit."""
+    seen = []
+
+    def function(inputs):
+        array = inputs["a"] if isinstance(inputs, dict) else inputs
+        seen.append(array.shape)
+        return array.sum(axis=1)
+
+    async def main():
+        breaker = si.CircuitBreaker(minimum_calls=2)
+        batcher = si.AdaptiveBatcher(max_batch_size=4)
+        backend = si.CpuBackend(function, executor="inline", example=example)
+        layers = (breaker, batcher) if outer else (batcher, breaker)
+        async with si.Stack(*layers, backend) as stack:
+            batches = len(seen)
+            for _ in range(5):
+                with pytest.raises(si.InvalidInput, match=words):
+                    await stack(wrong)
+            assert len(seen) == batches
+            assert batcher.statistics().submitted == breaker.statistics().failed == 0
+            assert await stack(good) in (3.0, 2.0, 6.0)
+
+    asyncio.run(main())
+
+
+def test_free_axes():
+    """Axes that the user names may have any size; names and axes that do not exist are refused."""
+    backend = si.CpuBackend(len, example=np.zeros((4, 2)), free_axes=[0])
+    backend.validate(si.Request(np.zeros((9, 2))))
+    with pytest.raises(si.InvalidInput):
+        backend.validate(si.Request(np.zeros((9, 3))))
+    named = si.CpuBackend(len, example={"a": np.zeros(4), "b": np.zeros(4)}, free_axes={"a": (0,)})
+    named.validate(si.Request({"a": np.zeros(9), "b": np.zeros(4)}))
+    with pytest.raises(si.InvalidInput):
+        named.validate(si.Request({"a": np.zeros(9), "b": np.zeros(9)}))
+    for wrong in ([1], {"c": [0]}):
+        with pytest.raises(ValueError, match="free_axes"):
+            si.CpuBackend(len, example={"a": np.zeros(4)}, free_axes=wrong)
+
+
+@pytest.mark.parametrize("example", [None, 1.0, "text", [1.0, 2.0], np.array([{}], dtype=object)], ids=repr)
+def test_examples_that_check_nothing(example):
+    """Only arrays say what every request brings."""
+    assert si.CpuBackend(len, example=example).validate is None
+
+
+def test_an_invalid_batch_is_no_outcome():
+    """A model that finds the caller's mistake itself raises `InvalidInput`, which no breaker counts."""
+
+    def refuse(_inputs):
+        raise si.InvalidInput("negative")
+
+    async def main():
+        breaker = si.CircuitBreaker(minimum_calls=2)
+        backend = si.CpuBackend(refuse, executor="inline")
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), breaker, backend) as stack:
+            answers = await asyncio.gather(*(stack(1.0) for _ in range(8)), return_exceptions=True)
+        assert {type(answer) for answer in answers} == {si.InvalidInput}
+        assert breaker.statistics().failed == 0
+
+    asyncio.run(main())

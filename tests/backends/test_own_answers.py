@@ -1,0 +1,186 @@
+"""Each caller's result equals that of its own single run: outputs × batch sizes × models that reuse memory × layouts.
+
+The default run draws few cases; the environment variable `STREAMINFER_CASES` sets another number.
+"""
+
+import asyncio
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto as Tensor
+from onnx import helper
+
+import streaminfer as si
+from streaminfer.backends import CpuBackend, OnnxBackend
+
+CASES = int(os.environ.get("STREAMINFER_CASES", "40"))
+"""Drawn cases of each test; with 10000 the run takes minutes."""
+
+WIDTH = 3
+
+
+def values(rows, start):
+    """Rows that differ from each other, as float32."""
+    return (np.arange(rows * WIDTH, dtype=np.float32) + start).reshape(rows, WIDTH)
+
+
+def laid_out(row, layout):
+    """The same values in other memory."""
+    if layout == "strided":
+        wide = np.zeros(2 * WIDTH, np.float32)
+        wide[::2] = row
+        return wide[::2]
+    if layout == "read-only":
+        frozen = row.copy()
+        frozen.flags.writeable = False
+        return frozen
+    if layout == "reversed":
+        return np.ascontiguousarray(row[::-1])[::-1]
+    return row.copy()
+
+
+class Model:
+    """A batch function of several forms of outputs that may reuse its memory and write to its inputs."""
+
+    def __init__(self, form, *, reuses, mutates, fails):
+        self.form = form
+        self.reuses = reuses
+        self.mutates = mutates
+        self.fails = fails
+        self.memory = np.zeros((9, WIDTH), np.float32)
+
+    def __call__(self, x):
+        out = self.memory[: len(x)] if self.reuses else np.empty_like(x)
+        np.multiply(x, 2, out=out)
+        failing = bool(self.fails and (x[:, 0] % 4 == 0).any())
+        if self.mutates:
+            x[...] = -7
+        if failing:
+            raise ValueError("a row that this model does not take")
+        return FORMS[self.form](out, x)
+
+
+FORMS = {
+    "array": lambda out, _x: out,
+    "aliased": lambda _out, x: x,
+    "columns": lambda out, _x: out.T.T[:, ::-1],
+    "tuple": lambda out, _x: (out, out[:, 0]),
+    "mapping": lambda out, _x: {"all": out, "first": (out[:, 0], out[:, 1:])},
+    "list": lambda out, _x: list(out),
+    "list of tuples": lambda out, _x: [(row, row[:1]) for row in out],
+}
+
+
+def plain(result):
+    """A result as nested lists, to be compared."""
+    if isinstance(result, Exception):
+        return repr(result.__cause__)
+    if isinstance(result, dict):
+        return {name: plain(value) for name, value in result.items()}
+    if isinstance(result, tuple):
+        return tuple(map(plain, result))
+    return np.asarray(result).tolist()
+
+
+def served(backend, rows, *, max_batch_size):
+    """What each caller holds when all have been answered, in batches of at most so many."""
+
+    async def main():
+        batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, policy="greedy")
+        async with si.Stack(batcher, backend) as stack:
+            return await asyncio.gather(*map(stack, rows), return_exceptions=True)
+
+    return [plain(result) for result in asyncio.run(main())]
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(
+    form=st.sampled_from(list(FORMS)),
+    rows=st.integers(1, 9),
+    max_batch_size=st.integers(1, 9),
+    layout=st.sampled_from(["plain", "strided", "read-only", "reversed"]),
+    executor=st.sampled_from(["thread", "inline"]),
+    reuses=st.booleans(),
+    mutates=st.booleans(),
+    fails=st.booleans(),
+    start=st.integers(-5, 5),
+)
+def test_functions(form, rows, max_batch_size, layout, executor, reuses, mutates, fails, start):
+    """Threads and the event loop, whatever the function returns and does to its memory."""
+    # of many bad rows some good ones may fail with them, so there is at most one in a batch
+    fails = fails and max_batch_size <= 4
+    inputs = values(rows, start)
+    behavior = {"reuses": reuses, "mutates": mutates, "fails": fails}
+    alone = [
+        served(CpuBackend(Model(form, **behavior), executor="inline"), [row], max_batch_size=1)[0]
+        for row in inputs.copy()
+    ]
+
+    backend = CpuBackend(Model(form, **behavior), executor=executor)
+    together = served(backend, [laid_out(row, layout) for row in inputs], max_batch_size=max_batch_size)
+
+    assert together == alone
+
+
+OUTPUTS = {
+    "rows": (["batch", WIDTH], [helper.make_node("Add", ["x", "x"], ["rows"])]),
+    "same": (["batch", WIDTH], [helper.make_node("Identity", ["x"], ["same"])]),
+    "columns": ([WIDTH, "batch"], [helper.make_node("Transpose", ["x"], ["columns"], perm=[1, 0])]),
+    "single": (["batch"], [helper.make_node("ReduceSum", ["x", "last"], ["single"], keepdims=0)]),
+    "anchors": ([5, 2], [helper.make_node("Identity", ["table"], ["anchors"])]),
+    "fixed": ([2, WIDTH], [helper.make_node("Identity", ["pair"], ["fixed"])]),
+}
+SHARED = {"anchors", "fixed"}
+
+
+@pytest.fixture(scope="module")
+def models(build_model):
+    """A factory of models with some of the outputs."""
+    made = {}
+
+    def make(names):
+        if names not in made:
+            made[names] = build_model(
+                [node for name in names for node in OUTPUTS[name][1]],
+                [("x", Tensor.FLOAT, ["batch", WIDTH])],
+                [(name, Tensor.FLOAT, OUTPUTS[name][0]) for name in names],
+                initializers=[
+                    helper.make_tensor("table", Tensor.FLOAT, [5, 2], np.arange(10, dtype=np.float32)),
+                    helper.make_tensor("pair", Tensor.FLOAT, [2, WIDTH], np.arange(6, dtype=np.float32)),
+                    helper.make_tensor("last", Tensor.INT64, [1], [1]),
+                ],
+            )
+        return made[names]
+
+    return make
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(list(OUTPUTS)), min_size=1, unique=True).map(tuple),
+    rows=st.integers(1, 9),
+    max_batch_size=st.integers(1, 9),
+    layout=st.sampled_from(["plain", "strided", "read-only", "reversed"]),
+    binding=st.sampled_from(["off", "pageable"]),
+)
+def test_onnx(models, names, rows, max_batch_size, layout, binding):
+    """Declared shapes with the batch axis first, second or nowhere, at every batch size, with and without bindings."""
+    inputs = values(rows, 0)
+    shared = [name for name in names if name in SHARED]
+
+    def backend():
+        return OnnxBackend(models(names), shared_outputs=shared, binding=binding)
+
+    alone = [served(backend(), [row], max_batch_size=1)[0] for row in inputs[:: max(rows - 1, 1)]]
+
+    together = served(backend(), [laid_out(row, layout) for row in inputs], max_batch_size=max_batch_size)
+
+    assert together[:: max(rows - 1, 1)] == alone
+    for row, result in zip(inputs, together, strict=True):
+        outputs = {names[0]: result} if len(names) == 1 else result
+        for name, value in outputs.items():
+            expected = {"rows": row * 2, "same": row, "columns": row, "single": row.sum()}.get(name)
+            assert expected is None or value == np.asarray(expected).tolist()

@@ -1,0 +1,206 @@
+"""A failed batch is sent again in parts: a bad row fails alone, within bounds, and lack of memory makes batches smaller."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching.row_isolation import is_out_of_memory
+
+BAD = -1.0
+
+
+class Picky:
+    """A backend that fails every batch with a bad row, and writes down the sizes of all batches."""
+
+    def __init__(self, *, error=ValueError, duration_s=0.001, most=None):
+        self.sizes = []
+        self.error = error
+        self.duration_s = duration_s
+        self.most = most
+
+    async def infer(self, batch):
+        self.sizes.append(len(batch))
+        rows = batch.inputs.copy()
+        batch.inputs[:] = 0.0  # a model may write to its inputs: the next part gets its own
+        if self.duration_s:
+            await asyncio.sleep(self.duration_s)
+        if self.most is not None and len(rows) > self.most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if (rows == BAD).any():
+            raise self.error("bad row")
+        return rows * 2
+
+
+async def ask(loop, backend, values, *, timeout_s=None, **settings):
+    """Send the values as one batch; return what each caller got, and the statistics."""
+    batcher = si.AdaptiveBatcher(**{"max_batch_size": 32, "policy": "greedy", **settings}, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        calls = (stack(value, timeout_s=timeout_s) for value in values)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    statistics = batcher.statistics()
+    ended = statistics.answered + statistics.failed + statistics.expired + statistics.cancelled
+    assert ended == statistics.submitted
+    assert statistics.running == statistics.waiting == statistics.running_batches == 0
+    return answers, statistics
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 31, 32])
+@pytest.mark.parametrize("place", [0, 1, -1])
+async def test_one_bad_row_fails_alone(loop, size, place):
+    """Every other caller gets the result of its own row, and few batches more are sent."""
+    values = [float(value) for value in range(size)]
+    values[place] = BAD
+    backend = Picky()
+
+    answers, statistics = await ask(loop, backend, values)
+
+    for value, answer in zip(values, answers, strict=True):
+        if value == BAD:
+            assert type(answer) is si.BackendError
+            assert type(answer.__cause__) is ValueError
+        else:
+            assert answer == value * 2
+    assert len(backend.sizes) <= 1 + 2 * (size - 1).bit_length()
+    assert (statistics.failed, statistics.split_batches) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "list"])
+async def test_functions(loop, kind):
+    """Batch functions on the event loop are called again in parts, as backends are."""
+
+    def sync(x):
+        if BAD in x:
+            raise ValueError
+        return np.asarray(x) * 2
+
+    async def asynchronous(x):
+        return sync(x)
+
+    function = asynchronous if kind == "async" else sync
+    predict = si.AdaptiveBatcher(max_batch_size=8, stack=kind != "list").wrap(function)
+
+    answers = await asyncio.gather(*map(predict, [1.0, BAD, 3.0, 4.0]), return_exceptions=True)
+
+    assert [answer for answer in answers if not isinstance(answer, Exception)] == [2.0, 6.0, 8.0]
+    assert isinstance(answers[1], si.BackendError)
+
+
+async def test_preferred_sizes(loop):
+    """Parts are filled up to the sizes that the model takes."""
+
+    class Fixed(Picky):
+        async def infer(self, batch):
+            assert len(batch.inputs) in (2, 4, 8)
+            return await super().infer(batch)
+
+    answers, _ = await ask(loop, Fixed(), [1.0, 2.0, BAD, 4.0, 5.0], max_batch_size=8, preferred_sizes=(2, 4, 8))
+    assert [answer for answer in answers if not isinstance(answer, Exception)] == [2.0, 4.0, 8.0, 10.0]
+
+
+async def test_a_broken_model_is_not_split_for_long(loop):
+    """Where no part succeeds the rest fails at once, and the next failing batches are not split at all."""
+    backend = Picky()
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        for batches in (7, 8, 15, 16, 17, 24):
+            answers = await asyncio.gather(*(stack(BAD) for _ in range(32)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {si.BackendError}
+            assert len(backend.sizes) == batches
+        assert await stack(1.0) == 2.0
+        answers = await asyncio.gather(*map(stack, [1.0, BAD]), return_exceptions=True)
+        assert answers[0] == 2.0  # split again, since the model was well in between
+
+
+async def test_the_number_of_parts_is_bounded(loop):
+    """Bad rows everywhere cost at most four parts for each halving."""
+    backend = Picky()
+    answers, _ = await ask(loop, backend, [1.0, 2.0, 3.0, BAD] * 8)
+    assert len(backend.sizes) <= 1 + 4 * 5
+    for answer, value in zip(answers, [1.0, 2.0, 3.0, BAD] * 8, strict=True):
+        assert isinstance(answer, si.BackendError) or answer == value * 2
+
+
+async def test_parts_end_with_the_deadline(loop):
+    """A request whose deadline passes while parts run gets `DeadlineExceeded`, and its row is sent no more."""
+    backend = Picky(duration_s=0.010)
+    answers, _ = await ask(loop, backend, [1.0, BAD, 3.0, 4.0], timeout_s=0.025)
+    assert [type(answer) for answer in answers[:2]] == [si.DeadlineExceeded] * 2
+    assert sum(backend.sizes) < 4 + 2 + 2 + 1 + 1
+    assert loop.time() < 0.06
+
+
+@pytest.mark.parametrize(
+    "error",
+    [si.CircuitOpen, si.Closed, si.Overloaded, si.DeadlineExceeded, ConnectionResetError, TimeoutError],
+)
+async def test_errors_of_no_row(loop, error):
+    """An open circuit, a stop or a lost connection is no row's fault."""
+    backend = Picky(error=error)
+    answers, statistics = await ask(loop, backend, [1.0, BAD])
+    assert all(isinstance(answer, Exception) for answer in answers)
+    assert (backend.sizes, statistics.split_batches) == ([2], 0)
+
+
+async def test_a_circuit_that_opens_ends_the_parts(loop):
+    """Parts stop when a breaker between batcher and backend opens."""
+    breaker = si.CircuitBreaker(minimum_calls=2, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    backend = Picky()
+    async with si.Stack(batcher, breaker, backend, clock=loop.clock) as stack:
+        answers = await asyncio.gather(*(stack(BAD) for _ in range(32)), return_exceptions=True)
+    assert backend.sizes == [32, 16]
+    assert {type(answer) for answer in answers} == {si.BackendError, si.CircuitOpen}
+
+
+async def test_a_backend_that_isolates_rows(loop):
+    """A backend that tries parts itself is not sent any."""
+    backend = Picky()
+    backend.isolates_rows = True
+    _, statistics = await ask(loop, backend, [1.0, BAD])
+    assert (backend.sizes, statistics.split_batches) == ([2], 0)
+
+
+async def test_a_caller_that_leaves_while_parts_run(loop):
+    """A cancelled request is in no later part, and the others get their results."""
+    backend = Picky(duration_s=0.010)
+    service = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock).wrap(backend)
+    calls = [asyncio.ensure_future(service.call(si.Request(value))) for value in (1.0, BAD, 3.0)]
+    await asyncio.sleep(0.015)
+    calls[1].cancel()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert [answer.outputs for answer in (answers[0], answers[2])] == [2.0, 6.0]
+
+
+async def test_out_of_memory_makes_batches_smaller(loop):
+    """After a batch for which the memory was not enough, all later ones are small enough; each request is answered."""
+    backend = Picky(most=5)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", max_queue_size=256, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        for _ in range(3):
+            values = [float(value) for value in range(64)]
+            assert await asyncio.gather(*map(stack, values)) == [value * 2 for value in values]
+        assert batcher.statistics().memory_limits == {0: 4}
+        assert sum(size > 5 for size in backend.sizes) <= 7
+        batcher.reconfigure(max_batch_size=16)
+        assert batcher.statistics().memory_limits == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 4096"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})(), True),
+        (ValueError("out of range"), False),
+    ],
+)
+def test_is_out_of_memory(error, is_one):
+    """Errors of NumPy, PyTorch, CUDA and onnxruntime are known, also as the cause of another error."""
+    assert is_out_of_memory(error) is is_one
+    wrapped = si.BackendError("the model failed")
+    wrapped.__cause__ = error
+    assert is_out_of_memory(wrapped) is is_one
