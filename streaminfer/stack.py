@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 
-from streaminfer import _frozen_heap
+from streaminfer import _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
@@ -87,7 +87,7 @@ class Stack:
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)
-        self._froze_heap = False
+        self._in_process = False
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -292,9 +292,9 @@ class Stack:
         """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
 
         A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs,
-        full garbage collections leave out what existed at its start. What started is stopped again where a layer fails,
-        or where the start is cancelled. ``statistics().start`` and one line in the log ``streaminfer`` say how long
-        each layer took.
+        full garbage collections leave out what existed at its start, and a thread waits for the interpreter lock for
+        1 ms at most. What started is stopped again where a layer fails, or where the start is cancelled.
+        ``statistics().start`` and one line in the log ``streaminfer`` say how long each layer took.
 
         Raises:
             RuntimeError: it runs already.
@@ -306,7 +306,7 @@ class Stack:
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
         self._places = PlaceQueue(self)
         self._start_report = None
-        self._freeze_heap(loop)
+        self._enter_process(loop)
         started: list[Any] = []
         names = names_of_parts(self._parts, self.layers, self._single)
         try:
@@ -320,7 +320,7 @@ class Stack:
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
-            self._unfreeze_heap()
+            self._leave_process()
             with stop_within(STOP_LIMIT_S):
                 await stop_all(self, started, drain=False)
             raise
@@ -373,7 +373,7 @@ class Stack:
                 await asyncio.wait(self._calls, timeout=seconds_left())
             await stop_all(self, self._parts[::-1], drain=drain and failure is None)
         finally:
-            self._unfreeze_heap()
+            self._leave_process()
             self._state = "stopped"
             self._stopped.set()
         if failure is not None:
@@ -444,14 +444,15 @@ class Stack:
             if bind is not None:
                 bind(clock)
 
-    def _freeze_heap(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._froze_heap and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
-            self._froze_heap = _frozen_heap.freeze()
+    def _enter_process(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._in_process and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
+            _serving_process.enter()
+            self._in_process = True
 
-    def _unfreeze_heap(self) -> None:
-        if self._froze_heap:
-            _frozen_heap.unfreeze()
-            self._froze_heap = False
+    def _leave_process(self) -> None:
+        if self._in_process:
+            _serving_process.leave()
+            self._in_process = False
 
     def _is_orphaned(self) -> bool:
         """Its loop was closed without stopping it, or this is a forked process."""

@@ -1,12 +1,13 @@
-"""Full garbage collections leave out what existed when the first stack started."""
+"""Settings of the process while stacks serve: the frozen heap and the switch interval."""
 
 import asyncio
 import gc
+import sys
 
 import pytest
 
 import streaminfer as si
-from streaminfer import _frozen_heap
+from streaminfer import _serving_process
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -31,25 +32,25 @@ def _thawed():
 
 def test_what_exists_is_left_out_until_the_last_unfreeze():
     """Two stacks hold the heap; the second unfreeze puts everything back."""
-    assert _frozen_heap.freeze()
-    assert _frozen_heap.freeze()
+    _serving_process.enter()
+    _serving_process.enter()
     assert gc.get_freeze_count() > 0
 
-    _frozen_heap.unfreeze()
+    _serving_process.leave()
     assert gc.get_freeze_count() > 0
 
-    _frozen_heap.unfreeze()
+    _serving_process.leave()
     assert gc.get_freeze_count() == 0
 
 
 def test_what_comes_later_is_collected():
     """Only what existed at the start is left out."""
-    _frozen_heap.freeze()
+    _serving_process.enter()
     later = cycle()
     del later
 
     assert gc.collect() >= 1
-    _frozen_heap.unfreeze()
+    _serving_process.leave()
 
 
 def test_garbage_of_before_is_collected_first():
@@ -58,11 +59,11 @@ def test_garbage_of_before_is_collected_first():
     try:
         before = cycle()
         del before
-        _frozen_heap.freeze()
+        _serving_process.enter()
         assert not any(type(one) is Node for one in gc.get_objects())
     finally:
         gc.enable()
-        _frozen_heap.unfreeze()
+        _serving_process.leave()
 
 
 def test_a_process_that_froze_objects_is_left_alone():
@@ -70,9 +71,36 @@ def test_a_process_that_froze_objects_is_left_alone():
     gc.freeze()
     frozen = gc.get_freeze_count()
 
-    assert not _frozen_heap.freeze()
+    _serving_process.enter()
     assert gc.get_freeze_count() <= frozen
+    _serving_process.leave()
+    assert gc.get_freeze_count() > 0
     gc.unfreeze()
+
+
+def test_threads_wait_less_for_the_lock():
+    """The switch interval is 1 ms while any stack serves, and the default again after the last."""
+    _serving_process.enter()
+    _serving_process.enter()
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+
+    _serving_process.leave()
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+
+    _serving_process.leave()
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+def test_an_interval_of_the_process_is_kept():
+    """A process that chose its own switch interval keeps it."""
+    sys.setswitchinterval(0.002)
+    try:
+        _serving_process.enter()
+        assert sys.getswitchinterval() == pytest.approx(0.002)
+        _serving_process.leave()
+        assert sys.getswitchinterval() == pytest.approx(0.002)
+    finally:
+        sys.setswitchinterval(0.005)
 
 
 def test_what_the_start_opens_is_not_frozen():
