@@ -237,14 +237,16 @@ def test_writes_are_off_the_path_ordered_bounded_and_drained():
         disk, model = Scripted(loop.clock), Model(0.0)
         disk.put_s = 0.5
         cache = cache_of(loop, disk, ttl_s=1000.0)
-        async with si.Stack(cache, model, clock=loop.clock) as service:
-            for n in range(300):
-                began = loop.time()
-                await service(float(n))
-                assert loop.time() - began < 0.001
-            seen = cache.tiers.statistics()[0]
-            assert seen.waiting == 257
-            assert seen.dropped == 300 - 257
+        service = si.Stack(cache, model, clock=loop.clock)
+        await service.start()
+        for n in range(300):
+            began = loop.time()
+            await service(float(n))
+            assert loop.time() - began < 0.001
+        seen = cache.tiers.statistics()[0]
+        assert seen.waiting == 257
+        assert seen.dropped == 300 - 257
+        await service.stop(timeout_s=None)
         seen = cache.tiers.statistics()[0]
         assert (seen.stored, seen.waiting) == (257, 0)
         assert len(disk.held) == 257
