@@ -3,8 +3,8 @@
 *Heap.* A full collection visits every object that could be part of a cycle: imported modules, models, settings. They
 outlive every request, and a visit to all of them holds up the event loop for 5 to 50 ms. While stacks serve, what
 existed when the first of them started is left out (``gc.freeze``). It is still freed when nothing refers to it; only
-cycles among it stay until the last stop. So a stack enters before its layers open connections, which do not outlive every request. A process
-that froze objects itself manages its collector, and is left alone.
+cycles among it stay until the last stop. So a stack enters before its layers open connections, which do not outlive
+every request. A process that froze objects itself manages its collector, and is left alone.
 
 *Interpreter lock.* A thread that waits for the lock gets it after 5 ms at the latest, which is longer than most batches
 of a fast model take: its worker would wait for the event loop. While a stack serves, it is 1 ms
