@@ -37,7 +37,9 @@ def test_every_caller_hears_of_an_error_that_cannot_be_copied_or_printed(error, 
 
     async def main(loop):
         batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
-        wrapped = batcher.wrap(explode if inline else ScriptedBackend(error))
+        wrapped = batcher.wrap(
+            explode if inline else ScriptedBackend(*[error] * 8)
+        )  # a failed batch is sent again in parts
         calls = [wrapped(1.0) if inline else wrapped.call(si.Request(1.0)) for _ in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, si.StreamInferError) for result in results)

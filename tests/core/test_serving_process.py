@@ -24,10 +24,16 @@ def cycle():
 
 
 @pytest.fixture(autouse=True)
-def _thawed():
+def _no_stack_serves(monkeypatch):
+    """Other tests close loops without stopping their stacks, which then hold the process for ever."""
+    interval_s = sys.getswitchinterval()
+    monkeypatch.setattr(_serving_process, "_holders", 0)
     gc.unfreeze()
+    sys.setswitchinterval(0.005)
     yield
     assert gc.get_freeze_count() == 0
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+    sys.setswitchinterval(interval_s)
 
 
 def test_what_exists_is_left_out_until_the_last_unfreeze():
