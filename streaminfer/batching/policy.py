@@ -48,8 +48,8 @@ class Decision(NamedTuple):
 class Policy(Protocol):
     """Decides what to send, what to refuse, and when to look again.
 
-    A policy that learns offers ``finished(size, duration_ns, now_ns, cut_short, bucket)``, called after a batch that
-    succeeded and, with ``cut_short``, after one that was cancelled because nobody waited for it any more. It returns
+    A policy that learns offers ``finished(size, duration_ns, now_ns, cancelled, bucket)``, called after a batch that
+    succeeded and, with ``cancelled``, after one that was cancelled because nobody waited for it any more. It returns
     the instant before which it need not be told of others. One that can say when a request would be answered offers
     ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``. One that loads or compiles something offers
     ``prepare(wait=...)``, called before requests are accepted; with ``wait=False`` it returns ``False`` instead of
