@@ -120,9 +120,9 @@ class CalibrationPolicy:
         """All that is queued."""
         return Decision(waiting.first(waiting.waiting), "calibration")
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cut_short: bool = False, bucket: int = 0) -> int:
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> int:
         """Keeps a batch; returns the instant before which it need not be told of others."""
-        if not cut_short:
+        if not cancelled:
             self.observations.append(Observation(size, duration_ns, now_ns, bucket))
         return 0
 
