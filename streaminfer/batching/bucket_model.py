@@ -7,10 +7,11 @@ longer than one of short rows.
 it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
 every eighth batch, which costs less than a hundredth of the throughput.
 
-*Sampling.* A fast model responds faster than it could be learned: once it is known and nothing about it is in doubt,
-one batch in about five milliseconds teaches as much as all of them. Batches of a millisecond or more are left out by
-number: by the clock, it would always be the short ones behind the long ones. From four milliseconds on, and of a size
-that has not run for long, each is observed.
+*Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
+is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
+the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
+would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
+one by one.
 """
 
 import math
@@ -21,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching._order_cy import Timetable
+from streaminfer.batching.latency_model import nearest_size
 
 __all__ = ["BucketModel"]
 
-_OBSERVE_EVERY_NS = 5_000_000
-_SHORT_NS = 1_000_000
-_OBSERVE_ALL_FROM_NS = 4_000_000
-_OBSERVE_FIRST = 16
+_MEAN_OVER_NS = 4_000_000
+_ONE_BY_ONE = 16  # batches
 _SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
 _SURE_DEVIATIONS = 2.0
 _LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
@@ -57,20 +57,19 @@ class BucketModel:
         upper: the same shape: what 19 of 20 batches do not exceed.
         sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
         learns: whether the service time learns.
-        observe_from_ns: batches that end earlier need not be observed.
     """
 
     __slots__ = (
         "_compare_from",
         "_mean",
         "_padded",
-        "_skip",
+        "_recent",
+        "_recent_ns",
         "_version",
         "_workers",
         "cap",
         "durations",
         "learns",
-        "observe_from_ns",
         "service_time",
         "steps",
         "sure_ns",
@@ -83,7 +82,6 @@ class BucketModel:
         self.cap = cap
         self.service_time = service_time
         self.learns = hasattr(service_time, "observe")
-        self.observe_from_ns = 0 if self.learns else _NEVER_NS
         self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
         self.timetable: Timetable | None = None
@@ -91,7 +89,8 @@ class BucketModel:
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.durations
         self.sure_ns = 0
-        self._skip = 0  # batches that are not observed
+        self._recent: dict[int, tuple[int, int]] = {}  # batches not learned yet, by about their size, and their total
+        self._recent_ns = 0
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
         self._version = -1
@@ -107,8 +106,7 @@ class BucketModel:
             cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
                 as much was, the batch is taken to have needed half as long again.
         """
-        if self._skip and not cancelled and self.service_time.batches_since(size) < _COMPARE_AFTER:
-            self._skip -= 1
+        if not self.learns:
             return
         if self._padded is not None and size <= self.cap:
             size = int(self._padded[size])
@@ -120,12 +118,18 @@ class BucketModel:
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(size) < _COMPARE_AFTER:
+            near = nearest_size(size)
+            count, total_ns = self._recent.get(near, (0, 0))
+            count, total_ns = count + 1, total_ns + duration_ns
+            self._recent_ns += duration_ns
+            if self._recent_ns < _MEAN_OVER_NS:
+                self._recent[near] = count, total_ns
+                return
+            duration_ns = total_ns // count
+        self._recent.clear()
+        self._recent_ns = 0
         model.observe(size, duration_ns, now_ns)
-        if model.observations > _OBSERVE_FIRST and not model.in_doubt:
-            if duration_ns < _SHORT_NS:
-                self.observe_from_ns = now_ns + _OBSERVE_EVERY_NS
-            else:
-                self._skip = (_OBSERVE_ALL_FROM_NS - 1) // duration_ns
         self.refresh()
 
     def refresh(self) -> None:

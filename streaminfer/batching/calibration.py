@@ -120,11 +120,10 @@ class CalibrationPolicy:
         """All that is queued."""
         return Decision(waiting.first(waiting.waiting), "calibration")
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> int:
-        """Keeps a batch; returns the instant before which it need not be told of others."""
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+        """Keeps a batch."""
         if not cancelled:
             self.observations.append(Observation(size, duration_ns, now_ns, bucket))
-        return 0
 
 
 class Calibration:
@@ -153,7 +152,7 @@ class Calibration:
         assembler: Assembler,
         *,
         slo_ns: int | None,
-        learn: Callable[[int, int, int, bool, int], int] | None,
+        learn: Callable[[int, int, int, bool, int], object] | None,
         validate: Callable[[Request], None] | None,
     ) -> CalibrationStatistics:
         """Runs the batches that were not measured at an earlier start, and tells the policy what they took.
@@ -189,7 +188,7 @@ class Calibration:
         self,
         bench: "_Bench",
         example: ExampleInputs,
-        learn: Callable[[int, int, int, bool, int], int] | None,
+        learn: Callable[[int, int, int, bool, int], object] | None,
         validate: Callable[[Request], None] | None,
     ) -> CalibrationStatistics:
         assembler, clock = bench.assembler, bench.service.clock
@@ -290,7 +289,7 @@ class Calibration:
         bucket: int,
         sizes: list[int],
         share: int,
-        learn: Callable[[int, int, int, bool, int], int] | None,
+        learn: Callable[[int, int, int, bool, int], object] | None,
     ) -> None:
         assert learn is not None  # noqa: S101 - the caller looked
         budget_ns = BUDGET_NS // share

@@ -103,8 +103,7 @@ class Dispatcher:
     def _set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         self._policy = policy
-        self._learn: Callable[[int, int, int, bool, int], int] | None = getattr(policy, "finished", None)
-        self._learns_again_ns = NEVER if self._learn is None else 0
+        self._learn: Callable[[int, int, int, bool, int], object] | None = getattr(policy, "finished", None)
         self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight
@@ -113,7 +112,7 @@ class Dispatcher:
         )
         self._tell_mixed: Callable[[], None] | None = getattr(policy, "mixed", None)
         self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
-        self._learn_ahead: Callable[[int, int, int, int, int], int] | None = getattr(policy, "finished_ahead", None)
+        self._learn_ahead: Callable[[int, int, int, int, int], object] | None = getattr(policy, "finished_ahead", None)
 
     def _dispatch(self, now_ns: int | None = None) -> None:
         self._dispatching = False
@@ -345,18 +344,18 @@ class Dispatcher:
         if error is not None:
             self._fail(run.tickets, error)
         # what a batch took is worth knowing even if nobody waited for it any more
-        if inferred_ns >= self._learns_again_ns and self._learn is not None and (error is None or run.abandoned):
+        if self._learn is not None and (error is None or run.abandoned):
             self._learn_from(run, inferred_ns, self._learn)
 
-    def _learn_from(self, run: Run, now_ns: int, learn: Callable[[int, int, int, bool, int], int]) -> None:
+    def _learn_from(self, run: Run, now_ns: int, learn: Callable[[int, int, int, bool, int], object]) -> None:
         size = len(run.tickets)
         bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
         behind_ns = run.behind_ns
         if behind_ns > 0 and not run.abandoned and self._learn_ahead is not None:
             early_ns = behind_ns - run.started_ns
-            self._learns_again_ns = self._learn_ahead(size, now_ns - behind_ns, now_ns, early_ns, bucket)
+            self._learn_ahead(size, now_ns - behind_ns, now_ns, early_ns, bucket)
         elif behind_ns != UNKNOWN:
-            self._learns_again_ns = learn(size, now_ns - run.turn_ns, now_ns, run.abandoned, bucket)
+            learn(size, now_ns - run.turn_ns, now_ns, run.abandoned, bucket)
 
     def _is_known(self, run: Run) -> bool:
         """Takes a run off the list; false where a loop that has closed left it behind, and its worker is free since."""

@@ -21,6 +21,8 @@ by a band, nothing is sent: a model that hangs need not take a second batch with
 *Cost.* A few additions a batch. Synchronous, takes the time as an argument.
 """
 
+from collections import deque
+
 __all__ = ["HandOver"]
 
 _NEWEST, _NEWEST_AT_BOUND = 1 / 64, 1 / 8
@@ -38,15 +40,14 @@ class HandOver:
         takes_ns: nanoseconds by which a batch that was sent ahead is answered earlier.
     """
 
-    __slots__ = ("_alone", "_alone_ns", "_compared", "_in_a_row", "_size", "takes_ns")
+    __slots__ = ("_alone", "_compared", "_in_a_row", "_size", "takes_ns")
 
     def __init__(self) -> None:
         self.takes_ns = 0
         self._in_a_row = 0
         self._compared = 0
-        self._size = 0  # of the last batches that went by themselves,
-        self._alone: list[int] = []  # what they took,
-        self._alone_ns = 0  # and the median of that
+        self._size = 0  # of the last batches that were sent alone,
+        self._alone: deque[int] = deque(maxlen=_REFERENCES)  # and what they took
 
     def window_ns(self, ends_ns: int, band_ns: int) -> tuple[int, int]:
         """From when until when the next batch should be sent.
@@ -77,8 +78,7 @@ class HandOver:
         if size != self._size:
             self._size = size
             self._alone.clear()
-        self._alone = [*self._alone[-_REFERENCES + 1 :], took_ns]
-        self._alone_ns = sorted(self._alone)[len(self._alone) // 2]
+        self._alone.append(took_ns)
 
     def ahead(self, size: int, busy_ns: int, early_ns: int) -> int:
         """Learns from a batch that was sent ahead.
@@ -93,14 +93,15 @@ class HandOver:
         """
         self._in_a_row += 1
         if size == self._size and self._in_a_row <= _COMPARED:
-            gained_ns = self._alone_ns - busy_ns
+            alone_ns = sorted(self._alone)[len(self._alone) // 2]
+            gained_ns = alone_ns - busy_ns
             if gained_ns < early_ns:
                 self._compared += 1
                 weight = max(_NEWEST, 1 / (2 + self._compared))
                 self.takes_ns += round(weight * (max(gained_ns, -early_ns) - self.takes_ns))
             elif early_ns > self.takes_ns:
                 self.takes_ns += round(_NEWEST_AT_BOUND * (early_ns - self.takes_ns))
-            self.takes_ns = max(min(self.takes_ns, self._alone_ns // 2), 0)
+            self.takes_ns = max(min(self.takes_ns, alone_ns // 2), 0)
         return busy_ns + min(self.takes_ns, early_ns)
 
     def __repr__(self) -> str:

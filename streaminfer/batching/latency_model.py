@@ -33,7 +33,7 @@ from streaminfer.batching.isotonic import isotonic_curve
 from streaminfer.batching.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time import ServiceTime
 
-__all__ = ["LatencyModel"]
+__all__ = ["LatencyModel", "nearest_size"]
 
 _SPEED_GAIN = 0.1
 _VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
@@ -124,9 +124,9 @@ class LatencyModel:
         if type(now_ns) is not int:
             check_count("now_ns", now_ns, at_least=0)
         self.observations += 1
-        self._seen_at[_nearest(size)] = self.observations
+        self._seen_at[nearest_size(size)] = self.observations
         log_ns = math.log(max(duration_ns, 1))
-        near = _nearest(size)
+        near = nearest_size(size)
         if not self._sizes:
             self._speed = log_ns
             self._add(near, 0.0, 1)
@@ -150,7 +150,7 @@ class LatencyModel:
 
     def batches_since(self, size: int) -> float:
         """Return how many batches were observed since one of about this size; infinite where there were no two."""
-        near = _nearest(size)
+        near = nearest_size(size)
         return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
 
     def predict_ns(self, size: int) -> float:
@@ -295,7 +295,7 @@ def _sizes_up_to(largest: int) -> list[int]:
     return sorted({1, 2, 3, *(round(2 ** (step / _PER_OCTAVE)) for step in range(2 * _PER_OCTAVE, steps + 1))})
 
 
-def _nearest(size: int) -> int:
+def nearest_size(size: int) -> int:
     """Return the size that stands for ``size``: itself up to 4, then the nearest of two an octave."""
     if size <= 4:
         return size

@@ -142,7 +142,7 @@ class Lookahead:
 
     # -- learning -----------------------------------------------------------------------------------------------
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> int:
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Learn from a batch.
 
         Args:
@@ -151,18 +151,15 @@ class Lookahead:
             now_ns: when it ended.
             cancelled: it was cancelled then: a lower bound.
             bucket: the bucket of its requests.
-
-        Returns:
-            The instant before which nothing more is learned.
         """
         if cancelled:
             self._probe_size = max(size // 2, 1)
         else:
             self._probe_size = max(self._probe_size, 2 * size)
             self._hand_over.alone(size, duration_ns)
-        return self._observe(self._models[bucket], size, duration_ns, now_ns, cancelled)
+        self._models[bucket].observe(size, duration_ns, now_ns, cancelled)
 
-    def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> int:
+    def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
         """Learn from a batch that was sent before the one in front of it had ended.
 
         Args:
@@ -171,21 +168,13 @@ class Lookahead:
             now_ns: when it ended.
             early_ns: how long before the end of the batch in front it was sent.
             bucket: the bucket of its requests.
-
-        Returns:
-            As :meth:`finished`.
         """
         duration_ns = self._hand_over.ahead(size, busy_ns, early_ns)
-        return self._observe(self._models[bucket], size, duration_ns, now_ns, cancelled=False)
+        self._models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
 
     def mixed(self) -> None:
         """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
         self._mixed_for = _UNMIXED_AFTER
-
-    def _observe(self, model: BucketModel, size: int, duration_ns: int, now_ns: int, cancelled: bool) -> int:
-        if now_ns >= model.observe_from_ns:
-            model.observe(size, duration_ns, now_ns, cancelled)
-        return model.observe_from_ns if model is self._model else min(one.observe_from_ns for one in self._models)
 
     # -- decisions ----------------------------------------------------------------------------------------------
 

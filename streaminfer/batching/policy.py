@@ -49,13 +49,12 @@ class Policy(Protocol):
     """Decides what to send, what to refuse, and when to look again.
 
     A policy that learns offers ``finished(size, duration_ns, now_ns, cancelled, bucket)``, called after a batch that
-    succeeded and, with ``cancelled``, after one that was cancelled because nobody waited for it any more. It returns
-    the instant before which it need not be told of others. One that can say when a request would be answered offers
-    ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``. One that loads or compiles something offers
-    ``prepare(wait=...)``, called before requests are accepted; with ``wait=False`` it returns ``False`` instead of
-    blocking. One that chooses batches before a worker is free, for models that keep a queue, offers ``ahead(waiting,
-    now_ns, running)``, asked when ``full_size`` wait, ``turn_ns(sent_ns, ended_ns)`` and ``finished_ahead(size,
-    busy_ns, now_ns, early_ns, bucket)``.
+    succeeded and, with ``cancelled``, after one that was cancelled because all its callers had left. One that can say
+    when a request would be answered offers ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``. One that
+    loads or compiles something offers ``prepare(wait=...)``, called before requests are accepted; with ``wait=False``
+    it returns ``False`` instead of blocking. One that chooses batches before a worker is free, for models that keep a
+    queue, offers ``ahead(waiting, now_ns, running)``, called when ``full_size`` are queued, ``turn_ns(sent_ns,
+    ended_ns)`` and ``finished_ahead(size, busy_ns, now_ns, early_ns, bucket)``.
     `Lookahead` describes them.
     """
 

@@ -42,7 +42,6 @@ def test_a_given_service_time_is_exact():
     np.testing.assert_array_equal(model.upper, model.durations)
     assert (model.learns, model.compares, model.size_to_explore(64)) == (False, False, 0)
     assert model.sure_ns == model.durations[1]
-    assert model.observe_from_ns == 2**63 - 1
 
 
 def test_nothing_is_planned_before_anything_is_known():
@@ -111,7 +110,7 @@ def test_what_one_request_surely_takes(sigma, sure):
     """A request is surely late with less than 0.7 of the mean left, or less where durations scatter more."""
     model, source = bucket(), np.random.default_rng(0)
     for at in range(200):
-        run(model, (1, 8, 64)[at % 3], factor=math.exp(sigma * source.standard_normal()))
+        run(model, (1, 8, 64)[at % 3], factor=8.0 * math.exp(sigma * source.standard_normal()))
 
     share = model.sure_ns / model.durations[1]
     assert share == pytest.approx(0.7, abs=0.01) if sigma == 0.0 else share <= sure
@@ -208,30 +207,11 @@ def test_a_first_batch_that_is_cancelled_is_learned():
     assert model.timetable is not None
 
 
-# ---- sampling
+# ---- means of short batches
 
 
-def test_short_batches_are_sampled():
-    """Of a model that is known and takes less than a millisecond, one batch in five milliseconds is observed."""
-    model = bucket()
-    ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0002)
-
-    assert model.observe_from_ns == ended_ns + 5 * MS
-
-
-@pytest.mark.parametrize(
-    ("batches", "seconds"), [(30, 0.001), (16, 0.0002)], ids=["a-millisecond", "the-first-sixteen"]
-)
-def test_other_batches_are_all_observed(batches, seconds):
-    """Longer batches are all observed, and so are the first sixteen short ones."""
-    model = bucket()
-    run(model, *[8] * batches, seconds=lambda size: seconds)
-
-    assert model.observe_from_ns == 0
-
-
-def test_millisecond_batches_are_sampled_by_number():
-    """Of a known model of one millisecond every fourth batch is observed, whatever the time between them."""
+def test_short_batches_are_learned_as_a_mean():
+    """Of a known model of one millisecond every four batches are one observation, of what they took on average."""
     model = bucket()
     run(model, *[8] * 20, seconds=lambda size: 0.001)
     before = model.service_time.observations
@@ -241,8 +221,45 @@ def test_millisecond_batches_are_sampled_by_number():
     assert model.service_time.observations - before == 10
 
 
-def test_a_size_not_seen_for_long_is_observed():
-    """A batch that explores is observed though its turn has not come."""
+@pytest.mark.parametrize("first", [0, 1], ids=["long-first", "short-first"])
+def test_ends_that_are_noticed_in_pairs(first):
+    """A busy loop notices the ends of two batches together: what is expected is their mean, not one of the two."""
+    model = bucket()
+    ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0012)
+    durations_ns = (2_200_000, 200_000)
+
+    for number in range(400):
+        ended_ns += durations_ns[(number + first) % 2]
+        model.observe(8, durations_ns[(number + first) % 2], ended_ns, cancelled=False)
+
+    assert 0.9 * 1_200_000 < model.expected_ns(8) < 1.15 * 1_200_000
+
+
+def test_only_batches_of_about_the_size_are_in_a_mean():
+    """Batches of other sizes count towards the four milliseconds, and not towards what this size takes."""
+    model = bucket()
+    run(model, *[1, 8] * 15, seconds=lambda size: 0.0002 if size == 1 else 0.001)
+
+    run(model, *[8, 1, 1, 1, 1, 1] * 40, seconds=lambda size: 0.0002 if size == 1 else 0.001)
+
+    assert model.expected_ns(8) == pytest.approx(1_000_000, rel=0.05)
+    assert model.expected_ns(1) == pytest.approx(200_000, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("batches", "seconds"), [(30, 0.004), (16, 0.0002)], ids=["four-milliseconds", "the-first-sixteen"]
+)
+def test_other_batches_are_learned_one_by_one(batches, seconds):
+    """Longer batches are learned one by one, and so are the first sixteen short ones."""
+    model = bucket()
+
+    run(model, *[8] * batches, seconds=lambda size: seconds)
+
+    assert model.service_time.observations == batches
+
+
+def test_a_size_not_seen_for_long_is_learned_at_once():
+    """A batch that explores does not wait for others to make a mean."""
     model = bucket()
     run(model, *[8] * 21, seconds=lambda size: 0.001)
     before = model.service_time.observations
@@ -252,16 +269,17 @@ def test_a_size_not_seen_for_long_is_observed():
     assert model.service_time.observations == before + 1
 
 
-def test_nothing_is_skipped_in_doubt():
-    """After an outlier the next batch is observed, so that a change is found at once."""
+def test_batches_are_learned_one_by_one_in_doubt():
+    """After an outlier the next batch is learned at once, so that a change is found early."""
     model = bucket()
-    ended_ns = run(model, *[8] * 30, seconds=lambda size: 0.0002)
-    from_ns = model.observe_from_ns
+    ended_ns = run(model, *[8] * 32, seconds=lambda size: 0.001)
+    model.observe(8, 20 * MS, ended_ns + 20 * MS, cancelled=False)
+    before = model.service_time.observations
 
-    model.observe(8, 600_000, ended_ns + 6 * MS, cancelled=False)
+    model.observe(8, 20 * MS, ended_ns + 40 * MS, cancelled=False)
 
     assert model.service_time.in_doubt
-    assert model.observe_from_ns == from_ns
+    assert model.service_time.observations == before + 1
 
 
 # ---- exploration and comparison

@@ -134,19 +134,19 @@ def test_nothing_known_sends_what_waits():
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
 
 
-def test_learning_is_sampled_once_a_model_of_microseconds_is_known():
+def test_a_model_of_microseconds_is_learned_by_its_means():
+    """Once it is known, four milliseconds of its batches are one observation; a batch as long as that is one too."""
     policy = Lookahead(4, LearnedServiceTime())
     model = policy.service_time
     now = 0
-    for _ in range(1000):
+    for _ in range(8017):
         now += 100_000
         policy.finished(4, 1000, now)
-    assert 16 <= model.observations <= 16 + 100 * MS // (5 * MS) + 1
-    before = model.observations
-    for later in (5, 6, 7):  # an outlier: the next ones are observed at once, and settle it
-        policy.finished(4, 3000, now + later * MS)
-    assert model.observations == before + 3
-    assert model.expected_ns(4)[4] > 2500
+    assert model.observations == 17 + 2
+    for later in (5, 10, 15):
+        policy.finished(4, 5 * MS, now + later * MS)
+    assert model.observations == 19 + 3
+    assert model.expected_ns(4)[4] == pytest.approx(5 * MS, rel=0.3)
 
 
 def test_ten_thousand_waiting_are_decided_too():
