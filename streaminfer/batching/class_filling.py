@@ -32,7 +32,7 @@ def fill_with_less_urgent(
 
     Args:
         now_ns: when the batch starts.
-        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        durations: shape (cap + 1,), nanoseconds that most batches of a size do not exceed, nondecreasing.
         urgent_deadline_ns: the earliest deadline of the urgent requests in the batch.
         urgent_size: how many there are.
         urgent_left: how many of their class stay queued behind them.

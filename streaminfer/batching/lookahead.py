@@ -339,7 +339,7 @@ class Lookahead:
         )
         added = fill_with_less_urgent(
             now_ns,
-            model.durations,
+            model.upper,
             urgent_deadline_ns=int(own[head]),
             urgent_size=len(chosen),
             urgent_left=max(len(of_class) - head - size, 0),
