@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
+from streaminfer.request import time_left_s
 
 if TYPE_CHECKING:
     from streaminfer.request import Request, Response
@@ -38,9 +39,7 @@ class PlaceQueue:
             StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``.
         """
         while True:
-            left_s = None
-            if request.deadline_ns is not None:
-                left_s = max(request.deadline_ns - self._stack.clock(), 0) / 1e9
+            left_s = time_left_s(request.deadline_ns, self._stack.clock())
             try:
                 async with asyncio.timeout(left_s):
                     await self._wait_for_place(request)
@@ -53,7 +52,7 @@ class PlaceQueue:
             except Overloaded as error:  # of a layer that does not say so beforehand
                 pause_s = max(error.retry_after_s, _SHORTEST_PAUSE_S)
             if left_s is not None:
-                pause_s = min(pause_s, left_s)
+                pause_s = min(pause_s, max(left_s, 0.0))
             await asyncio.sleep(pause_s)
 
     async def _wait_for_place(self, request: Request) -> None:

@@ -20,7 +20,7 @@ class Snapshot:
         Keys become strings, arrays and tuples lists, and numbers that are not finite ``None``. A histogram becomes its
         count, moments and percentiles.
         """
-        fields = attrs.fields(type(self))  # type: ignore[misc]  # every subclass is an attrs class
+        fields = attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
         return {field.name: _as_plain(getattr(self, field.name)) for field in fields}
 
 

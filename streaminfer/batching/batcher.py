@@ -11,7 +11,7 @@ from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService, make_assembler
 from streaminfer.protocols import Clock, is_backend, is_service
-from streaminfer.request import check_priority, timeout_ns
+from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
@@ -349,7 +349,7 @@ def _as_function(service: BatchedService, function: Callable[..., Any]) -> Calla
     ) -> Any:
         deadline_ns = None
         if timeout_s is not None:
-            deadline_ns = service.clock() + timeout_ns(timeout_s)
+            deadline_ns = deadline_after(service.clock(), timeout_s)
         if priority != 0:
             check_priority(priority)
         ticket = submit(None, x, deadline_ns, priority)
