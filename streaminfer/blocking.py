@@ -62,6 +62,10 @@ class BlockingStack:
         )
         return answers
 
+    def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+        """Answers a request of several rows, all or none, as :meth:`Stack.rows`."""
+        return self._wait_for(self.stack.rows(inputs, **settings))
+
     def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""
         response: Response = self._wait_for(self.stack.call(request, timeout_s=timeout_s))

@@ -12,12 +12,11 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-import attrs
-
 from streaminfer import _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
+from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
+from streaminfer._objective import find_slo
 from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
@@ -33,13 +32,12 @@ from streaminfer.request import (
     deadline_after,
     passed_on_arrival,
     time_left_s,
-    timeout_ns,
 )
 
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport"]
 
 
 class Stack:
@@ -262,6 +260,29 @@ class Stack:
 
         return await answer_all(inputs, ask, concurrency, return_exceptions)
 
+    async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+        """Answers a request of several rows: all of them, by one deadline, or none.
+
+        Each row is a request of its own for every layer: rows share batches with other callers' requests, and more rows
+        than ``max_batch_size`` or places in the queue are no error. The first row that cannot be answered ends the
+        others. The leading axis holds the rows of the inputs and of the answer, whatever axis the model batches on.
+
+        Args:
+            inputs: an array whose first axis holds the rows, or a mapping of input name to such arrays.
+            **settings: ``timeout_s``, from now on for all rows, ``priority``, ``stream_id``, ``tenant``, ``subject``,
+                ``tags`` and ``store``: as for a call.
+
+        Returns:
+            The model's outputs with a leading axis of as many rows: an array, or a mapping or tuple of them. What is
+            neither array nor number becomes a list with one entry per row.
+
+        Raises:
+            InvalidInput: no array, no rows, or arrays of different numbers of them.
+            BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
+            StreamInferError: the first row that could not be answered.
+        """
+        return await answer_rows(self, self._places, inputs, **settings)
+
     def validate(self, request: Request) -> None:
         """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
 
@@ -474,23 +495,3 @@ class Stack:
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             raise DeadlineExceeded(passed_on_arrival(now_ns, request.deadline_ns))
         return await self._calls.end_within(time_left_s(request.deadline_ns, now_ns), self._call(request), "the stack")
-
-
-@attrs.frozen
-class _FixedSlo:
-    """The objective of something that names it in seconds once and for all."""
-
-    slo_ns: int
-
-
-def find_slo(outermost: Any) -> Any:
-    """Whose ``slo_ns`` is the deadline of requests that bring none: read at each request, since it may change."""
-    current = outermost
-    while current is not None:
-        if hasattr(current, "slo_ns"):
-            return current
-        slo_s = getattr(current, "slo_s", None)
-        if slo_s is not None:
-            return _FixedSlo(timeout_ns(slo_s))
-        current = getattr(current, "inner", None)
-    return None
