@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from streaminfer._objective import find_slo
+from streaminfer._rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
+from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
-    from streaminfer.request import Request, Response
+    from streaminfer.request import Response
     from streaminfer.stack import Stack
 
-__all__ = ["PlaceQueue", "answer_all", "default_concurrency"]
+__all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
@@ -38,9 +41,7 @@ class PlaceQueue:
             StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``.
         """
         while True:
-            left_s = None
-            if request.deadline_ns is not None:
-                left_s = max(request.deadline_ns - self._stack.clock(), 0) / 1e9
+            left_s = time_left_s(request.deadline_ns, self._stack.clock())
             try:
                 async with asyncio.timeout(left_s):
                     await self._wait_for_place(request)
@@ -53,7 +54,7 @@ class PlaceQueue:
             except Overloaded as error:  # of a layer that does not say so beforehand
                 pause_s = max(error.retry_after_s, _SHORTEST_PAUSE_S)
             if left_s is not None:
-                pause_s = min(pause_s, left_s)
+                pause_s = min(pause_s, max(left_s, 0.0))
             await asyncio.sleep(pause_s)
 
     async def _wait_for_place(self, request: Request) -> None:
@@ -104,3 +105,32 @@ async def answer_all(
         await asyncio.gather(*workers, return_exceptions=True)
         raise
     return [answers[number] for number in range(len(answers))]
+
+
+async def answer_rows(stack: Stack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+    """Ask for each row of some inputs by one deadline.
+
+    Args:
+        stack: which is asked.
+        places: its own.
+        inputs: an array whose first axis holds the rows, or a mapping of such arrays.
+        **settings: of the request.
+
+    Returns:
+        The answers as one, with as many rows.
+    """
+    rows = cut_rows(inputs)
+    now_ns = stack.clock()
+    fields: dict[str, Any] = {**settings}
+    timeout_s = fields.pop("timeout_s", None)
+    deadline_ns = None
+    if timeout_s is not None:
+        deadline_ns = deadline_after(now_ns, timeout_s)
+    elif (slo := find_slo(stack.inner)) is not None and slo.slo_ns is not None:
+        deadline_ns = now_ns + slo.slo_ns
+
+    def ask(row: Any) -> Awaitable[Response]:
+        return places.call(Request(row, key=None, deadline_ns=deadline_ns, **fields))
+
+    responses = await answer_all(rows, ask, min(len(rows), default_concurrency(stack.inner)), return_exceptions=False)
+    return join_rows([response.outputs for response in responses])

@@ -21,7 +21,8 @@ class Request:
 
     Args:
         inputs: what the model reads: one array, or a mapping of input name to array.
-        deadline_ns: monotonic instant after which an answer is worthless; ``None``: the `Stack` stamps it.
+        deadline_ns: monotonic instant after which an answer is worthless; ``None``: the `Stack` stamps it from the
+            batcher's ``slo_s``; ``2**63 - 1``, which is ``streaminfer.request.NEVER_NS``: it has none.
         priority: a lower number is more urgent; requests of one priority are served in order of arrival.
         stream_id: the live stream it belongs to; such a request is never answered from a cache.
         tenant: on whose behalf; part of every cache key.

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.batching.calibration import CalibrationStatistics
 
 __all__ = ["PartStart", "StartReport", "StartTimer"]
@@ -20,7 +21,7 @@ _LOGGER = logging.getLogger("streaminfer")
 
 
 @attrs.frozen
-class PartStart:
+class PartStart(Snapshot):
     """The start of one layer.
 
     Attributes:
@@ -39,7 +40,7 @@ class PartStart:
 
 
 @attrs.frozen
-class StartReport:
+class StartReport(Snapshot):
     """The latest start of a `Stack`.
 
     Attributes:

@@ -8,14 +8,14 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from streaminfer._stopping import STOP_LIMIT_S
 from streaminfer._validation import check_duration
 from streaminfer.errors import Closed
-from streaminfer.request import Request, Response
+from streaminfer.request import CallSettings, MapSettings, Request, Response
 from streaminfer.stack import Stack, StackStatistics
 
 __all__ = ["BlockingStack"]
@@ -44,44 +44,31 @@ class BlockingStack:
         self._closing = False
         self._pid = os.getpid()
 
-    def __call__(
-        self,
-        inputs: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Hashable = None,
-        tenant: str | None = None,
-        subject: str | None = None,
-        tags: Iterable[str] = (),
-        key: Hashable = None,
-        store: bool = True,
-        wait: bool = False,
-    ) -> Any:
-        """Answers one request; arguments, result and errors as calling the :class:`Stack`."""
-        return self._wait_for(
-            self.stack(
-                inputs,
-                timeout_s=timeout_s,
-                priority=priority,
-                stream_id=stream_id,
-                tenant=tenant,
-                subject=subject,
-                tags=tags,
-                key=key,
-                store=store,
-                wait=wait,
-            )
-        )
+    def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
+        """Answers one request; keywords, result and errors as calling the :class:`Stack`."""
+        return self._wait_for(self.stack(inputs, **settings))
 
-    def map(self, inputs: Iterable[Any], **settings: Any) -> list[Any]:
+    def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        concurrency: int | None = None,
+        return_exceptions: bool = False,
+        **settings: Unpack[MapSettings],
+    ) -> list[Any]:
         """Answers many requests, in their order; settings and errors as :meth:`Stack.map`."""
-        answers: list[Any] = self._wait_for(self.stack.map(inputs, **settings))
+        answers: list[Any] = self._wait_for(
+            self.stack.map(inputs, concurrency=concurrency, return_exceptions=return_exceptions, **settings)
+        )
         return answers
 
-    def call(self, request: Request) -> Response:
+    def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+        """Answers a request of several rows, all or none, as :meth:`Stack.rows`."""
+        return self._wait_for(self.stack.rows(inputs, **settings))
+
+    def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""
-        response: Response = self._wait_for(self.stack.call(request))
+        response: Response = self._wait_for(self.stack.call(request, timeout_s=timeout_s))
         return response
 
     def statistics(self) -> StackStatistics:

@@ -1,16 +1,52 @@
 """The request, its answer, and a batch of requests: what travels between services, primitives and backends."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypedDict
 
 from streaminfer._request_cy import Request, Response, Timings, check_priority
 from streaminfer._validation import check_duration
 from streaminfer.errors import InvalidInput
 
-__all__ = ["Batch", "Request", "Response", "Timings", "check_priority", "passed_on_arrival", "timeout_ns"]
+__all__ = [
+    "NEVER_NS",
+    "Batch",
+    "CallSettings",
+    "MapSettings",
+    "Request",
+    "Response",
+    "Timings",
+    "check_priority",
+    "deadline_after",
+    "passed_on_arrival",
+    "time_left_s",
+    "timeout_ns",
+]
+
+NEVER_NS = 2**63 - 1
+"""The deadline of a request that has none, whatever the objective of a batcher says."""
 
 _LONGEST_S = 2**62 / 1e9
 _DOUBTFUL_S = 60.0  # so late comes no request whose deadline was meant
+
+
+class MapSettings(TypedDict, total=False):
+    """Keywords of a call that may be the same for many requests; :meth:`Stack.__call__` says what they mean."""
+
+    timeout_s: float | None
+    priority: int
+    stream_id: Hashable
+    tenant: str | None
+    subject: str | None
+    tags: Iterable[str]
+    store: bool
+
+
+class CallSettings(MapSettings, total=False):
+    """Keywords of a call of a `Stack`."""
+
+    key: Hashable
+    wait: bool
 
 
 class Batch:
@@ -51,6 +87,26 @@ def passed_on_arrival(now_ns: int, deadline_ns: int) -> str:
     if late_s < _DOUBTFUL_S:
         return message
     return f"{message}: deadline_ns is an instant of the stack's clock, time.monotonic_ns() + a duration"
+
+
+def deadline_after(now_ns: int, timeout_s: Any) -> int:
+    """Return the instant at which a caller's time limit ends.
+
+    Args:
+        now_ns: the present.
+        timeout_s: seconds, ≥ 0; infinity: :data:`NEVER_NS`.
+
+    Raises:
+        InvalidInput: not such a number.
+    """
+    if isinstance(timeout_s, float) and timeout_s == math.inf:
+        return NEVER_NS
+    return now_ns + timeout_ns(timeout_s)
+
+
+def time_left_s(deadline_ns: int | None, now_ns: int) -> float | None:
+    """Return the seconds until a deadline, negative once it has passed; ``None`` where there is none."""
+    return None if deadline_ns is None or deadline_ns == NEVER_NS else (deadline_ns - now_ns) / 1e9
 
 
 def timeout_ns(timeout_s: Any) -> int:

@@ -10,14 +10,13 @@ import time
 from asyncio import get_running_loop
 from collections.abc import Hashable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
-
-import attrs
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from streaminfer import _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
+from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
+from streaminfer._objective import find_slo
 from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
@@ -26,12 +25,19 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Admission, Clock, Observer, find_inward
-from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
+from streaminfer.request import (
+    MapSettings,
+    Request,
+    Response,
+    deadline_after,
+    passed_on_arrival,
+    time_left_s,
+)
 
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport", "find_slo"]
+__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport"]
 
 
 class Stack:
@@ -110,7 +116,7 @@ class Stack:
         Args:
             inputs: what the model reads, without a batch axis: one array, or a mapping of input name to array.
             timeout_s: seconds from now after which an answer is worthless; ``None``: the batcher's ``slo_s``, if it
-                has one.
+                has one; ``math.inf``: no deadline, whatever ``slo_s`` says.
             priority: a lower number is more urgent.
             stream_id: the live stream that it belongs to.
             tenant: on whose behalf.
@@ -129,27 +135,14 @@ class Stack:
         """
         if get_running_loop() is not self._loop:
             self._refuse()
-        observer = self._observer
+        observer = None if wait else self._observer  # one that waits is a call of its own when there is a place
         now_ns = self.clock()
-        if wait:
-            request = Request(
-                inputs,
-                deadline_ns=self._deadline_ns(timeout_s, now_ns),
-                priority=priority,
-                stream_id=stream_id,
-                tenant=tenant,
-                subject=subject,
-                tags=tags,
-                key=key,
-                store=store,
-            )
-            return (await self._places.call(request)).outputs
         if observer is not None:
             observer.begin()
         try:
             deadline_ns = None
             if timeout_s is not None:
-                deadline_ns = now_ns + timeout_ns(timeout_s)
+                deadline_ns = deadline_after(now_ns, timeout_s)
             elif self._slo is not None:
                 slo_ns = self._slo.slo_ns
                 if slo_ns is not None:
@@ -165,6 +158,8 @@ class Stack:
                 key=key,
                 store=store,
             )
+            if wait:
+                return (await self._places.call(request)).outputs
             if self._validate is not None:
                 self._validate(request)
             batcher = self._batcher
@@ -187,8 +182,12 @@ class Stack:
             raise
         return response.outputs
 
-    async def call(self, request: Request) -> Response:  # noqa: C901 - as above
+    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:  # noqa: C901 - as above
         """Answers one request, with all that is known about the answer.
+
+        Args:
+            request: what is asked.
+            timeout_s: as calling the stack, in place of the request's own deadline; ``None``: that one.
 
         Raises:
             StreamInferError: it could not be answered; the class says why.
@@ -203,7 +202,9 @@ class Stack:
         if observer is not None:
             observer.begin()
         try:
-            if request.deadline_ns is None and self._slo is not None and self._slo.slo_ns is not None:
+            if timeout_s is not None:
+                request = request.replace(deadline_ns=deadline_after(now_ns, timeout_s))
+            elif request.deadline_ns is None and self._slo is not None and self._slo.slo_ns is not None:
                 request = request.replace(deadline_ns=now_ns + self._slo.slo_ns)
             if self._validate is not None:
                 self._validate(request)
@@ -231,11 +232,8 @@ class Stack:
         inputs: Iterable[Any],
         *,
         concurrency: int | None = None,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        tenant: str | None = None,
-        store: bool = True,
         return_exceptions: bool = False,
+        **settings: Unpack[MapSettings],
     ) -> list[Any]:
         """Answers many requests, in their order, however small the queue is.
 
@@ -243,11 +241,9 @@ class Stack:
             inputs: what each request brings; read when its turn comes, so that it may be a generator.
             concurrency: how many requests are in hand at the same time; ``None``: as many as keep the workers of the
                 batcher busy with full batches.
-            timeout_s: as for a call, for each request from its turn on.
-            priority: as for a call.
-            tenant: as for a call.
-            store: as for a call.
             return_exceptions: put errors among the answers; otherwise the first one cancels what is left.
+            **settings: ``timeout_s``, for each request from its turn on, ``priority``, ``stream_id``, ``tenant``,
+                ``subject``, ``tags`` and ``store``: as for a call.
 
         Returns:
             The model's outputs, one for each of the inputs.
@@ -260,9 +256,32 @@ class Stack:
         check_count("concurrency", concurrency)
 
         def ask(one: Any) -> Any:
-            return self(one, timeout_s=timeout_s, priority=priority, tenant=tenant, store=store, wait=True)
+            return self(one, wait=True, key=None, **settings)
 
         return await answer_all(inputs, ask, concurrency, return_exceptions)
+
+    async def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+        """Answers a request of several rows: all of them, by one deadline, or none.
+
+        Each row is a request of its own for every layer: rows share batches with other callers' requests, and more rows
+        than ``max_batch_size`` or places in the queue are no error. The first row that cannot be answered ends the
+        others. The leading axis holds the rows of the inputs and of the answer, whatever axis the model batches on.
+
+        Args:
+            inputs: an array whose first axis holds the rows, or a mapping of input name to such arrays.
+            **settings: ``timeout_s``, from now on for all rows, ``priority``, ``stream_id``, ``tenant``, ``subject``,
+                ``tags`` and ``store``: as for a call.
+
+        Returns:
+            The model's outputs with a leading axis of as many rows: an array, or a mapping or tuple of them. What is
+            neither array nor number becomes a list with one entry per row.
+
+        Raises:
+            InvalidInput: no array, no rows, or arrays of different numbers of them.
+            BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
+            StreamInferError: the first row that could not be answered.
+        """
+        return await answer_rows(self, self._places, inputs, **settings)
 
     def validate(self, request: Request) -> None:
         """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
@@ -470,37 +489,9 @@ class Stack:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
 
-    def _deadline_ns(self, timeout_s: float | None, now_ns: int) -> int | None:
-        if timeout_s is not None:
-            return now_ns + timeout_ns(timeout_s)
-        slo_ns = None if self._slo is None else self._slo.slo_ns
-        return None if slo_ns is None else now_ns + int(slo_ns)
-
     async def _call_enforced(self, request: Request) -> Response:
         """Calls a service that does not end requests at their deadline itself; one timer does it here."""
-        timeout_s = None
-        if request.deadline_ns is not None:
-            timeout_s = (request.deadline_ns - self.clock()) / 1e9
-            if timeout_s <= 0:
-                raise DeadlineExceeded(passed_on_arrival(self.clock(), request.deadline_ns))
-        return await self._calls.end_within(timeout_s, self._call(request), "the stack")
-
-
-@attrs.frozen
-class _FixedSlo:
-    """The objective of something that names it in seconds once and for all."""
-
-    slo_ns: int
-
-
-def find_slo(outermost: Any) -> Any:
-    """Whose ``slo_ns`` is the deadline of requests that bring none: read at each request, since it may change."""
-    current = outermost
-    while current is not None:
-        if hasattr(current, "slo_ns"):
-            return current
-        slo_s = getattr(current, "slo_s", None)
-        if slo_s is not None:
-            return _FixedSlo(timeout_ns(slo_s))
-        current = getattr(current, "inner", None)
-    return None
+        now_ns = self.clock()
+        if request.deadline_ns is not None and request.deadline_ns <= now_ns:
+            raise DeadlineExceeded(passed_on_arrival(now_ns, request.deadline_ns))
+        return await self._calls.end_within(time_left_s(request.deadline_ns, now_ns), self._call(request), "the stack")

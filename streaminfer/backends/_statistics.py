@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 @attrs.frozen
-class BackendStatistics:
+class BackendStatistics(Snapshot):
     """What a backend did since it was made; a snapshot.
 
     Attributes:

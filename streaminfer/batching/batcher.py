@@ -10,8 +10,8 @@ from streaminfer._validation import check_choice, check_count, check_duration, c
 from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService, make_assembler
-from streaminfer.protocols import Clock, is_backend, is_service
-from streaminfer.request import check_priority, timeout_ns
+from streaminfer.protocols import Clock, find_inward, is_backend, is_service
+from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
@@ -45,6 +45,7 @@ class AdaptiveBatcher:
             than the least urgent that waits: then that one gives way.
         max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
+            ``None``: as many as the backend has by its ``queued_workers``, read at each start; 1 where it names none.
         policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends all that wait whenever a worker is
             free; ``"timer"`` waits for a full batch or the delay.
         buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
@@ -85,7 +86,7 @@ class AdaptiveBatcher:
         slo_s: float | None = None,
         max_queue_size: int = 1024,
         max_queue_delay_s: float = 0.0,
-        max_in_flight: int = 1,
+        max_in_flight: int | None = None,
         policy: str = "lookahead",
         buckets: "Buckets | Sequence[int] | None" = None,
         max_batch_bytes: int | None = None,
@@ -103,7 +104,9 @@ class AdaptiveBatcher:
             warnings.warn(message, stacklevel=2)
         self.max_queue_size = check_count("max_queue_size", max_queue_size, at_most=_LARGEST)
         self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
-        self.max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_LARGEST)
+        self._in_flight_given = max_in_flight is not None
+        in_flight = 1 if max_in_flight is None else max_in_flight
+        self.max_in_flight = check_count("max_in_flight", in_flight, at_most=_LARGEST)
         self.policy = check_choice("policy", policy, _POLICIES)
         self._check_delay()
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
@@ -151,6 +154,8 @@ class AdaptiveBatcher:
             raise TypeError(expected("inner", "a backend or a batch function, which answer batches", inner))
         if not is_backend(inner) and not callable(inner):
             raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
+        if not self._in_flight_given:
+            self.max_in_flight = find_inward(inner, "queued_workers", 1)
         service = self._service = BatchedService(
             inner,
             policy=self._make_policy(),
@@ -161,6 +166,7 @@ class AdaptiveBatcher:
             stack=self.stack,
             clock=self._clock or time.monotonic_ns,
             assembler=self._make_assembler(inner),
+            policy_for=None if self._in_flight_given else self._policy_for,
         )
         return service if is_backend(inner) else _as_function(service, inner)
 
@@ -294,6 +300,10 @@ class AdaptiveBatcher:
             check_instance("service_time", prior, lambda it: isinstance(it, ServiceTime), what)
         return {length: LearnedServiceTime(prior=known.get(length)) for length in lengths}
 
+    def _policy_for(self, workers: int) -> Policy:
+        self.max_in_flight = workers
+        return self._make_policy()
+
     def _make_policy(self) -> Policy:
         if self.policy == "timer":
             return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
@@ -349,7 +359,7 @@ def _as_function(service: BatchedService, function: Callable[..., Any]) -> Calla
     ) -> Any:
         deadline_ns = None
         if timeout_s is not None:
-            deadline_ns = service.clock() + timeout_ns(timeout_s)
+            deadline_ns = deadline_after(service.clock(), timeout_s)
         if priority != 0:
             check_priority(priority)
         ticket = submit(None, x, deadline_ns, priority)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 import numpy as np
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Decision
@@ -55,7 +56,7 @@ _LOGGER = logging.getLogger("streaminfer")
 
 
 @attrs.frozen
-class CalibrationStatistics:
+class CalibrationStatistics(Snapshot):
     """What a batcher measured when it was started.
 
     Attributes:

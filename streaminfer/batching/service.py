@@ -63,6 +63,7 @@ class BatchedService(Dispatcher):
         stack: bool,
         clock: Clock,
         assembler: Assembler | None = None,
+        policy_for: Callable[[int], Policy] | None = None,
     ) -> None:
         super().__init__(
             inner,
@@ -73,7 +74,7 @@ class BatchedService(Dispatcher):
             stack=stack,
             clock=clock,
         )
-        self._configured_policy = policy
+        self._policy_for = policy_for
         self._max_batch_size = max_batch_size
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
@@ -240,6 +241,10 @@ class BatchedService(Dispatcher):
         """
         loop = asyncio.get_running_loop()
         self.check_max_batch_size(self._max_batch_size)
+        workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
+        if self._policy_for is not None and workers != self.max_in_flight and not self._runs:
+            self.max_in_flight = self._free = workers
+            self._configured_policy = self._policy_for(workers)
         prepare = getattr(self._configured_policy, "prepare", None)
         # in virtual time nothing may depend on how long a thread takes
         if prepare is not None and not getattr(loop, "is_virtual", False) and prepare(wait=False) is False:

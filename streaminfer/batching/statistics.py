@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.batching.calibration import CalibrationStatistics
 
 __all__ = ["BatcherStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class BatcherStatistics:
+class BatcherStatistics(Snapshot):
     """Counters of an `AdaptiveBatcher` since it was made.
 
     Counting rule: each request that was submitted is in exactly one of ``waiting``, ``running``, ``answered``,

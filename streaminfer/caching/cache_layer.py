@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -36,7 +37,7 @@ from streaminfer.caching.keys import key_maker
 from streaminfer.caching.sweeping import LoopSweep
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
-from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.request import Request, Response, deadline_after, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
@@ -279,11 +280,9 @@ class CachedService(_Layer):
     async def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
     ) -> Response:
-        timeout_s = None
-        if request.deadline_ns is not None:
-            timeout_s = (request.deadline_ns - now_ns) / 1e9
-            if timeout_s <= 0:
-                raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
+        timeout_s = time_left_s(request.deadline_ns, now_ns)
+        if timeout_s is not None and timeout_s <= 0:
+            raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
         here = self.flights.here()
         response, led = await here.share(
             key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
@@ -418,7 +417,8 @@ class _FunctionAsService:
     async def call(self, request: Request) -> Response:
         timeout_s = None
         if request.deadline_ns is not None:
-            timeout_s = max(request.deadline_ns - self._now(), 0) / 1e9
+            left_s = time_left_s(request.deadline_ns, self._now())
+            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
         outputs = await self._function(
             request.inputs,
             timeout_s=timeout_s,
@@ -444,7 +444,7 @@ def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, fr
         tenant: str | None = None,
         key: Any = None,
     ) -> Any:
-        deadline_ns = None if timeout_s is None else front.now() + timeout_ns(timeout_s)
+        deadline_ns = None if timeout_s is None else deadline_after(front.now(), timeout_s)
         request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
         return (await service.call(request)).outputs
 

@@ -2,11 +2,13 @@
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["CacheStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class CacheStatistics:
+class CacheStatistics(Snapshot):
     """Contents and counters of an `EdgeCache`, of one moment. Expired entries are seen to before it is taken.
 
     Counting rules:

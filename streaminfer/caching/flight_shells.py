@@ -8,6 +8,7 @@ from asyncio import get_running_loop
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.caching._flight_cy import FlightCounts
 from streaminfer.caching._loop_flights_cy import LoopFlights
 from streaminfer.caching.computing import BOARDS, LOG
@@ -20,7 +21,7 @@ _PAUSE_NS = 1_000_000_000
 
 
 @attrs.frozen(kw_only=True)
-class FlightStatistics:
+class FlightStatistics(Snapshot):
     """What single flight did; counts since the cache was made.
 
     Attributes:

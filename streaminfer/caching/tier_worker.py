@@ -24,6 +24,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching.erasure import Erasing, is_erased
 from streaminfer.caching.sizing import payload_bytes
@@ -41,7 +42,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 @attrs.frozen(kw_only=True)
-class LayerStatistics:
+class LayerStatistics(Snapshot):
     """What a cache did with one of its tiers; counts since the cache was made.
 
     Counting rule: each read is one of ``hits``, ``stale_hits``, ``misses``, ``cut`` or ``withheld``; each write is one

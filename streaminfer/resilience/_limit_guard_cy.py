@@ -117,7 +117,7 @@ class LimitCore:
         elif isinstance(error, TimeoutError) or (
             isinstance(error, CancelledError) and deadline_ns is not None and now_ns + _EARLY_NS >= deadline_ns
         ):
-            allowed_ns = (now_ns if deadline_ns is None else deadline_ns) - permit
+            allowed_ns = (now_ns if deadline_ns is None or deadline_ns == _NEVER else deadline_ns) - permit
             ended = self._machine.time_out(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)

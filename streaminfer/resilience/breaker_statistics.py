@@ -2,11 +2,13 @@
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["BreakerStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class BreakerStatistics:
+class BreakerStatistics(Snapshot):
     """State and counters of a `CircuitBreaker`, of one moment.
 
     Counting rule: every permit is counted in ``permitted``, and in exactly one of ``succeeded``, ``failed``,

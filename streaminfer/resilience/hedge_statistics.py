@@ -2,11 +2,13 @@
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["HedgeStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class HedgeStatistics:
+class HedgeStatistics(Snapshot):
     """Counters of a `Hedge` since it was made.
 
     Counting rule: each time a request was late, an extra one was sent, or the reason why not is counted in one of

@@ -2,11 +2,13 @@
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["LimitStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class LimitStatistics:
+class LimitStatistics(Snapshot):
     """State and counters of a `ConcurrencyLimit`, of one moment.
 
     Counting rule: each call that asked is in exactly one of ``refused``, ``late``, ``in_flight``, ``answered``,

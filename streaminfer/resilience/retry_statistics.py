@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["RetryStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class RetryStatistics:
+class RetryStatistics(Snapshot):
     """Counters of a `RetryBudget` since it was made.
 
     Counting rule: each failed attempt led to a retry or is in exactly one entry of ``gave_up``.

@@ -31,6 +31,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._objective import find_slo
 from streaminfer._owners import start_owned
 from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_duration, check_instance, expected
@@ -45,7 +46,6 @@ from streaminfer.routing.endings import judge
 from streaminfer.routing.journey import Journey
 from streaminfer.routing.lanes import Lane, make_lanes
 from streaminfer.routing.route import Route
-from streaminfer.stack import find_slo
 
 if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics

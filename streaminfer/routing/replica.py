@@ -13,7 +13,7 @@ from streaminfer._owners import start_owned
 from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_instance, check_number
 from streaminfer.protocols import Clock, find_inward, is_service
-from streaminfer.request import Request, Response
+from streaminfer.request import Request, Response, time_left_s
 
 if TYPE_CHECKING:
     from streaminfer.routing.replicas import Replicas
@@ -127,7 +127,6 @@ class Place:
             self.leaving = False
 
     async def _call_until_deadline(self, request: Request) -> Response:
-        timeout_s = None
-        if request.deadline_ns is not None:
-            timeout_s = max(request.deadline_ns - self._owner.clock(), 0) / 1e9
+        left_s = time_left_s(request.deadline_ns, self._owner.clock())
+        timeout_s = None if left_s is None else max(left_s, 0.0)
         return await self._tasks.end_within(timeout_s, self.replica.service.call(request), self.replica.name)

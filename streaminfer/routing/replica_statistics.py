@@ -2,11 +2,13 @@
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["ReplicaStatistics", "ReplicasStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class ReplicaStatistics:
+class ReplicaStatistics(Snapshot):
     """One replica at one moment.
 
     Counting rule: every attempt counts in ``asked``, and when it ends in one of ``answered``, ``failed``, ``refused``,
@@ -47,7 +49,7 @@ class ReplicaStatistics:
 
 
 @attrs.frozen(kw_only=True)
-class ReplicasStatistics:
+class ReplicasStatistics(Snapshot):
     """All replicas at one moment.
 
     Attributes:

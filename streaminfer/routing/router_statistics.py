@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
+
 __all__ = ["RouteStatistics", "RouterStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class RouteStatistics:
+class RouteStatistics(Snapshot):
     """Counters of one route.
 
     Counting rule: each attempt is in exactly one of ``in_flight``, ``answered``, ``failed``, ``overdue``,
@@ -52,7 +54,7 @@ class RouteStatistics:
 
 
 @attrs.frozen(kw_only=True)
-class RouterStatistics:
+class RouterStatistics(Snapshot):
     """Counters of a `FallbackRouter` since it was made.
 
     Counting rule: each request is in exactly one of ``in_flight``, ``answered``, ``defaulted``, ``failed`` and

@@ -265,6 +265,21 @@ class LatencyHistogram(_State):
             histogram.add_counts(counts, lowest, above - 1, 0)
         return histogram
 
+    def to_dict(self) -> dict[str, float]:
+        """Return count, clamped and, in seconds, extremes, moments and percentiles; of one moment, NaN while empty."""
+        now = self.copy()
+        shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99, "p999_s": 0.999}
+        percentiles = now.quantiles(list(shares.values())).tolist() if now.count else [math.nan] * len(shares)
+        return {
+            "count": now.count,
+            "clamped": now.clamped,
+            "min_s": now.min,
+            **dict(zip(shares, percentiles, strict=True)),
+            "max_s": now.max,
+            "mean_s": now.mean,
+            "stddev_s": now.stddev,
+        }
+
     def plot(self, ax: Any = None) -> Any:
         """Draws latency by percentile, the percentiles on a logarithmic axis of nines.
 

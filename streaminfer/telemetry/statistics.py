@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.telemetry.alerts import Alert
 from streaminfer.telemetry.histogram import LatencyHistogram
 
@@ -11,7 +12,7 @@ __all__ = ["SloStatistics", "TelemetryStatistics"]
 
 
 @attrs.frozen(kw_only=True)
-class SloStatistics:
+class SloStatistics(Snapshot):
     """How an objective stands.
 
     Counting rule: answers within ``threshold_s`` are good; later ones and errors are bad; what the caller did (invalid
@@ -77,7 +78,7 @@ class SloStatistics:
 
 
 @attrs.frozen(kw_only=True)
-class TelemetryStatistics:
+class TelemetryStatistics(Snapshot):
     """Latency, its parts and the outcomes of the requests of one service.
 
     Counting rule: every request that ended is counted once in ``outcomes``; only answers are in the histograms, and

@@ -635,7 +635,7 @@ def test_bad_settings_are_named(arguments, error, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), "soon", True])
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("-inf"), "soon", True])
 async def test_bad_timeouts_fail_their_caller(loop, timeout_s):
     with pytest.raises(si.InvalidInput, match="timeout_s"):
         await si.AdaptiveBatcher(max_batch_size=2).wrap(double)(1.0, timeout_s=timeout_s)

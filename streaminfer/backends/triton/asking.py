@@ -20,7 +20,7 @@ from streaminfer.backends.triton.errors import Refused, from_status
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
-from streaminfer.request import Batch, Request
+from streaminfer.request import NEVER_NS, Batch, Request
 
 __all__ = ["Asker", "without_axis", "zeros_for"]
 
@@ -80,7 +80,7 @@ class Asker:
         singles = [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(len(batch.rows))]
         calls: list[Coroutine[Any, Any, Any]] = []
         for row, arrays in zip(batch.rows, singles, strict=True):
-            deadline_ns = batch.deadline_ns if row.deadline_ns is None else row.deadline_ns
+            deadline_ns = batch.deadline_ns if row.deadline_ns in {None, NEVER_NS} else row.deadline_ns
             if self.session.sequences is not None:
                 calls.append(self.step(row, arrays, deadline_ns, end=False))
             elif model.decoupled:

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer.backends._statistics import BackendStatistics
 
 __all__ = ["CounterReader", "ServerTimes", "TritonStatistics"]
@@ -18,7 +19,7 @@ _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 @attrs.frozen(kw_only=True)
-class ServerTimes:
+class ServerTimes(Snapshot):
     """Means over the requests that a model of a server answered, whoever asked.
 
     Attributes:

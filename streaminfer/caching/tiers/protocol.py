@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
+from streaminfer._snapshot import Snapshot
 from streaminfer._validation import check_duration, expected
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.protocols import Clock
@@ -94,7 +95,7 @@ class Entry:
 
 
 @attrs.frozen(kw_only=True)
-class TierStatistics:
+class TierStatistics(Snapshot):
     """Counters of a tier since it was made.
 
     Counting rule: each ``get`` is a hit or a miss. A miss may also be one of ``errors``, ``skipped`` or ``unreadable``.

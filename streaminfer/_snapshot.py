@@ -1,0 +1,45 @@
+"""`Snapshot`: the base of all statistics classes, which turns one into what JSON can hold."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """Frozen attrs class that describes one moment."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as dictionaries, lists, numbers and strings, for strict JSON.
+
+        Keys become strings, arrays and tuples lists, and numbers that are not finite ``None``. A histogram becomes its
+        count, moments and percentiles.
+        """
+        fields = attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
+        return {field.name: _as_plain(getattr(self, field.name)) for field in fields}
+
+
+def _as_plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    plain = getattr(value, "to_dict", None)
+    if plain is not None:
+        return _as_plain(plain())
+    if attrs.has(type(value)):
+        return {field.name: _as_plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _as_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _as_plain(value._asdict())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_as_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _as_plain(value.tolist())
+    return str(value)

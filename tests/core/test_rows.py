@@ -1,0 +1,163 @@
+"""`Stack.rows`: several rows as one request, with one deadline, all or none."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def stack_of(backend, loop, **options):
+    options = {"max_batch_size": 8, "policy": "greedy", **options}
+    return si.Stack(si.Telemetry("t"), si.AdaptiveBatcher(**options), backend, clock=loop.clock)
+
+
+def answer(then, inputs, **options):
+    async def main(loop):
+        async with stack_of(ScriptedBackend(then=then), loop, **options) as stack:
+            return await stack.rows(inputs)
+
+    return run(main)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 20, 2000])
+def test_the_answer_keeps_its_rows(rows):
+    """More rows than a batch, or than places in the queue, are split over batches and put together in order."""
+    inputs = np.arange(rows * 6, dtype=np.float32).reshape(rows, 2, 3)
+    answers = answer(lambda batch: batch.inputs * 2, inputs)
+    assert answers.dtype == np.float32
+    assert np.array_equal(answers, inputs * 2)
+
+
+def test_mappings_and_tuples_of_arrays():
+    inputs = {"a": np.arange(5.0), "b": {"c": np.ones((5, 2), np.int32)}}
+    answers = answer(
+        lambda batch: {"sum": batch.inputs["a"] + batch.inputs["b"]["c"][:, 0], "pair": (batch.inputs["a"],)}, inputs
+    )
+    assert np.array_equal(answers["sum"], np.arange(5.0) + 1)
+    assert np.array_equal(answers["pair"][0], np.arange(5.0))
+    assert isinstance(answers["pair"], tuple)
+
+
+def test_answers_that_are_no_arrays_are_a_list():
+    assert answer(lambda batch: ["low" if one < 1 else "high" for one in batch.inputs], np.arange(2.0)) == [
+        "low",
+        "high",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        ([np.ones(2), np.ones(3)], r"float64\[2\] and float64\[3\]"),
+        ([np.ones(2), np.ones(2, int)], r"float64\[2\] and int64\[2\]"),
+        ([{"a": 1.0}, {"b": 1.0}], "other outputs"),
+        ([(1.0, 2.0), (1.0,)], "other outputs"),
+    ],
+    ids=["shapes", "dtypes", "names", "lengths"],
+)
+def test_answers_that_cannot_form_one_are_refused(outputs, says):
+    """Outputs of different shapes raise an error instead of changing the kind of the answer with the data."""
+    with pytest.raises(si.BackendError, match=f"cannot form one: .*{says}.*map"):
+        answer(lambda batch: outputs, np.arange(2.0))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (1.0, "inputs: expected an array whose first axis holds the rows"),
+        ([1.0, 2.0], "inputs: expected an array whose first axis"),
+        (np.float64(1), "inputs: expected an array whose first axis"),
+        ({}, "inputs: expected an array whose first axis"),
+        ({"a": np.ones(2), "b": 1.0}, r"inputs\['b'\]: expected an array"),
+        (np.ones((0, 3)), "inputs: expected at least one row"),
+        ({"a": np.ones(2), "b": np.ones(3)}, r"as many rows in each array, got .*'a'.*: 2, .*'b'.*: 3"),
+        ({"a": np.ones(2), "b": {"a": np.ones(3)}}, "as many rows in each array"),
+    ],
+    ids=["number", "list", "scalar", "no arrays", "a number among arrays", "no rows", "numbers of rows", "nested"],
+)
+def test_what_has_no_rows_is_refused(inputs, says):
+    with pytest.raises(si.InvalidInput, match=says):
+        answer(None, inputs)
+
+
+def test_the_first_error_ends_the_other_rows():
+    backend = ScriptedBackend(HANG, then=lambda batch: [ValueError("bad row")] * len(batch))
+
+    async def main(loop):
+        async with stack_of(backend, loop, max_batch_size=1, max_in_flight=2) as stack:
+            with pytest.raises(ValueError, match="bad row"):
+                await stack.rows(np.arange(5.0))
+            statistics = stack.statistics()["AdaptiveBatcher"]
+            assert (statistics.waiting, statistics.running) == (0, 0)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["timeout_s", "slo_s", "plain"])
+def test_rows_share_one_deadline(how):
+    """The last of 10 rows that take 10 ms each is late by the deadline of the first, not by one of its own."""
+
+    async def main(loop):
+        slo_s = 0.055 if how == "slo_s" else None
+        async with stack_of(
+            ScriptedBackend(duration_s=0.01), loop, max_batch_size=1, slo_s=slo_s, max_queue_size=1
+        ) as stack:
+            begun = loop.now_ns
+            if how == "plain":
+                assert len(await stack.rows(np.arange(10.0))) == 10
+                return
+            with pytest.raises(si.DeadlineExceeded):
+                await stack.rows(np.arange(10.0), **({"timeout_s": 0.055} if how == "timeout_s" else {}))
+            assert loop.now_ns - begun == 55_000_000
+
+    run(main)
+
+
+def test_no_deadline_against_the_objective():
+    async def main(loop):
+        async with stack_of(ScriptedBackend(duration_s=0.1), loop, slo_s=0.05) as stack:
+            assert len(await stack.rows(np.arange(10.0), timeout_s=math.inf)) == 10
+
+    run(main)
+
+
+def test_rows_share_batches_with_other_callers():
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.01)
+        async with stack_of(backend, loop) as stack:
+            busy = asyncio.ensure_future(stack(0.0))
+            await asyncio.sleep(0.001)
+            rows, other = await asyncio.gather(stack.rows(np.arange(3.0)), stack(np.float64(7.0)))
+            await busy
+        assert backend.batch_sizes == [1, 4]
+        assert (list(rows), float(other)) == ([0.0, 1.0, 2.0], 7.0)
+
+    run(main)
+
+
+def test_settings_reach_every_row_and_a_key_is_refused():
+    async def main(loop):
+        backend = ScriptedBackend()
+        async with stack_of(backend, loop) as stack:
+            await stack.rows(np.arange(2.0), tenant="a", tags=("x",), priority=3)
+            assert {(row.tenant, row.tags, row.priority) for batch in backend.batches for row in batch.rows} == {
+                ("a", ("x",), 3)
+            }
+            with pytest.raises(TypeError, match="key"):
+                await stack.rows(np.arange(2.0), key="k")
+
+    run(main)
+
+
+def test_rows_of_a_blocking_stack_and_after_the_stop():
+    stack = si.Stack(si.CpuBackend(np.negative))
+    with stack.blocking() as infer:
+        assert np.array_equal(infer.rows(np.arange(4.0)), -np.arange(4.0))
+    with pytest.raises(si.Closed):
+        asyncio.run(stack.rows(np.arange(2.0)))
