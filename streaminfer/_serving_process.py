@@ -6,48 +6,90 @@ existed when the first of them started is left out (``gc.freeze``). It is still 
 cycles among it stay until the last stop. So a stack enters before its layers open connections, which do not outlive
 every request. A process that froze objects itself manages its collector, and is left alone.
 
+A stack whose event loop was closed without a stop does not count: the next stack that starts or stops finds that out.
+
 *Interpreter lock.* A thread that waits for the lock gets it after 5 ms at the latest, which is longer than most batches
 of a fast model take: its worker would wait for the event loop. While a stack serves, it is 1 ms
 (``sys.setswitchinterval``). A process that set another interval is left alone.
 """
 
+import asyncio
 import gc
+import os
 import sys
 import threading
 
-__all__ = ["enter", "leave"]
+__all__ = ["Hold", "enter", "leave"]
 
 _DEFAULT_SWITCH_S = 0.005
 _SWITCH_S = 0.001
 
+
+class Hold:
+    """One stack's wish that the settings last.
+
+    Args:
+        loop: the settings last until :func:`leave`, or until this event loop is closed.
+    """
+
+    __slots__ = ("loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+
 _lock = threading.Lock()
-_holders = 0
+_holds: set[Hold] = set()
 _froze = False
 
 
-def enter() -> None:
-    """Apply the settings until :func:`leave`; thread-safe."""
-    global _holders, _froze  # noqa: PLW0603 - one heap and one interpreter lock per process
+def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
+    """Apply the settings, for a stack of an event loop, until :func:`leave`; thread-safe.
+
+    Returns:
+        What to leave with; ``None`` in virtual time, where nothing takes long and nothing is done.
+    """
+    global _froze  # noqa: PLW0603 - one heap and one interpreter lock per process
+    if getattr(loop, "is_virtual", False):
+        return None
+    hold = Hold(loop)
     with _lock:
-        _holders += 1
-        if _holders > 1:
-            return  # what a second stack adds may be connections, and stays in the collector's care
+        _drop({other for other in _holds if other.loop.is_closed()})
+        _holds.add(hold)
+        if len(_holds) > 1:
+            return hold  # what a second stack adds may be connections, and stays in the collector's care
         _froze = gc.get_freeze_count() == 0
         if _froze:
             gc.collect()
             gc.freeze()
         if sys.getswitchinterval() == _DEFAULT_SWITCH_S:
             sys.setswitchinterval(_SWITCH_S)
+    return hold
 
 
-def leave() -> None:
-    """Undo one :func:`enter`; the last one restores what the process had; thread-safe."""
-    global _holders  # noqa: PLW0603 - one heap and one interpreter lock per process
+def leave(hold: Hold | None) -> None:
+    """Undo one :func:`enter`; the last one restores what the process had; thread-safe, may be repeated."""
     with _lock:
-        _holders -= 1
-        if _holders:
-            return
-        if _froze:
-            gc.unfreeze()
-        if sys.getswitchinterval() == _SWITCH_S:
-            sys.setswitchinterval(_DEFAULT_SWITCH_S)
+        _drop({other for other in _holds if other is hold or other.loop.is_closed()})
+
+
+def _drop(holds: set[Hold]) -> None:
+    if not holds:
+        return
+    _holds.difference_update(holds)
+    if _holds:
+        return
+    if _froze:
+        gc.unfreeze()
+    if sys.getswitchinterval() == _SWITCH_S:
+        sys.setswitchinterval(_DEFAULT_SWITCH_S)
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - it may be held in the parent
+    _lock = threading.Lock()
+    _drop(set(_holds))  # the parent's stacks do not run here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -93,7 +93,7 @@ class Stack:
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)
-        self._in_process = False
+        self._hold: _serving_process.Hold | None = None
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -325,11 +325,12 @@ class Stack:
         self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
         self._places = PlaceQueue(self)
         self._start_report = None
-        self._enter_process(loop)
         started: list[Any] = []
         names = names_of_parts(self._parts, self.layers, self._single)
         try:
             with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
+                await self._load_kernels()
+                self._hold = _serving_process.enter(loop)
                 for part, name in zip(self._parts, names, strict=True):
                     if getattr(part, "start", None) is not None:
                         timer.begin(part, name)
@@ -339,7 +340,7 @@ class Stack:
             self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
         except BaseException:
             self._state = "stopped"
-            self._leave_process()
+            _serving_process.leave(self._hold)
             with stop_within(STOP_LIMIT_S):
                 await stop_all(self, started, drain=False)
             raise
@@ -392,7 +393,7 @@ class Stack:
                 await asyncio.wait(self._calls, timeout=seconds_left())
             await stop_all(self, self._parts[::-1], drain=drain and failure is None)
         finally:
-            self._leave_process()
+            _serving_process.leave(self._hold)
             self._state = "stopped"
             self._stopped.set()
         if failure is not None:
@@ -463,15 +464,13 @@ class Stack:
             if bind is not None:
                 bind(clock)
 
-    def _enter_process(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._in_process and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
-            _serving_process.enter()
-            self._in_process = True
-
-    def _leave_process(self) -> None:
-        if self._in_process:
-            _serving_process.leave()
-            self._in_process = False
+    async def _load_kernels(self) -> None:
+        """Load what plans and pads, before the heap is frozen: Numba, where no kernels were compiled ahead of time."""
+        for part in self._parts:
+            if isinstance(part, BatchedService):
+                await part.load_kernels()
+            elif isinstance(part, Stack):
+                await part._load_kernels()
 
     def _is_orphaned(self) -> bool:
         """Its loop was closed without stopping it, or this is a forked process."""

@@ -8,12 +8,15 @@ lie, and read into their final place.
 Invariants:
 
 * A message is read whole before it is unpickled, so that one that cannot be unpickled leaves the pipe in step.
-* A process that died while it was idle is replaced without failing the batch that found out, once per batch.
+* The process says in shared memory that it has read a batch, before it unpickles it. So a batch that a process died
+  without having begun is sent to the next one, up to three processes per batch. One that was begun fails: the function
+  may have had its effect, or be what ended the process.
 * Processes are not forked from this one, which has threads: they come from the fork server, or are spawned where
   there is none. Like every such process they import ``__main__``, which needs its ``if __name__ == "__main__":``.
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -33,6 +36,7 @@ from streaminfer.errors import BackendError
 __all__ = ["ProcessWorker"]
 
 _EXIT_GRACE_S = 5.0
+_MAX_PROCESSES = 3  # that may die on a batch before they begin it: a function whose import ends the process is an error
 _PROTOCOL = 5  # the first with buffers outside the pickle
 
 # starting and joining look after all children of this interpreter, which multiprocessing does not lock
@@ -65,6 +69,8 @@ class ProcessWorker:
         self._name = name
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._begun: Any = None  # shared memory: whether the process has read the batch that was sent last
+        self._killed = False
         self._lock = threading.Lock()
 
     def warm(self) -> None:
@@ -73,28 +79,16 @@ class ProcessWorker:
         Raises:
             BackendError: it could not be started, or could not import the function.
         """
-        with self._lock:
-            self._ready()
+        self._call(None)
 
     def run(self, inputs: Any) -> Any:
         """What the function returns for ``inputs``, in the process.
 
         Raises:
-            BackendError: the process died.
+            BackendError: the process died after it had begun, or several died before.
             BaseException: what the function raised, with the traceback of the process as a note.
         """
-        message = _pack(inputs)
-        with self._lock:
-            pipe = self._ready()
-            try:
-                _send(pipe, message)
-            except OSError:  # it died while it was idle, and has not seen the batch
-                self._end()
-                pipe = self._ready()
-                reply = self._ask(pipe, message)
-            else:
-                reply = self._receive(pipe)
-        ok, value = _unpack(reply)
+        ok, value = _unpack(self._call(_pack(inputs)))
         if not ok:
             raise value
         return value
@@ -106,6 +100,7 @@ class ProcessWorker:
 
     def kill(self) -> bool:
         """Kills the process, so that a call that waits for it fails; from any thread, also while it is busy."""
+        self._killed = True  # before the process is read: one that starts at this moment reads it afterwards
         process = self._process
         if process is None:
             return False
@@ -116,7 +111,7 @@ class ProcessWorker:
     def forget(self) -> None:
         """The process answers the parent; a forked one starts its own."""
         pipe, process = self._pipe, self._process
-        self._pipe = self._process = None
+        self._pipe = self._process = self._begun = None
         self._lock = threading.Lock()
         if process is not None:  # or the end of this interpreter would terminate it, as one of its own
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
@@ -127,38 +122,58 @@ class ProcessWorker:
         """Another one, for the same function."""
         return ProcessWorker(self._function, self._name)
 
+    def _call(self, message: list[Any] | None) -> list[Any]:
+        """Return the reply to a message, of the process or, as long as none has begun it, of the next one.
+
+        Without a message only starts the process.
+        """
+        with self._lock:
+            self._killed = False
+            died_before = 0
+            while True:
+                begun = False
+                try:
+                    pipe = self._ready()
+                    if message is None:
+                        return []
+                    self._begun.value = False
+                    try:
+                        return _exchange(pipe, message)
+                    finally:
+                        begun = self._begun.value
+                except (EOFError, OSError) as error:
+                    died = self._died(error)
+                    died_before += 1
+                    if begun or self._killed or died_before == _MAX_PROCESSES:
+                        raise died from error
+
     def _ready(self) -> Connection:
         if self._pipe is not None:
             return self._pipe
         context = _context()
-        self._pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), name=f"CpuBackend({self._name})", daemon=True)
+        if self._begun is None:
+            self._begun = context.RawValue(ctypes.c_bool, False)
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(theirs, self._begun), name=f"CpuBackend({self._name})", daemon=True
+        )
         with _lifecycle:
             process.start()
-        self._process = process  # from here on `kill` reaches it
+        self._process, self._pipe = process, ours  # from here on `kill` reaches it
         theirs.close()  # or the end of the process would not close the pipe
-        ok, value = _unpack(self._ask(self._pipe, [self._function]))
+        if self._killed:
+            process.kill()
+        ok, value = _unpack(_exchange(ours, [self._function]))
         if not ok:
             self._end()
             raise BackendError(
                 f"{self._name}: the worker process cannot import it: {type(value).__name__}: {value}"
             ) from value
-        return self._pipe
+        return ours
 
-    def _ask(self, pipe: Connection, message: list[Any]) -> list[Any]:
-        try:
-            _send(pipe, message)
-        except OSError as error:
-            raise self._died() from error
-        return self._receive(pipe)
-
-    def _receive(self, pipe: Connection) -> list[Any]:
-        try:
-            return _receive(pipe)
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-
-    def _died(self) -> BackendError:
+    def _died(self, error: BaseException) -> BackendError:
+        if self._process is None:
+            return BackendError(f"{self._name}: a worker process could not be started: {error}")
         return BackendError(f"{self._name}: the worker process ended with exit code {self._end()} before it answered")
 
     def _end(self) -> int | None:
@@ -195,6 +210,11 @@ def _pack(value: object) -> list[Any]:
 
 def _unpack(message: list[Any]) -> Any:
     return pickle.loads(message[0], buffers=message[1:])  # noqa: S301 - from our own process
+
+
+def _exchange(pipe: Connection, message: list[Any]) -> list[Any]:
+    _send(pipe, message)
+    return _receive(pipe)
 
 
 def _send(pipe: Connection, message: list[Any]) -> None:
@@ -235,7 +255,7 @@ def _portable_rows(result: Any) -> Any:
     return result
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, begun: Any) -> None:
     """The process: one function, then batches until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     function: Callable[[Any], Any] | None = None
@@ -244,6 +264,7 @@ def _serve(pipe: Connection) -> None:
             message = _receive(pipe)
         except (EOFError, OSError):
             return
+        begun.value = True
         try:
             if function is None:
                 function = _unpack(message)

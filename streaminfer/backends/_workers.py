@@ -166,10 +166,10 @@ class _Crew:
     def interrupt(self, error: Closed) -> None:
         """Ends what waits, and asks what runs to end; processes are killed."""
         self.dismiss()
+        for job in tuple(self.jobs):  # first, so that no thread begins another batch after its process was killed
+            job.abort(error)
         for worker in tuple(self._workers):
             worker.kill()
-        for job in tuple(self.jobs):
-            job.abort(error)
 
     def leave_behind(self, error: Closed) -> None:
         """Ends the calls that still run with ``error``; their threads end when the calls do, and nothing waits."""

@@ -94,8 +94,8 @@ class CpuBackend:
 
     A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
     its worker until the function returns. One that has not returned ``hang_grace_s`` after that hangs: its process is
-    killed, or another thread takes its place, and a warning says so. A worker process that dies fails its own batch
-    and is replaced for the next.
+    killed, or another thread takes its place, and a warning says so. A worker process that dies is replaced; it fails
+    the batch that it had begun, and one that it had not begun goes to its replacement.
 
     Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
 

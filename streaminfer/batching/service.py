@@ -239,21 +239,29 @@ class BatchedService(Dispatcher):
             ValueError: the batches would be larger than the backend takes, or its example does not fit it.
             BackendError: it failed on an example that the user gave.
         """
-        loop = asyncio.get_running_loop()
         self.check_max_batch_size(self._max_batch_size)
         workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
         if self._policy_for is not None and workers != self.max_in_flight and not self._runs:
             self.max_in_flight = self._free = workers
             self._configured_policy = self._policy_for(workers)
-        prepare = getattr(self._configured_policy, "prepare", None)
-        # in virtual time nothing may depend on how long a thread takes
-        if prepare is not None and not getattr(loop, "is_virtual", False) and prepare(wait=False) is False:
-            await asyncio.to_thread(prepare, wait=True)
-        self._enter(loop)
+        await self.load_kernels()
+        self._enter(asyncio.get_running_loop())
         self._set_policy(self._configured_policy)
         self._prepare_policy()
         await self._calibrate()
         self._stopping = False
+
+    async def load_kernels(self) -> None:
+        """Load what the policy computes with, for seconds where Numba compiles it; at once after the first time.
+
+        Raises:
+            MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
+        """
+        prepare = getattr(self._configured_policy, "prepare", None)
+        # in virtual time nothing may depend on how long a thread takes
+        is_virtual = getattr(asyncio.get_running_loop(), "is_virtual", False)
+        if prepare is not None and not is_virtual and prepare(wait=False) is False:
+            await asyncio.to_thread(prepare, wait=True)
 
     @property
     def start_progress(self) -> str:

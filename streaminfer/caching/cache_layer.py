@@ -324,10 +324,14 @@ class CachedService(_Layer):
         """Ends what it computes, refreshes included; a `Stack` calls it.
 
         Args:
-            drain: wait for it; otherwise who waits gets ``Closed``.
+            drain: wait for it; otherwise, and where the stop is cancelled, as at its limit, who waits gets ``Closed``.
         """
+        here = self.flights.here()
         try:
-            await self.flights.here().stop(self, drain=drain)
+            await here.stop(self, drain=drain)
+        except asyncio.CancelledError:  # the limit of the stop: a refresh may hang
+            await here.stop(self, drain=False)
+            raise
         finally:
             if self._sweep is not None:  # expired entries are the thread's again
                 self._sweep.stop()

@@ -5,6 +5,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import types
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from streaminfer import errors
-from streaminfer.backends import CpuBackend
+from streaminfer.backends import CpuBackend, _processes
+from streaminfer.backends.cpu import _process_workers
 
 PATIENCE_S = 30
 
@@ -221,6 +223,121 @@ def test_a_process_that_died_while_idle_is_replaced_unnoticed(functions, batch):
         await backend.stop(drain=True)
 
     run(main())
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """``kill_at(point)``: kills the worker process there, on this side of the pipe, as often as is said.
+
+    A process that is to die after a batch was sent and before it reads it is stopped meanwhile.
+    """
+
+    send, receive = _processes._send, _processes._receive
+
+    def install(point, times=1):
+        left = times
+        stopped = None
+
+        def kill(child):
+            nonlocal left
+            left -= 1
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+
+        def scripted_send(pipe, message):
+            nonlocal stopped
+            is_function = b"streaminfer_test_functions" in bytes(message[0])
+            if left and is_function == (point == "starting"):
+                (child,) = multiprocessing.active_children()
+                if point == "sent":
+                    os.kill(child.pid, signal.SIGSTOP)
+                    stopped = child
+                else:
+                    if point == "sending":
+                        pipe.send_bytes(pickle.dumps([len(part) for part in message[1:]]))
+                    kill(child)
+            send(pipe, message)
+
+        def scripted_receive(pipe):
+            nonlocal stopped
+            if stopped is not None:
+                kill(stopped)
+                stopped = None
+            return receive(pipe)
+
+        monkeypatch.setattr(_processes, "_send", scripted_send)
+        monkeypatch.setattr(_processes, "_receive", scripted_receive)
+
+    return install
+
+
+@pytest.mark.parametrize("point", ["starting", "sending", "sent"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_batch_that_was_not_begun_is_sent_again(functions, batch, kill_at, point, times):
+    """A process that dies before it has read the batch is replaced, and the batch is answered."""
+    kill_at(point, times)
+
+    async def main():
+        backend = CpuBackend(functions.square_in_place, executor="process")
+        rows = await backend.infer(batch(np.arange(3.0)))
+        assert rows.tolist() == [0.0, 1.0, 4.0]
+        assert backend.statistics().errors == 0
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+@pytest.mark.parametrize("point", ["starting", "sending", "sent"])
+def test_processes_that_always_die_are_an_error(functions, batch, kill_at, point):
+    """The third process that dies before it begins a batch fails the batch, and the next batch has three again."""
+    kill_at(point, 3)
+
+    async def main():
+        backend = CpuBackend(functions.square_in_place, executor="process")
+        with pytest.raises(errors.BackendError, match="the worker process ended with exit code -9"):
+            await backend.infer(batch(np.arange(3.0)))
+        assert (await backend.infer(batch(np.arange(3.0)))).tolist() == [0.0, 1.0, 4.0]
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_a_process_that_cannot_be_started_is_an_error(functions, batch, monkeypatch):
+    """What the system says is told, and the next batch tries again."""
+    context = _processes._context()
+
+    def start(_process):
+        raise OSError("no more of them")
+
+    async def main():
+        backend = CpuBackend(functions.square_in_place, executor="process")
+        with monkeypatch.context() as patch:
+            patch.setattr(context.Process, "start", start)
+            with pytest.raises(errors.BackendError, match="a worker process could not be started: no more of them"):
+                await backend.infer(batch(np.arange(3.0)))
+        assert (await backend.infer(batch(np.arange(3.0)))).tolist() == [0.0, 1.0, 4.0]
+        await backend.stop(drain=True)
+
+    run(main())
+
+
+def test_a_process_killed_by_its_owner_is_not_replaced(functions, monkeypatch):
+    """A batch that a stop ends at its limit is not sent to another process."""
+    (worker,) = _process_workers(functions.pids, "pids", 1)
+    worker.warm()
+    asked = []
+    exchange = _processes._exchange
+
+    def kill_first(pipe, message):
+        asked.append(message)
+        worker.kill()
+        return exchange(pipe, message)
+
+    monkeypatch.setattr(_processes, "_exchange", kill_first)
+    with pytest.raises(errors.BackendError, match="exit code -9"):
+        worker.run([1])
+    assert len(asked) == 1
+    worker.close()
 
 
 def test_a_function_that_ends_its_process_fails_the_batch(functions, batch):

@@ -2,12 +2,15 @@
 
 import asyncio
 import gc
+import os
+import subprocess
 import sys
 
 import pytest
 
 import streaminfer as si
 from streaminfer import _serving_process
+from streaminfer.batching.lookahead import Lookahead
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -23,92 +26,93 @@ def cycle():
     return node
 
 
-@pytest.fixture(autouse=True)
-def _no_stack_serves(monkeypatch):
-    """Other tests close loops without stopping their stacks, which then hold the process for ever."""
+@pytest.fixture
+def loop():
+    """A loop that is open; stacks of loops that other tests closed without a stop do not count."""
+    loop = asyncio.new_event_loop()
+    _serving_process.leave(_serving_process.enter(loop))
     interval_s = sys.getswitchinterval()
-    monkeypatch.setattr(_serving_process, "_holders", 0)
-    gc.unfreeze()
     sys.setswitchinterval(0.005)
-    yield
-    assert gc.get_freeze_count() == 0
-    assert sys.getswitchinterval() == pytest.approx(0.005)
+    yield loop
     sys.setswitchinterval(interval_s)
+    loop.close()
 
 
-def test_what_exists_is_left_out_until_the_last_unfreeze():
+def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
     """Two stacks hold the heap; the second unfreeze puts everything back."""
-    _serving_process.enter()
-    _serving_process.enter()
+    first = _serving_process.enter(loop)
+    second = _serving_process.enter(loop)
     assert gc.get_freeze_count() > 0
 
-    _serving_process.leave()
+    _serving_process.leave(first)
+    _serving_process.leave(first)
     assert gc.get_freeze_count() > 0
 
-    _serving_process.leave()
+    _serving_process.leave(second)
     assert gc.get_freeze_count() == 0
 
 
-def test_what_comes_later_is_collected():
+def test_what_comes_later_is_collected(loop):
     """Only what existed at the start is left out."""
-    _serving_process.enter()
+    hold = _serving_process.enter(loop)
     later = cycle()
     del later
 
     assert gc.collect() >= 1
-    _serving_process.leave()
+    _serving_process.leave(hold)
 
 
-def test_garbage_of_before_is_collected_first():
+def test_garbage_of_before_is_collected_first(loop):
     """A cycle that nothing refers to is freed before the rest is left out."""
     gc.disable()
     try:
         before = cycle()
         del before
-        _serving_process.enter()
+        hold = _serving_process.enter(loop)
         assert not any(type(one) is Node for one in gc.get_objects())
     finally:
         gc.enable()
-        _serving_process.leave()
+        _serving_process.leave(hold)
 
 
-def test_a_process_that_froze_objects_is_left_alone():
+def test_a_process_that_froze_objects_is_left_alone(loop):
     """Where the application manages its collector, nothing is frozen and nothing put back."""
     gc.freeze()
     frozen = gc.get_freeze_count()
 
-    _serving_process.enter()
+    hold = _serving_process.enter(loop)
     assert gc.get_freeze_count() <= frozen
-    _serving_process.leave()
+    _serving_process.leave(hold)
     assert gc.get_freeze_count() > 0
     gc.unfreeze()
 
 
-def test_threads_wait_less_for_the_lock():
+def test_threads_wait_less_for_the_lock(loop):
     """The switch interval is 1 ms while any stack serves, and the default again after the last."""
-    _serving_process.enter()
-    _serving_process.enter()
+    first = _serving_process.enter(loop)
+    second = _serving_process.enter(loop)
     assert sys.getswitchinterval() == pytest.approx(0.001)
 
-    _serving_process.leave()
+    _serving_process.leave(first)
     assert sys.getswitchinterval() == pytest.approx(0.001)
 
-    _serving_process.leave()
+    _serving_process.leave(second)
     assert sys.getswitchinterval() == pytest.approx(0.005)
 
 
-def test_an_interval_of_the_process_is_kept():
+def test_an_interval_of_the_process_is_kept(loop):
     """A process that chose its own switch interval keeps it."""
     sys.setswitchinterval(0.002)
     try:
-        _serving_process.enter()
+        hold = _serving_process.enter(loop)
         assert sys.getswitchinterval() == pytest.approx(0.002)
-        _serving_process.leave()
+        _serving_process.leave(hold)
         assert sys.getswitchinterval() == pytest.approx(0.002)
     finally:
         sys.setswitchinterval(0.005)
 
 
+@pytest.mark.usefixtures("loop")
 def test_what_the_start_opens_is_not_frozen():
     """Connections of a backend can be collected while the stack runs."""
 
@@ -125,6 +129,80 @@ def test_what_the_start_opens_is_not_frozen():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("ends", ["enters", "leaves"])
+def test_a_closed_loop_holds_nothing(loop, ends):
+    """A stack whose loop was closed without a stop does not count once another one starts or stops."""
+    lost = asyncio.new_event_loop()
+    other = _serving_process.enter(loop) if ends == "leaves" else None
+    _serving_process.enter(lost)
+    lost.close()
+    if ends == "enters":
+        before = cycle()
+        del before
+        other = _serving_process.enter(loop)
+        assert not any(type(one) is Node for one in gc.get_objects())  # frozen again, as it is now
+
+    _serving_process.leave(other)
+
+    assert gc.get_freeze_count() == 0
+    assert sys.getswitchinterval() == pytest.approx(0.005)
+
+
+def test_a_stack_starts_again_after_its_loop_was_closed(loop):
+    """What a stack held on a loop that was closed without a stop, it does not hold twice on the next one."""
+    stack = si.Stack(ScriptedBackend())
+    asyncio.run(stack.start())
+
+    async def main():
+        async with stack:
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_no_stacks():
+    """The parent's stacks do not run in a forked process, which has the settings that the parent had before."""
+    code = """
+import asyncio, gc, os, sys, threading
+import streaminfer as si
+from streaminfer.testing import ScriptedBackend
+
+async def main():
+    async with si.Stack(ScriptedBackend()):
+        pid = os.fork()
+        if not pid:
+            os._exit(10 + (gc.get_freeze_count() == 0) + 2 * (sys.getswitchinterval() > 0.004))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "13\n"
+
+
+def test_kernels_are_loaded_before_the_freeze(loop, monkeypatch):
+    """Where no kernels were compiled ahead of time, what Numba loads is left out as well; also for a nested stack."""
+    counts = []
+
+    def prepare(_self, *, wait):
+        if wait:
+            counts.append(gc.get_freeze_count())
+        return wait
+
+    monkeypatch.setattr(Lookahead, "prepare", prepare)
+
+    async def main():
+        inner = si.Stack(si.AdaptiveBatcher(max_batch_size=2), ScriptedBackend())
+        async with si.Stack(si.Telemetry(), inner):
+            pass
+
+    asyncio.run(main())
+    assert counts[0] == 0
+
+
+@pytest.mark.usefixtures("loop")
 def test_a_stack_freezes_while_it_runs():
     """A stack leaves out what exists from the end of its start to the end of its stop."""
 
@@ -137,6 +215,7 @@ def test_a_stack_freezes_while_it_runs():
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("loop")
 def test_a_start_that_fails_freezes_nothing():
     """Only a stack that runs holds the heap."""
 
@@ -152,6 +231,7 @@ def test_a_start_that_fails_freezes_nothing():
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.usefixtures("loop")
 def test_virtual_time_freezes_nothing():
     """In virtual time nothing takes long, and tests start thousands of stacks."""
 

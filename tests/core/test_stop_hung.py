@@ -1,0 +1,131 @@
+"""Stops while a cache refreshes an entry for ever, a thread, a process and a service hang: within the limit."""
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import streaminfer as si
+from streaminfer.testing import FakeClock
+
+PATIENCE_S = 30  # only ever reached by a test that fails
+LIMIT_S = 0.2
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
+
+
+async def took_s(stopping):
+    begun = time.monotonic()
+    await stopping
+    return time.monotonic() - begun
+
+
+def say_so_and_hang(inputs):
+    Path(str(inputs[0])).touch()
+    threading.Event().wait()
+
+
+class HangsInRefresh:
+    """A service that answers its first call, and no other; one that is stubborn ignores its cancellation."""
+
+    def __init__(self, *, stubborn=False):
+        self.stubborn = stubborn
+        self.calls = 0
+        self.begun = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def call(self, request):
+        self.calls += 1
+        if self.calls > 1:
+            self.begun.set()
+            while not self.released.is_set():
+                try:
+                    await self.released.wait()
+                except asyncio.CancelledError:
+                    if not self.stubborn:
+                        raise
+        return si.Response(request.inputs, False, "model")
+
+
+def cached(service, clock):
+    return si.Stack(si.EdgeCache(ttl_s=1.0, stale_s=100.0, clock=clock), service)
+
+
+async def let_refresh(stack, service, clock):
+    """Lets the cache refresh an entry in the background."""
+    assert await stack(1.0) == 1.0
+    clock.advance(2.0)
+    assert await stack(1.0) == 1.0
+    await service.begun.wait()
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("stubborn", [False, True], ids=["cancellable", "stubborn"])
+def test_stop_with_a_hung_refresh(drain, stubborn):
+    """A refresh that hangs does not hold up the stop, and no task is left of one that can be cancelled."""
+
+    async def main():
+        tasks = asyncio.all_tasks()
+        service = HangsInRefresh(stubborn=stubborn)
+        clock = FakeClock()
+        stack = cached(service, clock)
+        await stack.start()
+        await let_refresh(stack, service, clock)
+
+        assert await took_s(stack.stop(drain=drain, timeout_s=LIMIT_S)) < LIMIT_S + 0.5
+
+        assert repr(stack).startswith("<Stack, stopped")
+        if not stubborn:
+            assert asyncio.all_tasks() == tasks
+        service.released.set()
+
+    run(main())
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stop_with_everything_hung_at_once(drain, tmp_path):
+    """A hung thread, process and refresh, and a batcher before them, share one limit."""
+    released = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def hang(inputs):
+        begun.release()
+        assert released.wait(PATIENCE_S)
+        return inputs
+
+    async def main():
+        tasks = asyncio.all_tasks()
+        service, clock = HangsInRefresh(), FakeClock()
+        inner = {
+            "refresh": cached(service, clock),
+            "thread": si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(hang)),
+            "process": si.Stack(si.CpuBackend(say_so_and_hang, executor="process")),
+        }
+        outer = si.Stack(si.Replicas(*(si.Replica(name, stack) for name, stack in inner.items())))
+        await outer.start()
+        (process,) = multiprocessing.active_children()
+        await let_refresh(inner["refresh"], service, clock)
+        inputs = {"thread": 1.0, "process": str(tmp_path / "begun")}
+        calls = [asyncio.create_task(inner[name](one)) for name, one in inputs.items()]
+        assert await asyncio.to_thread(begun.acquire, timeout=PATIENCE_S)
+        while not (tmp_path / "begun").exists():
+            await asyncio.sleep(0.001)
+
+        assert await took_s(outer.stop(drain=drain, timeout_s=LIMIT_S)) < LIMIT_S + 0.5
+
+        for call in calls:
+            with pytest.raises((si.Closed, si.BackendError)):
+                await call
+        assert [stack.ready for stack in inner.values()] == [False] * 3
+        assert process not in multiprocessing.active_children()
+        assert asyncio.all_tasks() == tasks
+
+    try:
+        run(main())
+    finally:
+        released.set()
