@@ -17,6 +17,7 @@ import attrs
 from streaminfer import _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._many_calls import PlaceQueue, answer_all, default_concurrency
 from streaminfer._owners import start_owned
 from streaminfer._stack_statistics import StackStatistics
@@ -72,6 +73,7 @@ class Stack:
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
         observer = getattr(self.inner, "observer", None)
         self._observer: Observer | None = observer if observer is not None and observer.clock is self.clock else None
+        self._observer_failures = ListenerFailures("streaminfer", "stack")
         served = self.inner if self._observer is None else self.inner.inner
         self._call = served.call
         # and a batcher behind it is handed the request outright, for the same reason
@@ -145,7 +147,10 @@ class Stack:
             )
             return (await self._places.call(request)).outputs
         if observer is not None:
-            observer.begin()
+            try:
+                observer.begin()
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "the begin of a request", failure)
         try:
             deadline_ns = None
             if timeout_s is not None:
@@ -175,16 +180,19 @@ class Stack:
                 except BaseException:
                     batcher.abandon(ticket)
                     raise
-                if observer is not None:
-                    observer.answer(Response(outputs, False, batcher.source, ticket.timings), now_ns, self.clock())
-                return outputs
-            response = await (self._call(request) if self._enforced else self._call_enforced(request))
-            if observer is not None:
-                observer.answer(response, now_ns, self.clock())
+                if observer is None:
+                    return outputs
+                response = Response(outputs, False, batcher.source, ticket.timings)
+            else:
+                response = await (self._call(request) if self._enforced else self._call_enforced(request))
         except BaseException as error:
-            if observer is not None:
-                observer.fail(error)
+            self._observe_error(error)
             raise
+        if observer is not None:
+            try:
+                observer.answer(response, now_ns, self.clock())
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "an answer", failure)
         return response.outputs
 
     async def call(self, request: Request) -> Response:  # noqa: C901 - as above
@@ -201,7 +209,10 @@ class Stack:
         observer = self._observer
         now_ns = self.clock()
         if observer is not None:
-            observer.begin()
+            try:
+                observer.begin()
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "the begin of a request", failure)
         try:
             if request.deadline_ns is None and self._slo is not None and self._slo.slo_ns is not None:
                 request = request.replace(deadline_ns=now_ns + self._slo.slo_ns)
@@ -218,12 +229,14 @@ class Stack:
                 response = Response(outputs, False, batcher.source, ticket.timings)
             else:
                 response = await (self._call(request) if self._enforced else self._call_enforced(request))
-            if observer is not None:
-                observer.answer(response, now_ns, self.clock())
         except BaseException as error:
-            if observer is not None:
-                observer.fail(error)
+            self._observe_error(error)
             raise
+        if observer is not None:
+            try:
+                observer.answer(response, now_ns, self.clock())
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "an answer", failure)
         return response
 
     async def map(
@@ -437,6 +450,13 @@ class Stack:
         return self.statistics()._repr_html_()
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _observe_error(self, error: BaseException) -> None:
+        if self._observer is not None:
+            try:
+                self._observer.fail(error)
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(self._observer, repr(error), failure)
 
     def _bind(self, clock: Clock) -> None:
         for layer in self.layers:
