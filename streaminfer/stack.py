@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 
-from streaminfer import _serving_process
+from streaminfer import _compiled_modules, _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
@@ -466,6 +466,7 @@ class Stack:
 
     def _enter_process(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._in_process and not getattr(loop, "is_virtual", False):  # in virtual time nothing takes long
+            _compiled_modules.warn_if_unused()
             _serving_process.enter()
             self._in_process = True
 
