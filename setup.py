@@ -2,9 +2,9 @@
 
 Every ``*_cy.py`` in the package is one source that also runs as plain Python; C types stand in the ``.pxd`` beside it.
 The kernels' modules have a table ``EXPORTS``; ``streaminfer/_compiled_kernels/build.py`` compiles them, in a process
-for each kind of processor. Without a compiler the build falls back to plain Python, and to kernels that Numba compiles
-on the user's machine; ``STREAMINFER_REQUIRE_COMPILED=1`` (CI, wheels) makes that an error,
-``STREAMINFER_DISABLE_COMPILED=1`` skips it.
+for each kind of processor. Modules read each other's C structures, so a build makes all of them or none: where one
+cannot be compiled, the build falls back to plain Python, and to kernels that Numba compiles on the user's machine.
+``STREAMINFER_REQUIRE_COMPILED=1`` (CI, wheels) makes that an error, ``STREAMINFER_DISABLE_COMPILED=1`` skips it.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from Cython.Distutils import Extension, build_ext
 from setuptools import setup
-from setuptools.errors import CompileError
+from setuptools.errors import BaseError, CCompilerError, CompileError
 from setuptools.modified import newer_group
 
 ROOT = Path(__file__).parent
@@ -46,6 +46,20 @@ class BuildModules(build_ext):
         super().finalize_options()
         if self.parallel is None:
             self.parallel = os.cpu_count() or 1
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except (CCompilerError, BaseError) as error:
+            if REQUIRED:
+                raise
+            self.warn(f"building plain Python, since a module could not be compiled: {error}")
+            for ext in self.extensions:  # also what earlier builds left, here and beside the sources
+                for inplace in (False, True):
+                    self.inplace = inplace
+                    Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            self.inplace = False  # as setuptools has it while it builds
+            self.extensions = []
 
     def build_extension(self, ext: Extension) -> None:
         if isinstance(ext, KernelVariant):
@@ -91,7 +105,6 @@ def extensions() -> list[Extension]:
         Extension(
             ".".join(source.with_suffix("").parts),
             [str(source)],
-            optional=not REQUIRED,
             extra_compile_args=optimized,
         )
         for source in sources
@@ -109,7 +122,7 @@ def kernel_variants() -> list[KernelVariant]:
     sources = [str(loader.source_of(module).relative_to(ROOT)) for module in loader.MODULES]
     sources += [f"{package.relative_to(ROOT)}/{name}.py" for name in ("__init__", "build")]
     sources.append("streaminfer/_numba.py")
-    return [KernelVariant(f"{KERNELS}.{variant}", sources, optional=not REQUIRED) for variant in loader.VARIANTS]
+    return [KernelVariant(f"{KERNELS}.{variant}", sources) for variant in loader.VARIANTS]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildModules})

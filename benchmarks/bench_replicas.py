@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import streaminfer as si
-from streaminfer.faults import FaultPlan, Faulty, delay, error, hang
 from streaminfer.routing import Replica, Replicas
 from streaminfer.testing import ScriptedBackend, VirtualLoop, run
+from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
 
 MEAN_S = 0.010
 REQUESTS = 30_000

@@ -14,15 +14,16 @@ Names are loaded at first use, so that importing the package costs little.
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
+
+from streaminfer import _compiled_modules
 
 if TYPE_CHECKING:
     from streaminfer import backends, batching, caching, errors, resilience, routing, telemetry, testing
     from streaminfer._warmup import warmup
     from streaminfer.auditing import audit
     from streaminfer.backends import CpuBackend, OnnxBackend, TritonBackend
-    from streaminfer.batching import AdaptiveBatcher
+    from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
     from streaminfer.errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "ConcurrencyLimit",
     "CpuBackend",
     "DeadlineExceeded",
+    "DecisionLog",
     "EdgeCache",
     "FallbackRouter",
     "Hedge",
@@ -72,6 +74,7 @@ __all__ = [
     "Stack",
     "StreamInferError",
     "Telemetry",
+    "Trace",
     "TritonBackend",
     "audit",
     "backends",
@@ -81,17 +84,17 @@ __all__ = [
     "errors",
     "resilience",
     "routing",
+    "simulate",
     "telemetry",
     "testing",
     "warmup",
+    "what_if",
 ]
 
 __version__ = "0.1.0"
 
-if os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1":
-    from streaminfer import _plain
-
-    _plain.install()
+compiled: bool = _compiled_modules.are_used()
+"""Whether the state machines run compiled; else from their plain sources, which costs more CPU per request."""
 
 _HOMES = {
     "AdaptiveBatcher": "batching",
@@ -104,6 +107,7 @@ _HOMES = {
     "ConcurrencyLimit": "resilience",
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
+    "DecisionLog": "batching",
     "EdgeCache": "caching",
     "FallbackRouter": "routing",
     "Hedge": "resilience",
@@ -124,23 +128,28 @@ _HOMES = {
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
+    "Trace": "batching",
     "TritonBackend": "backends",
     "audit": "auditing",
     "content_key": "caching",
+    "simulate": "batching",
     "warmup": "_warmup",
+    "what_if": "batching",
 }
 _MODULES = ("backends", "batching", "caching", "errors", "resilience", "routing", "telemetry", "testing")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__", "compiled"])

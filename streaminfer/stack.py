@@ -12,9 +12,10 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer import _serving_process
+from streaminfer import _compiled_modules, _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._objective import find_slo
 from streaminfer._owners import start_owned
@@ -78,6 +79,7 @@ class Stack:
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
         observer = getattr(self.inner, "observer", None)
         self._observer: Observer | None = observer if observer is not None and observer.clock is self.clock else None
+        self._observer_failures = ListenerFailures("streaminfer", "stack")
         served = self.inner if self._observer is None else self.inner.inner
         self._call = served.call
         # and a batcher behind it is handed the request outright, for the same reason
@@ -138,7 +140,10 @@ class Stack:
         observer = None if wait else self._observer  # one that waits is a call of its own when there is a place
         now_ns = self.clock()
         if observer is not None:
-            observer.begin()
+            try:
+                observer.begin()
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "the begin of a request", failure)
         try:
             deadline_ns = None
             if timeout_s is not None:
@@ -170,16 +175,20 @@ class Stack:
                 except BaseException:
                     batcher.abandon(ticket)
                     raise
-                if observer is not None:
-                    observer.answer(Response(outputs, False, batcher.source, ticket.timings), now_ns, self.clock())
-                return outputs
-            response = await (self._call(request) if self._enforced else self._call_enforced(request))
-            if observer is not None:
-                observer.answer(response, now_ns, self.clock())
+                if observer is None:
+                    return outputs
+                response = Response(outputs, False, batcher.source, ticket.timings)
+            else:
+                response = await (self._call(request) if self._enforced else self._call_enforced(request))
         except BaseException as error:
             if observer is not None:
-                observer.fail(error)
+                self._observe_error(observer, error)
             raise
+        if observer is not None:
+            try:
+                observer.answer(response, now_ns, self.clock())
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "an answer", failure)
         return response.outputs
 
     async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:  # noqa: C901 - as above
@@ -200,7 +209,10 @@ class Stack:
         observer = self._observer
         now_ns = self.clock()
         if observer is not None:
-            observer.begin()
+            try:
+                observer.begin()
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "the begin of a request", failure)
         try:
             if timeout_s is not None:
                 request = request.replace(deadline_ns=deadline_after(now_ns, timeout_s))
@@ -219,12 +231,15 @@ class Stack:
                 response = Response(outputs, False, batcher.source, ticket.timings)
             else:
                 response = await (self._call(request) if self._enforced else self._call_enforced(request))
-            if observer is not None:
-                observer.answer(response, now_ns, self.clock())
         except BaseException as error:
             if observer is not None:
-                observer.fail(error)
+                self._observe_error(observer, error)
             raise
+        if observer is not None:
+            try:
+                observer.answer(response, now_ns, self.clock())
+            except LISTENER_ERRORS as failure:
+                self._observer_failures.report(observer, "an answer", failure)
         return response
 
     async def map(
@@ -331,6 +346,8 @@ class Stack:
             with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
                 await self._load_kernels()
                 self._hold = _serving_process.enter(loop)
+                if self._hold is not None:  # in virtual time it does not matter
+                    _compiled_modules.warn_if_unused()
                 for part, name in zip(self._parts, names, strict=True):
                     if getattr(part, "start", None) is not None:
                         timer.begin(part, name)
@@ -457,6 +474,12 @@ class Stack:
         return self.statistics()._repr_html_()
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _observe_error(self, observer: Any, error: BaseException) -> None:
+        try:
+            observer.fail(error)
+        except LISTENER_ERRORS as failure:
+            self._observer_failures.report(observer, repr(error), failure)
 
     def _bind(self, clock: Clock) -> None:
         for layer in self.layers:

@@ -66,15 +66,17 @@ _LATER = {
 """What serving does not need is loaded when it is asked for."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-        globals()[name] = value
-        return value
-    if name == "arrivals":
-        return importlib.import_module(f"{__name__}.arrivals")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+            globals()[name] = value
+            return value
+        if name == "arrivals":
+            return importlib.import_module(f"{__name__}.arrivals")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -36,8 +36,9 @@ class Timetable:
     __slots__ = ("cap", "durations", "steps")
 
     def __init__(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        self.durations = durations
-        self.steps = steps
+        # read through the buffer, an entry is an int of Python: one of NumPy's would reach timers and timings
+        self.durations = durations.data
+        self.steps = steps.data
         self.cap = len(durations) - 1
 
     def answered_ns(self, ahead: int, start_ns: int) -> int:

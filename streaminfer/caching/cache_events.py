@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_instance
 
 __all__ = ["CacheEvent", "CacheEvents"]
@@ -41,6 +42,7 @@ class CacheEvents:
 
     def __init__(self) -> None:
         self.errors = 0
+        self._failures = ListenerFailures("streaminfer.caching", "cache")
         self._listeners: tuple[Callable[[CacheEvent], object], ...] = ()
         self._changing = threading.Lock()
         self._telling = threading.Lock()  # never waited for
@@ -86,9 +88,6 @@ class CacheEvents:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
-                import logging  # noqa: PLC0415 - a cache whose listeners behave does without
-
+            except LISTENER_ERRORS as failure:
                 self.errors += 1
-                logger = logging.getLogger("streaminfer.caching")
-                logger.exception("a listener of a cache failed on an entry that was %s", event.kind)
+                self._failures.report(listener, f"an entry that was {event.kind}", failure)

@@ -6,18 +6,16 @@ its event to that one and goes on, so nobody waits: a listener may call the brea
 has returned, and one that never returns holds up no other call.
 """
 
-import logging
 import threading
 from collections.abc import Callable
 
 import attrs
 
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_instance
 from streaminfer.resilience._breaker_cy import REASONS, STATES, BreakerMachine
 
 __all__ = ["BreakerEvent", "BreakerEvents"]
-
-_LOGGER = logging.getLogger("streaminfer.resilience")
 
 
 @attrs.frozen
@@ -53,6 +51,7 @@ class BreakerEvents:
 
     def __init__(self, name: str, machine: BreakerMachine) -> None:
         self._name = name
+        self._failures = ListenerFailures("streaminfer.resilience", f"circuit breaker {name!r}")
         self._machine = machine
         self._listeners: tuple[Callable[[BreakerEvent], object], ...] = ()
         self._changing = threading.Lock()
@@ -95,5 +94,5 @@ class BreakerEvents:
         for listener in self._listeners:
             try:
                 listener(told)
-            except Exception:
-                _LOGGER.exception("a listener of the circuit breaker %r failed on %r", self._name, told)
+            except LISTENER_ERRORS as failure:
+                self._failures.report(listener, told, failure)

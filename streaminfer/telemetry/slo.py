@@ -6,9 +6,7 @@ this class extends without overriding what runs once a request; the alerts are t
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import logging
 import math
 import threading
 from collections import deque
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
 from streaminfer.telemetry._budget_cy import SLOTS, BudgetState
@@ -32,7 +31,6 @@ else:
 
 __all__ = ["SLO", "BurnSignal"]
 
-_LOG = logging.getLogger("streaminfer.slo")
 _REACHABLE = 0.8
 _LONGEST_S = 100 * 365 * 86400.0
 _FINEST_SHARE = 64  # a bucket is at most this part of the shortest window that is watched
@@ -119,6 +117,7 @@ class SLO(_State):
         "__weakref__",
         "_callbacks",
         "_clock_given",
+        "_failures",
         "_looking",
         "_states",
         "_telling",
@@ -192,6 +191,7 @@ class SLO(_State):
         self._untold: deque[Alert] = deque()
         self._callbacks: tuple[Callable[[Alert], Any], ...] = ()
         self.callback_errors = 0
+        self._failures = ListenerFailures("streaminfer.slo", f"SLO {name!r}")
 
     def bind_clock(self, clock: Callable[[], int]) -> None:
         """Takes over the clock of a `Stack`, unless one was given; time goes on from where it stands."""
@@ -351,9 +351,9 @@ class SLO(_State):
     def _call(self, callback: Callable[[Alert], Any], alert: Alert) -> None:
         try:
             callback(alert)
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - reported, and the request it rode on is not to blame
+        except LISTENER_ERRORS as failure:
             self.callback_errors += 1
-            _LOG.exception("a callback of the SLO %r failed on: %s", self.name, alert)
+            self._failures.report(callback, alert, failure)
 
 
 def _allowed(objective: object) -> float:

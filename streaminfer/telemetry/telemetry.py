@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_instance, expected
 from streaminfer.protocols import Clock, find_inward, is_backend, is_service
 from streaminfer.request import Request, Response
@@ -44,6 +45,7 @@ class Telemetry:
         self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
+        self._failures = ListenerFailures("streaminfer", f"telemetry {name!r}")
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
         self._services: weakref.WeakSet[_RecordedService] = weakref.WeakSet()
@@ -114,17 +116,35 @@ class Telemetry:
         if self.slo is not None:
             self.slo.record(error)
 
+    def _begin_safely(self) -> None:
+        try:
+            self.begin()
+        except LISTENER_ERRORS as failure:
+            self._failures.report(self, "the begin of a request", failure)
+
+    def _fail_safely(self, error: BaseException) -> None:
+        try:
+            self.fail(error)
+        except LISTENER_ERRORS as failure:
+            self._failures.report(self, repr(error), failure)
+
+    def _record_safely(self, started_ns: int) -> None:
+        try:
+            self._recorder.record(started_ns, self.clock())
+        except LISTENER_ERRORS as failure:
+            self._failures.report(self, "an answer", failure)
+
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.begin()
+            self._begin_safely()
             started_ns = self.clock()
             try:
                 result = await function(*args, **kwargs)
             except BaseException as error:
-                self.fail(error)
+                self._fail_safely(error)
                 raise
-            self._recorder.record(started_ns, self.clock())
+            self._record_safely(started_ns)
             return result
 
         return recorded
@@ -132,14 +152,14 @@ class Telemetry:
     def _wrap_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            self.begin()
+            self._begin_safely()
             started_ns = self.clock()
             try:
                 result = function(*args, **kwargs)
             except BaseException as error:
-                self.fail(error)
+                self._fail_safely(error)
                 raise
-            self._recorder.record(started_ns, self.clock())
+            self._record_safely(started_ns)
             return result
 
         return recorded
@@ -158,14 +178,17 @@ class _RecordedService:
 
     async def call(self, request: Request) -> Response:
         observer = self.observer
-        observer.begin()
+        observer._begin_safely()
         started_ns = observer.clock()
         try:
             response: Response = await self._call(request)
-            observer.answer(response, started_ns, observer.clock())
         except BaseException as error:
-            observer.fail(error)
+            observer._fail_safely(error)
             raise
+        try:
+            observer.answer(response, started_ns, observer.clock())
+        except LISTENER_ERRORS as failure:
+            observer._failures.report(observer, "an answer", failure)
         return response
 
     def __repr__(self) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching.results import split_rows
-from streaminfer.faults import FaultPlan, Faulty, row_errors
 from streaminfer.request import Batch
+from streaminfer.testing.faults import FaultPlan, Faulty, row_errors
 
 
 class Detections(NamedTuple):

@@ -227,7 +227,8 @@ def test_listeners_cannot_break_it(caplog):
         cache[number] = number
     assert told[:2] == [("evicted", 0), ("evicted", 1)]
     assert len(cache) == 2
-    assert cache.statistics().listener_errors == len(told) == len(caplog.records)
+    assert cache.statistics().listener_errors == len(told) > 1
+    assert len(caplog.records) == 1
     stop()
     before = len(told)
     cache["x"] = 1

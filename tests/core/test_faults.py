@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer import faults
-from streaminfer.faults import (
+from streaminfer.testing import FakeClock, ScriptedBackend, faults, run
+from streaminfer.testing.faults import (
     FaultPlan,
     Faulty,
     delay,
@@ -30,7 +30,6 @@ from streaminfer.faults import (
     slowdown,
     wrong_shape,
 )
-from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
 def batch(*rows):

@@ -31,7 +31,7 @@ HOMES = (
     "streaminfer.caching",
     "streaminfer.caching.http",
     "streaminfer.errors",
-    "streaminfer.faults",
+    "streaminfer.testing.faults",
     "streaminfer.protocols",
     "streaminfer.resilience",
     "streaminfer.routing",

@@ -20,6 +20,11 @@ def _clean_environment(**variables):
 
 
 @pytest.fixture(scope="session")
+def clean_environment():
+    return _clean_environment
+
+
+@pytest.fixture(scope="session")
 def compiled_names():
     """The dotted names of the modules that a build compiles."""
     sources = sorted((ROOT / "streaminfer").rglob("*_cy.py"))

@@ -6,12 +6,24 @@ Arguments: the dotted names of modules whose files are to be told.
 import asyncio
 import importlib
 import json
+import logging
 import sys
 
 import numpy as np
 
 import streaminfer as si
 from streaminfer import _compiled_kernels
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is logged as a warning or worse."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
 
 
 async def _answer_eight_at_once():
@@ -21,6 +33,9 @@ async def _answer_eight_at_once():
     return [float(answer) for answer in answers], batcher.statistics()
 
 
+warnings = _Warnings()
+logging.getLogger("streaminfer").addHandler(warnings)
+asyncio.run(_answer_eight_at_once())
 answers, statistics = asyncio.run(_answer_eight_at_once())
 histogram = si.LatencyHistogram()
 histogram.record_many(np.full(5000, 0.001))  # enough for the kernel
@@ -28,6 +43,8 @@ kernels = _compiled_kernels.load()
 json.dump(
     {
         "package": si.__file__,
+        "compiled": si.compiled,
+        "warnings": warnings.messages,
         "files": {name: importlib.import_module(name).__file__ for name in sys.argv[1:]},
         "answers": answers,
         "batch_sizes": list(statistics.batch_sizes.items()),

@@ -10,14 +10,35 @@ import pytest
 
 SMOKE = Path(__file__).with_name("smoke.py")
 NO_COMPILER = {"CC": "/nonexistent/cc"}
+# writes an empty object for each module but one
+FAILS_ONCE = """#!/bin/sh
+for argument in "$@"; do
+    case "$argument" in *_histogram_cy*) echo "cannot compile this one" >&2; exit 1 ;; esac
+done
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then : > "$2"; fi
+    shift
+done
+"""
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [NO_COMPILER, {"STREAMINFER_DISABLE_COMPILED": "1"}],
-    ids=["without a compiler", "compiling disabled"],
-)
-def test_build_falls_back_to_plain_python(variables, build_wheel, run_python, compiled_names, tmp_path):
+@pytest.fixture
+def compiler_that_fails_once(tmp_path_factory):
+    compiler = tmp_path_factory.mktemp("compiler") / "cc"
+    compiler.write_text(FAILS_ONCE)
+    compiler.chmod(0o755)
+    return {"CC": str(compiler)}
+
+
+@pytest.mark.parametrize("case", ["without a compiler", "compiling disabled", "one module fails"])
+def test_build_falls_back_to_plain_python(
+    case, build_wheel, run_python, compiled_names, tmp_path, compiler_that_fails_once
+):
+    variables = {
+        "without a compiler": NO_COMPILER,
+        "compiling disabled": {"STREAMINFER_DISABLE_COMPILED": "1"},
+        "one module fails": compiler_that_fails_once,
+    }[case]
     done, wheel = build_wheel(**variables)
     assert done.returncode == 0, done.stdout + done.stderr
     with zipfile.ZipFile(wheel) as archive:
@@ -33,6 +54,8 @@ def test_build_falls_back_to_plain_python(variables, build_wheel, run_python, co
     assert smoke["batch_sizes"] == [[8, 1]]
     assert smoke["recorded"] == 5000
     assert smoke["kernels"] is None
+    assert smoke["compiled"] is False
+    assert [message.partition(",")[0] for message in smoke["warnings"]] == ["streaminfer serves uncompiled"]
 
 
 def test_build_without_a_compiler_fails_where_one_is_required(build_wheel):

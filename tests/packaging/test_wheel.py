@@ -81,6 +81,8 @@ def test_metadata(wheel):
 def test_installed_package_is_the_compiled_one(smoke, interpreter):
     environment = interpreter.parents[1]
     assert Path(smoke["package"]).is_relative_to(environment)
+    assert smoke["compiled"] is True
+    assert smoke["warnings"] == []
     for name, file in smoke["files"].items():
         assert Path(file).is_relative_to(environment), name
         assert file.endswith(SUFFIX), name

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.faults import FaultPlan, Faulty, delay, error, hang
 from streaminfer.protocols import Admission
 from streaminfer.routing.replicas import Replica, Replicas
 from streaminfer.testing import FakeClock, ScriptedBackend, run
+from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
 
 pytestmark = pytest.mark.uncompiled
 

@@ -23,7 +23,7 @@ from streaminfer.protocols import Clock, find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 
 if TYPE_CHECKING:
-    from streaminfer.faults import Fault, FaultPlan
+    from streaminfer.testing.faults import Fault, FaultPlan
 
 __all__ = ["Injury", "kill_workers", "put_in_front"]
 

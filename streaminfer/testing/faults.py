@@ -37,9 +37,9 @@ from typing import Any
 
 import attrs
 
-from streaminfer._faulty import Injury, kill_workers, put_in_front
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Clock
+from streaminfer.testing._faulty import Injury, kill_workers, put_in_front
 
 __all__ = [
     "Fault",

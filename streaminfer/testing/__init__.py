@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from streaminfer import faults
 from streaminfer._validation import check_duration, expected
 from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Batch
+from streaminfer.testing import faults
 
 __all__ = ["HANG", "FakeClock", "ScriptedBackend", "VirtualLoop", "faults", "run"]
 

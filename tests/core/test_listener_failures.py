@@ -1,0 +1,127 @@
+"""The failure of an observer or a listener is logged once, with its name, and is never a caller's."""
+
+import asyncio
+import logging
+
+import pytest
+
+import streaminfer as si
+from streaminfer._listener_failures import ListenerFailures
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class BrokenTelemetry(si.Telemetry):
+    """Fails at one of an observer's three methods."""
+
+    def __init__(self, method, error, **more):
+        super().__init__("faces", **more)
+        self.told = 0
+
+        def broken(*_):
+            self.told += 1
+            raise error
+
+        setattr(self, method, broken)
+
+
+class Fails:
+    """A listener that has no name of its own."""
+
+    def __init__(self, error):
+        self.error, self.told = error, []
+
+    def __call__(self, event):
+        self.told.append(event)
+        raise self.error
+
+    def __repr__(self):
+        return "Fails()"
+
+
+ERRORS = pytest.mark.parametrize("error", [ValueError("mine"), asyncio.CancelledError()], ids=["error", "cancelled"])
+
+
+@ERRORS
+@pytest.mark.parametrize("method", ["begin", "answer", "fail"])
+@pytest.mark.parametrize("outermost", [True, False], ids=["outermost", "behind another layer"])
+def test_a_broken_observer_costs_no_answer(method, error, outermost, caplog):
+    async def main(loop):
+        telemetry = BrokenTelemetry(method, error)
+        front = [telemetry] if outermost else [si.ConcurrencyLimit(), telemetry]
+        batcher = si.AdaptiveBatcher(max_batch_size=1, policy="greedy")
+        async with si.Stack(
+            *front, batcher, ScriptedBackend(*[OSError("the model's")] * 2), clock=loop.clock
+        ) as service:
+            for _ in range(2):
+                with pytest.raises(si.BackendError, match="the model's"):
+                    await service(1.0)
+            assert [await service(2.0), (await service.call(si.Request(3.0))).outputs] == [2.0, 3.0]
+        return telemetry
+
+    telemetry = run(main)
+    assert telemetry.told == (4 if method == "begin" else 2)
+    (line,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert "the listener <Telemetry('faces')" in line.getMessage()
+    assert line.exc_info[1] is error
+
+
+@ERRORS
+@pytest.mark.parametrize("method", ["begin", "fail"])
+def test_broken_telemetry_of_a_function_costs_no_result(method, error, caplog):
+    telemetry = BrokenTelemetry(method, error)
+
+    def double(number):
+        return 2 * number
+
+    async def halve(number):
+        return number / 2
+
+    assert [telemetry.wrap(double)(2), asyncio.run(telemetry.wrap(halve)(2))] == [4, 1.0]
+    with pytest.raises(TypeError):
+        telemetry.wrap(double)({})
+    assert len(caplog.records) == 1
+
+
+@ERRORS
+def test_the_listeners_of_a_breaker_fail_alone(error, caplog):
+    breaker = si.CircuitBreaker(minimum_calls=1, name="faces", clock=FakeClock())
+    broken, heard = Fails(error), []
+    breaker.listen(broken)
+    breaker.listen(heard.append)
+    for change in (breaker.force_open, breaker.reset, breaker.disable):
+        change()
+    assert len(heard) == len(broken.told) == 3
+    (line,) = caplog.records
+    assert line.getMessage().startswith("circuit breaker 'faces': the listener Fails() failed on: BreakerEvent(")
+
+
+@ERRORS
+def test_the_listeners_of_a_cache_fail_alone(error, caplog):
+    cache = si.EdgeCache(maxsize=1)
+    broken, heard = Fails(error), []
+    cache.listen(broken)
+    cache.listen(heard.append)
+    for number in range(4):
+        cache[number] = number
+    assert len(heard) == len(broken.told) == cache.statistics().listener_errors == 3
+    (line,) = caplog.records
+    assert line.getMessage().startswith("cache: the listener Fails() failed on: an entry that was evicted")
+
+
+def test_each_listener_is_reported_once(caplog):
+    failures = ListenerFailures("streaminfer", "a test")
+
+    def other(event):
+        raise ValueError(event)
+
+    for listener in (Fails(ValueError("mine")), other, other):
+        try:
+            listener(1)
+        except ValueError as failure:
+            failures.report(listener, "an event", failure)
+    assert [line.getMessage().split(" failed")[0] for line in caplog.records] == [
+        "a test: the listener Fails()",
+        "a test: the listener test_each_listener_is_reported_once.<locals>.other",
+    ]
