@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._text import as_text, begins_with_text, has_text, stack_text
 from streaminfer._validation import check_count, expected
 from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
-from streaminfer.batching.text import as_text, begins_with_text, has_text, stack_text
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 

@@ -22,8 +22,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._text import has_text, text_bytes
 from streaminfer._validation import check_count, check_instance, expected
-from streaminfer.batching.text import has_text, text_bytes
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Buckets", "as_buckets"]
