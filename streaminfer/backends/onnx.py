@@ -21,7 +21,7 @@ import numpy.typing as npt
 from streaminfer._extras import require
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
-from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
+from streaminfer.backends._onnx_binding import Binding, BoundRuns, check_cuda_graphs, choose_binding, load_cuda_runtime
 from streaminfer.backends._onnx_model import (
     Provider,
     check_loaded,
@@ -57,8 +57,11 @@ class OnnxBackend:
     :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
     fine.
 
-    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. One that
-    is fixed at another size is refused: export it with a free batch axis.
+    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. Where it is
+    fixed at another size, copies of the last row fill up each batch, and their outputs are dropped.
+
+    Strings are arrays of ``str`` objects, and one string where a row has no axes. bfloat16 is float32 for callers. An
+    input that the model has a default for, and that has the batch axis, may be left out of a request.
 
     Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
 
@@ -97,6 +100,7 @@ class OnnxBackend:
         inputs: what the model reads, in its order.
         outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+        max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
         fingerprint: of the model and how it is asked.
         queued_workers: ``sessions``, which take batches from one queue.
 
@@ -149,10 +153,13 @@ class OnnxBackend:
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
+        fixed = self._signature.rows_a_run
+        self.max_batch_size = None if fixed == 1 else fixed
         self._binding, device = choose_binding(binding, self._providers, self._signature)
+        check_cuda_graphs(loaded[0], self._binding, self._signature, sessions)
         cuda = load_cuda_runtime() if self._binding == "pinned" else None
-        if self._signature.one_row_a_run:
-            sizes = [1] if sizes else []
+        if fixed is not None:
+            sizes = [fixed] if sizes else []
         values = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
         self._shared = values
         batches = [stack_example(self._signature, example, size) for size in sizes]
@@ -250,10 +257,10 @@ class OnnxBackend:
         return guess if guess is None or only is None else guess[only]
 
     async def _infer_on_each(self, batch: Batch) -> None:
-        await self._threads.run_for_each(SessionWorker.answer, batch, self._new_options())
+        await self._threads.run_for_each(SessionWorker.record, batch, self._new_options())
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        return await self._infer(batch, SessionWorker.answer)
+        return await self._infer(batch, SessionWorker.record)
 
     async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         options = self._new_options()
@@ -287,7 +294,8 @@ class OnnxBackend:
     def _manner(self) -> str:
         sessions = self._recorder.snapshot().workers
         names = [one if isinstance(one, str) else one[0] for one in self._providers]
-        rows = ", one row a run" if self._signature.one_row_a_run else ""
+        fixed = self._signature.rows_a_run
+        rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
         bound = "" if self._binding == "off" else f", {self._binding} memory bound"
         return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
 
