@@ -191,7 +191,7 @@ class Stack:
                 self._observer_failures.report(observer, "an answer", failure)
         return response.outputs
 
-    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:  # noqa: C901 - as above
+    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:  # noqa: C901, PLR0912 - as above
         """Answers one request, with all that is known about the answer.
 
         Args:
