@@ -10,7 +10,7 @@ from streaminfer._validation import check_choice, check_count, check_duration, c
 from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService, make_assembler
-from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.protocols import Clock, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, timeout_ns
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class AdaptiveBatcher:
             raise TypeError(expected("inner", "a backend or a batch function, which answer batches", inner))
         if not is_backend(inner) and not callable(inner):
             raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
+        if is_backend(inner):
+            check_infer("inner", inner)
         service = self._service = BatchedService(
             inner,
             policy=self._make_policy(),

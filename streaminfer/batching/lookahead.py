@@ -182,6 +182,10 @@ class Lookahead:
         """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
         self._mixed_for = _UNMIXED_AFTER
 
+    def limit_rows(self, bucket: int, most: int) -> None:
+        """Plan batches of a bucket with at most so many rows from now on: the memory was not enough for more."""
+        self._models[bucket].limit_rows(most)
+
     def _observe(self, model: BucketModel, size: int, duration_ns: int, now_ns: int, cancelled: bool) -> int:
         if now_ns >= model.observe_from_ns:
             model.observe(size, duration_ns, now_ns, cancelled)

@@ -188,6 +188,39 @@ async def test_out_of_memory_makes_batches_smaller(loop):
         assert batcher.statistics().memory_limits == {}
 
 
+async def test_the_planner_knows_the_memory_limit(loop):
+    """What is queued is expected to take as many batches as it does, and nothing larger is tried again."""
+    backend = Picky(most=5, duration_s=0.010)
+    known = si.batching.ServiceTime.affine(0.010, 1e-9)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, service_time=known, max_queue_size=256, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        assert await asyncio.gather(*map(stack, range(32))) == [value * 2 for value in range(32)]
+        assert batcher.statistics().memory_limits == {0: 4}
+        tried = len(backend.sizes)
+
+        began_ns = loop.now_ns
+        calls = [asyncio.ensure_future(stack(float(value), timeout_s=10.0)) for value in range(64)]
+        await asyncio.sleep(0)
+        finish_ns = stack.admission(si.Request(1.0), began_ns).predicted_finish_ns
+        await asyncio.gather(*calls)
+
+    assert finish_ns - began_ns == pytest.approx(170e6, rel=0.1)  # behind 16 batches of 4, and not 2 of 32
+    assert set(backend.sizes[tried:]) == {4}
+
+
+async def test_a_timer_does_not_wait_for_more_than_the_memory_holds(loop):
+    """With the ``timer`` policy a batch that has as many rows as the memory is enough for is full."""
+    backend = Picky(most=5, duration_s=0.001)
+    settings = {"policy": "timer", "max_queue_delay_s": 1.0, "max_batch_size": 32}
+    batcher = si.AdaptiveBatcher(**settings, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        await asyncio.gather(*map(stack, range(32)))
+        before_s = loop.time()
+        await asyncio.gather(*map(stack, range(4)))
+
+    assert loop.time() - before_s < 0.5
+
+
 @pytest.mark.parametrize(
     ("error", "is_one"),
     [
