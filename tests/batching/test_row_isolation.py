@@ -145,13 +145,46 @@ async def test_errors_of_no_row(loop, error):
 
 async def test_a_circuit_that_opens_ends_the_parts(loop):
     """Parts stop when a breaker between batcher and backend opens."""
-    breaker = si.CircuitBreaker(minimum_calls=2, clock=loop.clock)
+    breaker = si.CircuitBreaker(minimum_calls=1, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     backend = Picky()
     async with si.Stack(batcher, breaker, backend, clock=loop.clock) as stack:
         answers = await asyncio.gather(*(stack(BAD) for _ in range(32)), return_exceptions=True)
-    assert backend.sizes == [32, 16]
+    assert backend.sizes == [32]
     assert {type(answer) for answer in answers} == {si.BackendError, si.CircuitOpen}
+
+
+async def test_a_failed_batch_is_one_failure_of_a_breaker(loop):
+    """The parts that fail because of the bad row are none; those that succeed are successes."""
+    breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
+        for batches in range(1, 21):
+            await asyncio.gather(*map(stack, [BAD, *map(float, range(31))]), return_exceptions=True)
+            statistics = breaker.statistics()
+            assert (statistics.failed, statistics.succeeded) == (batches, 5 * batches)
+    assert breaker.state == "closed"
+
+
+async def test_a_model_that_fails_always_opens_the_circuit(loop):
+    """Each batch that fails is a failure, whether or not it is sent again in parts."""
+    breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
+        for batches in range(1, 6):
+            assert breaker.state == "closed"
+            await asyncio.gather(*(stack(BAD) for _ in range(8)), return_exceptions=True)
+            assert breaker.statistics().failures == batches
+    assert breaker.state == "open"
+
+
+async def test_a_breaker_in_front_of_the_batcher_counts_requests(loop):
+    """Of a batch with one bad row its request is a failure, and the others are successes."""
+    breaker = si.CircuitBreaker(minimum_calls=100, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(breaker, batcher, Picky(), clock=loop.clock) as stack:
+        await asyncio.gather(*map(stack, [BAD, *map(float, range(31))]), return_exceptions=True)
+    assert (breaker.statistics().failed, breaker.statistics().succeeded) == (1, 31)
 
 
 async def test_a_backend_that_isolates_rows(loop):
