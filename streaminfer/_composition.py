@@ -6,7 +6,7 @@ from typing import Any
 from streaminfer._validation import expected
 from streaminfer.batching.policy import Greedy
 from streaminfer.batching.service import BatchedService
-from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.protocols import Clock, check_infer, is_backend, is_service
 
 __all__ = ["compose"]
 
@@ -60,6 +60,8 @@ def _check_layers(layers: tuple[Any, ...]) -> None:
     if not is_service(layers[-1]) and not is_backend(layers[-1]):
         what = "a backend or a service as the last one (CpuBackend makes a function one)"
         raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
+    if not is_service(layers[-1]):
+        check_infer("layers", layers[-1])
 
 
 def _needs_no_instance(layer: type, name: str) -> bool:

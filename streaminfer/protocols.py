@@ -42,10 +42,13 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     coroutines; the `Stack` starts from the innermost and stops from the outermost.
 """
 
+import inspect
+import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from streaminfer._validation import expected
 from streaminfer.request import Batch, Request, Response
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "Layer",
     "Observer",
     "Service",
+    "check_infer",
     "find_inward",
     "is_backend",
     "is_service",
@@ -176,6 +180,24 @@ def is_service(thing: object) -> bool:
 def is_backend(thing: object) -> bool:
     """An object with ``infer`` answers a batch."""
     return callable(getattr(thing, "infer", None))
+
+
+def check_infer(argument: str, backend: Any) -> None:
+    """Refuse a backend whose ``infer`` is a plain function, unless it is annotated to return an awaitable.
+
+    Raises:
+        TypeError: it is.
+    """
+    infer = inspect.unwrap(getattr(backend.infer, "__func__", backend.infer))
+    if not isinstance(infer, types.FunctionType) or inspect.iscoroutinefunction(infer):
+        return
+    returns = str(infer.__annotations__.get("return", ""))
+    if not any(kind in returns for kind in ("Awaitable", "Coroutine", "Future", "Task")):
+        what = (
+            "a backend with an `async def infer` (CpuBackend runs a plain function in a thread; a plain infer that "
+            "returns an awaitable is annotated so)"
+        )
+        raise TypeError(f"{expected(argument, what, backend)}, whose infer is not async")
 
 
 def find_inward(outermost: object, name: str, default: T) -> Any | T:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from streaminfer._request_cy import Request, Response, Timings, check_priority
 from streaminfer._validation import check_duration
@@ -57,10 +57,14 @@ class Batch:
             ``stack=False``, a list of what each request brought.
         rows: the requests, in the order of the rows.
         deadline_ns: the latest deadline of the rows; ``None`` where a row has none.
+
+    Attributes:
+        is_part: its rows were in a batch that failed, and are sent again to find out on which of them the model fails.
     """
 
     __slots__ = ("deadline_ns", "inputs", "rows")
 
+    is_part: ClassVar[bool] = False
     inputs: Any
 
     def __init__(self, inputs: Any, rows: Sequence[Request], deadline_ns: int | None = None) -> None:

@@ -10,7 +10,7 @@ from streaminfer._validation import check_choice, check_count, check_duration, c
 from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import Greedy, Policy, Timer
 from streaminfer.batching.service import BatchedService, make_assembler
-from streaminfer.protocols import Clock, find_inward, is_backend, is_service
+from streaminfer.protocols import Clock, check_infer, find_inward, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ class AdaptiveBatcher:
             raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
         if not self._in_flight_given:
             self.max_in_flight = find_inward(inner, "queued_workers", 1)
+        if is_backend(inner):
+            check_infer("inner", inner)
         service = self._service = BatchedService(
             inner,
             policy=self._make_policy(),

@@ -48,7 +48,7 @@ class BucketModel:
         padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
 
     Attributes:
-        cap: the same.
+        cap: the same, or less once the memory was not enough.
         service_time: the same.
         timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
         upper_timetable: the same of ``upper``.
@@ -153,6 +153,21 @@ class BucketModel:
         if self.learns:
             planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
         self._set(planned, upper[: best + 1])
+
+    def limit_rows(self, most: int) -> None:
+        """Plan batches of at most so many rows from now on."""
+        if most >= self.cap:
+            return
+        self.cap = most
+        if self._padded is not None:
+            self._padded = self._padded[: most + 1]
+        if self.timetable is None:
+            return  # nothing is known yet
+        if self.learns and not self.service_time.known:  # borrowed
+            self._set(self.durations[: most + 1], self.upper[: most + 1])
+            return
+        self._version, self.timetable = -1, None
+        self.refresh()
 
     def size_to_explore(self, available: int) -> int:
         """Return the size to try where the known ones cannot serve all that is queued; 0: none.

@@ -61,7 +61,6 @@ class Dispatcher:
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
         self._infer = self._calls.infer
         self._copies = self._calls.copies
-        self._set_policy(policy)
         self._stack = stack
         self._set_assembler(assembler)
         self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
@@ -70,6 +69,7 @@ class Dispatcher:
         self._isolator = RowIsolator(
             self._queue, send=self._calls.send, expire=self._expire, fail=self._fail, clock=self._now
         )
+        self._set_policy(policy)
         self._isolates = not find_inward(inner, "isolates_rows", False)
         self._full_at = NEVER
         self.journal = self._queue.journal
@@ -104,6 +104,7 @@ class Dispatcher:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         self._policy = policy
         self._learn: Callable[[int, int, int, bool, int], object] | None = getattr(policy, "finished", None)
+        self._isolator.tell_limit = getattr(policy, "limit_rows", None)
         self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight

@@ -176,6 +176,10 @@ class Lookahead:
         """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
         self._mixed_for = _UNMIXED_AFTER
 
+    def limit_rows(self, bucket: int, most: int) -> None:
+        """Plan batches of a bucket with at most so many rows from now on: the memory was not enough for more."""
+        self._models[bucket].limit_rows(most)
+
     # -- decisions ----------------------------------------------------------------------------------------------
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol

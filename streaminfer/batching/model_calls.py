@@ -30,6 +30,14 @@ class Part(NamedTuple):
     deadline_ns: int | None
 
 
+class _PartOfBatch(AssembledBatch):
+    """Rows that are sent again."""
+
+    __slots__ = ()
+
+    is_part = True
+
+
 class ModelCalls:
     """Calls of one backend or batch function; belongs to one event loop at a time.
 
@@ -55,10 +63,10 @@ class ModelCalls:
         self.copies = not find_inward(inner, "returns_new_arrays", False)
         self.infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
 
-    def make_batch(self, part: Part) -> AssembledBatch:
+    def make_batch(self, part: Part, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
         """Return what a backend is given."""
         size = len(part.inputs)
-        return AssembledBatch(
+        return kind(
             functools.partial(self.assembler.assemble, part.inputs) if self._stack else part.inputs.copy,
             part.requests,
             part.deadline_ns,
@@ -67,16 +75,16 @@ class ModelCalls:
         )
 
     async def send(self, part: Part) -> tuple[list[Any] | BackendError, int]:
-        """Call the model once.
+        """Call the model once, with requests of a batch that failed.
 
         Args:
-            part: the requests.
+            part: some of them.
 
         Returns:
             The rows, or an error for all of them, and the instant at which the inputs stood together.
         """
         if self.infer is not None:
-            batch = self.make_batch(part)
+            batch = self.make_batch(part, _PartOfBatch)
             results = await self.infer(batch)
             assembled_ns = batch.assembled_ns or self._clock()
         else:

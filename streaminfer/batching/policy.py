@@ -54,7 +54,9 @@ class Policy(Protocol):
     loads or compiles something offers ``prepare(wait=...)``, called before requests are accepted; with ``wait=False``
     it returns ``False`` instead of blocking. One that chooses batches before a worker is free, for models that keep a
     queue, offers ``ahead(waiting, now_ns, running)``, called when ``full_size`` are queued, ``turn_ns(sent_ns,
-    ended_ns)`` and ``finished_ahead(size, busy_ns, now_ns, early_ns, bucket)``.
+    ended_ns)`` and ``finished_ahead(size, busy_ns, now_ns, early_ns, bucket)``. One that chooses by the size
+    of a batch offers ``limit_rows(bucket, most)``, called when the memory was not enough for a batch of more rows than
+    ``most``; until it is replaced, such batches are cut to that many rows.
     `Lookahead` describes them.
     """
 
@@ -81,12 +83,16 @@ class Greedy:
         return Decision(waiting.first(self.max_batch_size), reason)
 
 
-@attrs.frozen
+@attrs.define
 class Timer:
     """A full batch at once, a smaller one when the oldest has waited long enough."""
 
     max_batch_size: int
     max_queue_delay_ns: int
+
+    def limit_rows(self, bucket: int, most: int) -> None:  # noqa: ARG002 - buckets share the queue
+        """A batch of so many rows is full from now on: the memory was not enough for more."""
+        self.max_batch_size = min(self.max_batch_size, most)
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """The first ``max_batch_size`` in service order when there are as many or the oldest has waited its time."""

@@ -10,7 +10,8 @@ fault. Of the batches that fail after such a vain attempt the next one is not sp
 four, at most sixteen; a batch that succeeds ends this.
 
 *Memory.* A batch for which the memory was not enough sets the limit of later batches and parts of its length bucket to
-half its rows, until the batcher is reconfigured. Such parts count toward neither bound: each halves the limit.
+half its rows, until the batcher is reconfigured; the policy, which is told, plans no larger ones. Such parts count
+toward neither bound: each halves the limit.
 """
 
 from collections import deque
@@ -46,6 +47,7 @@ class RowIsolator:
 
     Attributes:
         split_batches: batches that were sent again in parts.
+        tell_limit: told a length bucket and its new limit.
         memory_limits: by length bucket the most rows for which the memory is enough, as far as a failure told.
     """
 
@@ -65,6 +67,7 @@ class RowIsolator:
         self._clock = clock
         self._unsplit = 0  # failed batches that are not split after the latest vain attempt
         self._unsplit_left = 0
+        self.tell_limit: Callable[[int, int], None] | None = None
         self.split_batches = 0
         self.memory_limits: dict[int, int] = {}
 
@@ -164,7 +167,9 @@ class RowIsolator:
     def _learn_limit(self, tickets: Sequence[Ticket]) -> None:
         bucket = max(ticket.bucket for ticket in tickets)
         half = max(len(tickets) // 2, 1)
-        self.memory_limits[bucket] = min(self.memory_limits.get(bucket, half), half)
+        most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, half), half)
+        if self.tell_limit is not None:
+            self.tell_limit(bucket, most)
 
     def limit(self, chosen: list[Ticket]) -> list[Ticket]:
         """Return the first of the tickets, as many as the memory is enough for."""

@@ -90,7 +90,11 @@ class GuardedService(_Guarded):
 
 
 class GuardedBackend(_Guarded):
-    """A backend whose every batch is one outcome: failed when the call raises or every row did."""
+    """A backend whose every batch is one outcome: failed when the call raises or every row did.
+
+    A batch that failed and is sent again in parts has counted as one failure. A part that fails is not another one,
+    because it was to be expected of those with the bad row; one that succeeds is a success.
+    """
 
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
         super().__init__(breaker, inner)
@@ -106,11 +110,16 @@ class GuardedBackend(_Guarded):
         try:
             results: Sequence[Any] = await self._infer(batch)
         except BaseException as error:
-            guard.raised(error, batch.deadline_ns)
+            if isinstance(error, Exception) and batch.is_part:
+                guard.judged(None)
+            else:
+                guard.raised(error, batch.deadline_ns)
             raise
         outcome = None
         try:
             outcome = _outcome_of_rows(self.breaker, results, batch)
+            if not outcome and batch.is_part:
+                outcome = None
         finally:  # a predicate that fails says nothing about the batch
             guard.judged(outcome)
         return results

@@ -77,6 +77,39 @@ def test_tables_follow_the_service_time():
     assert model.durations[16] == pytest.approx(2.0 * before[16], rel=0.1)
 
 
+@pytest.mark.parametrize("state", ["given", "learned", "padded", "borrowed"])
+def test_no_more_rows_than_the_memory_holds(state):
+    """A limit ends the tables there, once and for all; a larger one changes nothing."""
+    sizes = {"padded": lambda size: 1 << (size - 1).bit_length()}
+    model = bucket(service_time=LINE if state == "given" else None, padded=sizes.get(state))
+    if state == "borrowed":
+        model.borrow(bucket(service_time=LINE), 2.0)
+    elif state != "given":
+        run(model, *[4, 16, 64] * 10)
+    before = model.durations
+
+    model.limit_rows(16)
+    model.limit_rows(32)
+
+    assert model.cap == model.timetable.cap == model.upper_timetable.cap == 16
+    np.testing.assert_array_equal(model.durations, before[:17])
+    if state == "learned":
+        run(model, *[4, 16] * 10, factor=2.0)
+        assert model.timetable.cap == 16
+        assert model.size_to_explore(64) <= 16
+        assert model.size_to_compare(64) in (0, 8)
+
+
+def test_a_limit_before_anything_is_known():
+    """The tables of the first batch end at the limit."""
+    model = bucket()
+
+    model.limit_rows(4)
+    run(model, *[1, 4] * 4)
+
+    assert model.timetable.cap == 4
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_next_batch_starts_a_share_later(workers):
     """With several workers, the next batch starts after the duration divided by their number."""

@@ -1,6 +1,7 @@
 """Dispatching at its edges: refusals of a policy, interrupts, batches given up early, the alarm."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
@@ -90,7 +91,7 @@ class Blunt:
     def __init__(self, *steps):
         self.steps = list(steps)
 
-    def infer(self, batch):
+    def infer(self, batch) -> Awaitable:
         step = self.steps.pop(0)
         if isinstance(step, Exception):
             raise step
@@ -161,7 +162,7 @@ async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop)
 
 async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
     class Slow(ScriptedBackend):
-        def infer(self, batch):  # the part before the first await holds the loop up
+        def infer(self, batch) -> Awaitable:  # the part before the first await holds the loop up
             loop.now_ns += 10_000_000
             return super().infer(batch)
 

@@ -145,13 +145,46 @@ async def test_errors_of_no_row(loop, error):
 
 async def test_a_circuit_that_opens_ends_the_parts(loop):
     """Parts stop when a breaker between batcher and backend opens."""
-    breaker = si.CircuitBreaker(minimum_calls=2, clock=loop.clock)
+    breaker = si.CircuitBreaker(minimum_calls=1, clock=loop.clock)
     batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
     backend = Picky()
     async with si.Stack(batcher, breaker, backend, clock=loop.clock) as stack:
         answers = await asyncio.gather(*(stack(BAD) for _ in range(32)), return_exceptions=True)
-    assert backend.sizes == [32, 16]
+    assert backend.sizes == [32]
     assert {type(answer) for answer in answers} == {si.BackendError, si.CircuitOpen}
+
+
+async def test_a_failed_batch_is_one_failure_of_a_breaker(loop):
+    """The parts that fail because of the bad row are none; those that succeed are successes."""
+    breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
+        for batches in range(1, 21):
+            await asyncio.gather(*map(stack, [BAD, *map(float, range(31))]), return_exceptions=True)
+            statistics = breaker.statistics()
+            assert (statistics.failed, statistics.succeeded) == (batches, 5 * batches)
+    assert breaker.state == "closed"
+
+
+async def test_a_model_that_fails_always_opens_the_circuit(loop):
+    """Each batch that fails is a failure, whether or not it is sent again in parts."""
+    breaker = si.CircuitBreaker(minimum_calls=5, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, policy="greedy", clock=loop.clock)
+    async with si.Stack(batcher, breaker, Picky(), clock=loop.clock) as stack:
+        for batches in range(1, 6):
+            assert breaker.state == "closed"
+            await asyncio.gather(*(stack(BAD) for _ in range(8)), return_exceptions=True)
+            assert breaker.statistics().failures == batches
+    assert breaker.state == "open"
+
+
+async def test_a_breaker_in_front_of_the_batcher_counts_requests(loop):
+    """Of a batch with one bad row its request is a failure, and the others are successes."""
+    breaker = si.CircuitBreaker(minimum_calls=100, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, policy="greedy", clock=loop.clock)
+    async with si.Stack(breaker, batcher, Picky(), clock=loop.clock) as stack:
+        await asyncio.gather(*map(stack, [BAD, *map(float, range(31))]), return_exceptions=True)
+    assert (breaker.statistics().failed, breaker.statistics().succeeded) == (1, 31)
 
 
 async def test_a_backend_that_isolates_rows(loop):
@@ -186,6 +219,39 @@ async def test_out_of_memory_makes_batches_smaller(loop):
         assert sum(size > 5 for size in backend.sizes) <= 7
         batcher.reconfigure(max_batch_size=16)
         assert batcher.statistics().memory_limits == {}
+
+
+async def test_the_planner_knows_the_memory_limit(loop):
+    """What is queued is expected to take as many batches as it does, and nothing larger is tried again."""
+    backend = Picky(most=5, duration_s=0.010)
+    known = si.batching.ServiceTime.affine(0.010, 1e-9)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, service_time=known, max_queue_size=256, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        assert await asyncio.gather(*map(stack, range(32))) == [value * 2 for value in range(32)]
+        assert batcher.statistics().memory_limits == {0: 4}
+        tried = len(backend.sizes)
+
+        began_ns = loop.now_ns
+        calls = [asyncio.ensure_future(stack(float(value), timeout_s=10.0)) for value in range(64)]
+        await asyncio.sleep(0)
+        finish_ns = stack.admission(si.Request(1.0), began_ns).predicted_finish_ns
+        await asyncio.gather(*calls)
+
+    assert finish_ns - began_ns == pytest.approx(170e6, rel=0.1)  # behind 16 batches of 4, and not 2 of 32
+    assert set(backend.sizes[tried:]) == {4}
+
+
+async def test_a_timer_does_not_wait_for_more_than_the_memory_holds(loop):
+    """With the ``timer`` policy a batch that has as many rows as the memory is enough for is full."""
+    backend = Picky(most=5, duration_s=0.001)
+    settings = {"policy": "timer", "max_queue_delay_s": 1.0, "max_batch_size": 32}
+    batcher = si.AdaptiveBatcher(**settings, clock=loop.clock)
+    async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+        await asyncio.gather(*map(stack, range(32)))
+        before_s = loop.time()
+        await asyncio.gather(*map(stack, range(4)))
+
+    assert loop.time() - before_s < 0.5
 
 
 @pytest.mark.parametrize(

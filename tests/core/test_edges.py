@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import weakref
+from collections.abc import Awaitable
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_a_base_exception_of_one_inline_batch_does_not_strand_the_next():
 
 def test_a_plain_infer_that_raises_a_base_exception_gives_its_worker_back():
     class Blunt:
-        def infer(self, batch):
+        def infer(self, batch) -> Awaitable:
             raise asyncio.CancelledError
 
     async def main(loop):

@@ -1,8 +1,10 @@
 """What a wrong use is told: the mistake by its name, and what to write instead."""
 
 import asyncio
+import functools
 import json
 import warnings
+from collections.abc import Awaitable
 
 import numpy as np
 import pytest
@@ -38,6 +40,57 @@ class Service:
 def test_wrong_layers(layers, says):
     with pytest.raises(TypeError, match=says):
         si.Stack(*layers)
+
+
+class Plain:
+    """A backend that answers at once."""
+
+    def infer(self, batch):
+        return batch.inputs
+
+
+class PlainByName(Plain):
+    """The same, whose decorator kept the names."""
+
+    @functools.wraps(Plain.infer)
+    def infer(self, batch):
+        return Plain.infer(self, batch)
+
+
+@pytest.mark.parametrize("backend", [Plain(), PlainByName()], ids=["plain", "decorated"])
+@pytest.mark.parametrize(
+    "layers", [(), (si.Telemetry(),), (si.CircuitBreaker(),)], ids=["bare", "telemetry", "breaker"]
+)
+def test_an_infer_that_is_not_async(backend, layers):
+    """It is refused when the stack or the batcher is made, and not at the first request."""
+    says = r"a backend with an `async def infer` \(CpuBackend runs a plain function .* whose infer is not async"
+    with pytest.raises(TypeError, match=f"^layers: expected {says}"):
+        si.Stack(*layers, backend)
+    with pytest.raises(TypeError, match=f"^inner: expected {says}"):
+        si.AdaptiveBatcher(max_batch_size=1).wrap(backend)
+
+
+def test_an_infer_that_returns_awaitables():
+    """A plain function is taken where it is annotated so, and an async one behind a decorator as well."""
+
+    async def answer(_self, batch):
+        return batch.inputs
+
+    class Annotated:
+        def infer(self, batch) -> Awaitable:
+            return answer(self, batch)
+
+    class Decorated:
+        @functools.wraps(answer)
+        def infer(self, batch):
+            return answer(self, batch)
+
+    async def main(loop):
+        for backend in (Annotated(), Decorated()):
+            async with si.Stack(backend, clock=loop.clock) as stack:
+                assert await stack(1.0) == 1.0
+
+    run(main)
 
 
 def test_a_stack_of_an_event_loop_that_has_ended():
