@@ -107,6 +107,11 @@ class Check:
                 kept = "cold" if number == 0 else "warm, with the engines of the first"
                 print(f"  load and warm-up, {kept}: {time.perf_counter() - started:.2f} s")
             self._measure(f"binding={binding!r}", backend, expected, provider)
+        if provider == CUDA:
+            graphs: list[Any] = [cuda_provider(device_id=self._options.device_id, cuda_graph=True), CPU]
+            backend = si.OnnxBackend(self._options.model, providers=graphs, warmup=self._sizes)
+            asyncio.run(self._started(backend))
+            self._measure("cuda_graph=True", backend, expected, provider)
 
     def _provider_options(self, provider: str, cache: str) -> list[Any]:
         device = self._options.device_id

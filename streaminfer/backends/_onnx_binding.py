@@ -3,8 +3,12 @@
 Idea: ``InferenceSession.run`` makes new memory on the device for every input, copies into it from memory that the
 GPU's copy engine cannot read (so that the driver copies once more, through a small buffer of its own), and makes new
 memory for every output. Here each shape of a batch has a *slot*: memory on the device for its inputs and outputs, bound
-once, and *pinned* (page-locked) memory here, which the copy engine reads at the full speed of the bus. Addresses stay
-the same for each shape, which is also what a CUDA graph needs.
+once, and *pinned* (page-locked) memory here, which the copy engine reads at the full speed of the bus.
+
+CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded, and replayed by later batches of
+that shape. Each slot has a graph with a number of its own, ``gpu_graph_id``, made in a warm-up run and never in a live
+one, because recording takes several runs. onnxruntime keeps graphs by thread, so new threads record again; and a
+session with graphs may be run by one thread only.
 
 Lifetime: the slot's memory is written again by the next batch of that shape, so results are copied out of it: on a GPU
 that is the copy to the host, which must be made in any case; on the CPU it is one copy more. Nothing that a caller
@@ -19,12 +23,13 @@ and no ``cuda_pinned``), so ours is registered with the CUDA runtime that onnxru
 """
 
 import ctypes
+import itertools
 import mmap
 import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -33,20 +38,24 @@ import numpy.typing as npt
 
 from streaminfer._validation import check_choice, expected
 from streaminfer.backends._onnx_model import Provider
-from streaminfer.backends._signature import Signature, TensorSpec
+from streaminfer.backends._signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 
-__all__ = ["Binding", "BoundRuns", "choose_binding", "load_cuda_runtime"]
+__all__ = ["Binding", "BoundRuns", "check_cuda_graphs", "choose_binding", "load_cuda_runtime", "records_graphs"]
 
 Binding = Literal["off", "pageable", "pinned"]
 """``off``: plain runs; ``pageable``: bound memory; ``pinned``: also page-locked, for GPUs."""
 
 Array = npt.NDArray[Any]
 Device = tuple[str, int]
+_Shapes = tuple[tuple[int, ...] | None, ...]
+"""By input of the model; ``None`` for one that is left out."""
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _MAX_SLOTS = 16  # shapes whose memory is kept: more than there are buckets, and a bound where shapes are free
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+_GRAPH_ID = "gpu_graph_id"
+_NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
 
 
 def choose_binding(asked: object, providers: Sequence[Provider], signature: Signature) -> tuple[Binding, Device]:
@@ -59,15 +68,43 @@ def choose_binding(asked: object, providers: Sequence[Provider], signature: Sign
     first = providers[0]
     name, options = (first, {}) if isinstance(first, str) else first
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
-    odd = next((spec for spec in signature.outputs if spec.dtype is None), None)
+    odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
     if asked is None:
         return ("pinned" if device[0] == "cuda" and odd is None else "off"), device
     binding: Binding = check_choice("binding", asked, get_args(Binding))  # type: ignore[assignment]  # checked
     if binding == "pinned" and device[0] != "cuda":
         raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", asked))
     if binding != "off" and odd is not None:
-        raise ValueError(expected("binding", f"'off', since output {odd.name!r} is no tensor of numbers", asked))
+        raise ValueError(expected("binding", f"'off', since {odd.name!r} is no tensor of NumPy's numbers", asked))
     return binding, device
+
+
+def _is_bindable(spec: TensorSpec) -> bool:
+    return spec.dtype is not None and spec.dtype != TEXT and not spec.is_bfloat16
+
+
+def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sessions: int) -> None:
+    """Check that what a session with CUDA graphs needs is there; graphs remember addresses.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not records_graphs(session):
+        return
+    if binding == "off":
+        raise ValueError(expected("binding", "'pinned' or 'pageable' with enable_cuda_graph", binding))
+    if sessions > 1:
+        raise ValueError(expected("sessions", "1 with enable_cuda_graph: one thread may run the graphs", sessions))
+    shapes = [tuple(size if isinstance(size, int) else 1 for size in spec.shape) for spec in signature.inputs]
+    if _output_shapes(signature, shapes) is None:
+        known = ", ".join(map(str, signature.outputs))
+        raise ValueError(f"outputs: expected those whose sizes the model states, with enable_cuda_graph, got {known}")
+
+
+def records_graphs(session: Any) -> bool:
+    """Whether a session makes CUDA graphs."""
+    options = session.get_provider_options().get("CUDAExecutionProvider", {})
+    return str(options.get("enable_cuda_graph")).lower() in {"1", "true"}
 
 
 def load_cuda_runtime() -> Any:
@@ -101,57 +138,98 @@ class BoundRuns:
         cuda: the CUDA runtime, for pinned memory; ``None``: memory as it comes.
     """
 
-    __slots__ = ("_cuda", "_device", "_lock", "_runtime", "_session", "_signature", "_slots")
+    __slots__ = (
+        "_cuda",
+        "_device",
+        "_graph_ids",
+        "_lock",
+        "_options",
+        "_runtime",
+        "_session",
+        "_signature",
+        "_slots",
+    )
 
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
+        self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
+        self._options: Any = None
         self._runtime = runtime
         self._session = session
         self._signature = signature
         self._device = device
         self._cuda = cuda
-        self._slots: OrderedDict[tuple[tuple[int, ...], ...], _Slot] = OrderedDict()
+        self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
         self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
 
-    def run(self, feed: Mapping[str, Array], options: Any) -> list[Array]:
+    def run(self, feed: Mapping[str, Array], options: Any, *, record: bool = False) -> list[Array]:
         """The outputs, in the model's order; the caller owns them.
 
         Args:
-            feed: every input of the model, by name.
+            feed: the inputs of the model, by name; optional ones may be left out.
             options: the ``RunOptions``.
+            record: a warm-up run, which makes a CUDA graph for batches of this shape, if the session has graphs.
 
         Raises:
             BackendError: memory cannot be pinned.
         """
-        shapes = tuple(feed[spec.name].shape for spec in self._signature.inputs)
+        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self._signature.inputs)
         with self._lock:
             slot = self._slots.get(shapes)
             if slot is None:
-                while len(self._slots) >= _MAX_SLOTS:
-                    self._slots.popitem(last=False)
+                self._make_room()
                 slot = _Slot(self._runtime, self._session, self._signature, shapes, self._device, self._cuda)
                 self._slots[shapes] = slot
             self._slots.move_to_end(shapes)
+            if self._graph_ids is None:
+                return slot.run(feed, options)
+            if record and slot.graph_id == _NO_GRAPH:
+                slot.graph_id = next(self._graph_ids)
+            self._set_graph(options, slot.graph_id)
             return slot.run(feed, options)
 
+    def record_again(self, new_options: Callable[[], Any]) -> None:
+        """Records the graphs that there were in this thread, a new one; replays them where it is not."""
+        with self._lock:
+            for slot in self._slots.values():
+                if slot.graph_id != _NO_GRAPH:
+                    options = new_options()
+                    self._set_graph(options, slot.graph_id)
+                    slot.run_bound(options)
+
     def renew(self) -> "BoundRuns":
-        """The same with memory of its own, because a run that hangs may still write to this one's."""
-        return BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+        """The same with memory of its own, because a run that hangs may still write to this one's; without graphs."""
+        renewed = BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+        if self._graph_ids is not None:
+            renewed._graph_ids = itertools.repeat(_NO_GRAPH)
+        return renewed
+
+    def _make_room(self) -> None:
+        """Drops the memory used longest ago; that of graphs stays, since they remember its address."""
+        without = [shapes for shapes, slot in self._slots.items() if slot.graph_id == _NO_GRAPH]
+        for shapes in without[: max(len(without) - _MAX_SLOTS + 1, 0)]:
+            del self._slots[shapes]
+
+    def _set_graph(self, options: Any, graph_id: int) -> None:
+        if options is not self._options:  # else a further run of one batch, of the same shape: set again, it would warn
+            options.add_run_config_entry(_GRAPH_ID, str(graph_id))
+            self._options = options
 
 
 class _Slot:
     """The memory of batches of one shape."""
 
-    __slots__ = ("_binding", "_device", "_hosts", "_inputs", "_names", "_outputs", "_session")
+    __slots__ = ("_binding", "_device", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
 
     def __init__(
         self,
         runtime: ModuleType,
         session: Any,
         signature: Signature,
-        shapes: tuple[tuple[int, ...], ...],
+        shapes: _Shapes,
         device: Device,
         cuda: Any,
     ) -> None:
+        self.graph_id = _NO_GRAPH
         self._session = session
         self._device = device
         self._binding = session.io_binding()
@@ -160,6 +238,8 @@ class _Slot:
         self._inputs: dict[str, Any] = {}
         for spec, shape in zip(signature.inputs, shapes, strict=True):
             assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
+            if shape is None:
+                continue
             host = _host_memory(shape, spec.dtype, cuda)
             self._hosts[spec.name] = host
             value = (
@@ -191,19 +271,25 @@ class _Slot:
         if self._outputs is None:
             for name in self._names:
                 self._binding.bind_output(name, *self._device)
-        self._session.run_with_iobinding(self._binding, options)
+        self.run_bound(options)
         if self._outputs is None:
             copies: list[Array] = self._binding.copy_outputs_to_cpu()
             return copies
         # what is on a device is copied to the host by numpy()
         return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
 
+    def run_bound(self, options: Any) -> None:
+        """Runs the model on what the memory holds."""
+        self._session.run_with_iobinding(self._binding, options)
 
-def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]] | None:
+
+def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None]) -> list[tuple[int, ...]] | None:
     """The shapes of all outputs, or ``None`` where the model does not say one of them."""
     sizes: dict[object, int] = {}
     rows = 1
     for spec, shape in zip(signature.inputs, shapes, strict=True):
+        if shape is None:
+            continue
         sizes.update((name, size) for name, size in zip(spec.shape, shape, strict=True) if isinstance(name, str))
         if spec.batch_axis is not None:
             rows = shape[spec.batch_axis]

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import numpy as np
 
 from streaminfer._validation import check_count, check_instance, expected
-from streaminfer.backends._signature import TensorSpec, describe_shape
+from streaminfer.backends._signature import TEXT, TensorSpec, describe_shape
 
 __all__ = [
     "Provider",
@@ -45,6 +46,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint32)": np.dtype(np.uint32),
     "tensor(uint64)": np.dtype(np.uint64),
     "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": TEXT,
+    "tensor(bfloat16)": np.dtype(np.float32),  # what callers bring and get
 }
 
 
@@ -207,7 +210,9 @@ def read_specs(
         ValueError: an argument does not fit the model, or the model does not declare the batch axis of an output.
     """
     read, given = session.get_inputs(), session.get_outputs()
-    names = [node.name for node in read]
+    required = [node.name for node in read]
+    defaults = session.get_overridable_initializers()
+    names = [*required, *(node.name for node in defaults)]
     for name in shared:
         if name not in names:
             raise ValueError(expected("shared_inputs", f"inputs of the model ({', '.join(map(repr, names))})", name))
@@ -219,21 +224,20 @@ def read_specs(
             raise ValueError(
                 expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, known))})", name)
             )
-    if not set(names) - set(shared):
-        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {names}")
+    if not set(required) - set(shared):
+        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {required}")
     given = _choose_outputs(given, chosen)
     _check_names("shared_outputs", shared_outputs, [node.name for node in given])
     for name in shared_outputs:
         if name in axes:
             raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
     inputs = [_input_spec(node, axes, shared) for node in read]
-    _check_batch_axes(inputs)
+    symbols = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
+    inputs += [spec for node in defaults if (spec := _optional_spec(node, axes, shared, symbols)) is not None]
+    _check_together(inputs, shared_outputs)
     sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
     return inputs, [
-        TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape), None)
-        if node.name in shared_outputs
-        else _output_spec(node, axes, sizes)
-        for node in given
+        _spec(node, None) if node.name in shared_outputs else _output_spec(node, axes, sizes) for node in given
     ]
 
 
@@ -256,8 +260,29 @@ def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Seque
     return [nodes[name] for name in chosen]
 
 
-def _check_batch_axes(inputs: Sequence[TensorSpec]) -> None:
-    """Refuses an input of one row beside inputs of many, which would turn batching off for all of them.
+def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str]) -> None:
+    """Check what the inputs of a model allow together.
+
+    Raises:
+        ValueError: something that they do not.
+    """
+    fixed = _check_batch_axes(inputs)
+    if fixed > 1 and shared_outputs:
+        what = f"none with a batch axis fixed at {fixed}, since copies of a row fill up a batch"
+        raise ValueError(expected("shared_outputs", what, shared_outputs))
+    texts = [spec.name for spec in inputs if spec.dtype == TEXT]
+    if texts and any(spec.is_bfloat16 for spec in inputs):
+        raise ValueError(
+            f"path_or_bytes: expected strings or bfloat16 in the inputs, got both: onnxruntime takes {texts[0]!r} from "
+            "NumPy only, and bfloat16 not from there"
+        )
+
+
+def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
+    """Refuse an input of one row beside inputs of many, which would turn batching off, or of another number of rows.
+
+    Returns:
+        The batch size of a model for which it is fixed, else 0.
 
     Raises:
         ValueError: there is one.
@@ -271,30 +296,58 @@ def _check_batch_axes(inputs: Sequence[TensorSpec]) -> None:
             f"{describe_shape(single[0].dtype, single[0].shape)} has one row, while {free.name!r} has as many as there "
             "are requests: name it here if the batch shares it, or another axis with batch_axes"
         )
+    fixed = [(spec, size) for spec, size in brought if isinstance(size, int)]
+    for spec, size in fixed:
+        if any(other != size for _, other in brought):
+            raise ValueError(
+                f"batch_axes[{spec.name!r}]: expected an axis whose size is free, got axis {spec.batch_axis} of "
+                f"{describe_shape(spec.dtype, spec.shape)}: name another one, or export the model with a free batch "
+                "axis, or with one size for all inputs"
+            )
+    return fixed[0][1] if fixed else 0
+
+
+def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSpec:
+    return TensorSpec(
+        node.name,
+        _DTYPES.get(node.type),
+        tuple(node.shape),
+        axis,
+        is_optional=is_optional,
+        is_bfloat16=node.type == "tensor(bfloat16)",
+    )
+
+
+def _optional_spec(
+    node: Any, axes: Mapping[str, int], shared: Mapping[str, object], symbols: set[int | str | None]
+) -> TensorSpec | None:
+    """An input for which the model has a default; ``None`` where requests cannot bring it.
+
+    Many exported models declare all their weights like this, so that only a shape with the batch size of the others
+    tells that requests may bring it.
+    """
+    if node.name in shared or node.name in axes:
+        spec = _input_spec(node, axes, shared)
+        return attrs.evolve(spec, is_optional=spec.batch_axis is not None)
+    found = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
+    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in _DTYPES else None
 
 
 def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
         raise ValueError(
-            f"path_or_bytes: expected inputs of numbers or booleans, got {node.type} for input {node.name!r}"
+            f"path_or_bytes: expected inputs of numbers, booleans or strings, got {node.type} for input {node.name!r}"
         )
     shape = tuple(node.shape)
     if node.name in shared:
-        return TensorSpec(node.name, dtype, shape, None)
+        return _spec(node, None)
     if not shape:
         raise ValueError(
             f"shared_inputs: expected a value for input {node.name!r}, got none: "
             "it is a scalar, or of no stated shape, and so has no batch axis"
         )
-    axis = _axis(node.name, axes.get(node.name, 0), len(shape))
-    size = shape[axis]
-    if isinstance(size, int) and size != 1:
-        raise ValueError(
-            f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
-            f"{describe_shape(dtype, shape)}: name another one, or export the model with a free batch axis"
-        )
-    return TensorSpec(node.name, dtype, shape, axis)
+    return _spec(node, _axis(node.name, axes.get(node.name, 0), len(shape)))
 
 
 def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int | str | None]) -> TensorSpec:
@@ -316,15 +369,15 @@ def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int |
                 f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
                 f"{describe_shape(dtype, shape)}"
             )
-        return TensorSpec(node.name, dtype, shape, axis)
+        return _spec(node, axis)
     if node.type.startswith("seq(map("):
-        return TensorSpec(node.name, dtype, shape, 0)  # only ZipMap makes these: one map per row
-    symbols = {size for size in batch_sizes if isinstance(size, str)}
+        return _spec(node, 0)  # only ZipMap makes these: one map per row
+    symbols = {size for size in batch_sizes if size is not None}
     found = [axis for axis, size in enumerate(shape) if size in symbols]
-    if not symbols and 1 in batch_sizes and shape and shape[0] == 1:
-        found = [0]  # each run has one row
+    if 1 in symbols:
+        found = [0] if shape and shape[0] == 1 else []  # each run has one row
     if len(found) == 1:
-        return TensorSpec(node.name, dtype, shape, found[0])
+        return _spec(node, found[0])
     sizes = ", ".join("?" if size is None else str(size) for size in dict.fromkeys(batch_sizes))
     which = "several axes have" if found else "no axis has"
     raise ValueError(

@@ -28,8 +28,10 @@ def cuda_provider(
     Args:
         device_id: which GPU.
         memory_limit_bytes: of the session's arena; ``None``: whatever the GPU has.
-        cuda_graph: replays the recorded work of a batch instead of launching it anew. Only where every batch has
-            exactly one size (``buckets=`` with one bucket), and with ``binding=True``: a graph remembers addresses.
+        cuda_graph: records the work of a batch, once for each size that ``warmup`` names or that a batcher measures
+            when it starts, and replays it for later batches of that size. It needs bound memory, ``sessions=1``,
+            outputs whose sizes the model states, and a model that runs on the GPU as a whole. Name the sizes as the
+            batcher's ``preferred_sizes``: batches of others run without a graph.
 
     Raises:
         ValueError: an argument has a wrong value.

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from streaminfer.backends._onnx_binding import Binding
 from streaminfer.backends._onnx_model import Provider
 from streaminfer.backends._onnx_session import SessionWorker
-from streaminfer.backends._signature import Signature, TensorSpec
+from streaminfer.backends._signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
 
@@ -40,6 +40,7 @@ class LoadedModel:
         shared: the inputs that every run is fed, by name.
         providers: what it runs on, best first.
         binding: how its memory is bound.
+        has_graphs: its sessions replay CUDA graphs.
         workers: one for each worker thread; a list, in which one that hangs is replaced.
         fingerprint: part of a cache's keys; ``None``: not known.
         number: how many models served before it.
@@ -50,6 +51,7 @@ class LoadedModel:
     shared: Mapping[str, npt.NDArray[Any]]
     providers: Sequence[Provider]
     binding: Binding
+    has_graphs: bool
     workers: list[SessionWorker]
     fingerprint: str | None
     number: int = 0
@@ -60,6 +62,11 @@ class LoadedModel:
         Raises:
             ValueError: they cannot; names the input or output.
         """
+        if self.has_graphs or other.has_graphs:
+            raise ValueError(
+                f"{self.name}: a model with CUDA graphs cannot be replaced while it serves, because graphs belong to "
+                "the worker thread that recorded them; make another backend, or leave out enable_cuda_graph"
+            )
         for kind, ours, theirs in (
             ("inputs", self.signature.inputs, other.signature.inputs),
             ("outputs", self.signature.outputs, other.signature.outputs),
@@ -98,7 +105,7 @@ class Serving:
             BackendError: it fails on one that the present model can run.
         """
         shapes = dict.fromkeys(each for worker in self.model.workers for each in worker.shapes)
-        batches = [{name: np.zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
+        batches = [{name: _zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
         for worker in model.workers:
             worker.warm()
             for inputs in batches:
@@ -164,6 +171,10 @@ class Seat:
         """
         return self._worker.answer(batch, options)
 
+    def record(self, batch: Batch, options: Any) -> Sequence[Any]:
+        """Answer a batch that warms up or is measured, as :meth:`SessionWorker.record` does."""
+        return self._worker.record(batch, options)
+
     def warm(self) -> None:
         """Run the warm-up batches.
 
@@ -192,7 +203,11 @@ class Seat:
 def _comparable(spec: TensorSpec) -> tuple[Any, ...]:
     """Without the names of free sizes, which say nothing to callers."""
     shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
-    return spec.name, spec.dtype, shape, spec.batch_axis
+    return spec.name, spec.dtype, spec.is_bfloat16, spec.is_optional, shape, spec.batch_axis
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return np.full(shape, "" if dtype == TEXT else 0, dtype)
 
 
 def _described(specs: Sequence[TensorSpec]) -> str:

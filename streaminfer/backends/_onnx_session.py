@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer.backends._onnx_bfloat16 import has_bfloat16, run_with_bfloat16
 from streaminfer.backends._onnx_binding import BoundRuns
-from streaminfer.backends._signature import Signature, TensorSpec, describe
+from streaminfer.backends._signature import TEXT, Signature, TensorSpec, describe
 from streaminfer.errors import BackendError, StreamInferError
 from streaminfer.request import Batch
 
@@ -80,13 +81,15 @@ class SessionWorker:
         """
         for inputs in self._warmup:
             try:
-                self._run(inputs, self._new_options())
+                self._run(inputs, self._new_options(), record=True)
             except Exception as error:
                 shapes = ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
                 raise BackendError(
                     f"{self._name}: warm-up with {shapes} failed (where the model does not accept every size, "
                     f"example= says what a request brings): {error}"
                 ) from error
+        if self._bound is not None:
+            self._bound.record_again(self._new_options)
 
     def try_out(self, inputs: Arrays) -> None:
         """Run a batch, and cut what it returns, for nothing but whether that works.
@@ -94,10 +97,10 @@ class SessionWorker:
         Raises:
             BackendError: it does not.
         """
-        name, axis = next(iter(self._signature.batch_axes.items()))
-        rows = inputs[name].shape[axis]
+        axes = self._signature.batch_axes
+        rows = next(value.shape[axes[name]] for name, value in inputs.items())
         try:
-            self._cut(self._run(inputs, self._new_options()), rows)
+            self._cut(self._run(inputs, self._new_options(), record=True), rows)
         except BackendError:
             raise
         except Exception as error:
@@ -128,12 +131,17 @@ class SessionWorker:
         worker.shapes = self.shapes
         return worker
 
-    def answer(self, batch: Batch, options: Any) -> Sequence[Any]:
+    def record(self, batch: Batch, options: Any) -> Sequence[Any]:
+        """Answers a batch that warms up or is measured: a CUDA graph, where there are any, is recorded of it."""
+        return self.answer(batch, options, record=True)
+
+    def answer(self, batch: Batch, options: Any, *, record: bool = False) -> Sequence[Any]:
         """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
 
         Args:
             batch: what to answer; its inputs are read here, once.
             options: the ``onnxruntime.RunOptions`` through which the run can be ended early.
+            record: as :meth:`record` does.
 
         Returns:
             One result per row: an array, or a mapping of output name to array, all of them views.
@@ -144,9 +152,9 @@ class SessionWorker:
         rows = len(batch.rows)
         try:
             inputs = self._by_name(batch.inputs)
-            if self._signature.one_row_a_run:
-                return self._answer_one_by_one(inputs, rows, options)
-            return self._cut(self._run(inputs, options), batch.size)[:rows]
+            if self._signature.rows_a_run is not None:
+                return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
+            return self._cut(self._run(inputs, options, record=record), batch.size)[:rows]
         except StreamInferError:
             raise
         except Exception as error:
@@ -163,15 +171,18 @@ class SessionWorker:
             "a batcher in front of it needs stack=True"
         )
 
-    def _run(self, inputs: Arrays, options: Any) -> list[Any]:
+    def _run(self, inputs: Arrays, options: Any, *, record: bool) -> list[Any]:
         self._check_process()
         if self._bound is not None:
-            outputs = self._bound.run({**self._feed, **inputs}, options)
+            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record)
         else:
             feed = self._feed.copy()
             for name, value in inputs.items():
                 feed[name] = np.ascontiguousarray(value)
-            outputs = self._session.run(self._output_names, feed, options)
+            if has_bfloat16(self._signature):
+                outputs = run_with_bfloat16(self._session, self._signature, feed, options)
+            else:
+                outputs = self._session.run(self._output_names, feed, options)
         self._remember(inputs)
         return outputs
 
@@ -206,22 +217,27 @@ class SessionWorker:
             "batch_axes= names the batch axis of an output, shared_outputs= an output of the whole batch"
         )
 
-    def _answer_one_by_one(self, inputs: Arrays, rows: int, options: Any) -> list[Any]:
+    def _answer_in_runs(self, inputs: Arrays, rows: int, rows_a_run: int, options: Any, *, record: bool) -> list[Any]:
+        """Runs a model of a fixed batch size as often as it takes; copies of the last row fill the last run up."""
         axes = self._signature.batch_axes
         results: list[Any] = []
-        for row in range(rows):
-            single = {name: np.take(value, [row], axis=axes[name]) for name, value in inputs.items()}
+        for start in range(0, rows, rows_a_run):
+            places = np.minimum(np.arange(start, start + rows_a_run), rows - 1)
+            part = {name: np.take(value, places, axis=axes[name]) for name, value in inputs.items()}
             try:
-                results.extend(self._cut(self._run(single, options), 1))
-            except StreamInferError as error:
-                results.append(error)
+                results.extend(self._cut(self._run(part, options, record=record), rows_a_run)[: rows - start])
             except Exception as error:
-                if options.terminate:  # the rows that are left would end the same way
+                if rows_a_run > 1 or options.terminate:  # the rows that are left would end the same way
                     raise
-                failure = self._failure(1, error)
-                failure.__cause__ = error
-                results.append(failure)
+                results.append(self._row_failure(error))
         return results
+
+    def _row_failure(self, error: Exception) -> StreamInferError:
+        if isinstance(error, StreamInferError):
+            return error
+        failure = self._failure(1, error)
+        failure.__cause__ = error
+        return failure
 
     def _failure(self, rows: int, error: Exception) -> BackendError:
         return BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
@@ -232,7 +248,7 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
 
     Args:
         signature: of the model.
-        example: what a request brings; ``None``: zeros, with free sizes set to 1.
+        example: what a request brings; ``None``: zeros and empty strings, with free sizes set to 1.
         rows: how many.
 
     Raises:
@@ -240,9 +256,13 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
     """
     if example is None:
         example = {
-            spec.name: np.zeros([size if isinstance(size, int) else 1 for size in spec.row_shape], spec.dtype)
+            spec.name: np.full(
+                [size if isinstance(size, int) else 1 for size in spec.row_shape],
+                "" if spec.dtype == TEXT else 0,
+                spec.dtype,
+            )
             for spec in signature.inputs
-            if spec.batch_axis is not None
+            if spec.batch_axis is not None and not spec.is_optional
         }
     else:
         try:
@@ -251,4 +271,9 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
             raise ValueError(f"example: {error}") from error
         if not isinstance(example, Mapping):
             example = {signature.only_input: example}
-    return {name: np.stack([example[name]] * rows, axis=axis) for name, axis in signature.batch_axes.items()}
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    return {
+        name: np.stack([np.asarray(example[name], dtypes[name])] * rows, axis=axis)
+        for name, axis in signature.batch_axes.items()
+        if name in example
+    }

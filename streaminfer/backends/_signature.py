@@ -19,10 +19,14 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from streaminfer._text import is_all_text
 from streaminfer._validation import expected
 from streaminfer.errors import InvalidInput
 
 __all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs", "signature_of_example"]
+
+TEXT = np.dtype(object)
+"""The dtype of arrays of strings; NumPy has one such object."""
 
 NonFinite = Literal["allow", "reject"]
 """What becomes of floats that are NaN or infinite."""
@@ -34,15 +38,20 @@ class TensorSpec:
 
     Attributes:
         name: as the model says.
-        dtype: of its elements; ``None`` for an output that is no tensor (a list of mappings, say).
+        dtype: of the arrays that callers bring or get; object for strings; ``None`` for an output that is no tensor (a
+            list of mappings, say).
         shape: as the model says, batch axis included; a size that is a name or ``None`` is free.
         batch_axis: the axis on which requests are stacked; ``None`` for an input or output of the whole batch.
+        is_optional: an input that a request may leave out, because the model has a default for it.
+        is_bfloat16: the model has bfloat16, for which NumPy has no type, and callers have float32.
     """
 
     name: str
     dtype: np.dtype[Any] | None
     shape: tuple[int | str | None, ...]
     batch_axis: int | None = 0
+    is_optional: bool = False
+    is_bfloat16: bool = False
 
     @property
     def row_shape(self) -> tuple[int | str | None, ...]:
@@ -52,22 +61,22 @@ class TensorSpec:
         return self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
 
     def __str__(self) -> str:
-        return f"{self.name} {describe_shape(self.dtype, self.shape)}"
+        shown = describe_shape("bfloat16" if self.is_bfloat16 else self.dtype, self.shape)
+        return f"{self.name} {shown}{' (optional)' if self.is_optional else ''}"
 
 
 def describe_shape(dtype: object, shape: Sequence[object]) -> str:
     """``float32[2, batch, 128]``; a free size without a name is ``?``."""
-    return (
-        f"{'sequence' if dtype is None else dtype}[{', '.join('?' if size is None else str(size) for size in shape)}]"
-    )
+    kind = "sequence" if dtype is None else "str" if dtype is TEXT else dtype
+    return f"{kind}[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def describe(value: object) -> str:
     """What came, in a few words."""
     if isinstance(value, np.ma.MaskedArray):
-        return f"a masked array {describe_shape(value.dtype, value.shape)}"
+        return f"a masked array {describe_shape(str(value.dtype), value.shape)}"
     if isinstance(value, (np.ndarray, np.generic)):
-        return describe_shape(value.dtype, value.shape)
+        return describe_shape(str(value.dtype), value.shape)
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
 
@@ -98,10 +107,14 @@ class _Check:
             for axis, size in self.fixed:
                 if shape[axis] != size:
                     return False
+        if self.dtype == TEXT:
+            return is_all_text(value)
         return not self.finite or bool(np.isfinite(value).all())
 
     def explain(self, value: Any) -> None:
         """The slow pass: raises what is wrong, or returns since nothing is."""
+        if self.dtype == TEXT:
+            value = self._as_text(value)
         if not isinstance(value, (np.ndarray, np.generic)):
             self._refuse(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
         if isinstance(value, np.ma.MaskedArray):
@@ -117,14 +130,27 @@ class _Check:
         if 0 in value.shape:
             self._refuse(value, f"axis {value.shape.index(0)} is empty")
         if self.finite:
+            self._explain_values(value)
+
+    def _explain_values(self, value: Any) -> None:
+        if not np.isfinite(value).all():
             wrong = ~np.isfinite(value)
             count = int(np.count_nonzero(wrong))
-            if count:
-                first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(wrong)))
-                raise InvalidInput(
-                    f"input {self.name!r}: expected finite values (non_finite='reject'), "
-                    f"got {count} NaN or infinite, the first at {first}"
-                )
+            first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(wrong)))
+            raise InvalidInput(
+                f"input {self.name!r}: expected finite values (non_finite='reject'), "
+                f"got {count} NaN or infinite, the first at {first}"
+            )
+
+    def _as_text(self, value: Any) -> Any:
+        """Strings in whichever form a batcher takes them, as an array of objects."""
+        if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
+            return np.asarray(value).astype(object)
+        if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
+            self._refuse(value, "bytes are no text: decode them")
+        if isinstance(value, np.ndarray) and value.dtype == TEXT and not is_all_text(value):
+            self._refuse(value, "an element is no str")
+        return value
 
     def _refuse(self, value: Any, reason: str) -> NoReturn:
         raise InvalidInput(
@@ -143,10 +169,20 @@ class Signature:
     Attributes:
         batch_axes: the axis on which each input that a request brings is stacked, by name.
         only_input: the name of the input, where a request brings just one.
-        one_row_a_run: the model's batch axis is fixed at 1.
+        rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
     """
 
-    __slots__ = ("_checks", "_only", "_shared", "batch_axes", "inputs", "one_row_a_run", "only_input", "outputs")
+    __slots__ = (
+        "_checks",
+        "_only",
+        "_optional",
+        "_shared",
+        "batch_axes",
+        "inputs",
+        "only_input",
+        "outputs",
+        "rows_a_run",
+    )
 
     def __init__(
         self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, non_finite: NonFinite = "allow"
@@ -155,9 +191,14 @@ class Signature:
         self.outputs = tuple(outputs)
         brought = [spec for spec in self.inputs if spec.batch_axis is not None]
         self._shared = frozenset(spec.name for spec in self.inputs if spec.batch_axis is None)
-        self.one_row_a_run = any(spec.shape[spec.batch_axis or 0] == 1 for spec in brought)
-        self._checks = tuple(_Check(spec, finite=non_finite == "reject") for spec in brought)
+        sizes = (spec.shape[spec.batch_axis or 0] for spec in brought)
+        self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
+        finite = non_finite == "reject"
+        self._checks = tuple(_Check(spec, finite=finite) for spec in brought if not spec.is_optional)
+        self._optional = {spec.name: _Check(spec, finite=finite) for spec in brought if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None
+        if self._optional and brought[0].batch_axis:  # a batcher stacks what has no name on the first axis
+            self._only = None
         self.only_input = None if self._only is None else self._only.name
         self.batch_axes: Mapping[str, int] = MappingProxyType(
             {spec.name: spec.batch_axis for spec in brought if spec.batch_axis is not None}
@@ -205,6 +246,9 @@ class Signature:
                     f"got only {', '.join(map(repr, inputs)) or 'an empty mapping'}: it is missing"
                 )
             check.explain(inputs[check.name])
+        for name, check in self._optional.items():
+            if name in inputs:
+                check.explain(inputs[name])
 
     def _names(self) -> str:
         return ", ".join(map(repr, self.batch_axes))
@@ -222,7 +266,7 @@ def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, A
     """
     guess: dict[str, Any] = {}
     for spec in specs:
-        if spec.batch_axis is None:
+        if spec.batch_axis is None or spec.is_optional:
             continue
         if spec.dtype is None or spec.dtype.kind not in "biufc":
             return None
@@ -237,7 +281,7 @@ def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
     axes = {
         spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
         for spec in specs
-        if spec.batch_axis is not None
+        if spec.batch_axis is not None and not spec.is_optional
     }
     return {name: free for name, free in axes.items() if free}
 
@@ -273,7 +317,8 @@ def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequen
             if not -value.ndim <= axis < value.ndim:
                 raise ValueError(expected("free_axes", what, axis))
             shape[axis] = None
-        specs.append(TensorSpec(name, value.dtype, (None, *shape), 0))
+        dtype = TEXT if value.dtype.kind == "U" else value.dtype
+        specs.append(TensorSpec(name, dtype, (None, *shape), 0))
     return Signature(specs, ())
 
 

@@ -30,7 +30,14 @@ import numpy.typing as npt
 from streaminfer._extras import require
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends._fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
-from streaminfer.backends._onnx_binding import Binding, BoundRuns, choose_binding, load_cuda_runtime
+from streaminfer.backends._onnx_binding import (
+    Binding,
+    BoundRuns,
+    check_cuda_graphs,
+    choose_binding,
+    load_cuda_runtime,
+    records_graphs,
+)
 from streaminfer.backends._onnx_model import (
     Provider,
     check_loaded,
@@ -68,8 +75,11 @@ class OnnxBackend:
     :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
     fine.
 
-    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. One that
-    is fixed at another size is refused: export it with a free batch axis.
+    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. Where it is
+    fixed at another size, copies of the last row fill up each batch, and their outputs are dropped.
+
+    Strings are arrays of ``str`` objects, and one string where a row has no axes. bfloat16 is float32 for callers. An
+    input that the model has a default for, and that has the batch axis, may be left out of a request.
 
     Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
 
@@ -110,6 +120,7 @@ class OnnxBackend:
         inputs: what the model reads, in its order.
         outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+        max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
         fingerprint: of the model and how it is asked; :meth:`reload` changes it.
         queued_workers: ``sessions``, which take batches from one queue.
 
@@ -165,6 +176,8 @@ class OnnxBackend:
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
+        fixed = self._signature.rows_a_run
+        self.max_batch_size = None if fixed == 1 else fixed
         self.queued_workers = sessions
         self._recorder = BackendRecorder(sessions, clock)
         seats = [Seat(self._serving, number) for number in range(sessions)]
@@ -197,10 +210,11 @@ class OnnxBackend:
         inputs, given = read_specs(loaded[0], self._axes, self._shared, self._shared_outputs, self._chosen_outputs)
         signature = Signature(inputs, given, non_finite=self._non_finite)
         binding, device = choose_binding(self._wanted_binding, providers, signature)
+        check_cuda_graphs(loaded[0], binding, signature, self._sessions)
         cuda = load_cuda_runtime() if binding == "pinned" else None
         sizes = self._warmup_sizes
-        if signature.one_row_a_run:
-            sizes = [1] if sizes else []
+        if signature.rows_a_run is not None:
+            sizes = [signature.rows_a_run] if sizes else []
         values = {spec.name: check_value(spec, self._shared[spec.name]) for spec in inputs if spec.name in self._shared}
         batches = [stack_example(signature, self._example, size) for size in sizes]
         workers = [
@@ -223,6 +237,7 @@ class OnnxBackend:
             shared=values,
             providers=providers,
             binding=binding,
+            has_graphs=records_graphs(loaded[0]),
             workers=workers,
             fingerprint=None
             if digest is None
@@ -260,7 +275,7 @@ class OnnxBackend:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the model cannot be loaded, or what it reads or returns differs.
+            ValueError: the model cannot be loaded, what it reads or returns differs, or there are CUDA graphs.
             TypeError: the argument is no path and no bytes.
             BackendError: it failed on a batch of the warm-up.
         """
@@ -331,10 +346,10 @@ class OnnxBackend:
         return guess if guess is None or only is None else guess[only]
 
     async def _infer_on_each(self, batch: Batch) -> None:
-        await self._threads.run_for_each(Seat.answer, batch, self._new_options())
+        await self._threads.run_for_each(Seat.record, batch, self._new_options())
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        return await self._infer(batch, Seat.answer)
+        return await self._infer(batch, Seat.record)
 
     async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         options = self._new_options()
@@ -368,7 +383,8 @@ class OnnxBackend:
     def _manner(self) -> str:
         sessions, model = self._sessions, self._serving.model
         names = [one if isinstance(one, str) else one[0] for one in model.providers]
-        rows = ", one row a run" if self._signature.one_row_a_run else ""
+        fixed = self._signature.rows_a_run
+        rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
         bound = "" if model.binding == "off" else f", {model.binding} memory bound"
         return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
 

@@ -55,6 +55,7 @@ _TYPES = {
     "int32": "INT32",
     "int64": "INT64",
     "float16": "FP16",
+    "bfloat16": "BF16",
     "float32": "FP32",
     "float64": "FP64",
 }
@@ -192,7 +193,8 @@ def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signa
     options = make_options(runtime, None, None)
     # it is only read
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return Signature(*read_specs(load(runtime, loadable, name, options, ["CPUExecutionProvider"]), axes, shared))
+    inputs, outputs = read_specs(load(runtime, loadable, name, options, ["CPUExecutionProvider"]), axes, shared)
+    return Signature([spec for spec in inputs if not spec.is_optional], outputs)
 
 
 def _config(model: _Model) -> Iterator[str]:
@@ -225,8 +227,12 @@ def _config(model: _Model) -> Iterator[str]:
     yield "response_cache { enable: false }"
 
 
+def _type(spec: TensorSpec) -> str | None:
+    return _TYPES.get("bfloat16" if spec.is_bfloat16 else str(spec.dtype))
+
+
 def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
-    dtype = _TYPES.get(str(spec.dtype))
+    dtype = _type(spec)
     if dtype is None:
         raise ValueError(f"source: expected tensors of numbers or booleans, got {kind} {spec}")
     if batching and spec.batch_axis != 0:
@@ -234,10 +240,10 @@ def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
         raise ValueError(
             f"max_batch_size: expected 0, since {kind} {spec.name!r} is {which}: Triton stacks on the first axis only"
         )
-    if batching and spec.shape and spec.shape[0] == 1:
+    if batching and spec.shape and isinstance(spec.shape[0], int):
         raise ValueError(
-            f"max_batch_size: expected 0, since {kind} {spec.name!r} has a batch axis fixed at 1: "
-            "one row a request, or export the model with a free batch axis"
+            f"max_batch_size: expected 0, since {kind} {spec.name!r} has a batch axis fixed at {spec.shape[0]}: "
+            "as many rows a request, or export the model with a free batch axis"
         )
     if not spec.shape and kind == "output":
         raise ValueError(f"source: expected outputs of a stated shape, got {kind} {spec}")
@@ -272,7 +278,7 @@ def _warmup(model: _Model, size: int) -> str:
             if not model.max_batch_size:
                 shape.insert(spec.batch_axis, size)
         dims = ", ".join(map(str, shape or [1]))
-        tensor = f"data_type: TYPE_{_TYPES[str(spec.dtype)]} dims: [ {dims} ] zero_data: true"
+        tensor = f"data_type: TYPE_{_type(spec)} dims: [ {dims} ] zero_data: true"
         inputs.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
     batch_size = size if model.max_batch_size else 0
     return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(inputs)} }}'

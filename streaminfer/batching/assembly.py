@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._text import as_text, begins_with_text, has_text, stack_text
 from streaminfer._validation import check_count, expected
 from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
 from streaminfer.errors import InvalidInput
@@ -87,43 +88,40 @@ def prepare(inputs: Any) -> Any:
     """What one request brought, in a form that can be stacked.
 
     Args:
-        inputs: a number, a string, an array of any shape and dtype but object, what ``numpy.asarray`` makes such an
-            array of, or a mapping of names to these.
+        inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
+            ``numpy.asarray`` makes such an array of, or a mapping of names to these.
 
     Returns:
-        The same object where it can be stacked as it is, else an array.
+        The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
 
     Raises:
         InvalidInput: it cannot be stacked.
     """
     kind = type(inputs)
     if kind is np.ndarray:
-        if inputs.dtype.hasobject:
-            raise InvalidInput(_unstackable(inputs))
+        return _prepare_array(inputs, inputs)
+    if kind in SCALARS or kind is str or kind is bytes:
         return inputs
-    if kind in SCALARS:
-        return inputs
-    if kind is int or kind is str or kind is bytes:
-        _check_exact(inputs)
+    if kind is int:
+        if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
+            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {inputs}")
         return inputs
     if isinstance(inputs, Mapping):
         return {name: prepare(value) for name, value in inputs.items()}
     try:
-        array = np.asarray(inputs)
+        array = np.asarray(inputs, object if begins_with_text(inputs) else None)
     except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
         raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
-    if array.dtype.hasobject:
+    return _prepare_array(array, inputs)
+
+
+def _prepare_array(array: NDArray[Any], inputs: Any) -> Any:
+    if array.dtype.kind != "U" and not array.dtype.hasobject:
+        return array
+    prepared = as_text(array)
+    if prepared is None:
         raise InvalidInput(_unstackable(inputs))
-    return array
-
-
-def _check_exact(value: int | str | bytes) -> None:
-    """Refuses what numpy would change, and with it, perhaps, the type of everybody's rows."""
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {value}")
-    elif value[-1:] in {"\0", b"\0"}:
-        raise InvalidInput(f"inputs: expected text without a NUL at its end, which numpy drops, got {value!r}")
+    return prepared
 
 
 def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
@@ -164,6 +162,8 @@ def _stack(rows: list[Any], axis: int) -> Any:
 
 def _array(rows: list[Any]) -> NDArray[Any]:
     first = rows[0]
+    if type(first) is str or type(first) is bytes:
+        return stack_text(rows)
     if (
         type(first) is np.ndarray
         and len(rows) > 1
@@ -202,7 +202,7 @@ class Assembler:
         batch_axes: for mappings, the position of the batch axis for each input, 0 where it names none.
         max_batch_size: the most rows.
         buckets: lengths that ragged rows are padded to.
-        max_batch_bytes: the most bytes of a batch, padding included: its rows times the largest of them.
+        max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
         preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
             copies of its last row, and the answers to these are dropped. The last one is the largest batch.
 
@@ -365,7 +365,7 @@ class Assembler:
         limit = self._caps[self.bucket_of(first)]
         loose = False
         if self._max_bytes is not None:
-            loose = _has_text(first)
+            loose = has_text(first)
             if not loose:
                 limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
         chosen = (
@@ -432,7 +432,8 @@ class Assembler:
 
     def _write(self, rows: list[Any], axis: int) -> Any:
         first = rows[0]
-        if type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim:
+        small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
+        if small or first.dtype.hasobject:  # reused buffers are for plain memory
             return _stack(rows, axis)
         stacked, by_row = self._new(len(rows), first.shape, first.dtype, axis)
         for position, row in enumerate(rows):
@@ -466,13 +467,14 @@ class Assembler:
     def _within(self, tickets: list[Any]) -> list[Any]:
         """Those that fit into the bytes with the first, where alike rows may differ in size."""
         assert self._max_bytes is not None  # noqa: S101 - asked where there is a limit
-        largest = 0
+        total = 0
         chosen: list[Any] = []
         for ticket in tickets:
-            widest = max(largest, self._bytes(ticket.inputs))
-            if chosen and self.padded_size(len(chosen) + 1) * widest > self._max_bytes:
+            own = self._bytes(ticket.inputs)
+            copies = self.padded_size(len(chosen) + 1) - len(chosen)  # of the last row
+            if chosen and total + copies * own > self._max_bytes:
                 continue  # a shorter text behind a long one may still fit
-            largest = widest
+            total += own
             chosen.append(ticket)
         return chosen
 
@@ -482,12 +484,6 @@ class Assembler:
 
     def __repr__(self) -> str:
         return f"Assembler(caps={self._caps}, buckets={self._buckets}, preferred_sizes={self._sizes or None})"
-
-
-def _has_text(inputs: Any) -> bool:
-    if type(inputs) is dict:
-        return any(map(_has_text, inputs.values()))
-    return isinstance(inputs, (str, bytes))
 
 
 def _only_axis(batch_axes: Mapping[str, int]) -> int:

@@ -22,6 +22,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._text import has_text, text_bytes
 from streaminfer._validation import check_count, check_instance, expected
 from streaminfer.errors import InvalidInput
 
@@ -207,6 +208,8 @@ def row_bytes(inputs: Any, length_of: "tuple[Buckets, int] | None" = None) -> in
 def _bytes(name: str | None, value: Any, length_of: "tuple[Buckets, int] | None") -> int:
     if type(value) is dict:
         return sum(_bytes(inner, each, None) for inner, each in value.items())
+    if has_text(value):
+        return text_bytes(value)
     if type(value) is not np.ndarray:
         return np.asarray(value).nbytes
     if length_of is None or not length_of[0].is_ragged(name, value):

@@ -340,9 +340,9 @@ def test_batcher_warms_each_worker_at_each_size(monkeypatch, assets):
     seen = set()
     answer = SessionWorker.answer
 
-    def recorded(self, batch, options):
+    def recorded(self, batch, options, **how):
         seen.add((id(self), batch.size))
-        return answer(self, batch, options)
+        return answer(self, batch, options, **how)
 
     async def scenario():
         monkeypatch.setattr(SessionWorker, "answer", recorded)

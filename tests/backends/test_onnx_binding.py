@@ -191,7 +191,7 @@ def test_a_gpu_gets_pinned_memory_unless_told_otherwise():
     assert choose_binding(None, [cuda], odd) == ("off", ("cuda", 2))
     for asked, providers, signature, error, what in (
         ("pinned", [cpu], plain, ValueError, "binding: expected 'off' or 'pageable' on CPUExecutionProvider"),
-        ("pageable", [cuda], odd, ValueError, "binding: expected 'off', since output 'z' is no tensor"),
+        ("pageable", [cuda], odd, ValueError, "binding: expected 'off', since 'z' is no tensor"),
         ("on", [cpu], plain, ValueError, "binding: expected one of 'off', 'pageable', 'pinned'"),
         (True, [cpu], plain, TypeError, "binding"),
     ):
@@ -264,6 +264,9 @@ class DeviceSession:
 
     def __init__(self):
         self.runs = []
+
+    def get_provider_options(self):
+        return {"CUDAExecutionProvider": {"enable_cuda_graph": "0"}}
 
     def io_binding(self):
         class Binding:

@@ -14,12 +14,21 @@ from onnx import TensorProto as Tensor
 from onnx import helper
 
 import streaminfer as si
+from streaminfer import _serving_process
 from streaminfer.backends import CpuBackend, OnnxBackend
 
 CASES = int(os.environ.get("STREAMINFER_CASES", "40"))
 """Drawn cases of each test; with 10000 the run takes minutes."""
 
 WIDTH = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings_for_all_cases():
+    """Else each stack collects garbage when it starts, which takes longer than its case."""
+    _serving_process.enter()
+    yield
+    _serving_process.leave()
 
 
 def values(rows, start):
@@ -184,3 +193,73 @@ def test_onnx(models, names, rows, max_batch_size, layout, binding):
         for name, value in outputs.items():
             expected = {"rows": row * 2, "same": row, "columns": row, "single": row.sum()}.get(name)
             assert expected is None or value == np.asarray(expected).tolist()
+
+
+KINDS = {
+    "fixed": ([4, WIDTH], Tensor.FLOAT, "Identity"),
+    "text": (["batch"], Tensor.STRING, "Identity"),
+    "texts": (["batch", WIDTH], Tensor.STRING, "Identity"),
+    "bfloat16": (["batch", WIDTH], Tensor.BFLOAT16, "Identity"),
+    "optional": (["batch", WIDTH], Tensor.FLOAT, "Add"),
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(build_model):
+    """By kind a model that returns its input, or adds an optional one; and a table for the whole batch, where it can."""
+    made = {}
+    for kind, (shape, element, operator) in KINDS.items():
+        whole = [] if kind == "fixed" else ["table"]
+        default = helper.make_tensor("other", Tensor.FLOAT, [1, WIDTH], np.full(WIDTH, 0.5, np.float32))
+        table = helper.make_tensor("numbers", Tensor.FLOAT, [4, WIDTH], np.arange(4 * WIDTH, dtype=np.float32))
+        names = ["x", "other"] if kind == "optional" else ["x"]
+        model = build_model(
+            [
+                helper.make_node(operator, names, ["y"]),
+                *(helper.make_node("Identity", ["numbers"], [name]) for name in whole),
+            ],
+            [(name, element, shape) for name in names],
+            [("y", element, shape), *((name, Tensor.FLOAT, [4, WIDTH]) for name in whole)],
+            initializers=[table, *([default] if kind == "optional" else [])],
+        )
+        made[kind] = model, whole
+    return made
+
+
+def text_as(text, form):
+    """The same text in another type."""
+    return {"str": str, "numpy": np.str_, "array": np.array, "objects": lambda one: np.array(one, object)}[form](text)
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    texts=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=9), min_size=1, max_size=9),
+    max_batch_size=st.integers(1, 9),
+    forms=st.lists(st.sampled_from(["str", "numpy", "array", "objects"]), min_size=9, max_size=9),
+    data=st.data(),
+)
+def test_onnx_kinds(kinds, kind, texts, max_batch_size, forms, data):
+    """A fixed batch size, strings of any length in any type, bfloat16, and inputs that some requests leave out."""
+    model, whole = kinds[kind]
+    rows = len(texts)
+    numbers = values(rows, 0)
+    inputs, expected = list(numbers), numbers.tolist()
+    if kind == "text":
+        inputs, expected = list(map(text_as, texts, forms)), texts
+    elif kind == "texts":
+        parts = [[text, text[::-1], ""] for text in texts]
+        inputs = [np.array(part, object if form == "str" else None) for part, form in zip(parts, forms, strict=False)]
+        expected = parts
+    elif kind == "optional":
+        brought = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+        inputs = [{"x": row, "other": row * 3} if it else row for row, it in zip(numbers, brought, strict=True)]
+        expected = [(row * 4 if it else row + 0.5).tolist() for row, it in zip(numbers, brought, strict=True)]
+    max_batch_size = min(max_batch_size, 4) if kind == "fixed" else max_batch_size
+
+    results = served(OnnxBackend(model, shared_outputs=whole), inputs, max_batch_size=max_batch_size)
+
+    answers = [result["y"] if whole else result for result in results]
+    assert answers == expected
+    if whole:
+        assert all(result["table"] == np.arange(12).reshape(4, WIDTH).tolist() for result in results)

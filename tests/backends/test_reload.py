@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 
+import attrs
 import numpy as np
 import onnx
 import onnxruntime
@@ -201,6 +202,16 @@ def test_a_model_that_cannot_run_what_the_old_one_does_is_refused():
     run(main())
 
 
+def test_cuda_graphs_stay_with_their_thread():
+    async def main():
+        backend = OnnxBackend(scaling(2.0))
+        backend._serving.model = attrs.evolve(backend._serving.model, has_graphs=True)
+        with pytest.raises(ValueError, match="CUDA graphs cannot be replaced while it serves"):
+            await backend.reload(scaling(3.0))
+
+    run(main())
+
+
 def test_zeros_that_the_old_model_refuses_too_say_nothing():
     """A model need not take zeros: here they are indices before the table."""
 
@@ -343,7 +354,7 @@ def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing():
         marks[backend.fingerprint] = 1
         cache = Recording()
         lost, wrong, answered = [], [], 0
-        done = asyncio.Event()
+        done, progress = asyncio.Event(), asyncio.Event()
 
         async with Stack(cache, AdaptiveBatcher(max_batch_size=8, max_in_flight=2), backend) as stack:
             keys = {}
@@ -362,12 +373,17 @@ def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing():
                         lost.append(error)
                         continue
                     answered += 1
+                    progress.set()
                     if not before <= factor <= backend.fingerprint_changes() + 1:
                         wrong.append((before, factor))
 
             clients = [asyncio.create_task(load(client)) for client in range(12)]
             for model in models.values():
                 await backend.reload(model)
+                enough = answered + 40  # so that some of them began and ended on this model
+                while answered < enough and not lost:
+                    progress.clear()
+                    await progress.wait()
             done.set()
             await asyncio.gather(*clients)
         assert (lost, wrong) == ([], [])

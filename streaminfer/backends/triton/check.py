@@ -16,7 +16,7 @@ from streaminfer.errors import InvalidInput
 
 __all__ = ["RequestCheck"]
 
-_ANY_TEXT = np.empty((), TEXT)
+_ANY_TEXT = np.array("", TEXT)
 _MOST_SETS = 1024
 
 

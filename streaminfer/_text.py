@@ -1,0 +1,65 @@
+"""Text among what requests bring, as arrays of Python strings.
+
+An array of NumPy's own text type is as wide as its longest element: 63 short strings beside one of 2 MB make 512 MB.
+An array of objects has a pointer for each element, and a batch shares the strings with its requests.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHARACTER_BYTES", "as_text", "begins_with_text", "has_text", "is_all_text", "stack_text", "text_bytes"]
+
+CHARACTER_BYTES = 4
+"""Bytes of a character as `max_batch_bytes` counts them: the most that Python or UTF-8 needs for one."""
+
+
+def begins_with_text(inputs: Any) -> bool:
+    """Whether the first element of a nested list is a string."""
+    while isinstance(inputs, (list, tuple)) and inputs:
+        inputs = inputs[0]
+    return isinstance(inputs, str)
+
+
+def is_all_text(array: NDArray[Any]) -> bool:
+    """Whether every element of an array of objects is a string."""
+    return all(isinstance(element, str) for element in array.flat)
+
+
+def as_text(array: NDArray[Any]) -> Any:
+    """Return an array of text as one of Python strings, or as a string where it has no axes.
+
+    Args:
+        array: of one of NumPy's text types, or of objects.
+
+    Returns:
+        ``None`` where it holds something else than text.
+    """
+    if array.dtype.kind in "UT":
+        array = array.astype(object)
+    if array.dtype.kind != "O" or not is_all_text(array):
+        return None
+    return array if array.ndim else str(array.item())
+
+
+def stack_text(rows: Sequence[str] | Sequence[bytes]) -> NDArray[Any]:
+    """One array of objects from strings, or from bytes."""
+    return np.fromiter(rows, object, len(rows))
+
+
+def has_text(inputs: Any) -> bool:
+    """Whether rows like this prepared one may differ in size."""
+    if type(inputs) is dict:
+        return any(map(has_text, inputs.values()))
+    return isinstance(inputs, (str, bytes)) or (isinstance(inputs, np.ndarray) and inputs.dtype.hasobject)
+
+
+def text_bytes(value: str | bytes | NDArray[Any]) -> int:
+    """Bytes of a prepared string, of bytes, or of an array of strings."""
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, str):
+        return CHARACTER_BYTES * len(value)
+    return CHARACTER_BYTES * sum(map(len, value.flat))

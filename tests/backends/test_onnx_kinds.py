@@ -1,0 +1,393 @@
+"""OnnxBackend with text, bfloat16, optional inputs and a fixed batch size: each caller gets the answer to its own."""
+
+import asyncio
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto as Tensor
+from onnx import helper
+
+import streaminfer as si
+from streaminfer.backends import OnnxBackend, write_model_repository
+from streaminfer.backends._onnx_bfloat16 import from_bfloat16, to_bfloat16
+
+F32 = np.float32
+
+
+def served(backend, inputs, max_batch_size=4, **arguments):
+    """What each caller gets, in batches of at most so many."""
+
+    async def main():
+        batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, policy="greedy", **arguments)
+        async with si.Stack(batcher, backend) as stack:
+            return await asyncio.gather(*map(stack, inputs), return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def answers(backend, batch):
+    """The rows of one batch, without a batcher."""
+
+    async def main():
+        try:
+            return await backend.infer(batch)
+        finally:
+            await backend.stop()
+
+    return asyncio.run(main())
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+@pytest.fixture(scope="module")
+def upper(build_model):
+    """A factory: text in capitals, of a shape."""
+
+    def make(shape):
+        return build_model(
+            [
+                helper.make_node(
+                    "StringNormalizer", ["x"], ["y"], case_change_action="UPPER", locale="C", is_case_sensitive=1
+                )
+            ],
+            [("x", Tensor.STRING, shape)],
+            [("y", Tensor.STRING, shape)],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def echo(identity):
+    """A factory: the same text, of a shape."""
+    return lambda shape: identity(Tensor.STRING, shape)
+
+
+def test_text_reaches_its_caller(upper):
+    """A model of strings gets each as it is, the empty and the long ones, and a caller gets its own back."""
+    texts = ["a", "", "x" * 10_000, *(f"number {index}" for index in range(20))]
+    backend = OnnxBackend(upper(["batch"]))
+    assert str(backend.inputs[0]) == "x str[batch]"
+    assert served(backend, texts) == [text.upper() for text in texts]
+
+
+def test_arrays_of_text(echo):
+    """Arrays of NumPy's text types and of strings may stand in one batch, whatever their widths."""
+    rows = [np.array(["a", "bb"]), np.array(["long\0" * 9, "c"], object), np.array(["ünï", "d" * 99])]
+    for row, answer in zip(rows, served(OnnxBackend(echo(["batch", 2])), rows), strict=True):
+        assert answer.dtype == object
+        assert answer.tolist() == row.tolist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (b"a", "got bytes b'a': bytes are no text: decode them"),
+        (np.array(b"a"), "decode them"),
+        (np.array(3, object), "an element is no str"),
+        (1.0, "got float 1.0"),
+        (np.array(["a"]), "a request carries no batch axis"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_text_is_refused(echo, wrong, words):
+    """onnxruntime would make text of bytes and numbers: ``b'a'``."""
+    right, refused = served(OnnxBackend(echo(["batch"])), ["right", wrong])
+    assert right == "right"
+    assert isinstance(refused, si.InvalidInput)
+    assert words in str(refused)
+    assert "input 'x': expected str[]" in str(refused)
+
+
+def test_text_in_a_warm_up(echo, batch):
+    """Empty strings, or the example, warm up a model of strings."""
+    for settings in ({}, {"example": "text"}):
+        backend = OnnxBackend(echo(["batch"]), warmup=[2], **settings)
+
+        async def main(backend=backend):
+            await backend.start()
+            return await backend.infer(batch(np.array(["a", "b"], object)))
+
+        assert asyncio.run(_stopped(main, backend)) == ["a", "b"]
+
+
+async def _stopped(main, backend):
+    try:
+        return await main()
+    finally:
+        await backend.stop()
+
+
+def test_text_has_no_kept_memory(echo):
+    """Strings cannot be bound; the error says what can be chosen."""
+    with pytest.raises(ValueError, match="binding: expected 'off', since 'x' is no tensor of NumPy's numbers"):
+        OnnxBackend(echo(["batch"]), binding="pageable")
+
+
+def test_functions_of_text():
+    """A function gets an array of strings; an example of text stands for text of any length."""
+    backend = si.CpuBackend(lambda x: [(x.dtype == object, *row[::-1]) for row in x], example=np.array(["a", "b"]))
+    rows = [np.array(["long", ""]), np.array(["c", "longer"], object), np.array([1, 2])]
+    first, second, refused = served(backend, rows)
+    assert (first, second) == ((True, "", "long"), (True, "longer", "c"))
+    assert isinstance(refused, si.InvalidInput)
+
+
+# ---------------------------------------------------------------------------------------------- bfloat16
+
+
+def test_bfloat16_is_rounded_as_everywhere():
+    """Every bfloat16 survives a round trip, and any float32 is rounded to the nearest, ties to even."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    same = to_bfloat16(from_bfloat16(bits))
+    numbers = ~np.isnan(from_bfloat16(bits))
+    assert np.array_equal(same[numbers], bits[numbers])
+    assert np.isnan(from_bfloat16(same[~numbers])).all()
+    values = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32).view(F32)
+    with np.errstate(all="ignore"):
+        reference = values.astype(ml_dtypes.bfloat16).astype(F32)
+    assert np.array_equal(from_bfloat16(to_bfloat16(values)), reference, equal_nan=True)
+
+
+def test_bfloat16_reaches_its_caller(build_model):
+    """Requests bring float32, which is rounded, and get float32; beside it are other types."""
+    model = build_model(
+        [
+            helper.make_node("Cast", ["x"], ["wide"], to=Tensor.FLOAT),
+            helper.make_node("Add", ["wide", "z"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["y"], to=Tensor.BFLOAT16),
+            helper.make_node("Identity", ["x"], ["same"]),
+            helper.make_node("Identity", ["sum"], ["exact"]),
+        ],
+        [("x", Tensor.BFLOAT16, ["batch", 3]), ("z", Tensor.FLOAT, ["batch", 3])],
+        [
+            ("y", Tensor.BFLOAT16, ["batch", 3]),
+            ("same", Tensor.BFLOAT16, ["batch", 3]),
+            ("exact", Tensor.FLOAT, ["batch", 3]),
+        ],
+    )
+    backend = OnnxBackend(model, warmup=[2])
+    assert [str(spec) for spec in backend.inputs] == ["x bfloat16[batch, 3]", "z float32[batch, 3]"]
+    generator = np.random.default_rng(1)
+    rows = [{name: generator.normal(size=3).astype(F32) for name in "xz"} for _ in range(20)]
+    for row, answer in zip(rows, served(backend, rows), strict=True):
+        rounded = row["x"].astype(ml_dtypes.bfloat16).astype(F32)
+        assert np.array_equal(answer["same"], rounded)
+        assert np.array_equal(answer["exact"], rounded + row["z"])
+        assert np.array_equal(answer["y"], answer["exact"].astype(ml_dtypes.bfloat16).astype(F32))
+        assert answer["y"].dtype == F32
+
+
+def test_bfloat16_of_the_whole_batch(build_model):
+    """Inputs and outputs that the batch shares, scalars among them, are float32 too."""
+    model = build_model(
+        [
+            helper.make_node("Cast", ["x"], ["wide"], to=Tensor.FLOAT),
+            helper.make_node("Cast", ["factor"], ["by"], to=Tensor.FLOAT),
+            helper.make_node("Mul", ["wide", "by"], ["product"]),
+            helper.make_node("Cast", ["product"], ["y"], to=Tensor.BFLOAT16),
+            helper.make_node("Identity", ["factor"], ["given"]),
+        ],
+        [("x", Tensor.BFLOAT16, ["batch"]), ("factor", Tensor.BFLOAT16, [])],
+        [("y", Tensor.BFLOAT16, ["batch"]), ("given", Tensor.BFLOAT16, [])],
+    )
+    backend = OnnxBackend(model, shared_inputs={"factor": np.array(3, F32)}, shared_outputs=["given"])
+    rows = [F32(value) for value in range(9)]
+    assert [(answer["y"], answer["given"]) for answer in served(backend, rows)] == [(3 * row, 3) for row in rows]
+
+
+def test_bfloat16_limits(build_model, identity, tmp_path):
+    """Kept memory and strings beside it are refused; a repository for Triton has its own type."""
+    model = identity(Tensor.BFLOAT16, ["batch", 2])
+    with pytest.raises(ValueError, match="binding: expected 'off', since 'x'"):
+        OnnxBackend(model, binding="pageable")
+    both = build_model(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["text"], ["same"])],
+        [("x", Tensor.BFLOAT16, ["batch"]), ("text", Tensor.STRING, ["batch"])],
+        [("y", Tensor.BFLOAT16, ["batch"]), ("same", Tensor.STRING, ["batch"])],
+    )
+    with pytest.raises(ValueError, match="expected strings or bfloat16 in the inputs, got both"):
+        OnnxBackend(both)
+    (tmp_path / "model.onnx").write_bytes(model)
+    folder = write_model_repository(
+        tmp_path / "models", "m", tmp_path / "model.onnx", platform="onnxruntime", max_batch_size=8
+    )
+    assert (folder / "config.pbtxt").read_text().count("TYPE_BF16") == 2
+
+
+# ---------------------------------------------------------------------------------------------- optional inputs
+
+
+@pytest.fixture(scope="module")
+def biased(build_model):
+    """y = x + bias · scale, where both have defaults, and a weight is declared as an input, as old exporters do."""
+    return build_model(
+        [
+            helper.make_node("Mul", ["bias", "scale"], ["product"]),
+            helper.make_node("Add", ["x", "product"], ["moved"]),
+            helper.make_node("Mul", ["moved", "weight"], ["y"]),
+        ],
+        [
+            ("x", Tensor.FLOAT, ["batch", 2]),
+            ("bias", Tensor.FLOAT, ["batch", 2]),
+            ("scale", Tensor.FLOAT, []),
+            ("weight", Tensor.FLOAT, [2]),
+        ],
+        [("y", Tensor.FLOAT, ["batch", 2])],
+        initializers=[
+            helper.make_tensor("bias", Tensor.FLOAT, [1, 2], [10.0, 20.0]),
+            helper.make_tensor("scale", Tensor.FLOAT, [], [1.0]),
+            helper.make_tensor("weight", Tensor.FLOAT, [2], [1.0, 1.0]),
+        ],
+    )
+
+
+@pytest.mark.parametrize("binding", ["off", "pageable"])
+def test_an_optional_input_may_be_left_out(biased, binding):
+    """Requests with it and without never share a batch: each caller's answer has its own value, or the default."""
+    backend = OnnxBackend(biased, binding=binding)
+    assert [str(spec) for spec in backend.inputs] == ["x float32[batch, 2]", "bias float32[batch, 2] (optional)"]
+    bias = np.array([10, 20], F32)
+    rows = [np.array([index, -index], F32) for index in range(15)]
+    inputs = [(row, {"x": row}, {"x": row, "bias": row * 7})[index % 3] for index, row in enumerate(rows)]
+
+    results = served(backend, inputs)
+
+    for index, (row, answer) in enumerate(zip(rows, results, strict=True)):
+        assert answer.tolist() == (row + (row * 7 if index % 3 == 2 else bias)).tolist()
+
+
+def test_an_optional_input_is_checked(biased):
+    """What a request brings for it must fit, and what has no batch axis is none of a request's."""
+    x = np.zeros(2, F32)
+    wrong = [{"x": x, "bias": np.zeros(3, F32)}, {"bias": x}, {"x": x, "weight": x}]
+    for error, words in zip(
+        served(OnnxBackend(biased), wrong), ["'bias': expected float32[2]", "'x'", "'weight'"], strict=True
+    ):
+        assert isinstance(error, si.InvalidInput)
+        assert words in str(error)
+
+
+def test_an_optional_input_that_the_batch_shares(biased):
+    """`shared_inputs` replaces a default for all requests."""
+    backend = OnnxBackend(biased, shared_inputs={"scale": np.array(2, F32), "bias": np.ones((1, 2), F32)})
+    assert [answer.tolist() for answer in served(backend, [np.zeros(2, F32)] * 3)] == [[2, 2]] * 3
+    plain = OnnxBackend(biased, shared_inputs={"scale": np.array(1, F32)})
+    assert plain.fingerprint != OnnxBackend(biased, shared_inputs={"scale": np.array(2, F32)}).fingerprint
+    with pytest.raises(ValueError, match="at least one input left for requests"):
+        OnnxBackend(biased, shared_inputs={"x": np.zeros((1, 2), F32)})
+
+
+def test_an_optional_input_beside_another_batch_axis(build_model):
+    """Without a name an array would be stacked on the first axis, so requests name their inputs there."""
+    model = build_model(
+        [helper.make_node("Add", ["x", "bias"], ["y"])],
+        [("x", Tensor.FLOAT, [2, "batch"]), ("bias", Tensor.FLOAT, ["batch"])],
+        [("y", Tensor.FLOAT, [2, "batch"])],
+        initializers=[helper.make_tensor("bias", Tensor.FLOAT, [1], [1.0])],
+    )
+    backend = OnnxBackend(model, batch_axes={"x": 1})
+    rows = [np.array([index, -index], F32) for index in range(6)]
+    named = [{"x": row} if index % 2 else {"x": row, "bias": F32(5)} for index, row in enumerate(rows)]
+    for index, (row, answer) in enumerate(zip(rows, served(backend, named), strict=True)):
+        assert answer.tolist() == (row + (1 if index % 2 else 5)).tolist()
+    with pytest.raises(si.InvalidInput, match="expected a mapping with 'x'"):
+        backend.validate(si.Request(rows[0]))
+
+
+# ---------------------------------------------------------------------------------------------- a fixed batch size
+
+
+@pytest.fixture(scope="module")
+def four(build_model):
+    """y = 2 x and its columns, for exactly four rows; a row of negative sum makes it fail."""
+    return build_model(
+        [
+            helper.make_node("Add", ["x", "x"], ["y"]),
+            helper.make_node("Transpose", ["x"], ["columns"], perm=[1, 0]),
+            helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        ],
+        [("x", Tensor.FLOAT, [4, 3])],
+        [("y", Tensor.FLOAT, [4, 3]), ("columns", Tensor.FLOAT, [3, 4]), ("total", Tensor.FLOAT, [])],
+    )
+
+
+@pytest.mark.parametrize("binding", ["off", "pageable"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 6])
+def test_a_fixed_batch_size(four, ramp, rows, binding):
+    """Copies fill up each batch, and their answers reach no caller."""
+    backend = OnnxBackend(four, outputs=["y", "columns"], binding=binding, warmup=[1])
+    assert backend.max_batch_size == 4
+    assert "4 rows a run" in repr(backend)
+    results = served(backend, list(ramp(rows, 3)))
+    assert len(results) == rows
+    for row, answer in zip(ramp(rows, 3), results, strict=True):
+        assert answer["y"].tolist() == (2 * row).tolist()
+        assert answer["columns"].tolist() == row.tolist()
+
+
+@pytest.mark.parametrize("rows", [2, 4, 5, 9])
+def test_a_fixed_batch_size_without_a_batcher(four, batch, ramp, rows):
+    """A batch of any size is answered in as many runs as it needs."""
+    results = answers(OnnxBackend(four, outputs=["y"]), batch(ramp(rows, 3)))
+    assert np.array_equal(np.stack(results), ramp(rows, 3) * 2)
+
+
+def test_a_fixed_batch_size_bounds_the_batcher(four):
+    """A batcher of larger batches is refused when it starts."""
+    with pytest.raises(ValueError, match="max_batch_size: expected at most 4, the most rows that the model takes"):
+        served(OnnxBackend(four, outputs=["y"]), [np.zeros(3, F32)], max_batch_size=8)
+
+
+def test_outputs_of_a_whole_fixed_batch_are_refused(four):
+    """They would have copies of a row in them."""
+    with pytest.raises(ValueError, match="shared_outputs: expected none with a batch axis fixed at 4"):
+        OnnxBackend(four, outputs=["y", "total"], shared_outputs=["total"])
+    with pytest.raises(ValueError, match="batch axis of output 'total'"):
+        OnnxBackend(four)
+
+
+def test_inputs_of_several_fixed_sizes_are_refused(build_model):
+    """One size is the batch's only where all inputs have it."""
+    for other in ([2, 3], ["batch", 3]):
+        model = build_model(
+            [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["z"], ["w"])],
+            [("x", Tensor.FLOAT, [4, 3]), ("z", Tensor.FLOAT, other)],
+            [("y", Tensor.FLOAT, [4, 3]), ("w", Tensor.FLOAT, other)],
+        )
+        with pytest.raises(ValueError, match=r"batch_axes\['x'\]: expected an axis whose size is free"):
+            OnnxBackend(model)
+
+
+def test_a_square_output_of_a_fixed_batch_names_its_axis(identity):
+    """Where two axes have the batch size, the user says which one has the rows."""
+    model = identity(Tensor.FLOAT, [4, 4])
+    with pytest.raises(ValueError, match="several axes have the batch size 4"):
+        OnnxBackend(model)
+    backend = OnnxBackend(model, batch_axes={"y": 0})
+    rows = [np.arange(4, dtype=F32) + index for index in range(6)]
+    assert [answer.tolist() for answer in served(backend, rows)] == [row.tolist() for row in rows]
+
+
+def test_a_failure_of_a_fixed_batch_is_its_rows_own(build_model):
+    """The batcher sends a failed batch again in parts, so that a bad row fails alone."""
+    model = build_model(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        [("i", Tensor.INT64, [4])],
+        [("y", Tensor.FLOAT, [4])],
+        initializers=[helper.make_tensor("table", Tensor.FLOAT, [3], [10.0, 20.0, 30.0])],
+    )
+    results = served(OnnxBackend(model), [np.array(index) for index in (0, 7, 2, 1)])
+    assert isinstance(results[1], si.BackendError)
+    assert [results[place] for place in (0, 2, 3)] == [10, 30, 20]
+
+
+def test_a_repository_with_a_fixed_batch_size(identity, tmp_path):
+    """Triton's batch dimension must be free."""
+    (tmp_path / "model.onnx").write_bytes(identity(Tensor.FLOAT, [4, 3]))
+    with pytest.raises(ValueError, match=r"max_batch_size: expected 0, since .* has a batch axis fixed at 4"):
+        write_model_repository(
+            tmp_path / "models", "m", tmp_path / "model.onnx", platform="onnxruntime", max_batch_size=4
+        )

@@ -1,0 +1,91 @@
+"""Text is stacked as Python strings, each as long as it is."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from streaminfer.batching._alike_cy import alike
+from streaminfer.batching.assembly import POOLED_FROM, Assembler, prepare, stack_rows
+from streaminfer.errors import InvalidInput
+
+
+def assembler(**arguments):
+    return Assembler(**({"stack": True, "batch_axes": {}, "max_batch_size": 64} | arguments))
+
+
+def tickets_of(rows):
+    return [SimpleNamespace(inputs=row) for row in rows]
+
+
+def rows_of(tickets):
+    return [ticket.inputs for ticket in tickets]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["a", "long\0"], [b"a", b"long\0"], [["a", "long\0"]] * 2, [np.array(["a", "b"]), np.array(["long", ""])]],
+    ids=["str", "bytes", "lists", "arrays"],
+)
+def test_text_is_stacked_as_objects(texts):
+    """A batch has the very strings of its requests, whatever their lengths."""
+    rows = [prepare(text) for text in texts]
+    assert alike(*rows)
+
+    stacked = stack_rows(rows, {})
+
+    assert stacked.dtype == object
+    assert stacked.tolist() == [list(text) if isinstance(text, np.ndarray) else text for text in texts]
+
+
+@pytest.mark.parametrize("text", ["a", np.str_("a"), np.array("a"), np.array("a", object)], ids=repr)
+def test_text_without_axes_is_a_string(text):
+    """However one string comes, it can stand in a batch with others."""
+    assert type(prepare(text)) is str
+
+
+@pytest.mark.parametrize("inputs", [["a", 1], np.array(["a", None]), np.array(["a", b"b"], object)], ids=repr)
+def test_text_beside_something_else_is_refused(inputs):
+    """NumPy would make text of numbers."""
+    with pytest.raises(InvalidInput, match="inputs: expected"):
+        prepare(inputs)
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_one_long_text_does_not_widen_the_others(kind):
+    """63 short texts beside one of 2 MB need a few kilobytes, and not 64 times as much as the long one."""
+    long, short = ("x" * 2_000_000, "short") if kind is str else (b"x" * 2_000_000, b"short")
+    rows = [prepare(text) for text in [long, *[short] * 63]]
+    lists = prepare([long, *[short] * 63]) if kind is str else None
+    made = assembler()
+    tracemalloc.start()
+
+    stacked = made.assemble(rows)
+    nested = None if lists is None else made.assemble([lists] * 2)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert stacked[0] is long
+    assert nested is None or nested.shape == (2, 64)
+
+
+def test_many_texts_are_no_reused_memory():
+    """Reused buffers are for plain memory; arrays of strings get their own, however large."""
+    row = np.full(POOLED_FROM // 8, "text", object)
+    (only,) = assembler().assemble([row])
+    assert only[-1] is row[-1]
+
+
+def test_bytes_of_texts_are_added_up():
+    """A batch of texts has the bytes of each, 4 a character, and those of the copies that fill it up."""
+    made = assembler(max_batch_bytes=47)
+    tickets = tickets_of(["abc", "abcdef", "ab", "a", "b", "c"])
+    assert rows_of(made.select(tickets)) == ["abc", "abcdef", "ab"]
+    named = [{"t": np.array([ticket.inputs], object)} for ticket in tickets]
+    assert len(made.select(tickets_of(named))) == 3
+    with pytest.raises(InvalidInput, match="got 48"):
+        made.prepare("x" * 12)
+    filled = assembler(max_batch_bytes=47, preferred_sizes=[2, 4])
+    assert rows_of(filled.select(tickets)) == ["abc", "abcdef", "a"]  # "ab" would be there twice
