@@ -371,6 +371,7 @@ def test_fifty_swaps_under_load_lose_nothing_and_mix_nothing():
                         factor = float((await stack(inputs))[0])
                     except si.StreamInferError as error:
                         lost.append(error)
+                        progress.set()
                         continue
                     answered += 1
                     progress.set()
