@@ -127,6 +127,11 @@ class Serving:
         """Let another model serve from here on."""
         self.model = attrs.evolve(model, number=self.model.number + 1)
 
+    def forget(self) -> None:
+        """In a forked process: no turn of the parent ends here."""
+        self._lock = threading.Lock()
+        self._last = None
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait until all earlier turns have ended, on whichever event loops they are."""
@@ -192,6 +197,7 @@ class Seat:
 
     def forget(self) -> None:
         """In a forked process: refuse to run until another model is loaded."""
+        self._serving.forget()
         self._worker.forget()
 
     def renew(self) -> "Seat":

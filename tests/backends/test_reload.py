@@ -293,6 +293,35 @@ def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
     run(main())
 
 
+def test_a_forked_process_waits_for_no_reload_of_its_parent():
+    """A reload in the fork makes sessions of its own."""
+
+    async def main():
+        backend = OnnxBackend(scaling(2.0))
+        parents = backend._serving.turn()
+        await parents.__aenter__()
+        backend._threads.forget()  # what happens in a forked process
+        with pytest.raises(BackendError, match="before this process was forked"):
+            await factor_of(backend)
+        await backend.reload(scaling(3.0))
+        assert await factor_of(backend) == 3.0
+        await parents.__aexit__(None, None, None)
+
+    run(main())
+
+
+def test_text_is_warmed_up_with_text(identity):
+    async def main():
+        backend = OnnxBackend(identity(TensorProto.STRING, ["batch"]), batch_axes={"y": 0})
+        batch = Batch(np.array(["a", "b"], object), [Request(None), Request(None)])
+        assert list(await backend.infer(batch)) == ["a", "b"]
+        await backend.reload(identity(TensorProto.STRING, ["n"]))
+        assert list(backend._serving.model.workers[0].shapes) == [(("x", (2,), np.dtype(object)),)]
+        await backend.stop()
+
+    run(main())
+
+
 def test_reloads_from_several_event_loops():
     backend = OnnxBackend(scaling(1.0))
     threads = [threading.Thread(target=lambda: run(backend.reload(scaling(2.0)))) for _ in range(4)]
