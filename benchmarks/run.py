@@ -25,6 +25,8 @@ BENCHMARKS = {
     "loadgen": "MLPerf LoadGen as referee: the largest valid rate, over a greedy asyncio batcher",
     "ragged": "words of any length: ours beside razors-edge-batching-scheduler, on its own mix of lengths",
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
+    "sessions": "sessions that share weights: memory and throughput, beside a session each",
+    "reload": "hot swap of an ONNX model, 50 times under load: lost and wrong answers",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
     "cache": "EdgeCache as a mapping beside the peers' caches: speed, memory, collector, expiry, eviction",

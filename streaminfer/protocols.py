@@ -16,6 +16,12 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
 ``fingerprint``
     text or bytes, or a function that returns them: what answers, the same in every process. It is part of a cache's
     keys.
+``fingerprint_changes() -> int``
+    how often the fingerprint has changed, where it may while requests are answered. A cache looks at it for each
+    request, and does not store what was computed while it changed. It changes no later than the first answer under the
+    new fingerprint begins, and whatever begins later is answered under that. Also what the batcher has measured at an
+    earlier start holds only as long as this number. Not offered: the fingerprint is read once, when something is
+    wrapped.
 ``max_batch_size``
     the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
 ``returns_new_arrays``

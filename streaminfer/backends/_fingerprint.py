@@ -8,7 +8,12 @@ lie does not count. Also how it is asked: the batch axes, the values of shared i
 order, with their options, since TensorFloat-32 or half precision give other numbers. Options that only say where and
 with how much memory it runs are left out. So are the version of onnxruntime and what ``session_options`` of one's own
 say: whoever changes these in a way that matters gives the cache another ``version``. The digest is BLAKE2b, 128 bits:
-in the standard library, not to be forged, and about a second per gigabyte, once a backend, when a cache first asks.
+in the standard library, not to be forged, and about a second per gigabyte, once a load.
+
+It is made of the bytes that are loaded. The files of weights are read once, and onnxruntime gets what was read: left to
+itself it maps them into memory, so that a file that is overwritten in place changes the weights of a model that
+serves (or ends the process, if it becomes shorter). The model's own file onnxruntime reads itself, because providers
+look for their files beside it; one that changes between the two readings is an error.
 
 To find the external files the model is walked as what it is on the wire, protocol buffers: tags and lengths alone, so
 that weights are skipped and not read (https://protobuf.dev/programming-guides/encoding; ``onnx.proto`` for the
@@ -19,10 +24,9 @@ the same name; ``version`` says so.
 """
 
 import hashlib
-import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
@@ -32,7 +36,7 @@ import numpy.typing as npt
 from streaminfer._function_names import name_of_function
 from streaminfer._validation import expected
 
-__all__ = ["ModelFile", "digest_of_bytes", "external_files", "fingerprint_of_function", "fingerprint_of_model"]
+__all__ = ["ModelFiles", "digest_of_bytes", "external_files", "fingerprint_of_function", "fingerprint_of_model"]
 
 _DIGEST_BYTES = 16
 _ORT_FORMAT = b"ORTM"  # onnxruntime's own, at bytes 4 to 8: all in one file
@@ -51,6 +55,9 @@ _ELSEWHERE = frozenset(
 )
 """Options of providers that change no answer."""
 
+_Mark = tuple[int, int, int, int, int]
+"""Device, inode, size, and times of change of contents and of inode: the last one cannot be set back."""
+
 _LENGTH_DELIMITED = 2
 _SKIPPED = {1: 8, 5: 4}  # wire types of a fixed size
 _EXTERNAL_DATA = 13  # of a tensor
@@ -67,41 +74,58 @@ _BELOW: dict[str, dict[int, str]] = {
 
 
 @attrs.frozen
-class ModelFile:
-    """A model's file as it was when it was loaded.
+class ModelFiles:
+    """A model's file and its external files as they were read.
 
     Attributes:
-        path: where.
-        mark: device, inode, size and time of change.
+        digest: of what they hold, hexadecimal.
+        weights: what each external file holds, by the name that the model has for it.
     """
 
-    path: Path
-    mark: tuple[int, int, int, int]
+    digest: str
+    weights: Mapping[str, bytes]
+    _marks: Mapping[Path, "_Mark"]
 
     @classmethod
-    def at(cls, path: str) -> "ModelFile":
-        """As it is now."""
-        return cls(Path(path), _mark(path))
-
-    def digest(self) -> str:
-        """Of its contents and those of its external files, hexadecimal.
+    def read(cls, path: Path) -> "ModelFiles":
+        """Read them, to load the model from what is returned.
 
         Raises:
-            ValueError: the file is not the one that was loaded, or cannot be read.
+            ValueError: that is no model, a file cannot be read, or one changed meanwhile.
         """
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        weights: dict[str, bytes] = {}
+        marks = {path: _mark(path)}
         try:
-            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-                names = external_files(contents)
-                digest.update(contents)
-                if _mark(self.path) != self.mark:
-                    raise ValueError(f"fingerprint: expected {str(self.path)!r} as it was loaded, got another file")
-            for name in names:
-                with (self.path.parent / name).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, _new_digest).digest())
+            contents = path.read_bytes()
+            digest.update(contents)
+            for name in _names(path, contents):
+                place = _place(path, name)
+                marks[place] = _mark(place)
+                weights[name] = place.read_bytes()
+                digest.update(hashlib.blake2b(weights[name], digest_size=_DIGEST_BYTES).digest())
         except OSError as error:
-            raise ValueError(f"fingerprint: expected to read {str(self.path)!r} and its weights: {error}") from error
-        return digest.hexdigest()
+            raise ValueError(f"path_or_bytes: expected to read {str(path)!r} and its weights: {error}") from error
+        files = cls(digest.hexdigest(), weights, marks)
+        files.check_unchanged()
+        return files
+
+    def check_unchanged(self) -> None:
+        """Check that the files are still those that were read.
+
+        Raises:
+            ValueError: one of them is another, or is gone.
+        """
+        for path, mark in self._marks.items():
+            try:
+                changed = _mark(path) != mark
+            except OSError:
+                changed = True
+            if changed:
+                raise ValueError(
+                    f"path_or_bytes: expected files that stay as they are while they are loaded, got {str(path)!r}, "
+                    "which changed: put all files of a version in place before loading it"
+                )
 
 
 def digest_of_bytes(model: bytes) -> str | None:
@@ -208,10 +232,24 @@ def _provider(provider: str | tuple[str, Mapping[str, Any]]) -> tuple[str, list[
     return name, sorted((key, str(value)) for key, value in options.items() if key not in _ELSEWHERE)
 
 
-def _mark(path: str | os.PathLike[str]) -> tuple[int, int, int, int]:
-    found = Path(path).stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _names(path: Path, contents: bytes) -> list[str]:
+    try:
+        return external_files(contents)
+    except ValueError as error:
+        raise ValueError(
+            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {path.name!r}: {error}"
+        ) from error
 
 
-def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=_DIGEST_BYTES)
+def _place(model: Path, name: str) -> Path:
+    """Where an external file is: in the model's folder or below, as onnxruntime demands, or any file could be read."""
+    folder = os.path.normpath(model.parent)
+    place = Path(os.path.normpath(model.parent / name))
+    if PurePath(name).is_absolute() or not place.is_relative_to(folder):
+        raise ValueError(expected("path_or_bytes", "a model whose external files are in its folder, or below", name))
+    return place
+
+
+def _mark(path: Path) -> _Mark:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

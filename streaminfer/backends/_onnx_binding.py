@@ -41,7 +41,7 @@ from streaminfer.backends._onnx_model import Provider
 from streaminfer.backends._signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 
-__all__ = ["Binding", "BoundRuns", "check_cuda_graphs", "choose_binding", "load_cuda_runtime"]
+__all__ = ["Binding", "BoundRuns", "check_cuda_graphs", "choose_binding", "load_cuda_runtime", "records_graphs"]
 
 Binding = Literal["off", "pageable", "pinned"]
 """``off``: plain runs; ``pageable``: bound memory; ``pinned``: also page-locked, for GPUs."""
@@ -89,7 +89,7 @@ def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sess
     Raises:
         ValueError: it is not.
     """
-    if not _records_graphs(session):
+    if not records_graphs(session):
         return
     if binding == "off":
         raise ValueError(expected("binding", "'pinned' or 'pageable' with enable_cuda_graph", binding))
@@ -101,7 +101,8 @@ def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sess
         raise ValueError(f"outputs: expected those whose sizes the model states, with enable_cuda_graph, got {known}")
 
 
-def _records_graphs(session: Any) -> bool:
+def records_graphs(session: Any) -> bool:
+    """Whether a session makes CUDA graphs."""
     options = session.get_provider_options().get("CUDAExecutionProvider", {})
     return str(options.get("enable_cuda_graph")).lower() in {"1", "true"}
 
@@ -150,7 +151,7 @@ class BoundRuns:
     )
 
     def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
-        self._graph_ids: Iterator[int] | None = itertools.count(1) if _records_graphs(session) else None
+        self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
         self._options: Any = None
         self._runtime = runtime
         self._session = session

@@ -16,7 +16,16 @@ import numpy as np
 from streaminfer._validation import check_count, check_instance, expected
 from streaminfer.backends._signature import TEXT, TensorSpec, describe_shape
 
-__all__ = ["Provider", "check_loaded", "choose_providers", "find_source", "load", "make_options", "read_specs"]
+__all__ = [
+    "Provider",
+    "check_loaded",
+    "choose_providers",
+    "find_source",
+    "give_weights",
+    "load",
+    "make_options",
+    "read_specs",
+]
 
 Provider = str | tuple[str, dict[str, Any]]
 """An execution provider of onnxruntime: its name, or its name and its options."""
@@ -136,6 +145,19 @@ def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> lis
             + _INSTALL.get(name, f": no device for it here; the providers that have one: {found}")
         )
     return own
+
+
+def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
+    """Make onnxruntime take the contents of external files from here, and read none of these files.
+
+    Args:
+        options: the session options.
+        weights: contents by the model's name for the file; onnxruntime copies them when it makes the session, before
+            which they must not be dropped.
+    """
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)  # an old onnxruntime has none
+    if weights and give is not None:
+        give(list(weights), list(weights.values()), [len(contents) for contents in weights.values()])
 
 
 def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:

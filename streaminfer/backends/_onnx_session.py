@@ -15,6 +15,11 @@ from streaminfer.request import Batch
 __all__ = ["SessionWorker", "stack_example"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Shapes = tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]
+"""Name, shape and dtype of each input of a run."""
+
+MAX_SHAPES = 32
+"""Shapes of runs that are remembered: the sizes of a batcher with a few length buckets."""
 
 
 class SessionWorker:
@@ -28,6 +33,9 @@ class SessionWorker:
         warmup: batches for :meth:`warm`.
         new_options: makes the ``onnxruntime.RunOptions`` of a run.
         bound: runs on kept memory; ``None``: plain runs.
+
+    Attributes:
+        shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
     """
 
     __slots__ = (
@@ -40,6 +48,7 @@ class SessionWorker:
         "_session",
         "_signature",
         "_warmup",
+        "shapes",
     )
 
     def __init__(
@@ -62,6 +71,7 @@ class SessionWorker:
         self._warmup = warmup
         self._new_options = new_options
         self._output_names = [spec.name for spec in signature.outputs]
+        self.shapes: dict[Shapes, None] = {}
 
     def warm(self) -> None:
         """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
@@ -81,12 +91,20 @@ class SessionWorker:
         if self._bound is not None:
             self._bound.record_again(self._new_options)
 
-    def close(self) -> None:
-        """Keeps the session: loading it again would make every restart slow."""
+    def try_out(self, inputs: Arrays) -> None:
+        """Run a batch, and cut what it returns, for nothing but whether that works.
 
-    def kill(self) -> bool:
-        """False: ``RunOptions.terminate`` is all that ends a run, and whoever gives it up has set it."""
-        return False
+        Raises:
+            BackendError: it does not.
+        """
+        axes = self._signature.batch_axes
+        rows = next(value.shape[axes[name]] for name, value in inputs.items())
+        try:
+            self._cut(self._run(inputs, self._new_options(), record=True), rows)
+        except BackendError:
+            raise
+        except Exception as error:
+            raise self._failure(rows, error) from error
 
     def forget(self) -> None:
         """From here on refuses to run: onnxruntime's threads, and its GPU, stay with the parent."""
@@ -101,7 +119,7 @@ class SessionWorker:
 
     def renew(self) -> "SessionWorker":
         """The same session, which several threads may run at once, with kept memory of its own."""
-        return SessionWorker(
+        worker = SessionWorker(
             self._session,
             name=self._name,
             signature=self._signature,
@@ -110,6 +128,8 @@ class SessionWorker:
             new_options=self._new_options,
             bound=None if self._bound is None else self._bound.renew(),
         )
+        worker.shapes = self.shapes
+        return worker
 
     def record(self, batch: Batch, options: Any) -> Sequence[Any]:
         """Answers a batch that warms up or is measured: a CUDA graph, where there are any, is recorded of it."""
@@ -154,14 +174,24 @@ class SessionWorker:
     def _run(self, inputs: Arrays, options: Any, *, record: bool) -> list[Any]:
         self._check_process()
         if self._bound is not None:
-            return self._bound.run({**self._feed, **inputs}, options, record=record)
-        feed = self._feed.copy()
-        for name, value in inputs.items():
-            feed[name] = np.ascontiguousarray(value)
-        if has_bfloat16(self._signature):
-            return run_with_bfloat16(self._session, self._signature, feed, options)
-        outputs: list[Any] = self._session.run(self._output_names, feed, options)
+            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record)
+        else:
+            feed = self._feed.copy()
+            for name, value in inputs.items():
+                feed[name] = np.ascontiguousarray(value)
+            if has_bfloat16(self._signature):
+                outputs = run_with_bfloat16(self._session, self._signature, feed, options)
+            else:
+                outputs = self._session.run(self._output_names, feed, options)
+        self._remember(inputs)
         return outputs
+
+    def _remember(self, inputs: Arrays) -> None:
+        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        if shapes not in self.shapes:
+            self.shapes[shapes] = None
+            if len(self.shapes) > MAX_SHAPES:
+                self.shapes.pop(next(iter(self.shapes)), None)
 
     def _cut(self, outputs: list[Any], rows: int) -> Sequence[Any]:
         specs = self._signature.outputs

@@ -113,12 +113,12 @@ class _Check:
 
     def explain(self, value: Any) -> None:
         """The slow pass: raises what is wrong, or returns since nothing is."""
+        if isinstance(value, np.ma.MaskedArray):
+            self._refuse(value, "its mask would be lost: fill it with .filled()")
         if self.dtype == TEXT:
             value = self._as_text(value)
         if not isinstance(value, (np.ndarray, np.generic)):
             self._refuse(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
-        if isinstance(value, np.ma.MaskedArray):
-            self._refuse(value, "its mask would be lost: fill it with .filled()")
         if value.dtype != self.dtype:
             self._refuse(value, f"convert it: x.astype({str(self.dtype)!r})")
         if value.ndim != self.rank:

@@ -1,18 +1,27 @@
 """ONNX models through onnxruntime.
 
-Idea: one batch is one hop to a worker thread that owns a session, one ``run`` there, and one view a row back.
-Sessions do not share threads: ``sessions`` batches can run at the same time, each on ``threads`` cores; one thread a
-session gives the most predictable tail where the cores are shared with an event loop. Idle onnxruntime threads spin
-by default, on cores that the event loop needs; here they do not.
+Idea: one batch is one hop to a worker thread, one ``run`` of a session there, and one view a row back. ``sessions``
+batches can run at the same time, each on ``threads`` cores; one thread each gives the most predictable tail where the
+cores are shared with an event loop. Idle onnxruntime threads spin by default, on cores that the event loop needs; here
+they do not.
+
+On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
+throughput (``benchmarks/bench_sessions.py``). Elsewhere each has a session of its own, because providers lock what they
+compiled for as long as it runs, TensorRT's for one.
+
+A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every
+batch that a thread takes from there on, and of the fingerprint.
 
 A batch that nobody waits for any more is told to end (``RunOptions.terminate``): onnxruntime looks at that between
 two nodes of the graph.
 """
 
+import asyncio
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,17 +29,26 @@ import numpy.typing as npt
 
 from streaminfer._extras import require
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance
-from streaminfer.backends._fingerprint import ModelFile, digest_of_bytes, fingerprint_of_model
-from streaminfer.backends._onnx_binding import Binding, BoundRuns, check_cuda_graphs, choose_binding, load_cuda_runtime
+from streaminfer.backends._fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends._onnx_binding import (
+    Binding,
+    BoundRuns,
+    check_cuda_graphs,
+    choose_binding,
+    load_cuda_runtime,
+    records_graphs,
+)
 from streaminfer.backends._onnx_model import (
     Provider,
     check_loaded,
     choose_providers,
     find_source,
+    give_weights,
     load,
     make_options,
     read_specs,
 )
+from streaminfer.backends._onnx_serving import LoadedModel, Seat, Serving
 from streaminfer.backends._onnx_session import SessionWorker, stack_example
 from streaminfer.backends._signature import (
     NonFinite,
@@ -70,9 +88,10 @@ class OnnxBackend:
         providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
             One that is not available, or that fails, is an error, not a silent fall-back. A provider that a plugin
             brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
-        threads: threads that one session computes with, its worker thread included; ``None`` means 1.
-        sessions: sessions, each with a worker thread: how many batches can run at the same time. Every session holds
-            a copy of the weights.
+        threads: threads that a batch computes with, its worker thread included; ``None`` means 1. On the CPU the
+            batches that run share all ``sessions * threads``.
+        sessions: how many batches can run at the same time, each in a worker thread. On the CPU they share the weights;
+            elsewhere each has a session with a copy of them.
         warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
             that it may send.
         batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
@@ -82,8 +101,9 @@ class OnnxBackend:
         shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
             read-only.
         outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
-        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, and
-            the providers if it has any.
+        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, on
+            the CPU of all batches together, and the providers if it has any. onnxruntime then reads external files of
+            weights itself, and maps them: never write into such a file while the model is loaded.
         example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
             ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
             nothing unless its length buckets name them.
@@ -101,7 +121,7 @@ class OnnxBackend:
         outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
         batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
         max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
-        fingerprint: of the model and how it is asked.
+        fingerprint: of the model and how it is asked; :meth:`reload` changes it.
         queued_workers: ``sessions``, which take batches from one queue.
 
     Raises:
@@ -132,72 +152,141 @@ class OnnxBackend:
         hang_grace_s: float = HANG_GRACE_S,
         clock: Clock | None = None,
     ) -> None:
-        runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
+        self._runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
         check_count("sessions", sessions)
         check_duration("hang_grace_s", hang_grace_s)
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
-        sizes = [check_count("warmup", size) for size in warmup]
-        axes = _by_name("batch_axes", batch_axes)
-        shared = _by_name("shared_inputs", shared_inputs)
-        options = make_options(runtime, threads, session_options)
-        self._name, source = find_source(path_or_bytes)
-        contents = source if isinstance(source, bytes) else ModelFile.at(source)
-        chosen = choose_providers(runtime, providers, options, given=session_options is not None)
-        loaded = [load(runtime, source, self._name, options, chosen) for _ in range(sessions)]
-        check_loaded(loaded[0], providers or ())
-        self._providers: list[Provider] = chosen or list(loaded[0].get_providers())
-        self._contents = digest_of_bytes(contents) if isinstance(contents, bytes) else contents
-        inputs, given = read_specs(loaded[0], axes, shared, shared_outputs, outputs)
-        self._signature = Signature(inputs, given, non_finite=non_finite)
+        self._sessions = sessions
+        self._providers = providers
+        self._thread_count = threads
+        self._warmup_sizes = [check_count("warmup", size) for size in warmup]
+        self._axes = _by_name("batch_axes", batch_axes)
+        self._shared: Mapping[str, Any] = _by_name("shared_inputs", shared_inputs)
+        self._shared_outputs = shared_outputs
+        self._chosen_outputs = outputs
+        self._session_options = session_options
+        self._example = example
+        self._wanted_binding = binding
+        self._non_finite = non_finite
+        self._new_options = functools.partial(_run_options, self._runtime)
+        self._serving = Serving(self._load(path_or_bytes))
+        self._signature = self._serving.model.signature
+        self._shared = self._serving.model.shared  # copies: a reload must not see what the user has written since
         self.inputs = self._signature.inputs
         self.outputs = self._signature.outputs
         self.batch_axes = self._signature.batch_axes
         fixed = self._signature.rows_a_run
         self.max_batch_size = None if fixed == 1 else fixed
-        self._binding, device = choose_binding(binding, self._providers, self._signature)
-        check_cuda_graphs(loaded[0], self._binding, self._signature, sessions)
-        cuda = load_cuda_runtime() if self._binding == "pinned" else None
-        if fixed is not None:
-            sizes = [fixed] if sizes else []
-        values = {spec.name: check_value(spec, shared[spec.name]) for spec in inputs if spec.name in shared}
-        self._shared = values
-        batches = [stack_example(self._signature, example, size) for size in sizes]
-        self._example = example
-        self._new_options = functools.partial(_run_options, runtime)
+        self.queued_workers = sessions
+        self._recorder = BackendRecorder(sessions, clock)
+        seats = [Seat(self._serving, number) for number in range(sessions)]
+        name = f"OnnxBackend({self._serving.model.name})"
+        self._threads = WorkerThreads(seats, name, hang_grace_s=hang_grace_s)
+
+    def _load(self, path_or_bytes: object) -> LoadedModel:
+        """A model with its sessions, not warmed yet.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: as the constructor.
+        """
+        runtime = self._runtime
+        options = make_options(runtime, self._thread_count, self._session_options)
+        name, source = find_source(path_or_bytes)
+        is_given = self._session_options is not None
+        chosen = choose_providers(runtime, self._providers, options, given=is_given)
+        sharing = {one if isinstance(one, str) else one[0] for one in chosen} == {"CPUExecutionProvider"}
+        if sharing and not is_given:  # one pool of threads for all batches that run
+            options.intra_op_num_threads = self._sessions * (options.intra_op_num_threads - 1) + 1
+        files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
+        if files is not None and not is_given:  # those of the user may make other sessions, and keep no memory alive
+            give_weights(options, files.weights)
+        count = 1 if sharing else self._sessions
+        loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
+        if files is not None:
+            files.check_unchanged()
+        check_loaded(loaded[0], self._providers or ())
+        providers: list[Provider] = chosen or list(loaded[0].get_providers())
+        inputs, given = read_specs(loaded[0], self._axes, self._shared, self._shared_outputs, self._chosen_outputs)
+        signature = Signature(inputs, given, non_finite=self._non_finite)
+        binding, device = choose_binding(self._wanted_binding, providers, signature)
+        check_cuda_graphs(loaded[0], binding, signature, self._sessions)
+        cuda = load_cuda_runtime() if binding == "pinned" else None
+        sizes = self._warmup_sizes
+        if signature.rows_a_run is not None:
+            sizes = [signature.rows_a_run] if sizes else []
+        values = {spec.name: check_value(spec, self._shared[spec.name]) for spec in inputs if spec.name in self._shared}
+        batches = [stack_example(signature, self._example, size) for size in sizes]
         workers = [
             SessionWorker(
                 session,
-                name=self._name,
-                signature=self._signature,
+                name=name,
+                signature=signature,
                 shared=values,
                 warmup=batches,
                 new_options=self._new_options,
-                bound=None if self._binding == "off" else BoundRuns(runtime, session, self._signature, device, cuda),
+                bound=None if binding == "off" else BoundRuns(runtime, session, signature, device, cuda),
             )
-            for session in loaded
+            for session in (loaded * self._sessions if sharing else loaded)
         ]
-        self.queued_workers = sessions
-        self._recorder = BackendRecorder(sessions, clock)
-        self._threads = WorkerThreads(workers, f"OnnxBackend({self._name})", hang_grace_s=hang_grace_s)
+        digest = digest_of_bytes(source) if isinstance(source, bytes) else files.digest if files is not None else None
+        axes = [(spec.name, spec.batch_axis) for spec in (*signature.inputs, *signature.outputs)]
+        return LoadedModel(
+            name=name,
+            signature=signature,
+            shared=values,
+            providers=providers,
+            binding=binding,
+            has_graphs=records_graphs(loaded[0]),
+            workers=workers,
+            fingerprint=None
+            if digest is None
+            else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
+        )
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str | None:
         """The same for backends that answer alike, in any process and on any machine: part of a cache's keys.
 
         It is made of the model's bytes and its external files of weights, wherever they lie, the batch axes, the shared
         inputs and the providers with those of their options that change answers; not of ``session_options``, nor of
-        onnxruntime's version. The file is read at the first look, about a second per gigabyte. ``None`` for a model
-        that was given as bytes and has external files.
+        onnxruntime's version. The files are read when the model is loaded, about a second per gigabyte. ``None`` for a
+        model that was given as bytes and has external files.
+        """
+        return self._serving.model.fingerprint
+
+    def fingerprint_changes(self) -> int:
+        """How often :meth:`reload` has replaced the model."""
+        return self._serving.model.number
+
+    async def reload(self, path_or_bytes: str | os.PathLike[str] | bytes) -> None:
+        """Replace the model by another one without losing a request.
+
+        The new model is loaded, and runs a batch of each shape that the present one has run, on another thread. Then
+        it runs every batch that no worker has begun, and ``fingerprint`` is its own; batches that run end on the model
+        that began them. Whatever fails leaves the present model as it is. Reloads take effect one after another, in the
+        order of the calls, and a cancelled one has none. Both models are in memory until the old one's last batch ends.
+
+        The arguments of the constructor hold for the new model as well. Before :meth:`start` and after :meth:`stop` the
+        model is replaced too, and is what the next start serves.
+
+        Args:
+            path_or_bytes: the model's file, or its bytes; the same path again reads the file again.
 
         Raises:
-            ValueError: the file is another one than when it was loaded, or cannot be read.
+            FileNotFoundError: there is no such file.
+            ValueError: the model cannot be loaded, what it reads or returns differs, or there are CUDA graphs.
+            TypeError: the argument is no path and no bytes.
+            BackendError: it failed on a batch of the warm-up.
         """
-        digest = self._contents.digest() if isinstance(self._contents, ModelFile) else self._contents
-        if digest is None:
-            return None
-        axes = [(spec.name, spec.batch_axis) for spec in (*self.inputs, *self.outputs)]
-        return fingerprint_of_model(digest, axes=axes, shared=self._shared, providers=self._providers)
+        async with self._serving.turn():
+            self._serving.replace(await asyncio.to_thread(self._prepare, path_or_bytes))
+
+    def _prepare(self, path_or_bytes: object) -> LoadedModel:
+        model = self._load(path_or_bytes)
+        self._serving.model.check_replaceable_by(model)
+        self._serving.warm(model)
+        return model
 
     def validate(self, request: Request) -> None:
         """Checks what a request brings against the model.
@@ -257,10 +346,10 @@ class OnnxBackend:
         return guess if guess is None or only is None else guess[only]
 
     async def _infer_on_each(self, batch: Batch) -> None:
-        await self._threads.run_for_each(SessionWorker.record, batch, self._new_options())
+        await self._threads.run_for_each(Seat.record, batch, self._new_options())
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        return await self._infer(batch, SessionWorker.record)
+        return await self._infer(batch, Seat.record)
 
     async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         options = self._new_options()
@@ -270,13 +359,13 @@ class OnnxBackend:
 
         return await self._threads.run(answer, batch, options, interrupt=end_early)
 
-    def _answer(self, worker: SessionWorker, batch: Batch, options: Any) -> Sequence[Any]:
+    def _answer(self, worker: Seat, batch: Batch, options: Any) -> Sequence[Any]:
         return self._recorder.busy(worker.answer, batch, options)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
-        return f"OnnxBackend({self._name}: {inputs} → {outputs}; {self._manner()})"
+        return f"OnnxBackend({self._serving.model.name}: {inputs} → {outputs}; {self._manner()})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -286,17 +375,17 @@ class OnnxBackend:
             for spec in specs
         ]
         return (
-            f"<table><caption>OnnxBackend({escape(self._name)}): {escape(self._manner())}</caption>"
+            f"<table><caption>OnnxBackend({escape(self._serving.model.name)}): {escape(self._manner())}</caption>"
             "<thead><tr><th></th><th>name</th><th>type</th><th>batch axis</th></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"
         )
 
     def _manner(self) -> str:
-        sessions = self._recorder.snapshot().workers
-        names = [one if isinstance(one, str) else one[0] for one in self._providers]
+        sessions, model = self._sessions, self._serving.model
+        names = [one if isinstance(one, str) else one[0] for one in model.providers]
         fixed = self._signature.rows_a_run
         rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
-        bound = "" if self._binding == "off" else f", {self._binding} memory bound"
+        bound = "" if model.binding == "off" else f", {model.binding} memory bound"
         return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
 
 

@@ -85,6 +85,7 @@ class BatchedService(Dispatcher):
         self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
         self.calibration: CalibrationStatistics | None = None
         self._calibrator: Calibration | None = None
+        self._calibrated_model = 0
         self._submitted = 0
         self._overloaded = 0
         self._closed = 0
@@ -344,8 +345,10 @@ class BatchedService(Dispatcher):
             return
         from streaminfer.batching.calibration import Calibration  # noqa: PLC0415 - who is started loads it
 
-        if self._calibrator is None:
-            self._calibrator = Calibration(self.source)
+        changes: Callable[[], int] | None = find_inward(self.inner, "fingerprint_changes", None)
+        model = 0 if changes is None else changes()
+        if self._calibrator is None or model != self._calibrated_model:
+            self._calibrator, self._calibrated_model = Calibration(self.source), model
         self.calibration = await self._calibrator.run(
             self._make_calibration_service,
             example,

@@ -6,10 +6,11 @@ window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* 
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
-degraded answer, an answer computed while something was erased (it might be what was erased), and an answer whose
-computation said :func:`~streaminfer.caching.no_store`.
+degraded answer, an answer computed while something was erased (it might be what was erased) or while the model was
+replaced (it might be the other model's), and an answer whose computation said :func:`~streaminfer.caching.no_store`.
 
-**The key** holds what was wrapped (``identity``), so that one cache can serve many. Then the tenant, the subject, and
+**The key** holds what was wrapped (``identity``), so that one cache can serve many; a service whose fingerprint may
+change (``fingerprint_changes``) is looked at for each request. Then the tenant, the subject, and
 the inputs or the request's own ``key``. The subject is in it so that erasing a subject erases all that came of its
 data, and only that.
 
@@ -116,9 +117,12 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     identity, lasting = identity_of(inner)
     if cache.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
-    front = Front(cast("EdgeTable", cache), key_maker(identity, "", "", secret))
+    table = cast("EdgeTable", cache)
     if kind == "service":
-        return CachedService(cache, inner, flights, front)
+        return CachedService(
+            cache, inner, flights, lambda: Front(table, key_maker(identity_of(inner)[0], "", "", secret))
+        )
+    front = Front(table, key_maker(identity, "", "", secret))
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
@@ -213,8 +217,11 @@ class CachedService(_Layer):
 
     enforces_deadline = True
 
-    def __init__(self, cache: Table, inner: Any, flights: Flights, front: Front) -> None:
-        super().__init__(cache, flights, front)
+    def __init__(self, cache: Table, inner: Any, flights: Flights, make_front: Callable[[], Front]) -> None:
+        self._make_front = make_front
+        self._changes: Callable[[], int] | None = find_inward(inner, "fingerprint_changes", None)
+        self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
+        super().__init__(cache, flights, make_front())
         self.inner = inner
         self.name = name_of(inner)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
@@ -244,6 +251,20 @@ class CachedService(_Layer):
         Raises:
             InvalidInput: its inputs, or its own key, cannot be keyed.
         """
+        if self._changes is not None:
+            self._follow(self._changes)
+        return self._key_of(request)
+
+    def _follow(self, changes: Callable[[], int]) -> int:
+        """Take over the fingerprint if it has changed, and return the number of its changes."""
+        version = changes()
+        if version != self._version:
+            # read after the number: keys that are newer than their number are not stored, which does no harm
+            self.front = self._make_front()
+            self._version = version
+        return version
+
+    def _key_of(self, request: Request) -> bytes:
         asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
         if request.subject is not None:
             asked = (*asked, request.subject)
@@ -260,25 +281,33 @@ class CachedService(_Layer):
         """
         if request.stream_id is not None:
             return await self._alone(request, self.front.now())
-        key = self.key_of(request)
+        version = 0 if self._changes is None else self._follow(self._changes)
+        key = self._key_of(request)
         found = self.front.find(key)
         if found.__class__ is not Missed:
             return Response(found, False, "cache")
         if not request.store and found.state != _NEGATIVE:
             return await self._alone(request, found.now_ns)
         if found.state == _STALE:
-            self._refresh(key, request)
+            self._refresh(key, request, version)
             return Response(hand_out(found.value), True, "cache")
         if found.state == _NEGATIVE:
             raise own_error(found.value)
-        return await self._share(key, self._computing, (key, request, True), request, found.now_ns)
+        arguments = (key, request, True, version)
+        return await self._share(key, self._computing, arguments, request, found.now_ns, version)
 
-    def _refresh(self, key: Any, request: Request) -> None:
+    def _refresh(self, key: Any, request: Request, version: int) -> None:
         behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
-        self.flights.here().refresh(key, self._computing, (key, behind, False), self.front.now, owner=self)
+        self.flights.here().refresh(key, self._computing, (key, behind, False, version), self.front.now, owner=self)
 
     async def _share(
-        self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
+        self,
+        key: Any,
+        compute: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        request: Request,
+        now_ns: int,
+        version: int = 0,
     ) -> Response:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
@@ -289,7 +318,7 @@ class CachedService(_Layer):
         )
         if response.__class__ is self._stale_of_tier:
             if led:
-                self._refresh(key, request)
+                self._refresh(key, request, version)
             return Response(hand_out(response.value), True, response.source)
         timings = response.timings if led else None  # of a request that somebody else made, they say nothing
         return Response(hand_out(response.outputs), response.degraded, response.source, timings)
@@ -299,26 +328,35 @@ class CachedService(_Layer):
             return await self._call(request)
         return await self._share(object(), self._call, (request,), request, now_ns)
 
-    async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool) -> Any:
+    async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool, version: int) -> Any:
         lookup = self.lookup(key, request.deadline_ns, is_refresh=not keeps_errors)
         found = await lookup.find()
         if found is not None:
             return found if found.is_stale else Response(found.value, False, found.source)
         with lookup:
-            return await self._compute(key, request, keeps_errors, lookup.erasures)
+            return await self._compute(key, request, keeps_errors, version, lookup.erasures)
 
-    async def _compute(self, key: Any, request: Request, keeps_errors: bool, erasures: int | None = None) -> Response:
+    async def _compute(
+        self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
+    ) -> Response:
         erasures = self.cache.erasures if erasures is None else erasures
         try:
             response = await self._call(request)
             outputs = keep(response.outputs)
         except Exception as error:
-            if keeps_errors:  # an error behind a stale answer must not take its place
+            # an error behind a stale answer must not take its place
+            if keeps_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
-        if not response.degraded:
+        if self._changed_since(version):
+            self.flights.not_stored()
+        elif not response.degraded:
             self.store(key, outputs, erasures, request.tags, request.subject)
         return Response(outputs, response.degraded, response.source, response.timings)
+
+    def _changed_since(self, version: int) -> bool:
+        """Whether another model than the key's may have answered."""
+        return self._changes is not None and self._changes() != version
 
     async def stop(self, *, drain: bool) -> None:
         """Ends what it computes, refreshes included; a `Stack` calls it.
@@ -436,7 +474,7 @@ class _FunctionAsService:
 
 def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
     """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
-    service = CachedService(cache, _FunctionAsService(function, front.now), flights, front)
+    service = CachedService(cache, _FunctionAsService(function, front.now), flights, lambda: front)
 
     @wraps(function)
     async def cached(

@@ -52,7 +52,7 @@ def graphs(monkeypatch):
 
 
 def session_of(backend):
-    return backend._threads._workers[0]._session
+    return backend._serving.model.workers[0]._session
 
 
 def run(main):
@@ -126,7 +126,7 @@ def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
         await backend.start()
         for width in (4, 5, 6, 7):
             await backend.infer(batch(ramp(1, width)))
-        slots = backend._threads._workers[0]._bound._slots
+        slots = backend._serving.model.workers[0]._bound._slots
         assert list(slots) == [((1, 3),), ((1, 6),), ((1, 7),)]
         await backend.infer(batch(ramp(1, 3)))
         assert session_of(backend).log[-1] == ("replayed", 1)
@@ -138,7 +138,7 @@ def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
 def test_no_graphs_after_a_hang(graphs, doubling, ramp):
     """A renewed worker has other memory, and a run that hangs may still be in its thread's graph."""
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1], example=ramp(3))
-    worker = backend._threads._workers[0]
+    worker = backend._serving.model.workers[0]
     worker.warm()
 
     worker.renew().warm()

@@ -1,5 +1,6 @@
 """What backends are, as part of a cache's keys: alike in every process, and never alike where answers may differ."""
 
+import asyncio
 import functools
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from streaminfer.batching import AdaptiveBatcher
 from streaminfer.caching import EdgeCache
 from streaminfer.caching.cache_layer import put_in_front
 from streaminfer.caching.flight_shells import Flights
-from streaminfer.request import Request
+from streaminfer.request import Batch, Request
 from streaminfer.resilience import CircuitBreaker
 from streaminfer.stack import Stack
 
@@ -137,26 +139,92 @@ def test_each_part_counts():
     assert mark(shared=both) != mark(shared={"a": np.ones(2), "b": np.zeros(2)})
 
 
-def test_a_file_that_was_replaced_after_it_was_loaded_is_an_error(tmp_path):
-    path = save(scaling(2.0), tmp_path / "a")
-    backend, known = OnnxBackend(path), OnnxBackend(path)
-    mark = known.fingerprint
-    onnx.save(scaling(3.0), tmp_path / "new.onnx")
-    (tmp_path / "new.onnx").replace(path)
-    with pytest.raises(ValueError, match="as it was loaded, got another file"):
-        _ = backend.fingerprint
-    assert known.fingerprint == mark  # read once
-    path.unlink()
-    with pytest.raises(ValueError, match="expected to read"):
-        _ = backend.fingerprint
-
-
-def test_weights_that_are_gone_are_an_error(tmp_path):
+def test_files_that_change_later_are_not_the_models(tmp_path):
+    """A fingerprint is of what was loaded, whenever it is looked at."""
     path = save(scaling(2.0), tmp_path / "a", external=True)
+    mark = OnnxBackend(path).fingerprint
     backend = OnnxBackend(path)
+    shutil.rmtree(path.parent)
+    assert backend.fingerprint == mark
+    save(scaling(3.0), tmp_path / "a", external=True)
+    assert backend.fingerprint == mark
+    assert OnnxBackend(path).fingerprint != mark
+
+
+def test_weights_written_in_place_change_no_loaded_model(tmp_path):
+    """Left to itself, onnxruntime maps the file: the answers would change under the same fingerprint."""
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    backend = OnnxBackend(path, sessions=2)
+
+    (path.parent / "weights.bin").write_bytes(np.full(64, 3, np.float32).tobytes())
+
+    assert answer_of(backend) == 2.0
+    assert answer_of(OnnxBackend(path)) == 3.0
+
+
+def answer_of(backend):
+    async def main():
+        rows = await backend.infer(Batch(np.ones((1, 64), np.float32), [Request(None)]))
+        await backend.stop()
+        return float(rows[0][0])
+
+    return asyncio.run(main())
+
+
+def test_weights_replaced_while_they_are_loaded_are_an_error(tmp_path, monkeypatch):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    real = onnxruntime.InferenceSession
+
+    def replaced(*arguments, **keywords):
+        (path.parent / "weights.bin").write_bytes(np.full(64, 3, np.float32).tobytes())
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", replaced)
+    for how in ({}, {"session_options": onnxruntime.SessionOptions()}):
+        with pytest.raises(ValueError, match=r"stay as they are while they are loaded, got '.*weights\.bin'"):
+            OnnxBackend(path, **how)
+
+
+def test_weights_gone_while_they_are_loaded_are_an_error(tmp_path, monkeypatch):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    real = onnxruntime.InferenceSession
+
+    def removed(*arguments, **keywords):
+        (path.parent / "weights.bin").unlink()
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", removed)
+    with pytest.raises(ValueError, match=r"which changed: put all files of a version in place"):
+        OnnxBackend(path)
+
+
+def test_weights_that_are_missing_are_an_error(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
     (path.parent / "weights.bin").unlink()
-    with pytest.raises(ValueError, match=r"weights\.bin"):
-        _ = backend.fingerprint
+    with pytest.raises(ValueError, match=r"path_or_bytes: expected to read .*weights\.bin"):
+        OnnxBackend(path)
+
+
+def test_weights_outside_the_models_folder_are_not_read(tmp_path):
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.bin"
+    (path.parent / "weights.bin").rename(tmp_path / "weights.bin")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"external files are in its folder, or below, got '\.\./weights\.bin'"):
+        OnnxBackend(path)
+
+
+def test_own_session_options_hold_no_weights(tmp_path):
+    """They may make other sessions later, when the memory is gone."""
+    options = onnxruntime.SessionOptions()
+    path = save(scaling(2.0), tmp_path / "a", external=True)
+    other = save(scaling(3.0), tmp_path / "b", external=True)
+    first, second = (OnnxBackend(each, session_options=options) for each in (path, other))
+    assert (answer_of(first), answer_of(second)) == (2.0, 3.0)
+    assert first.fingerprint == OnnxBackend(path).fingerprint != second.fingerprint
 
 
 def test_the_numbers_are_those_of_the_schema():

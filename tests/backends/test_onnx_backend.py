@@ -11,6 +11,7 @@ from onnx import TensorProto as Tensor
 
 from streaminfer import AdaptiveBatcher, Stack, batching, errors
 from streaminfer.backends import OnnxBackend
+from streaminfer.backends._onnx_session import SessionWorker
 from streaminfer.request import Request
 
 PATIENCE_S = 30
@@ -201,22 +202,21 @@ def test_inputs_are_read_once_and_off_the_loop(doubling, batch, ramp):
 # ---------------------------------------------------------------------------------------------- life cycle
 
 
-def test_warm_up_runs_the_sizes_on_every_session(monkeypatch, doubling, ramp):
+def test_warm_up_runs_the_sizes_once_for_each_worker(monkeypatch, doubling, ramp):
     shapes = []
 
     class Recorded(onnxruntime.InferenceSession):
         def run(self, names, feed, options):
-            shapes.append((id(self), feed["x"].shape))
+            shapes.append(feed["x"].shape)
             return super().run(names, feed, options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
     infer(OnnxBackend(doubling, sessions=2, warmup=(1, 4)))
-    assert len({session for session, _ in shapes}) == 2
-    assert sorted(shape for _, shape in shapes) == [(1, 1), (1, 1), (4, 1), (4, 1)]
+    assert sorted(shapes) == [(1, 1), (1, 1), (4, 1), (4, 1)]
     shapes.clear()
     backend = OnnxBackend(doubling, warmup=(2,), example=ramp(5))
     infer(backend)
-    assert [shape for _, shape in shapes] == [(2, 5)]
+    assert shapes == [(2, 5)]
     assert backend.statistics().batches == 0
 
 
@@ -335,17 +335,17 @@ def _with_shape(model_bytes, shape):
     return model.SerializeToString()
 
 
-def test_batcher_warms_each_session_at_each_size(monkeypatch, assets):
+def test_batcher_warms_each_worker_at_each_size(monkeypatch, assets):
     """Without ``warmup`` or ``example``: the model leaves no size open but that of the batch."""
     seen = set()
+    answer = SessionWorker.answer
 
-    class Recorded(onnxruntime.InferenceSession):
-        def run(self, names, feed, options):
-            seen.add((id(self), *(value.shape[0] for value in feed.values())))
-            return super().run(names, feed, options)
+    def recorded(self, batch, options, **how):
+        seen.add((id(self), batch.size))
+        return answer(self, batch, options, **how)
 
     async def scenario():
-        monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+        monkeypatch.setattr(SessionWorker, "answer", recorded)
         backend = OnnxBackend(assets / "blaze_front.onnx", sessions=2)
         batcher = AdaptiveBatcher(max_batch_size=4, max_in_flight=2, slo_s=10.0)
         async with Stack(batcher, backend) as stack:

@@ -44,7 +44,7 @@ def infer(backend, *batches):
 
 
 def bound(backend):
-    return backend._threads._workers[0]._bound
+    return backend._serving.model.workers[0]._bound
 
 
 # ---------------------------------------------------------------------------------------------- on the CPU
@@ -342,7 +342,7 @@ def test_a_backend_on_a_gpu_loads_the_runtime_once(monkeypatch, doubling):
     monkeypatch.setattr(onnx_module, "load_cuda_runtime", lambda: loaded.append(1) or "cuda")
     backend = OnnxBackend(doubling, sessions=2)
     assert loaded == [1]
-    assert [(worker._bound._cuda, worker._bound._device) for worker in backend._threads._workers] == [
+    assert [(worker._bound._cuda, worker._bound._device) for worker in backend._serving.model.workers] == [
         ("cuda", ("cuda", 0))
     ] * 2
 

@@ -144,12 +144,13 @@ def test_sessions_compute_with_the_threads_and_options_that_were_asked_for(monke
     OnnxBackend(doubling, threads=3, providers=[("CPUExecutionProvider", {})])
     own = onnxruntime.SessionOptions()
     OnnxBackend(doubling, session_options=own)
-    assert [options.intra_op_num_threads for options, _ in seen[:3]] == [1, 1, 3]
-    assert all(options.inter_op_num_threads == 1 for options, _ in seen[:3])
+    OnnxBackend(doubling, threads=3, sessions=2)
+    assert [options.intra_op_num_threads for options, _ in seen] == [1, 3, 0, 5]  # the workers are threads, too
+    assert all(options.inter_op_num_threads == 1 for options, _ in (*seen[:2], seen[3]))
     for key in ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"):
         assert seen[0][0].get_session_config_entry(key) == "0"
-    assert seen[2][1] == [("CPUExecutionProvider", {})]
-    assert seen[3][0] is own
+    assert seen[1][1] == [("CPUExecutionProvider", {})]
+    assert seen[2][0] is own
 
 
 def test_a_provider_that_falls_back_silently_is_an_error(monkeypatch, doubling):

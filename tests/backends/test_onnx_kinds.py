@@ -88,6 +88,7 @@ def test_arrays_of_text(echo):
         (np.array(b"a"), "decode them"),
         (np.array(3, object), "an element is no str"),
         (1.0, "got float 1.0"),
+        (np.ma.array("a"), "its mask would be lost"),
         (np.array(["a"]), "a request carries no batch axis"),
     ],
     ids=repr,

@@ -151,7 +151,7 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
     for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):
         check.check(inputs)
     for inputs, message in [
-        ({"x": x, "t": np.array(["a", "b"])}, "input 't': expected object"),
+        ({"x": x, "t": np.array(["a", "b"])}, "input 't': expected str"),
         ({"x": x, "t": "a"}, "input 't'"),
         ({"t": np.array(["a"])}, "input 'x'.*missing"),
         ({"x": x, "u": x}, "no such input"),
