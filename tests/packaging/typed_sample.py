@@ -80,4 +80,11 @@ async def calls(stack: si.Stack) -> None:
     si.TritonBackend("http://localhost:8000", "m", protocol="soap")  # expect: arg-type
     si.OnnxBackend("m.onnx", non_finite="drop")  # expect: arg-type
     si.SLO("o", threshold_s=1.0, alerts="loud")  # expect: call-arg
+    si.caching.RetentionLog().record(
+        "lost",  # expect: arg-type
+        where="w",
+        data_class="",
+        count=1,
+        reason="r",
+    )
     simulate([0.0], slo_s=1.0, service_time=None, max_batch_size=1, policy="fifo")  # expect: arg-type
