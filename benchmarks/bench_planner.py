@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workload import BATCH, CAPACITY, ROWS, Ask, Contestant, Infer, figures, largest_rate, on_time
 
 import streaminfer as si
-from streaminfer.batching import Lookahead, ServiceTime, arrivals, clairvoyant_optimum, simulate
+from streaminfer.batching import Lookahead, PolicyName, ServiceTime, arrivals, clairvoyant_optimum, simulate
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.testing import VirtualLoop
 
@@ -43,13 +43,13 @@ def simulated() -> None:
     def optimum(name: str, rate: float) -> float:
         return sum(clairvoyant_optimum(trace, **options) for trace in traces(name, rate)) / 7500
 
-    def policy(kind: str, name: str, rate: float) -> float:
+    def policy(kind: PolicyName, name: str, rate: float) -> float:
         return sum(simulate(trace, policy=kind, **options).on_time for trace in traces(name, rate)) / 7500
 
     def best_of(name: str) -> float:
         return largest_rate(lambda rate: optimum(name, rate), LINE_CAPACITY)
 
-    def goodput_of(kind: str, name: str) -> float:
+    def goodput_of(kind: PolicyName, name: str) -> float:
         return largest_rate(lambda rate: policy(kind, name, rate), LINE_CAPACITY)
 
     best = {name: best_of(name) for name in GENERATORS}
@@ -65,7 +65,7 @@ def simulated() -> None:
     print(f"{'bar':44}{'≥ 0.970':>12}{'≥ 0.880':>12}{'≥ 0.940':>12}{'≥ 0.990':>16}")
 
 
-def ours(policy: str) -> Contestant:
+def ours(policy: PolicyName) -> Contestant:
     """A live batcher that is told no service time; callers are told no by their deadlines."""
 
     def start(loop: VirtualLoop, infer: Infer) -> Ask:
@@ -86,7 +86,7 @@ def ours(policy: str) -> Contestant:
     return Contestant(start, refusals=(si.DeadlineExceeded,))
 
 
-def urgency(policy: str) -> str:
+def urgency(policy: PolicyName) -> str:
     """Two priorities under overload, and the same without."""
     trace = arrivals.poisson(1.5 * CAPACITY, 12_000, 1)
     urgent = np.random.default_rng(5).random(len(trace)) < 0.2
@@ -95,7 +95,7 @@ def urgency(policy: str) -> str:
 
 
 def in_virtual_time() -> None:
-    policies = ("greedy", "lookahead")
+    policies: tuple[PolicyName, ...] = ("greedy", "lookahead")
     for row in ROWS:
         print(f"\n{row.name}\n{'':26}{'learned, no settings':>24}   bar")
         for policy in policies:

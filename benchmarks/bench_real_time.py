@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the peers' envir
 from floor import MinimalGreedy
 
 import streaminfer as si
-from streaminfer.batching import arrivals
+from streaminfer.batching import PolicyName, arrivals
 
 BATCH = 64
 SLO_S = 0.05
@@ -97,7 +97,7 @@ def calibrated() -> onnxruntime.InferenceSession:
     return chain(max(1, round(layers * FULL_BATCH_S / seconds(session, BATCH))))
 
 
-def ours(policy: str) -> Make:
+def ours(policy: PolicyName) -> Make:
     def make(infer: Infer) -> tuple[Call, tuple[type[Exception], ...]]:
         batcher = si.AdaptiveBatcher(
             max_batch_size=BATCH, slo_s=SLO_S, policy=policy, max_queue_size=10**6, stack=False

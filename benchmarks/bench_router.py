@@ -19,6 +19,7 @@ import numpy as np
 from floor import cpu_per_request
 
 import streaminfer as si
+from streaminfer.batching import PolicyName
 from streaminfer.request import Batch
 from streaminfer.routing import FallbackRouter, Route
 from streaminfer.testing import VirtualLoop, run
@@ -344,7 +345,7 @@ class NoOp:
 def bench_cost() -> None:
     """CPU per request through a stack, with and without three healthy routes."""
 
-    def batched(policy: str) -> Any:
+    def batched(policy: PolicyName) -> Any:
         return si.AdaptiveBatcher(max_batch_size=64, slo_s=0.05, policy=policy).wrap(NoOp())
 
     async def measure(service: Any, callers: int) -> float:

@@ -9,14 +9,14 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 import streaminfer as si
-from streaminfer.batching import Decision, arrivals
+from streaminfer.batching import Decision, PolicyName, arrivals
 from streaminfer.batching.service import BatchedService
 from streaminfer.request import Batch
 from streaminfer.testing import VirtualLoop, run
@@ -157,7 +157,7 @@ class Device:
         return [None] * len(batch.rows)
 
 
-def serve(workload: Workload, policy: str, seed: int) -> Served:
+def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: int) -> Served:
     """Answers a workload.
 
     Args:

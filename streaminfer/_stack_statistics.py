@@ -1,14 +1,16 @@
 """The statistics of a `Stack`: those of its layers, and its start."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
 from streaminfer._snapshot import Snapshot
 from streaminfer._start_report import StartReport
 
-__all__ = ["StackStatistics"]
+__all__ = ["StackState", "StackStatistics"]
+
+StackState = Literal["new", "starting", "running", "stopping", "stopped"]
 
 
 @attrs.frozen
@@ -16,13 +18,13 @@ class StackStatistics(Snapshot):
     """Snapshots of the layers of a `Stack`, by the name of their class.
 
     Attributes:
-        state: ``"new"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
+        state: ``"new"``, ``"starting"``, ``"running"``, ``"stopping"`` or ``"stopped"``.
         layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
             behind its name.
         start: how long the parts of the latest start took, and what was measured; ``None`` before it ended.
     """
 
-    state: str
+    state: StackState
     layers: Mapping[str, Any]
     start: StartReport | None = None
 

@@ -4,7 +4,7 @@ import math
 import numbers
 import reprlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "brief",
@@ -20,6 +20,9 @@ __all__ = [
 def expected(name: str, expectation: str, value: object) -> str:
     """The one sentence that every argument error uses."""
     return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
+
+
+C = TypeVar("C", bound=str)
 
 
 class _Brief(reprlib.Repr):
@@ -108,7 +111,7 @@ def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | N
     return number
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
     """One of a few words.
 
     Raises:
@@ -118,9 +121,10 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     what = "one of " + ", ".join(map(repr, choices))
     if not isinstance(value, str):
         raise TypeError(expected(name, what, value))
-    if value not in choices:
-        raise ValueError(expected(name, what, value))
-    return value
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise ValueError(expected(name, what, value))
 
 
 def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:

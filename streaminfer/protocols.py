@@ -52,7 +52,7 @@ import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._validation import expected
 from streaminfer.request import Batch, Request, Response
@@ -75,6 +75,8 @@ Clock = Callable[[], int]
 """Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._objective import find_slo
 from streaminfer._owners import start_owned
-from streaminfer._stack_statistics import StackStatistics
+from streaminfer._stack_statistics import StackState, StackStatistics
 from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
 from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
 from streaminfer._validation import check_count, check_duration, check_instance, expected
@@ -91,7 +91,7 @@ class Stack:
         self._home: asyncio.AbstractEventLoop | None = None  # where it was started
         self._stopped = asyncio.Event()
         self._pid = 0
-        self._state = "new"
+        self._state: StackState = "new"
         self._start_report: StartReport | None = None
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)

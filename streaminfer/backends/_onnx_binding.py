@@ -71,7 +71,7 @@ def choose_binding(asked: object, providers: Sequence[Provider], signature: Sign
     odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
     if asked is None:
         return ("pinned" if device[0] == "cuda" and odd is None else "off"), device
-    binding: Binding = check_choice("binding", asked, get_args(Binding))  # type: ignore[assignment]  # checked
+    binding: Binding = check_choice("binding", asked, get_args(Binding))
     if binding == "pinned" and device[0] != "cuda":
         raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", asked))
     if binding != "off" and odd is not None:

@@ -12,6 +12,7 @@ many rows as the smallest batch, as the largest, and tuned for the largest, sinc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from streaminfer._validation import check_choice, check_count, check_instance, expected
 
@@ -58,7 +59,7 @@ def tensorrt_provider(
     batch_sizes: Sequence[int] = (),
     rows: Mapping[str, Shape] | None = None,
     batch_axes: Mapping[str, int] | None = None,
-    precision: str = "fp32",
+    precision: Literal["fp32", "fp16"] = "fp32",
     device_id: int = 0,
 ) -> tuple[str, dict[str, str]]:
     """The TensorRT provider, for ``OnnxBackend(providers=[tensorrt_provider(...), cuda_provider()])``.

@@ -3,8 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.batching.batcher import AdaptiveBatcher
-from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
+from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
+from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName, Timer
 
 if TYPE_CHECKING:
     from streaminfer.batching import arrivals
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveBatcher",
+    "BatchedFunction",
     "BatcherStatistics",
     "Buckets",
     "CalibrationStatistics",
@@ -34,6 +35,7 @@ __all__ = [
     "Lookahead",
     "Outcome",
     "Policy",
+    "PolicyName",
     "ServiceTime",
     "SimulationResult",
     "Timer",

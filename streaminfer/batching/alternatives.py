@@ -20,6 +20,7 @@ import numpy as np
 
 from streaminfer._extras import require
 from streaminfer._validation import check_duration, check_instance, expected
+from streaminfer.batching.policy import PolicyName
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.batching.simulation_result import SimulationResult
 from streaminfer.batching.simulator import simulate
@@ -229,7 +230,7 @@ def what_if(
     service_time: ServiceTime | Mapping[str, ServiceTime] | Iterable[ServiceTime | tuple[str, ServiceTime]],
     max_batch_size: int | Iterable[int],
     slo_s: float | Iterable[float | None] | None = None,
-    policy: str | Iterable[str] = "lookahead",
+    policy: PolicyName | Iterable[PolicyName] = "lookahead",
     workers: int | Iterable[int] = 1,
     max_queue_delay_s: float | Iterable[float] = 0.0,
     noise: float = 0.0,

@@ -3,14 +3,14 @@
 import functools
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly import Assembler
-from streaminfer.batching.policy import Greedy, Policy, Timer
+from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
 from streaminfer.batching.service import BatchedService, make_assembler
-from streaminfer.protocols import Clock, check_infer, find_inward, is_backend, is_service
+from streaminfer.protocols import Backend, Clock, check_infer, find_inward, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
@@ -21,12 +21,28 @@ if TYPE_CHECKING:
     from streaminfer.batching.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
 
-__all__ = ["AdaptiveBatcher"]
+__all__ = ["AdaptiveBatcher", "BatchedFunction"]
 
 _LARGEST = 2**31 - 1
 _DOUBTFUL_SLO_S = 10  # a whole number from here on was perhaps meant as milliseconds
-_POLICIES = ("lookahead", "greedy", "timer")
 _AS_BEFORE: Any = object()
+
+
+class BatchedFunction(Protocol):
+    """What :meth:`AdaptiveBatcher.wrap` makes of a batch function."""
+
+    async def __call__(
+        self,
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Hashable = None,
+        tenant: str | None = None,
+        key: Hashable = None,
+    ) -> Any:
+        """Answer one request as a row of a batch."""
+        ...
 
 
 class AdaptiveBatcher:
@@ -87,7 +103,7 @@ class AdaptiveBatcher:
         max_queue_size: int = 1024,
         max_queue_delay_s: float = 0.0,
         max_in_flight: int | None = None,
-        policy: str = "lookahead",
+        policy: PolicyName = "lookahead",
         buckets: "Buckets | Sequence[int] | None" = None,
         max_batch_bytes: int | None = None,
         preferred_sizes: Sequence[int] | None = None,
@@ -107,7 +123,7 @@ class AdaptiveBatcher:
         self._in_flight_given = max_in_flight is not None
         in_flight = 1 if max_in_flight is None else max_in_flight
         self.max_in_flight = check_count("max_in_flight", in_flight, at_most=_LARGEST)
-        self.policy = check_choice("policy", policy, _POLICIES)
+        self.policy = check_choice("policy", policy, POLICY_NAMES)
         self._check_delay()
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
@@ -131,6 +147,10 @@ class AdaptiveBatcher:
         self._hand_over: HandOver | None = None
         self._service: BatchedService | None = None
 
+    @overload
+    def wrap(self, inner: Backend) -> BatchedService: ...
+    @overload
+    def wrap(self, inner: Callable[[Any], Any]) -> BatchedFunction: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the batcher in front of a backend or a batch function; once.
 
@@ -203,7 +223,7 @@ class AdaptiveBatcher:
         *,
         slo_s: float | None = _AS_BEFORE,
         max_batch_size: int = _AS_BEFORE,
-        policy: str = _AS_BEFORE,
+        policy: PolicyName = _AS_BEFORE,
         max_queue_delay_s: float = _AS_BEFORE,
     ) -> None:
         """Goes on with other settings, while it runs or before; what is left out stays as it is.
@@ -228,7 +248,7 @@ class AdaptiveBatcher:
             if max_batch_size is not _AS_BEFORE:
                 self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
             if policy is not _AS_BEFORE:
-                self.policy = check_choice("policy", policy, _POLICIES)
+                self.policy = check_choice("policy", policy, POLICY_NAMES)
                 if self.policy != "timer":
                     self.max_queue_delay_s = 0.0
             if max_queue_delay_s is not _AS_BEFORE:
@@ -346,7 +366,7 @@ class AdaptiveBatcher:
         return f"<AdaptiveBatcher(max_batch_size={self.max_batch_size}{slo}, policy={self.policy!r}){around}>"
 
 
-def _as_function(service: BatchedService, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+def _as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:
     submit = service.submit
     abandon = service.abandon
 

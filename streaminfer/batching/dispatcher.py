@@ -399,7 +399,11 @@ class Dispatcher:
                 self.journal.dropped(now_ns, "expired_waiting" if run is None else "expired_running", 1)
                 where = "waiting" if run is None else "its batch was running"
                 waited_s = (now_ns - timings.enqueued_ns) / 1e9
-                future.set_exception(DeadlineExceeded(f"the deadline passed after {waited_s:.6f} s, {where}"))
+                future.set_exception(
+                    DeadlineExceeded(
+                        f"the deadline passed {waited_s:.6f} s after {self.source} got the request, {where}"
+                    )
+                )
             if run is not None:
                 self._cancel_if_abandoned(run)
 

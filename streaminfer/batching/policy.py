@@ -13,14 +13,18 @@ latency for fuller batches where the cost of a batch is mostly fixed, and is her
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import attrs
 
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import Ticket
 
-__all__ = ["Decision", "Greedy", "Policy", "Timer"]
+__all__ = ["POLICY_NAMES", "Decision", "Greedy", "Policy", "PolicyName", "Timer"]
+
+PolicyName = Literal["lookahead", "greedy", "timer"]
+"""The policies that a batcher and a simulation know by name."""
+POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 class Decision(NamedTuple):

@@ -30,14 +30,13 @@ from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.arrivals import arrivals_in_ns, numbers
 from streaminfer.batching.lookahead import Lookahead
-from streaminfer.batching.policy import Decision, Greedy, Policy, Timer
+from streaminfer.batching.policy import POLICY_NAMES, Decision, Greedy, Policy, PolicyName, Timer
 from streaminfer.batching.service_time import ServiceTime
 from streaminfer.batching.simulation_result import SimulationResult
 from streaminfer.request import timeout_ns
 
 __all__ = ["SimulationResult", "durations_in_ns", "simulate"]
 
-_POLICIES = ("lookahead", "greedy", "timer")
 _FURTHEST_S = 4e9
 _PRIORITIES = np.iinfo(np.int32)
 
@@ -48,7 +47,7 @@ def simulate(
     slo_s: float,
     service_time: ServiceTime,
     max_batch_size: int,
-    policy: str | Policy = "lookahead",
+    policy: PolicyName | Policy = "lookahead",
     workers: int = 1,
     noise: float = 0.0,
     seed: int = 0,
@@ -263,7 +262,7 @@ _CALLER = _Caller()
 
 
 def _policy(
-    policy: str | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
+    policy: PolicyName | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
 ) -> Policy:
     if delay_s and not (isinstance(policy, str) and policy == "timer"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
@@ -271,7 +270,7 @@ def _policy(
         if not callable(getattr(policy, "decide", None)):
             raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
         made = policy
-    elif check_choice("policy", policy, _POLICIES) == "greedy":
+    elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
         made = Greedy(max_batch_size)
     elif policy == "timer":
         made = Timer(max_batch_size, timeout_ns(delay_s))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer.caching.cache_events import CacheEvent
-from streaminfer.caching.retention import Log
+from streaminfer.caching.retention import Action, Log
 
 __all__ = ["Ledger"]
 
@@ -35,7 +35,7 @@ class Ledger:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, str, str, str], int] = {}
+        self._counts: dict[tuple[Action, str, str, str], int] = {}
         self._flushed_ns = now()
 
     @property
@@ -50,7 +50,7 @@ class Ledger:
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
 
-    def count(self, action: str, where: str, data_class: str, reason: str, number: int = 1) -> None:
+    def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Adds to what is recorded next."""
         key = (action, where, data_class, reason)
         with self._lock:
@@ -70,7 +70,7 @@ class Ledger:
 
     def record(
         self,
-        action: str,
+        action: Action,
         *,
         where: str,
         count: int,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_instance
@@ -31,7 +31,7 @@ class CacheEvent(NamedTuple):
         labels: its subject and its tags; ``None``: it had neither.
     """
 
-    kind: str
+    kind: Literal["evicted", "expired", "erased"]
     key: Any
     value: Any
     labels: tuple[str | None, tuple[str, ...]] | None = None

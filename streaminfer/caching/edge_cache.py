@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
 from streaminfer._validation import check_choice, check_count, check_instance
 from streaminfer.caching._arguments import Labels, check_policy, duration_ns, labels_of, max_age_ns
@@ -15,12 +15,13 @@ from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.cache_events import CacheEvent, CacheEvents
 from streaminfer.caching.cache_views import FreshItems, FreshValues
 from streaminfer.caching.tiered_mapping import TieredMapping
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
     from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
     from streaminfer.caching.erasure import Erasure
+    from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
     from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
@@ -34,6 +35,8 @@ __all__ = ["EdgeCache"]
 _MOST_ENTRIES = 2**30
 _MOST_BYTES = 2**60
 _NOTHING: Any = object()
+
+Eviction = Literal["lru", "s3fifo"]
 
 
 class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
@@ -118,7 +121,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         ttl_s: float | None = None,
         stale_s: float = 0.0,
         negative_ttl_s: float = 0.0,
-        eviction: str = "lru",
+        eviction: Eviction = "lru",
         retention: Retention | None = None,
         tiers: Iterable[Any] = (),
         secret: bytes | None = None,
@@ -143,7 +146,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             ttl_ns if retention is None else self.lasts_ns(None, ()),
             stale_ns,
             negative_ns if retention is None else min(negative_ns, max_age_ns(retention.rule(()))),
-            check_choice("eviction", eviction, ("lru", "s3fifo")) == "s3fifo",
+            check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
             clock,
         )
         self._clock_given = clock is not None
@@ -165,6 +168,10 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self.tiers = Tiers(several, self, ttl_ns=ttl_ns, stale_ns=stale_ns, policy=retention, ledger=self._ledger)
         self.swept_by(None)
 
+    @overload
+    def wrap(self, inner: Service) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> CachedFunction[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the cache in front of a service or a function, sync or async; any number of them share it.
 
@@ -390,8 +397,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         return self._settings[4]
 
     @property
-    def eviction(self) -> str:
-        """``"lru"`` or ``"s3fifo"``."""
+    def eviction(self) -> Eviction:
+        """Which entries go when there is no room."""
         return self._settings[5]
 
     # -- time ---------------------------------------------------------------------------------------------------

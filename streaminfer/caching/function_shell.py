@@ -6,11 +6,11 @@ import inspect
 import types
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from streaminfer.caching._front_cy import Front, Missed
 
-__all__ = ["cached_function"]
+__all__ = ["CachedFunction", "cached_function"]
 
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
@@ -23,6 +23,22 @@ _SHELL = """
 def key_of({parameters}):
     return __key({values})
 """
+
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class CachedFunction(Protocol[P, R_co]):
+    """A function behind a cache, as type checkers see it."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Answer as the function does, from the cache where it can."""
+        ...
+
+    def key_of(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
+        """Return the key of a call with these arguments."""
+        ...
 
 
 def cached_function(function: Any, front: Front, answering: Callable[..., Any], *, is_async: bool) -> Any:

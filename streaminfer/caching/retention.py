@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
@@ -42,13 +42,17 @@ class Holding(NamedTuple):
     size_bytes: int | None
 
 
+Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+"""What a log records."""
+
+
 @runtime_checkable
 class Log(Protocol):
     """What keeps the record of expiries, evictions and erasures; ``RetentionLog`` does. Thread-safe."""
 
     def record(
         self,
-        action: str,
+        action: Action,
         *,
         where: str,
         data_class: str,

@@ -29,6 +29,7 @@ import attrs
 from streaminfer._validation import check_choice, check_count, check_instance, expected
 from streaminfer.caching._retention_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.caching._retention_file import RetentionFile, read_events
+from streaminfer.caching.retention import Action
 from streaminfer.protocols import Clock
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
     "verify_file",
 ]
 
-ACTIONS = {
+ACTIONS: dict[Action, str] = {
     "expired": "its time had passed",
     "evicted": "it gave way to others",
     "erased": "somebody asked for it: by subject or tag",
@@ -134,7 +135,7 @@ class RetentionLog:
 
     def record(
         self,
-        action: str,
+        action: Action,
         *,
         where: str,
         data_class: str,

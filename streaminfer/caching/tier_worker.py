@@ -27,6 +27,7 @@ import attrs
 from streaminfer._snapshot import Snapshot
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching.erasure import Erasing, is_erased
+from streaminfer.caching.retention import Action
 from streaminfer.caching.sizing import payload_bytes
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 
@@ -238,8 +239,9 @@ class TierWorker:
         """Counts, for the log, what the tier purged and evicted since the last time."""
         if self._ledger is not None:
             before, self._gone = self._gone, self._gone_by_itself()
+            ways: tuple[Action, Action] = ("purged", "evicted")
             for action, reason, then, now in zip(
-                ("purged", "evicted"), ("its time had passed", "no room"), before, self._gone, strict=True
+                ways, ("its time had passed", "no room"), before, self._gone, strict=True
             ):
                 if now > then:
                     self._ledger.count(action, self.name, "", reason, now - then)
@@ -323,7 +325,7 @@ class TierWorker:
             self._record("erase_failed", erasing, 0, why)
         erasing.fail(self.name, why)
 
-    def _record(self, action: str, erasing: Erasing, count: int, reason: str) -> None:
+    def _record(self, action: Action, erasing: Erasing, count: int, reason: str) -> None:
         if self._ledger is not None:
             self._ledger.record(
                 action, where=self.name, count=count, reason=reason, subject=erasing.subject, tag=erasing.tag

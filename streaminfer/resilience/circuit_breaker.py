@@ -10,11 +10,11 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.resilience._breaker_cy import MODES, NEVER, STATES, BreakerMachine
 from streaminfer.resilience._breaker_guard_cy import BreakerCore
 from streaminfer.resilience._breaker_window_cy import OutcomeWindow
@@ -181,6 +181,10 @@ class CircuitBreaker(BreakerCore):
             machine, clock, (*_NOT_THE_BACKENDS, *ignored), ignores, failure_result, ignore_result, self._events.deliver
         )
 
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the breaker in front of a service, a backend or a function; also what ``@breaker`` does.
 

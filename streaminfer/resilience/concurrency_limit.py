@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.protocols import Clock, is_backend, is_service
+from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._limit_cy import NEVER, UNKNOWN, LimitMachine
 from streaminfer.resilience._limit_guard_cy import LimitCore
@@ -118,6 +118,10 @@ class ConcurrencyLimit(LimitCore):
         self._clock_given = clock is not None
         super().__init__(machine, clock, slo)
 
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the limit in front of a service, a backend or a function; also what ``@limit`` does.
 

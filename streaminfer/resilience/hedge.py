@@ -28,12 +28,12 @@ import functools
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._owners import start_owned
 from streaminfer._stopping import stop_all
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, find_inward
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
 from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
@@ -113,6 +113,10 @@ class Hedge:
         self._no_time = 0
         self._losers: set[asyncio.Task[Any]] = set()
 
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts it in front of a service, a backend or an async function; also what ``@hedge`` does.
 

@@ -21,11 +21,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
 from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
@@ -122,6 +122,10 @@ class RetryBudget:
         self._recovered = 0
         self._gave_up = dict.fromkeys(("attempts", "repeatable", "retryable", "time", "budget"), 0)
 
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts it in front of a service, a backend or a function; also what ``@budget`` does.
 

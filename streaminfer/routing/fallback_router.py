@@ -165,19 +165,19 @@ class FallbackRouter(Chooser):
         attempt = gate.take(request, now_ns, task)
         if attempt is None:
             self._begin(request, now_ns)
-            return await self._go_on(request, Journey(), task, now_ns)
+            return await self._go_on(request, Journey(now_ns), task, now_ns)
         try:
             response = await self._first_call(request)
         except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
             now_ns = self.clock()
-            journey = Journey()
+            journey = Journey(attempt.started_ns)
             journey.offered[0] = True
             self._ended_badly(self._lanes[0], journey, attempt, error, task, now_ns)
         else:
             now_ns = self.clock()
             answer = gate.answered_by(attempt, response, now_ns)
             if answer is None:
-                return self._answer(self._lanes[0], Journey(), attempt, response, task, now_ns)
+                return self._answer(self._lanes[0], Journey(attempt.started_ns), attempt, response, task, now_ns)
             if self._drained is not None:
                 self._look_whether_drained()
             return answer

@@ -15,6 +15,7 @@ class Journey:
     """Why routes did not answer a request.
 
     Attributes:
+        began_ns: when the router got the request.
         reasons: position of the route → why it was passed over last, or how it ended.
         tried: positions of the routes that were asked.
         offered: positions of the routes whose share this request is one of, or is not.
@@ -24,9 +25,10 @@ class Journey:
         finish_ns: predicted by the route that was chosen last; 0: unknown.
     """
 
-    __slots__ = ("busy", "error", "finish_ns", "offered", "reasons", "retry_after_s", "tried")
+    __slots__ = ("began_ns", "busy", "error", "finish_ns", "offered", "reasons", "retry_after_s", "tried")
 
-    def __init__(self) -> None:
+    def __init__(self, began_ns: int) -> None:
+        self.began_ns = began_ns
         self.reasons: dict[int, str] = {}
         self.tried: set[int] = set()
         self.offered: dict[int, bool] = {}
@@ -63,7 +65,8 @@ class Journey:
         story = ", ".join(f"{lane.route.name}: {self.reasons.get(lane.position, 'not asked')}" for lane in lanes)
         error, self.error = self.error, None
         if error is not None:
-            error.add_note(f"no other route answered ({story})")
+            passed_s = (now_ns - self.began_ns) / 1e9
+            error.add_note(f"no other route answered in the {passed_s:.6f} s since the request came ({story})")
             return error
         return self._refusal(f"no route could answer ({story})", now_ns >= deadline_ns)
 

@@ -29,12 +29,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import attrs
 
 from streaminfer._validation import check_choice, check_duration, check_number, expected
 
 __all__ = ["Alert", "AlertPair", "AlertStates", "check_rate", "workbook_pairs"]
+
+Severity = Literal["page", "ticket"]
 
 _WORKBOOK_PERIOD_S = 30 * 86400.0
 _ENDS_AT = 0.9
@@ -59,7 +62,7 @@ def _rate(instance: object, attribute: attrs.Attribute[float], value: float) -> 
 
 
 def _severity(instance: object, attribute: attrs.Attribute[str], value: str) -> None:  # noqa: ARG001 - attrs' protocol
-    check_choice(attribute.name, value, ("page", "ticket"))
+    check_choice(attribute.name, value, get_args(Severity))
 
 
 @attrs.frozen
@@ -80,7 +83,7 @@ class AlertPair:
     burn_rate: float = attrs.field(validator=_rate)
     long_s: float = attrs.field(validator=_positive)
     short_s: float = attrs.field(validator=_positive)
-    severity: str = attrs.field(default="page", validator=_severity)
+    severity: Severity = attrs.field(default="page", validator=_severity)
 
     def __attrs_post_init__(self) -> None:
         if self.short_s >= self.long_s:
@@ -103,7 +106,7 @@ class Alert:
     """
 
     slo: str
-    severity: str
+    severity: Severity
     firing: bool
     pair: AlertPair
     long_burn_rate: float

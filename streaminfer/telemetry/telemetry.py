@@ -6,11 +6,11 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._validation import check_instance, expected
-from streaminfer.protocols import Clock, find_inward, is_backend, is_service
+from streaminfer.protocols import Clock, P, R, Service, find_inward, is_backend, is_service
 from streaminfer.request import Request, Response
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histogram import LatencyHistogram
@@ -60,6 +60,10 @@ class Telemetry:
             if self.slo is not None:
                 self.slo.bind_clock(clock)
 
+    @overload
+    def wrap(self, inner: Service) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the telemetry in front of a service or of a function.
 

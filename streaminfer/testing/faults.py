@@ -33,12 +33,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, overload
 
 import attrs
 
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.protocols import Clock
+from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.testing._faulty import Injury, kill_workers, put_in_front
 
 __all__ = [
@@ -238,6 +238,10 @@ class FaultPlan:
             self._calls = 0
             self._began_s = None
 
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
         """Puts the plan in front of a backend, a service or a function, as a layer does.
 

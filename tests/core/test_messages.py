@@ -192,7 +192,31 @@ def test_what_is_short_is_shown_whole(value):
 
 def test_run_inside_a_running_loop():
     async def main():
-        with pytest.raises(RuntimeError, match="one runs in this thread already"):
+        with pytest.raises(RuntimeError, match=r"one runs in this thread already: .*in a thread"):
             run(lambda _loop: asyncio.sleep(0))
 
     asyncio.run(main())
+
+
+def test_a_deadline_behind_routes_says_whose_time_it_was():
+    """The last route's model had 0.05 s of the 0.2 s; the text names it, and the note has the whole time."""
+
+    def route(name):
+        return si.Route(name, si.Stack(si.AdaptiveBatcher(max_batch_size=1, policy="greedy"), Slow(name)))
+
+    class Slow:
+        def __init__(self, name):
+            self.name = name
+
+        async def infer(self, batch):
+            await asyncio.sleep(10)
+
+    async def main(loop):
+        async with si.Stack(si.FallbackRouter(route("large"), route("small")), clock=loop.clock) as stack:
+            with pytest.raises(si.DeadlineExceeded) as caught:
+                await stack(1.0, timeout_s=0.2)
+        return str(caught.value), caught.value.__notes__
+
+    text, notes = run(main)
+    assert text == "the deadline passed 0.050000 s after small got the request, its batch was running"
+    assert notes == ["no other route answered in the 0.200000 s since the request came (large: overdue, small: late)"]
