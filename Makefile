@@ -1,5 +1,7 @@
 # Each target makes the environment it needs, from a machine with Python >= 3.11, make, a C and a C++ compiler.
 PYTHON ?= python3
+# interpreters of `make test-all`, names or paths; one that is not there is left out and said so
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find streaminfer -name '*_cy.py' -o -name '*_cy.pxd' -o -name '*kernels.py' -o -path '*_compiled_kernels/*.py') \
@@ -8,12 +10,12 @@ STAMPS := $(VENV)/stamps
 # a process a core; each file's tests stay together, since they share servers and models
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test test-all check bench docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -47,6 +49,16 @@ demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video 
 test: $(STAMPS)/build $(STAMPS)/group-test $(STAMPS)/group-demo $(STAMPS)/servers ## the whole suite, compiled, then its state machines uncompiled
 	$(PYTEST)
 	STREAMINFER_DISABLE_COMPILED=1 $(PYTEST) -m uncompiled
+
+test-all: ## `make test` on each CPython of PYTHONS that is here, each in an environment of its own
+	@ran=; missing=; failed=; \
+	for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || { missing="$$missing $$python"; continue; }; \
+		echo "== CPython $$version ($$python)"; \
+		if $(MAKE) test PYTHON=$$python VENV=.venv-$$version; then ran="$$ran $$version"; else failed="$$failed $$version"; fi; \
+	done; \
+	echo "passed:$${ran:- none}; failed:$${failed:- none}; not here:$${missing:- none}"; \
+	test -n "$$ran" -a -z "$$failed"
 
 check: $(STAMPS)/build $(STAMPS)/group-lint $(STAMPS)/group-test $(STAMPS)/group-demo ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 GPU = ServiceTime.affine(0.005, 0.001)  # what a batch takes: 5 ms, and 1 ms for each request
 
 
-async def record(loop: VirtualLoop) -> si.batching.DecisionLog:
+async def record(loop: VirtualLoop) -> si.DecisionLog:
     """Bursty requests to a batcher in front of a simulated GPU, and what it says it did."""
     batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050, policy="greedy")
     async with si.Stack(batcher, ScriptedBackend(duration_s=GPU.seconds), clock=loop.clock) as service:

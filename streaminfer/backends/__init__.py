@@ -52,4 +52,4 @@ if not TYPE_CHECKING:  # type checkers know the names from the block above, and 
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted(__all__)

@@ -33,7 +33,8 @@ def in_child(function):
 
 
 def outcome_of(program, *arguments):
-    command = [sys.executable, "-c", PROGRAM + program, *arguments]
+    # a fork beside threads is what is tested; Python 3.12 and later warn of it
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM + program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()

@@ -13,7 +13,7 @@ from streaminfer.auditing import Audit, Finding, audit
 from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.retention import Retention
 from streaminfer.caching.retention_log import RetentionLog
-from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.caching.tiers import DiskTier, RedisTier, Tier
 from streaminfer.testing import FakeClock, ScriptedBackend
 
 MASTER = b"32 bytes, from where secrets are"
@@ -223,6 +223,9 @@ class QuietTier:
 
     def __init__(self, inner, **says):
         self.inner_tier = inner
+        # isinstance looks for a protocol's members without __getattr__ from Python 3.12 on
+        names = {*Tier.__annotations__, *(name for name in vars(Tier) if not name.startswith("_"))}
+        vars(self).update({name: getattr(inner, name) for name in names})
         self.name, self.on_disk, self.shared, self.keys, self.wall_clock = "quiet", True, False, None, time.time_ns
         vars(self).update(says)
 

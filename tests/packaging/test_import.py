@@ -60,6 +60,28 @@ def test_public_name_is_the_object_at_its_home(name):
         assert value.__name__ == name
 
 
+def test_dir_names_what_is_public_and_nothing_else():
+    assert dir(streaminfer) == sorted([*streaminfer.__all__, "__version__", "compiled"])
+    for name in ("backends", "batching", "caching", "caching.tiers", "resilience", "routing", "telemetry"):
+        package = importlib.import_module(f"streaminfer.{name}")
+        assert dir(package) == sorted(package.__all__), name
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "streaminfer").rglob("__init__.py")), ids=str)
+def test_type_checkers_refuse_names_that_are_not_there(source):
+    """A module's ``__getattr__`` would have them take any name for an ``Any``."""
+    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+        names = {part.name for part in ast.walk(statement) if isinstance(part, ast.FunctionDef)}
+        if "__getattr__" in names and not isinstance(statement, ast.ClassDef):
+            assert isinstance(statement, ast.If)
+            assert ast.unparse(statement.test) == "not TYPE_CHECKING"
+
+
+def test_names_of_the_readme_are_public(run_python):
+    code = "import streaminfer.testing.faults as f, streaminfer as si; print(f is si.testing.faults, si.what_if, si.DecisionLog)"
+    assert run_python(sys.executable, "-c", code, PYTHONPATH=str(ROOT)).startswith("True <function what_if")
+
+
 def test_star_import_gives_the_public_names():
     namespace = {}
     exec("from streaminfer import *", namespace)  # noqa: S102 - not allowed inside a function
