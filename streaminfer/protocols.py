@@ -15,7 +15,7 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
     while it runs is offered as ``slo_ns``, whole nanoseconds or ``None``, and read at each request.
 ``fingerprint``
     text or bytes, or a function that returns them: what answers, the same in every process. It is part of a cache's
-    keys.
+    keys. A text or bytes that change while it runs are read at each request; a function is called once.
 ``max_batch_size``
     the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
 ``returns_new_arrays``

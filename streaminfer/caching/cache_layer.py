@@ -11,7 +11,9 @@ computation said :func:`~streaminfer.caching.no_store`.
 
 **The key** holds what was wrapped (``identity``), so that one cache can serve many. Then the tenant, the subject, and
 the inputs or the request's own ``key``. The subject is in it so that erasing a subject erases all that came of its
-data, and only that.
+data, and only that. Where the ``fingerprint`` of a service changes while it runs (its server went on to another version
+of the model), so do the keys, and an answer is only kept if its key is still the one that its request has: it might be
+of the other version.
 
 **Tiers** are asked by who leads a flight, before it computes. What they have counts as if memory had had it: fresh, or
 stale, which begins a refresh as well. A refresh asks them too, since another machine may have been faster.
@@ -30,7 +32,7 @@ from streaminfer.caching._front_cy import Front, Missed, hand_out
 from streaminfer.caching.computing import storable
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
-from streaminfer.caching.identity import identity_of
+from streaminfer.caching.identity import fingerprint_owner, identity_of
 from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.sweeping import LoopSweep
@@ -112,12 +114,15 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     if kind == "backend":
         what = "a service or a function; a backend answers whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
-    identity, lasting = identity_of(inner)
+
+    def make_front() -> Front:
+        return Front(cast("EdgeTable", cache), key_maker(identity_of(inner)[0], "", "", secret))
+
     if cache.tiers is not None:
-        _check_for_tiers(inner, kind, lasting)
-    front = Front(cast("EdgeTable", cache), key_maker(identity, "", "", secret))
+        _check_for_tiers(inner, kind, identity_of(inner)[1])
+    front = make_front()
     if kind == "service":
-        return CachedService(cache, inner, flights, front)
+        return CachedService(cache, inner, flights, front, make_front)
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
@@ -212,9 +217,15 @@ class CachedService(_Layer):
 
     enforces_deadline = True
 
-    def __init__(self, cache: Table, inner: Any, flights: Flights, front: Front) -> None:
+    def __init__(
+        self, cache: Table, inner: Any, flights: Flights, front: Front, make_front: Callable[[], Front] | None = None
+    ) -> None:
         super().__init__(cache, flights, front)
         self.inner = inner
+        self._make_front = make_front
+        self._marked = None if make_front is None else fingerprint_owner(inner)
+        self._mark = None if self._marked is None else self._marked.fingerprint
+        self._keys_changed = False
         self.name = name_of(inner)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = bool(find_inward(inner, "enforces_deadline", False))
@@ -229,6 +240,8 @@ class CachedService(_Layer):
             BackendError: a tier cannot start.
             RuntimeError: the tiers run on another event loop, or somebody else started one.
         """
+        self._follow_fingerprint()
+        self._keys_changed = False
         if self.tiers is not None:
             await self.tiers.hold()
             self._holds = True
@@ -243,6 +256,7 @@ class CachedService(_Layer):
         Raises:
             InvalidInput: its inputs, or its own key, cannot be keyed.
         """
+        self._follow_fingerprint()
         asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
         if request.subject is not None:
             asked = (*asked, request.subject)
@@ -271,6 +285,18 @@ class CachedService(_Layer):
         if found.state == _NEGATIVE:
             raise own_error(found.value)
         return await self._share(key, self._computing, (key, request, True), request, found.now_ns)
+
+    def _follow_fingerprint(self) -> None:
+        """Keys are of what answers now."""
+        if self._marked is not None and self._make_front is not None and self._marked.fingerprint != self._mark:
+            self._mark = self._marked.fingerprint
+            self.front = self._make_front()
+            self._keys_changed = True
+
+    def _is_key_of(self, key: Any, request: Request) -> bool:
+        """Whether a request that had this key still has it."""
+        self._follow_fingerprint()
+        return not self._keys_changed or self.key_of(request) == key
 
     def _refresh(self, key: Any, request: Request) -> None:
         behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
@@ -314,10 +340,11 @@ class CachedService(_Layer):
             response = await self._call(request)
             outputs = keep(response.outputs)
         except Exception as error:
-            if keeps_errors:  # an error behind a stale answer must not take its place
+            # an error behind a stale answer must not take its place
+            if keeps_errors and self._is_key_of(key, request):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
-        if not response.degraded:
+        if not response.degraded and self._is_key_of(key, request):
             self.store(key, outputs, erasures, request.tags, request.subject)
         return Response(outputs, response.degraded, response.source, response.timings)
 

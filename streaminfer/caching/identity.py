@@ -16,7 +16,15 @@ from streaminfer._function_names import name_of_function
 from streaminfer._validation import expected
 from streaminfer.protocols import find_inward
 
-__all__ = ["identity_of"]
+__all__ = ["fingerprint_owner", "identity_of"]
+
+
+def fingerprint_owner(inner: Any) -> Any:
+    """What offers the ``fingerprint`` of a service: it or what it wraps; ``None``: nothing does."""
+    current = inner
+    while current is not None and getattr(current, "fingerprint", None) is None:
+        current = getattr(current, "inner", None)
+    return current
 
 
 def identity_of(inner: Any) -> tuple[str, bool]:

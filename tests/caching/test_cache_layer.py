@@ -734,3 +734,48 @@ def test_what_an_error_kept_for_others_may_be():
         f(1)
     with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
         f(1)
+
+
+# -- a fingerprint that changes --------------------------------------------------------------------------------------
+
+
+def test_answers_of_another_version_have_other_keys():
+    async def scenario(cache, loop):
+        model = Model()
+        cached = cache.wrap(model)
+        first = cached.key_of(Request(1.0))
+        assert (await cached.call(Request(1.0))).source == "model"
+        assert (await cached.call(Request(1.0))).source == "cache"
+        model.fingerprint = "model 2"
+        assert cached.key_of(Request(1.0)) != first
+        assert (await cached.call(Request(1.0))).source == "model"
+        model.fingerprint = "model 1"
+        assert (await cached.call(Request(1.0))).source == "cache"
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_across_a_change_of_version_is_not_kept(fails):
+    """The request was keyed for version 1, and version 2 may have answered it."""
+
+    class Changing(Model):
+        async def call(self, request):
+            self.fingerprint = "model 2"
+            if fails:
+                raise BackendError("no")
+            return await super().call(request)
+
+    async def scenario(cache, loop):
+        model = Changing()
+        cached = cache.wrap(model)
+        if fails:
+            with pytest.raises(BackendError):
+                await cached.call(Request(1.0))
+        else:
+            assert (await cached.call(Request(1.0))).source == "model"
+        assert len(cache.table) == 0
+        model.fingerprint = "model 1"
+        assert len(cache.table) == 0
+
+    on_loop(scenario, negative_ttl_s=10.0)

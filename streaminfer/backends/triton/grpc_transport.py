@@ -348,7 +348,7 @@ class GrpcTransport:
             one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
             for place, one in enumerate(described)
         }
-        return Answer(outputs, final)
+        return Answer(outputs, final, response.model_version)
 
 
 def _set(parameter: Any, value: int | bool | str) -> None:

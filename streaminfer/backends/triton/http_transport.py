@@ -273,7 +273,8 @@ def _read(body: bytes, head_length: str | None) -> Answer:
     try:
         end = len(body) if head_length is None else int(head_length)
         outputs = {}
-        for described in _parsed(_part(view, 0, end), dict)["outputs"]:
+        said = _parsed(_part(view, 0, end), dict)
+        for described in said["outputs"]:
             parameters = described.get("parameters") or {}
             content: Any = described.get("data")
             if "binary_data_size" in parameters:
@@ -285,7 +286,7 @@ def _read(body: bytes, head_length: str | None) -> Answer:
         raise
     except Exception as error:
         raise BackendError(f"the server's answer cannot be read: {type(error).__name__}: {error}") from error
-    return Answer(outputs)
+    return Answer(outputs, version=str(said.get("model_version") or ""))
 
 
 def _part(view: memoryview, start: int, end: int) -> memoryview:
