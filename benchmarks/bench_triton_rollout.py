@@ -31,8 +31,9 @@ def main() -> int:
         began = time.perf_counter()
         report = asyncio.run(roll_out(server, backend, asked.rounds))
         took_s = time.perf_counter() - began
+    way = f"{asked.protocol}{', shared memory' if asked.shared_memory else ''}"
     print(
-        f"{asked.protocol}{', shared memory' if asked.shared_memory else ''}: {report.rounds} roll-outs in {took_s:.0f} s, "
+        f"{way}: {report.rounds} roll-outs in {took_s:.0f} s, "
         f"{report.answered.total()} requests, {report.from_cache} of them from the cache, "
         f"{len(report.answered)} versions: {report.lost.total()} lost, {len(report.wrong)} wrong"
     )

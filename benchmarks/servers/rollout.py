@@ -1,4 +1,4 @@
-"""A roll-out under load: a new version of a model is loaded beside the old one, which is then unloaded; again and again.
+"""A roll-out under load: a new version of a model is loaded beside the old one, which is then unloaded, many times.
 
 Requests go through a cache and a batcher to one backend without a pause. Some bring inputs that never came before,
 others one of a few that the cache has. An answer is *right* if it is that of its input, and of no older version than
@@ -74,7 +74,7 @@ class _Callers:
         request = si.Request(np.array([x], np.float32), deadline_ns=deadline_ns)
         try:
             response = await self._service.call(request)
-        except Exception as error:  # noqa: BLE001 - counted
+        except Exception as error:
             self.lost[f"{type(error).__name__}: {error}"] += 1
             return
         value, version = (int(one) for one in response.outputs)

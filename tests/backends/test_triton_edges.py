@@ -429,3 +429,37 @@ def test_telemetry_shows_the_servers_own_times(connect, protocol):
             assert parts[f"server compute, {where}"] > 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, protocol, drain):
+    from servers.network import Proxy
+
+    limit_s = 0.3
+
+    async def scenario():
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
+            before = asyncio.all_tasks()
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, statistics_every_s=0.01, timeout_s=60)
+            stack = Stack(AdaptiveBatcher(max_batch_size=2), backend)
+            await stack.start()
+            assert (await stack(np.ones(1, np.float32))).tolist() == [3]
+            proxy.stall()
+            waiting = [asyncio.create_task(stack(np.ones(1, np.float32))) for _ in range(8)]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):  # the requests alone would wait for 60 s
+                began = asyncio.get_running_loop().time()
+                await stack.stop(drain=drain, timeout_s=limit_s)
+                took_s = asyncio.get_running_loop().time() - began
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert took_s < limit_s + 0.5
+            assert {type(one) for one in ended} <= {Closed, BackendError}
+            while proxy.connections:  # closed on our side
+                proxy.flow()
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            left = [one for one in asyncio.all_tasks() - before if "servers" not in repr(one.get_coro())]
+            assert [one for one in left if "Proxy" not in repr(one) and "StreamReader" not in repr(one)] == []
+
+    asyncio.run(scenario())

@@ -221,7 +221,7 @@ def test_bfloat16_has_a_type():
         ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded, None),
         ("DEADLINE_EXCEEDED", "", DeadlineExceeded, None),
         ("RESOURCE_EXHAUSTED", "quota", Overloaded, None),
-        ("RESOURCE_EXHAUSTED", "message larger than max", BackendError, None),
+        ("RESOURCE_EXHAUSTED", "message larger than max", BackendError, False),
         ("INVALID_ARGUMENT", "NaN", InvalidInput, None),
         ("NOT_FOUND", "unknown model", BackendError, None),
         ("INTERNAL", "Stub process 'm' is not healthy", BackendError, None),

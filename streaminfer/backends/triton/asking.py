@@ -1,7 +1,8 @@
 """How the rows of a batch are asked: all in one request, or each in one of its own.
 
 A server refuses a request as a whole, so a batch that is refused is asked again in halves: of 32 rows, one that the
-model does not take fails alone, after at most 2·log₂ 32 more requests, and the others get their answers.
+model does not take fails alone, after at most 2·log₂ 32 more requests, and the others get their answers. So is a
+batch whose message is larger than the server takes.
 
 Models without a batch axis, models with sequences and decoupled ones are asked row by row, all rows at once.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from streaminfer.backends._signature import TensorSpec, describe
 from streaminfer.backends.triton.dtypes import TEXT
-from streaminfer.backends.triton.errors import Refused, from_status
+from streaminfer.backends.triton.errors import Refused, from_status, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
@@ -114,15 +115,17 @@ class Asker:
         if self.session.model.takes_timeout:
             parameters["timeout"] = max(round(timeout_s * 1e6), 1)
         error: StreamInferError
+        fewer = False
         try:
             results = await self.session.ask(inputs, size, parameters, timeout_s, batched=True)
         except Refused as refused:
+            fewer = too_large(refused)
             error = await self._error(refused, f"{self.what}, a batch of {len(rows)}", inputs, changes)
         except InvalidInput as unsendable:  # text that cannot be written down: of one row, not of all
             error = unsendable
         else:
             return results[: len(rows)]
-        if not isinstance(error, InvalidInput) or len(rows) == 1:
+        if not (fewer or isinstance(error, InvalidInput)) or len(rows) == 1:
             raise error
         self.split += 1
         middle = (len(rows) + 1) // 2
