@@ -20,7 +20,7 @@ from servers.process import HOST, free_ports
 
 __all__ = ["Certificates", "GrpcGateway", "HttpGateway"]
 
-NOT_PASSED_ON = {"Host", "Content-Length", "Accept-Encoding"}
+NOT_PASSED_ON = {"Host", "Content-Length"}
 
 
 @attrs.frozen

@@ -78,7 +78,7 @@ def test_a_service_behind_tls_and_a_token_answers(target, protocol, tls, ca):
 def test_a_wrong_token_is_said_and_not_shown(target, protocol, tls, ca):
     async def main():
         async with GATEWAYS[protocol](target, token="another", tls=tls) as gateway:
-            with pytest.raises(BackendError, match="UNAUTHENTICATED.*a token, please") as caught:
+            with pytest.raises(BackendError, match=r"UNAUTHENTICATED.*a token, please") as caught:
                 await backend(gateway, protocol, tls=Tls(ca=ca / "ca.pem")).start()
             assert TOKEN not in str(caught.value)
             assert caught.value.retryable is False
