@@ -4,6 +4,7 @@ The gateway ends TLS with certificates of `trustme`, wants a token, and announce
 """
 
 import asyncio
+import uuid
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import streaminfer as si
 from streaminfer.backends.triton import Tls, TritonBackend
 from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
 
-TOKEN = "-".join(("a", "value", "that", "is", "not", "shown"))
+TOKEN = uuid.uuid4().hex
 GATEWAYS = {"grpc": GrpcGateway, "http": HttpGateway}
 REFUSED = (BackendError, DeadlineExceeded)
 
