@@ -61,7 +61,7 @@ class _Callers:
         """One request after the other until the end."""
         while not self.ended:
             await self._ask(next(self._inputs) if repeated is None else repeated)
-            await asyncio.sleep(0 if repeated is None else 0.001)  # a hit suspends nobody
+            await asyncio.sleep(0 if repeated is None else 0.001)  # a hit suspends no task
 
     async def until(self, version: int) -> None:
         """Until a request that was sent to it was answered by this version or a later one."""

@@ -1,4 +1,4 @@
-"""TritonBackend as the client of an inference service behind somebody's endpoint: a gateway before three real servers.
+"""TritonBackend as the client of an inference service behind an endpoint: a gateway before three real servers.
 
 The gateway ends TLS with certificates of `trustme`, wants a token, and announces limits.
 """
@@ -87,7 +87,7 @@ def test_a_wrong_token_is_said_and_not_shown(target, protocol, tls, ca):
     asyncio.run(main())
 
 
-def test_mutual_tls_lets_nobody_in_without_a_certificate(target, protocol, mutual, ca):
+def test_mutual_tls_refuses_a_client_without_a_certificate(target, protocol, mutual, ca):
     async def main():
         async with GATEWAYS[protocol](target, token=TOKEN, tls=mutual) as gateway:
             own = Tls(ca=ca / "ca.pem", certificate=ca / "client.pem", key=ca / "client.key")

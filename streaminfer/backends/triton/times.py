@@ -2,7 +2,7 @@
 
 An answer carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
 difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model, one set for
-each version. A counter that shrank means that the server or the model was started anew; what it says since then is
+each version. A counter that shrank means that the server or the model was started again; what it says since then is
 added to what was known. A version that is unloaded takes its counters with it, and what they said remains.
 """
 
