@@ -38,9 +38,9 @@ $(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
 	$(BIN)/pip install --quiet --group $*
 	@touch $@
 
-# Triton and MLServer, each in an environment of its own
+# Triton, MLServer and KServe's server, each in an environment of its own
 $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
-	$(BIN)/python benchmarks/servers/environments.py triton mlserver
+	$(BIN)/python benchmarks/servers/environments.py triton mlserver kserve
 	@touch $@
 
 demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html

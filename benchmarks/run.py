@@ -36,6 +36,7 @@ BENCHMARKS = {
     "triton": "TritonBackend beside raw tritonclient: added client time per batch",
     "triton_batching": "our batching in front of a real Triton, beside its dynamic batching",
     "triton_faults": "the fault drill: TritonBackend against a real Triton, 20 rounds of each fault",
+    "triton_rollout": "a new version of a model rolled out under load, 50 times: requests lost, wrong answers",
     "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",

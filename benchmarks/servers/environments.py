@@ -1,6 +1,6 @@
 """The servers' own Python environments, made at first use: what they need conflicts with what the package needs.
 
-python benchmarks/servers/environments.py triton mlserver     makes both (the Makefile does that before the tests)
+python benchmarks/servers/environments.py triton mlserver kserve     makes all (the Makefile does that before the tests)
 
 A folder ``.venv-NAME`` at the repository's root, under a lock that two processes share, with a stamp of what was
 installed. Nothing is looked up when the stamp fits.
@@ -96,6 +96,7 @@ ENVIRONMENTS = {
         shared_libpython=True,
     ),
     "mlserver": Environment("mlserver", (("mlserver==1.7.1",),)),
+    "kserve": Environment("kserve", (("kserve==0.21.0",),)),
 }
 
 

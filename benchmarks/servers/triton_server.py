@@ -9,6 +9,7 @@ for each kind. Models load on demand, so that a server with one model starts in 
 """
 
 import os
+import re
 import shutil
 import signal
 import string
@@ -41,6 +42,7 @@ MODELS = {
     "image_identity": "image_identity",
     "image_ends": "image_ends",
     "priority": "priority",
+    "versioned": "versioned",
 }
 NEEDED = {"mlp_ensemble": ("mlp", "affine")}
 IN_WHEEL = "pytriton/tritonserver"
@@ -140,6 +142,20 @@ class TritonServer(ServerProcess):
                 raise RuntimeError(f"{model} is still there 30 s after it was unloaded")
             time.sleep(0.01)
 
+    def set_versions(self, model: str, *versions: int) -> None:
+        """Changes which versions of a model there are, and returns when the server has done so: one load call.
+
+        Raises:
+            RuntimeError: the server says why not.
+        """
+        folder = self.repository / model
+        there = {int(path.name) for path in folder.iterdir() if path.is_dir()}
+        for version in set(versions) - there:
+            shutil.copytree(folder / str(max(there)), folder / str(version), ignore=shutil.ignore_patterns("__*"))
+        for version in there - set(versions):
+            shutil.rmtree(folder / str(version))
+        self.load(model)
+
     def repair(self, model: str) -> None:
         """What brings back a model whose process was killed."""
         self.unload(model)
@@ -153,8 +169,8 @@ class TritonServer(ServerProcess):
 
     def model_pids(self, model: str) -> list[int]:
         """The processes that run a model's code."""
-        mark = f"/{model}/1/model.py"
-        return [pid for pid, command in group_members(self.pid).items() if mark in command]
+        mark = re.compile(f"/{re.escape(model)}/[0-9]+/model.py")
+        return [pid for pid, command in group_members(self.pid).items() if mark.search(command)]
 
     def kill_model(self, model: str) -> None:
         """Kills the process that runs a model's code: the server goes on, and says that the model is ready."""

@@ -200,3 +200,12 @@ def authority(tmp_path_factory):
     from servers.certificates import Authority
 
     return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def kserve(_servers):
+    """KServe's Python server: the same protocol without versions and without Triton's extensions."""
+    from servers.kserve_server import KServe
+
+    with KServe() as server:
+        yield server

@@ -221,7 +221,7 @@ def test_bfloat16_has_a_type():
         ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded, None),
         ("DEADLINE_EXCEEDED", "", DeadlineExceeded, None),
         ("RESOURCE_EXHAUSTED", "quota", Overloaded, None),
-        ("RESOURCE_EXHAUSTED", "message larger than max", BackendError, None),
+        ("RESOURCE_EXHAUSTED", "message larger than max", BackendError, False),
         ("INVALID_ARGUMENT", "NaN", InvalidInput, None),
         ("NOT_FOUND", "unknown model", BackendError, None),
         ("INTERNAL", "Stub process 'm' is not healthy", BackendError, None),
@@ -285,3 +285,17 @@ def test_a_question_without_an_input_is_never_the_callers_fault():
     assert type(error) is BackendError
     assert (str(error), error.__cause__) == ("registering failed with INVALID_ARGUMENT: no such region", refused)
     assert type(without_input(Refused("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
+
+
+def test_each_version_of_a_model_counts_for_itself():
+    """A version that is unloaded takes its counters along; the sum goes on from what was known."""
+
+    def of(version, requests):
+        return [{**one, "version": version} for one in counters(requests, 0, 0)]
+
+    reader = CounterReader()
+    reader.read(of("1", 1000))
+    reader.read([*of("1", 1100), *of("2", 50)])
+    assert reader.total.requests == 150
+    reader.read(of("2", 70))
+    assert (reader.total.requests, reader.recent.requests) == (170, 20)

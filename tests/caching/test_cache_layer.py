@@ -734,3 +734,59 @@ def test_what_an_error_kept_for_others_may_be():
         f(1)
     with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
         f(1)
+
+
+# -- a fingerprint that changes --------------------------------------------------------------------------------------
+
+
+class Versioned(Model):
+    """A model that another version may replace while it serves."""
+
+    changes = 0
+
+    def become(self, fingerprint):
+        self.fingerprint = fingerprint
+        self.changes += 1
+
+    def fingerprint_changes(self):
+        return self.changes
+
+
+def test_answers_of_another_version_have_other_keys():
+    async def scenario(cache, loop):
+        model = Versioned()
+        cached = cache.wrap(model)
+        first = cached.key_of(Request(1.0))
+        assert (await cached.call(Request(1.0))).source == "model"
+        assert (await cached.call(Request(1.0))).source == "cache"
+        model.become("model 2")
+        assert cached.key_of(Request(1.0)) != first
+        assert (await cached.call(Request(1.0))).source == "model"
+        model.become("model 1")
+        assert (await cached.call(Request(1.0))).source == "cache"
+
+    on_loop(scenario)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_across_a_change_of_version_is_not_kept(fails):
+    """The request was keyed for version 1, and version 2 may have answered it."""
+
+    class Changing(Versioned):
+        async def call(self, request):
+            self.become("model 2")
+            return await super().call(request)
+
+    async def scenario(cache, loop):
+        model = Changing(*[BackendError("no")] * 2) if fails else Changing()
+        cached = cache.wrap(model)
+        for _ in range(2):
+            model.become("model 1")
+            if fails:
+                with pytest.raises(BackendError):
+                    await cached.call(Request(1.0))
+            else:
+                assert (await cached.call(Request(1.0))).source == "model"
+        assert len(model.asked) == 2
+
+    on_loop(scenario, negative_ttl_s=10.0)

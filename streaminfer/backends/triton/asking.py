@@ -1,7 +1,8 @@
 """How the rows of a batch are asked: all in one request, or each in one of its own.
 
 A server refuses a request as a whole, so a batch that is refused is asked again in halves: of 32 rows, one that the
-model does not take fails alone, after at most 2·log₂ 32 more requests, and the others get their answers.
+model does not take fails alone, after at most 2·log₂ 32 more requests, and the others get their answers. So is a
+batch whose message is larger than the server takes.
 
 Models without a batch axis, models with sequences and decoupled ones are asked row by row, all rows at once.
 """
@@ -14,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from streaminfer.backends._signature import TensorSpec, describe
-from streaminfer.backends.triton.answer import read_rows
 from streaminfer.backends.triton.dtypes import TEXT
-from streaminfer.backends.triton.errors import Refused, from_status
+from streaminfer.backends.triton.errors import Refused, from_status, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
@@ -54,6 +54,19 @@ class Asker:
     def has_batch_axis(self) -> bool:
         """Whether requests have one."""
         return self.session.model.max_batch_size != 0
+
+    def validate(self, request: Request) -> None:
+        """Checks what a request brings against what the server says now.
+
+        Raises:
+            InvalidInput: names the input, what was expected, and what came.
+        """
+        session = self.session
+        session.check.check(request.inputs)
+        if session.sequences is not None and request.stream_id is None:
+            raise InvalidInput(
+                f"stream_id: expected one, since model {session.model.name!r} keeps state for each stream, got None"
+            )
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """One result per row, or its error where rows are asked one by one.
@@ -97,19 +110,22 @@ class Asker:
         deadline_ns: int | None,
     ) -> list[Any]:
         parameters = self.parameters(rows)
+        changes = self.session.changes
         timeout_s = self.left(deadline_ns)
         if self.session.model.takes_timeout:
             parameters["timeout"] = max(round(timeout_s * 1e6), 1)
         error: StreamInferError
+        fewer = False
         try:
             results = await self.session.ask(inputs, size, parameters, timeout_s, batched=True)
         except Refused as refused:
-            error = self._error(refused, f"{self.what}, a batch of {len(rows)}", inputs)
+            fewer = too_large(refused)
+            error = await self._error(refused, f"{self.what}, a batch of {len(rows)}", inputs, changes)
         except InvalidInput as unsendable:  # text that cannot be written down: of one row, not of all
             error = unsendable
         else:
             return results[: len(rows)]
-        if not isinstance(error, InvalidInput) or len(rows) == 1:
+        if not (fewer or isinstance(error, InvalidInput)) or len(rows) == 1:
             raise error
         self.split += 1
         middle = (len(rows) + 1) // 2
@@ -134,10 +150,11 @@ class Asker:
     async def _single(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """A row of a model without a batch axis."""
         alone = without_axis(arrays)
+        changes = self.session.changes
         try:
             results = await self.session.ask(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
         except Refused as refused:
-            error = self._error(refused, self.what, arrays)
+            error = await self._error(refused, self.what, arrays, changes)
         else:
             return results[0]
         raise error
@@ -169,11 +186,12 @@ class Asker:
                     timeout_s = self.left(deadline_ns)
                 except DeadlineExceeded as late:
                     raise NotSent(late) from None
+                changes = self.session.changes
                 parameters = {**self.parameters((row,)), **stream.parameters(end=end)}
                 try:
                     results = await self.session.ask(sent, 1, parameters, timeout_s, batched=batched)
                 except Refused as refused:
-                    failure = self._of_step(refused, row.stream_id, arrays)
+                    failure = await self._of_step(refused, row.stream_id, arrays, changes)
                     raise failure from failure.__cause__
                 except InvalidInput as unsendable:
                     raise NotSent(unsendable) from unsendable.__cause__
@@ -183,13 +201,16 @@ class Asker:
             raise DeadlineExceeded(f"{self.what}: the deadline passed before the step was answered") from error
         return results[0]
 
-    def _error(self, refused: Refused, what: str, arrays: Mapping[str, Any]) -> StreamInferError:
-        """What callers get; they are not blamed for a model that is not the one that was described at the start.
+    async def _error(self, refused: Refused, what: str, arrays: Mapping[str, Any], changes: int) -> StreamInferError:
+        """What callers get; they are not blamed for a model that is not the one that was described.
+
+        Where it is another one, the server is asked what that reads, and later requests are checked by it.
 
         Args:
             refused: what the server said.
             what: of whom, and to what.
             arrays: what it was asked, with a batch axis.
+            changes: how many changes of the model were known when it was asked.
         """
         error = from_status(refused, what)
         if not isinstance(error, InvalidInput) or not any(words in refused.text.lower() for words in _OTHER_FORM):
@@ -199,14 +220,16 @@ class Asker:
         except InvalidInput:
             return error
         replaced = BackendError(
-            f"{what}: the server refused what it had said at the start that the model reads: the model was replaced, "
-            f"and the backend has to be started anew ({refused.text})"
+            f"{what}: the server refused what it had said that the model reads: the model was replaced ({refused.text})"
         )
         replaced.retryable = False  # type: ignore[attr-defined]
         replaced.__cause__ = error.__cause__
+        await self.session.describe_again(changes)
         return replaced
 
-    def _of_step(self, refused: Refused, stream_id: Hashable, arrays: Mapping[str, Any]) -> StreamInferError:
+    async def _of_step(
+        self, refused: Refused, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
+    ) -> StreamInferError:
         if _FORGOTTEN in refused.text.lower():
             lost = SequenceLost(
                 f"{self.what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
@@ -214,7 +237,7 @@ class Asker:
             )
             lost.__cause__ = refused.__cause__ or refused
             return lost
-        return self._error(refused, f"{self.what}, a step of stream {stream_id!r}", arrays)
+        return await self._error(refused, f"{self.what}, a step of stream {stream_id!r}", arrays, changes)
 
     async def _only_answer(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """A row of a decoupled model that answers it once, as some do."""
@@ -235,6 +258,35 @@ class Asker:
             )
         return found[0]
 
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The answers to a request that was not checked yet, as they come; see ``TritonBackend.stream``."""
+        self.validate(request)
+        arrays = self.batch_of_one(request)
+        if not self.has_batch_axis:
+            arrays = without_axis(arrays)
+        with self.session.streams:
+            answers = self.answers(arrays, self.parameters((request,)), request.deadline_ns)
+            async with contextlib.aclosing(answers):
+                while True:
+                    with self.session.calls:  # and not while the caller is at work on an answer, or has forgotten us
+                        answer = await anext(answers, _END)
+                    if answer is _END:
+                        return
+                    yield answer
+
+    async def end_stream(self, stream_id: Hashable, inputs: Any, timeout_s: float) -> Any:
+        """The last step of a stream; see ``TritonBackend.end_stream``."""
+        session = self.session
+        if session.sequences is None:
+            raise RuntimeError(f"model {session.model.name!r} has no sequences, so there is none to end")
+        if inputs is None and not session.sequences.knows(stream_id):
+            return None
+        request = Request(zeros_for(session.model.inputs) if inputs is None else inputs, stream_id=stream_id)
+        self.validate(request)
+        deadline_ns = self.clock() + round(timeout_s * 1e9)
+        with session.calls:
+            return await self.step(request, self.batch_of_one(request), deadline_ns, end=True)
+
     async def answers(
         self, arrays: Mapping[str, Any], parameters: dict[str, Any], deadline_ns: int | None
     ) -> AsyncGenerator[Any, None]:
@@ -249,6 +301,7 @@ class Asker:
             StreamInferError: the stream did not come to its end.
         """
         batched = self.has_batch_axis
+        changes = self.session.changes
         parameters["triton_enable_empty_final_response"] = True
         timeout_s = None if deadline_ns is None else self.left(deadline_ns)
         silence_s = self._timeout_s if deadline_ns is None else None
@@ -264,7 +317,7 @@ class Asker:
                         break
                     if answer.final and not answer.outputs:
                         return
-                    yield read_rows(self.session.model, answer, 1, batched=batched)[0]
+                    yield (await self.session.read(answer, 1, changes, batched=batched))[0]
                     if answer.final:
                         return
         except Refused as refused:

@@ -19,31 +19,24 @@ from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import attrs
-
 from streaminfer._stopping import seconds_left, until_limit
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends._statistics import BackendRecorder
 from streaminfer.backends.triton.address import Protocol, Tls, find_address
-from streaminfer.backends.triton.asking import Asker, without_axis, zeros_for
+from streaminfer.backends.triton.asking import Asker
 from streaminfer.backends.triton.call import Transport
-from streaminfer.backends.triton.check import RequestCheck
-from streaminfer.backends.triton.errors import Refused, without_input
 from streaminfer.backends.triton.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.headers import Headers, HeadersLike
 from streaminfer.backends.triton.http_transport import HttpTransport
-from streaminfer.backends.triton.model import ModelDescription
-from streaminfer.backends.triton.session import Server, Session, describe_server
-from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
-from streaminfer.backends.triton.times import CounterReader, ServerTimes, TritonStatistics
-from streaminfer.errors import BackendError, Closed, InvalidInput, StreamInferError
+from streaminfer.backends.triton.model import ModelDescription, Server, describe_server
+from streaminfer.backends.triton.session import Session
+from streaminfer.backends.triton.times import ServerTimes, StatisticsReader, TritonStatistics
+from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
-
-_END: Any = object()
 
 
 class TritonBackend:
@@ -56,13 +49,16 @@ class TritonBackend:
 
     What the model reads is known once :meth:`start` has asked the server; a `Stack` does that.
 
+    Where no version is named, the backend follows the server to another one: at the first answer of that, it asks again
+    what the model reads and answers, and :attr:`fingerprint` changes.
+
     Thread-safety: none; it belongs to the event loop that started it.
 
     Args:
         url: ``host:port``, with ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` before it or not, or ``unix:``
             and the path of a socket. Without a port: 8001 for gRPC, 8000 for HTTP.
         model: its name.
-        version: its version; empty: the latest that the server has at the first start, from then on.
+        version: its version; empty: the one that the server chooses at each call, as a rule the latest.
         protocol: ``"grpc"`` or ``"http"``.
         tls: how the connection is encrypted; ``True``: with the system's certificate authorities. Required for
             anything but a loopback address or a Unix socket.
@@ -151,7 +147,8 @@ class TritonBackend:
         self.encrypted = self._address.tls is not None
         self.model = model
         self._version = version
-        self._token = uuid.uuid4().hex
+        self._fingerprint, self._fingerprint_changes = "", 0
+        self._set_version(version)
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.batch_axes: Mapping[str, int] = {}
@@ -161,21 +158,20 @@ class TritonBackend:
         self._asker: Asker | None = None
         self._starting = False
         self._recorder = BackendRecorder(1, self._clock)
-        self._counters = CounterReader()
-        self._server_error = ""
-        self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
-        self._reader: asyncio.Task[None] | None = None
+        self._reader = StatisticsReader(self._what())
 
     @property
     def fingerprint(self) -> str:
-        """Which model this is: server, model and version.
+        """Which model this is: server, model and the version that answers.
 
-        Before the version is known it is a text that no other backend has, so that what a cache keeps by it is never
-        taken for another version's: name a version where a cache shall outlive the process. A model whose file changes
-        under the same version has the same fingerprint: nothing in the protocol tells.
+        Before the version is known it is a text that no other backend has. A model whose file changes under the same
+        version has the same fingerprint: nothing in the protocol tells.
         """
-        version = self._version or f"unknown {self._token}"
-        return f"triton {self._protocol}://{self.address} {self.model} {version}"
+        return self._fingerprint
+
+    def fingerprint_changes(self) -> int:
+        """Return how often :attr:`fingerprint` has changed, for caches that follow it."""
+        return self._fingerprint_changes
 
     @property
     def missing_extensions(self) -> tuple[str, ...]:
@@ -209,12 +205,7 @@ class TritonBackend:
         """
         if self._asker is None:
             raise Closed(f"{self._what()} is not started: what it reads is not known")
-        session = self._asker.session
-        session.check.check(request.inputs)
-        if session.sequences is not None and request.stream_id is None:
-            raise InvalidInput(
-                f"stream_id: expected one, since model {self.model!r} keeps state for each stream, got None"
-            )
+        self._asker.validate(request)
 
     def example_inputs(self) -> ExampleInputs | None:
         """What one request brings, ``example`` or zeros; ``None`` before the start, or where batches change a state."""
@@ -227,10 +218,8 @@ class TritonBackend:
         guess = guess_inputs(required)
         if not guess:
             return None
-        only = next(iter(guess.values())) if len(guess) == 1 else None
-        return ExampleInputs(
-            guess if only is None else only, self._infer_uncounted, False, free_axes(required), exclusive=False
-        )
+        inputs = next(iter(guess.values())) if len(guess) == 1 else guess
+        return ExampleInputs(inputs, self._infer_uncounted, False, free_axes(required), exclusive=False)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -259,13 +248,15 @@ class TritonBackend:
             server, description = await describe_server(transport, self.model, self._version, self._timeout_s)
             if isinstance(transport, HttpTransport):
                 transport.binary = "binary_tensor_data" in server.extensions
-            self._check_server(server)
-            check = RequestCheck(description, self._non_finite)
+            if self._shared_memory:
+                server.check_shared_memory()
             session = Session(
                 transport,
                 server,
                 description,
-                check,
+                version=self._version,
+                changed=self._take_over,
+                non_finite=self._non_finite,
                 max_streams=self._max_streams,
                 shared_memory=self._shared_memory,
                 timeout_s=self._timeout_s,
@@ -273,20 +264,15 @@ class TritonBackend:
             )
             await session.prepare()
         except BaseException:
-            begun = session or transport
-            if begun is not None:
+            if begun := session or transport:
                 await begun.close()
             raise
         finally:
             self._starting = False
-        self._version = description.version
-        self.server, self.description = server, description
-        self.inputs, self.outputs = description.inputs, description.outputs
-        self.batch_axes = check.whole.batch_axes
-        self.max_batch_size = None if description.by_row else description.max_batch_size
+        self.server = server
         self._asker = Asker(session, self._what(), self._timeout_s, self._clock)
-        if self._every_s is not None and "statistics" in server.extensions:
-            self._reader = asyncio.create_task(self._read_again_and_again(self._every_s))
+        self._take_over()
+        self._reader.start(self._asker, self._every_s)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the connections; :meth:`start` makes new ones. May be repeated.
@@ -300,18 +286,16 @@ class TritonBackend:
         Raises:
             RuntimeError: another loop started it.
         """
-        asker, reader = self._asker, self._reader
+        asker = self._asker
         if asker is None or asker.session.loop.is_closed():
-            self._asker = self._reader = None
+            self._asker = None
+            self._reader.forget()
             return
         session = asker.session
         self._on_my_loop(session)
-        self._before = self._totals()
-        self._asker = self._reader = None
+        self._asker = None
         try:
-            if reader is not None:
-                reader.cancel()
-                await asyncio.wait([reader])
+            await self._reader.stop(asker)
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._timeout_s)
@@ -361,24 +345,12 @@ class TritonBackend:
             BackendError: the server cannot be reached, failed, or answered something impossible; or it speaks HTTP.
             Closed: not started, or stopped.
         """
-        asker = self._running()
-        self.validate(request)
-        arrays = asker.batch_of_one(request)
-        if not asker.has_batch_axis:
-            arrays = without_axis(arrays)
-        session = asker.session
-        with session.streams:
-            answers = asker.answers(arrays, asker.parameters((request,)), request.deadline_ns)
-            async with contextlib.aclosing(answers):
-                while True:
-                    with session.calls:  # and not while the caller is at work on an answer, or has forgotten us
-                        answer = await anext(answers, _END)
-                    if answer is _END:
-                        return
-                    yield answer
+        async with contextlib.aclosing(self._running().stream(request)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
-        """Takes the last step of a stream, after those that are in hand, and lets the server forget its state.
+        """Takes the last step of a stream, after those that run or wait, and lets the server forget its state.
 
         Args:
             stream_id: as requests have it. One without a sequence is left alone, unless there are ``inputs``.
@@ -392,19 +364,8 @@ class TritonBackend:
             RuntimeError: the model has no sequences.
             StreamInferError: as :meth:`infer`.
         """
-        asker = self._running()
-        sequences = asker.session.sequences
-        if sequences is None:
-            raise RuntimeError(f"model {self.model!r} has no sequences, so there is none to end")
         left_s = self._timeout_s if timeout_s is None else check_duration("timeout_s", timeout_s)
-        if inputs is None and not sequences.knows(stream_id):
-            return None
-        request = Request(zeros_for(self.inputs) if inputs is None else inputs, stream_id=stream_id)
-        self.validate(request)
-        arrays = asker.batch_of_one(request)
-        deadline_ns = self._clock() + round(left_s * 1e9)
-        with asker.session.calls:
-            return await asker.step(request, arrays, deadline_ns, end=True)
+        return await self._running().end_stream(stream_id, inputs, left_s)
 
     # -- statistics ---------------------------------------------------------------------------------------------
 
@@ -418,83 +379,41 @@ class TritonBackend:
             RuntimeError: the server keeps none.
             StreamInferError: it did not answer.
         """
-        session = self._running().session
-        if "statistics" not in session.server.extensions:
-            raise RuntimeError(f"{self._what()}: the server has no statistics")
-        with session.calls:
-            try:
-                said = await session.transport.statistics(self.model, session.model.version, self._timeout_s)
-                self._counters.read(said)
-            except Refused as refused:
-                error: StreamInferError = without_input(refused, f"reading the statistics of {self._what()}")
-            except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
-                error = BackendError(f"the statistics of {self._what()} cannot be read: {unreadable!r}")
-                error.__cause__ = unreadable
-            else:
-                self._server_error = ""
-                assert self._counters.total is not None  # noqa: S101 - there was a reading
-                return self._counters.total
-        self._server_error = str(error)
-        raise error
+        return await self._reader.read(self._running())
 
     def statistics(self) -> TritonStatistics:
         """What was counted until now, and what the server said when it was last asked."""
-        split, trips, took_ns = self._totals()
-        counted = attrs.asdict(self._recorder.snapshot())
-        counted["workers"] = 1 if self.description is None else self.description.instances
-        return TritonStatistics(
-            **counted,
-            round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
-            server=self._counters.total,
-            recent=self._counters.recent,
-            server_error=self._server_error,
-            split_batches=split,
-        )
+        workers = 1 if self.description is None else self.description.instances
+        return self._reader.statistics(self._recorder, self._asker, workers)
 
     def server_parts(self) -> Mapping[str, float]:
         """What :meth:`TritonStatistics.parts` says, named after the model and where it is, for `Telemetry`."""
         where = f"{self.model} on {self.address}"
         return {f"{part}, {where}": mean_s for part, mean_s in self.statistics().parts().items()}
 
-    def _totals(self) -> tuple[int, int, int]:
-        split, trips, took_ns = self._before
-        if self._asker is not None:
-            session = self._asker.session
-            split, trips, took_ns = (
-                split + self._asker.split,
-                trips + session.round_trips,
-                took_ns + session.round_trip_ns,
-            )
-        return split, trips, took_ns
-
-    async def _read_again_and_again(self, every_s: float) -> None:
-        while True:
-            # a server that does not answer now may later; the statistics say so meanwhile
-            with contextlib.suppress(StreamInferError):
-                await self.read_statistics()
-            await asyncio.sleep(every_s)
-
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """What the server says of the model now."""
+        assert self._asker is not None  # noqa: S101 - it runs
+        session = self._asker.session
+        description = self.description = session.model
+        self._set_version(description.version)
+        self.inputs, self.outputs = description.inputs, description.outputs
+        self.batch_axes = session.check.whole.batch_axes
+        self.max_batch_size = None if description.by_row else description.max_batch_size
+
+    def _set_version(self, version: str) -> None:
+        self._answering = version
+        mark = version or f"unknown {uuid.uuid4().hex}"
+        fingerprint = f"triton {self._protocol}://{self.address} {self.model} {mark}"
+        self._fingerprint_changes += fingerprint != self._fingerprint
+        self._fingerprint = fingerprint
 
     def _connect(self) -> Transport:
         if self._protocol == "http":
             return HttpTransport(self._address, self._headers)
         return GrpcTransport(self._address, self._headers, self._keepalive_s, self._clock)
-
-    def _check_server(self, server: Server) -> None:
-        if not self._shared_memory:
-            return
-        if "system_shared_memory" not in server.extensions:
-            raise ValueError(
-                f"shared_memory: expected False, since {server.name} {server.version} has no such extension, got True"
-            )
-        numbers = server.version.split(".")[:2]
-        if len(numbers) == 2 and all(one.isdigit() for one in numbers) and tuple(map(int, numbers)) < OLDEST_SERVER:
-            oldest = ".".join(map(str, OLDEST_SERVER))
-            raise ValueError(
-                f"shared_memory: expected False, since Triton {server.version} is older than {oldest} and can crash "
-                "when a region is forgotten while it is used, got True"
-            )
 
     def _running(self) -> Asker:
         if self._asker is None:
@@ -517,7 +436,8 @@ class TritonBackend:
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
         read = f": {inputs} → {outputs}" if inputs else ", not started yet"
-        return f"TritonBackend({self.model} {self._version}{' ' if self._version else ''}on {self.address}{read})"
+        version = f"{self._answering} " if self._answering else ""
+        return f"TritonBackend({self.model} {version}on {self.address}{read})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -526,7 +446,7 @@ class TritonBackend:
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         )
-        caption = escape(f"{self.model} {self._version} on {self.address}, {self._protocol}")
+        caption = escape(f"{self.model} {self._answering} on {self.address}, {self._protocol}")
         return (
             f"<table><caption>TritonBackend: {caption}</caption>"
             f"<thead><tr><th></th><th>name</th><th>type of one request</th></tr></thead><tbody>{rows}</tbody></table>"

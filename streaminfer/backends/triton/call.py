@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
     Attributes:
         model: its name.
-        version: its version.
+        version: its version; empty: the one that the server chooses.
         inputs: what it reads.
         outputs: those that are wanted, by name, and where to write them: ``None``, with the answer. ``None``: all of
             them, with the answer.
@@ -56,10 +56,12 @@ class Answer(NamedTuple):
     Attributes:
         outputs: by name.
         final: nothing follows on a stream.
+        version: of the model that answered; empty: the server does not say.
     """
 
     outputs: Mapping[str, Tensor]
     final: bool = False
+    version: str = ""
 
 
 class Transport(Protocol):

@@ -7,22 +7,31 @@ is decided in one place:
 status                 becomes
 =====================  =====================================================================================
 ``DEADLINE_EXCEEDED``  `DeadlineExceeded`
-``UNAVAILABLE``        `Overloaded` where a queue was full, `DeadlineExceeded` where the server's own queue timeout
-                       passed, else `BackendError`: it cannot be reached, or stops
+``UNAVAILABLE``        `Overloaded` where a queue was full or the server says when to come again,
+                       `DeadlineExceeded` where the server's own queue timeout passed, else `BackendError`: it cannot
+                       be reached, or stops
 ``RESOURCE_EXHAUSTED`` `Overloaded`, unless a message was too large
 ``INVALID_ARGUMENT``   `InvalidInput`
 everything else        `BackendError`
 =====================  =====================================================================================
 
+When to come again (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushback-ms`` of gRPC) is what
+`Overloaded` says as ``retry_after_s``.
+
 ``NOT_FOUND`` is no permanent state: Triton answers it after SIGTERM, and while a model is reloaded. What asking again
 cannot mend (no such method, no permission) is marked ``retryable = False``, which `RetryBudget` reads.
 """
 
+import math
+import time
+from email.utils import parsedate_to_datetime
+
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
 
-__all__ = ["Refused", "from_status", "of_http_status", "without_input"]
+__all__ = ["Refused", "from_status", "of_http_status", "retry_after", "too_large", "without_input"]
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
+_TOO_LARGE = ("larger than max", "too large")
 _EXPIRED = ("request timeout expired", "timeout expired")
 _HOPELESS = frozenset(("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"))
 _HTTP = {
@@ -57,12 +66,38 @@ class Refused(Exception):  # noqa: N818 - not an error of ours yet: what the ser
     Attributes:
         status: the canonical name of a gRPC status.
         text: what the server or the transport said.
+        retry_after_s: seconds after which the server wants to be called again; ``None``: it does not say.
     """
 
-    def __init__(self, status: str, text: str) -> None:
+    def __init__(self, status: str, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
         self.text = text
+        self.retry_after_s = retry_after_s
+
+
+def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
+    """Seconds until a server wants to be called again; ``None``: it says nothing that can be read.
+
+    Args:
+        said: a number, or a date of HTTP.
+        seconds: what a unit of the number is.
+    """
+    if said is None:
+        return None
+    try:
+        after_s = float(said) * seconds
+    except ValueError:
+        try:
+            after_s = parsedate_to_datetime(said).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(after_s, 0.0) if math.isfinite(after_s) else None
+
+
+def too_large(refused: Refused) -> bool:
+    """Whether the server does not take so large a message: fewer rows may pass."""
+    return refused.status == "RESOURCE_EXHAUSTED" and any(words in refused.text.lower() for words in _TOO_LARGE)
 
 
 def of_http_status(status: int, text: str) -> str:
@@ -88,10 +123,14 @@ def from_status(refused: Refused, what: str) -> StreamInferError:
     error: StreamInferError
     if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and any(words in lower for words in _EXPIRED)):
         error = DeadlineExceeded(f"{what}: the deadline passed before the server answered ({text})")
-    elif (status == "UNAVAILABLE" and any(words in lower for words in _FULL)) or (
-        status == "RESOURCE_EXHAUSTED" and "larger than max" not in lower and "too large" not in lower
+    elif too_large(refused):
+        error = BackendError(f"{what}: the message is larger than the server takes: {text}")
+        error.retryable = False  # type: ignore[attr-defined]
+    elif status == "RESOURCE_EXHAUSTED" or (
+        status == "UNAVAILABLE" and (refused.retry_after_s is not None or any(words in lower for words in _FULL))
     ):
-        error = Overloaded(f"{what}: the server has no place for it: {text}")
+        after_s = refused.retry_after_s or 0.0
+        error = Overloaded(f"{what}: the server has no place for it: {text}", retry_after_s=after_s)
     elif status == "INVALID_ARGUMENT":
         error = InvalidInput(f"{what}: the server refused it: {text}")
     else:

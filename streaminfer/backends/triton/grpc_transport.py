@@ -23,7 +23,7 @@ from streaminfer._extras import require
 from streaminfer.backends.triton.address import Address
 from streaminfer.backends.triton.call import Answer, Call, Shared, Tensor
 from streaminfer.backends.triton.dtypes import CONTENTS, raw
-from streaminfer.backends.triton.errors import Refused
+from streaminfer.backends.triton.errors import Refused, retry_after
 from streaminfer.backends.triton.headers import Headers
 from streaminfer.backends.triton.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
@@ -241,7 +241,7 @@ class GrpcTransport:
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
         shown = self._headers.scrub(text)
-        refused = Refused(status, shown)
+        refused = Refused(status, shown, _come_again(error.trailing_metadata()))
         # an error that quotes a token is not kept, or its traceback would show it
         refused.__cause__ = error if shown == text else None
         return refused
@@ -348,7 +348,14 @@ class GrpcTransport:
             one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
             for place, one in enumerate(described)
         }
-        return Answer(outputs, final)
+        return Answer(outputs, final, response.model_version)
+
+
+def _come_again(metadata: Any) -> float | None:
+    """When a server wants to be called again, in either of the forms that front ends use."""
+    said = {name: value for name, value in metadata or () if isinstance(value, str)}
+    pushback = said.get("grpc-retry-pushback-ms")
+    return retry_after(said.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)
 
 
 def _set(parameter: Any, value: int | bool | str) -> None:

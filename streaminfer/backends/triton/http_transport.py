@@ -17,7 +17,7 @@ from streaminfer._extras import require
 from streaminfer.backends.triton.address import Address
 from streaminfer.backends.triton.call import Answer, Call, Shared, Tensor
 from streaminfer.backends.triton.dtypes import raw, strings
-from streaminfer.backends.triton.errors import Refused, of_http_status
+from streaminfer.backends.triton.errors import Refused, of_http_status, retry_after
 from streaminfer.backends.triton.headers import Headers
 from streaminfer.errors import BackendError, Closed
 
@@ -176,6 +176,7 @@ class HttpTransport:
             ):
                 answer: bytes = await response.read()
                 status = response.status
+                come_again = response.headers.get("Retry-After")
                 head_length = response.headers.get(_HEAD_LENGTH)
         except TimeoutError as error:
             refused = Refused("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.6f} s")
@@ -187,8 +188,10 @@ class HttpTransport:
         else:
             if status == 200:
                 return answer, head_length
-            text = self._headers.scrub(_error_text(answer))
-            refused = Refused(of_http_status(status, text), text or f"HTTP status {status}")
+            text = self._headers.scrub(_error_text(answer)) or f"HTTP status {status}"
+            if status == 413:
+                text = f"too large: {text}"  # front ends have many words for it
+            refused = Refused(of_http_status(status, text), text, retry_after(come_again))
         raise refused
 
     def _unreachable(self, error: Exception) -> Refused:
@@ -273,7 +276,8 @@ def _read(body: bytes, head_length: str | None) -> Answer:
     try:
         end = len(body) if head_length is None else int(head_length)
         outputs = {}
-        for described in _parsed(_part(view, 0, end), dict)["outputs"]:
+        said = _parsed(_part(view, 0, end), dict)
+        for described in said["outputs"]:
             parameters = described.get("parameters") or {}
             content: Any = described.get("data")
             if "binary_data_size" in parameters:
@@ -285,7 +289,7 @@ def _read(body: bytes, head_length: str | None) -> Answer:
         raise
     except Exception as error:
         raise BackendError(f"the server's answer cannot be read: {type(error).__name__}: {error}") from error
-    return Answer(outputs)
+    return Answer(outputs, version=str(said.get("model_version") or ""))
 
 
 def _part(view: memoryview, start: int, end: int) -> memoryview:

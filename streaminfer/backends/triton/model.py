@@ -1,4 +1,12 @@
-"""What a server says of a model, read into what the backend needs: names, types, shapes, and the manner of asking."""
+"""What a server says of itself and of a model, read into what the backend needs: names, types, shapes, how it is asked.
+
+It is asked for its extensions, whether the model is there and ready, what that reads and answers, and its
+configuration. A peer of the protocol that lacks one of Triton's extensions is used without it
+(:attr:`Server.missing_extensions`), unless what it lacks was asked for.
+
+A question that names no version is answered by the one that the server would choose now, so no version can be gone
+between one question and the next.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,10 +14,23 @@ from typing import Any
 import attrs
 
 from streaminfer.backends._signature import TensorSpec
+from streaminfer.backends.triton.call import Transport
 from streaminfer.backends.triton.dtypes import dtype_of
+from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
 
-__all__ = ["ModelDescription", "latest", "read_model"]
+__all__ = ["ModelDescription", "Server", "describe_model", "describe_server", "latest", "latest_version", "read_model"]
+
+EXTENSIONS = (
+    "model_configuration",
+    "sequence",
+    "statistics",
+    "system_shared_memory",
+    "schedule_policy",
+    "binary_tensor_data",
+)
+"""Of Triton, those that the backend makes use of."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +39,7 @@ class ModelDescription:
 
     Attributes:
         name: as it is asked for.
-        version: the one that is asked.
+        version: the one that this describes; empty: the server names none.
         platform: what runs it, in the server's words.
         inputs: what it reads, batch axis included.
         outputs: what it answers.
@@ -158,3 +179,132 @@ def _correlation(sequence: Mapping[str, Any]) -> str:
             if control.get("kind") == "CONTROL_SEQUENCE_CORRID":
                 return str(control.get("data_type") or "TYPE_UINT64")
     return "TYPE_UINT64"
+
+
+@attrs.frozen
+class Server:
+    """What a server says of itself.
+
+    Attributes:
+        name: it has.
+        version: of its software.
+        extensions: of the protocol that it knows.
+    """
+
+    name: str
+    version: str
+    extensions: frozenset[str]
+
+    @property
+    def missing_extensions(self) -> tuple[str, ...]:
+        """Those that the backend could make use of and the server does not know."""
+        return tuple(name for name in EXTENSIONS if name not in self.extensions)
+
+    def check_shared_memory(self) -> None:
+        """Whether tensors may go through shared memory.
+
+        Raises:
+            ValueError: the server has no such extension, or is so old that it can crash.
+        """
+        if "system_shared_memory" not in self.extensions:
+            raise ValueError(
+                f"shared_memory: expected False, since {self.name} {self.version} has no such extension, got True"
+            )
+        numbers = self.version.split(".")[:2]
+        if len(numbers) == 2 and all(one.isdigit() for one in numbers) and tuple(map(int, numbers)) < OLDEST_SERVER:
+            oldest = ".".join(map(str, OLDEST_SERVER))
+            raise ValueError(
+                f"shared_memory: expected False, since Triton {self.version} is older than {oldest} and can crash "
+                "when a region is forgotten while it is used, got True"
+            )
+
+
+async def describe_server(
+    transport: Transport, model: str, version: str, timeout_s: float
+) -> tuple[Server, ModelDescription]:
+    """Asks a server about itself and a model.
+
+    Args:
+        transport: to the server.
+        model: its name.
+        version: its version; empty: the one that the server chooses.
+        timeout_s: seconds for each question.
+
+    Raises:
+        ValueError: the server has no such model, or not in this version.
+        DeadlineExceeded, BackendError: it does not answer, or the model is not ready, or cannot be used.
+    """
+    what = f"model {model!r}" + (f" version {version!r}" if version else "")
+    try:
+        said = await transport.server(timeout_s)
+        server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
+        try:
+            metadata = await transport.metadata(model, version, timeout_s)
+        except Refused as refused:
+            if refused.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
+                raise await _unknown(transport, server, model, version, refused, timeout_s) from refused
+            raise
+        if not await transport.ready(model, version, timeout_s):
+            raise BackendError(f"{what} is not ready: the server loads it, or could not")
+        return server, await _read(transport, server, model, version, metadata, timeout_s)
+    except Refused as refused:
+        raise without_input(refused, f"asking the server about {what}") from refused.__cause__
+
+
+async def describe_model(
+    transport: Transport, server: Server, model: str, version: str, timeout_s: float
+) -> ModelDescription:
+    """Asks a server about a model that it had, as :func:`describe_server` does.
+
+    Raises:
+        DeadlineExceeded, BackendError: it does not answer, or the model is not there, or cannot be used.
+    """
+    try:
+        metadata = await transport.metadata(model, version, timeout_s)
+        return await _read(transport, server, model, version, metadata, timeout_s)
+    except Refused as refused:
+        raise without_input(refused, f"asking the server about model {model!r}") from refused.__cause__
+
+
+async def latest_version(transport: Transport, model: str, timeout_s: float) -> str:
+    """The version that a server chooses now; empty where it names none.
+
+    Raises:
+        Refused: it does not answer.
+    """
+    return latest((await transport.metadata(model, "", timeout_s)).get("versions") or ())
+
+
+async def _read(
+    transport: Transport, server: Server, model: str, version: str, metadata: Mapping[str, Any], timeout_s: float
+) -> ModelDescription:
+    config = None
+    if "model_configuration" in server.extensions:
+        config = await transport.config(model, version, timeout_s)
+    return read_model(model, version or latest(metadata.get("versions") or ()), metadata, config)
+
+
+async def _unknown(
+    transport: Transport, server: Server, model: str, version: str, refused: Refused, timeout_s: float
+) -> ValueError | BackendError:
+    """Says which models and versions there are instead."""
+    known: list[str] = []
+    if "model_repository" in server.extensions:
+        try:
+            for one in await transport.index(timeout_s):
+                state = str(one.get("state", ""))
+                number = str(one.get("version", ""))
+                if one.get("name") == model and state not in {"READY", ""} and (not version or number == version):
+                    return BackendError(f"model {model!r} is not ready: {state} {one.get('reason', '')}".rstrip())
+                if state == "READY":
+                    known.append(f"{one.get('name')!r} {number}")
+        except Refused as without:
+            known = [f"(its list cannot be read: {without.text})"]
+    if "no available versions" in refused.text.lower():
+        return BackendError(f"model {model!r} is not ready: {refused.text}")
+    argument, value = ("version", version) if version else ("model", model)
+    there = f"; it has {', '.join(known)}" if known else ""
+    return ValueError(
+        f"{argument}: expected {f'a version of model {model!r}' if version else 'a model'} of the server, got {value!r}"
+        f"{there} ({refused.text})"
+    )

@@ -1,8 +1,9 @@
-"""One start of a backend: a connection, what the server said at its beginning, and the way of one batch there and back.
+"""One start of a backend: a connection, what the server said of the model, and the way of one batch there and back.
 
-What the server is asked at start: its extensions, whether the model is there and ready, what it reads and answers, and
-its configuration. A peer of the protocol that lacks one of Triton's extensions is used without it
-(:func:`missing_of`), unless what lacks was asked for.
+**Versions.** Where no version was asked for, a call names none either: the server chooses, so that no call can name one
+that was unloaded meanwhile. Each answer says which version it is of. At the first answer of another one the server is
+asked again what the model is, and the answer is read by that. An answer to a call that was sent before such a change
+says nothing of what the server chooses now: it is read by the description of its own version, and changes nothing.
 """
 
 import asyncio
@@ -15,116 +16,23 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends._signature import TensorSpec
+from streaminfer.backends._signature import NonFinite, TensorSpec
 from streaminfer.backends.triton.answer import read_rows
 from streaminfer.backends.triton.call import Answer, Call, Shared, Tensor, Transport
 from streaminfer.backends.triton.check import RequestCheck
-from streaminfer.backends.triton.dtypes import TEXT
+from streaminfer.backends.triton.dtypes import TEXT, is_text
 from streaminfer.backends.triton.errors import Refused, without_input
-from streaminfer.backends.triton.model import ModelDescription, latest, read_model
+from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, latest_version
 from streaminfer.backends.triton.sequences import Sequences
 from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
-from streaminfer.errors import BackendError
+from streaminfer.errors import BackendError, InvalidInput
 
-__all__ = ["Server", "Session", "describe_server"]
-
-EXTENSIONS = (
-    "model_configuration",
-    "sequence",
-    "statistics",
-    "system_shared_memory",
-    "schedule_policy",
-    "binary_tensor_data",
-)
-"""Of Triton, those that the backend makes use of."""
+__all__ = ["Session"]
 
 _UNKNOWN_REGION = ("unable to find shared memory region", "unable to find system shared memory region")
-_NO_SUCH_MODEL = ("unknown model", "is not found", "not found")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Parameters = Mapping[str, int | bool | str]
-
-
-@attrs.frozen
-class Server:
-    """What a server says of itself.
-
-    Attributes:
-        name: it has.
-        version: of its software.
-        extensions: of the protocol that it knows.
-    """
-
-    name: str
-    version: str
-    extensions: frozenset[str]
-
-    @property
-    def missing_extensions(self) -> tuple[str, ...]:
-        """Those that the backend could make use of and the server does not know."""
-        return tuple(name for name in EXTENSIONS if name not in self.extensions)
-
-
-async def describe_server(
-    transport: Transport, model: str, version: str, timeout_s: float
-) -> tuple[Server, ModelDescription]:
-    """Asks a server about itself and a model.
-
-    Args:
-        transport: to the server.
-        model: its name.
-        version: its version; empty: the latest that the server has now.
-        timeout_s: seconds for each question.
-
-    Raises:
-        ValueError: the server has no such model, or not in this version.
-        DeadlineExceeded, BackendError: it does not answer, or the model is not ready, or cannot be used.
-    """
-    what = f"model {model!r}" + (f" version {version!r}" if version else "")
-    try:
-        said = await transport.server(timeout_s)
-        server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
-        try:
-            metadata = await transport.metadata(model, version, timeout_s)
-        except Refused as refused:
-            if refused.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
-                raise await _unknown(transport, server, model, version, refused, timeout_s) from refused
-            raise
-        version = version or latest(metadata.get("versions") or ())
-        if not await transport.ready(model, version, timeout_s):
-            raise BackendError(f"{what} is not ready: the server loads it, or could not")
-        config = None
-        if "model_configuration" in server.extensions:
-            config = await transport.config(model, version, timeout_s)
-    except Refused as refused:
-        raise without_input(refused, f"asking the server about {what}") from refused.__cause__
-    return server, read_model(model, version, metadata, config)
-
-
-async def _unknown(
-    transport: Transport, server: Server, model: str, version: str, refused: Refused, timeout_s: float
-) -> ValueError | BackendError:
-    """Says which models and versions there are instead."""
-    known: list[str] = []
-    if "model_repository" in server.extensions:
-        try:
-            for one in await transport.index(timeout_s):
-                state = str(one.get("state", ""))
-                number = str(one.get("version", ""))
-                if one.get("name") == model and state not in {"READY", ""} and (not version or number == version):
-                    return BackendError(f"model {model!r} is not ready: {state} {one.get('reason', '')}".rstrip())
-                if state == "READY":
-                    known.append(f"{one.get('name')!r} {number}")
-        except Refused as without:
-            known = [f"(its list cannot be read: {without.text})"]
-    if "no available versions" in refused.text.lower():
-        return BackendError(f"model {model!r} is not ready: {refused.text}")
-    argument, value = ("version", version) if version else ("model", model)
-    there = f"; it has {', '.join(known)}" if known else ""
-    return ValueError(
-        f"{argument}: expected {f'a version of model {model!r}' if version else 'a model'} of the server, got {value!r}"
-        f"{there} ({refused.text})"
-    )
 
 
 class Hands:
@@ -159,13 +67,19 @@ class Session:
         transport: to the server; closed with the session.
         server: what it said of itself.
         model: what it said of the model.
-        check: of requests.
+        version: the one that calls name; empty: the server chooses.
+        changed: called when the server says something else of the model.
+        non_finite: of the check of requests.
         max_streams: how many sequences are remembered.
         shared_memory: tensors go through shared memory.
         timeout_s: seconds for a question to the server that belongs to no request.
         clock: monotonic nanoseconds.
 
     Attributes:
+        model: what the server says of the model now.
+        check: of requests, by that.
+        sequences: those of the model, where it has any.
+        changes: how often the server has said something else of the model.
         calls: what somebody awaits.
         streams: those that have not ended; between two answers nobody awaits one.
         round_trips: calls that were answered.
@@ -177,8 +91,10 @@ class Session:
         transport: Transport,
         server: Server,
         model: ModelDescription,
-        check: RequestCheck,
         *,
+        version: str,
+        changed: Callable[[], None],
+        non_finite: NonFinite,
         max_streams: int,
         shared_memory: bool,
         timeout_s: float,
@@ -187,16 +103,21 @@ class Session:
         self.loop = asyncio.get_running_loop()
         self.transport = transport
         self.server = server
-        self.model = model
-        self.check = check
-        self.sequences = Sequences(model.correlation, model.sequence_idle_s, max_streams) if model.sequence else None
+        self._version = version
+        self._changed = changed
+        self._non_finite: NonFinite = non_finite
+        self._max_streams = max_streams
+        self._describing = asyncio.Lock()
+        self._earlier: dict[str, ModelDescription] = {}
+        self._manner: tuple[str, float] | None = None
+        self.sequences: Sequences | None = None
+        self.changes = 0
+        self._set_model(model)
         self.pool: RegionPool | None = None
         self._timeout_s = timeout_s
         if shared_memory:
             self.pool = RegionPool(self._register, self._unregister, registered=self._registered)
         self._clock = clock
-        self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
-        self._outputs = {spec.name: spec for spec in model.outputs}
         self.calls = Hands()
         self.streams = Hands()
         self.round_trips = 0
@@ -219,26 +140,107 @@ class Session:
 
         Raises:
             Refused: the server or the way to it said no.
+            InvalidInput: the arrays are not of the types that the model reads now.
             BackendError: the answer is not what the model answers.
         """
-        model = self.model
+        changes = self.changes
         started_ns = self._clock()
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
         if self.pool is None:
             answer = await self.transport.infer(
-                Call(model.name, model.version, inputs, parameters=parameters), timeout_s
+                Call(self.model.name, self._version, inputs, parameters=parameters), timeout_s
             )
         else:
             answer = await self._ask_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
-        results = read_rows(model, answer, rows, batched=batched)
+        results = await self.read(answer, rows, changes, batched=batched)
         self.round_trips += 1
         self.round_trip_ns += self._clock() - started_ns
         return results
 
+    async def read(self, answer: Answer, rows: int, changes: int, *, batched: bool) -> list[Any]:
+        """One result per row of an answer, read by the description of the version that gave it.
+
+        Args:
+            answer: what came.
+            rows: how many were asked.
+            changes: how many there had been when the call was sent.
+            batched: the outputs have the batch axis.
+
+        Raises:
+            BackendError, DeadlineExceeded: the answer is not what the model answers; or it is of another version, and
+                the server does not say what that is.
+        """
+        model = self.model
+        if not self._version and answer.version not in {"", model.version}:
+            if changes == self.changes or answer.version not in self._earlier:
+                await self.describe_again(self.changes, answer.version)
+            model = self._earlier.get(answer.version, self.model)
+        return read_rows(model, answer, rows, batched=batched)
+
+    async def describe_again(self, changes: int, version: str = "") -> None:
+        """Asks the server what the model is now, once for all calls that see a change.
+
+        Args:
+            changes: how many the caller knows; where there were more, nothing is done.
+            version: the one that answers now; empty: the one that the server names.
+
+        Raises:
+            BackendError, DeadlineExceeded: it does not say.
+        """
+        async with self._describing:
+            if changes != self.changes:
+                return
+            model = await describe_model(self.transport, self.server, self.model.name, self._version, self._timeout_s)
+            if version:  # the server may have gone on to the next one meanwhile, whose answer will say so
+                model = attrs.evolve(model, version=version)
+            self._earlier[self.model.version] = self.model
+            self._earlier.pop(model.version, None)
+            self._set_model(model)
+            self.changes += 1
+            self._changed()
+
+    async def look(self) -> None:
+        """Asks which version the server chooses now, for those whose requests are not sent to it: a cache answers them.
+
+        Raises:
+            BackendError, DeadlineExceeded: the server does not say, or not what that version is.
+        """
+        changes = self.changes
+        if self._version:
+            return
+        try:
+            version = await latest_version(self.transport, self.model.name, self._timeout_s)
+        except Refused as refused:
+            raise without_input(refused, "asking the server for its version") from refused.__cause__
+        if version not in {"", self.model.version}:
+            await self.describe_again(changes)
+
+    def _set_model(self, model: ModelDescription) -> None:
+        """Takes over what the server says; streams keep their sequences where the model still has such."""
+        self.model = model
+        self.check = RequestCheck(model, self._non_finite)
+        self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
+        self._inputs = {spec.name: spec for spec in model.inputs}
+        self._outputs = {spec.name: spec for spec in model.outputs}
+        manner = (model.correlation, model.sequence_idle_s) if model.sequence else None
+        if manner is None:
+            self.sequences = None
+        elif self.sequences is None or manner != self._manner:
+            self.sequences = Sequences(*manner, self._max_streams)
+        self._manner = manner
+
     def call(self, arrays: Arrays, parameters: Parameters) -> Call:
         """What is sent for arrays without shared memory."""
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
-        return Call(self.model.name, self.model.version, inputs, parameters=parameters)
+        return Call(self.model.name, self._version, inputs, parameters=parameters)
+
+    async def statistics(self) -> Sequence[Mapping[str, Any]]:
+        """The server's counters of the model, by version.
+
+        Raises:
+            Refused: it does not say.
+        """
+        return await self.transport.statistics(self.model.name, self._version, self._timeout_s)
 
     async def prepare(self) -> None:
         """Makes sure that the server can map shared memory, where that is wanted, and frees what others left there.
@@ -263,8 +265,14 @@ class Session:
             await self.transport.close()
 
     def _tensor(self, name: str, array: npt.NDArray[Any]) -> Tensor:
+        spec = self._inputs.get(name)
+        came = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+        if spec is None or not (is_text(array) if spec.dtype == TEXT else came == spec.dtype):
+            # checked by what the model read before it was replaced; as bytes of another type it would be misread
+            what = "none" if spec is None else f"type {spec.dtype}"
+            raise InvalidInput(f"model {self.model.name!r}: input {name!r}: expected {what}, got {array.dtype}")
         if not array.flags.c_contiguous or not array.dtype.isnative:
-            array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+            array = np.ascontiguousarray(array, came)
         return Tensor(name, self.model.datatypes[name], array.shape, array)
 
     # -- shared memory ------------------------------------------------------------------------------------------
@@ -277,7 +285,7 @@ class Session:
         To make the server map memory is a part of the request's time.
         """
         end_s = self.loop.time() + timeout_s
-        model = self.model
+        model, outputs_of = self.model, self._outputs
         arrays = {tensor.name: tensor.content for tensor in inputs if tensor.name not in self._text}
         sizes = {spec.name: size for spec in model.outputs if (size := _size_of(spec, rows)) is not None}
         needed = required_bytes([*(array.nbytes for array in arrays.values()), *sizes.values()])
@@ -286,14 +294,14 @@ class Session:
             async with _mapped_by(end_s):
                 region = await pool.acquire(needed)
         if region is None:
-            return await self.transport.infer(Call(model.name, model.version, inputs, parameters=parameters), timeout_s)
+            return await self.transport.infer(Call(model.name, self._version, inputs, parameters=parameters), timeout_s)
         answered = False
         try:
             places = region.write(arrays)
             room = region.reserve(sizes)
             call = Call(
                 model.name,
-                model.version,
+                self._version,
                 [
                     tensor._replace(content=_shared(region.name, places[tensor.name]))
                     if tensor.name in places
@@ -317,17 +325,18 @@ class Session:
                     await pool.reregister(region)
                 answer = await self.transport.infer(call, end_s - self.loop.time())
             answered = True
-            outputs = {name: self._read_shared(region, room, tensor) for name, tensor in answer.outputs.items()}
+            outputs = {
+                name: self._read_shared(region, room[name], outputs_of[name], tensor) if name in room else tensor
+                for name, tensor in answer.outputs.items()
+            }
         finally:
             pool.release(region, answered=answered)
         return answer._replace(outputs=outputs)
 
-    def _read_shared(self, region: Region, room: Mapping[str, tuple[int, int]], tensor: Tensor) -> Tensor:
-        """An output with its content, wherever that is; the server does not say which are in shared memory."""
-        if tensor.name not in room:
-            return tensor
-        offset, size = room[tensor.name]
-        dtype = self._outputs[tensor.name].dtype
+    def _read_shared(self, region: Region, place: tuple[int, int], spec: TensorSpec, tensor: Tensor) -> Tensor:
+        """An output with its content from the place that it was given; the server does not say that it is there."""
+        offset, size = place
+        dtype = spec.dtype
         if dtype is None or min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
             raise BackendError(
                 f"model {self.model.name!r}: output {tensor.name!r}: expected at most {size} bytes of shared memory, "

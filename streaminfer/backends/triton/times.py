@@ -1,21 +1,27 @@
 """What a server says about its own time: how long requests waited there, and how long they were computed.
 
 An answer carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
-difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model. A counter
-that shrank means that the server or the model was started anew; what it says since then is added to what was known.
+difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model, one set for
+each version. A counter that shrank means that the server or the model was started again; what it says since then is
+added to what was known. A version that is unloaded takes its counters with it, and what they said remains.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from streaminfer._snapshot import Snapshot
-from streaminfer.backends._statistics import BackendStatistics
+from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.triton.asking import Asker
+from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.errors import BackendError, StreamInferError
 
-__all__ = ["CounterReader", "ServerTimes", "TritonStatistics"]
+__all__ = ["CounterReader", "ServerTimes", "StatisticsReader", "TritonStatistics"]
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_NAMES = ("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _PARTS))
 
 
 @attrs.frozen(kw_only=True)
@@ -122,8 +128,8 @@ class CounterReader:
     """
 
     def __init__(self) -> None:
-        self._last: _Reading | None = None
-        self._sum: _Reading | None = None
+        self._last: Mapping[str, _Reading] | None = None
+        self._sum = _Reading(dict.fromkeys(_NAMES, 0))
         self.total: ServerTimes | None = None
         self.recent: ServerTimes | None = None
 
@@ -133,30 +139,120 @@ class CounterReader:
         Raises:
             KeyError, TypeError, ValueError: they cannot be read; nothing is changed.
         """
-        reading = _sum(models)
-        if self._last is None or self._sum is None:
-            self._sum = reading - reading
-        else:
-            grown = reading - self._last
-            if not grown.is_possible:
-                grown = reading
+        readings = {str(model.get("version", "")): _reading(model) for model in models}
+        if self._last is not None:
+            grown = _Reading(dict.fromkeys(_NAMES, 0))
+            for version, reading in readings.items():
+                before = self._last.get(version)
+                since = reading if before is None else reading - before
+                grown += since if since.is_possible else reading
             self._sum += grown
             self.recent = grown.times()
-        self._last = reading
+        self._last = {**(self._last or {}), **readings}
         self.total = self._sum.times()
 
 
-def _sum(models: Sequence[Mapping[str, Any]]) -> _Reading:
-    values = dict.fromkeys(("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _PARTS)), 0)
-    for model in models:
-        counters = model["inference_stats"]
-        values["success"] += _number(counters, "success", "count")
-        values["fail"] += _number(counters, "fail", "count")
-        values["rows"] += int(model.get("inference_count") or 0)
-        values["executions"] += int(model.get("execution_count") or 0)
-        for part in _PARTS:
-            values[f"{part}_ns"] += _number(counters, part, "ns")
-    return _Reading(values)
+class StatisticsReader:
+    """Reads what the server of a backend says, now and then, and counts what its starts have done.
+
+    Args:
+        what: the backend, for messages.
+
+    Attributes:
+        counters: what was read.
+        error: why the last reading failed; empty where it did not.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.counters = CounterReader()
+        self.error = ""
+        self._what = what
+        self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
+        self._reading: asyncio.Task[None] | None = None
+
+    def start(self, asker: Asker, every_s: float | None) -> None:
+        """Reads again and again, every so many seconds, where the server has statistics."""
+        if every_s is not None and "statistics" in asker.session.server.extensions:
+            self._reading = asyncio.create_task(self._read_again_and_again(asker, every_s))
+
+    async def stop(self, asker: Asker) -> None:
+        """Ends that, and keeps what this start has counted."""
+        self._before = self._totals(asker)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    def forget(self) -> None:
+        """The event loop of the start has ended, and the reading with it."""
+        self._reading = None
+
+    async def read(self, asker: Asker) -> ServerTimes:
+        """Reads the server's statistics of the model, of all its versions, now.
+
+        Raises:
+            RuntimeError: the server keeps none.
+            StreamInferError: it did not answer.
+        """
+        session = asker.session
+        if "statistics" not in session.server.extensions:
+            raise RuntimeError(f"{self._what}: the server has no statistics")
+        with session.calls:
+            try:
+                said = await session.statistics()
+                self.counters.read(said)
+            except Refused as refused:
+                error: StreamInferError = without_input(refused, f"reading the statistics of {self._what}")
+            except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
+                error = BackendError(f"the statistics of {self._what} cannot be read: {unreadable!r}")
+                error.__cause__ = unreadable
+            else:
+                self.error = ""
+                assert self.counters.total is not None  # noqa: S101 - there was a reading
+                return self.counters.total
+        self.error = str(error)
+        raise error
+
+    def statistics(self, recorder: BackendRecorder, asker: Asker | None, workers: int) -> TritonStatistics:
+        """What was counted until now, and what the server said when it was last asked."""
+        split, trips, took_ns = self._totals(asker)
+        return TritonStatistics(
+            **{**attrs.asdict(recorder.snapshot()), "workers": workers},
+            round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
+            server=self.counters.total,
+            recent=self.counters.recent,
+            server_error=self.error,
+            split_batches=split,
+        )
+
+    def _totals(self, asker: Asker | None) -> tuple[int, int, int]:
+        split, trips, took_ns = self._before
+        if asker is None:
+            return self._before
+        session = asker.session
+        return split + asker.split, trips + session.round_trips, took_ns + session.round_trip_ns
+
+    async def _read_again_and_again(self, asker: Asker, every_s: float) -> None:
+        while True:
+            try:
+                await self.read(asker)
+                await asker.session.look()
+            except StreamInferError as error:  # it may answer later; the statistics say so meanwhile
+                self.error = str(error)
+            await asyncio.sleep(every_s)
+
+
+def _reading(model: Mapping[str, Any]) -> _Reading:
+    counters = model["inference_stats"]
+    return _Reading(
+        {
+            "success": _number(counters, "success", "count"),
+            "fail": _number(counters, "fail", "count"),
+            "rows": int(model.get("inference_count") or 0),
+            "executions": int(model.get("execution_count") or 0),
+            **{f"{part}_ns": _number(counters, part, "ns") for part in _PARTS},
+        }
+    )
 
 
 def _number(counters: Mapping[str, Any], name: str, field: str) -> int:

@@ -1,0 +1,132 @@
+"""TritonBackend as the client of an inference service behind an endpoint: a gateway before three real servers.
+
+The gateway ends TLS with certificates of `trustme`, wants a token, and announces limits.
+"""
+
+import asyncio
+import uuid
+
+import numpy as np
+import pytest
+import trustme
+from servers.gateway import Certificates, GrpcGateway, HttpGateway
+from servers.mlp import mlp_answers
+
+import streaminfer as si
+from streaminfer.backends.triton import Tls, TritonBackend
+from streaminfer.errors import BackendError, DeadlineExceeded, Overloaded
+
+TOKEN = uuid.uuid4().hex
+GATEWAYS = {"grpc": GrpcGateway, "http": HttpGateway}
+REFUSED = (BackendError, DeadlineExceeded)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture(params=["triton", "mlserver", "kserve"])
+def target(request, protocol):
+    server = request.getfixturevalue(request.param)
+    return server.grpc_url if protocol == "grpc" else server.http_url
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory):
+    """An authority's file, and two certificates of it: a server's and a client's."""
+    folder, authority = tmp_path_factory.mktemp("trustme"), trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    for name in ("localhost", "client"):
+        issued = authority.issue_cert(name if name == "localhost" else "client@example.com")
+        issued.private_key_pem.write_to_path(folder / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
+    return folder
+
+
+@pytest.fixture
+def tls(ca):
+    return Certificates(ca / "localhost.pem", ca / "localhost.key")
+
+
+@pytest.fixture
+def mutual(ca):
+    return Certificates(ca / "localhost.pem", ca / "localhost.key", ca / "ca.pem")
+
+
+def rows(count):
+    return np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+
+
+def backend(gateway, protocol, **more):
+    options = {"protocol": protocol, "headers": {"authorization": f"Bearer {TOKEN}"}, "timeout_s": 5.0, **more}
+    return TritonBackend(gateway.url, "mlp", statistics_every_s=None, **options)
+
+
+def test_a_service_behind_tls_and_a_token_answers(target, protocol, tls, ca):
+    async def main():
+        async with GATEWAYS[protocol](target, token=TOKEN, tls=tls) as gateway:
+            one = backend(gateway, protocol, tls=Tls(ca=ca / "ca.pem"))
+            assert one.encrypted
+            async with si.Stack(si.AdaptiveBatcher(max_batch_size=8), one) as service:
+                answers = await asyncio.gather(*map(service, rows(20)))
+            np.testing.assert_allclose(answers, mlp_answers(rows(20)), 1e-4, 1e-5)
+            assert gateway.passed > 0
+
+    asyncio.run(main())
+
+
+def test_a_wrong_token_is_said_and_not_shown(target, protocol, tls, ca):
+    async def main():
+        async with GATEWAYS[protocol](target, token=TOKEN[::-1], tls=tls) as gateway:
+            with pytest.raises(BackendError, match=r"UNAUTHENTICATED.*a token, please") as caught:
+                await backend(gateway, protocol, tls=Tls(ca=ca / "ca.pem")).start()
+            assert TOKEN not in str(caught.value)
+            assert caught.value.retryable is False
+
+    asyncio.run(main())
+
+
+def test_mutual_tls_refuses_a_client_without_a_certificate(target, protocol, mutual, ca):
+    async def main():
+        async with GATEWAYS[protocol](target, token=TOKEN, tls=mutual) as gateway:
+            own = Tls(ca=ca / "ca.pem", certificate=ca / "client.pem", key=ca / "client.key")
+            async with si.Stack(backend(gateway, protocol, tls=own)) as service:
+                np.testing.assert_allclose(await service(rows(1)[0]), mlp_answers(rows(1))[0], 1e-4, 1e-5)
+            with pytest.raises(REFUSED):
+                await backend(gateway, protocol, tls=Tls(ca=ca / "ca.pem"), timeout_s=1.0).start()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("refusal", "after_s"), [("later", 2.5), ("down", 1.5)])
+def test_when_to_come_again_reaches_the_caller(target, protocol, refusal, after_s):
+    async def main():
+        async with GATEWAYS[protocol](target) as gateway, si.Stack(backend(gateway, protocol)) as service:
+            gateway.refusals.append(refusal)
+            with pytest.raises(Overloaded) as caught:
+                await service(rows(1)[0])
+            assert caught.value.retry_after_s == after_s
+            np.testing.assert_allclose(await service(rows(1)[0]), mlp_answers(rows(1))[0], 1e-4, 1e-5)
+
+    asyncio.run(main())
+
+
+def test_a_batch_larger_than_the_service_takes_goes_in_parts(target, protocol):
+    async def main():
+        async with GATEWAYS[protocol](target) as gateway:
+            one = backend(gateway, protocol)
+            await one.start()
+            try:
+                gateway.largest = 2000
+                batch = si.Batch(rows(64), [si.Request(None)] * 64)
+                np.testing.assert_allclose(await one.infer(batch), mlp_answers(rows(64)), 1e-4, 1e-5)
+                assert one.statistics().split_batches > 0
+                gateway.largest = 10
+                with pytest.raises(BackendError, match="larger than the server takes") as caught:
+                    await one.infer(si.Batch(rows(1), [si.Request(None)]))
+                assert caught.value.retryable is False
+            finally:
+                await one.stop()
+
+    asyncio.run(main())

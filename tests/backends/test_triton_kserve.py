@@ -1,0 +1,63 @@
+"""TritonBackend against KServe's Python server, which knows no versions and none of Triton's extensions."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from servers.mlp import mlp_answers
+
+import streaminfer as si
+from streaminfer.backends.triton import TritonBackend
+
+
+@pytest.fixture(params=["grpc", "http"])
+def connect(kserve, request):
+    url = kserve.grpc_url if request.param == "grpc" else kserve.http_url
+    return lambda model="mlp", **more: TritonBackend(url, model, protocol=request.param, **more)
+
+
+def rows(count):
+    return np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+
+
+def test_plain_inference_works(connect):
+    async def main():
+        backend = connect()
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=8), backend) as service:
+            answers = await asyncio.gather(*map(service, rows(20)))
+            np.testing.assert_allclose(answers, mlp_answers(rows(20)), 1e-4, 1e-5)
+            assert backend.statistics().errors == 0
+            assert backend.description.version == ""  # it names none
+            assert "model_configuration" in backend.missing_extensions
+
+    asyncio.run(main())
+
+
+def test_without_versions_no_other_backend_has_its_fingerprint(connect):
+    """What answers is not known, so what a cache keeps is never another process's."""
+
+    async def main():
+        one, other = connect(), connect()
+        async with si.Stack(one), si.Stack(other):
+            assert one.fingerprint != other.fingerprint
+
+    asyncio.run(main())
+
+
+def test_what_it_lacks_is_an_error_at_the_start(connect):
+    async def main():
+        with pytest.raises(ValueError, match="shared_memory"):
+            await connect(shared_memory=True).start()
+        with pytest.raises((ValueError, si.BackendError), match="tpu"):
+            await connect("tpu").start()
+
+    asyncio.run(main())
+
+
+def test_what_does_not_fit_is_refused_before_it_is_sent(connect):
+    async def main():
+        async with si.Stack(connect()) as service:
+            with pytest.raises(si.InvalidInput, match="x"):
+                await service(np.zeros(7, np.float32))
+
+    asyncio.run(main())

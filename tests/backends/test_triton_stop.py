@@ -1,0 +1,48 @@
+"""A stack whose Triton hangs: its stop keeps to its limit, and leaves nothing."""
+
+import asyncio
+import gc
+
+import numpy as np
+import pytest
+
+from streaminfer import AdaptiveBatcher, Stack
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.errors import BackendError, Closed
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, protocol, drain):
+    from servers.network import Proxy
+
+    limit_s = 0.3
+
+    async def scenario():
+        before = asyncio.all_tasks()
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, statistics_every_s=0.01, timeout_s=60)
+            stack = Stack(AdaptiveBatcher(max_batch_size=2), backend)
+            await stack.start()
+            assert (await stack(np.ones(1, np.float32))).tolist() == [3]
+            proxy.stall()
+            waiting = [asyncio.create_task(stack(np.ones(1, np.float32))) for _ in range(8)]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):  # the requests alone would wait for 60 s
+                began = asyncio.get_running_loop().time()
+                await stack.stop(drain=drain, timeout_s=limit_s)
+                took_s = asyncio.get_running_loop().time() - began
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert took_s < limit_s + 0.5
+            assert {type(one) for one in ended} <= {Closed, BackendError}
+            del ended, waiting  # an error's traceback holds its call, and a call its connection
+            gc.collect()
+            proxy.flow()
+            async with asyncio.timeout(20):
+                while proxy.connections:
+                    await asyncio.sleep(0.001)
+        async with asyncio.timeout(20):
+            while asyncio.all_tasks() != before:  # gRPC's own ends when its core has said so
+                await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())

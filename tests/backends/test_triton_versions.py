@@ -1,0 +1,159 @@
+"""TritonBackend without a version: it follows a real Triton from one version of a model to the next."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from servers.rollout import MODEL, roll_out
+
+import streaminfer as si
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.backends.triton.call import Answer, Tensor
+from streaminfer.backends.triton.model import Server, read_model
+from streaminfer.backends.triton.session import Session
+
+
+def ask(backend, *, x=7.0):
+    inputs = np.full((2, 1), x, np.float32)
+    return backend.infer(si.Batch(inputs, [si.Request(None), si.Request(None)]))
+
+
+@pytest.fixture
+def make(triton):
+    def make(protocol="grpc", **more):
+        url = triton.grpc_url if protocol == "grpc" else triton.http_url
+        return TritonBackend(url, MODEL, **{"protocol": protocol, "statistics_every_s": None, **more})
+
+    return make
+
+
+@pytest.mark.parametrize(("protocol", "shared_memory"), [("grpc", False), ("http", False), ("grpc", True)])
+def test_roll_outs_under_load_lose_nothing(make, triton, protocol, shared_memory):
+    """Each request is answered, by a version that is not older than one seen before, from the cache too."""
+    report = asyncio.run(roll_out(triton, make(protocol, shared_memory=shared_memory), 3, both_s=0.0))
+    assert report.lost == {}
+    assert report.wrong == []
+    assert report.versions == ["2", "3", "4"]
+    assert set(report.answered) == {1, 2, 3, 4}
+    assert report.from_cache > 0
+
+
+def test_fingerprint_is_of_the_version_that_answers(make, triton):
+    async def scenario():
+        backend = make()
+        pinned = make(version="1")
+        await backend.start()
+        await pinned.start()
+        try:
+            assert backend.fingerprint == pinned.fingerprint
+            assert backend.fingerprint.endswith(f"{MODEL} 1")
+            await asyncio.to_thread(triton.set_versions, MODEL, 1, 2)
+            assert [row.tolist() for row in await ask(backend)] == [[7, 2]] * 2
+            assert [row.tolist() for row in await ask(pinned)] == [[7, 1]] * 2
+            assert backend.fingerprint.endswith(f"{MODEL} 2")
+            assert backend.description.version == "2"
+            await asyncio.to_thread(triton.set_versions, MODEL, 2)
+            with pytest.raises(si.BackendError):
+                await ask(pinned)
+            assert (await ask(backend))[0].tolist() == [7, 2]
+        finally:
+            await backend.stop()
+            await pinned.stop()
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        triton.set_versions(MODEL, 1)
+
+
+def test_a_version_is_noticed_while_a_cache_answers(make, triton):
+    """No request reaches the server: the reading of its statistics finds the new version."""
+
+    async def scenario():
+        backend = make(statistics_every_s=0.01)
+        async with si.Stack(si.EdgeCache(), backend) as service:
+            one = si.Request(np.ones(1, np.float32))
+            assert (await service.call(one)).outputs.tolist() == [1, 1]
+            assert (await service.call(one)).source == "cache"
+            await asyncio.to_thread(triton.set_versions, MODEL, 2)
+            async with asyncio.timeout(20):
+                while backend.description.version == "1":
+                    await asyncio.sleep(0.001)
+            assert (await service.call(one)).outputs.tolist() == [1, 2]
+            assert backend.statistics().server_error == ""
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        triton.set_versions(MODEL, 1)
+
+
+class Versions:
+    """A transport: what the model is at each question, and which version answers each call."""
+
+    def __init__(self, *answers, columns):
+        self.answers = list(answers)
+        self.columns = list(columns)
+        self.asked = []
+
+    async def metadata(self, model, version, timeout_s):
+        self.asked.append(version)
+        return described(self.columns.pop(0))
+
+    async def infer(self, call, timeout_s):
+        assert call.version == ""
+        version, columns = self.answers.pop(0)
+        content = np.zeros((1, columns), np.float32).tobytes()
+        return Answer({"y": Tensor("y", "FP32", (1, columns), memoryview(content))}, version=version)
+
+
+def described(columns):
+    return {
+        "versions": ["9"],
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, columns]}],
+    }
+
+
+@pytest.fixture
+def follow():
+    """Asks a session once for each answer, one after the other, and gives it with the shapes of the results."""
+
+    async def ask_all(transport, changes):
+        model = read_model("m", "1", described(1), None)
+        session = Session(
+            transport, Server("s", "1", frozenset()), model, version="", changed=lambda: None, non_finite="allow",
+            max_streams=1, shared_memory=False, timeout_s=1.0, clock=lambda: 0,
+        )  # fmt: skip
+        shapes = []
+        for known in changes:
+            answer = await transport.infer(session.call({"x": np.zeros((1, 1), np.float32)}, {}), 1.0)
+            rows = await session.read(answer, 1, session.changes if known is None else known, batched=True)
+            shapes.append((rows[0].shape, session.model.version))
+        return shapes
+
+    return lambda transport, *changes: asyncio.run(ask_all(transport, changes))
+
+
+def test_an_answer_is_read_by_the_description_of_its_version(follow):
+    transport = Versions(("1", 1), ("2", 3), ("2", 3), columns=[3])
+    assert follow(transport, None, None, None) == [((1,), "1"), ((3,), "2"), ((3,), "2")]
+    assert transport.asked == [""]
+
+
+def test_an_answer_from_before_a_change_changes_nothing(follow):
+    """It was sent to version 1 when version 2 was not there, and comes later than the first of version 2."""
+    transport = Versions(("2", 3), ("1", 1), ("2", 3), columns=[3])
+    assert follow(transport, None, 0, None) == [((3,), "2"), ((1,), "2"), ((3,), "2")]
+
+
+def test_a_server_that_goes_back_is_followed_too(follow):
+    transport = Versions(("2", 3), ("1", 1), columns=[3, 1])
+    assert follow(transport, None, None) == [((3,), "2"), ((1,), "1")]
+
+
+def test_a_server_that_names_no_version_is_not_asked_again(follow):
+    transport = Versions(("", 1), columns=[])
+    assert follow(transport, None) == [((1,), "1")]
