@@ -108,7 +108,7 @@ class Check:
                 print(f"  load and warm-up, {kept}: {time.perf_counter() - started:.2f} s")
             self._measure(f"binding={binding!r}", backend, expected, provider)
         if provider == CUDA:
-            graphs = [cuda_provider(device_id=self._options.device_id, cuda_graph=True), CPU]
+            graphs: list[Any] = [cuda_provider(device_id=self._options.device_id, cuda_graph=True), CPU]
             backend = si.OnnxBackend(self._options.model, providers=graphs, warmup=self._sizes)
             asyncio.run(self._started(backend))
             self._measure("cuda_graph=True", backend, expected, provider)
