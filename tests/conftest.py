@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,34 @@ def load_plain(name):
 def plain():
     """``plain("batching._queue_cy")``: the plain twin of a compiled module."""
     return load_plain
+
+
+@pytest.fixture
+def took_s():
+    """``await took_s(awaitable)``: seconds, less those by which a thread that only sleeps woke late meanwhile."""
+
+    async def measure(awaitable):
+        late_s = 0.0
+        ended = threading.Event()
+
+        def sleep():
+            nonlocal late_s
+            while not ended.is_set():
+                begun_s = time.monotonic()
+                time.sleep(0.01)
+                late_s += time.monotonic() - begun_s - 0.01
+
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        begun_s = time.monotonic()
+        try:
+            await awaitable
+            return time.monotonic() - begun_s - late_s
+        finally:
+            ended.set()
+            sleeper.join()
+
+    return measure
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import multiprocessing
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 
@@ -62,12 +61,6 @@ def batch(value=1.0):
     return Batch(np.array([value]), [Request(value)])
 
 
-async def took_s(stopping):
-    begun = time.monotonic()
-    await stopping
-    return time.monotonic() - begun
-
-
 def say_so_and_hang(inputs):
     Path(str(inputs[0])).touch()
     threading.Event().wait()
@@ -80,7 +73,7 @@ async def until_exists(path):
 
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("batched", [True, False])
-def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched):
+def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched, took_s):
     async def main():
         tasks = asyncio.all_tasks()
         layers = [si.AdaptiveBatcher(max_batch_size=1)] if batched else []
@@ -101,7 +94,7 @@ def test_stop_with_a_hung_thread_keeps_its_limit(hanging, drain, batched):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_stop_with_a_hung_process_leaves_none_running(drain, tmp_path):
+def test_stop_with_a_hung_process_leaves_none_running(drain, tmp_path, took_s):
     async def main():
         before = set(multiprocessing.active_children())
         stack = si.Stack(CpuBackend(say_so_and_hang, executor="process"))
@@ -149,7 +142,7 @@ def test_a_stack_starts_again_after_a_thread_was_left_behind(hanging):
 
 
 @pytest.mark.parametrize("what", ["router", "replicas", "nested"])
-def test_the_limit_reaches_nested_services(hanging, what):
+def test_the_limit_reaches_nested_services(hanging, what, took_s):
     async def main():
         inner = si.Stack(si.AdaptiveBatcher(max_batch_size=1), CpuBackend(hanging))
         service = {
@@ -169,7 +162,7 @@ def test_the_limit_reaches_nested_services(hanging, what):
     run(main())
 
 
-def test_a_part_that_ignores_the_limit_is_left_behind(caplog):
+def test_a_part_that_ignores_the_limit_is_left_behind(caplog, took_s):
     class Part:
         async def infer(self, batch):
             return batch.inputs

@@ -3,7 +3,6 @@
 import asyncio
 import multiprocessing
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ LIMIT_S = 0.2
 
 def run(main):
     return asyncio.run(asyncio.wait_for(main, PATIENCE_S))
-
-
-async def took_s(stopping):
-    begun = time.monotonic()
-    await stopping
-    return time.monotonic() - begun
 
 
 async def none_left(tasks):
@@ -74,7 +67,7 @@ async def let_refresh(stack, service, clock):
 
 @pytest.mark.parametrize("drain", [True, False])
 @pytest.mark.parametrize("stubborn", [False, True], ids=["cancellable", "stubborn"])
-def test_stop_with_a_hung_refresh(drain, stubborn):
+def test_stop_with_a_hung_refresh(drain, stubborn, took_s):
     """A refresh that hangs does not hold up the stop, and no task is left of one that can be cancelled."""
 
     async def main():
@@ -96,7 +89,7 @@ def test_stop_with_a_hung_refresh(drain, stubborn):
 
 
 @pytest.mark.parametrize("drain", [True, False])
-def test_stop_with_everything_hung_at_once(drain, tmp_path):
+def test_stop_with_everything_hung_at_once(drain, tmp_path, took_s):
     """A hung thread, process and refresh, and a batcher before them, share one limit."""
     released = threading.Event()
     begun = threading.Semaphore(0)
