@@ -407,6 +407,21 @@ def test_by_hand(limit, clock):
     assert limit.in_flight == 0
 
 
+@pytest.mark.parametrize("second", ["record", "release"])
+@pytest.mark.parametrize("first", ["record", "release"])
+def test_a_permit_given_back_twice_frees_one_place(first, second):
+    """A permit that is not out is counted as stale and changes nothing else, even while other calls are under way."""
+    limit = ConcurrencyLimit(limit=2)
+    permit, other = limit.try_acquire(), limit.try_acquire()
+
+    getattr(limit, first)(permit)
+    getattr(limit, second)(permit)
+
+    assert permit != other
+    assert limit.in_flight == 1
+    assert limit.statistics().stale == 1
+
+
 def test_threads_never_exceed_it():
     limit = ConcurrencyLimit(limit=3)
     most, lock = [0], threading.Lock()
