@@ -47,9 +47,12 @@ class Chooser:
             if not offered:
                 journey.note(lane, "burning" if lane.rung.closed else "share")
                 held_back.append(lane)
+            elif lane.rung.stalled and lane.rung.in_flight:
+                journey.note(lane, "stalled")
+                held_back.append(lane)
             elif self._takes(lane, request, journey, now_ns):
                 return lane
-        # better a route beyond its share than no answer, unless that would take time from those that had none
+        # better a route beyond its share, or one that may hang, than no answer, unless that takes others' time
         for lane in held_back:
             if not journey.busy >> lane.rung.device & 1 and self._takes(lane, request, journey, now_ns):
                 return lane

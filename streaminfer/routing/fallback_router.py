@@ -393,6 +393,8 @@ class FallbackRouter(Chooser):
         self._gate.distrust()
         ending = judge(lane.route.name, attempt, error, task, now_ns, cutting=self._cutting)
         lane.rung.settle(ending.outcome, now_ns - attempt.started_ns, 0, now_ns)
+        if ending.reason == "overdue" and attempt.was_given_up_early():
+            lane.rung.stall()
         lane.count(ending)
         if ending.final:
             if ending.reason == "cancelled":
