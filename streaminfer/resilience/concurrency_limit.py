@@ -11,6 +11,7 @@ from streaminfer.protocols import Clock, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._limit_cy import NEVER, UNKNOWN, LimitMachine
 from streaminfer.resilience._limit_guard_cy import LimitCore
+from streaminfer.resilience._wrapping import refuse_copy
 from streaminfer.resilience.limit_layers import put_in_front
 from streaminfer.telemetry._guard import atomic
 
@@ -255,6 +256,8 @@ class ConcurrencyLimit(LimitCore):
             stale=machine.stale,
             rounds=machine.rounds,
         )
+
+    __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -28,7 +28,7 @@ from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceed
 from streaminfer.protocols import Clock
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
-from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
+from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, refuse_awaitable, refuse_copy, repeats
 from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ class RetryBudget:
         self._gave_up[why] += 1
         return None
 
+    __reduce__ = refuse_copy
+
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
         return f"<RetryBudget({name}{self._share.granted} retries of {self._share.requests} requests)>"
@@ -312,6 +314,8 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_ns is None:
                     raise
             else:
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
             if wait_ns:
