@@ -206,7 +206,7 @@ class RetryBudget:
         if attempt < self.max_attempts:
             why = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
         if not why:
-            asked_ns = max(float(getattr(error, "retry_after_s", 0.0)), 0.0) * 1e9
+            asked_ns = max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0) * 1e9
             backoff_ns = self._backoff_ns * 2.0 ** (attempt - 1)
             wait_ns = asked_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
             now_ns = self._clock()

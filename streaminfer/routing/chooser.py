@@ -32,6 +32,7 @@ class Chooser:
     _lanes: list[Lane]
     _ladder: Ladder
     _gate: Gate
+    _probes: bool
     _shadows: set["asyncio.Task[Any]"]
 
     def _choose(self, request: Request, journey: Journey, now_ns: int) -> Lane | None:
@@ -89,6 +90,8 @@ class Chooser:
             and rung.in_flight == 0
             and now_ns - rung.idle_since_ns >= self._ladder.step_ns
             and request.stream_id is None
+            and self._probes
+            and lane.is_idempotent
         ):
             self._probe(lane, request, now_ns)
 
