@@ -11,6 +11,7 @@ cdef class LimitCore:
     cdef public object _clock
     cdef public object _objective
     cdef object _slo
+    cdef object _feeding
     cdef public str name
 
     @cython.locals(now_ns=cython.longlong, permit=cython.longlong)

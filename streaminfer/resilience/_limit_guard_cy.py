@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.resilience._wrapping import refuse_awaitable
+from streaminfer.telemetry.feeding import FeedingCheck
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
@@ -58,7 +59,7 @@ class LimitCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_machine", "_objective", "_slo", "name")
+    __slots__ = ("_clock", "_feeding", "_machine", "_objective", "_slo", "name")
 
     name: str
 
@@ -66,6 +67,7 @@ class LimitCore:
         self._machine = machine
         self._clock = clock
         self._slo = slo
+        self._feeding = FeedingCheck(slo, "a concurrency limit")
         self._objective: Any = None
         self._aim()
 
@@ -164,6 +166,7 @@ class LimitCore:
         if self._slo is not None:
             objective_ns = self._slo.threshold_s * 1e9
             burning = self._slo.burning()
+            self._feeding.look(self._machine.answered)
         elif self._objective is not None:
             objective_ns = self._objective() or 0.0
         self._machine.aim(objective_ns, burning)
