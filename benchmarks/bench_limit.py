@@ -3,10 +3,15 @@
 The bare call of a service and the calls through a layer run in alternation in the same run. The service answers at
 once, with the timings that a batcher leaves, so that the limit learns from every answer; nothing waits, so no event
 loop is involved, except for ``Hedge``, whose request runs in a task of its own.
+What an adaptive limit refuses is on a virtual clock and needs no quiet machine:
+``python benchmarks/bench_limit.py learning``.
 """
 
 import asyncio
+import functools
+import math
 import random
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +123,58 @@ def hedging() -> None:
     print(f"  extra load {extra:.1%}   bar 3 %: {'met' if extra <= 0.03 else 'MISSED'}")
 
 
+def answered(limit: ConcurrencyLimit, rate: float, workers: int, draw: Callable[[], float]) -> tuple[int, int]:
+    """Poisson requests for a minute on a virtual clock to so many workers: how many were answered, and refused."""
+
+    async def run_on(loop: VirtualLoop) -> tuple[int, int]:
+        free = asyncio.Semaphore(workers)
+        arrivals = random.Random(3)
+
+        class Workers:
+            async def call(self, _request: Request) -> Response:
+                async with free:
+                    await asyncio.sleep(draw())
+                return Response(1.0)
+
+        limit.bind_clock(loop.clock)
+        service = limit.wrap(Workers())
+        asked = []
+        for _ in range(round(60 * rate)):
+            asked.append(asyncio.ensure_future(service.call(Request(0.0))))
+            await asyncio.sleep(arrivals.expovariate(rate))
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        refused = sum(isinstance(end, si.Overloaded) for end in ends)
+        return len(ends) - refused, refused
+
+    return run(run_on)
+
+
+def learning() -> None:
+    """What an adaptive limit refuses where a fixed one would not, with nothing that tells waiting from service."""
+    mean_s = 0.05
+    kinds: dict[str, Callable[[random.Random], float]] = {
+        "constant": lambda _: mean_s,
+        "exponential": lambda draw: draw.expovariate(1.0 / mean_s),
+        "lognormal": lambda draw: draw.lognormvariate(math.log(mean_s) - 0.5, 1.0),
+    }
+    print("adaptive limit, service of 50 ms, a minute on a virtual clock")
+    for kind, of in kinds.items():
+        _, refused = answered(ConcurrencyLimit(), 100.0, 10**6, functools.partial(of, random.Random(5)))
+        print(f"  infinite server, {kind:<12} refused {refused}   bar 0: {'met' if refused == 0 else 'MISSED'}")
+    for kind, of in kinds.items():
+        ideal, limit = max(
+            (answered(ConcurrencyLimit(limit=limit), 180.0, 10, functools.partial(of, random.Random(5)))[0], -limit)
+            for limit in (10, 20, 40, 80, 1000)
+        )
+        ours, _ = answered(ConcurrencyLimit(), 180.0, 10, functools.partial(of, random.Random(5)))
+        verdict = f"bar 0.97: {'met' if ours / ideal >= 0.97 else 'MISSED'}"
+        print(f"  ten workers at 0.9, {kind:<12} {ours} / {ideal} by a fixed {-limit}: {ours / ideal:.3f}   {verdict}")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["learning"]:
+        learning()
+        return
     service = Service()
     plain, dated = Request(1.0), Request(1.0, deadline_ns=time.monotonic_ns() + 10**12, priority=1)
     slo = si.SLO("bench", threshold_s=0.05)
@@ -140,6 +196,7 @@ def main() -> None:
     bare, hedged = hedged_us()
     print(f"Hedge: {hedged:.2f} µs a request over {bare:.2f}, none of which is hedged")
     hedging()
+    learning()
 
 
 if __name__ == "__main__":

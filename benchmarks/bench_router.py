@@ -10,6 +10,7 @@ of the answers on time over all requests, so that nobody gains by not answering.
 """
 
 import asyncio
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -325,6 +326,94 @@ def bench_brown_out() -> None:
             )
 
 
+class Outage:
+    """A backend that answers in 1 ms and 0.1 ms for each row; while it is down it fails, or hangs."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.up = asyncio.Event()
+        self.up.set()
+
+    async def infer(self, batch: Batch) -> list[float]:
+        if not self.up.is_set():
+            if self.kind == "fails":
+                raise ConnectionError("down")
+            await self.up.wait()
+        await asyncio.sleep(0.001 + 0.0001 * len(batch))
+        return [1.0] * len(batch)
+
+
+class Recovery(NamedTuple):
+    """Of one outage: the share without an answer on time, and what came before all answers were the best route's."""
+
+    lost: float
+    seconds: float
+    requests: int
+
+
+def outage(rate: float, kind: str, *, batched: bool, seed: int = 1) -> Recovery:
+    """Ten seconds, or twelve requests, in which the better of two routes is down."""
+
+    async def main(loop: VirtualLoop) -> Recovery:
+        best = Outage(kind)
+
+        def route(name: str, backend: Any, quality: float) -> Route:
+            layers = [si.AdaptiveBatcher(max_batch_size=32, slo_s=LIMIT_S), backend] if batched else [backend]
+            return Route(name, layers, quality=quality, device=name)
+
+        router = FallbackRouter(route("best", best, 1.0), route("other", Outage(kind), 0.8))
+        random = np.random.default_rng(seed)
+        answers: list[Answer] = []
+
+        async def ask(stack: si.Stack) -> None:
+            arrived_ns = loop.now_ns
+            source = ""
+            with contextlib.suppress(si.errors.StreamInferError):
+                source = (await stack.call(si.Request(1.0, deadline_ns=arrived_ns + round(LIMIT_S * 1e9)))).source
+            on_time = bool(source) and loop.now_ns <= arrived_ns + LIMIT_S * 1e9
+            answers.append(Answer(arrived_ns / 1e9, on_time, source.split(" ")[0]))
+
+        async def load(stack: si.Stack, requests: int, seconds: float) -> None:
+            until_s = loop.time() + max(requests / rate, seconds)
+            while loop.time() < until_s:
+                asked.append(asyncio.ensure_future(ask(stack)))
+                await asyncio.sleep(random.exponential(1 / rate))
+
+        asked: list[asyncio.Future[None]] = []
+        async with si.Stack(router, clock=loop.clock) as stack:
+            await load(stack, 12, 3.0)
+            down_s = loop.time()
+            best.up.clear()
+            await load(stack, 12, 10.0)
+            up_s = loop.time()
+            best.up.set()
+            await load(stack, 24, 15.0)
+            await asyncio.gather(*asked)
+        during = [answer for answer in answers if down_s <= answer.arrived_s < up_s]
+        after = sorted(answer for answer in answers if answer.arrived_s >= up_s)
+        lesser = [number for number, answer in enumerate(after) if answer.route != "best" or not answer.on_time]
+        requests = lesser[-1] + 1 if lesser else 0
+        lost = sum(not answer.on_time for answer in during) / len(during)
+        return Recovery(lost, after[requests - 1].arrived_s - up_s if requests else 0.0, requests)
+
+    return run(main)
+
+
+def bench_outage() -> None:
+    """The better of two routes fails or hangs, at every rate; and how soon it has all requests again."""
+    print("\nAn outage of the better of two routes, 10 s or twelve requests: lost meanwhile; after it, until all")
+    print("requests have its answer (bar: 10 s or three requests; lost in a hang at most 1 %)")
+    for kind in ("fails", "hangs"):
+        for batched in (False, True):
+            for rate in (1 / 60, 0.1, 1.0, 10.0, 100.0, 1000.0):
+                lost, seconds, requests = outage(rate, kind, batched=batched)
+                soon = "reached" if seconds <= 10.0 or requests <= 3 else "MISSED"
+                print(
+                    f"  {kind} {'batcher' if batched else 'plain  '} {rate:9.3f}/s: lost {lost:.2%}"
+                    f" {verdict(lost, 0.01, at_most=True)}; {seconds:8.2f} s, {requests} requests: {soon}"
+                )
+
+
 class Answering:
     """A service that costs next to nothing."""
 
@@ -373,7 +462,13 @@ def bench_cost() -> None:
             print(f"  {label:<42}{figures}   {verdict(added, 2.0, at_most=True)}")
 
 
-PARTS = {"step": bench_step, "quality": bench_quality, "brown-out": bench_brown_out, "cost": bench_cost}
+PARTS = {
+    "step": bench_step,
+    "quality": bench_quality,
+    "brown-out": bench_brown_out,
+    "outage": bench_outage,
+    "cost": bench_cost,
+}
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ class Edge:
             request = si.Request(numbers, tenant=tenant, subject=headers.get("x-subject"))
             response = await self.service.call(request)
         except si.Overloaded as error:
-            return 503, NOT_KEPT | {"retry-after": str(int(error.retry_after_s) + 1)}, b""
+            return 503, NOT_KEPT | {"retry-after": str(int(error.retry_after_s or 0.0) + 1)}, b""
         except (TypeError, ValueError) as error:
             return 400, NOT_KEPT | {"content-type": "text/plain; charset=utf-8"}, str(error).encode()
         answer = json.dumps(response.outputs.tolist()).encode()

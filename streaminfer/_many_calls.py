@@ -52,7 +52,7 @@ class PlaceQueue:
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
-                pause_s = max(error.retry_after_s, _SHORTEST_PAUSE_S)
+                pause_s = max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
             if left_s is not None:
                 pause_s = min(pause_s, max(left_s, 0.0))
             await asyncio.sleep(pause_s)
@@ -61,7 +61,7 @@ class PlaceQueue:
         async with self._turn:
             # the queue tells nobody of a free place: it is asked again when it expects one
             while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":  # noqa: ASYNC110
-                await asyncio.sleep(max(place.retry_after_s, _SHORTEST_PAUSE_S))
+                await asyncio.sleep(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
 
 
 def default_concurrency(outermost: Any) -> int:

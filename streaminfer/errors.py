@@ -46,10 +46,11 @@ class Overloaded(StreamInferError):  # noqa: N818
     """The request was refused at once because there was no place for it.
 
     Attributes:
-        retry_after_s: seconds after which a place is expected, measured from recent batches; never negative.
+        retry_after_s: seconds after which a place is expected, measured from recent batches; never negative. ``None``:
+            unknown.
     """
 
-    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -58,10 +59,10 @@ class CircuitOpen(StreamInferError):  # noqa: N818
     """The request was refused at once because what it would ask is known to be broken.
 
     Attributes:
-        retry_after_s: seconds until the next probe is let through; never negative.
+        retry_after_s: seconds until the next probe is let through; never negative. ``None``: unknown.
     """
 
-    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

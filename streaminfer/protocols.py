@@ -69,6 +69,7 @@ __all__ = [
     "find_inward",
     "is_backend",
     "is_service",
+    "sooner",
 ]
 
 Clock = Callable[[], int]
@@ -146,14 +147,21 @@ class Admission(NamedTuple):
     Attributes:
         ok: it would be accepted and, as far as is known, answered by its deadline.
         reason: why not; empty where ``ok``.
-        retry_after_s: seconds after which asking again makes sense.
+        retry_after_s: seconds after which asking again makes sense; ``None``: unknown.
         predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
     """
 
     ok: bool
     reason: str = ""
-    retry_after_s: float = 0.0
+    retry_after_s: float | None = None
     predicted_finish_ns: int | None = None
+
+
+def sooner(one: float | None, other: float | None) -> float | None:
+    """The lesser of two ``retry_after_s``; one that is unknown says nothing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 class ExampleInputs(NamedTuple):

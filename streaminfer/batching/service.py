@@ -410,10 +410,12 @@ class BatchedService(Dispatcher):
                 Overloaded(f"displaced by a more urgent request; {message}", retry_after_s=retry_after_s)
             )
 
-    def _retry_after_s(self, now_ns: int) -> float:
-        """When a place is expected: the time to serve what waits, as recent batches took."""
+    def _retry_after_s(self, now_ns: int) -> float | None:
+        """When a place is expected: the time to serve what waits, as recent batches took; ``None``: there was none."""
         batch_s = self._queue.batch_s
-        if not batch_s and self._runs:  # before the first: the age of the oldest that runs
+        if not batch_s:  # before the first: the age of the oldest that runs
+            if not self._runs:
+                return None
             batch_s = (now_ns - min(run.started_ns for run in self._runs)) / 1e9
         batches = -(-self._queue.waiting // self._max_batch_size)
         return batch_s * batches / self.max_in_flight

@@ -9,7 +9,8 @@ cdef int _HALF_OPEN_TIME_PASSED, _FORCED, _NOTHING
 cdef int _SERIAL_BITS
 cdef long long _SERIALS, _LCG_SPAN
 cdef Py_ssize_t _EVENTS_KEPT, _EVENT_FIELDS
-cdef double _NEWEST, _JITTER
+cdef long long _SUCCESSES_KEPT, _FEWEST_SUCCESSES
+cdef double _JITTER
 
 # Methods that begin with an underscore call no Python and raise nothing. The others are overridden, under a lock, where
 # compiled code is not atomic by itself.
@@ -18,7 +19,7 @@ cdef class BreakerMachine:
     cdef public bint listening
     cdef readonly Py_ssize_t pending
     cdef readonly long long lost, permitted, refused, succeeded, failed, slow, released, stale, trips, trips_in_a_row
-    cdef double _failure_rate, _slow_rate, _usual_ns
+    cdef double _failure_rate, _slow_rate
     cdef long long _slow_ns, _minimum_calls, _minimum_probes, _open_ns, _max_open_ns, _half_open_ns
     cdef Py_ssize_t _half_open_calls
     cdef COutcomeWindow _window
@@ -28,6 +29,8 @@ cdef class BreakerMachine:
     cdef bint _exceeded
     cdef long long _probes, _probe_failures, _probe_slow, _out
     cdef long long[::1] _slots
+    cdef long long[::1] _took_ns
+    cdef long long _successes
     cdef long long[::1] _events
     cdef Py_ssize_t _event_head
 
@@ -63,6 +66,8 @@ cdef class BreakerMachine:
 
     cdef bint _take_probe(self, long long permit, long long now_ns) noexcept
     cdef void _count(self, bint ok, bint slow, long long duration_ns) noexcept
+    @cython.locals(known=cython.longlong, place=Py_ssize_t, other=Py_ssize_t, below=cython.longlong)
+    cdef long long _usual_ns(self) noexcept
     cdef void _count_probe(self, bint ok, bint slow) noexcept
     cdef bint _is_over(self, long long now_ns) noexcept
 

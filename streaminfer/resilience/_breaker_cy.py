@@ -81,7 +81,8 @@ _SERIAL_BITS = 20
 _SERIALS = 2**20 - 1
 _EVENTS_KEPT = 64
 _EVENT_FIELDS = 7
-_NEWEST = 0.0625  # its weight in what a successful call usually takes
+_SUCCESSES_KEPT = 16  # a power of two
+_FEWEST_SUCCESSES = 3  # of fewer the median is any of them: one call that loaded the model, for instance
 _JITTER = 0.1
 _LCG_SPAN = 2**31
 
@@ -144,8 +145,9 @@ class BreakerMachine:
         "_slow_ns",
         "_slow_rate",
         "_state",
+        "_successes",
+        "_took_ns",
         "_until_ns",
-        "_usual_ns",
         "_window",
         "failed",
         "listening",
@@ -163,6 +165,7 @@ class BreakerMachine:
     )
 
     _slots: MutableSequence[int]
+    _took_ns: MutableSequence[int]
     _events: MutableSequence[int]
     _permit: int
     _out: int
@@ -203,7 +206,8 @@ class BreakerMachine:
         self._slots = array("q", [0]) * half_open_calls
         self._events = array("q", [0]) * (_EVENTS_KEPT * _EVENT_FIELDS)
         self._event_head = 0
-        self._usual_ns = 0.0
+        self._took_ns = array("q", [0]) * _SUCCESSES_KEPT
+        self._successes = 0
         self._generation = 0
         self._state = _CLOSED
         self.mode = _AUTOMATIC
@@ -276,7 +280,7 @@ class BreakerMachine:
         Returns:
             Whether it counted.
         """
-        if duration_ns >= self._usual_ns:
+        if duration_ns >= self._usual_ns():
             return self.record(False, duration_ns, permit, now_ns)
         self.release(permit, now_ns)
         return False
@@ -438,10 +442,28 @@ class BreakerMachine:
             self.failed += 1
             return
         self.succeeded += 1
-        if self._usual_ns > 0:
-            self._usual_ns += (duration_ns - self._usual_ns) * _NEWEST
-        else:
-            self._usual_ns = duration_ns
+        self._took_ns[self._successes & (_SUCCESSES_KEPT - 1)] = duration_ns
+        self._successes += 1
+
+    def _usual_ns(self) -> int:
+        """What half of the last successes took at least; 0: too few are known.
+
+        The median, not the mean: one call that loads a model would raise that above every deadline, and calls that
+        hang would count for nothing from then on.
+        """
+        known = self._successes if self._successes < _SUCCESSES_KEPT else _SUCCESSES_KEPT
+        if known < _FEWEST_SUCCESSES:
+            return 0
+        for place in range(known):
+            below = 0
+            for other in range(known):
+                if self._took_ns[other] < self._took_ns[place] or (
+                    self._took_ns[other] == self._took_ns[place] and other < place
+                ):
+                    below += 1
+            if below == known >> 1:
+                break
+        return self._took_ns[place]
 
     def _count_probe(self, ok: bool, slow: bool) -> None:
         self._probes += 1

@@ -52,6 +52,7 @@ cdef class BreakerCore:
     cdef object _failure_result
     cdef object _ignore_result
     cdef object _deliver
+    cdef public str name
 
     @cython.locals(guard=Guard)
     cpdef Guard enter(self)

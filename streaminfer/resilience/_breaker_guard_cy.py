@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._validation import check_duration
 from streaminfer.errors import CircuitOpen, DeadlineExceeded
+from streaminfer.resilience._wrapping import refuse_awaitable
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
@@ -56,9 +57,14 @@ class BreakerCore:
         failure_result: says of a result whether it is a failure; or ``None``.
         ignore_result: says of a result whether it is no outcome; or ``None``.
         deliver: called without arguments after an operation that left events pending.
+
+    Attributes:
+        name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_deliver", "_failure_result", "_ignore_result", "_ignored", "_ignores", "_machine")
+    __slots__ = ("_clock", "_deliver", "_failure_result", "_ignore_result", "_ignored", "_ignores", "_machine", "name")
+
+    name: str
 
     def __init__(
         self,
@@ -181,7 +187,8 @@ class BreakerCore:
                 raise
         if permit == 0:
             retry_after_s = self._machine.retry_after_ns(now_ns) / 1e9
-            raise CircuitOpen(f"the circuit is open; ask again in {retry_after_s:.3f} s", retry_after_s=retry_after_s)
+            name = f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
+            raise CircuitOpen(f"{name} is open; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s)
         return permit
 
     def _end(self, permit: int, started_ns: int, outcome: Any) -> None:
@@ -399,6 +406,9 @@ class GuardedFunction:
         except BaseException as error:
             core._raise(permit, started_ns, error, None)
             raise
+        if hasattr(type(result), "__await__"):
+            core._end(permit, started_ns, None)
+            refuse_awaitable(self._function, result)
         core._return(permit, started_ns, result)
         return result
 

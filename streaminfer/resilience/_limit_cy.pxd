@@ -2,9 +2,9 @@ cimport cython
 
 cdef long long _NEVER
 cdef int _FULL, _LATE, _PASSES
-cdef long long _SAMPLES, _PLAIN_SAMPLES
+cdef long long _SAMPLES, _PLAIN_SAMPLES, _REFUSED_FOR_PROBE
 cdef double _LOWEST, _BACK_OFF, _OF_OBJECTIVE, _BATCHES, _UNLOADED, _STILL_QUEUED, _STILL_FALLING, _LATE_COUNTS, _PROBE, _LOWERED, _AS_BEFORE
-cdef double _WINDOW_NS, _WINDOW_CALLS, _RETURN_NS
+cdef double _DOUBT, _WINDOW_NS, _WINDOW_CALLS, _RETURN_NS
 
 # Methods that begin with an underscore call no Python and raise nothing. The others are overridden, under a lock, where
 # compiled code is not atomic by itself.
@@ -18,7 +18,7 @@ cdef class LimitMachine:
     cdef double _window_ns, _lowest_ns, _unloaded_ns, _usual_ns, _lowered_at_ns, _full_ns, _probe_share
     cdef double _queued_ns, _served_ns, _plain_ns, _plain_squares, _late_ns
     cdef long long _queued_calls, _plain_calls, _late_calls, _drops, _freed, _peak, _needed, _needed_plain
-    cdef long long _fastest_ns, _fastest_before_ns, _batch_ns, _began_ns, _round_ns
+    cdef long long _refused_before, _fastest_ns, _fastest_before_ns, _batch_ns, _began_ns, _round_ns
     cdef long long _idle_ns, _idle_since_ns, _freed_ns
 
     @cython.locals(verdict=cython.int)
@@ -35,6 +35,7 @@ cdef class LimitMachine:
     cpdef bint overload(self, long long permit, long long now_ns) except -1
     cpdef object release(self, long long now_ns)
     cpdef object refuse_late(self)
+    cpdef object discard(self)
     cpdef object aim(self, double objective_ns, bint burning)
 
     @cython.locals(drain_ns=double, lull_ns=double)
@@ -43,7 +44,7 @@ cdef class LimitMachine:
     @cython.locals(places=double)
     cdef long long _places(self, long long priority) noexcept
 
-    cdef bint _take_back(self, long long now_ns) noexcept
+    cdef void _take_back(self, long long now_ns) noexcept
     @cython.locals(needed=cython.longlong)
     cdef bint _end_if_enough(self, long long now_ns) noexcept
 
@@ -58,8 +59,11 @@ cdef class LimitMachine:
     @cython.locals(least=double, waits=double, delay_ns=double, goal_ns=double, floor_ns=double)
     cdef void _measure(self, double least_ns, long long now_ns) noexcept
 
-    @cython.locals(first=bint, deeper=bint)
+    @cython.locals(first=bint, deeper=bint, most_ns=double)
     cdef void _watch_unloaded(self, double mean_ns, double least_ns, long long now_ns) noexcept
+
+    @cython.locals(refused=cython.longlong)
+    cdef bint _is_probe_worth_it(self, double mean_ns) noexcept
 
     @cython.locals(window_ns=double)
     cdef void _begin_window(self, long long now_ns, bint doubtful) noexcept

@@ -21,14 +21,15 @@ twice the goal, or as all the time that it had where that is more; if it had les
 nothing. A refusal by what stands behind lowers the limit by a tenth.
 
 *No-load latency, where there is no batcher.* It is forgotten after a window, or a model that became slower would be
-throttled for ever; and re-measured, when calls take longer than it, by one round at a quarter of the limit: with a goal
-of twice the no-load latency, that is a load under which nothing waits. (A half would prove nothing: each measurement
-would confirm any standing queue.) When calls take little more than a quarter then, there was a queue even at that, and
-the probe goes on at half of it, until calls take no less; so does the first, whose comparison may be with calls that
-came before any queue.
+throttled for ever; and re-measured, when calls take longer than it and the limit has refused more of them than that
+costs, by one round at a quarter of the limit: a limit that refuses nothing does no harm. With a goal of twice the
+no-load latency, a quarter is a load under which nothing waits. (A half would prove nothing: each measurement would
+confirm any standing queue.) When calls take little more than a quarter then, there was a queue even at that, and the
+probe goes on at half of it, until calls take no less. What was measured before the first probe stays in doubt until the
+limit refuses a call.
 A limit that was lowered by a quarter while calls take as long as before found no queue: it is the service that became
 slower. Latencies that vary, without waiting, must not lower the limit: the gradient takes the mean less its standard
-error.
+error, and the least of the means is the least with twice that error added, or the luckiest round would set the goal.
 
 *An SLO that burns* lowers the goal, not the limit: the limit then settles lower and cannot fall without end while the
 alarm lasts. Afterwards the goal returns over half a minute.
@@ -83,6 +84,8 @@ _LOWERED = 0.75
 _AS_BEFORE = 0.9
 _WINDOW_NS = 5e9
 _WINDOW_CALLS = 100.0  # a window is at least so many latencies, so that probes cost little
+_REFUSED_FOR_PROBE = 100  # a probe refuses some 50 calls
+_DOUBT = 2.0  # standard errors that are added to a mean before it counts as the least one
 _RETURN_NS = 30e9
 
 
@@ -111,7 +114,7 @@ class LimitMachine:
         timed_out: permits of calls that their deadline ended.
         overloaded: permits of calls that were refused further in.
         released: permits that came back with nothing learned.
-        stale: permits that came back when none were out.
+        stale: permits that came back and were not out.
         rounds: decisions made.
         goal_ns: what a call should take at most, waiting included; 0.0 before the first decision.
         waited_ns: mean wait of the last round; 0.0 where nothing tells it from service.
@@ -151,6 +154,7 @@ class LimitMachine:
         "_probing",
         "_queued_calls",
         "_queued_ns",
+        "_refused_before",
         "_reserve",
         "_round_ns",
         "_served_ns",
@@ -225,6 +229,7 @@ class LimitMachine:
         self._settled = False
         self._probed = False
         self._probe_share = _PROBE
+        self._refused_before = 0
         self._fastest_ns = 0
         self._fastest_before_ns = 0
         self._batch_ns = 0
@@ -308,8 +313,7 @@ class LimitMachine:
         Returns:
             Whether a round ended.
         """
-        if not self._take_back(now_ns):
-            return False
+        self._take_back(now_ns)
         self.answered += 1
         took_ns = now_ns - permit
         if took_ns < 0:
@@ -341,8 +345,7 @@ class LimitMachine:
         Returns:
             Whether a round ended.
         """
-        if not self._take_back(now_ns):
-            return False
+        self._take_back(now_ns)
         self.timed_out += 1
         if permit < self._began_ns or allowed_ns < self.service_ns:
             return False
@@ -357,8 +360,7 @@ class LimitMachine:
         Returns:
             Whether a round ended.
         """
-        if not self._take_back(now_ns):
-            return False
+        self._take_back(now_ns)
         self.overloaded += 1
         if permit < self._began_ns:
             return False
@@ -367,8 +369,12 @@ class LimitMachine:
 
     def release(self, now_ns: int) -> None:
         """A call of which nothing can be learned: it failed, was cancelled, or never made."""
-        if self._take_back(now_ns):
-            self.released += 1
+        self._take_back(now_ns)
+        self.released += 1
+
+    def discard(self) -> None:
+        """Counts a permit that came back and was not out: the caller keeps a list of them."""
+        self.stale += 1
 
     # -- what it aims for ---------------------------------------------------------------------------------------
 
@@ -401,10 +407,7 @@ class LimitMachine:
                 break
         return int(places) if places >= 1.0 else 1
 
-    def _take_back(self, now_ns: int) -> bool:
-        if self.in_flight == 0:
-            self.stale += 1
-            return False
+    def _take_back(self, now_ns: int) -> None:
         self.in_flight -= 1
         self._freed += 1
         self._freed_ns = now_ns
@@ -412,7 +415,6 @@ class LimitMachine:
             self._idle_since_ns = now_ns
         if self._probing and self._began_ns == _NEVER and self.in_flight <= self.allowed:
             self._began_ns = now_ns
-        return True
 
     def _end_if_enough(self, now_ns: int) -> bool:
         needed = self._needed_plain if self._plain_calls > 0 else self._needed
@@ -487,11 +489,10 @@ class LimitMachine:
 
     def _watch_unloaded(self, mean_ns: float, least_ns: float, now_ns: int) -> None:
         """Keeps the least mean latency of a round up to date; begins and ends probes."""
+        most_ns = mean_ns + _DOUBT * (mean_ns - least_ns)
         if self._probing:
             first = self._probe_share == _PROBE
-            deeper = mean_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns
-            if first and not self._settled:
-                deeper = True
+            deeper = most_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns
             self._settled = True
             self._unloaded_ns = mean_ns
             if deeper and self.allowed > self._min_limit:
@@ -504,26 +505,36 @@ class LimitMachine:
             self._unloaded_ns = mean_ns
             self._begin_window(now_ns, True)
         else:
-            if mean_ns < self._lowest_ns or self._lowest_ns == 0.0:
-                self._lowest_ns = mean_ns
-            if mean_ns < self._unloaded_ns:
-                self._unloaded_ns = mean_ns
+            if most_ns < self._lowest_ns or self._lowest_ns == 0.0:
+                self._lowest_ns = most_ns
+            if most_ns < self._unloaded_ns:
+                self._unloaded_ns = most_ns
             if now_ns >= self._window_ns:
-                if self._adaptive and (self._window_ns == 0.0 or mean_ns > _UNLOADED * self._unloaded_ns):
+                if self._is_probe_worth_it(mean_ns):
                     self._probing = True
                     self._probe_share = _PROBE
                     self._full_ns = mean_ns
-                else:
+                elif self._settled:
                     self._unloaded_ns = self._lowest_ns
                     self._begin_window(now_ns, False)
 
+    def _is_probe_worth_it(self, mean_ns: float) -> bool:
+        """Whether a wrong limit may refuse more calls than a probe does."""
+        refused = self.refused - self._refused_before
+        if not self._adaptive or refused == 0:
+            return False
+        if self._window_ns == 0.0:
+            return True
+        return refused >= _REFUSED_FOR_PROBE and mean_ns > _UNLOADED * self._unloaded_ns
+
     def _begin_window(self, now_ns: int, doubtful: bool) -> None:
-        """Until the next look; 0.0: after the next round, whatever that shows."""
+        """Until the next look; 0.0: as soon as the limit refuses a call, whatever the rounds show."""
         window_ns = _WINDOW_CALLS * self._unloaded_ns
         if window_ns < _WINDOW_NS:
             window_ns = _WINDOW_NS
         self._window_ns = 0.0 if doubtful else now_ns + window_ns
         self._lowest_ns = 0.0
+        self._refused_before = self.refused
 
     def _step(self, gradient: float) -> None:
         limit = self.limit

@@ -11,6 +11,8 @@ cdef class LimitCore:
     cdef public object _clock
     cdef public object _objective
     cdef object _slo
+    cdef object _feeding
+    cdef public str name
 
     @cython.locals(now_ns=cython.longlong, permit=cython.longlong)
     cpdef long long enter(self, object priority, object deadline_ns, object request, object admission) except -2

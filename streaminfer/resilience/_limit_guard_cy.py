@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.resilience._wrapping import refuse_awaitable
+from streaminfer.telemetry.feeding import FeedingCheck
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
@@ -52,14 +54,20 @@ class LimitCore:
         machine: the state.
         clock: returns monotonic nanoseconds; ``None``: a C read of the monotonic clock.
         slo: has ``burning()`` and ``threshold_s``; or ``None``.
+
+    Attributes:
+        name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_machine", "_objective", "_slo")
+    __slots__ = ("_clock", "_feeding", "_machine", "_objective", "_slo", "name")
+
+    name: str
 
     def __init__(self, machine: LimitMachine, clock: Clock | None, slo: Any) -> None:
         self._machine = machine
         self._clock = clock
         self._slo = slo
+        self._feeding = FeedingCheck(slo, "a concurrency limit")
         self._objective: Any = None
         self._aim()
 
@@ -158,6 +166,7 @@ class LimitCore:
         if self._slo is not None:
             objective_ns = self._slo.threshold_s * 1e9
             burning = self._slo.burning()
+            self._feeding.look(self._machine.answered)
         elif self._objective is not None:
             objective_ns = self._objective() or 0.0
         self._machine.aim(objective_ns, burning)
@@ -167,21 +176,25 @@ class LimitCore:
         if not answer.ok and answer.reason in {"late", "deadline"}:
             self._machine.refuse_late()
             raise DeadlineExceeded(
-                f"refused with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
-                f"what stands behind the limit says that it would be {answer.reason}"
+                f"{self._called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"what stands behind it says that it would be {answer.reason}"
             )
 
     def _refuse(self, verdict: int, deadline_ns: int | None, now_ns: int) -> None:
         if verdict == _LATE and deadline_ns is not None:
             raise DeadlineExceeded(
-                f"refused with {(deadline_ns - now_ns) / 1e9:.6f} s left: no call took so little lately"
+                f"{self._called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"no call took so little lately"
             )
         retry_after_s = self._machine.drain_ns(now_ns) / 1e9
         raise Overloaded(
-            f"{self._machine.in_flight} calls are under way, of {self._machine.allowed} that may be; "
-            f"ask again in {retry_after_s:.3f} s",
+            f"{self._called()} is reached: {self._machine.in_flight} calls are in flight, of {self._machine.allowed} "
+            f"that it allows; retry after {retry_after_s:.3f} s",
             retry_after_s=retry_after_s,
         )
+
+    def _called(self) -> str:
+        return f"concurrency limit {self.name!r}" if self.name else "the concurrency limit"
 
 
 class LimitGuard:
@@ -266,6 +279,9 @@ class LimitedFunction:
         except BaseException as error:
             self._core.fail(permit, error, None)
             raise
+        if hasattr(type(result), "__await__"):
+            self._core.fail(permit, None, None)
+            refuse_awaitable(self._function, result)
         self._core.leave(permit, None, False)
         return result
 

@@ -11,7 +11,7 @@ from streaminfer._validation import expected
 from streaminfer.protocols import find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request
 
-__all__ = ["kind_of", "may_repeat", "name_of", "repeats"]
+__all__ = ["kind_of", "may_repeat", "name_of", "refuse_awaitable", "refuse_copy", "repeats"]
 
 
 def kind_of(inner: Any) -> str:
@@ -30,6 +30,24 @@ def kind_of(inner: Any) -> str:
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise TypeError(expected("inner", "a function that ends when its work does, not a generator", inner))
     return "async function" if inspect.iscoroutinefunction(called) else "function"
+
+
+def refuse_awaitable(function: Any, result: Any) -> None:
+    """Raise the error of a function that looks synchronous and returns something to be awaited.
+
+    Its call has no outcome yet, so a guard would count whatever comes of it as a success.
+    """
+    if inspect.iscoroutine(result):
+        result.close()
+    raise TypeError(expected("inner", "an async function where it returns an awaitable", function))
+
+
+def refuse_copy(guard: Any) -> Any:
+    """Raise the error of a copy: it would share some of the state, and not the rest.
+
+    It is the ``__reduce__`` of the guards, which ``copy``, ``deepcopy`` and ``pickle`` call.
+    """
+    raise TypeError(f"{guard!r} holds the state of calls in flight and cannot be copied; make another one")
 
 
 def name_of(inner: Any) -> str:

@@ -18,6 +18,7 @@ from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.resilience._breaker_cy import MODES, NEVER, STATES, BreakerMachine
 from streaminfer.resilience._breaker_guard_cy import BreakerCore
 from streaminfer.resilience._breaker_window_cy import OutcomeWindow
+from streaminfer.resilience._wrapping import refuse_copy
 from streaminfer.resilience.breaker_events import BreakerEvent, BreakerEvents
 from streaminfer.resilience.breaker_layers import put_in_front
 
@@ -290,6 +291,8 @@ class CircuitBreaker(BreakerCore):
     def _set(self, mode: str) -> None:
         self._machine.set_mode(MODES.index(mode), self.now())
         self._events.deliver()
+
+    __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,6 +11,7 @@ from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_
 from streaminfer.request import check_priority
 from streaminfer.resilience._limit_cy import NEVER, UNKNOWN, LimitMachine
 from streaminfer.resilience._limit_guard_cy import LimitCore
+from streaminfer.resilience._wrapping import refuse_copy
 from streaminfer.resilience.limit_layers import put_in_front
 from streaminfer.telemetry._guard import atomic
 
@@ -23,6 +25,7 @@ _LONGEST_S = 1e9
 _OPERATIONS = (
     "answer",
     "aim",
+    "discard",
     "drain_ns",
     "is_tight",
     "look",
@@ -116,6 +119,8 @@ class ConcurrencyLimit(LimitCore):
         self.name = name
         self.adaptive = not fixed
         self._clock_given = clock is not None
+        self._serial = itertools.count(1)
+        self._permits: dict[int, int] = {}  # those given by hand → when their calls began
         super().__init__(machine, clock, slo)
 
     @overload
@@ -162,10 +167,17 @@ class ConcurrencyLimit(LimitCore):
             InvalidInput: ``priority`` is no whole number of 32 bits.
         """
         check_priority(priority)
-        return max(self._machine.try_acquire(priority, NEVER if deadline_ns is None else deadline_ns, self.now()), 0)
+        began_ns = self._machine.try_acquire(priority, NEVER if deadline_ns is None else deadline_ns, self.now())
+        if began_ns <= 0:
+            return 0
+        permit = next(self._serial)
+        self._permits[permit] = began_ns
+        return permit
 
     def record(self, permit: int, *, queued_s: float | None = None) -> None:
-        """Gives a permit back after a call that was answered, and learns from it; 0 is ignored.
+        """Gives a permit back after a call that was answered, and learns from it.
+
+        0 is ignored, and so is a permit that is not out, which ``statistics().stale`` counts.
 
         Args:
             permit: what :meth:`try_acquire` gave.
@@ -174,7 +186,8 @@ class ConcurrencyLimit(LimitCore):
         Raises:
             TypeError, ValueError: ``queued_s`` is no duration; the permit is given back all the same.
         """
-        if not permit:
+        began_ns = self._take_back(permit)
+        if not began_ns:
             return
         now_ns = self.now()
         try:
@@ -182,13 +195,23 @@ class ConcurrencyLimit(LimitCore):
         except (TypeError, ValueError):
             self._machine.release(now_ns)
             raise
-        if self._machine.answer(permit, queued_ns, now_ns, now_ns):
+        if self._machine.answer(began_ns, queued_ns, now_ns, now_ns):
             self.aim()
 
     def release(self, permit: int) -> None:
-        """Gives a permit back with nothing learned: the call failed, was cancelled or never made; 0 is ignored."""
-        if permit:
+        """Gives a permit back with nothing learned: the call failed, was cancelled or never made.
+
+        0 is ignored, and so is a permit that is not out, which ``statistics().stale`` counts.
+        """
+        if self._take_back(permit):
             self._machine.release(self.now())
+
+    def _take_back(self, permit: int) -> int:
+        """When the call of a permit began; 0: it is not out."""
+        began_ns = self._permits.pop(permit, 0)
+        if permit and not began_ns:
+            self._machine.discard()
+        return began_ns
 
     @property
     def in_flight(self) -> int:
@@ -237,6 +260,8 @@ class ConcurrencyLimit(LimitCore):
             stale=machine.stale,
             rounds=machine.rounds,
         )
+
+    __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -36,7 +36,7 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, find_inward
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
-from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
+from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, refuse_copy, repeats
 from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.rolling import RollingHistogram
 
@@ -177,6 +177,8 @@ class Hedge:
         """Waits until every loser has ended."""
         while self._losers:
             await asyncio.wait(self._losers)
+
+    __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

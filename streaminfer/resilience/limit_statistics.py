@@ -32,7 +32,7 @@ class LimitStatistics(Snapshot):
         timed_out: calls that their deadline ended.
         overloaded: calls that what stands behind refused for want of a place.
         released: calls of which nothing was learned: they failed or were cancelled.
-        stale: permits that came back when none were out.
+        stale: permits that came back and were not out.
         rounds: decisions made.
     """
 

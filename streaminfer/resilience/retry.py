@@ -28,7 +28,7 @@ from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceed
 from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._share_cy import TrafficShare
-from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, repeats
+from streaminfer.resilience._wrapping import kind_of, may_repeat, name_of, refuse_awaitable, refuse_copy, repeats
 from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class RetryBudget:
         if attempt < self.max_attempts:
             why = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
         if not why:
-            asked_ns = max(float(getattr(error, "retry_after_s", 0.0)), 0.0) * 1e9
+            asked_ns = max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0) * 1e9
             backoff_ns = self._backoff_ns * 2.0 ** (attempt - 1)
             wait_ns = asked_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
             now_ns = self._clock()
@@ -223,6 +223,8 @@ class RetryBudget:
                 why = "budget"
         self._gave_up[why] += 1
         return None
+
+    __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
@@ -316,6 +318,8 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_ns is None:
                     raise
             else:
+                if hasattr(type(result), "__await__"):
+                    refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
             if wait_ns:

@@ -29,7 +29,9 @@ def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, ke
     """When to give up on a route so that the next one still has time.
 
     The next route's time is reserved at the end of the time limit, unless this route's own prediction, and a quarter
-    more, says that it needs it itself: then it has all.
+    more, says that it needs it itself: then it has all. A prediction that is overrun by as much as was predicted, and
+    by a quarter of the time limit, was wrong: then the next route gets the request at once, with the others of its herd
+    in the order of their arrival, and not when none of them has time left.
 
     Args:
         now_ns: the present instant.
@@ -45,8 +47,15 @@ def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, ke
     wanted_ns = deadline_ns - reserve_ns
     if wanted_ns > last_ns:
         wanted_ns = last_ns
-    if finish_ns > 0 and finish_ns + ((finish_ns - now_ns) >> 2) > wanted_ns:
-        wanted_ns = last_ns
+    if finish_ns > 0:
+        if finish_ns + ((finish_ns - now_ns) >> 2) > wanted_ns:
+            wanted_ns = last_ns
+        elif reserve_ns > 0:
+            overrun_ns = finish_ns - now_ns
+            if overrun_ns < (deadline_ns - now_ns) >> 2:
+                overrun_ns = (deadline_ns - now_ns) >> 2
+            if finish_ns + overrun_ns < wanted_ns:
+                wanted_ns = finish_ns + overrun_ns
     return wanted_ns if wanted_ns > now_ns else now_ns + 1
 
 
@@ -80,6 +89,10 @@ class Attempt:
         self.switch_ns = switch_ns
         self.deadline_ns = deadline_ns
         self.interrupted = False
+
+    def was_given_up_early(self) -> bool:
+        """Whether more than half of its time was left: no reserve is so long, so it overran its prediction."""
+        return self.switch_ns - self.started_ns < self.deadline_ns - self.switch_ns
 
     def was_cancelled_too(self, cancellations: int) -> bool:
         """Whether, beside the interruption, somebody else asked for the task's cancellation since it began.

@@ -15,7 +15,7 @@ cdef class Gate:
     cdef object _name, _admission
     cdef bint _enforces, _backed
     cdef int _trusted
-    cdef long long _trusted_until_ns
+    cdef long long _trusted_until_ns, _trusted_finish_ns
     cdef public bint is_open
     cdef public Attempts attempts
     cdef public long long reserve_ns, reserve_until_ns

@@ -65,6 +65,7 @@ class Gate:
         "_name",
         "_rung",
         "_trusted",
+        "_trusted_finish_ns",
         "_trusted_until_ns",
         "answered",
         "attempts",
@@ -91,6 +92,7 @@ class Gate:
         self._enforces = enforces
         self._backed = backed
         self._trusted = 0
+        self._trusted_finish_ns = 0
         self._trusted_until_ns = 0
         self.is_open = True
         self.attempts = Attempts()
@@ -107,7 +109,7 @@ class Gate:
             The attempt; ``None``, and nothing has changed, where the case is not the common one.
         """
         rung = self._rung
-        if not self.is_open or rung.share < 1.0 or now_ns >= self._ladder.next_step_ns:
+        if not self.is_open or rung.share < 1.0 or now_ns >= self._ladder.next_step_ns or rung.stalled:
             return None
         deadline_ns = _NEVER
         if request.deadline_ns is not None:
@@ -118,6 +120,7 @@ class Gate:
         if self._admission is not None:
             if self._trusted > 0 and now_ns < self._trusted_until_ns:
                 self._trusted -= 1
+                finish_ns = self._trusted_finish_ns
             else:
                 verdict = self._admission(request, now_ns)
                 if not verdict[0]:
@@ -129,6 +132,7 @@ class Gate:
                 if finish_ns - now_ns <= (deadline_ns - now_ns) >> 2:
                     self._trusted = _TRUSTED
                     self._trusted_until_ns = now_ns + _TRUSTED_NS
+                    self._trusted_finish_ns = finish_ns
                 else:
                     self._trusted = 0
         switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, self.reserve_ns, self._enforces)

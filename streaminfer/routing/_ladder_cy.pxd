@@ -9,7 +9,7 @@ cdef class Rung:
     cdef readonly int device
     cdef readonly bint dear_there, dear, last, fixed
     cdef readonly double share
-    cdef readonly bint closed, suspect
+    cdef readonly bint closed, suspect, stalled
     cdef public long long in_flight
     cdef readonly long long idle_since_ns, latency_ns, cuts, departures
     cdef readonly double headroom
@@ -19,6 +19,7 @@ cdef class Rung:
 
     cpdef bint offers(self) except -1
     cpdef object take(self)
+    cpdef object stall(self)
     cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns)
     @cython.locals(headroom=double)
     cpdef bint risks(self, long long now_ns, long long deadline_ns, long long finish_ns) except -1
@@ -27,10 +28,12 @@ cdef class Rung:
     cdef bint _failing(self) noexcept
 
     @cython.locals(rise=double, kept=double)
-    cdef object _make_headroom(self, bint easy)
+    cdef object _make_headroom(self, bint easy, long long steps)
 
     @cython.locals(share=double, grown=double)
-    cdef object _grow(self, bint easy)
+    cdef object _grow_once(self, bint easy)
+
+    cdef object _grow(self, bint easy, long long steps)
 
 cdef class Ladder:
     cdef readonly list rungs
@@ -47,7 +50,7 @@ cdef class Ladder:
     @cython.locals(rung=Rung, device=Py_ssize_t)
     cpdef object step(self, long long now_ns, bint burning)
 
-    @cython.locals(rung=Rung, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong)
+    @cython.locals(rung=Rung, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong, steps=cython.longlong)
     cdef object _look(self)
 
     @cython.locals(rung=Rung, dearest=Rung)

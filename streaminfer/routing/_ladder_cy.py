@@ -26,8 +26,9 @@ see. It is looked at once a *step*:
 Which request is offered is decided by adding up the share and offering whenever the sum reaches one (Bresenham's
 line): evenly spread, without a random number.
 
-*Low traffic.* A step with fewer than eight requests goes on, up to eight steps long, and one bad outcome alone changes
-nothing.
+*Low traffic.* Nothing is judged by fewer than eight requests before eight steps have passed, and one bad outcome alone
+changes nothing. What happens once a step then happens as often as steps have passed, so that time decides the return
+and not the number of requests.
 
 *Invariants.* 0.01 ≤ share ≤ 1, and 0 while closed; 0 ≤ headroom ≤ 0.5; the last rung is never closed, and, unless a
 default stands behind it, never cut. A share falls at most once a step and does not grow in the step after that.
@@ -93,6 +94,8 @@ class Rung:
         closed: the error budget burns, and it is offered nothing.
         headroom: the part of a request's time that is to be left when it is predicted to be answered.
         suspect: the last outcome was not good.
+        stalled: a request was given up there because it took far longer than predicted, and none was answered since:
+            one request at a time finds out whether that is still so.
         in_flight: requests taken that have not ended.
         idle_since_ns: when the last of them ended.
         latency_ns: recent mean time of its good answers, exponentially weighted; 0 before the first.
@@ -127,6 +130,7 @@ class Rung:
         "last",
         "latency_ns",
         "share",
+        "stalled",
         "suspect",
     )
 
@@ -149,6 +153,7 @@ class Rung:
         self._calm = 0
         self.headroom = 0.0
         self.suspect = False
+        self.stalled = False
         self._late = 0
         self._settles = False
         self._rests = False
@@ -187,6 +192,10 @@ class Rung:
             headroom = _SUSPECT_HEADROOM if self.suspect else 0.0
         return finish_ns > deadline_ns - headroom * (deadline_ns - now_ns)
 
+    def stall(self) -> None:
+        """What is there hangs, as far as is known: until an answer or a failure comes from there."""
+        self.stalled = True
+
     def settle(self, outcome: int, duration_ns: int, limit_ns: int, now_ns: int) -> None:
         """The request has ended there.
 
@@ -202,6 +211,7 @@ class Rung:
         if outcome == _GOOD:
             self._good += 1
             self.suspect = False
+            self.stalled = False
             self._used += duration_ns / limit_ns if limit_ns > 0 else 1.0
             if self.latency_ns == 0:
                 self.latency_ns = duration_ns
@@ -210,11 +220,16 @@ class Rung:
         elif outcome == _BAD:
             self._bad += 1
             self.suspect = True
+            self.stalled = False
         elif outcome == _LATE:
             self._late += 1
             self.suspect = True
 
-    def _grow(self, easy: bool) -> None:
+    def _grow(self, easy: bool, steps: int) -> None:
+        for _ in range(min(steps, _LONGEST)):
+            self._grow_once(easy)
+
+    def _grow_once(self, easy: bool) -> None:
         share = self.share
         if easy:
             self.share = min(1.0, share * _LAST_GAIN, share + 2.0 * _MOST_GROWTH)
@@ -235,7 +250,7 @@ class Rung:
             bad += self._late
         return bad >= 2 and bad > _FAILING * (self._good + self._bad + self._late)
 
-    def _make_headroom(self, easy: bool) -> None:
+    def _make_headroom(self, easy: bool, steps: int) -> None:
         if self._late >= 2 and self._late > _TOO_LATE * (self._good + self._bad + self._late):
             if self._settles:
                 self._settles = False
@@ -248,8 +263,8 @@ class Rung:
             if self._good and not self._late:
                 kept = self.headroom
                 if easy and self.share >= 1.0:
-                    kept *= _KEPT_WHEN_EASY
-                self.headroom = max(0.0, kept - _FALL)
+                    kept *= _KEPT_WHEN_EASY**steps
+                self.headroom = max(0.0, kept - _FALL * steps)
 
     def __repr__(self) -> str:
         return f"<Rung: share={self.share:.3f}, in_flight={self.in_flight}{', closed' if self.closed else ''}>"
@@ -315,15 +330,16 @@ class Ladder:
         """
         if now_ns < self.next_step_ns:
             return
+        self._steps += min(1 + (now_ns - self.next_step_ns) // self.step_ns, _LONGEST)
         self.next_step_ns = now_ns + self.step_ns
         if burning != self._burning:
             self._burning = burning
             self._burning_steps = 0
+            self._steps = 0
             if burning:
                 self._close_one()
             else:
                 self._open_all()
-        self._steps += 1
         if self._requests < _FEW and self._steps < _LONGEST:
             return
         if burning:
@@ -350,10 +366,10 @@ class Ladder:
     def _look(self) -> None:
         for rung in self.rungs:
             rung._was_cut = False
-            rung._calm += 1
+            rung._calm += self._steps
             if rung._calm >= _FORGETS:
                 rung._trouble = 0.0
-            rung._make_headroom(self._is_easy(rung.device))
+            rung._make_headroom(self._is_easy(rung.device), self._steps)
             if not rung.fixed and not rung.closed and rung._failing():
                 self._cut(rung, 0.5)
         for device in range(len(self._missed_there)):
@@ -363,10 +379,12 @@ class Ladder:
         for position in range(len(self.rungs)):
             rung = self.rungs[position]
             if rung.share < 1.0 and not rung.closed and not rung._was_cut:
+                steps = self._steps
                 if rung._rests:
                     rung._rests = False
-                elif rung._good and self._may_grow(position):
-                    rung._grow(self._is_easy(rung.device))
+                    steps -= 1
+                if rung._good and self._may_grow(position):
+                    rung._grow(self._is_easy(rung.device), steps)
 
     def _make_room(self, device: int, factor: float) -> None:
         """The best route of a device that costs more than a later one gives up a part, unless one has already."""

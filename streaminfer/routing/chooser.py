@@ -32,6 +32,7 @@ class Chooser:
     _lanes: list[Lane]
     _ladder: Ladder
     _gate: Gate
+    _probes: bool
     _shadows: set["asyncio.Task[Any]"]
 
     def _choose(self, request: Request, journey: Journey, now_ns: int) -> Lane | None:
@@ -47,9 +48,12 @@ class Chooser:
             if not offered:
                 journey.note(lane, "burning" if lane.rung.closed else "share")
                 held_back.append(lane)
+            elif lane.rung.stalled and lane.rung.in_flight:
+                journey.note(lane, "stalled")
+                held_back.append(lane)
             elif self._takes(lane, request, journey, now_ns):
                 return lane
-        # better a route beyond its share than no answer, unless that would take time from those that had none
+        # better a route beyond its share, or one that may hang, than no answer, unless that takes others' time
         for lane in held_back:
             if not journey.busy >> lane.rung.device & 1 and self._takes(lane, request, journey, now_ns):
                 return lane
@@ -86,6 +90,8 @@ class Chooser:
             and rung.in_flight == 0
             and now_ns - rung.idle_since_ns >= self._ladder.step_ns
             and request.stream_id is None
+            and self._probes
+            and lane.is_idempotent
         ):
             self._probe(lane, request, now_ns)
 

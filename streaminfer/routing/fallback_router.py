@@ -24,6 +24,7 @@ list of attempts: no task and no timer. See ``benchmarks/bench_router.py``.
 """
 
 import asyncio
+import inspect
 import time
 from asyncio import current_task, get_running_loop
 from collections import Counter
@@ -36,7 +37,7 @@ from streaminfer._owners import start_owned
 from streaminfer._stopping import seconds_left, stop_all, until_limit
 from streaminfer._validation import check_duration, check_instance, expected
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing._attempts_cy import NEVER, Attempt, Attempts
 from streaminfer.routing._gate_cy import Gate
@@ -46,6 +47,7 @@ from streaminfer.routing.endings import judge
 from streaminfer.routing.journey import Journey
 from streaminfer.routing.lanes import Lane, make_lanes
 from streaminfer.routing.route import Route
+from streaminfer.telemetry.feeding import FeedingCheck
 
 if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics
@@ -79,6 +81,9 @@ class FallbackRouter(Chooser):
         slo: an objective whose error budget, when it burns, closes the best routes. It is read here and fed elsewhere:
             by the `Telemetry` in front of the router.
         step_s: seconds between two looks at the shares, at least the time that most answers take.
+        probes: send copies of requests to a route that promises only late answers and has nothing to do, to see whether
+            that is still so. Never a request with a ``stream_id``, and none to a route whose service declares
+            ``idempotent = False``.
         clock: returns monotonic nanoseconds; ``None``: that of the `Stack`, else ``time.monotonic_ns``.
 
     Attributes:
@@ -98,10 +103,15 @@ class FallbackRouter(Chooser):
         default: Any = None,
         slo: "SLO | None" = None,
         step_s: float = 0.25,
+        probes: bool = True,
         clock: Clock | None = None,
     ) -> None:
         _check_routes(routes)
         check_instance("slo", slo, lambda value: value is None or callable(getattr(value, "burning", None)), "an SLO")
+        check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
+        check_instance(
+            "default", default, lambda value: not inspect.iscoroutinefunction(value), "a value or a plain function"
+        )
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         step_ns = max(round(check_duration("step_s", step_s, positive=True) * 1e9), 1)
         self.routes = routes
@@ -132,6 +142,8 @@ class FallbackRouter(Chooser):
         self._cutting = False
         self._drained: asyncio.Future[None] | None = None
         self._shadows = set()
+        self._probes = probes
+        self._feeding = FeedingCheck(slo, "a fallback router")
         self._reasons: Counter[str] = Counter()
         self._requests = self._degraded = self._defaulted = self._failed = self._cancelled = self._missed = 0
         if clock is not None:
@@ -221,8 +233,10 @@ class FallbackRouter(Chooser):
             verdict = TOOK_IT if lane.admission is None else lane.admission(request, now_ns)
             if verdict.ok:
                 return verdict
-            if refusal is None or verdict.retry_after_s < refusal.retry_after_s:
+            if refusal is None:
                 refusal = verdict
+            else:
+                refusal = refusal._replace(retry_after_s=sooner(refusal.retry_after_s, verdict.retry_after_s))
         if self.default is not None or refusal is None:
             return Admission(True)
         return refusal
@@ -329,6 +343,7 @@ class FallbackRouter(Chooser):
         """What is due before a request whose case is not the common one; raises where it is turned away."""
         self._requests += 1
         if self._ladder.arrive(now_ns):
+            self._feeding.look(self._requests + self._gate.taken)
             self._ladder.step(now_ns, self.slo is not None and self.slo.burning())
         deadline_ns = deadline_of(request)
         if self._stopping or deadline_ns <= now_ns:
@@ -393,6 +408,8 @@ class FallbackRouter(Chooser):
         self._gate.distrust()
         ending = judge(lane.route.name, attempt, error, task, now_ns, cutting=self._cutting)
         lane.rung.settle(ending.outcome, now_ns - attempt.started_ns, 0, now_ns)
+        if ending.reason == "overdue" and attempt.was_given_up_early():
+            lane.rung.stall()
         lane.count(ending)
         if ending.final:
             if ending.reason == "cancelled":
@@ -411,6 +428,12 @@ class FallbackRouter(Chooser):
             raise journey.take_error(self._lanes, now_ns, deadline_ns)
         try:
             outputs = self.default(request) if callable(self.default) else self.default
+            if hasattr(type(outputs), "__await__"):
+                if inspect.iscoroutine(outputs):
+                    outputs.close()
+                raise TypeError(  # noqa: TRY301 - it ends the request as any other failure of the default does
+                    expected("default", "a value or a plain function of the request", self.default)
+                )
         except BaseException as error:
             self._failed += 1
             if not isinstance(error, Exception):

@@ -1,7 +1,7 @@
 """What one request has met on its way, from the first route that did not take it: most requests need none."""
 
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded, StreamInferError
-from streaminfer.protocols import Admission
+from streaminfer.protocols import Admission, sooner
 from streaminfer.routing.endings import Ending
 from streaminfer.routing.lanes import Lane
 
@@ -21,7 +21,7 @@ class Journey:
         offered: positions of the routes whose share this request is one of, or is not.
         busy: bit ``d`` is set for each device that had no time for it.
         error: what the last route that was asked raised.
-        retry_after_s: the least that a refusal named.
+        retry_after_s: the least that a refusal named; ``None``: none named any.
         finish_ns: predicted by the route that was chosen last; 0: unknown.
     """
 
@@ -40,18 +40,15 @@ class Journey:
     def skip(self, lane: Lane, verdict: Admission) -> None:
         """A route's ``admission`` said no."""
         self.note(lane, verdict.reason)
-        if self.retry_after_s is None or verdict.retry_after_s < self.retry_after_s:
-            self.retry_after_s = verdict.retry_after_s
+        self.retry_after_s = sooner(self.retry_after_s, verdict.retry_after_s)
 
     def failed(self, lane: Lane, ending: Ending) -> None:
         """A route was asked and did not answer."""
         self.note(lane, ending.reason)
         self.tried.add(lane.position)
         self.error = ending.error
-        if isinstance(ending.error, (Overloaded, CircuitOpen)) and (
-            self.retry_after_s is None or ending.error.retry_after_s < self.retry_after_s
-        ):
-            self.retry_after_s = ending.error.retry_after_s
+        if isinstance(ending.error, (Overloaded, CircuitOpen)):
+            self.retry_after_s = sooner(self.retry_after_s, ending.error.retry_after_s)
 
     def note(self, lane: Lane, reason: str) -> None:
         """A route was passed over, or ended without an answer."""
@@ -74,9 +71,8 @@ class Journey:
         if expired:
             return DeadlineExceeded(message)
         reasons = set(self.reasons.values())
-        retry_after_s = self.retry_after_s or 0.0
         if reasons == {"closed"}:
             return Closed(message)
         if reasons == {"circuit_open"}:
-            return CircuitOpen(message, retry_after_s=retry_after_s)
-        return Overloaded(message, retry_after_s=retry_after_s)
+            return CircuitOpen(message, retry_after_s=self.retry_after_s)
+        return Overloaded(message, retry_after_s=self.retry_after_s)

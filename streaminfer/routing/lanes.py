@@ -27,6 +27,7 @@ class Lane:
         call: answers one request: the service's own ``call`` where nothing has to be adapted.
         admission: of the service; ``None``: it takes everything.
         enforces: requests end at their deadline without help.
+        is_idempotent: its service did not declare that it must not see a request twice.
         degraded: answers are lesser ones.
         reserve_ns: what the routes behind it need, as far as is known; -1: there is one, and it is unknown.
         reserve_until_ns: when that is to be looked at again.
@@ -34,7 +35,8 @@ class Lane:
 
     __slots__ = (
         "_finish", "_inner_call", "_prepare", "_sources", "_validate", "admission", "answered", "call", "degraded",
-        "enforces", "failed", "given_up", "late", "overdue", "position", "probes", "reserve_ns", "reserve_until_ns",
+        "enforces", "failed", "given_up", "is_idempotent",
+        "late", "overdue", "position", "probes", "reserve_ns", "reserve_until_ns",
         "route", "rung", "skipped", "turned_away",
     )  # fmt: skip
 
@@ -45,6 +47,7 @@ class Lane:
         self.rung = rung
         self.degraded = degraded
         self.admission: Callable[[Request, int], Admission] | None = find_inward(service, "admission", None)
+        self.is_idempotent = find_inward(service, "idempotent", None) is not False
         self.enforces = bool(find_inward(service, "enforces_deadline", False))
         # a stack validates what it is called with; the first route's check is offered to the stack around the router
         offered = position == 0 and route.prepare is None

@@ -70,6 +70,7 @@ class Place:
         self.slot = -1
         self.leaving = False
         self.admission: Any = find_inward(replica.service, "admission", None)
+        self.is_idempotent = find_inward(replica.service, "idempotent", None) is not False
         self._owner = owner
         self._tasks = DeadlineCalls()
         self._empty: asyncio.Future[None] | None = None

@@ -18,7 +18,7 @@ from typing import Any
 
 from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response, timeout_ns
 from streaminfer.routing._balance_cy import (
     ACTIVE,
@@ -62,8 +62,8 @@ class Replicas:
         choices: how many replicas are drawn and compared for each request. 2 suits several processes in front of the
             same replicas; as many as there are replicas is best for one.
         retry: ask another replica, once, where the first failed or refused and time remains. Not for a model that must
-            not see a request twice. Never done for a request with a ``stream_id``, nor for more than a fifth of the
-            requests.
+            not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
+            ``stream_id``, or for more than a fifth of the requests.
         consecutive_failures: so many in a row eject a replica; ``None``: they do not.
         latency_factor: so many times slower than most others of its zone ejects a replica; above 1; ``None``: it does
             not.
@@ -175,7 +175,8 @@ class Replicas:
                 balance.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
                 if place.leaving:
                     place.check_left()
-                if not may_retry or outcome == NEUTRAL or (deadline_ns is not None and now_ns >= deadline_ns):
+                may_retry = may_retry and place.is_idempotent and outcome != NEUTRAL
+                if not may_retry or (deadline_ns is not None and now_ns >= deadline_ns):
                     raise
                 token = self._second(token & _SLOT, now_ns)
                 if token < 0:
@@ -206,8 +207,10 @@ class Replicas:
             answer = self._admission_at(slot, request, now_ns)
             if answer.ok:
                 return answer
-            if refused is None or answer.retry_after_s < refused.retry_after_s:
+            if refused is None:
                 refused = answer
+            else:
+                refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
             asked |= 1 << slot
         return refused or Admission(False, "no replica")
 

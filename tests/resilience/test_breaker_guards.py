@@ -445,13 +445,14 @@ def test_a_service_counts_its_calls(breaker):
 @pytest.mark.parametrize(
     ("ran_s", "left_s", "outcome"),
     [
-        (0.010, 0.010, (1, 1, 0)),  # cut off after as long as a success usually takes: it hung
-        (0.009, 0.009, (1, 0, 1)),  # it was begun too late to tell anything
-        (0.030, 0.0, (1, 0, 1)),  # its deadline had passed before it began
+        (0.010, 0.010, (3, 1, 0)),  # cut off after as long as a success usually takes: it hung
+        (0.009, 0.009, (3, 0, 1)),  # it was begun too late to tell anything
+        (0.030, 0.0, (3, 0, 1)),  # its deadline had passed before it began
     ],
 )
 def test_a_call_cut_off_by_its_deadline(breaker, clock, error, ran_s, left_s, outcome):
-    breaker.record(True, 0.010)
+    for took_s in (0.010, 0.008, 30.0):  # the median counts: a call that loaded the model does not
+        breaker.record(True, took_s)
 
     class Slow(Service):
         async def call(self, request):
@@ -461,6 +462,26 @@ def test_a_call_cut_off_by_its_deadline(breaker, clock, error, ran_s, left_s, ou
     with pytest.raises(type(error)):
         call(breaker, Slow(), clock() + round(left_s * 1e9))
     assert counted(breaker) == outcome
+
+
+@pytest.mark.parametrize("known", [[30.0], [0.05] * 100 + [30.0]], ids=["first", "later"])
+def test_one_slow_success_does_not_hide_calls_that_hang(clock, known):
+    """A call that loaded a model says nothing of how long others usually take."""
+    breaker = CircuitBreaker(clock=clock, minimum_calls=10, window=20)
+    for took_s in known:
+        breaker.record(True, took_s)
+
+    class Hung(Service):
+        async def call(self, request):
+            clock.advance(0.2)
+            raise si.DeadlineExceeded
+
+    for _ in range(20):
+        if breaker.state == "closed":
+            with pytest.raises(si.DeadlineExceeded):
+                call(breaker, Hung(), clock() + 200_000_000)
+
+    assert breaker.state == "open"
 
 
 def test_a_call_cancelled_before_its_deadline_is_no_outcome(breaker, clock):

@@ -29,7 +29,7 @@ class Model:
         self.generation = 0
         self.mode = "automatic"
         self.trips = self.refused = self.succeeded = self.failed = self.released = self.stale = self.permitted = 0
-        self.usual_ns = 0.0
+        self.took_ns = []
         self.reasons = []
         self.close(None)
 
@@ -151,7 +151,7 @@ class Model:
         slow = duration_ns > self.slow_ns
         if ok:
             self.succeeded += 1
-            self.usual_ns += (duration_ns - self.usual_ns) / 16 if self.usual_ns else duration_ns
+            self.took_ns = [*self.took_ns, duration_ns][-16:]
         else:
             self.failed += 1
         self.outcomes.append((ok, slow, now))
@@ -172,7 +172,8 @@ class Model:
             self.open(reason, now)
 
     def cut_off(self, duration_ns, probe, now):
-        if duration_ns >= self.usual_ns:
+        usual_ns = sorted(self.took_ns)[len(self.took_ns) // 2] if len(self.took_ns) >= 3 else 0
+        if duration_ns >= usual_ns:
             self.record(False, duration_ns, probe, now)
         else:
             self.release(probe, now)

@@ -100,7 +100,7 @@ def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock
             if round_ == 3:
                 answer = limited.admission(Request(1.0), clock())
                 assert answer == Admission(False, "overloaded", pytest.approx(0.1))
-                with pytest.raises(si.Overloaded, match="2 calls are under way, of 2 that may be") as refused:
+                with pytest.raises(si.Overloaded, match="2 calls are in flight, of 2 that it allows") as refused:
                     await limited.call(Request(1.0))
                 assert refused.value.retry_after_s == pytest.approx(0.1)  # two at twenty a second
                 assert limit.retry_after_s == pytest.approx(0.1)
@@ -152,9 +152,11 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         alone = asyncio.ensure_future(limited.call(hurried))  # nothing is under way: the service decides
         await asyncio.sleep(0)
         assert not alone.done()
-        with pytest.raises(si.DeadlineExceeded, match="behind the limit says that it would be late"):
+        with pytest.raises(si.DeadlineExceeded, match="behind it says that it would be late"):
             await limited.call(hurried)
-        with pytest.raises(si.DeadlineExceeded, match=r"refused with 0\.049000 s left: no call took so little"):
+        with pytest.raises(
+            si.DeadlineExceeded, match=r"refused a request with 0\.049000 s left: no call took so little"
+        ):
             service.says = Admission(True)
             await limited.call(Request(1.0, deadline_ns=clock() + 49 * MS))
         assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "late"
@@ -405,6 +407,21 @@ def test_by_hand(limit, clock):
     with pytest.raises(si.InvalidInput, match="priority"):
         limit.try_acquire(priority=1.5)
     assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("second", ["record", "release"])
+@pytest.mark.parametrize("first", ["record", "release"])
+def test_a_permit_given_back_twice_frees_one_place(first, second):
+    """A permit that is not out is counted as stale and changes nothing else, even while other calls are under way."""
+    limit = ConcurrencyLimit(limit=2)
+    permit, other = limit.try_acquire(), limit.try_acquire()
+
+    getattr(limit, first)(permit)
+    getattr(limit, second)(permit)
+
+    assert permit != other
+    assert limit.in_flight == 1
+    assert limit.statistics().stale == 1
 
 
 def test_threads_never_exceed_it():

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import itertools
+import math
 import random
 
 import attrs
@@ -256,6 +257,37 @@ def test_durations_that_vary_do_not_throttle_it():
     assert load.count(2.0, 19.5)["answered"] / 17.5 > 0.93 * 400
 
 
+def drawn(kind, mean_s, seed=5):
+    """Service times of a mean."""
+    draw = random.Random(seed)
+    if kind == "exponential":
+        return lambda _: draw.expovariate(1.0 / mean_s)
+    return lambda _: draw.lognormvariate(math.log(mean_s) - 0.5, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "lognormal"])
+def test_without_a_queue_it_refuses_nothing(kind):
+    """A limit without congestion is never the reason for a refusal, however service times vary."""
+    limit = ConcurrencyLimit()
+
+    load, _ = served(limit, 100.0, 60.0, drawn(kind, 0.05), count=100_000)
+
+    assert load.count().keys() == {"answered"}
+
+
+@pytest.mark.parametrize("kind", ["exponential", "lognormal"])
+def test_ten_workers_at_nine_tenths_answer_what_a_fixed_limit_lets_them(kind):
+    """A standing queue that comes and goes does not make the limit refuse what an ideal one would let through."""
+
+    def answered(limit):
+        load, _ = served(limit, 180.0, 60.0, drawn(kind, 0.05), count=10)
+        return load.count()["answered"]
+
+    ideal = max(answered(ConcurrencyLimit(limit=limit)) for limit in (20, 40, 1000))
+
+    assert answered(ConcurrencyLimit()) >= 0.97 * ideal
+
+
 def test_a_plain_service_that_becomes_slower_is_not_throttled_for_it():
     load, trace = served(ConcurrencyLimit(), 800.0, 15.0, lambda now: 0.02 if now < 5 else 0.08)
     assert min(between(trace, 6.5, 9.0)) > 7  # found out before the no-load latency is due to be forgotten
@@ -265,7 +297,7 @@ def test_a_plain_service_that_becomes_slower_is_not_throttled_for_it():
 
 def test_a_start_far_too_high_is_found_out():
     load, trace = served(ConcurrencyLimit(initial=100), 100.0, 30.0, lambda _: 0.02, count=1)
-    assert max(between(trace, 11.5, 30.0)) < 10
+    assert max(between(trace, 14.5, 30.0)) < 10
     assert load.count(20.0, 29.0)["answered"] / 9.0 > 0.9 * 50
 
 

@@ -91,6 +91,20 @@ def test_a_failed_request_is_asked_elsewhere():
     assert statistics["b"].answered == 200
 
 
+def test_a_service_that_is_not_idempotent_is_asked_once():
+    """A failed request of a model that declares ``idempotent = False`` is not sent to another replica."""
+
+    async def main(loop):
+        one, other = Faulty(Echo(), FaultPlan(error(OSError))), Faulty(Echo(), FaultPlan(error(OSError)))
+        one.inner.idempotent = other.inner.idempotent = False
+        replicas = pair(one, other, loop)
+        with pytest.raises(OSError):
+            await replicas.call(si.Request(0))
+        assert one.plan.calls + other.plan.calls == 1
+
+    run(main)
+
+
 @pytest.mark.parametrize("refusal", [si.Overloaded("full"), si.CircuitOpen("open"), si.Closed("stopped")])
 def test_a_refusal_is_asked_elsewhere(refusal):
     async def main(loop):

@@ -548,3 +548,53 @@ def test_two_loops_at_once_are_refused():
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_an_async_default_is_refused():
+    """A default has no time to wait: neither a coroutine function nor what returns an awaitable is one."""
+
+    async def default(request):
+        return request
+
+    with pytest.raises(TypeError, match="default: expected a value or a plain function"):
+        FallbackRouter(Route("best", Scripted("best")), default=default)
+
+    async def main(loop, best, second, router):
+        best.error = second.error = RuntimeError("broken")
+        with pytest.raises(si.BackendError, match="default") as failed:
+            await ask(router)
+        assert isinstance(failed.value.__cause__, TypeError)
+
+    play(main, default=lambda request: default(request.inputs))
+
+
+@pytest.mark.parametrize(("probes", "idempotent"), [(False, None), (True, False)])
+def test_a_route_is_not_probed_where_copies_are_not_allowed(probes, idempotent):
+    """No copy of a request goes to a service that is not idempotent, and none at all without probes."""
+
+    async def main(loop):
+        best, second = Scripted("best", verdict=Admission(False, "late")), Scripted("second")
+        best.idempotent = idempotent
+        router = FallbackRouter(
+            Route("best", best), Route("second", second, quality=0.5), probes=probes, clock=loop.clock
+        )
+        for _ in range(10):
+            await ask(router)
+            await asyncio.sleep(0.3)
+        assert not best.asked
+
+    run(main)
+
+
+@pytest.mark.parametrize(("known", "expected"), [((None, None), None), ((None, 1.5), 1.5), ((2.0, 0.5), 0.5)])
+def test_the_time_to_retry_is_the_least_that_is_known(known, expected):
+    """A route that does not know when to retry says nothing about the others; unknown is not zero."""
+
+    async def main(loop, best, second, router):
+        best.verdict, second.verdict = (Admission(False, "overloaded", seconds) for seconds in known)
+        with pytest.raises(si.Overloaded) as refused:
+            await ask(router)
+        assert refused.value.retry_after_s == expected
+        assert router.admission(si.Request(1.0), loop.now_ns).retry_after_s == expected
+
+    play(main)

@@ -1,0 +1,71 @@
+"""What breaker, limit, retries and hedges have in common: copies, awaitables, and names in their errors."""
+
+import asyncio
+import copy
+import functools
+import pickle
+
+import pytest
+
+import streaminfer as si
+from streaminfer.resilience import CircuitBreaker
+from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.hedge import Hedge
+from streaminfer.resilience.retry import RetryBudget
+
+GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_guard_refuses_to_be_copied(guard, copied):
+    """A copy would share the state machine and count everything twice."""
+    with pytest.raises(TypeError, match="cannot be copied; make another one"):
+        copied(guard(name="faces"))
+
+
+@pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
+def test_a_function_that_returns_an_awaitable_is_no_success(guard):
+    """A synchronous function whose result is still to be awaited has no outcome, and is refused with the reason."""
+
+    async def answer(_x):
+        raise ConnectionError
+
+    made = guard()
+    guarded = made.wrap(lambda x: answer(2 * x))
+
+    with pytest.raises(TypeError, match="expected an async function where it returns an awaitable"):
+        guarded(1.0)
+
+    seen = made.statistics()
+    assert getattr(seen, "succeeded", 0) == getattr(seen, "answered", 0) == getattr(seen, "in_flight", 0) == 0
+
+
+@pytest.mark.parametrize("guard", [CircuitBreaker, ConcurrencyLimit, RetryBudget])
+def test_a_partial_of_an_async_function_is_one(guard):
+    """``functools.partial`` of an async function is guarded as an async function."""
+
+    async def answer(x, y):
+        return x + y
+
+    guarded = guard().wrap(functools.partial(answer, 1.0))
+
+    assert asyncio.run(guarded(2.0)) == 3.0
+
+
+def test_the_error_of_a_breaker_names_it():
+    """CircuitOpen says which breaker is open, and when to retry."""
+    breaker = CircuitBreaker(name="faces")
+    breaker.force_open()
+
+    with pytest.raises(si.CircuitOpen, match=r"^circuit breaker 'faces' is open; retry after 60.000 s$"):
+        breaker.wrap(lambda: 1)()
+
+
+def test_the_error_of_a_limit_names_it():
+    """Overloaded says which limit is reached, by how many calls."""
+    limit = ConcurrencyLimit(limit=1, name="faces")
+    limit.try_acquire()
+
+    with pytest.raises(si.Overloaded, match=r"^concurrency limit 'faces' is reached: 1 calls are in flight, of 1"):
+        limit.wrap(lambda: 1)()

@@ -1,0 +1,81 @@
+"""An outage of the best route at any rate of requests, in virtual time: little is lost, and it is soon back."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.testing import run
+
+
+class Backend:
+    """Answers in about a millisecond; while it is down it fails, or hangs."""
+
+    def __init__(self, *, hangs):
+        self.hangs = hangs
+        self.up = asyncio.Event()
+        self.up.set()
+
+    async def infer(self, batch):
+        if not self.up.is_set():
+            if not self.hangs:
+                raise ConnectionError("down")
+            await self.up.wait()
+        await asyncio.sleep(0.001 + 0.0001 * len(batch))
+        return [1.0] * len(batch)
+
+
+def outage(rate, *, hangs, down_requests):
+    """The sources of the answers during an outage and after it, evenly spaced; empty where no answer came."""
+
+    async def main(loop):
+        best = Backend(hangs=hangs)
+        router = FallbackRouter(
+            Route("best", [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.1), best], device="a"),
+            Route(
+                "other",
+                [si.AdaptiveBatcher(max_batch_size=32, slo_s=0.1), Backend(hangs=False)],
+                quality=0.8,
+                device="b",
+            ),
+        )
+
+        async def ask(service):
+            try:
+                return (await service.call(si.Request(1.0, deadline_ns=loop.now_ns + 100_000_000))).source.split(" ")[0]
+            except si.StreamInferError:
+                return ""
+
+        async def load(service, requests):
+            asked = []
+            for _ in range(requests):
+                asked.append(asyncio.ensure_future(ask(service)))
+                await asyncio.sleep(1 / rate)
+            return asked
+
+        async with si.Stack(router, clock=loop.clock) as service:
+            await asyncio.gather(*await load(service, max(round(2 * rate), 12)))
+            best.up.clear()
+            during = await load(service, down_requests)
+            best.up.set()
+            after = await load(service, max(round(11 * rate), 6))
+            return await asyncio.gather(*during), await asyncio.gather(*after)
+
+    return run(main)
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["fails", "hangs"])
+@pytest.mark.parametrize("rate", [1 / 60, 0.3, 2.0, 30.0])
+def test_all_requests_are_back_after_ten_seconds_or_three(rate, hangs):
+    """Time, and not the number of requests, decides how soon a route has its whole share again."""
+    _, after = outage(rate, hangs=hangs, down_requests=max(round(10 * rate), 12))
+
+    assert set(after[max(round(10 * rate), 3) :]) == {"best"}
+
+
+def test_a_hang_leaves_the_next_route_its_time():
+    """Requests leave a route that hangs when its prediction proves wrong, not when no time is left."""
+    during, _ = outage(1000.0, hangs=True, down_requests=2000)
+
+    assert during.count("") <= 0.002 * len(during)
