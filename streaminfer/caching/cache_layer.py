@@ -9,9 +9,9 @@ What is never kept: the answer to a request of a live stream (it is not looked u
 degraded answer, an answer computed while something was erased (it might be what was erased), and an answer whose
 computation said :func:`~streaminfer.caching.no_store`.
 
-**The key** holds what was wrapped (``identity``), so that one cache can serve many. Then the tenant, the subject, and
-the inputs or the request's own ``key``. The subject is in it so that erasing a subject erases all that came of its
-data, and only that.
+**The key** holds what was wrapped (``identity``), so that one cache can serve many. Then the tenant, the subject, the
+tags, and the inputs or the request's own ``key``. Subject and tags are in it so that erasing one erases all that came
+of its data, and only that; and so that no caller gets an entry that lasts longer than its own tags allow.
 
 **Tiers** are asked by who leads a flight, before it computes. What they have counts as if memory had had it: fresh, or
 stale, which begins a refresh as well. A refresh asks them too, since another machine may have been faster.
@@ -244,7 +244,9 @@ class CachedService(_Layer):
             InvalidInput: its inputs, or its own key, cannot be keyed.
         """
         asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
-        if request.subject is not None:
+        if request.tags:
+            asked = (*asked, request.subject, tuple(sorted(set(request.tags))))
+        elif request.subject is not None:
             asked = (*asked, request.subject)
         key: bytes = self.front.key(asked, request.tenant)
         return key

@@ -734,3 +734,34 @@ def test_what_an_error_kept_for_others_may_be():
         f(1)
     with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
         f(1)
+
+
+def test_callers_with_other_tags_do_not_share_an_entry():
+    """An entry lasts as its own caller's class allows, and goes with that caller's tag, whoever asked before."""
+
+    async def play(cache, loop):
+        model = Model()
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await service.call(Request(1, tags=("face", "b")))
+        assert (await service.call(Request(1, tags=("b", "face", "b")))).source == "cache"
+        assert len(model.asked) == 2
+
+        await asyncio.sleep(100.0)
+        assert (await service.call(Request(1))).source == "cache"
+        assert (await service.call(Request(1, tags=("face", "b")))).source == "model"
+        assert cache.table.erase(tag="face") == 1
+
+    on_loop(play, retention=si.Retention(1000.0, classes={"face": si.Retention(1.0)}))
+
+
+def test_waiters_with_other_tags_do_not_join():
+    """A caller joins the computation of one with the same tags only: what it is owed is kept under these."""
+
+    async def play(cache, loop):
+        service = cache.wrap(Model(after_s=1.0))
+        await asyncio.gather(service.call(Request(1)), service.call(Request(1, tags=("face",))))
+        assert cache.flights.statistics().joined == 0
+        assert cache.table.erase(tag="face") == 1
+
+    on_loop(play)
