@@ -6,6 +6,7 @@ import gc
 import inspect
 import sys
 import threading
+import types
 import weakref
 from collections import OrderedDict, namedtuple
 
@@ -765,3 +766,51 @@ def test_waiters_with_other_tags_do_not_join():
         assert cache.table.erase(tag="face") == 1
 
     on_loop(play)
+
+
+def module_with(source, monkeypatch, name="a_model"):
+    """A module of this source, as an import or a reload makes it."""
+    module = sys.modules.get(name)
+    if module is None:
+        module = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(source, vars(module))  # noqa: S102 - the source is the test's
+    return module
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("def f(x): return x + 1", "def f(x): return x + 2"),
+        ("def f(x): return x + 1", "def f(x): return x - 1"),
+        ("def f(x): return x.real", "def f(x): return x.imag"),
+        ("def f(x): return [y + 1 for y in (x,)]", "def f(x): return [y + 2 for y in (x,)]"),
+        ("def f(*x, k=1): return k", "def f(*x, k=2): return k"),
+        ("def f(*x, k=1): return k", "def f(*x, k=1.0): return k"),
+        ("def f(x): return x in {'a', 'b'}", "def f(x): return x in {'a', 'c'}"),
+    ],
+    ids=["constant", "operation", "name", "nested", "default", "type", "set"],
+)
+def test_changed_code_has_other_keys(first, second, monkeypatch):
+    """A function that was changed, by a reload or a redeploy, is not answered with what the one before it made."""
+    cache = Cache()
+    keys = [cache.wrap(module_with(source, monkeypatch).f).key_of(1) for source in (first, second, first)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_functions_of_one_name_do_not_share_entries(monkeypatch):
+    """Two functions of one name in one module have an entry each."""
+    cache = Cache()
+    source = "def _(x): return x + 1\nfirst = _\ndef _(x): return x + 2\nsecond = _"
+    module = module_with(source, monkeypatch)
+    assert (cache.wrap(module.first)(1), cache.wrap(module.second)(1)) == (2, 3)
+
+
+def test_the_same_code_over_other_globals_has_other_keys(monkeypatch):
+    """What `exec` made in a namespace of its own is a thing of its own."""
+    cache = Cache()
+    module_with("", monkeypatch)
+    spaces = [{"__name__": "a_model", "K": number} for number in (1, 2)]
+    for space in spaces:
+        exec("def f(x): return x + K", space)  # noqa: S102 - the same
+    assert [cache.wrap(space["f"])(1) for space in spaces] == [2, 3]
