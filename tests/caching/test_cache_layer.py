@@ -1,6 +1,7 @@
 """A cache in front of services and functions: what is answered from it, what is kept, and under which key."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -814,3 +815,40 @@ def test_the_same_code_over_other_globals_has_other_keys(monkeypatch):
     for space in spaces:
         exec("def f(x): return x + K", space)  # noqa: S102 - the same
     assert [cache.wrap(space["f"])(1) for space in spaces] == [2, 3]
+
+
+def test_no_caller_changes_the_mask_of_a_cached_array():
+    """The mask and the fill value of a masked array are each caller's own or read-only, as its elements are."""
+
+    async def play(cache, loop):
+        answer = np.ma.array([1.0, 2.0, 3.0], mask=[False, True, False], fill_value=7.0)
+        service = cache.wrap(Model(answer))
+        for _ in range(2):  # whether it is refused or changes the caller's own: nobody else sees it
+            got = (await service.call(Request(1))).outputs
+            with contextlib.suppress(ValueError):
+                got[0] = np.ma.masked
+            with contextlib.suppress(ValueError):
+                got.mask[2] = True
+            with contextlib.suppress(ValueError):
+                got.fill_value = 9.0
+        answer.mask[0] = True
+        again = (await service.call(Request(1))).outputs
+        assert (again.mask.tolist(), again.fill_value) == ([False, True, False], 7.0)
+
+    on_loop(play)
+
+
+def test_arrays_within_an_array_are_read_only():
+    """An array of objects gives nobody another array to change."""
+
+    async def play(cache, loop):
+        answer = np.empty(1, object)
+        answer[0] = np.arange(3.0)
+        service = cache.wrap(Model(answer))
+        got = (await service.call(Request(1))).outputs
+        with pytest.raises(ValueError, match="read-only"):
+            got[0][0] = 5.0
+        answer[0][0] = 5.0
+        assert (await service.call(Request(1))).outputs[0].tolist() == [0.0, 1.0, 2.0]
+
+    on_loop(play)
