@@ -671,3 +671,31 @@ def test_calls_are_checked(server):
                     await call()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=False", "max_connections=1", "timeout="])
+def test_a_url_cannot_switch_off_what_the_tier_sets(option):
+    """An option after `?` that would win over the tier's own settings is an error, which does not show the url."""
+    with pytest.raises(ValueError, match=f"url: expected no options but .*, got {option.split('=')[0]}") as caught:
+        RedisTier(f"rediss://:word@localhost?{option}")
+    assert "word@" not in str(caught.value)
+
+
+def test_a_key_of_a_wrong_type_harms_no_other(server):
+    """What somebody else put under one entry's key costs that entry one miss, and the breaker nothing."""
+
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            for key in map(str, range(20)):
+                await tier.put(key, entry(key, subject="anna"))
+            with server.client() as client:
+                for number in range(19):
+                    name = client.keys("{n}:e*" + str(number))
+                    client.set(min(name, key=len), "foreign")
+            got = [await tier.get(str(number)) for number in range(20)]
+            assert [each is None for each in got] == [True] * 19 + [False]
+            assert tier.breaker.state == "closed"
+            assert await tier.put("3", entry("again", subject="anna"))
+            assert (await tier.get("3")).value == "again"
+
+    asyncio.run(main())

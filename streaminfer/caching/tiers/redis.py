@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._extras import require
 from streaminfer._validation import check_count, check_duration, check_instance, expected
@@ -33,7 +34,9 @@ __all__ = ["RedisTier"]
 T = TypeVar("T")
 
 _CHUNK = 256
+_WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 _MOST_COUNTED = 100_000
+_URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
 _LONGEST_MS = 2**53  # what a Lua number holds exactly
 
 
@@ -42,7 +45,8 @@ class RedisTier:
 
     Args:
         url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. A TLS
-            server's certificate and name are checked, always.
+            server's certificate and name are checked, always. Of options after ``?`` it takes ``client_name``, ``db``,
+            ``password``, ``protocol`` and ``username``.
         namespace: what its keys begin with; those who share it share entries.
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         timeout_s: what one get or put may take, connecting included; beyond it is a miss.
@@ -86,6 +90,9 @@ class RedisTier:
         check_instance("url", url, lambda it: isinstance(it, str), "a string")
         if not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
+        options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - _URL_OPTIONS)
+        if options:  # an option of the client library would win over what this tier sets, checks of TLS included
+            raise ValueError(f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}")
         check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
@@ -290,7 +297,12 @@ class RedisTier:
                 return gone
 
     async def _get(self, name: bytes) -> Entry | None:
-        record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        try:
+            record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        except self._redis.ResponseError as error:
+            if _WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
+                await self._script(DROP, self._prefix, name)
+            raise
         if record is None:
             return None
         try:
@@ -338,7 +350,12 @@ class RedisTier:
             return otherwise
         try:
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
-                return await operation()
+                try:
+                    return await operation()
+                except self._redis.ResponseError as error:  # the server answers: it is this key that is wrong
+                    if _WRONG_TYPE not in str(error):
+                        raise
+                    counters.failed(error)
         except CircuitOpen:
             counters.skipped += 1
         except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
