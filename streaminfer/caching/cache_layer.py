@@ -2,7 +2,8 @@
 
 A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
 is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
-window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both.
+window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh ends
+after four times what the slowest computation of late took, at least 1 s; 10 s where none is known.
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
@@ -49,6 +50,9 @@ __all__ = ["CachedService", "Table", "put_in_front"]
 _STALE = 2
 _NEGATIVE = 3
 _PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
+_REFRESH_S = 10.0  # for a refresh where nothing was computed yet, or one was ended
+_SHORTEST_REFRESH_S = 1.0
+_REFRESH_TIMES = 4  # as long as the slowest computation of late
 _OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
@@ -146,6 +150,7 @@ class _Layer:
         self.flights = flights
         self.front = front
         self.tiers = cache.tiers
+        self._slowest_s = 0.0
         if self.tiers is not None:
             from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
 
@@ -159,6 +164,26 @@ class _Layer:
         from streaminfer.caching.tier_lookup import Lookup  # noqa: PLC0415 - the same
 
         return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
+
+    def computed(self, begun_ns: int) -> None:
+        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
+        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+
+    def refresh_s(self) -> float:
+        """How long a refresh may take."""
+        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
+
+    async def within(self, limit_s: float, compute: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+        """A refresh, which ends in time: one that hangs would stand in the way of all that come after it."""
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                return await compute(*arguments)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._slowest_s = max(self._slowest_s, _REFRESH_S / _REFRESH_TIMES)  # it may have become slower
+            raise DeadlineExceeded(f"a refresh took longer than {limit_s:g} s") from error
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
@@ -275,8 +300,10 @@ class CachedService(_Layer):
         return await self._share(key, self._computing, (key, request, True), request, found.now_ns)
 
     def _refresh(self, key: Any, request: Request) -> None:
-        behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
-        self.flights.here().refresh(key, self._computing, (key, behind, False), self.front.now, owner=self)
+        limit_s = self.refresh_s()
+        behind = request.replace(deadline_ns=self.front.now() + round(limit_s * 1e9))
+        arguments = (limit_s, self._computing, key, behind, False)
+        self.flights.here().refresh(key, self.within, arguments, self.front.now, owner=self)
 
     async def _share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
@@ -312,6 +339,7 @@ class CachedService(_Layer):
 
     async def _compute(self, key: Any, request: Request, keeps_errors: bool, erasures: int | None = None) -> Response:
         erasures = self.cache.erasures if erasures is None else erasures
+        begun_ns = self.front.now()
         try:
             response = await self._call(request)
             outputs = keep(response.outputs)
@@ -319,6 +347,7 @@ class CachedService(_Layer):
             if keeps_errors:  # an error behind a stale answer must not take its place
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
+        self.computed(begun_ns)
         if not response.degraded:
             self.store(key, outputs, erasures, request.tags, request.subject)
         return Response(outputs, response.degraded, response.source, response.timings)
@@ -355,14 +384,14 @@ class _CachedFunction(_Layer):
         key = missed.key
         here = self.flights.here()
         if missed.state == _STALE:
-            here.refresh(key, self._computing, (key, ask, False), self.front.now)
+            here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
             return hand_out(missed.value)
         if missed.state == _NEGATIVE:
             raise own_error(missed.value)
         value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
         if value.__class__ is self._stale_of_tier:
             if led:
-                here.refresh(key, self._computing, (key, ask, False), self.front.now)
+                here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
             value = value.value
         return hand_out(value)
 
@@ -387,12 +416,14 @@ class _CachedFunction(_Layer):
 
     async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.cache.erasures if erasures is None else erasures
+        begun_ns = self.front.now()
         try:
             value = keep(await ask())
         except Exception as error:
             if keeps_errors:
                 self.store_error(key, error, erasures, (), None)
             raise
+        self.computed(begun_ns)
         self.store(key, value, erasures, (), None)
         return value
 

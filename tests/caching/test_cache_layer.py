@@ -259,7 +259,7 @@ def test_stale_while_revalidate():
             assert (response.outputs, response.degraded, response.source) == ("old", True, "cache")
         assert len(model.asked) == 1
         await asyncio.sleep(1.5)
-        assert [request.deadline_ns for request in model.asked] == [None, None]
+        assert [request.deadline_ns for request in model.asked] == [None, 15_500_000_000]  # four times as long
         response = await service.call(Request(1))
         assert (response.outputs, response.degraded) == ("new", False)
         assert cache.flights.statistics().refreshes == 1
@@ -873,3 +873,66 @@ def test_no_timer_keeps_an_erased_answer():
         sweep.stop()
 
     on_loop(play, ttl_s=3600.0)
+
+
+class Hanging:
+    """A service whose second call never ends."""
+
+    fingerprint = "hanging"
+
+    def __init__(self, after_s):
+        self.after_s = after_s
+        self.asked = []
+
+    async def call(self, request):
+        self.asked.append(request)
+        number = len(self.asked)
+        await (asyncio.Event().wait() if number == 2 else asyncio.sleep(self.after_s))
+        return Response(number, False, "model")
+
+
+@pytest.mark.parametrize(("after_s", "limit_s"), [(0.1, 1.0), (2.0, 8.0)])
+def test_a_refresh_that_hangs_ends(after_s, limit_s, caplog):
+    """A refresh has a deadline, which the service is told; after it, and a pause, the key is refreshed again."""
+
+    async def play(cache, loop):
+        model = Hanging(after_s)
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await asyncio.sleep(1.0)
+        assert (await service.call(Request(1, deadline_ns=loop.now_ns + 1))).degraded
+        await asyncio.sleep(0)
+        assert model.asked[1].deadline_ns == loop.now_ns + round(limit_s * 1e9)
+
+        await asyncio.sleep(limit_s + 1.0)
+        assert cache.flights.statistics().refresh_failures == 1
+        assert (await service.call(Request(1))).degraded
+        await asyncio.sleep(after_s + 0.1)
+        assert (await service.call(Request(1))).outputs == 3
+
+    on_loop(play, ttl_s=1.0, stale_s=100.0)
+    assert f"a refresh took longer than {limit_s:g} s" in caplog.text
+
+
+def test_a_functions_refresh_that_hangs_ends(caplog):
+    """So has the refresh of an async function."""
+
+    async def play(cache, loop):
+        calls = []
+
+        async def double(x):
+            calls.append(x)
+            await (asyncio.Event().wait() if len(calls) == 2 else asyncio.sleep(0.1))
+            return 2 * x
+
+        cached = cache.wrap(double)
+        await cached(1)
+        await asyncio.sleep(1.0)
+        assert await cached(1) == 2
+        await asyncio.sleep(2.0)
+        assert await cached(1) == 2
+        await asyncio.sleep(0.2)
+        assert len(calls) == 3
+
+    on_loop(play, ttl_s=1.0, stale_s=100.0)
+    assert "a refresh took longer than 1 s" in caplog.text

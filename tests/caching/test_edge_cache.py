@@ -351,10 +351,10 @@ def test_a_cache_outlives_the_loop_that_swept_it():
     loop.run_forever()
     loop.close()
 
-    cache["k"] = Value = type("Value", (), {})()
+    cache["k"] = value = type("Value", (), {})()
     gone = threading.Event()
-    weakref.finalize(Value, gone.set)
-    del Value
+    weakref.finalize(value, gone.set)
+    del value
 
     assert cache.swept_by_thread
     assert gone.wait(timeout=60)

@@ -92,7 +92,9 @@ class RedisTier:
             raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
         options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - _URL_OPTIONS)
         if options:  # an option of the client library would win over what this tier sets, checks of TLS included
-            raise ValueError(f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}")
+            raise ValueError(
+                f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}"
+            )
         check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
