@@ -699,3 +699,32 @@ def test_a_key_of_a_wrong_type_harms_no_other(server):
             assert (await tier.get("3")).value == "again"
 
     asyncio.run(main())
+
+
+def test_a_server_that_is_far_away_is_connected_to(server):
+    """A handshake of several round trips may take longer than one operation: a later operation has its connection."""
+
+    async def pump(reader, writer):
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            while data := await reader.read(2**16):
+                await asyncio.sleep(0.012)  # one way
+                writer.write(data)
+
+    async def forward(reader, writer):
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+    async def main():
+        far = await asyncio.start_server(forward, "127.0.0.1", 0)
+        port = far.sockets[0].getsockname()[1]
+        breaker = si.CircuitBreaker(minimum_calls=1000, window=1000)
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            far,
+            RedisTier(server.url, **PATIENT) as near,
+            RedisTier(url, timeout_s=0.06, breaker=breaker) as tier,
+        ):
+            await near.put("k", entry(1))
+            return [await tier.get("k") for _ in range(100)]
+
+    assert any(each is not None for each in asyncio.run(main()))
