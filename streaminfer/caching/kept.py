@@ -61,7 +61,8 @@ def _keep_array(value: Any) -> Any:
         for place, item in enumerate(array.flat):
             array.flat[place] = _keep(item)
     if isinstance(array, np.ma.MaskedArray):  # views share its mask, and its fill value, an array as well
-        for own in (array._mask, array._fill_value):
+        masked: Any = array
+        for own in (masked._mask, masked._fill_value):
             if isinstance(own, np.ndarray):
                 own.setflags(write=False)
     array.setflags(write=False)
