@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["name_of_function"]
 
+_DIGEST_BYTES = 16
+_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
+
 
 def name_of_function(function: Any) -> str | None:
-    """Module and qualified name, if these say all.
+    """Module, qualified name and a digest of the code, if these say all.
 
     They do for a function that stands in a module or a class and closes over nothing; also for one that Numba compiled.
-    Every script's module is called ``__main__``, so the script's file is named as well.
+    Every script's module is called ``__main__``, so the script's file is named as well. The digest is of the bytecode,
+    its names and constants, and of defaults: a function that was changed, or another of the same name, has another
+    one. What the function calls is not in it.
 
     Returns:
         ``None`` for anything else: a lambda, a method of an object, a function that another one made, one that was
-        renamed, or one that was typed in, where the next of the same name may do something else.
+        renamed, one whose globals are no module's, or one that was typed in, where the next of the same name may do
+        something else.
     """
-    plain = getattr(function, "py_func", function)
+    plain: Callable[..., Any] = getattr(function, "py_func", function)
     if not isinstance(plain, types.FunctionType):
         return None
     name = plain.__qualname__
     if "<" in name or plain.__code__.co_qualname != name or not set(plain.__code__.co_freevars) <= {"__class__"}:
         return None
     module = plain.__module__
+    home = sys.modules.get(module)
+    if home is None or plain.__globals__ is not vars(home):
+        return None
     if module == "__main__":
-        file = getattr(sys.modules.get(module), "__file__", None)
+        file = getattr(home, "__file__", None)
         if file is None:
             return None
         module = f"{module} {file}"
-    return f"{module}:{name}"
+    try:
+        described = (_code(plain.__code__), _constant(plain.__defaults__), _constant(plain.__kwdefaults__))
+    except TypeError:  # a default that is no constant
+        return None
+    digest = hashlib.blake2b(repr(described).encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES)
+    return f"{module}:{name} {digest.hexdigest()}"
+
+
+def _code(code: types.CodeType) -> tuple[Any, ...]:
+    """All of a code object that decides what it does; neither file nor lines."""
+    return (
+        code.co_code,
+        code.co_exceptiontable,
+        code.co_flags,
+        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
+        (code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars),
+        tuple(_constant(each) for each in code.co_consts),
+    )
+
+
+def _constant(value: Any) -> Any:
+    """A constant, so that its ``repr`` is the same in every process."""
+    kind = type(value)
+    if kind is types.CodeType:
+        return "code", _code(value)
+    if kind is tuple or kind is list:
+        return kind.__name__, [_constant(each) for each in value]
+    if kind is frozenset or kind is set:
+        return kind.__name__, sorted(repr(_constant(each)) for each in value)
+    if kind is dict:
+        return "dict", sorted((repr(_constant(name)), _constant(each)) for name, each in value.items())
+    if isinstance(value, type):
+        return "class", value.__module__, value.__qualname__
+    if kind not in _CONSTANTS:
+        raise TypeError(f"{kind.__name__} is no constant")
+    return value

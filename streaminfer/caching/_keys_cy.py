@@ -10,6 +10,8 @@ levels. With a keyed hash both levels are keyed.
 * Mappings and sets: the encoded items, sorted, so their order does not matter.
 * Floats by their bits: NaN equals the NaN of the same bits, -0.0 differs from 0.0.
 * Numbers by their type: 1, 1.0 and True differ, as they do for a function that looks.
+* A subclass (a named tuple, an ``IntEnum``, ``np.matrix``) by its class and what it is besides: a model may treat it
+  otherwise. What says only where bytes lie (``bytearray``, ``memoryview``, ``np.memmap``) counts as what it holds.
 
 What has no contents that can be read (any other object) is refused, unless it offers ``fingerprint``. So are subclasses
 of arrays that carry meaning outside their elements, such as units.
@@ -25,6 +27,7 @@ import operator
 import struct
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,8 @@ _LONG = 1024  # bytes; what is longer stands in the encoding by its digest
 _MOST_HEADERS = 4096
 _PLAIN_KINDS = "biufcSUVMm"
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
-_PLAIN_CLASSES = (ndarray, np.memmap, np.matrix, np.recarray)
+_ALSO_PLAIN = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
+_ARRAYS_OF_A_SHAPE = (np.matrix, np.recarray)
 
 _length = struct.Struct("<Q").pack
 _signed = struct.Struct("<q").pack
@@ -94,7 +98,7 @@ class KeyMaker:
     def _key_of_all(self, inputs: Any, tenant: str | None) -> bytes:
         parts = [self._prefix]
         if tenant:
-            parts.append(b"t" + _text(tenant))
+            parts.append(b"t" + _text(str.__str__(tenant)))
         self._encode(inputs, parts, 0)
         return self._digest(b"".join(parts))
 
@@ -116,20 +120,27 @@ class KeyMaker:
             self._encode_other(value, parts, depth)
 
     def _encode_other(self, value: Any, parts: list[bytes], depth: int) -> None:
-        if type(value) not in _BUILTIN and getattr(value, "fingerprint", None) is not None:
+        kind = type(value)
+        if kind not in _BUILTIN and getattr(value, "fingerprint", None) is not None:
             self._encode_object(value, parts, depth)
         elif isinstance(value, np.generic):
             self._encode_array(np.asarray(value), parts, depth)
-        elif isinstance(value, ndarray):
+        elif isinstance(value, memoryview):
+            self._encode_view(value, parts, depth)
+        else:
+            if kind not in _ALSO_PLAIN:
+                parts.append(b"y" + _text(_named(value)))
+            self._encode_subclass_of_plain(value, parts, depth)
+
+    def _encode_subclass_of_plain(self, value: Any, parts: list[bytes], depth: int) -> None:
+        if isinstance(value, ndarray):
             self._encode_subclass(value, parts, depth)
         elif isinstance(value, str):
-            self._encode_bytes(b"u", _utf8(value), parts)
+            self._encode_bytes(b"u", _utf8(str.__str__(value)), parts)
         elif isinstance(value, (int, float, complex)):
             parts.append(_number(value))
         elif isinstance(value, (bytes, bytearray)):
             self._encode_bytes(b"b", value, parts)
-        elif isinstance(value, memoryview):
-            self._encode_view(value, parts, depth)
         else:
             self._encode_container(value, parts, depth)
 
@@ -246,7 +257,7 @@ class KeyMaker:
             parts.append(b"k")
             self._encode_array(plain, parts, depth)
             self._encode_array(np.asarray(mask), parts, depth)
-        elif type(array) in _PLAIN_CLASSES:
+        elif type(array) in _ARRAYS_OF_A_SHAPE or type(array) is np.memmap:
             self._encode_array(array.view(ndarray), parts, depth)
         else:
             raise InvalidInput(

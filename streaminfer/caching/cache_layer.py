@@ -2,7 +2,8 @@
 
 A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
 is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
-window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both.
+window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh ends
+after four times what the slowest computation of late took, at least 1 s; 10 s where none is known.
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
@@ -10,9 +11,9 @@ degraded answer, an answer computed while something was erased (it might be what
 replaced (it might be the other model's), and an answer whose computation said :func:`~streaminfer.caching.no_store`.
 
 **The key** holds what was wrapped (``identity``), so that one cache can serve many; a service whose fingerprint may
-change (``fingerprint_changes``) is looked at for each request. Then the tenant, the subject, and
-the inputs or the request's own ``key``. The subject is in it so that erasing a subject erases all that came of its
-data, and only that.
+change (``fingerprint_changes``) is looked at for each request. Then the tenant, the subject, the tags, and the inputs
+or the request's own ``key``. Subject and tags are in it so that erasing one erases all that came of its data, and only
+that; and so that no caller gets an entry that lasts longer than its own tags allow.
 
 **Tiers** are asked by who leads a flight, before it computes. What they have counts as if memory had had it: fresh, or
 stale, which begins a refresh as well. A refresh asks them too, since another machine may have been faster.
@@ -51,6 +52,9 @@ __all__ = ["CachedService", "Table", "put_in_front"]
 _STALE = 2
 _NEGATIVE = 3
 _PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
+_REFRESH_S = 10.0  # for a refresh where nothing was computed yet, or one was ended
+_SHORTEST_REFRESH_S = 1.0
+_REFRESH_TIMES = 4  # as long as the slowest computation of late
 _OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
@@ -151,6 +155,7 @@ class _Layer:
         self.flights = flights
         self.front = front
         self.tiers = cache.tiers
+        self._slowest_s = 0.0
         if self.tiers is not None:
             from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
 
@@ -164,6 +169,26 @@ class _Layer:
         from streaminfer.caching.tier_lookup import Lookup  # noqa: PLC0415 - the same
 
         return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
+
+    def computed(self, begun_ns: int) -> None:
+        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
+        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+
+    def refresh_s(self) -> float:
+        """How long a refresh may take."""
+        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
+
+    async def within(self, limit_s: float, compute: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+        """A refresh, which ends in time: one that hangs would stand in the way of all that come after it."""
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                return await compute(*arguments)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self._slowest_s = max(self._slowest_s, _REFRESH_S / _REFRESH_TIMES)  # it may have become slower
+            raise DeadlineExceeded(f"a refresh took longer than {limit_s:g} s") from error
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
@@ -266,7 +291,9 @@ class CachedService(_Layer):
 
     def _key_of(self, request: Request) -> bytes:
         asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
-        if request.subject is not None:
+        if request.tags:
+            asked = (*asked, request.subject, tuple(sorted(set(request.tags))))
+        elif request.subject is not None:
             asked = (*asked, request.subject)
         key: bytes = self.front.key(asked, request.tenant)
         return key
@@ -297,8 +324,10 @@ class CachedService(_Layer):
         return await self._share(key, self._computing, arguments, request, found.now_ns, version)
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
-        behind = request if request.deadline_ns is None else request.replace(deadline_ns=None)
-        self.flights.here().refresh(key, self._computing, (key, behind, False, version), self.front.now, owner=self)
+        limit_s = self.refresh_s()
+        behind = request.replace(deadline_ns=self.front.now() + round(limit_s * 1e9))
+        arguments = (limit_s, self._computing, key, behind, False, version)
+        self.flights.here().refresh(key, self.within, arguments, self.front.now, owner=self)
 
     async def _share(
         self,
@@ -340,6 +369,7 @@ class CachedService(_Layer):
         self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
     ) -> Response:
         erasures = self.cache.erasures if erasures is None else erasures
+        begun_ns = self.front.now()
         try:
             response = await self._call(request)
             outputs = keep(response.outputs)
@@ -348,6 +378,7 @@ class CachedService(_Layer):
             if keeps_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
+        self.computed(begun_ns)
         if self._changed_since(version):
             self.flights.not_stored()
         elif not response.degraded:
@@ -394,14 +425,14 @@ class _CachedFunction(_Layer):
         key = missed.key
         here = self.flights.here()
         if missed.state == _STALE:
-            here.refresh(key, self._computing, (key, ask, False), self.front.now)
+            here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
             return hand_out(missed.value)
         if missed.state == _NEGATIVE:
             raise own_error(missed.value)
         value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
         if value.__class__ is self._stale_of_tier:
             if led:
-                here.refresh(key, self._computing, (key, ask, False), self.front.now)
+                here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
             value = value.value
         return hand_out(value)
 
@@ -426,12 +457,14 @@ class _CachedFunction(_Layer):
 
     async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.cache.erasures if erasures is None else erasures
+        begun_ns = self.front.now()
         try:
             value = keep(await ask())
         except Exception as error:
             if keeps_errors:
                 self.store_error(key, error, erasures, (), None)
             raise
+        self.computed(begun_ns)
         self.store(key, value, erasures, (), None)
         return value
 

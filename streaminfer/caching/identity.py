@@ -1,7 +1,8 @@
 """What was wrapped, as its part of every key: two things that may answer differently never share it.
 
-The ``fingerprint`` that something offers inward, else module and qualified name. What can exist twice under one name
-(objects, closures, lambdas, what was typed in) has a random number as well, in this process only.
+The ``fingerprint`` that something offers inward, else module, qualified name and a digest of the code. What can exist
+twice under one name and code (objects, closures, lambdas, what was typed in) has a random number as well, in this
+process only.
 """
 
 from __future__ import annotations

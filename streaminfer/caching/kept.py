@@ -38,9 +38,7 @@ def keep(value: Any) -> Any:
 
 def _keep(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        array = np.array(value, order="K", subok=True)
-        array.setflags(write=False)
-        return array.view()
+        return _keep_array(value)
     if isinstance(value, tuple):
         items = [_keep(item) for item in value]
         make = getattr(type(value), "_make", tuple)
@@ -55,6 +53,20 @@ def _keep(value: Any) -> Any:
         sequence[:] = [_keep(item) for item in value]
         return sequence
     return value
+
+
+def _keep_array(value: Any) -> Any:
+    array = np.array(value, order="K", subok=True)
+    if array.dtype.kind == "O":  # arrays within arrays
+        for place, item in enumerate(array.flat):
+            array.flat[place] = _keep(item)
+    if isinstance(array, np.ma.MaskedArray):  # views share its mask, and its fill value, an array as well
+        masked: Any = array
+        for own in (masked._mask, masked._fill_value):
+            if isinstance(own, np.ndarray):
+                own.setflags(write=False)
+    array.setflags(write=False)
+    return array.view()
 
 
 def own_error(error: BaseException) -> BaseException:

@@ -24,7 +24,7 @@ from streaminfer.caching._keys_cy import KeyMaker
 
 __all__ = ["check_secret", "content_key", "key_maker"]
 
-_ENCODING = b"streaminfer key 1"  # changes with the encoding: keys made otherwise must not meet
+_ENCODING = b"streaminfer key 2"  # changes with the encoding: keys made otherwise must not meet
 _CONTEXT = "streaminfer 2025 content_key"
 _SHORTEST_SECRET = 16
 
@@ -58,7 +58,8 @@ def content_key(
         MissingExtra: ``xxhash``, or ``blake3`` for a secret, is not installed (``streaminfer[cache]``).
 
     Dtype, byte order and shape are part of the key; the layout in memory is not. Floats count by their bits: -0.0 is
-    not 0.0, and NaN is the same as NaN of the same bits. 1, 1.0 and ``True`` differ, so do a list and a tuple.
+    not 0.0, and NaN is the same as NaN of the same bits. 1, 1.0 and ``True`` differ, so do a list and a tuple, a named
+    tuple and a tuple, an ``IntEnum`` and its number.
 
     Threads: any number at once.
 

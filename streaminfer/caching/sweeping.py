@@ -21,6 +21,7 @@ import os
 import threading
 import time
 import weakref
+from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -178,9 +179,11 @@ class LoopSweep:
 
     def wake(self, cache: Any, at_ns: int) -> None:  # noqa: ARG002 - the same for one cache as for all
         """Asks it to look at an instant on the cache's clock; from any thread."""
-        if threading.get_ident() == self._thread:
+        if self._loop.is_closed():
+            self.stop()  # the loop ended without it: the cache is the thread's again
+        elif threading.get_ident() == self._thread:
             self._arm(at_ns)
-        elif not self._loop.is_closed():
+        else:
             self._loop.call_soon_threadsafe(self._arm, at_ns)
 
     def _arm(self, at_ns: int) -> None:
@@ -190,7 +193,8 @@ class LoopSweep:
             self._timer.cancel()
         self._at_ns = at_ns
         delay_s = max((at_ns - self._cache.now()) / 1e9, GRAIN_S)
-        self._timer = self._loop.call_later(delay_s, self._look)
+        # in a context of its own: that of who stored something holds what is being computed
+        self._timer = self._loop.call_later(delay_s, self._look, context=Context())
 
     def _look(self) -> None:
         self._timer = None

@@ -35,6 +35,7 @@ __all__ = ["LayerStatistics", "TierWorker", "Write"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _MOST_WAITING = 256
+_MOST_REPLACED = 10_000
 _MOST_BYTES = 64 * 2**20
 _PUT_S = 5.0
 _ERASE_S = 30.0
@@ -55,8 +56,8 @@ class LayerStatistics(Snapshot):
         stale_hits: reads that gave a stale one.
         misses: reads that gave nothing.
         cut: reads that were given up, since the request could wait no longer, and reads that failed.
-        withheld: answers that were not used: something was erased during the read, an erasure of them is pending, or
-            the policy does not allow them there.
+        withheld: answers that were not used: something was erased during the read, an erasure of them is pending, the
+            policy does not allow them there, or ``put_through`` put a newer one, which the tier did not take.
         stored: writes that the tier took.
         refused: writes that it did not take.
         dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
@@ -122,6 +123,8 @@ class TierWorker:
         self._stored = self._refused = self._dropped = 0
         self._ledger = ledger
         self._registering = threading.Lock()
+        self._replaced: dict[str | bytes, int] = {}
+        self._all_replaced_ns = 0
         self._waiting: dict[str | bytes, Write] = {}
         self._bytes = 0
         self._at_work = 0
@@ -139,6 +142,18 @@ class TierWorker:
         with self._registering:
             again = [it for it in self.pending if it.is_open(self.name) or not it.asks_the_same(erasing)]
             self.pending = (*again, erasing)
+
+    def replace(self, key: str | bytes, stored_ns: int) -> None:
+        """From here on nothing older is used of what the tier has for a key, until it has taken something newer."""
+        self._replaced.pop(key, None)
+        while len(self._replaced) >= _MOST_REPLACED:  # what is not known of each is held of all
+            oldest = next(iter(self._replaced))
+            self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
+        self._replaced[key] = stored_ns
+
+    def is_replaced(self, key: str | bytes, entry: Entry) -> bool:
+        """Whether a newer value of this key was put, which the tier does not have."""
+        return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
 
     def withdraw(self, erasing: Erasing) -> None:
         """It is done."""
@@ -292,6 +307,8 @@ class TierWorker:
             _LOGGER.warning("the tier %s did not take an answer: %s", self.name, error, exc_info=error)
         finally:
             self._at_work = 0
+            if stored:
+                self._replaced.pop(write.key, None)
             self._stored += stored
             self._refused += not stored
             write.settle(stored)

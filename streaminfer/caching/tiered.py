@@ -224,7 +224,7 @@ class Tiers:
             if self._latest is not latest:  # it may be what was erased, however late the tier is with it
                 worker.withheld += 1
                 return None
-            found = None if entry is None else self._judge(worker, entry, longest_ns, pending)
+            found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
             if entry is None:
                 worker.misses += 1
             elif found is None:
@@ -241,9 +241,12 @@ class Tiers:
             stale if self._cache.now() - stale.read_ns < stale.left_ns else None
         )  # slower tiers have taken their time
 
-    def _judge(self, worker: TierWorker, entry: Entry, longest_ns: int, pending: tuple[Erasing, ...]) -> Found | None:
+    def _judge(
+        self, worker: TierWorker, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[Erasing, ...]
+    ) -> Found | None:
         rule = None if self._policy is None else self._policy.rule(entry.tags)
-        if is_erased(entry, pending) or not (rule is None or rule.permits(worker.tier)):
+        forbidden = rule is not None and not rule.permits(worker.tier)
+        if forbidden or is_erased(entry, pending) or worker.is_replaced(key, entry):
             worker.withheld += 1
             return None
         age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
@@ -292,13 +295,16 @@ class Tiers:
             For who waits, whether each tier that may have it took it.
         """
         waiting: list[asyncio.Future[bool]] = []
+        age_ns = max(self._cache.now() - computed_ns, 0)
+        if wait:  # what is there already is not the value of this key, whatever comes of the write
+            for worker in self.workers:
+                worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
         if self._cache.erasures != erasures or not self.run_here:
             if wait:
                 waiting.append(asyncio.get_running_loop().create_future())
                 waiting[0].set_result(False)
             return waiting
         rule = None if self._policy is None else self._policy.rule(tags)
-        age_ns = max(self._cache.now() - computed_ns, 0)
         for worker in self.workers[:before]:
             if rule is not None and not rule.permits(worker.tier):
                 worker.forbidden += 1

@@ -85,7 +85,8 @@ class TieredMapping:
             subject: whose data it is.
 
         Returns:
-            Whether memory and each of these tiers have it.
+            Whether memory and each of these tiers have it. What a tier that did not take it had before is used no
+            more by this cache; other processes that read the tier may still see it.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
@@ -122,8 +123,8 @@ class TieredMapping:
             erasures: the cache's count before it was read; nothing is kept if it has changed.
         """
         cache = cast("EdgeCache", self)
-        if cache.erasures != erasures or self.tiers is None:
-            return
+        if cache.erasures != erasures or self.tiers is None or cache.peek(key, _NOTHING) is not _NOTHING:
+            return  # what was put while a tier was asked is newer
         waited_ns = max(cache.now() - found.read_ns, 0)
         left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
         if left_ns <= 0:

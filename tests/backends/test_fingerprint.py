@@ -333,9 +333,10 @@ def wrapped(batch):
 
 def test_functions_go_by_their_names():
     backend = CpuBackend(twice, executor="inline")
-    assert backend.fingerprint == f"{__name__}:twice"
-    assert CpuBackend(twice, version="2", workers=3).fingerprint == f"{__name__}:twice 2"
-    assert CpuBackend(Holder.static).fingerprint == f"{__name__}:Holder.static"
+    name, digest = backend.fingerprint.split()
+    assert (name, len(digest)) == (f"{__name__}:twice", 32)
+    assert CpuBackend(twice, version="2", workers=3).fingerprint == f"{backend.fingerprint} 2"
+    assert CpuBackend(Holder.static).fingerprint.startswith(f"{__name__}:Holder.static ")
 
 
 @pytest.mark.parametrize(
@@ -348,14 +349,15 @@ def test_what_a_name_does_not_name_has_none(function):
 
 def test_a_scripts_own_function_goes_by_the_scripts_file_too(monkeypatch):
     monkeypatch.setattr(twice, "__module__", "__main__")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py", raising=False)
-    assert fingerprint_of_function(twice, "2") == "__main__ /srv/faces.py:twice 2"
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/srv/faces.py")
+    assert fingerprint_of_function(twice, "2").startswith("__main__ /srv/faces.py:twice ")
     monkeypatch.delattr(sys.modules["__main__"], "__file__")  # typed in: the next of the same name may do anything
     assert fingerprint_of_function(twice, "2") is None
 
 
 def test_what_numba_compiled_goes_by_its_source():
-    assert fingerprint_of_function(numba.njit(twice), None) == f"{__name__}:twice"
+    assert fingerprint_of_function(numba.njit(twice), None) == fingerprint_of_function(twice, None)
 
 
 def test_version_must_be_text():

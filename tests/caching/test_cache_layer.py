@@ -1,11 +1,13 @@
 """A cache in front of services and functions: what is answered from it, what is kept, and under which key."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
 import sys
 import threading
+import types
 import weakref
 from collections import OrderedDict, namedtuple
 
@@ -17,6 +19,7 @@ from streaminfer.caching.cache_layer import put_in_front
 from streaminfer.caching.computing import no_store
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.sweeping import LoopSweep
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -256,7 +259,7 @@ def test_stale_while_revalidate():
             assert (response.outputs, response.degraded, response.source) == ("old", True, "cache")
         assert len(model.asked) == 1
         await asyncio.sleep(1.5)
-        assert [request.deadline_ns for request in model.asked] == [None, None]
+        assert [request.deadline_ns for request in model.asked] == [None, 15_500_000_000]  # four times as long
         response = await service.call(Request(1))
         assert (response.outputs, response.degraded) == ("new", False)
         assert cache.flights.statistics().refreshes == 1
@@ -790,3 +793,202 @@ def test_an_answer_across_a_change_of_version_is_not_kept(fails):
         assert len(model.asked) == 2
 
     on_loop(scenario, negative_ttl_s=10.0)
+
+
+def test_callers_with_other_tags_do_not_share_an_entry():
+    """An entry lasts as its own caller's class allows, and goes with that caller's tag, whoever asked before."""
+
+    async def play(cache, loop):
+        model = Model()
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await service.call(Request(1, tags=("face", "b")))
+        assert (await service.call(Request(1, tags=("b", "face", "b")))).source == "cache"
+        assert len(model.asked) == 2
+
+        await asyncio.sleep(100.0)
+        assert (await service.call(Request(1))).source == "cache"
+        assert (await service.call(Request(1, tags=("face", "b")))).source == "model"
+        assert cache.table.erase(tag="face") == 1
+
+    on_loop(play, retention=si.Retention(1000.0, classes={"face": si.Retention(1.0)}))
+
+
+def test_waiters_with_other_tags_do_not_join():
+    """A caller joins the computation of one with the same tags only: what it is owed is kept under these."""
+
+    async def play(cache, loop):
+        service = cache.wrap(Model(after_s=1.0))
+        await asyncio.gather(service.call(Request(1)), service.call(Request(1, tags=("face",))))
+        assert cache.flights.statistics().joined == 0
+        assert cache.table.erase(tag="face") == 1
+
+    on_loop(play)
+
+
+def module_with(source, monkeypatch, name="a_model"):
+    """A module of this source, as an import or a reload makes it."""
+    module = sys.modules.get(name)
+    if module is None:
+        module = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+    exec(source, vars(module))  # noqa: S102 - the source is the test's
+    return module
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("def f(x): return x + 1", "def f(x): return x + 2"),
+        ("def f(x): return x + 1", "def f(x): return x - 1"),
+        ("def f(x): return x.real", "def f(x): return x.imag"),
+        ("def f(x): return [y + 1 for y in (x,)]", "def f(x): return [y + 2 for y in (x,)]"),
+        ("def f(*x, k=1): return k", "def f(*x, k=2): return k"),
+        ("def f(*x, k=1): return k", "def f(*x, k=1.0): return k"),
+        ("def f(x): return x in {'a', 'b'}", "def f(x): return x in {'a', 'c'}"),
+    ],
+    ids=["constant", "operation", "name", "nested", "default", "type", "set"],
+)
+def test_changed_code_has_other_keys(first, second, monkeypatch):
+    """A function that was changed, by a reload or a redeploy, is not answered with what the one before it made."""
+    cache = Cache()
+    keys = [cache.wrap(module_with(source, monkeypatch).f).key_of(1) for source in (first, second, first)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_functions_of_one_name_do_not_share_entries(monkeypatch):
+    """Two functions of one name in one module have an entry each."""
+    cache = Cache()
+    source = "def _(x): return x + 1\nfirst = _\ndef _(x): return x + 2\nsecond = _"
+    module = module_with(source, monkeypatch)
+    assert (cache.wrap(module.first)(1), cache.wrap(module.second)(1)) == (2, 3)
+
+
+def test_the_same_code_over_other_globals_has_other_keys(monkeypatch):
+    """What `exec` made in a namespace of its own is a thing of its own."""
+    cache = Cache()
+    module_with("", monkeypatch)
+    spaces = [{"__name__": "a_model", "K": number} for number in (1, 2)]
+    for space in spaces:
+        exec("def f(x): return x + K", space)  # noqa: S102 - the same
+    assert [cache.wrap(space["f"])(1) for space in spaces] == [2, 3]
+
+
+def test_no_caller_changes_the_mask_of_a_cached_array():
+    """The mask and the fill value of a masked array are each caller's own or read-only, as its elements are."""
+
+    async def play(cache, loop):
+        answer = np.ma.array([1.0, 2.0, 3.0], mask=[False, True, False], fill_value=7.0)
+        service = cache.wrap(Model(answer))
+        for _ in range(2):  # whether it is refused or changes the caller's own: nobody else sees it
+            got = (await service.call(Request(1))).outputs
+            with contextlib.suppress(ValueError):
+                got[0] = np.ma.masked
+            with contextlib.suppress(ValueError):
+                got.mask[2] = True
+            with contextlib.suppress(ValueError):
+                got.fill_value = 9.0
+        answer.mask[0] = True
+        again = (await service.call(Request(1))).outputs
+        assert (again.mask.tolist(), again.fill_value) == ([False, True, False], 7.0)
+
+    on_loop(play)
+
+
+def test_arrays_within_an_array_are_read_only():
+    """An array of objects gives nobody another array to change."""
+
+    async def play(cache, loop):
+        answer = np.empty(1, object)
+        answer[0] = np.arange(3.0)
+        service = cache.wrap(Model(answer))
+        got = (await service.call(Request(1))).outputs
+        with pytest.raises(ValueError, match="read-only"):
+            got[0][0] = 5.0
+        answer[0][0] = 5.0
+        assert (await service.call(Request(1))).outputs[0].tolist() == [0.0, 1.0, 2.0]
+
+    on_loop(play)
+
+
+def test_no_timer_keeps_an_erased_answer():
+    """The timer that a stored answer sets knows nothing of the computation that stored it."""
+
+    async def play(cache, loop):
+        class Answer:
+            pass
+
+        service = cache.wrap(Model(Answer()))
+        sweep = LoopSweep(cache.table, loop)
+        sweep.start()
+        left = weakref.ref((await service.call(Request(1, subject="anna"))).outputs)
+        assert cache.table.erase(subject="anna") == 1
+        await asyncio.sleep(0)
+        gc.collect()
+        assert left() is None
+        sweep.stop()
+
+    on_loop(play, ttl_s=3600.0)
+
+
+class Hanging:
+    """A service whose second call never ends."""
+
+    fingerprint = "hanging"
+
+    def __init__(self, after_s):
+        self.after_s = after_s
+        self.asked = []
+
+    async def call(self, request):
+        self.asked.append(request)
+        number = len(self.asked)
+        await (asyncio.Event().wait() if number == 2 else asyncio.sleep(self.after_s))
+        return Response(number, False, "model")
+
+
+@pytest.mark.parametrize(("after_s", "limit_s"), [(0.1, 1.0), (2.0, 8.0)])
+def test_a_refresh_that_hangs_ends(after_s, limit_s, caplog):
+    """A refresh has a deadline, which the service is told; after it, and a pause, the key is refreshed again."""
+
+    async def play(cache, loop):
+        model = Hanging(after_s)
+        service = cache.wrap(model)
+        await service.call(Request(1))
+        await asyncio.sleep(1.0)
+        assert (await service.call(Request(1, deadline_ns=loop.now_ns + 1))).degraded
+        await asyncio.sleep(0)
+        assert model.asked[1].deadline_ns == loop.now_ns + round(limit_s * 1e9)
+
+        await asyncio.sleep(limit_s + 1.0)
+        assert cache.flights.statistics().refresh_failures == 1
+        assert (await service.call(Request(1))).degraded
+        await asyncio.sleep(after_s + 0.1)
+        assert (await service.call(Request(1))).outputs == 3
+
+    on_loop(play, ttl_s=1.0, stale_s=100.0)
+    assert f"a refresh took longer than {limit_s:g} s" in caplog.text
+
+
+def test_a_functions_refresh_that_hangs_ends(caplog):
+    """So has the refresh of an async function."""
+
+    async def play(cache, loop):
+        calls = []
+
+        async def double(x):
+            calls.append(x)
+            await (asyncio.Event().wait() if len(calls) == 2 else asyncio.sleep(0.1))
+            return 2 * x
+
+        cached = cache.wrap(double)
+        await cached(1)
+        await asyncio.sleep(1.0)
+        assert await cached(1) == 2
+        await asyncio.sleep(2.0)
+        assert await cached(1) == 2
+        await asyncio.sleep(0.2)
+        assert len(calls) == 3
+
+    on_loop(play, ttl_s=1.0, stale_s=100.0)
+    assert "a refresh took longer than 1 s" in caplog.text

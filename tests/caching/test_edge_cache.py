@@ -341,3 +341,21 @@ def test_entries_are_not_walked_by_the_collector():
     cache["k"] = marker
     held_by = [type(it) for it in gc.get_referrers(marker) if it is not sys._getframe()]
     assert (list in held_by) is not ATOMIC
+
+
+def test_a_cache_outlives_the_loop_that_swept_it():
+    """A loop that was closed without a stop ends nothing: values are stored, and the thread sweeps."""
+    loop = VirtualLoop()
+    cache = EdgeCache(ttl_s=0.01)
+    loop.call_soon(LoopSweep(cache, loop).start)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+
+    cache["k"] = value = type("Value", (), {})()
+    gone = threading.Event()
+    weakref.finalize(value, gone.set)
+    del value
+
+    assert cache.swept_by_thread
+    assert gone.wait(timeout=60)

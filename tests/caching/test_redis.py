@@ -671,3 +671,60 @@ def test_calls_are_checked(server):
                     await call()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=False", "max_connections=1", "timeout="])
+def test_a_url_cannot_switch_off_what_the_tier_sets(option):
+    """An option after `?` that would win over the tier's own settings is an error, which does not show the url."""
+    with pytest.raises(ValueError, match=f"url: expected no options but .*, got {option.split('=')[0]}") as caught:
+        RedisTier(f"rediss://:word@localhost?{option}")
+    assert "word@" not in str(caught.value)
+
+
+def test_a_key_of_a_wrong_type_harms_no_other(server):
+    """What somebody else put under one entry's key costs that entry one miss, and the breaker nothing."""
+
+    async def main():
+        async with RedisTier(server.url, namespace="n", **PATIENT) as tier:
+            for key in map(str, range(20)):
+                await tier.put(key, entry(key, subject="anna"))
+            with server.client() as client:
+                for number in range(19):
+                    name = client.keys("{n}:e*" + str(number))
+                    client.set(min(name, key=len), "foreign")
+            got = [await tier.get(str(number)) for number in range(20)]
+            assert [each is None for each in got] == [True] * 19 + [False]
+            assert tier.breaker.state == "closed"
+            assert await tier.put("3", entry("again", subject="anna"))
+            assert (await tier.get("3")).value == "again"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_far_away_is_connected_to(server):
+    """A handshake of several round trips may take longer than one operation: a later operation has its connection."""
+
+    async def pump(reader, writer):
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            while data := await reader.read(2**16):
+                await asyncio.sleep(0.012)  # one way
+                writer.write(data)
+
+    async def forward(reader, writer):
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+    async def main():
+        far = await asyncio.start_server(forward, "127.0.0.1", 0)
+        port = far.sockets[0].getsockname()[1]
+        breaker = si.CircuitBreaker(minimum_calls=1000, window=1000)
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            far,
+            RedisTier(server.url, **PATIENT) as near,
+            RedisTier(url, timeout_s=0.06, breaker=breaker) as tier,
+        ):
+            await near.put("k", entry(1))
+            return [await tier.get("k") for _ in range(100)]
+
+    assert any(each is not None for each in asyncio.run(main()))

@@ -565,3 +565,53 @@ def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked()
             assert model.asked == 2
 
     run(main)
+
+
+@pytest.mark.parametrize("why", ["refused", "slow", "forbidden"])
+def test_a_value_that_was_replaced_does_not_come_back(why):
+    """Where a tier does not take a second value, the first is not used again; a third that it takes is."""
+
+    async def play(loop):
+        tier = Scripted(loop.clock)
+        policy = Retention(1000.0, classes={"face": Retention(1000.0, allow_disk=False)})
+        async with si.EdgeCache(ttl_s=500.0, tiers=[tier], retention=policy, clock=loop.clock) as cache:
+            assert await cache.put_through("k", 1)
+            await asyncio.sleep(1.0)
+            take = tier.put
+
+            async def refuse(key, entry):
+                return False
+
+            if why == "refused":
+                tier.put = refuse
+            tier.put_s = 60.0 if why == "slow" else 0.0
+            assert await cache.put_through("k", 2, tags=["face"] if why == "forbidden" else ()) is (why == "forbidden")
+            assert await cache.fetch("k") == 2
+            cache.pop("k")
+            assert await cache.fetch("k") is None
+
+            tier.put, tier.put_s = take, 0.0
+            await asyncio.sleep(1.0)
+            assert await cache.put_through("k", 3)
+            cache.pop("k")
+            assert await cache.fetch("k") == 3
+
+    run(play)
+
+
+def test_a_read_that_began_before_a_put_does_not_undo_it():
+    """What a tier had is not kept over a value that was put while it was asked."""
+
+    async def play(loop):
+        tier = Scripted(loop.clock)
+        async with si.EdgeCache(ttl_s=500.0, tiers=[tier], clock=loop.clock) as cache:
+            await cache.put_through("k", 1)
+            cache.pop("k")
+            tier.get_s = 0.5
+            reading = asyncio.ensure_future(cache.fetch("k"))
+            await asyncio.sleep(0.1)
+            cache["k"] = 2
+            await reading
+            assert cache["k"] == 2
+
+    run(play)

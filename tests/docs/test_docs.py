@@ -63,9 +63,10 @@ def _blocks(path):
 def page_namespace(monkeypatch):
     """The namespace of a script that a reader starts in the checkout."""
     monkeypatch.chdir(ROOT)
-    if not hasattr(sys.modules["__main__"], "__file__"):  # tests that run in parallel are started from no file
-        monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
-    return {"__name__": "__main__"}
+    script = types.ModuleType("__main__")
+    script.__file__ = __file__
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    return vars(script)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)

@@ -23,7 +23,8 @@ __all__ = ["BEGIN", "DROP", "ERASE", "LOOK", "PUT", "SCRIPTS", "TRIM"]
 _UNLINK = """
 local function drop(prefix, name)
   local entry = prefix .. 'e' .. name
-  local fields = redis.call('HGETALL', entry)
+  local fields = {}
+  if redis.call('TYPE', entry).ok == 'hash' then fields = redis.call('HGETALL', entry) end
   for at = 1, #fields, 2 do
     if string.sub(fields[at], 1, 1) == 'i' then redis.call('SREM', fields[at + 1], name) end
   end

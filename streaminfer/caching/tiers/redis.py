@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._extras import require
 from streaminfer._validation import check_count, check_duration, check_instance, expected
@@ -33,7 +34,10 @@ __all__ = ["RedisTier"]
 T = TypeVar("T")
 
 _CHUNK = 256
+_WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 _MOST_COUNTED = 100_000
+_URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
+_CONNECT_S = 5.0
 _LONGEST_MS = 2**53  # what a Lua number holds exactly
 
 
@@ -42,10 +46,12 @@ class RedisTier:
 
     Args:
         url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. A TLS
-            server's certificate and name are checked, always.
+            server's certificate and name are checked, always. Of options after ``?`` it takes ``client_name``, ``db``,
+            ``password``, ``protocol`` and ``username``.
         namespace: what its keys begin with; those who share it share entries.
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
-        timeout_s: what one get or put may take, connecting included; beyond it is a miss.
+        timeout_s: what one get or put may take; beyond it is a miss. A connection that takes longer to make goes on
+            being made, for up to 5 s, and serves a later one.
         erase_timeout_s: the same for each step of an erasure or a purge.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
@@ -86,6 +92,11 @@ class RedisTier:
         check_instance("url", url, lambda it: isinstance(it, str), "a string")
         if not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
+        options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - _URL_OPTIONS)
+        if options:  # an option of the client library would win over what this tier sets, checks of TLS included
+            raise ValueError(
+                f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}"
+            )
         check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
@@ -137,11 +148,12 @@ class RedisTier:
             self._url,
             max_connections=self._max_connections,
             timeout=self._erase_timeout_s,
-            socket_timeout=None,  # each operation has its own, connecting included
+            socket_timeout=None,  # each operation has its own
             socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
             **self._tls,
         )
+        pool.connection_class = _connects_in_its_own_time(pool.connection_class)
         self._client = self._redis.Redis.from_pool(pool)
         self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
@@ -290,7 +302,12 @@ class RedisTier:
                 return gone
 
     async def _get(self, name: bytes) -> Entry | None:
-        record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        try:
+            record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        except self._redis.ResponseError as error:
+            if _WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
+                await self._script(DROP, self._prefix, name)
+            raise
         if record is None:
             return None
         try:
@@ -338,7 +355,12 @@ class RedisTier:
             return otherwise
         try:
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
-                return await operation()
+                try:
+                    return await operation()
+                except self._redis.ResponseError as error:  # the server answers: it is this key that is wrong
+                    if _WRONG_TYPE not in str(error):
+                        raise
+                    counters.failed(error)
         except CircuitOpen:
             counters.skipped += 1
         except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
@@ -371,6 +393,44 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
+
+
+def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
+    """A class of connections whose handshake, several round trips, goes on when who needed it waits no longer."""
+
+    class Connection(connection):  # type: ignore[misc]
+        _connecting: asyncio.Task[None] | None = None
+
+        async def connect(self) -> None:
+            task = self._connecting
+            if task is None:
+                if self.is_connected:
+                    return
+                task = self._connecting = asyncio.get_running_loop().create_task(self._connect_within())
+                task.add_done_callback(self._connected)
+            await asyncio.shield(task)
+
+        async def _connect_within(self) -> None:
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    await super().connect()
+            except BaseException:
+                await super().disconnect(nowait=True)  # no half of a handshake stays
+                raise
+
+        def _connected(self, task: asyncio.Task[None]) -> None:
+            self._connecting = None
+            if not task.cancelled():
+                task.exception()  # who waits has it; who does not has a timeout of its own
+
+        async def disconnect(self, *args: Any, **options: Any) -> None:
+            task = self._connecting
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await super().disconnect(*args, **options)
+
+    return Connection
 
 
 def _both(held: Held, other: Held) -> Held:
