@@ -26,9 +26,11 @@ WIDTH = 3
 @pytest.fixture(scope="module", autouse=True)
 def _settings_for_all_cases():
     """Else each stack collects garbage when it starts, which takes longer than its case."""
-    _serving_process.enter()
+    loop = asyncio.new_event_loop()
+    hold = _serving_process.enter(loop)
     yield
-    _serving_process.leave()
+    _serving_process.leave(hold)
+    loop.close()
 
 
 def values(rows, start):
