@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from streaminfer._text import as_text, begins_with_text, has_text, stack_text
 from streaminfer._validation import check_count, expected
 from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
+from streaminfer.batching.row_costs import first_within
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.buffers import BufferPool
+    from streaminfer.batching.row_costs import CostLimit
 
 __all__ = ["SCALARS", "AssembledBatch", "Assembler", "prepare", "stack_rows"]
 
@@ -198,16 +200,18 @@ class Assembler:
     buffers.
 
     Args:
-        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and nothing below applies.
+        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and of what is below only
+            ``cost_limit`` applies.
         batch_axes: for mappings, the position of the batch axis for each input, 0 where it names none.
         max_batch_size: the most rows.
         buckets: lengths that ragged rows are padded to.
         max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
         preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
             copies of its last row, and the answers to these are dropped. The last one is the largest batch.
+        cost_limit: the most that a batch may cost.
 
     Attributes:
-        plain: no buckets, bytes or preferred sizes: every row may stand in every batch of rows like it.
+        plain: nothing of these: every row may stand in every batch of rows like it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or one that needs ``stack=True``.
@@ -222,6 +226,7 @@ class Assembler:
         buckets: "Buckets | None" = None,
         max_batch_bytes: int | None = None,
         preferred_sizes: Sequence[int] | None = None,
+        cost_limit: "CostLimit | None" = None,
     ) -> None:
         self._sizes = _sizes(preferred_sizes, max_batch_size)
         if max_batch_bytes is not None:
@@ -236,7 +241,8 @@ class Assembler:
                     raise ValueError(
                         expected(name, "None with stack=False, which passes on what requests bring", value)
                     )
-        self.plain = all(value is None for value in given.values())
+        self.plain = cost_limit is None and all(value is None for value in given.values())
+        self._cost_limit = cost_limit
         self._stack = stack
         self._axes = batch_axes
         self._buckets = buckets
@@ -290,6 +296,14 @@ class Assembler:
     def bucket_of(self, prepared: Any) -> int:
         """Position of a row's bucket among the lengths; 0 without buckets."""
         return 0 if self._ragged is None else self._ragged.bucket_of(prepared)
+
+    def cost_of(self, prepared: Any) -> float:
+        """Return what a row costs; 0.0 where that is not limited.
+
+        Raises:
+            InvalidInput: more than every batch may.
+        """
+        return 0.0 if self._cost_limit is None else self._cost_limit.cost_of(prepared, self.padded_size(1))
 
     def kind_of(self, prepared: Any) -> Hashable:
         """Return something that is equal for two rows of a bucket exactly when they can be stacked."""
@@ -371,7 +385,16 @@ class Assembler:
         chosen = (
             choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )
-        return self._within(chosen) if loose else chosen
+        if not loose:
+            return chosen
+        assert self._max_bytes is not None  # noqa: S101 - looked at above
+        return first_within(chosen, self._bytes_of, self._max_bytes, self.padded_size)
+
+    def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
+        """Return the first ticket, and those that a batch may cost with it."""
+        if self._cost_limit is None:
+            return tickets
+        return first_within(list(tickets), _cost_of, self._cost_limit.max_batch_cost, self.padded_size)
 
     def assemble(self, rows: list[Any]) -> Any:
         """What the model reads.
@@ -464,19 +487,8 @@ class Assembler:
             return int(self._row_bytes(prepared))
         return int(self._row_bytes(prepared, (self._buckets, self._buckets.lengths[self.bucket_of(prepared)])))
 
-    def _within(self, tickets: list[Any]) -> list[Any]:
-        """Those that fit into the bytes with the first, where alike rows may differ in size."""
-        assert self._max_bytes is not None  # noqa: S101 - asked where there is a limit
-        total = 0
-        chosen: list[Any] = []
-        for ticket in tickets:
-            own = self._bytes(ticket.inputs)
-            copies = self.padded_size(len(chosen) + 1) - len(chosen)  # of the last row
-            if chosen and total + copies * own > self._max_bytes:
-                continue  # a shorter text behind a long one may still fit
-            total += own
-            chosen.append(ticket)
-        return chosen
+    def _bytes_of(self, ticket: Any) -> int:
+        return self._bytes(ticket.inputs)
 
     def _largest(self, limit: int) -> int:
         """The largest batch that is padded to no more than ``limit`` rows."""
@@ -484,6 +496,11 @@ class Assembler:
 
     def __repr__(self) -> str:
         return f"Assembler(caps={self._caps}, buckets={self._buckets}, preferred_sizes={self._sizes or None})"
+
+
+def _cost_of(ticket: Any) -> float:
+    cost: float = ticket.cost
+    return cost
 
 
 def _only_axis(batch_axes: Mapping[str, int]) -> int:

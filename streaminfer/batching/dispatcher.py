@@ -174,7 +174,7 @@ class Dispatcher:
     def _launch(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
     ) -> None:
-        if self._isolator.memory_limits or (self._stack and (len(chosen) > 1 or not self._plain)):
+        if self._isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
@@ -218,7 +218,7 @@ class Dispatcher:
         together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
         if len(together) < len(chosen) and self._tell_mixed is not None:
             self._tell_mixed()
-        return together
+        return self._assembler.within_cost(together)
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns

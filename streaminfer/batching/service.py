@@ -126,6 +126,7 @@ class BatchedService(Dispatcher):
         if self._stopping or deadline_ns <= now_ns:
             self._turn_away(now_ns, deadline_ns)
         bucket = 0
+        cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
             try:
                 if self._plain:
@@ -133,6 +134,7 @@ class BatchedService(Dispatcher):
                 else:
                     inputs = self._assembler.prepare(inputs)
                     bucket = self._assembler.bucket_of(inputs)
+                    cost = self._assembler.cost_of(inputs)
             except InvalidInput:
                 self._failed += 1
                 raise
@@ -140,6 +142,8 @@ class BatchedService(Dispatcher):
         if queue.full:
             self._make_room(priority, deadline_ns)
         ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
+        if cost:
+            ticket.cost = cost
         if self._free:
             if not self._dispatching:
                 self._dispatching = True
