@@ -43,6 +43,8 @@ POOLED_FROM = 1 << 23
 _JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
 _SMALL_AXIS = 8
 
+_UNREAD: Any = object()
+
 SCALARS = frozenset((float, bool, complex))
 """Types that numpy stacks as they are, whatever the value."""
 
@@ -64,8 +66,8 @@ class AssembledBatch(Batch):
         size: int | None = None,
     ) -> None:
         self._size = len(rows) if size is None else size
-        self._assemble: Callable[[], Any] | None = assemble
-        self._stacked: Any = None
+        self._assemble = assemble
+        self._stacked: Any = _UNREAD
         self._clock = clock
         self.assembled_ns = 0
         self.rows = rows
@@ -79,11 +81,14 @@ class AssembledBatch(Batch):
     @property
     def inputs(self) -> Any:
         """What the model reads, with the batch axis."""
-        if self._assemble is not None:
+        if self._stacked is _UNREAD:
             self._stacked = self._assemble()
-            self._assemble = None
             self.assembled_ns = self._clock()
         return self._stacked
+
+    def again(self) -> "AssembledBatch":
+        """Return the same rows, whose inputs are put together once more."""
+        return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size)
 
 
 def prepare(inputs: Any) -> Any:
