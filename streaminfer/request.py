@@ -78,7 +78,7 @@ class Batch:
         return len(self.rows)
 
     def again(self) -> "Batch":
-        """Return the batch for another attempt: from a batcher with inputs of its own, to which no model has written."""
+        """Return the batch for another attempt: a batcher's has inputs of its own, to which no model has written."""
         return self
 
     def __len__(self) -> int:

@@ -230,7 +230,7 @@ class Dispatcher:
                 assembled_ns = self.clock()
                 results = self.inner(stacked)
             else:
-                results = self.inner(run.inputs)
+                results = self.inner(run.inputs.copy())  # which it may write to
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if self._copies and not awaitable:
                 results = own_arrays(results)
