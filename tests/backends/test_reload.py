@@ -1,8 +1,8 @@
 """Hot swap of an ONNX model: no request is lost, each answer is its model's, and whatever fails changes nothing."""
 
 import asyncio
-import itertools
 import gc
+import itertools
 import subprocess
 import sys
 import threading
