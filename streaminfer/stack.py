@@ -392,6 +392,7 @@ class Stack:
             return
         self._state = "stopping"
         self._loop = None
+        self._places.close()
         self._stopped = asyncio.Event()
         with stop_within(timeout_s):
             await self._stop(drain)
