@@ -269,6 +269,7 @@ class Stack:
         if concurrency is None:
             concurrency = default_concurrency(self.inner)
         check_count("concurrency", concurrency)
+        check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
 
         def ask(one: Any) -> Any:
             return self(one, wait=True, key=None, **settings)

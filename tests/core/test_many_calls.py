@@ -132,6 +132,8 @@ def test_a_wrong_concurrency_is_named(concurrency):
         async with stack_of(ScriptedBackend(), loop) as stack:
             with pytest.raises((TypeError, ValueError), match="concurrency: expected a whole number ≥ 1"):
                 await stack.map([1.0], concurrency=concurrency)
+            with pytest.raises(TypeError, match="inputs: expected an iterable of what each brings, got 5"):
+                await stack.map(5)
 
     run(main)
 
