@@ -95,7 +95,7 @@ def test_the_nearest_outer_clock_wins():
 def test_a_stack_that_is_stopping_is_not_started_and_admits_nothing():
     async def main(loop):
         stack = si.Stack(ScriptedBackend(duration_s=1.0), clock=loop.clock)
-        assert stack.admission(si.Request(1.0), loop.now_ns) == (False, "closed", 0.0, None)
+        assert stack.admission(si.Request(1.0), loop.now_ns) == (False, "closed", None, None)
         await stack.start()
         assert stack.admission(si.Request(1.0), loop.now_ns).ok
         call = asyncio.ensure_future(stack(1.0))
