@@ -55,8 +55,8 @@ async def serve(contestant: str, rate: float, seconds: float, folder: str) -> No
         stack = si.Stack(si.AdaptiveBatcher(max_batch_size=size, slo_s=LATENCY_S), BACKENDS["silero"](si))
         rejections = (si.StreamInferError,)
 
-        async def ask(row: Any, _deadline_ns: int) -> Any:
-            return await stack(row)
+        def ask(row: Any, _deadline_ns: int) -> Any:
+            return stack(row)
 
         await stack.start()
 

@@ -1,28 +1,20 @@
-"""Two settings of the process that keep its tail latency short while stacks serve.
+"""Garbage collection that stays short while stacks serve.
 
-*Heap.* A full collection visits every object that could be part of a cycle: imported modules, models, settings. They
+A full collection visits every object that could be part of a cycle: imported modules, models, settings. They
 outlive every request, and a visit to all of them holds up the event loop for 5 to 50 ms. While stacks serve, what
 existed when the first of them started is left out (``gc.freeze``). It is still freed when nothing refers to it; only
 cycles among it stay until the last stop. So a stack enters before its layers open connections, which do not outlive
 every request. A process that froze objects itself manages its collector, and is left alone.
 
 A stack whose event loop was closed without a stop does not count: the next stack that starts or stops finds that out.
-
-*Interpreter lock.* A thread that waits for the lock gets it after 5 ms at the latest, which is longer than most batches
-of a fast model take: its worker would wait for the event loop. While a stack serves, it is 1 ms
-(``sys.setswitchinterval``). A process that set another interval is left alone.
 """
 
 import asyncio
 import gc
 import os
-import sys
 import threading
 
 __all__ = ["Hold", "enter", "leave"]
-
-_DEFAULT_SWITCH_S = 0.005
-_SWITCH_S = 0.001
 
 
 class Hold:
@@ -49,7 +41,7 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
     Returns:
         What to leave with; ``None`` in virtual time, where nothing takes long and nothing is done.
     """
-    global _froze  # noqa: PLW0603 - one heap and one interpreter lock per process
+    global _froze  # noqa: PLW0603 - one heap per process
     if getattr(loop, "is_virtual", False):
         return None
     hold = Hold(loop)
@@ -62,8 +54,6 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
         if _froze:
             gc.collect()
             gc.freeze()
-        if sys.getswitchinterval() == _DEFAULT_SWITCH_S:
-            sys.setswitchinterval(_SWITCH_S)
     return hold
 
 
@@ -81,8 +71,6 @@ def _drop(holds: set[Hold]) -> None:
         return
     if _froze:
         gc.unfreeze()
-    if sys.getswitchinterval() == _SWITCH_S:
-        sys.setswitchinterval(_DEFAULT_SWITCH_S)
 
 
 def _after_fork() -> None:

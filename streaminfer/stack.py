@@ -321,8 +321,8 @@ class Stack:
         """Starts the layers from the innermost, and returns when the first request will be as fast as later ones.
 
         A batcher runs batches of its backend's example inputs, which takes some seconds at most. While a stack runs,
-        full garbage collections leave out what existed at its start, and a thread waits for the interpreter lock for
-        1 ms at most. What started is stopped again where a layer fails, or where the start is cancelled.
+        full garbage collections leave out what existed at its start. What started is stopped again where a layer
+        fails, or where the start is cancelled.
         ``statistics().start`` and one line in the log ``streaminfer`` say how long each layer took.
 
         Raises:

@@ -98,7 +98,7 @@ async def test_admission_refuses_what_is_late_and_says_so(loop):
     assert (late.ok, late.reason) == (False, "deadline")
     assert service.admission(si.Request(1.0, deadline_ns=6), 5).ok
     await service.stop(drain=True)
-    assert service.admission(si.Request(1.0), 5) == (False, "closed", 0.0, None)
+    assert service.admission(si.Request(1.0), 5) == (False, "closed", None, None)
 
 
 async def test_a_restart_brings_the_policy_back(loop):

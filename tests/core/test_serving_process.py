@@ -1,4 +1,4 @@
-"""Settings of the process while stacks serve: the frozen heap and the switch interval."""
+"""Garbage collection of the process while stacks serve."""
 
 import asyncio
 import gc
@@ -31,10 +31,7 @@ def loop():
     """A loop that is open; stacks of loops that other tests closed without a stop do not count."""
     loop = asyncio.new_event_loop()
     _serving_process.leave(_serving_process.enter(loop))
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(0.005)
     yield loop
-    sys.setswitchinterval(interval_s)
     loop.close()
 
 
@@ -87,31 +84,6 @@ def test_a_process_that_froze_objects_is_left_alone(loop):
     gc.unfreeze()
 
 
-def test_threads_wait_less_for_the_lock(loop):
-    """The switch interval is 1 ms while any stack serves, and the default again after the last."""
-    first = _serving_process.enter(loop)
-    second = _serving_process.enter(loop)
-    assert sys.getswitchinterval() == pytest.approx(0.001)
-
-    _serving_process.leave(first)
-    assert sys.getswitchinterval() == pytest.approx(0.001)
-
-    _serving_process.leave(second)
-    assert sys.getswitchinterval() == pytest.approx(0.005)
-
-
-def test_an_interval_of_the_process_is_kept(loop):
-    """A process that chose its own switch interval keeps it."""
-    sys.setswitchinterval(0.002)
-    try:
-        hold = _serving_process.enter(loop)
-        assert sys.getswitchinterval() == pytest.approx(0.002)
-        _serving_process.leave(hold)
-        assert sys.getswitchinterval() == pytest.approx(0.002)
-    finally:
-        sys.setswitchinterval(0.005)
-
-
 @pytest.mark.usefixtures("loop")
 def test_what_the_start_opens_is_not_frozen():
     """Connections of a backend can be collected while the stack runs."""
@@ -145,7 +117,6 @@ def test_a_closed_loop_holds_nothing(loop, ends):
     _serving_process.leave(other)
 
     assert gc.get_freeze_count() == 0
-    assert sys.getswitchinterval() == pytest.approx(0.005)
 
 
 def test_a_stack_starts_again_after_its_loop_was_closed(loop):
@@ -163,9 +134,9 @@ def test_a_stack_starts_again_after_its_loop_was_closed(loop):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_process_has_no_stacks():
-    """The parent's stacks do not run in a forked process, which has the settings that the parent had before."""
+    """The parent's stacks do not run in a forked process, whose heap is as the parent's was before."""
     code = """
-import asyncio, gc, os, sys, threading
+import asyncio, gc, os
 import streaminfer as si
 from streaminfer.testing import ScriptedBackend
 
@@ -173,13 +144,13 @@ async def main():
     async with si.Stack(ScriptedBackend()):
         pid = os.fork()
         if not pid:
-            os._exit(10 + (gc.get_freeze_count() == 0) + 2 * (sys.getswitchinterval() > 0.004))
+            os._exit(10 + (gc.get_freeze_count() == 0))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "13\n"
+    assert done.stdout == "11\n"
 
 
 def test_kernels_are_loaded_before_the_freeze(loop, monkeypatch):
