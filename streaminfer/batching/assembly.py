@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._text import as_text, begins_with_text, has_text, stack_text
+from streaminfer._text import has_text
 from streaminfer._validation import check_count, expected
 from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
 from streaminfer.batching.row_costs import first_within
+from streaminfer.batching.stacking import only_axis, prepare, stack_column
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
@@ -34,19 +35,13 @@ if TYPE_CHECKING:
     from streaminfer.batching.buffers import BufferPool
     from streaminfer.batching.row_costs import CostLimit
 
-__all__ = ["SCALARS", "AssembledBatch", "Assembler", "prepare", "stack_rows"]
+__all__ = ["AssembledBatch", "Assembler"]
 
 _POOL_BYTES = 1 << 28
 POOLED_FROM = 1 << 23
 """Bytes of a batch from which it is written into a reused buffer, as measured: `streaminfer.batching.buffers`."""
 
-_JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
-_SMALL_AXIS = 8
-
 _UNREAD: Any = object()
-
-SCALARS = frozenset((float, bool, complex))
-"""Types that numpy stacks as they are, whatever the value."""
 
 
 class AssembledBatch(Batch):
@@ -89,113 +84,6 @@ class AssembledBatch(Batch):
     def again(self) -> "AssembledBatch":
         """Return the same rows, whose inputs are put together once more."""
         return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size)
-
-
-def prepare(inputs: Any) -> Any:
-    """What one request brought, in a form that can be stacked.
-
-    Args:
-        inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
-            ``numpy.asarray`` makes such an array of, or a mapping of names to these.
-
-    Returns:
-        The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
-
-    Raises:
-        InvalidInput: it cannot be stacked.
-    """
-    kind = type(inputs)
-    if kind is np.ndarray:
-        return _prepare_array(inputs, inputs)
-    if kind in SCALARS or kind is str or kind is bytes:
-        return inputs
-    if kind is int:
-        if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
-            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {inputs}")
-        return inputs
-    if isinstance(inputs, Mapping):
-        return {name: prepare(value) for name, value in inputs.items()}
-    try:
-        array = np.asarray(inputs, object if begins_with_text(inputs) else None)
-    except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
-        raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
-    return _prepare_array(array, inputs)
-
-
-def _prepare_array(array: NDArray[Any], inputs: Any) -> Any:
-    if array.dtype.kind != "U" and not array.dtype.hasobject:
-        return array
-    prepared = as_text(array)
-    if prepared is None:
-        raise InvalidInput(_unstackable(inputs))
-    return prepared
-
-
-def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
-    """Puts alike rows together along a new axis.
-
-    Args:
-        rows: at least one; what :func:`prepare` returned, all alike.
-        batch_axes: for mappings, the position of the new axis for each name, 0 where it names none.
-
-    Returns:
-        A new C-contiguous array in this machine's byte order, or a mapping of such arrays.
-    """
-    first = rows[0]
-    if type(first) is dict:
-        return {name: _stack([row[name] for row in rows], batch_axes.get(name, 0)) for name in first}
-    if not batch_axes:
-        return _array(rows)
-    return _stack(rows, _only_axis(batch_axes))
-
-
-def _stack(rows: list[Any], axis: int) -> Any:
-    first = rows[0]
-    if type(first) is dict:
-        return {name: _stack([row[name] for row in rows], axis) for name in first}
-    if axis == 0:
-        return _array(rows)
-    if (
-        axis == 1
-        and type(first) is np.ndarray
-        and first.ndim > 1
-        and 0 < first.shape[0] <= _SMALL_AXIS
-        and len(rows) > 1
-    ):
-        parts = [row[at] for at in range(first.shape[0]) for row in rows]
-        return _array(parts).reshape((first.shape[0], len(rows), *first.shape[1:]))
-    return np.ascontiguousarray(np.moveaxis(_array(rows), 0, axis))  # twice as fast as np.stack on small rows
-
-
-def _array(rows: list[Any]) -> NDArray[Any]:
-    first = rows[0]
-    if type(first) is str or type(first) is bytes:
-        return stack_text(rows)
-    if (
-        type(first) is np.ndarray
-        and len(rows) > 1
-        and first.size
-        and first.dtype.kind in _JOINED
-        and first.dtype.isnative
-    ):
-        # One copy under the interpreter lock: NumPy releases the lock for every row, and each time the event loop may
-        # keep it for as long as it has callbacks to run.
-        try:
-            data = bytearray().join(rows)
-        except (BufferError, TypeError, ValueError):
-            pass  # a row is not contiguous; what this raises depends on the version of NumPy
-        else:
-            return np.frombuffer(data, first.dtype).reshape((len(rows), *first.shape))
-    array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
-    # numpy keeps a foreign byte order in a batch of one and in no other
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _unstackable(inputs: object) -> str:
-    return (
-        f"inputs: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
-        " that numpy cannot stack; a batcher with stack=False passes a list instead"
-    )
 
 
 class Assembler:
@@ -418,7 +306,7 @@ class Assembler:
             rows = rows + rows[-1:] * missing
         first = rows[0]
         if type(first) is not dict:
-            axis = _only_axis(self._axes)
+            axis = only_axis(self._axes)
             if self._buckets is None:
                 return self._write(rows, axis)
             lengths = [row.shape[self._buckets.axis] for row in rows]
@@ -462,7 +350,7 @@ class Assembler:
         first = rows[0]
         small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
         if small or first.dtype.hasobject:  # reused buffers are for plain memory
-            return _stack(rows, axis)
+            return stack_column(rows, axis)
         stacked, by_row = self._new(len(rows), first.shape, first.dtype, axis)
         for position, row in enumerate(rows):
             by_row[position] = row
@@ -506,10 +394,6 @@ class Assembler:
 def _cost_of(ticket: Any) -> float:
     cost: float = ticket.cost
     return cost
-
-
-def _only_axis(batch_axes: Mapping[str, int]) -> int:
-    return next(iter(batch_axes.values())) if len(batch_axes) == 1 else 0
 
 
 def _sizes(value: Any, max_batch_size: int) -> tuple[int, ...]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from streaminfer._stopping import seconds_left
 from streaminfer._validation import expected
 from streaminfer.batching._ticket_cy import NEVER, Ticket
-from streaminfer.batching.assembly import SCALARS, Assembler, prepare
+from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.stacking import SCALARS, prepare
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
