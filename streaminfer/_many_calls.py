@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -32,13 +33,18 @@ class PlaceQueue:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._turn = asyncio.Lock()
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """End the waiting: the stack stops, and has no more places."""
+        self._closed.set()
 
     async def call(self, request: Request) -> Response:
         """Answers a request when there is a place for it.
 
         Raises:
             DeadlineExceeded: there was none before its deadline.
-            StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``.
+            StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``; ``Closed`` as soon as the stack stops.
         """
         while True:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
@@ -55,13 +61,18 @@ class PlaceQueue:
                 pause_s = max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
             if left_s is not None:
                 pause_s = min(pause_s, max(left_s, 0.0))
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue tells nobody of a free place: it is asked again when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":  # noqa: ASYNC110
-                await asyncio.sleep(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":
+                await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
 
 
 def default_concurrency(outermost: Any) -> int:

@@ -77,6 +77,10 @@ class Batch:
         """How many rows the inputs have: as many as there are requests, or more where a batcher filled them up."""
         return len(self.rows)
 
+    def again(self) -> "Batch":
+        """Return the batch for another attempt: a batcher's has inputs of its own, to which no model has written."""
+        return self
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -12,16 +12,15 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer import _compiled_modules, _serving_process
 from streaminfer._composition import compose
 from streaminfer._deadline_calls import DeadlineCalls
 from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._objective import find_slo
-from streaminfer._owners import start_owned
+from streaminfer._stack_run import StackRun
 from streaminfer._stack_statistics import StackState, StackStatistics
-from streaminfer._start_report import PartStart, StartReport, StartTimer, names_of_parts
-from streaminfer._stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
+from streaminfer._start_report import PartStart, StartReport, names_of_parts
+from streaminfer._stopping import STOP_LIMIT_S
 from streaminfer._validation import check_count, check_duration, check_instance, expected
 from streaminfer.batching.service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -88,14 +87,9 @@ class Stack:
         self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
         self._slo = find_slo(self.inner)
         self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
-        self._home: asyncio.AbstractEventLoop | None = None  # where it was started
-        self._stopped = asyncio.Event()
-        self._pid = 0
-        self._state: StackState = "new"
-        self._start_report: StartReport | None = None
+        self._run: StackRun | None = None  # the latest
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)
-        self._hold: _serving_process.Hold | None = None
 
     # -- callers ------------------------------------------------------------------------------------------------
 
@@ -269,6 +263,7 @@ class Stack:
         if concurrency is None:
             concurrency = default_concurrency(self.inner)
         check_count("concurrency", concurrency)
+        check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
 
         def ask(one: Any) -> Any:
             return self(one, wait=True, key=None, **settings)
@@ -303,7 +298,7 @@ class Stack:
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
-        if self._state != "running":
+        if self._loop is None:
             return Admission(False, "closed")
         ask = find_inward(self.inner, "admission", None)
         return Admission(True) if ask is None else ask(request, now_ns)
@@ -334,36 +329,14 @@ class Stack:
             RuntimeError: it runs already.
             BaseException: what a layer raised.
         """
-        if self._state in {"starting", "running", "stopping"} and not self._is_orphaned():
-            raise RuntimeError(f"this stack is {self._state} already")
-        loop = asyncio.get_running_loop()
-        self._home, self._pid, self._state, self._calls = loop, os.getpid(), "starting", DeadlineCalls()
-        self._places = PlaceQueue(self)
-        self._start_report = None
-        started: list[Any] = []
-        names = names_of_parts(self._parts, self.layers, self._single)
-        try:
-            with StartTimer(f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}") as timer:
-                await self._load_kernels()
-                self._hold = _serving_process.enter(loop)
-                if self._hold is not None:  # in virtual time it does not matter
-                    _compiled_modules.warn_if_unused()
-                for part, name in zip(self._parts, names, strict=True):
-                    if getattr(part, "start", None) is not None:
-                        timer.begin(part, name)
-                    await start_owned(self, part)
-                    started.append(part)
-                    timer.end()
-            self.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
-        except BaseException:
-            self._state = "stopped"
-            _serving_process.leave(self._hold)
-            with stop_within(STOP_LIMIT_S):
-                await stop_all(self, started, drain=False)
-            raise
-        self._start_report = timer.report()
-        self._loop = loop
-        self._state = "running"
+        if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
+            raise RuntimeError(f"this stack is {self._run.state} already")
+        self._loop = None
+        run = self._run = StackRun(self, self._parts)
+        self._calls, self._places = run.calls, run.places
+        title = f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}"
+        await run.start(title, names_of_parts(self._parts, self.layers, self._single), self._load_kernels)
+        self._loop = run.loop
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
         """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
@@ -381,40 +354,15 @@ class Stack:
         """
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
-        if self._state in {"new", "stopped"} or self._is_orphaned():
+        run = self._run
+        if run is None or run.state == "stopped" or run.is_orphaned:
             return
-        if asyncio.get_running_loop() is not self._home:
+        if asyncio.get_running_loop() is not run.loop:
             self._refuse()
-        if self._state == "starting":
+        if run.state == "starting":
             raise RuntimeError("this stack is starting: stop it when it has started")
-        if self._state == "stopping":
-            await self._stopped.wait()
-            return
-        self._state = "stopping"
         self._loop = None
-        self._stopped = asyncio.Event()
-        with stop_within(timeout_s):
-            await self._stop(drain)
-
-    async def _stop(self, drain: bool) -> None:
-        failure: BaseException | None = None
-        try:
-            if self._calls and drain:
-                await asyncio.wait(self._calls, timeout=seconds_left())
-        except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
-            failure = error
-        try:
-            for call in self._calls:
-                call.cancel()
-            if self._calls:
-                await asyncio.wait(self._calls, timeout=seconds_left())
-            await stop_all(self, self._parts[::-1], drain=drain and failure is None)
-        finally:
-            _serving_process.leave(self._hold)
-            self._state = "stopped"
-            self._stopped.set()
-        if failure is not None:
-            raise failure
+        await run.stop(drain=drain, timeout_s=timeout_s)
 
     def __enter__(self) -> NoReturn:
         """Refused, with what to write instead.
@@ -451,7 +399,7 @@ class Stack:
 
         For health checks. Thread-safe; false in a forked process, and where its event loop was closed without a stop.
         """
-        return self._state == "running" and not self._is_orphaned()
+        return self._run is not None and self._run.state == "running" and not self._run.is_orphaned
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics."""
@@ -465,7 +413,7 @@ class Stack:
                     name = f"{type(layer).__name__}#{number}"
                     number += 1
                 snapshots[name] = take()
-        return StackStatistics(self._state, snapshots, self._start_report)
+        return StackStatistics(self._state, snapshots, None if self._run is None else self._run.report)
 
     def __repr__(self) -> str:
         return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
@@ -495,9 +443,13 @@ class Stack:
             elif isinstance(part, Stack):
                 await part._load_kernels()
 
-    def _is_orphaned(self) -> bool:
-        """Its loop was closed without stopping it, or this is a forked process."""
-        return self._home is not None and (self._home.is_closed() or os.getpid() != self._pid)
+    @property
+    def _pid(self) -> int:
+        return 0 if self._run is None else self._run.pid
+
+    @property
+    def _state(self) -> StackState:
+        return "new" if self._run is None else self._run.state
 
     def _refuse(self) -> None:
         if self._loop is not None and self._loop.is_closed() and os.getpid() == self._pid:

@@ -114,6 +114,7 @@ def choose_providers(
     chosen: list[Provider] = []
     plugged: dict[str, list[Any]] = {}
     for provider in providers:
+        check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
         name = provider if isinstance(provider, str) else provider[0]
         if name not in available:
             plugged[name] = _devices_of(runtime, name, available)
@@ -132,6 +133,12 @@ def choose_providers(
         else:
             options.add_provider(name, {key: str(value) for key, value in settings.items()})
     return []
+
+
+def _is_provider(value: Any) -> bool:
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return isinstance(value[0], str) and isinstance(value[1], Mapping)
+    return isinstance(value, str)
 
 
 def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:

@@ -104,7 +104,8 @@ class Serving:
         Raises:
             BackendError: it fails on one that the present model can run.
         """
-        shapes = dict.fromkeys(each for worker in self.model.workers for each in worker.shapes)
+        # a copy is one step of the interpreter: the threads note further shapes meanwhile
+        shapes = dict.fromkeys(each for worker in self.model.workers for each in tuple(worker.shapes))
         batches = [{name: _zeros(shape, dtype) for name, shape, dtype in each} for each in shapes]
         for worker in model.workers:
             worker.warm()

@@ -128,7 +128,7 @@ class SessionWorker:
             new_options=self._new_options,
             bound=None if self._bound is None else self._bound.renew(),
         )
-        worker.shapes = self.shapes
+        worker.shapes = self.shapes.copy()
         return worker
 
     def record(self, batch: Batch, options: Any) -> Sequence[Any]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import attrs
 
 from streaminfer._snapshot import Snapshot
+from streaminfer._validation import check_instance
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock
 
@@ -56,6 +57,7 @@ class BackendRecorder:
 
     def __init__(self, workers: int, clock: Clock | None) -> None:
         self._workers = workers
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._clock = time.monotonic_ns if clock is None else clock
         self._lock = threading.Lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0

@@ -158,6 +158,8 @@ class CpuBackend:
         self._name = _name(fn)
         check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
         self._example = example
+        if example is None and free_axes:
+            raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
         signature = signature_of_example(example, free_axes)
         self.validate: Callable[[Request], None] | None = (
             None if signature is None else functools.partial(_check_request, signature)

@@ -121,6 +121,7 @@ class RequestQueue:
         ticket.priority = priority
         ticket.run = None
         ticket.bucket = bucket
+        ticket.cost = 0.0
         ticket._live = True
         ticket._waits = True
         ticket._previous = None

@@ -26,6 +26,7 @@ cdef class Ticket:
     cdef readonly long long deadline_ns
     cdef readonly int priority
     cdef readonly int bucket
+    cdef public double cost
     cdef readonly Run run
     cdef bint _live
     cdef bint _waits

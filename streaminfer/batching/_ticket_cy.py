@@ -30,6 +30,7 @@ class Ticket:
         priority: a lower number is more urgent.
         run: the running batch it is part of, if any.
         bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
+        cost: of its row; 0.0 where the batcher does not limit that.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Ticket:
         "_previous",
         "_waits",
         "bucket",
+        "cost",
         "deadline_ns",
         "future",
         "inputs",
@@ -56,6 +58,7 @@ class Ticket:
     priority: int
     run: Run | None
     bucket: int
+    cost: float
     _live: bool  # it has not ended
     _waits: bool
     _previous: Ticket | None

@@ -246,7 +246,7 @@ def what_if(
         max_batch_size: the cap, or several.
         slo_s: a time limit for every request, or several; ``None``: each request's own, as recorded.
         policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or several.
-        workers: how many batches may run at once, or several numbers.
+        workers: how many batches may run at once, a live batcher's ``max_in_flight``, or several numbers.
         max_queue_delay_s: the delay of ``"timer"``, or several; the other policies have none and are run once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
         seed: of the noise; the same for every combination.

@@ -22,27 +22,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer._text import as_text, begins_with_text, has_text, stack_text
+from streaminfer._text import has_text
 from streaminfer._validation import check_count, expected
 from streaminfer.batching._alike_cy import Ragged, choose_alike, kind_of
+from streaminfer.batching.row_costs import first_within
+from streaminfer.batching.stacking import only_axis, prepare, stack_column
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
     from streaminfer.batching.buckets import Buckets
     from streaminfer.batching.buffers import BufferPool
+    from streaminfer.batching.row_costs import CostLimit
 
-__all__ = ["SCALARS", "AssembledBatch", "Assembler", "prepare", "stack_rows"]
+__all__ = ["AssembledBatch", "Assembler"]
 
 _POOL_BYTES = 1 << 28
 POOLED_FROM = 1 << 23
 """Bytes of a batch from which it is written into a reused buffer, as measured: `streaminfer.batching.buffers`."""
 
-_JOINED = frozenset("biufc")  # kinds of dtypes whose bytes are the values
-_SMALL_AXIS = 8
-
-SCALARS = frozenset((float, bool, complex))
-"""Types that numpy stacks as they are, whatever the value."""
+_UNREAD: Any = object()
 
 
 class AssembledBatch(Batch):
@@ -62,8 +61,8 @@ class AssembledBatch(Batch):
         size: int | None = None,
     ) -> None:
         self._size = len(rows) if size is None else size
-        self._assemble: Callable[[], Any] | None = assemble
-        self._stacked: Any = None
+        self._assemble = assemble
+        self._stacked: Any = _UNREAD
         self._clock = clock
         self.assembled_ns = 0
         self.rows = rows
@@ -77,118 +76,14 @@ class AssembledBatch(Batch):
     @property
     def inputs(self) -> Any:
         """What the model reads, with the batch axis."""
-        if self._assemble is not None:
+        if self._stacked is _UNREAD:
             self._stacked = self._assemble()
-            self._assemble = None
             self.assembled_ns = self._clock()
         return self._stacked
 
-
-def prepare(inputs: Any) -> Any:
-    """What one request brought, in a form that can be stacked.
-
-    Args:
-        inputs: a number, a string, an array of any shape and dtype but object, an array of strings, what
-            ``numpy.asarray`` makes such an array of, or a mapping of names to these.
-
-    Returns:
-        The same object where it can be stacked as it is, else an array; arrays of text are arrays of Python strings.
-
-    Raises:
-        InvalidInput: it cannot be stacked.
-    """
-    kind = type(inputs)
-    if kind is np.ndarray:
-        return _prepare_array(inputs, inputs)
-    if kind in SCALARS or kind is str or kind is bytes:
-        return inputs
-    if kind is int:
-        if not -(2**63) <= inputs < 2**63:  # numpy would change the type of everybody's rows
-            raise InvalidInput(f"inputs: expected a whole number of 64 bits, got {inputs}")
-        return inputs
-    if isinstance(inputs, Mapping):
-        return {name: prepare(value) for name, value in inputs.items()}
-    try:
-        array = np.asarray(inputs, object if begins_with_text(inputs) else None)
-    except Exception as error:  # a ragged list, or an object whose own conversion fails in its own way
-        raise InvalidInput(f"{_unstackable(inputs)} ({error})") from error
-    return _prepare_array(array, inputs)
-
-
-def _prepare_array(array: NDArray[Any], inputs: Any) -> Any:
-    if array.dtype.kind != "U" and not array.dtype.hasobject:
-        return array
-    prepared = as_text(array)
-    if prepared is None:
-        raise InvalidInput(_unstackable(inputs))
-    return prepared
-
-
-def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
-    """Puts alike rows together along a new axis.
-
-    Args:
-        rows: at least one; what :func:`prepare` returned, all alike.
-        batch_axes: for mappings, the position of the new axis for each name, 0 where it names none.
-
-    Returns:
-        A new C-contiguous array in this machine's byte order, or a mapping of such arrays.
-    """
-    first = rows[0]
-    if type(first) is dict:
-        return {name: _stack([row[name] for row in rows], batch_axes.get(name, 0)) for name in first}
-    if not batch_axes:
-        return _array(rows)
-    return _stack(rows, _only_axis(batch_axes))
-
-
-def _stack(rows: list[Any], axis: int) -> Any:
-    first = rows[0]
-    if type(first) is dict:
-        return {name: _stack([row[name] for row in rows], axis) for name in first}
-    if axis == 0:
-        return _array(rows)
-    if (
-        axis == 1
-        and type(first) is np.ndarray
-        and first.ndim > 1
-        and 0 < first.shape[0] <= _SMALL_AXIS
-        and len(rows) > 1
-    ):
-        parts = [row[at] for at in range(first.shape[0]) for row in rows]
-        return _array(parts).reshape((first.shape[0], len(rows), *first.shape[1:]))
-    return np.ascontiguousarray(np.moveaxis(_array(rows), 0, axis))  # twice as fast as np.stack on small rows
-
-
-def _array(rows: list[Any]) -> NDArray[Any]:
-    first = rows[0]
-    if type(first) is str or type(first) is bytes:
-        return stack_text(rows)
-    if (
-        type(first) is np.ndarray
-        and len(rows) > 1
-        and first.size
-        and first.dtype.kind in _JOINED
-        and first.dtype.isnative
-    ):
-        # One copy under the interpreter lock: NumPy releases the lock for every row, and each time the event loop may
-        # keep it for as long as it has callbacks to run.
-        try:
-            data = bytearray().join(rows)
-        except (BufferError, TypeError, ValueError):
-            pass  # a row is not contiguous; what this raises depends on the version of NumPy
-        else:
-            return np.frombuffer(data, first.dtype).reshape((len(rows), *first.shape))
-    array = np.array(rows)  # of rows of one shape and dtype it copies each once; np.stack takes longer
-    # numpy keeps a foreign byte order in a batch of one and in no other
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _unstackable(inputs: object) -> str:
-    return (
-        f"inputs: expected a number, an array, or a mapping of arrays, got {type(inputs).__name__}"
-        " that numpy cannot stack; a batcher with stack=False passes a list instead"
-    )
+    def again(self) -> "AssembledBatch":
+        """Return the same rows, whose inputs are put together once more."""
+        return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size)
 
 
 class Assembler:
@@ -198,16 +93,18 @@ class Assembler:
     buffers.
 
     Args:
-        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and nothing below applies.
+        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and of what is below only
+            ``cost_limit`` applies.
         batch_axes: for mappings, the position of the batch axis for each input, 0 where it names none.
         max_batch_size: the most rows.
         buckets: lengths that ragged rows are padded to.
         max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
         preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
             copies of its last row, and the answers to these are dropped. The last one is the largest batch.
+        cost_limit: the most that a batch may cost.
 
     Attributes:
-        plain: no buckets, bytes or preferred sizes: every row may stand in every batch of rows like it.
+        plain: nothing of these: every row may stand in every batch of rows like it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or one that needs ``stack=True``.
@@ -222,6 +119,7 @@ class Assembler:
         buckets: "Buckets | None" = None,
         max_batch_bytes: int | None = None,
         preferred_sizes: Sequence[int] | None = None,
+        cost_limit: "CostLimit | None" = None,
     ) -> None:
         self._sizes = _sizes(preferred_sizes, max_batch_size)
         if max_batch_bytes is not None:
@@ -236,7 +134,8 @@ class Assembler:
                     raise ValueError(
                         expected(name, "None with stack=False, which passes on what requests bring", value)
                     )
-        self.plain = all(value is None for value in given.values())
+        self.plain = cost_limit is None and all(value is None for value in given.values())
+        self._cost_limit = cost_limit
         self._stack = stack
         self._axes = batch_axes
         self._buckets = buckets
@@ -290,6 +189,14 @@ class Assembler:
     def bucket_of(self, prepared: Any) -> int:
         """Position of a row's bucket among the lengths; 0 without buckets."""
         return 0 if self._ragged is None else self._ragged.bucket_of(prepared)
+
+    def cost_of(self, prepared: Any) -> float:
+        """Return what a row costs; 0.0 where that is not limited.
+
+        Raises:
+            InvalidInput: more than every batch may.
+        """
+        return 0.0 if self._cost_limit is None else self._cost_limit.cost_of(prepared, self.padded_size(1))
 
     def kind_of(self, prepared: Any) -> Hashable:
         """Return something that is equal for two rows of a bucket exactly when they can be stacked."""
@@ -371,7 +278,16 @@ class Assembler:
         chosen = (
             choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )
-        return self._within(chosen) if loose else chosen
+        if not loose:
+            return chosen
+        assert self._max_bytes is not None  # noqa: S101 - looked at above
+        return first_within(chosen, self._bytes_of, self._max_bytes, self.padded_size)
+
+    def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
+        """Return the first ticket, and those that a batch may cost with it."""
+        if self._cost_limit is None:
+            return tickets
+        return first_within(list(tickets), _cost_of, self._cost_limit.max_batch_cost, self.padded_size)
 
     def assemble(self, rows: list[Any]) -> Any:
         """What the model reads.
@@ -390,7 +306,7 @@ class Assembler:
             rows = rows + rows[-1:] * missing
         first = rows[0]
         if type(first) is not dict:
-            axis = _only_axis(self._axes)
+            axis = only_axis(self._axes)
             if self._buckets is None:
                 return self._write(rows, axis)
             lengths = [row.shape[self._buckets.axis] for row in rows]
@@ -434,7 +350,7 @@ class Assembler:
         first = rows[0]
         small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
         if small or first.dtype.hasobject:  # reused buffers are for plain memory
-            return _stack(rows, axis)
+            return stack_column(rows, axis)
         stacked, by_row = self._new(len(rows), first.shape, first.dtype, axis)
         for position, row in enumerate(rows):
             by_row[position] = row
@@ -464,19 +380,8 @@ class Assembler:
             return int(self._row_bytes(prepared))
         return int(self._row_bytes(prepared, (self._buckets, self._buckets.lengths[self.bucket_of(prepared)])))
 
-    def _within(self, tickets: list[Any]) -> list[Any]:
-        """Those that fit into the bytes with the first, where alike rows may differ in size."""
-        assert self._max_bytes is not None  # noqa: S101 - asked where there is a limit
-        total = 0
-        chosen: list[Any] = []
-        for ticket in tickets:
-            own = self._bytes(ticket.inputs)
-            copies = self.padded_size(len(chosen) + 1) - len(chosen)  # of the last row
-            if chosen and total + copies * own > self._max_bytes:
-                continue  # a shorter text behind a long one may still fit
-            total += own
-            chosen.append(ticket)
-        return chosen
+    def _bytes_of(self, ticket: Any) -> int:
+        return self._bytes(ticket.inputs)
 
     def _largest(self, limit: int) -> int:
         """The largest batch that is padded to no more than ``limit`` rows."""
@@ -486,8 +391,9 @@ class Assembler:
         return f"Assembler(caps={self._caps}, buckets={self._buckets}, preferred_sizes={self._sizes or None})"
 
 
-def _only_axis(batch_axes: Mapping[str, int]) -> int:
-    return next(iter(batch_axes.values())) if len(batch_axes) == 1 else 0
+def _cost_of(ticket: Any) -> float:
+    cost: float = ticket.cost
+    return cost
 
 
 def _sizes(value: Any, max_batch_size: int) -> tuple[int, ...]:

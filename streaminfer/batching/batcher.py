@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.row_costs import make_cost_limit
 from streaminfer.batching.service import BatchedService, make_assembler
 from streaminfer.protocols import Backend, Clock, check_infer, find_inward, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
@@ -67,6 +68,10 @@ class AdaptiveBatcher:
         buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
             length that they fit, and only rows of one length share a batch.
         max_batch_bytes: the most bytes of inputs in a batch, padding included.
+        row_cost: with ``max_batch_cost``, a function of what a request brought, arrays where ``stack``, that returns
+            what its row costs, a number ≥ 0. It runs on the event loop, once for each request.
+        max_batch_cost: the most that the rows of a batch cost together, above 0. A request that costs more alone is
+            refused with ``InvalidInput``.
         preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
             smaller batches are filled up, and the answers to what fills them are dropped.
         service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
@@ -106,6 +111,8 @@ class AdaptiveBatcher:
         policy: PolicyName = "lookahead",
         buckets: "Buckets | Sequence[int] | None" = None,
         max_batch_bytes: int | None = None,
+        row_cost: Callable[[Any], float] | None = None,
+        max_batch_cost: float | None = None,
         preferred_sizes: Sequence[int] | None = None,
         service_time: "ServiceTime | Mapping[int, ServiceTime] | None" = None,
         stack: bool = True,
@@ -133,6 +140,8 @@ class AdaptiveBatcher:
 
             self.buckets = as_buckets(buckets)
         self.max_batch_bytes = max_batch_bytes
+        self.row_cost, self.max_batch_cost = row_cost, max_batch_cost
+        self._cost_limit = make_cost_limit(row_cost, max_batch_cost)
         self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
         self._make_assembler(None)  # refuses what cannot be before anything is wrapped
         if service_time is not None and self.policy != "lookahead":
@@ -302,6 +311,7 @@ class AdaptiveBatcher:
             max_batch_size=self.max_batch_size,
             buckets=self.buckets,
             max_batch_bytes=self.max_batch_bytes,
+            cost_limit=self._cost_limit,
             preferred_sizes=self.preferred_sizes,
         )
 

@@ -221,14 +221,18 @@ def _bytes(name: str | None, value: Any, length_of: "tuple[Buckets, int] | None"
 
 def _check_pad(name: str | None, pad: Any, dtype: np.dtype[Any]) -> None:
     if dtype.kind not in _NUMBERS:
-        raise InvalidInput(f"input {name!r}: expected numbers to pad, got {dtype}")
+        raise InvalidInput(f"{_named(name)}: expected numbers to pad, got {dtype}")
     if pad == 0:
         return
     with np.errstate(all="ignore"):
         padded: NDArray[Any] = np.asarray(pad).astype(dtype)
     exact = dtype.kind in "fc" or padded == pad
     if not exact or bool(np.isfinite(pad)) != bool(np.isfinite(padded)):
-        raise InvalidInput(f"input {name!r}: expected a dtype that holds the pad value {pad!r}, got {dtype}")
+        raise InvalidInput(f"{_named(name)}: expected a dtype that holds the pad value {pad!r}, got {dtype}")
+
+
+def _named(name: str | None) -> str:
+    return "inputs" if name is None else f"input {name!r}"
 
 
 def _got(value: Any) -> str:

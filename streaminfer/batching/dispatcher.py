@@ -20,11 +20,12 @@ from numpy import array, ndarray
 from streaminfer._own_arrays import own_arrays
 from streaminfer.batching._queue_cy import RequestQueue
 from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
-from streaminfer.batching.assembly import SCALARS, AssembledBatch, Assembler
+from streaminfer.batching.assembly import AssembledBatch, Assembler
 from streaminfer.batching.model_calls import ModelCalls, Part
 from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.results import PLAIN, split_rows
 from streaminfer.batching.row_isolation import RowIsolator
+from streaminfer.batching.stacking import SCALARS
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request
@@ -174,7 +175,7 @@ class Dispatcher:
     def _launch(
         self, chosen: Sequence[Ticket], reason: str, shorter_too: bool, now_ns: int, *, ahead: bool = False
     ) -> None:
-        if self._isolator.memory_limits or (self._stack and (len(chosen) > 1 or not self._plain)):
+        if self._isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
@@ -218,7 +219,7 @@ class Dispatcher:
         together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
         if len(together) < len(chosen) and self._tell_mixed is not None:
             self._tell_mixed()
-        return together
+        return self._assembler.within_cost(together)
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns
@@ -230,7 +231,7 @@ class Dispatcher:
                 assembled_ns = self.clock()
                 results = self.inner(stacked)
             else:
-                results = self.inner(run.inputs)
+                results = self.inner(run.inputs.copy())  # which it may write to
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if self._copies and not awaitable:
                 results = own_arrays(results)

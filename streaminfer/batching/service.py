@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from streaminfer._stopping import seconds_left
 from streaminfer._validation import expected
 from streaminfer.batching._ticket_cy import NEVER, Ticket
-from streaminfer.batching.assembly import SCALARS, Assembler, prepare
+from streaminfer.batching.assembly import Assembler
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.stacking import SCALARS, prepare
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
@@ -126,6 +127,7 @@ class BatchedService(Dispatcher):
         if self._stopping or deadline_ns <= now_ns:
             self._turn_away(now_ns, deadline_ns)
         bucket = 0
+        cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
             try:
                 if self._plain:
@@ -133,6 +135,7 @@ class BatchedService(Dispatcher):
                 else:
                     inputs = self._assembler.prepare(inputs)
                     bucket = self._assembler.bucket_of(inputs)
+                    cost = self._assembler.cost_of(inputs)
             except InvalidInput:
                 self._failed += 1
                 raise
@@ -140,6 +143,8 @@ class BatchedService(Dispatcher):
         if queue.full:
             self._make_room(priority, deadline_ns)
         ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
+        if cost:
+            ticket.cost = cost
         if self._free:
             if not self._dispatching:
                 self._dispatching = True

@@ -2,7 +2,7 @@
 
 The ``fingerprint`` that something offers inward, else module, qualified name and a digest of the code. What can exist
 twice under one name and code (objects, closures, lambdas, what was typed in) has a random number as well, in this
-process only.
+process only; and where its models may change (several routes, which have no fingerprint together), how often they have.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def identity_of(inner: Any) -> tuple[str, bool]:
     if name is not None:
         return name, True
     named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}", False
+    changes = find_inward(inner, "fingerprint_changes", None)
+    version = "" if changes is None else f" {changes()}"
+    return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}{version}", False
 
 
 _TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}

@@ -368,7 +368,7 @@ class _HedgedService(_Hedged):
 class _HedgedBackend(_Hedged):
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Answers the batch: with the first answer, or the first error when all fail."""
-        again = functools.partial(self._again.infer, batch) if may_repeat(batch, self._repeats) else None
+        again = (lambda: self._again.infer(batch.again())) if may_repeat(batch, self._repeats) else None
         ask = functools.partial(self.inner.infer, batch)
         results: Sequence[Any] = await self.hedge._run(ask, again, batch.deadline_ns)
         return results

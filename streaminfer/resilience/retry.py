@@ -259,6 +259,8 @@ class _Retried:
                 await asyncio.sleep(wait_ns / 1e9)
             attempt += 1
             started_ns = budget._clock()
+            if isinstance(sent, Batch):
+                sent = sent.again()
 
     def __repr__(self) -> str:
         return f"{self.budget!r} in front of {self.inner!r}"

@@ -136,6 +136,8 @@ class FallbackRouter(Chooser):
         self.validate: Callable[[Request], None] | None = None
         if first.prepare is None:
             self.validate = find_inward(first.service, "validate", None)
+        found = (find_inward(service, "fingerprint_changes", None) for service in self._services())
+        self._changes: list[Callable[[], int]] = [changes for changes in found if changes is not None]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -150,6 +152,10 @@ class FallbackRouter(Chooser):
             self._bind(clock)
 
     # -- callers ------------------------------------------------------------------------------------------------
+
+    def fingerprint_changes(self) -> int:
+        """Return how often the models of the routes have changed, for caches in front."""
+        return sum(changes() for changes in self._changes)
 
     @property
     def slo_ns(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -63,6 +64,7 @@ class Place:
         leaving: somebody waits for its last request to end.
         admission: what answers for it whether it would accept a request; ``None``: nothing does.
         call: how it is asked.
+        changes: how often its model has changed; ``None``: it does not.
     """
 
     def __init__(self, replica: Replica, owner: Replicas) -> None:
@@ -71,6 +73,7 @@ class Place:
         self.leaving = False
         self.admission: Any = find_inward(replica.service, "admission", None)
         self.is_idempotent = find_inward(replica.service, "idempotent", None) is not False
+        self.changes: Callable[[], int] | None = find_inward(replica.service, "fingerprint_changes", None)
         self._owner = owner
         self._tasks = DeadlineCalls()
         self._empty: asyncio.Future[None] | None = None

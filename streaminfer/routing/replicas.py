@@ -135,6 +135,7 @@ class Replicas:
         self._running = False
         self._closed = False
         self._retried = 0
+        self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
             self._check_new(replica)
             self._put(Place(replica, self), slowly=False)
@@ -220,6 +221,11 @@ class Replicas:
         if check is not None:
             check(request)
 
+    def fingerprint_changes(self) -> int:
+        """Return how often the models of the replicas have changed, for caches in front."""
+        now = (place.changes() for place in self._places.values() if place.changes is not None)
+        return self._earlier_changes + sum(now)
+
     @property
     def slo_ns(self) -> int | None:
         """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
@@ -295,6 +301,7 @@ class Replicas:
         if len(self._places) == 1:
             raise ValueError(f"{name!r} is the last replica: stop all of them instead")
         place = self._places.pop(name)
+        self._earlier_changes += 0 if place.changes is None else place.changes()
         self._balance.drain(place.slot)
         self._leaving.append(place)
         place.leaving = True

@@ -62,6 +62,13 @@ def test_free_axes():
     for wrong in ([1], {"c": [0]}):
         with pytest.raises(ValueError, match="free_axes"):
             si.CpuBackend(len, example={"a": np.zeros(4)}, free_axes=wrong)
+    with pytest.raises(ValueError, match="free_axes: expected none without an example"):
+        si.CpuBackend(len, free_axes=[0])
+
+
+def test_a_clock_that_is_none():
+    with pytest.raises(TypeError, match="clock: expected a callable or None, got 5"):
+        si.CpuBackend(len, clock=5)
 
 
 @pytest.mark.parametrize("example", [None, 1.0, "text", [1.0, 2.0], np.array([{}], dtype=object)], ids=repr)

@@ -93,6 +93,10 @@ BAD_ARGUMENTS = [
     ({"non_finite": "warn"}, ValueError, ["non_finite", "'allow', 'reject'", "'warn'"]),
     ({"providers": "CPUExecutionProvider"}, TypeError, ["providers", "a sequence", "CPUExecutionProvider"]),
     ({"providers": []}, TypeError, ["providers", "a sequence", "[]"]),
+    ({"providers": [5]}, TypeError, ["providers", "a name, or a pair of a name and a mapping of options", "5"]),
+    ({"providers": [("CPUExecutionProvider",)]}, TypeError, ["providers", "a pair of a name", "('CPUExec"]),
+    ({"providers": [("CPUExecutionProvider", None)]}, TypeError, ["providers", "a mapping of options", "None"]),
+    ({"clock": 5}, TypeError, ["clock", "a callable or None", "5"]),
     ({"providers": ["NoProvider"]}, ValueError, ["providers", "CPUExecutionProvider", "'NoProvider'"]),
     ({"session_options": {}}, TypeError, ["session_options", "onnxruntime.SessionOptions", "{}"]),
     ({"session_options": onnxruntime.SessionOptions(), "threads": 2}, ValueError, ["threads", "session_options", "2"]),
@@ -221,6 +225,36 @@ def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
 def test_a_plugin_without_a_device_says_what_was_found(doubling):
     with pytest.raises(ValueError, match=r"'OpenVINOExecutionProvider'.*no device for it here.*CPUExecutionProvider"):
         OnnxBackend(doubling, providers=["OpenVINOExecutionProvider"])
+
+
+PLUGIN = """
+import sys
+import onnxruntime, onnxruntime_ep_openvino as plugin
+from streaminfer import OnnxBackend
+onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+has_device = any(device.ep_name == plugin.get_ep_name() for device in onnxruntime.get_ep_devices())
+try:
+    found = repr(OnnxBackend(sys.argv[1], providers=[plugin.get_ep_name()]))
+except ValueError as error:
+    found = str(error)
+print(has_device, found)
+"""
+
+
+def test_the_plugin_of_openvino(doubling, tmp_path):
+    """Where it finds no device of its own, the message says so; where it does, the model runs on it."""
+    pytest.importorskip("onnxruntime_ep_openvino")
+    path = tmp_path / "doubling.onnx"
+    path.write_bytes(doubling)
+
+    # a process of its own: a plugin that was registered stays
+    run = subprocess.run([sys.executable, "-c", PLUGIN, path], capture_output=True, text=True, check=True)
+
+    has_device, _, found = run.stdout.partition(" ")
+    expected = "on OpenVINOExecutionProvider"
+    if has_device == "False":
+        expected = "got 'OpenVINOExecutionProvider' (str): no device for it here; the providers that have one: CPU"
+    assert expected in found
 
 
 def test_an_input_of_one_row_beside_inputs_of_many_is_refused(build_model):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -143,6 +144,41 @@ def test_the_new_model_has_run_each_shape_before_it_serves(sessions):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Held, "run", recorded)
         run(main())
+
+
+def test_shapes_that_are_run_for_the_first_time_during_a_reload():
+    """The worker threads note them while the reload looks at what they have run."""
+
+    class Name(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            if noted:
+                shapes[(("x", (next(sizes), 4), np.dtype(F32)),)] = None  # as a thread does that has run it
+            return super().__hash__()
+
+    noted = False
+    sizes = itertools.count(10)
+    backend = OnnxBackend(scaling(2.0))
+    shapes = backend._serving.model.workers[0].shapes
+    for rows in (1, 2):
+        shapes[((Name("x"), (rows, 4), np.dtype(F32)),)] = None
+    noted = True
+
+    run(backend.reload(scaling(3.0)))
+
+    assert backend.fingerprint_changes() == 1
+
+
+def test_a_worker_that_replaces_a_hung_one_has_a_memory_of_its_own():
+    """The thread that hangs may note what it has run at the same moment."""
+    worker = OnnxBackend(scaling(2.0))._serving.model.workers[0]
+    worker.shapes[(("x", (3, 4), np.dtype(F32)),)] = None
+
+    renewed = worker.renew()
+
+    assert renewed.shapes == worker.shapes
+    assert renewed.shapes is not worker.shapes
 
 
 DIFFERENT = [

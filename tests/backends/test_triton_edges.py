@@ -13,7 +13,7 @@ from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.address import Tls, find_address
 from streaminfer.backends.triton.shared_memory import RegionPool
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
-from streaminfer.request import Batch, Request
+from streaminfer.request import NEVER_NS, Batch, Request
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -73,6 +73,28 @@ def test_a_stream_that_nobody_takes_any_more_holds_nothing_up(connect):
         async with asyncio.timeout(20):
             while len(asyncio.all_tasks()) > 1:  # gRPC's own ends when its core has said so
                 await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_says_it_has_no_deadline(connect):
+    """Each answer has `timeout_s`, as where the request names no deadline."""
+
+    async def scenario():
+        async with running(connect("repeat", timeout_s=1.0)) as backend:
+            answers = backend.stream(Request(repeat(n=3, delay_ms=5), deadline_ns=NEVER_NS))
+            assert len([one async for one in answers]) == 3
+            with pytest.raises(DeadlineExceeded, match=r"nothing came for 1\.0 s"):
+                async for _ in backend.stream(Request(repeat(n=1, delay_ms=2000), deadline_ns=NEVER_NS)):
+                    pass
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_says_it_has_no_deadline(connect, protocol):
+    async def scenario():
+        async with running(connect("affine", protocol)) as backend:
+            assert len(await backend.infer(batch(floats(2, 4), deadline_ns=NEVER_NS))) == 2
 
     asyncio.run(scenario())
 

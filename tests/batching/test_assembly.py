@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streaminfer.batching._alike_cy import Ragged, alike, choose_alike, kind_of
-from streaminfer.batching.assembly import AssembledBatch, Assembler, prepare, stack_rows
+from streaminfer.batching.assembly import AssembledBatch, Assembler
 from streaminfer.batching.buckets import Buckets
 from streaminfer.batching.results import split_rows
+from streaminfer.batching.stacking import prepare, stack_rows
 from streaminfer.errors import BackendError, InvalidInput
 
 pytestmark = pytest.mark.uncompiled

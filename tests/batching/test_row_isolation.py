@@ -87,6 +87,23 @@ async def test_functions(loop, kind):
     assert isinstance(answers[1], si.BackendError)
 
 
+async def test_a_function_may_write_to_its_list(loop):
+    """The parts of a batch that failed are made of what the requests brought."""
+
+    def predict(rows):
+        for position, row in enumerate(rows):
+            rows[position] = 2 * row
+        if 2 * BAD in rows:
+            raise ValueError
+        return rows
+
+    batched = si.AdaptiveBatcher(max_batch_size=8, stack=False).wrap(predict)
+
+    answers = await asyncio.gather(*map(batched, [1.0, BAD, 3.0, 4.0]), return_exceptions=True)
+
+    assert [answer for answer in answers if not isinstance(answer, Exception)] == [2.0, 6.0, 8.0]
+
+
 async def test_preferred_sizes(loop):
     """Parts are filled up to the sizes that the model takes."""
 

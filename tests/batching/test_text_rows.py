@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from streaminfer.batching._alike_cy import alike
-from streaminfer.batching.assembly import POOLED_FROM, Assembler, prepare, stack_rows
+from streaminfer.batching.assembly import POOLED_FROM, Assembler
+from streaminfer.batching.stacking import prepare, stack_rows
 from streaminfer.errors import InvalidInput
 
 

@@ -132,5 +132,30 @@ def test_a_wrong_concurrency_is_named(concurrency):
         async with stack_of(ScriptedBackend(), loop) as stack:
             with pytest.raises((TypeError, ValueError), match="concurrency: expected a whole number ≥ 1"):
                 await stack.map([1.0], concurrency=concurrency)
+            with pytest.raises(TypeError, match="inputs: expected an iterable of what each brings, got 5"):
+                await stack.map(5)
+
+    run(main)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_stop_ends_what_waits_for_a_place(drain):
+    """At once, however long it takes until a place is expected."""
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1, policy="greedy")
+        stack = si.Stack(batcher, ScriptedBackend(duration_s=10.0), clock=loop.clock)
+        await stack.start()
+        await stack(0.0)  # says how long one takes
+        calls = [asyncio.ensure_future(stack(float(number), wait=True)) for number in range(4)]
+        calls += [asyncio.ensure_future(stack.map([1.0, 2.0])), asyncio.ensure_future(stack.rows(np.ones(3)))]
+        await asyncio.sleep(1.0)
+        stopped = asyncio.ensure_future(stack.stop(drain=drain))
+        waiting = calls[2:]
+        ended, _ = await asyncio.wait(waiting, timeout=0.1)
+        assert len(ended) == len(waiting)
+        assert {type(call.exception()) for call in waiting} == {si.Closed}
+        await stopped
+        await asyncio.gather(*calls, return_exceptions=True)
 
     run(main)

@@ -502,3 +502,32 @@ def test_when_everything_is_slow_the_extra_load_stays_below_the_cap(max_extra):
     _, extra = latencies(hedge, brown_out, requests=5_000)
     assert 0.0 < extra <= max_extra
     assert hedge.statistics().over_cap > 400
+
+
+class DoublesInPlace:
+    """Writes the answer to its inputs before it takes so long as the script says, then 10 ms."""
+
+    def __init__(self, *script):
+        self.script = list(script)
+
+    async def infer(self, batch):
+        inputs = batch.inputs
+        inputs *= 2.0
+        await asyncio.sleep(self.script.pop() if self.script else 0.010)
+        return inputs
+
+
+def test_a_second_batch_has_inputs_of_its_own():
+    """A model that writes to its inputs does not write to those of the replica that answers instead."""
+
+    async def main(loop):
+        first = DoublesInPlace()
+        hedge = Hedge(to=DoublesInPlace())
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=1), hedge, first, clock=loop.clock) as service:
+            for _ in range(40):
+                assert await service(1.0) == 2.0
+            first.script.append(1.0)
+            assert await service(1.0) == 2.0
+        assert hedge.statistics().won == 1
+
+    run(main)

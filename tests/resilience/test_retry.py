@@ -433,3 +433,25 @@ def test_what_it_shows():
         @budget
         async def generator():
             yield 1
+
+
+@pytest.mark.parametrize("stack", [True, False], ids=["arrays", "lists"])
+def test_a_second_attempt_does_not_see_what_the_first_wrote(stack):
+    """A model that writes to its inputs and then fails gets the inputs of the requests again."""
+
+    async def main(loop):
+        def double(batch):
+            inputs = batch.inputs
+            for row, value in enumerate(inputs):
+                inputs[row] = 2.0 * value
+            if len(backend.batches) == 1:
+                raise si.BackendError("once")
+            return list(inputs)
+
+        backend = ScriptedBackend(then=double)
+        batcher = si.AdaptiveBatcher(max_batch_size=4, stack=stack)
+        async with si.Stack(batcher, si.RetryBudget(), backend, clock=loop.clock) as service:
+            assert await asyncio.gather(service(1.0), service(3.0)) == [2.0, 6.0]
+        assert len(backend.batches) == 2
+
+    run(main)

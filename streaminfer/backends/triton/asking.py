@@ -265,7 +265,8 @@ class Asker:
         if not self.has_batch_axis:
             arrays = without_axis(arrays)
         with self.session.streams:
-            answers = self.answers(arrays, self.parameters((request,)), request.deadline_ns)
+            deadline_ns = None if request.deadline_ns == NEVER_NS else request.deadline_ns
+            answers = self.answers(arrays, self.parameters((request,)), deadline_ns)
             async with contextlib.aclosing(answers):
                 while True:
                     with self.session.calls:  # and not while the caller is at work on an answer, or has forgotten us
@@ -348,7 +349,7 @@ class Asker:
         Raises:
             DeadlineExceeded: it has passed.
         """
-        if deadline_ns is None:
+        if deadline_ns is None or deadline_ns == NEVER_NS:
             return self._timeout_s
         left_s = (deadline_ns - self.clock()) / 1e9
         if left_s <= 0:

@@ -1,0 +1,143 @@
+"""Batches bounded by what their rows cost, as the user counts it."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.batching import Buckets
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def served(loop, rows, *, backend=None, **settings):
+    """The costs of the batches in which some rows, which are their own costs, are answered."""
+    settings = {"row_cost": float, "max_batch_cost": 10, "max_batch_size": 8, **settings}
+    backend = backend or ScriptedBackend(duration_s=0.01)
+    service = si.AdaptiveBatcher(**settings, clock=loop.clock).wrap(backend)
+
+    async def answer():
+        responses = await asyncio.gather(*(service.call(si.Request(row)) for row in rows))
+        assert [response.outputs for response in responses] == rows
+        return [list(batch.inputs) for batch in backend.batches]
+
+    return answer()
+
+
+@pytest.mark.parametrize("policy", ["lookahead", "greedy", "timer"])
+@pytest.mark.parametrize("stack", [True, False], ids=["arrays", "lists"])
+def test_rows_of_a_batch_cost_no_more_than_the_limit(policy, stack):
+    """A row that does not fit waits for a later batch; cheaper ones behind it go before it."""
+
+    async def main(loop):
+        batches = await served(loop, [4.0, 4.0, 4.0, 2.0, 10.0, 0.0], policy=policy, stack=stack)
+        assert batches == [[4.0, 4.0, 2.0, 0.0], [4.0], [10.0]]
+
+    run(main)
+
+
+def test_copies_that_fill_up_a_batch_cost_too():
+    async def main(loop):
+        assert await served(loop, [3.0, 3.0, 3.0], preferred_sizes=[1, 2, 4]) == [[3.0, 3.0], [3.0]]
+
+    run(main)
+
+
+def test_cost_beside_buckets_and_bytes():
+    """Each limit holds; the function gets what the request brought, unpadded."""
+    seen = []
+
+    def length(inputs):
+        seen.append(inputs.shape)
+        return len(inputs)
+
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.01, then=lambda batch: batch.inputs.sum(axis=1))
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=8,
+            buckets=Buckets((4,)),
+            max_batch_bytes=3 * 32,
+            row_cost=length,
+            max_batch_cost=5,
+            clock=loop.clock,
+        )
+        service = batcher.wrap(backend)
+        await asyncio.gather(*(service.call(si.Request(np.ones(size))) for size in (3, 2, 1, 1, 1, 1)))
+        assert backend.batch_sizes == [2, 3, 1]
+        assert seen == [(3,), (2,), (1,), (1,), (1,), (1,)]
+
+    run(main)
+
+
+def test_a_backend_is_measured_within_the_limit():
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.01, example=3.0)
+        batcher = si.AdaptiveBatcher(max_batch_size=8, row_cost=float, max_batch_cost=10)
+        async with si.Stack(batcher, backend, clock=loop.clock):
+            assert max(backend.calibration_sizes) == 3
+
+    run(main)
+
+
+def boom(_):
+    raise KeyError("tokens")
+
+
+@pytest.mark.parametrize(
+    ("row_cost", "says"),
+    [
+        (lambda _: 10.5, r"cost of at most 10 in the smallest batch \(max_batch_cost\), got 10.5"),
+        (lambda _: -1, "row_cost: expected a finite number ≥ 0, got -1"),
+        (lambda _: math.nan, "row_cost: expected a finite number ≥ 0, got nan"),
+        (lambda _: "1", "row_cost: expected a finite number ≥ 0, got '1'"),
+        (boom, r"what row_cost can count, but it raised KeyError: 'tokens'"),
+    ],
+    ids=["dear", "negative", "nan", "text", "fails"],
+)
+def test_a_request_without_a_cost_is_refused_alone(row_cost, says):
+    async def main(loop):
+        def cost(row):
+            return row_cost(row) if row == 1.0 else 1
+
+        backend = ScriptedBackend()
+        batcher = si.AdaptiveBatcher(max_batch_size=4, row_cost=cost, max_batch_cost=10)
+        async with si.Stack(batcher, backend, clock=loop.clock) as stack:
+            bad, good = await asyncio.gather(stack(1.0), stack(2.0), return_exceptions=True)
+        assert good == 2.0
+        with pytest.raises(si.InvalidInput, match=says):
+            raise bad
+        assert (batcher.statistics().failed, batcher.statistics().answered) == (1, 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"row_cost": len}, ValueError, "max_batch_cost: expected a number beside row_cost, got None"),
+        ({"max_batch_cost": 5}, TypeError, "row_cost: expected a function of what a request brings"),
+        ({"row_cost": 5, "max_batch_cost": 5}, TypeError, "row_cost: expected a function"),
+        ({"row_cost": len, "max_batch_cost": 0}, ValueError, "max_batch_cost: expected a finite number above 0"),
+        ({"row_cost": len, "max_batch_cost": math.inf}, ValueError, "max_batch_cost: expected a finite number"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, error, says):
+    with pytest.raises(error, match=says):
+        si.AdaptiveBatcher(max_batch_size=4, **arguments)
+
+
+def test_planner_is_not_told_of_mixed_shapes():
+    """A batch that costs leave rows out of says nothing about their shapes."""
+
+    async def main(loop):
+        backend = ScriptedBackend(duration_s=0.01)
+        batcher = si.AdaptiveBatcher(max_batch_size=8, row_cost=float, max_batch_cost=10, clock=loop.clock)
+        service = batcher.wrap(backend)
+        await asyncio.gather(*(service.call(si.Request(6.0)) for _ in range(3)))
+        assert backend.batch_sizes == [1, 1, 1]
+        assert not service._policy._mixed_for
+
+    run(main)
