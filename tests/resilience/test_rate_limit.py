@@ -73,7 +73,7 @@ def test_the_default_burst_is_one_second(clock):
     gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=60),
 )
 def test_no_span_of_time_admits_more_than_burst_and_rate(burst, gaps):
-    """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and whoever waits as told is."""
+    """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and a call that waits as told is admitted."""
     buckets = TenantBuckets(Bucket(S, (burst - 1) * S), {}, 10)
     now, admitted = 0, []
     for gap in gaps:

@@ -74,12 +74,12 @@ def _tenant(request: Request) -> str | None:
     return request.tenant
 
 
-def _nobody(*_: Any, **__: Any) -> None:
+def _no_tenant(*_: Any, **__: Any) -> None:
     """Return the tenant of all calls of a function that names none."""
 
 
 def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
-    tenant_of = by or _nobody
+    tenant_of = by or _no_tenant
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..
 
 
 def _limit_sync(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
-    tenant_of = by or _nobody
+    tenant_of = by or _no_tenant
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
