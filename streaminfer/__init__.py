@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         StreamInferError,
     )
     from streaminfer.request import Batch, Request, Response
-    from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RetryBudget
+    from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RateLimit, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
     from streaminfer.stack import Stack
     from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
@@ -63,6 +63,7 @@ __all__ = [
     "MissingExtra",
     "OnnxBackend",
     "Overloaded",
+    "RateLimit",
     "Replica",
     "Replicas",
     "Request",
@@ -116,6 +117,7 @@ _HOMES = {
     "MissingExtra": "errors",
     "OnnxBackend": "backends",
     "Overloaded": "errors",
+    "RateLimit": "resilience",
     "Replica": "routing",
     "Replicas": "routing",
     "Request": "request",

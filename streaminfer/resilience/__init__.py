@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from streaminfer.resilience.hedge import Hedge
     from streaminfer.resilience.hedge_statistics import HedgeStatistics
     from streaminfer.resilience.limit_statistics import LimitStatistics
+    from streaminfer.resilience.rate.rate_limit import Rate, RateLimit, RateLimitStatistics
     from streaminfer.resilience.retry import RetryBudget
     from streaminfer.resilience.retry_statistics import RetryStatistics
 
@@ -22,6 +23,9 @@ __all__ = [
     "Hedge",
     "HedgeStatistics",
     "LimitStatistics",
+    "Rate",
+    "RateLimit",
+    "RateLimitStatistics",
     "RetryBudget",
     "RetryStatistics",
 ]
@@ -34,6 +38,9 @@ _HOMES = {
     "Hedge": "hedge",
     "HedgeStatistics": "hedge_statistics",
     "LimitStatistics": "limit_statistics",
+    "Rate": "rate.rate_limit",
+    "RateLimit": "rate.rate_limit",
+    "RateLimitStatistics": "rate.rate_limit",
     "RetryBudget": "retry",
     "RetryStatistics": "retry_statistics",
 }

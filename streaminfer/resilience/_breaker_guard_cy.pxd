@@ -52,6 +52,7 @@ cdef class BreakerCore:
     cdef object _failure_result
     cdef object _ignore_result
     cdef object _deliver
+    cdef public object _ramp
     cdef public str name
 
     @cython.locals(guard=Guard)
@@ -67,6 +68,9 @@ cdef class BreakerCore:
     @cython.final
     @cython.locals(permit=cython.longlong, retry_after_s=double)
     cdef long long _begin(self, long long now_ns) except -1
+
+    @cython.final
+    cdef str _called(self)
 
     @cython.final
     @cython.locals(ended_ns=cython.longlong, duration_ns=cython.longlong)

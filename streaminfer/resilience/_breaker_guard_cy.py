@@ -62,7 +62,17 @@ class BreakerCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_deliver", "_failure_result", "_ignore_result", "_ignored", "_ignores", "_machine", "name")
+    __slots__ = (
+        "_clock",
+        "_deliver",
+        "_failure_result",
+        "_ignore_result",
+        "_ignored",
+        "_ignores",
+        "_machine",
+        "_ramp",
+        "name",
+    )
 
     name: str
 
@@ -83,6 +93,7 @@ class BreakerCore:
         self._failure_result = failure_result
         self._ignore_result = ignore_result
         self._deliver = deliver
+        self._ramp: Any = None
 
     def try_acquire(self) -> int:
         """Asks for permission to make one call.
@@ -91,7 +102,10 @@ class BreakerCore:
             A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0 when it is refused. It
             carries the generation of the state: once that has changed, it counts for nothing.
         """
-        permit = self._machine.try_acquire(self._now())
+        now_ns = self._now()
+        if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
+            return 0
+        permit = self._machine.try_acquire(now_ns)
         if self._machine.pending:
             self._deliver()
         return permit
@@ -120,7 +134,13 @@ class BreakerCore:
 
     def permits(self) -> bool:
         """Whether :meth:`try_acquire` would give a permit now; takes none."""
-        return self._machine.permits(self._now())
+        return self.permits_at(self._now())
+
+    def permits_at(self, now_ns: int) -> bool:
+        """As :meth:`permits`, at an instant that is known already."""
+        if self._ramp is not None and self._ramp.active and not self._ramp.would_admit(now_ns):
+            return False
+        return self._machine.permits(now_ns)
 
     def guard(self) -> Guard:
         """A context manager for one call, sync or async; a fresh one each time.
@@ -161,6 +181,11 @@ class BreakerCore:
             raise
         return guard, awaitable
 
+    def retry_after_ns(self, now_ns: int) -> int:
+        """Nanoseconds until asking again makes sense; 0 while all calls pass."""
+        left_ns: int = self._machine.retry_after_ns(now_ns)
+        return left_ns if left_ns or self._ramp is None else self._ramp.left_ns(now_ns)
+
     def counts(self, error: BaseException) -> bool:
         """Whether an exception is an outcome: an ``Exception`` that is not to be ignored."""
         if not isinstance(error, Exception) or isinstance(error, self._ignored):
@@ -178,6 +203,13 @@ class BreakerCore:
 
     def _begin(self, now_ns: int) -> int:
         """A permit, or ``CircuitOpen``."""
+        if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
+            retry_after_s = self._ramp.left_ns(now_ns) / 1e9
+            raise CircuitOpen(
+                f"{self._called()} has just closed and lets {self._ramp.share(now_ns):.0%} of the calls pass; "
+                f"all pass in {retry_after_s:.3f} s",
+                retry_after_s=retry_after_s,
+            )
         permit = self._machine.try_acquire(now_ns)
         if self._machine.pending:
             try:
@@ -187,9 +219,13 @@ class BreakerCore:
                 raise
         if permit == 0:
             retry_after_s = self._machine.retry_after_ns(now_ns) / 1e9
-            name = f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
-            raise CircuitOpen(f"{name} is open; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s)
+            raise CircuitOpen(
+                f"{self._called()} is open; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s
+            )
         return permit
+
+    def _called(self) -> str:
+        return f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
 
     def _end(self, permit: int, started_ns: int, outcome: Any) -> None:
         """A call whose outcome is known: success, failure, or none."""

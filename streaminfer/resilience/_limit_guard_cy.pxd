@@ -4,12 +4,13 @@ from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.resilience._limit_cy cimport LimitMachine as CLimitMachine
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
-cdef int _FULL, _LATE, _FRESH, _ENTERED, _OVER
+cdef int _FULL, _LATE, _FRESH, _ENTERED, _OVER, _WAITS
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine
     cdef public object _clock
     cdef public object _objective
+    cdef public object _queue
     cdef object _slo
     cdef object _feeding
     cdef public str name
@@ -36,9 +37,7 @@ cdef class LimitCore:
     @cython.final
     cdef int _refuse(self, long long verdict, object deadline_ns, long long now_ns) except -1
 
-# no_gc: nothing that one of these refers to ever refers to it
 @cython.final
-@cython.no_gc
 cdef class LimitGuard:
     cdef LimitCore _core
     cdef object _priority
@@ -47,6 +46,7 @@ cdef class LimitGuard:
     cdef bint _learns
     cdef int _phase
 
+    cdef int _check_fresh(self) except -1
     cdef int _enter(self) except -1
     cdef int _exit(self, object error) except -1
 

@@ -45,6 +45,7 @@ _UNKNOWN = -1
 _FRESH = 0
 _ENTERED = 1
 _OVER = 2
+_WAITS = 3
 
 
 class LimitCore:
@@ -59,7 +60,7 @@ class LimitCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_feeding", "_machine", "_objective", "_slo", "name")
+    __slots__ = ("_clock", "_feeding", "_machine", "_objective", "_queue", "_slo", "name")
 
     name: str
 
@@ -69,6 +70,7 @@ class LimitCore:
         self._slo = slo
         self._feeding = FeedingCheck(slo, "a concurrency limit")
         self._objective: Any = None
+        self._queue: Any = None
         self._aim()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
@@ -115,6 +117,8 @@ class LimitCore:
                     queued_ns = 0
         if self._machine.answer(permit, queued_ns, batch_ns, now_ns):
             self._aim()
+        if self._queue is not None:
+            self._queue.freed()
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
         """A call that was not answered; ``None``: nothing is known."""
@@ -131,6 +135,8 @@ class LimitCore:
             self._machine.release(now_ns)
         if ended:
             self._aim()
+        if self._queue is not None:
+            self._queue.freed()
 
     def guard(self, *, priority: int = 0, deadline_ns: int | None = None) -> LimitGuard:
         """A context manager for one call, sync or async; a fresh one each time.
@@ -176,24 +182,25 @@ class LimitCore:
         if not answer.ok and answer.reason in {"late", "deadline"}:
             self._machine.refuse_late()
             raise DeadlineExceeded(
-                f"{self._called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"{self.called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
                 f"what stands behind it says that it would be {answer.reason}"
             )
 
     def _refuse(self, verdict: int, deadline_ns: int | None, now_ns: int) -> None:
         if verdict == _LATE and deadline_ns is not None:
             raise DeadlineExceeded(
-                f"{self._called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"{self.called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
                 f"no call took so little lately"
             )
         retry_after_s = self._machine.drain_ns(now_ns) / 1e9
         raise Overloaded(
-            f"{self._called()} is reached: {self._machine.in_flight} calls are in flight, of {self._machine.allowed} "
+            f"{self.called()} is reached: {self._machine.in_flight} calls are in flight, of {self._machine.allowed} "
             f"that it allows; retry after {retry_after_s:.3f} s",
             retry_after_s=retry_after_s,
         )
 
-    def _called(self) -> str:
+    def called(self) -> str:
+        """What errors call it."""
         return f"concurrency limit {self.name!r}" if self.name else "the concurrency limit"
 
 
@@ -220,7 +227,18 @@ class LimitGuard:
         self._exit(error)
 
     async def __aenter__(self) -> Self:
-        self._enter()
+        queue = self._core._queue
+        if queue is None:
+            self._enter()
+        else:
+            self._check_fresh()
+            self._phase = _WAITS
+            try:
+                self._permit = await queue.enter(self._priority, self._deadline_ns, None, None)
+            except BaseException:
+                self._phase = _FRESH
+                raise
+            self._phase = _ENTERED
         return self
 
     async def __aexit__(
@@ -238,9 +256,12 @@ class LimitGuard:
             raise RuntimeError("this guard is not inside its block")
         self._learns = False
 
-    def _enter(self) -> None:
+    def _check_fresh(self) -> None:
         if self._phase != _FRESH:
             raise RuntimeError("a guard is for one call: ask the limit for another with guard()")
+
+    def _enter(self) -> None:
+        self._check_fresh()
         self._permit = self._core.enter(self._priority, self._deadline_ns, None, None)
         self._phase = _ENTERED
 
@@ -254,7 +275,7 @@ class LimitGuard:
             self._core.fail(self._permit, error, self._deadline_ns)
 
     def __repr__(self) -> str:
-        return f"<LimitGuard, {('fresh', 'entered', 'over')[self._phase]}>"
+        return f"<LimitGuard, {('fresh', 'entered', 'over', 'waits')[self._phase]}>"
 
 
 class LimitedFunction:

@@ -57,9 +57,8 @@ class _Guarded:
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""
-        machine = self.breaker._machine
-        if not machine.permits(now_ns):
-            return Admission(False, "circuit_open", machine.retry_after_ns(now_ns) / 1e9)
+        if not self.breaker.permits_at(now_ns):
+            return Admission(False, "circuit_open", self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

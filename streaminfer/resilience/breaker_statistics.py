@@ -24,7 +24,8 @@ class BreakerStatistics(Snapshot):
         failures: how many of them failed.
         slow: how many of them were slow.
         probes_out: probes whose permit has not come back.
-        retry_after_s: seconds until asking again makes sense; 0.0 while calls pass.
+        retry_after_s: seconds until asking again makes sense; 0.0 while all calls pass.
+        share: share of the calls that pass; below 1.0 for ``ramp_up_s`` after it was closed by its probes.
         permitted: permits given since it was made.
         refused: calls refused.
         succeeded: outcomes that counted as success.
@@ -46,6 +47,7 @@ class BreakerStatistics(Snapshot):
     slow: int
     probes_out: int
     retry_after_s: float
+    share: float
     permitted: int
     refused: int
     succeeded: int
@@ -77,6 +79,7 @@ class BreakerStatistics(Snapshot):
         rows = [
             ("state", self.state + ("" if self.mode == "automatic" else f" ({self.mode})")),
             ("judged by", judged),
+            ("share of calls", f"{self.share:.0%}"),
             ("ask again in", f"{self.retry_after_s:.3f} s"),
             *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
         ]

@@ -19,8 +19,10 @@ from streaminfer.resilience._breaker_cy import MODES, NEVER, STATES, BreakerMach
 from streaminfer.resilience._breaker_guard_cy import BreakerCore
 from streaminfer.resilience._breaker_window_cy import OutcomeWindow
 from streaminfer.resilience._wrapping import refuse_copy
+from streaminfer.resilience.breaker.ramp_up import RampUp
 from streaminfer.resilience.breaker_events import BreakerEvent, BreakerEvents
 from streaminfer.resilience.breaker_layers import put_in_front
+from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
     from streaminfer.resilience.breaker_statistics import BreakerStatistics
@@ -78,6 +80,7 @@ def _is_atomic(machine: type[BreakerMachine]) -> bool:
     return locked and not isinstance(machine.record, types.FunctionType)
 
 
+_RampUp: type[RampUp] = atomic(RampUp, ("begin", "stop", "admits", "would_admit"))
 _Machine = BreakerMachine if _is_atomic(BreakerMachine) else _guarded(BreakerMachine)
 
 
@@ -104,6 +107,8 @@ class CircuitBreaker(BreakerCore):
         max_open_s: to what the open time doubles, trip by trip, until it closes again; never less than ``open_s``.
         half_open_calls: how many probes may pass while half open.
         half_open_s: how long half-open may wait for its probes; ``None``: ``max_open_s``. Longer than any healthy call.
+        ramp_up_s: how long it takes to let all calls pass once its probes have closed it: a tenth at first, and then
+            a share that grows evenly. The others are refused with `CircuitOpen`. 0.0: all pass at once.
         ignore: exceptions that are no outcome: classes, or a function of the exception that says so. Always ignored are
             `Overloaded`, `Closed`, `InvalidInput` and `CircuitOpen`: no evidence against what stands behind.
         failure_result: a function of a result that says whether it is a failure; of a service's `Response`, of a
@@ -148,6 +153,7 @@ class CircuitBreaker(BreakerCore):
         max_open_s: float = 60.0,
         half_open_calls: int = 3,
         half_open_s: float | None = None,
+        ramp_up_s: float = 0.0,
         ignore: type[BaseException] | Iterable[type[BaseException]] | Callable[[BaseException], Any] = (),
         failure_result: Callable[[Any], Any] | None = None,
         ignore_result: Callable[[Any], Any] | None = None,
@@ -178,9 +184,13 @@ class CircuitBreaker(BreakerCore):
         self.name = name
         self._clock_given = clock is not None
         self._events = BreakerEvents(name, machine)
+        ramp_ns = min(check_duration("ramp_up_s", ramp_up_s), _LONGEST_S) * 1e9
         super().__init__(
             machine, clock, (*_NOT_THE_BACKENDS, *ignored), ignores, failure_result, ignore_result, self._events.deliver
         )
+        if ramp_ns:
+            self._ramp = _RampUp(max(round(ramp_ns), 1))
+            self._events.listen(self._move_ramp)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -219,8 +229,8 @@ class CircuitBreaker(BreakerCore):
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until asking again makes sense; 0.0 while calls pass."""
-        return self._machine.retry_after_ns(self.now()) / 1e9
+        """Seconds until asking again makes sense; 0.0 while all calls pass."""
+        return self.retry_after_ns(self.now()) / 1e9
 
     def force_open(self) -> None:
         """Refuses every call until :meth:`reset`, :meth:`disable` or :meth:`metrics_only`."""
@@ -264,7 +274,8 @@ class CircuitBreaker(BreakerCore):
         from streaminfer.resilience.breaker_statistics import BreakerStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
         now_ns = self.now()
-        retry_after_s = self._machine.retry_after_ns(now_ns) / 1e9
+        retry_after_s = self.retry_after_ns(now_ns) / 1e9
+        ramp = self._ramp
         state, mode, calls, failures, slow, probes_out, *counters = self._machine.snapshot(now_ns)
         permitted, refused, succeeded, failed, slow_calls, released, stale, trips, in_a_row, lost = counters
         return BreakerStatistics(
@@ -277,7 +288,8 @@ class CircuitBreaker(BreakerCore):
             probes_out=probes_out,
             retry_after_s=retry_after_s,
             permitted=permitted,
-            refused=refused,
+            share=1.0 if ramp is None else ramp.share(now_ns),
+            refused=refused if ramp is None else refused + ramp.refused,
             succeeded=succeeded,
             failed=failed,
             slow_calls=slow_calls,
@@ -287,6 +299,12 @@ class CircuitBreaker(BreakerCore):
             trips_in_a_row=in_a_row,
             events_lost=lost,
         )
+
+    def _move_ramp(self, event: BreakerEvent) -> None:
+        if event.reason == "probes_succeeded":
+            self._ramp.begin(event.at_ns)
+        else:
+            self._ramp.stop()
 
     def _set(self, mode: str) -> None:
         self._machine.set_mode(MODES.index(mode), self.now())

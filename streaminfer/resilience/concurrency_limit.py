@@ -12,6 +12,7 @@ from streaminfer.request import check_priority
 from streaminfer.resilience._limit_cy import NEVER, UNKNOWN, LimitMachine
 from streaminfer.resilience._limit_guard_cy import LimitCore
 from streaminfer.resilience._wrapping import refuse_copy
+from streaminfer.resilience.limit.permit_queue import PermitQueue
 from streaminfer.resilience.limit_layers import put_in_front
 from streaminfer.telemetry._guard import atomic
 
@@ -59,6 +60,10 @@ class ConcurrencyLimit(LimitCore):
             else of the batcher behind; without one, as long as two batches take, or one call without load.
         reserve: the share of the limit that each step of priority above 0 leaves to more urgent calls: with 0.2,
             priority 1 sees 0.8 of it and priority 2 sees 0.64; at least one place.
+        max_wait_s: how long a call may wait for a place, within its deadline, before it is refused; 0.0: it is refused
+            at once. The most urgent call gets the next place, then the one that came first. Services, backends, async
+            functions, ``async with guard()`` and :meth:`acquire` wait; what is synchronous does not.
+        max_waiting: how many calls may wait at once; further ones are refused at once.
         slo: an `SLO`; while its budget burns (``slo.burning()``) the limit is tightened.
         tighten: to what share of itself the goal of an adaptive limit, or a fixed limit, falls while the SLO burns; it
             returns over half a minute. Above 0 and at most 1.
@@ -87,6 +92,8 @@ class ConcurrencyLimit(LimitCore):
         max_limit: int = 1000,
         queue_delay_s: float | None = None,
         reserve: float = 0.1,
+        max_wait_s: float = 0.0,
+        max_waiting: int = 100,
         slo: Any = None,
         tighten: float = 0.5,
         name: str = "",
@@ -106,6 +113,8 @@ class ConcurrencyLimit(LimitCore):
         check_instance("slo", slo, is_slo, "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
+        check_count("max_waiting", max_waiting, at_most=_MOST)
         fixed = limit is not None
         machine = _Machine(
             float(initial if limit is None else limit),
@@ -122,6 +131,8 @@ class ConcurrencyLimit(LimitCore):
         self._serial = itertools.count(1)
         self._permits: dict[int, int] = {}  # those given by hand → when their calls began
         super().__init__(machine, clock, slo)
+        if wait_s:
+            self._queue = PermitQueue(self, max(round(wait_s * 1e9), 1), max_waiting)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -168,8 +179,29 @@ class ConcurrencyLimit(LimitCore):
         """
         check_priority(priority)
         began_ns = self._machine.try_acquire(priority, NEVER if deadline_ns is None else deadline_ns, self.now())
-        if began_ns <= 0:
-            return 0
+        return self._give_out(began_ns) if began_ns > 0 else 0
+
+    async def acquire(self, *, priority: int = 0, deadline_ns: int | None = None) -> int:
+        """Waits for permission to make one call, at most ``max_wait_s``.
+
+        Args:
+            priority: a lower number is more urgent.
+            deadline_ns: monotonic instant after which the call is worthless.
+
+        Returns:
+            A permit, as of :meth:`try_acquire`.
+
+        Raises:
+            InvalidInput: ``priority`` is no whole number of 32 bits.
+            Overloaded: there was no place in that time, or too many calls wait.
+            DeadlineExceeded: there was none before the deadline, or the call would be late.
+        """
+        check_priority(priority)
+        if self._queue is None:
+            return self._give_out(self.enter(priority, deadline_ns, None, None))
+        return self._give_out(await self._queue.enter(priority, deadline_ns, None, None))
+
+    def _give_out(self, began_ns: int) -> int:
         permit = next(self._serial)
         self._permits[permit] = began_ns
         return permit
@@ -193,18 +225,21 @@ class ConcurrencyLimit(LimitCore):
         try:
             queued_ns = UNKNOWN if queued_s is None else round(min(check_duration("queued_s", queued_s), 1e9) * 1e9)
         except (TypeError, ValueError):
-            self._machine.release(now_ns)
+            self.fail(began_ns, None, None)
             raise
         if self._machine.answer(began_ns, queued_ns, now_ns, now_ns):
             self.aim()
+        if self._queue is not None:
+            self._queue.freed()
 
     def release(self, permit: int) -> None:
         """Gives a permit back with nothing learned: the call failed, was cancelled or never made.
 
         0 is ignored, and so is a permit that is not out, which ``statistics().stale`` counts.
         """
-        if self._take_back(permit):
-            self._machine.release(self.now())
+        began_ns = self._take_back(permit)
+        if began_ns:
+            self.fail(began_ns, None, None)
 
     def _take_back(self, permit: int) -> int:
         """When the call of a permit began; 0: it is not out."""
@@ -245,6 +280,8 @@ class ConcurrencyLimit(LimitCore):
             limit=machine.limit,
             allowed=machine.allowed,
             in_flight=machine.in_flight,
+            waiting=0 if self._queue is None else len(self._queue),
+            abandoned=0 if self._queue is None else self._queue.abandoned,
             goal_s=machine.goal_ns / 1e9,
             waited_s=machine.waited_ns / 1e9,
             service_s=machine.service_ns / 1e9,

@@ -50,11 +50,12 @@ class _Limited:
         self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether there is a place for a request now, and what stands behind says; changes nothing."""
+        """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
         machine = self.limit._machine
         deadline_ns = NEVER if request.deadline_ns is None else request.deadline_ns
         verdict = machine.look(request.priority, deadline_ns, now_ns)
-        if verdict == FULL:
+        queue = self.limit._queue
+        if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
             return Admission(False, "overloaded", machine.drain_ns(now_ns) / 1e9)
         if verdict == LATE:
             return Admission(False, "late", machine.drain_ns(now_ns) / 1e9)
@@ -80,7 +81,11 @@ class LimitedService(_Limited):
             Overloaded: there is none.
             DeadlineExceeded: it would be late.
         """
-        permit = self._enter(request.priority, request.deadline_ns, request, self._admission)
+        queue = self.limit._queue
+        if queue is None:
+            permit = self._enter(request.priority, request.deadline_ns, request, self._admission)
+        else:
+            permit = await queue.enter(request.priority, request.deadline_ns, request, self._admission)
         try:
             response: Response = await self._call(request)
         except BaseException as error:
@@ -103,7 +108,11 @@ class LimitedBackend(_Limited):
         Raises:
             Overloaded: there is none.
         """
-        permit = self._enter(0, None, None, None)  # a batch was formed to be on time: its rows decided that
+        queue = self.limit._queue
+        if queue is None:
+            permit = self._enter(0, None, None, None)  # a batch was formed to be on time: its rows decided that
+        else:
+            permit = await queue.enter(0, batch.deadline_ns, None, None)
         try:
             results: Sequence[Any] = await self._infer(batch)
         except BaseException as error:
@@ -118,7 +127,8 @@ def _limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[...
 
     @functools.wraps(function)
     async def limited(*args: Any, **kwargs: Any) -> Any:
-        permit = limit.enter(0, None, None, None)
+        queue = limit._queue
+        permit = limit.enter(0, None, None, None) if queue is None else await queue.enter(0, None, None, None)
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:

@@ -11,8 +11,8 @@ __all__ = ["LimitStatistics"]
 class LimitStatistics(Snapshot):
     """State and counters of a `ConcurrencyLimit`, of one moment.
 
-    Counting rule: each call that asked is in exactly one of ``refused``, ``late``, ``in_flight``, ``answered``,
-    ``timed_out``, ``overloaded`` and ``released``.
+    Counting rule: each call that asked is in exactly one of ``waiting``, ``abandoned``, ``refused``, ``late``,
+    ``in_flight``, ``answered``, ``timed_out``, ``overloaded`` and ``released``.
 
     Attributes:
         name: the limit's.
@@ -20,6 +20,8 @@ class LimitStatistics(Snapshot):
         limit: the limit that it has learned, not rounded.
         allowed: how many calls may be under way now: the limit, or less during a probe or while an SLO burns.
         in_flight: how many are.
+        waiting: how many calls wait for a place.
+        abandoned: calls that were cancelled while they waited for a place.
         goal_s: seconds that a call should take at most, waiting included; 0.0 before the first decision.
         waited_s: mean wait of the last round in seconds; 0.0 where nothing tells it from service.
         service_s: mean service time of the last round in seconds, or the latency without load.
@@ -41,6 +43,8 @@ class LimitStatistics(Snapshot):
     limit: float
     allowed: int
     in_flight: int
+    waiting: int
+    abandoned: int
     goal_s: float
     waited_s: float
     service_s: float
@@ -60,10 +64,21 @@ class LimitStatistics(Snapshot):
         import html  # noqa: PLC0415 - a notebook's need, not every import's
 
         kind = "adaptive" if self.adaptive else "fixed"
-        counters = ("refused", "late", "answered", "timed_out", "overloaded", "released", "stale", "rounds")
+        counters = (
+            "refused",
+            "late",
+            "abandoned",
+            "answered",
+            "timed_out",
+            "overloaded",
+            "released",
+            "stale",
+            "rounds",
+        )
         rows = [
             ("limit", f"{self.limit:.1f} ({kind}{', SLO burning' if self.burning else ''})"),
             ("under way", f"{self.in_flight} of {self.allowed}"),
+            ("waiting", f"{self.waiting:,}"),
             ("waited + served", f"{self.waited_s * 1e3:.2f} + {self.service_s * 1e3:.2f} ms"),
             ("goal", f"{self.goal_s * 1e3:.2f} ms"),
             ("rate", f"{self.rate_per_s:,.1f} / s"),

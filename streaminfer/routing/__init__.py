@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streaminfer.routing.fallback_router import FallbackRouter
+    from streaminfer.routing.fleet.discovery import DnsDiscovery
+    from streaminfer.routing.fleet.health import HealthCheck
     from streaminfer.routing.replica import Replica
     from streaminfer.routing.replica_statistics import ReplicasStatistics, ReplicaStatistics
     from streaminfer.routing.replicas import Replicas
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics, RouteStatistics
 
 __all__ = [
+    "DnsDiscovery",
     "FallbackRouter",
+    "HealthCheck",
     "Replica",
     "ReplicaStatistics",
     "Replicas",
@@ -23,7 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DnsDiscovery": "fleet.discovery",
     "FallbackRouter": "fallback_router",
+    "HealthCheck": "fleet.health",
     "Replica": "replica",
     "ReplicaStatistics": "replica_statistics",
     "Replicas": "replicas",

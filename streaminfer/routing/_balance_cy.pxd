@@ -6,6 +6,7 @@ cdef int _SUCCESS, _FAILURE, _REFUSED
 cdef double _OUTCOME, _RETRY_SHARE, _RETRY_BURST, _UNIT
 cdef long long _ENOUGH, _SLOTS, _PLACES, _GENERATIONS
 cdef int _SLOT_BITS, _GENERATION_BITS
+cdef long long _NEVER
 cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
 
 @cython.final
@@ -26,6 +27,12 @@ cdef class Balance:
 
     @cython.locals(slot=CSlot)
     cpdef object remove(self, Py_ssize_t number)
+
+    @cython.locals(slot=CSlot)
+    cpdef object hold_out(self, Py_ssize_t number)
+
+    @cython.locals(slot=CSlot)
+    cpdef object let_back(self, Py_ssize_t number, long long now_ns)
 
     @cython.locals(slot=CSlot)
     cpdef double ramp(self, Py_ssize_t number, long long now_ns) except -1.0

@@ -41,12 +41,28 @@ from math import log
 
 from streaminfer.routing._slot_cy import ACTIVE, DRAINING, EJECTED, FREE, TRIAL, Slot
 
-__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FAILURE", "FREE", "NEUTRAL", "REFUSED", "SUCCESS", "TRIAL", "Balance"]
+__all__ = [
+    "ACTIVE",
+    "DRAINING",
+    "EJECTED",
+    "FAILURE",
+    "FREE",
+    "NEUTRAL",
+    "NEVER",
+    "REFUSED",
+    "SUCCESS",
+    "TRIAL",
+    "Balance",
+]
 
 SUCCESS, FAILURE, REFUSED, NEUTRAL = range(4)
 """What became of a request; ``REFUSED``: the replica had no place, ``NEUTRAL``: it says nothing, or was cut off."""
 
+NEVER = 2**63 - 1
+"""When the ejection of a replica that was taken out by :meth:`Balance.hold_out` ends."""
+
 # C variables in the compiled module, not visible from Python
+_NEVER = NEVER
 _FREE = FREE
 _ACTIVE = ACTIVE
 _TRIAL = TRIAL
@@ -192,6 +208,24 @@ class Balance:
         if slot.state != _DRAINING or slot.in_flight:
             raise RuntimeError("a replica is removed once it has drained")
         slot.state = _FREE
+
+    def hold_out(self, number: int) -> None:
+        """Ejects it until :meth:`let_back`, whatever share is ejected already."""
+        slot = self._slots[number]
+        if slot.state in (_ACTIVE, _TRIAL):
+            slot.state = _EJECTED
+            slot.generation = (slot.generation + 1) & _GENERATIONS
+            slot.trial_out = False
+            slot.ejections += 1
+            self.ejected += 1
+        if slot.state == _EJECTED:
+            slot.until_ns = _NEVER
+
+    def let_back(self, number: int, now_ns: int) -> None:
+        """Ends what :meth:`hold_out` began; it is on trial then."""
+        slot = self._slots[number]
+        if slot.until_ns == _NEVER:
+            slot.until_ns = now_ns
 
     def slot(self, number: int) -> Slot:
         """What is known of a replica; to be read only."""

@@ -1,10 +1,19 @@
 """What `Replicas` saw of each replica, as a frozen snapshot."""
 
+import math
+from typing import TYPE_CHECKING
+
 import attrs
 
 from streaminfer._snapshot import Snapshot
+from streaminfer.routing._balance_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, Balance
 
-__all__ = ["ReplicaStatistics", "ReplicasStatistics"]
+if TYPE_CHECKING:
+    from streaminfer.routing.replica import Place
+
+__all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
+
+_STATES = {ACTIVE: "active", TRIAL: "trial", EJECTED: "ejected", DRAINING: "draining"}
 
 
 @attrs.frozen(kw_only=True)
@@ -18,15 +27,16 @@ class ReplicaStatistics(Snapshot):
         name: the replica.
         zone: where it is.
         weight: its share among equally fast ones.
-        state: ``"active"``, ``"slow_start"``, ``"trial"`` (back from ejection, no success yet), ``"ejected"`` or
-            ``"draining"``.
+        state: ``"active"``, ``"slow_start"``, ``"trial"`` (back from ejection, no success yet), ``"ejected"``,
+            ``"unhealthy"`` (left out by the health check) or ``"draining"``.
         in_flight: attempts that have not ended.
         asked: attempts since it was added.
         answered: how many of them were answered.
         failed: how many failed, those that were cut off after an unusual time included.
         refused: how many it had no place for.
         ejections: how often it was left out.
-        returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected.
+        returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected, infinity where it is
+            unhealthy.
         latency_s: decaying mean of the latency of its answers; NaN: not known.
         expected_s: what the next request would take; NaN: not known.
         success: decaying share of attempts that were answered.
@@ -57,12 +67,20 @@ class ReplicasStatistics(Snapshot):
         retried: requests that were asked a second time.
         ejected: how many replicas are left out at present.
         panics: attempts at an ejected replica because there was no other.
+        probes: probes of the health check that were sent.
+        failed_probes: how many of them failed.
+        looks: how often the discovery resolved its name.
+        failed_looks: how often it found nothing.
     """
 
     replicas: tuple[ReplicaStatistics, ...]
     retried: int
     ejected: int
     panics: int
+    probes: int = 0
+    failed_probes: int = 0
+    looks: int = 0
+    failed_looks: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
         for replica in self.replicas:
@@ -86,3 +104,33 @@ class ReplicasStatistics(Snapshot):
         )
         caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests asked twice"
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
+
+
+def replica_statistics(place: "Place", balance: Balance, now_ns: int) -> ReplicaStatistics:
+    """Return the snapshot of one replica."""
+    slot = balance.slot(place.slot)
+    expected_ns = balance.expected_ns(place.slot, now_ns)
+    state = _STATES[slot.state]
+    returns_in_s = 0.0
+    if state == "active" and balance.ramp(place.slot, now_ns) < 1.0:
+        state = "slow_start"
+    elif state == "ejected" and slot.until_ns == NEVER:
+        state, returns_in_s = "unhealthy", math.inf
+    elif state == "ejected":
+        returns_in_s = (slot.until_ns - now_ns) / 1e9
+    return ReplicaStatistics(
+        name=place.replica.name,
+        zone=place.replica.zone,
+        weight=place.replica.weight,
+        state=state,
+        in_flight=slot.in_flight,
+        asked=slot.chosen,
+        answered=slot.succeeded,
+        failed=slot.failed,
+        refused=slot.refused,
+        ejections=slot.ejections,
+        returns_in_s=returns_in_s,
+        latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),
+        expected_s=expected_ns / 1e9 if expected_ns else float("nan"),
+        success=slot.success,
+    )

@@ -10,36 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import random
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
-from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response, timeout_ns
 from streaminfer.routing._balance_cy import (
-    ACTIVE,
-    DRAINING,
-    EJECTED,
     FAILURE,
     NEUTRAL,
     REFUSED,
     SUCCESS,
-    TRIAL,
     Balance,
 )
+from streaminfer.routing.fleet.discovery import DnsDiscovery, Finder
+from streaminfer.routing.fleet.health import HealthCheck, ReplicaProbes
+from streaminfer.routing.fleet.settings import duration_ns, is_above_1, zone_penalties
 from streaminfer.routing.replica import Place, Replica
-from streaminfer.routing.replica_statistics import ReplicasStatistics, ReplicaStatistics
+from streaminfer.routing.replica_statistics import ReplicasStatistics, replica_statistics
 
 __all__ = ["Replica", "Replicas"]
 
 _SLOT = 2**16 - 1
 _BITS = 2**64 - 1
-_LONGEST_S = 1e9
-_STATES = {ACTIVE: "active", TRIAL: "trial", EJECTED: "ejected", DRAINING: "draining"}
 _SAYS_NOTHING = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
@@ -55,7 +51,7 @@ class Replicas:
     It starts and stops its replicas. The rules are in the documentation.
 
     Args:
-        *replicas: at least one, of different names.
+        *replicas: at least one, of different names; or none, where ``discovery`` finds them.
         zone: where this process is; ``""`` is the zone of replicas that name none.
         zone_penalty: by which factor sooner a replica of another zone must be expected to answer, above 1: for all
             other zones, or a mapping of zone to factor, where those it does not name have 2.0.
@@ -72,6 +68,8 @@ class Replicas:
         max_ejected: the largest share of the replicas that may be ejected, 0 to 1; of two and more always one may,
             unless it is 0.
         slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
+        health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
+        discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.
         decay_s: how fast what was measured of a replica that is not asked is forgotten.
         seed: of the draws, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
@@ -97,31 +95,36 @@ class Replicas:
         max_eject_s: float = 30.0,
         max_ejected: float = 0.5,
         slow_start_s: float = 5.0,
+        health: HealthCheck | None = None,
+        discovery: DnsDiscovery | None = None,
         decay_s: float = 10.0,
         seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if not replicas:
+        if not replicas and discovery is None:
             raise TypeError("replicas: expected at least one Replica, got none")
+        check_instance("health", health, lambda it: it is None or isinstance(it, HealthCheck), "a HealthCheck or None")
+        is_discovery = lambda it: it is None or isinstance(it, DnsDiscovery)  # noqa: E731
+        check_instance("discovery", discovery, is_discovery, "a DnsDiscovery or None")
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        self._penalties, self._usual_penalty = _penalties(zone_penalty)
+        self._penalties, self._usual_penalty = zone_penalties(zone_penalty)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
         if latency_factor is not None:
-            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", _above_1)
+            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
-        eject_ns = _duration_ns("eject_s", eject_s)
+        eject_ns = duration_ns("eject_s", eject_s)
         self._balance = Balance(
             check_count("choices", choices, at_most=_SLOT),
-            _duration_ns("decay_s", decay_s),
+            duration_ns("decay_s", decay_s),
             min(in_a_row, 2**31),
             factor,
             eject_ns,
-            max(_duration_ns("max_eject_s", max_eject_s), eject_ns),
+            max(duration_ns("max_eject_s", max_eject_s), eject_ns),
             share,
-            _duration_ns("slow_start_s", slow_start_s, positive=False),
+            duration_ns("slow_start_s", slow_start_s, positive=False),
             random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
         )
         self.zone = zone
@@ -132,8 +135,10 @@ class Replicas:
         self._places: dict[str, Place] = {}
         self._by_slot: list[Place] = []
         self._leaving: list[Place] = []
+        self._probes = None if health is None else ReplicaProbes(self, health, seed)
+        self._finder = None if discovery is None else Finder(self, discovery)
         self._running = False
-        self._closed = False
+        self._closed = not replicas
         self._retried = 0
         self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
@@ -153,7 +158,7 @@ class Replicas:
             BaseException: what the replica raised that was asked last.
         """
         if self._closed:
-            raise Closed("these replicas are stopped")
+            raise Closed("these replicas do not run")
         balance = self._balance
         now_ns = self.clock()
         deadline_ns = request.deadline_ns
@@ -243,7 +248,14 @@ class Replicas:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts all replicas at once; where one fails the others are stopped again, and its error is raised."""
+        """Starts all replicas at once; where one fails the others are stopped again, and its error is raised.
+
+        Raises:
+            BaseException: what a replica's start raised; or why no replica was found, where there is no other.
+        """
+        failure = None if self._finder is None else await self._finder.look()
+        if failure is not None and not self._places:
+            raise failure
         started: list[Place] = []
 
         async def start(place: Place) -> None:
@@ -256,6 +268,11 @@ class Replicas:
             await asyncio.gather(*(place.stop(drain=False) for place in started), return_exceptions=True)
             raise
         self._running, self._closed = True, False
+        if self._probes is not None:
+            for place in self._places.values():
+                self._probes.watch(place)
+        if self._finder is not None:
+            self._finder.begin()
 
     async def stop(self, *, drain: bool = True) -> None:
         """Accepts nothing more and stops all replicas.
@@ -264,11 +281,17 @@ class Replicas:
             drain: what is in hand is answered first; otherwise it ends with `Closed`.
         """
         self._closed, self._running = True, False
+        upkeep = [each for each in (self._finder, self._probes) if each is not None]
+        for each in upkeep:
+            each.cancel()
         places = (*self._places.values(), *self._leaving)
-        _raise_first(await asyncio.gather(*(place.stop(drain=drain) for place in places), return_exceptions=True))
+        outcomes = await asyncio.gather(*(place.stop(drain=drain) for place in places), return_exceptions=True)
+        for each in upkeep:
+            await each.ended()
+        _raise_first(outcomes)
 
     async def add(self, replica: Replica) -> None:
-        """A further replica, which starts slowly; it is started first where the others have been.
+        """A further replica; where the others have been started it is started first, and gets its share slowly.
 
         Raises:
             TypeError, ValueError: no `Replica`, or its name is taken.
@@ -284,7 +307,9 @@ class Replicas:
                 await place.stop(drain=False)
                 self._check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
-        self._put(place, slowly=True)
+        self._put(place, slowly=self._running)
+        if self._running and self._probes is not None:
+            self._probes.watch(place)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Takes a replica out: it is given nothing more, ends what it has, and is stopped where it was started.
@@ -302,6 +327,8 @@ class Replicas:
             raise ValueError(f"{name!r} is the last replica: stop all of them instead")
         place = self._places.pop(name)
         self._earlier_changes += 0 if place.changes is None else place.changes()
+        if self._probes is not None:
+            self._probes.forget(place)
         self._balance.drain(place.slot)
         self._leaving.append(place)
         place.leaving = True
@@ -327,10 +354,14 @@ class Replicas:
         self._balance.settle(now_ns)
         places = (*self._places.values(), *self._leaving)
         return ReplicasStatistics(
-            replicas=tuple(self._statistics_of(place, now_ns) for place in places),
+            replicas=tuple(replica_statistics(place, self._balance, now_ns) for place in places),
             retried=self._retried,
             ejected=self._balance.ejected,
             panics=self._balance.panics,
+            probes=0 if self._probes is None else self._probes.sent,
+            failed_probes=0 if self._probes is None else self._probes.failed,
+            looks=0 if self._finder is None else self._finder.looks,
+            failed_looks=0 if self._finder is None else self._finder.failed,
         )
 
     def __repr__(self) -> str:
@@ -342,7 +373,8 @@ class Replicas:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _first(self) -> Any:
-        return next(iter(self._places.values())).replica.service
+        place = next(iter(self._places.values()), None)
+        return None if place is None else place.replica.service
 
     def _check_new(self, replica: Replica) -> None:
         check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
@@ -384,29 +416,6 @@ class Replicas:
         expected_ns = self._balance.expected_ns(slot, now_ns)
         return answer._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else answer
 
-    def _statistics_of(self, place: Place, now_ns: int) -> ReplicaStatistics:
-        slot = self._balance.slot(place.slot)
-        expected_ns = self._balance.expected_ns(place.slot, now_ns)
-        state = _STATES[slot.state]
-        if state == "active" and self._balance.ramp(place.slot, now_ns) < 1.0:
-            state = "slow_start"
-        return ReplicaStatistics(
-            name=place.replica.name,
-            zone=place.replica.zone,
-            weight=place.replica.weight,
-            state=state,
-            in_flight=slot.in_flight,
-            asked=slot.chosen,
-            answered=slot.succeeded,
-            failed=slot.failed,
-            refused=slot.refused,
-            ejections=slot.ejections,
-            returns_in_s=(slot.until_ns - now_ns) / 1e9 if slot.state == EJECTED else 0.0,
-            latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),
-            expected_s=expected_ns / 1e9 if expected_ns else float("nan"),
-            success=slot.success,
-        )
-
 
 def _raise_first(outcomes: Iterable[object]) -> None:
     for outcome in outcomes:
@@ -427,19 +436,3 @@ def _stream_key(stream_id: Hashable) -> int:
     if type(stream_id) in (str, bytes, int):
         return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
     return hash(stream_id) & _BITS
-
-
-def _penalties(given: object) -> tuple[dict[str, float], float]:
-    what = "a finite number above 1, or a mapping of zone to such numbers"
-    if not isinstance(given, Mapping):
-        return {}, check_number("zone_penalty", given, what, _above_1)
-    checked = {zone: check_number("zone_penalty", value, what, _above_1) for zone, value in given.items()}
-    return checked, 2.0
-
-
-def _above_1(number: float) -> bool:
-    return 1.0 < number < math.inf
-
-
-def _duration_ns(name: str, seconds: object, *, positive: bool = True) -> int:
-    return max(round(min(check_duration(name, seconds, positive=positive), _LONGEST_S) * 1e9), 1 if positive else 0)

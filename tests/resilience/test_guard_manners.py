@@ -8,12 +8,12 @@ import pickle
 import pytest
 
 import streaminfer as si
-from streaminfer.resilience import CircuitBreaker
+from streaminfer.resilience import CircuitBreaker, RateLimit
 from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
 from streaminfer.resilience.hedge import Hedge
 from streaminfer.resilience.retry import RetryBudget
 
-GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge]
+GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge, functools.partial(RateLimit, 1.0)]
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])

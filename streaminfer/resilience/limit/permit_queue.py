@@ -1,0 +1,160 @@
+"""Calls that wait for a permit of a `ConcurrencyLimit`.
+
+*Design.* Waiting calls are kept in the order in which they get permits: the most urgent first, and in the order of
+arrival among equals. A permit that comes back is given at once to the first of them, before any later call can take it,
+and a call that would overtake a waiting one waits behind it. A call that is less urgent sees fewer permits
+(``reserve``), so where there is none for the first there is none for the others.
+
+*Invariants.* While calls wait there is no permit for the first of them. Each call that waits leaves with a permit, with
+an error, or by its cancellation; a permit that was given to a call that is cancelled at the same time is given back.
+
+Threads: calls wait on one event loop at a time; permits may come back from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.errors import DeadlineExceeded
+from streaminfer.resilience._limit_cy import FULL, NEVER
+
+if TYPE_CHECKING:
+    from streaminfer.resilience._limit_guard_cy import LimitCore
+
+__all__ = ["PermitQueue"]
+
+
+class PermitQueue:
+    """The calls that wait for permits of one limit.
+
+    Args:
+        limit: whose permits they wait for.
+        max_wait_ns: how long a call may wait, > 0.
+        max_waiting: how many calls may wait.
+
+    Attributes:
+        abandoned: calls that were cancelled while they waited.
+    """
+
+    def __init__(self, limit: LimitCore, max_wait_ns: int, max_waiting: int) -> None:
+        self._limit = limit
+        self._max_wait_ns = max_wait_ns
+        self._max_waiting = max_waiting
+        self._waiting: list[tuple[int, int, _Waiter]] = []  # by priority, then by number
+        self._serial = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.abandoned = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def has_place(self, deadline_ns: int, now_ns: int) -> bool:
+        """Say whether one more call may wait, and may get a permit before its deadline; changes nothing."""
+        return len(self._waiting) < self._max_waiting and now_ns + self._limit._machine.drain_ns(now_ns) < deadline_ns
+
+    async def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
+        """Return a permit, as ``LimitCore.enter``, after a wait where there is none yet.
+
+        Raises:
+            Overloaded: there was none in the time that a call may wait, or too many calls wait.
+            DeadlineExceeded: there was none before its deadline, or the call would be late.
+            RuntimeError: calls of another event loop wait.
+        """
+        until_ns = NEVER if deadline_ns is None else deadline_ns
+        waits_behind = bool(self._waiting) and self._waiting[0][0] <= priority
+        if not waits_behind and self._limit._machine.look(priority, until_ns, self._limit.now()) != FULL:
+            return self._limit.enter(priority, deadline_ns, request, admission)
+        if len(self._waiting) >= self._max_waiting:
+            return self._limit.enter(priority, deadline_ns, request, admission)  # which refuses it
+        waiter = _Waiter(self._bind_loop(), priority, deadline_ns, request, admission)
+        left_ns = until_ns - self._limit.now()
+        waiter.ends_at_deadline = left_ns <= self._max_wait_ns
+        timer = waiter.future.get_loop().call_later(max(min(left_ns, self._max_wait_ns), 0) / 1e9, self._expire, waiter)
+        entry = (priority, next(self._serial), waiter)
+        bisect.insort(self._waiting, entry)
+        self._give()  # another thread may have given a permit back before this call was seen to wait
+        try:
+            return await waiter.future
+        except BaseException:
+            if not waiter.future.done() or waiter.future.cancelled():
+                self.abandoned += 1
+            elif waiter.future.exception() is None:  # it was cancelled when it had a permit and did not know it
+                self._limit.fail(waiter.future.result(), None, None)
+            raise
+        finally:
+            timer.cancel()
+            place = bisect.bisect_left(self._waiting, entry[:2], key=lambda it: it[:2])
+            if place < len(self._waiting) and self._waiting[place] is entry:
+                del self._waiting[place]
+
+    def freed(self) -> None:
+        """Give a permit that came back to the first call that waits. Thread-safe."""
+        loop = self._loop
+        if not self._waiting or loop is None or loop.is_closed():
+            return
+        if asyncio._get_running_loop() is loop:
+            self._give()
+        else:
+            loop.call_soon_threadsafe(self._give)
+
+    def _give(self) -> None:
+        while self._waiting:
+            priority, _, waiter = self._waiting[0]
+            deadline_ns = NEVER if waiter.deadline_ns is None else waiter.deadline_ns
+            if not waiter.future.done():
+                if self._limit._machine.look(priority, deadline_ns, self._limit.now()) == FULL:
+                    return
+                self._try(waiter)
+            self._waiting.pop(0)
+
+    def _expire(self, waiter: _Waiter) -> None:
+        """The time of a call that waits is over."""
+        if waiter.future.done():
+            return
+        if waiter.ends_at_deadline:
+            self._limit._machine.refuse_late()
+            name = self._limit.called()
+            waiter.future.set_exception(DeadlineExceeded(f"{name} had no place for a call before its deadline"))
+        else:
+            self._try(waiter)
+
+    def _try(self, waiter: _Waiter) -> None:
+        try:
+            permit = self._limit.enter(waiter.priority, waiter.deadline_ns, waiter.request, waiter.admission)
+        except Exception as error:  # noqa: BLE001 - it is raised where the call waits
+            waiter.future.set_exception(error)
+        else:
+            waiter.future.set_result(permit)
+
+    def _bind_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._waiting and self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError(f"calls of another event loop wait for {self._limit.called()}")
+            self._waiting.clear()  # what a closed loop left behind
+            self._loop = loop
+        return loop
+
+
+class _Waiter:
+    """One call that waits."""
+
+    __slots__ = ("admission", "deadline_ns", "ends_at_deadline", "future", "priority", "request")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        priority: int,
+        deadline_ns: int | None,
+        request: Any,
+        admission: Any,
+    ) -> None:
+        self.future: asyncio.Future[int] = loop.create_future()
+        self.priority = priority
+        self.deadline_ns = deadline_ns
+        self.ends_at_deadline = False
+        self.request = request
+        self.admission = admission

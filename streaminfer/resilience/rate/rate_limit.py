@@ -1,0 +1,222 @@
+"""`RateLimit`: so many requests a second of each tenant."""
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, overload
+
+import attrs
+
+from streaminfer._snapshot import Snapshot
+from streaminfer._validation import check_count, check_instance, check_number
+from streaminfer.errors import Overloaded
+from streaminfer.protocols import Clock, P, R, Service
+from streaminfer.resilience._wrapping import refuse_copy
+from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
+from streaminfer.resilience.rate.layers import wrap_with_rate
+from streaminfer.telemetry._guard import atomic
+
+__all__ = ["Rate", "RateLimit", "RateLimitStatistics"]
+
+_MAX_PER_S = 1e6  # an interval is whole nanoseconds: a thousand of them are exact to 0.05 %
+_MIN_PER_S = 1e-6
+_MAX_BURST = 1_000_000
+_MAX_TENANTS = 10_000_000
+_OPERATIONS = ("take", "wait_ns", "set_bucket")
+_Buckets: type[TenantBuckets] = atomic(TenantBuckets, _OPERATIONS)
+
+
+def _check_per_s(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
+    what = f"a number of requests a second from {_MIN_PER_S:g} to {_MAX_PER_S:g}"
+    check_number(attribute.name, value, what, lambda it: _MIN_PER_S <= it <= _MAX_PER_S)
+
+
+def _check_burst(_: Any, attribute: attrs.Attribute[int | None], value: object) -> None:
+    if value is not None:
+        check_count(attribute.name, value, at_most=_MAX_BURST)
+
+
+@attrs.frozen
+class Rate:
+    """A rate and its burst.
+
+    Args:
+        per_s: requests a second in the long run.
+        burst: requests at once, after a pause; ``None``: those of one second, at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    per_s: float = attrs.field(validator=_check_per_s)
+    burst: int | None = attrs.field(default=None, validator=_check_burst)
+
+    def _bucket(self) -> Bucket:
+        burst = max(math.floor(self.per_s), 1) if self.burst is None else int(self.burst)
+        interval_ns = round(1e9 / float(self.per_s))
+        return Bucket(interval_ns, (burst - 1) * interval_ns)
+
+
+@attrs.frozen(kw_only=True)
+class RateLimitStatistics(Snapshot):
+    """Counters of a `RateLimit`, of one moment.
+
+    Counting rule: each request is in exactly one of ``admitted`` and ``refused``.
+
+    Attributes:
+        name: the limit's.
+        admitted: requests that were admitted.
+        refused: requests that were refused.
+        shared: requests that were judged by the bucket that tenants share when there are more than ``max_tenants``.
+        tenants: how many tenants without a rate of their own have a bucket.
+    """
+
+    name: str
+    admitted: int
+    refused: int
+    shared: int
+    tenants: int
+
+    def _repr_html_(self) -> str:
+        counters = ("admitted", "refused", "shared", "tenants")
+        cells = "".join(f"<tr><th>{name}</th><td>{getattr(self, name):,}</td></tr>" for name in counters)
+        return f"<table><caption>{html.escape(self.name or 'rate limit')}</caption>{cells}</table>"
+
+
+class RateLimit:
+    """Admits so many requests a second of each tenant and refuses further ones at once with `Overloaded`.
+
+    It stands in front of a service or a function, with :meth:`wrap` or as a decorator, or is called by hand, with
+    :meth:`acquire` and :meth:`try_acquire`. What shares the object shares the buckets.
+
+    Args:
+        per_s: requests a second of one tenant, in the long run.
+        burst: requests of one tenant at once, after a pause; ``None``: those of one second, at least 1.
+        tenants: tenants with a rate of their own: a `Rate`, or ``None`` for no limit. The key ``None`` is for requests
+            that name no tenant, which share one bucket.
+        max_tenants: so many other tenants are told apart at the same time; those beyond share one bucket. A tenant
+            counts while its bucket is not full.
+        name: for reports and errors.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: any number may use it at once.
+
+    Example:
+        >>> limit = RateLimit(10.0, burst=2)
+        >>> [limit.try_acquire("acme"), limit.try_acquire("acme"), limit.try_acquire("acme"), limit.try_acquire("b")]
+        [True, True, False, True]
+    """
+
+    def __init__(
+        self,
+        per_s: float,
+        *,
+        burst: int | None = None,
+        tenants: Mapping[str | None, Rate | None] | None = None,
+        max_tenants: int = 100_000,
+        name: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        self.rate = Rate(per_s, burst)
+        check_instance("tenants", tenants, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
+        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
+        own: dict[Hashable, Bucket | None] = {tenant: _bucket_of(rate) for tenant, rate in (tenants or {}).items()}
+        self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
+        self.name = name
+        self._clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+
+    @overload
+    def wrap(self, inner: Service, *, by: Callable[..., Hashable] | None = None) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R], *, by: Callable[..., Hashable] | None = None) -> Callable[P, R]: ...
+    def wrap(self, inner: Any, *, by: Callable[..., Hashable] | None = None) -> Any:
+        """Put the limit in front of a service or a function; also what ``@limit`` does.
+
+        Args:
+            inner: a service, or a sync or async function, which stays one.
+            by: returns whose bucket a call draws from: a function of the `Request`, or of a function's arguments.
+                ``None``: the tenant of the request; all calls of a function draw from one bucket.
+
+        Returns:
+            The same kind of object. A limited service keeps ``inner`` and answers ``admission``.
+
+        Raises:
+            TypeError: neither service nor function, or a generator function.
+        """
+        check_instance("by", by, lambda it: it is None or callable(it), "a function or None")
+        return wrap_with_rate(self, inner, by)
+
+    __call__ = wrap
+
+    def try_acquire(self, tenant: Hashable = None) -> bool:
+        """Admit one request of a tenant, if it has not sent too many; say whether."""
+        return self._buckets.take(tenant, self._clock()) == 0
+
+    def acquire(self, tenant: Hashable = None) -> None:
+        """Admit one request of a tenant.
+
+        Raises:
+            Overloaded: it has sent too many; ``retry_after_s`` says when the next one is admitted.
+        """
+        wait_ns = self._buckets.take(tenant, self._clock())
+        if wait_ns:
+            name = f"rate limit {self.name!r}" if self.name else "the rate limit"
+            whose = "requests without a tenant" if tenant is None else f"tenant {tenant!r}"
+            retry_after_s = wait_ns / 1e9
+            raise Overloaded(
+                f"{name} of {whose} is reached; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s
+            )
+
+    def retry_after_s(self, tenant: Hashable = None) -> float:
+        """Return the seconds after which the next request of a tenant is admitted; 0.0: now. Takes nothing."""
+        return self._buckets.wait_ns(tenant, self._clock()) / 1e9
+
+    def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
+        """Give a tenant a rate of its own from now on; ``None``: no limit. What it has drawn remains drawn.
+
+        Raises:
+            TypeError: ``rate`` is neither a `Rate` nor ``None``.
+        """
+        self._buckets.set_bucket(tenant, _bucket_of(rate))
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self._clock = clock
+            self._clock_given = True
+
+    def statistics(self) -> RateLimitStatistics:
+        """Return a frozen snapshot."""
+        buckets = self._buckets
+        return RateLimitStatistics(
+            name=self.name,
+            admitted=buckets.admitted,
+            refused=buckets.refused,
+            shared=buckets.shared,
+            tenants=buckets.tenants,
+        )
+
+    __reduce__ = refuse_copy
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        return f"<RateLimit({name}{self.rate.per_s:g} a second per tenant)>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+
+def _bucket_of(rate: Rate | None) -> Bucket | None:
+    if rate is None:
+        return None
+    check_instance("rate", rate, lambda it: isinstance(it, Rate), "a Rate or None")
+    return rate._bucket()

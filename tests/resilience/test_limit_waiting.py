@@ -1,0 +1,302 @@
+"""Waiting for a permit of a concurrency limit: who is next, for how long, and what becomes of those who leave."""
+
+import asyncio
+import threading
+
+import pytest
+
+import streaminfer as si
+from streaminfer.request import Request
+from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def waiting_limit(loop, **settings):
+    return ConcurrencyLimit(**{"limit": 1, "max_wait_s": 1.0, "clock": loop.clock, **settings})
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_call_gets_the_place_that_comes_back():
+    """A call waits until a place is free, and its permit counts from then on."""
+
+    async def main(loop):
+        limit = waiting_limit(loop)
+        first = await limit.acquire()
+        second = asyncio.ensure_future(limit.acquire())
+        await asyncio.sleep(0.4)
+        seen = limit.statistics()
+        assert (seen.in_flight, seen.waiting, seen.refused) == (1, 1, 0)
+        limit.record(first)
+        limit.release(await second)
+        seen = limit.statistics()
+        assert (seen.in_flight, seen.waiting, seen.answered, seen.released) == (0, 0, 1, 1)
+
+    run(main)
+
+
+def test_a_call_waits_so_long_and_no_longer():
+    """After ``max_wait_s`` it is refused as it would have been at once."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, name="faces", max_wait_s=0.25)
+        await limit.acquire()
+        with pytest.raises(si.Overloaded, match=r"^concurrency limit 'faces' is reached: 1 calls are in flight, of 1"):
+            await limit.acquire(deadline_ns=loop.clock() + 10**9)
+        assert loop.time() == 0.25
+        assert (limit.statistics().refused, limit.statistics().waiting) == (1, 0)
+
+    run(main)
+
+
+def test_the_deadline_ends_the_wait():
+    """A deadline before the end of ``max_wait_s`` ends the wait with DeadlineExceeded."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, name="faces")
+        await limit.acquire()
+        with pytest.raises(si.DeadlineExceeded, match=r"^concurrency limit 'faces' had no place for a call before"):
+            await limit.acquire(deadline_ns=loop.clock() + 50_000_000)
+        assert loop.time() == 0.05
+        assert (limit.statistics().late, limit.statistics().refused) == (1, 0)
+
+    run(main)
+
+
+def test_places_go_by_priority_and_arrival():
+    """The most urgent call is next, equals in the order of arrival, and a later call does not overtake."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, limit=3, reserve=0.0)
+        held = [await limit.acquire() for _ in range(3)]
+        order = []
+
+        async def enter(name, priority):
+            permit = await limit.acquire(priority=priority)
+            order.append(name)
+            held.append(permit)
+
+        tasks = []
+        for name, priority in (("a", 1), ("b", 0), ("c", 1), ("d", 0)):
+            tasks.append(asyncio.ensure_future(enter(name, priority)))
+            await settle()
+        while len(order) < 4:
+            limit.release(held.pop(0))
+            late = asyncio.ensure_future(enter("late", 1))
+            tasks.append(late)
+            await settle()
+        assert order == ["b", "d", "a", "c"]
+        while held:
+            limit.release(held.pop())
+            await settle()
+        await asyncio.gather(*tasks)
+
+    run(main)
+
+
+def test_a_more_urgent_call_passes_those_that_the_reserve_holds():
+    """A call that may use the reserve does not wait behind one that may not."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, limit=2, reserve=0.5)
+        first = await limit.acquire()
+        waits = asyncio.ensure_future(limit.acquire(priority=1))
+        await settle()
+        second = await limit.acquire(priority=0)
+        assert not waits.done()
+        limit.release(first)
+        await settle()
+        assert not waits.done()
+        limit.release(second)
+        assert await waits > 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("gives_back_first", [False, True], ids=["before", "with"])
+def test_a_cancelled_call_leaves_the_queue(gives_back_first):
+    """Cancelled while it waits, or in the step in which it got a place: the next one gets it, and none is lost."""
+
+    async def main(loop):
+        limit = waiting_limit(loop)
+        first = await limit.acquire()
+        leaves = asyncio.ensure_future(limit.acquire())
+        stays = asyncio.ensure_future(limit.acquire())
+        await settle()
+        if gives_back_first:
+            limit.release(first)
+            leaves.cancel()
+        else:
+            leaves.cancel()
+            await settle()
+            limit.release(first)
+        permit = await stays
+        assert leaves.cancelled()
+        limit.release(permit)
+        seen = limit.statistics()
+        assert (seen.in_flight, seen.waiting, seen.abandoned) == (0, 0, 0 if gives_back_first else 1)
+        assert seen.released == (3 if gives_back_first else 2)
+
+    run(main)
+
+
+def test_too_many_that_wait_are_refused_at_once():
+    """Beyond ``max_waiting`` a call is refused without a wait."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, max_waiting=2)
+        await limit.acquire()
+        tasks = [asyncio.ensure_future(limit.acquire()) for _ in range(2)]
+        await settle()
+        with pytest.raises(si.Overloaded):
+            await limit.acquire()
+        assert loop.time() == 0.0
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ends] == [si.Overloaded] * 2
+
+    run(main)
+
+
+def test_a_stack_waits_instead_of_refusing():
+    """Ten requests at once with two places: all are answered, two at a time, however a call ends."""
+
+    async def main(loop):
+        model = ScriptedBackend(*[[1.0], ConnectionError("gone")] * 5, duration_s=0.1)
+        limit = waiting_limit(loop, limit=2)
+        async with si.Stack(limit, model, clock=loop.clock) as service:
+            ends = await asyncio.gather(*(service(1.0) for _ in range(10)), return_exceptions=True)
+        assert sum(isinstance(end, si.BackendError) for end in ends) == 5
+        assert loop.time() == pytest.approx(0.5)
+        assert limit.statistics().in_flight == 0
+
+    run(main)
+
+
+def test_functions_blocks_and_backends_wait():
+    """An async function, ``async with guard()`` and a limited backend wait; a synchronous call is refused."""
+
+    async def main(loop):
+        limit = waiting_limit(loop)
+
+        @limit
+        async def work():
+            await asyncio.sleep(0.1)
+
+        async def block():
+            async with limit.guard():
+                await asyncio.sleep(0.1)
+
+        backend = limit.wrap(ScriptedBackend(duration_s=0.1))
+        batch = si.Batch([1.0], [Request(1.0)])
+        calls = asyncio.gather(work(), block(), work(), backend.infer(batch))
+        await settle()
+        with pytest.raises(si.Overloaded), limit.guard():
+            pass
+        with pytest.raises(si.Overloaded):
+            limit.wrap(lambda: 1)()
+        assert limit.try_acquire() == 0
+        await calls
+        assert loop.time() == pytest.approx(0.4)
+
+    run(main)
+
+
+def test_a_guard_that_waited_in_vain_can_be_entered_again():
+    """A guard is for one call; a refusal is none."""
+
+    async def main(loop):
+        limit = waiting_limit(loop)
+        permit = await limit.acquire()
+        guard = limit.guard()
+        with pytest.raises(si.Overloaded):
+            await guard.__aenter__()
+        limit.release(permit)
+        async with guard:
+            with pytest.raises(RuntimeError, match="a guard is for one call"):
+                await guard.__aenter__()
+
+    run(main)
+
+
+def test_admission_counts_the_places_to_wait_in():
+    """A full limit with a place to wait says yes, unless the deadline is before a place is expected."""
+
+    async def main(loop):
+        limit = waiting_limit(loop, max_waiting=1)
+        limited = limit.wrap(_Answers())
+        for _ in range(12):
+            permit = await limit.acquire()
+            await asyncio.sleep(0.1)
+            limit.record(permit)
+        await limit.acquire()
+        assert limited.admission(Request(1.0), loop.clock()).ok
+        soon = Request(1.0, deadline_ns=loop.clock() + 1000)
+        assert limited.admission(soon, loop.clock()).reason == "overloaded"
+        task = asyncio.ensure_future(limit.acquire())
+        await settle()
+        assert limited.admission(Request(1.0), loop.clock()).reason == "overloaded"
+        task.cancel()
+
+    run(main)
+
+
+class _Answers:
+    async def call(self, request):
+        return si.Response(1.0)
+
+
+def test_a_permit_from_another_thread_wakes_the_loop():
+    """A permit that another thread gives back reaches the call that waits on the loop."""
+
+    async def main():
+        limit = ConcurrencyLimit(limit=1, max_wait_s=30.0)
+        permit = await limit.acquire()
+        waits = asyncio.ensure_future(limit.acquire())
+        await settle()
+        thread = threading.Thread(target=limit.release, args=(permit,))
+        thread.start()
+        assert await waits > 0
+        thread.join()
+
+    asyncio.run(main())
+
+
+def test_another_loop_is_refused_while_calls_wait():
+    """Calls wait on one event loop at a time; what a closed loop left behind is no hindrance."""
+    limit = ConcurrencyLimit(limit=1, max_wait_s=30.0)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(limit.acquire())
+    waits = loop.create_task(limit.acquire())
+    loop.run_until_complete(settle())
+
+    async def other():
+        with pytest.raises(RuntimeError, match="calls of another event loop wait"):
+            await limit.acquire()
+
+    asyncio.run(other())
+    waits.cancel()
+    loop.run_until_complete(settle())
+    loop.close()
+
+    async def after():
+        with pytest.raises(si.DeadlineExceeded):
+            await limit.acquire(deadline_ns=limit.now() + 1000)
+
+    asyncio.run(after())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_wait_s": -1.0}, "max_wait_s: expected a finite number of seconds"),
+        ({"max_waiting": 0}, "max_waiting: expected a whole number ≥ 1"),
+    ],
+)
+def test_wrong_arguments_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ConcurrencyLimit(**settings)

@@ -1,0 +1,297 @@
+"""Rate limits: what a tenant may send, whose bucket a call draws from, and how much is remembered."""
+
+import asyncio
+import inspect
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer.request import Request
+from streaminfer.resilience import Rate, RateLimit
+from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
+from streaminfer.testing import ScriptedBackend, run
+
+S = 1_000_000_000
+SECOND = Bucket(S, 0)
+
+
+@pytest.fixture
+def limit(clock):
+    return RateLimit(10.0, burst=3, clock=clock)
+
+
+# -- one bucket -------------------------------------------------------------------------------------------------
+
+
+def test_a_burst_then_the_rate(limit, clock):
+    """After a pause ``burst`` requests pass at once, then one each ``1 / per_s``."""
+    assert [limit.try_acquire("a") for _ in range(4)] == [True, True, True, False]
+    clock.advance(0.1)
+    assert [limit.try_acquire("a") for _ in range(2)] == [True, False]
+    clock.advance(60.0)
+    assert [limit.try_acquire("a") for _ in range(4)] == [True, True, True, False]
+
+
+def test_retry_after_is_when_the_next_one_passes(limit, clock):
+    """``retry_after_s`` is exact: one nanosecond earlier is refused, then it is admitted."""
+    for _ in range(3):
+        limit.acquire("a")
+    clock.advance(0.03)
+
+    with pytest.raises(si.Overloaded) as refusal:
+        limit.acquire("a")
+
+    assert refusal.value.retry_after_s == limit.retry_after_s("a") == 0.07
+    clock.now_ns += 70_000_000 - 1
+    assert not limit.try_acquire("a")
+    clock.now_ns += 1
+    assert limit.retry_after_s("a") == 0.0
+    assert limit.try_acquire("a")
+
+
+def test_a_refused_request_draws_nothing(limit, clock):
+    """However often a tenant is refused, its next request passes at the same instant."""
+    for _ in range(100):
+        limit.try_acquire("a")
+    clock.advance(0.1)
+    assert limit.try_acquire("a")
+
+
+def test_the_default_burst_is_one_second(clock):
+    """Without ``burst`` the requests of one second pass at once, at least one."""
+    for per_s, burst in ((5.0, 5), (2.5, 2), (0.1, 1)):
+        limit = RateLimit(per_s, clock=clock)
+        assert [limit.try_acquire() for _ in range(burst + 1)] == [True] * burst + [False]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    burst=st.integers(1, 5),
+    gaps=st.lists(st.integers(0, 3 * S), min_size=1, max_size=60),
+)
+def test_no_span_of_time_admits_more_than_burst_and_rate(burst, gaps):
+    """In any span ``t`` at most ``burst + t · per_s`` requests are admitted, and a call that waits as told is admitted."""
+    buckets = TenantBuckets(Bucket(S, (burst - 1) * S), {}, 10)
+    now, admitted = 0, []
+    for gap in gaps:
+        now += gap
+        foretold = buckets.wait_ns("a", now)
+        assert buckets.take("a", now) == foretold
+        if not foretold:
+            admitted.append(now)
+    for first, start in enumerate(admitted):
+        for last in range(first, len(admitted)):
+            assert last - first + 1 <= burst + (admitted[last] - start) / S
+
+
+# -- tenants ----------------------------------------------------------------------------------------------------
+
+
+def test_tenants_do_not_draw_from_each_other(limit):
+    """One tenant that sends too much costs no other tenant a request."""
+    for _ in range(10):
+        limit.try_acquire("a")
+    assert limit.try_acquire("b")
+    assert limit.try_acquire(None)
+
+
+def test_a_tenant_can_have_its_own_rate_or_none(clock):
+    """``tenants`` names rates of single tenants, ``None`` is no limit, and the key ``None`` is for no tenant."""
+    limit = RateLimit(1.0, tenants={"big": Rate(2.0, burst=4), "inside": None, None: Rate(3.0)}, clock=clock)
+    passed = {tenant: sum(limit.try_acquire(tenant) for _ in range(9)) for tenant in ("big", "inside", None, "other")}
+    assert passed == {"big": 4, "inside": 9, None: 3, "other": 1}
+
+
+def test_a_rate_can_change_while_it_runs(limit, clock):
+    """``set_rate`` keeps what the tenant has drawn: nothing is given away by a change."""
+    for _ in range(3):
+        limit.acquire("a")
+    limit.set_rate("a", Rate(1.0, burst=1))
+    clock.advance(0.2)
+    assert not limit.try_acquire("a")
+    clock.advance(0.1)
+    assert limit.try_acquire("a")
+    limit.set_rate("a", None)
+    assert all(limit.try_acquire("a") for _ in range(50))
+
+
+# -- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_bucket_is_forgotten():
+    """A bucket that is full again leaves the table when another tenant comes."""
+    buckets = TenantBuckets(SECOND, {}, 1000)
+    for number in range(1000):
+        buckets.take(number, number * 2 * S)
+    assert buckets.tenants == 1
+    assert len(buckets._heap) == 1
+
+
+def test_a_bucket_in_use_is_never_forgotten():
+    """A tenant cannot get its bucket back by naming others: those beyond the table share one."""
+    buckets = TenantBuckets(Bucket(S, S), {}, 3)
+    assert [buckets.take("a", 0), buckets.take("a", 0)] == [0, 0]
+    passed = sum(buckets.take(number, 0) == 0 for number in range(100))
+    assert passed == 2 + 2  # two places were left, and the shared bucket has a burst of two
+    assert buckets.tenants == 3
+    assert buckets.shared == 98
+    assert buckets.take("a", 0) == S
+    assert buckets.wait_ns("another", 0) == S
+
+
+def test_a_tenant_with_its_own_rate_has_a_place_when_the_table_is_full():
+    """A flood of other tenants does not reach a tenant that was named."""
+    buckets = TenantBuckets(SECOND, {"big": SECOND}, 1)
+    for number in range(10):
+        buckets.take(number, 0)
+    assert buckets.take("big", 0) == 0
+
+
+def test_buckets_used_again_keep_their_place_in_the_heap():
+    """A tenant in use stays, though the instant in the heap has passed; the heap holds one entry for it."""
+    buckets = TenantBuckets(Bucket(S, 10 * S), {}, 100)
+    for second in range(0, 50, 2):
+        for _ in range(3):
+            buckets.take("busy", second * S)
+        buckets.take(second, second * S)
+    assert buckets.tenants == 2
+    assert len(buckets._heap) == 2
+    assert buckets.wait_ns("busy", 48 * S) > 0
+
+
+# -- services and functions -------------------------------------------------------------------------------------
+
+
+def test_a_service_is_limited_by_the_tenant_of_the_request():
+    """In a stack the tenant of each request counts, and the error says whose limit is reached."""
+
+    async def main(loop):
+        limit = RateLimit(1.0, name="faces")
+        async with si.Stack(limit, ScriptedBackend(), clock=loop.clock) as service:
+            await service(1.0, tenant="a")
+            await service(1.0, tenant="b")
+            await service(1.0)
+            with pytest.raises(
+                si.Overloaded, match=r"^rate limit 'faces' of tenant 'a' is reached; retry after 1.000 s$"
+            ):
+                await service(1.0, tenant="a")
+            with pytest.raises(si.Overloaded, match="of requests without a tenant is reached"):
+                await service(1.0)
+            await asyncio.sleep(1.0)
+            await service(1.0, tenant="a")
+            seen = service.statistics().layers["RateLimit"]
+            assert (seen.admitted, seen.refused, seen.tenants) == (4, 2, 3)
+
+    run(main)
+
+
+def test_admission_tells_and_takes_nothing(clock):
+    """``admission`` says what a call would get, with the time to wait, and asks further in where it would pass."""
+    asked = []
+
+    class Inner:
+        async def call(self, request):
+            return si.Response(1.0)
+
+        def admission(self, request, now_ns):
+            asked.append(request)
+            return si.protocols.Admission(False, "closed")
+
+    limit = RateLimit(1.0, clock=clock)
+    limited = limit.wrap(Inner())
+    request = Request(1.0, tenant="a")
+    for _ in range(3):
+        assert limited.admission(request, clock()).reason == "closed"
+    limit.acquire("a")
+    verdict = limited.admission(request, clock())
+    assert (verdict.ok, verdict.reason, verdict.retry_after_s) == (False, "overloaded", 1.0)
+    assert len(asked) == 3
+
+
+def test_another_key_than_the_tenant(clock):
+    """``by`` says whose bucket a request draws from."""
+    limited = RateLimit(1.0, clock=clock).wrap(_Answers(), by=lambda request: request.subject)
+    asyncio.run(limited.call(Request(1.0, tenant="a", subject="x")))
+    asyncio.run(limited.call(Request(1.0, tenant="a", subject="y")))
+    with pytest.raises(si.Overloaded, match="tenant 'x'"):
+        asyncio.run(limited.call(Request(1.0, tenant="b", subject="x")))
+
+
+class _Answers:
+    async def call(self, request):
+        return si.Response(1.0)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_function_stays_what_it_is(clock, is_async):
+    """A function is limited as one bucket, or by ``by`` of its arguments, and stays sync or async."""
+
+    def plain(user, x):
+        return x
+
+    async def other(user, x):
+        return x
+
+    function = other if is_async else plain
+
+    def call(limited, *arguments):
+        result = limited(*arguments)
+        return asyncio.run(result) if is_async else result
+
+    limit = RateLimit(1.0, clock=clock)
+    by_user = limit.wrap(function, by=lambda user, x: user)
+    assert inspect.iscoroutinefunction(by_user) is is_async
+    assert by_user.__name__ == function.__name__
+    assert call(by_user, "a", 1) == 1
+    assert call(by_user, "b", 2) == 2
+    with pytest.raises(si.Overloaded):
+        call(by_user, "a", 3)
+    for_all = RateLimit(1.0, clock=clock)(function)
+    assert call(for_all, "a", 1) == 1
+    with pytest.raises(si.Overloaded):
+        call(for_all, "b", 1)
+
+
+def test_threads_get_no_more_than_the_burst(clock):
+    """Threads that draw at the same time get exactly the burst between them."""
+    limit = RateLimit(1.0, burst=500, clock=clock)
+    passed = []
+
+    def draw():
+        passed.append(sum(limit.try_acquire("a") for _ in range(300)))
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(passed) == 500
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RateLimit(0.0), "per_s: expected a number of requests a second"),
+        (lambda: RateLimit(True), "per_s: expected a number of requests a second"),
+        (lambda: RateLimit(1.0, burst=0), "burst: expected a whole number ≥ 1, got 0"),
+        (lambda: RateLimit(1.0, tenants=["a"]), "tenants: expected a mapping or None"),
+        (lambda: RateLimit(1.0, tenants={"a": 5.0}), "rate: expected a Rate or None, got 5.0"),
+        (lambda: RateLimit(1.0, max_tenants=0), "max_tenants: expected a whole number ≥ 1"),
+        (lambda: RateLimit(1.0, name=3), "name: expected a string"),
+        (lambda: RateLimit(1.0, clock=3), "clock: expected a callable or None"),
+        (lambda: RateLimit(1.0).wrap(_Answers(), by=3), "by: expected a function or None"),
+        (lambda: RateLimit(1.0).wrap(ScriptedBackend()), "inner: expected a service or a function"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_a_stack_with_the_limit_under_the_batcher_says_why():
+    """A batch has rows of several tenants."""
+    with pytest.raises(TypeError, match="rows of several tenants"):
+        si.Stack(si.AdaptiveBatcher(max_batch_size=2), RateLimit(1.0), ScriptedBackend())

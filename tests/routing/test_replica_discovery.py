@@ -1,0 +1,231 @@
+"""Discovery by DNS: replicas come and go as a name resolves, and stay when it does not."""
+
+import asyncio
+import socket
+
+import pytest
+
+import streaminfer as si
+from streaminfer.routing import DnsDiscovery, HealthCheck, Replica, Replicas
+from streaminfer.testing import ScriptedBackend, run
+
+
+class Names:
+    """A resolver that says what the test wrote, and the fleet that follows it."""
+
+    def __init__(self, loop, *addresses, static=(), **settings):
+        self.says = list(addresses)
+        self.asked = []
+        self.made = {}
+        self.refuses = set()
+        self.duration_s = 0.001
+        found = DnsDiscovery("models", self.make, interval_s=10.0, timeout_s=2.0, resolve=self.resolve)
+        self.replicas = Replicas(
+            *(Replica(name, self.service(name)) for name in static),
+            discovery=found, seed=1, slow_start_s=0.0, clock=loop.clock, **settings,
+        )  # fmt: skip
+
+    async def resolve(self, host):
+        self.asked.append(host)
+        if isinstance(self.says, BaseException):
+            raise self.says
+        if self.says == "hangs":
+            await asyncio.get_running_loop().create_future()
+        return self.says
+
+    def service(self, name):
+        self.made[name] = si.Stack(ScriptedBackend(duration_s=lambda rows: self.duration_s))
+        return self.made[name]
+
+    def make(self, address):
+        if address in self.refuses:
+            raise ConnectionError(f"{address} is not there")
+        return Replica(f"face {address}", self.service(address))
+
+    def names(self):
+        return [replica.name.removeprefix("face ") for replica in self.replicas.statistics().replicas]
+
+
+def test_replicas_come_and_go_as_the_name_resolves():
+    """New addresses get a replica, those that are gone are stopped, and requests go on in between."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2", "10.0.0.1")
+        async with si.Stack(names.replicas, clock=loop.clock) as service:
+            assert names.names() == ["10.0.0.1", "10.0.0.2"]
+            await service(1.0)
+            names.says = ["10.0.0.2", "10.0.0.3"]
+            await asyncio.sleep(9.0)
+            assert names.names() == ["10.0.0.1", "10.0.0.2"]
+            await asyncio.sleep(1.5)
+            assert names.names() == ["10.0.0.2", "10.0.0.3"]
+            assert not names.made["10.0.0.1"].ready
+            assert names.made["10.0.0.3"].ready
+            names.says = ["10.0.0.4"]  # all at once
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.4"]
+            await service(1.0)
+        assert names.asked == ["models"] * 3
+        assert names.replicas.statistics().looks == 3
+
+    run(main)
+
+
+@pytest.mark.parametrize("says", [socket.gaierror("no server"), [], "hangs", asyncio.CancelledError()], ids=repr)
+def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
+    """A name server that is down, answers nothing or hangs takes no replica away; one warning says so."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", "10.0.0.2")
+        async with si.Stack(names.replicas, clock=loop.clock) as service:
+            names.says = says
+            await asyncio.sleep(40.0)
+            assert names.names() == ["10.0.0.1", "10.0.0.2"]
+            await service(1.0)
+            assert names.replicas.statistics().failed_looks >= 3
+            names.says = ["10.0.0.2", "10.0.0.5"]
+            await asyncio.sleep(15.0)
+            assert names.names() == ["10.0.0.2", "10.0.0.5"]
+
+    run(main)
+    assert len(caplog.records) == 1
+    assert caplog.records[0].message.startswith("'models' was not resolved: the replicas stay as they are")
+
+
+def test_the_first_look_comes_with_the_start():
+    """Without another replica a start needs an address, and says why there is none; a later start finds it."""
+
+    async def main(loop):
+        names = Names(loop)
+        names.says = socket.gaierror("no server")
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        with pytest.raises(socket.gaierror, match="no server"):
+            await stack.start()
+        with pytest.raises(si.Closed, match="these replicas do not run"):
+            await names.replicas.call(si.Request(1.0))
+        assert names.replicas.admission(si.Request(1.0), loop.clock()).reason == "closed"
+        names.says = ["10.0.0.1"]
+        async with stack as service:
+            await service(1.0)
+
+    run(main)
+
+
+def test_replicas_that_were_given_are_never_removed():
+    """Those of the constructor stay, whatever the name says, and serve where it is not resolved at the start."""
+
+    async def main(loop):
+        names = Names(loop, static=["own"])
+        async with si.Stack(names.replicas, clock=loop.clock) as service:
+            assert names.names() == ["own"]
+            await service(1.0)
+            names.says = ["10.0.0.1"]
+            await asyncio.sleep(10.5)
+            assert names.names() == ["own", "10.0.0.1"]
+            names.says = ["10.0.0.2"]
+            await asyncio.sleep(10.5)
+            assert names.names() == ["own", "10.0.0.2"]
+
+    run(main)
+
+
+def test_a_replica_that_cannot_be_made_is_tried_again(caplog):
+    """It leaves the others as they are, and the last one in place; the next look tries again."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        async with si.Stack(names.replicas, clock=loop.clock):
+            names.says, names.refuses = ["10.0.0.2"], {"10.0.0.2"}
+            await asyncio.sleep(10.5)
+            assert names.names() == ["10.0.0.1"]
+            names.refuses = set()
+            await asyncio.sleep(10.5)
+            assert names.names() == ["10.0.0.2"]
+
+    run(main)
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        "the replica at '10.0.0.2' could not be added"
+    ]
+
+
+def test_a_replica_that_drains_holds_up_no_look():
+    """Its request is answered, while later looks add others; at a stop it is waited for like the others."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1")
+        names.duration_s = 60.0
+        async with si.Stack(names.replicas, clock=loop.clock) as service:
+            slow = asyncio.ensure_future(service(1.0))
+            await asyncio.sleep(0.1)
+            names.says = ["10.0.0.2"]
+            await asyncio.sleep(11.0)
+            names.says = ["10.0.0.2", "10.0.0.3"]
+            await asyncio.sleep(10.0)
+            assert names.names() == ["10.0.0.2", "10.0.0.3", "10.0.0.1"]
+            assert names.replicas.statistics()["face 10.0.0.1"].state == "draining"
+            assert await slow == 1.0
+            await asyncio.sleep(1.0)
+            assert names.names() == ["10.0.0.2", "10.0.0.3"]
+
+    run(main)
+
+
+def test_nothing_outlives_the_stop():
+    """Looks, also one that hangs, and replicas that leave end with the stop."""
+
+    async def main(loop):
+        names = Names(loop, "10.0.0.1", health=HealthCheck(_probe))
+        before = asyncio.all_tasks()
+        stack = si.Stack(names.replicas, clock=loop.clock)
+        await stack.start()
+        names.says = ["10.0.0.2"]
+        await asyncio.sleep(10.0)
+        names.says = "hangs"
+        await asyncio.sleep(11.0)
+        await stack.stop()
+        assert asyncio.all_tasks() == before
+        asked = len(names.asked)
+        await asyncio.sleep(60.0)
+        assert len(names.asked) == asked
+
+    run(main)
+
+
+async def _probe(replica):
+    """Do nothing."""
+
+
+def test_the_system_resolves_in_a_thread():
+    """Without a resolver of its own the name is resolved as the system does, each address once."""
+    made = []
+
+    def make(address):
+        made.append(address)
+        return Replica(address, si.Stack(ScriptedBackend()))
+
+    async def main():
+        replicas = Replicas(discovery=DnsDiscovery("localhost", make))
+        async with si.Stack(replicas) as service:
+            await service(1.0)
+
+    asyncio.run(main())
+    assert made
+    assert set(made) <= {"127.0.0.1", "::1"}
+    assert len(set(made)) == len(made)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DnsDiscovery("", _probe), "host: expected a name, not empty"),
+        (lambda: DnsDiscovery("a", 3), "make: expected a function"),
+        (lambda: DnsDiscovery("a", _probe, resolve=3), "resolve: expected a function"),
+        (lambda: DnsDiscovery("a", _probe, interval_s=0.0), "interval_s: expected a finite number of seconds > 0"),
+        (lambda: DnsDiscovery("a", _probe, timeout_s=0.0), "timeout_s: expected a finite number of seconds > 0"),
+        (lambda: Replicas(discovery=3), "discovery: expected a DnsDiscovery or None"),
+        (Replicas, "replicas: expected at least one Replica"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
