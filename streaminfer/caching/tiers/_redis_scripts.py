@@ -11,7 +11,7 @@ entries (``SCAN``, which gives everything that is there from its beginning to it
 
 **A put that comes too late.** A server that stalls may do what it was asked long after the caller gave up, and after an
 erasure that another connection brought. So a put asks for the random bytes first, and its script does nothing if they
-have changed or are gone by then: what was begun before an erasure has no effect after it, whoever erased.
+have changed or are gone by then: what was begun before an erasure has no effect after it, whichever process erased.
 """
 
 from __future__ import annotations

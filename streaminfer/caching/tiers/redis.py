@@ -125,6 +125,8 @@ class RedisTier:
         self._max_connections = check_count("max_connections", max_connections)
         self._max_value_bytes = check_count("max_value_bytes", max_value_bytes)
         self.namespace = namespace
+        parts = urlsplit(url)
+        self.place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path} {namespace}"
         self.keys = keys
         self.encrypted = keys is not None
         self._records = Records(keys)
