@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         verify_file,
     )
     from streaminfer.caching.retention_report import ReportedHolding, RetentionReport, build_report
-    from streaminfer.caching.sweeping import LoopSweep
 
 __all__ = [
     "CacheEvent",
@@ -29,7 +28,6 @@ __all__ = [
     "Erasure",
     "FlightStatistics",
     "Holding",
-    "LoopSweep",
     "ReportedHolding",
     "Retention",
     "RetentionEvent",
@@ -50,7 +48,6 @@ _HOMES = {
     "Erasure": "erasure",
     "FlightStatistics": "flight_shells",
     "Holding": "retention",
-    "LoopSweep": "sweeping",
     "ReportedHolding": "retention_report",
     "Retention": "retention",
     "RetentionEvent": "retention_log",

@@ -47,9 +47,9 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     size see fresh entries only. Iterating, and ``keys()``, ``values()`` and ``items()``, go over a snapshot, the next
     to be evicted first, and count as no use; the cache may change meanwhile.
 
-    Expired entries leave memory within 0.25 s after their time, whether the cache is used or not (``sweeping`` has the
-    rules): by a timer where an event loop looks after the cache, else by one daemon thread for all caches. A cache with
-    a ``clock`` of its own is swept when values are stored, by :meth:`expire`, and by a loop, but not by the thread.
+    Expired entries leave memory within 0.25 s after their time, whether the cache is used or not: one daemon thread
+    sweeps all caches (``sweeping`` has the rules). A cache with a ``clock`` is swept when values are stored and by
+    :meth:`expire`, but not by the thread.
 
     Args:
         maxsize: how many entries it may hold, stale ones and failures included; ``None``: any number.
@@ -101,7 +101,6 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         "_policy",
         "_secret",
         "_settings",
-        "_sweeper",
         "tiers",
     )
 
@@ -151,7 +150,6 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         )
         self._clock_given = clock is not None
         self._heard = CacheEvents()
-        self._sweeper: Any = None
         self._flights: Any = None
         self._ledger: Ledger | None = None
         if retention is not None and retention.log is not None:
@@ -166,7 +164,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             from streaminfer.caching.tiered import Tiers  # noqa: PLC0415 - only with tiers
 
             self.tiers = Tiers(several, self, ttl_ns=ttl_ns, stale_ns=stale_ns, policy=retention, ledger=self._ledger)
-        self.swept_by(None)
+        self._await_sweep()
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -412,23 +410,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         if not self._clock_given:
             self._clock_given = True
             self.clock = clock
-            self.swept_by(self._sweeper)
+            self._await_sweep()
 
-    @property
-    def swept_by_thread(self) -> bool:
-        """Whether no event loop looks after expired entries."""
-        return self._sweeper is None
-
-    def swept_by(self, sweeper: Any) -> None:
-        """Says who looks after expired entries while the cache is idle.
-
-        Args:
-            sweeper: has ``wake(cache, at_ns)``, as ``sweeping.LoopSweep`` does; ``None``: the thread, unless the cache
-                has a clock of its own.
-        """
-        self._sweeper = sweeper
-        if sweeper is None and self.clock is not None:
-            self.wake_ns = -1  # nobody: no entry goes before this
+    def _await_sweep(self) -> None:
+        """Has the thread sweep what is due, unless the cache has a clock that the thread cannot read."""
+        if self.clock not in (None, monotonic_ns):
+            self.wake_ns = -1  # no entry goes before this
             return
         self.wake_ns = NEVER
         next_ns = self.sweep(self.now(), 0)
@@ -437,11 +424,9 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self._wake(next_ns)
 
     def _wake(self, at_ns: int) -> None:
-        sweeper = self._sweeper
-        if sweeper is None:
-            from streaminfer.caching.sweeping import THREAD as sweeper  # noqa: N811, PLC0415 - only where something expires
+        from streaminfer.caching.sweeping import THREAD  # noqa: PLC0415 - only where something expires
 
-        sweeper.wake(self, at_ns)
+        THREAD.wake(self, at_ns)
 
     def sweep(self, now_ns: int, limit: int) -> int:
         """Frees what is due, and has it recorded where the policy has a log; for who sweeps."""

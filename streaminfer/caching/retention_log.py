@@ -8,8 +8,8 @@ who knows the name and has the secret, and nobody is named by the file. The chai
 the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
 in another system's log once a day); what was done by somebody who has the secret; that something was never recorded.
 
-*Bounded*: memory holds the latest ``keep`` events, totals of those before, and every erasure that failed and has not
-been made since. A file grows: some 350 bytes a record.
+*Bounded*: memory holds the latest 10,000 events, totals of all, and every erasure that failed and has not been made
+since. A file grows: some 350 bytes a record.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ ACTIONS: dict[Action, str] = {
 
 _DURABLE = frozenset({"erased", "erase_failed"})
 _LEAST_SECRET = 16
+_MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
 
@@ -88,7 +89,6 @@ class RetentionLog:
         path: of a file of JSON lines, made if missing; ``None``: memory only, gone with the process.
         secret: at least 16 secret bytes, the same each time the file is opened; it hides names and seals the chain, so
             keep it where the log's readers cannot get it. A log in memory makes its own.
-        keep: how many events memory holds, ≥ 1.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
     Raises:
@@ -111,7 +111,6 @@ class RetentionLog:
         path: str | os.PathLike[str] | None = None,
         *,
         secret: bytes | None = None,
-        keep: int = 10_000,
         wall_clock: Clock | None = None,
     ) -> None:
         if path is not None and not isinstance(path, (str, os.PathLike)):
@@ -128,8 +127,7 @@ class RetentionLog:
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # in front of the first event that memory holds
         self._kept: deque[RetentionEvent] = deque()
-        self._keep = check_count("keep", keep)
-        self._forgotten: dict[tuple[str, str, str], RetentionTotal] = {}
+        self._totals: dict[tuple[str, str, str], RetentionTotal] = {}
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
@@ -213,15 +211,9 @@ class RetentionLog:
 
     @property
     def events(self) -> tuple[RetentionEvent, ...]:
-        """The latest events, at most ``keep``, oldest first."""
+        """The latest events, at most 10,000, oldest first."""
         with self._locked():
             return tuple(self._kept)
-
-    @property
-    def forgotten(self) -> tuple[RetentionTotal, ...]:
-        """Totals of the events before those."""
-        with self._locked():
-            return tuple(self._forgotten.values())
 
     @property
     def pending(self) -> tuple[RetentionEvent, ...]:
@@ -232,10 +224,7 @@ class RetentionLog:
     def totals(self) -> tuple[RetentionTotal, ...]:
         """How often each action was recorded, by place and class, since the log began."""
         with self._locked():
-            totals = dict(self._forgotten)
-            for event in self._kept:
-                add_to(totals, event)
-        return tuple(totals.values())
+            return tuple(self._totals.values())
 
     def pseudonym(self, subject: str) -> str:
         """What stands in the log for a subject.
@@ -301,11 +290,10 @@ class RetentionLog:
     def _absorb(self, event: RetentionEvent) -> None:
         """An event that is in the log, this process's or another's."""
         note_pending(self._pending, event)
+        add_to(self._totals, event)
         self._kept.append(event)
-        if len(self._kept) > self._keep:
-            oldest = self._kept.popleft()
-            self._before.advance(oldest)
-            add_to(self._forgotten, oldest)
+        if len(self._kept) > _MOST_KEPT:
+            self._before.advance(self._kept.popleft())
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # a fork: whoever held the lock is not here to let go
