@@ -31,11 +31,14 @@ if TYPE_CHECKING:
         CircuitOpen,
         Closed,
         DeadlineExceeded,
+        ErasureHeld,
         InvalidInput,
         MissingExtra,
         Overloaded,
         StreamInferError,
     )
+    from streaminfer.privacy_checklist import privacy_checklist
+    from streaminfer.processing_record import record_of_processing
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
@@ -56,6 +59,7 @@ __all__ = [
     "DeadlineExceeded",
     "DecisionLog",
     "EdgeCache",
+    "ErasureHeld",
     "FallbackRouter",
     "Hedge",
     "InvalidInput",
@@ -82,6 +86,8 @@ __all__ = [
     "caching",
     "content_key",
     "errors",
+    "privacy_checklist",
+    "record_of_processing",
     "resilience",
     "routing",
     "simulate",
@@ -109,6 +115,7 @@ _HOMES = {
     "DeadlineExceeded": "errors",
     "DecisionLog": "batching",
     "EdgeCache": "caching",
+    "ErasureHeld": "errors",
     "FallbackRouter": "routing",
     "Hedge": "resilience",
     "InvalidInput": "errors",
@@ -131,6 +138,8 @@ _HOMES = {
     "Trace": "batching",
     "TritonBackend": "backends",
     "audit": "auditing",
+    "privacy_checklist": "privacy_checklist",
+    "record_of_processing": "processing_record",
     "content_key": "caching",
     "simulate": "batching",
     "warmup": "_warmup",

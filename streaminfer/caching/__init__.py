@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.flight_shells import FlightStatistics
     from streaminfer.caching.keys import content_key
-    from streaminfer.caching.retention import Holding, Retention
+    from streaminfer.caching.retention import Holding, Residual, Retention
     from streaminfer.caching.retention_log import (
         RetentionEvent,
         RetentionLog,
@@ -29,6 +29,7 @@ __all__ = [
     "FlightStatistics",
     "Holding",
     "ReportedHolding",
+    "Residual",
     "Retention",
     "RetentionEvent",
     "RetentionLog",
@@ -49,6 +50,7 @@ _HOMES = {
     "FlightStatistics": "flight_shells",
     "Holding": "retention",
     "ReportedHolding": "retention_report",
+    "Residual": "retention",
     "Retention": "retention",
     "RetentionEvent": "retention_log",
     "RetentionLog": "retention_log",

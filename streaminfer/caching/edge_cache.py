@@ -20,6 +20,7 @@ from streaminfer.protocols import Clock, P, R, Service
 if TYPE_CHECKING:
     from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
+    from streaminfer.caching.custody import Custody
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
@@ -95,6 +96,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     __slots__ = (
         "__weakref__",
         "_clock_given",
+        "_custody",
         "_flights",
         "_heard",
         "_ledger",
@@ -157,6 +159,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
             self._ledger = Ledger(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
+        self._custody: Custody | None = None
+        if retention is not None:
+            from streaminfer.caching.custody import Custody  # noqa: PLC0415 - only with a policy
+
+            self._custody = Custody(retention, self, self._ledger)
+            self._heard.listen(self, self._custody.hear)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: Tiers | None = None
@@ -311,16 +319,21 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         Raises:
             TypeError: neither or both, or no string.
+            ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
         from streaminfer.caching.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
+        if self._custody is not None:
+            self._custody.check(subject, tag)
         if self.tiers is not None:
             return self.tiers.erase(subject, tag, partial(self._erase_memory, subject, tag))
         return Erasure({"memory": self._erase_memory(subject, tag)}, {}, True)
 
     def _erase_memory(self, subject: str | None, tag: str | None) -> int:
         count: int = self.erase_labelled(subject, tag)
+        if self._custody is not None:
+            count += self._custody.erase(subject, tag)
         if self._ledger is not None:
             self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
         return count
@@ -431,6 +444,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     def sweep(self, now_ns: int, limit: int) -> int:
         """Frees what is due, and has it recorded where the policy has a log; for who sweeps."""
         next_ns = super().sweep(now_ns, limit)
+        if self._custody is not None and self._custody.entries:
+            next_ns = min(next_ns, self._custody.settle(now_ns))
         if self._ledger is not None:
             self._ledger.flush()
         return next_ns

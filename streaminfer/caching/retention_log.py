@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,13 @@ ACTIONS: dict[Action, str] = {
     "erase_failed": "somebody asked for it, and it may still be there",
     "purged": "its time had passed, and it was removed from the medium",
     "refused": "it was not kept: the policy does not allow it there",
+    "held": "a legal hold began: by subject or class",
+    "released": "that hold ended",
+    "erase_held": "somebody asked for it, and a legal hold or a minimum age forbids it",
 }
 """What can be recorded, in words."""
 
-_DURABLE = frozenset({"erased", "erase_failed"})
+_DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _LEAST_SECRET = 16
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
@@ -129,6 +132,7 @@ class RetentionLog:
         self._kept: deque[RetentionEvent] = deque()
         self._totals: dict[tuple[str, str, str], RetentionTotal] = {}
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
+        self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
     def record(
@@ -217,9 +221,26 @@ class RetentionLog:
 
     @property
     def pending(self) -> tuple[RetentionEvent, ...]:
-        """The latest failure of each erasure that has not succeeded since, however long ago."""
+        """The latest failure of each erasure that has not succeeded since, however long ago; those held included."""
         with self._locked():
             return tuple(self._pending.values())
+
+    @property
+    def holds(self) -> tuple[RetentionEvent, ...]:
+        """The legal holds that have begun and not ended, those of earlier and other processes too."""
+        return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
+
+    def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
+        """Whether a legal hold is about an entry."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
+
+    def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
+        """The legal holds that an erasure may touch. Entries of a subject may be of any class, and the reverse."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
 
     def totals(self) -> tuple[RetentionTotal, ...]:
         """How often each action was recorded, by place and class, since the log began."""
@@ -291,6 +312,11 @@ class RetentionLog:
         """An event that is in the log, this process's or another's."""
         note_pending(self._pending, event)
         add_to(self._totals, event)
+        if event.action == "held":
+            self._holds = {**self._holds, (event.subject, event.data_class): event}
+        elif event.action == "released":
+            ended = (event.subject, event.data_class)
+            self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
         self._kept.append(event)
         if len(self._kept) > _MOST_KEPT:
             self._before.advance(self._kept.popleft())
@@ -326,9 +352,9 @@ def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str],
 
 
 def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
-    """Keeps the latest failure of each erasure until the same succeeds in the same place."""
+    """Keeps the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
     asked = (event.where, event.subject, event.tag)
-    if event.action == "erase_failed":
+    if event.action in {"erase_failed", "erase_held"}:
         pending[asked] = event
     elif event.action == "erased":
         pending.pop(asked, None)

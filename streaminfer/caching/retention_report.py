@@ -4,8 +4,9 @@ It is made of three things that know nothing of each other: the policy, an inven
 holds numbers, names of classes and places, and keyed hashes of subjects; no data and no names of persons.
 
 Each holding is ``within`` its class's maximum age; or ``due``: older, but by no more than the place may take to remove
-what has expired (the purge bound, stated with it); or ``over``, which is a violation; ``empty``; or ``unknown``: the
-place cannot say (a Redis server that holds very much). What cannot be known is never called good.
+what has expired (the purge bound, stated with it); or ``held``: older still, and a legal hold or a minimum age may be
+why; or ``over``, which is a violation; ``empty``; or ``unknown``: the place cannot say (a Redis server that holds very
+much). What cannot be known is never called good.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import attrs
 
 from streaminfer._validation import check_duration, check_instance
 from streaminfer.caching._retention_page import age, html_table, instant, list_of, page, size, text_table
+from streaminfer.caching.custody import PRESERVED
 from streaminfer.caching.retention import Holding, Retention, Rule
 from streaminfer.caching.retention_log import (
     RetentionEvent,
@@ -40,7 +42,7 @@ that runs with its usual ``purge_every_s``."""
 _SCHEMA = "streaminfer.retention-report"
 _VERSION = 1
 _ON_A_PAGE = 500
-_MARKS = {"within": "good", "empty": "good", "due": "so", "unknown": "so", "over": "bad"}
+_MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
 _HOLDINGS = ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound")
 _EVENTS = ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason")
 _TOTALS = ("action", "where", "class", "entries", "records", "first", "last")
@@ -58,7 +60,7 @@ class ReportedHolding:
         size_bytes: what they take; ``None``: not known.
         max_age_s: what the policy allows, seconds; ``None``: it has no such class.
         purge_bound_s: how much longer the place may hold what has expired.
-        state: ``"within"``, ``"due"``, ``"over"``, ``"empty"`` or ``"unknown"``.
+        state: ``"within"``, ``"due"``, ``"held"``, ``"over"``, ``"empty"`` or ``"unknown"``.
     """
 
     where: str
@@ -82,6 +84,7 @@ class RetentionReport:
         totals: how often what was recorded.
         erasures: the erasures that were made, oldest first, as far back as the events went.
         pending: erasures that failed and have not been made since: what they were to erase may still be there.
+        holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
         log: whether the log is whole, and its head; ``None``: the events came without a log.
     """
 
@@ -92,6 +95,7 @@ class RetentionReport:
     erasures: tuple[RetentionEvent, ...]
     pending: tuple[RetentionEvent, ...]
     log: Verification | None
+    holds: tuple[RetentionEvent, ...] = ()
 
     @property
     def violations(self) -> list[str]:
@@ -106,9 +110,12 @@ class RetentionReport:
             elif it.max_age_s is None and it.entries:
                 found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
         for event in self.pending:
+            if event.action == "erase_held" and self.holds:
+                continue
             asked = f"subject {event.subject}" if event.tag is None else f"tag {event.tag!r}"
+            what = "was held" if event.action == "erase_held" else "failed"
             found.append(
-                f"an erasure in {event.where} ({asked}) failed on {instant(event.at_ns)} and is still to be made: "
+                f"an erasure in {event.where} ({asked}) {what} on {instant(event.at_ns)} and is still to be made: "
                 f"{event.reason}"
             )
         if self.log is not None and not self.log.ok:
@@ -127,6 +134,7 @@ class RetentionReport:
             "totals": [attrs.asdict(it) for it in self.totals],
             "erasures": [event.to_dict() for event in self.erasures],
             "pending": [event.to_dict() for event in self.pending],
+            "holds": [event.to_dict() for event in self.holds],
             "log": None if self.log is None else attrs.asdict(self.log),
         }
 
@@ -157,7 +165,8 @@ class RetentionReport:
         parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
         sections = [
             ("What is kept", _HOLDINGS, self._holdings()),
-            ("The policy", ("class", "maximum age", "encrypted", "disk", "shared tiers"), self._rules()),
+            ("The policy", ("class", "maximum age", "minimum age", "encrypted", "disk", "shared tiers"), self._rules()),
+            ("Legal holds", _EVENTS, _event_rows(self.holds)),
             ("Erasures still to be made", _EVENTS, _event_rows(self.pending)),
             ("Erasures", _EVENTS, _event_rows(self.erasures[-_ON_A_PAGE:])),
             ("All that went", _TOTALS, self._totals()),
@@ -203,6 +212,7 @@ class RetentionReport:
             (
                 rule.data_class or "(default)",
                 age(rule.max_age_s),
+                age(rule.min_age_s) if rule.min_age_s else "–",
                 "on tiers" if rule.encrypt else "where a tier does",
                 "allowed" if rule.allow_disk else "not allowed",
                 "allowed" if rule.allow_shared else "not allowed",
@@ -251,11 +261,12 @@ def build_report(
     totals: dict[tuple[str, str, str], RetentionTotal] = {}
     pending: dict[Any, RetentionEvent] = {}
     verification = None
+    holds: tuple[RetentionEvent, ...] = ()
     if isinstance(events, RetentionLog):
         verification = events.verify()
         if verification.ok:
             events.refresh()
-        seen, still, counted = events.events, events.pending, events.totals()
+        seen, still, counted, holds = events.events, events.pending, events.totals(), events.holds
     else:
         seen = tuple(events)
         for event in seen:
@@ -265,27 +276,30 @@ def build_report(
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
-        holdings=tuple(_judged(policy, it, bounds) for it in sorted(inventory, key=_where_and_class)),
+        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
         totals=tuple(sorted(counted, key=lambda it: (it.action, it.where, it.data_class))),
         erasures=tuple(event for event in seen if event.action == "erased"),
         pending=still,
         log=verification,
+        holds=holds,
     )
 
 
-def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float]) -> ReportedHolding:
+def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], held: bool) -> ReportedHolding:
     max_age_s = None
     if holding.data_class == "" or holding.data_class in policy.classes:
         max_age_s = policy.rule((holding.data_class,)).max_age_s
     bound_s = bounds.get(holding.where, 0.0)
-    if holding.entries == 0:
+    if holding.where == PRESERVED:
+        state = "held"
+    elif holding.entries == 0:
         state = "empty"
     elif max_age_s is None or holding.oldest_age_s is None:
         state = "unknown"
     elif holding.oldest_age_s < max_age_s:  # expired means now ≥ expiry
         state = "within"
     else:
-        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "over"
+        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import stat
 import threading
+from typing import get_args
 from unittest import mock
 
 import attrs
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer.caching import _retention_file, retention_log
+from streaminfer.caching.retention import Action
 from streaminfer.caching.retention_log import ACTIONS, RetentionLog, verify_file
 from streaminfer.errors import BackendError
 
@@ -369,8 +371,9 @@ def test_erasures_are_on_the_disk_before_the_call_returns_and_expiries_need_not_
     for action in ACTIONS:
         before = len(synced)
         log.record(action, where="m", data_class="", count=1, reason="")
-        assert len(synced) - before == (action in {"erased", "erase_failed"}), action
-        assert action not in {"erased", "erase_failed"} or synced[-1] == path.stat().st_size
+        durable = action in {"erased", "erase_failed", "held", "released", "erase_held"}
+        assert len(synced) - before == durable, action
+        assert not durable or synced[-1] == path.stat().st_size
 
 
 def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
@@ -590,7 +593,9 @@ def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there(monkeypatc
 
 
 def test_the_words_for_actions_are_those_that_can_be_recorded():
-    assert list(retention_log.ACTIONS) == ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+    went = ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+    assert list(retention_log.ACTIONS) == [*went, "held", "released", "erase_held"]
+    assert set(retention_log.ACTIONS) == set(get_args(Action))
 
 
 @pytest.mark.parametrize("name", ["anna", "Ann\u00e5", "o'anna\"s", "an\\na", "an\nna"])

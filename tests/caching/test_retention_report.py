@@ -235,6 +235,7 @@ def test_as_json_it_has_a_schema_a_version_and_everything(log):
         "totals",
         "erasures",
         "pending",
+        "holds",
         "log",
     ]
     assert read["rules"][1] == {
@@ -243,6 +244,7 @@ def test_as_json_it_has_a_schema_a_version_and_everything(log):
         "encrypt": True,
         "allow_disk": False,
         "allow_shared": True,
+        "min_age_s": 0.0,
     }
     assert read["holdings"][0] == {
         "where": "memory",
