@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
+    from streaminfer.checklist import privacy_checklist
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
         Overloaded,
         StreamInferError,
     )
-    from streaminfer.privacy_checklist import privacy_checklist
     from streaminfer.processing_record import record_of_processing
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RetryBudget
@@ -138,7 +138,7 @@ _HOMES = {
     "Trace": "batching",
     "TritonBackend": "backends",
     "audit": "auditing",
-    "privacy_checklist": "privacy_checklist",
+    "privacy_checklist": "checklist",
     "record_of_processing": "processing_record",
     "content_key": "caching",
     "simulate": "batching",

@@ -11,7 +11,7 @@ from streaminfer.caching.encryption import ServiceKeys, StoredKeys
 from streaminfer.caching.retention import Residual, Retention
 from streaminfer.caching.retention_log import RetentionLog
 from streaminfer.caching.tiers import DiskTier, RedisTier
-from streaminfer.privacy_checklist import privacy_checklist
+from streaminfer.checklist import privacy_checklist
 from streaminfer.processing_record import record_of_processing
 from streaminfer.testing import ScriptedBackend
 
@@ -105,7 +105,7 @@ def test_the_worst_finding_is_the_answer_and_all_are_evidence():
 
 def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_path):
     from streaminfer import auditing
-    from streaminfer.privacy_checklist import _QUESTIONS
+    from streaminfer.checklist import _QUESTIONS
 
     named = {line.strip("`") for line in auditing.__doc__.splitlines() if line.startswith("``") and line.endswith("``")}
     assert named == {check for _, checks in _QUESTIONS for check in checks}
@@ -170,3 +170,8 @@ def test_a_complete_record_misses_nothing():
         record_of_processing(si.Stack(ScriptedBackend()), purpose=3)
     with pytest.raises(TypeError, match="stack: expected a Stack"):
         record_of_processing(3)
+
+
+def test_the_top_level_names_are_functions():
+    assert si.privacy_checklist is privacy_checklist
+    assert si.record_of_processing is record_of_processing
