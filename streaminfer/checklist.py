@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 
 from streaminfer._validation import check_instance
 from streaminfer.auditing import Audit
-from streaminfer.caching._retention_page import html_table, page, text_table
+from streaminfer.caching._retention_page import html_table, text_table, write_page
 
 __all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
 
@@ -74,10 +73,7 @@ class PrivacyChecklist:
         Raises:
             OSError: it cannot be written.
         """
-        made = page("Privacy checklist", f"<h1>Privacy checklist</h1>{self._repr_html_()}")
-        if path is not None:
-            Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
-        return made
+        return write_page("Privacy checklist", f"<h1>Privacy checklist</h1>{self._repr_html_()}", path)
 
     def _repr_html_(self) -> str:
         return html_table(_HEAD, self._rows(), _mark)

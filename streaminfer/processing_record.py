@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,7 +17,7 @@ import attrs
 from streaminfer._audit_walk import is_a, read, walk
 from streaminfer._validation import check_instance
 from streaminfer.auditing import audit
-from streaminfer.caching._retention_page import age, html_table, list_of, page
+from streaminfer.caching._retention_page import age, html_table, list_of, write_page
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.stack import Stack
 
@@ -86,10 +85,7 @@ class ProcessingRecord:
         Raises:
             OSError: it cannot be written.
         """
-        made = page("Record of processing", f"<h1>Record of processing activities</h1>{self._repr_html_()}")
-        if path is not None:
-            Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
-        return made
+        return write_page("Record of processing", f"<h1>Record of processing activities</h1>{self._repr_html_()}", path)
 
     def _repr_html_(self) -> str:
         rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]

@@ -41,7 +41,7 @@ class Custody:
         self._ledger = ledger
         self._lock = threading.Lock()
         self._entries: list[CacheEvent] = []
-        self._has_min_age = any(it.min_age_s for it in (policy, *policy.classes.values()))
+        self._has_min_age = policy.has_min_age
 
     def hear(self, event: CacheEvent) -> None:
         """Preserves an entry that was evicted or expired, where it must be."""
@@ -67,9 +67,9 @@ class Custody:
     def erase(self, subject: str | None, tag: str | None) -> int:
         """Lets go of what an erasure matches; how many there were."""
         with self._lock:
-            before = len(self._entries)
-            self._entries = [event for event in self._entries if not _matches(event.labels, subject, tag)]
-            return before - len(self._entries)
+            before = self._entries  # freed when the lock is: a finaliser may use the cache
+            self._entries = [event for event in before if not _matches(event.labels, subject, tag)]
+            return len(before) - len(self._entries)
 
     def check(self, subject: str | None, tag: str | None) -> None:
         """Raises `ErasureHeld`, and records it, if the erasure of a subject or tag is forbidden."""
@@ -110,7 +110,8 @@ class Custody:
         """The instant from which an entry has its minimum age."""
         if labels is None or not self._has_min_age:
             return 0
-        return int(labels[3] + self._policy.rule(labels[1]).min_age_s * 1e9)
+        until_ns: int = labels[3] + round(self._policy.rule(labels[1]).min_age_s * 1e9)
+        return until_ns
 
 
 def _matches(labels: Any, subject: str | None, tag: str | None) -> bool:

@@ -160,7 +160,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self._ledger = Ledger(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
         self._custody: Custody | None = None
-        if retention is not None:
+        if retention is not None and (retention.log is not None or retention.has_min_age):
             from streaminfer.caching.custody import Custody  # noqa: PLC0415 - only with a policy
 
             self._custody = Custody(retention, self, self._ledger)

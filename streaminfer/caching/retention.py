@@ -244,6 +244,11 @@ class Retention:
         """The smallest of all maximum ages."""
         return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), LONGEST_S)
 
+    @property
+    def has_min_age(self) -> bool:
+        """Whether anything must be kept for some time."""
+        return any(policy.min_age_s for policy in (self, *self.classes.values()))
+
     def check_tier(self, name: str, place: Place) -> None:
         """Whether the default class can be kept on a tier where it is allowed to be.
 

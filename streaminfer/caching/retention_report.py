@@ -15,13 +15,12 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 
 from streaminfer._validation import check_duration, check_instance
-from streaminfer.caching._retention_page import age, html_table, instant, list_of, page, size, text_table
+from streaminfer.caching._retention_page import age, cells, html_table, instant, list_of, text_table, write_page
 from streaminfer.caching.custody import PRESERVED
 from streaminfer.caching.retention import Holding, Retention, Rule
 from streaminfer.caching.retention_log import (
@@ -43,9 +42,23 @@ _SCHEMA = "streaminfer.retention-report"
 _VERSION = 1
 _ON_A_PAGE = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
-_HOLDINGS = ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound")
-_EVENTS = ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason")
-_TOTALS = ("action", "where", "class", "entries", "records", "first", "last")
+_HOLDINGS = (
+    ("state", "where", "data_class", "entries", "size_bytes", "oldest_age_s", "max_age_s", "purge_bound_s"),
+    ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound"),
+)
+_RULES = (
+    ("data_class", "max_age_s", "min_age_s", "encrypt", "allow_disk", "allow_shared"),
+    ("class", "maximum age", "minimum age", "must be encrypted", "on a disk", "on shared tiers"),
+)
+_EVENTS = (
+    ("at_ns", "action", "where", "data_class", "count", "subject", "tag", "reason"),
+    ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason"),
+)
+_TOTALS = (
+    ("action", "where", "data_class", "count", "records", "first_ns", "last_ns"),
+    ("action", "where", "class", "entries", "records", "first", "last"),
+)
+_Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @attrs.frozen(kw_only=True)
@@ -151,10 +164,7 @@ class RetentionReport:
         Raises:
             OSError: it cannot be written.
         """
-        made = page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"))
-        if path is not None:
-            Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
-        return made
+        return write_page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"), path)
 
     def _repr_html_(self) -> str:
         return self._body("h3", "h4")
@@ -163,17 +173,18 @@ class RetentionReport:
         found = self.violations
         parts = [f"<{title}>Retention report</{title}><p>{instant(self.at_ns)}</p>"]
         parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
-        sections = [
-            ("What is kept", _HOLDINGS, self._holdings()),
-            ("The policy", ("class", "maximum age", "minimum age", "encrypted", "disk", "shared tiers"), self._rules()),
-            ("Legal holds", _EVENTS, _event_rows(self.holds)),
-            ("Erasures still to be made", _EVENTS, _event_rows(self.pending)),
-            ("Erasures", _EVENTS, _event_rows(self.erasures[-_ON_A_PAGE:])),
-            ("All that went", _TOTALS, self._totals()),
+        sections: list[tuple[str, _Columns, Sequence[Any]]] = [
+            ("What is kept", _HOLDINGS, self.holdings),
+            ("The policy", _RULES, self.rules),
+            ("Legal holds", _EVENTS, self.holds),
+            ("Erasures still to be made", _EVENTS, self.pending),
+            ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
+            ("All that went", _TOTALS, self.totals),
         ]
-        for name, head, rows in sections:
-            if rows:
-                table = html_table(head, rows, _mark_holding if head is _HOLDINGS else _no_mark)
+        for name, columns, records in sections:
+            if records:
+                rows = (cells(it, columns[0]) for it in records)
+                table = html_table(columns[1], rows, _mark_holding if columns is _HOLDINGS else _no_mark)
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -183,56 +194,14 @@ class RetentionReport:
         return "\n".join(parts)
 
     def __str__(self) -> str:
-        lines = [f"Retention report, {instant(self.at_ns)}", "", text_table(_HOLDINGS, self._holdings())]
+        lines = [f"Retention report, {instant(self.at_ns)}", "", _text_of(_HOLDINGS, self.holdings)]
         if self.erasures:
             entries = sum(event.count for event in self.erasures)
             lines += ["", f"{len(self.erasures)} erasures of {entries} entries, the latest:"]
-            lines.append(text_table(_EVENTS, _event_rows(self.erasures[-5:])))
+            lines.append(_text_of(_EVENTS, self.erasures[-5:]))
         found = self.violations
         lines += ["", *(f"VIOLATION: {text}" for text in found)] if found else ["", "no violation is known"]
         return "\n".join(lines)
-
-    def _holdings(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                it.state,
-                it.where,
-                it.data_class or "(default)",
-                "not known" if it.entries is None else f"{it.entries:,}",
-                size(it.size_bytes),
-                "–" if it.state == "empty" else age(it.oldest_age_s),
-                "no such class" if it.max_age_s is None else age(it.max_age_s),
-                age(it.purge_bound_s),
-            )
-            for it in self.holdings
-        ]
-
-    def _rules(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                rule.data_class or "(default)",
-                age(rule.max_age_s),
-                age(rule.min_age_s) if rule.min_age_s else "–",
-                "on tiers" if rule.encrypt else "where a tier does",
-                "allowed" if rule.allow_disk else "not allowed",
-                "allowed" if rule.allow_shared else "not allowed",
-            )
-            for rule in self.rules
-        ]
-
-    def _totals(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                it.action,
-                it.where,
-                it.data_class or "(default)",
-                f"{it.count:,}",
-                f"{it.records:,}",
-                instant(it.first_ns),
-                instant(it.last_ns),
-            )
-            for it in self.totals
-        ]
 
 
 def build_report(
@@ -307,6 +276,10 @@ def _where_and_class(holding: Holding) -> tuple[str, str]:
     return holding.where, holding.data_class
 
 
+def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
+    return text_table(columns[1], (cells(it, columns[0]) for it in records))
+
+
 def _mark_holding(row: Sequence[str]) -> str:
     return _MARKS[row[0]]
 
@@ -317,19 +290,3 @@ def _no_mark(_: Sequence[str]) -> str:
 
 def _class(name: str) -> str:
     return f"data of class {name!r}" if name else "data of the default class"
-
-
-def _event_rows(events: Iterable[RetentionEvent]) -> list[tuple[str, ...]]:
-    return [
-        (
-            instant(event.at_ns),
-            event.action,
-            event.where,
-            event.data_class or "(default)",
-            f"{event.count:,}",
-            event.subject or "–",
-            "–" if event.tag is None else event.tag,
-            event.reason,
-        )
-        for event in events
-    ]

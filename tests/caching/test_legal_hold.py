@@ -13,6 +13,8 @@ from streaminfer.caching.tiers.protocol import HoldingTier
 from streaminfer.errors import Closed
 from streaminfer.testing import FakeClock
 
+pytestmark = pytest.mark.uncompiled
+
 S = 10**9
 NOW = 1_700_000_000 * S
 SECRET = b"a secret that lives elsewhere 01"
