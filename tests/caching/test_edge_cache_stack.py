@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.caching.sweeping import THREAD
+from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
 def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
@@ -62,6 +63,16 @@ def test_the_clock_of_a_stack_is_not_the_threads():
             assert cache.expire() == 1
 
     run(main)
+
+
+def test_the_thread_leaves_a_cache_that_was_given_a_clock():
+    """A cache that waits for the thread may be given a clock later: the thread then sweeps it no more."""
+    cache = si.EdgeCache(ttl_s=3600.0)
+    cache["x"] = 1
+    cache.bind_clock(FakeClock(10**18))
+    assert THREAD._look(weakref.ref(cache)) == 2**63 - 1
+    assert cache.wake_ns == -1
+    assert cache.statistics().expired == 1
 
 
 def test_a_cache_outlives_the_loop_that_served_it():
