@@ -26,16 +26,19 @@ if TYPE_CHECKING:
     from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
+    from streaminfer.checklist import privacy_checklist
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
         Closed,
         DeadlineExceeded,
+        ErasureHeld,
         InvalidInput,
         MissingExtra,
         Overloaded,
         StreamInferError,
     )
+    from streaminfer.processing_record import record_of_processing
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RateLimit, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
@@ -56,6 +59,7 @@ __all__ = [
     "DeadlineExceeded",
     "DecisionLog",
     "EdgeCache",
+    "ErasureHeld",
     "FallbackRouter",
     "Hedge",
     "InvalidInput",
@@ -83,6 +87,8 @@ __all__ = [
     "caching",
     "content_key",
     "errors",
+    "privacy_checklist",
+    "record_of_processing",
     "resilience",
     "routing",
     "simulate",
@@ -110,6 +116,7 @@ _HOMES = {
     "DeadlineExceeded": "errors",
     "DecisionLog": "batching",
     "EdgeCache": "caching",
+    "ErasureHeld": "errors",
     "FallbackRouter": "routing",
     "Hedge": "resilience",
     "InvalidInput": "errors",
@@ -133,6 +140,8 @@ _HOMES = {
     "Trace": "batching",
     "TritonBackend": "backends",
     "audit": "auditing",
+    "privacy_checklist": "checklist",
+    "record_of_processing": "processing_record",
     "content_key": "caching",
     "simulate": "batching",
     "warmup": "_warmup",

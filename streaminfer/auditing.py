@@ -14,8 +14,14 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
     what is kept can be erased by whose it is.
 ``log``
     what goes is recorded in a log that outlives the process, and no erasure is still owed.
-``keys``
+``secret``
     no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
+``min-age``
+    what must be kept for some time outlives the process.
+``residual``
+    copies that no erasure reaches, as the policy declares them, are gone by a known time.
+``keys``
+    a tier that other machines read has keys that these machines share.
 
 **Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
 or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
@@ -42,8 +48,10 @@ from streaminfer._audit_walk import NOTHING, Found, inner_of, is_a, is_ours, rea
 from streaminfer._validation import expected
 from streaminfer.caching._retention_page import age, html_table
 from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.retention import Retention
 from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers.disk import DiskTier
 from streaminfer.caching.tiers.redis import RedisTier
 from streaminfer.routing.fallback_router import FallbackRouter
 from streaminfer.routing.replicas import Replicas
@@ -157,10 +165,17 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     yield _check_subjects(counted, where)
     if policy is not None or tiers is not None:
         yield _check_log(None if policy is None else policy.log, where)
-    yield _check_keys(_of(cache, "_secret"), where)
+    if policy is not None:
+        yield from _check_residual(policy, where)
+        yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
+    yield _check_secret(_of(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
         yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
+        if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
+            what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
+            remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
+            yield _attention("keys", tier_where, what, remedy)
         yield from _check_tier_hop(tier, tier_where)
 
 
@@ -238,21 +253,46 @@ def _check_log(log: Any, where: str) -> Finding:
         return _attention("log", where, what, remedy)
     if not is_a(log, RetentionLog):
         return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
-    pending = log.pending
+    pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
     if pending:
         places = ", ".join(sorted({event.where for event in pending}))
-        what = f"{len(pending)} erasures failed and are still owed, in {places}"
-        return _fail("log", where, what, "see that the tiers can be reached: a running stack tries again by itself")
+        ended = "failed" if all(event.action == "erase_failed" for event in pending) else "failed or were held"
+        what = f"{len(pending)} erasures {ended} and are still owed, in {places}"
+        again = "a running stack tries again once its tiers can be reached; call erase() again for what was held"
+        return _fail("log", where, what, again)
     if log.path is None:
         return _attention("log", where, "the log is in memory: it and what tiers owe end with the process", remedy)
-    return _ok("log", where, f"what goes is recorded in {log.path}")
+    held = f"; {len(log.holds)} legal holds are in force" if log.holds else ""
+    return _ok("log", where, f"what goes is recorded in {log.path}{held}")
 
 
-def _check_keys(secret: bytes | None, where: str) -> Finding:
+def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
+    for it in policy.residual:
+        if it.within_s is None:
+            what = f"{it.name}: copies stay there after an erasure, and no bound is known"
+            remedy = "bound them, and say so: Residual(name, within_s=…); or encrypt, and destroy the keys of a subject"
+            yield _attention("residual", where, what, remedy)
+        else:
+            yield _ok("residual", where, f"{it.name}: gone at most {age(it.within_s)} after an erasure")
+
+
+def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
+    for rule in (policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))):
+        if rule.min_age_s:
+            named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
+            what = f"{named} must be kept for at least {age(rule.min_age_s)}"
+            if any(is_a(tier, DiskTier) and rule.permits(tier) for tier in tiers):
+                yield _ok("min-age", where, f"{what}, and lies on a disk")
+            else:
+                what += ", and what is in memory ends with the process"
+                yield _attention("min-age", where, what, "add a DiskTier, where the rule allows it")
+
+
+def _check_secret(secret: bytes | None, where: str) -> Finding:
     if secret is not None:
-        return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
+        return _ok("secret", where, "keys are made with a secret: no caller can make inputs that share an answer")
     what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
-    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
+    return _attention("secret", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
 
 
 # -- tiers and hops ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
      │    └── SequenceLost                        what a server kept for a stream is gone (in backends.triton)
      ├── InvalidInput       (also ValueError)     what the caller brought does not fit the model
      ├── Closed                                   the service stopped before it could answer
+     ├── ErasureHeld        (holds)               not erased: a legal hold or a minimum age forbids it
      └── MissingExtra       (also ImportError)    an optional dependency is needed; says the install command
 
 Wrong *configuration* raises ``ValueError`` or ``TypeError`` that name the argument, what was expected and what came;
@@ -20,12 +21,14 @@ notes that one caller adds are not seen by another.
 """
 
 import copy
+from typing import Self
 
 __all__ = [
     "BackendError",
     "CircuitOpen",
     "Closed",
     "DeadlineExceeded",
+    "ErasureHeld",
     "InvalidInput",
     "MissingExtra",
     "Overloaded",
@@ -77,6 +80,21 @@ class InvalidInput(StreamInferError, ValueError):  # noqa: N818
 
 class Closed(StreamInferError):  # noqa: N818
     """The service is not running: not started yet, stopped, or stopped before it could answer."""
+
+
+class ErasureHeld(StreamInferError):  # noqa: N818
+    """Nothing was erased: a legal hold, or a minimum age of the retention policy, forbids it.
+
+    Attributes:
+        holds: what holds it, in words that name no person.
+    """
+
+    def __init__(self, holds: tuple[str, ...]) -> None:
+        super().__init__(f"erase: nothing was erased; {'; '.join(holds)}; ask for it when that has ended")
+        self.holds = holds
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
+        return type(self), (self.holds,)
 
 
 class MissingExtra(StreamInferError, ImportError):  # noqa: N818

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.flight_shells import FlightStatistics
     from streaminfer.caching.keys import content_key
-    from streaminfer.caching.retention import Holding, Retention
+    from streaminfer.caching.retention import Holding, Residual, Retention
     from streaminfer.caching.retention_log import (
         RetentionEvent,
         RetentionLog,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         verify_file,
     )
     from streaminfer.caching.retention_report import ReportedHolding, RetentionReport, build_report
-    from streaminfer.caching.sweeping import LoopSweep
 
 __all__ = [
     "CacheEvent",
@@ -29,8 +28,8 @@ __all__ = [
     "Erasure",
     "FlightStatistics",
     "Holding",
-    "LoopSweep",
     "ReportedHolding",
+    "Residual",
     "Retention",
     "RetentionEvent",
     "RetentionLog",
@@ -50,8 +49,8 @@ _HOMES = {
     "Erasure": "erasure",
     "FlightStatistics": "flight_shells",
     "Holding": "retention",
-    "LoopSweep": "sweeping",
     "ReportedHolding": "retention_report",
+    "Residual": "retention",
     "Retention": "retention",
     "RetentionEvent": "retention_log",
     "RetentionLog": "retention_log",

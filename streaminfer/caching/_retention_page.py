@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
+from typing import Any
 
-__all__ = ["age", "html_table", "instant", "list_of", "page", "size", "text_table"]
+__all__ = ["age", "cells", "html_table", "instant", "list_of", "size", "text_table", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; --so: #9a6700; }
@@ -37,6 +40,30 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
+
+
+def write_page(title: str, body: str, path: str | os.PathLike[str] | None) -> str:
+    """Returns a whole page; with a path, writes it there too. Raises ``OSError``."""
+    made = page(title, body)
+    if path is not None:
+        Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
+    return made
+
+
+def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """Fields of a record as plain texts, by their units: ``…_ns`` an instant, ``…_s`` a duration, ``…_bytes``."""
+    return tuple(_cell(name, getattr(record, name)) for name in names)
+
+
+def _cell(name: str, value: Any) -> str:
+    shown = {"bytes": size, "s": age, "ns": instant}.get(name.rpartition("_")[2])
+    if shown is not None:
+        return shown(value)
+    if value is None:
+        return "not known" if name == "entries" else "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else value or ("(default)" if name == "data_class" else "")
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], mark: Callable[[Sequence[str]], str]) -> str:

@@ -39,7 +39,6 @@ from streaminfer.caching.function_shell import cached_function
 from streaminfer.caching.identity import identity_of
 from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
-from streaminfer.caching.sweeping import LoopSweep
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
 from streaminfer.request import Request, Response, deadline_after, time_left_s
@@ -261,12 +260,11 @@ class CachedService(_Layer):
         self.name = name_of(inner)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = bool(find_inward(inner, "enforces_deadline", False))
-        self._sweep: LoopSweep | None = None
         self._holds = False
         self._computing = self._compute if self.tiers is None else self._look_and_compute
 
     async def start(self) -> None:
-        """Expired entries are looked after by this event loop now, if nobody does on the cache's clock; tiers start.
+        """Start the tiers.
 
         Raises:
             BackendError: a tier cannot start.
@@ -275,10 +273,6 @@ class CachedService(_Layer):
         if self.tiers is not None:
             await self.tiers.hold()
             self._holds = True
-        cache: Any = self.cache
-        if getattr(cache, "swept_by", None) is not None and cache.swept_by_thread:
-            self._sweep = LoopSweep(cache, asyncio.get_running_loop())
-            self._sweep.start()
 
     def key_of(self, request: Request) -> bytes:
         """The key under which the answer to a request is kept.
@@ -411,9 +405,6 @@ class CachedService(_Layer):
             await here.stop(self, drain=False)
             raise
         finally:
-            if self._sweep is not None:  # expired entries are the thread's again
-                self._sweep.stop()
-                self._sweep = None
             if self._holds and self.tiers is not None:
                 self._holds = False
                 await self.tiers.let_go(drain=drain)

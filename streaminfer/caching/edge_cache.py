@@ -20,6 +20,7 @@ from streaminfer.protocols import Clock, P, R, Service
 if TYPE_CHECKING:
     from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
+    from streaminfer.caching.custody import Custody
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
@@ -47,9 +48,9 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     size see fresh entries only. Iterating, and ``keys()``, ``values()`` and ``items()``, go over a snapshot, the next
     to be evicted first, and count as no use; the cache may change meanwhile.
 
-    Expired entries leave memory within 0.25 s after their time, whether the cache is used or not (``sweeping`` has the
-    rules): by a timer where an event loop looks after the cache, else by one daemon thread for all caches. A cache with
-    a ``clock`` of its own is swept when values are stored, by :meth:`expire`, and by a loop, but not by the thread.
+    Expired entries leave memory within 0.25 s after their time, whether the cache is used or not: one daemon thread
+    sweeps all caches (``sweeping`` has the rules). A cache with a ``clock`` is swept when values are stored and by
+    :meth:`expire`, but not by the thread.
 
     Args:
         maxsize: how many entries it may hold, stale ones and failures included; ``None``: any number.
@@ -95,13 +96,13 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     __slots__ = (
         "__weakref__",
         "_clock_given",
+        "_custody",
         "_flights",
         "_heard",
         "_ledger",
         "_policy",
         "_secret",
         "_settings",
-        "_sweeper",
         "tiers",
     )
 
@@ -151,7 +152,6 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         )
         self._clock_given = clock is not None
         self._heard = CacheEvents()
-        self._sweeper: Any = None
         self._flights: Any = None
         self._ledger: Ledger | None = None
         if retention is not None and retention.log is not None:
@@ -159,6 +159,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
             self._ledger = Ledger(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
+        self._custody: Custody | None = None
+        if retention is not None and (retention.log is not None or retention.has_min_age):
+            from streaminfer.caching.custody import Custody  # noqa: PLC0415 - only with a policy
+
+            self._custody = Custody(retention, self, self._ledger)
+            self._heard.listen(self, self._custody.hear)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: Tiers | None = None
@@ -166,7 +172,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             from streaminfer.caching.tiered import Tiers  # noqa: PLC0415 - only with tiers
 
             self.tiers = Tiers(several, self, ttl_ns=ttl_ns, stale_ns=stale_ns, policy=retention, ledger=self._ledger)
-        self.swept_by(None)
+        self._await_sweep()
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -313,16 +319,21 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         Raises:
             TypeError: neither or both, or no string.
+            ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
         from streaminfer.caching.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
+        if self._custody is not None:
+            self._custody.check(subject, tag)
         if self.tiers is not None:
             return self.tiers.erase(subject, tag, partial(self._erase_memory, subject, tag))
         return Erasure({"memory": self._erase_memory(subject, tag)}, {}, True)
 
     def _erase_memory(self, subject: str | None, tag: str | None) -> int:
         count: int = self.erase_labelled(subject, tag)
+        if self._custody is not None:
+            count += self._custody.erase(subject, tag)
         if self._ledger is not None:
             self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
         return count
@@ -412,23 +423,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         if not self._clock_given:
             self._clock_given = True
             self.clock = clock
-            self.swept_by(self._sweeper)
+            self._await_sweep()
 
-    @property
-    def swept_by_thread(self) -> bool:
-        """Whether no event loop looks after expired entries."""
-        return self._sweeper is None
-
-    def swept_by(self, sweeper: Any) -> None:
-        """Says who looks after expired entries while the cache is idle.
-
-        Args:
-            sweeper: has ``wake(cache, at_ns)``, as ``sweeping.LoopSweep`` does; ``None``: the thread, unless the cache
-                has a clock of its own.
-        """
-        self._sweeper = sweeper
-        if sweeper is None and self.clock is not None:
-            self.wake_ns = -1  # nobody: no entry goes before this
+    def _await_sweep(self) -> None:
+        """Has the thread sweep what is due, unless the cache has a clock that the thread cannot read."""
+        if self.clock not in (None, monotonic_ns):
+            self.wake_ns = -1  # no entry goes before this
             return
         self.wake_ns = NEVER
         next_ns = self.sweep(self.now(), 0)
@@ -437,15 +437,15 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self._wake(next_ns)
 
     def _wake(self, at_ns: int) -> None:
-        sweeper = self._sweeper
-        if sweeper is None:
-            from streaminfer.caching.sweeping import THREAD as sweeper  # noqa: N811, PLC0415 - only where something expires
+        from streaminfer.caching.sweeping import THREAD  # noqa: PLC0415 - only where something expires
 
-        sweeper.wake(self, at_ns)
+        THREAD.wake(self, at_ns)
 
     def sweep(self, now_ns: int, limit: int) -> int:
         """Frees what is due, and has it recorded where the policy has a log; for who sweeps."""
         next_ns = super().sweep(now_ns, limit)
+        if self._custody is not None and self._custody.entries:
+            next_ns = min(next_ns, self._custody.settle(now_ns))
         if self._ledger is not None:
             self._ledger.flush()
         return next_ns

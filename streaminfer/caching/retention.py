@@ -19,7 +19,7 @@ import attrs
 from streaminfer._validation import check_duration, check_instance, expected
 from streaminfer.caching._arguments import LONGEST_S
 
-__all__ = ["Holding", "Log", "Place", "Retention", "Rule"]
+__all__ = ["Holding", "Log", "Place", "Residual", "Retention", "Rule"]
 
 _MOST_REMEMBERED = 1024
 
@@ -42,7 +42,7 @@ class Holding(NamedTuple):
     size_bytes: int | None
 
 
-Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused", "held", "released", "erase_held"]
 """What a log records."""
 
 
@@ -93,6 +93,7 @@ class Rule(NamedTuple):
         encrypt: only on encrypted tiers.
         allow_disk: also on a disk of this machine.
         allow_shared: also where other machines read it.
+        min_age_s: seconds from then for which it must not be erased, at most ``max_age_s``.
     """
 
     data_class: str
@@ -100,6 +101,7 @@ class Rule(NamedTuple):
     encrypt: bool
     allow_disk: bool
     allow_shared: bool
+    min_age_s: float = 0.0
 
     def permits(self, place: Place) -> bool:
         """Whether it may be kept there."""
@@ -108,6 +110,33 @@ class Rule(NamedTuple):
             and (self.allow_shared or not place.shared)
             and (place.encrypted or not self.encrypt)
         )
+
+
+@attrs.frozen
+class Residual:
+    """Copies that no erasure here reaches: backups, replicas, an append-only file, a CDN, traces.
+
+    Args:
+        name: what and where, in words.
+        within_s: seconds > 0 after an erasure by which these copies are gone as well; ``None``: no bound is known,
+            which the audit warns of.
+    """
+
+    name: str = attrs.field()
+    within_s: float | None = attrs.field(default=None)
+
+    @name.validator
+    def _check_name(self, _attribute: Any, value: Any) -> None:
+        check_instance("name", value, lambda it: isinstance(it, str) and it != "", "words")
+
+    @within_s.validator
+    def _check_bound(self, _attribute: Any, value: Any) -> None:
+        if value is not None:
+            check_duration("within_s", value, positive=True)
+
+
+def _several(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def _classes(value: Any) -> Any:
@@ -126,7 +155,10 @@ class Retention:
         allow_disk: whether it may lie on a disk of this machine.
         allow_shared: whether it may lie where other machines read it (Redis). Whether that server writes to a disk of
             its own is for its operator to see to.
-        classes: rules by name of the data class, each a `Retention` without classes or log of its own.
+        min_age_s: seconds, at most ``max_age_s``, for which the law wants it kept: until then it is not erased, and the
+            cache preserves what leaves its memory earlier. It is served no longer for that.
+        classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
+        residual: copies that no erasure here reaches, each a `Residual`.
         log: records what expired, was evicted, erased or refused: a ``RetentionLog``; ``None``: nobody does.
 
     Raises:
@@ -142,6 +174,8 @@ class Retention:
     encrypt: bool = attrs.field(default=False, kw_only=True)
     allow_disk: bool = attrs.field(default=True, kw_only=True)
     allow_shared: bool = attrs.field(default=True, kw_only=True)
+    min_age_s: float = attrs.field(default=0.0, kw_only=True)
+    residual: tuple[Residual, ...] = attrs.field(default=(), kw_only=True, converter=_several)
     classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
     log: Log | None = attrs.field(default=None, kw_only=True, repr=False)
     _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
@@ -156,6 +190,16 @@ class Retention:
     def _check_flag(self, attribute: Any, value: Any) -> None:
         check_instance(attribute.name, value, lambda it: isinstance(it, bool), "True or False")
 
+    @min_age_s.validator
+    def _check_min_age(self, _attribute: Any, value: Any) -> None:
+        if check_duration("min_age_s", value) > self.max_age_s:
+            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", value))
+
+    @residual.validator
+    def _check_residual(self, _attribute: Any, value: Any) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(it, Residual) for it in value):
+            raise TypeError(expected("residual", "several Residual", value))
+
     @classes.validator
     def _check_classes(self, _attribute: Any, value: Any) -> None:
         check_instance("classes", value, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
@@ -164,8 +208,8 @@ class Retention:
                 raise TypeError(expected("classes", "names that are strings and not empty", name))
             if not isinstance(inner, Retention):
                 raise TypeError(expected(f"classes[{name!r}]", "a Retention", inner))
-            if inner.classes or inner.log is not None:
-                raise ValueError(f"classes[{name!r}]: expected a Retention without classes or log of its own")
+            if inner.classes or inner.residual or inner.log is not None:
+                raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
 
     @log.validator
     def _check_log(self, _attribute: Any, value: Any) -> None:
@@ -192,12 +236,18 @@ class Retention:
             any(policy.encrypt for policy in policies),
             all(policy.allow_disk for policy in policies),
             all(policy.allow_shared for policy in policies),
+            min(parts[0][1].max_age_s, max(policy.min_age_s for policy in policies)),
         )
 
     @property
     def shortest_s(self) -> float:
         """The smallest of all maximum ages."""
         return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), LONGEST_S)
+
+    @property
+    def has_min_age(self) -> bool:
+        """Whether anything must be kept for some time."""
+        return any(policy.min_age_s for policy in (self, *self.classes.values()))
 
     def check_tier(self, name: str, place: Place) -> None:
         """Whether the default class can be kept on a tier where it is allowed to be.

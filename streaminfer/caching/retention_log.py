@@ -8,8 +8,8 @@ who knows the name and has the secret, and nobody is named by the file. The chai
 the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
 in another system's log once a day); what was done by somebody who has the secret; that something was never recorded.
 
-*Bounded*: memory holds the latest ``keep`` events, totals of those before, and every erasure that failed and has not
-been made since. A file grows: some 350 bytes a record.
+*Bounded*: memory holds the latest 10,000 events, totals of all, and every erasure that failed and has not been made
+since. A file grows: some 350 bytes a record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,15 @@ ACTIONS: dict[Action, str] = {
     "erase_failed": "somebody asked for it, and it may still be there",
     "purged": "its time had passed, and it was removed from the medium",
     "refused": "it was not kept: the policy does not allow it there",
+    "held": "a legal hold began: by subject or class",
+    "released": "that hold ended",
+    "erase_held": "somebody asked for it, and a legal hold or a minimum age forbids it",
 }
 """What can be recorded, in words."""
 
-_DURABLE = frozenset({"erased", "erase_failed"})
+_DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
 _LEAST_SECRET = 16
+_MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
 
@@ -88,7 +92,6 @@ class RetentionLog:
         path: of a file of JSON lines, made if missing; ``None``: memory only, gone with the process.
         secret: at least 16 secret bytes, the same each time the file is opened; it hides names and seals the chain, so
             keep it where the log's readers cannot get it. A log in memory makes its own.
-        keep: how many events memory holds, ≥ 1.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
 
     Raises:
@@ -111,7 +114,6 @@ class RetentionLog:
         path: str | os.PathLike[str] | None = None,
         *,
         secret: bytes | None = None,
-        keep: int = 10_000,
         wall_clock: Clock | None = None,
     ) -> None:
         if path is not None and not isinstance(path, (str, os.PathLike)):
@@ -128,9 +130,9 @@ class RetentionLog:
         self._chain = Chain(self._secret)
         self._before = Chain(self._secret)  # in front of the first event that memory holds
         self._kept: deque[RetentionEvent] = deque()
-        self._keep = check_count("keep", keep)
-        self._forgotten: dict[tuple[str, str, str], RetentionTotal] = {}
+        self._totals: dict[tuple[str, str, str], RetentionTotal] = {}
         self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
+        self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
     def record(
@@ -213,29 +215,37 @@ class RetentionLog:
 
     @property
     def events(self) -> tuple[RetentionEvent, ...]:
-        """The latest events, at most ``keep``, oldest first."""
+        """The latest events, at most 10,000, oldest first."""
         with self._locked():
             return tuple(self._kept)
 
     @property
-    def forgotten(self) -> tuple[RetentionTotal, ...]:
-        """Totals of the events before those."""
-        with self._locked():
-            return tuple(self._forgotten.values())
-
-    @property
     def pending(self) -> tuple[RetentionEvent, ...]:
-        """The latest failure of each erasure that has not succeeded since, however long ago."""
+        """The latest failure of each erasure that has not succeeded since, however long ago; those held included."""
         with self._locked():
             return tuple(self._pending.values())
+
+    @property
+    def holds(self) -> tuple[RetentionEvent, ...]:
+        """The legal holds that have begun and not ended, those of earlier and other processes too."""
+        return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
+
+    def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
+        """Whether a legal hold is about an entry."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
+
+    def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
+        """The legal holds that an erasure may touch. Entries of a subject may be of any class, and the reverse."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
 
     def totals(self) -> tuple[RetentionTotal, ...]:
         """How often each action was recorded, by place and class, since the log began."""
         with self._locked():
-            totals = dict(self._forgotten)
-            for event in self._kept:
-                add_to(totals, event)
-        return tuple(totals.values())
+            return tuple(self._totals.values())
 
     def pseudonym(self, subject: str) -> str:
         """What stands in the log for a subject.
@@ -301,11 +311,15 @@ class RetentionLog:
     def _absorb(self, event: RetentionEvent) -> None:
         """An event that is in the log, this process's or another's."""
         note_pending(self._pending, event)
+        add_to(self._totals, event)
+        if event.action == "held":
+            self._holds = {**self._holds, (event.subject, event.data_class): event}
+        elif event.action == "released":
+            ended = (event.subject, event.data_class)
+            self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
         self._kept.append(event)
-        if len(self._kept) > self._keep:
-            oldest = self._kept.popleft()
-            self._before.advance(oldest)
-            add_to(self._forgotten, oldest)
+        if len(self._kept) > _MOST_KEPT:
+            self._before.advance(self._kept.popleft())
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # a fork: whoever held the lock is not here to let go
@@ -338,9 +352,9 @@ def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str],
 
 
 def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
-    """Keeps the latest failure of each erasure until the same succeeds in the same place."""
+    """Keeps the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
     asked = (event.where, event.subject, event.tag)
-    if event.action == "erase_failed":
+    if event.action in {"erase_failed", "erase_held"}:
         pending[asked] = event
     elif event.action == "erased":
         pending.pop(asked, None)

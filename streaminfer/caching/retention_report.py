@@ -4,8 +4,9 @@ It is made of three things that know nothing of each other: the policy, an inven
 holds numbers, names of classes and places, and keyed hashes of subjects; no data and no names of persons.
 
 Each holding is ``within`` its class's maximum age; or ``due``: older, but by no more than the place may take to remove
-what has expired (the purge bound, stated with it); or ``over``, which is a violation; ``empty``; or ``unknown``: the
-place cannot say (a Redis server that holds very much). What cannot be known is never called good.
+what has expired (the purge bound, stated with it); or ``held``: older still, and a legal hold or a minimum age may be
+why; or ``over``, which is a violation; ``empty``; or ``unknown``: the place cannot say (a Redis server that holds very
+much). What cannot be known is never called good.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 
 from streaminfer._validation import check_duration, check_instance
-from streaminfer.caching._retention_page import age, html_table, instant, list_of, page, size, text_table
+from streaminfer.caching._retention_page import age, cells, html_table, instant, list_of, text_table, write_page
+from streaminfer.caching.custody import PRESERVED
 from streaminfer.caching.retention import Holding, Retention, Rule
 from streaminfer.caching.retention_log import (
     RetentionEvent,
@@ -40,10 +41,24 @@ that runs with its usual ``purge_every_s``."""
 _SCHEMA = "streaminfer.retention-report"
 _VERSION = 1
 _ON_A_PAGE = 500
-_MARKS = {"within": "good", "empty": "good", "due": "so", "unknown": "so", "over": "bad"}
-_HOLDINGS = ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound")
-_EVENTS = ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason")
-_TOTALS = ("action", "where", "class", "entries", "records", "first", "last")
+_MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
+_HOLDINGS = (
+    ("state", "where", "data_class", "entries", "size_bytes", "oldest_age_s", "max_age_s", "purge_bound_s"),
+    ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound"),
+)
+_RULES = (
+    ("data_class", "max_age_s", "min_age_s", "encrypt", "allow_disk", "allow_shared"),
+    ("class", "maximum age", "minimum age", "must be encrypted", "on a disk", "on shared tiers"),
+)
+_EVENTS = (
+    ("at_ns", "action", "where", "data_class", "count", "subject", "tag", "reason"),
+    ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason"),
+)
+_TOTALS = (
+    ("action", "where", "data_class", "count", "records", "first_ns", "last_ns"),
+    ("action", "where", "class", "entries", "records", "first", "last"),
+)
+_Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @attrs.frozen(kw_only=True)
@@ -58,7 +73,7 @@ class ReportedHolding:
         size_bytes: what they take; ``None``: not known.
         max_age_s: what the policy allows, seconds; ``None``: it has no such class.
         purge_bound_s: how much longer the place may hold what has expired.
-        state: ``"within"``, ``"due"``, ``"over"``, ``"empty"`` or ``"unknown"``.
+        state: ``"within"``, ``"due"``, ``"held"``, ``"over"``, ``"empty"`` or ``"unknown"``.
     """
 
     where: str
@@ -82,6 +97,7 @@ class RetentionReport:
         totals: how often what was recorded.
         erasures: the erasures that were made, oldest first, as far back as the events went.
         pending: erasures that failed and have not been made since: what they were to erase may still be there.
+        holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
         log: whether the log is whole, and its head; ``None``: the events came without a log.
     """
 
@@ -92,6 +108,7 @@ class RetentionReport:
     erasures: tuple[RetentionEvent, ...]
     pending: tuple[RetentionEvent, ...]
     log: Verification | None
+    holds: tuple[RetentionEvent, ...] = ()
 
     @property
     def violations(self) -> list[str]:
@@ -106,9 +123,12 @@ class RetentionReport:
             elif it.max_age_s is None and it.entries:
                 found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
         for event in self.pending:
+            if event.action == "erase_held" and self.holds:
+                continue
             asked = f"subject {event.subject}" if event.tag is None else f"tag {event.tag!r}"
+            what = "was held" if event.action == "erase_held" else "failed"
             found.append(
-                f"an erasure in {event.where} ({asked}) failed on {instant(event.at_ns)} and is still to be made: "
+                f"an erasure in {event.where} ({asked}) {what} on {instant(event.at_ns)} and is still to be made: "
                 f"{event.reason}"
             )
         if self.log is not None and not self.log.ok:
@@ -127,6 +147,7 @@ class RetentionReport:
             "totals": [attrs.asdict(it) for it in self.totals],
             "erasures": [event.to_dict() for event in self.erasures],
             "pending": [event.to_dict() for event in self.pending],
+            "holds": [event.to_dict() for event in self.holds],
             "log": None if self.log is None else attrs.asdict(self.log),
         }
 
@@ -143,10 +164,7 @@ class RetentionReport:
         Raises:
             OSError: it cannot be written.
         """
-        made = page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"))
-        if path is not None:
-            Path(path).write_bytes(made.encode("utf-8", "backslashreplace"))
-        return made
+        return write_page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"), path)
 
     def _repr_html_(self) -> str:
         return self._body("h3", "h4")
@@ -155,16 +173,18 @@ class RetentionReport:
         found = self.violations
         parts = [f"<{title}>Retention report</{title}><p>{instant(self.at_ns)}</p>"]
         parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
-        sections = [
-            ("What is kept", _HOLDINGS, self._holdings()),
-            ("The policy", ("class", "maximum age", "encrypted", "disk", "shared tiers"), self._rules()),
-            ("Erasures still to be made", _EVENTS, _event_rows(self.pending)),
-            ("Erasures", _EVENTS, _event_rows(self.erasures[-_ON_A_PAGE:])),
-            ("All that went", _TOTALS, self._totals()),
+        sections: list[tuple[str, _Columns, Sequence[Any]]] = [
+            ("What is kept", _HOLDINGS, self.holdings),
+            ("The policy", _RULES, self.rules),
+            ("Legal holds", _EVENTS, self.holds),
+            ("Erasures still to be made", _EVENTS, self.pending),
+            ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
+            ("All that went", _TOTALS, self.totals),
         ]
-        for name, head, rows in sections:
-            if rows:
-                table = html_table(head, rows, _mark_holding if head is _HOLDINGS else _no_mark)
+        for name, columns, records in sections:
+            if records:
+                rows = (cells(it, columns[0]) for it in records)
+                table = html_table(columns[1], rows, _mark_holding if columns is _HOLDINGS else _no_mark)
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -174,55 +194,14 @@ class RetentionReport:
         return "\n".join(parts)
 
     def __str__(self) -> str:
-        lines = [f"Retention report, {instant(self.at_ns)}", "", text_table(_HOLDINGS, self._holdings())]
+        lines = [f"Retention report, {instant(self.at_ns)}", "", _text_of(_HOLDINGS, self.holdings)]
         if self.erasures:
             entries = sum(event.count for event in self.erasures)
             lines += ["", f"{len(self.erasures)} erasures of {entries} entries, the latest:"]
-            lines.append(text_table(_EVENTS, _event_rows(self.erasures[-5:])))
+            lines.append(_text_of(_EVENTS, self.erasures[-5:]))
         found = self.violations
         lines += ["", *(f"VIOLATION: {text}" for text in found)] if found else ["", "no violation is known"]
         return "\n".join(lines)
-
-    def _holdings(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                it.state,
-                it.where,
-                it.data_class or "(default)",
-                "not known" if it.entries is None else f"{it.entries:,}",
-                size(it.size_bytes),
-                "–" if it.state == "empty" else age(it.oldest_age_s),
-                "no such class" if it.max_age_s is None else age(it.max_age_s),
-                age(it.purge_bound_s),
-            )
-            for it in self.holdings
-        ]
-
-    def _rules(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                rule.data_class or "(default)",
-                age(rule.max_age_s),
-                "on tiers" if rule.encrypt else "where a tier does",
-                "allowed" if rule.allow_disk else "not allowed",
-                "allowed" if rule.allow_shared else "not allowed",
-            )
-            for rule in self.rules
-        ]
-
-    def _totals(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                it.action,
-                it.where,
-                it.data_class or "(default)",
-                f"{it.count:,}",
-                f"{it.records:,}",
-                instant(it.first_ns),
-                instant(it.last_ns),
-            )
-            for it in self.totals
-        ]
 
 
 def build_report(
@@ -251,11 +230,12 @@ def build_report(
     totals: dict[tuple[str, str, str], RetentionTotal] = {}
     pending: dict[Any, RetentionEvent] = {}
     verification = None
+    holds: tuple[RetentionEvent, ...] = ()
     if isinstance(events, RetentionLog):
         verification = events.verify()
         if verification.ok:
             events.refresh()
-        seen, still, counted = events.events, events.pending, events.totals()
+        seen, still, counted, holds = events.events, events.pending, events.totals(), events.holds
     else:
         seen = tuple(events)
         for event in seen:
@@ -265,32 +245,39 @@ def build_report(
     return RetentionReport(
         at_ns=time.time_ns() if at_ns is None else at_ns,
         rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
-        holdings=tuple(_judged(policy, it, bounds) for it in sorted(inventory, key=_where_and_class)),
+        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
         totals=tuple(sorted(counted, key=lambda it: (it.action, it.where, it.data_class))),
         erasures=tuple(event for event in seen if event.action == "erased"),
         pending=still,
         log=verification,
+        holds=holds,
     )
 
 
-def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float]) -> ReportedHolding:
+def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], held: bool) -> ReportedHolding:
     max_age_s = None
     if holding.data_class == "" or holding.data_class in policy.classes:
         max_age_s = policy.rule((holding.data_class,)).max_age_s
     bound_s = bounds.get(holding.where, 0.0)
-    if holding.entries == 0:
+    if holding.where == PRESERVED:
+        state = "held"
+    elif holding.entries == 0:
         state = "empty"
     elif max_age_s is None or holding.oldest_age_s is None:
         state = "unknown"
     elif holding.oldest_age_s < max_age_s:  # expired means now ≥ expiry
         state = "within"
     else:
-        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "over"
+        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
     return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
 
 
 def _where_and_class(holding: Holding) -> tuple[str, str]:
     return holding.where, holding.data_class
+
+
+def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
+    return text_table(columns[1], (cells(it, columns[0]) for it in records))
 
 
 def _mark_holding(row: Sequence[str]) -> str:
@@ -303,19 +290,3 @@ def _no_mark(_: Sequence[str]) -> str:
 
 def _class(name: str) -> str:
     return f"data of class {name!r}" if name else "data of the default class"
-
-
-def _event_rows(events: Iterable[RetentionEvent]) -> list[tuple[str, ...]]:
-    return [
-        (
-            instant(event.at_ns),
-            event.action,
-            event.where,
-            event.data_class or "(default)",
-            f"{event.count:,}",
-            event.subject or "–",
-            "–" if event.tag is None else event.tag,
-            event.reason,
-        )
-        for event in events
-    ]

@@ -1,15 +1,16 @@
-"""Who looks after entries that expire while nobody uses their cache.
+"""The thread that frees entries which expire while their cache is idle.
 
-A cache sees to what is due whenever a value is stored. One that lies idle needs to be woken: by the event loop of the
-layer that uses it (:class:`LoopSweep`, no thread), or else by one daemon thread for all caches (``THREAD``), which
-sleeps until the next entry is due, holds no cache alive, and ends when there is nothing to wait for.
+A cache frees what is due whenever a value is stored. One daemon thread for all caches (``THREAD``) does the same for
+caches that lie idle. It sleeps until the next entry is due, holds no cache alive, and ends when there is nothing to
+wait for.
 
-**The bound.** Either looks at a cache at most every :data:`GRAIN_S` = 0.1 s, so an expired entry is out of memory
-0.1 s after its time (its stale time included), plus what the scheduler takes and what it takes to free the entries that
-are due with it: 0.25 s is the stated bound. Entries go 256 at a time, and others run in between.
+**The bound.** It looks at a cache at most every :data:`GRAIN_S` = 0.1 s, so an expired entry is out of memory 0.1 s
+after its time (its stale time included), plus what the scheduler takes and what it takes to free the entries that are
+due with it: 0.25 s is the stated bound. Entries go 256 at a time; between these the thread sleeps for 0.2 ms, so that
+an event loop that waits for the interpreter gets it.
 
-A cache with a ``clock=`` of its own is not looked after by the thread, which could not know how that clock runs: a fake
-one stands still. ``expire()`` sees to it, or its layer on the loop.
+A cache with a clock of its own, or of its `Stack`, is not swept by the thread, which could not know how that clock
+runs: a fake one stands still. Storing a value and ``expire()`` free what is due there.
 
 The thread keeps its state to itself and is told by a queue that may be entered again from a finaliser, so that storing
 a value waits for no lock.
@@ -21,53 +22,16 @@ import os
 import threading
 import time
 import weakref
-from contextvars import Context
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-if TYPE_CHECKING:
-    import asyncio
-
-__all__ = ["GRAIN_S", "THREAD", "LoopSweep", "SweepThread", "Swept"]
+__all__ = ["GRAIN_S", "THREAD", "SweepThread"]
 
 GRAIN_S = 0.1
 _GRAIN_NS = round(GRAIN_S * 1e9)
 _AT_ONCE = 256
+_PAUSE_S = 0.0002
 _NEVER = 2**63 - 1
-
-
-class Swept(Protocol):
-    """What a sweeper needs of a cache.
-
-    Attributes:
-        wake_ns: when the sweeper looks next; the cache calls it for anything that is due before.
-    """
-
-    wake_ns: int
-
-    def sweep(self, now_ns: int, limit: int) -> int:
-        """Frees what is due; says when to come again."""
-        ...
-
-    def now(self) -> int:
-        """The cache's present instant."""
-        ...
-
-
-def look_after(cache: Swept) -> int:
-    """Frees some of what is due in a cache, and tells it when the next look is.
-
-    Returns:
-        That instant on the cache's clock: now if more is due, 2^63 - 1 if nothing ever is.
-    """
-    now_ns = cache.now()
-    # an entry that comes from here on calls, since the cache knows of no next look
-    cache.wake_ns = _NEVER
-    next_ns = cache.sweep(now_ns, _AT_ONCE)
-    if now_ns < next_ns < _NEVER:
-        next_ns = max(next_ns, now_ns + _GRAIN_NS)
-    cache.wake_ns = min(cache.wake_ns, next_ns)
-    return next_ns
 
 
 class SweepThread:
@@ -126,16 +90,25 @@ class SweepThread:
 
     def _look(self, reference: weakref.ref[Any]) -> int:
         cache = reference()
-        if cache is None:
+        if cache is None or cache.wake_ns < 0:  # it was given a clock that this thread cannot read
             return _NEVER
         try:
-            return look_after(cache)
+            now_ns: int = cache.now()
+            # an entry that comes from here on calls, since the cache knows of no next look
+            cache.wake_ns = _NEVER
+            next_ns: int = cache.sweep(now_ns, _AT_ONCE)
         except Exception:
             import logging  # noqa: PLC0415 - a cache that can be swept does without
 
             logger = logging.getLogger("streaminfer.caching")
             logger.exception("a cache could not be swept; it is tried again when the next entry asks for it")
             return _NEVER
+        if next_ns <= now_ns:
+            time.sleep(_PAUSE_S)
+        elif next_ns < _NEVER:
+            next_ns = max(next_ns, now_ns + _GRAIN_NS)
+        cache.wake_ns = min(cache.wake_ns, next_ns)
+        return next_ns
 
     def forget(self) -> None:
         """In a forked child, where the thread is not: the next wake starts another."""
@@ -145,66 +118,3 @@ class SweepThread:
 THREAD = SweepThread()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=THREAD.forget)
-
-
-class LoopSweep:
-    """Looks after one cache from an event loop: a timer where something is due, no thread.
-
-    Args:
-        cache: an `EdgeCache`; it is held for as long as this runs.
-        loop: whose timers to use.
-    """
-
-    def __init__(self, cache: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._cache = cache
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-        self._at_ns = _NEVER
-        self._stopped = False
-        self._thread = threading.get_ident()
-
-    def start(self) -> None:
-        """Takes over from the thread. Call it in the loop's thread."""
-        self._cache.swept_by(self)
-        self._look()
-
-    def stop(self) -> None:
-        """Gives the cache back to the thread. Call it in the loop's thread."""
-        if self._stopped:
-            return
-        self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._cache.swept_by(None)
-
-    def wake(self, cache: Any, at_ns: int) -> None:  # noqa: ARG002 - the same for one cache as for all
-        """Asks it to look at an instant on the cache's clock; from any thread."""
-        if self._loop.is_closed():
-            self.stop()  # the loop ended without it: the cache is the thread's again
-        elif threading.get_ident() == self._thread:
-            self._arm(at_ns)
-        else:
-            self._loop.call_soon_threadsafe(self._arm, at_ns)
-
-    def _arm(self, at_ns: int) -> None:
-        if self._stopped or at_ns >= self._at_ns:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._at_ns = at_ns
-        delay_s = max((at_ns - self._cache.now()) / 1e9, GRAIN_S)
-        # in a context of its own: that of who stored something holds what is being computed
-        self._timer = self._loop.call_later(delay_s, self._look, context=Context())
-
-    def _look(self) -> None:
-        self._timer = None
-        self._at_ns = _NEVER
-        if self._stopped:
-            return
-        next_ns = look_after(self._cache)
-        if next_ns == _NEVER:
-            return
-        if next_ns <= self._cache.now():
-            self._loop.call_soon(self._look)  # the rest, after others
-        else:
-            self._arm(next_ns)

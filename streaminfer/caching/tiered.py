@@ -37,7 +37,7 @@ from streaminfer.caching.erasure import Erasing, Erasure, is_erased
 from streaminfer.caching.retention import Holding, Retention, Rule
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
-from streaminfer.caching.tiers.protocol import Entry, Tier
+from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
 
 __all__ = ["Tiers"]
 
@@ -313,11 +313,14 @@ class Tiers:
                 worker.forbidden += 1
                 self._refused(worker, rule)
                 continue
+            kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
+            if rule is not None and kept_ns != NEVER:  # beyond its own time for nobody to use
+                kept_ns = max(kept_ns, _ns(rule.min_age_s))
             entry = Entry(
                 value=value,
                 stored_ns=max(worker.tier.wall_clock() - age_ns, 0),
-                ttl_s=None if ttl_ns == NEVER else (ttl_ns + self._stale_ns) / 1e9,
-                stale_s=0.0 if ttl_ns == NEVER else self._stale_ns / 1e9,
+                ttl_s=None if kept_ns == NEVER else kept_ns / 1e9,
+                stale_s=0.0 if kept_ns == NEVER else (kept_ns - ttl_ns) / 1e9,
                 tags=frozenset(tags),
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
@@ -378,6 +381,17 @@ class Tiers:
                 except Exception as error:
                     _LOGGER.warning("the keys of a subject could not be destroyed yet: %s", error, exc_info=error)
             worker.begin(erasing)
+
+    async def legal_hold(self, subject: str | None, tag: str | None, *, on: bool) -> list[str]:
+        """Begins or ends a legal hold on each tier that can hold; the names of the others.
+
+        Raises:
+            BackendError, Closed: a tier did not learn of it.
+        """
+        for worker in self.workers:
+            if isinstance(worker.tier, HoldingTier):
+                await worker.tier.hold(subject=subject, tag=tag, on=on)
+        return [worker.name for worker in self.workers if not isinstance(worker.tier, HoldingTier)]
 
     # -- what there is ------------------------------------------------------------------------------------------
 

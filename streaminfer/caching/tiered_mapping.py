@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from streaminfer._validation import check_duration, expected
 from streaminfer.caching._wheel_cy import NEVER
 
 if TYPE_CHECKING:
+    from streaminfer.caching.cache_events import CacheEvent
     from streaminfer.caching.edge_cache import EdgeCache
-    from streaminfer.caching.retention import Holding
+    from streaminfer.caching.retention import Action, Holding
     from streaminfer.caching.retention_report import RetentionReport
     from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
@@ -144,6 +146,59 @@ class TieredMapping:
             before=found.position,
         )
 
+    async def hold(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> tuple[str, ...]:
+        """Begin a legal hold: until it is released nothing of a subject, or of a class, is erased or purged.
+
+        It is recorded in the log, and outlives the process with it. What leaves memory is preserved with the process
+        (``preserved``) and what lies on a `DiskTier`, while the file lasts; neither is served beyond its time.
+
+        Args:
+            subject: whose data; or
+            data_class: of which class of the policy.
+            reason: such as the number of a case, in words that name no person.
+
+        Returns:
+            The tiers that cannot hold: what lies there, as in Redis, goes at its time.
+
+        Raises:
+            TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
+            BackendError, Closed: the log or a tier did not learn of it; hold again.
+        """
+        return await self._change_hold("held", subject, data_class, reason)
+
+    async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
+        """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
+        await self._change_hold("released", subject, data_class, reason)
+        cache = cast("EdgeCache", self)
+        cache.sweep(cache.now(), 0)
+
+    @property
+    def preserved(self) -> tuple[CacheEvent, ...]:
+        """What left memory and is preserved, not served: under legal hold, or below its minimum age."""
+        custody = cast("EdgeCache", self)._custody
+        return () if custody is None else custody.entries
+
+    async def _change_hold(
+        self, action: Action, subject: str | None, data_class: str | None, reason: str
+    ) -> tuple[str, ...]:
+        import asyncio  # noqa: PLC0415 - a mapping alone does not need it
+
+        cache = cast("EdgeCache", self)
+        policy, custody = cache._policy, cache._custody
+        if (subject is None) == (data_class is None):
+            raise TypeError(
+                "hold: expected a subject or a data_class, got " + ("neither" if subject is None else "both")
+            )
+        if policy is None or custody is None or custody.log is None:
+            raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", policy))
+        if data_class is not None and data_class not in policy.classes:
+            raise ValueError(expected("data_class", f"one of the policy's, {sorted(policy.classes)}", data_class))
+        record = partial(custody.log.record, action, where="all", count=0, reason=reason, subject=subject)
+        await asyncio.to_thread(record, data_class=data_class or "")
+        if self.tiers is None:
+            return ()
+        return tuple(await self.tiers.legal_hold(subject, data_class, on=action == "held"))
+
     async def retention_report(self) -> RetentionReport:
         """What the policy says, what memory and the tiers hold now, and what was recorded of what went.
 
@@ -193,6 +248,9 @@ class TieredMapping:
             stored_ns = oldest[data_class]
             age_s = None if stored_ns is None else max(now_ns - stored_ns, 0) / 1e9
             holdings.append(Holding("memory", data_class, number, age_s, size))
+        for event in cache.preserved:
+            held: Any = event.labels
+            holdings.append(Holding("preserved", held[2], 1, max(now_ns - held[3], 0) / 1e9, None))
         return holdings or [Holding("memory", "", 0, None, 0)]
 
 

@@ -19,7 +19,6 @@ from streaminfer.caching.cache_layer import put_in_front
 from streaminfer.caching.computing import no_store
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.flight_shells import Flights
-from streaminfer.caching.sweeping import LoopSweep
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -909,26 +908,6 @@ def test_arrays_within_an_array_are_read_only():
         assert (await service.call(Request(1))).outputs[0].tolist() == [0.0, 1.0, 2.0]
 
     on_loop(play)
-
-
-def test_no_timer_keeps_an_erased_answer():
-    """The timer that a stored answer sets knows nothing of the computation that stored it."""
-
-    async def play(cache, loop):
-        class Answer:
-            pass
-
-        service = cache.wrap(Model(Answer()))
-        sweep = LoopSweep(cache.table, loop)
-        sweep.start()
-        left = weakref.ref((await service.call(Request(1, subject="anna"))).outputs)
-        assert cache.table.erase(subject="anna") == 1
-        await asyncio.sleep(0)
-        gc.collect()
-        assert left() is None
-        sweep.stop()
-
-    on_loop(play, ttl_s=3600.0)
 
 
 class Hanging:

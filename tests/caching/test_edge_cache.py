@@ -9,13 +9,12 @@ import weakref
 import numpy as np
 import pytest
 
-from streaminfer.caching import EdgeCache, LoopSweep
+from streaminfer.caching import EdgeCache
 from streaminfer.caching import edge_cache as module
 from streaminfer.caching._locking import OPERATIONS, is_atomic
 from streaminfer.caching._table_cy import EdgeTable
 from streaminfer.caching.sizing import payload_bytes
-from streaminfer.caching.sweeping import GRAIN_S
-from streaminfer.testing import FakeClock, VirtualLoop
+from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
@@ -281,36 +280,6 @@ def test_every_operation_is_one_that_takes_a_lock_where_needed(plain):
     assert module._Table is EdgeTable or not ATOMIC
 
 
-def test_an_idle_cache_on_a_loop_is_swept_within_the_bound():
-    class Value:
-        pass
-
-    loop = VirtualLoop()
-    cache = EdgeCache(ttl_s=1.0, clock=loop.clock)
-    sweep = LoopSweep(cache, loop)
-    gone_at = []
-
-    async def scenario():
-        sweep.start()
-        for _ in range(3):
-            value = Value()
-            weakref.finalize(value, lambda: gone_at.append(loop.time()))
-            cache[object()] = value
-            del value
-            gc.collect()
-            import asyncio
-
-            await asyncio.sleep(0.37)
-        await asyncio.sleep(2.0)
-        sweep.stop()
-
-    loop.run_until_complete(scenario())
-    loop.close()
-    assert len(gone_at) == 3
-    for number, at in enumerate(sorted(gone_at)):
-        assert 0.0 <= at - (number * 0.37 + 1.0) <= GRAIN_S + 1e-6
-
-
 def test_an_idle_cache_is_swept_by_the_thread():
     gone = threading.Event()
 
@@ -341,21 +310,3 @@ def test_entries_are_not_walked_by_the_collector():
     cache["k"] = marker
     held_by = [type(it) for it in gc.get_referrers(marker) if it is not sys._getframe()]
     assert (list in held_by) is not ATOMIC
-
-
-def test_a_cache_outlives_the_loop_that_swept_it():
-    """A loop that was closed without a stop ends nothing: values are stored, and the thread sweeps."""
-    loop = VirtualLoop()
-    cache = EdgeCache(ttl_s=0.01)
-    loop.call_soon(LoopSweep(cache, loop).start)
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-    loop.close()
-
-    cache["k"] = value = type("Value", (), {})()
-    gone = threading.Event()
-    weakref.finalize(value, gone.set)
-    del value
-
-    assert cache.swept_by_thread
-    assert gone.wait(timeout=60)

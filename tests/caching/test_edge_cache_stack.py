@@ -1,14 +1,15 @@
-"""The cache as a layer of a `Stack`: what it answers, whom it spares, and who looks after what expires."""
+"""The cache as a layer of a `Stack`: what it answers, whom it spares, and what sweeps it."""
 
 import asyncio
-import gc
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.caching.sweeping import THREAD
+from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 
 def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
@@ -32,36 +33,65 @@ def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
     run(main)
 
 
-def test_an_idle_cache_is_swept_by_the_loop_of_its_stack():
+def test_an_idle_cache_of_a_stack_is_swept_by_the_thread():
+    """The event loop takes no part: an entry leaves memory while the loop is busy with something else."""
+
     class Kept:
         pass
+
+    async def main():
+        cache = si.EdgeCache(ttl_s=0.01)
+        async with si.Stack(cache, ScriptedBackend()):
+            value, gone = Kept(), threading.Event()
+            weakref.finalize(value, gone.set)
+            cache["x"] = value
+            del value
+            assert gone.wait(timeout=60)
+
+    asyncio.run(main())
+
+
+def test_the_clock_of_a_stack_is_not_the_threads():
+    """Only storing a value, and ``expire``, free what is due by a clock that the thread cannot read."""
 
     async def main(loop):
         cache = si.EdgeCache(ttl_s=1.0)
         async with si.Stack(cache, ScriptedBackend(), clock=loop.clock):
-            assert not cache.swept_by_thread
-            value = Kept()
-            gone = weakref.ref(value)
-            cache["x"] = value
-            del value
+            cache["x"] = 1
             await asyncio.sleep(1.3)
-            gc.collect()
-            assert gone() is None
-        assert cache.swept_by_thread
+            assert "x" not in cache
+            assert cache.expire() == 1
 
     run(main)
 
 
-def test_a_second_service_of_one_cache_leaves_the_sweeping_to_the_first():
-    async def main(loop):
-        cache = si.EdgeCache(ttl_s=1.0)
-        first, second = (si.Stack(cache, ScriptedBackend(), clock=loop.clock) for _ in range(2))
-        async with first:
-            async with second:
-                assert await second(1.0) == await first(1.0)
-            assert not cache.swept_by_thread
+def test_the_thread_leaves_a_cache_that_was_given_a_clock():
+    """A cache that waits for the thread may be given a clock later: the thread then sweeps it no more."""
+    cache = si.EdgeCache(ttl_s=3600.0)
+    cache["x"] = 1
+    cache.bind_clock(FakeClock(10**18))
+    assert THREAD._look(weakref.ref(cache)) == 2**63 - 1
+    assert cache.wake_ns == -1
+    assert cache.statistics().expired == 1
 
-    run(main)
+
+def test_a_cache_outlives_the_loop_that_served_it():
+    """A loop that was closed without a stop ends nothing: values are stored, and the thread sweeps."""
+
+    async def ask():
+        await si.Stack(cache, ScriptedBackend()).start()
+
+    cache = si.EdgeCache(ttl_s=0.01)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(ask())
+    loop.close()
+
+    cache["k"] = value = type("Value", (), {})()
+    gone = threading.Event()
+    weakref.finalize(value, gone.set)
+    del value
+
+    assert gone.wait(timeout=60)
 
 
 def test_functions_share_the_cache_and_not_their_answers():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.caching.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
+from streaminfer.caching.encryption import Cipher, Key, KeyProvider, KeyUnknown, ServiceKeys, StoredKeys
 from streaminfer.caching.serialise import Damaged
 
 MASTER = b"m" * 32
@@ -173,3 +173,71 @@ def test_keys_are_checked_and_not_shown():
 def test_it_is_a_provider(keys):
     assert isinstance(keys, KeyProvider)
     assert keys.find(b"?" * 16) is None
+
+
+class Service:
+    """A key management system of several machines, as `KeyService` wants it; it can be broken."""
+
+    def __init__(self):
+        self.secrets = {}
+        self.asked = []
+        self.error = None
+
+    def get(self, name, *, create):
+        self.asked.append(name)
+        if self.error is not None:
+            raise self.error
+        if create:
+            self.secrets.setdefault(name, (name.encode() * 32)[:32])
+        return self.secrets.get(name)
+
+    def destroy(self, name):
+        return self.secrets.pop(name, None) is not None
+
+
+def test_machines_that_share_a_key_service_share_keys_and_their_end():
+    service = Service()
+    one, other = ServiceKeys(service), ServiceKeys(service)
+    sealed = Cipher(one).seal(SECRET, name=b"n", subject="anna")
+    ben = Cipher(one).seal(SECRET, name=b"n", subject="ben")
+    assert Cipher(other).open(sealed, name=b"n") == SECRET
+    assert Cipher(one).blind(b"x") == Cipher(other).blind(b"x")
+
+    assert other.destroy("anna") == 1
+    assert other.destroy("anna") == 0
+    with pytest.raises(KeyUnknown):
+        Cipher(one).open(sealed, name=b"n")
+    assert Cipher(one).open(ben, name=b"n") == SECRET
+    Cipher(one).seal(SECRET, name=b"n", subject="anna")  # a new key, of the same name
+    service.secrets[one.current("anna").id.hex()] = b"n" * 32
+    with pytest.raises(Damaged):
+        Cipher(one).open(sealed, name=b"n")
+
+
+def test_a_key_service_sees_no_names():
+    service = Service()
+    keys = ServiceKeys(service)
+    assert isinstance(keys, KeyProvider)
+    assert keys.current("anna") != keys.current(None)
+    assert keys.find(b"0" * 16) is None
+    assert all(name == "index" or len(bytes.fromhex(name)) == 16 for name in service.asked)
+    assert "secret" not in repr(keys)
+
+
+def test_what_a_key_service_raises_is_the_tiers_to_handle():
+    service = Service()
+    keys = ServiceKeys(service)
+    service.error = ConnectionError("down")
+    for operation in (lambda: keys.current("anna"), lambda: keys.find(b"0" * 16)):
+        with pytest.raises(ConnectionError):
+            operation()
+
+
+@pytest.mark.parametrize("secret", [b"short", None])
+def test_a_key_service_must_give_keys_of_the_right_size(secret):
+    service = Service()
+    service.get = lambda name, *, create: secret
+    with pytest.raises(ValueError, match="secret: expected 32 bytes"):
+        ServiceKeys(service)
+    with pytest.raises(TypeError, match="service: expected a KeyService"):
+        ServiceKeys(object())

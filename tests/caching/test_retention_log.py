@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import stat
 import threading
+from typing import get_args
+from unittest import mock
 
 import attrs
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer.caching import _retention_file, retention_log
+from streaminfer.caching.retention import Action
 from streaminfer.caching.retention_log import ACTIONS, RetentionLog, verify_file
 from streaminfer.errors import BackendError
 
@@ -121,8 +124,6 @@ def test_a_log_in_memory_can_do_the_same():
         ({"path": "x"}, "secret"),
         ({"secret": "text " * 8}, "secret"),
         ({"secret": b"short"}, "secret"),
-        ({"keep": 0}, "keep"),
-        ({"keep": 1.5}, "keep"),
         ({"wall_clock": 3}, "wall_clock"),
     ],
 )
@@ -370,8 +371,9 @@ def test_erasures_are_on_the_disk_before_the_call_returns_and_expiries_need_not_
     for action in ACTIONS:
         before = len(synced)
         log.record(action, where="m", data_class="", count=1, reason="")
-        assert len(synced) - before == (action in {"erased", "erase_failed"}), action
-        assert action not in {"erased", "erase_failed"} or synced[-1] == path.stat().st_size
+        durable = action in {"erased", "erase_failed", "held", "released", "erase_held"}
+        assert len(synced) - before == durable, action
+        assert not durable or synced[-1] == path.stat().st_size
 
 
 def test_a_new_file_has_its_name_on_the_disk(tmp_path, monkeypatch):
@@ -538,7 +540,11 @@ def test_threads_that_write_at_once_make_one_chain(path, in_file):
     st.integers(1, 8),
 )
 def test_counts_stay_right_whatever_memory_lets_go(given_events, keep):
-    log = RetentionLog(keep=keep, wall_clock=Wall())
+    with mock.patch.object(retention_log, "_MOST_KEPT", keep):
+        check_bounds(RetentionLog(wall_clock=Wall()), given_events, keep)
+
+
+def check_bounds(log, given_events, keep):
     expected = {}
     for action, where, data_class, count in given_events:
         log.record(action, where=where, data_class=data_class, count=count, reason="")
@@ -549,7 +555,6 @@ def test_counts_stay_right_whatever_memory_lets_go(given_events, keep):
     assert {
         (it.action, it.where, it.data_class): (it.records, it.count, it.first_ns, it.last_ns) for it in log.totals()
     } == expected
-    assert sum(it.records for it in log.forgotten) == max(0, len(given_events) - keep)
     assert log.records == len(given_events)
     assert log.verify().ok
     if log.events:
@@ -557,17 +562,19 @@ def test_counts_stay_right_whatever_memory_lets_go(given_events, keep):
         assert log.verify().first_bad == len(given_events) - 1
 
 
-def test_a_file_is_searched_whole_though_memory_holds_little(path):
-    log = fill(opened(path, keep=2), 9)
+def test_a_file_is_searched_whole_though_memory_holds_little(path, monkeypatch):
+    monkeypatch.setattr(retention_log, "_MOST_KEPT", 2)
+    log = fill(opened(path), 9)
     assert [event.number for event in log.events] == [7, 8]
     assert [event.number for event in log.events_about("anna 0")] == [0, 3, 6]
-    again = opened(path, keep=2)
-    assert (again.events, again.totals(), again.forgotten) == (log.events, log.totals(), log.forgotten)
+    again = opened(path)
+    assert (again.events, again.totals()) == (log.events, log.totals())
     assert log.verify().ok
 
 
-def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there():
-    log = RetentionLog(keep=1)
+def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there(monkeypatch):
+    monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
+    log = RetentionLog()
     asked = {"data_class": "", "reason": "down", "count": 0}
     log.record("erase_failed", where="redis", subject="anna", **asked)
     log.record("erase_failed", where="redis", subject="ben", **asked)
@@ -586,7 +593,9 @@ def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there():
 
 
 def test_the_words_for_actions_are_those_that_can_be_recorded():
-    assert list(retention_log.ACTIONS) == ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+    went = ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+    assert list(retention_log.ACTIONS) == [*went, "held", "released", "erase_held"]
+    assert set(retention_log.ACTIONS) == set(get_args(Action))
 
 
 @pytest.mark.parametrize("name", ["anna", "Ann\u00e5", "o'anna\"s", "an\\na", "an\nna"])

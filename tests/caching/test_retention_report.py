@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaminfer.caching import retention_log
 from streaminfer.caching.retention import Holding, Retention
 from streaminfer.caching.retention_log import ACTIONS, RetentionLog
 from streaminfer.caching.retention_report import PURGE_BOUNDS_S, build_report
@@ -176,8 +177,9 @@ def test_a_failed_erasure_is_owed_until_it_is_made(log, as_events):
     assert [event.tag for event in made().pending] == ["t"]
 
 
-def test_what_memory_let_go_of_is_counted_and_owed():
-    log = RetentionLog(keep=1)
+def test_what_memory_let_go_of_is_counted_and_owed(monkeypatch):
+    monkeypatch.setattr(retention_log, "_MOST_KEPT", 1)
+    log = RetentionLog()
     note(log, "erase_failed", where="redis", subject="anna", count=0)
     note(log, "expired", count=3)
     note(log, "expired", count=4)
@@ -233,6 +235,7 @@ def test_as_json_it_has_a_schema_a_version_and_everything(log):
         "totals",
         "erasures",
         "pending",
+        "holds",
         "log",
     ]
     assert read["rules"][1] == {
@@ -241,6 +244,7 @@ def test_as_json_it_has_a_schema_a_version_and_everything(log):
         "encrypt": True,
         "allow_disk": False,
         "allow_shared": True,
+        "min_age_s": 0.0,
     }
     assert read["holdings"][0] == {
         "where": "memory",

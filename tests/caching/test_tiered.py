@@ -380,6 +380,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert held["face"].oldest_age_s == pytest.approx(0.1, abs=1e-3)
             await asyncio.sleep(4.2)
             assert {it.data_class: it.entries for it in cache._in_memory()} == {"": 2, "voice": 1}
+            cache.sweep(loop.clock(), 256)  # as the thread does by the system's clock
             assert recorded("expired", "memory", "face") == 2
             await asyncio.sleep(5.0)
             assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1

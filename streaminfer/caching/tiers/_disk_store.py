@@ -48,6 +48,11 @@ CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id)
     PRIMARY KEY (tag, entry)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
 """
+_HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"  # files from before have none
+_FREE = """
+    AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)
+    AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
+"""
 
 
 class DiskStore:
@@ -81,7 +86,7 @@ class DiskStore:
             fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process begins the file anew
             try:
                 self._connect()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _is_damage(error):
                     raise
                 self._counters.failed(error)
@@ -124,9 +129,17 @@ class DiskStore:
     def purge(self, now_ns: int | None) -> int:
         """Removes up to `CHUNK` entries that had expired by then. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
-        purged = self._delete("expires_ns <= ?", now_ns) or self._delete("stored_ns > ?", now_ns + SKEW_NS)
+        purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
+            "stored_ns > ?" + _FREE, now_ns + SKEW_NS
+        )
         self._counters.purged += purged
         return purged
+
+    def hold(self, kind: bytes, text: str, on: bool) -> None:
+        """Begins or ends a hold on a subject or tag. Raises on failure."""
+        change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
+        with self._transaction() as db:
+            db.execute(change, (self._records.name(kind, text),))
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
         """What there is of each data class; the index has all of it. Raises on failure."""
@@ -162,6 +175,7 @@ class DiskStore:
         db.execute(f"PRAGMA max_page_count = {self._max_pages}")
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
+        db.execute(_HOLDS)
         self._count()
 
     def _rebuild(self) -> None:
@@ -185,7 +199,7 @@ class DiskStore:
             return operation()
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
             self._counters.failed(error)
-            if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+            if _is_damage(error):
                 try:
                     self._rebuild()
                 except (sqlite3.Error, OSError) as again:
@@ -204,7 +218,7 @@ class DiskStore:
             self._delete("id = ?", row[0])
             return None
         if entry.is_expired(self._now()):
-            self._counters.purged += self._delete("id = ?", row[0])
+            self._counters.purged += self._delete("id = ?" + _FREE, row[0])
             return None
         return entry
 
@@ -248,11 +262,12 @@ class DiskStore:
         db = self._opened()
         deleted = 0
         while self._max_pages - self._used_pages() < pages:
-            rows = db.execute("SELECT id FROM entries WHERE expires_ns <= ? LIMIT 16", (self._now(),)).fetchall()
+            expired = f"SELECT id FROM entries WHERE expires_ns <= ? {_FREE} LIMIT 16"  # noqa: S608 - literals
+            rows = db.execute(expired, (self._now(),)).fetchall()
             if rows:
                 self._counters.purged += len(rows)
             else:
-                rows = db.execute("SELECT id FROM entries ORDER BY id LIMIT 4").fetchall()
+                rows = db.execute(f"SELECT id FROM entries WHERE 1 {_FREE} ORDER BY id LIMIT 4").fetchall()  # noqa: S608 - the same
                 self._counters.evicted += len(rows)
             if not rows:
                 break  # what is missing is for SQLite to say
@@ -301,6 +316,7 @@ class DiskStore:
         return self._db
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is damaged; a message about a damaged table has its name in it, which may be no text."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

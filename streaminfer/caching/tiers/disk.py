@@ -177,6 +177,19 @@ class DiskTier:
         """
         return await self._in_chunks(self._store.purge, now_ns)
 
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
+        """Begins or ends a legal hold; it lies in the file, and binds every process that opens it.
+
+        While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
+
+        Raises:
+            TypeError: not exactly one of subject and tag.
+            BackendError: the disk failed.
+            Closed: the tier does not run.
+        """
+        kind, text = selection(subject, tag)
+        await self._run(self._store.hold, kind, text, on)
+
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """What the file holds, by data class.
 

@@ -16,7 +16,7 @@ from streaminfer._validation import check_duration, expected
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
-__all__ = ["Entry", "Held", "Tier", "TierStatistics"]
+__all__ = ["Entry", "Held", "HoldingTier", "Tier", "TierStatistics"]
 
 SKEW_NS = 60 * 10**9
 """An entry from further in the future than this was written by a clock that has since been set back: its age is
@@ -227,4 +227,18 @@ class Tier(Protocol):
 
     def statistics(self) -> TierStatistics:
         """A frozen snapshot."""
+        ...
+
+
+@runtime_checkable
+class HoldingTier(Protocol):
+    """What a tier has besides, if it can preserve entries under a legal hold."""
+
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
+        """Begins or ends a hold: while it lasts no purge, and no need of room, removes what it matches.
+
+        Raises:
+            TypeError: not exactly one of subject and tag.
+            BackendError, Closed: it may not have begun, or ended.
+        """
         ...

@@ -1,0 +1,330 @@
+"""Legal holds and minimum ages: what they keep from being erased, purged and lost, and what they do not promise."""
+
+import asyncio
+import pickle
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.retention import Residual, Retention
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.protocol import HoldingTier
+from streaminfer.errors import Closed
+from streaminfer.testing import FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+NOW = 1_700_000_000 * S
+SECRET = b"a secret that lives elsewhere 01"
+
+
+class Wall:
+    now_ns = NOW
+
+    def __call__(self):
+        return self.now_ns
+
+
+@pytest.fixture
+def clock():
+    return FakeClock(1_000)
+
+
+@pytest.fixture
+def log():
+    return RetentionLog()
+
+
+@pytest.fixture
+def cache(clock, log):
+    return si.EdgeCache(maxsize=3, retention=Retention(10.0, classes={"face": Retention(5.0)}, log=log), clock=clock)
+
+
+def actions(log):
+    return [event.action for event in log.events]
+
+
+# -- erasing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hold", "asked", "refused"),
+    [
+        ({"subject": "anna"}, {"subject": "anna"}, True),
+        ({"subject": "anna"}, {"subject": "ben"}, False),
+        ({"subject": "anna"}, {"tag": "x"}, True),  # what has the tag may be hers
+        ({"data_class": "face"}, {"tag": "face"}, True),
+        ({"data_class": "face"}, {"subject": "ben"}, True),  # what is his may be of the class
+    ],
+)
+def test_an_erasure_under_hold_says_so(cache, log, hold, asked, refused):
+    cache.put(1, 1, subject="anna", tags=["x"])
+    cache.put(2, 2, subject="ben", tags=["face"])
+    asyncio.run(cache.hold(**hold, reason="case 17"))
+
+    if not refused:
+        assert cache.erase(**asked) == 1
+        return
+    with pytest.raises(si.ErasureHeld, match="case 17") as raised:
+        cache.erase(**asked)
+
+    assert pickle.loads(pickle.dumps(raised.value)).holds == raised.value.holds
+    assert len(cache) == 2
+    assert actions(log) == ["held", "erase_held"]
+    assert [event.action for event in log.pending] == ["erase_held"]
+
+
+def test_after_the_release_the_erasure_is_owed_until_it_is_made(cache, log):
+    async def main():
+        cache.put(1, 1, subject="anna")
+        await cache.hold(subject="anna", reason="case 17")
+        with pytest.raises(si.ErasureHeld):
+            cache.erase(subject="anna")
+        assert (await cache.retention_report()).violations == []
+
+        await cache.release(subject="anna", reason="case 17 ended")
+        assert "was held" in (await cache.retention_report()).violations[0]
+        assert cache.erase(subject="anna") == 1
+        assert (await cache.retention_report()).violations == []
+
+    asyncio.run(main())
+    assert actions(log) == ["held", "erase_held", "released", "erased"]
+
+
+def test_a_hold_outlives_the_process_with_its_log_which_names_nobody(tmp_path):
+    def opened():
+        return si.EdgeCache(retention=Retention(10.0, log=RetentionLog(tmp_path / "log", secret=SECRET)))
+
+    asyncio.run(opened().hold(subject="anna", reason="the case of anna"))
+    assert b"anna" not in (tmp_path / "log").read_bytes()
+    with pytest.raises(si.ErasureHeld):
+        opened().erase(subject="anna")
+    asyncio.run(opened().release(subject="anna", reason="over"))
+    assert opened().erase(subject="anna") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({}, TypeError, "got neither"),
+        ({"subject": "a", "data_class": "face"}, TypeError, "got both"),
+        ({"data_class": "voice"}, ValueError, "data_class: expected one of the policy's"),
+        ({"subject": 3}, TypeError, "subject"),
+    ],
+)
+def test_bad_holds_are_refused(cache, log, arguments, error, match):
+    with pytest.raises(error, match=match):
+        asyncio.run(cache.hold(**arguments, reason="case 17"))
+    assert log.holds == ()
+
+
+def test_a_hold_needs_a_log():
+    for settings in ({}, {"retention": Retention(1.0)}):
+        with pytest.raises(TypeError, match="retention: expected a policy with a RetentionLog"):
+            asyncio.run(si.EdgeCache(**settings).hold(subject="anna", reason="case 17"))
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_expires_or_gives_way_under_hold_is_preserved_and_not_served(cache, clock):
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    cache.put("evicted", 1, subject="anna")
+    for other in range(3):
+        cache.put(other, other, subject="ben")
+    cache.put("expired", 2, subject="anna")
+    clock.advance(11.0)
+    cache.expire()
+
+    assert {event.key: event.value for event in cache.preserved} == {"evicted": 1, "expired": 2}
+    assert "evicted" not in cache
+    report = asyncio.run(cache.retention_report())
+    assert [(it.where, it.state, it.entries) for it in report.holdings] == [("preserved", "held", 1)] * 2
+    assert report.violations == []
+
+    asyncio.run(cache.release(subject="anna", reason="over"))
+    assert cache.preserved == ()
+    report = asyncio.run(cache.retention_report())
+    assert [it.count for it in report.totals if (it.action, it.where) == ("purged", "preserved")] == [2]
+
+
+def test_a_hold_by_class_preserves_the_class(cache, clock):
+    asyncio.run(cache.hold(data_class="face", reason="case 17"))
+    cache.put(1, 1, tags=["face"])
+    cache.put(2, 2)
+    clock.advance(11.0)
+    cache.expire()
+    assert [event.key for event in cache.preserved] == [1]
+
+
+# -- minimum age -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def aged(clock, log):
+    policy = Retention(60.0, classes={"invoice": Retention(60.0, min_age_s=30.0)}, log=log)
+    return si.EdgeCache(maxsize=2, ttl_s=5.0, retention=policy, clock=clock)
+
+
+def test_below_its_minimum_age_nothing_is_erased(aged, clock, log):
+    aged.put(1, 1, subject="anna", tags=["invoice"])
+    aged.put(2, 2, subject="ben")
+    assert aged.erase(subject="ben") == 1
+    with pytest.raises(si.ErasureHeld, match="below the minimum age of their class, for 30 s more"):
+        aged.erase(subject="anna")
+    clock.advance(6.0)
+    aged.expire()
+    assert [event.key for event in aged.preserved] == [1]
+    with pytest.raises(si.ErasureHeld, match="24 s more"):
+        aged.erase(tag="invoice")
+
+    clock.advance(24.0)
+    assert aged.erase(subject="anna") == 1
+    assert aged.preserved == ()
+    assert [event.action for event in log.pending] == ["erase_held"]  # by tag, which was not asked again
+
+
+def test_what_has_its_minimum_age_goes_when_the_cache_is_swept(aged, clock):
+    aged.put(1, 1, tags=["invoice"])
+    clock.advance(6.0)
+    aged.expire()
+    assert aged.sweep(clock(), 256) == 30 * S + 1_000
+    clock.advance(24.0)
+    aged.sweep(clock(), 256)
+    assert aged.preserved == ()
+
+
+def test_the_thread_frees_what_has_its_minimum_age():
+    import threading
+    import weakref
+
+    class Value:
+        pass
+
+    gone = threading.Event()
+    cache = si.EdgeCache(maxsize=1, retention=Retention(60.0, min_age_s=0.05))
+    value = Value()
+    weakref.finalize(value, gone.set)
+    cache[1] = value
+    cache[2] = None
+    assert [event.key for event in cache.preserved] == [1]
+    del value
+    assert gone.wait(timeout=60)
+
+
+def test_of_several_classes_the_longest_minimum_holds_and_the_shortest_maximum_wins():
+    policy = Retention(
+        60.0, classes={"a": Retention(50.0, min_age_s=40.0), "b": Retention(20.0), "c": Retention(60.0, min_age_s=45.0)}
+    )
+    assert policy.rule(["a", "c"]).min_age_s == 45.0
+    assert policy.rule(["a", "b"]).min_age_s == 20.0
+    assert policy.rule([]).min_age_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: Retention(1.0, min_age_s=2.0), ValueError, "min_age_s: expected at most max_age_s, 1"),
+        (lambda: Retention(1.0, min_age_s="1"), TypeError, "min_age_s"),
+        (lambda: Retention(1.0, residual="backups"), TypeError, "residual: expected several Residual"),
+        (lambda: Retention(1.0, residual=["backups"]), TypeError, "residual: expected several Residual"),
+        (lambda: Retention(1.0, classes={"a": Retention(1.0, residual=[Residual("x")])}), ValueError, "without"),
+        (lambda: Residual(""), TypeError, "name: expected words"),
+        (lambda: Residual("backups", within_s=0), ValueError, "within_s"),
+    ],
+)
+def test_bad_rules_are_refused(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+# -- tiers -------------------------------------------------------------------------------------------------------------
+
+
+def entry(value, **more):
+    return Entry(value=value, stored_ns=more.pop("stored_ns", NOW), **more)
+
+
+@pytest.mark.parametrize("hold", [{"subject": "anna"}, {"tag": "face"}], ids=["subject", "tag"])
+def test_the_disk_purges_nothing_held_also_in_a_later_process(tmp_path, hold):
+    wall = Wall()
+
+    def tier():
+        return DiskTier(tmp_path, max_bytes=2**20, wall_clock=wall)
+
+    async def main():
+        async with tier() as first:
+            await first.put("held", entry(1, ttl_s=10.0, subject="anna", tags=("face",)))
+            await first.put("other", entry(2, ttl_s=10.0, subject="ben"))
+            await first.put("none", entry(3, ttl_s=10.0))
+            await first.hold(**hold, on=True)
+        wall.now_ns = NOW + 60 * S
+        async with tier() as second:
+            assert await second.purge() == 2
+            assert await second.get("held") is None
+            (left,) = await second.inventory()
+            assert left.entries == 1
+            await second.hold(**hold, on=False)
+            assert await second.purge() == 1
+
+    asyncio.run(main())
+
+
+def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
+    async def main():
+        async with DiskTier(tmp_path, max_bytes=2**20, wall_clock=Wall()) as tier:
+            await tier.put("held", entry(b"x" * 100_000, subject="anna"))
+            await tier.hold(subject="anna", on=True)
+            for number in range(30):
+                await tier.put(f"other {number}", entry(b"x" * 100_000, subject="ben"))
+            assert tier.statistics().evicted > 0
+            assert (await tier.get("held")).value == b"x" * 100_000
+        with pytest.raises(Closed):
+            await tier.hold(subject="anna", on=True)
+        with pytest.raises(TypeError):
+            await tier.hold(on=True)
+
+    asyncio.run(main())
+
+
+def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log):
+    class Redis(DiskTier):
+        name = "redis"
+        hold = None
+
+    async def main():
+        disk = DiskTier(tmp_path / "a", max_bytes=2**20)
+        other = Redis(tmp_path / "b", max_bytes=2**20)
+        cache = si.EdgeCache(retention=Retention(0.05, log=log), tiers=[disk, other])
+        async with cache:
+            await cache.put_through("k", 1, subject="anna")
+            cannot = await cache.hold(subject="anna", reason="case 17")
+            await asyncio.sleep(0.06)
+            assert (await disk.purge(), await other.purge()) == (0, 1)
+        return cannot
+
+    assert isinstance(DiskTier(tmp_path, max_bytes=2**20), HoldingTier)
+    assert asyncio.run(main()) == ("redis",)
+
+
+def test_a_tier_keeps_an_entry_to_its_minimum_age_and_serves_it_no_longer(tmp_path, log):
+    policy = Retention(60.0, min_age_s=30.0, log=log)
+
+    async def main():
+        wall = Wall()
+        tier = DiskTier(tmp_path, max_bytes=2**20, wall_clock=wall)
+        async with si.EdgeCache(ttl_s=5.0, retention=policy, tiers=[tier]) as cache:
+            await cache.put_through("k", 1)
+            cache.clear()
+            wall.now_ns += 4 * S
+            assert await cache.fetch("k") == 1
+            cache.clear()
+            wall.now_ns += 2 * S
+            assert await cache.fetch("k") is None
+            assert await tier.purge() == 0
+            wall.now_ns += 25 * S
+            assert await tier.purge() == 1
+
+    asyncio.run(main())

@@ -1,0 +1,177 @@
+"""The record of processing and the privacy checklist say what a stack's settings say, and what nobody has said."""
+
+import asyncio
+import json
+
+import pytest
+
+import streaminfer as si
+from streaminfer.auditing import Audit, Finding
+from streaminfer.caching.encryption import ServiceKeys, StoredKeys
+from streaminfer.caching.retention import Residual, Retention
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.checklist import privacy_checklist
+from streaminfer.processing_record import record_of_processing
+from streaminfer.testing import ScriptedBackend
+
+MASTER = b"32 bytes, from where secrets are"
+
+
+def stack_of(cache):
+    backend = ScriptedBackend()
+    backend.fingerprint = "a model"
+    return si.Stack(cache, backend)
+
+
+def found(stack, check):
+    return [it for it in si.audit(stack).findings if it.check == check]
+
+
+# -- what the audit finds ----------------------------------------------------------------------------------------------
+
+
+def test_a_residual_copy_without_a_bound_is_warned_of():
+    residual = [Residual("nightly backup", within_s=7200.0), Residual("traces")]
+    bounded, unbounded = found(stack_of(si.EdgeCache(retention=Retention(9.0, residual=residual))), "residual")
+    assert (bounded.severity, unbounded.severity) == ("ok", "attention")
+    assert "nightly backup: gone at most 2 h after an erasure" in bounded.what
+    assert "traces" in unbounded.what
+    assert "within_s" in unbounded.remedy
+
+
+@pytest.mark.parametrize(
+    ("tiered", "allow_disk", "severity"), [(False, True, "attention"), (True, True, "ok"), (True, False, "attention")]
+)
+def test_a_minimum_age_wants_a_disk(tmp_path, tiered, allow_disk, severity):
+    policy = Retention(9.0, classes={"invoice": Retention(9.0, min_age_s=5.0, allow_disk=allow_disk)})
+    tiers = [DiskTier(tmp_path, max_bytes=2**20)] if tiered else []
+    (it,) = found(stack_of(si.EdgeCache(retention=policy, tiers=tiers)), "min-age")
+    assert it.severity == severity
+    assert "class 'invoice' must be kept for at least 5 s" in it.what
+
+
+def test_keys_of_one_machine_on_a_tier_of_several_are_found():
+    class Service:
+        def get(self, name, *, create):
+            return b"k" * 32
+
+        def destroy(self, name):
+            return True
+
+    for keys, number in ((StoredKeys(":memory:", master=MASTER), 1), (ServiceKeys(Service()), 0), (None, 0)):
+        tier = RedisTier("redis://localhost", keys=keys)
+        assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "keys")) == number
+
+
+def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
+    log = RetentionLog(tmp_path / "log", secret=MASTER)
+    cache = si.EdgeCache(retention=Retention(9.0, log=log))
+
+    async def main():
+        await cache.hold(subject="anna", reason="case 17")
+        with pytest.raises(si.ErasureHeld):
+            cache.erase(subject="anna")
+        (it,) = found(stack_of(cache), "log")
+        assert (it.severity, "1 legal holds are in force" in it.what) == ("ok", True)
+        await cache.release(subject="anna", reason="over")
+
+    asyncio.run(main())
+    (it,) = found(stack_of(cache), "log")
+    assert it.severity == "fail"
+    assert "held" in it.what
+
+
+# -- the checklist -----------------------------------------------------------------------------------------------------
+
+
+def finding(severity, check, **more):
+    return Finding(severity=severity, check=check, where="here", what=f"{check} <is> {severity}", **more)
+
+
+def test_the_worst_finding_is_the_answer_and_all_are_evidence():
+    made = privacy_checklist(
+        Audit((finding("ok", "hop"), finding("fail", "hop", remedy="use TLS"), finding("attention", "tier")))
+    )
+    answers = {it.question: it for it in made.answers}
+    assert answers["Is data encrypted on its way to other machines?"].answer == "no"
+    assert answers["Is data encrypted on its way to other machines?"].evidence == (
+        "here: hop <is> ok",
+        "here: hop <is> fail → use TLS",
+    )
+    assert answers["Is stored data encrypted?"].answer == "to be looked at"
+    assert answers["Can the data of one person be erased?"].answer == "not seen"
+
+
+def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_path):
+    from streaminfer import auditing
+    from streaminfer.checklist import _QUESTIONS
+
+    named = {line.strip("`") for line in auditing.__doc__.splitlines() if line.startswith("``") and line.endswith("``")}
+    assert named == {check for _, checks in _QUESTIONS for check in checks}
+
+    made = privacy_checklist(Audit(tuple(finding("ok", check) for check in named)))
+    assert {it.answer for it in made.answers} == {"yes"}
+    page = made.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page
+    assert "hop &lt;is&gt; ok" in page
+    assert json.loads(made.to_json())["schema"] == "streaminfer.privacy-checklist"
+    assert "hop <is> ok" in str(made)
+    with pytest.raises(TypeError, match="audit: expected an Audit"):
+        privacy_checklist(stack_of(si.EdgeCache(ttl_s=1.0)))
+
+
+# -- the record --------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_says_what_settings_say_and_lists_what_nobody_said(tmp_path):
+    policy = Retention(
+        3600.0,
+        encrypt=True,
+        classes={"face": Retention(60.0, min_age_s=10.0, encrypt=True)},
+        residual=[Residual("traces"), Residual("backup", within_s=86400.0)],
+    )
+    keys = StoredKeys(":memory:", master=MASTER)
+    cache = si.EdgeCache(retention=policy, tiers=[DiskTier(tmp_path / "c", max_bytes=2**20, keys=keys)])
+    made = record_of_processing(stack_of(cache), controller="<Example> Ltd", purpose="to count faces")
+
+    assert made.missing == ["legal_basis", "subjects", "recipients", "transfers"]
+    data = json.loads(made.to_json())
+    where = "stack → EdgeCache"
+    assert data["categories"] == [
+        {"where": where, "category": "all others", "max_age_s": 3600.0, "min_age_s": 0.0},
+        {"where": where, "category": "face", "max_age_s": 60.0, "min_age_s": 10.0},
+    ]
+    assert [list(it.values())[1:] for it in data["places"]] == [
+        ["memory", False, False, False],
+        ["disk", True, False, True],
+    ]
+    assert [(it["copy"], it["within_s"]) for it in data["residual"]] == [("traces", None), ("backup", 86400.0)]
+    assert {it["check"] for it in data["measures"]} == {"tier", "hop", "subjects", "log"}
+    page = made.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page
+    assert "&lt;Example&gt; Ltd" in page
+    assert "missing: Legal basis (Art. 6)" in page
+
+
+@pytest.mark.parametrize(("settings", "longest_s"), [({"ttl_s": 60.0, "stale_s": 5.0}, 65.0), ({}, None)])
+def test_a_cache_without_a_policy_has_one_category(settings, longest_s):
+    made = record_of_processing(stack_of(si.EdgeCache(**settings)))
+    assert made.categories == (("stack → EdgeCache", "all answers", longest_s, 0.0),)
+    assert made.residual == ()
+
+
+def test_a_complete_record_misses_nothing():
+    names = ("controller", "purpose", "legal_basis", "subjects", "recipients", "transfers")
+    made = record_of_processing(si.Stack(ScriptedBackend()), **dict.fromkeys(names, "said"))
+    assert made.missing == []
+    assert "missing" not in made.to_html()
+    with pytest.raises(TypeError, match="purpose: expected a string"):
+        record_of_processing(si.Stack(ScriptedBackend()), purpose=3)
+    with pytest.raises(TypeError, match="stack: expected a Stack"):
+        record_of_processing(3)
+
+
+def test_the_top_level_names_are_functions():
+    assert si.privacy_checklist is privacy_checklist
+    assert si.record_of_processing is record_of_processing
