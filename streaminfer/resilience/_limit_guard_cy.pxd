@@ -12,7 +12,7 @@ cdef class LimitCore:
     cdef public object _objective
     cdef public object _queue
     cdef object _slo
-    cdef object _feeding
+    cdef object _budget
     cdef public str name
 
     @cython.locals(now_ns=cython.longlong, permit=cython.longlong)

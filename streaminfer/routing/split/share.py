@@ -1,7 +1,7 @@
 """A share of the requests: the same ones for a key, or evenly spread.
 
 *Design.* A key is hashed to a number from 0 to 1 and belongs to the share while that number is below it. So a key keeps
-its side in every process and after a restart, and a share that grows takes keys in and gives none up. Requests without
+its side in every process and after a restart, and a share that grows keeps the keys it has. Requests without
 a key are counted: each adds the share to a sum, and the one that brings the sum to 1 belongs to it.
 """
 
