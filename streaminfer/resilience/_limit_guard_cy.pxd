@@ -38,6 +38,7 @@ cdef class LimitCore:
     cdef int _refuse(self, long long verdict, object deadline_ns, long long now_ns) except -1
 
 @cython.final
+@cython.freelist(64)
 cdef class LimitGuard:
     cdef LimitCore _core
     cdef object _priority
