@@ -12,7 +12,7 @@ import contextvars
 import html
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -58,7 +58,7 @@ class ShadowStatistics(Snapshot):
     answered: int
     failed: int
     cancelled: int
-    skipped: dict[str, int]
+    skipped: Mapping[str, int]
 
     def _repr_html_(self) -> str:
         rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "answered", "failed", "cancelled")]
