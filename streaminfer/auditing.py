@@ -44,7 +44,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streaminfer._audit_walk import NOTHING, Found, inner_of, is_a, is_ours, read, walk
+from streaminfer._audit_walk import CHOOSERS, NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer._validation import expected
 from streaminfer.caching._retention_page import age, html_table
 from streaminfer.caching.edge_cache import EdgeCache
@@ -53,8 +53,6 @@ from streaminfer.caching.retention import Retention
 from streaminfer.caching.retention_log import RetentionLog
 from streaminfer.caching.tiers.disk import DiskTier
 from streaminfer.caching.tiers.redis import RedisTier
-from streaminfer.routing.fallback_router import FallbackRouter
-from streaminfer.routing.replicas import Replicas
 from streaminfer.stack import Stack
 
 __all__ = ["Audit", "Finding", "audit"]
@@ -350,7 +348,7 @@ def _check_hop(found: Found) -> Iterator[Finding]:
     encrypted = read(thing, "encrypted_in_transit")
     if encrypted is NOTHING:
         encrypted = read(thing, "encrypted")
-    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in (FallbackRouter, Replicas)):
+    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in CHOOSERS):
         yield from _judge_hop(address, encrypted, found.where, known=is_ours(thing))
     elif is_a(address, str):
         yield from _judge_hop(address, encrypted, found.where, known=True)

@@ -12,7 +12,7 @@ cdef class LimitCore:
     cdef public object _objective
     cdef public object _queue
     cdef object _slo
-    cdef object _feeding
+    cdef object _budget
     cdef public str name
 
     @cython.locals(now_ns=cython.longlong, permit=cython.longlong)
@@ -38,6 +38,7 @@ cdef class LimitCore:
     cdef int _refuse(self, long long verdict, object deadline_ns, long long now_ns) except -1
 
 @cython.final
+@cython.freelist(64)
 cdef class LimitGuard:
     cdef LimitCore _core
     cdef object _priority

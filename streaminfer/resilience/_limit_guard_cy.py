@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.resilience._wrapping import refuse_awaitable
-from streaminfer.telemetry.feeding import FeedingCheck
+from streaminfer.telemetry.slo_reader import SloReader
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
@@ -60,7 +60,7 @@ class LimitCore:
         name: for errors; the subclass sets it.
     """
 
-    __slots__ = ("_clock", "_feeding", "_machine", "_objective", "_queue", "_slo", "name")
+    __slots__ = ("_budget", "_clock", "_machine", "_objective", "_queue", "_slo", "name")
 
     name: str
 
@@ -68,7 +68,7 @@ class LimitCore:
         self._machine = machine
         self._clock = clock
         self._slo = slo
-        self._feeding = FeedingCheck(slo, "a concurrency limit")
+        self._budget = SloReader(slo, "a concurrency limit")
         self._objective: Any = None
         self._queue: Any = None
         self._aim()
@@ -170,9 +170,8 @@ class LimitCore:
         objective_ns = 0.0
         burning = False
         if self._slo is not None:
-            objective_ns = self._slo.threshold_s * 1e9
-            burning = self._slo.burning()
-            self._feeding.look(self._machine.answered)
+            objective_ns = self._budget.threshold_ns()
+            burning = self._budget.burning(self._machine.answered)
         elif self._objective is not None:
             objective_ns = self._objective() or 0.0
         self._machine.aim(objective_ns, burning)

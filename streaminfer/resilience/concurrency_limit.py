@@ -109,8 +109,7 @@ class ConcurrencyLimit(LimitCore):
             delay_ns = min(check_duration("queue_delay_s", queue_delay_s), _LONGEST_S) * 1e9
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
-        is_slo: Callable[[Any], bool] = lambda it: it is None or callable(getattr(it, "burning", None))  # noqa: E731
-        check_instance("slo", slo, is_slo, "an SLO or None")
+        check_instance("slo", slo, _is_slo, "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
@@ -306,6 +305,10 @@ class ConcurrencyLimit(LimitCore):
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
+
+
+def _is_slo(value: Any) -> bool:
+    return value is None or (callable(getattr(value, "burning", None)) and hasattr(value, "threshold_s"))
 
 
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:

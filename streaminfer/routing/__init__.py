@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from streaminfer.routing.replicas import Replicas
     from streaminfer.routing.route import Route
     from streaminfer.routing.router_statistics import RouterStatistics, RouteStatistics
+    from streaminfer.routing.split.canary import Canary, CanaryStatistics, SideStatistics
+    from streaminfer.routing.split.shadow import Shadow, ShadowStatistics
 
 __all__ = [
+    "Canary",
+    "CanaryStatistics",
     "DnsDiscovery",
     "FallbackRouter",
     "HealthCheck",
@@ -24,9 +28,14 @@ __all__ = [
     "Route",
     "RouteStatistics",
     "RouterStatistics",
+    "Shadow",
+    "ShadowStatistics",
+    "SideStatistics",
 ]
 
 _HOMES = {
+    "Canary": "split.canary",
+    "CanaryStatistics": "split.canary",
     "DnsDiscovery": "fleet.discovery",
     "FallbackRouter": "fallback_router",
     "HealthCheck": "fleet.health",
@@ -37,6 +46,9 @@ _HOMES = {
     "Route": "route",
     "RouteStatistics": "router_statistics",
     "RouterStatistics": "router_statistics",
+    "Shadow": "split.shadow",
+    "ShadowStatistics": "split.shadow",
+    "SideStatistics": "split.canary",
 }
 """Who uses one primitive does not load the others."""
 

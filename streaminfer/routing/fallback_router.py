@@ -47,7 +47,7 @@ from streaminfer.routing.endings import judge
 from streaminfer.routing.journey import Journey
 from streaminfer.routing.lanes import Lane, make_lanes
 from streaminfer.routing.route import Route
-from streaminfer.telemetry.feeding import FeedingCheck
+from streaminfer.telemetry.slo_reader import SloReader
 
 if TYPE_CHECKING:
     from streaminfer.routing.router_statistics import RouterStatistics
@@ -145,7 +145,7 @@ class FallbackRouter(Chooser):
         self._drained: asyncio.Future[None] | None = None
         self._shadows = set()
         self._probes = probes
-        self._feeding = FeedingCheck(slo, "a fallback router")
+        self._budget = SloReader(slo, "a fallback router")
         self._reasons: Counter[str] = Counter()
         self._requests = self._degraded = self._defaulted = self._failed = self._cancelled = self._missed = 0
         if clock is not None:
@@ -349,8 +349,7 @@ class FallbackRouter(Chooser):
         """What is due before a request whose case is not the common one; raises where it is turned away."""
         self._requests += 1
         if self._ladder.arrive(now_ns):
-            self._feeding.look(self._requests + self._gate.taken)
-            self._ladder.step(now_ns, self.slo is not None and self.slo.burning())
+            self._ladder.step(now_ns, self._budget.burning(self._requests + self._gate.taken))
         deadline_ns = deadline_of(request)
         if self._stopping or deadline_ns <= now_ns:
             self._turn_away(now_ns, deadline_ns)

@@ -10,20 +10,24 @@ from streaminfer._validation import check_instance, check_number, expected
 from streaminfer.protocols import is_backend, is_service
 from streaminfer.stack import Stack
 
-__all__ = ["Route"]
+__all__ = ["Route", "as_service"]
 
 _Adapt = Callable[[Any], Any]
 
 
-def _service(value: Any) -> Any:
-    """A service as it is; layers in front of one, or a backend alone, composed into a `Stack`."""
+def as_service(argument: str, value: Any) -> Any:
+    """Return a service as it is; layers in front of one, or a backend alone, composed into a `Stack`.
+
+    Raises:
+        TypeError: none of these.
+    """
     if is_service(value):
         return value
     if is_backend(value):
         return Stack(value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return Stack(*value)
-    raise TypeError(expected("service", "a service, a backend, or a sequence of layers that ends with one", value))
+    raise TypeError(expected(argument, "a service, a backend, or a sequence of layers that ends with one", value))
 
 
 @attrs.frozen(init=False)
@@ -76,7 +80,7 @@ class Route:
         check_instance("device", device, lambda value: isinstance(value, Hashable), "a hashable value")
         self.__attrs_init__(
             name=name,
-            service=_service(service),
+            service=as_service("service", service),
             quality=_number("quality", quality, positive=False),
             cost=None if cost is None else _number("cost", cost, positive=True),
             prepare=prepare,

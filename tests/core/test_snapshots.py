@@ -75,9 +75,12 @@ def everything():
     batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=5.0)
     model = si.Stack(si.ConcurrencyLimit(), batcher, si.CircuitBreaker(), si.CpuBackend(np.negative, example=1.0))
     replicas = si.Stack(si.Replicas(si.Replica("b", si.Stack(si.CpuBackend(np.negative)))))
-    router = si.FallbackRouter(si.Route("a", model), si.Route("b", replicas))
+    canary = si.routing.Canary(replicas, si.CpuBackend(np.negative), share=0.5)
+    router = si.FallbackRouter(si.Route("a", model), si.Route("b", canary))
     return si.Stack(
         si.Telemetry("t", slo=si.SLO("o", threshold_s=0.5)),
+        si.RateLimit(1000.0),
+        si.routing.Shadow(si.CpuBackend(np.negative)),
         si.EdgeCache(maxsize=8),
         si.RetryBudget(),
         si.Hedge(),
@@ -109,7 +112,15 @@ def test_a_stack_of_every_layer_before_and_after_its_life():
 def test_statistics_of_parts_that_have_not_started():
     """Each layer of a stack that has not started describes itself, and so does a blocking stack."""
     stack = everything()
-    assert set(stack.statistics().layers) == {"Telemetry", "EdgeCache", "RetryBudget", "Hedge", "FallbackRouter"}
+    assert set(stack.statistics().layers) == {
+        "Telemetry",
+        "RateLimit",
+        "Shadow",
+        "EdgeCache",
+        "RetryBudget",
+        "Hedge",
+        "FallbackRouter",
+    }
     assert stack.blocking().statistics().state == "new"
     backend = si.CpuBackend(np.negative)
     assert strict(backend.statistics())["batches"] == 0

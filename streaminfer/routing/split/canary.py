@@ -1,0 +1,239 @@
+"""`Canary`: a share of the requests goes to another service."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import attrs
+
+from streaminfer._objective import find_slo
+from streaminfer._owners import start_owned
+from streaminfer._snapshot import Snapshot
+from streaminfer._stopping import stop_all
+from streaminfer._validation import check_instance, check_number
+from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.request import Request, Response
+from streaminfer.routing.route import as_service
+from streaminfer.routing.split.share import RequestShare
+from streaminfer.stack import Stack
+
+__all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class SideStatistics(Snapshot):
+    """What one of the two services did.
+
+    Counting rule: each request is in ``requests``, and when it ends in one of ``answered``, ``failed`` and
+    ``cancelled``.
+
+    Attributes:
+        requests: requests that it was given.
+        answered: how many of them were answered.
+        failed: how many ended with an error, refusals and deadlines included.
+        cancelled: how many their callers cancelled.
+    """
+
+    requests: int
+    answered: int
+    failed: int
+    cancelled: int
+
+
+@attrs.frozen(kw_only=True)
+class CanaryStatistics(Snapshot):
+    """Both services of a `Canary` at one moment.
+
+    Attributes:
+        share: of the requests, that the canary is given.
+        stable: what the stable service did.
+        canary: what the canary did.
+    """
+
+    share: float
+    stable: SideStatistics
+    canary: SideStatistics
+
+    def _repr_html_(self) -> str:
+        names = ("requests", "answered", "failed", "cancelled")
+        head = "".join(f"<th>{name}</th>" for name in names)
+        rows = "".join(
+            f"<tr><th>{side}</th>" + "".join(f"<td>{getattr(counts, name):,}</td>" for name in names) + "</tr>"
+            for side, counts in (("stable", self.stable), ("canary", self.canary))
+        )
+        caption = html.escape(f"{self.share:.1%} of the requests to the canary")
+        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+
+
+class Canary:
+    """Two services as one, of which the second gets a fixed share of the requests.
+
+    It is a service: the last layer of a `Stack`, or of a route, which starts and stops it, and so both services. Each
+    tenant, or stream, stays with one of them. ``source`` of an answer begins with ``"stable"`` or ``"canary"``.
+
+    Args:
+        stable: the service that most requests go to: a `Stack`, any other service, a backend, or a sequence of layers,
+            outermost first, that ends with one.
+        canary: likewise, the one that is tried.
+        share: of the requests, or of the tenants, that the canary gets, from 0 to 1.
+        by: returns what stays on one side: a function of the `Request`; where it returns ``None``, and for ``None``
+            itself where a request has neither tenant nor stream, requests are spread evenly. ``None``: its
+            ``tenant``, else its ``stream_id``.
+        name: for reports; canaries of different names get different tenants.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: none; it belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        stable: Any,
+        canary: Any,
+        *,
+        share: float,
+        by: Callable[[Request], Hashable] | None = None,
+        name: str = "",
+    ) -> None:
+        check_instance("by", by, lambda it: it is None or callable(it), "a function of a Request, or None")
+        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        self.name = name
+        self._by = _tenant_or_stream if by is None else by
+        self._share = RequestShare(_checked(share), name)
+        self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
+        self._canary = _Side("canary", as_service("canary", canary), offers_its_check=False)
+        self._objective: Any = find_slo(self._stable.service)
+        self.validate: Callable[[Request], None] | None = find_inward(self._stable.service, "validate", None)
+
+    @property
+    def services(self) -> tuple[Any, Any]:
+        """The stable service and the canary."""
+        return self._stable.service, self._canary.service
+
+    @property
+    def share(self) -> float:
+        """The share of the requests that the canary gets."""
+        return self._share.share
+
+    def set_share(self, share: float) -> None:
+        """Change the share: a tenant of the canary stays there while it grows.
+
+        Raises:
+            TypeError, ValueError: no number from 0 to 1.
+        """
+        self._share.share = _checked(share)
+
+    @property
+    def slo_ns(self) -> int | None:
+        """The objective of the stable service, from which the `Stack` stamps a deadline."""
+        return None if self._objective is None else self._objective.slo_ns
+
+    @property
+    def enforces_deadline(self) -> bool:
+        """Whether both services end every request at its deadline."""
+        return all(find_inward(service, "enforces_deadline", False) for service in self.services)
+
+    @property
+    def idempotent(self) -> bool | None:
+        """Whether a request may be sent twice: what both say, or ``False`` where one of them does."""
+        said = {find_inward(service, "idempotent", None) for service in self.services}
+        return False if False in said else None if None in said else True
+
+    async def call(self, request: Request) -> Response:
+        """Answer the request, by the service whose share it belongs to.
+
+        Raises:
+            BaseException: what that service raised.
+        """
+        key = self._by(request)
+        belongs = self._share.take() if key is None else self._share.has_key(key)
+        return await (self._canary if belongs else self._stable).call(request)
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Return what the service says that the request would go to; changes nothing."""
+        key = self._by(request)
+        belongs = self._share.would_take() if key is None else self._share.has_key(key)
+        ask = (self._canary if belongs else self._stable).admission
+        return Admission(True) if ask is None else ask(request, now_ns)
+
+    async def start(self) -> None:
+        """Start both services; where one fails what started is stopped again."""
+        started: list[Any] = []
+        try:
+            for service in self.services:
+                await start_owned(self, service)
+                started.append(service)
+        except BaseException:
+            await stop_all(self, started[::-1], drain=False)
+            raise
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stop both services.
+
+        Args:
+            drain: answer what they have first; otherwise it ends with `Closed`.
+        """
+        await stop_all(self, self.services, drain=drain)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Give both services the clock of a `Stack`."""
+        for service in self.services:
+            bind = getattr(service, "bind_clock", None)
+            if bind is not None:
+                bind(clock)
+
+    def statistics(self) -> CanaryStatistics:
+        """Return a frozen snapshot."""
+        return CanaryStatistics(share=self.share, stable=self._stable.statistics(), canary=self._canary.statistics())
+
+    def __repr__(self) -> str:
+        return f"<Canary: {self.share:.1%} to {self._canary.service!r}, else {self._stable.service!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+
+class _Side:
+    """One of the two services, with its counters."""
+
+    def __init__(self, name: str, service: Any, *, offers_its_check: bool) -> None:
+        self.name = name
+        self.service = service
+        self.admission: Callable[[Request, int], Admission] | None = find_inward(service, "admission", None)
+        # a stack validates what it is called with; the check of the stable side is made by the stack around
+        self._validate: Callable[[Request], None] | None = None
+        if not offers_its_check and not isinstance(service, Stack):
+            self._validate = find_inward(service, "validate", None)
+        self._requests = self._answered = self._failed = self._cancelled = 0
+
+    async def call(self, request: Request) -> Response:
+        self._requests += 1
+        try:
+            if self._validate is not None:
+                self._validate(request)
+            response: Response = await self.service.call(request)
+        except Exception:
+            self._failed += 1
+            raise
+        except BaseException:
+            self._cancelled += 1
+            raise
+        self._answered += 1
+        source = f"{self.name}/{response.source}" if response.source else self.name
+        return Response(response.outputs, response.degraded, source, response.timings)
+
+    def statistics(self) -> SideStatistics:
+        return SideStatistics(
+            requests=self._requests, answered=self._answered, failed=self._failed, cancelled=self._cancelled
+        )
+
+
+def _tenant_or_stream(request: Request) -> Hashable:
+    return request.stream_id if request.tenant is None else request.tenant
+
+
+def _checked(share: object) -> float:
+    return check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)

@@ -1,0 +1,236 @@
+"""`Shadow`: copies of requests go to another service, whose answers are dropped.
+
+*Design.* A copy runs in a task of its own with an empty context: nothing that the request is part of (a computation
+that callers share, the time limit of a stop, a trace) knows of it. The request itself is sent first and awaits nothing
+of the copy. So that a slow copy cannot pile up, at most ``max_in_flight`` are in flight; further ones are not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import html
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from streaminfer._deadline_calls import DeadlineCalls
+from streaminfer._owners import start_owned
+from streaminfer._snapshot import Snapshot
+from streaminfer._stopping import seconds_left, stop_all
+from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.request import Request, Response, time_left_s
+from streaminfer.resilience._wrapping import may_repeat, name_of, repeats
+from streaminfer.routing.route import as_service
+from streaminfer.routing.split.share import RequestShare
+from streaminfer.stack import Stack
+
+__all__ = ["Shadow", "ShadowStatistics"]
+
+_log = logging.getLogger("streaminfer.routing")
+_MOST = 100_000
+
+
+@attrs.frozen(kw_only=True)
+class ShadowStatistics(Snapshot):
+    """Counters of a `Shadow`, of one moment.
+
+    Counting rule: each copy is in ``sent``, and when it ends in one of ``answered``, ``failed`` and ``cancelled``.
+
+    Attributes:
+        name: the shadow's.
+        sent: copies that were sent.
+        in_flight: how many of them have not ended.
+        answered: how many were answered.
+        failed: how many ended with an error, or at their deadline.
+        cancelled: how many a stop ended.
+        skipped: requests of the share that were not copied: ``"max_in_flight"``, too many copies were in flight;
+            ``"not_repeatable"``, the request belongs to a stream.
+    """
+
+    name: str
+    sent: int
+    in_flight: int
+    answered: int
+    failed: int
+    cancelled: int
+    skipped: Mapping[str, int]
+
+    def _repr_html_(self) -> str:
+        rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "answered", "failed", "cancelled")]
+        rows += [(f"skipped: {reason}", count) for reason, count in self.skipped.items()]
+        cells = "".join(f"<tr><th>{name.replace('_', ' ')}</th><td>{count:,}</td></tr>" for name, count in rows)
+        return f"<table><caption>{html.escape(self.name or 'shadow')}</caption>{cells}</table>"
+
+
+class Shadow:
+    """Sends copies of requests to another service and drops what it answers; callers notice nothing of it.
+
+    It is a layer in front of a service, and starts and stops the service that gets the copies.
+
+    Args:
+        copy: what gets the copies: a `Stack`, any other service, a backend, or a sequence of layers, outermost first,
+            that ends with one.
+        share: of the requests that are copied, from 0 to 1, evenly spread.
+        max_in_flight: so many copies at most are in flight; further requests are not copied.
+        timeout_s: seconds after which a copy is ended, where the deadline of its request does not end it before.
+        name: for reports and the log.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, or a ``copy`` that declares
+            ``idempotent = False``: it must not see a request that another service answers.
+
+    Threads: none; it belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        copy: Any,
+        *,
+        share: float = 1.0,
+        max_in_flight: int = 10,
+        timeout_s: float = 10.0,
+        name: str = "",
+        clock: Clock | None = None,
+    ) -> None:
+        self.copy = as_service("copy", copy)
+        self._rule = repeats(self.copy, None)
+        if self._rule is False:
+            raise ValueError(expected("copy", "a service that may see copies (not idempotent = False)", copy))
+        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        share = check_number("share", share, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
+        self._share = RequestShare(share, name)
+        self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MOST)
+        self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self.name = name
+        self._clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        self._validate: Callable[[Request], None] | None = None
+        if not isinstance(self.copy, Stack):  # a stack validates what it is called with
+            self._validate = find_inward(self.copy, "validate", None)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = DeadlineCalls()
+        self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
+        self._sent = self._answered = self._failed = self._cancelled = 0
+        if clock is not None:
+            self._bind(clock)
+
+    def wrap(self, inner: Any) -> Any:
+        """Put the shadow in front of a service.
+
+        Returns:
+            A service that answers as ``inner`` does.
+
+        Raises:
+            TypeError: no service.
+        """
+        check_instance("inner", inner, is_service, "a service (the shadow stands before the batcher)")
+        return _ShadowedService(self, inner)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self._clock = clock
+            self._clock_given = True
+            self._bind(clock)
+
+    def statistics(self) -> ShadowStatistics:
+        """Return a frozen snapshot."""
+        return ShadowStatistics(
+            name=self.name,
+            sent=self._sent,
+            in_flight=len(self._tasks),
+            answered=self._answered,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            skipped=dict(self._skipped),
+        )
+
+    def send(self, request: Request) -> None:
+        """Send a copy of a request, if it belongs to the share and can be copied."""
+        if not self._share.take():
+            return
+        if not may_repeat(request, self._rule):
+            self._skipped["not_repeatable"] += 1
+        elif len(self._tasks) >= self._max_in_flight:
+            self._skipped["max_in_flight"] += 1
+        else:
+            self._sent += 1
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self._answer(request), context=contextvars.Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
+
+    async def end_copies(self) -> None:
+        """Cancel the copies in flight, and wait for them until the limit of the stop."""
+        tasks = [*self._tasks, *self._calls]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds_left())
+
+    async def _answer(self, request: Request) -> None:
+        if self._validate is not None:
+            self._validate(request)
+        left_s = time_left_s(request.deadline_ns, self._clock())
+        timeout_s = self._timeout_s if left_s is None else min(max(left_s, 0.0), self._timeout_s)
+        await self._calls.end_within(timeout_s, self.copy.call(request), name_of(self.copy))
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            self._cancelled += 1
+            return
+        failure = task.exception()
+        if failure is None:
+            self._answered += 1
+            return
+        self._failed += 1
+        if self._failed == 1:
+            message = "shadow %r: a copy of a request failed (later failures are counted only)"
+            _log.warning(message, self.name, exc_info=failure)
+
+    def _bind(self, clock: Clock) -> None:
+        bind = getattr(self.copy, "bind_clock", None)
+        if bind is not None:
+            bind(clock)
+
+    def __repr__(self) -> str:
+        return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+
+class _ShadowedService:
+    """A service whose requests are copied."""
+
+    def __init__(self, shadow: Shadow, inner: Any) -> None:
+        self.inner = inner
+        self.shadow = shadow
+        self.name = name_of(inner)
+        self._call: Callable[[Request], Any] = inner.call
+
+    async def call(self, request: Request) -> Response:
+        """Answer the request as the service does."""
+        self.shadow.send(request)  # a task, which begins when this one has been sent
+        response: Response = await self._call(request)
+        return response
+
+    async def start(self) -> None:
+        """Start the service that gets the copies."""
+        await start_owned(self, self.shadow.copy)
+
+    async def stop(self, *, drain: bool) -> None:
+        """End the copies and stop the service that gets them."""
+        await self.shadow.end_copies()
+        await stop_all(self, [self.shadow.copy], drain=drain)
+
+    def __repr__(self) -> str:
+        return f"{self.shadow!r} in front of {self.inner!r}"

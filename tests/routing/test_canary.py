@@ -1,0 +1,201 @@
+"""Canary: which requests go to the second service, and that each tenant stays where it is."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import Admission
+from streaminfer.routing import Canary
+from streaminfer.routing.split.share import RequestShare
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+
+def model(**settings):
+    return [si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.001, **settings)]
+
+
+def sides(canary, requests):
+    """The side that each request goes to."""
+
+    async def main(loop):
+        async with si.Stack(canary, clock=loop.clock) as service:
+            return [(await service.call(request)).source.split("/")[0] for request in requests]
+
+    return run(main)
+
+
+def test_a_tenant_stays_on_its_side():
+    """About the share of the tenants goes to the canary, and each of them always does."""
+    canary = Canary(model(), model(), share=0.2)
+    requests = [si.Request(1.0, tenant=f"tenant {number}") for number in range(500)]
+    first, second = sides(canary, requests), sides(canary, requests)
+    assert first == second
+    assert 70 < first.count("canary") < 130
+    seen = canary.statistics()
+    assert seen.canary.requests == seen.canary.answered == 2 * first.count("canary")
+    assert seen.stable.answered + seen.canary.answered == 1000
+
+
+def test_a_larger_share_takes_tenants_in_and_gives_none_up():
+    """Who has seen the new model keeps it while the share grows."""
+    requests = [si.Request(1.0, tenant=str(number)) for number in range(300)]
+    canary = Canary(model(), model(), share=0.1)
+    before = sides(canary, requests)
+    canary.set_share(0.4)
+    after = sides(canary, requests)
+    assert after.count("canary") > before.count("canary") > 0
+    assert all(late == "canary" for early, late in zip(before, after, strict=True) if early == "canary")
+
+
+def test_requests_without_a_tenant_are_spread_evenly():
+    """Of any requests in a row the share goes to the canary, to within one."""
+    found = sides(Canary(model(), model(), share=0.25), [si.Request(1.0)] * 100)
+    counts = [found[:count].count("canary") for count in range(101)]
+    assert all(abs(canaries - count / 4) <= 1 for count, canaries in enumerate(counts))
+
+
+def test_a_stream_stays_with_its_model():
+    """A model may keep the state of a stream, so a stream without a tenant has a side, too."""
+    requests = [si.Request(1.0, stream_id=number % 50) for number in range(200)]
+    found = sides(Canary(model(), model(), share=0.5), requests)
+    assert found[:50] == found[50:100] == found[100:150]
+    assert 10 < found[:50].count("canary") < 40
+
+
+def test_another_key_than_the_tenant():
+    """``by`` says what stays together."""
+    canary = Canary(model(), model(), share=0.5, by=lambda request: request.subject)
+    requests = [si.Request(1.0, tenant=str(number), subject="one") for number in range(20)]
+    assert len(set(sides(canary, requests))) == 1
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.0, "stable"), (1.0, "canary")])
+def test_none_and_all(share, side):
+    requests = [si.Request(1.0, tenant=str(number) if number % 2 else None) for number in range(50)]
+    assert set(sides(Canary(model(), model(), share=share), requests)) == {side}
+
+
+def test_a_tenant_has_the_same_side_in_every_process():
+    """The side of a text does not depend on the process, and names of canaries draw different tenants."""
+    code = (
+        "from streaminfer.routing.split.share import RequestShare\n"
+        "share = RequestShare(0.5, 'faces')\n"
+        "print([share.has_key(str(n)) for n in range(50)])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    here = RequestShare(0.5, "faces")
+    other = RequestShare(0.5, "voices")
+    drawn = [here.has_key(str(number)) for number in range(50)]
+    assert printed.strip() == str(drawn)
+    assert drawn != [other.has_key(str(number)) for number in range(50)]
+
+
+def test_admission_is_that_of_the_side():
+    """A look says what the side says that the request would go to, and changes nothing."""
+
+    class Says:
+        def __init__(self, reason):
+            self.reason = reason
+
+        async def call(self, request):
+            return si.Response(1.0)
+
+        def admission(self, request, now_ns):
+            return Admission(False, self.reason)
+
+    canary = Canary(Says("stable"), Says("canary"), share=0.5)
+    for _ in range(4):
+        foreseen = [canary.admission(si.Request(1.0), 0).reason for _ in range(3)]
+        answer = asyncio.run(canary.call(si.Request(1.0)))
+        assert set(foreseen) == {answer.source}
+    tenants = [si.Request(1.0, tenant=str(number)) for number in range(20)]
+    assert [canary.admission(request, 0).reason for request in tenants] == [
+        asyncio.run(canary.call(request)).source for request in tenants
+    ]
+
+
+def test_failures_are_counted_at_the_side_that_failed():
+    """An error of the canary reaches its caller, and only the canary's counters."""
+
+    async def main(loop):
+        canary = Canary(model(), ScriptedBackend(ConnectionError("gone"), HANG), share=1.0)
+        async with si.Stack(canary, clock=loop.clock) as service:
+            with pytest.raises(si.BackendError):
+                await service(1.0)
+            hanging = asyncio.ensure_future(service(1.0))
+            await asyncio.sleep(1.0)
+            hanging.cancel()
+            await asyncio.wait({hanging})
+        seen = canary.statistics()
+        assert (seen.canary.requests, seen.canary.failed, seen.canary.cancelled) == (2, 1, 1)
+        assert (seen.stable.requests, seen.to_dict()["share"]) == (0, 1.0)
+        assert "canary" in canary._repr_html_()
+
+    run(main)
+
+
+def test_both_sides_start_and_stop():
+    """Both run while the stack does; where one cannot start the other is stopped again."""
+    stable, second = si.Stack(*model()), si.Stack(*model())
+
+    class Broken:
+        async def call(self, request):
+            """Never reached."""
+
+        async def start(self):
+            raise ConnectionError("no model")
+
+    async def main(loop):
+        async with si.Stack(Canary(stable, second, share=0.5), clock=loop.clock):
+            assert stable.ready
+            assert second.ready
+        assert not stable.ready
+        assert not second.ready
+        with pytest.raises(ConnectionError, match="no model"):
+            await si.Stack(Canary(stable, Broken(), share=0.5), clock=loop.clock).start()
+        assert not stable.ready
+
+    run(main)
+
+
+def test_what_both_sides_say_of_themselves():
+    """Deadlines are enforced where both enforce them; one that is not idempotent makes the whole so."""
+
+    class Once:
+        idempotent = False
+
+        async def call(self, request):
+            """Never reached."""
+
+    assert Canary(model(), model(), share=0.5).enforces_deadline
+    assert not Canary(model(), Once(), share=0.5).enforces_deadline
+    assert Canary(model(), Once(), share=0.5).idempotent is False
+    assert Canary(model(), model(), share=0.5).idempotent is None
+    slow = [si.AdaptiveBatcher(max_batch_size=4, slo_s=0.25), ScriptedBackend()]
+    assert Canary(slow, model(), share=0.5).slo_ns == 250_000_000
+
+
+def test_the_audit_looks_into_both_sides():
+    """A cache in a canary is a place where data stays."""
+    cache = si.EdgeCache(maxsize=10)
+    found = si.audit(si.Stack(Canary(model(), [cache, *model()], share=0.5)))
+    assert any("canary" in finding.where for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Canary(model(), model(), share=1.5), "share: expected a share from 0 to 1, got 1.5"),
+        (lambda: Canary(model(), model(), share=0.5, by=3), "by: expected a function of a Request"),
+        (lambda: Canary(model(), model(), share=0.5, name=3), "name: expected a string"),
+        (lambda: Canary(3, model(), share=0.5), "stable: expected a service, a backend"),
+        (lambda: Canary(model(), 3, share=0.5), "canary: expected a service, a backend"),
+        (lambda: Canary(model(), model(), share=0.5).set_share("all"), "share: expected a share from 0 to 1"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

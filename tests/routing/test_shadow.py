@@ -1,0 +1,251 @@
+"""Shadow traffic: copies that callers do not notice, and that do not pile up."""
+
+import asyncio
+import contextvars
+
+import pytest
+
+import streaminfer as si
+from streaminfer.routing import Shadow
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+SEEN = contextvars.ContextVar("seen", default="nothing")
+
+
+class Copies:
+    """A service that keeps what it was sent and answers as the test says."""
+
+    def __init__(self, *, duration_s=0.0, raises=None):
+        self.duration_s = duration_s
+        self.raises = raises
+        self.got = []
+        self.ended = 0
+        self.contexts = []
+
+    async def call(self, request):
+        self.got.append(request.inputs)
+        self.contexts.append(SEEN.get())
+        try:
+            await asyncio.sleep(self.duration_s)
+        finally:
+            self.ended += 1
+        if self.raises is not None:
+            raise self.raises
+        return si.Response(-1.0)
+
+
+def shadowed(loop, copies, *, model=None, **settings):
+    shadow = Shadow(copies, **settings)
+    return shadow, si.Stack(shadow, model or ScriptedBackend(duration_s=0.010), clock=loop.clock)
+
+
+async def ask(service, count, **settings):
+    return await asyncio.gather(*(service(float(number), **settings) for number in range(count)))
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [Copies(), Copies(raises=ValueError("broken")), Copies(duration_s=100.0)],
+    ids=["answers", "fails", "hangs"],
+)
+def test_callers_notice_nothing_of_the_copy(copies):
+    """Answers and their times are those of the service itself, whatever becomes of the copies."""
+
+    async def main(loop):
+        _, stack = shadowed(loop, copies, max_in_flight=100)
+        async with stack as service:
+            assert await ask(service, 20) == [float(number) for number in range(20)]
+            assert loop.time() == pytest.approx(0.010)
+            assert copies.got == [float(number) for number in range(20)]
+        assert loop.time() == pytest.approx(0.010)
+
+    run(main)
+
+
+def test_every_copy_is_counted_once():
+    """Answered, failed or cancelled by a stop, and the first failure is logged."""
+
+    async def main(loop):
+        copies = Copies(duration_s=0.1)
+        shadow, stack = shadowed(loop, copies, name="new faces")
+        async with stack as service:
+            await ask(service, 3)
+            await asyncio.sleep(1.0)
+            copies.raises = ConnectionError("gone")
+            await ask(service, 2)
+            await asyncio.sleep(1.0)
+            await service(1.0)
+            assert shadow.statistics().in_flight == 1
+        seen = shadow.statistics()
+        assert (seen.sent, seen.answered, seen.failed, seen.cancelled, seen.in_flight) == (6, 3, 2, 1, 0)
+        assert "new faces" in shadow._repr_html_()
+
+    run(main)
+
+
+def test_the_first_failure_is_logged(caplog):
+    async def main(loop):
+        _, stack = shadowed(loop, Copies(raises=ConnectionError("gone")), name="new faces")
+        async with stack as service:
+            await ask(service, 5)
+
+    run(main)
+    assert [record.message for record in caplog.records] == [
+        "shadow 'new faces': a copy of a request failed (later failures are counted only)"
+    ]
+
+
+def test_copies_do_not_pile_up():
+    """Beyond ``max_in_flight`` a request is answered and not copied."""
+
+    async def main(loop):
+        copies = Copies(duration_s=0.5)
+        shadow, stack = shadowed(loop, copies, max_in_flight=3)
+        async with stack as service:
+            await ask(service, 10)
+            assert len(copies.got) == 3
+            await asyncio.sleep(1.0)
+            await ask(service, 2)
+            seen = shadow.statistics()
+            assert (seen.sent, seen.skipped["max_in_flight"]) == (5, 7)
+
+    run(main)
+
+
+def test_a_share_of_the_requests_is_copied():
+    async def main(loop):
+        copies = Copies()
+        _, stack = shadowed(loop, copies, share=0.25, max_in_flight=100)
+        async with stack as service:
+            await ask(service, 40)
+            assert len(copies.got) == 10
+
+    run(main)
+
+
+def test_what_must_not_be_repeated_is_not_copied():
+    """A copy that is not idempotent is refused where it is made; a stream's requests stay with their model."""
+
+    class Once(Copies):
+        idempotent = False
+
+    class Often(Copies):
+        idempotent = True
+
+    with pytest.raises(ValueError, match="copy: expected a service that may see copies"):
+        Shadow(Once())
+
+    async def main(loop):
+        for copies, count in ((Copies(), 0), (Often(), 4)):
+            shadow, stack = shadowed(loop, copies)
+            async with stack as service:
+                await ask(service, 4, stream_id="camera")
+                assert len(copies.got) == count
+                assert shadow.statistics().skipped["not_repeatable"] == 4 - count
+
+    run(main)
+
+
+def test_a_copy_ends_at_the_deadline_or_its_own_time():
+    """The deadline of its request ends a copy, else ``timeout_s``."""
+
+    async def main(loop):
+        copies = Copies(duration_s=100.0)
+        shadow, stack = shadowed(loop, copies, timeout_s=2.0)
+        async with stack as service:
+            await service(1.0, timeout_s=0.5)
+            await service(1.0)
+            await asyncio.sleep(0.6)
+            assert copies.ended == 1
+            await asyncio.sleep(1.5)
+            assert copies.ended == 2
+            assert shadow.statistics().failed == 2
+
+    run(main)
+
+
+def test_a_copy_goes_on_where_the_request_fails():
+    """What becomes of the request itself is nothing to its copy."""
+
+    async def main(loop):
+        copies = Copies(duration_s=0.1)
+        shadow, stack = shadowed(loop, copies, model=ScriptedBackend(ConnectionError("gone"), HANG))
+        async with stack as service:
+            with pytest.raises(si.BackendError):
+                await service(1.0)
+            hanging = asyncio.ensure_future(service(2.0))
+            await asyncio.sleep(0.05)
+            hanging.cancel()
+            await asyncio.sleep(0.2)
+            assert shadow.statistics().answered == 2
+
+    run(main)
+
+
+def test_a_copy_has_a_context_of_its_own():
+    """Nothing that surrounds the request, a trace for instance, is seen by its copy."""
+
+    async def main(loop):
+        copies = Copies()
+        _, stack = shadowed(loop, copies)
+        SEEN.set("the request")
+        async with stack as service:
+            await service(1.0)
+        assert copies.contexts == ["nothing"]
+
+    run(main)
+
+
+def test_the_copies_service_starts_and_stops_with_the_stack():
+    """Layers can be given for it, it runs while the stack does, and no task outlives the stop."""
+
+    async def main(loop):
+        copy = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(HANG))
+        _, stack = shadowed(loop, copy)
+        before = asyncio.all_tasks()
+        async with stack as service:
+            assert copy.ready
+            await ask(service, 3)
+        assert not copy.ready
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
+def test_a_route_can_have_a_shadow():
+    """As a layer of a route it copies what that route is given, and the router sees the service behind it."""
+
+    async def main(loop):
+        copies = Copies()
+        router = si.FallbackRouter(
+            si.Route("full", [Shadow(copies), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.01)])
+        )
+        async with si.Stack(router, clock=loop.clock) as service:
+            assert await ask(service, 4) == [0.0, 1.0, 2.0, 3.0]
+            assert len(copies.got) == 4
+
+    run(main)
+
+
+def test_the_audit_looks_into_the_shadow():
+    """A cache behind a shadow is a place where data stays."""
+    copy = [si.EdgeCache(maxsize=10), ScriptedBackend()]
+    found = si.audit(si.Stack(Shadow(copy), ScriptedBackend()))
+    assert any("shadow" in finding.where for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shadow(3), "copy: expected a service, a backend"),
+        (lambda: Shadow(Copies(), share=-0.1), "share: expected a share from 0 to 1"),
+        (lambda: Shadow(Copies(), max_in_flight=0), "max_in_flight: expected a whole number ≥ 1"),
+        (lambda: Shadow(Copies(), timeout_s=0.0), "timeout_s: expected a finite number of seconds > 0"),
+        (lambda: Shadow(Copies(), name=3), "name: expected a string"),
+        (lambda: Shadow(Copies(), clock=3), "clock: expected a callable or None"),
+        (lambda: Shadow(Copies()).wrap(ScriptedBackend()), "inner: expected a service"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()

@@ -1,0 +1,94 @@
+"""An objective of the user's own that raises: the guard that reads it goes on, and requests are answered."""
+
+import asyncio
+import logging
+
+import pytest
+
+import streaminfer as si
+from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.telemetry.slo_reader import SloReader
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Budget:
+    """An objective whose reading fails once it is told to."""
+
+    def __init__(self):
+        self.failure = None
+        self.says = True
+        self.asked = 0
+
+    def burning(self):
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return self.says
+
+    @property
+    def threshold_s(self):
+        if self.failure is not None:
+            raise self.failure
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    "failure", [ConnectionError("no metrics"), asyncio.CancelledError()], ids=["error", "cancelled"]
+)
+@pytest.mark.parametrize("reader", ["fallback router", "concurrency limit"])
+def test_an_objective_that_raises_fails_no_request(caplog, reader, failure):
+    """Its first failure is logged, and no request ends with it."""
+
+    async def main(loop):
+        budget = Budget()
+        budget.says = False
+        backend = ScriptedBackend(duration_s=0.001)
+        layers = [ConcurrencyLimit(slo=budget), backend]
+        if reader == "fallback router":
+            layers = [FallbackRouter(Route("best", backend), slo=budget, step_s=0.01)]
+        async with si.Stack(*layers, clock=loop.clock) as service:
+            await service(1.0)
+            asked = budget.asked
+            budget.failure = failure
+            for _ in range(600):
+                assert await service(1.0) == 1.0
+            assert budget.asked > asked
+
+    with caplog.at_level(logging.ERROR, "streaminfer.telemetry"):
+        run(main)
+
+    assert [record.message.split(":")[0] for record in caplog.records] == [f"a {reader}"]
+
+
+def test_an_objective_that_raises_does_not_burn():
+    """What is not known is no reason to do less; the last objective that could be read goes on to hold."""
+    budget = Budget()
+    reader = SloReader(budget, "a test")
+    assert (reader.burning(1), reader.threshold_ns()) == (True, 1e8)
+    budget.failure = ValueError("broken")
+    assert (reader.burning(2), reader.threshold_ns()) == (False, 1e8)
+    budget.failure = None
+    assert reader.burning(3)
+    assert not SloReader(None, "a test").burning(1)
+
+
+def test_an_interrupt_goes_on():
+    """KeyboardInterrupt is no failure of the objective."""
+    budget = Budget()
+    budget.failure = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        SloReader(budget, "a test").burning(1)
+
+
+def test_a_limit_takes_no_objective_without_a_threshold():
+    """The limit aims at ``threshold_s``, so an object without one is refused where the limit is made."""
+
+    class NoThreshold:
+        def burning(self):
+            return False
+
+    with pytest.raises(TypeError, match="slo: expected an SLO or None"):
+        ConcurrencyLimit(slo=NoThreshold())
