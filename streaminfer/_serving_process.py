@@ -30,6 +30,9 @@ class Hold:
         self.loop = loop
 
 
+_FROZEN_BY_APPLICATIONS = 1000
+"""Frozen objects from which on an application froze them: CPython 3.12 begins with 375, of more than 4,000."""
+
 _lock = threading.Lock()
 _holds: set[Hold] = set()
 _froze = False
@@ -50,7 +53,7 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
         _holds.add(hold)
         if len(_holds) > 1:
             return hold  # what a second stack adds may be connections, and stays in the collector's care
-        _froze = gc.get_freeze_count() == 0
+        _froze = gc.get_freeze_count() < _FROZEN_BY_APPLICATIONS
         if _froze:
             gc.collect()
             gc.freeze()

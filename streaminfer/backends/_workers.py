@@ -36,7 +36,7 @@ from streaminfer._stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends._job import Job
 from streaminfer.errors import Closed
 
-__all__ = ["Worker", "WorkerThreads"]
+__all__ = ["Worker", "WorkerThreads", "call_apart"]
 
 T = TypeVar("T")
 
@@ -417,6 +417,45 @@ class WorkerThreads(Generic[W]):
             if self._crew is crew:
                 self._crew = None
                 self._dropped.detach()
+
+
+class _NoWorker:
+    """What a call needs that is no batch: nothing."""
+
+    def kill(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a thread of its own, and not in the loop's executor, for which a program's end would wait.
+
+    Who is cancelled does not wait for it either; the end of the interpreter does, for :data:`EXIT_LIMIT_S` at most.
+
+    Args:
+        name: of the thread.
+        function: what to call.
+        arguments: its positional arguments.
+
+    Raises:
+        BaseException: what the function raised.
+    """
+    crew = _Crew([_NoWorker()], name)
+    job = Job(_call_alone, (function, arguments), None)
+    crew.put(job)
+    crew.dismiss()
+    value: T = await job.wait(0.0, _is_left_alone)
+    return value
+
+
+def _call_alone(_own: _NoWorker, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    return function(*arguments)
+
+
+def _is_left_alone(_job: Job) -> bool:
+    return True
 
 
 def _warm(_own: Worker, worker: Worker) -> None:

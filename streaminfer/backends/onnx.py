@@ -16,7 +16,6 @@ A batch that nobody waits for any more is told to end (``RunOptions.terminate``)
 two nodes of the graph.
 """
 
-import asyncio
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ from streaminfer.backends._signature import (
     guess_inputs,
 )
 from streaminfer.backends._statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads
+from streaminfer.backends._workers import HANG_GRACE_S, WorkerThreads, call_apart
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request
 
@@ -280,7 +279,8 @@ class OnnxBackend:
             BackendError: it failed on a batch of the warm-up.
         """
         async with self._serving.turn():
-            self._serving.replace(await asyncio.to_thread(self._prepare, path_or_bytes))
+            name = f"reload of OnnxBackend({self._serving.model.name})"
+            self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
 
     def _prepare(self, path_or_bytes: object) -> LoadedModel:
         model = self._load(path_or_bytes)

@@ -329,6 +329,37 @@ def test_a_reload_cancelled_while_it_loads_has_no_effect(monkeypatch):
     run(main())
 
 
+def test_the_interpreter_ends_though_a_reload_hangs(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(scaling(2.0))
+    program = f"""
+import asyncio, threading
+import onnxruntime
+from streaminfer.backends import OnnxBackend, _workers
+_workers.EXIT_LIMIT_S = 0.1
+path = {str(tmp_path / "model.onnx")!r}
+backend = OnnxBackend(path)
+begun = threading.Event()
+def hang(*arguments, **keywords):
+    begun.set()
+    threading.Event().wait()
+onnxruntime.InferenceSession = hang
+async def main():
+    reload = asyncio.ensure_future(backend.reload(path))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    reload.cancel()
+    try:
+        await reload
+    except asyncio.CancelledError:
+        print("cancelled", backend.fingerprint_changes())
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert ended.stdout == "cancelled 0\n"
+
+
 def test_a_forked_process_waits_for_no_reload_of_its_parent():
     """A reload in the fork makes sessions of its own."""
 

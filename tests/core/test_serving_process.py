@@ -49,6 +49,18 @@ def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
     assert gc.get_freeze_count() == 0
 
 
+def test_objects_that_the_interpreter_froze_are_no_reason():
+    """CPython 3.12 begins with some."""
+    code = "import gc; gc.get_freeze_count = lambda: 375\n"
+    code += "import asyncio; from streaminfer import _serving_process as process\n"
+    code += "frozen = []; gc.freeze = lambda: frozen.append(1)\n"
+    code += "process.enter(asyncio.new_event_loop()); print(frozen)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[1]\n"
+
+
 def test_what_comes_later_is_collected(loop):
     """Only what existed at the start is left out."""
     hold = _serving_process.enter(loop)
