@@ -276,7 +276,7 @@ class CachedService(_Layer):
             await self.tiers.hold()
             self._holds = True
         cache: Any = self.cache
-        if getattr(cache, "swept_by", None) is not None and cache.sweeper is None:
+        if getattr(cache, "swept_by", None) is not None and cache.swept_by_thread:
             self._sweep = LoopSweep(cache, asyncio.get_running_loop())
             self._sweep.start()
 
