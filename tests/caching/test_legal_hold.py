@@ -2,6 +2,8 @@
 
 import asyncio
 import pickle
+import threading
+import weakref
 
 import pytest
 
@@ -197,14 +199,11 @@ def test_what_has_its_minimum_age_goes_when_the_cache_is_swept(aged, clock):
 
 
 def test_the_thread_frees_what_has_its_minimum_age():
-    import threading
-    import weakref
-
     class Value:
         pass
 
     gone = threading.Event()
-    cache = si.EdgeCache(maxsize=1, retention=Retention(60.0, min_age_s=0.05))
+    cache = si.EdgeCache(maxsize=1, retention=Retention(36_000.0, min_age_s=0.05))
     value = Value()
     weakref.finalize(value, gone.set)
     cache[1] = value
