@@ -15,6 +15,7 @@ from typing import Any
 
 from streaminfer.caching.cache_events import CacheEvent
 from streaminfer.caching.retention import Action, Log
+from streaminfer.caching.retention_log import RetentionLog
 
 __all__ = ["Ledger"]
 
@@ -42,6 +43,10 @@ class Ledger:
     def events(self) -> Any:
         """What the log has."""
         return self._log.events
+
+    def is_held(self, subject: str | None, tag: str | None) -> bool:
+        """Whether a legal hold forbids an erasure."""
+        return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
     def hear(self, event: CacheEvent) -> None:
         """A listener of the cache."""

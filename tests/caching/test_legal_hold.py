@@ -308,6 +308,32 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
     assert asyncio.run(main()) == ("redis",)
 
 
+def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log):
+    async def count(tier):
+        async with tier:
+            return sum(held.entries for held in await tier.inventory())
+
+    async def main():
+        disk = DiskTier(tmp_path, max_bytes=2**20)
+        cache = si.EdgeCache(retention=Retention(3600.0, log=log), tiers=[disk])
+        async with cache:
+            await cache.put_through("k", 1, subject="anna")
+        assert not cache.erase(subject="anna").complete  # the tiers do not run
+        with pytest.raises(Closed):  # the disk cannot be told, and the log has it
+            await cache.hold(subject="anna", reason="case 17")
+        async with cache:
+            pass
+        assert await count(disk) == 1
+        async with cache:
+            await cache.release(subject="anna", reason="over")
+        async with cache:
+            pass
+        assert await count(disk) == 0
+        assert log.pending == ()
+
+    asyncio.run(main())
+
+
 def test_a_tier_keeps_an_entry_to_its_minimum_age_and_serves_it_no_longer(tmp_path, log):
     policy = Retention(60.0, min_age_s=30.0, log=log)
 

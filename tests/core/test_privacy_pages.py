@@ -1,4 +1,4 @@
-"""The record of processing and the privacy checklist say what a stack's settings say, and what nobody has said."""
+"""The record of processing and the privacy checklist say what a stack's settings say, and what is missing."""
 
 import asyncio
 import json
