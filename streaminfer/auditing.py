@@ -18,7 +18,7 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
     what must be kept for some time outlives the process.
 ``residual``
     copies that no erasure reaches, as the policy declares them, are gone by a known time.
-``keys``
+``key-store``
     a tier that other machines read has keys that these machines share.
 
 **Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
@@ -171,7 +171,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
         if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
             what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
             remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
-            yield _attention("keys", tier_where, what, remedy)
+            yield _attention("key-store", tier_where, what, remedy)
         yield from _check_tier_hop(tier, tier_where)
 
 

@@ -61,7 +61,7 @@ def test_keys_of_one_machine_on_a_tier_of_several_are_found():
 
     for keys, number in ((StoredKeys(":memory:", master=MASTER), 1), (ServiceKeys(Service()), 0), (None, 0)):
         tier = RedisTier("redis://localhost", keys=keys)
-        assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "keys")) == number
+        assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "key-store")) == number
 
 
 def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
