@@ -20,6 +20,8 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
     copies that no erasure reaches, as the policy declares them, are gone by a known time.
 ``key-store``
     a tier that other machines read has keys that these machines share.
+``keys``
+    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
 
 **Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
 or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
@@ -161,10 +163,12 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     yield from _check_age(cache, policy, where)
     counted = _count_subjects(cache, policy)
     yield _check_subjects(counted, where)
+    if policy is not None or tiers is not None:
+        yield _check_log(None if policy is None else policy.log, where)
     if policy is not None:
-        yield _check_log(policy.log, where)
         yield from _check_residual(policy, where)
         yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
+    yield _check_keys(_of(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
         yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
@@ -245,7 +249,8 @@ def _check_subjects(counted: tuple[Counter[str], int] | None, where: str) -> Fin
 def _check_log(log: Any, where: str) -> Finding:
     remedy = "Retention(…, log=RetentionLog(path, secret=…))"
     if log is None:
-        return _attention("log", where, "nobody records what the policy does: nothing can be shown afterwards", remedy)
+        what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
+        return _attention("log", where, what, remedy)
     if not is_a(log, RetentionLog):
         return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
     pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
@@ -256,7 +261,7 @@ def _check_log(log: Any, where: str) -> Finding:
         again = "a running stack tries again once its tiers can be reached; call erase() again for what was held"
         return _fail("log", where, what, again)
     if log.path is None:
-        return _attention("log", where, "the log is in memory: it ends with the process", remedy)
+        return _attention("log", where, "the log is in memory: it and what tiers owe end with the process", remedy)
     held = f"; {len(log.holds)} legal holds are in force" if log.holds else ""
     return _ok("log", where, f"what goes is recorded in {log.path}{held}")
 
@@ -281,6 +286,13 @@ def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Itera
             else:
                 what += ", and what is in memory ends with the process"
                 yield _attention("min-age", where, what, "add a DiskTier, where the rule allows it")
+
+
+def _check_keys(secret: bytes | None, where: str) -> Finding:
+    if secret is not None:
+        return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
+    what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
+    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
 
 
 # -- tiers and hops ----------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ cdef extern from *:
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
-cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT
+cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
 cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
 # Methods that begin with an underscore are C, but for the two that a subclass overrides.
@@ -57,6 +57,8 @@ cdef class Entries:
     cdef CWheel _wheel
     cdef COrder _order
     cdef list _events
+    cdef long long _all_erased
+    cdef dict _deletions
 
     cpdef object _tell(self)
     cpdef object _wake(self, long long at_ns)
@@ -89,6 +91,12 @@ cdef class Entries:
 
     @cython.final
     cdef object _take(self, Py_ssize_t slot)
+
+    @cython.final
+    cdef int _deleted(self, object hashed) except -1
+
+    @cython.final
+    cdef void _erased(self) noexcept
 
     @cython.final
     @cython.locals(slot=Py_ssize_t, gone=list, several=bint)

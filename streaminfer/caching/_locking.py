@@ -26,6 +26,7 @@ OPERATIONS = (
     "counters",
     "drain",
     "erase_labelled",
+    "erased_since",
     "expire",
     "get",
     "lookup",

@@ -102,13 +102,18 @@ class EdgeTable(Entries):
         self._store(key, value, self._ttl_ns, _payload(value), None, False)
 
     def __delitem__(self, key: Any) -> None:
+        self._deleted(hash(key))
         slot = _find_fresh(self, key)
         if slot < 0:
             raise KeyError(key)
         self._take(slot)
 
     def take(self, key: Any, default: Any) -> Any:
-        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use."""
+        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use.
+
+        What is being computed for the key at this moment is not kept, whether there is an entry or not.
+        """
+        self._deleted(hash(key))
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._take(slot)
 
@@ -123,11 +128,13 @@ class EdgeTable(Entries):
         if slot < 0:
             raise KeyError("the cache is empty")
         key = self._index.objects[3 * slot]
-        return key, self._take(slot)
+        value = self._take(slot)
+        self._deleted(hash(key))
+        return key, value
 
     def clear(self) -> None:
         """Removes everything, what the ghosts remember included, and gives the memory back."""
-        self.erasures += 1
+        self._erased()
         self._note(None, None, self._empty(), None)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -230,7 +237,7 @@ class EdgeTable(Entries):
             How many went.
         """
         self._settle()
-        self.erasures += 1
+        self._erased()
         gone: list[Any] = []
         count = 0
         for slot in range(_FIRST, self._index.top):
@@ -246,6 +253,11 @@ class EdgeTable(Entries):
         if self._events:
             self._tell()
         return count
+
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since the count of erasures was that."""
+        latest: int = self._deletions.get(hash(key), 0)
+        return erasures < self._all_erased or erasures < latest
 
     def snapshot(self, what: int) -> list[Any]:
         """What the table holds, the next to be evicted of each queue first.

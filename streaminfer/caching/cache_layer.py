@@ -2,8 +2,9 @@
 
 A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
 is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
-window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh ends
-after four times what the slowest computation of late took, at least 1 s; 10 s where none is known.
+window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh is
+late after four times what the slowest computation of late took, at least 1 s; 10 s where none is known. It is then
+cancelled, and the key refreshed again.
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
@@ -22,14 +23,14 @@ stale, which begins a refresh as well. A refresh asks them too, since another ma
 from __future__ import annotations
 
 import asyncio
-import inspect
-import math
 from collections.abc import Callable, Coroutine, Iterable
-from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streaminfer._validation import expected
+from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching._front_cy import Front, Missed, hand_out
+from streaminfer.caching._loop_flights_cy import LATE_S
+from streaminfer.caching.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.computing import storable
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
@@ -38,7 +39,7 @@ from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
-from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ __all__ = ["CachedService", "Table", "put_in_front"]
 _STALE = 2
 _NEGATIVE = 3
 _PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh where nothing was computed yet, or one was ended
+_REFRESH_S = 10.0  # for a refresh where nothing was computed yet
+_MOST_THREADS = 8
 _SHORTEST_REFRESH_S = 1.0
 _REFRESH_TIMES = 4  # as long as the slowest computation of late
-_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
 class Table(Protocol):
@@ -62,7 +63,7 @@ class Table(Protocol):
 
     Attributes:
         clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
-        erasures: a number that changes whenever something is erased, deleted or cleared.
+        erasures: a number that grows with whatever is erased, deleted or cleared.
         negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
         tiers: slower caches behind it; ``None``: none.
     """
@@ -92,6 +93,10 @@ class Table(Protocol):
 
     def promote(self, key: Any, found: Found, erasures: int) -> None:
         """Keeps what a tier had."""
+        ...
+
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since ``erasures`` was that."""
         ...
 
 
@@ -129,8 +134,9 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
-    if _keywords_of(inner) >= _OF_A_REQUEST:
-        return _as_service(cache, inner, flights, front)
+    if is_batched(inner):
+        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
+        return as_function(service, inner, front.now)
     return cached_function(inner, front, layer.answer, is_async=True)
 
 
@@ -155,6 +161,8 @@ class _Layer:
         self.front = front
         self.tiers = cache.tiers
         self._slowest_s = 0.0
+        self._refreshes = Refreshes()
+        self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
             from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
 
@@ -177,24 +185,24 @@ class _Layer:
         """How long a refresh may take."""
         return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
 
-    async def within(self, limit_s: float, compute: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-        """A refresh, which ends in time: one that hangs would stand in the way of all that come after it."""
-        limit = asyncio.timeout(limit_s)
-        try:
-            async with limit:
-                return await compute(*arguments)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            self._slowest_s = max(self._slowest_s, _REFRESH_S / _REFRESH_TIMES)  # it may have become slower
-            raise DeadlineExceeded(f"a refresh took longer than {limit_s:g} s") from error
+    def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
+        """Computes a key behind its stale value, unless it is being computed or too many keys are."""
+        self.flights.here().refresh(
+            key,
+            self._computing,
+            arguments,
+            self.front.now,
+            refreshes=self._refreshes,
+            limit_s=self.refresh_s(),
+            owner=self,
+        )
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
         if not storable():
             return
         cache = self.cache
-        if cache.erasures != erasures:
+        if cache.erased_since(key, erasures):
             self.flights.not_stored()
             return
         try:
@@ -202,7 +210,7 @@ class _Layer:
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
             self.flights.not_stored(error)
             return
-        if cache.erasures != erasures:  # by another thread, since the look above
+        if cache.erased_since(key, erasures):  # by another thread, since the look above
             cache.pop(key, None)
             kept = False
         if not kept:
@@ -223,7 +231,7 @@ class _Layer:
         """Keeps an error, where errors are kept and it says something about the next call."""
         if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
             return
-        if self.cache.erasures != erasures or not storable():
+        if self.cache.erased_since(key, erasures) or not storable():
             return
         try:
             self.cache.put_negative(key, without_traceback(error), tags=tags, subject=subject)
@@ -318,10 +326,9 @@ class CachedService(_Layer):
         return await self._share(key, self._computing, arguments, request, found.now_ns, version)
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
-        limit_s = self.refresh_s()
-        behind = request.replace(deadline_ns=self.front.now() + round(limit_s * 1e9))
-        arguments = (limit_s, self._computing, key, behind, False, version)
-        self.flights.here().refresh(key, self.within, arguments, self.front.now, owner=self)
+        longest_s = self.refresh_s() + LATE_S
+        behind = request.replace(deadline_ns=self.front.now() + round(longest_s * 1e9))
+        self.refresh(key, (key, behind, False, version))
 
     async def _share(
         self,
@@ -410,20 +417,21 @@ class _CachedFunction(_Layer):
     def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
         super().__init__(cache, flights, front)
         self._computing = self._compute if self.tiers is None else self._look_and_compute
+        self._thread_refreshes = Refreshes(_MOST_THREADS)
 
     async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
         """For an async function."""
         key = missed.key
         here = self.flights.here()
         if missed.state == _STALE:
-            here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
+            self.refresh(key, (key, ask, False))
             return hand_out(missed.value)
         if missed.state == _NEGATIVE:
             raise own_error(missed.value)
         value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
         if value.__class__ is self._stale_of_tier:
             if led:
-                here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
+                self.refresh(key, (key, ask, False))
             value = value.value
         return hand_out(value)
 
@@ -431,7 +439,14 @@ class _CachedFunction(_Layer):
         """For a sync one."""
         key = missed.key
         if missed.state == _STALE:
-            self.flights.threads.refresh(key, self._compute_sync, (key, ask, False), self.front.now)
+            self.flights.threads.refresh(
+                key,
+                self._compute_sync,
+                (key, ask, False),
+                self.front.now,
+                refreshes=self._thread_refreshes,
+                limit_s=self.refresh_s(),
+            )
             return hand_out(missed.value)
         if missed.state == _NEGATIVE:
             raise own_error(missed.value)
@@ -461,69 +476,13 @@ class _CachedFunction(_Layer):
 
     def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
         erasures = self.cache.erasures
+        begun_ns = self.front.now()
         try:
             value = keep(ask())
         except Exception as error:
             if keeps_errors:
                 self.store_error(key, error, erasures, (), None)
             raise
+        self.computed(begun_ns)
         self.store(key, value, erasures, (), None)
         return value
-
-
-class _FunctionAsService:
-    """A batched function, asked with a request."""
-
-    enforces_deadline = True
-
-    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
-        self._function = function
-        self._now = now
-
-    async def call(self, request: Request) -> Response:
-        timeout_s = None
-        if request.deadline_ns is not None:
-            left_s = time_left_s(request.deadline_ns, self._now())
-            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
-        outputs = await self._function(
-            request.inputs,
-            timeout_s=timeout_s,
-            priority=request.priority,
-            stream_id=request.stream_id,
-            tenant=request.tenant,
-            key=request.key,
-        )
-        return Response(outputs)
-
-
-def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
-    """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
-    service = CachedService(cache, _FunctionAsService(function, front.now), flights, lambda: front)
-
-    @wraps(function)
-    async def cached(
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Any = None,
-        tenant: str | None = None,
-        key: Any = None,
-    ) -> Any:
-        deadline_ns = None if timeout_s is None else deadline_after(front.now(), timeout_s)
-        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
-        return (await service.call(request)).outputs
-
-    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
-        return service.key_of(Request(x, tenant=tenant, key=key))
-
-    cached.key_of = key_of  # type: ignore[attr-defined]
-    return cached
-
-
-def _keywords_of(function: Any) -> set[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}

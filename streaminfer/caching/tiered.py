@@ -14,7 +14,8 @@ for which it is fresh and stale, counted from the instant at which it was comput
 
 * an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
   tiers begin;
-* nothing is stored, in memory or a tier, that was computed, or read from a tier, under another ``erasures``;
+* nothing is stored, in memory or a tier, that was computed, or read from a tier, before its key was erased
+  (``erased_since``);
 * a tier's puts and erasures run one after another, and until an erasure is done nothing that it matches is read from
   that tier or put there; nor is the answer to a read that began before it used after it.
 
@@ -50,7 +51,7 @@ class Tiers:
 
     Args:
         tiers: the fastest first.
-        cache: has ``now()`` and ``erasures``.
+        cache: has ``now()`` and ``erased_since()``.
         ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
         stale_ns: how long the cache uses what is stale.
         policy: what may be kept where; ``None``: everything everywhere.
@@ -163,6 +164,8 @@ class Tiers:
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
         if self._ledger is not None:
             self._ledger.flush()
+            if self._ledger.is_behind:
+                await asyncio.to_thread(self._ledger.drain)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -285,7 +288,7 @@ class Tiers:
             value: the answer, which nobody changes.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
             computed_ns: when that was, on the cache's clock.
-            erasures: the cache's count before that; if it has changed, nothing is written.
+            erasures: the cache's count before that; if the key was erased since, nothing is written.
             tags: to erase it by.
             subject: the same.
             before: only to tiers before this position.
@@ -299,7 +302,7 @@ class Tiers:
         if wait:  # what is there already is not the value of this key, whatever comes of the write
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
-        if self._cache.erasures != erasures or not self.run_here:
+        if self._cache.erased_since(key, erasures) or not self.run_here:
             if wait:
                 waiting.append(asyncio.get_running_loop().create_future())
                 waiting[0].set_result(False)

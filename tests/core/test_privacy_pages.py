@@ -75,6 +75,7 @@ def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
         (it,) = found(stack_of(cache), "log")
         assert (it.severity, "1 legal holds are in force" in it.what) == ("ok", True)
         await cache.release(subject="anna", reason="over")
+        await cache.retention_report()  # waits for the file
 
     asyncio.run(main())
     (it,) = found(stack_of(cache), "log")
