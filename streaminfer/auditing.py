@@ -14,14 +14,14 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
     what is kept can be erased by whose it is.
 ``log``
     what goes is recorded in a log that outlives the process, and no erasure is still owed.
-``secret``
-    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
 ``min-age``
     what must be kept for some time outlives the process.
 ``residual``
     copies that no erasure reaches, as the policy declares them, are gone by a known time.
-``keys``
+``key-store``
     a tier that other machines read has keys that these machines share.
+``keys``
+    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
 
 **Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
 or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
@@ -44,7 +44,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streaminfer._audit_walk import CHOOSERS, NOTHING, Found, inner_of, is_a, is_ours, read, walk
+from streaminfer._audit_walk import NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer._validation import expected
 from streaminfer.caching._retention_page import age, html_table
 from streaminfer.caching.edge_cache import EdgeCache
@@ -53,6 +53,8 @@ from streaminfer.caching.retention import Retention
 from streaminfer.caching.retention_log import RetentionLog
 from streaminfer.caching.tiers.disk import DiskTier
 from streaminfer.caching.tiers.redis import RedisTier
+from streaminfer.routing.fallback_router import FallbackRouter
+from streaminfer.routing.replicas import Replicas
 from streaminfer.stack import Stack
 
 __all__ = ["Audit", "Finding", "audit"]
@@ -166,14 +168,14 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     if policy is not None:
         yield from _check_residual(policy, where)
         yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
-    yield _check_secret(_of(cache, "_secret"), where)
+    yield _check_keys(_of(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
         yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
         if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
             what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
             remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
-            yield _attention("keys", tier_where, what, remedy)
+            yield _attention("key-store", tier_where, what, remedy)
         yield from _check_tier_hop(tier, tier_where)
 
 
@@ -286,11 +288,11 @@ def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Itera
                 yield _attention("min-age", where, what, "add a DiskTier, where the rule allows it")
 
 
-def _check_secret(secret: bytes | None, where: str) -> Finding:
+def _check_keys(secret: bytes | None, where: str) -> Finding:
     if secret is not None:
-        return _ok("secret", where, "keys are made with a secret: no caller can make inputs that share an answer")
+        return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
     what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
-    return _attention("secret", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
+    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
 
 
 # -- tiers and hops ----------------------------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ def _check_hop(found: Found) -> Iterator[Finding]:
     encrypted = read(thing, "encrypted_in_transit")
     if encrypted is NOTHING:
         encrypted = read(thing, "encrypted")
-    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in CHOOSERS):
+    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in (FallbackRouter, Replicas)):
         yield from _judge_hop(address, encrypted, found.where, known=is_ours(thing))
     elif is_a(address, str):
         yield from _judge_hop(address, encrypted, found.where, known=True)

@@ -23,7 +23,8 @@ _QUESTIONS = (
     ("Can the data of one person be erased?", ("subjects",)),
     ("Is every copy that an erasure does not reach gone by a known time?", ("residual",)),
     ("Is stored data encrypted?", ("tier",)),
-    ("Can every machine that shares stored data read it, and destroy its keys?", ("keys",)),
+    ("Can every machine that shares stored data read it, and destroy its keys?", ("key-store",)),
+    ("Are answers kept from callers who make inputs that share a key?", ("keys",)),
     ("Is data encrypted on its way to other machines?", ("hop",)),
     ("Is it recorded what was erased, and is no erasure owed?", ("log",)),
 )

@@ -145,7 +145,7 @@ def record_of_processing(
         measures=tuple(
             (it.check, it.where, it.severity, it.what)
             for it in findings
-            if it.check in {"tier", "hop", "keys", "subjects", "log"}
+            if it.check in {"tier", "hop", "key-store", "subjects", "log"}
         ),
     )
 

@@ -59,6 +59,10 @@ class Ledger:
         """What the log has."""
         return self._log.events
 
+    def is_held(self, subject: str | None, tag: str | None) -> bool:
+        """Whether a legal hold forbids an erasure."""
+        return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
+
     def hear(self, event: CacheEvent) -> None:
         """A listener of the cache."""
         reason = _REASONS.get(event.kind)

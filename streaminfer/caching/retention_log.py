@@ -52,7 +52,7 @@ ACTIONS: dict[Action, str] = {
     "refused": "it was not kept: the policy does not allow it there",
     "held": "a legal hold began: by subject or class",
     "released": "that hold ended",
-    "erase_held": "somebody asked for it, and a legal hold or a minimum age forbids it",
+    "erase_held": "it was asked for, and a legal hold or a minimum age forbids it",
 }
 """What can be recorded, in words."""
 

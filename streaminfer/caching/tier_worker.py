@@ -323,6 +323,10 @@ class TierWorker:
             write.settle(stored)
 
     async def _erase(self, erasing: Erasing) -> None:
+        if self._ledger is not None and self._ledger.is_held(erasing.subject, erasing.tag):
+            self._try_again(_LONGEST_PAUSE_S)
+            self._failed(erasing, "a legal hold began before it was made")
+            return
         self._drop(lambda write: erasing.matches(write.entry.subject, write.entry.tags))
         failures: list[BaseException] = []
         count = 0

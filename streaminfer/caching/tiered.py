@@ -314,7 +314,7 @@ class Tiers:
                 self._refused(worker, rule)
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
-            if rule is not None and kept_ns != NEVER:  # beyond its own time for nobody to use
+            if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
                 kept_ns = max(kept_ns, _ns(rule.min_age_s))
             entry = Entry(
                 value=value,

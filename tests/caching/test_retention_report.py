@@ -214,6 +214,17 @@ def test_a_log_that_was_cut_is_a_violation(tmp_path):
     assert "1 records that this process has seen were cut off" in said
 
 
+def test_what_is_over_while_a_hold_lasts_is_held():
+    """A place cannot say which of its entries a hold is about, so none is called a violation."""
+    log = RetentionLog()
+    note(log, "held", where="all", subject="anna", count=0)
+    (held,) = report(holding("disk", "face", 1, 3600.0), events=log).holdings
+    assert held.state == "held"
+    note(log, "released", where="all", subject="anna", count=0)
+    (over,) = report(holding("disk", "face", 1, 3600.0), events=log).holdings
+    assert over.state == "over"
+
+
 # -- how it reads ----------------------------------------------------------------------------------------------------
 
 

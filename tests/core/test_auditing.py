@@ -104,11 +104,11 @@ def test_a_time_to_live_beyond_the_policy_is_found(ttl_s, stale_s, severity, rem
 
 def test_keys_without_a_secret_are_found():
     """Tenants are apart only as far as no caller can make keys that collide."""
-    found = only(with_cache(si.EdgeCache(ttl_s=1.0)), "secret")
+    found = only(with_cache(si.EdgeCache(ttl_s=1.0)), "keys")
     assert (found.severity, found.where) == ("attention", "stack → EdgeCache")
     assert "unkeyed hash" in found.what
     assert "secret=" in found.remedy
-    assert only(with_cache(si.EdgeCache(ttl_s=1.0, secret=b"s" * 32)), "secret").severity == "ok"
+    assert only(with_cache(si.EdgeCache(ttl_s=1.0, secret=b"s" * 32)), "keys").severity == "ok"
 
 
 def test_tiers_without_a_log_owe_in_vain(tmp_path):

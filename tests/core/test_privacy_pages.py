@@ -1,4 +1,4 @@
-"""The record of processing and the privacy checklist say what a stack's settings say, and what nobody has said."""
+"""The record of processing and the privacy checklist say what a stack's settings say, and what is missing."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ def test_keys_of_one_machine_on_a_tier_of_several_are_found():
 
     for keys, number in ((StoredKeys(":memory:", master=MASTER), 1), (ServiceKeys(Service()), 0), (None, 0)):
         tier = RedisTier("redis://localhost", keys=keys)
-        assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "keys")) == number
+        assert len(found(stack_of(si.EdgeCache(ttl_s=1.0, tiers=[tier])), "key-store")) == number
 
 
 def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
@@ -75,6 +75,7 @@ def test_a_held_erasure_is_owed_when_the_hold_has_ended(tmp_path):
         (it,) = found(stack_of(cache), "log")
         assert (it.severity, "1 legal holds are in force" in it.what) == ("ok", True)
         await cache.release(subject="anna", reason="over")
+        await cache.retention_report()  # waits for the file
 
     asyncio.run(main())
     (it,) = found(stack_of(cache), "log")
