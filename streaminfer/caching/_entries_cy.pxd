@@ -57,8 +57,8 @@ cdef class Entries:
     cdef CWheel _wheel
     cdef COrder _order
     cdef list _events
-    cdef long long _all_erased
-    cdef dict _deletions
+    cdef long long _all_erased, _earlier_until
+    cdef dict _deletions, _earlier_deletions
 
     cpdef object _tell(self)
     cpdef object _wake(self, long long at_ns)

@@ -80,6 +80,8 @@ class Entries:
     __slots__ = (
         "_all_erased",
         "_deletions",
+        "_earlier_deletions",
+        "_earlier_until",
         "_events",
         "_index",
         "_max_bytes",
@@ -134,7 +136,10 @@ class Entries:
         self.clock = clock
         self._events: list[Any] = []
         self._all_erased = 0
-        self._deletions: dict[int, int] = {}  # by a key's hash, the count of erasures that its latest deletion made
+        # by a key's hash, the count of erasures that its latest deletion made; both are begun empty in turn
+        self._deletions: dict[int, int] = {}
+        self._earlier_deletions: dict[int, int] = {}
+        self._earlier_until = 0
         self.listening = False
         self.keeping = False
         self.wake_ns = 0
@@ -287,10 +292,12 @@ class Entries:
     def _deleted(self, hashed: int) -> None:
         """What is being computed for a key is not to be kept; the oldest deletions become such of all keys."""
         self.erasures += 1
-        self._deletions.pop(hashed, None)
+        if len(self._deletions) >= _DELETIONS_KEPT:
+            self._all_erased = max(self._all_erased, self._earlier_until)
+            self._earlier_deletions = self._deletions
+            self._earlier_until = self.erasures - 1
+            self._deletions = {}
         self._deletions[hashed] = self.erasures
-        while len(self._deletions) > _DELETIONS_KEPT:
-            self._all_erased = max(self._all_erased, self._deletions.pop(next(iter(self._deletions))))
 
     def _erased(self) -> None:
         """What is being computed for any key is not to be kept."""

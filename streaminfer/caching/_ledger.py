@@ -33,6 +33,7 @@ _PATIENCE_NS = 1_000_000_000
 _REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MOST_WAITING = 10_000
 _AGAIN_S = 1.0
+_LOST = "the retention log failed; not recorded: %s"
 
 
 class Ledger:
@@ -130,10 +131,13 @@ class Ledger:
         return [] if self._owed is None else self._owed.of(place)
 
     def _put(self, write: Callable[[], None], what: str) -> None:
-        if self._writer is None:
-            _write(write, what, lambda: True)
-        else:
+        if self._writer is not None:
             self._writer.put(write, what)
+            return
+        try:
+            write()
+        except Exception:
+            _LOGGER.exception(_LOST, what)
 
     @property
     def is_behind(self) -> bool:
@@ -196,25 +200,24 @@ class _Writer:
                     self._thread = None
                     return
                 write, what = self._waiting[0]
-            if _write(write, what, self._is_last):
-                with self._changed:
+            lost = [what]
+            try:
+                write()
+                lost = []
+            except Exception as error:
+                if isinstance(error, BackendError):
+                    with self._changed:
+                        if not self._is_last():
+                            _LOGGER.warning("the retention log failed, and is tried again: %s", error)
+                            self._changed.wait_for(self._is_last, _AGAIN_S)
+                            continue
+                        lost = [what for _, what in self._waiting]  # each could take as long to fail
+                for what in lost:
+                    _LOGGER.exception(_LOST, what)
+            with self._changed:
+                for _ in lost or (what,):
                     self._waiting.popleft()
-            else:
-                with self._changed:
-                    self._changed.wait_for(self._is_last, _AGAIN_S)
 
     def _is_last(self) -> bool:
         """Whether what fails now is not tried again."""
         return self._draining > 0 or not threading.main_thread().is_alive()
-
-
-def _write(write: Callable[[], None], what: str, is_last: Callable[[], bool]) -> bool:
-    """Whether it is done with, written or lost."""
-    try:
-        write()
-    except Exception as error:
-        if isinstance(error, BackendError) and not is_last():
-            _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-            return False
-        _LOGGER.exception("the retention log failed; not recorded: %s", what)
-    return True

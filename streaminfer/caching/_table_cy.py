@@ -256,7 +256,8 @@ class EdgeTable(Entries):
 
     def erased_since(self, key: Any, erasures: int) -> bool:
         """Whether a key may have been erased or deleted since the count of erasures was that."""
-        latest: int = self._deletions.get(hash(key), 0)
+        hashed = hash(key)
+        latest: int = self._deletions.get(hashed, 0) or self._earlier_deletions.get(hashed, 0)
         return erasures < self._all_erased or erasures < latest
 
     def snapshot(self, what: int) -> list[Any]:

@@ -23,14 +23,16 @@ stale, which begins a refresh as well. A refresh asks them too, since another ma
 from __future__ import annotations
 
 import asyncio
+import inspect
+import math
 from collections.abc import Callable, Coroutine, Iterable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from streaminfer._validation import expected
 from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching._front_cy import Front, Missed, hand_out
 from streaminfer.caching._loop_flights_cy import LATE_S
-from streaminfer.caching.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.computing import storable
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
@@ -39,7 +41,7 @@ from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
-from streaminfer.request import Request, Response, time_left_s
+from streaminfer.request import Request, Response, deadline_after, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ _REFRESH_S = 10.0  # for a refresh where nothing was computed yet
 _MOST_THREADS = 8
 _SHORTEST_REFRESH_S = 1.0
 _REFRESH_TIMES = 4  # as long as the slowest computation of late
+_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
 class Table(Protocol):
@@ -134,9 +137,8 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
-    if is_batched(inner):
-        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
-        return as_function(service, inner, front.now)
+    if _keywords_of(inner) >= _OF_A_REQUEST:
+        return _as_service(cache, inner, flights, front)
     return cached_function(inner, front, layer.answer, is_async=True)
 
 
@@ -186,7 +188,7 @@ class _Layer:
         return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
 
     def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Computes a key behind its stale value, unless it is being computed or too many keys are."""
+        """Computes a key behind its stale value, unless somebody does or too many are."""
         self.flights.here().refresh(
             key,
             self._computing,
@@ -486,3 +488,61 @@ class _CachedFunction(_Layer):
         self.computed(begun_ns)
         self.store(key, value, erasures, (), None)
         return value
+
+
+class _FunctionAsService:
+    """A batched function, asked with a request."""
+
+    enforces_deadline = True
+
+    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
+        self._function = function
+        self._now = now
+
+    async def call(self, request: Request) -> Response:
+        timeout_s = None
+        if request.deadline_ns is not None:
+            left_s = time_left_s(request.deadline_ns, self._now())
+            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
+        outputs = await self._function(
+            request.inputs,
+            timeout_s=timeout_s,
+            priority=request.priority,
+            stream_id=request.stream_id,
+            tenant=request.tenant,
+            key=request.key,
+        )
+        return Response(outputs)
+
+
+def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
+    """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
+    service = CachedService(cache, _FunctionAsService(function, front.now), flights, lambda: front)
+
+    @wraps(function)
+    async def cached(
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Any = None,
+        tenant: str | None = None,
+        key: Any = None,
+    ) -> Any:
+        deadline_ns = None if timeout_s is None else deadline_after(front.now(), timeout_s)
+        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
+        return (await service.call(request)).outputs
+
+    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
+        return service.key_of(Request(x, tenant=tenant, key=key))
+
+    cached.key_of = key_of  # type: ignore[attr-defined]
+    return cached
+
+
+def _keywords_of(function: Any) -> set[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}

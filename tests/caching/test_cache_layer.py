@@ -1031,20 +1031,24 @@ def test_what_was_deleted_while_it_is_computed_is_not_stored(take):
 
 
 def test_as_many_deletions_as_are_not_remembered_one_by_one_are_of_all_keys():
-    """Of the latest 1,024 deletions each is known; older ones count as deletions of every key."""
+    """Of the latest 1,024 deletions at least each is known; older ones count as deletions of every key."""
     cache = EdgeCache()
     before = cache.erasures
     cache.pop("a", None)
-    for number in range(1023):
+    for number in range(2047):
         cache.pop(number, None)
-    assert not cache.erased_since("b", before)
-    assert cache.erased_since("a", before)
-    after = cache.erasures
+        assert not cache.erased_since("b", before)
+        assert cache.erased_since("a", before)
+        assert cache.erased_since(number, cache.erasures - 1)
+        assert not cache.erased_since(number, cache.erasures)
+    recent = cache.erasures - 1024
     cache.pop("another", None)
     assert cache.erased_since("b", before)
-    assert not cache.erased_since("b", after)
+    assert not cache.erased_since("b", recent)
+    assert cache.erased_since(1500, recent)
     cache.clear()
-    assert cache.erased_since("b", after)
+    assert cache.erased_since("b", cache.erasures - 1)
+    assert not cache.erased_since("b", cache.erasures)
 
 
 class Switched:
