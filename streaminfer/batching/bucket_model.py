@@ -108,6 +108,7 @@ class BucketModel:
         """
         if not self.learns:
             return
+        expected_ns = int(self._mean[size]) if size < len(self._mean) else 0
         if self._padded is not None and size <= self.cap:
             size = int(self._padded[size])
         model = self.service_time
@@ -122,7 +123,7 @@ class BucketModel:
             near = nearest_size(size)
             count, total_ns = self._recent.get(near, (0, 0))
             count, total_ns = count + 1, total_ns + duration_ns
-            self._recent_ns += duration_ns
+            self._recent_ns += max(duration_ns, expected_ns)  # a model that has become fast is learned soon
             if self._recent_ns < _MEAN_OVER_NS:
                 self._recent[near] = count, total_ns
                 return

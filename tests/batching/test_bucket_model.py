@@ -302,6 +302,18 @@ def test_a_size_not_seen_for_long_is_learned_at_once():
     assert model.service_time.observations == before + 1
 
 
+def test_a_model_that_became_fast_is_learned_at_once():
+    """Batches that were expected to take four milliseconds and more are learned one by one, however short they are."""
+    model = bucket()
+    run(model, *[8] * 20, seconds=lambda size: 0.05)
+    before = model.service_time.observations
+
+    run(model, 8, 8, seconds=lambda size: 0.0005)
+
+    assert model.service_time.observations == before + 2
+    assert model.expected_ns(8) < 1_000_000
+
+
 def test_batches_are_learned_one_by_one_in_doubt():
     """After an outlier the next batch is learned at once, so that a change is found early."""
     model = bucket()

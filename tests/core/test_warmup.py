@@ -65,8 +65,7 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )
     printed = python(code, STREAMINFER_DISABLE_COMPILED="1", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert printed[0].startswith("streaminfer serves uncompiled")
-    out = [line for line in printed[1:] if not line.startswith("stack ")]  # a slow start shows progress
+    out = [line for line in printed if not line.startswith(("stack ", "streaminfer serves uncompiled"))]
     assert "a child process compiles them" in out[0]
     assert "the kernels are compiled after" in out[1]
     assert out[2:] == ["True 0"] * 4 + ["[]"]
