@@ -222,7 +222,7 @@ class Rung:
             self.suspect = True
             self.stalled = False
         elif outcome == _LATE:
-            self._late += 1
+            self._late += not self.stalled  # who finds out whether it still hangs says nothing about its load
             self.suspect = True
 
     def _grow(self, easy: bool, steps: int) -> None:
