@@ -54,6 +54,9 @@ cdef class EdgeTable(Entries):
     cpdef object take(self, object key, object default)
 
     @cython.locals(slot=Py_ssize_t)
+    cpdef bint discard(self, object key) except -1
+
+    @cython.locals(slot=Py_ssize_t)
     cpdef object popitem(self)
 
     cpdef object clear(self)

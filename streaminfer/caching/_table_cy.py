@@ -112,6 +112,19 @@ class EdgeTable(Entries):
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._take(slot)
 
+    def discard(self, key: Any) -> bool:
+        """Removes what there is of a key: fresh, stale or a failure; what is computed at present is not stored.
+
+        Returns:
+            Whether there was anything.
+        """
+        slot = self._index.find(key, hash(key))
+        if slot < 0:
+            self.erasures += 1
+            return False
+        self._take(slot)
+        return True
+
     def __len__(self) -> int:
         self._settle()
         return self._order.held(_MAIN) + self._order.held(_SMALL)

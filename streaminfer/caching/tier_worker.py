@@ -58,7 +58,7 @@ class LayerStatistics(Snapshot):
         cut: reads that were given up, since the request could wait no longer, and reads that failed.
         withheld: answers that were not used: something was erased during the read, an erasure of them is pending, the
             policy does not allow them there, or ``put_through`` put a newer one, which the tier did not take.
-        stored: writes that the tier took.
+        stored: writes that the tier took; a deletion of one key is a write.
         refused: writes that it did not take.
         dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
             or what was to be written had been erased.
@@ -84,14 +84,14 @@ class LayerStatistics(Snapshot):
 
 
 class Write:
-    """A put that waits."""
+    """A put that waits, or, without an entry, a deletion."""
 
     __slots__ = ("done", "entry", "key", "size")
 
-    def __init__(self, key: str | bytes, entry: Entry) -> None:
+    def __init__(self, key: str | bytes, entry: Entry | None) -> None:
         self.key = key
         self.entry = entry
-        self.size = payload_bytes(entry.value)
+        self.size = 0 if entry is None else payload_bytes(entry.value)
         self.done: asyncio.Future[bool] | None = None
 
     def settle(self, stored: bool) -> None:
@@ -290,7 +290,7 @@ class TierWorker:
         return None
 
     async def _put(self, write: Write) -> None:
-        if is_erased(write.entry, self.pending):
+        if write.entry is not None and is_erased(write.entry, self.pending):
             self._dropped += 1
             write.settle(False)
             return
@@ -298,7 +298,10 @@ class TierWorker:
         self._at_work = 1
         try:
             async with asyncio.timeout(_PUT_S):
-                stored = await self.tier.put(write.key, write.entry)
+                if write.entry is None:
+                    stored = await self.tier.delete(write.key)
+                else:
+                    stored = await self.tier.put(write.key, write.entry)
         except TimeoutError:
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, _PUT_S)
             if self._closing:
@@ -314,7 +317,7 @@ class TierWorker:
             write.settle(stored)
 
     async def _erase(self, erasing: Erasing) -> None:
-        self._drop(lambda write: erasing.matches(write.entry.subject, write.entry.tags))
+        self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
         failures: list[BaseException] = []
         count = 0
         keys = self.tier.keys

@@ -33,7 +33,7 @@ from typing import Any
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.erasure import Erasing, Erasure, is_erased
-from streaminfer.caching.retention import Holding, Retention, Rule
+from streaminfer.caching.retention import Holding, Retention
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
 from streaminfer.caching.tiers.protocol import Entry, Tier
@@ -93,6 +93,7 @@ class Tiers:
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._latest: Erasing | None = None
+        self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -205,8 +206,17 @@ class Tiers:
         """
         if granted_ns <= 0 or not self.run_here:
             return None
-        loop = asyncio.get_running_loop()
-        until = loop.time() + granted_ns / 1e9
+        read = object()
+        self._reads[read] = key
+        try:
+            return await self._read(read, key, granted_ns, longest_ns, only_fresh)
+        finally:
+            self._reads.pop(read, None)
+
+    async def _read(
+        self, read: object, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool
+    ) -> Found | None:
+        until = asyncio.get_running_loop().time() + granted_ns / 1e9
         latest = self._latest
         stale: Found | None = None
         for worker in self.workers:
@@ -221,7 +231,7 @@ class Tiers:
                     break
                 _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
                 continue
-            if self._latest is not latest:  # it may be what was erased, however late the tier is with it
+            if self._latest is not latest or read not in self._reads:  # it may be what was erased or deleted
                 worker.withheld += 1
                 return None
             found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
@@ -235,7 +245,7 @@ class Tiers:
             else:
                 worker.stale_hits += 1
                 stale = stale or found
-        if stale is None or only_fresh or self._latest is not latest:
+        if stale is None or only_fresh or self._latest is not latest or read not in self._reads:
             return None
         return (
             stale if self._cache.now() - stale.read_ns < stale.left_ns else None
@@ -308,7 +318,9 @@ class Tiers:
         for worker in self.workers[:before]:
             if rule is not None and not rule.permits(worker.tier):
                 worker.forbidden += 1
-                self._refused(worker, rule)
+                if self._ledger is not None:
+                    why = "the policy does not allow it there"
+                    self._ledger.count("refused", worker.name, rule.data_class, why)
                 continue
             entry = Entry(
                 value=value,
@@ -326,11 +338,30 @@ class Tiers:
             worker.put(write)
         return waiting
 
-    def _refused(self, worker: TierWorker, rule: Rule) -> None:
-        if self._ledger is not None:
-            self._ledger.count("refused", worker.name, rule.data_class, "the policy does not allow it there")
-
     # -- erasing ------------------------------------------------------------------------------------------------
+
+    async def delete(self, key: str | bytes, *, before: int | None = None) -> bool:
+        """Removes what the tiers have of one key.
+
+        Args:
+            key: whose.
+            before: only from tiers before this position.
+
+        Returns:
+            Whether none of them has it.
+        """
+        for read in [read for read, of in self._reads.items() if of == key]:
+            del self._reads[read]
+        workers = self.workers[:before]
+        for worker in workers:
+            worker.replace(key, worker.tier.wall_clock() + 1)  # what a tier that fails still has is not used
+        if not self.run_here:
+            return False
+        writes = [Write(key, None) for _ in workers]
+        for worker, write in zip(workers, writes, strict=True):
+            write.done = asyncio.get_running_loop().create_future()
+            worker.put(write)
+        return all(await asyncio.gather(*(write.done for write in writes if write.done is not None)))
 
     def erase(self, subject: str | None, tag: str | None, in_memory: Callable[[], int]) -> Erasure:
         """Erases memory and the tiers.

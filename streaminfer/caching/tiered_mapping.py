@@ -114,6 +114,25 @@ class TieredMapping:
         stored = await asyncio.gather(*writes)
         return kept and all(stored)
 
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes what memory and the tiers have of a key: fresh, stale or a failure.
+
+        What is computed at present was begun before and is not stored.
+
+        Args:
+            key: whose value; of a wrapped service or function, what its ``key_of`` returns.
+
+        Returns:
+            Whether all of them are without it. What a tier that failed still has is used no more by this cache; other
+            processes that read the tier may still see it.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        cast("EdgeCache", self).discard(key)
+        return True if self.tiers is None else await self.tiers.delete(key)
+
     def promote(self, key: Any, found: Found, erasures: int) -> None:
         """Keeps in memory and on faster tiers what a tier had, as old as it is; for who has read it.
 

@@ -6,7 +6,7 @@ On the server, all under one namespace, with the braces that put it into one slo
                                    i8, i9, …: the indices that have it
     {namespace}:s<name>   set      the names of a subject's entries
     {namespace}:t<name>   set      the names of a tag's entries
-    {namespace}:g         string   16 random bytes, others after each erasure
+    {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
 Each change is one script, so an index has every entry that exists. The server removes expired entries itself, and an
 index when the last of its entries expires; what an index holds beyond its entries goes with :meth:`~RedisTier.purge`.
@@ -18,7 +18,7 @@ have changed by then: what was begun before an erasure has no effect after it, w
 
 from __future__ import annotations
 
-__all__ = ["BEGIN", "DROP", "ERASE", "LOOK", "PUT", "SCRIPTS", "TRIM"]
+__all__ = ["BEGIN", "DELETE", "DROP", "ERASE", "LOOK", "PUT", "SCRIPTS", "TRIM"]
 
 _UNLINK = """
 local function drop(prefix, name)
@@ -56,6 +56,7 @@ return 1
 """
 )
 DROP = _UNLINK + "return drop(ARGV[1], ARGV[2])"
+DELETE = _UNLINK + "redis.call('SET', ARGV[1] .. 'g', ARGV[3]) return drop(ARGV[1], ARGV[2])"
 ERASE = (
     _UNLINK
     + """
@@ -87,4 +88,4 @@ end
 return found
 """
 
-SCRIPTS = (BEGIN, PUT, DROP, ERASE, TRIM, LOOK)
+SCRIPTS = (BEGIN, PUT, DROP, DELETE, ERASE, TRIM, LOOK)

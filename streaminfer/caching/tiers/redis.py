@@ -23,7 +23,8 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
-from streaminfer.caching.tiers._redis_scripts import BEGIN, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
+from streaminfer.caching.tiers._redis_connection import connects_in_its_own_time
+from streaminfer.caching.tiers._redis_scripts import BEGIN, DELETE, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
 from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
@@ -37,7 +38,6 @@ _CHUNK = 256
 _WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 _MOST_COUNTED = 100_000
 _URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
-_CONNECT_S = 5.0
 _LONGEST_MS = 2**53  # what a Lua number holds exactly
 
 
@@ -153,7 +153,7 @@ class RedisTier:
             retry=Retry(NoBackoff(), 0),
             **self._tls,
         )
-        pool.connection_class = _connects_in_its_own_time(pool.connection_class)
+        pool.connection_class = connects_in_its_own_time(pool.connection_class)
         self._client = self._redis.Redis.from_pool(pool)
         self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
@@ -195,6 +195,18 @@ class RedisTier:
         name = self._records.name(b"k", key)
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
         return await self._attempt(lambda: self._put(name, entry), False)
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key.
+
+        Returns:
+            Whether the server has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        name = self._records.name(b"k", key)
+        return await self._attempt(lambda: self._delete(name), False)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Removes all entries of a subject, or with a tag.
@@ -347,6 +359,10 @@ class RedisTier:
         self._counters.stored += 1
         return True
 
+    async def _delete(self, name: bytes) -> bool:
+        self._counters.erased += await self._script(DELETE, self._prefix, name, os.urandom(16))
+        return True
+
     async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
         """A get or a put: within the timeout, if the breaker permits; failures are counted."""
         counters = self._counters
@@ -393,44 +409,6 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
-
-
-def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
-    """A class of connections whose handshake, several round trips, goes on when who needed it waits no longer."""
-
-    class Connection(connection):  # type: ignore[misc]
-        _connecting: asyncio.Task[None] | None = None
-
-        async def connect(self) -> None:
-            task = self._connecting
-            if task is None:
-                if self.is_connected:
-                    return
-                task = self._connecting = asyncio.get_running_loop().create_task(self._connect_within())
-                task.add_done_callback(self._connected)
-            await asyncio.shield(task)
-
-        async def _connect_within(self) -> None:
-            try:
-                async with asyncio.timeout(_CONNECT_S):
-                    await super().connect()
-            except BaseException:
-                await super().disconnect(nowait=True)  # no half of a handshake stays
-                raise
-
-        def _connected(self, task: asyncio.Task[None]) -> None:
-            self._connecting = None
-            if not task.cancelled():
-                task.exception()  # who waits has it; who does not has a timeout of its own
-
-        async def disconnect(self, *args: Any, **options: Any) -> None:
-            task = self._connecting
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            await super().disconnect(*args, **options)
-
-    return Connection
 
 
 def _both(held: Held, other: Held) -> Held:
