@@ -22,32 +22,30 @@ stale, which begins a refresh as well. A refresh asks them too, since another ma
 from __future__ import annotations
 
 import asyncio
-import inspect
-import math
-from collections.abc import Callable, Coroutine, Iterable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._validation import expected
 from streaminfer.caching._front_cy import Front, Missed, hand_out
-from streaminfer.caching.computing import storable
+from streaminfer.caching.batched_function import FunctionAsService, batched_function, is_batched
+from streaminfer.caching.computing import said_fresh_s, storable
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
 from streaminfer.caching.identity import identity_of
 from streaminfer.caching.kept import keep, own_error, without_traceback
 from streaminfer.caching.keys import key_maker
+from streaminfer.caching.layer_table import Table
 from streaminfer.caching.sweeping import LoopSweep
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 from streaminfer.protocols import find_inward
-from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.caching._table_cy import EdgeTable
-    from streaminfer.caching.tier_lookup import Found, Lookup
-    from streaminfer.caching.tiered import Tiers
+    from streaminfer.caching.tier_lookup import Lookup
 
-__all__ = ["CachedService", "Table", "put_in_front"]
+__all__ = ["CachedService", "put_in_front"]
 
 _STALE = 2
 _NEGATIVE = 3
@@ -55,45 +53,6 @@ _PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # 
 _REFRESH_S = 10.0  # for a refresh where nothing was computed yet, or one was ended
 _SHORTEST_REFRESH_S = 1.0
 _REFRESH_TIMES = 4  # as long as the slowest computation of late
-_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
-
-
-class Table(Protocol):
-    """What a layer needs of a cache: an ``EdgeTable`` with the checked methods of `EdgeCache`.
-
-    Attributes:
-        clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
-        erasures: a number that changes whenever something is erased, deleted or cleared.
-        negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
-        tiers: slower caches behind it; ``None``: none.
-    """
-
-    clock: Callable[[], int] | None
-    erasures: int
-    tiers: Tiers | None
-
-    @property
-    def negative_ttl_s(self) -> float: ...  # noqa: D102
-
-    def put(self, key: Any, value: Any, *, tags: Any = (), subject: str | None = None) -> bool:
-        """Keeps a value; whether it did."""
-        ...
-
-    def put_negative(self, key: Any, error: Any, *, tags: Any = (), subject: str | None = None) -> bool:
-        """Keeps an error; whether it did."""
-        ...
-
-    def pop(self, key: Any, default: Any = ..., /) -> Any:
-        """Removes a value."""
-        ...
-
-    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
-        """How long a value is fresh."""
-        ...
-
-    def promote(self, key: Any, found: Found, erasures: int) -> None:
-        """Keeps what a tier had."""
-        ...
 
 
 def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | None = None) -> Any:
@@ -130,8 +89,9 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
     layer = _CachedFunction(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
-    if _keywords_of(inner) >= _OF_A_REQUEST:
-        return _as_service(cache, inner, flights, front)
+    if is_batched(inner):
+        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
+        return batched_function(inner, service, front.now)
     return cached_function(inner, front, layer.answer, is_async=True)
 
 
@@ -199,7 +159,8 @@ class _Layer:
             self.flights.not_stored()
             return
         try:
-            kept = cache.put(key, value, tags=tags, subject=subject)
+            ttl_s = cache.answer_ttl_s(said_fresh_s(), tags)
+            kept = cache.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
             self.flights.not_stored(error)
             return
@@ -209,7 +170,7 @@ class _Layer:
         if not kept:
             self.flights.not_stored()
         if self.tiers is not None:
-            ttl_ns = cache.lasts_ns(None, tags)
+            ttl_ns = cache.lasts_ns(ttl_s, tags)
             self.tiers.write(
                 key,
                 value,
@@ -478,61 +439,3 @@ class _CachedFunction(_Layer):
             raise
         self.store(key, value, erasures, (), None)
         return value
-
-
-class _FunctionAsService:
-    """A batched function, asked with a request."""
-
-    enforces_deadline = True
-
-    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
-        self._function = function
-        self._now = now
-
-    async def call(self, request: Request) -> Response:
-        timeout_s = None
-        if request.deadline_ns is not None:
-            left_s = time_left_s(request.deadline_ns, self._now())
-            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
-        outputs = await self._function(
-            request.inputs,
-            timeout_s=timeout_s,
-            priority=request.priority,
-            stream_id=request.stream_id,
-            tenant=request.tenant,
-            key=request.key,
-        )
-        return Response(outputs)
-
-
-def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
-    """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
-    service = CachedService(cache, _FunctionAsService(function, front.now), flights, lambda: front)
-
-    @wraps(function)
-    async def cached(
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Any = None,
-        tenant: str | None = None,
-        key: Any = None,
-    ) -> Any:
-        deadline_ns = None if timeout_s is None else deadline_after(front.now(), timeout_s)
-        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
-        return (await service.call(request)).outputs
-
-    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
-        return service.key_of(Request(x, tenant=tenant, key=key))
-
-    cached.key_of = key_of  # type: ignore[attr-defined]
-    return cached
-
-
-def _keywords_of(function: Any) -> set[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
