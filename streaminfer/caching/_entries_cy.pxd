@@ -38,7 +38,7 @@ cdef extern from *:
     cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
     cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
 
-cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT
+cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
 cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
 # Methods that begin with an underscore are C, but for the two that a subclass overrides.
@@ -47,7 +47,7 @@ cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
     cdef readonly long long removed, refused, events_lost, erasures
-    cdef public long long wake_ns
+    cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
     cdef bint _s3fifo
@@ -57,6 +57,11 @@ cdef class Entries:
     cdef CWheel _wheel
     cdef COrder _order
     cdef list _events
+    cdef long long _all_erased
+    cdef dict _deletions
+
+    @cython.locals(latest=cython.longlong)
+    cpdef bint erased_since(self, object key, long long erasures) except -1
 
     cpdef object _tell(self)
     cpdef object _wake(self, long long at_ns)
@@ -89,6 +94,12 @@ cdef class Entries:
 
     @cython.final
     cdef object _take(self, Py_ssize_t slot)
+
+    @cython.final
+    cdef int _deleted(self, object hashed) except -1
+
+    @cython.final
+    cdef void _erased(self) noexcept
 
     @cython.final
     @cython.locals(slot=Py_ssize_t, gone=list, several=bint)

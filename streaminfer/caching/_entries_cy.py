@@ -54,6 +54,7 @@ _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory is waited for
 _EVENTS_KEPT = 40_000  # four places each
+_DELETIONS_KEPT = 1024
 
 
 class Entries:
@@ -69,14 +70,17 @@ class Entries:
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
-        erasures: changes whenever something is erased, deleted or cleared, or could have been.
+        erasures: grows with whatever is erased, deleted or cleared, or could have been; for ``erased_since``.
         listening: whether what goes is noted for ``_tell``, which is then called.
         keeping: whether values that are replaced or removed are noted too, for who frees them under no lock.
+        revalidate_ns: for how much of its stale time a value is given while it is refreshed; all, unless it is set.
         wake_ns: when somebody looks after expired entries next, so far as is known; an entry that goes earlier calls
             ``_wake``.
     """
 
     __slots__ = (
+        "_all_erased",
+        "_deletions",
         "_events",
         "_index",
         "_max_bytes",
@@ -103,6 +107,7 @@ class Entries:
         "refused",
         "removed",
         "replaced",
+        "revalidate_ns",
         "stale_hits",
         "wake_ns",
     )
@@ -126,10 +131,13 @@ class Entries:
         self._max_bytes = max_bytes
         self._ttl_ns = ttl_ns
         self._stale_ns = stale_ns
+        self.revalidate_ns = stale_ns
         self._negative_ttl_ns = negative_ttl_ns
         self._s3fifo = s3fifo
         self.clock = clock
         self._events: list[Any] = []
+        self._all_erased = 0
+        self._deletions: dict[int, int] = {}  # by a key's hash, the count of erasures that its latest deletion made
         self.listening = False
         self.keeping = False
         self.wake_ns = 0
@@ -151,6 +159,11 @@ class Entries:
         self._index = KeyIndex(slots)
         self._wheel = ExpiryWheel(slots)
         self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
+
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since the count of erasures was that."""
+        latest: int = self._deletions.get(hash(key), 0)
+        return erasures < self._all_erased or erasures < latest
 
     # -- for a subclass ------------------------------------------------------------------------------------------
 
@@ -208,6 +221,7 @@ class Entries:
             self.refused += 1
             if slot >= 0 and not negative:
                 self._take(slot)
+                self._deleted(hashed)
             return False
         before = None
         if slot < 0:
@@ -275,9 +289,21 @@ class Entries:
         labels = self._index.objects[3 * slot + 2]
         self._drop(slot)
         self.removed += 1
-        self.erasures += 1
         self._note(None, key, value, labels)
         return value
+
+    def _deleted(self, hashed: int) -> None:
+        """What is being computed for a key is not to be kept; the oldest deletions become such of all keys."""
+        self.erasures += 1
+        self._deletions.pop(hashed, None)
+        self._deletions[hashed] = self.erasures
+        while len(self._deletions) > _DELETIONS_KEPT:
+            self._all_erased = max(self._all_erased, self._deletions.pop(next(iter(self._deletions))))
+
+    def _erased(self) -> None:
+        """What is being computed for any key is not to be kept."""
+        self.erasures += 1
+        self._all_erased = self.erasures
 
     def _make_room(self, now_ns: int) -> None:
         """Back within the limits: first who is due to go, then who is next.

@@ -11,6 +11,18 @@ cdef class FlightCounts:
     cdef public long long refresh_failures
     cdef public long long not_stored
 
+cdef int _MOST_REFRESHES
+
+@cython.final
+cdef class Refreshes:
+    cdef int _most_running
+    cdef dict _pauses
+    cdef public int running
+    cdef public bint failing
+
+    cpdef bint may_begin(self, object key, long long now_ns) except *
+    cpdef object failed(self, object key, long long until_ns, long long now_ns)
+
 @cython.final
 cdef class Flight:
     cdef public object key
@@ -18,6 +30,9 @@ cdef class Flight:
     cdef public object leader
     cdef public int failures
     cdef public bint is_refresh
+    cdef public Refreshes refreshes
+    cdef public long long begun_ns
+    cdef public double late_s
     cdef public bint over
     cdef public object computing
     cdef public dict waits_for
@@ -28,13 +43,14 @@ cdef class FlightBoard:
     cdef object _is_waiting
     cdef int _max_attempts
     cdef long long _pause_ns
-    cdef dict _pauses
 
     @cython.locals(flight=Flight)
     cpdef Flight join(self, object key, object caller, Flight inside)
     @cython.locals(left=cython.int)
     cpdef bint leave(self, Flight flight, object caller, Flight inside) except *
-    cpdef Flight refresh(self, object key, long long now_ns)
+    @cython.locals(flight=Flight)
+    cpdef Flight refresh(self, object key, long long now_ns, Refreshes refreshes)
+    cpdef Flight flight(self, object key)
     cpdef list succeed(self, Flight flight)
     cdef _end(self, Flight flight)
 

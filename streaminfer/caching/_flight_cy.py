@@ -11,8 +11,9 @@ leads it; who asks later joins it and waits. The rules for what may go wrong:
 * **A caller that leaves** (cancelled, or at its deadline) takes nothing with it. The computation goes on as long as
   somebody waits, whoever began it; when nobody does, it is *abandoned*: taken off the board, so that the next caller
   starts afresh, and cancelled by the shell.
-* **A refresh** is a flight that nobody waits for: it is never abandoned, and after a failure its key is left alone
-  for ``pause_ns``, so that a model that is down is not asked at every stale hit.
+* **A refresh** is a flight that nobody waits for: it is never abandoned. After a failure its key is left alone until
+  ``pause_ns`` after it began, so that a model that is down is not asked at every stale hit, and one that hung is asked
+  again at once. Of one wrapped thing at most 256 keys are refreshed or left alone; other stale keys wait for these.
 * **Re-entrancy.** A computation that waits for its own flight would wait for ever; so would two that wait for each
   other. Each computation's waits are edges of a graph between flights, and a join that would close a cycle raises
   instead.
@@ -30,12 +31,13 @@ each waits until all have joined.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Flight", "FlightBoard", "FlightCounts"]
+__all__ = ["Flight", "FlightBoard", "FlightCounts", "Refreshes"]
 
-_MOST_PAUSES = 1024
+_MOST_REFRESHES = 256
 
 
 class FlightCounts:
@@ -63,6 +65,44 @@ class FlightCounts:
         self.not_stored = 0
 
 
+class Refreshes:
+    """The refreshes of one wrapped thing; used under the boards' lock.
+
+    Args:
+        most_running: how many may run at once.
+
+    Attributes:
+        running: how many do.
+        failing: the latest that ended has failed.
+    """
+
+    __slots__ = ("_most_running", "_pauses", "failing", "running")
+
+    def __init__(self, most_running: int = _MOST_REFRESHES) -> None:
+        self._most_running = most_running
+        self._pauses: dict[bytes, int] = {}  # until when
+        self.running = 0
+        self.failing = False
+
+    def may_begin(self, key: bytes, now_ns: int) -> bool:
+        """Whether a key may be refreshed at an instant."""
+        while self._pauses:
+            oldest = next(iter(self._pauses))
+            if self._pauses[oldest] > now_ns:
+                break
+            del self._pauses[oldest]
+        if self._pauses.get(key, now_ns) > now_ns or self.running >= self._most_running:
+            return False
+        return self.running + len(self._pauses) < _MOST_REFRESHES
+
+    def failed(self, key: bytes, until_ns: int, now_ns: int) -> None:
+        """A refresh failed; its key is left alone until an instant."""
+        self.failing = True
+        self._pauses.pop(key, None)
+        if until_ns > now_ns:
+            self._pauses[key] = until_ns
+
+
 class Flight:
     """One key's computation and those who wait for it.
 
@@ -72,20 +112,38 @@ class Flight:
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
         is_refresh: it goes on without anybody waiting.
+        refreshes: of what it is a refresh; ``None``: it is none.
+        begun_ns: when a refresh began.
         over: it is off the board.
-        computing: the shell's own: what runs it.
+        computing: the shell's own: what runs it; ``None``: nothing does.
+        late_s: the shell's own: when a refresh is late.
     """
 
-    __slots__ = ("computing", "failures", "is_refresh", "key", "leader", "over", "waiting", "waits_for")
+    __slots__ = (
+        "begun_ns",
+        "computing",
+        "failures",
+        "is_refresh",
+        "key",
+        "late_s",
+        "leader",
+        "over",
+        "refreshes",
+        "waiting",
+        "waits_for",
+    )
 
-    def __init__(self, key: bytes, is_refresh: bool = False) -> None:
+    def __init__(self, key: bytes, refreshes: Refreshes | None = None, begun_ns: int = 0) -> None:
         self.key = key
         self.waiting: dict[Any, Any] = {}
         self.leader: Any = None
         self.failures = 0
-        self.is_refresh = is_refresh
+        self.is_refresh = refreshes is not None
+        self.refreshes = refreshes
+        self.begun_ns = begun_ns
         self.over = False
         self.computing: Any = None
+        self.late_s = math.inf
         self.waits_for: dict[Flight, int] = {}
 
     def __repr__(self) -> str:
@@ -98,17 +156,16 @@ class FlightBoard:
 
     Args:
         max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
-        pause_ns: nanoseconds for which a key is not refreshed after a refresh that failed.
+        pause_ns: nanoseconds from the beginning of a refresh that failed, for which its key is not refreshed.
         is_waiting: says of a caller whether it can still be told, and so may lead.
     """
 
-    __slots__ = ("_flights", "_is_waiting", "_max_attempts", "_pause_ns", "_pauses")
+    __slots__ = ("_flights", "_is_waiting", "_max_attempts", "_pause_ns")
 
     def __init__(self, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]) -> None:
         self._flights: dict[bytes, Flight] = {}
         self._max_attempts = max_attempts
         self._pause_ns = pause_ns
-        self._pauses: dict[bytes, int] = {}
         self._is_waiting = is_waiting
 
     def __len__(self) -> int:
@@ -164,13 +221,17 @@ class FlightBoard:
         self._end(flight)
         return True
 
-    def refresh(self, key: bytes, now_ns: int) -> Flight | None:
-        """A flight that nobody waits for; ``None`` where one is in the air, or one failed a short while ago."""
-        if key in self._flights or self._pauses.get(key, now_ns) > now_ns:
+    def refresh(self, key: bytes, now_ns: int, refreshes: Refreshes) -> Flight | None:
+        """A flight that nobody waits for; ``None`` where one is in the air, or this may not begin yet."""
+        if key in self._flights or not refreshes.may_begin(key, now_ns):
             return None
-        self._pauses.pop(key, None)
-        flight = self._flights[key] = Flight(key, is_refresh=True)
+        refreshes.running += 1
+        flight = self._flights[key] = Flight(key, refreshes, now_ns)
         return flight
+
+    def flight(self, key: bytes) -> Flight | None:
+        """The flight of a key."""
+        return self._flights.get(key)
 
     def succeed(self, flight: Flight) -> list[Any]:
         """The value is there.
@@ -180,6 +241,8 @@ class FlightBoard:
         """
         if flight.over:
             return []
+        if flight.refreshes is not None:
+            flight.refreshes.failing = False
         self._end(flight)
         told = list(flight.waiting)
         flight.waiting.clear()
@@ -199,10 +262,8 @@ class FlightBoard:
         """
         if flight.over:
             return [], None
-        if flight.is_refresh and flight.leader is None:
-            while len(self._pauses) >= _MOST_PAUSES:
-                del self._pauses[next(iter(self._pauses))]
-            self._pauses[flight.key] = now_ns + self._pause_ns
+        if flight.refreshes is not None and flight.leader is None:
+            flight.refreshes.failed(flight.key, flight.begun_ns + self._pause_ns, now_ns)
         told = []
         if flight.leader is not None:
             told.append(flight.leader)
@@ -227,6 +288,8 @@ class FlightBoard:
     def _end(self, flight: Flight) -> None:
         flight.over = True
         flight.leader = None
+        if flight.refreshes is not None:
+            flight.refreshes.running -= 1
         del self._flights[flight.key]
 
 

@@ -27,6 +27,7 @@ OPERATIONS = (
     "discard",
     "drain",
     "erase_labelled",
+    "erased_since",
     "expire",
     "get",
     "lookup",

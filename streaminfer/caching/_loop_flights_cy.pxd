@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.caching._flight_cy cimport Flight as CFlight, FlightBoard as CBoard, FlightCounts as CCounts
+from streaminfer.caching._flight_cy cimport Flight as CFlight, FlightBoard as CBoard, FlightCounts as CCounts, Refreshes as CRefreshes
 
 cdef int _FRESH
 cdef int _WAITS
@@ -47,13 +47,14 @@ cdef class LoopFlights:
     cdef CCounts _counts
     cdef readonly dict _owners
     cdef readonly set _stopping
+    cdef readonly set _late
 
     cdef _begin(self, CFlight flight, Caller asked, object context)
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
-    @cython.locals(caller=Caller, leader=Caller, refreshed=bint, final=bint)
-    cdef _fail(self, CFlight flight, BaseException error, object now)
+    @cython.locals(caller=Caller, leader=Caller, refreshed=bint, known=bint)
+    cdef _fail(self, CFlight flight, BaseException error, object now, bint final=*)
 
 cpdef bint _waits(Caller caller) noexcept
 @cython.locals(caller=Caller)

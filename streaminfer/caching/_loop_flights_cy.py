@@ -25,13 +25,16 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching._flight_cy import Flight, FlightBoard, FlightCounts
-from streaminfer.caching.computing import BOARDS, INSIDE, Inside, report, says_something
+from streaminfer.caching._flight_cy import Flight, FlightBoard, FlightCounts, Refreshes
+from streaminfer.caching.computing import BOARDS, INSIDE, LOG, Inside, report, says_something
 from streaminfer.caching.kept import own_error
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 
-__all__ = ["Caller", "LoopFlights"]
+__all__ = ["LATE_S", "Caller", "LoopFlights"]
 
+LATE_S = 10.0  # how much longer one of the late refreshes goes on, so that it is seen if a model became slower
+_STOPPED = "the service stopped before it could answer"
+_GRACE_S = 1.0  # for a computation that was cancelled
 _FRESH = 0
 _WAITS = 1
 _VALUE = 2
@@ -225,14 +228,16 @@ class LoopFlights:
         loop: a weak reference to the loop.
     """
 
-    __slots__ = ("_counts", "_owners", "_stopping", "board", "loop")
+    __slots__ = ("_counts", "_late", "_owners", "_stopping", "board", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
         self.board = FlightBoard(max_attempts, pause_ns, _waits)
         self.loop = weakref.ref(loop)  # the table of loops must not keep its own keys alive
         self._counts = counts
-        self._owners: dict[asyncio.Task[Any], Any] = {}  # every computation that runs, and whose it is
+        # every computation that runs: whose it is, its flight and the cache's clock
+        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight, Callable[[], int]]] = {}
         self._stopping: set[asyncio.Task[Any]] = set()
+        self._late: set[asyncio.Task[Any]] = set()  # refreshes whose flights are over
 
     def share(
         self,
@@ -282,36 +287,83 @@ class LoopFlights:
         arguments: tuple[Any, ...],
         now: Callable[[], int],
         *,
+        refreshes: Refreshes,
+        limit_s: float,
         owner: Any = None,
     ) -> None:
-        """Computes a key behind its stale value, unless somebody does; arguments as of :meth:`share`."""
+        """Computes a key behind its stale value, unless somebody does, or too many are.
+
+        After ``limit_s`` the key is free for others, whatever the computation does, which is cancelled. One of those
+        that are late, of each owner, is first given :data:`LATE_S` more.
+
+        Args:
+            key: what for.
+            compute: begins a computation.
+            arguments: what it is called with.
+            now: reads the cache's clock.
+            refreshes: of the wrapped thing.
+            limit_s: how long it may take.
+            owner: what ``stop`` of the same owner ends.
+        """
         with BOARDS:
-            flight = self.board.refresh(key, now())
+            flight = self.board.refresh(key, now(), refreshes)
             if flight is None:
                 return
             self._counts.computations += 1
             self._counts.refreshes += 1
         self._begin(flight, self.share(key, compute, arguments, now, owner=owner), copy_context())
+        loop: Any = self.loop()
+        timer = loop.call_later(limit_s, self._overdue, flight, limit_s, now, context=Context())
+        flight.computing.add_done_callback(partial(_cancel, timer))
+
+    def _overdue(self, flight: Flight, limit_s: float, now: Callable[[], int]) -> None:
+        task, flight.computing = flight.computing, None
+        whose = self._owners[task][0]
+        if any(self._owners[late][0] is whose for late in self._late):
+            task.cancel()
+        else:
+            loop: Any = self.loop()
+            timer = loop.call_later(LATE_S, task.cancel, context=Context())
+            task.add_done_callback(partial(_cancel, timer))
+        self._late.add(task)
+        self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"), now)
 
     async def stop(self, owner: Any, *, drain: bool) -> None:
-        """Ends the computations of one owner.
+        """Ends the computations of one owner; one that goes on for a second after it was cancelled is left alone.
 
         Args:
             owner: whose.
-            drain: let them end by themselves; otherwise who waits for them gets ``Closed``.
+            drain: let them end by themselves, but for refreshes that are late; otherwise who waits for them gets
+                ``Closed``.
         """
-        while tasks := [task for task, whose in self._owners.items() if whose is owner]:
-            if not drain:
-                self._stopping.update(tasks)
-                for task in tasks:
-                    task.cancel()
-            await asyncio.wait(tasks)  # their done callbacks, which may begin others, have run before ours
+        while tasks := [task for task, asked in self._owners.items() if asked[0] is owner]:
+            awaited = [task for task in tasks if drain and task not in self._late]
+            if awaited:
+                await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
+                continue
+            self._stopping.update(tasks)
+            for task in tasks:
+                task.cancel()
+            _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
+            for task in left:
+                LOG.warning("a computation goes on %g s after it was cancelled: %r", _GRACE_S, task)
+                _, flight, now = self._owners.pop(task)
+                self._stopping.discard(task)
+                self._late.discard(task)
+                loop: Any = self.loop()
+                loop.call_soon(self._give_up, flight, now, task)  # who waits cannot be woken inside this task
+
+    def _give_up(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
+        if flight.computing is task:
+            flight.computing = None
+            if not flight.over:
+                self._fail(flight, Closed(_STOPPED), now, True)
 
     def _begin(self, flight: Flight, asked: Caller, context: Context) -> None:
         loop: Any = self.loop()
         computation = _computation(flight, asked.compute, asked.arguments)
         flight.computing = task = loop.create_task(computation, context=context)
-        self._owners[task] = asked.owner
+        self._owners[task] = (asked.owner, flight, asked.now)
         task.add_done_callback(partial(self._landed, flight, asked.now))
 
     def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
@@ -323,14 +375,16 @@ class LoopFlights:
             flight.computing.cancel()
 
     def _landed(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
-        del self._owners[task]
+        self._owners.pop(task, None)
+        self._late.discard(task)
         stopped = task in self._stopping
         self._stopping.discard(task)
-        error: BaseException | None
-        if task.cancelled():
-            error = Closed("the service stopped before it could answer") if stopped else asyncio.CancelledError()
-        else:
+        error: BaseException | None = Closed(_STOPPED) if stopped else asyncio.CancelledError()
+        if not task.cancelled():
             error = task.exception()
+        if flight.computing is not task:
+            return  # it was late, and the flight is over or another's
+        flight.computing = None  # it holds the answer, and contexts hold the flight
         if error is None:
             self._succeed(flight, task.result())
         elif not flight.over:  # else it was abandoned: this is its cancellation, or what came of it, and nobody waits
@@ -346,17 +400,18 @@ class LoopFlights:
                 caller._tell(leaders if caller is leader else others)
         _wake(told)
 
-    def _fail(self, flight: Flight, error: BaseException, now: Callable[[], int]) -> None:
+    def _fail(self, flight: Flight, error: BaseException, now: Callable[[], int], final: bool = False) -> None:
         refreshed = flight.is_refresh and flight.leader is None
         original = flight.leader
-        final = isinstance(error, InvalidInput)
+        final = final or isinstance(error, InvalidInput)
         with BOARDS:
+            known = flight.refreshes is not None and flight.refreshes.failing
             self._counts.failures += 1
             self._counts.refresh_failures += refreshed
             told, leader = self.board.fail(flight, now(), counts=says_something(error), final=final)
             self._counts.handed_over += leader is not None
             self._counts.computations += leader is not None
-        if refreshed:
+        if refreshed and not known:
             report(error)
         for caller in told:
             if _waits(caller):
@@ -371,6 +426,10 @@ async def _computation(
 ) -> Any:
     INSIDE.set(Inside(flight))
     return await compute(*arguments)
+
+
+def _cancel(timer: asyncio.TimerHandle, _: asyncio.Task[Any]) -> None:
+    timer.cancel()
 
 
 def _waits(caller: Caller) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "MISSING",
     "NEVER",
     "NO_LIMIT",
+    "OUTDATED_VALUE",
     "STALE_VALUE",
     "EdgeTable",
 ]
@@ -41,6 +42,7 @@ MISSING = 0
 FRESH = 1
 STALE_VALUE = 2
 FAILURE = 3
+OUTDATED_VALUE = 4
 ERASED = "erased"
 
 monotonic_ns = time.monotonic_ns
@@ -57,6 +59,7 @@ _IS_MISSING = MISSING
 _IS_FRESH = FRESH
 _IS_STALE = STALE_VALUE
 _IS_FAILURE = FAILURE
+_IS_OUTDATED = OUTDATED_VALUE
 _HIT = 4
 _HITS = 12
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by: only what is left less needs the exact one
@@ -102,13 +105,18 @@ class EdgeTable(Entries):
         self._store(key, value, self._ttl_ns, _payload(value), None, False)
 
     def __delitem__(self, key: Any) -> None:
+        self._deleted(hash(key))
         slot = _find_fresh(self, key)
         if slot < 0:
             raise KeyError(key)
         self._take(slot)
 
     def take(self, key: Any, default: Any) -> Any:
-        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use."""
+        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use.
+
+        What is being computed for the key at this moment is not kept, whether there is an entry or not.
+        """
+        self._deleted(hash(key))
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._take(slot)
 
@@ -118,9 +126,9 @@ class EdgeTable(Entries):
         Returns:
             Whether there was anything.
         """
+        self._deleted(hash(key))
         slot = self._index.find(key, hash(key))
         if slot < 0:
-            self.erasures += 1
             return False
         self._take(slot)
         return True
@@ -136,11 +144,13 @@ class EdgeTable(Entries):
         if slot < 0:
             raise KeyError("the cache is empty")
         key = self._index.objects[3 * slot]
-        return key, self._take(slot)
+        value = self._take(slot)
+        self._deleted(hash(key))
+        return key, value
 
     def clear(self) -> None:
         """Removes everything, what the ghosts remember included, and gives the memory back."""
-        self.erasures += 1
+        self._erased()
         self._note(None, None, self._empty(), None)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
@@ -189,8 +199,9 @@ class EdgeTable(Entries):
         """What there is under a key at an instant.
 
         Returns:
-            :data:`FRESH` or :data:`STALE_VALUE` and the value, :data:`FAILURE` and what was remembered, or
-            :data:`MISSING` and ``None``; counted as a hit, a stale hit, a negative hit or a miss.
+            :data:`FRESH`, :data:`STALE_VALUE` or, past ``revalidate_ns``, :data:`OUTDATED_VALUE` and the value,
+            :data:`FAILURE` and what was remembered, or :data:`MISSING` and ``None``; counted as a hit, a stale hit
+            (the second and third), a negative hit or a miss.
         """
         slot = self._index.find(key, hash(key))
         if slot >= 0:
@@ -206,6 +217,11 @@ class EdgeTable(Entries):
                     return _IS_FAILURE, self._index.objects[3 * slot + 1]
             elif now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns):
                 self.stale_hits += 1
+                past_ns = now_ns - at_ns
+                if queue == _STALE:
+                    past_ns += self._stale_ns
+                if past_ns >= self.revalidate_ns:
+                    return _IS_OUTDATED, self._index.objects[3 * slot + 1]
                 return _IS_STALE, self._index.objects[3 * slot + 1]
         self.misses += 1
         return _IS_MISSING, None
@@ -243,7 +259,7 @@ class EdgeTable(Entries):
             How many went.
         """
         self._settle()
-        self.erasures += 1
+        self._erased()
         gone: list[Any] = []
         count = 0
         for slot in range(_FIRST, self._index.top):

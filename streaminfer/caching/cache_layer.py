@@ -1,9 +1,11 @@
 """What `EdgeCache.wrap` returns: a cache in front of a service or a function, sync or async.
 
-A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
-is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
-window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh ends
-after four times what the slowest computation of late took, at least 1 s; 10 s where none is known.
+A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but not for long): that is the answer
+too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the window ends.
+**Outdated** (beyond ``stale_while_revalidate_s``): it is computed, and is the answer only where that fails. These are
+RFC 5861's *stale-while-revalidate* and *stale-if-error*; ``stale_s`` is the default of both windows, and then nothing
+is outdated. A refresh is late after four times what the slowest computation of late took, at least 1 s; 10 s where
+none is known. It is then cancelled, and the key refreshed again.
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
@@ -27,32 +29,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._validation import expected
 from streaminfer.caching._front_cy import Front, Missed, hand_out
+from streaminfer.caching._loop_flights_cy import LATE_S
 from streaminfer.caching.batched_function import FunctionAsService, batched_function, is_batched
-from streaminfer.caching.computing import said_fresh_s, storable
+from streaminfer.caching.cached_calls import CachedCalls
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
 from streaminfer.caching.identity import identity_of
-from streaminfer.caching.kept import keep, own_error, without_traceback
+from streaminfer.caching.kept import keep, own_error
 from streaminfer.caching.keys import key_maker
+from streaminfer.caching.layer import NEGATIVE, OUTDATED, STALE, Layer
 from streaminfer.caching.layer_table import Table
 from streaminfer.caching.sweeping import LoopSweep
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
+from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import find_inward
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.caching._table_cy import EdgeTable
-    from streaminfer.caching.tier_lookup import Lookup
 
 __all__ = ["CachedService", "put_in_front"]
-
-_STALE = 2
-_NEGATIVE = 3
-_PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh where nothing was computed yet, or one was ended
-_SHORTEST_REFRESH_S = 1.0
-_REFRESH_TIMES = 4  # as long as the slowest computation of late
 
 
 def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | None = None) -> Any:
@@ -86,7 +82,7 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
             cache, inner, flights, lambda: Front(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
     front = Front(table, key_maker(identity, "", "", secret))
-    layer = _CachedFunction(cache, flights, front)
+    layer = CachedCalls(cache, flights, front)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
     if is_batched(inner):
@@ -107,93 +103,7 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
         raise TypeError(expected("inner", what, inner))
 
 
-class _Layer:
-    """What a cached service and a cached function have in common."""
-
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
-        self.cache = cache
-        self.flights = flights
-        self.front = front
-        self.tiers = cache.tiers
-        self._slowest_s = 0.0
-        if self.tiers is not None:
-            from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
-
-            self._stale_of_tier: Any = Found
-            self._allowance = ReadAllowance()
-        else:
-            self._stale_of_tier = None
-
-    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> Lookup:
-        """One look into the tiers and the computation that follows if they have nothing."""
-        from streaminfer.caching.tier_lookup import Lookup  # noqa: PLC0415 - the same
-
-        return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
-
-    def computed(self, begun_ns: int) -> None:
-        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
-        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
-
-    def refresh_s(self) -> float:
-        """How long a refresh may take."""
-        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
-
-    async def within(self, limit_s: float, compute: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-        """A refresh, which ends in time: one that hangs would stand in the way of all that come after it."""
-        limit = asyncio.timeout(limit_s)
-        try:
-            async with limit:
-                return await compute(*arguments)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            self._slowest_s = max(self._slowest_s, _REFRESH_S / _REFRESH_TIMES)  # it may have become slower
-            raise DeadlineExceeded(f"a refresh took longer than {limit_s:g} s") from error
-
-    def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
-        if not storable():
-            return
-        cache = self.cache
-        if cache.erasures != erasures:
-            self.flights.not_stored()
-            return
-        try:
-            ttl_s = cache.answer_ttl_s(said_fresh_s(), tags)
-            kept = cache.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
-        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
-            self.flights.not_stored(error)
-            return
-        if cache.erasures != erasures:  # by another thread, since the look above
-            cache.pop(key, None)
-            kept = False
-        if not kept:
-            self.flights.not_stored()
-        if self.tiers is not None:
-            ttl_ns = cache.lasts_ns(ttl_s, tags)
-            self.tiers.write(
-                key,
-                value,
-                ttl_ns=ttl_ns,
-                computed_ns=self.front.now(),
-                erasures=erasures,
-                tags=tags,
-                subject=subject,
-            )
-
-    def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps an error, where errors are kept and it says something about the next call."""
-        if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
-            return
-        if self.cache.erasures != erasures or not storable():
-            return
-        try:
-            self.cache.put_negative(key, without_traceback(error), tags=tags, subject=subject)
-        except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
-            self.flights.not_stored(refused)
-
-
-class CachedService(_Layer):
+class CachedService(Layer):
     """A service behind a cache; made by ``EdgeCache.wrap``.
 
     Attributes:
@@ -274,21 +184,27 @@ class CachedService(_Layer):
         found = self.front.find(key)
         if found.__class__ is not Missed:
             return Response(found, False, "cache")
-        if not request.store and found.state != _NEGATIVE:
+        if not request.store and found.state != NEGATIVE:
             return await self._alone(request, found.now_ns)
-        if found.state == _STALE:
+        outdated = found.state == OUTDATED
+        if found.state == STALE or (outdated and self.failure.is_recent()):
             self._refresh(key, request, version)
             return Response(hand_out(found.value), True, "cache")
-        if found.state == _NEGATIVE:
+        if found.state == NEGATIVE:
             raise own_error(found.value)
-        arguments = (key, request, True, version)
-        return await self._share(key, self._computing, arguments, request, found.now_ns, version)
+        arguments = (key, request, not outdated, version)
+        try:
+            return await self._share(key, self._computing, arguments, request, found.now_ns, version)
+        except Exception as error:
+            if not outdated:
+                raise
+            self.failure.note(error)
+            return Response(hand_out(found.value), True, "cache")
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
-        limit_s = self.refresh_s()
-        behind = request.replace(deadline_ns=self.front.now() + round(limit_s * 1e9))
-        arguments = (limit_s, self._computing, key, behind, False, version)
-        self.flights.here().refresh(key, self.within, arguments, self.front.now, owner=self)
+        longest_s = self.refresh_s() + LATE_S
+        behind = request.replace(deadline_ns=self.front.now() + round(longest_s * 1e9))
+        self.refresh(key, (key, behind, False, version))
 
     async def _share(
         self,
@@ -307,7 +223,7 @@ class CachedService(_Layer):
             key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
         if response.__class__ is self._stale_of_tier:
-            if led:
+            if led and not self.failure.is_recent():
                 self._refresh(key, request, version)
             return Response(hand_out(response.value), True, response.source)
         timings = response.timings if led else None  # of a request that somebody else made, they say nothing
@@ -321,10 +237,18 @@ class CachedService(_Layer):
     async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool, version: int) -> Any:
         lookup = self.lookup(key, request.deadline_ns, is_refresh=not keeps_errors)
         found = await lookup.find()
-        if found is not None:
-            return found if found.is_stale else Response(found.value, False, found.source)
-        with lookup:
-            return await self._compute(key, request, keeps_errors, version, lookup.erasures)
+        if found is not None and not found.is_stale:
+            return Response(found.value, False, found.source)
+        if found is not None and self.is_given(found):
+            return found
+        try:
+            with lookup:
+                return await self._compute(key, request, keeps_errors and found is None, version, lookup.erasures)
+        except Exception as error:
+            if found is None:
+                raise
+            self.failure.note(error)
+            return found
 
     async def _compute(
         self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
@@ -372,70 +296,3 @@ class CachedService(_Layer):
 
     def __repr__(self) -> str:
         return f"{self.cache!r} in front of {self.inner!r}"
-
-
-class _CachedFunction(_Layer):
-    """A function behind a cache, once its arguments are known not to be a hit."""
-
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
-        super().__init__(cache, flights, front)
-        self._computing = self._compute if self.tiers is None else self._look_and_compute
-
-    async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
-        """For an async function."""
-        key = missed.key
-        here = self.flights.here()
-        if missed.state == _STALE:
-            here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
-            return hand_out(missed.value)
-        if missed.state == _NEGATIVE:
-            raise own_error(missed.value)
-        value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
-        if value.__class__ is self._stale_of_tier:
-            if led:
-                here.refresh(key, self.within, (self.refresh_s(), self._computing, key, ask, False), self.front.now)
-            value = value.value
-        return hand_out(value)
-
-    def answer_sync(self, missed: Missed, ask: Callable[[], Any]) -> Any:
-        """For a sync one."""
-        key = missed.key
-        if missed.state == _STALE:
-            self.flights.threads.refresh(key, self._compute_sync, (key, ask, False), self.front.now)
-            return hand_out(missed.value)
-        if missed.state == _NEGATIVE:
-            raise own_error(missed.value)
-        value, _ = self.flights.threads.share(key, self._compute_sync, (key, ask, True), self.front.now)
-        return hand_out(value)
-
-    async def _look_and_compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        lookup = self.lookup(key, None, is_refresh=not keeps_errors)
-        found = await lookup.find()
-        if found is not None:
-            return found if found.is_stale else found.value
-        with lookup:
-            return await self._compute(key, ask, keeps_errors, lookup.erasures)
-
-    async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
-        erasures = self.cache.erasures if erasures is None else erasures
-        begun_ns = self.front.now()
-        try:
-            value = keep(await ask())
-        except Exception as error:
-            if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
-            raise
-        self.computed(begun_ns)
-        self.store(key, value, erasures, (), None)
-        return value
-
-    def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        erasures = self.cache.erasures
-        try:
-            value = keep(ask())
-        except Exception as error:
-            if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
-            raise
-        self.store(key, value, erasures, (), None)
-        return value

@@ -105,4 +105,5 @@ def says_something(error: BaseException) -> bool:
 
 def report(error: BaseException) -> None:
     """Logs that a refresh failed: there is nobody to raise it to."""
-    LOG.warning("a refresh behind a stale answer failed: %s: %s", type(error).__name__, error, exc_info=error)
+    text = "a refresh behind a stale answer failed; others are only counted until one succeeds: %s: %s"
+    LOG.warning(text, type(error).__name__, error, exc_info=error)

@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
 from streaminfer._validation import check_choice, check_count, check_instance
-from streaminfer.caching._arguments import Labels, check_policy, duration_ns, labels_of, max_age_ns
+from streaminfer.caching._arguments import Labels, duration_ns, labels_of, max_age_ns
 from streaminfer.caching._locking import guarded, is_atomic
 from streaminfer.caching._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching._wheel_cy import NEVER
@@ -60,7 +60,11 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             say less, with ``fresh_for``.
         ttl_jitter: share of its time, 0 ≤ share < 1, by which the answer of a wrapped call is fresh for less at most,
             drawn for each, so that answers of one moment do not all end in one.
-        stale_s: how much longer it is kept for a wrapped call to answer with while it asks anew.
+        stale_s: how much longer it is kept for a wrapped call to answer with: the default of both windows.
+        stale_while_revalidate_s: for how long it is the answer at once, while a refresh runs behind it; ``None``:
+            ``stale_s``.
+        stale_if_error_s: for how long it is the answer where computing another fails; what is beyond the other window
+            is computed first, before its caller. ``None``: ``stale_s``.
         negative_ttl_s: how long a failure of a wrapped call is remembered; 0: not at all.
         eviction: who goes when there is no room: ``"lru"``, the one that was not used for longest, or ``"s3fifo"``,
             which lets what is used once pass through without driving out what is used again.
@@ -81,6 +85,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             age of the policy; a tier without keys, where the policy wants encryption.
 
     Attributes:
+        freshness: the settings of time.
         tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
 
     Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
@@ -101,13 +106,13 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         "__weakref__",
         "_clock_given",
         "_flights",
-        "_freshness",
         "_heard",
         "_ledger",
         "_policy",
         "_secret",
         "_settings",
         "_sweeper",
+        "freshness",
         "tiers",
     )
 
@@ -127,6 +132,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         ttl_s: float | None = None,
         ttl_jitter: float = 0.0,
         stale_s: float = 0.0,
+        stale_while_revalidate_s: float | None = None,
+        stale_if_error_s: float | None = None,
         negative_ttl_s: float = 0.0,
         eviction: Eviction = "lru",
         retention: Retention | None = None,
@@ -136,11 +143,16 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         clock: Clock | None = None,
     ) -> None:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        self._freshness = times = Freshness(
-            ttl_s=ttl_s, ttl_jitter=ttl_jitter, stale_s=stale_s, negative_ttl_s=negative_ttl_s, seed=seed
+        self.freshness = times = Freshness(
+            ttl_s=ttl_s,
+            ttl_jitter=ttl_jitter,
+            stale_s=stale_s,
+            stale_while_revalidate_s=stale_while_revalidate_s,
+            stale_if_error_s=stale_if_error_s,
+            negative_ttl_s=negative_ttl_s,
+            seed=seed,
+            policy=retention,
         )
-        if retention is not None:
-            check_policy(retention, times.stale_s)
         if secret is not None:
             from streaminfer.caching.keys import check_secret  # noqa: PLC0415 - a mapping alone makes no keys
 
@@ -153,10 +165,11 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=_MOST_BYTES),
             self.lasts_ns(None, ()),
             times.stale_ns,
-            times.negative_ns if retention is None else min(times.negative_ns, max_age_ns(retention.rule(()))),
+            times.negative_ns,
             check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
             clock,
         )
+        self.revalidate_ns = times.revalidate_ns
         self._clock_given = clock is not None
         self._heard = CacheEvents()
         self._sweeper: Any = None
@@ -372,17 +385,17 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     @property
     def ttl_s(self) -> float | None:
         """How long an entry is fresh; ``None``: for good, or as long as the policy allows."""
-        return self._freshness.ttl_s
+        return self.freshness.ttl_s
 
     @property
     def stale_s(self) -> float:
-        """How much longer it is kept as stale."""
-        return self._freshness.stale_s
+        """How much longer it is kept as stale, by the longer of both windows."""
+        return self.freshness.stale_s
 
     @property
     def negative_ttl_s(self) -> float:
         """How long a failure is remembered; 0: not at all."""
-        return self._freshness.negative_ttl_s
+        return self.freshness.negative_ttl_s
 
     @property
     def eviction(self) -> Eviction:
@@ -442,18 +455,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
         """How long a value is fresh: as asked, or as the cache says, but never longer than the policy allows."""
-        times = self._freshness
-        ttl_ns = times.ttl_ns if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        if self._policy is None:
-            return ttl_ns
-        return min(ttl_ns, max_age_ns(self._policy.rule(tags)) - times.stale_ns)
-
-    def answer_ttl_s(self, said_s: float | None, tags: Iterable[str]) -> float | None:
-        """How long an answer is fresh whose computation said so, or nothing; ``None``: for good."""
-        ttl_ns = self.lasts_ns(None, tags)
-        if said_s is not None:
-            ttl_ns = min(ttl_ns, duration_ns("fresh_for", said_s))
-        return None if ttl_ns == NEVER else self._freshness.spread_ns(ttl_ns) / 1e9
+        return self.freshness.lasts_ns(ttl_s, tags)
 
     def keep_aged(self, key: Any, found: Found, left_ns: int, age_ns: int) -> None:
         """Keeps what a tier had for the time that it has left."""
@@ -468,8 +470,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         assert policy is not None  # noqa: S101 - or nobody calls this
         subject, tags = (None, ()) if labels is None else labels[:2]
         rule = policy.rule(tags)
-        longest_ns = max(max_age_ns(rule) - self._freshness.stale_ns - age_ns, 0)
-        ttl_ns = min(self._freshness.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
+        longest_ns = max(max_age_ns(rule) - self.freshness.stale_ns - age_ns, 0)
+        ttl_ns = min(self.freshness.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
         return ttl_ns, (subject, tags, rule.data_class, self.now() - age_ns)
 
     def tell(self) -> None:

@@ -31,7 +31,8 @@ class FlightStatistics(Snapshot):
         handed_over: attempts begun by a caller that had waited, since the one before had failed.
         abandoned: computations cancelled because nobody waited any more.
         refreshes: computations begun behind a stale answer.
-        refresh_failures: of these, how many failed; each is also logged, as a warning of ``streaminfer.caching``.
+        refresh_failures: of these, how many failed or were late; the first after a success is logged as well, as a
+            warning of ``streaminfer.caching``.
         not_stored: answers that were given and not kept though they might have been: the cache refused them, or
             something was erased while they were computed.
         in_the_air: computations that somebody waits for, and refreshes, at present.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from streaminfer.caching.freshness import Freshness
     from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
 
@@ -17,13 +18,17 @@ class Table(Protocol):
 
     Attributes:
         clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
-        erasures: a number that changes whenever something is erased, deleted or cleared.
+        erasures: a number that grows with whatever is erased, deleted or cleared.
+        revalidate_ns: for how much of its stale time a value is given while it is refreshed.
+        freshness: its settings of time.
         negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
         tiers: slower caches behind it; ``None``: none.
     """
 
     clock: Callable[[], int] | None
     erasures: int
+    freshness: Freshness
+    revalidate_ns: int
     tiers: Tiers | None
 
     @property
@@ -47,8 +52,8 @@ class Table(Protocol):
         """How long a value is fresh."""
         ...
 
-    def answer_ttl_s(self, said_s: float | None, tags: Iterable[str]) -> float | None:
-        """How long a computed answer is fresh; ``None``: for good."""
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since ``erasures`` was that."""
         ...
 
     def promote(self, key: Any, found: Found, erasures: int) -> None:

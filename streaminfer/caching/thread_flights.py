@@ -1,27 +1,31 @@
 """Single flight for threads: the leader computes in its own thread, the others wait for an event each.
 
 A leader whose computation raises, even ``KeyboardInterrupt``, hands over before it lets go. A refresh has a thread of
-its own. In a forked process there are no flights: the threads that computed are in the other one.
+its own. A thread cannot be ended, so a refresh that is late goes on; its key is free for others, who find out when they
+come or have waited for so long. There are at most 64 such threads: where all hang, none begins. In a forked process
+there are no flights: the threads that computed are in the other one.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching._flight_cy import Flight, FlightBoard, FlightCounts
+from streaminfer.caching._flight_cy import Flight, FlightBoard, FlightCounts, Refreshes
 from streaminfer.caching.computing import BOARDS, INSIDE, Inside, report, says_something
 from streaminfer.caching.kept import own_error
-from streaminfer.errors import InvalidInput
+from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 __all__ = ["ThreadFlights"]
 
-_MOST_REFRESH_THREADS = 8
+_MOST_REFRESH_THREADS = 64
 
 
 class _Waiter:
@@ -48,7 +52,7 @@ class ThreadFlights:
     Args:
         counts: where to count.
         max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
-        pause_ns: nanoseconds for which a key is not refreshed after a refresh that failed.
+        pause_ns: as of `FlightBoard`.
     """
 
     def __init__(self, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
@@ -91,8 +95,8 @@ class ThreadFlights:
                 self._counts.joined += 1
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
-            if not waiter.leads:
-                waiter.event.wait()
+            while not waiter.leads and not waiter.event.wait(_left_s(flight)):
+                self._end_late(flight, now())
             if not waiter.leads:
                 return waiter.result(), False
             value = _compute_in(flight, compute, arguments)
@@ -114,13 +118,34 @@ class ThreadFlights:
             del error  # its traceback holds this frame
 
     def refresh(
-        self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], now: Callable[[], int]
+        self,
+        key: Any,
+        compute: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        now: Callable[[], int],
+        *,
+        refreshes: Refreshes,
+        limit_s: float,
     ) -> None:
-        """Computes a key behind its stale value in a thread, unless somebody does, or too many threads do."""
+        """Computes a key behind its stale value in a thread, unless somebody does, or too many are.
+
+        Args:
+            key: what for.
+            compute: computes it.
+            arguments: what it is called with.
+            now: reads the cache's clock.
+            refreshes: of the wrapped function.
+            limit_s: how long it may take; after that the key is free for others.
+        """
+        before = self.board.flight(key)
+        if before is not None:
+            self._end_late(before, now())
         with BOARDS:
-            flight = self.board.refresh(key, now()) if self._refreshing < _MOST_REFRESH_THREADS else None
+            may = self._refreshing < _MOST_REFRESH_THREADS
+            flight = self.board.refresh(key, now(), refreshes) if may else None
             if flight is None:
                 return
+            flight.late_s = time.monotonic() + limit_s
             self._refreshing += 1
             self._counts.computations += 1
             self._counts.refreshes += 1
@@ -138,10 +163,16 @@ class ThreadFlights:
         try:
             self._succeed(flight, _compute_in(flight, compute, arguments))
         except BaseException as error:  # noqa: BLE001 - reported; there is nobody to raise it to
-            self._fail(flight, error, now())
+            self._fail(flight, error, now(), as_refresh=True)
         finally:
             with BOARDS:
                 self._refreshing -= 1
+
+    def _end_late(self, flight: Flight, now_ns: int) -> None:
+        """Ends the refresh of a flight if it is late."""
+        if _left_s(flight) == 0.0:
+            flight.late_s = math.inf
+            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it goes on"), now_ns, as_refresh=True)
 
     def _succeed(self, flight: Flight, value: Any) -> None:
         with BOARDS:
@@ -150,10 +181,13 @@ class ThreadFlights:
             waiter.value = value
             waiter.event.set()
 
-    def _fail(self, flight: Flight, error: BaseException, now_ns: int) -> None:
-        refreshed = flight.is_refresh and flight.leader is None
-        original = flight.leader
+    def _fail(self, flight: Flight, error: BaseException, now_ns: int, *, as_refresh: bool = False) -> None:
         with BOARDS:
+            if as_refresh and (flight.over or flight.leader is not None):
+                return  # it was late, and somebody who waited computes
+            refreshed = flight.is_refresh and flight.leader is None
+            known = flight.refreshes is not None and flight.refreshes.failing
+            original = flight.leader
             self._counts.failures += 1
             self._counts.refresh_failures += refreshed
             counts = isinstance(error, Exception) and says_something(error)
@@ -162,7 +196,7 @@ class ThreadFlights:
                 self._counts.handed_over += 1
                 self._counts.computations += 1
                 leader.leads = True
-        if refreshed:
+        if refreshed and not known:
             report(error)
         for waiter in told:
             if waiter is not original:
@@ -182,6 +216,11 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _left_s(flight: Flight) -> float | None:
+    """How long a refresh may take yet; ``None``: as long as it takes."""
+    return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
 
 
 def _compute_in(flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -30,24 +30,37 @@ class Found:
         value: of which ``hand_out`` gives views.
         source: the tier's name.
         position: of the tier.
-        is_stale: its fresh time has passed.
+        past_ns: how long ago its fresh time passed; negative: it has not.
+        is_stale: it has.
         left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
         age_ns: how old it was then.
         read_ns: when that was, on the cache's clock.
         tags, subject: to erase it by.
     """
 
-    __slots__ = ("age_ns", "is_stale", "left_ns", "position", "read_ns", "source", "subject", "tags", "value")
+    __slots__ = (
+        "age_ns",
+        "is_stale",
+        "left_ns",
+        "past_ns",
+        "position",
+        "read_ns",
+        "source",
+        "subject",
+        "tags",
+        "value",
+    )
 
     def __init__(
-        self, entry: Entry, source: str, position: int, is_stale: bool, left_ns: int, age_ns: int, read_ns: int
+        self, entry: Entry, source: str, position: int, past_ns: int, left_ns: int, age_ns: int, read_ns: int
     ) -> None:
         self.value = keep(entry.value)
         self.tags = tuple(sorted(entry.tags))
         self.subject = entry.subject
         self.source = source
         self.position = position
-        self.is_stale = is_stale
+        self.past_ns = past_ns
+        self.is_stale = past_ns >= 0
         self.left_ns = left_ns
         self.age_ns = age_ns
         self.read_ns = read_ns

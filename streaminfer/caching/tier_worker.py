@@ -250,6 +250,13 @@ class TierWorker:
         self._bytes += write.size
         self.wake()
 
+    def delete(self, key: str | bytes) -> asyncio.Future[bool]:
+        """Puts the deletion of a key into the queue; whether the tier made it."""
+        write = Write(key, None)
+        write.done = done = asyncio.get_running_loop().create_future()
+        self.put(write)
+        return done
+
     def tell_what_went(self) -> None:
         """Counts, for the log, what the tier purged and evicted since the last time."""
         if self._ledger is not None:

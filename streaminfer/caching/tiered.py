@@ -14,7 +14,8 @@ for which it is fresh and stale, counted from the instant at which it was comput
 
 * an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
   tiers begin;
-* nothing is stored, in memory or a tier, that was computed, or read from a tier, under another ``erasures``;
+* nothing is stored, in memory or a tier, that was computed, or read from a tier, before its key was erased
+  (``erased_since``);
 * a tier's puts and erasures run one after another, and until an erasure is done nothing that it matches is read from
   that tier or put there; nor is the answer to a read that began before it used after it.
 
@@ -50,7 +51,7 @@ class Tiers:
 
     Args:
         tiers: the fastest first.
-        cache: has ``now()`` and ``erasures``.
+        cache: has ``now()`` and ``erased_since()``.
         ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
         stale_ns: how long the cache uses what is stale.
         policy: what may be kept where; ``None``: everything everywhere.
@@ -269,9 +270,9 @@ class Tiers:
         if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
             worker.misses += 1
             return None
-        is_stale = age_ns >= fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else fresh_ns + (stale_ns if is_stale else 0) - age_ns
-        return Found(entry, worker.name, worker.position, is_stale, left_ns, age_ns, self._cache.now())
+        past_ns = age_ns - fresh_ns
+        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
+        return Found(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -295,11 +296,11 @@ class Tiers:
             value: the answer, which nobody changes.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
             computed_ns: when that was, on the cache's clock.
-            erasures: the cache's count before that; if it has changed, nothing is written.
+            erasures: the cache's count before that; if the key was erased since, nothing is written.
             tags: to erase it by.
             subject: the same.
             before: only to tiers before this position.
-            wait: whether somebody waits for it.
+            wait: whether anyone waits for it.
 
         Returns:
             For who waits, whether each tier that may have it took it.
@@ -309,7 +310,7 @@ class Tiers:
         if wait:  # what is there already is not the value of this key, whatever comes of the write
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
-        if self._cache.erasures != erasures or not self.run_here:
+        if self._cache.erased_since(key, erasures) or not self.run_here:
             if wait:
                 waiting.append(asyncio.get_running_loop().create_future())
                 waiting[0].set_result(False)
@@ -353,15 +354,11 @@ class Tiers:
         for read in [read for read, of in self._reads.items() if of == key]:
             del self._reads[read]
         workers = self.workers[:before]
-        for worker in workers:
-            worker.replace(key, worker.tier.wall_clock() + 1)  # what a tier that fails still has is not used
+        for worker in workers:  # what one that fails still has is not used
+            worker.replace(key, worker.tier.wall_clock() + 1)
         if not self.run_here:
             return False
-        writes = [Write(key, None) for _ in workers]
-        for worker, write in zip(workers, writes, strict=True):
-            write.done = asyncio.get_running_loop().create_future()
-            worker.put(write)
-        return all(await asyncio.gather(*(write.done for write in writes if write.done is not None)))
+        return all(await asyncio.gather(*(worker.delete(key) for worker in workers)))
 
     def erase(self, subject: str | None, tag: str | None, in_memory: Callable[[], int]) -> Erasure:
         """Erases memory and the tiers.

@@ -139,17 +139,17 @@ class TieredMapping:
         Args:
             key: whose.
             found: a fresh answer.
-            erasures: the cache's count before it was read; nothing is kept if it has changed.
+            erasures: the cache's count before it was read; nothing is kept if the key was erased since.
         """
         cache = cast("EdgeCache", self)
-        if cache.erasures != erasures or self.tiers is None or cache.peek(key, _NOTHING) is not _NOTHING:
+        if cache.erased_since(key, erasures) or self.tiers is None or cache.peek(key, _NOTHING) is not _NOTHING:
             return  # what was put while a tier was asked is newer
         waited_ns = max(cache.now() - found.read_ns, 0)
         left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
         if left_ns <= 0:
             return
         cache.keep_aged(key, found, left_ns, found.age_ns + waited_ns)
-        if cache.erasures != erasures:  # by another thread, since the look above, or by a value that was too large
+        if cache.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             cache.pop(key, None)
             return
         self.tiers.write(

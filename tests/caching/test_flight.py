@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching._flight_cy import FlightBoard
+from streaminfer.caching._flight_cy import FlightBoard, Refreshes
 
 pytestmark = pytest.mark.uncompiled
 
@@ -25,6 +25,7 @@ class Flights(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.board = FlightBoard(3, 100, lambda caller: not caller.gone)
+        self.refreshes = Refreshes()
         self.now_ns = 0
         self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
         self.computing = {}  # key → the flight whose attempt runs
@@ -56,7 +57,7 @@ class Flights(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS), step_ns=st.integers(0, 60))
     def refresh(self, key, step_ns):
         self.now_ns += step_ns
-        flight = self.board.refresh(key, self.now_ns)
+        flight = self.board.refresh(key, self.now_ns, self.refreshes)
         may = key not in self.computing and self.paused_ns.get(key, 0) <= self.now_ns
         assert (flight is not None) == may
         if flight is not None:
@@ -99,7 +100,7 @@ class Flights(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.computing)))
         flight = self.computing[key]
         if self.refreshing[key] and self.leader[key] is None:
-            self.paused_ns[key] = self.now_ns + 100
+            self.paused_ns[key] = flight.begun_ns + 100
         self.failures[key] += counts
         owed = [self.leader[key]] if self.leader[key] is not None else []
         rest = [caller for caller in self.waiting[key] if caller not in owed]
@@ -177,13 +178,28 @@ def test_two_waits_for_one_key_are_two():
     assert a.waits_for == {}
 
 
-def test_pauses_are_bounded():
+def test_refreshes_are_bounded():
+    """Of one wrapped thing 256 keys are refreshed or left alone; others wait for these, and not for another thing's."""
     board = FlightBoard(1, 10, lambda _: True)
-    for number in range(5000):
-        board.fail(board.refresh(number, 0), 0)
-    assert board.refresh(4999, 0) is None
-    assert board.refresh(0, 0) is not None
-    assert board.refresh(4999, 10) is not None
+    refreshes = Refreshes()
+    begun = [flight for key in range(5000) if (flight := board.refresh(key, 0, refreshes)) is not None]
+    assert len(begun) == refreshes.running == 256
+    for flight in begun:
+        board.fail(flight, 0)
+    assert refreshes.running == 0
+    assert refreshes.failing
+    assert all(board.refresh(key, 9, refreshes) is None for key in range(5000))
+    assert board.refresh("other", 9, Refreshes()) is not None
+    assert board.succeed(board.refresh(4999, 10, refreshes)) == []
+    assert not refreshes.failing
+
+
+def test_a_refresh_that_took_as_long_as_a_pause_is_followed_at_once():
+    """The pause counts from when the refresh began: one that hung has been a pause."""
+    board = FlightBoard(1, 10, lambda _: True)
+    refreshes = Refreshes()
+    board.fail(board.refresh("a", 0, refreshes), 10)
+    assert board.refresh("a", 10, refreshes) is not None
 
 
 def test_forgotten_flights_are_over():
@@ -213,7 +229,7 @@ def test_only_a_refresh_that_nobody_led_pauses():
     board.join("a", 2, None)
     board.leave(plain, 1, None)
     board.fail(plain, 0, final=True)
-    assert board.refresh("a", 1) is not None
+    assert board.refresh("a", 1, Refreshes()) is not None
     board.join("b", 1, None)
     board.fail(board.join("b", 2, None), 0, final=True)
-    assert board.refresh("b", 1) is not None
+    assert board.refresh("b", 1, Refreshes()) is not None

@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 
+from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching.computing import INSIDE
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
@@ -332,7 +333,7 @@ def test_a_failure_that_somebody_leads_or_led_is_no_refreshs(refreshed, caplog):
         here = flights.here()
         work = Work(OSError("1"), OSError("2"), "ok", after_s=1.0)
         if refreshed:
-            here.refresh("key", work, (), loop.clock)
+            here.refresh("key", work, (), loop.clock, refreshes=Refreshes(), limit_s=60.0)
         first = ask(flights, loop, work)
         await asyncio.sleep(0.5)
         second = ask(flights, loop, work)
@@ -396,20 +397,22 @@ def test_each_attempt_runs_in_its_leaders_context():
 
 
 def test_a_refresh_is_one_and_reports_its_failure(caplog):
+    refreshes = Refreshes()
+
     async def play(flights, loop):
         here = flights.here()
         work = Work(OSError("down"), "ok", "ok", after_s=0.1)
         for _ in range(3):
-            here.refresh("key", work, (), loop.clock)
+            here.refresh("key", work, (), loop.clock, refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
         assert work.begun == 1
-        here.refresh("key", work, (), loop.clock)  # a model that is down is left alone for a second
+        here.refresh("key", work, (), loop.clock, refreshes=refreshes, limit_s=60.0)  # left alone for a second
         await asyncio.sleep(0.85)
         assert work.begun == 1
         await asyncio.sleep(0.1)
-        here.refresh("key", work, (), loop.clock)
+        here.refresh("key", work, (), loop.clock, refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
-        here.refresh("key", work, (), loop.clock)
+        here.refresh("key", work, (), loop.clock, refreshes=refreshes, limit_s=60.0)
         await asyncio.sleep(0.2)
         return work.begun
 
@@ -426,7 +429,7 @@ def test_who_joins_a_refresh_gets_its_value_or_tries_itself(first, caplog):
     async def play(flights, loop):
         here = flights.here()
         work = Work(first, "ok", after_s=1.0)
-        here.refresh("key", work, (), loop.clock)
+        here.refresh("key", work, (), loop.clock, refreshes=Refreshes(), limit_s=60.0)
         await asyncio.sleep(0.5)
         stays, goes = ask(flights, loop, work), ask(flights, loop, work)
         await asyncio.sleep(0.25)
@@ -443,7 +446,9 @@ def test_stopping_ends_what_runs_of_one_owner(drain):
     async def play(flights, loop):
         here = flights.here()
         tasks = [ask(flights, loop, Work("ok", after_s=1.0), owner="mine") for _ in range(3)]
-        here.refresh("fresh", Work("ok", after_s=2.0), (), loop.clock, owner="mine")
+        here.refresh(
+            "fresh", Work("ok", after_s=2.0), (), loop.clock, owner="mine", refreshes=Refreshes(), limit_s=60.0
+        )
         other = loop.create_task(here.share("other", Work("ok", after_s=3.0), (), loop.clock, owner="yours"))
         await asyncio.sleep(0.5)
         await here.stop("mine", drain=drain)
@@ -468,7 +473,7 @@ def test_a_loop_that_ends_takes_its_flights_along():
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         flights = Flights()
         tasks = [ask(flights, loop, work) for _ in range(3)]
-        flights.here().refresh("other", Work(after_s=10.0), (), loop.clock)
+        flights.here().refresh("other", Work(after_s=10.0), (), loop.clock, refreshes=Refreshes(), limit_s=60.0)
         await asyncio.sleep(1.0)
         return tasks
 

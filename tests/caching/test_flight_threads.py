@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching.computing import no_store, storable
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.errors import DeadlineExceeded, InvalidInput
@@ -181,6 +182,7 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
     flights = Flights()
     done = threading.Event()
     now_ns = 0
+    limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
 
     def fails():
         raise OSError("down")
@@ -191,14 +193,14 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
             assert time.monotonic() < until
             os.sched_yield()
 
-    flights.threads.refresh("key", fails, (), lambda: now_ns)
+    flights.threads.refresh("key", fails, (), lambda: now_ns, **limits)
     wait_for_the_end()
     assert "OSError: down" in caplog.text
-    flights.threads.refresh("key", done.set, (), lambda: now_ns)
+    flights.threads.refresh("key", done.set, (), lambda: now_ns, **limits)
     wait_for_the_end()
     assert not done.is_set()  # it is left alone for a second
     now_ns = 10**9
-    flights.threads.refresh("key", done.set, (), lambda: now_ns)
+    flights.threads.refresh("key", done.set, (), lambda: now_ns, **limits)
     wait_for_the_end()
     assert done.is_set()
     statistics = flights.statistics()
@@ -209,9 +211,14 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
 def test_refreshing_threads_are_bounded():
     flights = Flights()
     release = threading.Event()
-    for key in range(20):
-        flights.threads.refresh(key, lambda: release.wait(PATIENCE_S), (), time.monotonic_ns)
-    assert flights.statistics().refreshes == 8
+    for limits in (
+        {"refreshes": Refreshes(8), "limit_s": PATIENCE_S},
+        {"refreshes": Refreshes(), "limit_s": PATIENCE_S},
+    ):
+        for _ in range(100):
+            flights.threads.refresh(object(), lambda: release.wait(PATIENCE_S), (), time.monotonic_ns, **limits)
+        assert flights.statistics().refreshes in (8, 64)
+    assert flights.statistics().refreshes == 64
     release.set()
     until = time.monotonic() + PATIENCE_S
     while flights.threads._refreshing:
@@ -248,7 +255,8 @@ def test_a_forked_process_has_no_flights():
 
     with ThreadPoolExecutor(1) as pool:
         leader = pool.submit(flights.threads.share, "key", work, (), time.monotonic_ns)
-        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), (), time.monotonic_ns)
+        limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
+        flights.threads.refresh("stale", lambda: release.wait(PATIENCE_S), (), time.monotonic_ns, **limits)
         assert leading.wait(PATIENCE_S)
         child = os.fork()
         if child == 0:
@@ -258,3 +266,46 @@ def test_a_forked_process_has_no_flights():
         release.set()
         assert leader.result(PATIENCE_S) == ("parent", True)
     assert status == 0
+
+
+def refresh_that_hangs(flights, key, release, refreshes):
+    """Begins a refresh that is late at once, and returns when it runs."""
+    begun = threading.Event()
+
+    def hang():
+        begun.set()
+        assert release.wait(PATIENCE_S)
+        return "late"
+
+    flights.threads.refresh(key, hang, (), time.monotonic_ns, refreshes=refreshes, limit_s=0.0)
+    assert begun.wait(PATIENCE_S)
+
+
+def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
+    """A late refresh takes no place of another's, and what becomes of it changes nothing."""
+    flights = Flights()
+    release, done = threading.Event(), threading.Event()
+    refreshes = Refreshes(1)
+    refresh_that_hangs(flights, "key", release, refreshes)
+    later_ns = time.monotonic_ns() + 10**9
+    flights.threads.refresh("key", done.set, (), lambda: later_ns, refreshes=refreshes, limit_s=PATIENCE_S)
+    assert done.wait(PATIENCE_S)
+    release.set()
+    until = time.monotonic() + PATIENCE_S
+    while flights.threads._refreshing:
+        assert time.monotonic() < until
+        os.sched_yield()
+    statistics = flights.statistics()
+    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_the_air) == (2, 1, 0)
+    assert refreshes.running == 0
+    assert "a refresh in a thread is late" in caplog.text
+
+
+def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
+    """A caller that joined it leads when it is late, and the thread that goes on does not speak for it."""
+    flights = Flights()
+    release = threading.Event()
+    refresh_that_hangs(flights, "key", release, Refreshes())
+    assert flights.threads.share("key", lambda: "own", (), time.monotonic_ns) == ("own", True)
+    release.set()
+    assert flights.statistics().in_the_air == 0
