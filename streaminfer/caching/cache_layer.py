@@ -24,12 +24,13 @@ stale, which begins a refresh as well. A refresh asks them too, since another ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._validation import expected
 from streaminfer.caching._front_cy import Front, Missed, hand_out
 from streaminfer.caching._loop_flights_cy import LATE_S
+from streaminfer.caching.argument_labels import ArgumentLabels
 from streaminfer.caching.batched_function import FunctionAsService, batched_function, is_batched
 from streaminfer.caching.cached_calls import CachedCalls
 from streaminfer.caching.flight_shells import Flights
@@ -51,7 +52,15 @@ if TYPE_CHECKING:
 __all__ = ["CachedService", "put_in_front"]
 
 
-def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | None = None) -> Any:
+def put_in_front(
+    cache: Table,
+    inner: Any,
+    flights: Flights,
+    *,
+    secret: bytes | None = None,
+    subject: str | None = None,
+    tags: Iterable[str] = (),
+) -> Any:
     """A cached thing of the same kind.
 
     Args:
@@ -61,6 +70,8 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
             ``tenant`` and ``key``, as a batcher makes them, is cached as a service is: these say how it is asked.
         flights: the cache's.
         secret: for keys that cannot be forged; see ``content_key``.
+        subject: of a function that is not cached as a service is, the name of a parameter; see ``ArgumentLabels``.
+        tags: the same, several.
 
     Returns:
         A :class:`CachedService`, or a function; its ``key_of`` gives the key of a request, or of a call's arguments,
@@ -68,6 +79,7 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
 
     Raises:
         TypeError: a backend, which answers batches and not requests, or nothing that can be called.
+        ValueError: names that are no parameters.
     """
     kind = kind_of(inner)
     if kind == "backend":
@@ -78,16 +90,19 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
         _check_for_tiers(inner, kind, lasting)
     table = cast("EdgeTable", cache)
     if kind == "service":
+        _check_names(subject, tags)
         return CachedService(
             cache, inner, flights, lambda: Front(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
-    front = Front(table, key_maker(identity, "", "", secret))
-    layer = CachedCalls(cache, flights, front)
-    if kind == "function":
-        return cached_function(inner, front, layer.answer_sync, is_async=False)
-    if is_batched(inner):
+    labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
+    front = Front(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
+    if labels is None:
+        _check_names(subject, tags)
         service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
         return batched_function(inner, service, front.now)
+    layer = CachedCalls(cache, flights, front, labels)
+    if kind == "function":
+        return cached_function(inner, front, layer.answer_sync, is_async=False)
     return cached_function(inner, front, layer.answer, is_async=True)
 
 
@@ -101,6 +116,12 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
             " that changes whenever its answers do"
         )
         raise TypeError(expected("inner", what, inner))
+
+
+def _check_names(subject: Any, tags: Any) -> None:
+    if subject is not None or tuple(tags):
+        what = "no names of parameters for what is asked with requests, which have a subject and tags of their own"
+        raise TypeError(expected("subject, tags", what, (subject, tags)))
 
 
 class CachedService(Layer):

@@ -7,6 +7,7 @@ from typing import Any
 
 from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching._front_cy import Front, Missed, hand_out
+from streaminfer.caching.argument_labels import ArgumentLabels
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.kept import keep, own_error
 from streaminfer.caching.layer import NEGATIVE, OUTDATED, STALE, Layer
@@ -20,8 +21,9 @@ _MOST_THREADS = 8
 class CachedCalls(Layer):
     """A function behind a cache, once its arguments are known not to be a hit."""
 
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
+    def __init__(self, cache: Table, flights: Flights, front: Front, labels: ArgumentLabels) -> None:
         super().__init__(cache, flights, front)
+        self._labels = labels
         self._computing = self._compute if self.tiers is None else self._look_and_compute
         self._thread_refreshes = Refreshes(_MOST_THREADS)
 
@@ -92,25 +94,27 @@ class CachedCalls(Layer):
     async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.cache.erasures if erasures is None else erasures
         begun_ns = self.front.now()
+        subject, tags = self._labels.of(ask)
         try:
             value = keep(await ask())
         except Exception as error:
             if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
+                self.store_error(key, error, erasures, tags, subject)
             raise
         self.computed(begun_ns)
-        self.store(key, value, erasures, (), None)
+        self.store(key, value, erasures, tags, subject)
         return value
 
     def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
         erasures = self.cache.erasures
         begun_ns = self.front.now()
+        subject, tags = self._labels.of(ask)
         try:
             value = keep(ask())
         except Exception as error:
             if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
+                self.store_error(key, error, erasures, tags, subject)
             raise
         self.computed(begun_ns)
-        self.store(key, value, erasures, (), None)
+        self.store(key, value, erasures, tags, subject)
         return value

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
-    from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
 
     _Table = EdgeTable
@@ -193,8 +192,10 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     @overload
     def wrap(self, inner: Service) -> Any: ...
     @overload
-    def wrap(self, inner: Callable[P, R]) -> CachedFunction[P, R]: ...
-    def wrap(self, inner: Any) -> Any:
+    def wrap(
+        self, inner: Callable[P, R], *, subject: str | None = None, tags: Iterable[str] = ()
+    ) -> CachedFunction[P, R]: ...
+    def wrap(self, inner: Any, *, subject: str | None = None, tags: Iterable[str] = ()) -> Any:
         """Puts the cache in front of a service or a function, sync or async; any number of them share it.
 
         Answers are kept under the content of what was asked and the name of what was wrapped. Callers that ask for the
@@ -202,13 +203,17 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         Args:
             inner: an object with ``call``, or a function whose arguments `content_key` takes.
+            subject: of a function, the name of the parameter that says whose data an answer is, to erase it by.
+            tags: of a function, the names of the parameters whose values, strings or several, are its tags.
 
         Returns:
             The same kind. Its ``key_of`` gives the key of a request or call.
 
         Raises:
             TypeError: a backend, which answers whole batches: the cache stands before the batcher. With tiers: a sync
-                function, or something that another process would not find again, for want of a ``fingerprint``.
+                function, or something that another process would not find again, for want of a ``fingerprint``. Names
+                of parameters for what is asked with requests, which have a subject and tags of their own.
+            ValueError: names that are no parameters.
             MissingExtra: xxhash is not installed.
         """
         from streaminfer.caching.cache_layer import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
@@ -216,7 +221,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = Flights()
-        return put_in_front(self, inner, self._flights, secret=self._secret)
+        return put_in_front(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
 
     @property
     def flights(self) -> Any:
@@ -456,13 +461,6 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
         """How long a value is fresh: as asked, or as the cache says, but never longer than the policy allows."""
         return self.freshness.lasts_ns(ttl_s, tags)
-
-    def keep_aged(self, key: Any, found: Found, left_ns: int, age_ns: int) -> None:
-        """Keeps what a tier had for the time that it has left."""
-        labels = labels_of(found.subject, found.tags)
-        if self._policy is not None:
-            _, labels = self._governed(0, labels, age_ns)
-        self.store(key, found.value, left_ns, -1, labels)
 
     def _governed(self, ttl_ns: int, labels: Labels, age_ns: int) -> tuple[int, Labels]:
         """A time within the policy, and labels with class and instant: what the inventory is made of."""

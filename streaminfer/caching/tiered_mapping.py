@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from streaminfer._validation import check_duration, expected
+from streaminfer.caching._arguments import labels_of
 from streaminfer.caching._wheel_cy import NEVER
 
 if TYPE_CHECKING:
@@ -148,7 +149,10 @@ class TieredMapping:
         left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
         if left_ns <= 0:
             return
-        cache.keep_aged(key, found, left_ns, found.age_ns + waited_ns)
+        labels = labels_of(found.subject, found.tags)
+        if cache._policy is not None:
+            _, labels = cache._governed(0, labels, found.age_ns + waited_ns)
+        cache.store(key, found.value, left_ns, -1, labels)
         if cache.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             cache.pop(key, None)
             return
