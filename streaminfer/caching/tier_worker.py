@@ -27,7 +27,7 @@ import attrs
 from streaminfer._snapshot import Snapshot
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching.erasure import Erasing, is_erased
-from streaminfer.caching.retention import Action
+from streaminfer.caching.retention import Action, Holding
 from streaminfer.caching.sizing import payload_bytes
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 
@@ -256,6 +256,27 @@ class TierWorker:
         write.done = done = asyncio.get_running_loop().create_future()
         self.put(write)
         return done
+
+    async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
+        """What the tier holds, by data class; where it cannot say, or does not run, a holding without numbers.
+
+        Args:
+            classes: names of data classes.
+            here: whether the tier belongs to this event loop.
+        """
+        held = None
+        if here and self.runs:
+            try:
+                held = await self.tier.inventory(classes)
+            except Exception as error:
+                _LOGGER.warning("the tier %s cannot say what it holds: %s", self.name, error, exc_info=error)
+        if held is None:
+            return [Holding(self.name, "", None, None, None)]
+        now_ns = self.tier.wall_clock()
+        return [
+            Holding(self.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
+            for data_class, entries, oldest_ns, size in held
+        ]
 
     def tell_what_went(self) -> None:
         """Counts, for the log, what the tier purged and evicted since the last time."""

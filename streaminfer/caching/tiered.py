@@ -29,14 +29,17 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.erasure import Erasing, Erasure, is_erased
+from streaminfer.caching.invalidation import drop
 from streaminfer.caching.retention import Holding, Retention
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
+from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, Tier
 
 __all__ = ["Tiers"]
@@ -83,6 +86,8 @@ class Tiers:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWorker(tier, name, position, ledger))
+            if isinstance(tier, Announces):
+                tier.hear(partial(drop, cache, self, position))
         self._stale_ns = stale_ns
         self._policy = policy
         self._ledger = ledger
@@ -311,10 +316,7 @@ class Tiers:
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
         if self._cache.erased_since(key, erasures) or not self.run_here:
-            if wait:
-                waiting.append(asyncio.get_running_loop().create_future())
-                waiting[0].set_result(False)
-            return waiting
+            return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             if rule is not None and not rule.permits(worker.tier):
@@ -341,15 +343,15 @@ class Tiers:
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
-    async def delete(self, key: str | bytes, *, before: int | None = None) -> bool:
-        """Removes what the tiers have of one key.
+    def begin_delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
+        """Has what the tiers have of one key removed.
 
         Args:
             key: whose.
             before: only from tiers before this position.
 
         Returns:
-            Whether none of them has it.
+            Whether each of them is without it.
         """
         for read in [read for read, of in self._reads.items() if of == key]:
             del self._reads[read]
@@ -357,23 +359,27 @@ class Tiers:
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
         if not self.run_here:
-            return False
-        return all(await asyncio.gather(*(worker.delete(key) for worker in workers)))
+            return [_settled(False)]
+        return [worker.delete(key) for worker in workers]
 
-    def erase(self, subject: str | None, tag: str | None, in_memory: Callable[[], int]) -> Erasure:
+    def erase(
+        self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
+    ) -> Erasure:
         """Erases memory and the tiers.
 
         Args:
             subject: whose entries; or
             tag: with which tag.
             in_memory: erases memory, and changes the count of erasures before it looks.
+            before: only tiers before this position.
 
         Returns:
             The count in memory, to be awaited for the rest. In a thread without an event loop: the whole, if that of
             the tiers runs.
         """
-        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in self.workers])
-        for worker in self.workers:
+        workers = self.workers[:before]
+        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in workers])
+        for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
@@ -383,20 +389,20 @@ class Tiers:
             here = None
         if home is not None and home is not here:
             try:
-                home.call_soon_threadsafe(self._begin, erasing)
+                home.call_soon_threadsafe(self._begin, erasing, workers)
             except RuntimeError:  # closed, without having stopped its tiers
-                self._begin(erasing)
+                self._begin(erasing, workers)
             if here is None and home.is_running():
                 try:
                     return erasing.outcome.result(_ERASE_WAIT_S)
                 except FutureTimeout:
                     return erasing.so_far()
         else:
-            self._begin(erasing)
+            self._begin(erasing, workers)
         return erasing.so_far()
 
-    def _begin(self, erasing: Erasing) -> None:
-        for worker in self.workers:
+    def _begin(self, erasing: Erasing, workers: Sequence[TierWorker]) -> None:
+        for worker in workers:
             if not worker.runs and erasing.subject is not None and worker.tier.keys is not None:
                 try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
                     worker.tier.keys.destroy(erasing.subject)
@@ -409,23 +415,8 @@ class Tiers:
     async def inventory(self) -> list[Holding]:
         """What each tier holds, by data class; where one cannot say, or does not run, a holding without numbers."""
         classes = () if self._policy is None else tuple(self._policy.classes)
-        holdings: list[Holding] = []
-        for worker in self.workers:
-            held = None
-            if worker.runs and self._home is asyncio.get_running_loop():
-                try:
-                    held = await worker.tier.inventory(classes)
-                except Exception as error:
-                    _LOGGER.warning("the tier %s cannot say what it holds: %s", worker.name, error, exc_info=error)
-            if held is None:
-                holdings.append(Holding(worker.name, "", None, None, None))
-                continue
-            now_ns = worker.tier.wall_clock()
-            holdings += [
-                Holding(worker.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
-                for data_class, entries, oldest_ns, size in held
-            ]
-        return holdings
+        here = self._home is asyncio.get_running_loop()
+        return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
 
     def purge_bounds_s(self) -> dict[str, float]:
         """How long each tier may hold what has expired, seconds; one that says nothing is not there."""
@@ -441,6 +432,12 @@ class Tiers:
     def statistics(self) -> tuple[LayerStatistics, ...]:
         """A frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
+
+
+def _settled(result: bool) -> asyncio.Future[bool]:
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
 
 
 def _ns(seconds: float) -> int:

@@ -132,7 +132,11 @@ class TieredMapping:
         """
         _check_key(key)
         cast("EdgeCache", self).discard(key)
-        return True if self.tiers is None else await self.tiers.delete(key)
+        if self.tiers is None:
+            return True
+        import asyncio  # noqa: PLC0415 - a mapping alone does not need it
+
+        return all(await asyncio.gather(*self.tiers.begin_delete(key)))
 
     def promote(self, key: Any, found: Found, erasures: int) -> None:
         """Keeps in memory and on faster tiers what a tier had, as old as it is; for who has read it.

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["connects_in_its_own_time"]
+__all__ = ["client_of"]
 
 _CONNECT_S = 5.0
 
 
-def connects_in_its_own_time(connection: type[Any]) -> type[Any]:
+def client_of(library: Any, url: str, *, max_connections: int, wait_s: float, tls: Mapping[str, Any]) -> Any:
+    """A client with connections of its own, which are made when they are needed, and retry nothing.
+
+    Args:
+        library: ``redis.asyncio``.
+        url: of the server.
+        max_connections: at most so many at once.
+        wait_s: for how long an operation waits for one.
+        tls: what the connections take besides.
+    """
+    from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
+    from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
+
+    pool = library.BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=wait_s,
+        socket_timeout=None,  # each operation has its own
+        socket_connect_timeout=None,
+        retry=Retry(NoBackoff(), 0),
+        **tls,
+    )
+    pool.connection_class = _connects_in_its_own_time(pool.connection_class)
+    return library.Redis.from_pool(pool)
+
+
+def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
     """A class of connections whose handshake, several round trips, goes on when who needed it waits no longer."""
 
     class Connection(connection):  # type: ignore[misc]

@@ -6,6 +6,7 @@ On the server, all under one namespace, with the braces that put it into one slo
                                    i8, i9, …: the indices that have it
     {namespace}:s<name>   set      the names of a subject's entries
     {namespace}:t<name>   set      the names of a tag's entries
+    {namespace}:n         channel  notices of what was deleted and erased, see ``_redis_notices``
     {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
 Each change is one script, so an index has every entry that exists. The server removes expired entries itself, and an

@@ -23,8 +23,10 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
-from streaminfer.caching.tiers._redis_connection import connects_in_its_own_time
+from streaminfer.caching.tiers._redis_connection import client_of
+from streaminfer.caching.tiers._redis_notices import RedisNotices
 from streaminfer.caching.tiers._redis_scripts import BEGIN, DELETE, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
+from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
@@ -52,6 +54,8 @@ class RedisTier:
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         timeout_s: what one get or put may take; beyond it is a miss. A connection that takes longer to make goes on
             being made, for up to 5 s, and serves a later one.
+        invalidate: the memory of the other processes that say the same drops what one of them deletes or erases; so do
+            their tiers before this one. It takes one connection more.
         erase_timeout_s: the same for each step of an erasure or a purge.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
@@ -79,6 +83,7 @@ class RedisTier:
         *,
         namespace: str = "streaminfer",
         keys: KeyProvider | None = None,
+        invalidate: bool = False,
         timeout_s: float = 0.05,
         erase_timeout_s: float = 5.0,
         breaker: CircuitBreaker | None = None,
@@ -129,6 +134,8 @@ class RedisTier:
         self._records = Records(keys)
         self.wall_clock = self._now = wall_clock or time.time_ns
         self._counters = Counters("redis")
+        check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
+        self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
         self._client: Any = None
         self._scripts: dict[str, Any] = {}
         self._sealer: ThreadPoolExecutor | None = None
@@ -141,26 +148,17 @@ class RedisTier:
         """
         if self._client is not None:
             raise RuntimeError("the Redis tier runs already")
-        from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
-        from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
-
-        pool = self._redis.BlockingConnectionPool.from_url(
-            self._url,
-            max_connections=self._max_connections,
-            timeout=self._erase_timeout_s,
-            socket_timeout=None,  # each operation has its own
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            **self._tls,
-        )
-        pool.connection_class = connects_in_its_own_time(pool.connection_class)
-        self._client = self._redis.Redis.from_pool(pool)
+        self._client = self._connect(self._max_connections)
         self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
             self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
+        if self.notices is not None:
+            self.notices.start(self._connect(1))
 
     async def stop(self) -> None:
         """Closes the connections; idempotent. Operations in flight end as misses."""
+        if self.notices is not None:
+            await self.notices.stop()
         client, self._client = self._client, None
         sealer, self._sealer = self._sealer, None
         if sealer is not None:
@@ -206,7 +204,7 @@ class RedisTier:
             TypeError: the key is neither a string nor bytes.
         """
         name = self._records.name(b"k", key)
-        return await self._attempt(lambda: self._delete(name), False)
+        return await self._attempt(lambda: self._delete(name, key), False)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Removes all entries of a subject, or with a tag.
@@ -228,6 +226,7 @@ class RedisTier:
             erased, found = await self._demand(again)
             total += erased
             self._counters.erased += erased
+        await self._demand(partial(self._announce, Notice(subject=subject, tag=tag)))
         return total
 
     async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
@@ -284,6 +283,11 @@ class RedisTier:
                 before = held.get(one.data_class)
                 held[one.data_class] = one if before is None else _both(before, one)
         return list(held.values())
+
+    def hear(self, listener: Callable[[Notice], object]) -> None:
+        """Calls ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        if self.notices is not None:
+            self.notices.hear(listener)
 
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; how much the server holds is for the server to say."""
@@ -359,9 +363,15 @@ class RedisTier:
         self._counters.stored += 1
         return True
 
-    async def _delete(self, name: bytes) -> bool:
+    async def _delete(self, name: bytes, key: str | bytes) -> bool:
         self._counters.erased += await self._script(DELETE, self._prefix, name, os.urandom(16))
+        await self._announce(Notice(key=key))
         return True
+
+    async def _announce(self, notice: Notice) -> None:
+        """After the deletion: who hears of it finds nothing here any more."""
+        if self.notices is not None:
+            await self._client.publish(self.notices.channel, await self.notices.record(notice))
 
     async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
         """A get or a put: within the timeout, if the breaker permits; failures are counted."""
@@ -395,6 +405,9 @@ class RedisTier:
         except Exception as error:
             self._counters.failed(error)
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
+    def _connect(self, most: int) -> Any:
+        return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
 
     async def _call(self, name: str, *args: Any) -> Any:
         return await getattr(self._client, name)(*args)
