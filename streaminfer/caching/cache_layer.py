@@ -270,6 +270,8 @@ class CachedService(Layer):
                 raise
             self.failure.note(error)
             return found
+        finally:
+            await lookup.end()
 
     async def _compute(
         self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None

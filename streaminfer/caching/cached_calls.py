@@ -90,6 +90,8 @@ class CachedCalls(Layer):
                 raise
             self.failure.note(error)
             return found
+        finally:
+            await lookup.end()
 
     async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
         erasures = self.cache.erasures if erasures is None else erasures

@@ -278,6 +278,10 @@ class TierWorker:
             for data_class, entries, oldest_ns, size in held
         ]
 
+    def has_waiting(self, key: str | bytes) -> bool:
+        """Whether something waits to be put under a key."""
+        return key in self._waiting
+
     def tell_what_went(self) -> None:
         """Counts, for the log, what the tier purged and evicted since the last time."""
         if self._ledger is not None:

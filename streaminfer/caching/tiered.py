@@ -39,6 +39,7 @@ from streaminfer.caching.invalidation import drop
 from streaminfer.caching.retention import Holding, Retention
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
+from streaminfer.caching.tiers.leases import Leases, Leasing
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, Tier
 
@@ -76,6 +77,7 @@ class Tiers:
         ledger: Ledger | None,
     ) -> None:
         self.workers: list[TierWorker] = []
+        self.leasing: tuple[TierWorker, Leases] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
                 raise TypeError(
@@ -86,6 +88,8 @@ class Tiers:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWorker(tier, name, position, ledger))
+            if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
+                self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
                 tier.hear(partial(drop, cache, self, position))
         self._stale_ns = stale_ns

@@ -6,6 +6,7 @@ On the server, all under one namespace, with the braces that put it into one slo
                                    i8, i9, …: the indices that have it
     {namespace}:s<name>   set      the names of a subject's entries
     {namespace}:t<name>   set      the names of a tag's entries
+    {namespace}:l<name>   string   the lease of who computes it, see ``_redis_leases``
     {namespace}:n         channel  notices of what was deleted and erased, see ``_redis_notices``
     {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
@@ -18,6 +19,8 @@ have changed by then: what was begun before an erasure has no effect after it, w
 """
 
 from __future__ import annotations
+
+from streaminfer.caching.tiers._redis_leases import OPEN, TAKE
 
 __all__ = ["BEGIN", "DELETE", "DROP", "ERASE", "LOOK", "PUT", "SCRIPTS", "TRIM"]
 
@@ -42,6 +45,7 @@ PUT = (
 local prefix, name, record, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 if redis.call('GET', prefix .. 'g') ~= ARGV[7] then return 0 end
 drop(prefix, name)
+redis.call('DEL', prefix .. 'l' .. name)
 local entry = prefix .. 'e' .. name
 redis.call('HSET', entry, 'd', record, 'c', ARGV[5], 's', ARGV[6])
 if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
@@ -89,4 +93,4 @@ end
 return found
 """
 
-SCRIPTS = (BEGIN, PUT, DROP, DELETE, ERASE, TRIM, LOOK)
+SCRIPTS = (TAKE, OPEN, BEGIN, PUT, DROP, DELETE, ERASE, TRIM, LOOK)

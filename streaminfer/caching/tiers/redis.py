@@ -24,6 +24,7 @@ from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
 from streaminfer.caching.tiers._redis_connection import client_of
+from streaminfer.caching.tiers._redis_leases import RedisLeases
 from streaminfer.caching.tiers._redis_notices import RedisNotices
 from streaminfer.caching.tiers._redis_scripts import BEGIN, DELETE, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
 from streaminfer.caching.tiers.notices import Notice
@@ -56,6 +57,8 @@ class RedisTier:
             being made, for up to 5 s, and serves a later one.
         invalidate: the memory of the other processes that say the same drops what one of them deletes or erases; so do
             their tiers before this one. It takes one connection more.
+        lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
+            its entry, for at most so long; one that died holds them up no longer either.
         erase_timeout_s: the same for each step of an erasure or a purge.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
@@ -84,6 +87,7 @@ class RedisTier:
         namespace: str = "streaminfer",
         keys: KeyProvider | None = None,
         invalidate: bool = False,
+        lease_s: float = 0.0,
         timeout_s: float = 0.05,
         erase_timeout_s: float = 5.0,
         breaker: CircuitBreaker | None = None,
@@ -136,6 +140,8 @@ class RedisTier:
         self._counters = Counters("redis")
         check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
         self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
+        lease_s = check_duration("lease_s", lease_s)
+        self.leases = RedisLeases(lease_s, self._prefix, self._records, self._try_script) if lease_s else None
         self._client: Any = None
         self._scripts: dict[str, Any] = {}
         self._sealer: ThreadPoolExecutor | None = None
@@ -414,6 +420,9 @@ class RedisTier:
 
     async def _script(self, source: str, *args: Any) -> Any:
         return await self._scripts[source](args=args)
+
+    async def _try_script(self, source: str, *args: Any) -> Any:
+        return await self._attempt(lambda: self._script(source, *args), 1)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:
