@@ -26,6 +26,7 @@ from streaminfer.caching.tiers import DiskTier
 
 MASTER = b"32 bytes, from where secrets are"  # in earnest: from a vault, never from a source file
 LOG_SECRET = hmac.digest(MASTER, b"retention log", hashlib.sha256)
+KEY_SECRET = hmac.digest(MASTER, b"cache keys", hashlib.sha256)
 PEOPLE = ("Anna Ångström", "Ben Bernoulli", "Carla Curie")
 
 
@@ -46,9 +47,8 @@ def find_faces(images: NDArray[np.float32]) -> NDArray[np.float32]:
 def make_cache(folder: Path, keys: StoredKeys, log: RetentionLog) -> si.EdgeCache:
     """Answers about faces for a minute, all others for an hour; what is on the disk is encrypted."""
     policy = si.Retention(3600.0, encrypt=True, classes={"face": si.Retention(60.0, encrypt=True)}, log=log)
-    return si.EdgeCache(
-        maxsize=10_000, retention=policy, tiers=[DiskTier(folder / "cache", max_bytes=2**24, keys=keys)]
-    )
+    tiers = [DiskTier(folder / "cache", max_bytes=2**24, keys=keys)]
+    return si.EdgeCache(maxsize=10_000, retention=policy, tiers=tiers, secret=KEY_SECRET)
 
 
 def make_stack(cache: si.EdgeCache) -> si.Stack:

@@ -14,6 +14,8 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
     what is kept can be erased by whose it is.
 ``log``
     what goes is recorded in a log that outlives the process, and no erasure is still owed.
+``keys``
+    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
 
 **Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
 or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
@@ -153,8 +155,9 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
     yield from _check_age(cache, policy, where)
     counted = _count_subjects(cache, policy)
     yield _check_subjects(counted, where)
-    if policy is not None:
-        yield _check_log(policy.log, where)
+    if policy is not None or tiers is not None:
+        yield _check_log(None if policy is None else policy.log, where)
+    yield _check_keys(_of(cache, "_secret"), where)
     for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
         tier_where = f"{where} → {type(tier).__name__}"
         yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
@@ -231,7 +234,8 @@ def _check_subjects(counted: tuple[Counter[str], int] | None, where: str) -> Fin
 def _check_log(log: Any, where: str) -> Finding:
     remedy = "Retention(…, log=RetentionLog(path, secret=…))"
     if log is None:
-        return _attention("log", where, "nobody records what the policy does: nothing can be shown afterwards", remedy)
+        what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
+        return _attention("log", where, what, remedy)
     if not is_a(log, RetentionLog):
         return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
     pending = log.pending
@@ -240,8 +244,15 @@ def _check_log(log: Any, where: str) -> Finding:
         what = f"{len(pending)} erasures failed and are still owed, in {places}"
         return _fail("log", where, what, "see that the tiers can be reached: a running stack tries again by itself")
     if log.path is None:
-        return _attention("log", where, "the log is in memory: it ends with the process", remedy)
+        return _attention("log", where, "the log is in memory: it and what tiers owe end with the process", remedy)
     return _ok("log", where, f"what goes is recorded in {log.path}")
+
+
+def _check_keys(secret: bytes | None, where: str) -> Finding:
+    if secret is not None:
+        return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
+    what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
+    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
 
 
 # -- tiers and hops ----------------------------------------------------------------------------------------------------

@@ -60,9 +60,6 @@ cdef class Entries:
     cdef long long _all_erased
     cdef dict _deletions
 
-    @cython.locals(latest=cython.longlong)
-    cpdef bint erased_since(self, object key, long long erasures) except -1
-
     cpdef object _tell(self)
     cpdef object _wake(self, long long at_ns)
 

@@ -160,11 +160,6 @@ class Entries:
         self._wheel = ExpiryWheel(slots)
         self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
 
-    def erased_since(self, key: Any, erasures: int) -> bool:
-        """Whether a key may have been erased or deleted since the count of erasures was that."""
-        latest: int = self._deletions.get(hash(key), 0)
-        return erasures < self._all_erased or erasures < latest
-
     # -- for a subclass ------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:

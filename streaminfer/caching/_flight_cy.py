@@ -11,7 +11,7 @@ leads it; who asks later joins it and waits. The rules for what may go wrong:
 * **A caller that leaves** (cancelled, or at its deadline) takes nothing with it. The computation goes on as long as
   somebody waits, whoever began it; when nobody does, it is *abandoned*: taken off the board, so that the next caller
   starts afresh, and cancelled by the shell.
-* **A refresh** is a flight that nobody waits for: it is never abandoned. After a failure its key is left alone until
+* **A refresh** is a flight without callers: it is never abandoned. After a failure its key is left alone until
   ``pause_ns`` after it began, so that a model that is down is not asked at every stale hit, and one that hung is asked
   again at once. Of one wrapped thing at most 256 keys are refreshed or left alone; other stale keys wait for these.
 * **Re-entrancy.** A computation that waits for its own flight would wait for ever; so would two that wait for each
@@ -222,7 +222,7 @@ class FlightBoard:
         return True
 
     def refresh(self, key: bytes, now_ns: int, refreshes: Refreshes) -> Flight | None:
-        """A flight that nobody waits for; ``None`` where one is in the air, or this may not begin yet."""
+        """A flight without callers; ``None`` where one is in the air, or this may not begin yet."""
         if key in self._flights or not refreshes.may_begin(key, now_ns):
             return None
         refreshes.running += 1

@@ -291,7 +291,7 @@ class LoopFlights:
         limit_s: float,
         owner: Any = None,
     ) -> None:
-        """Computes a key behind its stale value, unless somebody does, or too many are.
+        """Computes a key behind its stale value, unless it is being computed, or too many keys are.
 
         After ``limit_s`` the key is free for others, whatever the computation does, which is cancelled. One of those
         that are late, of each owner, is first given :data:`LATE_S` more.

@@ -80,6 +80,9 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
     cpdef object erase_labelled(self, object subject, object tag)
 
+    @cython.locals(latest=cython.longlong)
+    cpdef bint erased_since(self, object key, long long erasures) except -1
+
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t)
     cpdef list snapshot(self, int what)
 

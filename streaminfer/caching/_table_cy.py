@@ -276,6 +276,11 @@ class EdgeTable(Entries):
             self._tell()
         return count
 
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since the count of erasures was that."""
+        latest: int = self._deletions.get(hash(key), 0)
+        return erasures < self._all_erased or erasures < latest
+
     def snapshot(self, what: int) -> list[Any]:
         """What the table holds, the next to be evicted of each queue first.
 

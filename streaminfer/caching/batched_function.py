@@ -1,4 +1,4 @@
-"""A batched function behind a cache: asked with a request inside, and a function again outside."""
+"""A batched function behind a cache: asked with a request, as a service is, and a function again to its callers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from streaminfer.request import Request, Response, deadline_after, time_left_s
 if TYPE_CHECKING:
     from streaminfer.caching.cache_layer import CachedService
 
-__all__ = ["FunctionAsService", "batched_function", "is_batched"]
+__all__ = ["FunctionAsService", "as_function", "is_batched"]
 
 _OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+
+
+def is_batched(function: Any) -> bool:
+    """Whether a function takes what says how a request is asked, as those do that a batcher makes."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST
 
 
 class FunctionAsService:
@@ -28,7 +37,7 @@ class FunctionAsService:
         self._now = now
 
     async def call(self, request: Request) -> Response:
-        """Calls the function with what a request says."""
+        """Answers a request."""
         timeout_s = None
         if request.deadline_ns is not None:
             left_s = time_left_s(request.deadline_ns, self._now())
@@ -44,12 +53,12 @@ class FunctionAsService:
         return Response(outputs)
 
 
-def batched_function(function: Callable[..., Any], service: CachedService, now: Callable[[], int]) -> Any:
-    """A function again, whose keywords mean what they mean to a `Stack`.
+def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+    """A cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
 
     Args:
-        function: what is behind the cache.
-        service: answers its requests.
+        service: the cache in front of the function.
+        function: what it was.
         now: reads the cache's clock.
     """
 
@@ -72,12 +81,3 @@ def batched_function(function: Callable[..., Any], service: CachedService, now: 
 
     cached.key_of = key_of  # type: ignore[attr-defined]
     return cached
-
-
-def is_batched(function: Any) -> bool:
-    """Whether a function takes the keywords of a request, as a batcher makes one."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST

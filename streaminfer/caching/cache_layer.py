@@ -31,7 +31,7 @@ from streaminfer._validation import expected
 from streaminfer.caching._front_cy import Front, Missed, hand_out
 from streaminfer.caching._loop_flights_cy import LATE_S
 from streaminfer.caching.argument_labels import ArgumentLabels
-from streaminfer.caching.batched_function import FunctionAsService, batched_function, is_batched
+from streaminfer.caching.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.cached_calls import CachedCalls
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
@@ -99,7 +99,7 @@ def put_in_front(
     if labels is None:
         _check_names(subject, tags)
         service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
-        return batched_function(inner, service, front.now)
+        return as_function(service, inner, front.now)
     layer = CachedCalls(cache, flights, front, labels)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
@@ -158,7 +158,7 @@ class CachedService(Layer):
             await self.tiers.hold()
             self._holds = True
         cache: Any = self.cache
-        if getattr(cache, "swept_by", None) is not None and cache.swept_by_thread:
+        if getattr(cache, "swept_by", None) is not None and cache.sweeper is None:
             self._sweep = LoopSweep(cache, asyncio.get_running_loop())
             self._sweep.start()
 

@@ -421,16 +421,16 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self.swept_by(self._sweeper)
 
     @property
-    def swept_by_thread(self) -> bool:
-        """Whether no event loop looks after expired entries."""
-        return self._sweeper is None
+    def sweeper(self) -> Any:
+        """What looks after expired entries on an event loop; ``None``: the thread, or the loop was closed."""
+        return None if self._sweeper is None or self._sweeper.is_over else self._sweeper
 
     def swept_by(self, sweeper: Any) -> None:
         """Says who looks after expired entries while the cache is idle.
 
         Args:
-            sweeper: has ``wake(cache, at_ns)``, as ``sweeping.LoopSweep`` does; ``None``: the thread, unless the cache
-                has a clock of its own.
+            sweeper: has ``wake(cache, at_ns)`` and ``is_over``, as ``sweeping.LoopSweep``; ``None``: the thread, unless
+                the cache has a clock of its own.
         """
         self._sweeper = sweeper
         if sweeper is None and self.clock is not None:

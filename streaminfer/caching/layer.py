@@ -69,7 +69,7 @@ class Layer:
         return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
 
     def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Computes a key behind its stale value, unless somebody does or too many are."""
+        """Computes a key behind its stale value, unless it is being computed or too many keys are."""
         self.flights.here().refresh(
             key,
             self._computing,

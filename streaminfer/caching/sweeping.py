@@ -168,14 +168,21 @@ class LoopSweep:
         self._cache.swept_by(self)
         self._look()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its event loop was closed without having stopped it: another may take over."""
+        return self._loop.is_closed()
+
     def stop(self) -> None:
-        """Gives the cache back to the thread. Call it in the loop's thread."""
+        """Gives the cache back to the thread, unless another took over. Call it in the loop's thread."""
         if self._stopped:
             return
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        self._cache.swept_by(None)
+        present = self._cache.sweeper
+        if present is None or present is self:
+            self._cache.swept_by(None)
 
     def wake(self, cache: Any, at_ns: int) -> None:  # noqa: ARG002 - the same for one cache as for all
         """Asks it to look at an instant on the cache's clock; from any thread."""

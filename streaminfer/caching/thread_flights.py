@@ -127,7 +127,7 @@ class ThreadFlights:
         refreshes: Refreshes,
         limit_s: float,
     ) -> None:
-        """Computes a key behind its stale value in a thread, unless somebody does, or too many are.
+        """Computes a key behind its stale value in a thread, unless it is being computed, or too many keys are.
 
         Args:
             key: what for.
@@ -184,7 +184,7 @@ class ThreadFlights:
     def _fail(self, flight: Flight, error: BaseException, now_ns: int, *, as_refresh: bool = False) -> None:
         with BOARDS:
             if as_refresh and (flight.over or flight.leader is not None):
-                return  # it was late, and somebody who waited computes
+                return  # it was late, and a caller that waited computes
             refreshed = flight.is_refresh and flight.leader is None
             known = flight.refreshes is not None and flight.refreshes.failing
             original = flight.leader

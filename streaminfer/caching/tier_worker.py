@@ -11,7 +11,8 @@ concern of it.
 
 **Bounds.** A tier has at most 256 puts, or 64 MiB, waiting; what comes beyond is dropped and counted. The later answer
 to a key replaces one that waits. A put is given 5 s, an erasure 30 s a time. An erasure that failed is tried again:
-after the time that an open breaker names, else after 1, 2, 4, … 30 s.
+after the time that an open breaker names, else after 1, 2, 4, … 30 s; where the policy has a log in a file, also by
+the next process (``owed_erasures``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import attrs
 from streaminfer._snapshot import Snapshot
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching.erasure import Erasing, is_erased
+from streaminfer.caching.owed_erasures import Owed
 from streaminfer.caching.retention import Action, Holding
 from streaminfer.caching.sizing import payload_bytes
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
@@ -122,6 +124,7 @@ class TierWorker:
         self.forbidden = 0
         self._stored = self._refused = self._dropped = 0
         self._ledger = ledger
+        self._place = f"{name} {getattr(tier, 'place', '')}".strip()
         self._registering = threading.Lock()
         self._replaced: dict[str | bytes, int] = {}
         self._all_replaced_ns = 0
@@ -181,7 +184,13 @@ class TierWorker:
     # -- on the loop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the tier and begins with what is pending."""
+        """Starts the tier and begins with what is pending, also from before this process."""
+        if self._ledger is not None:
+            for owed in self._ledger.owed_by(self._place):
+                erasing = Erasing(owed.subject, owed.tag, [self.name])
+                if not any(it.asks_the_same(erasing) for it in self.pending):
+                    self.register(erasing)
+                    erasing.arm(0)
         await self.tier.start()
         self._closing = False
         self._wake = asyncio.Event()
@@ -367,6 +376,8 @@ class TierWorker:
             self._pause_s = _FIRST_PAUSE_S
             self.withdraw(erasing)
             self._record("erased", erasing, count, "asked for")
+            if self._ledger is not None:
+                self._ledger.settle(Owed(self._place, erasing.subject, erasing.tag))
             erasing.done(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
@@ -375,6 +386,8 @@ class TierWorker:
     def _failed(self, erasing: Erasing, why: str) -> None:
         if erasing.is_open(self.name):  # once, and not at every attempt
             self._record("erase_failed", erasing, 0, why)
+            if self._ledger is not None:
+                self._ledger.owe(Owed(self._place, erasing.subject, erasing.tag))
         erasing.fail(self.name, why)
 
     def _record(self, action: Action, erasing: Erasing, count: int, reason: str) -> None:

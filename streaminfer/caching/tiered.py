@@ -174,6 +174,8 @@ class Tiers:
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
         if self._ledger is not None:
             self._ledger.flush()
+            if self._ledger.is_behind:
+                await asyncio.to_thread(self._ledger.drain)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

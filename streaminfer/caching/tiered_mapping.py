@@ -192,6 +192,10 @@ class TieredMapping:
             bounds |= self.tiers.purge_bounds_s()
         if cache._ledger is not None:
             cache._ledger.flush()
+            if cache._ledger.is_behind:
+                import asyncio  # noqa: PLC0415 - a mapping alone does not need it
+
+                await asyncio.to_thread(cache._ledger.drain)
         log: Any = policy.log
         events = () if log is None else log if hasattr(log, "verify") else log.events
         return build_report(policy, holdings, events, purge_bounds_s=bounds)

@@ -357,5 +357,5 @@ def test_a_cache_outlives_the_loop_that_swept_it():
     weakref.finalize(value, gone.set)
     del value
 
-    assert cache.swept_by_thread
+    assert cache.sweeper is None
     assert gone.wait(timeout=60)

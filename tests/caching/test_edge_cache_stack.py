@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.testing import ScriptedBackend, run
+from streaminfer.caching.sweeping import LoopSweep
+from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
 
 def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
@@ -39,7 +40,7 @@ def test_an_idle_cache_is_swept_by_the_loop_of_its_stack():
     async def main(loop):
         cache = si.EdgeCache(ttl_s=1.0)
         async with si.Stack(cache, ScriptedBackend(), clock=loop.clock):
-            assert not cache.swept_by_thread
+            assert cache.sweeper is not None
             value = Kept()
             gone = weakref.ref(value)
             cache["x"] = value
@@ -47,7 +48,7 @@ def test_an_idle_cache_is_swept_by_the_loop_of_its_stack():
             await asyncio.sleep(1.3)
             gc.collect()
             assert gone() is None
-        assert cache.swept_by_thread
+        assert cache.sweeper is None
 
     run(main)
 
@@ -59,7 +60,7 @@ def test_a_second_service_of_one_cache_leaves_the_sweeping_to_the_first():
         async with first:
             async with second:
                 assert await second(1.0) == await first(1.0)
-            assert not cache.swept_by_thread
+            assert cache.sweeper is not None
 
     run(main)
 
@@ -119,3 +120,27 @@ def test_a_secret_that_is_none_is_refused_and_not_shown(wrong, error):
 
 def _doubled(x):
     return 2 * x
+
+
+def test_a_new_stack_takes_over_from_a_loop_that_was_closed():
+    """It looks after the cache at once, and the old sweeper, stopped late, changes nothing."""
+    cache = si.EdgeCache(ttl_s=1.0)
+    cache["k"] = 1
+    closed = VirtualLoop()
+    old = LoopSweep(cache, closed)
+    closed.call_soon(old.start)
+    closed.call_soon(closed.stop)
+    closed.run_forever()
+    closed.close()
+    assert cache.sweeper is None
+
+    async def main(loop):
+        async with si.Stack(cache, ScriptedBackend()):
+            mine = cache.sweeper
+            assert mine is not None
+            assert mine is not old
+            old.stop()
+            assert cache.sweeper is mine
+        assert cache.sweeper is None
+
+    run(main)

@@ -236,7 +236,7 @@ def test_the_tenant_may_be_a_string_of_another_class():
 
 def test_what_pads_a_structure_does_not_count():
     dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
-    one, other = np.zeros(3, dtype), np.frombuffer(b"\xff" * 3 * dtype.itemsize, dtype).copy()
+    one, other = np.zeros(3, dtype), np.frombuffer(bytearray(b"\xff" * 3 * dtype.itemsize), dtype)
     other["a"], other["b"] = 0, 0.0
     assert one.tobytes() != other.tobytes()
     assert content_key(one) == content_key(other)

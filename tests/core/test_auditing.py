@@ -102,6 +102,23 @@ def test_a_time_to_live_beyond_the_policy_is_found(ttl_s, stale_s, severity, rem
     assert found.remedy.startswith(remedy)
 
 
+def test_keys_without_a_secret_are_found():
+    """Tenants are apart only as far as no caller can make keys that collide."""
+    found = only(with_cache(si.EdgeCache(ttl_s=1.0)), "keys")
+    assert (found.severity, found.where) == ("attention", "stack → EdgeCache")
+    assert "unkeyed hash" in found.what
+    assert "secret=" in found.remedy
+    assert only(with_cache(si.EdgeCache(ttl_s=1.0, secret=b"s" * 32)), "keys").severity == "ok"
+
+
+def test_tiers_without_a_log_owe_in_vain(tmp_path):
+    """Without a log nothing keeps the erasures that a tier could not make."""
+    cache = si.EdgeCache(ttl_s=1.0, tiers=[DiskTier(tmp_path, max_bytes=MIB)])
+    found = only(with_cache(cache), "log")
+    assert found.severity == "attention"
+    assert "what a tier owes is lost" in found.what
+
+
 def test_a_stack_without_a_cache_keeps_nothing():
     found = only(si.Stack(ScriptedBackend()), "max-age")
     assert (found.severity, found.where) == ("ok", "stack")
@@ -565,7 +582,7 @@ def test_an_audit_is_a_checklist_worst_first():
     assert not made.ok
     assert audit(si.Stack(si.EdgeCache(ttl_s=1.0), Silent())).ok
     lines = str(made).splitlines()
-    assert lines[0] == "audit: 1 fail, 2 ask for attention, 0 are ok"
+    assert lines[0] == "audit: 1 fail, 3 ask for attention, 0 are ok"
     assert lines[1].startswith("[  fail   ] max-age  stack → EdgeCache: it keeps answers for good")
     assert lines[2].strip().startswith("→ EdgeCache(ttl_s=…)")
     assert lines[3].startswith("[attention] subjects")

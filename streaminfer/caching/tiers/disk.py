@@ -72,6 +72,7 @@ class DiskTier:
             raise TypeError(expected("folder", "a path", folder))
         check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
         self.folder = Path(folder)
+        self.place = str(self.folder.absolute())
         self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
         self.keys = keys
         self.encrypted = keys is not None

@@ -168,6 +168,9 @@ class Tier(Protocol):
         keys: the key provider; ``None``: it does not encrypt.
         purge_bound_s: how long the medium may hold what has expired, while the tier runs; ``None``: not known.
         wall_clock: nanoseconds since 1970, by which it judges the age of entries.
+
+    It may have a string ``place``: which medium it is, without secrets, the same in another process. An erasure that a
+    process left behind is made by the tier of the same name and place.
     """
 
     name: str

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -26,7 +26,7 @@ from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selec
 from streaminfer.caching.tiers._redis_connection import client_of
 from streaminfer.caching.tiers._redis_leases import RedisLeases
 from streaminfer.caching.tiers._redis_notices import RedisNotices
-from streaminfer.caching.tiers._redis_scripts import BEGIN, DELETE, DROP, ERASE, LOOK, PUT, SCRIPTS, TRIM
+from streaminfer.caching.tiers._redis_scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
 from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
@@ -38,6 +38,7 @@ __all__ = ["RedisTier"]
 T = TypeVar("T")
 
 _CHUNK = 256
+_ERASE_CHUNK = 1024
 _WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 _MOST_COUNTED = 100_000
 _URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
@@ -59,7 +60,7 @@ class RedisTier:
             their tiers before this one. It takes one connection more.
         lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
             its entry, for at most so long; one that died holds them up no longer either.
-        erase_timeout_s: the same for each step of an erasure or a purge.
+        erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
         max_value_bytes: larger records are refused.
@@ -133,6 +134,8 @@ class RedisTier:
         self._max_connections = check_count("max_connections", max_connections)
         self._max_value_bytes = check_count("max_value_bytes", max_value_bytes)
         self.namespace = namespace
+        parts = urlsplit(url)
+        self.place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path} {namespace}"
         self.keys = keys
         self.encrypted = keys is not None
         self._records = Records(keys)
@@ -213,7 +216,7 @@ class RedisTier:
         return await self._attempt(lambda: self._delete(name, key), False)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag.
+        """Removes all entries of a subject, or with a tag; goes through all that the namespace holds.
 
         Returns:
             How many there were; what the server had removed as expired does not count.
@@ -224,42 +227,23 @@ class RedisTier:
             Closed: the tier does not run.
         """
         kind, text = selection(subject, tag)
-        index = self._prefix + kind + self._records.name(kind, text)
+        label = b"l" + kind + self._records.name(kind, text)
+        await self._demand(partial(self._call, "unlink", self._prefix + b"g"))  # puts that have begun have no effect
         total = 0
-        found = 1
-        while found:
-            again = partial(self._script, ERASE, self._prefix, index, _CHUNK, os.urandom(16))
-            erased, found = await self._demand(again)
+        async for keys in self._entries(_ERASE_CHUNK):
+            erased = await self._demand(partial(self._script, ERASE, label, *keys))
             total += erased
             self._counters.erased += erased
         await self._demand(partial(self._announce, Notice(subject=subject, tag=tag)))
         return total
 
     async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
-        """Removes from the indices what the server has removed as expired, which it does by its own clock.
+        """Removes nothing: the server removes what has expired by its own clock.
 
         Args:
             now_ns: not used.
-
-        Returns:
-            How many mentions were removed.
-
-        Raises:
-            BackendError, CircuitOpen: the server did not do it.
-            Closed: the tier does not run.
         """
-        total = 0
-        for kind in (b"s", b"t"):
-            cursor = 0
-            while True:
-                pattern = _literally(self._prefix + kind) + b"*"
-                cursor, indices = await self._demand(partial(self._call, "scan", cursor, pattern, _CHUNK))
-                for index in indices:
-                    total += await self._trim(index)
-                if cursor == 0:
-                    break
-        self._counters.purged += total
-        return total
+        return 0
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """What the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
@@ -277,12 +261,9 @@ class RedisTier:
         if await self._demand(partial(self._call, "dbsize")) > _MOST_COUNTED:
             return None
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
-        pattern = _literally(self._prefix + b"e") + b"*"
         seen: set[bytes] = set()
         held: dict[str, Held] = {}
-        cursor = -1
-        while cursor:
-            cursor, keys = await self._demand(partial(self._call, "scan", max(cursor, 0), pattern, _CHUNK))
+        async for keys in self._entries(_CHUNK):
             fresh = set(keys) - seen  # a scan may name a key twice
             seen |= fresh
             for one in await self._demand(partial(self._look, fresh, known)) if fresh else ():
@@ -313,22 +294,21 @@ class RedisTier:
             for name, stored_ns, size in await self._script(LOOK, *keys)
         ]
 
-    async def _trim(self, index: bytes) -> int:
-        gone = 0
-        cursor = 0
-        while True:
-            cursor, names = await self._demand(partial(self._call, "sscan", index, cursor, None, _CHUNK))
-            if names:
-                gone += await self._demand(partial(self._script, TRIM, self._prefix, index, *names))
-            if cursor == 0:
-                return gone
+    async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
+        """The keys of all entries that are there all the while, about so many at once."""
+        pattern = _literally(self._prefix + b"e") + b"*"
+        cursor = -1
+        while cursor:
+            cursor, keys = await self._demand(partial(self._call, "scan", max(cursor, 0), pattern, chunk))
+            if keys:
+                yield keys
 
     async def _get(self, name: bytes) -> Entry | None:
         try:
             record = await self._client.hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
             if _WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
-                await self._script(DROP, self._prefix, name)
+                await self._drop(name)
             raise
         if record is None:
             return None
@@ -337,9 +317,12 @@ class RedisTier:
         except Damaged as error:
             self._counters.unreadable += 1
             self._counters.last_error = f"{type(error).__name__}: {error}"
-            await self._script(DROP, self._prefix, name)
+            await self._drop(name)
             return None
         return None if entry.is_expired(self._now()) else entry
+
+    async def _drop(self, name: bytes) -> None:
+        await self._client.unlink(self._prefix + b"e" + name)
 
     async def _put(self, name: bytes, entry: Entry) -> bool:
         token = await self._script(BEGIN, self._prefix, os.urandom(16))
@@ -351,7 +334,7 @@ class RedisTier:
         now_ns = self._now()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
             self._counters.refused += 1
-            await self._script(DROP, self._prefix, name)  # what it would have replaced is not what was put last
+            await self._drop(name)  # what it would have replaced is not what was put last
             return False
         left_ms = -1
         if entry.expires_ns is not None:
@@ -359,9 +342,9 @@ class RedisTier:
         places = [(b"t", tag) for tag in sorted(entry.tags)]
         if entry.subject is not None:
             places.append((b"s", entry.subject))
-        indices = [self._prefix + kind + self._records.name(kind, text) for kind, text in places]
-        labels = self._records.name(b"c", entry.data_class), entry.stored_ns
-        stored = await self._script(PUT, self._prefix, name, record, left_ms, *labels, token, *indices)
+        labels = [kind + self._records.name(kind, text) for kind, text in places]
+        about = self._records.name(b"c", entry.data_class), entry.stored_ns
+        stored = await self._script(PUT, self._prefix, name, record, left_ms, *about, token, *labels)
         if stored != 1:
             self._counters.refused += 1
             self._counters.last_error = "not put: something was erased meanwhile"
@@ -370,7 +353,8 @@ class RedisTier:
         return True
 
     async def _delete(self, name: bytes, key: str | bytes) -> bool:
-        self._counters.erased += await self._script(DELETE, self._prefix, name, os.urandom(16))
+        await self._client.unlink(self._prefix + b"g")  # puts that have begun have no effect
+        self._counters.erased += await self._client.unlink(self._prefix + b"e" + name)
         await self._announce(Notice(key=key))
         return True
 

@@ -1,0 +1,229 @@
+"""What a cache has written to the file of a retention log by a thread, and what it owes after its process has died."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching._ledger import Ledger
+from streaminfer.caching.owed_erasures import Owed, OwedErasures
+from streaminfer.caching.retention import Retention
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers import DiskTier
+from streaminfer.errors import BackendError
+
+SECRET = b"s" * 32
+PATIENCE_S = 30.0
+
+
+def log_in(folder):
+    return RetentionLog(folder / "log", secret=SECRET)
+
+
+def policy(folder):
+    return Retention(3600.0, log=log_in(folder))
+
+
+class Locked:
+    """The lock of a log's file, as a process that was stopped holds it."""
+
+    def __init__(self, folder):
+        self.file = (folder / "log").open("rb")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def let_go(self):
+        self.file.close()
+
+
+class Failing:
+    """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.free = threading.Event()
+        self.free.set()
+        self.events = []
+
+    def record(self, action, *, where, data_class, count, reason, subject=None, tag=None):
+        assert self.free.wait(PATIENCE_S)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.events.append((action, count))
+
+
+def record(ledger, count):
+    ledger.record("erased", where="memory", count=count, reason="asked for")
+
+
+def drained(ledger):
+    """Waits for what is tried again as well."""
+    until = time.monotonic() + PATIENCE_S
+    while ledger.is_behind:
+        assert time.monotonic() < until
+        os.sched_yield()
+
+
+def test_an_erasure_does_not_wait_for_the_file(tmp_path):
+    """The event loop goes on while another process holds the log; what was erased is recorded when it lets go."""
+    cache = si.EdgeCache(retention=policy(tmp_path))
+    cache.put("k", 1, subject="anna")
+    locked = Locked(tmp_path)
+    assert cache.erase(subject="anna") == 1
+    locked.let_go()
+    report = asyncio.run(cache.retention_report())
+    assert [event.count for event in report.erasures] == [1]
+
+
+def test_a_stop_waits_until_all_is_recorded(tmp_path):
+    """Nothing that was recorded is lost where the cache's tiers stop."""
+
+    async def main():
+        cache = si.EdgeCache(retention=policy(tmp_path), tiers=[DiskTier(tmp_path / "disk", max_bytes=2**20)])
+        async with cache:
+            for number in range(20):
+                await cache.put_through(f"k{number}", number, subject=f"subject {number}")
+                await cache.erase(subject=f"subject {number}")
+
+    asyncio.run(main())
+    erased = [event for event in log_in(tmp_path).events if event.action == "erased"]
+    assert [event.count for event in erased if event.where == "disk"] == [1] * 20
+    assert len(erased) == 40
+
+
+def test_what_a_disk_did_not_take_is_written_again_in_order(caplog):
+    """A failure of the disk loses nothing, and is told."""
+    log = Failing(BackendError("the disk is full"))
+    ledger = Ledger(log, time.monotonic_ns)
+    for count in range(3):
+        record(ledger, count)
+    drained(ledger)
+    assert log.events == [("erased", 0), ("erased", 1), ("erased", 2)]
+    assert "is tried again: the disk is full" in caplog.text
+
+
+def test_what_is_lost_is_an_error(caplog):
+    """A record that the log refuses, or that a drain could not write, is named in an error."""
+    log = Failing(ValueError("it was altered"), BackendError("the disk is full"))
+    ledger = Ledger(log, time.monotonic_ns)
+    log.free.clear()
+    record(ledger, 7)
+    record(ledger, 8)
+    record(ledger, 9)
+    draining = threading.Thread(target=ledger.drain)
+    draining.start()
+    until = time.monotonic() + PATIENCE_S
+    while not ledger._writer._draining:
+        assert time.monotonic() < until
+        os.sched_yield()
+    log.free.set()
+    draining.join(PATIENCE_S)
+    assert not ledger.is_behind
+    assert log.events == [("erased", 9)]
+    lost = [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"]
+    assert lost == [f"the retention log failed; not recorded: erased in memory, {count} entries" for count in (7, 8)]
+
+
+def test_a_queue_that_is_full_is_an_error(caplog):
+    """At most 10,000 records wait."""
+    log = Failing()
+    ledger = Ledger(log, time.monotonic_ns)
+    log.free.clear()
+    for count in range(10_001):
+        record(ledger, count)
+    assert "10000 records behind; not recorded: erased in memory, 10000 entries" in caplog.text
+    log.free.set()
+    ledger.drain()
+    assert len(log.events) == 10_000
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_writes_its_own_records_alone():
+    """What waits in the parent is written by the parent."""
+    log = Failing()
+    ledger = Ledger(log, time.monotonic_ns)
+    log.free.clear()
+    record(ledger, 1)
+    child = os.fork()
+    if child == 0:
+        log.free.set()
+        record(ledger, 2)
+        ledger.drain()
+        os._exit(0 if log.events == [("erased", 2)] else 1)
+    _, status = os.waitpid(child, 0)
+    log.free.set()
+    ledger.drain()
+    assert status == 0
+    assert log.events == [("erased", 1)]
+
+
+def on_disk(folder, name="disk"):
+    return si.EdgeCache(retention=policy(folder), tiers=[DiskTier(folder / name, max_bytes=2**20)])
+
+
+def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
+    """It is kept beside the log until then, for the tier that owes it alone, and gone when it is made."""
+    owed = tmp_path / "log.owed"
+
+    async def fill(name):
+        async with on_disk(tmp_path, name) as cache:
+            await cache.put_through("hers", 1, subject="anna \udc80")
+            await cache.put_through("tagged", 2, tags=["face"])
+            await cache.put_through("other", 3)
+
+    async def look(name):
+        async with on_disk(tmp_path, name) as cache:
+            assert await cache.fetch("hers") is None
+            assert await cache.fetch("tagged") is None
+            assert await cache.fetch("other") == 3
+            await cache.erase(tag="nothing")  # behind the others
+            assert cache.tiers.statistics()[0].pending == 0
+
+    async def use_another():
+        async with on_disk(tmp_path, "another") as cache:
+            await cache.erase(tag="nothing")
+
+    asyncio.run(fill("disk"))
+    cache = on_disk(tmp_path)  # whose tier is not started
+    assert cache.erase(subject="anna \udc80").failed
+    assert cache.erase(tag="face").failed
+    cache._ledger.drain()
+    assert [json.loads(line)[1:] for line in owed.read_text().splitlines()] == [["anna \udc80", None], [None, "face"]]
+    assert owed.stat().st_mode & 0o777 == 0o600
+
+    asyncio.run(use_another())
+    assert owed.exists()
+    asyncio.run(look("disk"))
+    assert not owed.exists()
+    asyncio.run(look("disk"))
+    assert [event.action for event in log_in(tmp_path).pending] == []
+
+
+def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
+    """A kill after an erasure has failed does not lose it."""
+    child = os.fork()
+    if child == 0:
+        cache = on_disk(tmp_path)
+        cache.erase(subject="anna")
+        cache._ledger.drain()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    place = f"disk {tmp_path / 'disk'}"
+    assert OwedErasures(tmp_path / "log").of(place) == [Owed(place, "anna", None)]
+
+
+def test_a_file_of_owed_erasures_that_cannot_be_read_is_an_error(tmp_path):
+    """A tier does not start where it cannot be known what it owes."""
+    (tmp_path / "log.owed").write_text("no json\n")
+
+    async def main():
+        async with on_disk(tmp_path):
+            pass
+
+    with pytest.raises(BackendError, match=r"log\.owed, which holds erasures that are owed, failed"):
+        asyncio.run(main())
