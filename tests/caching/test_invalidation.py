@@ -137,7 +137,7 @@ def test_notices_are_sealed(server, tmp_path):
 
 
 def test_a_notice_that_cannot_be_read_is_passed_over(server, caplog):
-    """What anybody else publishes there ends nothing."""
+    """What others publish there ends nothing."""
 
     async def main():
         tier = tier_of(server)

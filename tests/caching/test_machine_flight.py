@@ -179,7 +179,7 @@ def test_a_leader_with_nothing_to_share(server, way):
     asyncio.run(main())
 
 
-def test_a_server_that_is_gone_holds_nobody_up():
+def test_a_server_that_is_gone_is_not_waited_for():
     """Without a server each machine computes at once."""
 
     async def main():
