@@ -2,8 +2,8 @@
 
 Where another machine has the lease, this one looks into the tiers for its entry, after pauses from 5 to 100 ms, until
 the entry is there, the lease is free (its holder died, and it expired), its holder had nothing to share, or the time
-to wait is over; but for the first it then computes itself. So a lease only ever saves work: it keeps nobody from
-computing.
+to wait is over; but for the first it then computes itself. So a lease only ever saves work: it keeps no machine
+from computing.
 """
 
 from __future__ import annotations

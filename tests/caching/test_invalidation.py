@@ -119,7 +119,7 @@ def test_a_cache_does_not_hear_itself(server):
 
 
 def test_notices_are_sealed(server, tmp_path):
-    """With keys, whoever listens on the server reads no subject; a process with the keys does."""
+    """With keys, a listener on the server reads no subject; a process with the keys does."""
 
     async def main():
         keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)

@@ -1,9 +1,9 @@
 """Notices of a `RedisTier` by publish and subscribe: what one process deleted, the memory of the others drops.
 
-One connection listens. When it is lost it is made again, after pauses from 0.1 to 5 s; when the server is silent for 5 s
-it is sent a ping, and 5 s without a reply are a loss as well. What is published meanwhile is missed: the server keeps
-nothing of it. Notices are records as entries are, sealed where the tier has keys; one that cannot be read is passed
-over.
+One connection listens. When it is lost it is made again, after pauses from 0.1 to 5 s; when the server is silent for
+5 s it is sent a ping, and 5 s without a reply are a loss as well. What is published meanwhile is missed: the server
+keeps nothing of it. Notices are records as entries are, sealed where the tier has keys; one that cannot be read is
+passed over.
 """
 
 from __future__ import annotations
