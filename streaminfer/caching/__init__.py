@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streaminfer.caching.cache_events import CacheEvent
     from streaminfer.caching.cache_statistics import CacheStatistics
-    from streaminfer.caching.computing import no_store
+    from streaminfer.caching.computing import fresh_for, no_store
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.flight_shells import FlightStatistics
@@ -38,6 +38,7 @@ __all__ = [
     "Verification",
     "build_report",
     "content_key",
+    "fresh_for",
     "no_store",
     "verify_file",
 ]
@@ -59,6 +60,7 @@ _HOMES = {
     "Verification": "retention_log",
     "build_report": "retention_report",
     "content_key": "keys",
+    "fresh_for": "computing",
     "no_store": "computing",
     "verify_file": "retention_log",
 }

@@ -47,7 +47,7 @@ cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
     cdef readonly long long removed, refused, events_lost, erasures
-    cdef public long long wake_ns
+    cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
     cdef bint _s3fifo

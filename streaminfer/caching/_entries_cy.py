@@ -73,6 +73,7 @@ class Entries:
         erasures: grows with whatever is erased, deleted or cleared, or could have been; for ``erased_since``.
         listening: whether what goes is noted for ``_tell``, which is then called.
         keeping: whether values that are replaced or removed are noted too, for who frees them under no lock.
+        revalidate_ns: for how much of its stale time a value is given while it is refreshed; all, unless it is set.
         wake_ns: when somebody looks after expired entries next, so far as is known; an entry that goes earlier calls
             ``_wake``.
     """
@@ -108,6 +109,7 @@ class Entries:
         "refused",
         "removed",
         "replaced",
+        "revalidate_ns",
         "stale_hits",
         "wake_ns",
     )
@@ -131,6 +133,7 @@ class Entries:
         self._max_bytes = max_bytes
         self._ttl_ns = ttl_ns
         self._stale_ns = stale_ns
+        self.revalidate_ns = stale_ns
         self._negative_ttl_ns = negative_ttl_ns
         self._s3fifo = s3fifo
         self.clock = clock

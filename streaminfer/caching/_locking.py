@@ -24,6 +24,7 @@ OPERATIONS = (
     "__setitem__",
     "clear",
     "counters",
+    "discard",
     "drain",
     "erase_labelled",
     "erased_since",

@@ -38,7 +38,7 @@ cdef extern from *:
 
 cdef long long _HIT, _HITS, _NEVER, _NEAR_NS, _SMALL_PAYLOAD
 cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
-cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _LABELS
+cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
 
 # The methods are wrapped in a lock where compiled code is not atomic by itself, and do not call one another.
 # no_gc: cycles through what is cached are not collected, see _index_cy
@@ -54,6 +54,9 @@ cdef class EdgeTable(Entries):
     cpdef object take(self, object key, object default)
 
     @cython.locals(slot=Py_ssize_t)
+    cpdef bint discard(self, object key) except -1
+
+    @cython.locals(slot=Py_ssize_t)
     cpdef object popitem(self)
 
     cpdef object clear(self)
@@ -66,7 +69,7 @@ cdef class EdgeTable(Entries):
     @cython.locals(lasts_ns=cython.longlong)
     cpdef bint store_negative(self, object key, object value, long long ttl_ns, object labels) except -1
 
-    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong)
+    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
     cpdef object lookup(self, object key, long long now_ns)
 
     cpdef object expire(self)

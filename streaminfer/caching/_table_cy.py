@@ -33,6 +33,7 @@ __all__ = [
     "MISSING",
     "NEVER",
     "NO_LIMIT",
+    "OUTDATED_VALUE",
     "STALE_VALUE",
     "EdgeTable",
 ]
@@ -41,6 +42,7 @@ MISSING = 0
 FRESH = 1
 STALE_VALUE = 2
 FAILURE = 3
+OUTDATED_VALUE = 4
 ERASED = "erased"
 
 monotonic_ns = time.monotonic_ns
@@ -57,6 +59,7 @@ _IS_MISSING = MISSING
 _IS_FRESH = FRESH
 _IS_STALE = STALE_VALUE
 _IS_FAILURE = FAILURE
+_IS_OUTDATED = OUTDATED_VALUE
 _HIT = 4
 _HITS = 12
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by: only what is left less needs the exact one
@@ -116,6 +119,19 @@ class EdgeTable(Entries):
         self._deleted(hash(key))
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._take(slot)
+
+    def discard(self, key: Any) -> bool:
+        """Removes what there is of a key: fresh, stale or a failure; what is computed at present is not stored.
+
+        Returns:
+            Whether there was anything.
+        """
+        self._deleted(hash(key))
+        slot = self._index.find(key, hash(key))
+        if slot < 0:
+            return False
+        self._take(slot)
+        return True
 
     def __len__(self) -> int:
         self._settle()
@@ -183,8 +199,9 @@ class EdgeTable(Entries):
         """What there is under a key at an instant.
 
         Returns:
-            :data:`FRESH` or :data:`STALE_VALUE` and the value, :data:`FAILURE` and what was remembered, or
-            :data:`MISSING` and ``None``; counted as a hit, a stale hit, a negative hit or a miss.
+            :data:`FRESH`, :data:`STALE_VALUE` or, past ``revalidate_ns``, :data:`OUTDATED_VALUE` and the value,
+            :data:`FAILURE` and what was remembered, or :data:`MISSING` and ``None``; counted as a hit, a stale hit
+            (the second and third), a negative hit or a miss.
         """
         slot = self._index.find(key, hash(key))
         if slot >= 0:
@@ -200,6 +217,11 @@ class EdgeTable(Entries):
                     return _IS_FAILURE, self._index.objects[3 * slot + 1]
             elif now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns):
                 self.stale_hits += 1
+                past_ns = now_ns - at_ns
+                if queue == _STALE:
+                    past_ns += self._stale_ns
+                if past_ns >= self.revalidate_ns:
+                    return _IS_OUTDATED, self._index.objects[3 * slot + 1]
                 return _IS_STALE, self._index.objects[3 * slot + 1]
         self.misses += 1
         return _IS_MISSING, None

@@ -1,10 +1,11 @@
 """What `EdgeCache.wrap` returns: a cache in front of a service or a function, sync or async.
 
-A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but for less than ``stale_s``): that
-is the answer too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the
-window ends. These are RFC 5861's *stale-while-revalidate* and *stale-if-error* with one window for both. A refresh is
-late after four times what the slowest computation of late took, at least 1 s; 10 s where none is known. It is then
-cancelled, and the key refreshed again.
+A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but not for long): that is the answer
+too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the window ends.
+**Outdated** (beyond ``stale_while_revalidate_s``): it is computed, and is the answer only where that fails. These are
+RFC 5861's *stale-while-revalidate* and *stale-if-error*; ``stale_s`` is the default of both windows, and then nothing
+is outdated. A refresh is late after four times what the slowest computation of late took, at least 1 s; 10 s where
+none is known. It is then cancelled, and the key refreshed again.
 **Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
 
 What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
@@ -23,87 +24,42 @@ stale, which begins a refresh as well. A refresh asks them too, since another ma
 from __future__ import annotations
 
 import asyncio
-import inspect
-import math
 from collections.abc import Callable, Coroutine, Iterable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._validation import expected
-from streaminfer.caching._flight_cy import Refreshes
 from streaminfer.caching._front_cy import Front, Missed, hand_out
 from streaminfer.caching._loop_flights_cy import LATE_S
-from streaminfer.caching.computing import storable
+from streaminfer.caching.argument_labels import ArgumentLabels
+from streaminfer.caching.batched_function import FunctionAsService, as_function, is_batched
+from streaminfer.caching.cached_calls import CachedCalls
 from streaminfer.caching.flight_shells import Flights
 from streaminfer.caching.function_shell import cached_function
 from streaminfer.caching.identity import identity_of
-from streaminfer.caching.kept import keep, own_error, without_traceback
+from streaminfer.caching.kept import keep, own_error
 from streaminfer.caching.keys import key_maker
-from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
+from streaminfer.caching.layer import NEGATIVE, OUTDATED, STALE, Layer
+from streaminfer.caching.layer_table import Table
+from streaminfer.errors import DeadlineExceeded
 from streaminfer.protocols import find_inward
-from streaminfer.request import Request, Response, deadline_after, time_left_s
+from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._wrapping import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.caching._table_cy import EdgeTable
-    from streaminfer.caching.tier_lookup import Found, Lookup
-    from streaminfer.caching.tiered import Tiers
 
-__all__ = ["CachedService", "Table", "put_in_front"]
-
-_STALE = 2
-_NEGATIVE = 3
-_PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh where nothing was computed yet
-_MOST_THREADS = 8
-_SHORTEST_REFRESH_S = 1.0
-_REFRESH_TIMES = 4  # as long as the slowest computation of late
-_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+__all__ = ["CachedService", "put_in_front"]
 
 
-class Table(Protocol):
-    """What a layer needs of a cache: an ``EdgeTable`` with the checked methods of `EdgeCache`.
-
-    Attributes:
-        clock: returns monotonic nanoseconds; ``None``: the monotonic clock.
-        erasures: a number that grows with whatever is erased, deleted or cleared.
-        negative_ttl_s: seconds for which an error is kept; 0: errors are not kept.
-        tiers: slower caches behind it; ``None``: none.
-    """
-
-    clock: Callable[[], int] | None
-    erasures: int
-    tiers: Tiers | None
-
-    @property
-    def negative_ttl_s(self) -> float: ...  # noqa: D102
-
-    def put(self, key: Any, value: Any, *, tags: Any = (), subject: str | None = None) -> bool:
-        """Keeps a value; whether it did."""
-        ...
-
-    def put_negative(self, key: Any, error: Any, *, tags: Any = (), subject: str | None = None) -> bool:
-        """Keeps an error; whether it did."""
-        ...
-
-    def pop(self, key: Any, default: Any = ..., /) -> Any:
-        """Removes a value."""
-        ...
-
-    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
-        """How long a value is fresh."""
-        ...
-
-    def promote(self, key: Any, found: Found, erasures: int) -> None:
-        """Keeps what a tier had."""
-        ...
-
-    def erased_since(self, key: Any, erasures: int) -> bool:
-        """Whether a key may have been erased or deleted since ``erasures`` was that."""
-        ...
-
-
-def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | None = None) -> Any:
+def put_in_front(
+    cache: Table,
+    inner: Any,
+    flights: Flights,
+    *,
+    secret: bytes | None = None,
+    subject: str | None = None,
+    tags: Iterable[str] = (),
+) -> Any:
     """A cached thing of the same kind.
 
     Args:
@@ -113,6 +69,8 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
             ``tenant`` and ``key``, as a batcher makes them, is cached as a service is: these say how it is asked.
         flights: the cache's.
         secret: for keys that cannot be forged; see ``content_key``.
+        subject: of a function that is not cached as a service is, the name of a parameter; see ``ArgumentLabels``.
+        tags: the same, several.
 
     Returns:
         A :class:`CachedService`, or a function; its ``key_of`` gives the key of a request, or of a call's arguments,
@@ -120,6 +78,7 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
 
     Raises:
         TypeError: a backend, which answers batches and not requests, or nothing that can be called.
+        ValueError: names that are no parameters.
     """
     kind = kind_of(inner)
     if kind == "backend":
@@ -130,15 +89,19 @@ def put_in_front(cache: Table, inner: Any, flights: Flights, *, secret: bytes | 
         _check_for_tiers(inner, kind, lasting)
     table = cast("EdgeTable", cache)
     if kind == "service":
+        _check_names(subject, tags)
         return CachedService(
             cache, inner, flights, lambda: Front(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
-    front = Front(table, key_maker(identity, "", "", secret))
-    layer = _CachedFunction(cache, flights, front)
+    labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
+    front = Front(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
+    if labels is None:
+        _check_names(subject, tags)
+        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
+        return as_function(service, inner, front.now)
+    layer = CachedCalls(cache, flights, front, labels)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
-    if _keywords_of(inner) >= _OF_A_REQUEST:
-        return _as_service(cache, inner, flights, front)
     return cached_function(inner, front, layer.answer, is_async=True)
 
 
@@ -154,94 +117,13 @@ def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
         raise TypeError(expected("inner", what, inner))
 
 
-class _Layer:
-    """What a cached service and a cached function have in common."""
-
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
-        self.cache = cache
-        self.flights = flights
-        self.front = front
-        self.tiers = cache.tiers
-        self._slowest_s = 0.0
-        self._refreshes = Refreshes()
-        self._computing: Callable[..., Coroutine[Any, Any, Any]]
-        if self.tiers is not None:
-            from streaminfer.caching.tier_lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
-
-            self._stale_of_tier: Any = Found
-            self._allowance = ReadAllowance()
-        else:
-            self._stale_of_tier = None
-
-    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> Lookup:
-        """One look into the tiers and the computation that follows if they have nothing."""
-        from streaminfer.caching.tier_lookup import Lookup  # noqa: PLC0415 - the same
-
-        return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
-
-    def computed(self, begun_ns: int) -> None:
-        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
-        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
-
-    def refresh_s(self) -> float:
-        """How long a refresh may take."""
-        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
-
-    def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Computes a key behind its stale value, unless somebody does or too many are."""
-        self.flights.here().refresh(
-            key,
-            self._computing,
-            arguments,
-            self.front.now,
-            refreshes=self._refreshes,
-            limit_s=self.refresh_s(),
-            owner=self,
-        )
-
-    def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
-        if not storable():
-            return
-        cache = self.cache
-        if cache.erased_since(key, erasures):
-            self.flights.not_stored()
-            return
-        try:
-            kept = cache.put(key, value, tags=tags, subject=subject)
-        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
-            self.flights.not_stored(error)
-            return
-        if cache.erased_since(key, erasures):  # by another thread, since the look above
-            cache.pop(key, None)
-            kept = False
-        if not kept:
-            self.flights.not_stored()
-        if self.tiers is not None:
-            ttl_ns = cache.lasts_ns(None, tags)
-            self.tiers.write(
-                key,
-                value,
-                ttl_ns=ttl_ns,
-                computed_ns=self.front.now(),
-                erasures=erasures,
-                tags=tags,
-                subject=subject,
-            )
-
-    def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps an error, where errors are kept and it says something about the next call."""
-        if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
-            return
-        if self.cache.erased_since(key, erasures) or not storable():
-            return
-        try:
-            self.cache.put_negative(key, without_traceback(error), tags=tags, subject=subject)
-        except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
-            self.flights.not_stored(refused)
+def _check_names(subject: Any, tags: Any) -> None:
+    if subject is not None or tuple(tags):
+        what = "no names of parameters for what is asked with requests, which have a subject and tags of their own"
+        raise TypeError(expected("subject, tags", what, (subject, tags)))
 
 
-class CachedService(_Layer):
+class CachedService(Layer):
     """A service behind a cache; made by ``EdgeCache.wrap``.
 
     Attributes:
@@ -317,15 +199,22 @@ class CachedService(_Layer):
         found = self.front.find(key)
         if found.__class__ is not Missed:
             return Response(found, False, "cache")
-        if not request.store and found.state != _NEGATIVE:
+        if not request.store and found.state != NEGATIVE:
             return await self._alone(request, found.now_ns)
-        if found.state == _STALE:
+        outdated = found.state == OUTDATED
+        if found.state == STALE or (outdated and self.failure.is_recent()):
             self._refresh(key, request, version)
             return Response(hand_out(found.value), True, "cache")
-        if found.state == _NEGATIVE:
+        if found.state == NEGATIVE:
             raise own_error(found.value)
-        arguments = (key, request, True, version)
-        return await self._share(key, self._computing, arguments, request, found.now_ns, version)
+        arguments = (key, request, not outdated, version)
+        try:
+            return await self._share(key, self._computing, arguments, request, found.now_ns, version)
+        except Exception as error:
+            if not outdated:
+                raise
+            self.failure.note(error)
+            return Response(hand_out(found.value), True, "cache")
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
@@ -349,7 +238,7 @@ class CachedService(_Layer):
             key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
         if response.__class__ is self._stale_of_tier:
-            if led:
+            if led and not self.failure.is_recent():
                 self._refresh(key, request, version)
             return Response(hand_out(response.value), True, response.source)
         timings = response.timings if led else None  # of a request that somebody else made, they say nothing
@@ -363,10 +252,20 @@ class CachedService(_Layer):
     async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool, version: int) -> Any:
         lookup = self.lookup(key, request.deadline_ns, is_refresh=not keeps_errors)
         found = await lookup.find()
-        if found is not None:
-            return found if found.is_stale else Response(found.value, False, found.source)
-        with lookup:
-            return await self._compute(key, request, keeps_errors, version, lookup.erasures)
+        if found is not None and not found.is_stale:
+            return Response(found.value, False, found.source)
+        if found is not None and self.is_given(found):
+            return found
+        try:
+            with lookup:
+                return await self._compute(key, request, keeps_errors and found is None, version, lookup.erasures)
+        except Exception as error:
+            if found is None:
+                raise
+            self.failure.note(error)
+            return found
+        finally:
+            await lookup.end()
 
     async def _compute(
         self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
@@ -411,138 +310,3 @@ class CachedService(_Layer):
 
     def __repr__(self) -> str:
         return f"{self.cache!r} in front of {self.inner!r}"
-
-
-class _CachedFunction(_Layer):
-    """A function behind a cache, once its arguments are known not to be a hit."""
-
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
-        super().__init__(cache, flights, front)
-        self._computing = self._compute if self.tiers is None else self._look_and_compute
-        self._thread_refreshes = Refreshes(_MOST_THREADS)
-
-    async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
-        """For an async function."""
-        key = missed.key
-        here = self.flights.here()
-        if missed.state == _STALE:
-            self.refresh(key, (key, ask, False))
-            return hand_out(missed.value)
-        if missed.state == _NEGATIVE:
-            raise own_error(missed.value)
-        value, led = await here.share(key, self._computing, (key, ask, True), self.front.now)
-        if value.__class__ is self._stale_of_tier:
-            if led:
-                self.refresh(key, (key, ask, False))
-            value = value.value
-        return hand_out(value)
-
-    def answer_sync(self, missed: Missed, ask: Callable[[], Any]) -> Any:
-        """For a sync one."""
-        key = missed.key
-        if missed.state == _STALE:
-            self.flights.threads.refresh(
-                key,
-                self._compute_sync,
-                (key, ask, False),
-                self.front.now,
-                refreshes=self._thread_refreshes,
-                limit_s=self.refresh_s(),
-            )
-            return hand_out(missed.value)
-        if missed.state == _NEGATIVE:
-            raise own_error(missed.value)
-        value, _ = self.flights.threads.share(key, self._compute_sync, (key, ask, True), self.front.now)
-        return hand_out(value)
-
-    async def _look_and_compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        lookup = self.lookup(key, None, is_refresh=not keeps_errors)
-        found = await lookup.find()
-        if found is not None:
-            return found if found.is_stale else found.value
-        with lookup:
-            return await self._compute(key, ask, keeps_errors, lookup.erasures)
-
-    async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
-        erasures = self.cache.erasures if erasures is None else erasures
-        begun_ns = self.front.now()
-        try:
-            value = keep(await ask())
-        except Exception as error:
-            if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
-            raise
-        self.computed(begun_ns)
-        self.store(key, value, erasures, (), None)
-        return value
-
-    def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        erasures = self.cache.erasures
-        begun_ns = self.front.now()
-        try:
-            value = keep(ask())
-        except Exception as error:
-            if keeps_errors:
-                self.store_error(key, error, erasures, (), None)
-            raise
-        self.computed(begun_ns)
-        self.store(key, value, erasures, (), None)
-        return value
-
-
-class _FunctionAsService:
-    """A batched function, asked with a request."""
-
-    enforces_deadline = True
-
-    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
-        self._function = function
-        self._now = now
-
-    async def call(self, request: Request) -> Response:
-        timeout_s = None
-        if request.deadline_ns is not None:
-            left_s = time_left_s(request.deadline_ns, self._now())
-            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
-        outputs = await self._function(
-            request.inputs,
-            timeout_s=timeout_s,
-            priority=request.priority,
-            stream_id=request.stream_id,
-            tenant=request.tenant,
-            key=request.key,
-        )
-        return Response(outputs)
-
-
-def _as_service(cache: Table, function: Callable[..., Any], flights: Flights, front: Front) -> Any:
-    """A batched function behind a cache: a function again, whose keywords mean what they mean to a `Stack`."""
-    service = CachedService(cache, _FunctionAsService(function, front.now), flights, lambda: front)
-
-    @wraps(function)
-    async def cached(
-        x: Any,
-        *,
-        timeout_s: float | None = None,
-        priority: int = 0,
-        stream_id: Any = None,
-        tenant: str | None = None,
-        key: Any = None,
-    ) -> Any:
-        deadline_ns = None if timeout_s is None else deadline_after(front.now(), timeout_s)
-        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
-        return (await service.call(request)).outputs
-
-    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
-        return service.key_of(Request(x, tenant=tenant, key=key))
-
-    cached.key_of = key_of  # type: ignore[attr-defined]
-    return cached
-
-
-def _keywords_of(function: Any) -> set[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}

@@ -1,5 +1,8 @@
 """What a cache holds and did, as a frozen snapshot."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import attrs
 
 from streaminfer._snapshot import Snapshot
@@ -63,6 +66,12 @@ class CacheStatistics(Snapshot):
     refused: int
     events_lost: int
     listener_errors: int
+
+    @classmethod
+    def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
+        """A snapshot of the numbers that a table counts, in the order of the attributes."""
+        names = [field.name for field in attrs.fields(cls) if field.name != "listener_errors"]
+        return cls(**dict(zip(names, counters, strict=True)), listener_errors=listener_errors)
 
     @property
     def evictions(self) -> int:

@@ -13,10 +13,21 @@ import logging
 import os
 import threading
 
+from streaminfer._validation import check_duration
 from streaminfer.caching._flight_cy import Flight
 from streaminfer.errors import Closed, DeadlineExceeded
 
-__all__ = ["BOARDS", "INSIDE", "Inside", "no_store", "report", "says_something", "storable"]
+__all__ = [
+    "BOARDS",
+    "INSIDE",
+    "Inside",
+    "fresh_for",
+    "no_store",
+    "report",
+    "said_fresh_s",
+    "says_something",
+    "storable",
+]
 
 LOG = logging.getLogger("streaminfer.caching")
 
@@ -33,13 +44,15 @@ class Inside:
     Attributes:
         flight: what it computes.
         store: whether its answer may be kept.
+        fresh_s: for how long its answer is fresh, as far as it said so.
     """
 
-    __slots__ = ("flight", "store")
+    __slots__ = ("flight", "fresh_s", "store")
 
     def __init__(self, flight: Flight) -> None:
         self.flight = flight
         self.store = True
+        self.fresh_s: float | None = None
 
 
 INSIDE: contextvars.ContextVar[Inside | None] = contextvars.ContextVar("streaminfer_computation", default=None)
@@ -53,6 +66,30 @@ def no_store() -> None:
     inside = INSIDE.get()
     if inside is not None:
         inside.store = False
+
+
+def fresh_for(seconds: float) -> None:
+    """Says, from inside a computation, how long its answer is fresh: at most so long, and the cache's ``ttl_s``.
+
+    Of several calls the shortest counts. Without a cache around it, nothing happens. A model behind a batcher computes
+    for many callers at once and in none of their contexts: a service around the batcher says it, from the response.
+
+    Args:
+        seconds: from when the answer is stored, ≥ 0; 0: it is stale at once.
+
+    Raises:
+        TypeError, ValueError: no number of seconds.
+    """
+    checked = check_duration("seconds", seconds)
+    inside = INSIDE.get()
+    if inside is not None:
+        inside.fresh_s = checked if inside.fresh_s is None else min(inside.fresh_s, checked)
+
+
+def said_fresh_s() -> float | None:
+    """What the computation that runs in this context said with :func:`fresh_for`; ``None``: nothing."""
+    inside = INSIDE.get()
+    return None if inside is None else inside.fresh_s
 
 
 def storable() -> bool:

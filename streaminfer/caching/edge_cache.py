@@ -8,12 +8,13 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
 from streaminfer._validation import check_choice, check_count, check_instance
-from streaminfer.caching._arguments import Labels, check_policy, duration_ns, labels_of, max_age_ns
+from streaminfer.caching._arguments import Labels, duration_ns, labels_of, max_age_ns
 from streaminfer.caching._locking import guarded, is_atomic
 from streaminfer.caching._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.cache_events import CacheEvent, CacheEvents
 from streaminfer.caching.cache_views import FreshItems, FreshValues
+from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.tiered_mapping import TieredMapping
 from streaminfer.protocols import Clock, P, R, Service
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
-    from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
 
     _Table = EdgeTable
@@ -56,8 +56,15 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         maxsize: how many entries it may hold, stale ones and failures included; ``None``: any number.
         max_bytes: how many bytes their values may have; ``None``: any number. Arrays weigh what they keep in memory;
             the rules are those of ``sizing.payload_bytes``. The cache itself takes about 100 bytes an entry besides.
-        ttl_s: how long an entry is fresh, seconds; ``None``: for good, unless ``put`` says otherwise.
-        stale_s: how much longer it is kept for a wrapped call to answer with while it asks anew.
+        ttl_s: how long an entry is fresh, seconds; ``None``: for good, unless ``put`` says otherwise. A computation may
+            say less, with ``fresh_for``.
+        ttl_jitter: share of its time, 0 ≤ share < 1, by which the answer of a wrapped call is fresh for less at most,
+            drawn for each, so that answers of one moment do not all end in one.
+        stale_s: how much longer it is kept for a wrapped call to answer with: the default of both windows.
+        stale_while_revalidate_s: for how long it is the answer at once, while a refresh runs behind it; ``None``:
+            ``stale_s``.
+        stale_if_error_s: for how long it is the answer where computing another fails; what is beyond the other window
+            is computed first, before its caller. ``None``: ``stale_s``.
         negative_ttl_s: how long a failure of a wrapped call is remembered; 0: not at all.
         eviction: who goes when there is no room: ``"lru"``, the one that was not used for longest, or ``"s3fifo"``,
             which lets what is used once pass through without driving out what is used again.
@@ -70,6 +77,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         secret: at least 16 secret bytes, where callers are not trusted: the keys of what :meth:`wrap` returned are then
             made by a keyed hash, so that nobody can make two inputs that share one. The same for all who share a tier.
             ``None``: a faster hash, for callers who are.
+        seed: of the draws for ``ttl_jitter``, ≥ 0; ``None``: from the operating system.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
     Raises:
@@ -77,6 +85,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             age of the policy; a tier without keys, where the policy wants encryption.
 
     Attributes:
+        freshness: the settings of time.
         tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
 
     Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
@@ -103,6 +112,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         "_policy",
         "_secret",
         "_settings",
+        "freshness",
         "tiers",
     )
 
@@ -120,36 +130,46 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         maxsize: int | None = None,
         max_bytes: int | None = None,
         ttl_s: float | None = None,
+        ttl_jitter: float = 0.0,
         stale_s: float = 0.0,
+        stale_while_revalidate_s: float | None = None,
+        stale_if_error_s: float | None = None,
         negative_ttl_s: float = 0.0,
         eviction: Eviction = "lru",
         retention: Retention | None = None,
         tiers: Iterable[Any] = (),
         secret: bytes | None = None,
+        seed: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
-        stale_ns = duration_ns("stale_s", stale_s)
-        negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
-        if retention is not None:
-            check_policy(retention, stale_s)
+        self.freshness = times = Freshness(
+            ttl_s=ttl_s,
+            ttl_jitter=ttl_jitter,
+            stale_s=stale_s,
+            stale_while_revalidate_s=stale_while_revalidate_s,
+            stale_if_error_s=stale_if_error_s,
+            negative_ttl_s=negative_ttl_s,
+            seed=seed,
+            policy=retention,
+        )
         if secret is not None:
             from streaminfer.caching.keys import check_secret  # noqa: PLC0415 - a mapping alone makes no keys
 
             check_secret(secret)
         self._secret = secret
         self._policy = retention
-        self._settings = (maxsize, max_bytes, ttl_s, float(stale_s), float(negative_ttl_s), eviction, ttl_ns, stale_ns)
+        self._settings = (maxsize, max_bytes, eviction)
         super().__init__(
             NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MOST_ENTRIES),
             NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=_MOST_BYTES),
-            ttl_ns if retention is None else self.lasts_ns(None, ()),
-            stale_ns,
-            negative_ns if retention is None else min(negative_ns, max_age_ns(retention.rule(()))),
+            self.lasts_ns(None, ()),
+            times.stale_ns,
+            times.negative_ns,
             check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
             clock,
         )
+        self.revalidate_ns = times.revalidate_ns
         self._clock_given = clock is not None
         self._heard = CacheEvents()
         self._flights: Any = None
@@ -171,14 +191,17 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         if several:
             from streaminfer.caching.tiered import Tiers  # noqa: PLC0415 - only with tiers
 
-            self.tiers = Tiers(several, self, ttl_ns=ttl_ns, stale_ns=stale_ns, policy=retention, ledger=self._ledger)
+            own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
+            self.tiers = Tiers(several, self, **own, policy=retention, ledger=self._ledger)
         self._await_sweep()
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
     @overload
-    def wrap(self, inner: Callable[P, R]) -> CachedFunction[P, R]: ...
-    def wrap(self, inner: Any) -> Any:
+    def wrap(
+        self, inner: Callable[P, R], *, subject: str | None = None, tags: Iterable[str] = ()
+    ) -> CachedFunction[P, R]: ...
+    def wrap(self, inner: Any, *, subject: str | None = None, tags: Iterable[str] = ()) -> Any:
         """Puts the cache in front of a service or a function, sync or async; any number of them share it.
 
         Answers are kept under the content of what was asked and the name of what was wrapped. Callers that ask for the
@@ -186,13 +209,17 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         Args:
             inner: an object with ``call``, or a function whose arguments `content_key` takes.
+            subject: of a function, the name of the parameter that says whose data an answer is, to erase it by.
+            tags: of a function, the names of the parameters whose values, strings or several, are its tags.
 
         Returns:
             The same kind. Its ``key_of`` gives the key of a request or call.
 
         Raises:
             TypeError: a backend, which answers whole batches: the cache stands before the batcher. With tiers: a sync
-                function, or something that another process would not find again, for want of a ``fingerprint``.
+                function, or something that another process would not find again, for want of a ``fingerprint``. Names
+                of parameters for what is asked with requests, which have a subject and tags of their own.
+            ValueError: names that are no parameters.
             MissingExtra: xxhash is not installed.
         """
         from streaminfer.caching.cache_layer import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
@@ -200,7 +227,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = Flights()
-        return put_in_front(self, inner, self._flights, secret=self._secret)
+        return put_in_front(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
 
     @property
     def flights(self) -> Any:
@@ -354,28 +381,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         """A frozen snapshot; its counting rules are written there."""
         from streaminfer.caching.cache_statistics import CacheStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
-        entries, size, stale, negative, held, hits, misses, stale_hits, negative_hits, *rest = self.counters()
-        inserted, replaced, evicted, expired, erased, removed, refused, lost = rest
-        return CacheStatistics(
-            entries=entries,
-            size=size,
-            stale=stale,
-            negative=negative,
-            held_bytes=held,
-            hits=hits,
-            misses=misses,
-            stale_hits=stale_hits,
-            negative_hits=negative_hits,
-            inserted=inserted,
-            replaced=replaced,
-            evicted=evicted,
-            expired=expired,
-            erased=erased,
-            removed=removed,
-            refused=refused,
-            events_lost=lost,
-            listener_errors=self._heard.errors,
-        )
+        return CacheStatistics.of(self.counters(), self._heard.errors)
 
     @property
     def size(self) -> int:
@@ -395,22 +401,22 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     @property
     def ttl_s(self) -> float | None:
         """How long an entry is fresh; ``None``: for good, or as long as the policy allows."""
-        return self._settings[2]
+        return self.freshness.ttl_s
 
     @property
     def stale_s(self) -> float:
-        """How much longer it is kept as stale."""
-        return self._settings[3]
+        """How much longer it is kept as stale, by the longer of both windows."""
+        return self.freshness.stale_s
 
     @property
     def negative_ttl_s(self) -> float:
         """How long a failure is remembered; 0: not at all."""
-        return self._settings[4]
+        return self.freshness.negative_ttl_s
 
     @property
     def eviction(self) -> Eviction:
         """Which entries go when there is no room."""
-        return self._settings[5]
+        return self._settings[2]
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -454,17 +460,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
     def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
         """How long a value is fresh: as asked, or as the cache says, but never longer than the policy allows."""
-        ttl_ns: int = self._settings[6] if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        if self._policy is None:
-            return ttl_ns
-        return min(ttl_ns, max_age_ns(self._policy.rule(tags)) - self._settings[7])
-
-    def keep_aged(self, key: Any, found: Found, left_ns: int, age_ns: int) -> None:
-        """Keeps what a tier had for the time that it has left."""
-        labels = labels_of(found.subject, found.tags)
-        if self._policy is not None:
-            _, labels = self._governed(0, labels, age_ns)
-        self.store(key, found.value, left_ns, -1, labels)
+        return self.freshness.lasts_ns(ttl_s, tags)
 
     def _governed(self, ttl_ns: int, labels: Labels, age_ns: int) -> tuple[int, Labels]:
         """A time within the policy, and labels with class and instant: what the inventory is made of."""
@@ -472,8 +468,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         assert policy is not None  # noqa: S101 - or nobody calls this
         subject, tags = (None, ()) if labels is None else labels[:2]
         rule = policy.rule(tags)
-        longest_ns = max(max_age_ns(rule) - self._settings[7] - age_ns, 0)
-        ttl_ns = min(self._settings[6] if ttl_ns < 0 else ttl_ns, longest_ns)
+        longest_ns = max(max_age_ns(rule) - self.freshness.stale_ns - age_ns, 0)
+        ttl_ns = min(self.freshness.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
         return ttl_ns, (subject, tags, rule.data_class, self.now() - age_ns)
 
     def tell(self) -> None:

@@ -29,7 +29,7 @@ from streaminfer._snapshot import Snapshot
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching.erasure import Erasing, is_erased
 from streaminfer.caching.owed_erasures import Owed
-from streaminfer.caching.retention import Action
+from streaminfer.caching.retention import Action, Holding
 from streaminfer.caching.sizing import payload_bytes
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 
@@ -60,7 +60,7 @@ class LayerStatistics(Snapshot):
         cut: reads that were given up, since the request could wait no longer, and reads that failed.
         withheld: answers that were not used: something was erased during the read, an erasure of them is pending, the
             policy does not allow them there, or ``put_through`` put a newer one, which the tier did not take.
-        stored: writes that the tier took.
+        stored: writes that the tier took; a deletion of one key is a write.
         refused: writes that it did not take.
         dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
             or what was to be written had been erased.
@@ -86,14 +86,14 @@ class LayerStatistics(Snapshot):
 
 
 class Write:
-    """A put that waits."""
+    """A put that waits, or, without an entry, a deletion."""
 
     __slots__ = ("done", "entry", "key", "size")
 
-    def __init__(self, key: str | bytes, entry: Entry) -> None:
+    def __init__(self, key: str | bytes, entry: Entry | None) -> None:
         self.key = key
         self.entry = entry
-        self.size = payload_bytes(entry.value)
+        self.size = 0 if entry is None else payload_bytes(entry.value)
         self.done: asyncio.Future[bool] | None = None
 
     def settle(self, stored: bool) -> None:
@@ -259,6 +259,38 @@ class TierWorker:
         self._bytes += write.size
         self.wake()
 
+    def delete(self, key: str | bytes) -> asyncio.Future[bool]:
+        """Puts the deletion of a key into the queue; whether the tier made it."""
+        write = Write(key, None)
+        write.done = done = asyncio.get_running_loop().create_future()
+        self.put(write)
+        return done
+
+    async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
+        """What the tier holds, by data class; where it cannot say, or does not run, a holding without numbers.
+
+        Args:
+            classes: names of data classes.
+            here: whether the tier belongs to this event loop.
+        """
+        held = None
+        if here and self.runs:
+            try:
+                held = await self.tier.inventory(classes)
+            except Exception as error:
+                _LOGGER.warning("the tier %s cannot say what it holds: %s", self.name, error, exc_info=error)
+        if held is None:
+            return [Holding(self.name, "", None, None, None)]
+        now_ns = self.tier.wall_clock()
+        return [
+            Holding(self.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
+            for data_class, entries, oldest_ns, size in held
+        ]
+
+    def has_waiting(self, key: str | bytes) -> bool:
+        """Whether something waits to be put under a key."""
+        return key in self._waiting
+
     def tell_what_went(self) -> None:
         """Counts, for the log, what the tier purged and evicted since the last time."""
         if self._ledger is not None:
@@ -299,7 +331,7 @@ class TierWorker:
         return None
 
     async def _put(self, write: Write) -> None:
-        if is_erased(write.entry, self.pending):
+        if write.entry is not None and is_erased(write.entry, self.pending):
             self._dropped += 1
             write.settle(False)
             return
@@ -307,7 +339,10 @@ class TierWorker:
         self._at_work = 1
         try:
             async with asyncio.timeout(_PUT_S):
-                stored = await self.tier.put(write.key, write.entry)
+                if write.entry is None:
+                    stored = await self.tier.delete(write.key)
+                else:
+                    stored = await self.tier.put(write.key, write.entry)
         except TimeoutError:
             _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, _PUT_S)
             if self._closing:
@@ -327,7 +362,7 @@ class TierWorker:
             self._try_again(_LONGEST_PAUSE_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
-        self._drop(lambda write: erasing.matches(write.entry.subject, write.entry.tags))
+        self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
         failures: list[BaseException] = []
         count = 0
         keys = self.tier.keys

@@ -29,14 +29,18 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.erasure import Erasing, Erasure, is_erased
-from streaminfer.caching.retention import Holding, Retention, Rule
+from streaminfer.caching.invalidation import drop
+from streaminfer.caching.retention import Holding, Retention
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
+from streaminfer.caching.tiers.leases import Leases, Leasing
+from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
 
 __all__ = ["Tiers"]
@@ -73,6 +77,7 @@ class Tiers:
         ledger: Ledger | None,
     ) -> None:
         self.workers: list[TierWorker] = []
+        self.leasing: tuple[TierWorker, Leases] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
                 raise TypeError(
@@ -83,6 +88,10 @@ class Tiers:
             if policy is not None:
                 policy.check_tier(name, tier)
             self.workers.append(TierWorker(tier, name, position, ledger))
+            if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
+                self.leasing = self.workers[-1], tier.leases
+            if isinstance(tier, Announces):
+                tier.hear(partial(drop, cache, self, position))
         self._stale_ns = stale_ns
         self._policy = policy
         self._ledger = ledger
@@ -94,6 +103,7 @@ class Tiers:
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._latest: Erasing | None = None
+        self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -208,8 +218,17 @@ class Tiers:
         """
         if granted_ns <= 0 or not self.run_here:
             return None
-        loop = asyncio.get_running_loop()
-        until = loop.time() + granted_ns / 1e9
+        read = object()
+        self._reads[read] = key
+        try:
+            return await self._read(read, key, granted_ns, longest_ns, only_fresh)
+        finally:
+            self._reads.pop(read, None)
+
+    async def _read(
+        self, read: object, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool
+    ) -> Found | None:
+        until = asyncio.get_running_loop().time() + granted_ns / 1e9
         latest = self._latest
         stale: Found | None = None
         for worker in self.workers:
@@ -224,7 +243,7 @@ class Tiers:
                     break
                 _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
                 continue
-            if self._latest is not latest:  # it may be what was erased, however late the tier is with it
+            if self._latest is not latest or read not in self._reads:  # it may be what was erased or deleted
                 worker.withheld += 1
                 return None
             found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
@@ -238,7 +257,7 @@ class Tiers:
             else:
                 worker.stale_hits += 1
                 stale = stale or found
-        if stale is None or only_fresh or self._latest is not latest:
+        if stale is None or only_fresh or self._latest is not latest or read not in self._reads:
             return None
         return (
             stale if self._cache.now() - stale.read_ns < stale.left_ns else None
@@ -262,9 +281,9 @@ class Tiers:
         if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
             worker.misses += 1
             return None
-        is_stale = age_ns >= fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else fresh_ns + (stale_ns if is_stale else 0) - age_ns
-        return Found(entry, worker.name, worker.position, is_stale, left_ns, age_ns, self._cache.now())
+        past_ns = age_ns - fresh_ns
+        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
+        return Found(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -292,7 +311,7 @@ class Tiers:
             tags: to erase it by.
             subject: the same.
             before: only to tiers before this position.
-            wait: whether somebody waits for it.
+            wait: whether anyone waits for it.
 
         Returns:
             For who waits, whether each tier that may have it took it.
@@ -303,15 +322,14 @@ class Tiers:
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
         if self._cache.erased_since(key, erasures) or not self.run_here:
-            if wait:
-                waiting.append(asyncio.get_running_loop().create_future())
-                waiting[0].set_result(False)
-            return waiting
+            return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             if rule is not None and not rule.permits(worker.tier):
                 worker.forbidden += 1
-                self._refused(worker, rule)
+                if self._ledger is not None:
+                    why = "the policy does not allow it there"
+                    self._ledger.count("refused", worker.name, rule.data_class, why)
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -332,26 +350,45 @@ class Tiers:
             worker.put(write)
         return waiting
 
-    def _refused(self, worker: TierWorker, rule: Rule) -> None:
-        if self._ledger is not None:
-            self._ledger.count("refused", worker.name, rule.data_class, "the policy does not allow it there")
-
     # -- erasing ------------------------------------------------------------------------------------------------
 
-    def erase(self, subject: str | None, tag: str | None, in_memory: Callable[[], int]) -> Erasure:
+    def begin_delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
+        """Has what the tiers have of one key removed.
+
+        Args:
+            key: whose.
+            before: only from tiers before this position.
+
+        Returns:
+            Whether each of them is without it.
+        """
+        for read in [read for read, of in self._reads.items() if of == key]:
+            del self._reads[read]
+        workers = self.workers[:before]
+        for worker in workers:  # what one that fails still has is not used
+            worker.replace(key, worker.tier.wall_clock() + 1)
+        if not self.run_here:
+            return [_settled(False)]
+        return [worker.delete(key) for worker in workers]
+
+    def erase(
+        self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
+    ) -> Erasure:
         """Erases memory and the tiers.
 
         Args:
             subject: whose entries; or
             tag: with which tag.
             in_memory: erases memory, and changes the count of erasures before it looks.
+            before: only tiers before this position.
 
         Returns:
             The count in memory, to be awaited for the rest. In a thread without an event loop: the whole, if that of
             the tiers runs.
         """
-        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in self.workers])
-        for worker in self.workers:
+        workers = self.workers[:before]
+        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in workers])
+        for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
@@ -361,20 +398,20 @@ class Tiers:
             here = None
         if home is not None and home is not here:
             try:
-                home.call_soon_threadsafe(self._begin, erasing)
+                home.call_soon_threadsafe(self._begin, erasing, workers)
             except RuntimeError:  # closed, without having stopped its tiers
-                self._begin(erasing)
+                self._begin(erasing, workers)
             if here is None and home.is_running():
                 try:
                     return erasing.outcome.result(_ERASE_WAIT_S)
                 except FutureTimeout:
                     return erasing.so_far()
         else:
-            self._begin(erasing)
+            self._begin(erasing, workers)
         return erasing.so_far()
 
-    def _begin(self, erasing: Erasing) -> None:
-        for worker in self.workers:
+    def _begin(self, erasing: Erasing, workers: Sequence[TierWorker]) -> None:
+        for worker in workers:
             if not worker.runs and erasing.subject is not None and worker.tier.keys is not None:
                 try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
                     worker.tier.keys.destroy(erasing.subject)
@@ -398,23 +435,8 @@ class Tiers:
     async def inventory(self) -> list[Holding]:
         """What each tier holds, by data class; where one cannot say, or does not run, a holding without numbers."""
         classes = () if self._policy is None else tuple(self._policy.classes)
-        holdings: list[Holding] = []
-        for worker in self.workers:
-            held = None
-            if worker.runs and self._home is asyncio.get_running_loop():
-                try:
-                    held = await worker.tier.inventory(classes)
-                except Exception as error:
-                    _LOGGER.warning("the tier %s cannot say what it holds: %s", worker.name, error, exc_info=error)
-            if held is None:
-                holdings.append(Holding(worker.name, "", None, None, None))
-                continue
-            now_ns = worker.tier.wall_clock()
-            holdings += [
-                Holding(worker.name, data_class, entries, max(now_ns - oldest_ns, 0) / 1e9, size)
-                for data_class, entries, oldest_ns, size in held
-            ]
-        return holdings
+        here = self._home is asyncio.get_running_loop()
+        return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
 
     def purge_bounds_s(self) -> dict[str, float]:
         """How long each tier may hold what has expired, seconds; one that says nothing is not there."""
@@ -430,6 +452,12 @@ class Tiers:
     def statistics(self) -> tuple[LayerStatistics, ...]:
         """A frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
+
+
+def _settled(result: bool) -> asyncio.Future[bool]:
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
 
 
 def _ns(seconds: float) -> int:

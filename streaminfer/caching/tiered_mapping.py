@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from streaminfer._validation import check_duration, expected
+from streaminfer.caching._arguments import labels_of
 from streaminfer.caching._wheel_cy import NEVER
 
 if TYPE_CHECKING:
@@ -116,6 +117,29 @@ class TieredMapping:
         stored = await asyncio.gather(*writes)
         return kept and all(stored)
 
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes what memory and the tiers have of a key: fresh, stale or a failure.
+
+        What is computed at present was begun before and is not stored.
+
+        Args:
+            key: whose value; of a wrapped service or function, what its ``key_of`` returns.
+
+        Returns:
+            Whether all of them are without it. What a tier that failed still has is used no more by this cache; other
+            processes that read the tier may still see it.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        cast("EdgeCache", self).discard(key)
+        if self.tiers is None:
+            return True
+        import asyncio  # noqa: PLC0415 - a mapping alone does not need it
+
+        return all(await asyncio.gather(*self.tiers.begin_delete(key)))
+
     def promote(self, key: Any, found: Found, erasures: int) -> None:
         """Keeps in memory and on faster tiers what a tier had, as old as it is; for who has read it.
 
@@ -131,7 +155,10 @@ class TieredMapping:
         left_ns = found.left_ns if found.left_ns == NEVER else found.left_ns - waited_ns
         if left_ns <= 0:
             return
-        cache.keep_aged(key, found, left_ns, found.age_ns + waited_ns)
+        labels = labels_of(found.subject, found.tags)
+        if cache._policy is not None:
+            _, labels = cache._governed(0, labels, found.age_ns + waited_ns)
+        cache.store(key, found.value, left_ns, -1, labels)
         if cache.erased_since(key, erasures):  # by another thread, since then, or by a value that was too large
             cache.pop(key, None)
             return
@@ -193,6 +220,8 @@ class TieredMapping:
             raise TypeError(expected("retention", "a policy with a RetentionLog, which records the hold", policy))
         if data_class is not None and data_class not in policy.classes:
             raise ValueError(expected("data_class", f"one of the policy's, {sorted(policy.classes)}", data_class))
+        if cache._ledger is not None and cache._ledger.is_behind:  # what was refused before this is recorded before it
+            await asyncio.to_thread(cache._ledger.drain)
         record = partial(custody.log.record, action, where="all", count=0, reason=reason, subject=subject)
         await asyncio.to_thread(record, data_class=data_class or "")
         if self.tiers is None:

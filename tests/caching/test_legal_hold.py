@@ -8,9 +8,14 @@ import weakref
 import pytest
 
 import streaminfer as si
+from streaminfer.caching._ledger import Ledger
+from streaminfer.caching._wheel_cy import NEVER
+from streaminfer.caching.invalidation import drop
 from streaminfer.caching.retention import Residual, Retention
 from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiered import Tiers
 from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import HoldingTier
 from streaminfer.errors import Closed
 from streaminfer.testing import FakeClock
@@ -355,3 +360,46 @@ def test_a_tier_keeps_an_entry_to_its_minimum_age_and_serves_it_no_longer(tmp_pa
             assert await tier.purge() == 1
 
     asyncio.run(main())
+
+
+def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
+    """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
+    cache.put(1, 1, subject="anna")
+    asyncio.run(cache.hold(subject="anna", reason="case 17"))
+    tiers = Tiers((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, ledger=None)
+
+    with pytest.raises(si.ErasureHeld, match="case 17"):
+        drop(cache, tiers, 0, Notice(subject="anna"))
+
+    assert cache.get(1) == 1
+    assert [event.action for event in log.pending] == ["erase_held"]
+
+
+def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
+    """A release waits for what the thread of a log in a file has still to write."""
+    go, drain = threading.Event(), Ledger.drain
+
+    class SlowLog(RetentionLog):
+        def record(self, action, **more):
+            if action == "erase_held":
+                go.wait()
+            return super().record(action, **more)
+
+    def let_go_and_drain(ledger):
+        go.set()
+        drain(ledger)
+
+    async def main():
+        cache = si.EdgeCache(retention=Retention(10.0, log=log))
+        await cache.hold(subject="anna", reason="case 17")
+        with pytest.raises(si.ErasureHeld):
+            cache.erase(subject="anna")
+        await cache.release(subject="anna", reason="case 17 ended")
+        assert actions(log) == ["held", "erase_held", "released"]
+
+    monkeypatch.setattr(Ledger, "drain", let_go_and_drain)
+    log = SlowLog(tmp_path / "log.jsonl", secret=SECRET)
+    try:
+        asyncio.run(main())
+    finally:
+        go.set()

@@ -59,6 +59,13 @@ class Scripted:
         self.held[key] = entry
         return True
 
+    async def delete(self, key):
+        await asyncio.sleep(self.erase_s)
+        if self.erase_error is not None:
+            return False
+        self.held.pop(key, None)
+        return True
+
     async def erase(self, *, subject=None, tag=None):
         await asyncio.sleep(self.erase_s)
         if self.erase_error is not None:

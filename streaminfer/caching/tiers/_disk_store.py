@@ -119,6 +119,10 @@ class DiskStore:
         """Keeps an entry; whether that succeeded; failures are counted."""
         return self._guarded(lambda: self._put(key, entry), False)
 
+    def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key; whether that succeeded; failures are counted."""
+        return self._guarded(lambda: self._delete_one(self._records.name(b"k", key)), False)
+
     def erase(self, kind: bytes, text: str) -> int:
         """Removes up to `CHUNK` entries of a subject or with a tag. Raises on failure."""
         where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
@@ -255,6 +259,10 @@ class DiskStore:
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         counters.stored += 1
         self._count(1 - deleted)
+        return True
+
+    def _delete_one(self, name: bytes) -> bool:
+        self._counters.erased += self._delete("key = ?", name)
         return True
 
     def _make_room(self, pages: int) -> int:

@@ -4,7 +4,9 @@ On the server, all under one namespace, with the braces that put it into one slo
 
     {namespace}:e<name>   hash     d: the record   c: its data class   s: when it was computed
                                    ls<name>, lt<name>, …: the subject and the tags that it has
-    {namespace}:g         string   16 random bytes, others after each erasure
+    {namespace}:l<name>   string   the lease of who computes it, see ``_redis_leases``
+    {namespace}:n         channel  notices of what was deleted and erased, see ``_redis_notices``
+    {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
 An entry lists its own labels, so a server that evicts as it pleases takes both or neither: an erasure goes through all
 entries (``SCAN``, which gives everything that is there from its beginning to its end) and needs no index.
@@ -16,6 +18,8 @@ have changed or are gone by then: what was begun before an erasure has no effect
 
 from __future__ import annotations
 
+from streaminfer.caching.tiers._redis_leases import OPEN, TAKE
+
 __all__ = ["BEGIN", "ERASE", "LOOK", "PUT", "SCRIPTS"]
 
 BEGIN = """
@@ -26,7 +30,7 @@ PUT = """
 local prefix, record, ttl = ARGV[1], ARGV[3], tonumber(ARGV[4])
 if redis.call('GET', prefix .. 'g') ~= ARGV[7] then return 0 end
 local entry = prefix .. 'e' .. ARGV[2]
-redis.call('UNLINK', entry)
+redis.call('UNLINK', entry, prefix .. 'l' .. ARGV[2])
 redis.call('HSET', entry, 'd', record, 'c', ARGV[5], 's', ARGV[6])
 for at = 8, #ARGV do redis.call('HSET', entry, 'l' .. ARGV[at], '') end
 if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
@@ -50,4 +54,4 @@ end
 return found
 """
 
-SCRIPTS = (BEGIN, PUT, ERASE, LOOK)
+SCRIPTS = (TAKE, OPEN, BEGIN, PUT, ERASE, LOOK)

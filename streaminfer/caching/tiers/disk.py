@@ -151,6 +151,22 @@ class DiskTier:
             return False
         return await future
 
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key, at the latest from the log with the next purge.
+
+        Returns:
+            Whether the file has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        future = self._submit(self._store.delete, key)
+        if future is None:
+            self._skipped_puts += 1
+            return False
+        return await future
+
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Removes all entries of a subject, or with a tag, from the file and its log.
 

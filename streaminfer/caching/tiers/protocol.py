@@ -112,7 +112,7 @@ class TierStatistics(Snapshot):
         errors: operations that failed on the medium.
         unreadable: records that were damaged, or whose key is gone; they were removed.
         evicted: entries that gave way to others.
-        erased: entries that were erased by subject or tag.
+        erased: entries that were erased by subject or tag, or deleted by key.
         purged: entries that were removed because they had expired; what a server removes by itself is not among them.
         rebuilds: how often a medium that was damaged beyond use was begun anew, empty.
         entries: entries on the medium as of the last write or purge; ``None``: not known.
@@ -195,6 +195,13 @@ class Tier(Protocol):
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
         """Keeps an entry in place of any of that key; whether it is kept now. Raises nothing of the medium."""
+        ...
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key; whether there is none now. Raises nothing of the medium.
+
+        A put of this key that ended before, or was cancelled, has no effect after it.
+        """
         ...
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:

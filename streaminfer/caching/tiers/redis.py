@@ -23,7 +23,11 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.serialise import Damaged
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
+from streaminfer.caching.tiers._redis_connection import client_of
+from streaminfer.caching.tiers._redis_leases import RedisLeases
+from streaminfer.caching.tiers._redis_notices import RedisNotices
 from streaminfer.caching.tiers._redis_scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
+from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
@@ -38,7 +42,6 @@ _ERASE_CHUNK = 1024
 _WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
 _MOST_COUNTED = 100_000
 _URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
-_CONNECT_S = 5.0
 _LONGEST_MS = 2**53  # what a Lua number holds exactly
 
 
@@ -53,6 +56,10 @@ class RedisTier:
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         timeout_s: what one get or put may take; beyond it is a miss. A connection that takes longer to make goes on
             being made, for up to 5 s, and serves a later one.
+        invalidate: the memory of the other processes that say the same drops what one of them deletes or erases; so do
+            their tiers before this one. It takes one connection more.
+        lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
+            its entry, for at most so long; one that died holds them up no longer either.
         erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
@@ -80,6 +87,8 @@ class RedisTier:
         *,
         namespace: str = "streaminfer",
         keys: KeyProvider | None = None,
+        invalidate: bool = False,
+        lease_s: float = 0.0,
         timeout_s: float = 0.05,
         erase_timeout_s: float = 5.0,
         breaker: CircuitBreaker | None = None,
@@ -132,6 +141,10 @@ class RedisTier:
         self._records = Records(keys)
         self.wall_clock = self._now = wall_clock or time.time_ns
         self._counters = Counters("redis")
+        check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
+        self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
+        lease_s = check_duration("lease_s", lease_s)
+        self.leases = RedisLeases(lease_s, self._prefix, self._records, self._try_script) if lease_s else None
         self._client: Any = None
         self._scripts: dict[str, Any] = {}
         self._sealer: ThreadPoolExecutor | None = None
@@ -144,26 +157,17 @@ class RedisTier:
         """
         if self._client is not None:
             raise RuntimeError("the Redis tier runs already")
-        from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional dependency
-        from redis.backoff import NoBackoff  # noqa: PLC0415 - the same
-
-        pool = self._redis.BlockingConnectionPool.from_url(
-            self._url,
-            max_connections=self._max_connections,
-            timeout=self._erase_timeout_s,
-            socket_timeout=None,  # each operation has its own
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            **self._tls,
-        )
-        pool.connection_class = _connects_in_its_own_time(pool.connection_class)
-        self._client = self._redis.Redis.from_pool(pool)
+        self._client = self._connect(self._max_connections)
         self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
         if self.encrypted:  # a key provider may block
             self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
+        if self.notices is not None:
+            self.notices.start(self._connect(1))
 
     async def stop(self) -> None:
         """Closes the connections; idempotent. Operations in flight end as misses."""
+        if self.notices is not None:
+            await self.notices.stop()
         client, self._client = self._client, None
         sealer, self._sealer = self._sealer, None
         if sealer is not None:
@@ -199,6 +203,18 @@ class RedisTier:
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
         return await self._attempt(lambda: self._put(name, entry), False)
 
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key.
+
+        Returns:
+            Whether the server has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        name = self._records.name(b"k", key)
+        return await self._attempt(lambda: self._delete(name, key), False)
+
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Removes all entries of a subject, or with a tag; goes through all that the namespace holds.
 
@@ -218,6 +234,7 @@ class RedisTier:
             erased = await self._demand(partial(self._script, ERASE, label, *keys))
             total += erased
             self._counters.erased += erased
+        await self._demand(partial(self._announce, Notice(subject=subject, tag=tag)))
         return total
 
     async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
@@ -253,6 +270,11 @@ class RedisTier:
                 before = held.get(one.data_class)
                 held[one.data_class] = one if before is None else _both(before, one)
         return list(held.values())
+
+    def hear(self, listener: Callable[[Notice], object]) -> None:
+        """Calls ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        if self.notices is not None:
+            self.notices.hear(listener)
 
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; how much the server holds is for the server to say."""
@@ -330,6 +352,17 @@ class RedisTier:
         self._counters.stored += 1
         return True
 
+    async def _delete(self, name: bytes, key: str | bytes) -> bool:
+        await self._client.unlink(self._prefix + b"g")  # puts that have begun have no effect
+        self._counters.erased += await self._client.unlink(self._prefix + b"e" + name)
+        await self._announce(Notice(key=key))
+        return True
+
+    async def _announce(self, notice: Notice) -> None:
+        """After the deletion: who hears of it finds nothing here any more."""
+        if self.notices is not None:
+            await self._client.publish(self.notices.channel, await self.notices.record(notice))
+
     async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
         """A get or a put: within the timeout, if the breaker permits; failures are counted."""
         counters = self._counters
@@ -363,11 +396,17 @@ class RedisTier:
             self._counters.failed(error)
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
 
+    def _connect(self, most: int) -> Any:
+        return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
+
     async def _call(self, name: str, *args: Any) -> Any:
         return await getattr(self._client, name)(*args)
 
     async def _script(self, source: str, *args: Any) -> Any:
         return await self._scripts[source](args=args)
+
+    async def _try_script(self, source: str, *args: Any) -> Any:
+        return await self._attempt(lambda: self._script(source, *args), 1)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:
@@ -376,44 +415,6 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
-
-
-def _connects_in_its_own_time(connection: type[Any]) -> type[Any]:
-    """A class of connections whose handshake, several round trips, goes on when who needed it waits no longer."""
-
-    class Connection(connection):  # type: ignore[misc]
-        _connecting: asyncio.Task[None] | None = None
-
-        async def connect(self) -> None:
-            task = self._connecting
-            if task is None:
-                if self.is_connected:
-                    return
-                task = self._connecting = asyncio.get_running_loop().create_task(self._connect_within())
-                task.add_done_callback(self._connected)
-            await asyncio.shield(task)
-
-        async def _connect_within(self) -> None:
-            try:
-                async with asyncio.timeout(_CONNECT_S):
-                    await super().connect()
-            except BaseException:
-                await super().disconnect(nowait=True)  # no half of a handshake stays
-                raise
-
-        def _connected(self, task: asyncio.Task[None]) -> None:
-            self._connecting = None
-            if not task.cancelled():
-                task.exception()  # who waits has it; who does not has a timeout of its own
-
-        async def disconnect(self, *args: Any, **options: Any) -> None:
-            task = self._connecting
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            await super().disconnect(*args, **options)
-
-    return Connection
 
 
 def _both(held: Held, other: Held) -> Held:

@@ -1,0 +1,147 @@
+"""Subject and tags of what a wrapped function answers: values of the parameters that are named."""
+
+import asyncio
+import importlib.util
+import pathlib
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.retention import Retention
+from streaminfer.errors import InvalidInput
+from streaminfer.testing import run
+
+pytestmark = pytest.mark.uncompiled
+
+_spec = importlib.util.spec_from_file_location("_labelled", pathlib.Path(__file__).with_name("test_tiered.py"))
+_tiered = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiered)
+
+
+def embed(image, patient=None, *, site="north", words=()):
+    return image * 2
+
+
+async def embed_later(image, patient=None, *, site="north", words=()):
+    return image * 2
+
+
+def test_labels_erase_what_came_of_a_subject():
+    """An erasure by subject takes the answers of a sync function that were made for it, and no others."""
+    cache = si.EdgeCache()
+    wrapped = cache.wrap(embed, subject="patient")
+    for patient in ("anna", "ben", None):
+        wrapped(1, patient)
+
+    assert (cache.erase(subject="anna"), len(cache)) == (1, 2)
+    wrapped(1, "ben")
+    assert cache.statistics().hits == 1
+
+
+def test_labels_erase_by_tag_of_an_async_function():
+    """Several parameters are tags, one string each or several; a default counts as given."""
+
+    async def main():
+        cache = si.EdgeCache()
+        wrapped = cache.wrap(embed_later, tags=("site", "words"))
+        await wrapped(1)
+        await wrapped(2, site="south", words=["a", "b"])
+        return cache.erase(tag="b"), cache.erase(tag="north"), len(cache)
+
+    assert asyncio.run(main()) == (1, 1, 0)
+
+
+def test_labels_reach_the_tiers():
+    """What is stored in a tier has them too, and a refresh and an error as well."""
+
+    async def main(loop):
+        tier = _tiered.Scripted(loop.clock)
+        async with _tiered.cache_of(loop, tier, stale_s=5.0, negative_ttl_s=60.0) as cache:
+            wrapped = cache.wrap(embed_later, subject="patient", tags=("site",))
+            await wrapped(1, "anna")
+            await asyncio.sleep(11.0)
+            await wrapped(1, "anna")
+            await asyncio.sleep(0.1)
+            (entry,) = tier.held.values()
+            assert (entry.subject, entry.tags) == ("anna", frozenset(["north"]))
+            assert cache.statistics().stale == 0
+            with pytest.raises(TypeError):
+                await wrapped(None, "anna")
+            erasure = await cache.erase(subject="anna")
+            assert dict(erasure.counts) == {"memory": 2, "disk": 1}
+
+    run(main)
+
+
+def test_labels_choose_the_class():
+    """A tag that names a data class bounds the answer's time."""
+
+    async def main(loop):
+        cache = si.EdgeCache(retention=Retention(100.0, classes={"face": Retention(5.0)}), clock=loop.clock)
+        wrapped = cache.wrap(embed_later, tags=("site",))
+        await wrapped(1, site="face")
+        await wrapped(1, site="other")
+        await asyncio.sleep(6.0)
+        return len(cache)
+
+    assert run(main) == 1
+
+
+def test_labels_set_entries_apart():
+    """The same function wrapped with other names shares no entry: what one wrote could not be erased for the other."""
+    cache = si.EdgeCache()
+    plain, labelled = cache.wrap(embed), cache.wrap(embed, subject="patient")
+
+    plain(1, "anna")
+    labelled(1, "anna")
+
+    assert plain.key_of(1, "anna") != labelled.key_of(1, "anna")
+    assert cache.erase(subject="anna") == 1
+
+
+def test_labels_of_a_method_and_collected_arguments():
+    """Names are found in methods, and in functions that collect others."""
+
+    class Model:
+        fingerprint = "model 1"
+
+        def embed(self, image, *others, patient, **more):
+            return image
+
+    cache = si.EdgeCache()
+    cache.wrap(Model().embed, subject="patient")(1, 2, patient="anna", zoom=3)
+
+    assert cache.erase(subject="anna") == 1
+
+
+@pytest.mark.parametrize("value", [7, b"anna", ["anna"]], ids=repr)
+def test_subject_that_is_no_string(value):
+    """A subject that cannot be erased by is refused before anything is computed."""
+    calls = []
+
+    def model(x, patient):
+        calls.append(x)
+
+    with pytest.raises(InvalidInput, match="patient: expected a string or None, for it is the subject"):
+        si.EdgeCache().wrap(model, subject="patient")(1, value)
+    assert calls == []
+
+
+def test_tags_that_are_no_strings():
+    """So are tags."""
+    with pytest.raises(InvalidInput, match="words: expected a string, several, or None"):
+        si.EdgeCache().wrap(embed, tags=("words",))(1, words=[1])
+
+
+def test_names_that_are_no_parameters():
+    """A misspelt name is refused when the function is wrapped."""
+    with pytest.raises(ValueError, match="subject: expected a parameter's name, of image, patient, site, words"):
+        si.EdgeCache().wrap(embed, subject="pateint")
+    with pytest.raises(TypeError, match="tags: expected names of parameters, as in a tuple"):
+        si.EdgeCache().wrap(embed, tags="site")
+
+
+def test_names_for_a_service_are_refused():
+    """Requests have a subject and tags of their own."""
+    with pytest.raises(TypeError, match="subject, tags: expected no names of parameters"):
+        si.EdgeCache().wrap(_tiered.Model(), subject="patient")

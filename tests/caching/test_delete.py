@@ -1,0 +1,170 @@
+"""One key deleted: in memory, in what is computed, and in every tier."""
+
+import asyncio
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.errors import BackendError
+from streaminfer.testing import run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def _beside(name):
+    spec = importlib.util.spec_from_file_location(f"_{name}", pathlib.Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_tiered = _beside("test_tiered")
+_redis = _beside("test_redis")
+PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = _redis.Server(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_delete_removes_fresh_stale_and_failed():
+    """Memory has nothing of the key afterwards, whatever state it was in."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=1.0, stale_s=10.0, negative_ttl_s=10.0, clock=loop.clock)
+        cache.put("stale", 1)
+        await asyncio.sleep(2.0)
+        cache.put("fresh", 1)
+        cache.put_negative("failed", ValueError("no"))
+        for key in ("stale", "fresh", "failed", "absent"):
+            assert await cache.delete(key)
+        seen = cache.statistics()
+        assert (seen.entries, seen.stale, seen.negative, seen.removed) == (0, 0, 0, 3)
+
+    run(main)
+
+
+def test_delete_takes_strings_and_bytes_only():
+    """A key that tiers cannot name is refused."""
+    with pytest.raises(TypeError, match="key: expected a string or bytes"):
+        asyncio.run(si.EdgeCache().delete(7))
+
+
+def test_delete_during_a_computation():
+    """What was begun before the deletion is answered and not stored, in memory or a tier."""
+
+    async def main(loop):
+        tier, model = _tiered.Scripted(loop.clock), _tiered.Model(after_s=1.0)
+        cache = _tiered.cache_of(loop, tier)
+        wrapped = cache.wrap(model)
+        request = si.Request(np.ones(2))
+        async with cache:
+            asked = asyncio.create_task(wrapped.call(request))
+            await asyncio.sleep(0.5)
+            assert await cache.delete(wrapped.key_of(request))
+            assert (await asked).source == "model"
+            await asyncio.sleep(0.1)
+            assert (len(cache), tier.held) == (0, {})
+
+    run(main)
+
+
+def test_delete_during_a_read():
+    """What a tier answers to a read that began before the deletion is not used."""
+
+    async def main(loop):
+        tier = _tiered.Scripted(loop.clock)
+        async with _tiered.cache_of(loop, tier) as cache:
+            await cache.put_through("k", 1)
+            cache.clear()
+            tier.get_s = 0.2
+            read = asyncio.create_task(cache.fetch("k"))
+            await asyncio.sleep(0.1)
+            assert await cache.delete("k")
+            assert await read is None
+            assert (len(cache), cache.tiers.statistics()[0].withheld) == (0, 1)
+
+    run(main)
+
+
+def test_delete_that_a_tier_fails_is_not_used():
+    """A tier that did not delete is said so, and its old entry is used no more; a newer one is."""
+
+    async def main(loop):
+        tier = _tiered.Scripted(loop.clock)
+        async with _tiered.cache_of(loop, tier) as cache:
+            await cache.put_through("k", 1)
+            tier.erase_error = BackendError("gone")
+            assert not await cache.delete("k")
+            assert tier.held
+            assert await cache.fetch("k") is None
+            await cache.put_through("k", 2)
+            cache.clear()
+            assert await cache.fetch("k") == 2
+
+    run(main)
+
+
+def test_delete_before_a_put_that_waits():
+    """A deletion takes a write of the same key that still waits along; the later write wins."""
+
+    async def main(loop):
+        tier = _tiered.Scripted(loop.clock)
+        async with _tiered.cache_of(loop, tier) as cache:
+            tier.put_s = 1.0
+            first = asyncio.create_task(cache.put_through("other", 0))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(cache.put_through("k", 1))
+            await asyncio.sleep(0.1)
+            assert await cache.delete("k")
+            assert (await first, await second) == (True, False)
+            assert list(tier.held) == ["other"]
+
+    run(main)
+
+
+def test_delete_without_tiers_started():
+    """Tiers that do not run are not reached, and the answer says so."""
+
+    async def main(loop):
+        cache = _tiered.cache_of(loop, _tiered.Scripted(loop.clock))
+        cache.put("k", 1)
+        assert not await cache.delete("k")
+        assert len(cache) == 0
+
+    run(main)
+
+
+def test_delete_on_disk_and_server(tmp_path, server):
+    """Real tiers lose that key and no other."""
+
+    async def main():
+        tiers = [DiskTier(tmp_path, max_bytes=2**22), RedisTier(server.url, namespace="delete", **PATIENT)]
+        async with si.EdgeCache(tiers=tiers) as cache:
+            for key in ("k", b"k"):
+                assert await cache.put_through(key, key, subject="anna", tags=("a",))
+            assert await cache.delete("k")
+            assert [await tier.get("k") for tier in tiers] == [None, None]
+            assert [(await tier.get(b"k")).value for tier in tiers] == [b"k", b"k"]
+            assert [it.tier.erased for it in cache.tiers.statistics()] == [1, 1]
+            assert dict((await cache.erase(subject="anna")).counts) == {"memory": 1, "disk": 1, "redis": 1}
+
+    asyncio.run(main())
+
+
+def test_delete_on_a_server_that_is_gone():
+    """A server that does not answer has not deleted."""
+
+    async def main():
+        async with si.EdgeCache(tiers=[RedisTier("redis://127.0.0.1:1", **PATIENT)]) as cache:
+            assert not await cache.delete("k")
+
+    asyncio.run(main())

@@ -1,0 +1,366 @@
+"""How long an answer is used: a time that its computation says, jitter, and what is stale."""
+
+import asyncio
+import functools
+import importlib.util
+import pathlib
+import types
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching import fresh_for
+from streaminfer.caching.retention import Retention
+from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.testing import ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+S = 10**9
+_spec = importlib.util.spec_from_file_location("_tiers", pathlib.Path(__file__).with_name("test_tiered.py"))
+_tiered = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiered)
+
+
+def answers_until_s(cache, loop, function, *arguments, every_s=1.0, most=100):
+    """How many seconds an answer is given before the function is called again."""
+
+    async def count():
+        wrapped = cache.wrap(function)
+        first = await wrapped(*arguments)
+        for seconds in range(1, most):
+            await asyncio.sleep(every_s)
+            if await wrapped(*arguments) != first:
+                return seconds * every_s
+        return None
+
+    return count()
+
+
+class Counting:
+    """A function whose answers differ; it says how long they are fresh."""
+
+    fingerprint = "counting"
+
+    def __init__(self, *said):
+        self.said = said
+        self.called = 0
+
+    async def __call__(self, _):
+        self.called += 1
+        for seconds in self.said:
+            fresh_for(seconds)
+        return self.called
+
+
+@pytest.mark.parametrize(
+    ("ttl_s", "said", "lasts_s"),
+    [(30.0, (), 30), (30.0, (5.0,), 5), (30.0, (7.0, 5.0, 9.0), 5), (30.0, (60.0,), 30), (None, (5.0,), 5)],
+    ids=["nothing", "less", "shortest of several", "more than ttl_s", "no ttl_s"],
+)
+def test_fresh_for_bounds_an_answer(ttl_s, said, lasts_s):
+    """An answer is fresh as long as its computation says, and at most ``ttl_s``."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=ttl_s, clock=loop.clock)
+        assert await answers_until_s(cache, loop, Counting(*said), 1) == lasts_s
+
+    run(main)
+
+
+def test_fresh_for_of_a_sync_function():
+    """A synchronous function says it the same way."""
+    seconds = 0
+    cache = si.EdgeCache(ttl_s=30.0, clock=lambda: seconds * 10**9)
+    called = []
+
+    @cache.wrap
+    def double(x):
+        called.append(x)
+        fresh_for(5.0)
+        return 2 * x
+
+    for seconds in range(11):  # noqa: B007 - read by the clock
+        assert double(1) == 2
+    assert called == [1, 1, 1]
+
+
+def test_fresh_for_a_service_around_a_batcher():
+    """A layer behind the cache says it from the response, whatever computes in batches behind it."""
+
+    class ByScore:
+        def wrap(self, inner):
+            async def scored(request):
+                response = await inner.call(request)
+                fresh_for(1.0 if response.outputs < 0 else 60.0)
+                return response
+
+            return types.SimpleNamespace(call=scored)
+
+    async def main(loop):
+        layers = si.EdgeCache(ttl_s=60.0), ByScore(), si.AdaptiveBatcher(max_batch_size=4)
+        async with si.Stack(*layers, ScriptedBackend(duration_s=0.01), clock=loop.clock) as service:
+            for x in (-1.0, 1.0):
+                await service.call(si.Request(x))
+            await asyncio.sleep(2.0)
+            sources = [(await service.call(si.Request(x))).source for x in (-1.0, 1.0)]
+            assert sources[1] == "cache"
+            assert sources[0] != "cache"
+
+    run(main)
+
+
+def test_fresh_for_within_the_policy():
+    """A retention policy's maximum age holds whatever a computation says."""
+
+    async def main(loop):
+        cache = si.EdgeCache(retention=Retention(10.0), clock=loop.clock)
+        assert await answers_until_s(cache, loop, Counting(60.0), 1) == 10
+
+    run(main)
+
+
+def test_fresh_for_refuses_what_is_no_time():
+    """Its argument is checked inside and outside of a computation."""
+    with pytest.raises(ValueError, match="seconds: expected a finite number of seconds ≥ 0, got -1"):
+        fresh_for(-1.0)
+
+
+def spread(seed, share=0.5, **settings):
+    """Seconds for which each of twenty answers of one moment is fresh."""
+
+    async def main(loop):
+        cache = si.EdgeCache(ttl_s=100.0, ttl_jitter=share, seed=seed, clock=loop.clock, **settings)
+        calls = [answers_until_s(cache, loop, Counting(), n, every_s=0.5, most=300) for n in range(20)]
+        return await asyncio.gather(*calls)
+
+    return run(main)
+
+
+def test_jitter_spreads_the_ends():
+    """Answers of one moment end at different times, none later than ``ttl_s`` or earlier than its share less."""
+    lasted_s = spread(seed=1)
+
+    assert len(set(lasted_s)) > 15
+    assert 50.0 <= min(lasted_s) <= 60.0
+    assert 90.0 <= max(lasted_s) <= 100.0
+
+
+def test_jitter_replays_with_a_seed():
+    """The same seed draws the same times."""
+    assert spread(seed=1) == spread(seed=1) != spread(seed=2)
+
+
+def test_jitter_of_the_policy_time():
+    """A time that a policy cuts is spread as well."""
+    assert len(set(spread(seed=1, retention=Retention(80.0)))) > 15
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_jitter_is_a_share(share):
+    """A share is at least 0 and less than 1."""
+    with pytest.raises(ValueError, match="ttl_jitter: expected a share ≥ 0 and < 1"):
+        si.EdgeCache(ttl_jitter=share)
+
+
+class Model:
+    """Answers with how often it was called; fails, or hangs, while it is told to."""
+
+    fingerprint = "model"
+    enforces_deadline = False
+
+    def __init__(self):
+        self.called = 0
+        self.error = None
+        self.hangs = False
+
+    async def call(self, request):
+        self.called += 1
+        await asyncio.sleep(1000.0 if self.hangs else 0.1)
+        if self.error is not None:
+            raise self.error
+        return si.Response(self.called, False, "model")
+
+
+def windows(loop, **more):
+    """Fresh for 10 s, stale for 5 s more, outdated until 60 s after that it was fresh."""
+    return si.EdgeCache(ttl_s=10.0, stale_while_revalidate_s=5.0, stale_if_error_s=60.0, clock=loop.clock, **more)
+
+
+def seen(response):
+    return response.outputs, response.degraded
+
+
+def test_windows_default_to_stale_s():
+    """One number is both windows; each of its own takes its place."""
+    both = si.EdgeCache(stale_s=5.0).freshness
+    other = si.EdgeCache(stale_s=5.0, stale_if_error_s=60.0)
+
+    assert (both.revalidate_s, both.if_error_s, both.stale_s) == (5.0, 5.0, 5.0)
+    assert (other.freshness.revalidate_s, other.freshness.if_error_s, other.stale_s) == (5.0, 60.0, 60.0)
+
+
+def test_stale_is_given_and_outdated_is_computed():
+    """Within the first window the old answer comes at once; beyond it, the caller waits for a new one."""
+
+    async def main(loop):
+        model = Model()
+        service = windows(loop).wrap(model)
+        request = si.Request(1)
+        assert seen(await service.call(request)) == (1, False)
+        await asyncio.sleep(14.0)
+        assert seen(await service.call(request)) == (1, True)
+        await asyncio.sleep(0.2)
+        assert seen(await service.call(request)) == (2, False)  # the refresh
+        await asyncio.sleep(15.0)
+        assert seen(await service.call(request)) == (3, False)
+
+    run(main)
+
+
+def test_outdated_replaces_an_error_until_its_end():
+    """A failure is answered with what is outdated, for that window and no longer."""
+
+    async def main(loop):
+        model = Model()
+        service = windows(loop).wrap(model)
+        request = si.Request(1)
+        await service.call(request)
+        model.error = BackendError("down")
+        await asyncio.sleep(68.0)
+        assert seen(await service.call(request)) == (1, True)
+        await asyncio.sleep(4.0)
+        with pytest.raises(BackendError, match="down"):
+            await service.call(request)
+
+    run(main)
+
+
+def test_outdated_in_a_swept_table():
+    """The windows count from the same instant once the entry was set aside as stale."""
+
+    async def main(loop):
+        model = Model()
+        cache = windows(loop)
+        service = cache.wrap(model)
+        request = si.Request(1)
+        await service.call(request)
+        await asyncio.sleep(14.0)
+        cache.expire()
+        assert seen(await service.call(request)) == (1, True)
+        await asyncio.sleep(0.5)
+        model.error = BackendError("down")
+        await asyncio.sleep(16.0)
+        cache.expire()
+        assert seen(await service.call(request)) == (2, True)
+        assert model.called == 3
+
+    run(main)
+
+
+def test_outdated_is_given_at_a_deadline():
+    """A model that hangs costs its caller the deadline once, and then nothing for a second."""
+
+    async def main(loop):
+        model = Model()
+        service = windows(loop).wrap(model)
+        await service.call(si.Request(1))
+        model.hangs = True
+        await asyncio.sleep(20.0)
+        begun_ns = loop.clock()
+        first = await service.call(si.Request(1, deadline_ns=loop.clock() + S))
+        assert (seen(first), loop.clock() - begun_ns) == ((1, True), S)
+        assert seen(await service.call(si.Request(1, deadline_ns=loop.clock() + S))) == (1, True)
+        assert loop.clock() - begun_ns == S
+        await asyncio.sleep(100.0)
+
+    run(main)
+
+
+def test_outdated_spares_a_model_that_is_down():
+    """Many calls of a second in which it failed lead to two of the model: the first, and a refresh behind the others."""
+
+    async def main(loop):
+        model = Model()
+        service = windows(loop).wrap(model)
+        await service.call(si.Request(1))
+        model.error = BackendError("down")
+        await asyncio.sleep(20.0)
+        for _ in range(50):
+            assert seen(await service.call(si.Request(1))) == (1, True)
+            await asyncio.sleep(0.01)
+        assert model.called == 3
+
+    run(main)
+
+
+def test_outdated_does_not_replace_an_invalid_input():
+    """That an input is invalid is for its caller to know."""
+
+    async def main(loop):
+        model = Model()
+        service = windows(loop).wrap(model)
+        await service.call(si.Request(1))
+        model.error = InvalidInput("no")
+        await asyncio.sleep(20.0)
+        with pytest.raises(InvalidInput, match="no"):
+            await service.call(si.Request(1))
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_outdated_of_a_function(is_async):
+    """Functions of both kinds give what is outdated in place of an error."""
+    error = None
+    seconds = 0
+
+    def double(x):
+        if error is not None:
+            raise error
+        return 2 * x
+
+    async def later(x):
+        return double(x)
+
+    async def main():
+        nonlocal error, seconds
+        clock = types.SimpleNamespace(clock=lambda: seconds * S)
+        wrapped = windows(clock).wrap(later if is_async else double)
+        call = wrapped if is_async else functools.partial(asyncio.to_thread, wrapped)
+        assert await call(1) == 2
+        error, seconds = ValueError("no"), 20
+        assert await call(1) == 2
+        seconds = 80
+        with pytest.raises(ValueError, match="no"):
+            await call(1)
+
+    asyncio.run(main())
+
+
+def test_outdated_of_a_tier():
+    """What a tier has counts as if memory had had it: computed first, given where that fails."""
+
+    async def main(loop):
+        model, tier = Model(), _tiered.Scripted(loop.clock)
+        cache = windows(loop, tiers=[tier])
+        async with si.Stack(cache, model, clock=loop.clock) as service:
+            request = si.Request(1)
+            await service.call(request)
+            await asyncio.sleep(20.0)
+            cache.clear()
+            model.error = BackendError("down")
+            failed = await service.call(request)
+            assert (seen(failed), failed.source) == ((1, True), "disk")
+            model.error = None
+            await asyncio.sleep(2.0)
+            cache.clear()
+            assert seen(await service.call(request)) == (3, False)
+
+    run(main)
+
+
+def test_windows_within_the_policy():
+    """The longer window ages too: it must be shorter than the maximum age."""
+    with pytest.raises(ValueError, match="stale_s: expected less than the shortest maximum age"):
+        si.EdgeCache(retention=Retention(30.0), stale_if_error_s=60.0)

@@ -1,0 +1,256 @@
+"""What one process deletes or erases in Redis, the memory and the faster tiers of others drop: on a real server."""
+
+import asyncio
+import contextlib
+import importlib.util
+import pathlib
+import signal
+import sys
+
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
+from streaminfer.caching.tiers import DiskTier, RedisTier
+
+_spec = importlib.util.spec_from_file_location("_redis_told", pathlib.Path(__file__).with_name("test_redis.py"))
+_redis = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_redis)
+
+PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = _redis.Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def tier_of(server, **more):
+    return RedisTier(server.url, namespace="told", invalidate=True, **PATIENT, **more)
+
+
+@contextlib.asynccontextmanager
+async def cache_of(*tiers, **settings):
+    """A cache that hears of others."""
+    async with si.EdgeCache(tiers=tiers, **settings) as cache:
+        for tier in tiers:
+            if isinstance(tier, RedisTier):
+                await tier.notices.listening.wait()
+        yield cache
+
+
+async def until(condition):
+    async with asyncio.timeout(30.0):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def test_a_deletion_reaches_the_memory_of_others(server):
+    """The other cache computes again what it had in memory, and keeps what was not deleted."""
+
+    async def main():
+        async with cache_of(tier_of(server)) as one, cache_of(tier_of(server)) as other:
+            for key in ("k", b"k"):
+                await one.put_through(key, 1)
+                assert await other.fetch(key) == 1
+            assert await one.delete("k")
+            await until(lambda: "k" not in other)
+            assert (await other.fetch("k"), other.get(b"k")) == (None, 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "face"}], ids=["subject", "tag"])
+def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection):
+    """The disk in front of the server is erased as well as memory."""
+
+    async def main():
+        disk = DiskTier(tmp_path / "disk", max_bytes=2**22)
+        async with cache_of(tier_of(server)) as one, cache_of(disk, tier_of(server)) as other:
+            await other.put_through("k", 1, subject="anna", tags=("face",))
+            await other.put_through("stays", 1, subject="ben")
+            assert await one.erase(**selection) == 1
+            await until(lambda: disk.statistics().erased)
+            assert ("k" in other, await disk.get("k"), await other.fetch("k")) == (False, None, None)
+            assert other.get("stays") == 1
+
+    asyncio.run(main())
+
+
+def test_a_computation_that_an_erasure_overtakes_is_not_stored(server):
+    """What another process erases while its answer is computed here is not stored after it."""
+
+    async def main():
+        async with cache_of(tier_of(server)) as one, cache_of(tier_of(server)) as other:
+            begun, ends = asyncio.Event(), asyncio.Event()
+
+            async def model(x, patient):
+                begun.set()
+                await ends.wait()
+                return x
+
+            model.fingerprint = "model 1"
+            asked = asyncio.create_task(other.wrap(model, subject="patient")(1, "anna"))
+            await begun.wait()
+            await one.erase(subject="anna")
+            await until(lambda: other.tiers.workers[0].tier.notices.heard)
+            ends.set()
+            assert (await asked, len(other)) == (1, 0)
+
+    asyncio.run(main())
+
+
+def test_a_cache_does_not_hear_itself(server):
+    """A notice of its own changes nothing: what it stored after the deletion stays."""
+
+    async def main():
+        tier = tier_of(server)
+        async with cache_of(tier) as one, cache_of(tier_of(server)) as other:
+            await one.delete("k")
+            await one.put_through("k", 2)
+            await other.delete("last")
+            await until(lambda: tier.notices.heard)
+            assert (one.get("k"), tier.notices.heard) == (2, 1)
+
+    asyncio.run(main())
+
+
+def test_notices_are_sealed(server, tmp_path):
+    """With keys, a listener on the server reads no subject; a process with the keys does."""
+
+    async def main():
+        keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
+        with server.client() as client, client.pubsub() as spy:
+            spy.subscribe(b"{told}:n")
+            async with cache_of(tier_of(server, keys=keys)) as one, cache_of(tier_of(server, keys=keys)) as other:
+                other.put("k", 1, subject="anna")
+                await one.erase(subject="anna")
+                await until(lambda: not len(other))
+            seen = [spy.get_message(timeout=30.0) for _ in range(2)]
+        keys.close()
+        return seen[1]["data"]
+
+    assert b"anna" not in asyncio.run(main())
+
+
+def test_a_notice_that_cannot_be_read_is_passed_over(server, caplog):
+    """What others publish there ends nothing."""
+
+    async def main():
+        tier = tier_of(server)
+        async with cache_of(tier) as one, cache_of(tier_of(server)) as other:
+            one.put("k", 1)
+            with server.client() as client:
+                assert client.publish(b"{told}:n", b"nonsense") == 2
+            await other.delete("k")
+            await until(lambda: "k" not in one)
+
+    asyncio.run(main())
+    assert "a notice could not be read" in caplog.text
+
+
+def test_a_lost_connection_is_made_again(server, caplog):
+    """After a restart of the server others are heard again; the loss is counted and logged once."""
+
+    async def main():
+        tier = tier_of(server)
+        async with cache_of(tier) as one, cache_of(tier_of(server)) as other:
+            one.put("k", 1)
+            server.stop()
+            await until(lambda: not tier.notices.listening.is_set())
+            await asyncio.to_thread(server.start)
+            for each in (one, other):
+                await each.tiers.workers[0].tier.notices.listening.wait()
+            assert await other.delete("k")
+            await until(lambda: "k" not in one)
+            assert tier.notices.missed == 1
+
+    asyncio.run(main())
+    assert caplog.text.count("notices of others may be missed") == 2  # one of each tier
+
+
+def test_a_silent_server_is_lost(server, monkeypatch):
+    """A server that does not reply to a ping is lost, and heard again when it replies."""
+    monkeypatch.setattr("streaminfer.caching.tiers._redis_notices._QUIET_S", 0.2)
+
+    async def main():
+        async with cache_of(tier_of(server)) as cache:
+            notices = cache.tiers.workers[0].tier.notices
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await until(lambda: notices.missed)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            async with asyncio.timeout(30.0):
+                await notices.listening.wait()
+
+    asyncio.run(main())
+
+
+def test_without_a_server_the_cache_serves():
+    """A server that is not there costs misses, and the tier stops at once."""
+
+    async def main():
+        tier = RedisTier("redis://127.0.0.1:1", invalidate=True, **PATIENT)
+        async with si.EdgeCache(tiers=[tier]) as cache:
+            assert not await cache.delete("k")
+            cache["k"] = 1
+            assert await cache.fetch("k") == 1
+
+    asyncio.run(main())
+
+
+def test_only_those_who_say_so_are_told(server):
+    """A tier without ``invalidate`` neither tells nor hears."""
+
+    async def main():
+        quiet = RedisTier(server.url, namespace="told", **PATIENT)
+        async with cache_of(tier_of(server)) as one, si.EdgeCache(tiers=[quiet]) as other:
+            one.put("k", 1)
+            other.put("j", 1)
+            await other.delete("k")
+            await one.delete("j")
+            await asyncio.wait_for(_round_trip(one, server), 30.0)
+            assert ("k" in one, "j" in other) == (True, True)
+
+    async def _round_trip(one, server):
+        async with cache_of(tier_of(server)) as third:
+            await third.delete("marker")
+            await until(lambda: one.tiers.workers[0].tier.notices.heard)
+
+    asyncio.run(main())
+
+
+ERASE = """
+import asyncio, sys
+import streaminfer as si
+from streaminfer.caching.tiers import RedisTier
+
+
+async def main():
+    tier = RedisTier(sys.argv[1], namespace="told", invalidate=True, timeout_s=30.0, erase_timeout_s=30.0)
+    async with si.EdgeCache(tiers=[tier]) as cache:
+        print(int(await cache.erase(subject="anna")))
+
+
+asyncio.run(main())
+"""
+
+
+def test_another_process(server):
+    """It is the same between processes."""
+
+    async def main():
+        async with cache_of(tier_of(server)) as cache:
+            await cache.put_through("k", 1, subject="anna")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", ERASE, server.url, stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await process.communicate()
+            await until(lambda: "k" not in cache)
+            return output
+
+    assert asyncio.run(main()) == b"1\n"
