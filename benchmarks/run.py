@@ -27,6 +27,7 @@ BENCHMARKS = {
     "assembly": "putting batches together: reused buffers, padding, masks, over plain NumPy",
     "sessions": "sessions that share weights: memory and throughput, beside a session each",
     "reload": "hot swap of an ONNX model, 50 times under load: lost and wrong answers",
+    "worker_kills": "worker processes killed under load: answers lost, wrong, failed",
     "idle": "wake-ups of an idle batcher",
     "histogram": "LatencyHistogram: record, bulk, quantile; hdrhistogram beside it",
     "cache": "EdgeCache as a mapping beside the peers' caches: speed, memory, collector, expiry, eviction",
