@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
+    from streaminfer.caching.proof import Proof
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Overloaded,
         StreamInferError,
     )
+    from streaminfer.proving import prove
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
@@ -63,6 +65,7 @@ __all__ = [
     "MissingExtra",
     "OnnxBackend",
     "Overloaded",
+    "Proof",
     "Replica",
     "Replicas",
     "Request",
@@ -82,6 +85,7 @@ __all__ = [
     "caching",
     "content_key",
     "errors",
+    "prove",
     "resilience",
     "routing",
     "simulate",
@@ -116,6 +120,7 @@ _HOMES = {
     "MissingExtra": "errors",
     "OnnxBackend": "backends",
     "Overloaded": "errors",
+    "Proof": "caching.proof",
     "Replica": "routing",
     "Replicas": "routing",
     "Request": "request",
@@ -132,6 +137,7 @@ _HOMES = {
     "TritonBackend": "backends",
     "audit": "auditing",
     "content_key": "caching",
+    "prove": "proving",
     "simulate": "batching",
     "warmup": "_warmup",
     "what_if": "batching",

@@ -28,6 +28,7 @@ OPERATIONS = (
     "erase_labelled",
     "expire",
     "get",
+    "held",
     "lookup",
     "peek",
     "popitem",

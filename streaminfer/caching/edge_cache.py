@@ -20,9 +20,11 @@ from streaminfer.protocols import Clock, P, R, Service
 if TYPE_CHECKING:
     from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
+    from streaminfer.caching.departed import Departed
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
+    from streaminfer.caching.retention_log import RetentionLog
     from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
 
@@ -77,6 +79,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
     Attributes:
         tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
+        departed: answers that left and still live, for ``si.prove``; ``None``: there is no policy.
 
     Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
     operation takes one. Nothing of the caller's is called, and no value is freed, while the table is in the midst of a
@@ -98,10 +101,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         "_flights",
         "_heard",
         "_ledger",
+        "_own_log",
         "_policy",
         "_secret",
         "_settings",
         "_sweeper",
+        "departed",
         "tiers",
     )
 
@@ -159,6 +164,13 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
             self._ledger = Ledger(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
+        self._own_log: RetentionLog | None = None
+        self.departed: Departed | None = None
+        if retention is not None:
+            from streaminfer.caching.departed import Departed  # noqa: PLC0415 - only with a policy
+
+            self.departed = Departed()
+            self._heard.listen(self, self.departed.hear)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: Tiers | None = None
@@ -325,7 +337,24 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         count: int = self.erase_labelled(subject, tag)
         if self._ledger is not None:
             self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
+        if self.erasure_log is None or self.erasure_log is self._own_log:
+            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
+
+            self._own_log = self._own_log or RetentionLog(wall_clock=self.now)
+            asked: Any = {"where": "memory", "data_class": "", "count": count, "reason": "asked for"}
+            self._own_log.record("erased", **asked, subject=subject, tag=tag)
         return count
+
+    @property
+    def erasure_log(self) -> RetentionLog | None:
+        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        log: Any = None if self._policy is None else self._policy.log
+        if log is not None:
+            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - who has one has loaded it
+
+            if isinstance(log, RetentionLog):
+                return log
+        return self._own_log
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Tells ``listener`` each :class:`CacheEvent` from now on: evictions, expiries, erasures.

@@ -273,15 +273,17 @@ class TierWorker:
             if erasing is not None:
                 await self._erase(erasing)
             elif self._waiting:
-                key = next(iter(self._waiting))
-                write = self._waiting.pop(key)
-                self._bytes -= write.size
-                await self._put(write)
+                await self._put(self._take_next())  # no local name: it would keep the answer while nothing is written
             elif self._closing:
                 return
             else:
                 wake.clear()
                 await wake.wait()
+
+    def _take_next(self) -> Write:
+        write = self._waiting.pop(next(iter(self._waiting)))
+        self._bytes -= write.size
+        return write
 
     def _next_erasing(self) -> Erasing | None:
         for erasing in self.pending:

@@ -11,8 +11,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,7 +21,7 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.tiers._disk_store import DiskStore
 from streaminfer.caching.tiers._records import Counters, Records, selection
-from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
 from streaminfer.errors import BackendError, Closed
 from streaminfer.protocols import Clock
 
@@ -162,7 +163,7 @@ class DiskTier:
             Closed: the tier does not run.
         """
         kind, text = selection(subject, tag)
-        return await self._in_chunks(self._store.erase, kind, text)
+        return await self._in_chunks(True, self._store.erase, kind, text)
 
     async def purge(self, now_ns: int | None = None) -> int:
         """Removes what had expired by an instant of the wall clock, ``None``: now.
@@ -174,7 +175,7 @@ class DiskTier:
             BackendError: the disk failed; some may still be there.
             Closed: the tier does not run.
         """
-        return await self._in_chunks(self._store.purge, now_ns)
+        return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
         """What the file holds, by data class.
@@ -187,6 +188,19 @@ class DiskTier:
             Closed: the tier does not run.
         """
         return await self._run(self._store.inventory, tuple(classes))
+
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in the bytes of all files of the folder: freed pages, logs and strange files too.
+
+        For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
+
+        Raises:
+            BackendError: a file cannot be read.
+        """
+        try:
+            yield from self._store.scan()
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; size and entries as of the last write or purge."""
@@ -203,23 +217,23 @@ class DiskTier:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def _in_chunks(self, step: Callable[..., int], *args: Any) -> int:
+    async def _in_chunks(self, erased: bool, step: Callable[..., int], *args: Any) -> int:
         total = 0
         while True:
             removed = await self._run(step, *args)
             total += removed
             if removed == 0:
                 break
-        await self._run(self._store.flush)
+        await self._run(partial(self._store.flush, erased=erased))
         return total
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(self.purge_every_s)
             try:
-                await self.purge()
+                await self.purge()  # at once: what lay there while nothing ran may have expired long ago
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
+            await asyncio.sleep(self.purge_every_s)
 
     def _submit(self, operation: Callable[..., T], *args: Any) -> asyncio.Future[T] | None:
         """A get or a put, unless too many wait or the tier does not run."""
