@@ -62,7 +62,8 @@ class LayerStatistics(Snapshot):
         refused: writes that it did not take.
         dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
             or what was to be written had been erased.
-        forbidden: answers that the policy does not allow there; they are no writes.
+        forbidden: answers that the policy does not allow there, or that have a subject where the tier does not encrypt;
+            they are no writes.
         waiting: writes that wait at present.
         pending: erasures that are not done at present.
         tier: the tier's own.

@@ -25,7 +25,7 @@ class Scripted:
     purge_bound_s = None
     keys = None
 
-    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=False):
+    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=True):
         self.clock = clock
         self.name = name
         self.shared, self.on_disk, self.encrypted = shared, on_disk, encrypted
@@ -70,6 +70,9 @@ class Scripted:
 
     async def purge(self, now_ns=None):
         return 0
+
+    def scan(self):
+        return ()
 
     async def inventory(self, classes=()):
         return None

@@ -19,7 +19,7 @@ _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "va
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
-    """An entry that cannot be written: its value cannot be serialised, or it has a subject and there are no keys."""
+    """A value that cannot be serialised."""
 
 
 class Records:
@@ -47,9 +47,7 @@ class Records:
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """The record of an entry. Raises `NotHeld` for what cannot be serialised, or erased for good afterwards."""
-        if self._cipher is None and entry.subject is not None:
-            raise NotHeld("an entry with a subject needs a tier with keys: media keep copies that only a key can erase")
+        """The record of an entry. Raises `NotHeld` for a value that cannot be serialised."""
         fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
         try:
             record = serialise((name, *fields))
