@@ -257,7 +257,7 @@ def test_redis_key_of_any_type_is_found(server, keys, tmp_path, plant):
 
     async def main():
         async with site.stack as service:
-            await site.ask(service, 1, "anna", tags=("face",))
+            await service.layers[0].put_through("k", FACE, subject="anna", tags=("face",))
             with server.client() as client:
                 (name,) = client.scan_iter("{proof}:e*")
                 record = client.hget(name, "d")

@@ -367,7 +367,8 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             },
             log=log,
         )
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis", shared=True, on_disk=False)
+        disk = Scripted(loop.clock, encrypted=False)
+        redis = Scripted(loop.clock, "redis", shared=True, on_disk=False, encrypted=False)
         cache = cache_of(loop, disk, redis, ttl_s=None, stale_s=1.0, retention=policy)
         model = Model(0.0)
         async with si.Stack(cache, model, clock=loop.clock) as service:

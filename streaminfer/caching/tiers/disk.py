@@ -229,11 +229,11 @@ class DiskTier:
 
     async def _sweep(self) -> None:
         while True:
+            await asyncio.sleep(self.purge_every_s)
             try:
-                await self.purge()  # at once: what lay there while nothing ran may have expired long ago
+                await self.purge()
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
-            await asyncio.sleep(self.purge_every_s)
 
     def _submit(self, operation: Callable[..., T], *args: Any) -> asyncio.Future[T] | None:
         """A get or a put, unless too many wait or the tier does not run."""
