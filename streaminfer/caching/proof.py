@@ -5,7 +5,7 @@ keyed hash, or its tag, stands in the retention log) and was computed before it;
 allows, or its own time, by more than its place may take to remove it. A sealed record counts as long as its key exists;
 destroying the key is the erasure. So a destroyed key that can still be read from the bytes of the key file counts too.
 
-**Where it looks.** Every slot of each cache's table, due or not; every `Entry` that the garbage collector knows; answers
+**Where it looks.** Every slot of each cache's table, due or not; every `Entry` that the collector knows; answers
 that left a cache and still live (``departed``); what each tier's ``scan`` reads off its medium; key files; the folders
 of HTTP caches. Nothing is freed, purged or repaired first.
 
@@ -164,9 +164,7 @@ class _Judge:
             log_now_ns = self._log._now()
             for event in self._log._all():
                 if event.action == "erased" and event.where == "memory":  # where each erasure begins
-                    ages, label = (
-                        (self._subject_ages, event.subject) if event.subject else (self._tag_ages, event.tag)
-                    )
+                    ages, label = (self._subject_ages, event.subject) if event.subject else (self._tag_ages, event.tag)
                     if label is not None:
                         ages[label] = log_now_ns - event.at_ns  # the latest erasure counts
 
@@ -191,7 +189,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
     remains.add("memory", "", "", 0)
     for labels, until_ns in zip(held[::3], held[2::3], strict=True):
         subject, tags = (None, ()) if labels is None else labels[:2]
-        stored_ns = labels[3] if labels is not None and len(labels) > 2 else None  # noqa: PLR2004 - with a policy
+        stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
         age_ns = None if stored_ns is None else judge.now_ns - stored_ns
         if age_ns is not None and judge.is_erased(subject, tags, age_ns):
             remains.add("memory", "", _ERASED)

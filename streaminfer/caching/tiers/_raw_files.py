@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["read_raw"]
 
@@ -43,7 +44,8 @@ def read_raw(paths: Sequence[Path], overlap: int) -> Iterator[tuple[Path, bytes]
     if not paths:
         return
     command = [sys.executable, "-I", "-S", "-c", _READER, *map(str, paths)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as reader:  # noqa: S603 - the interpreter that runs this
         assert reader.stdout is not None  # noqa: S101 - as asked for
         assert reader.stderr is not None  # noqa: S101 - the same
         for path in paths:

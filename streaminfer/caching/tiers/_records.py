@@ -70,7 +70,6 @@ class Records:
             raise Damaged("the record of another entry")
         return entry
 
-
     def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:
         """Every record whose beginning lies in some bytes and can be read with the keys that there are.
 
