@@ -373,7 +373,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
         model = Model(0.0)
         async with si.Stack(cache, model, clock=loop.clock) as service:
             for n, tags in enumerate([("face",), ("voice",), ("face", "voice"), ("x",)]):
-                await service.call(si.Request(float(n), tags=tags, subject="anna"))
+                await service.call(si.Request(float(n), tags=(*tags, "all")))
             cache["own"] = 1
             await asyncio.sleep(0.1)
             assert sorted(it.data_class for it in redis.held.values()) == ["", "face"]
@@ -389,7 +389,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
             report = await cache.retention_report()
             assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
-            assert (await cache.erase(subject="anna")).complete
+            assert (await cache.erase(tag="all")).complete
         assert recorded("erased", "disk", "") == recorded("erased", "memory", "") == 1
         assert redis.held == {} == disk.held
 
