@@ -337,24 +337,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         count: int = self.erase_labelled(subject, tag)
         if self._ledger is not None:
             self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
-        if self.erasure_log is None or self.erasure_log is self._own_log:
-            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
-
-            self._own_log = self._own_log or RetentionLog(wall_clock=self.now)
-            asked: Any = {"where": "memory", "data_class": "", "count": count, "reason": "asked for"}
-            self._own_log.record("erased", **asked, subject=subject, tag=tag)
+        self._remember_erasure(subject, tag, count)
         return count
-
-    @property
-    def erasure_log(self) -> RetentionLog | None:
-        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
-        log: Any = None if self._policy is None else self._policy.log
-        if log is not None:
-            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - who has one has loaded it
-
-            if isinstance(log, RetentionLog):
-                return log
-        return self._own_log
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Tells ``listener`` each :class:`CacheEvent` from now on: evictions, expiries, erasures.
