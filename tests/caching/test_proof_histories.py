@@ -100,6 +100,7 @@ class History:
                 step = self.random.choice(self.steps())
                 self.trail.append(step.__name__)
                 await step()
+                await self.settled()
                 self.advance(self.random.random())
             await self.pass_time(31.0)
             return await asyncio.to_thread(si.prove, self.stack)
@@ -121,7 +122,8 @@ class History:
         return {"subject": subject, "tags": self.random.sample(TAGS, self.random.randrange(3))}
 
     async def settled(self):
-        while any(tier.waiting for tier in self.cache.tiers.statistics()):
+        """No refresh and no write is on its way: on the server it would be as old as when it began."""
+        while len(self.cache._flights.here().board) or any(it.waiting for it in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
     async def put(self):
@@ -143,8 +145,6 @@ class History:
         await self.stack(number, **label)
         await self.pass_time(65.0)
         await self.stack(number, **label)
-        for _ in range(20):  # turns of the loop, in which the refresh ends
-            await asyncio.sleep(0)
         await self.settled()
 
     async def erase_subject(self):
