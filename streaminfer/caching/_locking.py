@@ -29,6 +29,7 @@ OPERATIONS = (
     "erased_since",
     "expire",
     "get",
+    "held",
     "lookup",
     "peek",
     "popitem",

@@ -93,6 +93,7 @@ class Tiers:
         self._changing: asyncio.Lock | None = None
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
+        self._without_keys: set[str] = set()
         self._latest: Erasing | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -309,9 +310,14 @@ class Tiers:
             return waiting
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
+            if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
+                worker.forbidden += 1
+                self._refused(worker, rule, "it has a subject, and the tier has no keys")
+                self._warn_of_keys(worker)
+                continue
             if rule is not None and not rule.permits(worker.tier):
                 worker.forbidden += 1
-                self._refused(worker, rule)
+                self._refused(worker, rule, "the policy does not allow it there")
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -332,9 +338,18 @@ class Tiers:
             worker.put(write)
         return waiting
 
-    def _refused(self, worker: TierWorker, rule: Rule) -> None:
+    def _refused(self, worker: TierWorker, rule: Rule | None, why: str) -> None:
         if self._ledger is not None:
-            self._ledger.count("refused", worker.name, rule.data_class, "the policy does not allow it there")
+            self._ledger.count("refused", worker.name, "" if rule is None else rule.data_class, why)
+
+    def _warn_of_keys(self, worker: TierWorker) -> None:
+        if worker.name not in self._without_keys:
+            self._without_keys.add(worker.name)
+            _LOGGER.warning(
+                "the tier %s gets no answers that have a subject, because it has no keys to destroy; give it "
+                "keys=StoredKeys(path, master=…) of streaminfer.caching.encryption",
+                worker.name,
+            )
 
     # -- erasing ------------------------------------------------------------------------------------------------
 
