@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
+    from streaminfer.caching.proof import Proof
     from streaminfer.checklist import privacy_checklist
     from streaminfer.errors import (
         BackendError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         StreamInferError,
     )
     from streaminfer.processing_record import record_of_processing
+    from streaminfer.proving import prove
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RateLimit, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
@@ -67,6 +69,7 @@ __all__ = [
     "MissingExtra",
     "OnnxBackend",
     "Overloaded",
+    "Proof",
     "RateLimit",
     "Replica",
     "Replicas",
@@ -88,6 +91,7 @@ __all__ = [
     "content_key",
     "errors",
     "privacy_checklist",
+    "prove",
     "record_of_processing",
     "resilience",
     "routing",
@@ -125,6 +129,7 @@ _HOMES = {
     "OnnxBackend": "backends",
     "Overloaded": "errors",
     "RateLimit": "resilience",
+    "Proof": "caching.proof",
     "Replica": "routing",
     "Replicas": "routing",
     "Request": "request",
@@ -143,6 +148,7 @@ _HOMES = {
     "privacy_checklist": "checklist",
     "record_of_processing": "processing_record",
     "content_key": "caching",
+    "prove": "proving",
     "simulate": "batching",
     "warmup": "_warmup",
     "what_if": "batching",

@@ -30,6 +30,7 @@ OPERATIONS = (
     "erased_since",
     "expire",
     "get",
+    "held",
     "lookup",
     "peek",
     "popitem",

@@ -86,6 +86,9 @@ cdef class EdgeTable(Entries):
     @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t)
     cpdef list snapshot(self, int what)
 
+    @cython.locals(slot=Py_ssize_t)
+    cpdef list held(self)
+
     @cython.locals(order=COrder)
     cpdef object counters(self)
 

@@ -309,6 +309,20 @@ class EdgeTable(Entries):
                 slot = self._order.newer_than(slot)
         return found
 
+    def held(self) -> list[Any]:
+        """What lies in every slot, due or not: labels, value and the instant until which it is fresh, in turn.
+
+        Nothing is freed before, so that who looks sees what should have gone.
+        """
+        found: list[Any] = []
+        for slot in range(_FIRST, self._index.top):
+            labels = self._index.objects[3 * slot + 2]
+            if labels is not None or self._index.objects[3 * slot] is not None:
+                found.append(labels)
+                found.append(self._index.objects[3 * slot + 1])
+                found.append(self._slots._words[4 * slot + 1])
+        return found
+
     def counters(self) -> tuple[int, ...]:
         """Every number of ``CacheStatistics``, in its order, of one moment."""
         self._settle()

@@ -45,7 +45,7 @@ class Custody:
 
     def hear(self, event: CacheEvent) -> None:
         """Preserves an entry that was evicted or expired, where it must be."""
-        until_ns = self._until_ns(event.labels)
+        until_ns = self.until_ns(event.labels)
         if event.kind != "erased" and until_ns > self._cache.now():
             with self._lock:
                 self._entries.append(event)
@@ -56,7 +56,7 @@ class Custody:
     def settle(self, now_ns: int) -> int:
         """Lets go of what need not be preserved any longer; the instant of the next look, 2^63 - 1: none is known."""
         with self._lock:
-            until = [(self._until_ns(event.labels), event) for event in self._entries]
+            until = [(self.until_ns(event.labels), event) for event in self._entries]
             self._entries = [event for until_ns, event in until if until_ns > now_ns]
         if self._ledger is not None:
             for event in (event for until_ns, event in until if until_ns <= now_ns):
@@ -101,7 +101,8 @@ class Custody:
                 found.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
         return tuple(found)
 
-    def _until_ns(self, labels: Any) -> int:
+    def until_ns(self, labels: Any) -> int:
+        """The instant until which an entry must be preserved, if it leaves memory; 2^63 - 1: no end is known."""
         if self.log is not None and labels is not None and self.log.is_held(labels[0], labels[1]):
             return _NEVER
         return self._aged_ns(labels)

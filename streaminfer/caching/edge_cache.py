@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
     from streaminfer.caching.custody import Custody
+    from streaminfer.caching.departed import Departed
     from streaminfer.caching.erasure import Erasure
     from streaminfer.caching.function_shell import CachedFunction
     from streaminfer.caching.retention import Retention
+    from streaminfer.caching.retention_log import RetentionLog
     from streaminfer.caching.tiered import Tiers
 
     _Table = EdgeTable
@@ -87,6 +89,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     Attributes:
         freshness: the settings of time.
         tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
+        departed: answers that left and still live, for ``si.prove``; ``None``: there is no policy.
 
     Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
     operation takes one. Nothing of the caller's is called, and no value is freed, while the table is in the midst of a
@@ -109,9 +112,11 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         "_flights",
         "_heard",
         "_ledger",
+        "_own_log",
         "_policy",
         "_secret",
         "_settings",
+        "departed",
         "freshness",
         "tiers",
     )
@@ -185,6 +190,13 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
             self._custody = Custody(retention, self, self._ledger)
             self._heard.listen(self, self._custody.hear)
+        self._own_log: RetentionLog | None = None
+        self.departed: Departed | None = None
+        if retention is not None:
+            from streaminfer.caching.departed import Departed  # noqa: PLC0415 - only with a policy
+
+            self.departed = Departed()
+            self._heard.listen(self, self.departed.hear)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: Tiers | None = None
@@ -363,6 +375,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             count += self._custody.erase(subject, tag)
         if self._ledger is not None:
             self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
+        self._remember_erasure(subject, tag, count)
         return count
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:

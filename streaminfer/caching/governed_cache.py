@@ -20,3 +20,10 @@ class GovernedCache(EdgeCache):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.put(key, value)
+
+    def expire(self) -> int:
+        """Frees what is past its time, and what had to be preserved and need not be any longer; how many expired."""
+        gone = super().expire()
+        if self._custody is not None:
+            self._custody.settle(self.now())
+        return gone

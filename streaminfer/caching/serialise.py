@@ -33,11 +33,13 @@ import numpy as np
 from streaminfer._extras import require
 from streaminfer.errors import StreamInferError
 
-__all__ = ["Damaged", "deserialise", "serialise"]
+__all__ = ["RECORD_MARK", "Damaged", "deserialise", "first_items", "serialise"]
 
 _MAGIC = b"si-ser"
 _VERSION = 1
 _HEADER = struct.Struct("<6sHQQ")
+RECORD_MARK = _HEADER.pack(_MAGIC, _VERSION, 0, 0)[:8]
+"""The bytes that each record begins with."""
 _COUNT = struct.Struct("<Q")
 _INT = struct.Struct("<q")
 _FLOAT = struct.Struct("<d")
@@ -115,6 +117,28 @@ def deserialise(data: Buffer) -> Any:
     if reader.at != len(body):
         raise Damaged("not well formed: something follows the value")
     return value
+
+
+def first_items(data: Buffer, count: int) -> list[Any] | None:
+    """The first items of the tuple in a record, of which the rest may be missing; the checksum is not looked at.
+
+    Args:
+        data: bytes that begin with a record.
+        count: how many items.
+
+    Returns:
+        The items; ``None``: these bytes do not hold them.
+    """
+    view = memoryview(data).toreadonly().cast("B")
+    if bytes(view[: len(RECORD_MARK)]) != RECORD_MARK:
+        return None
+    reader = _Reader(view[_HEADER.size :])
+    try:
+        if bytes(reader._take(1)) != b"t" or reader._number() < count:
+            return None
+        return [reader.read(1) for _ in range(count)]
+    except Exception:  # noqa: BLE001 - whatever bytes lead to that are no record, or not all of its beginning
+        return None
 
 
 @functools.cache

@@ -64,7 +64,8 @@ class LayerStatistics(Snapshot):
         refused: writes that it did not take.
         dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
             or what was to be written had been erased.
-        forbidden: answers that the policy does not allow there; they are no writes.
+        forbidden: answers that the policy does not allow there, or that have a subject where the tier does not encrypt;
+            they are no writes.
         waiting: writes that wait at present.
         pending: erasures that are not done at present.
         tier: the tier's own.
@@ -314,15 +315,17 @@ class TierWorker:
             if erasing is not None:
                 await self._erase(erasing)
             elif self._waiting:
-                key = next(iter(self._waiting))
-                write = self._waiting.pop(key)
-                self._bytes -= write.size
-                await self._put(write)
+                await self._put(self._take_next())  # no local name: it would keep the answer while nothing is written
             elif self._closing:
                 return
             else:
                 wake.clear()
                 await wake.wait()
+
+    def _take_next(self) -> Write:
+        write = self._waiting.pop(next(iter(self._waiting)))
+        self._bytes -= write.size
+        return write
 
     def _next_erasing(self) -> Erasing | None:
         for erasing in self.pending:

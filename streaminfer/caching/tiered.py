@@ -36,7 +36,7 @@ from streaminfer.caching._ledger import Ledger
 from streaminfer.caching._wheel_cy import NEVER
 from streaminfer.caching.erasure import Erasing, Erasure, is_erased
 from streaminfer.caching.invalidation import drop
-from streaminfer.caching.retention import Holding, Retention
+from streaminfer.caching.retention import Holding, Retention, Rule
 from streaminfer.caching.tier_lookup import Found
 from streaminfer.caching.tier_worker import LayerStatistics, TierWorker, Write
 from streaminfer.caching.tiers.leases import Leases, Leasing
@@ -102,6 +102,7 @@ class Tiers:
         self._changing: asyncio.Lock | None = None
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
+        self._without_keys: set[str] = set()
         self._latest: Erasing | None = None
         self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
 
@@ -325,11 +326,14 @@ class Tiers:
             return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
+            if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
+                worker.forbidden += 1
+                self._refused(worker, rule, "it has a subject, and the tier has no keys")
+                self._warn_of_keys(worker)
+                continue
             if rule is not None and not rule.permits(worker.tier):
                 worker.forbidden += 1
-                if self._ledger is not None:
-                    why = "the policy does not allow it there"
-                    self._ledger.count("refused", worker.name, rule.data_class, why)
+                self._refused(worker, rule, "the policy does not allow it there")
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -349,6 +353,19 @@ class Tiers:
                 waiting.append(write.done)
             worker.put(write)
         return waiting
+
+    def _refused(self, worker: TierWorker, rule: Rule | None, why: str) -> None:
+        if self._ledger is not None:
+            self._ledger.count("refused", worker.name, "" if rule is None else rule.data_class, why)
+
+    def _warn_of_keys(self, worker: TierWorker) -> None:
+        if worker.name not in self._without_keys:
+            self._without_keys.add(worker.name)
+            _LOGGER.warning(
+                "the tier %s gets no answers that have a subject, because it has no keys to destroy; give it "
+                "keys=StoredKeys(path, master=…) of streaminfer.caching.encryption",
+                worker.name,
+            )
 
     # -- erasing ------------------------------------------------------------------------------------------------
 

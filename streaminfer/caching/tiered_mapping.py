@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streaminfer.caching.cache_events import CacheEvent
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.retention import Action, Holding
+    from streaminfer.caching.retention_log import RetentionLog
     from streaminfer.caching.retention_report import RetentionReport
     from streaminfer.caching.tier_lookup import Found
     from streaminfer.caching.tiered import Tiers
@@ -256,6 +257,28 @@ class TieredMapping:
         log: Any = policy.log
         events = () if log is None else log if hasattr(log, "verify") else log.events
         return build_report(policy, holdings, events, purge_bounds_s=bounds)
+
+    @property
+    def erasure_log(self) -> RetentionLog | None:
+        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        cache = cast("EdgeCache", self)
+        log: Any = None if cache._policy is None else cache._policy.log
+        if log is not None:
+            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - who has one has loaded it
+
+            if isinstance(log, RetentionLog):
+                return log
+        return cache._own_log
+
+    def _remember_erasure(self, subject: str | None, tag: str | None, count: int) -> None:
+        """Records an erasure of memory for proofs, where no `RetentionLog` of a policy does."""
+        cache = cast("EdgeCache", self)
+        if self.erasure_log is cache._own_log:
+            from streaminfer.caching.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
+
+            cache._own_log = cache._own_log or RetentionLog(wall_clock=cache.now)
+            asked: Any = {"where": "memory", "data_class": "", "count": count, "reason": "asked for"}
+            cache._own_log.record("erased", **asked, subject=subject, tag=tag)
 
     def _in_memory(self) -> list[Holding]:
         """By class: how many there are, stale ones and failures included, and the oldest; bytes where there is one."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.erasure import Erasing, Erasure, check_selection
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.errors import BackendError
@@ -129,8 +130,10 @@ def test_a_stop_ends_who_waits_for_an_erasure():
 
 
 def test_another_thread_waits_for_the_tiers(tmp_path):
+    keys = StoredKeys(":memory:", master=b"m" * 32)
+
     async def main():
-        async with si.EdgeCache(tiers=[DiskTier(tmp_path / "c", max_bytes=2**22)]) as cache:
+        async with si.EdgeCache(tiers=[DiskTier(tmp_path / "c", max_bytes=2**22, keys=keys)]) as cache:
             await cache.put_through("k", 1, subject="anna")
             outcome = await asyncio.to_thread(cache.erase, subject="anna")
             assert (outcome, outcome.complete, outcome.counts) == (2, True, {"memory": 1, "disk": 1})

@@ -12,6 +12,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching._ledger import Ledger
+from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.owed_erasures import Owed, OwedErasures
 from streaminfer.caching.retention import Retention
 from streaminfer.caching.retention_log import RetentionLog
@@ -19,6 +20,7 @@ from streaminfer.caching.tiers import DiskTier
 from streaminfer.errors import BackendError
 
 SECRET = b"s" * 32
+KEYS = StoredKeys(":memory:", master=SECRET)
 PATIENCE_S = 30.0
 
 
@@ -84,7 +86,8 @@ def test_a_stop_waits_until_all_is_recorded(tmp_path):
     """Nothing that was recorded is lost where the cache's tiers stop."""
 
     async def main():
-        cache = si.EdgeCache(retention=policy(tmp_path), tiers=[DiskTier(tmp_path / "disk", max_bytes=2**20)])
+        disk = DiskTier(tmp_path / "disk", max_bytes=2**20, keys=KEYS)
+        cache = si.EdgeCache(retention=policy(tmp_path), tiers=[disk])
         async with cache:
             for number in range(20):
                 await cache.put_through(f"k{number}", number, subject=f"subject {number}")
@@ -163,7 +166,7 @@ def test_a_forked_process_writes_its_own_records_alone():
 
 
 def on_disk(folder, name="disk"):
-    return si.EdgeCache(retention=policy(folder), tiers=[DiskTier(folder / name, max_bytes=2**20)])
+    return si.EdgeCache(retention=policy(folder), tiers=[DiskTier(folder / name, max_bytes=2**20, keys=KEYS)])
 
 
 def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import streaminfer as si
 from streaminfer.caching._ledger import Ledger
 from streaminfer.caching._wheel_cy import NEVER
+from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.invalidation import drop
 from streaminfer.caching.retention import Residual, Retention
 from streaminfer.caching.retention_log import RetentionLog
@@ -47,6 +48,13 @@ def log():
 @pytest.fixture
 def cache(clock, log):
     return si.EdgeCache(maxsize=3, retention=Retention(10.0, classes={"face": Retention(5.0)}, log=log), clock=clock)
+
+
+@pytest.fixture
+def keys():
+    keys = StoredKeys(":memory:", master=SECRET)
+    yield keys
+    keys.close()
 
 
 def actions(log):
@@ -295,14 +303,14 @@ def test_what_is_held_makes_no_room_on_the_disk(tmp_path):
     asyncio.run(main())
 
 
-def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log):
+def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, log, keys):
     class Redis(DiskTier):
         name = "redis"
         hold = None
 
     async def main():
-        disk = DiskTier(tmp_path / "a", max_bytes=2**20)
-        other = Redis(tmp_path / "b", max_bytes=2**20)
+        disk = DiskTier(tmp_path / "a", max_bytes=2**20, keys=keys)
+        other = Redis(tmp_path / "b", max_bytes=2**20, keys=keys)
         cache = si.EdgeCache(retention=Retention(0.05, log=log), tiers=[disk, other])
         async with cache:
             await cache.put_through("k", 1, subject="anna")
@@ -315,13 +323,13 @@ def test_a_hold_reaches_the_tiers_and_names_those_that_cannot(tmp_path, clock, l
     assert asyncio.run(main()) == ("redis",)
 
 
-def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log):
+def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, keys):
     async def count(tier):
         async with tier:
             return sum(held.entries for held in await tier.inventory())
 
     async def main():
-        disk = DiskTier(tmp_path, max_bytes=2**20)
+        disk = DiskTier(tmp_path, max_bytes=2**20, keys=keys)
         cache = si.EdgeCache(retention=Retention(3600.0, log=log), tiers=[disk])
         async with cache:
             await cache.put_through("k", 1, subject="anna")

@@ -25,7 +25,7 @@ class Scripted:
     purge_bound_s = None
     keys = None
 
-    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=False):
+    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=True):
         self.clock = clock
         self.name = name
         self.shared, self.on_disk, self.encrypted = shared, on_disk, encrypted
@@ -77,6 +77,9 @@ class Scripted:
 
     async def purge(self, now_ns=None):
         return 0
+
+    def scan(self):
+        return ()
 
     async def inventory(self, classes=()):
         return None
@@ -371,12 +374,13 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             },
             log=log,
         )
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis", shared=True, on_disk=False)
+        disk = Scripted(loop.clock, encrypted=False)
+        redis = Scripted(loop.clock, "redis", shared=True, on_disk=False, encrypted=False)
         cache = cache_of(loop, disk, redis, ttl_s=None, stale_s=1.0, retention=policy)
         model = Model(0.0)
         async with si.Stack(cache, model, clock=loop.clock) as service:
             for n, tags in enumerate([("face",), ("voice",), ("face", "voice"), ("x",)]):
-                await service.call(si.Request(float(n), tags=tags, subject="anna"))
+                await service.call(si.Request(float(n), tags=(*tags, "all")))
             cache["own"] = 1
             await asyncio.sleep(0.1)
             assert sorted(it.data_class for it in redis.held.values()) == ["", "face"]
@@ -393,7 +397,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
             report = await cache.retention_report()
             assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
-            assert (await cache.erase(subject="anna")).complete
+            assert (await cache.erase(tag="all")).complete
         assert recorded("erased", "disk", "") == recorded("erased", "memory", "") == 1
         assert redis.held == {} == disk.held
 

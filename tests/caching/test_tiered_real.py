@@ -66,16 +66,17 @@ def test_a_restart_keeps_the_answers(tmp_path):
 
 def test_a_site_shares_its_answers_and_the_disk_is_filled_from_it(tmp_path, server):
     model = Model()
+    keys = StoredKeys(":memory:", master=MASTER)
 
     async def main():
         sources = []
         for folder in ("one", "two", "two"):
-            tiers = [disk(tmp_path / folder), RedisTier(server.url, namespace="site", **PATIENT)]
+            tiers = [disk(tmp_path / folder, keys=keys), RedisTier(server.url, namespace="site", keys=keys, **PATIENT)]
             async with si.Stack(si.EdgeCache(ttl_s=600.0, tiers=tiers), model) as service:
                 sources.append((await service.call(si.Request(7.0, subject="anna"))).source)
         assert sources == ["model", "redis", "disk"]
         assert model.asked == 1
-        tiers = [disk(tmp_path / "two"), RedisTier(server.url, namespace="site", **PATIENT)]
+        tiers = [disk(tmp_path / "two", keys=keys), RedisTier(server.url, namespace="site", keys=keys, **PATIENT)]
         async with si.EdgeCache(tiers=tiers) as cache:
             outcome = await cache.erase(subject="anna")
         assert outcome.counts == {"memory": 0, "disk": 1, "redis": 1}
@@ -143,8 +144,9 @@ def test_what_may_not_lie_on_a_disk_does_not(tmp_path):
 
 def test_a_dead_server_costs_only_misses_and_leaves_the_erasure_pending(tmp_path):
     async def main():
-        gone = RedisTier("redis://127.0.0.1:1", **PATIENT)
-        cache = si.EdgeCache(ttl_s=600.0, tiers=[disk(tmp_path), gone])
+        keys = StoredKeys(":memory:", master=MASTER)
+        gone = RedisTier("redis://127.0.0.1:1", keys=keys, **PATIENT)
+        cache = si.EdgeCache(ttl_s=600.0, tiers=[disk(tmp_path, keys=keys), gone])
         async with si.Stack(cache, Model()) as service:
             for n in range(8):
                 assert (await service.call(si.Request(float(n), subject="anna"))).source == "model"

@@ -7,9 +7,10 @@ import pytest
 
 import streaminfer as si
 from streaminfer.auditing import Audit, Finding
-from streaminfer.caching.encryption import ServiceKeys, StoredKeys
+from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.retention import Residual, Retention
 from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.service_keys import ServiceKeys
 from streaminfer.caching.tiers import DiskTier, RedisTier
 from streaminfer.checklist import privacy_checklist
 from streaminfer.processing_record import record_of_processing

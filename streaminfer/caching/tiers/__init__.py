@@ -3,13 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, RecordCopy, Tier, TierStatistics
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.disk import DiskTier
     from streaminfer.caching.tiers.redis import RedisTier
 
-__all__ = ["DiskTier", "Entry", "RedisTier", "Tier", "TierStatistics"]
+__all__ = ["DiskTier", "Entry", "RecordCopy", "RedisTier", "Tier", "TierStatistics"]
 
 _HOMES = {"DiskTier": "disk", "RedisTier": "redis"}
 """Who uses one tier does not load what the other needs."""

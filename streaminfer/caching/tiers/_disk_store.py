@@ -7,6 +7,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
 * *Bounded*: ``max_page_count`` holds the file to its limit. Before a record goes in, room is made: first by what has
   expired, then by what was stored first. Pages that become free are used again.
 * *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
+  SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
+  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is written anew.
 * *Damage*: a file that SQLite finds malformed is removed and begun anew, unless another process has it open.
 """
 
@@ -20,9 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from streaminfer.caching.encryption import SEALED_HEAD
 from streaminfer.caching.serialise import Damaged
-from streaminfer.caching.tiers._records import Counters, NotHeld, Records
-from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held
+from streaminfer.caching.tiers._raw_files import read_raw
+from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
+from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
 
 __all__ = ["CHUNK", "DiskStore"]
 
@@ -77,6 +81,7 @@ class DiskStore:
         self._now = wall_clock
         self._db: sqlite3.Connection | None = None
         self._lock = -1
+        self._leftovers = True  # as far as is known
 
     def open(self) -> None:
         """Opens the file or makes it. Raises ``OSError`` or ``sqlite3.Error``."""
@@ -152,9 +157,49 @@ class DiskStore:
         rows = self._opened().execute(grouped)
         return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
 
-    def flush(self) -> None:
-        """Empties the log, and with it what was deleted; counts anew. Raises when others keep it busy."""
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in any file of the folder that can be read with the keys that there are."""
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        for path, raw in read_raw(files, GLIMPSED):
+            yield from self._records.copies(raw, path.name)
+
+    def flush(self, *, erased: bool) -> None:
+        """Empties the log, and with it what was deleted, and overwrites what SQLite left of that in moved cells.
+
+        Args:
+            erased: what was deleted must go; else what has expired of it.
+
+        Raises:
+            sqlite3.Error, OSError: others keep the log busy, or the medium failed.
+        """
         self._count()
+        self._empty_log()
+        if self._leftovers and self._has_leftovers(erased):
+            db = self._opened()
+            db.execute("PRAGMA temp_store = FILE")  # as large as the file
+            try:
+                db.execute("VACUUM")
+            finally:
+                db.execute("PRAGMA temp_store = MEMORY")
+            self._leftovers = False
+            self._empty_log()
+            self._count()
+
+    def _has_leftovers(self, erased: bool) -> bool:
+        """Whether the file has copies of what was deleted that must not be there."""
+        size = SEALED_HEAD
+        held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
+        self._leftovers = False
+        now_ns = self._now()
+        for _, raw in read_raw([self._file], GLIMPSED):
+            for copy in self._records.copies(raw, ""):
+                if copy.identity not in held:
+                    self._leftovers = True
+                    if erased or copy.entry.is_expired(now_ns):
+                        return True
+        return False
+
+    def _empty_log(self) -> None:
         busy = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes let go of it")
@@ -258,6 +303,7 @@ class DiskStore:
             number = db.execute(f"INSERT INTO entries ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row).lastrowid  # noqa: S608 - the same
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         counters.stored += 1
+        self._leftovers = self._leftovers or deleted > 0
         self._count(1 - deleted)
         return True
 
@@ -288,6 +334,7 @@ class DiskStore:
         with self._transaction() as db:
             deleted = db.execute(chosen, (value,)).rowcount
         if deleted:
+            self._leftovers = True
             self._count(-deleted)
         return deleted
 

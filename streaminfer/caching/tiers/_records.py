@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from streaminfer._validation import expected
-from streaminfer.caching.encryption import Cipher, KeyProvider
-from streaminfer.caching.serialise import Damaged, deserialise, serialise
-from streaminfer.caching.tiers.protocol import Entry, TierStatistics
+from streaminfer.caching.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
+from streaminfer.caching.serialise import RECORD_MARK, Damaged, deserialise, first_items, serialise
+from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 
-__all__ = ["Counters", "NotHeld", "Records", "selection"]
+__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "selection"]
+
+GLIMPSED = 2000
+"""Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
 
 _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "value")
 
@@ -65,6 +69,31 @@ class Records:
         if own_name != name:
             raise Damaged("the record of another entry")
         return entry
+
+    def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:
+        """Every record whose beginning lies in some bytes and can be read with the keys that there are.
+
+        Args:
+            raw: of a medium.
+            place: what to call where it lies.
+        """
+        mark = RECORD_MARK if self._cipher is None else SEALED_MARK
+        start = raw.find(mark)
+        while start >= 0:
+            begun: bytes | None = raw[start : start + GLIMPSED]
+            identity = begun[:SEALED_HEAD] if begun else b""
+            if self._cipher is not None and begun is not None:
+                begun = self._cipher.glimpse(begun)
+            items = None if begun is None else first_items(begun, len(_FIELDS))
+            if items is not None:
+                try:
+                    fields = dict(zip(_FIELDS[:-1], items[1:], strict=True))
+                    entry = Entry(value=None, **fields)
+                except (TypeError, ValueError):
+                    pass  # the beginning of a record with other bytes behind it
+                else:
+                    yield RecordCopy(place, identity, entry)
+            start = raw.find(mark, start + 1)
 
 
 class Counters:

@@ -11,8 +11,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,7 +21,7 @@ from streaminfer._validation import check_count, check_duration, check_instance,
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.caching.tiers._disk_store import DiskStore
 from streaminfer.caching.tiers._records import Counters, Records, selection
-from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
 from streaminfer.errors import BackendError, Closed
 from streaminfer.protocols import Clock
 
@@ -41,7 +42,8 @@ class DiskTier:
         folder: made if missing, for the owner only. It holds the file, its log, and a lock.
         max_bytes: what the file may take, at least 1 MiB; the log beside it takes about 4 MiB, more for the moment
             where one record is larger. What was stored first gives way. An entry of more than a quarter is refused. A
-            file that is larger when it is opened is begun anew.
+            file that is larger when it is opened is begun anew. A purge or erasure that leaves readable copies of what
+            it deleted writes the file anew, which takes its size once more in SQLite's folder for temporary files.
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         purge_every_s: what has expired is gone from the medium after at most so many seconds, and the time that the
             purge takes, while the tier runs.
@@ -179,7 +181,7 @@ class DiskTier:
             Closed: the tier does not run.
         """
         kind, text = selection(subject, tag)
-        return await self._in_chunks(self._store.erase, kind, text)
+        return await self._in_chunks(True, self._store.erase, kind, text)
 
     async def purge(self, now_ns: int | None = None) -> int:
         """Removes what had expired by an instant of the wall clock, ``None``: now.
@@ -191,7 +193,7 @@ class DiskTier:
             BackendError: the disk failed; some may still be there.
             Closed: the tier does not run.
         """
-        return await self._in_chunks(self._store.purge, now_ns)
+        return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
         """Begins or ends a legal hold; it lies in the file, and binds every process that opens it.
@@ -218,6 +220,19 @@ class DiskTier:
         """
         return await self._run(self._store.inventory, tuple(classes))
 
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in the bytes of all files of the folder: freed pages, logs and strange files too.
+
+        For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
+
+        Raises:
+            BackendError: a file cannot be read.
+        """
+        try:
+            yield from self._store.scan()
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
+
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; size and entries as of the last write or purge."""
         import attrs  # noqa: PLC0415 - as in all snapshots
@@ -233,14 +248,14 @@ class DiskTier:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def _in_chunks(self, step: Callable[..., int], *args: Any) -> int:
+    async def _in_chunks(self, erased: bool, step: Callable[..., int], *args: Any) -> int:
         total = 0
         while True:
             removed = await self._run(step, *args)
             total += removed
             if removed == 0:
                 break
-        await self._run(self._store.flush)
+        await self._run(partial(self._store.flush, erased=erased))
         return total
 
     async def _sweep(self) -> None:

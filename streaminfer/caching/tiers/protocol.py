@@ -16,7 +16,7 @@ from streaminfer._validation import check_duration, expected
 from streaminfer.caching.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
-__all__ = ["Entry", "Held", "HoldingTier", "Tier", "TierStatistics"]
+__all__ = ["Entry", "Held", "HoldingTier", "RecordCopy", "Tier", "TierStatistics"]
 
 SKEW_NS = 60 * 10**9
 """An entry from further in the future than this was written by a clock that has since been set back: its age is
@@ -153,6 +153,20 @@ class Held(NamedTuple):
     size_bytes: int
 
 
+class RecordCopy(NamedTuple):
+    """A copy of a record that can be read off a medium, whether or not the tier knows that it is there.
+
+    Attributes:
+        place: where it lies, such as a file's name; no personal data.
+        identity: bytes that no other record begins with.
+        entry: what can be read of it; its value is ``None``, because only the beginning is looked at.
+    """
+
+    place: str
+    identity: bytes
+    entry: Entry
+
+
 @runtime_checkable
 class Tier(Protocol):
     """Holds entries outside the process's memory.
@@ -229,6 +243,17 @@ class Tier(Protocol):
 
         Raises:
             BackendError, CircuitOpen, Closed: the medium failed.
+        """
+        ...
+
+    def scan(self) -> Iterable[RecordCopy]:
+        """Every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
+
+        Looks at the medium itself and not at indices: raw bytes of all files, freed pages included, every key of a
+        server. For any thread, whether or not the tier runs; blocks.
+
+        Raises:
+            BackendError: the medium cannot be read.
         """
         ...
 

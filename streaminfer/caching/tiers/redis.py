@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -28,7 +28,7 @@ from streaminfer.caching.tiers._redis_leases import RedisLeases
 from streaminfer.caching.tiers._redis_notices import RedisNotices
 from streaminfer.caching.tiers._redis_scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
 from streaminfer.caching.tiers.notices import Notice
-from streaminfer.caching.tiers.protocol import Entry, Held, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
 from streaminfer.errors import BackendError, CircuitOpen, Closed
 from streaminfer.protocols import Clock
 from streaminfer.resilience.circuit_breaker import CircuitBreaker
@@ -276,6 +276,26 @@ class RedisTier:
         if self.notices is not None:
             self.notices.hear(listener)
 
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in any key of the namespace, of whatever type, found by SCAN and not by index.
+
+        For any thread, whether or not the tier runs; blocks, with a connection of its own.
+
+        Raises:
+            BackendError: the server did not answer.
+        """
+        redis = require("redis", extra="redis", purpose="the Redis tier")
+        timeout_s = self._erase_timeout_s
+        try:
+            with redis.Redis.from_url(
+                self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._tls
+            ) as server:
+                for key in server.scan_iter(match=_literally(self._prefix) + b"*", count=_CHUNK):
+                    for part in _parts(server, key):
+                        yield from self._records.copies(part, "redis key")
+        except self._redis.RedisError as error:
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
     def statistics(self) -> TierStatistics:
         """A frozen snapshot; how much the server holds is for the server to say."""
         return self._counters.snapshot()
@@ -420,6 +440,26 @@ class RedisTier:
 def _both(held: Held, other: Held) -> Held:
     oldest_ns = min(held.oldest_ns, other.oldest_ns)
     return Held(held.data_class, held.entries + other.entries, oldest_ns, held.size_bytes + other.size_bytes)
+
+
+def _parts(server: Any, key: bytes) -> Iterator[bytes]:
+    """The key and all bytes under it."""
+    yield key
+    match server.type(key):
+        case b"string":
+            yield server.get(key) or b""
+        case b"hash":
+            for name, value in server.hscan_iter(key, count=_CHUNK):
+                yield from (name, value)
+        case b"set":
+            yield from server.sscan_iter(key, count=_CHUNK)
+        case b"zset":
+            yield from (member for member, _ in server.zscan_iter(key, count=_CHUNK))
+        case b"list":
+            yield from server.lrange(key, 0, -1)
+        case b"stream":
+            for _, fields in server.xrange(key):
+                yield from (*fields, *fields.values())
 
 
 def _literally(text: bytes) -> bytes:

@@ -1,0 +1,498 @@
+"""`si.prove`: it finds every remain that is planted, in each place, and nothing where nothing remains."""
+
+import asyncio
+import importlib.util
+import pathlib
+import random
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
+from streaminfer.caching.http import NginxFolder
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
+
+_spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+
+S = 10**9
+MASTER = b"m" * 32
+FACE = b"a face that must not be found on any medium"
+PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = _module.Server(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def keys(tmp_path):
+    keys = StoredKeys(tmp_path / "keys.db", master=MASTER)
+    yield keys
+    keys.close()
+
+
+class Model:
+    fingerprint = "model 1"
+
+    async def call(self, request):
+        return si.Response(np.frombuffer(FACE, np.uint8))
+
+
+class Wall:
+    """The clocks of a cache, its tiers and its log, which agree."""
+
+    def __init__(self):
+        self.now_ns = time.time_ns()
+
+    def __call__(self):
+        return self.now_ns
+
+
+class Site:
+    """A stack with a disk tier, on one clock."""
+
+    def __init__(self, folder, keys, *, tiers=(), max_age_s=600.0, **options):
+        self.wall = Wall()
+        self.folder = folder
+        self.log = RetentionLog(wall_clock=self.wall)
+        self.keys = keys
+        self.disk = DiskTier(folder, max_bytes=2**22, keys=keys, wall_clock=self.wall)
+        self.policy = si.Retention(max_age_s, log=self.log)
+        tiers = (self.disk, *tiers)
+        self.cache = si.EdgeCache(retention=self.policy, tiers=tiers, clock=self.wall, **options)
+        self.stack = si.Stack(self.cache, Model(), clock=self.wall)
+
+    async def ask(self, service, number, subject, tags=()):
+        await service(float(number), subject=subject, tags=tags)
+        while any(tier.waiting for tier in self.cache.tiers.statistics()):
+            await asyncio.sleep(0)
+
+    async def erase(self, **selection):
+        self.wall.now_ns += 1
+        assert (await self.cache.erase(**selection)).complete
+        self.wall.now_ns += 1
+
+    def prove(self, **options):
+        return si.prove(self.stack, **options)
+
+
+@pytest.fixture
+def site(tmp_path, keys):
+    return Site(tmp_path / "cache", keys)
+
+
+def test_nothing_remains_after_an_erasure(site):
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+            await site.ask(service, 2, "ben")
+            await site.erase(subject="anna")
+            return await asyncio.to_thread(site.prove)
+
+    proof = asyncio.run(main())
+
+    assert proof.counts == {"memory": 0, "objects": 0, "disk": 0, "keys": 0}
+    assert proof.ok
+    assert proof.to_dict() == {"ok": True, "counts": dict(proof.counts), "remains": [], "held": {}}
+
+
+def test_raw_copy_of_the_file_is_found_while_its_key_exists(site, tmp_path):
+    """An erasure by tag destroys no key, so a copy of the file in the folder can still be read."""
+
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna", tags=("face",))
+        shutil.copy(site.folder / "cache.db", tmp_path / "copy")
+        async with site.stack:
+            await site.erase(tag="face")
+            clean = await asyncio.to_thread(site.prove)
+            shutil.copy(tmp_path / "copy", site.folder / "forgotten.bak")
+            found = await asyncio.to_thread(site.prove)
+            await site.erase(subject="anna")
+            return clean, found, await asyncio.to_thread(site.prove)
+
+    clean, found, destroyed = asyncio.run(main())
+
+    assert clean.ok
+    assert not found.ok
+    assert found.counts["disk"] == 1
+    assert [it.where for it in found.remains] == ["forgotten.bak"]
+    assert destroyed.counts["disk"] == 0
+
+
+def test_restored_backup_cannot_be_read_after_an_erasure(site, tmp_path):
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+        shutil.copytree(site.folder, tmp_path / "backup")
+        async with site.stack:
+            await site.erase(subject="anna")
+        shutil.rmtree(site.folder)
+        shutil.copytree(tmp_path / "backup", site.folder)
+        async with DiskTier(site.folder, max_bytes=2**22, keys=site.keys) as restored:
+            key = site.stack.layers[0]
+            assert restored.statistics().entries == 1
+            assert list(restored.scan()) == []
+        assert key is site.cache
+        return site.prove()
+
+    proof = asyncio.run(main())
+
+    assert proof.ok
+    assert FACE not in b"".join(path.read_bytes() for path in site.folder.iterdir())
+
+
+def test_restored_backup_with_its_key_is_found(site, tmp_path):
+    """The same history with the keys restored as well: the proof says that the erasure is undone."""
+
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+        shutil.copytree(site.folder, tmp_path / "backup")
+        shutil.copy(tmp_path / "keys.db", tmp_path / "keys.bak")
+        async with site.stack:
+            await site.erase(subject="anna")
+        shutil.rmtree(site.folder)
+        shutil.copytree(tmp_path / "backup", site.folder)
+        shutil.copy(tmp_path / "keys.bak", tmp_path / "keys.db")
+        return site.prove()
+
+    assert asyncio.run(main()).counts["disk"] == 1
+
+
+def test_expired_record_on_a_stopped_tier_is_found(site):
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+
+    asyncio.run(main())
+    site.wall.now_ns += 629 * S
+    due = site.prove()
+    site.wall.now_ns += 2 * S
+    over = site.prove()
+
+    assert due.counts["disk"] == 0
+    assert over.counts["disk"] == 1
+
+
+def test_expired_entry_in_memory_is_found(keys, tmp_path):
+    """A cache with a clock of its own that nobody sweeps keeps what has expired, and the look frees nothing."""
+    site = Site(tmp_path / "cache", keys, ttl_s=60.0)
+    site.cache.put("k", 1, subject="anna")
+    site.wall.now_ns += 61 * S
+
+    found = site.prove()
+    again = site.prove()
+    site.cache.expire()
+
+    assert found.counts["memory"] == again.counts["memory"] == 1
+    assert site.prove().ok
+
+
+def test_entry_that_an_erasure_missed_in_memory_is_found(site):
+    site.cache.put("k", 1, subject="anna", tags=("face",))
+    site.wall.now_ns += 1
+    for selection in ({"subject": "anna"}, {"tag": "face"}):
+        site.log.record("erased", where="memory", data_class="", count=0, reason="asked for", **selection)
+        assert site.prove().counts["memory"] == 1
+    site.cache.erase(subject="anna")
+    site.wall.now_ns += 1
+    site.cache.put("k", 1, subject="anna", tags=("face",))
+
+    assert site.prove().counts["memory"] == 0
+
+
+def test_answer_that_is_kept_alive_is_found(site):
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+            leak = next(iter(site.cache.values()))
+            answer = await service(1.0, subject="anna")
+            await site.erase(subject="anna")
+            found = await asyncio.to_thread(site.prove)
+            del leak
+            return found, await asyncio.to_thread(site.prove), answer
+
+    found, clean, answer = asyncio.run(main())
+
+    assert found.counts["objects"] == 1, str(found)
+    assert clean.ok
+    assert answer.tobytes() == FACE  # a caller's own view is the caller's
+
+
+def test_entry_object_that_is_kept_alive_is_found(site):
+    entry = Entry(value=1, stored_ns=site.wall(), subject="carla of the proof")
+    site.wall.now_ns += 1
+    site.cache.erase(subject="carla of the proof")
+
+    assert site.prove().counts["objects"] == 1
+    del entry
+    assert site.prove().counts["objects"] == 0
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda client, name, record: client.set(name, record),
+        lambda client, name, record: client.hset(name, "x", record),
+        lambda client, name, record: client.sadd(name, record),
+        lambda client, name, record: client.rpush(name, record),
+        lambda client, name, record: client.zadd(name, {record: 1.0}),
+        lambda client, name, record: client.xadd(name, {"x": record}),
+    ],
+    ids=["string", "hash", "set", "list", "sorted set", "stream"],
+)
+def test_redis_key_of_any_type_is_found(server, keys, tmp_path, plant):
+    redis = RedisTier(server.url, namespace="proof", keys=keys, **PATIENT)
+    site = Site(tmp_path / "cache", keys, tiers=[redis])
+
+    async def main():
+        async with site.stack as service:
+            await service.layers[0].put_through("k", FACE, subject="anna", tags=("face",))
+            with server.client() as client:
+                (name,) = client.scan_iter("{proof}:e*")
+                record = client.hget(name, "d")
+                await site.erase(tag="face")
+                clean = await asyncio.to_thread(site.prove)
+                plant(client, "{proof}:strange", record)
+                found = await asyncio.to_thread(site.prove)
+                await site.erase(subject="anna")
+                destroyed = await asyncio.to_thread(site.prove)
+                client.flushall()
+            return clean, found, destroyed
+
+    clean, found, destroyed = asyncio.run(main())
+
+    assert clean.ok
+    assert found.counts["redis"] == 1
+    assert destroyed.counts["redis"] == 0
+
+
+def test_what_a_hold_preserves_is_held_and_no_remain(tmp_path, keys):
+    """In memory, of which custody has it, and on the disk, where nothing held is purged; until the release."""
+    site = Site(tmp_path / "cache", keys, ttl_s=60.0)
+
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna")
+            await site.ask(service, 2, "ben")
+            await site.cache.hold(subject="anna", reason="case 17")
+            site.wall.now_ns += 700 * S
+            site.cache.expire()
+            await site.disk.purge()
+            held = await asyncio.to_thread(site.prove)
+            assert len(site.cache.preserved) == 1
+            site.log.record("released", where="all", data_class="", count=0, reason="case 17", subject="anna")
+            forgotten = await asyncio.to_thread(site.prove)
+            await site.cache.release(subject="anna", reason="case 17")
+            await site.disk.purge()
+            return held, forgotten, await asyncio.to_thread(site.prove)
+
+    held, forgotten, released = asyncio.run(main())
+
+    assert held.ok, str(held)
+    assert held.held == held.to_dict()["held"] == {"memory": 1, "disk": 1}
+    assert "1 in disk: held" in str(held)
+    assert (forgotten.counts["memory"], forgotten.counts["disk"], forgotten.held) == (1, 1, {})
+    assert released.ok, str(released)
+    assert released.held == {}
+
+
+def test_what_its_minimum_age_preserves_is_held_and_no_remain():
+    wall = Wall()
+    policy = si.Retention(600.0, min_age_s=300.0)
+    cache = si.EdgeCache(retention=policy, ttl_s=60.0, clock=wall)
+    stack = si.Stack(cache, Model(), clock=wall)
+    cache.put("k", np.zeros(4), subject="anna")
+    wall.now_ns += 100 * S
+    cache.expire()
+    young = si.prove(stack)
+    wall.now_ns += 201 * S
+    over = si.prove(stack)
+    cache.expire()
+
+    assert young.ok, str(young)
+    assert young.held == {"memory": 1}
+    assert over.counts["memory"] == 1
+    assert [it.where for it in over.remains] == ["preserved"]
+    assert si.prove(stack).ok
+
+
+def test_erasures_that_wait_to_be_written_count(tmp_path, keys, monkeypatch):
+    """A thread writes a log in a file; the proof waits for it."""
+    site = Site(tmp_path / "cache", keys)
+    log = RetentionLog(tmp_path / "log.jsonl", secret=b"s" * 16, wall_clock=site.wall)
+    cache = si.EdgeCache(retention=si.Retention(600.0, log=log), clock=site.wall)
+    stack = si.Stack(cache, Model(), clock=site.wall)
+    write, writer = log.record, cache._ledger._writer
+
+    def record(*args, **options):
+        with writer._changed:
+            writer._changed.wait_for(lambda: writer._draining)
+        write(*args, **options)
+
+    monkeypatch.setattr(log, "record", record)
+    entry = Entry(value=1, stored_ns=site.wall(), subject="dora of the proof")
+    site.wall.now_ns += 1
+    cache.erase(subject=entry.subject)
+    proof = si.prove(stack)
+    cache._ledger.drain()
+
+    assert proof.counts["objects"] == 1
+
+
+def test_server_that_is_gone_proves_nothing(keys, tmp_path):
+    site = Site(tmp_path / "cache", keys, tiers=[RedisTier("redis://127.0.0.1:1", keys=keys)])
+
+    with pytest.raises(si.BackendError, match="the Redis tier 'streaminfer' failed"):
+        site.prove()
+
+
+def test_destroyed_key_in_the_key_file_is_found(site, tmp_path):
+    """Rows are deleted as SQLite does by default, without overwriting them."""
+    identity = site.keys.current("anna").id
+    site.keys._db.execute("PRAGMA secure_delete = OFF")
+    site.keys._db.execute("DELETE FROM keys")
+    assert site.prove().counts["keys"] == 1
+
+    site.keys._db.execute("VACUUM")
+
+    assert site.prove().counts["keys"] == 0
+    assert identity not in (tmp_path / "keys.db").read_bytes()
+
+
+@pytest.mark.parametrize("subjects", [40, 400])
+def test_destroyed_keys_leave_no_byte(tmp_path, subjects):
+    """SQLite moves rows when pages become empty, and leaves copies of them."""
+    keys = StoredKeys(tmp_path / "many.db", master=MASTER)
+    for number in range(subjects):
+        keys.current(f"{number}")
+    wrapped = [row[0] for row in keys._db.execute("SELECT wrapped FROM keys")]
+
+    for number in range(subjects):
+        if number % 7:
+            keys.destroy(f"{number}")
+    raw = (tmp_path / "many.db").read_bytes()
+    left = sum(row[12:28] in raw or row[28:44] in raw for row in wrapped)
+    recoverable = keys.recoverable()
+    keys.close()
+
+    assert recoverable == 0
+    assert left == len(range(0, subjects, 7))
+
+
+def test_expired_records_leave_no_byte_that_can_be_read(tmp_path, keys):
+    """The same for records on the disk, whose keys live as long as their subjects; without the look 1 is left."""
+    chance = random.Random(1)
+    wall = Wall()
+
+    async def main():
+        async with DiskTier(tmp_path / "cache", max_bytes=2**24, keys=keys, wall_clock=wall) as tier:
+            for number in range(800):
+                wall.now_ns += S // 10
+                name, value = f"{chance.randrange(60)}", np.zeros(chance.randrange(100, 600), np.uint8)
+                label = {"ttl_s": float(chance.choice([10, 20, 30, 40, 50])), "tags": [str(chance.randrange(3))]}
+                await tier.put(name, Entry(value=value, stored_ns=wall(), subject="anna", **label))
+                if number % 50 == 49:
+                    await tier.purge()
+            await tier.purge()
+            return sum(copy.entry.is_expired(wall()) for copy in tier.scan())
+
+    assert asyncio.run(main()) == 0
+
+
+def test_subject_without_keys_reaches_no_medium(tmp_path, caplog):
+    site = Site(tmp_path / "cache", None)
+
+    async def main():
+        async with site.stack as service:
+            await site.ask(service, 1, "anna of the street")
+            await site.ask(service, 2, None)
+            assert b"anna" not in b"".join(path.read_bytes() for path in site.folder.iterdir())
+            return site.disk.statistics()
+
+    seen = asyncio.run(main())
+
+    assert seen.stored == 1
+    assert site.cache.tiers.statistics()[0].forbidden == 1
+    assert "gets no answers that have a subject" in caplog.text
+
+
+def test_complete_erasure_leaves_no_name_and_no_value_in_the_bytes(site):
+    names = [f"person number {number}" for number in range(60)]
+
+    async def main():
+        async with site.stack as service:
+            for number, name in enumerate(names):
+                await site.ask(service, number, name, tags=("the-tag-of-all",))
+            for name in names:
+                await site.erase(subject=name)
+            live = b"".join(path.read_bytes() for path in site.folder.iterdir())
+            copies = list(site.disk.scan())
+        return live + b"".join(path.read_bytes() for path in site.folder.iterdir()), copies
+
+    raw, copies = asyncio.run(main())
+
+    assert copies == []
+    for word in (FACE, b"person number", b"the-tag-of-all"):
+        assert word not in raw
+
+
+def _nginx_file(folder, name, fields, body=b"body"):
+    folder.mkdir(parents=True, exist_ok=True)
+    head = b"\x05\0\0\0binary head\nKEY: GET/x\nHTTP/1.1 200 OK\r\n"
+    (folder / name).write_bytes(head + fields + b"\r\n\r\n" + body)
+
+
+def test_nginx_folder_is_looked_into(site, tmp_path):
+    folder = tmp_path / "nginx"
+    now = time.time()
+
+    def date(age_s):
+        return b"Date: " + time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now - age_s)).encode()
+
+    _nginx_file(folder / "a" / "bc", "new", date(5) + b"\r\nCache-Control: max-age=60")
+    clean = site.prove(http_caches=[NginxFolder(folder, purge_bound_s=30.0)])
+    _nginx_file(folder / "a" / "bc", "old", date(640) + b"\r\nCache-Control: max-age=60")
+    _nginx_file(folder, "private", date(5) + b"\r\nCache-Control: private, max-age=60")
+    found = site.prove(http_caches=[NginxFolder(folder, purge_bound_s=30.0)])
+
+    assert clean.counts["http"] == 0
+    assert found.counts["http"] == 2
+    assert sorted(it.where for it in found.remains) == ["old", "private"]
+
+
+def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):
+    disk = DiskTier(tmp_path / "cache", max_bytes=2**22, keys=keys)
+    cache = si.EdgeCache(ttl_s=60.0, tiers=[disk])
+    stack = si.Stack(cache, Model())
+
+    async def main():
+        async with stack as service:
+            await service(1.0, subject="anna", tags=("face",))
+        shutil.copy(tmp_path / "cache" / "cache.db", tmp_path / "copy")
+        async with stack:
+            assert (await cache.erase(tag="face")).complete
+            clean = await asyncio.to_thread(si.prove, stack)
+        shutil.copy(tmp_path / "copy", tmp_path / "cache" / "copy")
+        return clean, si.prove(stack)
+
+    clean, found = asyncio.run(main())
+
+    assert clean.ok
+    assert found.counts["disk"] == 1
+
+
+def test_only_a_stack_is_proven():
+    with pytest.raises(TypeError, match="stack: expected a Stack"):
+        si.prove(si.EdgeCache())

@@ -1,0 +1,212 @@
+"""Random histories of a site, after each of which `si.prove` must count nothing.
+
+A history puts, asks (alone and together, so that callers follow one flight), refreshes stale answers, erases by subject
+and tag, lets time pass, loses keys of the Redis server as ``allkeys-lru`` does, crashes at an instant of which the disk
+keeps what was written, and restores a backup of the disk. ``STREAMINFER_HISTORIES=500`` runs as many; 25 without.
+
+Left out, each because it brings back what no key can be destroyed for, or because it is another part's to prove: a
+crash while an erasure is not done, and a backup from before an erasure by tag.
+"""
+
+import asyncio
+import importlib.util
+import os
+import pathlib
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.caching.encryption import StoredKeys
+from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.tiers import DiskTier, RedisTier
+
+_spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+
+S = 10**9
+EPOCH = 1_700_000_000 * S
+HISTORIES = int(os.environ.get("STREAMINFER_HISTORIES", "25"))
+STEPS = 25
+SUBJECTS = [f"person {number} of the histories" for number in range(5)]
+TAGS = ["face", "voice", "door 3"]
+PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = _module.Server(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+class Wall:
+    def __init__(self):
+        self.now_ns = EPOCH
+
+    def __call__(self):
+        self.now_ns += 1
+        return self.now_ns
+
+
+class Model:
+    fingerprint = "model 1"
+
+    async def call(self, request):
+        await asyncio.sleep(0)
+        return si.Response(np.full(int(request.inputs) * 97 % 900 + 1, request.inputs))
+
+
+class History:
+    """One site through its life: processes come and go, the disk, the keys, the server and the log stay."""
+
+    def __init__(self, folder, server, seed):
+        self.random = random.Random(seed)
+        self.folder, self.server = folder, server
+        self.disk_folder = folder / "cache"
+        self.backup = folder / "backup"
+        self.has_backup = False
+        self.wall = Wall()
+        self.keys = StoredKeys(folder / "keys.db", master=b"m" * 32)
+        self.log = RetentionLog(folder / "log.jsonl", secret=b"s" * 16, wall_clock=self.wall)
+        self.with_redis = self.random.random() < 0.5
+        self.trail = []
+
+    def begin(self):
+        """A new process."""
+        options = {"keys": self.keys, "wall_clock": self.wall}
+        self.disk = DiskTier(self.disk_folder, max_bytes=2**20, **options)
+        tiers = [self.disk]
+        if self.with_redis:
+            tiers.append(RedisTier(self.server.url, namespace="history", **options, **PATIENT))
+        classes = {"voice": si.Retention(40.0), "face": si.Retention(120.0)}
+        policy = si.Retention(300.0, classes=classes, log=self.log)
+        self.cache = si.EdgeCache(ttl_s=60.0, stale_s=20.0, maxsize=30, retention=policy, tiers=tiers, clock=self.wall)
+        self.stack = si.Stack(self.cache, Model(), clock=self.wall)
+
+    async def run(self):
+        self.begin()
+        await self.stack.start()
+        try:
+            for _ in range(STEPS):
+                step = self.random.choice(self.steps())
+                self.trail.append(step.__name__)
+                await step()
+                await self.settled()
+                self.advance(self.random.random())
+            await self.pass_time(31.0)
+            return await asyncio.to_thread(si.prove, self.stack)
+        finally:
+            await self.stack.stop(drain=False, timeout_s=30.0)
+            self.keys.close()
+
+    def steps(self):
+        steps = [self.put, self.put, self.ask, self.ask, self.follow, self.refresh, self.erase_subject, self.erase_tag]
+        steps += [self.time_passes, self.crash, self.back_up]
+        if self.has_backup:
+            steps.append(self.restore)
+        if self.with_redis:
+            steps.append(self.evict)
+        return steps
+
+    def label(self):
+        subject = self.random.choice([*SUBJECTS, None])
+        return {"subject": subject, "tags": self.random.sample(TAGS, self.random.randrange(3))}
+
+    async def settled(self):
+        """No refresh and no write is on its way: on the server it would be as old as when it began."""
+        while len(self.cache._flights.here().board) or any(it.waiting for it in self.cache.tiers.statistics()):
+            await asyncio.sleep(0)
+
+    async def put(self):
+        for _ in range(self.random.randrange(1, 6)):
+            value = np.full(self.random.randrange(1, 900), 1.0)
+            await self.cache.put_through(f"{self.random.randrange(20)}", value, **self.label())
+
+    async def ask(self):
+        await self.stack(self.random.randrange(20), **self.label())
+        await self.settled()
+
+    async def follow(self):
+        number, label = self.random.randrange(20), self.label()
+        await asyncio.gather(*(self.stack(number, **label) for _ in range(3)))
+        await self.settled()
+
+    async def refresh(self):
+        number, label = self.random.randrange(20), self.label()
+        await self.stack(number, **label)
+        await self.pass_time(65.0)
+        await self.stack(number, **label)
+        await self.settled()
+
+    async def erase_subject(self):
+        await self.erase(subject=self.random.choice(SUBJECTS))
+
+    async def erase_tag(self):
+        self.has_backup = False  # it would bring back what was erased by tag
+        await self.erase(tag=self.random.choice(TAGS))
+
+    async def erase(self, **selection):
+        erasure = await self.cache.erase(**selection)
+        assert erasure.complete, erasure
+
+    async def time_passes(self):
+        await self.pass_time(self.random.choice([0.5, 10.0, 45.0, 130.0]))
+
+    async def pass_time(self, seconds):
+        """Then what runs by timers in a process runs."""
+        self.advance(seconds)
+        self.cache.expire()
+        await self.disk.purge()
+
+    def advance(self, seconds):
+        """On the server too, which has a clock of its own."""
+        self.wall.now_ns += round(seconds * S)
+        if self.with_redis:
+            with self.server.client() as client:
+                for key in client.scan_iter("*"):
+                    left_ms = client.pttl(key)
+                    if left_ms >= 0:
+                        client.pexpire(key, max(left_ms - round(seconds * 1000), 0))
+
+    async def crash(self):
+        await self.replace_process(self.disk_folder)
+
+    async def back_up(self):
+        shutil.rmtree(self.backup, ignore_errors=True)
+        shutil.copytree(self.disk_folder, self.backup)
+        self.has_backup = True
+
+    async def restore(self):
+        await self.replace_process(self.backup)
+
+    async def replace_process(self, image):
+        """What the disk has at this instant, or had, is what the next process finds."""
+        shutil.copytree(image, self.folder / "image")
+        await self.stack.stop(drain=False, timeout_s=30.0)
+        shutil.rmtree(self.disk_folder)
+        (self.folder / "image").rename(self.disk_folder)
+        self.begin()
+        await self.stack.start()
+        await self.disk.purge()
+
+    async def evict(self):
+        with self.server.client() as client:
+            keys = sorted(client.scan_iter("*"))
+            for key in self.random.sample(keys, min(len(keys), 4)):
+                client.delete(key)
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_nothing_remains_after_a_history(seed, tmp_path, server):
+    with server.client() as client:
+        client.flushall()
+    history = History(tmp_path, server, seed)
+
+    proof = asyncio.run(history.run())
+
+    assert proof.ok, f"{proof}\nafter {', '.join(history.trail)}"
