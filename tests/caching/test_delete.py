@@ -150,12 +150,12 @@ def test_delete_on_disk_and_server(tmp_path, server):
         tiers = [DiskTier(tmp_path, max_bytes=2**22), RedisTier(server.url, namespace="delete", **PATIENT)]
         async with si.EdgeCache(tiers=tiers) as cache:
             for key in ("k", b"k"):
-                assert await cache.put_through(key, key, subject="anna", tags=("a",))
+                assert await cache.put_through(key, key, tags=("a",))
             assert await cache.delete("k")
             assert [await tier.get("k") for tier in tiers] == [None, None]
             assert [(await tier.get(b"k")).value for tier in tiers] == [b"k", b"k"]
             assert [it.tier.erased for it in cache.tiers.statistics()] == [1, 1]
-            assert dict((await cache.erase(subject="anna")).counts) == {"memory": 1, "disk": 1, "redis": 1}
+            assert dict((await cache.erase(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
 
     asyncio.run(main())
 

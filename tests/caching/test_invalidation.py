@@ -68,8 +68,14 @@ def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection)
     """The disk in front of the server is erased as well as memory."""
 
     async def main():
-        disk = DiskTier(tmp_path / "disk", max_bytes=2**22)
-        async with cache_of(tier_of(server)) as one, cache_of(disk, tier_of(server)) as other:
+        keys = StoredKeys(tmp_path / "keys.db", master=b"m" * 32)
+        disk = DiskTier(tmp_path / "disk", max_bytes=2**22, keys=keys)
+        async with (
+            contextlib.AsyncExitStack() as stack,
+            cache_of(tier_of(server, keys=keys)) as one,
+            cache_of(disk, tier_of(server, keys=keys)) as other,
+        ):
+            stack.callback(keys.close)
             await other.put_through("k", 1, subject="anna", tags=("face",))
             await other.put_through("stays", 1, subject="ben")
             assert await one.erase(**selection) == 1
@@ -233,7 +239,7 @@ from streaminfer.caching.tiers import RedisTier
 async def main():
     tier = RedisTier(sys.argv[1], namespace="told", invalidate=True, timeout_s=30.0, erase_timeout_s=30.0)
     async with si.EdgeCache(tiers=[tier]) as cache:
-        print(int(await cache.erase(subject="anna")))
+        print(int(await cache.erase(tag="face")))
 
 
 asyncio.run(main())
@@ -245,7 +251,7 @@ def test_another_process(server):
 
     async def main():
         async with cache_of(tier_of(server)) as cache:
-            await cache.put_through("k", 1, subject="anna")
+            await cache.put_through("k", 1, tags=["face"])
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", ERASE, server.url, stdout=asyncio.subprocess.PIPE
             )
