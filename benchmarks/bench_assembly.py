@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from streaminfer._own_arrays import own_arrays
+from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.backends import CpuBackend
-from streaminfer.batching import padding
-from streaminfer.batching.assembly import Assembler
-from streaminfer.batching.buckets import Buckets
-from streaminfer.batching.stacking import stack_rows
+from streaminfer.batching.assembly import padding
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.buckets import Buckets
+from streaminfer.batching.assembly.stacking import stack_rows
 from streaminfer.request import Batch, Request
 
 ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"

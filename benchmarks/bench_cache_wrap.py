@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.caching.cache_layer import put_in_front
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.request import Request, Response
 
 CALLS = 500

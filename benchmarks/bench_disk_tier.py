@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.encryption import StoredKeys
 
 MIB = 2**20
 KEYS = 40

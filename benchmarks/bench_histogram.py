@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from streaminfer.telemetry import kernels
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.histograms import kernels
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 VALUES = 1_000_000
 PER_LOOP = 2_000

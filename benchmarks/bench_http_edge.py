@@ -22,7 +22,7 @@ from pathlib import Path
 from guarded_calls import least_ns
 
 import streaminfer as si
-from streaminfer.caching.http import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
+from streaminfer.http_edge import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 

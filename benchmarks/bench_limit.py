@@ -20,9 +20,9 @@ from guarded_calls import CALLS, least_ns
 
 import streaminfer as si
 from streaminfer.request import Request, Response, Timings
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
-from streaminfer.resilience.hedge import Hedge
-from streaminfer.resilience.retry import RetryBudget
+from streaminfer.resilience.hedge.hedging import Hedge
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.retry.retry_budget import RetryBudget
 from streaminfer.testing import VirtualLoop, run
 
 BAR_NS = 500.0

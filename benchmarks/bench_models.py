@@ -26,9 +26,9 @@ import numpy as np
 from models import MODELS, Model
 
 import streaminfer as si
-from streaminfer.batching import arrivals
-from streaminfer.batching.assembly import AssembledBatch
-from streaminfer.batching.profiling import profile
+from streaminfer.batching.assembly.assembler import AssembledBatch
+from streaminfer.simulation import arrivals
+from streaminfer.simulation.profiling import profile
 
 CAP = 32
 SIZES = (1, 2, 4, 8, 16, 32)

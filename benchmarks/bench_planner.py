@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from workload import BATCH, CAPACITY, ROWS, Ask, Contestant, Infer, figures, largest_rate, on_time
 
 import streaminfer as si
-from streaminfer.batching import Lookahead, PolicyName, ServiceTime, arrivals, clairvoyant_optimum, simulate
-from streaminfer.batching._queue_cy import RequestQueue
+from streaminfer.batching import Lookahead, PolicyName, ServiceTime, clairvoyant_optimum, simulate
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop
 
 SEEDS = (1, 2, 3)

@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the peers' envir
 from floor import MinimalGreedy
 
 import streaminfer as si
-from streaminfer.batching import PolicyName, arrivals
+from streaminfer.batching import PolicyName
+from streaminfer.simulation import arrivals
 
 BATCH = 64
 SLO_S = 0.05

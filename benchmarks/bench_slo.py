@@ -15,11 +15,11 @@ from floor import cpu_per_request
 
 import streaminfer as si
 from streaminfer.errors import BackendError
-from streaminfer.telemetry._budget_recorder_cy import BudgetRecorder
 from streaminfer.telemetry._recorder_cy import Recorder
-from streaminfer.telemetry.histogram import LatencyHistogram
-from streaminfer.telemetry.rolling import RollingHistogram
-from streaminfer.telemetry.slo import SLO
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
+from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder
+from streaminfer.telemetry.objectives.slo import SLO
 
 PER_LOOP = 2_000
 REPEAT = 300

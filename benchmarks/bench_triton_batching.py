@@ -50,7 +50,7 @@ from tritonclient.utils import InferenceServerException
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.batching import arrivals
+from streaminfer.simulation import arrivals
 
 BATCH = 16
 FULL_BATCH_S = 0.020

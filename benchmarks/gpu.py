@@ -24,8 +24,8 @@ import numpy.typing as npt
 import onnxruntime
 
 import streaminfer as si
-from streaminfer.backends._onnx_binding import Binding
-from streaminfer.backends._onnx_providers import cuda_provider, tensorrt_provider
+from streaminfer.backends.onnx.binding import Binding
+from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 MODEL = Path(__file__).parents[1] / "examples" / "assets" / "blaze_front.onnx"

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import streaminfer as si
-from streaminfer.batching import Decision, PolicyName, arrivals
-from streaminfer.batching.service import BatchedService
+from streaminfer.batching import Decision, PolicyName
+from streaminfer.batching.batched_service import BatchedService
 from streaminfer.request import Batch
+from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching import arrivals
+from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
 
 BATCH = 64

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import streaminfer as si
-from streaminfer.caching.http import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
+from streaminfer.http_edge import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
 
 __all__ = ["Answer", "Edge", "Handler", "normalise", "serve"]
 

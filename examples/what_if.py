@@ -6,7 +6,8 @@ Runs on a virtual clock. Run it from the root of a checkout.
 import asyncio
 
 import streaminfer as si
-from streaminfer.batching import ServiceTime, arrivals, what_if
+from streaminfer.batching import ServiceTime, what_if
+from streaminfer.simulation import arrivals
 from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
 GPU = ServiceTime.affine(0.005, 0.001)  # what a batch takes: 5 ms, and 1 ms for each request

@@ -13,21 +13,23 @@ A handful of primitives, each useful alone, that compose into one service::
 Names are loaded at first use, so that importing the package costs little.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streaminfer import _compiled_modules
+from streaminfer._internal import compiled_modules as _compiled_modules
+from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer import backends, batching, caching, errors, resilience, routing, telemetry, testing
+    from streaminfer import backends, batching, caching, errors, resilience, routing, simulation, telemetry, testing
     from streaminfer._warmup import warmup
-    from streaminfer.auditing import audit
+    from streaminfer.auditing.cache_proof import Proof
+    from streaminfer.auditing.checklist import privacy_checklist
+    from streaminfer.auditing.processing_record import record_of_processing
+    from streaminfer.auditing.stack_audit import audit
+    from streaminfer.auditing.stack_proof import prove
     from streaminfer.backends import CpuBackend, OnnxBackend, TritonBackend
-    from streaminfer.batching import AdaptiveBatcher, DecisionLog, Trace, simulate, what_if
+    from streaminfer.batching import AdaptiveBatcher
     from streaminfer.blocking import BlockingStack
     from streaminfer.caching import EdgeCache, Retention, content_key
-    from streaminfer.caching.proof import Proof
-    from streaminfer.checklist import privacy_checklist
     from streaminfer.errors import (
         BackendError,
         CircuitOpen,
@@ -39,11 +41,10 @@ if TYPE_CHECKING:
         Overloaded,
         StreamInferError,
     )
-    from streaminfer.processing_record import record_of_processing
-    from streaminfer.proving import prove
     from streaminfer.request import Batch, Request, Response
     from streaminfer.resilience import CircuitBreaker, ConcurrencyLimit, Hedge, RateLimit, RetryBudget
     from streaminfer.routing import FallbackRouter, Replica, Replicas, Route
+    from streaminfer.simulation import DecisionLog, Trace, simulate, what_if
     from streaminfer.stack import Stack
     from streaminfer.telemetry import SLO, LatencyHistogram, RollingHistogram, Telemetry
 
@@ -96,6 +97,7 @@ __all__ = [
     "resilience",
     "routing",
     "simulate",
+    "simulation",
     "telemetry",
     "testing",
     "warmup",
@@ -118,7 +120,7 @@ _HOMES = {
     "ConcurrencyLimit": "resilience",
     "CpuBackend": "backends",
     "DeadlineExceeded": "errors",
-    "DecisionLog": "batching",
+    "DecisionLog": "simulation",
     "EdgeCache": "caching",
     "ErasureHeld": "errors",
     "FallbackRouter": "routing",
@@ -128,13 +130,13 @@ _HOMES = {
     "MissingExtra": "errors",
     "OnnxBackend": "backends",
     "Overloaded": "errors",
+    "Proof": "auditing.cache_proof",
     "RateLimit": "resilience",
-    "Proof": "caching.proof",
     "Replica": "routing",
     "Replicas": "routing",
     "Request": "request",
     "Response": "request",
-    "Retention": "caching",
+    "Retention": "compliance.retention",
     "RetryBudget": "resilience",
     "RollingHistogram": "telemetry",
     "Route": "routing",
@@ -142,30 +144,35 @@ _HOMES = {
     "Stack": "stack",
     "StreamInferError": "errors",
     "Telemetry": "telemetry",
-    "Trace": "batching",
+    "Trace": "simulation",
     "TritonBackend": "backends",
-    "audit": "auditing",
-    "privacy_checklist": "checklist",
-    "record_of_processing": "processing_record",
+    "audit": "auditing.stack_audit",
     "content_key": "caching",
-    "prove": "proving",
-    "simulate": "batching",
+    "privacy_checklist": "auditing.checklist",
+    "prove": "auditing.stack_proof",
+    "record_of_processing": "auditing.processing_record",
+    "simulate": "simulation",
     "warmup": "_warmup",
-    "what_if": "batching",
+    "what_if": "simulation",
 }
-_MODULES = ("backends", "batching", "caching", "errors", "resilience", "routing", "telemetry", "testing")
+_MODULES = {
+    name: name
+    for name in (
+        "backends",
+        "batching",
+        "caching",
+        "errors",
+        "resilience",
+        "routing",
+        "simulation",
+        "telemetry",
+        "testing",
+    )
+}
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-            globals()[name] = value
-            return value
-        if name in _MODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__, _ = lazy_attributes(__name__, _HOMES, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -28,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _warm_up() -> int:
-    from streaminfer.batching import kernel_loader, optimum_kernels, padding  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.batching.assembly import padding  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
-    from streaminfer.telemetry import kernels  # noqa: PLC0415
+    from streaminfer.simulation import offline_optimum_kernels as optimum_kernels  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     steps = {
         "planner": kernel_loader.load,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from streaminfer._validation import brief
+from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Request", "Response", "Timings", "check_priority"]

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from streaminfer._stopping import STOP_LIMIT_S
-from streaminfer._validation import check_duration
+from streaminfer._internal.validation import check_duration
+from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer.errors import Closed
 from streaminfer.request import CallSettings, MapSettings, Request, Response
 from streaminfer.stack import Stack, StackStatistics

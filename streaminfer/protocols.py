@@ -54,7 +54,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
-from streaminfer._validation import expected
+from streaminfer._internal.validation import expected
 from streaminfer.request import Batch, Request, Response
 
 __all__ = [

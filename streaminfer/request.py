@@ -4,8 +4,8 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
+from streaminfer._internal.validation import check_duration
 from streaminfer._request_cy import Request, Response, Timings, check_priority
-from streaminfer._validation import check_duration
 from streaminfer.errors import InvalidInput
 
 __all__ = [

@@ -12,17 +12,17 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer._composition import compose
-from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
-from streaminfer._many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
-from streaminfer._objective import find_slo
-from streaminfer._stack_run import StackRun
-from streaminfer._stack_statistics import StackState, StackStatistics
-from streaminfer._start_report import PartStart, StartReport, names_of_parts
-from streaminfer._stopping import STOP_LIMIT_S
-from streaminfer._validation import check_count, check_duration, check_instance, expected
-from streaminfer.batching.service import BatchedService
+from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._runtime.objective import find_slo
+from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._stack.composition import compose
+from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
+from streaminfer._stack.run import StackRun
+from streaminfer._stack.start_report import PartStart, StartReport, names_of_parts
+from streaminfer._stack.statistics import StackState, StackStatistics
+from streaminfer.batching.batched_service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Admission, Clock, Observer, find_inward
 from streaminfer.request import (

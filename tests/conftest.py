@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from streaminfer import _compiled_modules
+from streaminfer._internal import compiled_modules
 
 PACKAGE = Path(__file__).parent.parent / "streaminfer"
 UNCOMPILED = os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1"
 
-_compiled_modules.warn_if_unused()  # once, and not in the log of whichever test is the first to serve
+compiled_modules.warn_if_unused()  # once, and not in the log of whichever test is the first to serve
 # a shared machine stalls now and then: hypothesis' own deadline would measure that and not the code
 settings.register_profile("streaminfer", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("streaminfer")

@@ -29,7 +29,7 @@ from floor import MinimalGreedy
 from razors_edge_task import LONGEST, MAX_BATCH_SIZE, MODEL, TASKS, pad, session
 
 import streaminfer as si
-from streaminfer.batching import arrivals
+from streaminfer.simulation import arrivals
 
 SLO_S = 0.05
 LOADS = (0.3, 0.6, 0.8, 1.1)

@@ -26,7 +26,7 @@ from demo.machine import CpuClock
 from demo.meter import Meter
 from demo.services import face_service
 from demo.video import Frames, normalise
-from streaminfer.batching.arrivals import poisson
+from streaminfer.simulation.arrivals import poisson
 
 __all__ = ["capacity_of", "draw_uploads", "make_cache", "receive", "visit"]
 

@@ -28,10 +28,10 @@ import numpy as np
 __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "source_digest", "source_of", "variants"]
 
 MODULES = (
-    "streaminfer.batching.kernels",
-    "streaminfer.batching.padding_kernels",
-    "streaminfer.batching.optimum_kernels",
-    "streaminfer.telemetry.kernels",
+    "streaminfer.batching.planner.kernels",
+    "streaminfer.batching.assembly.padding_kernels",
+    "streaminfer.simulation.offline_optimum_kernels",
+    "streaminfer.telemetry.histograms.kernels",
 )
 """Modules with a table ``EXPORTS``: the name of each export, its function and its signature."""
 

@@ -1,15 +1,16 @@
 """Backends: what answers a batch. Each one is loaded at first use, with whatever it needs."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer.backends._onnx_providers import cuda_provider, tensorrt_provider
-    from streaminfer.backends._statistics import BackendStatistics
-    from streaminfer.backends.cpu import CpuBackend
-    from streaminfer.backends.onnx import OnnxBackend
+    from streaminfer.backends.cpu.backend import CpuBackend
+    from streaminfer.backends.onnx.backend import OnnxBackend
+    from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
+    from streaminfer.backends.statistics import BackendStatistics
     from streaminfer.backends.triton import SequenceLost, ServerTimes, Tls, TritonBackend, TritonStatistics
-    from streaminfer.backends.triton_repository import write_model_repository
+    from streaminfer.backends.triton.model_repository import write_model_repository
 
 __all__ = [
     "BackendStatistics",
@@ -26,30 +27,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BackendStatistics": "_statistics",
-    "CpuBackend": "cpu",
-    "OnnxBackend": "onnx",
-    "SequenceLost": "triton",
-    "ServerTimes": "triton",
-    "Tls": "triton",
-    "TritonBackend": "triton",
-    "TritonStatistics": "triton",
-    "cuda_provider": "_onnx_providers",
-    "tensorrt_provider": "_onnx_providers",
-    "write_model_repository": "triton_repository",
+    "BackendStatistics": "backends.statistics",
+    "CpuBackend": "backends.cpu.backend",
+    "OnnxBackend": "backends.onnx.backend",
+    "SequenceLost": "backends.triton",
+    "ServerTimes": "backends.triton",
+    "Tls": "backends.triton",
+    "TritonBackend": "backends.triton",
+    "TritonStatistics": "backends.triton",
+    "cuda_provider": "backends.onnx.providers",
+    "tensorrt_provider": "backends.onnx.providers",
+    "write_model_repository": "backends.triton.model_repository",
 }
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        home = _HOMES.get(name)
-        if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

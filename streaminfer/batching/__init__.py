@@ -1,26 +1,26 @@
 """Adaptive batching: which requests share a batch, and when it goes."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from streaminfer._internal.lazy import lazy_attributes
 from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
 from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName, Timer
 
 if TYPE_CHECKING:
-    from streaminfer.batching import arrivals
-    from streaminfer.batching.alternatives import Outcome, WhatIf, what_if
-    from streaminfer.batching.buckets import Buckets
-    from streaminfer.batching.calibration import CalibrationStatistics
-    from streaminfer.batching.decision_log import DecisionLog
-    from streaminfer.batching.learned_service_time import LearnedServiceTime
-    from streaminfer.batching.lookahead import Lookahead
-    from streaminfer.batching.optimum import clairvoyant_optimum
-    from streaminfer.batching.profiling import profile
-    from streaminfer.batching.service_time import ServiceTime
-    from streaminfer.batching.simulation_result import SimulationResult
-    from streaminfer.batching.simulator import simulate
+    from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.planner.lookahead import Lookahead
+    from streaminfer.batching.service_time.calibration import CalibrationStatistics
+    from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+    from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
-    from streaminfer.batching.trace import Trace
+    from streaminfer.simulation import arrivals
+    from streaminfer.simulation.decision_log import DecisionLog
+    from streaminfer.simulation.offline_optimum import clairvoyant_optimum
+    from streaminfer.simulation.profiling import profile
+    from streaminfer.simulation.scenarios import Outcome, WhatIf, what_if
+    from streaminfer.simulation.simulation_result import SimulationResult
+    from streaminfer.simulation.simulator import simulate
+    from streaminfer.simulation.trace import Trace
 
 __all__ = [
     "AdaptiveBatcher",
@@ -48,37 +48,24 @@ __all__ = [
     "what_if",
 ]
 
-_LATER = {
-    "BatcherStatistics": "statistics",
-    "Buckets": "buckets",
-    "CalibrationStatistics": "calibration",
-    "DecisionLog": "decision_log",
-    "LearnedServiceTime": "learned_service_time",
-    "Lookahead": "lookahead",
-    "ServiceTime": "service_time",
-    "Outcome": "alternatives",
-    "SimulationResult": "simulation_result",
-    "Trace": "trace",
-    "WhatIf": "alternatives",
-    "clairvoyant_optimum": "optimum",
-    "profile": "profiling",
-    "simulate": "simulator",
-    "what_if": "alternatives",
+_HOMES = {
+    "BatcherStatistics": "batching.statistics",
+    "Buckets": "batching.assembly.buckets",
+    "CalibrationStatistics": "batching.service_time.calibration",
+    "DecisionLog": "simulation.decision_log",
+    "LearnedServiceTime": "batching.service_time.learned_service_time",
+    "Lookahead": "batching.planner.lookahead",
+    "Outcome": "simulation.scenarios",
+    "ServiceTime": "batching.service_time.service_time",
+    "SimulationResult": "simulation.simulation_result",
+    "Trace": "simulation.trace",
+    "WhatIf": "simulation.scenarios",
+    "clairvoyant_optimum": "simulation.offline_optimum",
+    "profile": "simulation.profiling",
+    "simulate": "simulation.simulator",
+    "what_if": "simulation.scenarios",
 }
-"""What serving does not need is loaded when it is asked for."""
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        if name in _LATER:
-            value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-            globals()[name] = value
-            return value
-        if name == "arrivals":
-            return importlib.import_module(f"{__name__}.arrivals")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES, {"arrivals": "simulation.arrivals"})

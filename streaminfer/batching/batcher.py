@@ -6,21 +6,21 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.batching.assembly import Assembler
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.row_costs import make_cost_limit
+from streaminfer.batching.batched_service import BatchedService, make_assembler
 from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
-from streaminfer.batching.row_costs import make_cost_limit
-from streaminfer.batching.service import BatchedService, make_assembler
 from streaminfer.protocols import Backend, Clock, check_infer, find_inward, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
-    from streaminfer.batching.buckets import Buckets
-    from streaminfer.batching.decision_log import DecisionLog
-    from streaminfer.batching.hand_over import HandOver
-    from streaminfer.batching.learned_service_time import LearnedServiceTime
-    from streaminfer.batching.service_time import ServiceTime
+    from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.planner.pipelining import HandOver
+    from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+    from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
+    from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["AdaptiveBatcher", "BatchedFunction"]
 
@@ -136,7 +136,7 @@ class AdaptiveBatcher:
         self.stack = stack
         self.buckets: Buckets | None = None
         if buckets is not None:
-            from streaminfer.batching.buckets import as_buckets  # noqa: PLC0415 - only who pads loads it
+            from streaminfer.batching.assembly.buckets import as_buckets  # noqa: PLC0415 - only who pads loads it
 
             self.buckets = as_buckets(buckets)
         self.max_batch_bytes = max_batch_bytes
@@ -280,7 +280,7 @@ class AdaptiveBatcher:
         Raises:
             RuntimeError: nothing was wrapped yet.
         """
-        from streaminfer.batching.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
+        from streaminfer.simulation.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
 
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
@@ -316,8 +316,8 @@ class AdaptiveBatcher:
         )
 
     def _start_learning(self, known: Any) -> "LearnedServiceTime | dict[int, LearnedServiceTime]":
-        from streaminfer.batching.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
-        from streaminfer.batching.service_time import ServiceTime  # noqa: PLC0415
+        from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.service_time.service_time import ServiceTime  # noqa: PLC0415
 
         if self.buckets is None:
             check_instance("service_time", known, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime")
@@ -341,8 +341,8 @@ class AdaptiveBatcher:
             return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         if self.policy == "greedy":
             return Greedy(self.max_batch_size)
-        from streaminfer.batching.hand_over import HandOver  # noqa: PLC0415 - only who plans loads them
-        from streaminfer.batching.lookahead import Lookahead  # noqa: PLC0415
+        from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
+        from streaminfer.batching.planner.pipelining import HandOver  # noqa: PLC0415 - only who plans loads them
 
         if self._hand_over is None:
             self._hand_over = HandOver()

@@ -17,15 +17,15 @@ from typing import Any
 
 from numpy import array, ndarray
 
-from streaminfer._own_arrays import own_arrays
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER, UNKNOWN, Run, Ticket
-from streaminfer.batching.assembly import AssembledBatch, Assembler
-from streaminfer.batching.model_calls import ModelCalls, Part
+from streaminfer._internal.own_arrays import own_arrays
+from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.model_calls import ModelCalls, Part
+from streaminfer.batching.assembly.row_isolation import RowIsolator
+from streaminfer.batching.assembly.stacking import SCALARS
+from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.policy import Decision, Policy
-from streaminfer.batching.results import PLAIN, split_rows
-from streaminfer.batching.row_isolation import RowIsolator
-from streaminfer.batching.stacking import SCALARS
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request

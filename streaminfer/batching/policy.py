@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 import attrs
 
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import Ticket
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import Ticket
 
 __all__ = ["POLICY_NAMES", "Decision", "Greedy", "Policy", "PolicyName", "Timer"]
 

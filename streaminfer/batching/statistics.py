@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._snapshot import Snapshot
-from streaminfer.batching.calibration import CalibrationStatistics
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.batching.service_time.calibration import CalibrationStatistics
 
 __all__ = ["BatcherStatistics"]
 

@@ -1,25 +1,26 @@
 """Answers kept close to who asks: the cache, its keys, single flight, tiers."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer.caching.cache_events import CacheEvent
     from streaminfer.caching.cache_statistics import CacheStatistics
-    from streaminfer.caching.computing import fresh_for, no_store
     from streaminfer.caching.edge_cache import EdgeCache
-    from streaminfer.caching.erasure import Erasure
-    from streaminfer.caching.flight_shells import FlightStatistics
+    from streaminfer.caching.erasure.erasure import Erasure
     from streaminfer.caching.keys import content_key
-    from streaminfer.caching.retention import Holding, Residual, Retention
-    from streaminfer.caching.retention_log import (
+    from streaminfer.caching.single_flight.flight_context import fresh_for, no_store
+    from streaminfer.caching.single_flight.flights import FlightStatistics
+    from streaminfer.caching.table.events import CacheEvent
+    from streaminfer.compliance.retention import Holding, Residual, Retention
+    from streaminfer.compliance.retention_log import (
         RetentionEvent,
         RetentionLog,
         RetentionTotal,
         Verification,
         verify_file,
     )
-    from streaminfer.caching.retention_report import ReportedHolding, RetentionReport, build_report
+    from streaminfer.compliance.retention_report import ReportedHolding, RetentionReport, build_report
 
 __all__ = [
     "CacheEvent",
@@ -44,38 +45,27 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CacheEvent": "cache_events",
-    "CacheStatistics": "cache_statistics",
-    "EdgeCache": "edge_cache",
-    "Erasure": "erasure",
-    "FlightStatistics": "flight_shells",
-    "Holding": "retention",
-    "ReportedHolding": "retention_report",
-    "Residual": "retention",
-    "Retention": "retention",
-    "RetentionEvent": "retention_log",
-    "RetentionLog": "retention_log",
-    "RetentionReport": "retention_report",
-    "RetentionTotal": "retention_log",
-    "Verification": "retention_log",
-    "build_report": "retention_report",
-    "content_key": "keys",
-    "fresh_for": "computing",
-    "no_store": "computing",
-    "verify_file": "retention_log",
+    "CacheEvent": "caching.table.events",
+    "CacheStatistics": "caching.cache_statistics",
+    "EdgeCache": "caching.edge_cache",
+    "Erasure": "caching.erasure.erasure",
+    "FlightStatistics": "caching.single_flight.flights",
+    "Holding": "compliance.retention",
+    "ReportedHolding": "compliance.retention_report",
+    "Residual": "compliance.retention",
+    "Retention": "compliance.retention",
+    "RetentionEvent": "compliance.retention_log",
+    "RetentionLog": "compliance.retention_log",
+    "RetentionReport": "compliance.retention_report",
+    "RetentionTotal": "compliance.retention_log",
+    "Verification": "compliance.retention_log",
+    "build_report": "compliance.retention_report",
+    "content_key": "caching.keys",
+    "fresh_for": "caching.single_flight.flight_context",
+    "no_store": "caching.single_flight.flight_context",
+    "verify_file": "compliance.retention_log",
 }
-"""Who uses one of these does not load the others."""
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

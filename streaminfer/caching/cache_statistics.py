@@ -5,7 +5,7 @@ from typing import Self
 
 import attrs
 
-from streaminfer._snapshot import Snapshot
+from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["CacheStatistics"]
 

@@ -7,27 +7,27 @@ from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
-from streaminfer._validation import check_choice, check_count, check_instance
-from streaminfer.caching._arguments import Labels, duration_ns, labels_of, max_age_ns
+from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.caching._locking import guarded, is_atomic
-from streaminfer.caching._table_cy import NO_LIMIT, EdgeTable
-from streaminfer.caching._wheel_cy import NEVER
-from streaminfer.caching.cache_events import CacheEvent, CacheEvents
-from streaminfer.caching.cache_views import FreshItems, FreshValues
-from streaminfer.caching.freshness import Freshness
-from streaminfer.caching.tiered_mapping import TieredMapping
+from streaminfer.caching.arguments import Labels, duration_ns, labels_of, max_age_ns
+from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
+from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table.events import CacheEvent, CacheEvents
+from streaminfer.caching.table.views import FreshItems, FreshValues
+from streaminfer.caching.tiers.async_access import TieredMapping
+from streaminfer.caching.wrapping.freshness import Freshness
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching._ledger import Ledger
     from streaminfer.caching.cache_statistics import CacheStatistics
-    from streaminfer.caching.custody import Custody
-    from streaminfer.caching.departed import Departed
-    from streaminfer.caching.erasure import Erasure
-    from streaminfer.caching.function_shell import CachedFunction
-    from streaminfer.caching.retention import Retention
-    from streaminfer.caching.retention_log import RetentionLog
-    from streaminfer.caching.tiered import Tiers
+    from streaminfer.caching.erasure.custody import Custody
+    from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.erasure.retention_counts import Ledger
+    from streaminfer.caching.table.departed_values import Departed
+    from streaminfer.caching.tiers.tier_set import Tiers
+    from streaminfer.caching.wrapping.memoize import CachedFunction
+    from streaminfer.compliance.retention import Retention
+    from streaminfer.compliance.retention_log import RetentionLog
 
     _Table = EdgeTable
 else:
@@ -180,20 +180,20 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         self._flights: Any = None
         self._ledger: Ledger | None = None
         if retention is not None and retention.log is not None:
-            from streaminfer.caching._ledger import Ledger  # noqa: PLC0415 - only with a policy
+            from streaminfer.caching.erasure.retention_counts import Ledger  # noqa: PLC0415 - only with a policy
 
             self._ledger = Ledger(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
         self._custody: Custody | None = None
         if retention is not None and (retention.log is not None or retention.has_min_age):
-            from streaminfer.caching.custody import Custody  # noqa: PLC0415 - only with a policy
+            from streaminfer.caching.erasure.custody import Custody  # noqa: PLC0415 - only with a policy
 
             self._custody = Custody(retention, self, self._ledger)
             self._heard.listen(self, self._custody.hear)
         self._own_log: RetentionLog | None = None
         self.departed: Departed | None = None
         if retention is not None:
-            from streaminfer.caching.departed import Departed  # noqa: PLC0415 - only with a policy
+            from streaminfer.caching.table.departed_values import Departed  # noqa: PLC0415 - only with a policy
 
             self.departed = Departed()
             self._heard.listen(self, self.departed.hear)
@@ -201,7 +201,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         several = tuple(tiers)
         self.tiers: Tiers | None = None
         if several:
-            from streaminfer.caching.tiered import Tiers  # noqa: PLC0415 - only with tiers
+            from streaminfer.caching.tiers.tier_set import Tiers  # noqa: PLC0415 - only with tiers
 
             own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
             self.tiers = Tiers(several, self, **own, policy=retention, ledger=self._ledger)
@@ -234,8 +234,8 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             ValueError: names that are no parameters.
             MissingExtra: xxhash is not installed.
         """
-        from streaminfer.caching.cache_layer import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
-        from streaminfer.caching.flight_shells import Flights  # noqa: PLC0415
+        from streaminfer.caching.single_flight.flights import Flights  # noqa: PLC0415
+        from streaminfer.caching.wrapping.cached_service import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
 
         if self._flights is None:
             self._flights = Flights()
@@ -360,7 +360,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        from streaminfer.caching.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
+        from streaminfer.caching.erasure.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
         if self._custody is not None:
@@ -456,7 +456,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self._wake(next_ns)
 
     def _wake(self, at_ns: int) -> None:
-        from streaminfer.caching.sweeping import THREAD  # noqa: PLC0415 - only where something expires
+        from streaminfer.caching.table.expiry import THREAD  # noqa: PLC0415 - only where something expires
 
         THREAD.wake(self, at_ns)
 

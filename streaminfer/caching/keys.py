@@ -18,8 +18,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from streaminfer._extras import require
-from streaminfer._validation import check_instance
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_instance
 from streaminfer.caching._keys_cy import KeyMaker
 
 __all__ = ["check_secret", "content_key", "key_maker"]

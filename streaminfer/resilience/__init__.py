@@ -1,19 +1,20 @@
 """What keeps a broken or overloaded model from taking its callers with it."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer.resilience.breaker_events import BreakerEvent
-    from streaminfer.resilience.breaker_statistics import BreakerStatistics
-    from streaminfer.resilience.circuit_breaker import CircuitBreaker
-    from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
-    from streaminfer.resilience.hedge import Hedge
-    from streaminfer.resilience.hedge_statistics import HedgeStatistics
-    from streaminfer.resilience.limit_statistics import LimitStatistics
+    from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
+    from streaminfer.resilience.breaker.events import BreakerEvent
+    from streaminfer.resilience.breaker.statistics import BreakerStatistics
+    from streaminfer.resilience.hedge.hedging import Hedge
+    from streaminfer.resilience.hedge.statistics import HedgeStatistics
+    from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
+    from streaminfer.resilience.limit.statistics import LimitStatistics
     from streaminfer.resilience.rate.rate_limit import Rate, RateLimit, RateLimitStatistics
-    from streaminfer.resilience.retry import RetryBudget
-    from streaminfer.resilience.retry_statistics import RetryStatistics
+    from streaminfer.resilience.retry.retry_budget import RetryBudget
+    from streaminfer.resilience.retry.statistics import RetryStatistics
 
 __all__ = [
     "BreakerEvent",
@@ -31,31 +32,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BreakerEvent": "breaker_events",
-    "BreakerStatistics": "breaker_statistics",
-    "CircuitBreaker": "circuit_breaker",
-    "ConcurrencyLimit": "concurrency_limit",
-    "Hedge": "hedge",
-    "HedgeStatistics": "hedge_statistics",
-    "LimitStatistics": "limit_statistics",
-    "Rate": "rate.rate_limit",
-    "RateLimit": "rate.rate_limit",
-    "RateLimitStatistics": "rate.rate_limit",
-    "RetryBudget": "retry",
-    "RetryStatistics": "retry_statistics",
+    "BreakerEvent": "resilience.breaker.events",
+    "BreakerStatistics": "resilience.breaker.statistics",
+    "CircuitBreaker": "resilience.breaker.circuit_breaker",
+    "ConcurrencyLimit": "resilience.limit.concurrency_limit",
+    "Hedge": "resilience.hedge.hedging",
+    "HedgeStatistics": "resilience.hedge.statistics",
+    "LimitStatistics": "resilience.limit.statistics",
+    "Rate": "resilience.rate.rate_limit",
+    "RateLimit": "resilience.rate.rate_limit",
+    "RateLimitStatistics": "resilience.rate.rate_limit",
+    "RetryBudget": "resilience.retry.retry_budget",
+    "RetryStatistics": "resilience.retry.statistics",
 }
-"""Who uses one primitive does not load the others."""
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOMES:
-            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,15 +1,15 @@
 """Tail-latency histograms, service-level objectives, and the telemetry of a service."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer._internal.lazy import lazy_attributes
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from streaminfer.telemetry.alerts import Alert, AlertPair, workbook_pairs
-    from streaminfer.telemetry.rolling import RollingHistogram
-    from streaminfer.telemetry.slo import SLO, BurnSignal
+    from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
+    from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
+    from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
     from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
 
 __all__ = [
@@ -25,27 +25,17 @@ __all__ = [
     "workbook_pairs",
 ]
 
-_LATER = {
-    "Alert": "alerts",
-    "AlertPair": "alerts",
-    "BurnSignal": "slo",
-    "RollingHistogram": "rolling",
-    "SLO": "slo",
-    "SloStatistics": "statistics",
-    "TelemetryStatistics": "statistics",
-    "workbook_pairs": "alerts",
+_HOMES = {
+    "Alert": "telemetry.objectives.alerts",
+    "AlertPair": "telemetry.objectives.alerts",
+    "BurnSignal": "telemetry.objectives.slo",
+    "RollingHistogram": "telemetry.histograms.rolling_histogram",
+    "SLO": "telemetry.objectives.slo",
+    "SloStatistics": "telemetry.statistics",
+    "TelemetryStatistics": "telemetry.statistics",
+    "workbook_pairs": "telemetry.objectives.alerts",
 }
 
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
-
-    def __getattr__(name: str) -> Any:
-        if name in _LATER:
-            value = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,6 +1,6 @@
 cimport cython
 from streaminfer._request_cy cimport Response as CResponse, Timings as CTimings
-from streaminfer.telemetry._histogram_cy cimport HistogramState as CHistogramState
+from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
 cdef class Recorder:
     cdef CHistogramState _latency

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streaminfer._request_cy import Response
-    from streaminfer.telemetry._histogram_cy import HistogramState
+    from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 
 __all__ = ["Recorder"]
 

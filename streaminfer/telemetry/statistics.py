@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from streaminfer._snapshot import Snapshot
-from streaminfer.telemetry.alerts import Alert
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.objectives.alerts import Alert
 
 __all__ = ["SloStatistics", "TelemetryStatistics"]
 

@@ -8,15 +8,15 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._listener_failures import LISTENER_ERRORS, ListenerFailures
-from streaminfer._validation import check_instance, expected
+from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import Clock, P, R, Service, find_inward, is_backend, is_service
 from streaminfer.request import Request, Response
 from streaminfer.telemetry._recorder_cy import Recorder
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 if TYPE_CHECKING:
-    from streaminfer.telemetry.slo import SLO
+    from streaminfer.telemetry.objectives.slo import SLO
     from streaminfer.telemetry.statistics import TelemetryStatistics
 
 __all__ = ["Telemetry"]
@@ -201,8 +201,8 @@ class _RecordedService:
 
 def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:
     # who has no objective does not load what feeds one
-    from streaminfer.telemetry._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
-    from streaminfer.telemetry.slo import SLO  # noqa: PLC0415
+    from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
+    from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 
     check_instance("slo", slo, lambda value: isinstance(value, SLO), "an SLO or None")
     if clock is not None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from streaminfer._validation import check_duration, expected
+from streaminfer._internal.validation import check_duration, expected
 from streaminfer.protocols import ExampleInputs
 from streaminfer.request import Batch
 from streaminfer.testing import faults

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streaminfer._owners import start_owned
-from streaminfer._stopping import stop_all
-from streaminfer._validation import expected
-from streaminfer.batching.results import split_rows
+from streaminfer._internal.validation import expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
+from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request, Response

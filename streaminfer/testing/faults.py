@@ -37,7 +37,7 @@ from typing import Any, overload
 
 import attrs
 
-from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.testing._faulty import Injury, kill_workers, put_in_front
 

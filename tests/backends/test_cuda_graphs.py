@@ -119,7 +119,7 @@ def test_new_threads_record_again_at_the_start(graphs, identity, batch, ramp):
 
 def test_memory_of_graphs_is_kept(graphs, doubling, batch, ramp, monkeypatch):
     """Batches of many other shapes do not take the memory to which a graph writes."""
-    monkeypatch.setattr("streaminfer.backends._onnx_binding._MAX_SLOTS", 2)
+    monkeypatch.setattr("streaminfer.backends.onnx.binding._MAX_SLOTS", 2)
     backend = OnnxBackend(doubling, binding="pageable", warmup=[1], example=ramp(3))
 
     async def main():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from streaminfer.backends import CpuBackend, OnnxBackend
-from streaminfer.backends._fingerprint import (
+from streaminfer.backends.fingerprint import (
     digest_of_bytes,
     external_files,
     fingerprint_of_function,
@@ -26,8 +26,8 @@ from streaminfer.backends._fingerprint import (
 )
 from streaminfer.batching import AdaptiveBatcher
 from streaminfer.caching import EdgeCache
-from streaminfer.caching.cache_layer import put_in_front
-from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.request import Batch, Request
 from streaminfer.resilience import CircuitBreaker
 from streaminfer.stack import Stack
@@ -237,7 +237,7 @@ def test_the_numbers_are_those_of_the_schema():
         "sparse": onnx.SparseTensorProto,
         "tensor": onnx.TensorProto,
     }
-    from streaminfer.backends._fingerprint import _BELOW
+    from streaminfer.backends.fingerprint import _BELOW
 
     kinds = {message.DESCRIPTOR.name: kind for kind, message in messages.items()}
     kinds["StringStringEntryProto"] = "entry"

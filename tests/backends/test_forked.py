@@ -13,7 +13,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PROGRAM = """
 import asyncio, os, sys, threading
 import numpy as np
-from streaminfer.backends import CpuBackend, OnnxBackend, _workers, _processes
+from streaminfer.backends import CpuBackend, OnnxBackend
+from streaminfer.backends import workers as _workers
+from streaminfer.backends.cpu import processes as _processes
 from streaminfer.request import Batch, Request
 
 def answer(backend):

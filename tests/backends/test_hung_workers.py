@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer import _stopping
-from streaminfer.backends import CpuBackend, _workers
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer._internal import stopping
+from streaminfer.backends import CpuBackend
+from streaminfer.backends import workers as _workers
+from streaminfer.backends.workers import WorkerThreads
 from streaminfer.request import Batch, Request
 
 PATIENCE_S = 30  # only ever reached by a test that fails
@@ -349,7 +350,8 @@ def test_the_interpreter_ends_though_a_batch_hangs(executor, tmp_path):
 import asyncio, multiprocessing, os, sys
 sys.path.insert(0, {str(tmp_path)!r})
 from hang import hang
-from streaminfer.backends import CpuBackend, _workers
+from streaminfer.backends import CpuBackend
+from streaminfer.backends import workers as _workers
 from streaminfer.request import Batch, Request
 _workers.EXIT_LIMIT_S = 0.1
 begun = {str(tmp_path / "begun")!r}
@@ -397,7 +399,7 @@ def test_workers_are_closed_once_though_a_thread_was_left_behind(hanging):
         pool = WorkerThreads(workers, "pool")
         call = asyncio.create_task(pool.run(lambda _worker: hanging(1)))
         await hanging.until_begun()
-        with _stopping.stop_within(0):
+        with stopping.stop_within(0):
             await pool.stop(drain=True)
         with pytest.raises(si.Closed, match="stopped before it could answer"):
             await call

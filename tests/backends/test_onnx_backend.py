@@ -11,7 +11,7 @@ from onnx import TensorProto as Tensor
 
 from streaminfer import AdaptiveBatcher, Stack, batching, errors
 from streaminfer.backends import OnnxBackend
-from streaminfer.backends._onnx_session import SessionWorker
+from streaminfer.backends.onnx.session import SessionWorker
 from streaminfer.request import Request
 
 PATIENCE_S = 30

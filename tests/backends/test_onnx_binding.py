@@ -20,11 +20,11 @@ from onnx import helper
 
 from streaminfer import errors
 from streaminfer.backends import OnnxBackend
-from streaminfer.backends import _onnx_binding as module
-from streaminfer.backends import onnx as onnx_module
-from streaminfer.backends._onnx_binding import BoundRuns, choose_binding, load_cuda_runtime
-from streaminfer.backends._onnx_providers import cuda_provider, profile_shapes, tensorrt_provider
-from streaminfer.backends._signature import Signature, TensorSpec
+from streaminfer.backends.onnx import backend as onnx_module
+from streaminfer.backends.onnx import binding as module
+from streaminfer.backends.onnx.binding import BoundRuns, choose_binding, load_cuda_runtime
+from streaminfer.backends.onnx.providers import cuda_provider, profile_shapes, tensorrt_provider
+from streaminfer.backends.signature import Signature, TensorSpec
 
 PATIENCE_S = 30
 F32 = np.float32

@@ -10,7 +10,7 @@ from onnx import helper
 
 import streaminfer as si
 from streaminfer.backends import OnnxBackend, write_model_repository
-from streaminfer.backends._onnx_bfloat16 import from_bfloat16, to_bfloat16
+from streaminfer.backends.onnx.bfloat16 import from_bfloat16, to_bfloat16
 
 F32 = np.float32
 

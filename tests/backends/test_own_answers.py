@@ -14,7 +14,7 @@ from onnx import TensorProto as Tensor
 from onnx import helper
 
 import streaminfer as si
-from streaminfer import _serving_process
+from streaminfer._runtime import serving_process
 from streaminfer.backends import CpuBackend, OnnxBackend
 
 CASES = int(os.environ.get("STREAMINFER_CASES", "40"))
@@ -27,9 +27,9 @@ WIDTH = 3
 def _settings_for_all_cases():
     """Else each stack collects garbage when it starts, which takes longer than its case."""
     loop = asyncio.new_event_loop()
-    hold = _serving_process.enter(loop)
+    hold = serving_process.enter(loop)
     yield
-    _serving_process.leave(hold)
+    serving_process.leave(hold)
     loop.close()
 
 

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import streaminfer as si
-import streaminfer.backends.onnx as module
+import streaminfer.backends.onnx.backend as module
 from streaminfer.backends import OnnxBackend
 from streaminfer.batching import AdaptiveBatcher
 from streaminfer.caching import EdgeCache
@@ -334,7 +334,8 @@ def test_the_interpreter_ends_though_a_reload_hangs(tmp_path):
     program = f"""
 import asyncio, threading
 import onnxruntime
-from streaminfer.backends import OnnxBackend, _workers
+from streaminfer.backends import OnnxBackend
+from streaminfer.backends import workers as _workers
 _workers.EXIT_LIMIT_S = 0.1
 path = {str(tmp_path / "model.onnx")!r}
 backend = OnnxBackend(path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streaminfer import errors
-from streaminfer.backends._signature import Signature, TensorSpec, check_value, free_axes, guess_inputs
+from streaminfer.backends.signature import Signature, TensorSpec, check_value, free_axes, guess_inputs
 
 F32 = np.dtype(np.float32)
 

@@ -5,8 +5,8 @@ import traceback
 import pytest
 
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.address import Tls, find_address
-from streaminfer.backends.triton.headers import Headers
+from streaminfer.backends.triton.endpoint import Tls, find_address
+from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError
 
 

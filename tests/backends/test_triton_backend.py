@@ -624,8 +624,8 @@ def test_a_broken_connection_is_made_anew(triton, protocol):
 
 
 def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_for():
-    from streaminfer.backends.triton.address import find_address
-    from streaminfer.backends.triton.grpc_transport import _options
+    from streaminfer.backends.triton.endpoint import find_address
+    from streaminfer.backends.triton.transport.grpc_transport import _options
 
     plain = dict(_options(find_address("localhost", "grpc", None, False), None))
     assert plain["grpc.max_reconnect_backoff_ms"] <= 250

@@ -8,7 +8,7 @@ from servers.rollout import MODEL, roll_out
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.call import Answer, Tensor
+from streaminfer.backends.triton.messages import Answer, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.session import Session
 

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from streaminfer.backends.triton import http_transport as http
-from streaminfer.backends.triton.answer import read_rows
-from streaminfer.backends.triton.call import Answer, Tensor
-from streaminfer.backends.triton.check import RequestCheck
+from streaminfer.backends.triton.decode import read_rows
 from streaminfer.backends.triton.dtypes import decode_text, dtype_of, encode_text, strings
 from streaminfer.backends.triton.errors import Refused, from_status, of_http_status, without_input
+from streaminfer.backends.triton.messages import Answer, Tensor
 from streaminfer.backends.triton.model import latest, read_model
-from streaminfer.backends.triton.times import CounterReader
-from streaminfer.backends.triton.wire import append_contents, split_contents, tag_of
+from streaminfer.backends.triton.request_validation import RequestCheck
+from streaminfer.backends.triton.server_statistics import CounterReader
+from streaminfer.backends.triton.transport import http_transport as http
+from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded
 
 INPUT = tag_of(messages.ModelInferRequest, "raw_input_contents")

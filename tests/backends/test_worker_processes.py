@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from streaminfer import errors
-from streaminfer.backends import CpuBackend, _processes
-from streaminfer.backends.cpu import _process_workers
+from streaminfer.backends import CpuBackend
+from streaminfer.backends.cpu import processes as _processes
+from streaminfer.backends.cpu.backend import _process_workers
 
 PATIENCE_S = 30
 

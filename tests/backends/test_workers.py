@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import errors
-from streaminfer.backends._workers import WorkerThreads
+from streaminfer.backends.workers import WorkerThreads
 
 PATIENCE_S = 30  # only ever reached by a test that fails
 

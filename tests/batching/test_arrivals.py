@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching import arrivals
+from streaminfer.simulation import arrivals
 
 PROCESSES = [arrivals.poisson, arrivals.gamma, arrivals.on_off, arrivals.bursts]
 

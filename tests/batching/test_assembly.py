@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching._alike_cy import Ragged, alike, choose_alike, kind_of
-from streaminfer.batching.assembly import AssembledBatch, Assembler
-from streaminfer.batching.buckets import Buckets
-from streaminfer.batching.results import split_rows
-from streaminfer.batching.stacking import prepare, stack_rows
+from streaminfer.batching.assembly._compatibility_cy import Ragged, alike, choose_alike, kind_of
+from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.buckets import Buckets
+from streaminfer.batching.assembly.stacking import prepare, stack_rows
+from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
@@ -41,7 +41,7 @@ def test_kinds_are_told_apart(first, second, plain):
 
 
 def test_the_compiled_module_is_the_one_in_use():
-    module = importlib.import_module("streaminfer.batching._alike_cy")
+    module = importlib.import_module("streaminfer.batching.assembly._compatibility_cy")
     import os
 
     assert module.__file__.endswith(".py") == (os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1")
@@ -182,7 +182,7 @@ def test_ragged_rows_are_chosen_padded_and_masked_as_by_hand(data):
     assert [made.bucket_of(row) for row in rows] == buckets
     chosen = rows_of(made.select(tickets_of(rows)))
     assert same_objects(chosen, [row for row, bucket in zip(rows, buckets, strict=True) if bucket == buckets[0]])
-    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", data.draw(st.sampled_from([1, 1 << 23]))):
+    with mock.patch("streaminfer.batching.assembly.assembler.POOLED_FROM", data.draw(st.sampled_from([1, 1 << 23]))):
         inputs = made.assemble(chosen)
     length = lengths[buckets[0]]
     columns = {name: [row[name] for row in chosen] for name in "xyz"}
@@ -214,7 +214,7 @@ def test_equal_rows_are_stacked_the_same_with_and_without_buffers(data, dtype, n
     made = assembler(batch_axes={"x": axis})
     rows = [made.prepare(row) for row in rows]
     for pooled_from in (1, 1 << 23):
-        with mock.patch("streaminfer.batching.assembly.POOLED_FROM", pooled_from):
+        with mock.patch("streaminfer.batching.assembly.assembler.POOLED_FROM", pooled_from):
             stacked = made.assemble([{"x": row} for row in rows])["x"] if named else made.assemble(rows)
         np.testing.assert_array_equal(stacked, np.stack(rows, axis=axis))
         assert stacked.flags.c_contiguous
@@ -240,7 +240,7 @@ def test_answers_that_are_views_of_the_input_outlive_later_batches():
     made = assembler(max_batch_size=4)
     kept = []
     rng = random.Random(1)
-    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", 1):
+    with mock.patch("streaminfer.batching.assembly.assembler.POOLED_FROM", 1):
         for number in range(60):
             rows = [np.full(rng.choice([40, 400]), number * 10 + k) for k in range(rng.randint(1, 4))]
             rows = rows_of(made.select(tickets_of(rows)))
@@ -268,7 +268,7 @@ def test_threads_assemble_at_the_same_time():
                 if not np.array_equal(whole[mask == 1], row["x"]) or whole[mask == 0].any():
                     wrong.append(row)
 
-    with mock.patch("streaminfer.batching.assembly.POOLED_FROM", 1):
+    with mock.patch("streaminfer.batching.assembly.assembler.POOLED_FROM", 1):
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
         for thread in threads:
             thread.start()

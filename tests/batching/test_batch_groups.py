@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching import kernels
-from streaminfer.batching.batch_groups import pass_over_late
+from streaminfer.batching.planner import kernels
+from streaminfer.batching.planner.batch_groups import pass_over_late
 
 pytestmark = pytest.mark.uncompiled
 

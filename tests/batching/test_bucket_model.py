@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from streaminfer.batching.bucket_model import BucketModel
-from streaminfer.batching.learned_service_time import LearnedServiceTime
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 pytestmark = pytest.mark.uncompiled
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streaminfer.batching.buckets import Buckets, as_buckets, row_bytes
+from streaminfer.batching.assembly.buckets import Buckets, as_buckets, row_bytes
 from streaminfer.errors import InvalidInput
 
 IDS = np.arange(5)

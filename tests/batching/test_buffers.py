@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.batching.buffers import BufferPool
+from streaminfer.batching.assembly.buffers import BufferPool
 
 F4 = np.dtype(np.float32)
 PLENTY = 1 << 30

@@ -7,7 +7,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching import Buckets
-from streaminfer.batching.calibration import CalibrationStatistics
+from streaminfer.batching.service_time.calibration import CalibrationStatistics
 from streaminfer.protocols import ExampleInputs
 from streaminfer.testing import HANG, ScriptedBackend
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.class_filling import fill_with_less_urgent
+from streaminfer.batching.planner.class_filling import fill_with_less_urgent
 
 pytestmark = pytest.mark.uncompiled
 

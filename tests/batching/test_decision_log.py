@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from streaminfer.batching._journal_cy import Journal
-from streaminfer.batching.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
+from streaminfer.batching.queue._event_ring_cy import Journal
 from streaminfer.errors import MissingExtra
+from streaminfer.simulation.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 
 pytestmark = pytest.mark.uncompiled
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.hand_over import HandOver
+from streaminfer.batching.planner.pipelining import HandOver
 
 pytestmark = pytest.mark.uncompiled
 

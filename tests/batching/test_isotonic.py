@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.isotonic import isotonic_curve
+from streaminfer.batching.service_time.isotonic import isotonic_curve
 
 pytestmark = pytest.mark.uncompiled
 

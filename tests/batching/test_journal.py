@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.batching._journal_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import Journal
 
 pytestmark = pytest.mark.uncompiled
 
@@ -308,5 +308,5 @@ def run_at_random(module, seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_compiled_and_plain_agree(seed, plain):
-    compiled = importlib.import_module("streaminfer.batching._journal_cy")
+    compiled = importlib.import_module("streaminfer.batching.queue._event_ring_cy")
     assert run_at_random(compiled, seed) == run_at_random(plain("batching._journal_cy"), seed)

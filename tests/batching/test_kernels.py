@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import _compiled_kernels
-from streaminfer.batching import kernels
+from streaminfer.batching.planner import kernels
 
 FAR = 2**62
 MAX_DROPS = 16
@@ -25,12 +25,12 @@ CHOOSE_LANE = [kernels.choose_lane, *(variant.checked("choose_lane") for variant
 @pytest.fixture(scope="module")
 def plain_kernels():
     """The same source with a decorator that compiles nothing."""
-    stub = types.ModuleType("streaminfer._numba")
+    stub = types.ModuleType("streaminfer._internal.numba_jit")
     stub.jit = lambda function: function
     spec = importlib.util.spec_from_file_location("plain_kernels", Path(kernels.__file__))
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "streaminfer._numba", stub)
+        patch.setitem(sys.modules, "streaminfer._internal.numba_jit", stub)
         spec.loader.exec_module(module)
     return module
 

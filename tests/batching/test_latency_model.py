@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.latency_model import LatencyModel
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.service_time.latency_model import LatencyModel
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 pytestmark = pytest.mark.uncompiled
 

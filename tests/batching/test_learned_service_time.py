@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.learned_service_time import LearnedServiceTime
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 pytestmark = pytest.mark.uncompiled
 

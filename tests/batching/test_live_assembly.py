@@ -7,9 +7,9 @@ import pytest
 
 import streaminfer as si
 from streaminfer.batching import Buckets, ServiceTime
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching.learned_service_time import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead
+from streaminfer.batching.planner.lookahead import Lookahead
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
 from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled

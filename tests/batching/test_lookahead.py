@@ -7,13 +7,13 @@ import pytest
 
 import streaminfer as si
 from streaminfer import _compiled_kernels
-from streaminfer.batching import kernel_loader
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER
-from streaminfer.batching.learned_service_time import LearnedServiceTime
-from streaminfer.batching.lookahead import Lookahead
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.simulator import simulate
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.lookahead import Lookahead
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation.simulator import simulate
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

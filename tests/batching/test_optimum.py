@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import _compiled_kernels
-from streaminfer.batching import arrivals, optimum_kernels
-from streaminfer.batching.optimum import _width, clairvoyant_optimum
 from streaminfer.batching.policy import Decision
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.simulator import simulate
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation import arrivals
+from streaminfer.simulation import offline_optimum_kernels as optimum_kernels
+from streaminfer.simulation.offline_optimum import _width, clairvoyant_optimum
+from streaminfer.simulation.simulator import simulate
 
 NEVER = 2**63 - 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer._own_arrays import own_arrays
+from streaminfer._internal.own_arrays import own_arrays
 
 
 class Pair(NamedTuple):

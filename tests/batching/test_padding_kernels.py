@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer import _compiled_kernels
-from streaminfer.batching import padding, padding_kernels
-from streaminfer.batching.padding import fill_mask, fill_mask_numpy, mask_windows, pad_rows, pad_rows_numpy
+from streaminfer.batching.assembly import padding, padding_kernels
+from streaminfer.batching.assembly.padding import fill_mask, fill_mask_numpy, mask_windows, pad_rows, pad_rows_numpy
 
 KERNEL_DTYPES = [np.dtype(np.int32), np.dtype(np.int64)]
 VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]

@@ -3,8 +3,8 @@
 import pytest
 
 from streaminfer.batching import Greedy, Timer
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 
 pytestmark = pytest.mark.uncompiled
 

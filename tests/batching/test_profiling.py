@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.batching.buckets import Buckets
-from streaminfer.batching.profiling import profile
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.assembly.buckets import Buckets
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation.profiling import profile
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 
 pytestmark = pytest.mark.uncompiled
 
@@ -243,7 +243,7 @@ def run_at_random(module, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_compiled_and_plain_agree(seed, plain):
-    compiled = importlib.import_module("streaminfer.batching._queue_cy")
+    compiled = importlib.import_module("streaminfer.batching.queue._queue_cy")
     twin = plain("batching._queue_cy")
     twin.Timings = plain("_request_cy").Timings  # a plain queue fills plain timings
     assert run_at_random(compiled, seed) == run_at_random(twin, seed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.testing import ScriptedBackend, run
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching import residual_quantile
-from streaminfer.batching.residual_quantile import ResidualQuantile
+from streaminfer.batching.service_time import residual_quantile
+from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 
 pytestmark = pytest.mark.uncompiled
 
@@ -124,6 +124,6 @@ def test_normal_quantile_is_that_of_statistics(share):
 
 def test_statistics_is_not_imported():
     """A server does not load the statistics module for the sake of a few constants."""
-    code = "import sys, streaminfer.batching.residual_quantile; sys.exit('statistics' in sys.modules)"
+    code = "import sys, streaminfer.batching.service_time.residual_quantile; sys.exit('statistics' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching.row_isolation import is_out_of_memory
+from streaminfer.batching.assembly.row_isolation import is_out_of_memory
 
 BAD = -1.0
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 import streaminfer as si
-from streaminfer.batching.results import split_rows
-from streaminfer.batching.stacking import stack_rows
+from streaminfer.batching.assembly.stacking import stack_rows
+from streaminfer.batching.assembly.unbatch import split_rows
 
 
 def test_bytes_are_no_rows_and_the_cause_of_unreadable_rows_is_kept():

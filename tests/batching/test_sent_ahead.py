@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching import arrivals
 from streaminfer.batching.policy import Greedy
+from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled

@@ -8,9 +8,9 @@ import weakref
 import pytest
 
 import streaminfer as si
-from streaminfer.batching import _queue_cy
-from streaminfer.batching._queue_cy import RequestQueue
-from streaminfer.batching._ticket_cy import NEVER
+from streaminfer.batching.queue import _queue_cy
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
 from streaminfer.testing import HANG, ScriptedBackend, VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.service_time import ServiceTime
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 seconds = st.floats(1e-6, 1e3)
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.batching import arrivals
-from streaminfer.batching.lookahead import Lookahead
+from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.policy import Decision, Greedy
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.simulator import simulate
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation import arrivals
+from streaminfer.simulation.simulator import simulate
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -297,8 +297,8 @@ def test_a_planner_has_its_kernels_from_the_first_decision():
     # in a process of its own, where nothing has compiled them yet
     code = (
         "from streaminfer.batching import arrivals\n"
-        "from streaminfer.batching.service_time import ServiceTime\n"
-        "from streaminfer.batching.simulator import simulate\n"
+        "from streaminfer.batching.service_time.service_time import ServiceTime\n"
+        "from streaminfer.simulation.simulator import simulate\n"
         "import numpy as np\n"
         "call = dict(slo_s=0.05, service_time=ServiceTime.affine(0.005, 0.001), max_batch_size=32)\n"
         "made = arrivals.poisson(1300.0, 400, 1)\n"

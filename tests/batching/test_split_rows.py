@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching.results import split_rows
+from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.request import Batch
 from streaminfer.testing.faults import FaultPlan, Faulty, row_errors
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from streaminfer.batching._alike_cy import alike
-from streaminfer.batching.assembly import POOLED_FROM, Assembler
-from streaminfer.batching.stacking import prepare, stack_rows
+from streaminfer.batching.assembly._compatibility_cy import alike
+from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
+from streaminfer.batching.assembly.stacking import prepare, stack_rows
 from streaminfer.errors import InvalidInput
 
 

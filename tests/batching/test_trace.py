@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching._journal_cy import Journal
-from streaminfer.batching.decision_log import DecisionLog
-from streaminfer.batching.trace import Trace
+from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.simulation.decision_log import DecisionLog
+from streaminfer.simulation.trace import Trace
 
 pytestmark = pytest.mark.uncompiled
 

@@ -8,13 +8,13 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from streaminfer.batching import alternatives as module
-from streaminfer.batching import arrivals
-from streaminfer.batching.alternatives import what_if
-from streaminfer.batching.service_time import ServiceTime
-from streaminfer.batching.simulator import simulate
-from streaminfer.batching.trace import Trace
+from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import MissingExtra
+from streaminfer.simulation import arrivals
+from streaminfer.simulation import scenarios as module
+from streaminfer.simulation.scenarios import what_if
+from streaminfer.simulation.simulator import simulate
+from streaminfer.simulation.trace import Trace
 
 pytestmark = pytest.mark.uncompiled
 

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.retention import Retention
+from streaminfer.compliance.retention import Retention
 from streaminfer.errors import InvalidInput
 from streaminfer.testing import run
 

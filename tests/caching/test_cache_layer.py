@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.cache_layer import put_in_front
-from streaminfer.caching.computing import no_store
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.single_flight.flight_context import no_store
+from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -536,7 +536,7 @@ def test_what_is_typed_in_again_is_another_function(monkeypatch):
 
 
 def test_tokens_go_with_their_objects():
-    from streaminfer.caching import identity
+    from streaminfer.caching.wrapping import wrapped_identity as identity
 
     before = len(identity._TOKENS)
     for number in range(50):

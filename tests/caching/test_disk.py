@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.tiers import DiskTier, Entry, Tier
-from streaminfer.caching.tiers._disk_store import DiskStore
 from streaminfer.caching.tiers._records import Counters, Records
+from streaminfer.caching.tiers.disk.store import DiskStore
+from streaminfer.caching.tiers.encryption import StoredKeys
 
 S = 10**9
 MIB = 2**20

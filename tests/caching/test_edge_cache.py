@@ -12,8 +12,8 @@ import pytest
 from streaminfer.caching import EdgeCache
 from streaminfer.caching import edge_cache as module
 from streaminfer.caching._locking import OPERATIONS, is_atomic
-from streaminfer.caching._table_cy import EdgeTable
-from streaminfer.caching.sizing import payload_bytes
+from streaminfer.caching.table._table_cy import EdgeTable
+from streaminfer.caching.weigher import payload_bytes
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

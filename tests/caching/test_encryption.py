@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.caching.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
-from streaminfer.caching.serialise import Damaged
-from streaminfer.caching.service_keys import ServiceKeys
+from streaminfer.caching.codec import Damaged
+from streaminfer.caching.tiers.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
+from streaminfer.caching.tiers.service_keys import ServiceKeys
 
 MASTER = b"m" * 32
 SECRET = b"somebody's face, which must not be found"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.erasure import Erasing, Erasure, check_selection
+from streaminfer.caching.erasure.erasure import Erasing, Erasure, check_selection
 from streaminfer.caching.tiers import DiskTier
+from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.errors import BackendError
 from streaminfer.testing import FakeClock, VirtualLoop, run
 

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching._flight_cy import FlightBoard, Refreshes
+from streaminfer.caching.single_flight._flight_cy import FlightBoard, Refreshes
 
 pytestmark = pytest.mark.uncompiled
 

@@ -8,9 +8,9 @@ import itertools
 
 import pytest
 
-from streaminfer.caching._flight_cy import Refreshes
-from streaminfer.caching.computing import INSIDE
-from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.single_flight._flight_cy import Refreshes
+from streaminfer.caching.single_flight.flight_context import INSIDE
+from streaminfer.caching.single_flight.flights import Flights
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.testing import VirtualLoop, run
 

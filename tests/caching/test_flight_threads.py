@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from streaminfer.caching._flight_cy import Refreshes
-from streaminfer.caching.computing import no_store, storable
-from streaminfer.caching.flight_shells import Flights
+from streaminfer.caching.single_flight._flight_cy import Refreshes
+from streaminfer.caching.single_flight.flight_context import no_store, storable
+from streaminfer.caching.single_flight.flights import Flights
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 pytestmark = pytest.mark.uncompiled

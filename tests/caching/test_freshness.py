@@ -10,7 +10,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching import fresh_for
-from streaminfer.caching.retention import Retention
+from streaminfer.compliance.retention import Retention
 from streaminfer.errors import BackendError, InvalidInput
 from streaminfer.testing import ScriptedBackend, run
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streaminfer.caching.http import answer_conditional
-from streaminfer.caching.http.entity_tags import compares_strongly, compares_weakly
-from streaminfer.caching.http.http_dates import http_date, parse_http_date
+from streaminfer.http_edge import answer_conditional
+from streaminfer.http_edge.entity_tags import compares_strongly, compares_weakly
+from streaminfer.http_edge.http_dates import http_date, parse_http_date
 
 T = 784_111_777
 BEFORE, AT, AFTER = (email.utils.formatdate(T + shift, usegmt=True) for shift in (-1, 0, 1))

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.caching.http import EdgePolicy, content_path, edge_headers, entity_tag
+from streaminfer.http_edge import EdgePolicy, content_path, edge_headers, entity_tag
 
 NOW_S = 784_111_777.25  # Sun, 06 Nov 1994 08:49:37 GMT
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -260,6 +260,6 @@ def test_an_address_holds_nothing_that_means_something_else(text):
 def test_nothing_else_loads_it():
     code = (
         "import sys, streaminfer.caching as c; c.EdgeCache; c.content_key; "
-        "print([m for m in sys.modules if m.startswith('streaminfer.caching.http')])"
+        "print([m for m in sys.modules if m.startswith('streaminfer.http_edge')])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

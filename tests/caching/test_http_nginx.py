@@ -21,7 +21,7 @@ from typing import NamedTuple
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.http import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
+from streaminfer.http_edge import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE_S = 20.0

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.caching.tiers.encryption import StoredKeys
 
 _spec = importlib.util.spec_from_file_location("_redis_told", pathlib.Path(__file__).with_name("test_redis.py"))
 _redis = importlib.util.module_from_spec(_spec)
@@ -180,7 +180,7 @@ def test_a_lost_connection_is_made_again(server, caplog):
 
 def test_a_silent_server_is_lost(server, monkeypatch):
     """A server that does not reply to a ping is lost, and heard again when it replies."""
-    monkeypatch.setattr("streaminfer.caching.tiers._redis_notices._QUIET_S", 0.2)
+    monkeypatch.setattr("streaminfer.caching.tiers.redis.redis_notices._QUIET_S", 0.2)
 
     async def main():
         async with cache_of(tier_of(server)) as cache:

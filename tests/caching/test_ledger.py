@@ -11,12 +11,12 @@ import time
 import pytest
 
 import streaminfer as si
-from streaminfer.caching._ledger import Ledger
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.retention import Retention
-from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
+from streaminfer.caching.erasure.retention_counts import Ledger
 from streaminfer.caching.tiers import DiskTier
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
 SECRET = b"s" * 32

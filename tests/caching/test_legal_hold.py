@@ -8,16 +8,16 @@ import weakref
 import pytest
 
 import streaminfer as si
-from streaminfer.caching._ledger import Ledger
-from streaminfer.caching._wheel_cy import NEVER
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.invalidation import drop
-from streaminfer.caching.retention import Residual, Retention
-from streaminfer.caching.retention_log import RetentionLog
-from streaminfer.caching.tiered import Tiers
+from streaminfer.caching.erasure.invalidation import drop
+from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import HoldingTier
+from streaminfer.caching.tiers.tier_set import Tiers
+from streaminfer.compliance.retention import Residual, Retention
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import Closed
 from streaminfer.testing import FakeClock
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.http import NginxFolder
-from streaminfer.caching.retention_log import RetentionLog
 from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.http_edge import NginxFolder
 
 _spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
 _module = importlib.util.module_from_spec(_spec)

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.retention_log import RetentionLog
 from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance.retention_log import RetentionLog
 
 _spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
 _module = importlib.util.module_from_spec(_spec)

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streaminfer as si
-from streaminfer.caching.encryption import StoredKeys
 from streaminfer.caching.tiers import Entry, RedisTier, Tier
-from streaminfer.resilience.circuit_breaker import CircuitBreaker
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
 
 S = 10**9
 SECRET = b"a face that must not be found on any medium"
@@ -578,7 +578,7 @@ def test_the_inventory_counts_a_namespace_by_class(server, tmp_path, encrypted):
 
 
 def test_the_inventory_of_a_server_that_holds_very_much_is_not_known(server, monkeypatch):
-    monkeypatch.setattr("streaminfer.caching.tiers.redis._MOST_COUNTED", 3)
+    monkeypatch.setattr("streaminfer.caching.tiers.redis.tier._MOST_COUNTED", 3)
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:

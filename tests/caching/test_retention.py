@@ -3,8 +3,8 @@
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.retention import Retention
 from streaminfer.caching.tiers import DiskTier
+from streaminfer.compliance.retention import Retention
 from streaminfer.testing import FakeClock, run
 
 pytestmark = pytest.mark.uncompiled

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaminfer.caching import _retention_file, retention_log
-from streaminfer.caching.retention import Action
-from streaminfer.caching.retention_log import ACTIONS, RetentionLog, verify_file
+from streaminfer.compliance import log_file as _retention_file
+from streaminfer.compliance import retention_log
+from streaminfer.compliance.retention import Action
+from streaminfer.compliance.retention_log import ACTIONS, RetentionLog, verify_file
 from streaminfer.errors import BackendError
 
 SECRET = b"a secret that lives elsewhere 01"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.caching import retention_log
-from streaminfer.caching.retention import Holding, Retention
-from streaminfer.caching.retention_log import ACTIONS, RetentionLog
-from streaminfer.caching.retention_report import PURGE_BOUNDS_S, build_report
+from streaminfer.compliance import retention_log
+from streaminfer.compliance.retention import Holding, Retention
+from streaminfer.compliance.retention_log import ACTIONS, RetentionLog
+from streaminfer.compliance.retention_report import PURGE_BOUNDS_S, build_report
 
 pytestmark = pytest.mark.uncompiled
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.caching.serialise import Damaged, deserialise, serialise
+from streaminfer.caching.codec import Damaged, deserialise, serialise
 
 HEADER = 24
 scalars = st.one_of(

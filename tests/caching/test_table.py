@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.caching import EdgeCache
-from streaminfer.caching._eviction_cy import EvictionOrder
 from streaminfer.caching._locking import is_atomic
-from streaminfer.caching._slots_cy import FIRST, NEVER, Slots
-from streaminfer.caching._table_cy import EdgeTable
-from streaminfer.caching._wheel_cy import ExpiryWheel
+from streaminfer.caching.table._eviction_cy import EvictionOrder
+from streaminfer.caching.table._slots_cy import FIRST, NEVER, Slots
+from streaminfer.caching.table._table_cy import EdgeTable
+from streaminfer.caching.table._timer_wheel_cy import ExpiryWheel
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.caching.retention import Retention
-from streaminfer.caching.retention_log import RetentionLog
-from streaminfer.caching.tier_lookup import ReadAllowance
 from streaminfer.caching.tiers import Entry, TierStatistics
+from streaminfer.caching.tiers.lookup import ReadAllowance
+from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError, DeadlineExceeded
 from streaminfer.testing import ScriptedBackend, run
 

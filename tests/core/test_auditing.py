@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.auditing import Audit, Finding, audit
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.retention import Retention
-from streaminfer.caching.retention_log import RetentionLog
+from streaminfer.auditing.stack_audit import Audit, Finding, audit
 from streaminfer.caching.tiers import DiskTier, RedisTier, Tier
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.testing import FakeClock, ScriptedBackend
 
 MASTER = b"32 bytes, from where secrets are"

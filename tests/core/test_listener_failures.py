@@ -6,7 +6,7 @@ import logging
 import pytest
 
 import streaminfer as si
-from streaminfer._listener_failures import ListenerFailures
+from streaminfer._internal.listener_failures import ListenerFailures
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer._validation import brief
+from streaminfer._internal.validation import brief
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

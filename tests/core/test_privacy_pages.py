@@ -6,14 +6,14 @@ import json
 import pytest
 
 import streaminfer as si
-from streaminfer.auditing import Audit, Finding
-from streaminfer.caching.encryption import StoredKeys
-from streaminfer.caching.retention import Residual, Retention
-from streaminfer.caching.retention_log import RetentionLog
-from streaminfer.caching.service_keys import ServiceKeys
+from streaminfer.auditing.checklist import privacy_checklist
+from streaminfer.auditing.processing_record import record_of_processing
+from streaminfer.auditing.stack_audit import Audit, Finding
 from streaminfer.caching.tiers import DiskTier, RedisTier
-from streaminfer.checklist import privacy_checklist
-from streaminfer.processing_record import record_of_processing
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.caching.tiers.service_keys import ServiceKeys
+from streaminfer.compliance.retention import Residual, Retention
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.testing import ScriptedBackend
 
 MASTER = b"32 bytes, from where secrets are"
@@ -107,7 +107,7 @@ def test_the_worst_finding_is_the_answer_and_all_are_evidence():
 
 def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_path):
     from streaminfer import auditing
-    from streaminfer.checklist import _QUESTIONS
+    from streaminfer.auditing.checklist import _QUESTIONS
 
     named = {line.strip("`") for line in auditing.__doc__.splitlines() if line.startswith("``") and line.endswith("``")}
     assert named == {check for _, checks in _QUESTIONS for check in checks}

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import streaminfer as si
-from streaminfer import _serving_process
-from streaminfer.batching.lookahead import Lookahead
+from streaminfer._runtime import serving_process
+from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -30,22 +30,22 @@ def cycle():
 def loop():
     """A loop that is open; stacks of loops that other tests closed without a stop do not count."""
     loop = asyncio.new_event_loop()
-    _serving_process.leave(_serving_process.enter(loop))
+    serving_process.leave(serving_process.enter(loop))
     yield loop
     loop.close()
 
 
 def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
     """Two stacks hold the heap; the second unfreeze puts everything back."""
-    first = _serving_process.enter(loop)
-    second = _serving_process.enter(loop)
+    first = serving_process.enter(loop)
+    second = serving_process.enter(loop)
     assert gc.get_freeze_count() > 0
 
-    _serving_process.leave(first)
-    _serving_process.leave(first)
+    serving_process.leave(first)
+    serving_process.leave(first)
     assert gc.get_freeze_count() > 0
 
-    _serving_process.leave(second)
+    serving_process.leave(second)
     assert gc.get_freeze_count() == 0
 
 
@@ -63,12 +63,12 @@ def test_objects_that_the_interpreter_froze_are_no_reason():
 
 def test_what_comes_later_is_collected(loop):
     """Only what existed at the start is left out."""
-    hold = _serving_process.enter(loop)
+    hold = serving_process.enter(loop)
     later = cycle()
     del later
 
     assert gc.collect() >= 1
-    _serving_process.leave(hold)
+    serving_process.leave(hold)
 
 
 def test_garbage_of_before_is_collected_first(loop):
@@ -77,11 +77,11 @@ def test_garbage_of_before_is_collected_first(loop):
     try:
         before = cycle()
         del before
-        hold = _serving_process.enter(loop)
+        hold = serving_process.enter(loop)
         assert not any(type(one) is Node for one in gc.get_objects())
     finally:
         gc.enable()
-        _serving_process.leave(hold)
+        serving_process.leave(hold)
 
 
 def test_a_process_that_froze_objects_is_left_alone(loop):
@@ -89,9 +89,9 @@ def test_a_process_that_froze_objects_is_left_alone(loop):
     gc.freeze()
     frozen = gc.get_freeze_count()
 
-    hold = _serving_process.enter(loop)
+    hold = serving_process.enter(loop)
     assert gc.get_freeze_count() <= frozen
-    _serving_process.leave(hold)
+    serving_process.leave(hold)
     assert gc.get_freeze_count() > 0
     gc.unfreeze()
 
@@ -117,16 +117,16 @@ def test_what_the_start_opens_is_not_frozen():
 def test_a_closed_loop_holds_nothing(loop, ends):
     """A stack whose loop was closed without a stop does not count once another one starts or stops."""
     lost = asyncio.new_event_loop()
-    other = _serving_process.enter(loop) if ends == "leaves" else None
-    _serving_process.enter(lost)
+    other = serving_process.enter(loop) if ends == "leaves" else None
+    serving_process.enter(lost)
     lost.close()
     if ends == "enters":
         before = cycle()
         del before
-        other = _serving_process.enter(loop)
+        other = serving_process.enter(loop)
         assert not any(type(one) is Node for one in gc.get_objects())  # frozen again, as it is now
 
-    _serving_process.leave(other)
+    serving_process.leave(other)
 
     assert gc.get_freeze_count() == 0
 

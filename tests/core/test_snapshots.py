@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer._snapshot import Snapshot
+from streaminfer._internal.snapshot import Snapshot
 
 pytestmark = pytest.mark.uncompiled
 

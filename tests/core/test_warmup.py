@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from streaminfer.__main__ import main
-from streaminfer.batching import kernel_loader, padding
+from streaminfer.batching.assembly import padding
+from streaminfer.batching.planner import kernel_loader
 
 SERVING = """
 import asyncio, logging, sys, threading

@@ -25,11 +25,11 @@ FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HOMES = (
     "streaminfer",
-    "streaminfer.auditing",
+    "streaminfer.auditing.stack_audit",
     "streaminfer.backends",
     "streaminfer.batching",
     "streaminfer.caching",
-    "streaminfer.caching.http",
+    "streaminfer.http_edge",
     "streaminfer.errors",
     "streaminfer.testing.faults",
     "streaminfer.protocols",

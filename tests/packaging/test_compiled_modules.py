@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import streaminfer as si
-from streaminfer import _compiled_modules
+from streaminfer._internal import compiled_modules
 
 ROOT = Path(__file__).parents[2]
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
@@ -35,9 +35,9 @@ def plain_tree(tmp_path_factory):
 
 
 def test_this_process_uses_what_was_built():
-    from streaminfer.batching import _queue_cy
+    from streaminfer.batching.queue import _queue_cy
 
-    assert si.compiled is _compiled_modules.are_used()
+    assert si.compiled is compiled_modules.are_used()
     assert si.compiled is _queue_cy.__file__.endswith(SUFFIX)
 
 
@@ -78,6 +78,6 @@ def test_a_mixture_is_no_import(plain_tree, tmp_path, run_python):
 def test_modules_of_another_python_do_not_count(plain_tree, tmp_path):
     shutil.copytree(plain_tree, tmp_path, dirs_exist_ok=True)
     (tmp_path / "streaminfer" / "telemetry" / "_histogram_cy.cpython-27-somewhere.so").touch()
-    compiled, missing = _compiled_modules.look(tmp_path / "streaminfer")
+    compiled, missing = compiled_modules.look(tmp_path / "streaminfer")
     assert compiled == []
     assert len(missing) == len(list((ROOT / "streaminfer").rglob("*_cy.py")))

@@ -5,7 +5,7 @@ from typing import assert_type
 
 import streaminfer as si
 from streaminfer.batching import BatchedFunction, simulate
-from streaminfer.batching.service import BatchedService
+from streaminfer.batching.batched_service import BatchedService
 
 breaker = si.CircuitBreaker()
 limit = si.ConcurrencyLimit()

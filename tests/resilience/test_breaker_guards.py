@@ -13,7 +13,7 @@ import streaminfer as si
 from streaminfer.protocols import Admission, is_backend, is_service
 from streaminfer.request import Batch
 from streaminfer.resilience import CircuitBreaker
-from streaminfer.resilience import _breaker_guard_cy as guards
+from streaminfer.resilience.breaker import _guard_cy as guards
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -9,7 +9,7 @@ import pytest
 import streaminfer as si
 from streaminfer import resilience
 from streaminfer.resilience import BreakerEvent, CircuitBreaker
-from streaminfer.resilience.breaker_events import BreakerEvents
+from streaminfer.resilience.breaker.events import BreakerEvents
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

@@ -8,8 +8,9 @@ import threading
 import pytest
 
 import streaminfer as si
-from streaminfer.resilience import CircuitBreaker, circuit_breaker
-from streaminfer.resilience._breaker_window_cy import OutcomeWindow
+from streaminfer.resilience import CircuitBreaker
+from streaminfer.resilience.breaker import circuit_breaker
+from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

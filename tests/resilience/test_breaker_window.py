@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.resilience._breaker_window_cy import OutcomeWindow
+from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 
 pytestmark = pytest.mark.uncompiled
 

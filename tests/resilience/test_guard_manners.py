@@ -9,9 +9,9 @@ import pytest
 
 import streaminfer as si
 from streaminfer.resilience import CircuitBreaker, RateLimit
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
-from streaminfer.resilience.hedge import Hedge
-from streaminfer.resilience.retry import RetryBudget
+from streaminfer.resilience.hedge.hedging import Hedge
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.retry.retry_budget import RetryBudget
 
 GUARDS = [CircuitBreaker, ConcurrencyLimit, RetryBudget, Hedge, functools.partial(RateLimit, 1.0)]
 

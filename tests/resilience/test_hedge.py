@@ -10,7 +10,7 @@ import pytest
 import streaminfer as si
 from streaminfer.protocols import Admission, is_backend
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.hedge import Hedge
+from streaminfer.resilience.hedge.hedging import Hedge
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -10,7 +10,7 @@ import pytest
 import streaminfer as si
 from streaminfer.protocols import Admission, find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request, Response, Timings
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

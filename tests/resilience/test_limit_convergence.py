@@ -11,8 +11,8 @@ import pytest
 
 import streaminfer as si
 from streaminfer.request import Response
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
-from streaminfer.telemetry.slo import BurnSignal
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
+from streaminfer.telemetry.objectives.slo import BurnSignal
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

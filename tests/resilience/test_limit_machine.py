@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streaminfer.resilience import _limit_cy as compiled
-from streaminfer.resilience._limit_cy import FULL, LATE, NEVER, UNKNOWN, LimitMachine
+from streaminfer.resilience.limit import _state_machine_cy as compiled
+from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER, UNKNOWN, LimitMachine
 
 pytestmark = pytest.mark.uncompiled
 

@@ -7,7 +7,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.request import Request
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import streaminfer as si
 from streaminfer.protocols import is_backend, is_service
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience import _share_cy as compiled
-from streaminfer.resilience import retry
-from streaminfer.resilience.retry import RetryBudget
+from streaminfer.resilience import _call_budget_cy as compiled
+from streaminfer.resilience.retry import retry_budget as retry
+from streaminfer.resilience.retry.retry_budget import RetryBudget
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -384,7 +384,7 @@ def test_a_stack_finds_what_stands_behind_and_gives_its_clock():
 
 
 def test_in_front_of_a_limit_it_comes_back_when_there_is_place():
-    from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+    from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 
     budget, limit = RetryBudget(max_attempts=3, min_per_s=10.0), ConcurrencyLimit(limit=1)
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from streaminfer.routing import _balance_cy as balance_cy
-from streaminfer.routing._balance_cy import ACTIVE, DRAINING, EJECTED, FAILURE, NEUTRAL, REFUSED, SUCCESS, TRIAL
+from streaminfer.routing.replicas import _p2c_cy as balance_cy
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, FAILURE, NEUTRAL, REFUSED, SUCCESS, TRIAL
 
 pytestmark = pytest.mark.uncompiled
 

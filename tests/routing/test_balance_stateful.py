@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streaminfer.routing._balance_cy import (
+from streaminfer.routing.replicas._p2c_cy import (
     ACTIVE,
     DRAINING,
     EJECTED,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.routing._ladder_cy import BAD, GOOD, LATE, NEUTRAL, Ladder, Rung
+from streaminfer.routing.fallback._degradation_cy import BAD, GOOD, LATE, NEUTRAL, Ladder, Rung
 
 pytestmark = pytest.mark.uncompiled
 

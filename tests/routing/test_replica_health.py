@@ -9,7 +9,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.routing import HealthCheck, Replica, Replicas
-from streaminfer.routing.fleet.health import HealthRecord
+from streaminfer.routing.replicas.health import HealthRecord
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

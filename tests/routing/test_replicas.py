@@ -8,7 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.protocols import Admission
-from streaminfer.routing.replicas import Replica, Replicas
+from streaminfer.routing.replicas.replica_set import Replica, Replicas
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
 
@@ -286,7 +286,7 @@ def test_a_stream_has_the_same_place_in_every_process():
 
 
 def stream_key(stream_id):
-    from streaminfer.routing.replicas import _stream_key
+    from streaminfer.routing.replicas.replica_set import _stream_key
 
     return _stream_key(stream_id)
 

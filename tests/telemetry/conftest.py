@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import streaminfer.telemetry.histogram
+import streaminfer.telemetry.histograms.latency_histogram
 
-STATE = "streaminfer.telemetry._histogram_cy"
-FOLDER = Path(streaminfer.telemetry.histogram.__file__).parent
+STATE = "streaminfer.telemetry.histograms._histogram_cy"
+FOLDER = Path(streaminfer.telemetry.histograms.latency_histogram.__file__).parent
 
 
 def load_plain(name, file):
@@ -28,12 +28,12 @@ def plain_histogram():
         return load_plain("plain_histogram", "histogram.py")
 
 
-BUILDS = {"built": streaminfer.telemetry.histogram, "plain": plain_histogram()}
+BUILDS = {"built": streaminfer.telemetry.histograms.latency_histogram, "plain": plain_histogram()}
 
 
 @pytest.fixture(scope="session", params=BUILDS)
 def build(request):
-    """The module streaminfer.telemetry.histogram, compiled where this installation is, and plain."""
+    """The module streaminfer.telemetry.histograms.latency_histogram, compiled where this installation is, and plain."""
     return BUILDS[request.param]
 
 

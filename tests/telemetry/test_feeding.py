@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import streaminfer as si
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.routing import FallbackRouter, Route
 from streaminfer.testing import ScriptedBackend, run
 

@@ -9,7 +9,7 @@ import pytest
 from hdrh.codec import HdrHistogramEncoder
 from hdrh.histogram import HdrHistogram
 
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 HEADER = ">IIIIqqd"
 DEFAULTS = (0x1C849313, 0, 3, 1000, 3600 * 10**9, 1.0)

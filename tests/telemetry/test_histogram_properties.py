@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import _compiled_kernels
-from streaminfer.telemetry import encoding, kernels
+from streaminfer.telemetry.histograms import hdr_encoding as encoding
+from streaminfer.telemetry.histograms import kernels
 
 HOUR_NS = 3600 * 10**9
 VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from streaminfer.errors import MissingExtra
-from streaminfer.telemetry import kernels, plot
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.histograms import kernels
+from streaminfer.telemetry.histograms import percentile_plot as plot
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 
 def recorded(milliseconds, **layout):
@@ -159,7 +160,7 @@ def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
 
 def test_importing_and_recording_load_neither_numba_nor_matplotlib():
     code = (
-        "import sys; from streaminfer.telemetry.histogram import LatencyHistogram as H; h = H(); h.record(0.1);"
+        "import sys; from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram as H; h = H(); h.record(0.1);"
         "h.record_many([0.1] * 4096); h.record_many([0.1] * 4097); repr(h); h._repr_html_(); h.encode();"
         "print(sorted({'numba', 'matplotlib'} & set(sys.modules)))"
     )

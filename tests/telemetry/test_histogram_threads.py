@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from streaminfer.telemetry import histogram as built_module
+from streaminfer.telemetry.histograms import latency_histogram as built_module
 
 RECORDS = {"built": 60_000, "plain": 3_000}
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.telemetry.histogram import LatencyHistogram
-from streaminfer.telemetry.rolling import RollingHistogram
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

@@ -10,8 +10,8 @@ import tracemalloc
 import pytest
 
 import streaminfer as si
-from streaminfer.telemetry.alerts import AlertPair
-from streaminfer.telemetry.slo import SLO, BurnSignal
+from streaminfer.telemetry.objectives.alerts import AlertPair
+from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
 from streaminfer.telemetry.statistics import SloStatistics
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaminfer.errors import BackendError
-from streaminfer.telemetry.alerts import AlertPair, AlertStates, workbook_pairs
-from streaminfer.telemetry.slo import SLO
+from streaminfer.telemetry.objectives.alerts import AlertPair, AlertStates, workbook_pairs
+from streaminfer.telemetry.objectives.slo import SLO
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from streaminfer.errors import Overloaded
-from streaminfer.telemetry.slo import SLO, BurnSignal
+from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 import streaminfer as si
-from streaminfer.resilience.concurrency_limit import ConcurrencyLimit
+from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.routing import FallbackRouter, Route
-from streaminfer.telemetry.slo_reader import SloReader
+from streaminfer.telemetry.objectives.slo_reader import SloReader
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import streaminfer.telemetry
 from streaminfer.errors import InvalidInput, Overloaded
-from streaminfer.telemetry.alerts import AlertPair
-from streaminfer.telemetry.rolling import RollingState
-from streaminfer.telemetry.slo import SLO, BudgetState, BurnSignal
+from streaminfer.telemetry.histograms.rolling_histogram import RollingState
+from streaminfer.telemetry.objectives.alerts import AlertPair
+from streaminfer.telemetry.objectives.slo import SLO, BudgetState, BurnSignal
 from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
@@ -176,7 +176,7 @@ def test_an_old_ring_holds_exactly_what_it_should_at_every_length():
 @pytest.fixture
 def twins(plain, monkeypatch):
     """Plain twins of the states, each standing on plain ones."""
-    names = ("_elapsed_cy", "_histogram_cy", "_recorder_cy", "_budget_cy")
+    names = ("_monotonic_cy", "_histogram_cy", "_recorder_cy", "_budget_cy")
     modules = {}
     for name in names:
         modules[name] = plain(f"telemetry.{name}")

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import streaminfer as si
-from streaminfer.telemetry.histogram import LatencyHistogram
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled

@@ -6,9 +6,9 @@ batch becomes; ``session`` is one start, with what the server said then (``model
 ``headers`` and ``address``; ``answer`` and ``errors`` read what came.
 """
 
-from streaminfer.backends.triton.address import Tls
 from streaminfer.backends.triton.backend import TritonBackend
+from streaminfer.backends.triton.endpoint import Tls
 from streaminfer.backends.triton.sequences import SequenceLost
-from streaminfer.backends.triton.times import ServerTimes, TritonStatistics
+from streaminfer.backends.triton.server_statistics import ServerTimes, TritonStatistics
 
 __all__ = ["SequenceLost", "ServerTimes", "Tls", "TritonBackend", "TritonStatistics"]

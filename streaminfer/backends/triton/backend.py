@@ -19,19 +19,19 @@ from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from streaminfer._stopping import seconds_left, until_limit
-from streaminfer._validation import check_choice, check_count, check_duration, check_instance, expected
-from streaminfer.backends._signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
-from streaminfer.backends._statistics import BackendRecorder
-from streaminfer.backends.triton.address import Protocol, Tls, find_address
-from streaminfer.backends.triton.asking import Asker
-from streaminfer.backends.triton.call import Transport
-from streaminfer.backends.triton.grpc_transport import GrpcTransport
-from streaminfer.backends.triton.headers import Headers, HeadersLike
-from streaminfer.backends.triton.http_transport import HttpTransport
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._runtime.stopping import seconds_left, until_limit
+from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
+from streaminfer.backends.statistics import BackendRecorder
+from streaminfer.backends.triton.endpoint import Protocol, Tls, find_address
+from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_server
+from streaminfer.backends.triton.request_splitter import Asker
+from streaminfer.backends.triton.server_statistics import ServerTimes, StatisticsReader, TritonStatistics
 from streaminfer.backends.triton.session import Session
-from streaminfer.backends.triton.times import ServerTimes, StatisticsReader, TritonStatistics
+from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
+from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
+from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, ExampleInputs
 from streaminfer.request import Batch, Request

@@ -13,10 +13,10 @@ from typing import Any
 
 import attrs
 
-from streaminfer.backends._signature import TensorSpec
-from streaminfer.backends.triton.call import Transport
+from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
 from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
 

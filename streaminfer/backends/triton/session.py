@@ -16,13 +16,13 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer.backends._signature import NonFinite, TensorSpec
-from streaminfer.backends.triton.answer import read_rows
-from streaminfer.backends.triton.call import Answer, Call, Shared, Tensor, Transport
-from streaminfer.backends.triton.check import RequestCheck
+from streaminfer.backends.signature import NonFinite, TensorSpec
+from streaminfer.backends.triton.decode import read_rows
 from streaminfer.backends.triton.dtypes import TEXT, is_text
 from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, latest_version
+from streaminfer.backends.triton.request_validation import RequestCheck
 from streaminfer.backends.triton.sequences import Sequences
 from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
 from streaminfer.errors import BackendError, InvalidInput

@@ -50,7 +50,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streaminfer._validation import check_count, check_instance, expected
+from streaminfer._internal.validation import check_count, check_instance, expected
 from streaminfer.errors import Closed
 
 __all__ = ["OLDEST_SERVER", "Region", "RegionPool", "required_bytes"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from streaminfer._validation import expected
-from streaminfer.caching.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
-from streaminfer.caching.serialise import RECORD_MARK, Damaged, deserialise, first_items, serialise
+from streaminfer._internal.validation import expected
+from streaminfer.caching.codec import RECORD_MARK, Damaged, deserialise, first_items, serialise
+from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 
 __all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "selection"]

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
-from streaminfer._snapshot import Snapshot
-from streaminfer._validation import check_duration, expected
-from streaminfer.caching.encryption import KeyProvider
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_duration, expected
+from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
 __all__ = ["Entry", "Held", "HoldingTier", "RecordCopy", "Tier", "TierStatistics"]
@@ -32,7 +32,7 @@ class Entry:
     """A value with what must be known of it wherever it lies.
 
     Args:
-        value: anything that :func:`~streaminfer.caching.serialise.serialise` holds.
+        value: anything that :func:`~streaminfer.caching.codec.serialise` holds.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
         ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
         stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.

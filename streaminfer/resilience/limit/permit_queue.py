@@ -19,10 +19,10 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.resilience._limit_cy import FULL, NEVER
+from streaminfer.resilience.limit._state_machine_cy import FULL, NEVER
 
 if TYPE_CHECKING:
-    from streaminfer.resilience._limit_guard_cy import LimitCore
+    from streaminfer.resilience.limit._guard_cy import LimitCore
 
 __all__ = ["PermitQueue"]
 

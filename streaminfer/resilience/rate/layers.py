@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._validation import expected
+from streaminfer._internal.validation import expected
 from streaminfer.protocols import Admission, find_inward
 from streaminfer.request import Request, Response
-from streaminfer.resilience._wrapping import kind_of, name_of
+from streaminfer.resilience._targets import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.resilience.rate.rate_limit import RateLimit

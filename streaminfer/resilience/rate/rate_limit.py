@@ -10,11 +10,11 @@ from typing import Any, overload
 
 import attrs
 
-from streaminfer._snapshot import Snapshot
-from streaminfer._validation import check_count, check_instance, check_number
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Clock, P, R, Service
-from streaminfer.resilience._wrapping import refuse_copy
+from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.resilience.rate.layers import wrap_with_rate
 from streaminfer.telemetry._guard import atomic

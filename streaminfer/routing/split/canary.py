@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 
-from streaminfer._objective import find_slo
-from streaminfer._owners import start_owned
-from streaminfer._snapshot import Snapshot
-from streaminfer._stopping import stop_all
-from streaminfer._validation import check_instance, check_number
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_instance, check_number
+from streaminfer._runtime.objective import find_slo
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
 from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request, Response
-from streaminfer.routing.route import as_service
+from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
 from streaminfer.stack import Stack
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import attrs
 
-from streaminfer._deadline_calls import DeadlineCalls
-from streaminfer._owners import start_owned
-from streaminfer._snapshot import Snapshot
-from streaminfer._stopping import seconds_left, stop_all
-from streaminfer._validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer.protocols import Clock, find_inward, is_service
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._wrapping import may_repeat, name_of, repeats
-from streaminfer.routing.route import as_service
+from streaminfer.resilience._targets import may_repeat, name_of, repeats
+from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
 from streaminfer.stack import Stack
 

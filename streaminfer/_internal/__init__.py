@@ -1,0 +1,1 @@
+"""Support code that every part of the package uses."""

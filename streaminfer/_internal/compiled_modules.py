@@ -1,0 +1,102 @@
+"""Whether the package runs compiled: all of its ``*_cy`` modules or none, decided when it is imported.
+
+Compiled modules read each other's C structures, so one beside the plain source of another, or beside one that an
+earlier build left, fails at some later import or corrupts memory. A build makes all of them or none; what a checkout
+holds is looked at here.
+"""
+
+import functools
+import importlib.machinery
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["are_used", "warn_if_unused"]
+
+_PACKAGE = Path(__file__).parent.parent
+_SUFFIX = "_cy"
+
+
+class _PlainSources:
+    """Finds the sources of the compiled modules, before the modules."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,  # noqa: ARG002 - the protocol
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not (fullname.startswith("streaminfer.") and fullname.endswith(_SUFFIX)) or path is None:
+            return None
+        for folder in path:
+            source = Path(folder, fullname.rpartition(".")[2] + ".py")
+            if source.exists():
+                loader = importlib.machinery.SourceFileLoader(fullname, str(source))
+                spec = importlib.machinery.ModuleSpec(fullname, loader, origin=str(source))
+                spec.has_location = True
+                return spec
+        return None
+
+
+@functools.cache
+def are_used() -> bool:
+    """Return whether this process uses the compiled modules, from its first import of the package on.
+
+    Where ``STREAMINFER_DISABLE_COMPILED=1`` asks for the plain sources, they come first from now on: the same tests
+    then hold both, and a debugger can step through.
+
+    Raises:
+        ImportError: some modules are compiled for this Python and some are not.
+    """
+    if _are_disabled():
+        sys.meta_path.insert(0, _PlainSources())
+        return False
+    compiled, missing = look(_PACKAGE)
+    if compiled and missing:
+        raise ImportError(
+            f"streaminfer in {_PACKAGE} is compiled in part: {missing[0]} and {len(missing) - 1} other module(s) of "
+            f"{len(compiled) + len(missing)} are not. Build it again (`make test`, or pip install), or set "
+            "STREAMINFER_DISABLE_COMPILED=1 to run the plain sources"
+        )
+    return bool(compiled)
+
+
+def look(package: Path) -> tuple[list[str], list[str]]:
+    """Return the paths, without a suffix, of the modules that are compiled for this Python, and of those that are not.
+
+    Args:
+        package: the package's folder.
+    """
+    sources, compiled = set(), set()
+    for folder, _, names in os.walk(package):
+        for name in names:
+            stem, dot, suffix = name.partition(".")
+            if stem.endswith(_SUFFIX):
+                if suffix == "py":
+                    sources.add(f"{folder}/{stem}")
+                elif dot + suffix in importlib.machinery.EXTENSION_SUFFIXES:
+                    compiled.add(f"{folder}/{stem}")
+    return sorted(compiled), sorted(sources - compiled)
+
+
+@functools.cache
+def warn_if_unused() -> None:
+    """Log that requests are served uncompiled, once in a process."""
+    if are_used():
+        return
+    if _are_disabled():
+        why = "STREAMINFER_DISABLE_COMPILED=1 is set"
+    else:
+        why = (
+            f"{_PACKAGE} holds no modules compiled for this Python; where a compiled streaminfer is installed, start "
+            "from another folder than the checkout's"
+        )
+    import logging  # noqa: PLC0415 - a compiled package does without
+
+    logging.getLogger("streaminfer").warning("streaminfer serves uncompiled, which costs more CPU per request: %s", why)
+
+
+def _are_disabled() -> bool:
+    return os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1"

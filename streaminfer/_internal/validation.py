@@ -1,0 +1,141 @@
+"""Checks of constructor arguments: the message names the argument, what was expected and what came."""
+
+import math
+import numbers
+import reprlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = [
+    "LONGEST_S",
+    "brief",
+    "check_choice",
+    "check_count",
+    "check_duration",
+    "check_instance",
+    "check_number",
+    "expected",
+]
+
+LONGEST_S = 1e9
+"""Longest duration in seconds, 31 years: instants this far in the future fit 64 bits as nanoseconds."""
+
+
+def expected(name: str, expectation: str, value: object) -> str:
+    """The one sentence that every argument error uses."""
+    return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
+
+
+C = TypeVar("C", bound=str)
+
+
+class _Brief(reprlib.Repr):
+    """Never makes the whole text of something large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = (
+            self.maxarray
+        ) = 10
+        self.maxstring = self.maxlong = self.maxother = 300
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(x, level) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} characters"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
+        return repr(x) if len(x) <= self.maxstring else f"{x[:100]!r}... of {len(x)} bytes"
+
+    def repr_bytearray(self, x: bytearray, level: int) -> str:
+        return self.repr_bytes(bytes(x[: self.maxstring + 1]), level) if len(x) > self.maxstring else repr(x)
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if len(x) <= self.maxdict and level > 0:  # in its own order, unlike reprlib
+            return (
+                "{" + ", ".join(f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in x.items()) + "}"
+            )
+        return super().repr_dict(x, level)
+
+    def repr_ndarray(self, x: Any, level: int) -> str:  # noqa: ARG002 - the signature that reprlib calls
+        return repr(x) if x.size <= self.maxlist else f"{x.dtype}{list(x.shape)}"
+
+
+_BRIEF = _Brief()
+
+
+def brief(value: object) -> str:
+    """The ``repr`` of a value, shortened where it is long: a message must not be as large as a wrong input."""
+    return _BRIEF.repr(value)
+
+
+def check_duration(name: str, value: object, *, positive: bool = False) -> float:
+    """A finite number of seconds, ≥ 0 (or > 0 where ``positive``).
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN, infinite, negative, or zero where it must be positive.
+    """
+    what = "a finite number of seconds " + ("> 0" if positive else "≥ 0")
+    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+
+
+def check_number(name: str, value: object, what: str, fits: Callable[[float], bool]) -> float:
+    """A real number that ``fits``; ``what`` says in words which ones do.
+
+    Raises:
+        TypeError: not a real number (a bool is none).
+        ValueError: it does not fit.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(expected(name, what, value))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not fits(number):
+        raise ValueError(expected(name, what, value))
+    return number
+
+
+def check_count(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
+    """A whole number of at least ``at_least``, and at most ``at_most`` where that is given.
+
+    Raises:
+        TypeError: not a whole number (a bool or a float is none).
+        ValueError: too small or too large.
+    """
+    what = f"a whole number ≥ {at_least}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(expected(name, what, value))
+    number = int(value.__index__())
+    if number < at_least:
+        raise ValueError(expected(name, what, value))
+    if at_most is not None and number > at_most:
+        raise ValueError(expected(name, f"{what} and ≤ {at_most}", value))
+    return number
+
+
+def check_choice(name: str, value: object, choices: tuple[C, ...]) -> C:
+    """One of a few words.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: another string.
+    """
+    what = "one of " + ", ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(expected(name, what, value))
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise ValueError(expected(name, what, value))
+
+
+def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectation: str) -> None:
+    """Anything that ``test`` accepts.
+
+    Raises:
+        TypeError: ``test`` says no.
+    """
+    if not test(value):
+        raise TypeError(expected(name, expectation, value))

@@ -1,0 +1,81 @@
+"""Arrays with a leading axis of rows, cut into requests, and the answers to these put together again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streaminfer._internal.validation import expected
+from streaminfer.errors import BackendError, InvalidInput
+
+__all__ = ["cut_rows", "join_rows"]
+
+_NUMBERS = (bool, int, float, complex)
+
+
+def cut_rows(inputs: Any) -> list[Any]:
+    """Return what each row brings.
+
+    Args:
+        inputs: an array whose first axis holds the rows, or a mapping of such arrays.
+
+    Raises:
+        InvalidInput: anything else, no rows, or arrays of different numbers of them.
+    """
+    counts: dict[str, int] = {}
+    arrays = _as_arrays(inputs, "inputs", counts)
+    if len(set(counts.values())) != 1:
+        raise InvalidInput(expected("inputs", "as many rows in each array", counts))
+    count = counts.popitem()[1]
+    if not count:
+        raise InvalidInput(expected("inputs", "at least one row", inputs))
+    return [_row_of(arrays, number) for number in range(count)]
+
+
+def join_rows(answers: Sequence[Any]) -> Any:
+    """Return the answers to the rows as one; the kind of the first says how.
+
+    Args:
+        answers: the outputs for each row, at least one.
+
+    Raises:
+        BackendError: they are not of one kind, or arrays of different shapes or dtypes.
+    """
+    first = answers[0]
+    if isinstance(first, Mapping):
+        if not all(isinstance(one, Mapping) and one.keys() == first.keys() for one in answers):
+            raise _not_alike("other outputs than the first")
+        return {name: join_rows([one[name] for one in answers]) for name in first}
+    if isinstance(first, tuple):
+        if not all(isinstance(one, tuple) and len(one) == len(first) for one in answers):
+            raise _not_alike("other outputs than the first")
+        return tuple(join_rows(column) for column in zip(*answers, strict=True))
+    if isinstance(first, (np.ndarray, np.generic, *_NUMBERS)):
+        arrays = [np.asarray(one) for one in answers]
+        kinds = {(array.shape, array.dtype) for array in arrays}
+        if len(kinds) > 1:
+            raise _not_alike(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
+        return np.stack(arrays)
+    return list(answers)
+
+
+def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
+    if isinstance(inputs, Mapping) and inputs:
+        return {key: _as_arrays(value, f"{name}[{key!r}]", counts) for key, value in inputs.items()}
+    array = np.asarray(inputs) if hasattr(inputs, "__array__") else None
+    if array is None or not array.ndim:
+        raise InvalidInput(
+            expected(name, "an array whose first axis holds the rows, or a mapping of such arrays", inputs)
+        )
+    counts[name] = len(array)
+    return array
+
+
+def _row_of(arrays: Any, number: int) -> Any:
+    if isinstance(arrays, dict):
+        return {name: _row_of(array, number) for name, array in arrays.items()}
+    return arrays[number]
+
+
+def _not_alike(found: str) -> BackendError:
+    return BackendError(f"the answers to the rows cannot form one: {found}; map() returns a list with one for each")

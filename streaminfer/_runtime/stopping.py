@@ -1,0 +1,104 @@
+"""The time limit of a stop, which every part knows that the stop reaches.
+
+A stop passes through layers, routes and replicas to what finally waits for a thread, a process or a server. The limit
+travels in the context and not as an argument, so that parts that know nothing of it pass it on too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+from streaminfer._runtime.owners import last_owner
+
+__all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "seconds_left", "stop_all", "stop_within", "until_limit"]
+
+STOP_LIMIT_S = 30.0
+"""Seconds that a stop waits for what is in hand, unless it is told otherwise."""
+
+KILL_GRACE_S = 0.1
+"""Seconds in which a thread that was interrupted at the limit can still end by itself."""
+
+_RETURN_GRACE_S = 0.15  # for a part that keeps to the limit itself, to return
+_CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit, to stop what is inside it
+
+_log = logging.getLogger("streaminfer")
+_ends_at: ContextVar[float | None] = ContextVar("streaminfer_stop_ends_at", default=None)
+
+
+@contextmanager
+def stop_within(timeout_s: float | None) -> Iterator[None]:
+    """Set the limit of the stop that the block performs; a nearer one that an outer stop has set remains.
+
+    Args:
+        timeout_s: seconds from now; ``None``: no limit of its own.
+    """
+    ends_at = _ends_at.get()
+    if timeout_s is not None:
+        own = asyncio.get_running_loop().time() + timeout_s
+        ends_at = own if ends_at is None else min(own, ends_at)
+    token = _ends_at.set(ends_at)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def seconds_left(default: float | None = None) -> float | None:
+    """Return the seconds until the limit of the stop that is going on, ≥ 0; ``default`` where there is no limit."""
+    ends_at = _ends_at.get()
+    return default if ends_at is None else max(0.0, ends_at - asyncio.get_running_loop().time())
+
+
+async def until_limit(waiting: Coroutine[Any, Any, object]) -> None:
+    """Await something until the limit of the stop that is going on, and cancel it there."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(waiting, seconds_left())
+
+
+async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
+    """Stop each part even if an earlier one fails; the first failure is raised at the end.
+
+    A part that has another owner is left running.
+
+    A part that does not return by the limit is cancelled, and soon afterwards left behind with a warning.
+    """
+    failure: BaseException | None = None
+    for part in parts:
+        stop = getattr(part, "stop", None)
+        if stop is None:
+            continue
+        try:
+            async with last_owner(owner, part) as last:
+                if last:
+                    await _stop(part, stop(drain=drain))
+        except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
+            failure = failure or error
+            drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing
+    if failure is not None:
+        raise failure
+
+
+async def _stop(part: Any, stopping: Any) -> None:
+    left_s = seconds_left()
+    if left_s is None:
+        await stopping
+        return
+    task = asyncio.ensure_future(stopping)
+    try:
+        await asyncio.wait({task}, timeout=left_s + _RETURN_GRACE_S)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_GRACE_S + (seconds_left() or 0.0))
+        raise
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
+    if not task.done():
+        _log.warning("%r did not stop within its time limit: it is left behind", part)
+    elif not task.cancelled():
+        task.result()
+    else:
+        _log.warning("%r did not stop within its time limit: its stop was cancelled", part)

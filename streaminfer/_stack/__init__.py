@@ -1,0 +1,1 @@
+"""Parts of `Stack`: composition, lifecycle, many calls, statistics."""

@@ -1,0 +1,81 @@
+"""Layers made into one service, and what is said about those that cannot be."""
+
+import inspect
+from typing import Any
+
+from streaminfer._internal.validation import expected
+from streaminfer.batching.batched_service import BatchedService
+from streaminfer.batching.policy import Greedy
+from streaminfer.protocols import Clock, check_infer, is_backend, is_service
+
+__all__ = ["compose"]
+
+_UNBOUNDED = 2**31 - 1
+
+
+def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedService | None]:
+    """The wrapped objects, innermost first, the last being the service; and what makes batches of one, if anything."""
+    single = None
+    current = layers[-1]
+    _check_layers(layers)
+    parts = [current]
+    if not is_service(current) and not any(getattr(layer, "needs", None) == "backend" for layer in layers[:-1]):
+        current = single = BatchedService(
+            current,
+            policy=Greedy(1),
+            max_batch_size=1,
+            max_queue_size=_UNBOUNDED,
+            max_in_flight=_UNBOUNDED,
+            slo_s=None,
+            stack=True,
+            clock=clock,
+        )
+        parts.append(current)
+    for layer in reversed(layers[:-1]):
+        if not callable(getattr(layer, "wrap", None)):
+            raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
+        try:
+            current = layer.wrap(current)
+        except TypeError as error:
+            name = type(layer).__name__
+            raise TypeError(
+                f"layers: {name} cannot stand in front of what follows it: {error}{_order(layers)}"
+            ) from error
+        parts.append(current)
+    if not is_service(current):
+        raise TypeError(f"layers: {type(layers[0]).__name__} made no service: {current!r}")
+    return parts, single
+
+
+def _check_layers(layers: tuple[Any, ...]) -> None:
+    """Refuses what can be no layer, and a last one that is neither backend nor service."""
+    if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
+        kind = type(layers[0]).__name__
+        raise TypeError(f"layers: expected the layers one by one, got a {kind} of {len(layers[0])}: Stack(*layers)")
+    for layer in layers:
+        # a class whose own wrap, call or infer needs no instance can stand for one
+        if isinstance(layer, type) and not any(_needs_no_instance(layer, name) for name in ("wrap", "call", "infer")):
+            name = layer.__name__
+            raise TypeError(f"layers: expected instances, got the class {name}: {name}(...) makes an instance")
+    if not is_service(layers[-1]) and not is_backend(layers[-1]):
+        what = "a backend or a service as the last one (CpuBackend makes a function one)"
+        raise TypeError(expected("layers", what, layers[-1]) + _order(layers))
+    if not is_service(layers[-1]):
+        check_infer("layers", layers[-1])
+
+
+def _needs_no_instance(layer: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(layer, name, None), (classmethod, staticmethod))
+
+
+def _order(layers: tuple[Any, ...]) -> str:
+    """The order that works for layers that were given in another one; empty where none is known."""
+    ends = [layer for layer in layers if not callable(getattr(layer, "wrap", None))]
+    batchers = [layer for layer in layers if getattr(layer, "needs", None) == "backend"]
+    others = [layer for layer in layers if layer not in ends and layer not in batchers]
+    ordered = [*others, *batchers, *ends]
+    if len(ends) != 1 or len(batchers) > 1 or ordered == list(layers):
+        return ""
+    if not is_backend(ends[0]) and (batchers or not is_service(ends[0])):
+        return ""
+    return f"; the order that works: Stack({', '.join(type(layer).__name__ for layer in ordered)})"

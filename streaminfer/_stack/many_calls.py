@@ -1,0 +1,147 @@
+"""Many requests of one caller: all of them are answered, however small the queue is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Unpack
+
+from streaminfer._runtime.objective import find_slo
+from streaminfer._runtime.rows import cut_rows, join_rows
+from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.protocols import find_inward
+from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
+
+if TYPE_CHECKING:
+    from streaminfer.request import Response
+    from streaminfer.stack import Stack
+
+__all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
+
+_SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
+_DEFAULT_CONCURRENCY = 64
+
+
+class PlaceQueue:
+    """Callers of a stack that wait for a place in its queue, in the order in which they came; of one event loop.
+
+    Args:
+        stack: whose places.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._turn = asyncio.Lock()
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """End the waiting: the stack stops, and has no more places."""
+        self._closed.set()
+
+    async def call(self, request: Request) -> Response:
+        """Answers a request when there is a place for it.
+
+        Raises:
+            DeadlineExceeded: there was none before its deadline.
+            StreamInferError: as :meth:`Stack.call`, but not ``Overloaded``; ``Closed`` as soon as the stack stops.
+        """
+        while True:
+            left_s = time_left_s(request.deadline_ns, self._stack.clock())
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._wait_for_place(request)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "the deadline passed while the request waited for a place in the queue"
+                ) from None
+            try:
+                return await self._stack.call(request)  # takes the place before anybody else has a turn
+            except Overloaded as error:  # of a layer that does not say so beforehand
+                pause_s = max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
+            if left_s is not None:
+                pause_s = min(pause_s, max(left_s, 0.0))
+            await self._pause(pause_s)
+
+    async def _wait_for_place(self, request: Request) -> None:
+        async with self._turn:
+            # the queue tells nobody of a free place: it is asked again when it expects one
+            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":
+                await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+
+
+def default_concurrency(outermost: Any) -> int:
+    """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
+    batcher = find_inward(outermost, "full_load", None)
+    return _DEFAULT_CONCURRENCY if batcher is None else max(_DEFAULT_CONCURRENCY, batcher())
+
+
+async def answer_all(
+    inputs: Iterable[Any], ask: Callable[[Any], Awaitable[Any]], concurrency: int, return_exceptions: bool
+) -> list[Any]:
+    """Ask for each of some inputs, at most ``concurrency`` at a time.
+
+    Args:
+        inputs: read as their turn comes.
+        ask: answers one of them.
+        concurrency: how many are asked for at the same time.
+        return_exceptions: put errors among the answers; otherwise the first one ends what is left, and is raised.
+
+    Returns:
+        The answers in the order of the inputs.
+    """
+    answers: dict[int, Any] = {}
+    numbered: Iterator[tuple[int, Any]] = enumerate(inputs)
+
+    async def work() -> None:
+        for number, one in numbered:
+            try:
+                answers[number] = await ask(one)
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                answers[number] = error
+
+    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    except BaseException:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        raise
+    return [answers[number] for number in range(len(answers))]
+
+
+async def answer_rows(stack: Stack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+    """Ask for each row of some inputs by one deadline.
+
+    Args:
+        stack: which is asked.
+        places: its own.
+        inputs: an array whose first axis holds the rows, or a mapping of such arrays.
+        **settings: of the request.
+
+    Returns:
+        The answers as one, with as many rows.
+    """
+    rows = cut_rows(inputs)
+    now_ns = stack.clock()
+    fields: dict[str, Any] = {**settings}
+    timeout_s = fields.pop("timeout_s", None)
+    deadline_ns = None
+    if timeout_s is not None:
+        deadline_ns = deadline_after(now_ns, timeout_s)
+    elif (slo := find_slo(stack.inner)) is not None and slo.slo_ns is not None:
+        deadline_ns = now_ns + slo.slo_ns
+
+    def ask(row: Any) -> Awaitable[Response]:
+        return places.call(Request(row, key=None, deadline_ns=deadline_ns, **fields))
+
+    responses = await answer_all(rows, ask, min(len(rows), default_concurrency(stack.inner)), return_exceptions=False)
+    return join_rows([response.outputs for response in responses])

@@ -1,0 +1,122 @@
+"""One run of a `Stack`: its layers are started, and stopped again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal import compiled_modules
+from streaminfer._runtime import serving_process
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
+from streaminfer._stack.many_calls import PlaceQueue
+from streaminfer._stack.start_report import StartReport, StartTimer
+
+if TYPE_CHECKING:
+    from streaminfer._stack.statistics import StackState
+    from streaminfer.stack import Stack
+
+__all__ = ["StackRun"]
+
+
+class StackRun:
+    """A stack from a start to its stop; belongs to the event loop that makes it.
+
+    Args:
+        stack: whose run it is, and who owns the parts.
+        parts: what is started, innermost first.
+
+    Attributes:
+        loop: where it runs.
+        pid: of the process.
+        state: where it stands.
+        report: how long the parts took; ``None`` until they have started.
+        calls: that the stack itself ends at their deadline.
+        places: callers that wait for a place.
+    """
+
+    def __init__(self, stack: Stack, parts: Sequence[Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
+        self.state: StackState = "starting"
+        self.report: StartReport | None = None
+        self.calls = DeadlineCalls()
+        self.places = PlaceQueue(stack)
+        self._stack = stack
+        self._parts = parts
+        self._stopped = asyncio.Event()
+        self._hold: serving_process.Hold | None = None
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether its loop was closed without stopping it, or this is a forked process."""
+        return self.loop.is_closed() or os.getpid() != self.pid
+
+    async def start(self, title: str, names: Sequence[str], load_kernels: Callable[[], Any]) -> None:
+        """Start the parts; what started is stopped again where one fails.
+
+        Args:
+            title: of the report.
+            names: what the report calls the parts.
+            load_kernels: loads what plans and pads, before the heap is frozen.
+        """
+        started: list[Any] = []
+        try:
+            with StartTimer(title) as timer:
+                if not getattr(self.loop, "is_virtual", False):  # in virtual time it does not matter
+                    compiled_modules.warn_if_unused()
+                await load_kernels()
+                self._hold = serving_process.enter(self.loop)
+                for part, name in zip(self._parts, names, strict=True):
+                    if getattr(part, "start", None) is not None:
+                        timer.begin(part, name)
+                    await start_owned(self._stack, part)
+                    started.append(part)
+                    timer.end()
+            self._stack.statistics()  # loads what a snapshot is made of: the first one must not hold up requests
+        except BaseException:
+            self.state = "stopped"
+            serving_process.leave(self._hold)
+            with stop_within(STOP_LIMIT_S):
+                await stop_all(self._stack, started, drain=False)
+            raise
+        self.report = timer.report()
+        self.state = "running"
+
+    async def stop(self, *, drain: bool, timeout_s: float | None) -> None:
+        """Stop the parts, outermost first; a second call waits for the first.
+
+        Args:
+            drain: end what is in hand first.
+            timeout_s: the limit of the stop; ``None``: it has none of its own.
+        """
+        if self.state == "stopping":
+            await self._stopped.wait()
+            return
+        self.state = "stopping"
+        self.places.close()
+        with stop_within(timeout_s):
+            await self._stop(drain)
+
+    async def _stop(self, drain: bool) -> None:
+        failure: BaseException | None = None
+        try:
+            if self.calls and drain:
+                await asyncio.wait(self.calls, timeout=seconds_left())
+        except BaseException as error:  # noqa: BLE001 - raised below, after the layers have been stopped
+            failure = error
+        try:
+            for call in self.calls:
+                call.cancel()
+            if self.calls:
+                await asyncio.wait(self.calls, timeout=seconds_left())
+            await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
+        finally:
+            serving_process.leave(self._hold)
+            self.state = "stopped"
+            self._stopped.set()
+        if failure is not None:
+            raise failure

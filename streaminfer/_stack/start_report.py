@@ -1,0 +1,153 @@
+"""How long the parts of a `Stack` took to start, for its statistics and its log."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.batching.service_time.calibration import CalibrationStatistics
+
+__all__ = ["PartStart", "StartReport", "StartTimer"]
+
+PROGRESS_INTERVAL_S = 5.0
+"""Seconds between two lines of a start that takes long."""
+
+_LOGGER = logging.getLogger("streaminfer")
+
+
+@attrs.frozen
+class PartStart(Snapshot):
+    """The start of one layer.
+
+    Attributes:
+        name: the name of its class.
+        seconds: how long it took.
+        calibration: what a batcher measured; ``None`` where it measured nothing, and for other layers.
+    """
+
+    name: str
+    seconds: float
+    calibration: CalibrationStatistics | None = None
+
+    def __str__(self) -> str:
+        detail = str(self.calibration or "")
+        return f"{self.name} {self.seconds:.3f} s{f' ({detail})' if detail else ''}"
+
+
+@attrs.frozen
+class StartReport(Snapshot):
+    """The latest start of a `Stack`.
+
+    Attributes:
+        seconds: how long it took, in seconds of the real clock or of a virtual loop.
+        parts: the layers that have a start, innermost first.
+    """
+
+    seconds: float
+    parts: tuple[PartStart, ...]
+
+    @property
+    def calibration(self) -> CalibrationStatistics | None:
+        """What the batcher measured; ``None`` without one, or where its backend has no example of a request."""
+        return next((part.calibration for part in self.parts if part.calibration is not None), None)
+
+    def __str__(self) -> str:
+        parts = f": {', '.join(map(str, self.parts))}" if self.parts else ""
+        return f"ready after {self.seconds:.3f} s{parts}"
+
+    def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+        rows = "".join(
+            f"<tr><td>{html.escape(part.name)}</td><td>{part.seconds:.3f} s</td></tr>" for part in self.parts
+        )
+        calibration = self.calibration
+        return (
+            f"<table><caption>start: {self.seconds:.3f} s</caption><thead><tr><th>layer</th><th>time</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>{'' if calibration is None else calibration._repr_html_()}"
+        )
+
+
+class StartTimer:
+    """Measures the start of a stack part by part, and logs how far it is every few seconds.
+
+    Belongs to one event loop.
+
+    Args:
+        what: the stack, for the log.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[PartStart] = []
+        self._part: Any = None
+        self._name = ""
+        self._handle: asyncio.TimerHandle | None = None
+        self._began_s = self._part_began_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._began_s = self._now_s()
+        self._schedule()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._part = None
+
+    def begin(self, part: Any, name: str) -> None:
+        """A part starts."""
+        self._part, self._name, self._part_began_s = part, name, self._now_s()
+
+    def end(self) -> None:
+        """It has started; nothing where none began."""
+        if self._part is None:
+            return
+        calibration = getattr(self._part, "calibration", None)
+        self._parts.append(
+            PartStart(
+                self._name,
+                self._now_s() - self._part_began_s,
+                calibration if isinstance(calibration, CalibrationStatistics) else None,
+            )
+        )
+        self._part = None
+
+    def report(self) -> StartReport:
+        """All parts, innermost first; logged in one line."""
+        report = StartReport(self._now_s() - self._began_s, tuple(self._parts))
+        _LOGGER.info("%s %s", self._what, report)
+        return report
+
+    def _now_s(self) -> float:
+        return self._loop.time() if getattr(self._loop, "is_virtual", False) else time.monotonic()
+
+    def _schedule(self) -> None:
+        self._handle = self._loop.call_later(PROGRESS_INTERVAL_S, self._log_progress)
+
+    def _log_progress(self) -> None:
+        progress = getattr(self._part, "start_progress", "")
+        doing = f"{self._name}{f', {progress}' if progress else ''}"
+        _LOGGER.info("%s starts, for %.0f s now: %s", self._what, self._now_s() - self._began_s, doing)
+        self._schedule()
+
+
+def names_of_parts(parts: Sequence[Any], layers: Sequence[Any], single: Any) -> list[str]:
+    """The names under which the parts of a stack start: those of its layers.
+
+    Args:
+        parts: the wrapped objects, innermost first.
+        layers: what they were made from, outermost first.
+        single: among the parts, what makes batches of one and comes from no layer.
+    """
+    names = iter([type(layer).__name__ for layer in reversed(layers)])
+    return ["batches of one" if part is single else next(names) for part in parts]

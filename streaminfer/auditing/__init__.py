@@ -1,0 +1,1 @@
+"""Checks of a whole stack: audit, privacy checklist, record of processing, proof."""

@@ -1,0 +1,271 @@
+"""`Proof`: what is left of erased subjects and of expired answers, found by looking and not by indices.
+
+**What counts as a remain.** An entry, or the readable beginning of its record, that matches an erasure (its subject's
+keyed hash, or its tag, stands in the retention log) and was computed before it; or that is older than the policy
+allows, or its own time, by more than its place may take to remove it. A sealed record counts as long as its key exists;
+destroying the key is the erasure. So a destroyed key that can still be read from the bytes of the key file counts too.
+
+**What is held** is no remain and is counted by itself: what a legal hold, or a minimum age, preserves.
+
+**Where it looks.** Every slot of each cache's table, due or not; every `Entry` that the collector knows; answers
+that left a cache and still live (``departed``); what each tier's ``scan`` reads off its medium; key files; the folders
+of HTTP caches. Nothing is freed, purged or repaired first.
+
+**Ages** are compared, not instants: each clock is read once, at the start, and an erasure and an entry are as old as
+their own clocks say.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.caching.tiers.protocol import Entry, Tier
+from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.http_edge.nginx_folder import NginxFolder
+
+__all__ = ["Proof", "Remain", "prove_caches"]
+
+_SWEPT_NS = 250_000_000
+_SERVER_BOUND_S = 1.0
+"""How long a place that states no bound may hold what has expired: a server hides it at once."""
+_ERASED = "it belongs to a subject or tag that was erased after it was computed"
+_EXPIRED = "it has expired, and the time to remove it has passed"
+_RELEASED = "the hold or minimum age for which it was preserved has ended"
+_HELD = "an answer that left the cache is still held by an object"
+_KEY = "a destroyed key can be read from the bytes of the key file"
+
+
+@attrs.frozen(kw_only=True)
+class Remain(Snapshot):
+    """Remains of one kind in one place.
+
+    Attributes:
+        place: ``"memory"``, ``"objects"``, a tier's name, ``"keys"`` or ``"http"``.
+        where: within the place, such as the name of a file; no personal data.
+        why: it must not be there, in words.
+        count: how many.
+    """
+
+    place: str
+    where: str
+    why: str
+    count: int
+
+
+@attrs.frozen
+class Proof:
+    """What a look at every place found.
+
+    Attributes:
+        counts: place → number of remains; every place that was looked at is there.
+        remains: the same in more detail.
+        held: place → number of what would be a remain, but for a legal hold or a minimum age; places without are left
+            out.
+    """
+
+    counts: Mapping[str, int]
+    remains: tuple[Remain, ...]
+    held: Mapping[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing remains anywhere."""
+        return not any(self.counts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for strict JSON."""
+        remains = [it.to_dict() for it in self.remains]
+        return {"ok": self.ok, "counts": dict(self.counts), "remains": remains, "held": dict(self.held)}
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{place} {count}" for place, count in self.counts.items())
+        details = [f"{it.count} in {it.place}{f' ({it.where})' if it.where else ''}: {it.why}" for it in self.remains]
+        details += [f"{count} in {place}: held" for place, count in self.held.items()]
+        return "\n".join([f"proof: {'nothing remains' if self.ok else 'REMAINS'}; {counts}", *details])
+
+
+def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
+    """Looks for remains in caches and all that belongs to them.
+
+    Args:
+        caches: the caches; their tiers need not run.
+        http_caches: folders of HTTP caches in front of the process.
+
+    Raises:
+        BackendError: a medium or the retention log cannot be read, so nothing is proven.
+    """
+    several = list(caches)
+    remains = _Remains()
+    judges = [_Judge(cache) for cache in several]
+    gc.collect()  # what only a cycle holds is nobody's
+    for cache, judge in zip(several, judges, strict=True):
+        _look_into_memory(cache, judge, remains)
+        for worker in () if cache.tiers is None else cache.tiers.workers:
+            _scan(worker.name, worker.tier, judge, remains)
+    _look_at_objects(judges, remains)
+    workers = [worker for cache in several if cache.tiers is not None for worker in cache.tiers.workers]
+    for keys in {id(worker.tier.keys): worker.tier.keys for worker in workers}.values():
+        if isinstance(keys, StoredKeys):  # what another key service keeps of a destroyed key is its operator's to prove
+            remains.add("keys", "", _KEY, keys.recoverable())
+    longest_s = max((judge.longest_s for judge in judges), default=0.0)
+    for folder in http_caches:
+        for name, why in folder.remains(time.time(), longest_s):
+            remains.add("http", name, why)
+        remains.add("http", "", "", 0)
+    return remains.proof()
+
+
+class _Remains:
+    """Counts by place and reason."""
+
+    def __init__(self) -> None:
+        self._places: Counter[str] = Counter()
+        self._found: Counter[tuple[str, str, str]] = Counter()
+        self._held: Counter[str] = Counter()
+
+    def add(self, place: str, where: str, why: str, count: int = 1) -> None:
+        self._places[place] += count
+        if count:
+            self._found[place, where, why] += count
+
+    def hold(self, place: str) -> None:
+        self._held[place] += 1
+
+    def proof(self) -> Proof:
+        found = tuple(
+            Remain(place=place, where=where, why=why, count=count) for (place, where, why), count in self._found.items()
+        )
+        return Proof(MappingProxyType(dict(self._places)), found, MappingProxyType(dict(self._held)))
+
+
+class _Judge:
+    """What the log and the policy of one cache say about entries.
+
+    Args:
+        cache: the cache.
+
+    Attributes:
+        now_ns: of the cache's clock when the proof began.
+        longest_s: the longest that anything may be kept.
+    """
+
+    def __init__(self, cache: EdgeCache) -> None:
+        if cache._ledger is not None:
+            cache._ledger.drain()  # a thread writes what the cache has recorded
+        self._policy = cache._policy
+        self._log: RetentionLog | None = cache.erasure_log
+        self.now_ns = cache.now()
+        workers = () if cache.tiers is None else cache.tiers.workers
+        self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in workers}
+        self.wall_ns = time.time_ns()
+        policies = () if self._policy is None else (self._policy, *self._policy.classes.values())
+        self.longest_s = max((policy.max_age_s for policy in policies), default=float("inf"))
+        self._subject_ages: dict[str, int] = {}
+        self._tag_ages: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        if self._log is not None:
+            log_now_ns = self._log._now()
+            for event in self._log._all():
+                if event.action == "erased" and event.where == "memory":  # where each erasure begins
+                    ages, label = (self._subject_ages, event.subject) if event.subject else (self._tag_ages, event.tag)
+                    if label is not None:
+                        ages[label] = log_now_ns - event.at_ns  # the latest erasure counts
+
+    def is_erased(self, subject: str | None, tags: Iterable[str], age_ns: int) -> bool:
+        """Whether an entry of that age was there when its subject or one of its tags was erased."""
+        if subject is not None and self._subject_ages and self._log is not None:
+            name = self._names.get(subject)
+            if name is None:
+                name = self._names[subject] = self._log.pseudonym(subject)
+            if age_ns >= self._subject_ages.get(name, NEVER):
+                return True
+        return any(age_ns >= self._tag_ages.get(tag, NEVER) for tag in tags)
+
+    def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
+        """Whether a legal hold is about an entry."""
+        return self._log is not None and self._log.is_held(subject, tags)
+
+    def is_too_old(self, tags: Iterable[str], age_ns: int, bound_ns: int) -> bool:
+        """Whether the policy allows no entry of that age, nor the place any time more."""
+        return self._policy is not None and age_ns > _ns(self._policy.rule(tags).max_age_s) + bound_ns
+
+
+def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> None:
+    held = cache.held()
+    stale_ns = _ns(cache.stale_s)
+    remains.add("memory", "", "", 0)
+    for labels, until_ns in zip(held[::3], held[2::3], strict=True):
+        subject, tags = (None, ()) if labels is None else labels[:2]
+        stored_ns = labels[3] if labels is not None and len(labels) > 2 else None
+        age_ns = None if stored_ns is None else judge.now_ns - stored_ns
+        why = ""
+        if age_ns is not None and judge.is_erased(subject, tags, age_ns):
+            why = _ERASED
+        elif (age_ns is not None and judge.is_too_old(tags, age_ns, _SWEPT_NS)) or (
+            until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _SWEPT_NS
+        ):
+            why = _EXPIRED
+        if why and judge.is_held(subject, tags):
+            remains.hold("memory")
+        elif why:
+            remains.add("memory", "", why)
+    custody = cache._custody
+    preserved = () if custody is None else custody.entries
+    for event in preserved:
+        if custody is not None and judge.now_ns <= custody.until_ns(event.labels) + _SWEPT_NS:
+            remains.hold("memory")
+        else:
+            remains.add("memory", "preserved", _RELEASED)
+    if cache.departed is not None:
+        remains.add("objects", "", _HELD, cache.departed.alive_beside(event.value for event in preserved))
+
+
+def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
+    """Entries on their way to and from tiers: in queues, threads, or wherever something keeps them."""
+    remains.add("objects", "", "", 0)
+    for thing in gc.get_objects():
+        if type(thing) is Entry:
+            for judge in judges:
+                now_ns = next(iter(judge.tier_now_ns.values()), judge.wall_ns)
+                if judge.is_erased(thing.subject, thing.tags, now_ns - thing.stored_ns):
+                    if judge.is_held(thing.subject, thing.tags):
+                        remains.hold("objects")
+                    else:
+                        remains.add("objects", "", _ERASED)
+                    break
+
+
+def _scan(place: str, tier: Tier, judge: _Judge, remains: _Remains) -> None:
+    remains.add(place, "", "", 0)
+    now_ns = judge.tier_now_ns[id(tier)]
+    bound_ns = _ns(_SERVER_BOUND_S if tier.purge_bound_s is None else tier.purge_bound_s)
+    for copy in tier.scan():
+        entry = copy.entry
+        age_ns = now_ns - entry.stored_ns
+        expires_ns = entry.expires_ns
+        why = ""
+        if judge.is_erased(entry.subject, entry.tags, age_ns):
+            why = _ERASED
+        elif judge.is_too_old(entry.tags, age_ns, bound_ns) or (
+            expires_ns is not None and now_ns > expires_ns + bound_ns
+        ):
+            why = _EXPIRED
+        if why and judge.is_held(entry.subject, entry.tags):
+            remains.hold(place)
+        elif why:
+            remains.add(place, copy.place, why)
+
+
+def _ns(seconds: float) -> int:
+    return round(min(seconds, 1e9) * 1e9)

@@ -1,0 +1,110 @@
+"""`privacy_checklist`: the questions that a privacy officer asks, answered from the findings of `audit`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_instance
+from streaminfer.auditing.stack_audit import Audit
+from streaminfer.compliance.html_report import html_table, text_table, write_page
+
+__all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
+
+_SCHEMA = "streaminfer.privacy-checklist"
+_VERSION = 1
+_QUESTIONS = (
+    ("Is there a longest time for which an answer is kept?", ("max-age", "ttl")),
+    ("Is what must be kept for a minimum time kept that long?", ("min-age",)),
+    ("Can the data of one person be erased?", ("subjects",)),
+    ("Is every copy that an erasure does not reach gone by a known time?", ("residual",)),
+    ("Is stored data encrypted?", ("tier",)),
+    ("Can every machine that shares stored data read it, and destroy its keys?", ("key-store",)),
+    ("Are answers kept from callers who make inputs that share a key?", ("keys",)),
+    ("Is data encrypted on its way to other machines?", ("hop",)),
+    ("Is it recorded what was erased, and is no erasure owed?", ("log",)),
+)
+_ANSWERS = {"fail": "no", "attention": "to be looked at", "ok": "yes"}  # the worst first
+_NOT_SEEN = "not seen"
+_MARKS = {"yes": "good", "to be looked at": "so", _NOT_SEEN: "so", "no": "bad"}
+_HEAD = ("answer", "question", "evidence")
+
+
+@attrs.frozen(kw_only=True)
+class ChecklistAnswer:
+    """One question with its answer.
+
+    Attributes:
+        question: in words.
+        answer: the worst of the findings: ``"no"``, ``"to be looked at"`` or ``"yes"``; ``"not seen"``: the stack has
+            nothing that the question is about, or does not declare it.
+        evidence: what was found, where and what to do, a line for each finding.
+    """
+
+    question: str
+    answer: str
+    evidence: tuple[str, ...]
+
+
+@attrs.frozen
+class PrivacyChecklist:
+    """Questions and answers; the answers are as good as the audit that they come from.
+
+    Attributes:
+        answers: in the order of the questions.
+    """
+
+    answers: tuple[ChecklistAnswer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        return {"schema": _SCHEMA, "version": _VERSION, "answers": [attrs.asdict(it) for it in self.answers]}
+
+    def to_json(self) -> str:
+        """The same as JSON, indented."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return a page to print; with a path, write it to that file too.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_page("Privacy checklist", f"<h1>Privacy checklist</h1>{self._repr_html_()}", path)
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows(), _mark)
+
+    def __str__(self) -> str:
+        return text_table(_HEAD, self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(it.answer, it.question, "; ".join(it.evidence) or "–") for it in self.answers]
+
+
+def privacy_checklist(audit: Audit) -> PrivacyChecklist:
+    """Answer the questions of a privacy checklist from the findings of an audit.
+
+    Args:
+        audit: what `audit` returned.
+
+    Raises:
+        TypeError: no `Audit`.
+    """
+    check_instance("audit", audit, lambda it: isinstance(it, Audit), "an Audit, which audit(stack) returns")
+    answers = []
+    for question, checks in _QUESTIONS:
+        found = [it for it in audit.findings if it.check in checks]
+        severities = {it.severity for it in found}
+        worst = next((answer for severity, answer in _ANSWERS.items() if severity in severities), _NOT_SEEN)
+        lines = tuple(f"{it.where}: {it.what}" + (f" → {it.remedy}" if it.remedy else "") for it in found)
+        answers.append(ChecklistAnswer(question=question, answer=worst, evidence=lines))
+    return PrivacyChecklist(tuple(answers))
+
+
+def _mark(row: Sequence[str]) -> str:
+    return _MARKS[row[0]]

@@ -1,0 +1,176 @@
+"""`record_of_processing`: a draft of the record of processing activities (GDPR Art. 30) of a `Stack`.
+
+What settings say is filled in: categories of data, time limits, places, hops, security measures. What only people know
+(who the controller is, for which purpose, on which legal basis) are arguments, and what was not given is listed as
+missing. It holds settings and names of classes and places, and no data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_instance
+from streaminfer.auditing.stack_audit import audit
+from streaminfer.auditing.traversal import is_a, read, walk
+from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.compliance.html_report import age, html_table, list_of, write_page
+from streaminfer.stack import Stack
+
+__all__ = ["ProcessingRecord", "record_of_processing"]
+
+_SCHEMA = "streaminfer.record-of-processing"
+_VERSION = 1
+_STATED = {
+    "controller": "Controller and contact (Art. 30(1)(a))",
+    "purpose": "Purpose (Art. 30(1)(b))",
+    "legal_basis": "Legal basis (Art. 6)",
+    "subjects": "Categories of data subjects (Art. 30(1)(c))",
+    "recipients": "Recipients (Art. 30(1)(d))",
+    "transfers": "Transfers to third countries (Art. 30(1)(e))",
+}
+_TABLES = {
+    "categories": ("Categories of data and time limits (Art. 30(1)(c), (f))", "where category max_age_s min_age_s"),
+    "places": ("Where it is kept", "where place on_disk shared encrypted"),
+    "residual": ("Copies that an erasure does not reach", "where copy within_s"),
+    "measures": ("Security measures, and hops (Art. 30(1)(d), (g))", "check where finding what"),
+}
+_NOT_GIVEN = "not given"
+
+
+@attrs.frozen(kw_only=True)
+class ProcessingRecord:
+    """A record of processing activities, as far as it is known.
+
+    Attributes:
+        stated: what people said, by name: ``controller``, ``purpose``, ``legal_basis``, ``subjects``, ``recipients``,
+            ``transfers``; ``""``: nothing.
+        categories: for each cache and data class: where, its name, seconds it is kept at most (``None``: no limit) and
+            at least.
+        places: for each place of a cache: where, its name, on a disk, shared, encrypted.
+        residual: for each declared copy: where, its name, seconds after an erasure (``None``: no bound).
+        measures: the findings of `audit` on encryption, hops, erasing and logs: check, where, severity, what.
+    """
+
+    stated: dict[str, str]
+    categories: tuple[tuple[str, str, float | None, float], ...]
+    places: tuple[tuple[str, str, bool, bool, bool], ...]
+    residual: tuple[tuple[str, str, float | None], ...]
+    measures: tuple[tuple[str, str, str, str], ...]
+
+    @property
+    def missing(self) -> list[str]:
+        """What must still be said for a complete record, by name."""
+        return [name for name, said in self.stated.items() if not said]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        tables = {
+            name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
+            for name, (_, head) in _TABLES.items()
+        }
+        return {"schema": _SCHEMA, "version": _VERSION, "missing": self.missing, "stated": dict(self.stated), **tables}
+
+    def to_json(self) -> str:
+        """The same as JSON, indented."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return a page to print; with a path, write it to that file too.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_page("Record of processing", f"<h1>Record of processing activities</h1>{self._repr_html_()}", path)
+
+    def _repr_html_(self) -> str:
+        rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]
+        parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
+        parts.append(html_table(("", ""), rows, lambda _: ""))
+        for name, (title, head) in _TABLES.items():
+            cells = [tuple(map(_in_words, row)) for row in getattr(self, name)]
+            parts.append(f"<h2>{title}</h2>{html_table(head.split(), cells, lambda _: '')}" if cells else "")
+        return "\n".join(parts)
+
+
+def record_of_processing(
+    stack: Stack,
+    *,
+    controller: str = "",
+    purpose: str = "",
+    legal_basis: str = "",
+    subjects: str = "",
+    recipients: str = "",
+    transfers: str = "",
+) -> ProcessingRecord:
+    """Make a record of processing from what a stack's settings say; it runs nothing of the stack.
+
+    Args:
+        stack: the stack.
+        controller: name and contact of the controller, and of its data protection officer.
+        purpose: why the data is processed.
+        legal_basis: on which ground of Art. 6.
+        subjects: whose data it is, in categories.
+        recipients: to whom it is disclosed; the hops of the stack are listed besides.
+        transfers: to which third countries, with which safeguards; ``"none"`` where there are none.
+
+    Raises:
+        TypeError: no `Stack`, or a text that is none.
+    """
+    stated = {
+        "controller": controller,
+        "purpose": purpose,
+        "legal_basis": legal_basis,
+        "subjects": subjects,
+        "recipients": recipients,
+        "transfers": transfers,
+    }
+    for name, said in stated.items():
+        check_instance(name, said, lambda it: isinstance(it, str), "a string")
+    findings = audit(stack).findings
+    caches = [(found.where, found.thing) for found in walk(stack) if is_a(found.thing, EdgeCache)]
+    return ProcessingRecord(
+        stated=stated,
+        categories=tuple(row for where, cache in caches for row in _categories(where, cache)),
+        places=tuple(row for where, cache in caches for row in _places(where, cache)),
+        residual=tuple(
+            (where, it.name, it.within_s)
+            for where, cache in caches
+            for it in (() if cache._policy is None else cache._policy.residual)
+        ),
+        measures=tuple(
+            (it.check, it.where, it.severity, it.what)
+            for it in findings
+            if it.check in {"tier", "hop", "key-store", "subjects", "log"}
+        ),
+    )
+
+
+def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float | None, float]]:
+    policy = cache._policy
+    if policy is None:
+        ttl_s = EdgeCache.ttl_s.__get__(cache)
+        return [(where, "all answers", None if ttl_s is None else ttl_s + EdgeCache.stale_s.__get__(cache), 0.0)]
+    rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
+    return [(where, it.data_class or "all others", it.max_age_s, it.min_age_s) for it in rules]
+
+
+def _places(where: str, cache: EdgeCache) -> Sequence[tuple[str, str, bool, bool, bool]]:
+    tiers = [] if cache.tiers is None else [(worker.name, worker.tier) for worker in cache.tiers.workers]
+    rows = [(where, "memory", False, False, False)]
+    for name, tier in tiers:
+        on_disk, shared, encrypted = (read(tier, it) is True for it in ("on_disk", "shared", "encrypted"))
+        rows.append((where, name, on_disk, shared, encrypted))
+    return rows
+
+
+def _in_words(cell: Any) -> str:
+    if cell is None:
+        return "no limit known"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return age(cell) if isinstance(cell, float) else str(cell)

@@ -1,0 +1,416 @@
+"""`audit`: what a `Stack` does with people's data, checked against what it should, without running it.
+
+The checks, each of every cache, tier, policy and hop that the stack leads to:
+
+``max-age``
+    each cache has a longest time for which it keeps an answer.
+``ttl``
+    no time to live is longer than the policy allows; the policy cuts it, and whoever set it should know.
+``tier``
+    what lies on a tier is encrypted there, and where it must be.
+``hop``
+    what leaves this machine is encrypted on its way.
+``subjects``
+    what is kept can be erased by whose it is.
+``log``
+    what goes is recorded in a log that outlives the process, and no erasure is still owed.
+``min-age``
+    what must be kept for some time outlives the process.
+``residual``
+    copies that no erasure reaches, as the policy declares them, are gone by a known time.
+``key-store``
+    a tier that other machines read has keys that these machines share.
+``keys``
+    no caller can make inputs that share an answer with others, such as another tenant's: keys are made with a secret.
+
+**Declaring a hop.** A backend or a service of your own says where it sends requests by two attributes, of the instance
+or the class: ``address``, a string (``"host:port"``, a URL, ``"unix:/path"``; ``""``: requests stay in this process),
+and ``encrypted``, a bool: whether they are encrypted on the way. A tier, whose ``encrypted`` says what lies there, has
+``encrypted_in_transit`` instead, which wins everywhere. Properties of your own classes are not read: that would be to
+run them. What declares nothing, and is not this package's, gets ``"attention"``.
+
+**What can be known.** Settings can. Whether requests *should* have had a subject cannot: that an answer is about a
+person is not written on it. So the check counts what the memory of a cache holds with a subject and without, at this
+moment; an audit of a stack that has served nothing says so. Entries on tiers are not looked at.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+
+from streaminfer._internal.validation import expected
+from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
+from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.caching.tiers.disk.tier import DiskTier
+from streaminfer.caching.tiers.encryption import StoredKeys
+from streaminfer.caching.tiers.redis.tier import RedisTier
+from streaminfer.compliance.html_report import age, html_table
+from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.routing.fallback.fallback_router import FallbackRouter
+from streaminfer.routing.replicas.replica_set import Replicas
+from streaminfer.stack import Stack
+
+__all__ = ["Audit", "Finding", "audit"]
+
+_SCHEMA = "streaminfer.audit"
+_VERSION = 1
+_SEVERITIES = ("fail", "attention", "ok")
+_HEAD = ("", "check", "where", "what", "remedy")
+_MARKS = {"ok": "good", "attention": "so", "fail": "bad"}
+_LABELS = 3  # what a snapshot of a table is of: labels and state in turn
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """The outcome of one check of one thing.
+
+    Attributes:
+        severity: ``"ok"``, ``"attention"`` (somebody should look whether it is meant so) or ``"fail"``.
+        check: which one.
+        where: the thing, by the way there.
+        what: was found, in words.
+        remedy: what to do; ``""`` where nothing is wrong.
+    """
+
+    severity: str
+    check: str
+    where: str
+    what: str
+    remedy: str = ""
+
+
+@attrs.frozen
+class Audit:
+    """A checklist: what is as it should be as well as what is not.
+
+    Attributes:
+        findings: in the order of the stack, outermost first.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Nothing fails; some of it may ask for attention."""
+        return all(finding.severity != "fail" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        found = [attrs.asdict(finding) for finding in self.findings]
+        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, "findings": found}
+
+    def __str__(self) -> str:
+        lines = []
+        for finding in self._by_severity():
+            lines.append(f"[{finding.severity:^9}] {finding.check:<8} {finding.where}: {finding.what}")
+            if finding.remedy:
+                lines.append(f"{'':21}→ {finding.remedy}")
+        return "\n".join([self._summary(), *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [(it.severity, it.check, it.where, it.what, it.remedy) for it in self._by_severity()]
+        return f"<p>{self._summary()}</p>" + html_table(_HEAD, rows, _mark)
+
+    def _by_severity(self) -> list[Finding]:
+        return sorted(self.findings, key=lambda it: _SEVERITIES.index(it.severity))
+
+    def _summary(self) -> str:
+        counts = [sum(it.severity == severity for it in self.findings) for severity in _SEVERITIES]
+        return f"audit: {counts[0]} fail, {counts[1]} ask for attention, {counts[2]} are ok"
+
+
+def audit(stack: Stack) -> Audit:
+    """Checks a stack and everything in it: nested stacks, the routes of routers, replicas.
+
+    It reads settings, runs nothing of anybody's, and may be called of a stack that runs, in its thread, or does not.
+
+    Args:
+        stack: the stack.
+
+    Returns:
+        One finding for each check of each thing. The checks are those of the module; so is what they cannot know.
+
+    Raises:
+        TypeError: no `Stack`.
+    """
+    if not is_a(stack, Stack):
+        raise TypeError(expected("stack", "a Stack", stack))
+    findings: list[Finding] = []
+    caches = 0
+    for found in walk(stack):
+        if is_a(found.thing, EdgeCache):
+            caches += 1
+            findings += _check_cache(found.thing, found.where)
+        else:
+            findings += _check_hop(found)
+    if not caches:
+        findings.insert(0, _ok("max-age", "stack", "there is no cache in it: no answer is kept"))
+    return Audit(tuple(findings))
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+
+def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
+    policy, tiers = _of(cache, "_policy"), _of(cache, "tiers")
+    yield from _check_age(cache, policy, where)
+    counted = _count_subjects(cache, policy)
+    yield _check_subjects(counted, where)
+    if policy is not None or tiers is not None:
+        yield _check_log(None if policy is None else policy.log, where)
+    if policy is not None:
+        yield from _check_residual(policy, where)
+        yield from _check_min_age(policy, [] if tiers is None else [worker.tier for worker in tiers.workers], where)
+    yield _check_keys(_of(cache, "_secret"), where)
+    for tier in () if tiers is None else [worker.tier for worker in tiers.workers]:
+        tier_where = f"{where} → {type(tier).__name__}"
+        yield _check_tier(tier, policy, Counter() if counted is None else counted[0], tier_where)
+        if read(tier, "shared") is True and is_a(read(tier, "keys"), StoredKeys):
+            what = "its keys lie in a file of this machine: other machines neither have them nor learn of their end"
+            remedy = "ServiceKeys(service) for more machines than one. Right as it is where one machine uses the tier"
+            yield _attention("key-store", tier_where, what, remedy)
+        yield from _check_tier_hop(tier, tier_where)
+
+
+def _of(cache: EdgeCache, name: str) -> Any:
+    """An attribute of a cache as this package defines it, whatever a subclass makes of it."""
+    return getattr(EdgeCache, name).__get__(cache, EdgeCache)
+
+
+def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterator[Finding]:
+    ttl_s, stale_s = _of(cache, "ttl_s"), _of(cache, "stale_s")
+    kept_s = None if ttl_s is None else ttl_s + stale_s
+    if policy is not None:
+        classes = "".join(f", {name!r} {age(rule.max_age_s)}" for name, rule in sorted(policy.classes.items()))
+        yield _ok("max-age", where, f"the policy keeps nothing longer than {age(policy.max_age_s)}{classes}")
+        shortest_s = policy.shortest_s
+        if kept_s is None or kept_s <= shortest_s:
+            yield _ok("ttl", where, "no time to live of the cache is longer than the policy allows")
+        else:
+            yield _attention(
+                "ttl",
+                where,
+                f"ttl_s and stale_s make {age(kept_s)}, and the policy allows {age(shortest_s)} for some of it, "
+                "at which it is cut",
+                f"set ttl_s to at most {shortest_s - stale_s:g} or raise max_age_s"
+                if shortest_s > stale_s
+                else "set stale_s below the shortest max_age_s, or raise that",
+            )
+    elif kept_s is not None:
+        yield _ok("max-age", where, f"an answer is kept for {age(kept_s)} unless put() says otherwise")
+    else:
+        yield _fail(
+            "max-age",
+            where,
+            "it keeps answers for good: it has neither ttl_s nor a policy",
+            "EdgeCache(ttl_s=…), or retention=Retention(max_age_s), which also binds put()",
+        )
+
+
+def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter[str], int] | None:
+    """How many entries the memory holds with a subject, by class, and without; ``None``: to look would run other code.
+
+    To look frees what has expired, which reads the clock and tells listeners.
+    """
+    called = (_of(cache, "clock"), *_of(cache, "_heard")._listeners, None if policy is None else policy.log)
+    if not all(map(is_ours, called)):
+        return None
+    labels = EdgeCache.snapshot(cache, _LABELS)[::2]
+    owned = [label for label in labels if label is not None and label[0] is not None]
+    classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
+    return classes, len(labels) - len(owned)
+
+
+def _check_subjects(counted: tuple[Counter[str], int] | None, where: str) -> Finding:
+    remedy = "pass subject= with every request that carries a person's data; erase(subject=…) finds nothing else"
+    if counted is None:
+        what = "not looked at: its clock, its log or a listener is not this package's, and would be called"
+        return _attention("subjects", where, what, remedy)
+    owned, without = counted[0].total(), counted[1]
+    if owned + without == 0:
+        what = "it holds nothing now, so whether requests bring a subject cannot be seen"
+        return _attention("subjects", where, what, "audit again when it has served requests")
+    if without == 0:
+        return _ok("subjects", where, f"all {owned} entries in memory have a subject")
+    if owned == 0:
+        what = f"none of the {without} entries in memory has a subject: nothing can be erased by person"
+        return _attention("subjects", where, what, remedy + ". Right as it is where no request is about a person")
+    what = f"{without} of {owned + without} entries in memory have no subject, and the others have"
+    return _attention("subjects", where, what, remedy)
+
+
+def _check_log(log: Any, where: str) -> Finding:
+    remedy = "Retention(…, log=RetentionLog(path, secret=…))"
+    if log is None:
+        what = "nothing records what goes: it cannot be shown afterwards, and what a tier owes is lost with the process"
+        return _attention("log", where, what, remedy)
+    if not is_a(log, RetentionLog):
+        return _attention("log", where, f"the log is a {type(log).__name__}, not looked into", "see to it yourself")
+    pending = [event for event in log.pending if event.action != "erase_held" or not log.holds]
+    if pending:
+        places = ", ".join(sorted({event.where for event in pending}))
+        ended = "failed" if all(event.action == "erase_failed" for event in pending) else "failed or were held"
+        what = f"{len(pending)} erasures {ended} and are still owed, in {places}"
+        again = "a running stack tries again once its tiers can be reached; call erase() again for what was held"
+        return _fail("log", where, what, again)
+    if log.path is None:
+        return _attention("log", where, "the log is in memory: it and what tiers owe end with the process", remedy)
+    held = f"; {len(log.holds)} legal holds are in force" if log.holds else ""
+    return _ok("log", where, f"what goes is recorded in {log.path}{held}")
+
+
+def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
+    for it in policy.residual:
+        if it.within_s is None:
+            what = f"{it.name}: copies stay there after an erasure, and no bound is known"
+            remedy = "bound them, and say so: Residual(name, within_s=…); or encrypt, and destroy the keys of a subject"
+            yield _attention("residual", where, what, remedy)
+        else:
+            yield _ok("residual", where, f"{it.name}: gone at most {age(it.within_s)} after an erasure")
+
+
+def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
+    for rule in (policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))):
+        if rule.min_age_s:
+            named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
+            what = f"{named} must be kept for at least {age(rule.min_age_s)}"
+            if any(is_a(tier, DiskTier) and rule.permits(tier) for tier in tiers):
+                yield _ok("min-age", where, f"{what}, and lies on a disk")
+            else:
+                what += ", and what is in memory ends with the process"
+                yield _attention("min-age", where, what, "add a DiskTier, where the rule allows it")
+
+
+def _check_keys(secret: bytes | None, where: str) -> Finding:
+    if secret is not None:
+        return _ok("keys", where, "keys are made with a secret: no caller can make inputs that share an answer")
+    what = "keys are an unkeyed hash: who chooses inputs can make two, of two tenants, that share an answer"
+    return _attention("keys", where, what, "EdgeCache(secret=…). Right as it is where all callers are trusted")
+
+
+# -- tiers and hops ----------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class _PlainTier:
+    """A tier that does not encrypt, as a rule sees it."""
+
+    on_disk: bool
+    shared: bool
+    encrypted: bool = False
+
+
+def _check_tier(tier: Any, policy: Retention | None, owned: Counter[str], where: str) -> Finding:
+    remedy = "give the tier keys=StoredKeys(path, master=…), of streaminfer.caching.tiers.encryption"
+    encrypted = read(tier, "encrypted")
+    if encrypted is True:
+        return _ok("tier", where, "what lies there is encrypted")
+    if encrypted is not False:
+        return _attention("tier", where, "it does not say whether it encrypts", "set encrypted on it, True or False")
+    barred: list[str] = []
+    if policy is not None:
+        plain = _PlainTier(read(tier, "on_disk") is True, read(tier, "shared") is True)
+        rules = [policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))]
+        barred = [rule.data_class for rule in rules if not rule.permits(plain)]
+        if len(barred) == len(rules):
+            return _ok("tier", where, "not encrypted, and the policy keeps nothing there")
+    never = f"; never kept there: {', '.join(repr(name) if name else 'the default class' for name in barred)}"
+    what = "not encrypted" + (never if barred else "")
+    at_rest = sum(number for name, number in owned.items() if name not in barred)
+    if at_rest:
+        return _fail("tier", where, f"{what}; {at_rest} entries of the cache are of persons and may lie there", remedy)
+    return _attention("tier", where, what, remedy + ". Right as it is where nothing there is about a person")
+
+
+def _check_tier_hop(tier: Any, where: str) -> Iterator[Finding]:
+    if not is_a(tier, RedisTier):
+        yield from _judge_hop(read(tier, "address"), read(tier, "encrypted_in_transit"), where, known=is_ours(tier))
+        return
+    url = read(tier, "_url")
+    address, tls = url if _host_of(url) else "localhost", url.startswith("rediss:")
+    if tier.encrypted and not tls and not _stays_here(address):
+        what = (
+            f"{_host_of(url)}, without TLS: values and names are sealed, but the password, and who asks when, are not"
+        )
+        yield _attention("hop", where, what, "a server with TLS, and rediss://…")
+    else:
+        yield from _judge_hop(address, tls, where, known=True)
+
+
+def _check_hop(found: Found) -> Iterator[Finding]:
+    thing = found.thing
+    address = read(thing, "address")
+    encrypted = read(thing, "encrypted_in_transit")
+    if encrypted is NOTHING:
+        encrypted = read(thing, "encrypted")
+    if found.answers and inner_of(thing) is None and not any(is_a(thing, kind) for kind in (FallbackRouter, Replicas)):
+        yield from _judge_hop(address, encrypted, found.where, known=is_ours(thing))
+    elif is_a(address, str):
+        yield from _judge_hop(address, encrypted, found.where, known=True)
+
+
+def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iterator[Finding]:
+    """Of something that may send requests elsewhere; ``known``: it would say so if it did."""
+    declare = 'declare it: address="host:port" ("" in this process) and encrypted=True or False, as plain attributes'
+    host = (_host_of(address) if is_a(address, str) else "") or "an address that cannot be read"
+    if address is NOTHING and known:
+        yield _ok("hop", where, "runs on this machine")
+    elif not is_a(address, str):
+        yield _attention("hop", where, "it does not say where it sends what it is asked", declare)
+    elif not address:
+        yield _ok("hop", where, "requests stay in this process")
+    elif _stays_here(address):
+        yield _ok("hop", where, f"{_host_of(address) or 'a socket'}: does not leave this machine")
+    elif encrypted is True:
+        yield _ok("hop", where, f"{host}: encrypted")
+    elif encrypted is False:
+        what = f"{host}, not encrypted: anybody on the way can read it"
+        yield _fail("hop", where, what, "connect with TLS (rediss://, https://), or through a tunnel that is declared")
+    else:
+        yield _attention("hop", where, f"{host}: it does not say whether it is encrypted", declare)
+
+
+def _host_of(address: str) -> str:
+    """The host of an address, without what may be secret in a URL."""
+    if address.startswith(("unix:", "/")):
+        return ""
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _stays_here(address: str) -> bool:
+    """Whether what is sent there cannot leave this machine: a Unix socket, ``localhost``, a loopback address."""
+    if address.startswith(("unix:", "/")):
+        return True
+    host = _host_of(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ok(check: str, where: str, what: str) -> Finding:
+    return Finding(severity="ok", check=check, where=where, what=what)
+
+
+def _attention(check: str, where: str, what: str, remedy: str) -> Finding:
+    return Finding(severity="attention", check=check, where=where, what=what, remedy=remedy)
+
+
+def _fail(check: str, where: str, what: str, remedy: str) -> Finding:
+    return Finding(severity="fail", check=check, where=where, what=what, remedy=remedy)
+
+
+def _mark(row: Sequence[str]) -> str:
+    return _MARKS[row[0]]

@@ -1,0 +1,136 @@
+"""What stands inside a `Stack`, found without running anything of anybody's.
+
+Attributes are read as they lie there: values of instances and classes, slots, and properties of this package. A
+property or a ``__getattr__`` of somebody else's class is code, and is not run; what it would say stays `UNREAD`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from streaminfer.caching.edge_cache import EdgeCache
+from streaminfer.routing.fallback.fallback_router import FallbackRouter
+from streaminfer.routing.replicas.replica_set import Replicas
+from streaminfer.routing.split.canary import Canary
+from streaminfer.routing.split.shadow import Shadow
+from streaminfer.stack import Stack
+
+__all__ = ["CHOOSERS", "NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", "walk"]
+
+NOTHING: Any = type("_Nothing", (), {"__repr__": lambda _: "nothing"})()
+"""There is no such attribute."""
+UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
+"""There is one, and only somebody else's code could say what it is."""
+
+CHOOSERS = (FallbackRouter, Replicas, Canary)
+"""What answers nothing itself: its services do."""
+
+_PACKAGE = "streaminfer."
+
+
+class Found:
+    """Something in a stack.
+
+    Attributes:
+        thing: it.
+        where: the way there, in words.
+        answers: it is what answers in the end: the last layer, a route, a replica.
+    """
+
+    __slots__ = ("answers", "thing", "where")
+
+    def __init__(self, thing: Any, where: str, answers: bool) -> None:
+        self.thing = thing
+        self.where = where
+        self.answers = answers
+
+
+def is_a(thing: object, kind: type) -> bool:
+    """Whether it is of a class, going by nothing but its type: ``isinstance`` may ask the object."""
+    return kind in type(thing).__mro__
+
+
+def is_ours(thing: object) -> bool:
+    """Whether it is a function, a method or an object of this package or of the interpreter, or none at all."""
+    if thing is None or is_a(thing, types.BuiltinFunctionType):
+        return True
+    function: Any = read(thing, "__func__") if is_a(thing, types.MethodType) else thing
+    module = read(function, "__module__")
+    return is_a(module, str) and module.startswith(_PACKAGE)
+
+
+def read(thing: object, name: str) -> Any:
+    """An attribute as it lies there; `NOTHING`, or `UNREAD`."""
+    found = inspect.getattr_static(thing, name, NOTHING)
+    if is_a(found, property):
+        return found.fget(thing) if is_ours(found.fget) else UNREAD
+    if is_a(found, types.MemberDescriptorType) or is_a(found, types.GetSetDescriptorType):
+        try:
+            return found.__get__(thing, type(thing))
+        except AttributeError:  # a slot that was not filled
+            return NOTHING
+    return found
+
+
+def inner_of(thing: object) -> Any:
+    """What it wraps; ``None``: nothing that can be seen."""
+    inner = read(thing, "inner")
+    return None if inner is NOTHING or inner is UNREAD else inner
+
+
+def walk(stack: Stack) -> Iterator[Found]:
+    """Everything in a stack, outermost first, each once.
+
+    Layers, what they wrapped (``inner``), nested stacks, the routes of routers, the replicas of `Replicas`, both sides
+    of a `Canary`, what gets the copies of a `Shadow`.
+    """
+    seen: set[int] = set()
+    waiting: list[Found] = [Found(stack, "stack", False)]
+    while waiting:
+        found = waiting.pop()
+        if id(found.thing) in seen:
+            continue
+        seen.add(id(found.thing))
+        yield found
+        waiting += reversed(list(_inside(found)))
+
+
+def _inside(found: Found) -> Iterator[Found]:
+    thing, where = found.thing, found.where
+    if is_a(thing, Stack):
+        last = len(thing.layers) - 1
+        for number, layer in enumerate(thing.layers):
+            yield Found(layer, f"{where} → {_name(layer)}", number == last)
+    for label, service in _services_of(thing):
+        yield Found(service, f"{where} → {label}{_inner_name(service)}", True)
+    cache = read(thing, "cache")
+    if is_a(cache, EdgeCache):
+        yield Found(cache, f"{where} → {_name(cache)}", False)
+    inner = inner_of(thing)
+    if inner is not None:
+        yield Found(inner, f"{where} → {_name(inner)}", found.answers and not is_a(thing, Stack))
+
+
+def _services_of(thing: Any) -> list[tuple[str, Any]]:
+    """What answers in place of something that only chooses or copies, each with its name."""
+    if is_a(thing, FallbackRouter):
+        return [(f"route {route.name!r}", route.service) for route in thing.routes]
+    if is_a(thing, Replicas):
+        places = (*thing._places.values(), *thing._leaving)
+        return [(f"replica {place.replica.name!r}", place.replica.service) for place in places]
+    if is_a(thing, Canary):
+        return list(zip(("stable", "canary"), thing.services, strict=True))
+    return [("shadow", thing.copy)] if is_a(thing, Shadow) else []
+
+
+def _name(thing: object) -> str:
+    if is_a(thing, EdgeCache) and is_ours(thing):  # which class of ours it is says nothing to a reader
+        return "EdgeCache"
+    return type(thing).__name__
+
+
+def _inner_name(service: object) -> str:
+    return "" if is_a(service, Stack) else f" → {_name(service)}"

@@ -1,0 +1,1 @@
+"""Functions on threads and processes of this machine."""

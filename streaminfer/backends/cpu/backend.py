@@ -1,0 +1,332 @@
+"""Python and Numba functions as backends: inline on the event loop, in threads, or in processes.
+
+Which one: *inline* for a function that takes less than a hop to a thread costs (some 50 µs), or that is ``async``
+itself; *thread* for one that releases the interpreter lock (NumPy, ``numba.njit(nogil=True)``, most native code);
+*process* for one that does not, at the price of copying the batch through a pipe.
+"""
+
+import asyncio
+import functools
+import inspect
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from streaminfer._internal.own_arrays import own_arrays
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left
+from streaminfer.backends.fingerprint import fingerprint_of_function
+from streaminfer.backends.signature import Signature, signature_of_example
+from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
+from streaminfer.errors import BackendError, Closed, StreamInferError
+from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.request import Batch, Request
+
+if TYPE_CHECKING:
+    from streaminfer.backends.cpu.processes import ProcessWorker
+
+__all__ = ["CpuBackend"]
+
+
+class _FunctionWorker:
+    """A function in this process; holds nothing else."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.run = function
+
+    def warm(self) -> None:
+        """Nothing: what a function needs before its first call, only its author knows."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def kill(self) -> bool:
+        """False: a function cannot be ended from outside."""
+        return False
+
+    def forget(self) -> None:
+        """Nothing: a function belongs to every process."""
+
+    def renew(self) -> "_FunctionWorker":
+        """Itself: it holds nothing that a call could write to."""
+        return self
+
+
+class _CallAndCopy:
+    """A function whose outputs are copied as soon as they are there."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, inputs: Any) -> Any:
+        return own_arrays(self._function(inputs))
+
+
+class _AwaitAndCopy:
+    """The same for an ``async`` function."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    async def __call__(self, inputs: Any) -> Any:
+        return own_arrays(await self._function(inputs))
+
+
+class CpuBackend:
+    """Answers batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
+
+    ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
+    behind a batcher with ``stack=False``, the list of what each request brought. The result is an array with a leading
+    batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with one result per row, where
+    one that is an exception goes to that row's caller alone. Numba functions work
+    like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
+    with ``nogil=True`` for threads.
+
+    A function cannot be interrupted: a batch that is cancelled, or stopped with ``drain=False``, while it runs keeps
+    its worker until the function returns. One that has not returned ``hang_grace_s`` after that hangs: its process is
+    killed, or another thread takes its place, and a warning says so. A worker process that dies is replaced; it fails
+    the batch that it had begun, and one that it had not begun goes to its replacement.
+
+    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+
+    Args:
+        fn: the function; with ``executor="inline"`` it may be ``async``; with ``"process"`` it must be importable by
+            name.
+        executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
+        workers: threads or processes: how many batches can run at the same time. An inline function runs wherever it
+            is awaited.
+        version: of what the function does; changes whenever the same name answers otherwise, so that a cache does not
+            give yesterday's answers.
+        example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
+            accepts requests, and measures them. ``None``: the first live batches are measured.
+            An array, or a mapping of arrays, also says what every request brings: another dtype or shape is
+            `InvalidInput` before the request is queued. Examples of other types check nothing.
+        free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
+            for every input, or a mapping of input name to such sequences.
+        copy_outputs: copy the arrays that the function returns, on its worker and before the next batch, so that a
+            function may reuse its output memory. ``False`` is for one that returns new arrays. A process sends its
+            outputs, and copies nothing more.
+        hang_grace_s: seconds that a batch may run on after it was cancelled, which a batcher does when the last of its
+            deadlines has passed.
+        clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
+
+    Attributes:
+        batch_axes: empty: every input is stacked on a new leading axis.
+        fingerprint: module, qualified name and version of the function, part of a cache's keys: the same in every
+            process. ``None`` for what these do not name: a lambda, a method, a closure, what was typed in.
+
+        validate: raises `InvalidInput` for a request that does not fit ``example``; ``None`` where that checks nothing.
+        returns_new_arrays: true: no later batch writes to what callers got.
+        queued_workers: ``workers``, which take batches from one queue; ``None`` where the function runs inline.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; with ``"process"``, a function that cannot be pickled.
+    """
+
+    batch_axes: Mapping[str, int] = MappingProxyType({})
+    returns_new_arrays = True
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        executor: Literal["thread", "process", "inline"] = "thread",
+        workers: int = 1,
+        version: str | None = None,
+        example: Any = None,
+        free_axes: Sequence[int] | Mapping[str, Sequence[int]] = (),
+        copy_outputs: bool = True,
+        hang_grace_s: float = HANG_GRACE_S,
+        clock: Clock | None = None,
+    ) -> None:
+        check_instance("fn", fn, callable, "a function of a batch's inputs")
+        check_choice("executor", executor, ("thread", "process", "inline"))
+        check_count("workers", workers)
+        check_duration("hang_grace_s", hang_grace_s)
+        check_instance("version", version, lambda it: it is None or isinstance(it, str), "a string, or None")
+        self.fingerprint = fingerprint_of_function(fn, version)
+        self._name = _name(fn)
+        check_instance("copy_outputs", copy_outputs, lambda it: isinstance(it, bool), "True or False")
+        self._example = example
+        if example is None and free_axes:
+            raise ValueError(expected("free_axes", "none without an example, whose axes they are", free_axes))
+        signature = signature_of_example(example, free_axes)
+        self.validate: Callable[[Request], None] | None = (
+            None if signature is None else functools.partial(_check_request, signature)
+        )
+        self._executor = executor
+        self._asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
+        self._function = fn
+        if copy_outputs and executor != "process":
+            self._function = _AwaitAndCopy(fn) if self._asynchronous else _CallAndCopy(fn)
+        self._recorder = BackendRecorder(workers, clock)
+        self.queued_workers = None if executor == "inline" else workers
+        self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
+        self._closed = False
+        self._awaited: set[asyncio.Future[None]] = set()  # inline and async: one a batch, done when it is
+        if executor == "inline":
+            if workers != 1:
+                raise ValueError(expected("workers", "1 with executor='inline'", workers))
+            return
+        if self._asynchronous:
+            raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
+        owner = f"CpuBackend({self._name})"
+        if executor == "thread":
+            functions = [_FunctionWorker(self._function) for _ in range(workers)]
+            self._threads = WorkerThreads(functions, owner, hang_grace_s=hang_grace_s)
+        else:
+            processes = _process_workers(fn, self._name, workers)
+            self._threads = WorkerThreads(processes, owner, hang_grace_s=hang_grace_s)
+
+    async def start(self) -> None:
+        """Starts the threads, or the processes and waits until each has imported the function.
+
+        Raises:
+            BackendError: a process could not be started or could not import the function; nothing is left running.
+        """
+        self._closed = False
+        if self._threads is not None:
+            await self._threads.start()
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """What the function returns for the batch; starts first where :meth:`start` was not called.
+
+        Raises:
+            BackendError: the function raised, or its process died.
+            Closed: stopped.
+        """
+        if self._threads is not None:
+            answer = self._threads.run(self._call, batch, self._recorder.busy)
+        elif self._asynchronous:
+            answer = self._await_inline(batch, self._recorder.busy_awaiting)
+        else:
+            answer = self._call_inline(batch, self._recorder.busy)
+        return await self._recorder.count(len(batch.rows), answer)
+
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings, as far as the constructor was told."""
+        if self._example is None:
+            return None
+        on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
+        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the workers and waits for them; :meth:`start` starts new ones.
+
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads left behind.
+
+        Args:
+            drain: batches that wait for a worker are answered first; else they end with
+                :class:`~streaminfer.errors.Closed`.
+        """
+        self._closed = True
+        if self._threads is not None:
+            await self._threads.stop(drain=drain)
+        elif self._awaited:
+            await asyncio.wait(tuple(self._awaited), timeout=seconds_left(STOP_LIMIT_S))
+
+    def statistics(self) -> BackendStatistics:
+        """What was counted until now."""
+        return self._recorder.snapshot()
+
+    def __repr__(self) -> str:
+        workers = self._recorder.snapshot().workers
+        return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
+
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        if self._threads is not None:
+            results: Sequence[Any] = await self._threads.run(self._call, batch, _call_now)
+        elif self._asynchronous:
+            results = await self._await_inline(batch, _call_now)
+        else:
+            results = await self._call_inline(batch, _call_now)
+        return results
+
+    async def _infer_on_each(self, batch: Batch) -> None:
+        if self._threads is not None:
+            await self._threads.run_for_each(self._call, batch, _call_now)
+
+    def _call(self, worker: "_FunctionWorker | ProcessWorker", batch: Batch, call: Callable[..., Any]) -> Any:
+        try:
+            return call(_run, worker, batch)
+        except StreamInferError:
+            raise
+        except BaseException as error:  # SystemExit of a worker must not end the loop
+            raise self._failure(batch, error) from error
+
+    async def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+        self._check_open()
+        try:
+            return call(self._function, batch.inputs)
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(batch, error) from error
+
+    async def _await_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+        self._check_open()
+        ended = asyncio.get_running_loop().create_future()
+        self._awaited.add(ended)
+        try:
+            return await call(self._function, batch.inputs)
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(batch, error) from error
+        finally:
+            self._awaited.discard(ended)
+            ended.set_result(None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"CpuBackend({self._name}) is stopped")
+
+    def _failure(self, batch: Batch, error: BaseException) -> BackendError:
+        return BackendError(f"{self._name} failed on a batch of {len(batch.rows)}: {type(error).__name__}: {error}")
+
+
+def _check_request(signature: Signature, request: Request) -> None:
+    inputs = request.inputs
+    if not isinstance(inputs, (np.ndarray, Mapping)):
+        try:
+            inputs = np.asarray(inputs)  # as a batcher does
+        except ValueError:  # a ragged list: the check says what is expected
+            inputs = request.inputs
+    signature.check(inputs)
+
+
+def _call_now(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Instead of one that counts the time."""
+    return work(*arguments)
+
+
+def _run(worker: "_FunctionWorker | ProcessWorker", batch: Batch) -> Any:
+    return worker.run(batch.inputs)
+
+
+def _name(function: Callable[[Any], Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return repr(function) if name is None else f"{module}.{name}"
+
+
+def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> list["ProcessWorker"]:
+    # multiprocessing and what it brings: more to import than everything else here
+    from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415
+
+    try:
+        pickled = pickle.dumps(function)
+    except Exception as error:
+        what = "a function that a worker process can import by name (defined at the top level of a module)"
+        raise TypeError(f"{expected('fn', what, function)}: {error}") from error
+    return [ProcessWorker(pickled, name) for _ in range(count)]

@@ -1,0 +1,401 @@
+"""ONNX models through onnxruntime.
+
+Idea: one batch is one hop to a worker thread, one ``run`` of a session there, and one view a row back. ``sessions``
+batches can run at the same time, each on ``threads`` cores; one thread each gives the most predictable tail where the
+cores are shared with an event loop. Idle onnxruntime threads spin by default, on cores that the event loop needs; here
+they do not.
+
+On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
+throughput (``benchmarks/bench_sessions.py``). Elsewhere each has a session of its own, because providers lock what they
+compiled for as long as it runs, TensorRT's for one.
+
+A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every
+batch that a thread takes from there on, and of the fingerprint.
+
+A batch that nobody waits for any more is told to end (``RunOptions.terminate``): onnxruntime looks at that between
+two nodes of the graph.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy.typing as npt
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
+from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
+from streaminfer.backends.onnx.binding import (
+    Binding,
+    BoundRuns,
+    check_cuda_graphs,
+    choose_binding,
+    load_cuda_runtime,
+    records_graphs,
+)
+from streaminfer.backends.onnx.model import (
+    Provider,
+    check_loaded,
+    choose_providers,
+    find_source,
+    give_weights,
+    load,
+    make_options,
+    read_specs,
+)
+from streaminfer.backends.onnx.serving import LoadedModel, Seat, Serving
+from streaminfer.backends.onnx.session import SessionWorker, stack_example
+from streaminfer.backends.signature import (
+    NonFinite,
+    Signature,
+    check_value,
+    describe_shape,
+    free_axes,
+    guess_inputs,
+)
+from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
+from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.request import Batch, Request
+
+__all__ = ["OnnxBackend"]
+
+
+class OnnxBackend:
+    """Answers batches with an ONNX model; needs the extra ``onnx``.
+
+    A request brings one array where the model reads one input, or a mapping of input name to array, never with a
+    batch axis. It is answered with one array where the model has one output, or with a ``dict`` of output name to
+    array. These arrays are views of the batch's outputs: copy one that is kept long after the others are gone.
+    :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
+    fine.
+
+    A model whose batch axis is fixed at 1 is run once a row, in one hop; a row that fails then fails alone. Where it is
+    fixed at another size, copies of the last row fill up each batch, and their outputs are dropped.
+
+    Strings are arrays of ``str`` objects, and one string where a row has no axes. bfloat16 is float32 for callers. An
+    input that the model has a default for, and that has the batch axis, may be left out of a request.
+
+    Thread-safety: everything may be called from any thread; :meth:`infer` from several event loops too.
+
+    Args:
+        path_or_bytes: the model's file, or its bytes.
+        providers: onnxruntime execution providers, best first, as names or ``(name, options)``; ``None``: the CPU.
+            One that is not available, or that fails, is an error, not a silent fall-back. A provider that a plugin
+            brought is named like any other, after ``onnxruntime.register_execution_provider_library``.
+        threads: threads that a batch computes with, its worker thread included; ``None`` means 1. On the CPU the
+            batches that run share all ``sessions * threads``.
+        sessions: how many batches can run at the same time, each in a worker thread. On the CPU they share the weights;
+            elsewhere each has a session with a copy of them.
+        warmup: batch sizes that :meth:`start` runs on every session. Not needed behind a batcher, which runs all sizes
+            that it may send.
+        batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
+            outputs the axis for which the model declares the same symbol as for the inputs' batch axis.
+        shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
+            shape. Requests do not bring them.
+        shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
+            read-only.
+        outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
+        session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, on
+            the CPU of all batches together, and the providers if it has any. onnxruntime then reads external files of
+            weights itself, and maps them: never write into such a file while the model is loaded.
+        example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
+            ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
+            nothing unless its length buckets name them.
+        binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in memory that is kept for each
+            shape of a batch, and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked
+            memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
+            trusts the shapes that the model states for its outputs.
+        non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
+            place on the same session, and a warning says so.
+        clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
+
+    Attributes:
+        inputs: what the model reads, in its order.
+        outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
+        batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+        max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
+        fingerprint: of the model and how it is asked; :meth:`reload` changes it.
+        queued_workers: ``sessions``, which take batches from one queue.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: an argument does not fit the model, or the model cannot be loaded.
+        TypeError: an argument is of the wrong type.
+    """
+
+    returns_new_arrays = True
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        *,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        threads: int | None = None,
+        sessions: int = 1,
+        warmup: Sequence[int] = (),
+        batch_axes: Mapping[str, int] | None = None,
+        shared_inputs: Mapping[str, npt.NDArray[Any]] | None = None,
+        shared_outputs: Sequence[str] = (),
+        outputs: Sequence[str] | None = None,
+        session_options: Any = None,
+        example: Any = None,
+        binding: Binding | None = None,
+        non_finite: NonFinite = "allow",
+        hang_grace_s: float = HANG_GRACE_S,
+        clock: Clock | None = None,
+    ) -> None:
+        self._runtime = require("onnxruntime", extra="onnx", purpose="OnnxBackend")
+        check_count("sessions", sessions)
+        check_duration("hang_grace_s", hang_grace_s)
+        check_choice("non_finite", non_finite, ("allow", "reject"))
+        check_instance("warmup", warmup, lambda one: isinstance(one, Sequence), "a sequence of batch sizes")
+        self._sessions = sessions
+        self._providers = providers
+        self._thread_count = threads
+        self._warmup_sizes = [check_count("warmup", size) for size in warmup]
+        self._axes = _by_name("batch_axes", batch_axes)
+        self._shared: Mapping[str, Any] = _by_name("shared_inputs", shared_inputs)
+        self._shared_outputs = shared_outputs
+        self._chosen_outputs = outputs
+        self._session_options = session_options
+        self._example = example
+        self._wanted_binding = binding
+        self._non_finite = non_finite
+        self._new_options = functools.partial(_run_options, self._runtime)
+        self._serving = Serving(self._load(path_or_bytes))
+        self._signature = self._serving.model.signature
+        self._shared = self._serving.model.shared  # copies: a reload must not see what the user has written since
+        self.inputs = self._signature.inputs
+        self.outputs = self._signature.outputs
+        self.batch_axes = self._signature.batch_axes
+        fixed = self._signature.rows_a_run
+        self.max_batch_size = None if fixed == 1 else fixed
+        self.queued_workers = sessions
+        self._recorder = BackendRecorder(sessions, clock)
+        seats = [Seat(self._serving, number) for number in range(sessions)]
+        name = f"OnnxBackend({self._serving.model.name})"
+        self._threads = WorkerThreads(seats, name, hang_grace_s=hang_grace_s)
+
+    def _load(self, path_or_bytes: object) -> LoadedModel:
+        """A model with its sessions, not warmed yet.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: as the constructor.
+        """
+        runtime = self._runtime
+        options = make_options(runtime, self._thread_count, self._session_options)
+        name, source = find_source(path_or_bytes)
+        is_given = self._session_options is not None
+        chosen = choose_providers(runtime, self._providers, options, given=is_given)
+        sharing = {one if isinstance(one, str) else one[0] for one in chosen} == {"CPUExecutionProvider"}
+        if sharing and not is_given:  # one pool of threads for all batches that run
+            options.intra_op_num_threads = self._sessions * (options.intra_op_num_threads - 1) + 1
+        files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
+        if files is not None and not is_given:  # those of the user may make other sessions, and keep no memory alive
+            give_weights(options, files.weights)
+        count = 1 if sharing else self._sessions
+        loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
+        if files is not None:
+            files.check_unchanged()
+        check_loaded(loaded[0], self._providers or ())
+        providers: list[Provider] = chosen or list(loaded[0].get_providers())
+        inputs, given = read_specs(loaded[0], self._axes, self._shared, self._shared_outputs, self._chosen_outputs)
+        signature = Signature(inputs, given, non_finite=self._non_finite)
+        binding, device = choose_binding(self._wanted_binding, providers, signature)
+        check_cuda_graphs(loaded[0], binding, signature, self._sessions)
+        cuda = load_cuda_runtime() if binding == "pinned" else None
+        sizes = self._warmup_sizes
+        if signature.rows_a_run is not None:
+            sizes = [signature.rows_a_run] if sizes else []
+        values = {spec.name: check_value(spec, self._shared[spec.name]) for spec in inputs if spec.name in self._shared}
+        batches = [stack_example(signature, self._example, size) for size in sizes]
+        workers = [
+            SessionWorker(
+                session,
+                name=name,
+                signature=signature,
+                shared=values,
+                warmup=batches,
+                new_options=self._new_options,
+                bound=None if binding == "off" else BoundRuns(runtime, session, signature, device, cuda),
+            )
+            for session in (loaded * self._sessions if sharing else loaded)
+        ]
+        digest = digest_of_bytes(source) if isinstance(source, bytes) else files.digest if files is not None else None
+        axes = [(spec.name, spec.batch_axis) for spec in (*signature.inputs, *signature.outputs)]
+        return LoadedModel(
+            name=name,
+            signature=signature,
+            shared=values,
+            providers=providers,
+            binding=binding,
+            has_graphs=records_graphs(loaded[0]),
+            workers=workers,
+            fingerprint=None
+            if digest is None
+            else fingerprint_of_model(digest, axes=axes, shared=values, providers=providers),
+        )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The same for backends that answer alike, in any process and on any machine: part of a cache's keys.
+
+        It is made of the model's bytes and its external files of weights, wherever they lie, the batch axes, the shared
+        inputs and the providers with those of their options that change answers; not of ``session_options``, nor of
+        onnxruntime's version. The files are read when the model is loaded, about a second per gigabyte. ``None`` for a
+        model that was given as bytes and has external files.
+        """
+        return self._serving.model.fingerprint
+
+    def fingerprint_changes(self) -> int:
+        """How often :meth:`reload` has replaced the model."""
+        return self._serving.model.number
+
+    async def reload(self, path_or_bytes: str | os.PathLike[str] | bytes) -> None:
+        """Replace the model by another one without losing a request.
+
+        The new model is loaded, and runs a batch of each shape that the present one has run, on another thread. Then
+        it runs every batch that no worker has begun, and ``fingerprint`` is its own; batches that run end on the model
+        that began them. Whatever fails leaves the present model as it is. Reloads take effect one after another, in the
+        order of the calls, and a cancelled one has none. Both models are in memory until the old one's last batch ends.
+
+        The arguments of the constructor hold for the new model as well. Before :meth:`start` and after :meth:`stop` the
+        model is replaced too, and is what the next start serves.
+
+        Args:
+            path_or_bytes: the model's file, or its bytes; the same path again reads the file again.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the model cannot be loaded, what it reads or returns differs, or there are CUDA graphs.
+            TypeError: the argument is no path and no bytes.
+            BackendError: it failed on a batch of the warm-up.
+        """
+        async with self._serving.turn():
+            name = f"reload of OnnxBackend({self._serving.model.name})"
+            self._serving.replace(await call_apart(name, self._prepare, path_or_bytes))
+
+    def _prepare(self, path_or_bytes: object) -> LoadedModel:
+        model = self._load(path_or_bytes)
+        self._serving.model.check_replaceable_by(model)
+        self._serving.warm(model)
+        return model
+
+    def validate(self, request: Request) -> None:
+        """Checks what a request brings against the model.
+
+        Raises:
+            InvalidInput: names the input, what was expected, and what came.
+        """
+        self._signature.check(request.inputs)
+
+    def example_inputs(self) -> ExampleInputs | None:
+        """What one request brings: ``example``, else zeros; ``None`` where the model reads something else."""
+        on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
+        if self._example is not None:
+            return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
+        guess = self._guess_inputs(1)
+        if guess is None:
+            return None
+        axes = free_axes(self.inputs)
+        return ExampleInputs(guess, self._infer_uncounted, False, axes, self._guess_inputs, on_each)
+
+    async def start(self) -> None:
+        """Starts the worker threads and runs the warm-up batches on every session.
+
+        Raises:
+            BackendError: the model failed on a warm-up batch; nothing is left running.
+        """
+        await self._threads.start()
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """One result per row; starts, without a warm-up, where :meth:`start` was not called.
+
+        Raises:
+            BackendError: the model failed on this batch.
+            Closed: stopped.
+        """
+        return await self._recorder.count(len(batch.rows), self._infer(batch, self._answer))
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
+
+        At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
+        :class:`~streaminfer.errors.Closed`, and their threads are left behind.
+
+        Args:
+            drain: batches that wait or run are answered first; else they end with
+                :class:`~streaminfer.errors.Closed`.
+        """
+        await self._threads.stop(drain=drain)
+
+    def statistics(self) -> BackendStatistics:
+        """What was counted until now."""
+        return self._recorder.snapshot()
+
+    def _guess_inputs(self, free_size: int) -> Any:
+        guess = guess_inputs(self.inputs, free_size)
+        only = self._signature.only_input
+        return guess if guess is None or only is None else guess[only]
+
+    async def _infer_on_each(self, batch: Batch) -> None:
+        await self._threads.run_for_each(Seat.record, batch, self._new_options())
+
+    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+        return await self._infer(batch, Seat.record)
+
+    async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+        options = self._new_options()
+
+        def end_early() -> None:
+            options.terminate = True
+
+        return await self._threads.run(answer, batch, options, interrupt=end_early)
+
+    def _answer(self, worker: Seat, batch: Batch, options: Any) -> Sequence[Any]:
+        return self._recorder.busy(worker.answer, batch, options)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"OnnxBackend({self._serving.model.name}: {inputs} → {outputs}; {self._manner()})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td><td>{escape(describe_shape(spec.dtype, spec.shape))}</td>"
+            f"<td>{'shared' if spec.batch_axis is None else spec.batch_axis}</td></tr>"
+            for kind, specs in (("input", self.inputs), ("output", self.outputs))
+            for spec in specs
+        ]
+        return (
+            f"<table><caption>OnnxBackend({escape(self._serving.model.name)}): {escape(self._manner())}</caption>"
+            "<thead><tr><th></th><th>name</th><th>type</th><th>batch axis</th></tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>"
+        )
+
+    def _manner(self) -> str:
+        sessions, model = self._sessions, self._serving.model
+        names = [one if isinstance(one, str) else one[0] for one in model.providers]
+        fixed = self._signature.rows_a_run
+        rows = "" if fixed is None else f", {'one row' if fixed == 1 else f'{fixed} rows'} a run"
+        bound = "" if model.binding == "off" else f", {model.binding} memory bound"
+        return f"{sessions} session{'s' if sessions > 1 else ''} on {', '.join(names)}{rows}{bound}"
+
+
+def _by_name(argument: str, value: Any) -> dict[str, Any]:
+    check_instance(argument, value, lambda one: one is None or isinstance(one, Mapping), "a mapping by name, or None")
+    return dict(value or {})
+
+
+def _run_options(runtime: ModuleType) -> Any:
+    options = runtime.RunOptions()
+    # only fatal errors: the others arrive as exceptions, a copy on stderr tells nothing more
+    options.log_severity_level = 4
+    return options

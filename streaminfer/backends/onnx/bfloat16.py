@@ -1,0 +1,73 @@
+"""Runs of models that have bfloat16, the upper half of a float32, for which neither NumPy nor onnxruntime has arrays.
+
+Callers bring and get float32, which has a value for each of bfloat16's; what they bring is rounded to the nearest,
+ties to even, as casts in a model are.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer.backends.signature import Signature
+
+__all__ = ["from_bfloat16", "has_bfloat16", "run_with_bfloat16", "to_bfloat16"]
+
+_ELEMENT_TYPE = 16  # onnx.TensorProto.BFLOAT16
+_HALF = np.uint32(0x7FFF)
+_QUIET = np.uint16(0x40)
+
+
+def has_bfloat16(signature: Signature) -> bool:
+    """Whether an input or output of a model is bfloat16."""
+    return any(spec.is_bfloat16 for spec in (*signature.inputs, *signature.outputs))
+
+
+def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bits of float32 values, rounded to bfloat16; NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    with np.errstate(over="ignore"):  # of NaN only
+        rounded = ((bits + _HALF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), (bits >> 16).astype(np.uint16) | _QUIET, rounded)
+
+
+def from_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The values of bfloat16 bits, as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def run_with_bfloat16(
+    session: Any, signature: Signature, feed: Mapping[str, npt.NDArray[Any]], options: Any
+) -> list[Any]:
+    """The outputs of a run, in the order of the signature; new arrays.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession``.
+        signature: says which inputs and outputs are bfloat16.
+        feed: the inputs by name, C-contiguous.
+        options: the ``onnxruntime.RunOptions``.
+    """
+    from onnxruntime import OrtValue  # noqa: PLC0415 - an extra, loaded by the backend's constructor
+
+    halves = {spec.name for spec in signature.inputs if spec.is_bfloat16}
+    values = {
+        name: OrtValue.ortvalue_from_numpy_with_onnx_type(to_bfloat16(array), _ELEMENT_TYPE)
+        if name in halves
+        else OrtValue.ortvalue_from_numpy(array)
+        for name, array in feed.items()
+    }
+    outputs = session.run_with_ort_values([spec.name for spec in signature.outputs], values, options)
+    return [
+        _read(value) if spec.is_bfloat16 else value.numpy()
+        for spec, value in zip(signature.outputs, outputs, strict=True)
+    ]
+
+
+def _read(value: Any) -> npt.NDArray[np.float32]:
+    """The content of a bfloat16 value, which is in this machine's memory: onnxruntime copies outputs there."""
+    shape = tuple(value.shape())
+    size = int(np.prod(shape, dtype=int))
+    memory = (ctypes.c_uint16 * size).from_address(value.data_ptr())
+    return from_bfloat16(np.ctypeslib.as_array(memory).reshape(shape))

@@ -1,0 +1,327 @@
+"""Runs of a session with inputs and outputs bound to memory that is kept.
+
+Idea: ``InferenceSession.run`` makes new memory on the device for every input, copies into it from memory that the
+GPU's copy engine cannot read (so that the driver copies once more, through a small buffer of its own), and makes new
+memory for every output. Here each shape of a batch has a *slot*: memory on the device for its inputs and outputs, bound
+once, and *pinned* (page-locked) memory here, which the copy engine reads at the full speed of the bus.
+
+CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded, and replayed by later batches of
+that shape. Each slot has a graph with a number of its own, ``gpu_graph_id``, made in a warm-up run and never in a live
+one, because recording takes several runs. onnxruntime keeps graphs by thread, so new threads record again; and a
+session with graphs may be run by one thread only.
+
+Lifetime: the slot's memory is written again by the next batch of that shape, so results are copied out of it: on a GPU
+that is the copy to the host, which must be made in any case; on the CPU it is one copy more. Nothing that a caller
+holds changes later.
+
+Outputs are bound to kept memory where the model says their shape: each size is a number, the batch's, or has the name
+of a size of an input. Else onnxruntime makes them anew, and they are bound again before each run: a bound output whose
+size has changed would be refused.
+
+onnxruntime has no pinned memory to give from Python (its ``OrtValue`` knows the devices ``cpu``, ``cuda`` and others,
+and no ``cuda_pinned``), so ours is registered with the CUDA runtime that onnxruntime has loaded.
+"""
+
+import ctypes
+import itertools
+import mmap
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer._internal.validation import check_choice, expected
+from streaminfer.backends.onnx.model import Provider
+from streaminfer.backends.signature import TEXT, Signature, TensorSpec
+from streaminfer.errors import BackendError
+
+__all__ = ["Binding", "BoundRuns", "check_cuda_graphs", "choose_binding", "load_cuda_runtime", "records_graphs"]
+
+Binding = Literal["off", "pageable", "pinned"]
+"""``off``: plain runs; ``pageable``: bound memory; ``pinned``: also page-locked, for GPUs."""
+
+Array = npt.NDArray[Any]
+Device = tuple[str, int]
+_Shapes = tuple[tuple[int, ...] | None, ...]
+"""By input of the model; ``None`` for one that is left out."""
+
+_GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_MAX_SLOTS = 16  # shapes whose memory is kept: more than there are buckets, and a bound where shapes are free
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+_GRAPH_ID = "gpu_graph_id"
+_NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
+
+
+def choose_binding(asked: object, providers: Sequence[Provider], signature: Signature) -> tuple[Binding, Device]:
+    """How batches run, and on which device; ``None`` means pinned on a GPU, and plain runs elsewhere.
+
+    Raises:
+        ValueError: the model or the providers do not allow it.
+        TypeError: no string.
+    """
+    first = providers[0]
+    name, options = (first, {}) if isinstance(first, str) else first
+    device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
+    odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
+    if asked is None:
+        return ("pinned" if device[0] == "cuda" and odd is None else "off"), device
+    binding: Binding = check_choice("binding", asked, get_args(Binding))
+    if binding == "pinned" and device[0] != "cuda":
+        raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", asked))
+    if binding != "off" and odd is not None:
+        raise ValueError(expected("binding", f"'off', since {odd.name!r} is no tensor of NumPy's numbers", asked))
+    return binding, device
+
+
+def _is_bindable(spec: TensorSpec) -> bool:
+    return spec.dtype is not None and spec.dtype != TEXT and not spec.is_bfloat16
+
+
+def check_cuda_graphs(session: Any, binding: Binding, signature: Signature, sessions: int) -> None:
+    """Check that what a session with CUDA graphs needs is there; graphs remember addresses.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not records_graphs(session):
+        return
+    if binding == "off":
+        raise ValueError(expected("binding", "'pinned' or 'pageable' with enable_cuda_graph", binding))
+    if sessions > 1:
+        raise ValueError(expected("sessions", "1 with enable_cuda_graph: one thread may run the graphs", sessions))
+    shapes = [tuple(size if isinstance(size, int) else 1 for size in spec.shape) for spec in signature.inputs]
+    if _output_shapes(signature, shapes) is None:
+        known = ", ".join(map(str, signature.outputs))
+        raise ValueError(f"outputs: expected those whose sizes the model states, with enable_cuda_graph, got {known}")
+
+
+def records_graphs(session: Any) -> bool:
+    """Whether a session makes CUDA graphs."""
+    options = session.get_provider_options().get("CUDAExecutionProvider", {})
+    return str(options.get("enable_cuda_graph")).lower() in {"1", "true"}
+
+
+def load_cuda_runtime() -> Any:
+    """The CUDA runtime that onnxruntime's CUDA provider has loaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [f"cudart64_{one}.dll" if sys.platform == "win32" else f"libcudart.so.{one}" for one in (13, 12)]
+    for name in names:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.cudaHostRegister.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+        library.cudaHostUnregister.argtypes = [ctypes.c_void_p]
+        library.cudaGetErrorString.argtypes = [ctypes.c_int]
+        library.cudaGetErrorString.restype = ctypes.c_char_p
+        return library
+    raise ValueError(expected("binding", f"'off' or 'pageable', since none of {', '.join(names)} is found", "pinned"))
+
+
+class BoundRuns:
+    """Runs of one session on kept memory; thread-safe, one run at a time.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        session: the ``InferenceSession``.
+        signature: what the model takes and gives.
+        device: where its inputs and outputs are.
+        cuda: the CUDA runtime, for pinned memory; ``None``: memory as it comes.
+    """
+
+    __slots__ = (
+        "_cuda",
+        "_device",
+        "_graph_ids",
+        "_lock",
+        "_options",
+        "_runtime",
+        "_session",
+        "_signature",
+        "_slots",
+    )
+
+    def __init__(self, runtime: ModuleType, session: Any, signature: Signature, device: Device, cuda: Any) -> None:
+        self._graph_ids: Iterator[int] | None = itertools.count(1) if records_graphs(session) else None
+        self._options: Any = None
+        self._runtime = runtime
+        self._session = session
+        self._signature = signature
+        self._device = device
+        self._cuda = cuda
+        self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
+        self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
+
+    def run(self, feed: Mapping[str, Array], options: Any, *, record: bool = False) -> list[Array]:
+        """The outputs, in the model's order; the caller owns them.
+
+        Args:
+            feed: the inputs of the model, by name; optional ones may be left out.
+            options: the ``RunOptions``.
+            record: a warm-up run, which makes a CUDA graph for batches of this shape, if the session has graphs.
+
+        Raises:
+            BackendError: memory cannot be pinned.
+        """
+        shapes = tuple(feed[spec.name].shape if spec.name in feed else None for spec in self._signature.inputs)
+        with self._lock:
+            slot = self._slots.get(shapes)
+            if slot is None:
+                self._make_room()
+                slot = _Slot(self._runtime, self._session, self._signature, shapes, self._device, self._cuda)
+                self._slots[shapes] = slot
+            self._slots.move_to_end(shapes)
+            if self._graph_ids is None:
+                return slot.run(feed, options)
+            if record and slot.graph_id == _NO_GRAPH:
+                slot.graph_id = next(self._graph_ids)
+            self._set_graph(options, slot.graph_id)
+            return slot.run(feed, options)
+
+    def record_again(self, new_options: Callable[[], Any]) -> None:
+        """Records the graphs that there were in this thread, a new one; replays them where it is not."""
+        with self._lock:
+            for slot in self._slots.values():
+                if slot.graph_id != _NO_GRAPH:
+                    options = new_options()
+                    self._set_graph(options, slot.graph_id)
+                    slot.run_bound(options)
+
+    def renew(self) -> "BoundRuns":
+        """The same with memory of its own, because a run that hangs may still write to this one's; without graphs."""
+        renewed = BoundRuns(self._runtime, self._session, self._signature, self._device, self._cuda)
+        if self._graph_ids is not None:
+            renewed._graph_ids = itertools.repeat(_NO_GRAPH)
+        return renewed
+
+    def _make_room(self) -> None:
+        """Drops the memory used longest ago; that of graphs stays, since they remember its address."""
+        without = [shapes for shapes, slot in self._slots.items() if slot.graph_id == _NO_GRAPH]
+        for shapes in without[: max(len(without) - _MAX_SLOTS + 1, 0)]:
+            del self._slots[shapes]
+
+    def _set_graph(self, options: Any, graph_id: int) -> None:
+        if options is not self._options:  # else a further run of one batch, of the same shape: set again, it would warn
+            options.add_run_config_entry(_GRAPH_ID, str(graph_id))
+            self._options = options
+
+
+class _Slot:
+    """The memory of batches of one shape."""
+
+    __slots__ = ("_binding", "_device", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
+
+    def __init__(
+        self,
+        runtime: ModuleType,
+        session: Any,
+        signature: Signature,
+        shapes: _Shapes,
+        device: Device,
+        cuda: Any,
+    ) -> None:
+        self.graph_id = _NO_GRAPH
+        self._session = session
+        self._device = device
+        self._binding = session.io_binding()
+        self._names = [spec.name for spec in signature.outputs]
+        self._hosts: dict[str, Array] = {}
+        self._inputs: dict[str, Any] = {}
+        for spec, shape in zip(signature.inputs, shapes, strict=True):
+            assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
+            if shape is None:
+                continue
+            host = _host_memory(shape, spec.dtype, cuda)
+            self._hosts[spec.name] = host
+            value = (
+                runtime.OrtValue.ortvalue_from_numpy(host)  # the same memory
+                if device[0] == "cpu"
+                else runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
+            )
+            self._inputs[spec.name] = value
+            self._binding.bind_ortvalue_input(spec.name, value)
+        known = _output_shapes(signature, shapes)
+        self._outputs: list[tuple[Any, Array | None]] | None = None if known is None else []
+        for spec, shape in zip(signature.outputs, known or (), strict=known is not None):
+            assert self._outputs is not None  # noqa: S101
+            assert spec.dtype is not None  # noqa: S101 - see choose_binding
+            memory = np.empty(shape, spec.dtype) if device[0] == "cpu" else None
+            value = (
+                runtime.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype.type, *device)
+                if memory is None
+                else runtime.OrtValue.ortvalue_from_numpy(memory)
+            )
+            self._outputs.append((value, memory))
+            self._binding.bind_ortvalue_output(spec.name, value)
+
+    def run(self, feed: Mapping[str, Array], options: Any) -> list[Array]:
+        for name, host in self._hosts.items():
+            np.copyto(host, feed[name])
+            if self._device[0] != "cpu":
+                self._inputs[name].update_inplace(host)
+        if self._outputs is None:
+            for name in self._names:
+                self._binding.bind_output(name, *self._device)
+        self.run_bound(options)
+        if self._outputs is None:
+            copies: list[Array] = self._binding.copy_outputs_to_cpu()
+            return copies
+        # what is on a device is copied to the host by numpy()
+        return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
+
+    def run_bound(self, options: Any) -> None:
+        """Runs the model on what the memory holds."""
+        self._session.run_with_iobinding(self._binding, options)
+
+
+def _output_shapes(signature: Signature, shapes: Sequence[tuple[int, ...] | None]) -> list[tuple[int, ...]] | None:
+    """The shapes of all outputs, or ``None`` where the model does not say one of them."""
+    sizes: dict[object, int] = {}
+    rows = 1
+    for spec, shape in zip(signature.inputs, shapes, strict=True):
+        if shape is None:
+            continue
+        sizes.update((name, size) for name, size in zip(spec.shape, shape, strict=True) if isinstance(name, str))
+        if spec.batch_axis is not None:
+            rows = shape[spec.batch_axis]
+    known = [_output_shape(spec, sizes, rows) for spec in signature.outputs]
+    return None if None in known else [shape for shape in known if shape is not None]
+
+
+def _output_shape(spec: TensorSpec, sizes: Mapping[object, int], rows: int) -> tuple[int, ...] | None:
+    if not spec.shape:  # of no stated shape, or a scalar: the model does not say which
+        return None
+    shape = [rows if axis == spec.batch_axis else sizes.get(size, size) for axis, size in enumerate(spec.shape)]
+    return (
+        tuple(size for size in shape if isinstance(size, int)) if all(isinstance(one, int) for one in shape) else None
+    )
+
+
+def _host_memory(shape: tuple[int, ...], dtype: np.dtype[Any], cuda: Any) -> Array:
+    count = int(np.prod(shape, dtype=int))
+    size = count * dtype.itemsize
+    if cuda is None or not size:
+        return np.empty(shape, dtype)
+    memory = mmap.mmap(-1, size)  # whole pages of its own: they are pinned as a whole
+    array = np.frombuffer(memory, dtype, count)
+    address = array.ctypes.data
+    error = cuda.cudaHostRegister(address, size, _PORTABLE)
+    if error:
+        reason = cuda.cudaGetErrorString(error).decode()
+        raise BackendError(f"cannot pin {size} bytes: {reason}; binding='pageable' does without")
+    _when_dropped(array, cuda.cudaHostUnregister, address)
+    return array.reshape(shape)
+
+
+def _when_dropped(array: Array, function: Callable[[int], Any], address: int) -> None:
+    # the array's own end comes before that of the memory below it
+    weakref.finalize(array, function, address)

@@ -1,0 +1,405 @@
+"""Loading an ONNX model, and what it takes and gives, as onnxruntime tells it.
+
+Everything here runs once, when a backend is made, so that whatever does not fit (a file, a provider, a batch axis, a
+shared input) is an error of the constructor, and not of the first batch.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.backends.signature import TEXT, TensorSpec, describe_shape
+
+__all__ = [
+    "Provider",
+    "check_loaded",
+    "choose_providers",
+    "find_source",
+    "give_weights",
+    "load",
+    "make_options",
+    "read_specs",
+]
+
+Provider = str | tuple[str, dict[str, Any]]
+"""An execution provider of onnxruntime: its name, or its name and its options."""
+
+_GPU = ": it comes with another package of onnxruntime: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+_INSTALL = {"CUDAExecutionProvider": _GPU, "TensorrtExecutionProvider": f"{_GPU}, and TensorRT itself"}
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": TEXT,
+    "tensor(bfloat16)": np.dtype(np.float32),  # what callers bring and get
+}
+
+
+def make_options(runtime: ModuleType, threads: int | None, given: Any) -> Any:
+    """The session options: those given, else ours: ``threads`` threads, none of which spins."""
+    if given is not None:
+        check_instance(
+            "session_options",
+            given,
+            lambda one: isinstance(one, runtime.SessionOptions),
+            "an onnxruntime.SessionOptions",
+        )
+        if threads is not None:
+            raise ValueError(expected("threads", "None beside session_options, which say the threads", threads))
+        return given
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1 if threads is None else check_count("threads", threads)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
+    """A name for messages, and what onnxruntime loads."""
+    if isinstance(path_or_bytes, bytes):
+        return f"{len(path_or_bytes)} bytes", path_or_bytes
+    if not isinstance(path_or_bytes, (str, os.PathLike)):
+        raise TypeError(expected("path_or_bytes", "a path or bytes", path_or_bytes))
+    path = Path(path_or_bytes)
+    if not path.exists():
+        raise FileNotFoundError(expected("path_or_bytes", "the path of an ONNX model that exists", path_or_bytes))
+    if not path.is_file():
+        raise ValueError(expected("path_or_bytes", "the path of a file", path_or_bytes))
+    return repr(path.name), str(path)
+
+
+def choose_providers(
+    runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None, options: Any, *, given: bool
+) -> list[Provider]:
+    """The providers asked for, else those of the session options, else the CPU's.
+
+    Args:
+        runtime: the module ``onnxruntime``.
+        providers: those asked for.
+        options: the session options; a provider that comes from a plugin is added to them, if they are ours.
+        given: the options are the user's.
+
+    Returns:
+        What the session is made with; empty where ``options`` have the providers.
+
+    Raises:
+        TypeError: no sequence of names, or of names and options.
+        ValueError: one is not available, or both arguments name providers.
+    """
+    in_options = given and getattr(options, "has_providers", bool)()
+    if providers is None:
+        return [] if in_options else ["CPUExecutionProvider"]
+    if in_options:
+        raise ValueError(expected("providers", "None beside session_options that have providers", providers))
+    available = runtime.get_available_providers()
+    if isinstance(providers, str) or not providers:
+        raise TypeError(expected("providers", f"a sequence of some of {', '.join(available)}", providers))
+    chosen: list[Provider] = []
+    plugged: dict[str, list[Any]] = {}
+    for provider in providers:
+        check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:
+            plugged[name] = _devices_of(runtime, name, available)
+        chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
+    if not plugged:
+        return chosen
+    if given:
+        raise ValueError(
+            expected("session_options", "None beside a provider of a plugin, or options that have it", options)
+            + ": session_options.add_provider_for_devices adds it"
+        )
+    for provider in chosen:
+        name, settings = (provider, {}) if isinstance(provider, str) else provider
+        if name in plugged:
+            options.add_provider_for_devices(plugged[name], {key: str(value) for key, value in settings.items()})
+        else:
+            options.add_provider(name, {key: str(value) for key, value in settings.items()})
+    return []
+
+
+def _is_provider(value: Any) -> bool:
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return isinstance(value[0], str) and isinstance(value[1], Mapping)
+    return isinstance(value, str)
+
+
+def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
+    """The devices of a provider that a plugin brought (``onnxruntime.register_execution_provider_library``)."""
+    devices = list(getattr(runtime, "get_ep_devices", list)())
+    own = [device for device in devices if device.ep_name == name]
+    if not own:
+        found = ", ".join(sorted({device.ep_name for device in devices})) or "none"
+        raise ValueError(
+            expected("providers", f"some of {', '.join(available)}", name)
+            + _INSTALL.get(name, f": no device for it here; the providers that have one: {found}")
+        )
+    return own
+
+
+def give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
+    """Make onnxruntime take the contents of external files from here, and read none of these files.
+
+    Args:
+        options: the session options.
+        weights: contents by the model's name for the file; onnxruntime copies them when it makes the session, before
+            which they must not be dropped.
+    """
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)  # an old onnxruntime has none
+    if weights and give is not None:
+        give(list(weights), list(weights.values()), [len(contents) for contents in weights.values()])
+
+
+def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, providers: list[Provider]) -> Any:
+    """A session of the model; ``providers`` is empty where the options have them.
+
+    Raises:
+        ValueError: onnxruntime cannot load it.
+    """
+    try:
+        # otherwise a provider that fails, here or in a run, is replaced by the CPU with a message on stdout
+        session = runtime.InferenceSession(source, options, providers=providers or None, enable_fallback=0)
+    except Exception as error:
+        raise ValueError(
+            f"path_or_bytes: expected an ONNX model that onnxruntime loads, got {name}: {error}"
+        ) from error
+    return session
+
+
+def check_loaded(session: Any, providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> None:
+    """Checks that a session runs on the providers that were asked for.
+
+    Raises:
+        ValueError: on others.
+    """
+    got = session.get_providers()
+    for provider in providers:
+        wanted = provider if isinstance(provider, str) else provider[0]
+        if wanted not in got:
+            raise ValueError(f"providers: expected {wanted} to load, got a session on {', '.join(got)} only")
+
+
+def read_specs(
+    session: Any,
+    axes: dict[str, int],
+    shared: Mapping[str, object],
+    shared_outputs: Sequence[str] = (),
+    chosen: Sequence[str] | None = None,
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Return the inputs, and the chosen outputs, of a model with their batch axes.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession``.
+        axes: the batch axis of inputs and outputs, by name, where it is not what the model declares.
+        shared: by name the inputs that the whole batch shares.
+        shared_outputs: names of outputs that belong to the whole batch.
+        chosen: names of the outputs to compute; ``None``: all.
+
+    Raises:
+        TypeError: an argument is no sequence of names, or an axis no whole number.
+        ValueError: an argument does not fit the model, or the model does not declare the batch axis of an output.
+    """
+    read, given = session.get_inputs(), session.get_outputs()
+    required = [node.name for node in read]
+    defaults = session.get_overridable_initializers()
+    names = [*required, *(node.name for node in defaults)]
+    for name in shared:
+        if name not in names:
+            raise ValueError(expected("shared_inputs", f"inputs of the model ({', '.join(map(repr, names))})", name))
+        if name in axes:
+            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_inputs names", axes[name]))
+    known = [*names, *(node.name for node in given)]
+    for name in axes:
+        if name not in known:
+            raise ValueError(
+                expected("batch_axes", f"inputs and outputs of the model ({', '.join(map(repr, known))})", name)
+            )
+    if not set(required) - set(shared):
+        raise ValueError(f"shared_inputs: expected at least one input left for requests, got all of {required}")
+    given = _choose_outputs(given, chosen)
+    _check_names("shared_outputs", shared_outputs, [node.name for node in given])
+    for name in shared_outputs:
+        if name in axes:
+            raise ValueError(expected("batch_axes", f"no axis for {name!r}, which shared_outputs names", axes[name]))
+    inputs = [_input_spec(node, axes, shared) for node in read]
+    symbols = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None}
+    inputs += [spec for node in defaults if (spec := _optional_spec(node, axes, shared, symbols)) is not None]
+    _check_together(inputs, shared_outputs)
+    sizes = [spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None]
+    return inputs, [
+        _spec(node, None) if node.name in shared_outputs else _output_spec(node, axes, sizes) for node in given
+    ]
+
+
+def _check_names(argument: str, value: object, known: Sequence[str]) -> None:
+    what = f"a sequence of names of outputs ({', '.join(map(repr, known))})"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(expected(argument, what, value))
+    for name in value:
+        if name not in known:
+            raise ValueError(expected(argument, what, name))
+
+
+def _choose_outputs(given: Sequence[Any], chosen: Sequence[str] | None) -> Sequence[Any]:
+    if chosen is None:
+        return given
+    nodes = {node.name: node for node in given}
+    _check_names("outputs", chosen, list(nodes))
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(expected("outputs", "at least one name, each once", chosen))
+    return [nodes[name] for name in chosen]
+
+
+def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str]) -> None:
+    """Check what the inputs of a model allow together.
+
+    Raises:
+        ValueError: something that they do not.
+    """
+    fixed = _check_batch_axes(inputs)
+    if fixed > 1 and shared_outputs:
+        what = f"none with a batch axis fixed at {fixed}, since copies of a row fill up a batch"
+        raise ValueError(expected("shared_outputs", what, shared_outputs))
+    texts = [spec.name for spec in inputs if spec.dtype == TEXT]
+    if texts and any(spec.is_bfloat16 for spec in inputs):
+        raise ValueError(
+            f"path_or_bytes: expected strings or bfloat16 in the inputs, got both: onnxruntime takes {texts[0]!r} from "
+            "NumPy only, and bfloat16 not from there"
+        )
+
+
+def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
+    """Refuse an input of one row beside inputs of many, which would turn batching off, or of another number of rows.
+
+    Returns:
+        The batch size of a model for which it is fixed, else 0.
+
+    Raises:
+        ValueError: there is one.
+    """
+    brought = [(spec, spec.shape[spec.batch_axis]) for spec in inputs if spec.batch_axis is not None]
+    single = [spec for spec, size in brought if size == 1]
+    if single and len(single) < len(brought):
+        free = next(spec for spec, size in brought if size != 1)
+        raise ValueError(
+            f"shared_inputs: expected a value for input {single[0].name!r}, got none: "
+            f"{describe_shape(single[0].dtype, single[0].shape)} has one row, while {free.name!r} has as many as there "
+            "are requests: name it here if the batch shares it, or another axis with batch_axes"
+        )
+    fixed = [(spec, size) for spec, size in brought if isinstance(size, int)]
+    for spec, size in fixed:
+        if any(other != size for _, other in brought):
+            raise ValueError(
+                f"batch_axes[{spec.name!r}]: expected an axis whose size is free, got axis {spec.batch_axis} of "
+                f"{describe_shape(spec.dtype, spec.shape)}: name another one, or export the model with a free batch "
+                "axis, or with one size for all inputs"
+            )
+    return fixed[0][1] if fixed else 0
+
+
+def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSpec:
+    return TensorSpec(
+        node.name,
+        _DTYPES.get(node.type),
+        tuple(node.shape),
+        axis,
+        is_optional=is_optional,
+        is_bfloat16=node.type == "tensor(bfloat16)",
+    )
+
+
+def _optional_spec(
+    node: Any, axes: Mapping[str, int], shared: Mapping[str, object], symbols: set[int | str | None]
+) -> TensorSpec | None:
+    """An input for which the model has a default; ``None`` where requests cannot bring it.
+
+    Many exported models declare all their weights like this, so that only a shape with the batch size of the others
+    tells that requests may bring it.
+    """
+    if node.name in shared or node.name in axes:
+        spec = _input_spec(node, axes, shared)
+        return attrs.evolve(spec, is_optional=spec.batch_axis is not None)
+    found = [axis for axis, size in enumerate(node.shape) if isinstance(size, str) and size in symbols]
+    return _spec(node, found[0], is_optional=True) if len(found) == 1 and node.type in _DTYPES else None
+
+
+def _input_spec(node: Any, axes: Mapping[str, int], shared: Mapping[str, object]) -> TensorSpec:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ValueError(
+            f"path_or_bytes: expected inputs of numbers, booleans or strings, got {node.type} for input {node.name!r}"
+        )
+    shape = tuple(node.shape)
+    if node.name in shared:
+        return _spec(node, None)
+    if not shape:
+        raise ValueError(
+            f"shared_inputs: expected a value for input {node.name!r}, got none: "
+            "it is a scalar, or of no stated shape, and so has no batch axis"
+        )
+    return _spec(node, _axis(node.name, axes.get(node.name, 0), len(shape)))
+
+
+def _output_spec(node: Any, axes: Mapping[str, int], batch_sizes: Sequence[int | str | None]) -> TensorSpec:
+    """Decide where an output has the rows of a batch; what a run returns never does, since sizes coincide.
+
+    Args:
+        node: the output, as onnxruntime declares it.
+        axes: the batch axes that the user names.
+        batch_sizes: what the inputs declare as the size of their batch axes.
+    """
+    dtype, shape = _DTYPES.get(node.type), tuple(node.shape)
+    named = axes.get(node.name)
+    if named is not None:
+        # an output without a declared shape may have any rank: checked at each run
+        axis = _axis(node.name, named, len(shape)) if shape else named
+        size = shape[axis] if shape else None
+        if isinstance(size, int) and size not in batch_sizes:
+            raise ValueError(
+                f"batch_axes[{node.name!r}]: expected an axis whose size is free, got axis {axis} of "
+                f"{describe_shape(dtype, shape)}"
+            )
+        return _spec(node, axis)
+    if node.type.startswith("seq(map("):
+        return _spec(node, 0)  # only ZipMap makes these: one map per row
+    symbols = {size for size in batch_sizes if size is not None}
+    found = [axis for axis, size in enumerate(shape) if size in symbols]
+    if 1 in symbols:
+        found = [0] if shape and shape[0] == 1 else []  # each run has one row
+    if len(found) == 1:
+        return _spec(node, found[0])
+    sizes = ", ".join("?" if size is None else str(size) for size in dict.fromkeys(batch_sizes))
+    which = "several axes have" if found else "no axis has"
+    raise ValueError(
+        f"batch_axes: expected the batch axis of output {node.name!r}, got none: of {describe_shape(dtype, shape)} "
+        f"{which} the batch size {sizes} of the inputs. Name it in batch_axes={{{node.name!r}: axis}}; in "
+        f"shared_outputs=({node.name!r},) if the output belongs to the whole batch, and each caller gets it whole; or "
+        "leave it out of outputs="
+    )
+
+
+def _axis(name: str, axis: object, rank: int) -> int:
+    argument = f"batch_axes[{name!r}]"
+    what = f"an axis of {rank} dimensions, {-rank} to {rank - 1}"
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(expected(argument, what, axis))
+    if not -rank <= axis < rank:
+        raise ValueError(expected(argument, what, axis))
+    return axis % rank

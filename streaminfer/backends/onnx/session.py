@@ -1,0 +1,279 @@
+"""One onnxruntime session as a worker: a batch in, rows out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer.backends.onnx.bfloat16 import has_bfloat16, run_with_bfloat16
+from streaminfer.backends.onnx.binding import BoundRuns
+from streaminfer.backends.signature import TEXT, Signature, TensorSpec, describe
+from streaminfer.errors import BackendError, StreamInferError
+from streaminfer.request import Batch
+
+__all__ = ["SessionWorker", "stack_example"]
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Shapes = tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]
+"""Name, shape and dtype of each input of a run."""
+
+MAX_SHAPES = 32
+"""Shapes of runs that are remembered: the sizes of a batcher with a few length buckets."""
+
+
+class SessionWorker:
+    """One onnxruntime session and what it needs to answer a batch.
+
+    Args:
+        session: the ``onnxruntime.InferenceSession``.
+        name: of the model, for messages.
+        signature: what the model takes and gives.
+        shared: the inputs that every run is fed.
+        warmup: batches for :meth:`warm`.
+        new_options: makes the ``onnxruntime.RunOptions`` of a run.
+        bound: runs on kept memory; ``None``: plain runs.
+
+    Attributes:
+        shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
+    """
+
+    __slots__ = (
+        "_bound",
+        "_feed",
+        "_lost",
+        "_name",
+        "_new_options",
+        "_output_names",
+        "_session",
+        "_signature",
+        "_warmup",
+        "shapes",
+    )
+
+    def __init__(
+        self,
+        session: Any,
+        *,
+        name: str,
+        signature: Signature,
+        shared: Arrays,
+        warmup: Sequence[Arrays],
+        new_options: Callable[[], Any],
+        bound: BoundRuns | None = None,
+    ) -> None:
+        self._session = session
+        self._bound = bound
+        self._lost = False
+        self._name = name
+        self._signature = signature
+        self._feed = dict(shared)
+        self._warmup = warmup
+        self._new_options = new_options
+        self._output_names = [spec.name for spec in signature.outputs]
+        self.shapes: dict[Shapes, None] = {}
+
+    def warm(self) -> None:
+        """Runs the warm-up batches, so that onnxruntime has planned its memory for these sizes.
+
+        Raises:
+            BackendError: the model failed on one of them.
+        """
+        for inputs in self._warmup:
+            try:
+                self._run(inputs, self._new_options(), record=True)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
+                raise BackendError(
+                    f"{self._name}: warm-up with {shapes} failed (where the model does not accept every size, "
+                    f"example= says what a request brings): {error}"
+                ) from error
+        if self._bound is not None:
+            self._bound.record_again(self._new_options)
+
+    def try_out(self, inputs: Arrays) -> None:
+        """Run a batch, and cut what it returns, for nothing but whether that works.
+
+        Raises:
+            BackendError: it does not.
+        """
+        axes = self._signature.batch_axes
+        rows = next(value.shape[axes[name]] for name, value in inputs.items())
+        try:
+            self._cut(self._run(inputs, self._new_options(), record=True), rows)
+        except BackendError:
+            raise
+        except Exception as error:
+            raise self._failure(rows, error) from error
+
+    def forget(self) -> None:
+        """From here on refuses to run: onnxruntime's threads, and its GPU, stay with the parent."""
+        self._lost = True
+
+    def _check_process(self) -> None:
+        if self._lost:
+            raise BackendError(
+                f"{self._name}: its session was made before this process was forked, and onnxruntime does not outlive "
+                "a fork: make the backend in the forked process"
+            )
+
+    def renew(self) -> "SessionWorker":
+        """The same session, which several threads may run at once, with kept memory of its own."""
+        worker = SessionWorker(
+            self._session,
+            name=self._name,
+            signature=self._signature,
+            shared=self._feed,
+            warmup=self._warmup,
+            new_options=self._new_options,
+            bound=None if self._bound is None else self._bound.renew(),
+        )
+        worker.shapes = self.shapes.copy()
+        return worker
+
+    def record(self, batch: Batch, options: Any) -> Sequence[Any]:
+        """Answers a batch that warms up or is measured: a CUDA graph, where there are any, is recorded of it."""
+        return self.answer(batch, options, record=True)
+
+    def answer(self, batch: Batch, options: Any, *, record: bool = False) -> Sequence[Any]:
+        """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
+
+        Args:
+            batch: what to answer; its inputs are read here, once.
+            options: the ``onnxruntime.RunOptions`` through which the run can be ended early.
+            record: as :meth:`record` does.
+
+        Returns:
+            One result per row: an array, or a mapping of output name to array, all of them views.
+
+        Raises:
+            BackendError: the model failed, or answered another number of rows.
+        """
+        rows = len(batch.rows)
+        try:
+            inputs = self._by_name(batch.inputs)
+            if self._signature.rows_a_run is not None:
+                return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
+            return self._cut(self._run(inputs, options, record=record), batch.size)[:rows]
+        except StreamInferError:
+            raise
+        except Exception as error:
+            raise self._failure(rows, error) from error
+
+    def _by_name(self, inputs: Any) -> Arrays:
+        if isinstance(inputs, Mapping):
+            return inputs
+        if isinstance(inputs, np.ndarray) and self._signature.only_input is not None:
+            return {self._signature.only_input: inputs}
+        names = ", ".join(map(repr, self._signature.batch_axes))
+        raise BackendError(
+            f"{self._name}: expected a batch of stacked arrays for {names}, got {describe(inputs)}; "
+            "a batcher in front of it needs stack=True"
+        )
+
+    def _run(self, inputs: Arrays, options: Any, *, record: bool) -> list[Any]:
+        self._check_process()
+        if self._bound is not None:
+            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record)
+        else:
+            feed = self._feed.copy()
+            for name, value in inputs.items():
+                feed[name] = np.ascontiguousarray(value)
+            if has_bfloat16(self._signature):
+                outputs = run_with_bfloat16(self._session, self._signature, feed, options)
+            else:
+                outputs = self._session.run(self._output_names, feed, options)
+        self._remember(inputs)
+        return outputs
+
+    def _remember(self, inputs: Arrays) -> None:
+        shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        if shapes not in self.shapes:
+            self.shapes[shapes] = None
+            if len(self.shapes) > MAX_SHAPES:
+                self.shapes.pop(next(iter(self.shapes)), None)
+
+    def _cut(self, outputs: list[Any], rows: int) -> Sequence[Any]:
+        specs = self._signature.outputs
+        columns = [self._column(spec, value, rows) for spec, value in zip(specs, outputs, strict=True)]
+        if len(columns) == 1:
+            return columns[0]
+        names = self._output_names
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
+        axis = spec.batch_axis
+        if axis is None:
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False  # several callers have it
+            return [value] * rows
+        if isinstance(value, np.ndarray):
+            if -value.ndim <= axis < value.ndim and value.shape[axis] == rows:
+                return list(value if axis == 0 else np.moveaxis(value, axis, 0))
+        elif isinstance(value, list) and axis == 0 and len(value) == rows:
+            return value
+        raise BackendError(
+            f"{self._name}: output {spec.name!r}: expected {rows} rows on axis {axis}, got {describe(value)}; "
+            "batch_axes= names the batch axis of an output, shared_outputs= an output of the whole batch"
+        )
+
+    def _answer_in_runs(self, inputs: Arrays, rows: int, rows_a_run: int, options: Any, *, record: bool) -> list[Any]:
+        """Runs a model of a fixed batch size as often as it takes; copies of the last row fill the last run up."""
+        axes = self._signature.batch_axes
+        results: list[Any] = []
+        for start in range(0, rows, rows_a_run):
+            places = np.minimum(np.arange(start, start + rows_a_run), rows - 1)
+            part = {name: np.take(value, places, axis=axes[name]) for name, value in inputs.items()}
+            try:
+                results.extend(self._cut(self._run(part, options, record=record), rows_a_run)[: rows - start])
+            except Exception as error:
+                if rows_a_run > 1 or options.terminate:  # the rows that are left would end the same way
+                    raise
+                results.append(self._row_failure(error))
+        return results
+
+    def _row_failure(self, error: Exception) -> StreamInferError:
+        if isinstance(error, StreamInferError):
+            return error
+        failure = self._failure(1, error)
+        failure.__cause__ = error
+        return failure
+
+    def _failure(self, rows: int, error: Exception) -> BackendError:
+        return BackendError(f"{self._name} failed on a batch of {rows}: {type(error).__name__}: {error}")
+
+
+def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
+    """A batch of ``rows`` times the same request.
+
+    Args:
+        signature: of the model.
+        example: what a request brings; ``None``: zeros and empty strings, with free sizes set to 1.
+        rows: how many.
+
+    Raises:
+        ValueError: the example does not fit the model.
+    """
+    if example is None:
+        example = {
+            spec.name: np.full(
+                [size if isinstance(size, int) else 1 for size in spec.row_shape],
+                "" if spec.dtype == TEXT else 0,
+                spec.dtype,
+            )
+            for spec in signature.inputs
+            if spec.batch_axis is not None and not spec.is_optional
+        }
+    else:
+        try:
+            signature.check(example)
+        except ValueError as error:
+            raise ValueError(f"example: {error}") from error
+        if not isinstance(example, Mapping):
+            example = {signature.only_input: example}
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    return {
+        name: np.stack([np.asarray(example[name], dtypes[name])] * rows, axis=axis)
+        for name, axis in signature.batch_axes.items()
+        if name in example
+    }

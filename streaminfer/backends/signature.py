@@ -1,0 +1,343 @@
+"""What a model takes and gives, and the check of a request against it; free of any runtime.
+
+The check runs once a request, before anything is queued, so that a request that does not fit fails alone. Idea: what
+a valid array looks like is worked out once (dtype object, exact shape or the few fixed sizes), so that the valid case
+is a handful of comparisons; only when one of them fails does a second, slow pass look for the reason and words it.
+The slow pass also lets through what is valid but unusual: NumPy scalars, subclasses such as ``memmap``, mappings that
+are no ``dict``.
+
+Accepted as they come, since assembly copies them: read-only arrays, any strides. Refused: any other dtype (another
+byte order is another dtype), empty dimensions (runtimes divide by them), masked arrays (the mask would be lost), and,
+with ``non_finite="reject"``, floats that are NaN or infinite.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer._internal.text import is_all_text
+from streaminfer._internal.validation import expected
+from streaminfer.errors import InvalidInput
+
+__all__ = ["NonFinite", "Signature", "TensorSpec", "check_value", "free_axes", "guess_inputs", "signature_of_example"]
+
+TEXT = np.dtype(object)
+"""The dtype of arrays of strings; NumPy has one such object."""
+
+NonFinite = Literal["allow", "reject"]
+"""What becomes of floats that are NaN or infinite."""
+
+
+@attrs.frozen
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: as the model says.
+        dtype: of the arrays that callers bring or get; object for strings; ``None`` for an output that is no tensor (a
+            list of mappings, say).
+        shape: as the model says, batch axis included; a size that is a name or ``None`` is free.
+        batch_axis: the axis on which requests are stacked; ``None`` for an input or output of the whole batch.
+        is_optional: an input that a request may leave out, because the model has a default for it.
+        is_bfloat16: the model has bfloat16, for which NumPy has no type, and callers have float32.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+    batch_axis: int | None = 0
+    is_optional: bool = False
+    is_bfloat16: bool = False
+
+    @property
+    def row_shape(self) -> tuple[int | str | None, ...]:
+        """The shape of what one request brings: without the batch axis."""
+        if self.batch_axis is None:
+            return self.shape
+        return self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
+
+    def __str__(self) -> str:
+        shown = describe_shape("bfloat16" if self.is_bfloat16 else self.dtype, self.shape)
+        return f"{self.name} {shown}{' (optional)' if self.is_optional else ''}"
+
+
+def describe_shape(dtype: object, shape: Sequence[object]) -> str:
+    """``float32[2, batch, 128]``; a free size without a name is ``?``."""
+    kind = "sequence" if dtype is None else "str" if dtype is TEXT else dtype
+    return f"{kind}[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def describe(value: object) -> str:
+    """What came, in a few words."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f"a masked array {describe_shape(str(value.dtype), value.shape)}"
+    if isinstance(value, (np.ndarray, np.generic)):
+        return describe_shape(str(value.dtype), value.shape)
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
+
+
+class _Check:
+    """What one array must be; the parts of the valid case worked out."""
+
+    __slots__ = ("dtype", "exact", "finite", "fixed", "name", "rank", "shape")
+
+    def __init__(self, spec: TensorSpec, *, finite: bool) -> None:
+        self.name = spec.name
+        self.dtype = spec.dtype
+        self.shape = spec.row_shape
+        self.rank = len(self.shape)
+        self.fixed = tuple((axis, size) for axis, size in enumerate(self.shape) if isinstance(size, int))
+        # a shape without free sizes is compared as a whole
+        self.exact = self.shape if len(self.fixed) == self.rank else None
+        self.finite = finite and spec.dtype is not None and spec.dtype.kind in "fc"
+
+    def fits(self, value: Any) -> bool:
+        """The fast pass: true only for a plain array that is right in every respect."""
+        if type(value) is not np.ndarray or value.dtype != self.dtype:
+            return False
+        shape = value.shape
+        if shape != self.exact:
+            if self.exact is not None or len(shape) != self.rank or 0 in shape:
+                return False
+            for axis, size in self.fixed:
+                if shape[axis] != size:
+                    return False
+        if self.dtype == TEXT:
+            return is_all_text(value)
+        return not self.finite or bool(np.isfinite(value).all())
+
+    def explain(self, value: Any) -> None:
+        """The slow pass: raises what is wrong, or returns since nothing is."""
+        if isinstance(value, np.ma.MaskedArray):
+            self._refuse(value, "its mask would be lost: fill it with .filled()")
+        if self.dtype == TEXT:
+            value = self._as_text(value)
+        if not isinstance(value, (np.ndarray, np.generic)):
+            self._refuse(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
+        if value.dtype != self.dtype:
+            self._refuse(value, f"convert it: x.astype({str(self.dtype)!r})")
+        if value.ndim != self.rank:
+            more = "a request carries no batch axis" if value.ndim == self.rank + 1 else ""
+            self._refuse(value, more or f"{value.ndim} dimensions instead of {self.rank}")
+        for axis, size in self.fixed:
+            if value.shape[axis] != size:
+                self._refuse(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
+        if 0 in value.shape:
+            self._refuse(value, f"axis {value.shape.index(0)} is empty")
+        if self.finite:
+            self._explain_values(value)
+
+    def _explain_values(self, value: Any) -> None:
+        if not np.isfinite(value).all():
+            wrong = ~np.isfinite(value)
+            count = int(np.count_nonzero(wrong))
+            first = tuple(int(index[0]) for index in np.nonzero(np.atleast_1d(wrong)))
+            raise InvalidInput(
+                f"input {self.name!r}: expected finite values (non_finite='reject'), "
+                f"got {count} NaN or infinite, the first at {first}"
+            )
+
+    def _as_text(self, value: Any) -> Any:
+        """Strings in whichever form a batcher takes them, as an array of objects."""
+        if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
+            return np.asarray(value).astype(object)
+        if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
+            self._refuse(value, "bytes are no text: decode them")
+        if isinstance(value, np.ndarray) and value.dtype == TEXT and not is_all_text(value):
+            self._refuse(value, "an element is no str")
+        return value
+
+    def _refuse(self, value: Any, reason: str) -> NoReturn:
+        raise InvalidInput(
+            f"input {self.name!r}: expected {describe_shape(self.dtype, self.shape)}, got {describe(value)}: {reason}"
+        )
+
+
+class Signature:
+    """The inputs and outputs of a model.
+
+    Args:
+        inputs: what the model reads, in its order; those with ``batch_axis=None`` are shared by the whole batch.
+        outputs: what it answers, in its order.
+        non_finite: ``"reject"`` refuses requests whose floats are not all finite.
+
+    Attributes:
+        batch_axes: the axis on which each input that a request brings is stacked, by name.
+        only_input: the name of the input, where a request brings just one.
+        rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
+    """
+
+    __slots__ = (
+        "_checks",
+        "_only",
+        "_optional",
+        "_shared",
+        "batch_axes",
+        "inputs",
+        "only_input",
+        "outputs",
+        "rows_a_run",
+    )
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, non_finite: NonFinite = "allow"
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        brought = [spec for spec in self.inputs if spec.batch_axis is not None]
+        self._shared = frozenset(spec.name for spec in self.inputs if spec.batch_axis is None)
+        sizes = (spec.shape[spec.batch_axis or 0] for spec in brought)
+        self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
+        finite = non_finite == "reject"
+        self._checks = tuple(_Check(spec, finite=finite) for spec in brought if not spec.is_optional)
+        self._optional = {spec.name: _Check(spec, finite=finite) for spec in brought if spec.is_optional}
+        self._only = self._checks[0] if len(self._checks) == 1 else None
+        if self._optional and brought[0].batch_axis:  # a batcher stacks what has no name on the first axis
+            self._only = None
+        self.only_input = None if self._only is None else self._only.name
+        self.batch_axes: Mapping[str, int] = MappingProxyType(
+            {spec.name: spec.batch_axis for spec in brought if spec.batch_axis is not None}
+        )
+
+    def check(self, inputs: Any) -> None:
+        """Checks what one request brings: one array where the model reads one, or a mapping of name to array.
+
+        Raises:
+            InvalidInput: it does not fit; says which input, what was expected, and what came.
+        """
+        if type(inputs) is dict:
+            if len(inputs) == len(self._checks):
+                for check in self._checks:
+                    if not check.fits(inputs.get(check.name)):
+                        break
+                else:
+                    return
+        elif self._only is not None and self._only.fits(inputs):
+            return
+        self._explain(inputs)
+
+    def _explain(self, inputs: Any) -> None:
+        if not isinstance(inputs, Mapping):
+            if self._only is None:
+                raise InvalidInput(
+                    f"inputs: expected a mapping with {self._names()}, got {describe(inputs)}: "
+                    "the model reads several inputs"
+                )
+            self._only.explain(inputs)
+            return
+        for name in inputs:
+            if name in self._shared:
+                raise InvalidInput(
+                    f"input {name!r}: expected only {self._names()}, got {name!r} too: the whole batch shares it"
+                )
+            if name not in self.batch_axes:
+                raise InvalidInput(
+                    f"input {name!r}: expected only {self._names()}, got {name!r}: the model has no such input"
+                )
+        for check in self._checks:
+            if check.name not in inputs:
+                raise InvalidInput(
+                    f"input {check.name!r}: expected {describe_shape(check.dtype, check.shape)}, "
+                    f"got only {', '.join(map(repr, inputs)) or 'an empty mapping'}: it is missing"
+                )
+            check.explain(inputs[check.name])
+        for name, check in self._optional.items():
+            if name in inputs:
+                check.explain(inputs[name])
+
+    def _names(self) -> str:
+        return ", ".join(map(repr, self.batch_axes))
+
+
+def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, Any] | None:
+    """Zeros of the shapes that a model states, as one request brings them.
+
+    Args:
+        specs: the inputs of the model.
+        free_size: what stands for sizes that the model leaves open.
+
+    Returns:
+        An array by input name; ``None`` where an input is no array of numbers, for which there is no guess.
+    """
+    guess: dict[str, Any] = {}
+    for spec in specs:
+        if spec.batch_axis is None or spec.is_optional:
+            continue
+        if spec.dtype is None or spec.dtype.kind not in "biufc":
+            return None
+        guess[spec.name] = np.zeros(
+            [size if isinstance(size, int) else free_size for size in spec.row_shape], spec.dtype
+        )
+    return guess
+
+
+def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """By input name the axes of what a request brings whose sizes the model leaves open; only inputs that have any."""
+    axes = {
+        spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
+        for spec in specs
+        if spec.batch_axis is not None and not spec.is_optional
+    }
+    return {name: free for name, free in axes.items() if free}
+
+
+def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequence[int]] = ()) -> Signature | None:
+    """Return what every request must bring, where the example of one is an array or a mapping of arrays.
+
+    Args:
+        example: what one request brings, without a batch axis.
+        free: axes whose size may be another one, of every input or by name.
+
+    Returns:
+        A signature without outputs; ``None`` where the example is something else.
+
+    Raises:
+        TypeError, ValueError: ``free`` names no such axis or input.
+    """
+    named = isinstance(example, Mapping)
+    arrays = dict(example) if named else {"inputs": example}
+    if not arrays or not all(type(value) is np.ndarray and not value.dtype.hasobject for value in arrays.values()):
+        return None
+    by_name = free if isinstance(free, Mapping) else dict.fromkeys(arrays, free)
+    specs = []
+    for name in by_name:
+        if name not in arrays:
+            raise ValueError(expected("free_axes", f"inputs of the example ({', '.join(map(repr, arrays))})", name))
+    for name, value in arrays.items():
+        shape: list[int | None] = list(value.shape)
+        for axis in by_name.get(name, ()):
+            what = f"axes of {value.ndim} dimensions, without the batch axis"
+            if not isinstance(axis, int):
+                raise TypeError(expected("free_axes", what, axis))
+            if not -value.ndim <= axis < value.ndim:
+                raise ValueError(expected("free_axes", what, axis))
+            shape[axis] = None
+        dtype = TEXT if value.dtype.kind == "U" else value.dtype
+        specs.append(TensorSpec(name, dtype, (None, *shape), 0))
+    return Signature(specs, ())
+
+
+def check_value(spec: TensorSpec, value: object) -> npt.NDArray[Any]:
+    """Checks a value that the whole batch shares, a constructor argument, and copies it.
+
+    Raises:
+        ValueError: it does not fit the model's input.
+        TypeError: it is no array.
+    """
+    name = f"shared_inputs[{spec.name!r}]"
+    what = describe_shape(spec.dtype, spec.shape)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(expected(name, f"an array {what}", value))
+    fits = (
+        value.dtype == spec.dtype
+        and value.ndim == len(spec.shape)
+        and all(not isinstance(size, int) or size == value.shape[axis] for axis, size in enumerate(spec.shape))
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected {what}, got {describe(value)}")
+    return np.array(value, order="C")

@@ -1,0 +1,116 @@
+"""What a backend counts: batches by how they ended, and how long its workers were busy.
+
+Counting rules: a batch counts once, when ``infer`` ends, as answered (then its rows count, rows that answered with an
+exception too), as an error, or as cancelled (nobody waited for it any more). A batch that was refused since the
+backend is stopped does not count. Warm-up does not count. A batch is busy from the moment a worker takes it, assembly
+of its inputs included, until the worker is free again, whether or not somebody still waits.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_instance
+from streaminfer.errors import Closed
+from streaminfer.protocols import Clock
+
+__all__ = ["BackendRecorder", "BackendStatistics"]
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class BackendStatistics(Snapshot):
+    """What a backend did since it was made; a snapshot.
+
+    Attributes:
+        batches: batches answered.
+        rows: requests in them, those answered with an exception of their own included.
+        errors: batches that ended with an error for all of their rows.
+        cancelled: batches that nobody waited for any more.
+        busy_s: seconds that workers spent on batches, summed over the workers.
+        workers: how many batches can run at the same time.
+    """
+
+    batches: int
+    rows: int
+    errors: int
+    cancelled: int
+    busy_s: float
+    workers: int
+
+
+class BackendRecorder:
+    """Counts batches; thread-safe.
+
+    Args:
+        workers: how many batches can run at the same time.
+        clock: monotonic nanoseconds; ``None``: the system's.
+    """
+
+    __slots__ = ("_batches", "_busy_ns", "_cancelled", "_clock", "_errors", "_lock", "_rows", "_workers")
+
+    def __init__(self, workers: int, clock: Clock | None) -> None:
+        self._workers = workers
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._clock = time.monotonic_ns if clock is None else clock
+        self._lock = threading.Lock()
+        self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
+
+    async def count(self, rows: int, answer: Coroutine[Any, Any, T]) -> T:
+        """Awaits the answer to a batch of ``rows`` requests and counts how it ended."""
+        try:
+            value = await answer
+        except asyncio.CancelledError:
+            with self._lock:
+                self._cancelled += 1
+            raise
+        except Closed:
+            raise
+        except Exception:
+            with self._lock:
+                self._errors += 1
+            raise
+        with self._lock:
+            self._batches += 1
+            self._rows += rows
+        return value
+
+    def busy(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Calls ``work``, on whatever thread this is, and counts the time it took."""
+        started_ns = self._clock()
+        try:
+            return work(*arguments)
+        finally:
+            self.add_busy(started_ns)
+
+    async def busy_awaiting(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        """The same for work that is awaited."""
+        started_ns = self._clock()
+        try:
+            return await work(*arguments)
+        finally:
+            self.add_busy(started_ns)
+
+    def snapshot(self) -> BackendStatistics:
+        """All counts at one moment."""
+        with self._lock:
+            return BackendStatistics(
+                batches=self._batches,
+                rows=self._rows,
+                errors=self._errors,
+                cancelled=self._cancelled,
+                busy_s=self._busy_ns / 1e9,
+                workers=self._workers,
+            )
+
+    def add_busy(self, started_ns: int) -> None:
+        """A worker that began at ``started_ns`` is free again now."""
+        busy_ns = self._clock() - started_ns
+        with self._lock:
+            self._busy_ns += busy_ns

@@ -1,0 +1,100 @@
+"""From an answer to rows, each of them checked: what does not fit is an error of the batch, never a row of a caller.
+
+A server behind a proxy, a model that was replaced, a model with a fault: each can answer with another name, type, rank
+or number of rows, or with fewer bytes than it says. Rows are views of the message, read-only, since nothing was copied
+(but where its bytes lie unaligned, which not every library reads).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streaminfer.backends.signature import TensorSpec, describe_shape
+from streaminfer.backends.triton.dtypes import TEXT, decode_text
+from streaminfer.backends.triton.messages import Answer, Tensor
+from streaminfer.backends.triton.model import ModelDescription
+from streaminfer.errors import BackendError
+
+__all__ = ["read_rows"]
+
+
+def read_rows(model: ModelDescription, answer: Answer, rows: int, *, batched: bool) -> list[Any]:
+    """One result per row: an array, or a mapping of output name to array.
+
+    Args:
+        model: what the server said at start.
+        answer: what it answered; the content of shared outputs is already an array.
+        rows: how many were asked.
+        batched: whether outputs have the batch axis; otherwise there is one row, and it is the whole.
+
+    Raises:
+        BackendError: it is not what the model answers; says which output, what was expected, and what came.
+    """
+    columns = []
+    for spec in model.outputs:
+        tensor = answer.outputs.get(spec.name)
+        if tensor is None:
+            came = ", ".join(map(repr, answer.outputs)) or "none"
+            raise BackendError(f"model {model.name!r}: output {spec.name!r}: expected one, got {came}: it is missing")
+        array = _array(model, spec, tensor)
+        _check_shape(model, spec, array, rows if batched else None)
+        columns.append(list(array) if batched else [array])
+    if len(columns) == 1:
+        return columns[0]
+    names = [spec.name for spec in model.outputs]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _array(model: ModelDescription, spec: TensorSpec, tensor: Tensor) -> npt.NDArray[Any]:
+    content, shape = tensor.content, tensor.shape
+    expected = model.datatypes[spec.name]
+    if tensor.datatype != expected:
+        raise _wrong(model, spec, f"type {expected}", tensor.datatype)
+    if isinstance(content, np.ndarray):
+        return content
+    if any(size < 0 for size in shape):
+        raise _wrong(model, spec, "sizes ≥ 0", list(shape))
+    count = math.prod(shape)
+    try:
+        if isinstance(content, list):
+            return _listed(spec, content, shape)
+        if spec.dtype == TEXT:
+            return decode_text(content, shape)
+        if len(content) != count * _dtype(spec).itemsize:
+            raise _wrong(model, spec, f"{count * _dtype(spec).itemsize} bytes for {list(shape)}", len(content))
+        array = np.frombuffer(content, _dtype(spec)).reshape(shape)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _wrong(model, spec, f"a content of {list(shape)}", error) from error
+    if not array.flags.aligned:
+        array = array.copy()
+        array.flags.writeable = False  # like those that were not copied
+    return array
+
+
+def _listed(spec: TensorSpec, content: list[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    if spec.dtype != TEXT:
+        return np.array(content, _dtype(spec)).reshape(shape)
+    array = np.empty(len(content), TEXT)
+    array[:] = [one.encode() if isinstance(one, str) else one for one in content]
+    return array.reshape(shape)
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    assert spec.dtype is not None  # noqa: S101 - read_model knows every type
+    return spec.dtype
+
+
+def _check_shape(model: ModelDescription, spec: TensorSpec, array: npt.NDArray[Any], rows: int | None) -> None:
+    wanted: tuple[Any, ...] = spec.row_shape if rows is None else (rows, *spec.shape[1:])
+    fits = array.ndim == len(wanted) and all(
+        not isinstance(size, int) or size == array.shape[axis] for axis, size in enumerate(wanted)
+    )
+    if not fits:
+        raise _wrong(model, spec, describe_shape(spec.dtype, wanted), describe_shape(array.dtype, array.shape))
+
+
+def _wrong(model: ModelDescription, spec: TensorSpec, wanted: str, came: object) -> BackendError:
+    return BackendError(f"model {model.name!r}: output {spec.name!r}: expected {wanted}, got {came}")

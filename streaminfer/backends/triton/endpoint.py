@@ -1,0 +1,218 @@
+"""Where a server is, and whether what is sent there may travel unencrypted.
+
+Rule: TLS is required, unless the address cannot leave this machine (a Unix socket, ``localhost``, an address that the
+standard library calls loopback) or the caller takes it upon himself (``insecure=True``). A host is judged by what it
+*is* once parsed, never by how it begins: ``127.0.0.1.evil.com`` is a name in somebody's domain.
+"""
+
+import ipaddress
+import os
+import re
+import ssl
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import attrs
+
+from streaminfer._internal.validation import check_instance, expected
+
+__all__ = ["Address", "Protocol", "Tls", "find_address"]
+
+Protocol = Literal["grpc", "http"]
+Pem = str | os.PathLike[str] | bytes
+
+_PORTS = {"grpc": 8001, "http": 8000}
+_ENCRYPTED = {"grpc": False, "grpcs": True, "http": False, "https": True}
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
+
+
+def _check_pem(_: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    what = "a path, PEM bytes, or None"
+    check_instance(attribute.name, value, lambda it: it is None or isinstance(it, str | os.PathLike | bytes), what)
+
+
+@attrs.frozen
+class Tls:
+    """How the server proves who it is, and, with a certificate and a key, how this client does.
+
+    Attributes:
+        ca: the certificates of the authorities to trust, as a path or PEM bytes; ``None``: the system's.
+        certificate: this client's certificate chain, as a path or PEM bytes, for servers that want one (mutual TLS).
+        key: the private key of ``certificate``, unencrypted, as a path or PEM bytes; never shown.
+        server_name: the name in the server's certificate, where it is not the host's.
+
+    Raises:
+        TypeError: a field of the wrong type.
+        ValueError: a certificate without a key, or a key without a certificate.
+    """
+
+    ca: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
+    certificate: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
+    key: Pem | None = attrs.field(default=None, validator=_check_pem, repr=False)
+    server_name: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        what = "a name, or None"
+        check_instance(
+            "server_name", self.server_name, lambda it: it is None or (isinstance(it, str) and it != ""), what
+        )
+        if (self.certificate is None) != (self.key is None):
+            given, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
+            raise ValueError(f"{missing}: expected one, since there is a {given}, got None")
+
+    def read(self, field: str) -> bytes | None:
+        """The PEM bytes of ``"ca"``, ``"certificate"`` or ``"key"``; ``None`` where there are none.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        value = getattr(self, field)
+        return value if value is None or isinstance(value, bytes) else Path(value).read_bytes()
+
+    def context(self) -> ssl.SSLContext:
+        """The same for the standard library's TLS.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: its content is not what it should be.
+        """
+        ca = self.read("ca")
+        try:
+            context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise ValueError(f"tls.ca: expected certificates in PEM, got something else: {error}") from error
+        certificate, key = self.read("certificate"), self.read("key")
+        if certificate is not None and key is not None:
+            # the standard library reads them from files only; this one is ours alone, and gone at once
+            handle, path = tempfile.mkstemp(suffix=".pem")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(certificate.rstrip(b"\n") + b"\n" + key)
+                context.load_cert_chain(path, password=b"")  # or an encrypted key asks the terminal
+            except ssl.SSLError as error:
+                raise ValueError(
+                    "tls.certificate, tls.key: expected a certificate and its private key, unencrypted, in PEM, "
+                    f"got something else: {error}"
+                ) from error
+            finally:
+                Path(path).unlink()
+        return context
+
+
+@attrs.frozen
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        host: a name or an address, without brackets; empty for a Unix socket.
+        port: its port; 0 for a Unix socket.
+        path: of the Unix socket, or what the server's HTTP addresses begin with.
+        tls: how the connection is encrypted; ``None``: it is not.
+    """
+
+    host: str
+    port: int
+    path: str
+    tls: Tls | None
+
+    @property
+    def local(self) -> bool:
+        """Whether it cannot leave this machine."""
+        return not self.host or _is_loopback(self.host)
+
+    @property
+    def target(self) -> str:
+        """``host:port``, or ``unix:`` and the path."""
+        if not self.host:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.target + (self.path if self.host else "")
+
+
+def find_address(url: str, protocol: Protocol, tls: "Tls | bool | None", insecure: bool) -> Address:
+    """Reads an address and decides whether it is encrypted.
+
+    Args:
+        url: ``host``, ``host:port``, with ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` before it or not, or
+            ``unix:`` and a path.
+        protocol: what is spoken there.
+        tls: how to encrypt; true: with the system's authorities; ``None`` or false: as the scheme says.
+        insecure: whether it may be unencrypted wherever it is.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: no such address, arguments that contradict each other, or an address elsewhere without TLS.
+    """
+    check_instance("url", url, lambda it: isinstance(it, str), "an address")
+    check_instance("tls", tls, lambda it: it is None or isinstance(it, bool | Tls), "a Tls, True, False or None")
+    check_instance("insecure", insecure, lambda it: isinstance(it, bool), "True or False")
+    wanted = Tls() if tls is True else tls or None
+    if url.startswith("unix:"):
+        path = url.removeprefix("unix:")
+        path = path.removeprefix("//") if path.startswith("///") else path
+        if not path:
+            raise ValueError(expected("url", "a path after unix:", url))
+        address = Address("", 0, path, wanted)
+    else:
+        address = _parse(url, protocol, wanted, tls is False)
+    if protocol == "http" and not address.host and address.tls is not None:
+        raise ValueError("tls: expected None, since HTTP through a Unix socket cannot be encrypted here, got one")
+    if address.tls is not None and insecure:
+        raise ValueError("insecure: expected False, since tls= or the address's scheme encrypts, got True")
+    if address.tls is None and not address.local and not insecure:
+        raise ValueError(
+            f"tls: expected a Tls or True, since {address} is not this machine, got None: what is sent there could be "
+            "read and changed on its way; insecure=True sends it all the same"
+        )
+    return address
+
+
+def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Address:
+    scheme, separator, rest = url.partition("://")
+    scheme, rest = (scheme.lower(), rest) if separator else (protocol, url)
+    if scheme.rstrip("s") != protocol or scheme not in _ENCRYPTED:
+        raise ValueError(f"url: expected no scheme, {protocol}:// or {protocol}s:// with protocol={protocol!r}, got "
+                         f"{scheme}://")  # fmt: skip
+    if "@" in rest:
+        raise ValueError("url: expected no user name or password in it, got one (not shown): headers= carries them")
+    what = "host:port, perhaps with a scheme, or unix: and a path"
+    if "?" in rest or "#" in rest:  # a token may be behind it
+        raise ValueError("url: expected nothing behind the path, got a query or a fragment (not shown)")
+    try:
+        parts = urlsplit(f"//{rest}")
+        port = parts.port if parts.port is not None else _PORTS[protocol]
+    except ValueError as error:
+        raise ValueError(f"{expected('url', what, url)}: {error}") from None
+    host, path = parts.hostname or "", parts.path.rstrip("/")
+    if not _is_host(host) or port == 0:
+        raise ValueError(expected("url", what, url))
+    if path and protocol == "grpc":
+        raise ValueError(expected("url", "no path: gRPC has none", url))
+    if _ENCRYPTED[scheme]:
+        if refused:
+            raise ValueError(expected("tls", f"no False with {scheme}://", False))
+        tls = tls or Tls()
+    elif separator and tls is not None:
+        raise ValueError(f"url: expected {protocol}s:// or no scheme, since tls= is given, got {scheme}://")
+    return Address(host, port, path, tls)
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return bool(host) and all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split("."))
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

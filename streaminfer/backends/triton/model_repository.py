@@ -1,0 +1,369 @@
+"""Writes a model repository for Triton, set up for a client that batches by itself.
+
+What is set, and why:
+
+* **No ``dynamic_batching`` block**: a request runs as it is. The batch is made here, where deadlines and queue are
+  known; a second batcher behind it would wait again, and merge batches into sizes whose service time nobody has
+  learned. (``preserve_ordering`` belongs to that block. It would hold finished answers back behind slower ones.)
+  ``priority_levels`` needs the block: then it is there with a delay of zero, and only requests that wait anyway merge.
+* **Inputs and outputs are written out**, and not left to auto-completion, which adds ``dynamic_batching`` to an ONNX
+  model that does not say them. For a plan it adds it in any case, unless ``max_batch_size`` is 0 or the server runs
+  with ``--disable-auto-complete-config``.
+* **``max_batch_size``**: above 0, the batch axis is the first of every input and output and is left out of ``dims``.
+  At 0 Triton knows no batch axis and the dims are the model's own: for models with another batch axis, or with an
+  input that the whole batch shares.
+* **``instance_group``**: how many batches run at the same time, on each GPU that is used; the batcher's
+  ``max_in_flight`` is the same number.
+* **``response_cache`` off**: it keeps error answers, and replays them as empty successes.
+* **``model_warmup``**: Triton says that a model is ready after these batches. TensorRT compiles in them.
+
+A repository that a server polls never holds half a model: everything is written beside the repository and moved into
+it by one rename.
+"""
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
+from streaminfer.backends.onnx.model import find_source, load, make_options, read_specs
+from streaminfer.backends.onnx.providers import cache_options, profile_shapes
+from streaminfer.backends.signature import Signature, TensorSpec
+
+__all__ = ["write_model_repository"]
+
+Platform = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"]
+Source = str | os.PathLike[str] | bytes
+
+_TYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+
+
+def write_model_repository(
+    folder: str | os.PathLike[str],
+    name: str,
+    source: Source,
+    *,
+    max_batch_size: int,
+    platform: Platform = "onnxruntime",
+    onnx: Source | None = None,
+    instances: int = 1,
+    device: Literal["gpu", "cpu"] = "gpu",
+    gpus: Sequence[int] = (),
+    precision: Literal["fp32", "fp16"] = "fp32",
+    engine_cache: str | os.PathLike[str] | None = None,
+    warmup: Sequence[int] = (),
+    example: Any = None,
+    batch_axes: Mapping[str, int] | None = None,
+    shared_inputs: Mapping[str, Any] | None = None,
+    priority_levels: int = 0,
+    version: int = 1,
+) -> Path:
+    """Writes ``folder/name/config.pbtxt`` and ``folder/name/version/model.*``; needs the extra ``onnx``.
+
+    Args:
+        folder: the repository; made if missing.
+        name: of the model: letters, digits, ``_``, ``-`` and ``.``.
+        source: the ONNX model, a path or bytes; a folder where its weights lie in other files, with ``model.onnx`` in
+            it. For ``"tensorrt-plan"`` the plan.
+        max_batch_size: the most rows of a request; 0: see the module's text.
+        platform: ``"onnxruntime"``; the same with its TensorRT provider, which compiles in the server; or a plan that
+            was compiled before, with TensorRT's own tools, for this very GPU.
+        onnx: the model that a plan was compiled from: says its inputs and outputs. ``None``: Triton reads them from
+            the plan.
+        instances: batches that run at the same time, on each GPU.
+        device: where it runs; TensorRT is for GPUs.
+        gpus: their numbers; empty: all that the server has.
+        precision: ``"fp16"`` lets TensorRT use half precision where that is faster.
+        engine_cache: a folder *of the server's machine*, outside the repository, of this model only, where the
+            TensorRT provider keeps what it compiled; its parent must exist. ``None``: it compiles at every start,
+            for minutes.
+        warmup: batch sizes that are run before the model is ready.
+        example: what a request brings, for the sizes that the model leaves free; ``None``: they are 1.
+        batch_axes: as in :class:`~streaminfer.backends.OnnxBackend`; any but 0 needs ``max_batch_size=0``.
+        shared_inputs: the same; they need ``max_batch_size=0``, and are not stored: each request brings them.
+        priority_levels: more than 0: the server's queue has so many; a request without one gets the middle one.
+        version: of the model; where the model is there already, with the same config, this version is added.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        FileExistsError: this version is there, or the model with another config; nothing is changed.
+        FileNotFoundError: there is no such file.
+        ValueError: an argument has a wrong value, or does not fit the model; nothing is changed.
+        TypeError: an argument is of a wrong type.
+    """
+    check_choice("platform", platform, ("onnxruntime", "onnxruntime-tensorrt", "tensorrt-plan"))
+    check_instance("name", name, lambda one: isinstance(one, str), "a string")
+    if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII):
+        raise ValueError(expected("name", "letters, digits, '_', '-' and '.', not starting with '.'", name))
+    plan = platform == "tensorrt-plan"
+    model = _Model(
+        name=name,
+        platform=platform,
+        max_batch_size=check_count("max_batch_size", max_batch_size, at_least=0),
+        instances=check_count("instances", instances),
+        kind=check_choice("device", device, ("gpu", "cpu")),
+        gpus=tuple(check_count("gpus", gpu, at_least=0) for gpu in gpus),
+        fp16=check_choice("precision", precision, ("fp32", "fp16")) == "fp16",
+        engine_cache=None if engine_cache is None else os.fspath(engine_cache),
+        warmup=tuple(check_count("warmup", size) for size in warmup),
+        priority_levels=check_count("priority_levels", priority_levels, at_least=0),
+    )
+    _check_together(model, onnx)
+    check_count("version", version)
+    target = Path(folder) / name
+    with _staging(Path(folder)) as staging:
+        stored = _store(source, staging / str(version), "model.plan" if plan else "model.onnx")
+        described = onnx if plan else stored
+        if described is not None:
+            axes, shared = dict(batch_axes or {}), dict(shared_inputs or {})
+            model = attrs.evolve(model, signature=_read(described, axes, shared), example=example)
+        (staging / "config.pbtxt").write_bytes("".join(f"{line}\n" for line in _config(model)).encode())
+        _sync(staging)
+        _move(staging, target, str(version))
+    return target
+
+
+@attrs.frozen
+class _Model:
+    """What a config says."""
+
+    name: str
+    platform: str
+    max_batch_size: int
+    instances: int
+    kind: str
+    gpus: tuple[int, ...]
+    fp16: bool
+    engine_cache: str | None
+    warmup: tuple[int, ...]
+    priority_levels: int
+    signature: Signature | None = None
+    example: Any = None
+
+
+def _check_together(model: _Model, onnx: Source | None) -> None:
+    plan, tensorrt = model.platform == "tensorrt-plan", model.platform == "onnxruntime-tensorrt"
+    if model.kind == "cpu" and (plan or tensorrt):
+        raise ValueError(expected("device", f"'gpu' for platform {model.platform!r}", model.kind))
+    if model.gpus and model.kind == "cpu":
+        raise ValueError(expected("gpus", "none for device 'cpu'", model.gpus))
+    if model.fp16 and not tensorrt:
+        raise ValueError(expected("precision", f"'fp32' for platform {model.platform!r}", "fp16"))
+    if model.engine_cache is not None and not tensorrt:
+        raise ValueError(expected("engine_cache", f"None for platform {model.platform!r}", model.engine_cache))
+    if onnx is not None and not plan:
+        raise ValueError(expected("onnx", f"None for platform {model.platform!r}: source says it", onnx))
+    if plan and onnx is None and model.warmup:
+        raise ValueError("onnx: expected the model that the plan was compiled from, got None: warmup needs its inputs")
+    if model.max_batch_size and model.warmup and max(model.warmup) > model.max_batch_size:
+        raise ValueError(expected("warmup", f"sizes up to max_batch_size, {model.max_batch_size}", model.warmup))
+
+
+def _read(source: Source, axes: dict[str, int], shared: dict[str, Any]) -> Signature:
+    runtime = require("onnxruntime", extra="onnx", purpose="write_model_repository")
+    if isinstance(source, Path) and source.is_dir():
+        source /= "model.onnx"
+    name, loadable = find_source(source)
+    options = make_options(runtime, None, None)
+    # it is only read
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    inputs, outputs = read_specs(load(runtime, loadable, name, options, ["CPUExecutionProvider"]), axes, shared)
+    return Signature([spec for spec in inputs if not spec.is_optional], outputs)
+
+
+def _config(model: _Model) -> Iterator[str]:
+    backend = "tensorrt" if model.platform == "tensorrt-plan" else "onnxruntime"
+    yield f"name: {_quote(model.name)}"
+    yield f"backend: {_quote(backend)}"
+    yield f"max_batch_size: {model.max_batch_size}"
+    if model.signature is not None:
+        for kind, specs in (("input", model.signature.inputs), ("output", model.signature.outputs)):
+            for spec in specs:
+                yield f"{kind} {{ {_tensor(spec, kind, batching=model.max_batch_size > 0)} }}"
+    gpus = f" gpus: [ {', '.join(map(str, model.gpus))} ]" if model.gpus else ""
+    yield f"instance_group {{ kind: KIND_{model.kind.upper()} count: {model.instances}{gpus} }}"
+    if model.priority_levels:
+        middle = (model.priority_levels + 1) // 2
+        yield (
+            f"dynamic_batching {{ max_queue_delay_microseconds: 0 preserve_ordering: false "
+            f"priority_levels: {model.priority_levels} default_priority_level: {middle} }}"
+        )
+    if model.platform == "onnxruntime-tensorrt":
+        parameters = " ".join(
+            f"parameters {{ key: {_quote(key)} value: {_quote(value)} }}" for key, value in _tensorrt(model).items()
+        )
+        yield (
+            f'optimization {{ execution_accelerators {{ gpu_execution_accelerator {{ name: "tensorrt" {parameters} '
+            f"}} }} }}"
+        )
+    for size in model.warmup:
+        yield _warmup(model, size)
+    yield "response_cache { enable: false }"
+
+
+def _type(spec: TensorSpec) -> str | None:
+    return _TYPES.get("bfloat16" if spec.is_bfloat16 else str(spec.dtype))
+
+
+def _tensor(spec: TensorSpec, kind: str, *, batching: bool) -> str:
+    dtype = _type(spec)
+    if dtype is None:
+        raise ValueError(f"source: expected tensors of numbers or booleans, got {kind} {spec}")
+    if batching and spec.batch_axis != 0:
+        which = "shared by the whole batch" if spec.batch_axis is None else f"stacked on axis {spec.batch_axis}"
+        raise ValueError(
+            f"max_batch_size: expected 0, since {kind} {spec.name!r} is {which}: Triton stacks on the first axis only"
+        )
+    if batching and spec.shape and isinstance(spec.shape[0], int):
+        raise ValueError(
+            f"max_batch_size: expected 0, since {kind} {spec.name!r} has a batch axis fixed at {spec.shape[0]}: "
+            "as many rows a request, or export the model with a free batch axis"
+        )
+    if not spec.shape and kind == "output":
+        raise ValueError(f"source: expected outputs of a stated shape, got {kind} {spec}")
+    sizes = [size if isinstance(size, int) else -1 for size in (spec.row_shape if batching else spec.shape)]
+    # Triton has no tensors without dimensions: one of size 1, taken away before the model sees it
+    reshape = "" if sizes else " reshape { shape: [ ] }"
+    return f"name: {_quote(spec.name)} data_type: TYPE_{dtype} dims: [ {', '.join(map(str, sizes or [1]))} ]{reshape}"
+
+
+def _tensorrt(model: _Model) -> dict[str, str]:
+    parameters = {"precision_mode": "FP16" if model.fp16 else "FP32"}
+    if model.engine_cache is not None:
+        parameters |= cache_options(model.engine_cache, true="1")
+    rows = _rows(model)
+    largest = model.max_batch_size or max(model.warmup, default=0)
+    # a profile must say every free size, so one that is guessed is worse than none
+    if largest and (model.example is not None or not _free(model)):
+        assert model.signature is not None  # noqa: S101 - there is one for every ONNX model
+        parameters |= profile_shapes(rows, [1, largest], model.signature.batch_axes)
+    return parameters
+
+
+def _warmup(model: _Model, size: int) -> str:
+    signature = model.signature
+    assert signature is not None  # noqa: S101 - checked before
+    rows, inputs = _rows(model), []
+    for spec in signature.inputs:
+        if spec.batch_axis is None:
+            shape = [one if isinstance(one, int) else 1 for one in spec.shape]
+        else:
+            shape = list(rows[spec.name])
+            if not model.max_batch_size:
+                shape.insert(spec.batch_axis, size)
+        dims = ", ".join(map(str, shape or [1]))
+        tensor = f"data_type: TYPE_{_type(spec)} dims: [ {dims} ] zero_data: true"
+        inputs.append(f"inputs {{ key: {_quote(spec.name)} value {{ {tensor} }} }}")
+    batch_size = size if model.max_batch_size else 0
+    return f'model_warmup {{ name: "{size} rows" batch_size: {batch_size} {" ".join(inputs)} }}'
+
+
+def _free(model: _Model) -> bool:
+    """Whether the model leaves a size free besides the batch's."""
+    assert model.signature is not None  # noqa: S101
+    brought = (spec for spec in model.signature.inputs if spec.batch_axis is not None)
+    return any(not isinstance(size, int) for spec in brought for size in spec.row_shape)
+
+
+def _rows(model: _Model) -> dict[str, tuple[int, ...]]:
+    """The shape of one request, by input; free sizes as in the example, else 1."""
+    signature = model.signature
+    assert signature is not None  # noqa: S101
+    if model.example is None:
+        return {
+            spec.name: tuple(size if isinstance(size, int) else 1 for size in spec.row_shape)
+            for spec in signature.inputs
+            if spec.batch_axis is not None
+        }
+    try:
+        signature.check(model.example)
+    except ValueError as error:
+        raise ValueError(f"example: {error}") from error
+    given: Any = model.example if isinstance(model.example, Mapping) else {signature.only_input: model.example}
+    return {name: np.shape(value) for name, value in given.items()}
+
+
+def _quote(text: str) -> str:
+    """A string of protobuf's text format: bytes of UTF-8, in octal what is not plain ASCII."""
+    plain = (chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(plain)}"'
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """An empty folder on the repository's file system that no server takes for a model; removed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = folder.resolve().parent
+    if parent.stat().st_dev != folder.stat().st_dev or not os.access(parent, os.W_OK):
+        # a volume of its own: a server that polls it loads any folder with a number in it, hidden or not; in this one,
+        # one level deeper, it finds none, and says so in its log
+        parent = folder
+    outer = parent / f".{secrets.token_hex(8)}"
+    staging = outer / "model"
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(outer)
+
+
+def _store(source: Source, folder: Path, name: str) -> Path:
+    """Copies the model to ``folder/name``."""
+    folder.mkdir()
+    stored = folder / name
+    given: Any = source
+    if isinstance(source, bytes):
+        stored.write_bytes(source)
+    elif name == "model.onnx" and isinstance(given, (str, os.PathLike)) and Path(given).is_dir():
+        if not (Path(source) / name).is_file():
+            raise FileNotFoundError(expected("source", f"a folder with {name} in it", source))
+        shutil.copytree(source, stored)
+    else:
+        _, path = find_source(source)
+        shutil.copyfile(path, stored)
+    return stored
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _move(staging: Path, target: Path, version: str) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    config = target / "config.pbtxt"
+    if not config.is_file() or config.read_bytes() != (staging / "config.pbtxt").read_bytes():
+        raise FileExistsError(f"{target}: it is there, with another config: remove it, or choose another name")
+    if (target / version).exists():
+        raise FileExistsError(f"{target / version}: it is there: choose another version")
+    (staging / version).rename(target / version)

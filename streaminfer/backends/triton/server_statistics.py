@@ -1,0 +1,259 @@
+"""What a server says about its own time: how long requests waited there, and how long they were computed.
+
+An answer carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
+difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model, one set for
+each version. A counter that shrank means that the server or the model was started again; what it says since then is
+added to what was known. A version that is unloaded takes its counters with it, and what they said remains.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
+from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.request_splitter import Asker
+from streaminfer.errors import BackendError, StreamInferError
+
+__all__ = ["CounterReader", "ServerTimes", "StatisticsReader", "TritonStatistics"]
+
+_PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_NAMES = ("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _PARTS))
+
+
+@attrs.frozen(kw_only=True)
+class ServerTimes(Snapshot):
+    """Means over the requests that a model of a server answered, whoever asked.
+
+    Attributes:
+        requests: answered.
+        failures: requests that ended with an error there.
+        rows: in the answered requests, those of answers from the server's cache left out.
+        executions: runs of the model; fewer than requests where the server puts some together.
+        queue_s: mean seconds that a request waited in the server.
+        input_s: mean seconds until its inputs were where the model reads.
+        infer_s: mean seconds in the model.
+        output_s: mean seconds until its outputs were where they are sent from.
+    """
+
+    requests: int
+    failures: int
+    rows: int
+    executions: int
+    queue_s: float
+    input_s: float
+    infer_s: float
+    output_s: float
+
+    @property
+    def compute_s(self) -> float:
+        """Mean seconds of work on a request: input, model and output."""
+        return self.input_s + self.infer_s + self.output_s
+
+
+@attrs.frozen(kw_only=True)
+class TritonStatistics(BackendStatistics):
+    """What a backend did since it was made, and what its server says about itself.
+
+    Attributes:
+        round_trip_s: mean seconds of this backend's calls that were answered, from the request to its answer.
+        server: since the backend first read it; ``None``: the server keeps no such statistics, or has not been read.
+        recent: the same between the last two readings; ``None`` before the second.
+        server_error: why the last reading failed; empty where it did not.
+        split_batches: batches that were refused as a whole and asked again in halves.
+    """
+
+    round_trip_s: float
+    server: ServerTimes | None
+    recent: ServerTimes | None
+    server_error: str
+    split_batches: int
+
+    def parts(self) -> Mapping[str, float]:
+        """Mean seconds of a call by where they went: the server's queue, its work, and the way there and back.
+
+        True as far as this backend is the model's only client, since the server's means are those of all; and the
+        server counts until a little after the answer was sent. Empty before the first reading.
+        """
+        if self.server is None or not self.server.requests:
+            return {}
+        there = self.server.queue_s + self.server.compute_s
+        return {
+            "server queue": self.server.queue_s,
+            "server compute": self.server.compute_s,
+            "transport": max(self.round_trip_s - there, 0.0),
+        }
+
+
+@attrs.frozen
+class _Reading:
+    """The sum of a model's counters: counts and nanoseconds, by name."""
+
+    values: Mapping[str, int]
+
+    def __sub__(self, other: "_Reading") -> "_Reading":
+        return _Reading({name: value - other.values[name] for name, value in self.values.items()})
+
+    def __add__(self, other: "_Reading") -> "_Reading":
+        return _Reading({name: value + other.values[name] for name, value in self.values.items()})
+
+    @property
+    def is_possible(self) -> bool:
+        return all(value >= 0 for value in self.values.values())
+
+    def times(self) -> ServerTimes:
+        requests = self.values["success"]
+        queue, given, infer, taken = (self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS)
+        return ServerTimes(
+            requests=requests,
+            failures=self.values["fail"],
+            rows=self.values["rows"],
+            executions=self.values["executions"],
+            queue_s=queue,
+            input_s=given,
+            infer_s=infer,
+            output_s=taken,
+        )
+
+
+class CounterReader:
+    """Turns readings of counters into means.
+
+    Attributes:
+        total: since the first reading; ``None`` before it.
+        recent: between the last two; ``None`` before the second.
+    """
+
+    def __init__(self) -> None:
+        self._last: Mapping[str, _Reading] | None = None
+        self._sum = _Reading(dict.fromkeys(_NAMES, 0))
+        self.total: ServerTimes | None = None
+        self.recent: ServerTimes | None = None
+
+    def read(self, models: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in the counters of a model, by version, as the server gives them.
+
+        Raises:
+            KeyError, TypeError, ValueError: they cannot be read; nothing is changed.
+        """
+        readings = {str(model.get("version", "")): _reading(model) for model in models}
+        if self._last is not None:
+            grown = _Reading(dict.fromkeys(_NAMES, 0))
+            for version, reading in readings.items():
+                before = self._last.get(version)
+                since = reading if before is None else reading - before
+                grown += since if since.is_possible else reading
+            self._sum += grown
+            self.recent = grown.times()
+        self._last = {**(self._last or {}), **readings}
+        self.total = self._sum.times()
+
+
+class StatisticsReader:
+    """Reads what the server of a backend says, now and then, and counts what its starts have done.
+
+    Args:
+        what: the backend, for messages.
+
+    Attributes:
+        counters: what was read.
+        error: why the last reading failed; empty where it did not.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.counters = CounterReader()
+        self.error = ""
+        self._what = what
+        self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
+        self._reading: asyncio.Task[None] | None = None
+
+    def start(self, asker: Asker, every_s: float | None) -> None:
+        """Reads again and again, every so many seconds, where the server has statistics."""
+        if every_s is not None and "statistics" in asker.session.server.extensions:
+            self._reading = asyncio.create_task(self._read_again_and_again(asker, every_s))
+
+    async def stop(self, asker: Asker) -> None:
+        """Ends that, and keeps what this start has counted."""
+        self._before = self._totals(asker)
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    def forget(self) -> None:
+        """The event loop of the start has ended, and the reading with it."""
+        self._reading = None
+
+    async def read(self, asker: Asker) -> ServerTimes:
+        """Reads the server's statistics of the model, of all its versions, now.
+
+        Raises:
+            RuntimeError: the server keeps none.
+            StreamInferError: it did not answer.
+        """
+        session = asker.session
+        if "statistics" not in session.server.extensions:
+            raise RuntimeError(f"{self._what}: the server has no statistics")
+        with session.calls:
+            try:
+                said = await session.statistics()
+                self.counters.read(said)
+            except Refused as refused:
+                error: StreamInferError = without_input(refused, f"reading the statistics of {self._what}")
+            except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
+                error = BackendError(f"the statistics of {self._what} cannot be read: {unreadable!r}")
+                error.__cause__ = unreadable
+            else:
+                self.error = ""
+                assert self.counters.total is not None  # noqa: S101 - there was a reading
+                return self.counters.total
+        self.error = str(error)
+        raise error
+
+    def statistics(self, recorder: BackendRecorder, asker: Asker | None, workers: int) -> TritonStatistics:
+        """What was counted until now, and what the server said when it was last asked."""
+        split, trips, took_ns = self._totals(asker)
+        return TritonStatistics(
+            **{**attrs.asdict(recorder.snapshot()), "workers": workers},
+            round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
+            server=self.counters.total,
+            recent=self.counters.recent,
+            server_error=self.error,
+            split_batches=split,
+        )
+
+    def _totals(self, asker: Asker | None) -> tuple[int, int, int]:
+        split, trips, took_ns = self._before
+        if asker is None:
+            return self._before
+        session = asker.session
+        return split + asker.split, trips + session.round_trips, took_ns + session.round_trip_ns
+
+    async def _read_again_and_again(self, asker: Asker, every_s: float) -> None:
+        while True:
+            try:
+                await self.read(asker)
+                await asker.session.look()
+            except StreamInferError as error:  # it may answer later; the statistics say so meanwhile
+                self.error = str(error)
+            await asyncio.sleep(every_s)
+
+
+def _reading(model: Mapping[str, Any]) -> _Reading:
+    counters = model["inference_stats"]
+    return _Reading(
+        {
+            "success": _number(counters, "success", "count"),
+            "fail": _number(counters, "fail", "count"),
+            "rows": int(model.get("inference_count") or 0),
+            "executions": int(model.get("execution_count") or 0),
+            **{f"{part}_ns": _number(counters, part, "ns") for part in _PARTS},
+        }
+    )
+
+
+def _number(counters: Mapping[str, Any], name: str, field: str) -> int:
+    return int((counters.get(name) or {}).get(field) or 0)  # zeros are left out over gRPC

@@ -1,0 +1,1 @@
+"""Transports of the Open Inference Protocol: gRPC and HTTP."""

@@ -1,0 +1,378 @@
+"""A server over gRPC, on asyncio.
+
+Calls go through ``tritonclient``'s generated messages and methods; inference, once a batch, through a method of our
+own that takes and gives bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
+
+**Reconnecting.** A connection that breaks is made anew by gRPC, with waits from 0.1 s to at most 0.25 s: its own go up
+to two minutes, during which every call fails although the server is back. A connection can also fall *silent*, without
+breaking: a machine that vanished, a router that forgot it. TCP notices that after many minutes, and gRPC's pings cannot
+be used to find out, since a server with default options ends connections that ping more than once in five minutes. So
+silence is measured by the calls themselves: when one runs out of time or is given up, and nothing has come for two
+seconds since the first that got no answer, later calls get a new connection. Those that run stay on the old one, which
+is closed after the last.
+
+**Whose cancellation?** gRPC raises ``CancelledError`` for a call that the caller's task cancelled, and for one that
+:meth:`GrpcTransport.close` ended. Only the first is told to the task.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from streaminfer._internal.extras import require
+from streaminfer.backends.triton.dtypes import CONTENTS, raw
+from streaminfer.backends.triton.endpoint import Address
+from streaminfer.backends.triton.errors import Refused, retry_after
+from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
+from streaminfer.errors import BackendError, Closed
+
+__all__ = ["GrpcTransport"]
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_SILENT_NS = 2_000_000_000
+_HEADS = 256
+_HEARD_NOTHING = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
+
+
+def _options(address: Address, keepalive_s: float | None) -> list[tuple[str, Any]]:
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 250),
+        ("grpc.min_reconnect_backoff_ms", 2000),  # how long one attempt, its TLS handshake included, may take
+        ("grpc.use_local_subchannel_pool", 1),  # or a new channel would get the silent connection again
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+    if address.tls is None:
+        options.append(("grpc.enable_http_proxy", 0))  # what is not encrypted goes through nobody's hands
+    elif address.tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", address.tls.server_name))
+    if keepalive_s is not None:
+        options += [
+            ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", max(round(keepalive_s * 1000 / 2), 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    return options
+
+
+class _Link:
+    """One channel, and the calls on it."""
+
+    __slots__ = ("calls", "channel", "infer", "retired", "stream", "stub")
+
+    def __init__(self, channel: Any, stub: Any) -> None:
+        self.channel = channel
+        self.stub = stub
+        self.infer = channel.unary_unary(f"{_SERVICE}ModelInfer")
+        self.stream = channel.stream_stream(f"{_SERVICE}ModelStreamInfer")
+        self.calls: set[Any] = set()
+        self.retired = False
+
+
+class GrpcTransport:
+    """See :class:`~streaminfer.backends.triton.messages.Transport`; made on the loop that uses it.
+
+    Args:
+        address: where the server is.
+        headers: of every call.
+        keepalive_s: seconds between pings of a quiet connection; ``None``: no pings.
+        clock: monotonic nanoseconds.
+
+    Raises:
+        MissingExtra: ``tritonclient`` or ``grpcio`` is not installed.
+        OSError: a file of ``tls`` cannot be read.
+        ValueError: a file of ``tls`` is not what it should be.
+    """
+
+    def __init__(self, address: Address, headers: Headers, keepalive_s: float | None, clock: Callable[[], int]) -> None:
+        self._messages = require("tritonclient.grpc.service_pb2", extra="triton", purpose="TritonBackend")
+        self._services = require("tritonclient.grpc.service_pb2_grpc", extra="triton", purpose="TritonBackend")
+        self._to_dict = require("google.protobuf.json_format", extra="triton", purpose="TritonBackend").MessageToDict
+        self._grpc = require("grpc.aio", extra="triton", purpose="TritonBackend")
+        self._target = address.target
+        self._options = _options(address, keepalive_s)
+        self._credentials: Any = None
+        if address.tls is not None:
+            address.tls.context()  # says what is wrong with a file; gRPC only fails to connect
+            ca, key, certificate = map(address.tls.read, ("ca", "key", "certificate"))
+            self._credentials = require("grpc", extra="triton", purpose="TritonBackend").ssl_channel_credentials(
+                ca, key, certificate
+            )
+        self._headers = headers
+        self._clock = clock
+        self._closed = False
+        self._closing: set[asyncio.Task[None]] = set()
+        self._heads: dict[Any, bytes] = {}
+        self._input_tag = tag_of(self._messages.ModelInferRequest, "raw_input_contents")
+        self._output_tag = tag_of(self._messages.ModelInferResponse, "raw_output_contents")
+        self._answer_tag = tag_of(self._messages.ModelStreamInferResponse, "infer_response")
+        # when a call began since which nothing was heard
+        self._unanswered_ns: int | None = None
+        self._link = self._connect()
+
+    async def server(self, timeout_s: float) -> Mapping[str, Any]:
+        """Name, version and extensions of the server."""
+        return await self._control("ServerMetadata", self._messages.ServerMetadataRequest(), timeout_s)
+
+    async def ready(self, model: str, version: str, timeout_s: float) -> bool:
+        """Whether the model is loaded."""
+        message = self._messages.ModelReadyRequest(name=model, version=version)
+        return bool((await self._control("ModelReady", message, timeout_s)).get("ready"))
+
+    async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """What the model reads and gives, and its versions."""
+        message = self._messages.ModelMetadataRequest(name=model, version=version)
+        return await self._control("ModelMetadata", message, timeout_s)
+
+    async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """The model's configuration."""
+        message = self._messages.ModelConfigRequest(name=model, version=version)
+        answer: Mapping[str, Any] = (await self._control("ModelConfig", message, timeout_s)).get("config", {})
+        return answer
+
+    async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """What the server's repository holds."""
+        message = self._messages.RepositoryIndexRequest()
+        return list((await self._control("RepositoryIndex", message, timeout_s)).get("models", ()))
+
+    async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """Counters of the model, by version."""
+        message = self._messages.ModelStatisticsRequest(name=model, version=version)
+        return list((await self._control("ModelStatistics", message, timeout_s)).get("model_stats", ()))
+
+    async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
+        """Makes the server map shared memory."""
+        message = self._messages.SystemSharedMemoryRegisterRequest(name=name, key=f"/{key}", byte_size=byte_size)
+        await self._control("SystemSharedMemoryRegister", message, timeout_s)
+
+    async def unregister(self, name: str, timeout_s: float) -> None:
+        """Makes it forget shared memory."""
+        message = self._messages.SystemSharedMemoryUnregisterRequest(name=name)
+        await self._control("SystemSharedMemoryUnregister", message, timeout_s)
+
+    async def registered(self, timeout_s: float) -> Sequence[str]:
+        """Names of the shared memory that it knows."""
+        message = self._messages.SystemSharedMemoryStatusRequest()
+        return list((await self._control("SystemSharedMemoryStatus", message, timeout_s)).get("regions", {}))
+
+    async def infer(self, call: Call, timeout_s: float) -> Answer:
+        """One answer."""
+        message = self._encode(call)
+        link = self._here()
+        return self._read(await self._ask(link, link.infer, message, timeout_s))
+
+    async def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+        """Each answer as it comes, the final one included."""
+        message = self._encode(call)
+        link = self._here()
+        # an error comes as a text without a status; the header that asks for one, triton_grpc_error, makes Triton 2.51
+        # crash when the model goes on after its error
+        rpc = link.stream(timeout=timeout_s, metadata=self._headers.now())
+        link.calls.add(rpc)
+        refused: Refused | None = None
+        try:
+            try:
+                await rpc.write(message)
+                await rpc.done_writing()
+            except asyncio.InvalidStateError:
+                pass  # it has ended: reading says how
+            while (part := await rpc.read()) is not self._grpc.EOF:
+                self._unanswered_ns = None
+                answer = self._read_part(part)
+                yield answer
+                if answer.final:
+                    return
+        except asyncio.CancelledError:
+            self._explain_cancellation()
+            raise
+        except self._grpc.AioRpcError as error:
+            refused = self._refused(error)
+        finally:
+            rpc.cancel()
+            self._forget(link, rpc)
+        if refused is not None:
+            raise refused
+
+    async def close(self) -> None:
+        """Ends every call that runs, and the connections. May be repeated."""
+        self._closed = True
+        await self._link.channel.close()
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    async def _control(self, method: str, message: Any, timeout_s: float) -> Mapping[str, Any]:
+        link = self._here()
+        answer = await self._ask(link, getattr(link.stub, method), message, timeout_s)
+        described: Mapping[str, Any] = self._to_dict(answer, preserving_proto_field_name=True)
+        return described
+
+    async def _ask(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
+        rpc = method(message, timeout=timeout_s, metadata=self._headers.now())
+        link.calls.add(rpc)
+        if self._unanswered_ns is None:
+            self._unanswered_ns = self._clock()
+        try:
+            answer = await rpc
+        except asyncio.CancelledError:
+            self._explain_cancellation()
+            # a batcher gives up at the deadline, before gRPC says that it has passed
+            self._replace_if_silent()
+            raise
+        except self._grpc.AioRpcError as error:
+            refused = self._refused(error)
+        else:
+            self._unanswered_ns = None
+            return answer
+        finally:
+            self._forget(link, rpc)
+        raise refused
+
+    def _refused(self, error: Any) -> Refused:
+        status, text = error.code().name, str(error.details() or "")
+        if status not in _HEARD_NOTHING:
+            self._unanswered_ns = None
+        elif status == "DEADLINE_EXCEEDED":
+            self._replace_if_silent()
+        shown = self._headers.scrub(text)
+        refused = Refused(status, shown, _come_again(error.trailing_metadata()))
+        # an error that quotes a token is not kept, or its traceback would show it
+        refused.__cause__ = error if shown == text else None
+        return refused
+
+    def _explain_cancellation(self) -> None:
+        task = asyncio.current_task()
+        if self._closed and not (task is not None and task.cancelling()):
+            self._refuse_closed()
+
+    def _refuse_closed(self) -> NoReturn:
+        raise Closed("the connection to the server was closed")
+
+    # -- connections --------------------------------------------------------------------------------------------
+
+    def _here(self) -> _Link:
+        if self._closed:
+            self._refuse_closed()
+        return self._link
+
+    def _connect(self) -> _Link:
+        if self._credentials is None:
+            channel = self._grpc.insecure_channel(self._target, options=self._options)
+        else:
+            channel = self._grpc.secure_channel(self._target, self._credentials, options=self._options)
+        return _Link(channel, self._services.GRPCInferenceServiceStub(channel))
+
+    def _replace_if_silent(self) -> None:
+        now_ns = self._clock()
+        since_ns = self._unanswered_ns
+        if self._closed or since_ns is None or now_ns - since_ns < _SILENT_NS:
+            return
+        self._unanswered_ns = None  # the next one has its time too
+        silent, self._link = self._link, self._connect()
+        silent.retired = True
+        self._close_unused(silent)
+
+    def _forget(self, link: _Link, rpc: Any) -> None:
+        link.calls.discard(rpc)
+        if link.retired:
+            self._close_unused(link)
+
+    def _close_unused(self, link: _Link) -> None:
+        if not link.calls:
+            link.retired = False
+            task = asyncio.get_running_loop().create_task(link.channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    def _encode(self, call: Call) -> bytes:
+        contents = [raw(tensor.content) for tensor in call.inputs if not isinstance(tensor.content, Shared)]
+        if call.parameters or call.outputs or len(contents) < len(call.inputs):
+            return append_contents(self._head(call), self._input_tag, contents)
+        key = (call.model, call.version, *(tensor[:3] for tensor in call.inputs))
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            head = self._heads[key] = self._head(call)
+        return append_contents(head, self._input_tag, contents)
+
+    def _head(self, call: Call) -> bytes:
+        request = self._messages.ModelInferRequest(model_name=call.model, model_version=call.version)
+        for name, value in call.parameters.items():
+            _set(request.parameters[name], value)
+        for tensor in call.inputs:
+            described = request.inputs.add()
+            described.name = tensor.name
+            described.datatype = tensor.datatype
+            described.shape.extend(tensor.shape)
+            if isinstance(tensor.content, Shared):
+                _share(described.parameters, tensor.content)
+        for name, place in (call.outputs or {}).items():
+            wanted = request.outputs.add()
+            wanted.name = name
+            if place is not None:
+                _share(wanted.parameters, place)
+        head: bytes = request.SerializeToString()
+        return head
+
+    def _read_part(self, message: bytes) -> Answer:
+        try:
+            rest, parts = split_contents(message, self._answer_tag)
+            said = self._messages.ModelStreamInferResponse.FromString(rest).error_message
+        except Exception as error:
+            raise BackendError(f"the server's answer cannot be read: {error}") from error
+        if said:
+            raise Refused("UNKNOWN", self._headers.scrub(said))
+        return self._read(parts[-1] if parts else b"")
+
+    def _read(self, message: bytes | memoryview) -> Answer:
+        try:
+            rest, contents = split_contents(message, self._output_tag)
+            response = self._messages.ModelInferResponse.FromString(rest)
+        except Exception as error:
+            raise BackendError(f"the server's answer cannot be read: {error}") from error
+        parameters = response.parameters
+        final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
+        described = response.outputs
+        if contents and len(contents) != len(described):  # what lies in shared memory has an empty place here
+            raise BackendError(f"the server's answer has {len(contents)} contents for {len(described)} outputs")
+        outputs = {
+            one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
+            for place, one in enumerate(described)
+        }
+        return Answer(outputs, final, response.model_version)
+
+
+def _come_again(metadata: Any) -> float | None:
+    """When a server wants to be called again, in either of the forms that front ends use."""
+    said = {name: value for name, value in metadata or () if isinstance(value, str)}
+    pushback = said.get("grpc-retry-pushback-ms")
+    return retry_after(said.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)
+
+
+def _set(parameter: Any, value: int | bool | str) -> None:
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        parameter.int64_param = value
+    else:
+        parameter.string_param = value
+
+
+def _share(parameters: Any, place: Shared) -> None:
+    parameters["shared_memory_region"].string_param = place.region
+    parameters["shared_memory_byte_size"].int64_param = place.byte_size
+    parameters["shared_memory_offset"].int64_param = place.offset
+
+
+def _listed(described: Any) -> list[Any]:
+    field = CONTENTS.get(described.datatype)
+    return [] if field is None else list(getattr(described.contents, field))

@@ -1,0 +1,96 @@
+"""What goes along with every call, a token perhaps: checked here, so that nobody further down shows it in an error.
+
+gRPC and aiohttp both put a header that they refuse, value and all, into the message of the error; and a server may
+quote a token that it does not accept. So headers are checked before they go out, and every text that comes back is
+rid of their values.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from streaminfer._internal.validation import check_instance
+from streaminfer.errors import BackendError
+
+__all__ = ["Headers", "HeadersLike"]
+
+HeadersLike = Mapping[str, str] | Callable[[], Mapping[str, str]]
+
+_NAME = re.compile(r"[a-z0-9_.-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+_OURS = frozenset(
+    ("content-length", "content-type", "host", "inference-header-content-length", "te", "transfer-encoding")
+)
+_SHORTEST_SECRET = 4  # shorter values are words that any text may hold
+
+
+class Headers:
+    """The headers of every call; never shown.
+
+    Args:
+        given: by name, or a function that returns them, called before each call: for tokens that rotate. ``None``:
+            none.
+
+    Raises:
+        TypeError: neither, or names or values that are no strings.
+        ValueError: a name or value that cannot be a header's; names the header, never its value.
+    """
+
+    __slots__ = ("_fixed", "_make", "_secrets")
+
+    def __init__(self, given: HeadersLike | None) -> None:
+        what = "a mapping of names to values, a function that returns one, or None"
+        if given is not None and not isinstance(given, Mapping) and not callable(given):
+            raise TypeError(f"headers: expected {what}, got {type(given).__name__}")  # not its repr: it may be a token
+        self._make = None if given is None or isinstance(given, Mapping) else given
+        self._fixed = _checked(given) if isinstance(given, Mapping) else ()
+        self._secrets: tuple[str, ...] = tuple(value for _, value in self._fixed)
+
+    def now(self) -> tuple[tuple[str, str], ...]:
+        """Names in lower case, and values.
+
+        Raises:
+            BackendError: the function that makes them failed, or returned something else.
+        """
+        if self._make is None:
+            return self._fixed
+        try:
+            given = self._make()
+            check_instance(
+                "headers", type(given), lambda kind: issubclass(kind, Mapping), "a mapping from the function"
+            )
+            headers = _checked(given)
+        except Exception as error:
+            raise BackendError(f"headers: the function failed with {type(error).__name__}") from error
+        self._secrets = (*self._secrets[-8:], *(value for _, value in headers if value not in self._secrets))
+        return headers
+
+    def scrub(self, text: str) -> str:
+        """A text without the values of headers that were sent."""
+        for secret in self._secrets:
+            for part in (secret, secret.rpartition(" ")[2]):  # the token of "Bearer token", too
+                if len(part) >= _SHORTEST_SECRET:
+                    text = text.replace(part, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return "Headers(not shown)"
+
+
+def _checked(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    headers = []
+    for name, value in given.items():
+        kinds = type(name), type(value)
+        if not all(issubclass(kind, str) for kind in kinds):
+            raise TypeError(f"headers: expected names and values that are strings, got {type(name).__name__} and "
+                            f"{type(value).__name__}")  # fmt: skip
+        lower = name.lower()
+        if not _NAME.fullmatch(lower) or lower.endswith("-bin") or lower.startswith("grpc-"):
+            raise ValueError(f"headers: expected names of letters, digits and -_., not reserved by gRPC, got {name!r}")
+        if lower in _OURS:
+            raise ValueError(f"headers: expected none that says how the message is sent, got {name!r}")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(
+                f"headers: expected printable ASCII as the value of {name!r}, got something else (not shown)"
+            )
+        headers.append((lower, value))
+    return tuple(headers)

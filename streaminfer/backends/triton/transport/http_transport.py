@@ -1,0 +1,298 @@
+"""A server over HTTP, on asyncio, with binary tensors where it knows them and JSON where it does not.
+
+The requests are ``aiohttp``'s, which ``tritonclient.http.aio`` uses too. That client itself is not used: it copies
+each tensor three times, raises aiohttp's warning for bodies above 1 MiB, knows no Unix sockets, and has one timeout
+for all calls.
+
+A call that is cancelled or late closes its connection; the server answers it all the same (HTTP has no way to say so).
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from streaminfer._internal.extras import require
+from streaminfer.backends.triton.dtypes import raw, strings
+from streaminfer.backends.triton.endpoint import Address
+from streaminfer.backends.triton.errors import Refused, of_http_status, retry_after
+from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor
+from streaminfer.backends.triton.transport.headers import Headers
+from streaminfer.errors import BackendError, Closed
+
+__all__ = ["HttpTransport"]
+
+_HEAD_LENGTH = "Inference-Header-Content-Length"
+_WHOLE = 1 << 16  # bodies below are sent in one piece
+
+
+class HttpTransport:
+    """See :class:`~streaminfer.backends.triton.messages.Transport`; made on the loop that uses it.
+
+    Args:
+        address: where the server is.
+        headers: of every call.
+
+    Attributes:
+        binary: whether tensors travel as bytes; else as JSON.
+
+    Raises:
+        MissingExtra: ``aiohttp`` is not installed.
+        OSError: a file of ``tls`` cannot be read.
+        ValueError: a file of ``tls`` is not what it should be.
+    """
+
+    def __init__(self, address: Address, headers: Headers) -> None:
+        http = self._http = require("aiohttp", extra="triton", purpose="TritonBackend(protocol='http')")
+        self._headers = headers
+        self.binary = True
+        self._closed = False
+        tls = address.tls
+        self._server_name = None if tls is None else tls.server_name
+        options: dict[str, Any] = {"limit": 0}  # how many calls run is the batcher's to say
+        if tls is not None:
+            options["ssl"] = tls.context()
+        connector = http.TCPConnector(**options) if address.host else http.UnixConnector(address.path, limit=0)
+        self._root = f"{'http' if tls is None else 'https'}://{address if address.host else 'localhost'}/v2"
+        self._session = http.ClientSession(
+            connector=connector,
+            # tensors hardly get smaller, and a Triton that may compress does: 19 MB then take 0.6 s more
+            headers={"Accept-Encoding": "identity"},
+            timeout=http.ClientTimeout(total=None),
+            trust_env=tls is not None,  # what is not encrypted goes through nobody's proxy
+            cookie_jar=http.DummyCookieJar(),
+        )
+
+    async def server(self, timeout_s: float) -> Mapping[str, Any]:
+        """Name, version and extensions of the server."""
+        return await self._get("", timeout_s)
+
+    async def ready(self, model: str, version: str, timeout_s: float) -> bool:
+        """Whether the model is loaded."""
+        try:
+            await self._ask("GET", f"{_path(model, version)}/ready", timeout_s)
+        except Refused as refused:
+            # Triton says 400 where it means no
+            if refused.status in {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"} and refused.__cause__ is None:
+                return False
+            raise
+        return True
+
+    async def metadata(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """What the model reads and gives, and its versions."""
+        return await self._get(_path(model, version), timeout_s)
+
+    async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
+        """The model's configuration."""
+        return await self._get(f"{_path(model, version)}/config", timeout_s)
+
+    async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """What the server's repository holds."""
+        return list(_parsed(await self._post("/repository/index", {}, timeout_s), list))
+
+    async def statistics(self, model: str, version: str, timeout_s: float) -> Sequence[Mapping[str, Any]]:
+        """Counters of the model, by version."""
+        return list((await self._get(f"{_path(model, version)}/stats", timeout_s)).get("model_stats", ()))
+
+    async def register(self, name: str, key: str, byte_size: int, timeout_s: float) -> None:
+        """Makes the server map shared memory."""
+        body = {"key": f"/{key}", "offset": 0, "byte_size": byte_size}
+        await self._post(f"/systemsharedmemory/region/{quote(name, safe='')}/register", body, timeout_s)
+
+    async def unregister(self, name: str, timeout_s: float) -> None:
+        """Makes it forget shared memory."""
+        await self._post(f"/systemsharedmemory/region/{quote(name, safe='')}/unregister", {}, timeout_s)
+
+    async def registered(self, timeout_s: float) -> Sequence[str]:
+        """Names of the shared memory that it knows."""
+        answer, _ = await self._ask("GET", "/systemsharedmemory/status", timeout_s)
+        return [str(region["name"]) for region in _parsed(answer, list)]
+
+    async def infer(self, call: Call, timeout_s: float) -> Answer:
+        """One answer."""
+        contents: list[Any] = []
+        head = json.dumps(self._head(call, contents)).encode()
+        headers = {"Content-Type": "application/json"}
+        if contents:
+            headers = {"Content-Type": "application/octet-stream", _HEAD_LENGTH: str(len(head))}
+        body: Any
+        size = len(head) + sum(memoryview(content).nbytes for content in contents)
+        if size <= _WHOLE or not contents:
+            body = b"".join((head, *contents))
+        else:
+            headers["Content-Length"] = str(size)
+            body = _in_parts(head, contents)
+        answer, head_length = await self._ask(
+            "POST", f"{_path(call.model, call.version)}/infer", timeout_s, body, headers
+        )
+        return _read(answer, head_length)
+
+    async def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+        """HTTP has none.
+
+        Raises:
+            BackendError: always.
+        """
+        del timeout_s
+        raise BackendError(f"model {call.model!r}: a stream of answers needs protocol='grpc'")
+        yield  # pragma: no cover - makes it the generator that the protocol wants
+
+    async def close(self) -> None:
+        """Ends every call that runs, and the connections. May be repeated."""
+        self._closed = True
+        await self._session.close()
+
+    async def _get(self, path: str, timeout_s: float) -> Mapping[str, Any]:
+        answer, _ = await self._ask("GET", path, timeout_s)
+        described: Mapping[str, Any] = _parsed(answer, dict)
+        return described
+
+    async def _post(self, path: str, body: Any, timeout_s: float) -> bytes:
+        answer, _ = await self._ask(
+            "POST", path, timeout_s, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return answer
+
+    async def _ask(
+        self, method: str, path: str, timeout_s: float, body: Any = None, extra: Mapping[str, str] | None = None
+    ) -> tuple[bytes, str | None]:
+        """The body of an answer, and how long its JSON part is."""
+        if self._closed:
+            raise Closed("the connection to the server was closed")
+        headers = dict(self._headers.now())
+        headers.update(extra or {})
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(
+                    method,
+                    self._root + path,
+                    data=body,
+                    headers=headers,
+                    server_hostname=self._server_name,
+                    allow_redirects=False,  # a token is for this server
+                ) as response,
+            ):
+                answer: bytes = await response.read()
+                status = response.status
+                come_again = response.headers.get("Retry-After")
+                head_length = response.headers.get(_HEAD_LENGTH)
+        except TimeoutError as error:
+            refused = Refused("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.6f} s")
+            refused.__cause__ = error
+        except (self._http.ClientError, OSError) as error:
+            if self._closed:
+                raise Closed("the connection to the server was closed") from error
+            refused = self._unreachable(error)
+        else:
+            if status == 200:
+                return answer, head_length
+            text = self._headers.scrub(_error_text(answer)) or f"HTTP status {status}"
+            if status == 413:
+                text = f"too large: {text}"  # front ends have many words for it
+            refused = Refused(of_http_status(status, text), text, retry_after(come_again))
+        raise refused
+
+    def _unreachable(self, error: Exception) -> Refused:
+        text = str(error) or type(error).__name__
+        shown = self._headers.scrub(text)
+        refused = Refused("UNAVAILABLE", shown)
+        refused.__cause__ = error if shown == text else None
+        return refused
+
+    def _head(self, call: Call, contents: list[Any]) -> dict[str, Any]:
+        parameters = dict(call.parameters)
+        head: dict[str, Any] = {"inputs": [self._described(tensor, contents) for tensor in call.inputs]}
+        if call.outputs is not None:
+            head["outputs"] = [
+                {"name": name, "parameters": {"binary_data": self.binary} if place is None else _share(place)}
+                for name, place in call.outputs.items()
+            ]
+        elif self.binary:
+            parameters["binary_data_output"] = True
+        if parameters:
+            head["parameters"] = parameters
+        return head
+
+    def _described(self, tensor: Tensor, contents: list[Any]) -> dict[str, Any]:
+        described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if isinstance(tensor.content, Shared):
+            described["parameters"] = _share(tensor.content)
+        elif self.binary:
+            content = raw(tensor.content)
+            described["parameters"] = {"binary_data_size": memoryview(content).nbytes}
+            contents.append(content)
+        else:
+            content = tensor.content
+            text = tensor.datatype == "BYTES"
+            described["data"] = strings(content) if text else content.ravel().tolist()
+        return described
+
+
+def _path(model: str, version: str) -> str:
+    path = f"/models/{quote(model, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _share(place: Shared) -> dict[str, Any]:
+    return {
+        "shared_memory_region": place.region,
+        "shared_memory_offset": place.offset,
+        "shared_memory_byte_size": place.byte_size,
+    }
+
+
+async def _in_parts(head: bytes, contents: Sequence[Any]) -> AsyncGenerator[Any, None]:
+    yield head
+    for content in contents:
+        view = memoryview(content)
+        if view.nbytes:  # what has no elements cannot be cast
+            yield view.cast("B")
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        said = json.loads(body)
+        return str(said.get("error") or said.get("detail") or said)
+    except (ValueError, AttributeError):
+        return body[:500].decode(errors="replace").strip()
+
+
+def _parsed(body: bytes | memoryview, kind: type) -> Any:
+    try:
+        value = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"the server's answer cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise BackendError(
+            f"the server's answer cannot be read: expected a {kind.__name__}, got {type(value).__name__}"
+        )
+    return value
+
+
+def _read(body: bytes, head_length: str | None) -> Answer:
+    view = memoryview(body)
+    try:
+        end = len(body) if head_length is None else int(head_length)
+        outputs = {}
+        said = _parsed(_part(view, 0, end), dict)
+        for described in said["outputs"]:
+            parameters = described.get("parameters") or {}
+            content: Any = described.get("data")
+            if "binary_data_size" in parameters:
+                start, end = end, end + int(parameters["binary_data_size"])
+                content = _part(view, start, end)
+            shape = tuple(int(size) for size in described["shape"])
+            outputs[described["name"]] = Tensor(described["name"], described["datatype"], shape, content)
+    except BackendError:
+        raise
+    except Exception as error:
+        raise BackendError(f"the server's answer cannot be read: {type(error).__name__}: {error}") from error
+    return Answer(outputs, version=str(said.get("model_version") or ""))
+
+
+def _part(view: memoryview, start: int, end: int) -> memoryview:
+    if not start <= end <= len(view):
+        raise BackendError(f"the server's answer is cut short: {len(view)} bytes, of which {start} to {end} are wanted")
+    return view[start:end]

@@ -1,0 +1,1 @@
+"""Assembly of batches: stacking, padding, buffers, and results back to rows."""

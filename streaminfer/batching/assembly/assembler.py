@@ -1,0 +1,408 @@
+"""From what each request brought to what the model reads: checked row by row, stacked on the axis the backend names.
+
+An `Assembler` knows all that bounds or shapes a batch beside the policy: buckets, bytes, padded elements, the sizes
+that a model was compiled for. It checks each request where it arrives, chooses rows that can stand together, and writes
+them, large ones into reused buffers (:mod:`~streaminfer.batching.assembly.buffers`).
+
+*When.* Rows are written by whoever reads :attr:`AssembledBatch.inputs`: the backend's worker thread, just before the
+model. Writing each row where it arrives was measured (``benchmarks/bench_assembly.py``) and is not done. A copy costs
+the same at either time, 0.3 µs for 1 KB and 50 for 600 KB, but on the event loop it delays everybody's requests; and
+the policy orders rows by deadline, drops some and leaves others for later, and callers leave, so that rows written in
+the order of arrival are moved again. What it would save is the copy's share of a worker's time, 2 % for silero and
+0.5 % for BlazeFace. Where a model is so fast that the copy counts, one more batch in flight than the device runs
+(``max_in_flight``, a second worker) writes the next batch while the previous one runs, still with the policy's choice.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.text import has_text
+from streaminfer._internal.validation import check_count, expected
+from streaminfer.batching.assembly._compatibility_cy import Ragged, choose_alike, kind_of
+from streaminfer.batching.assembly.row_costs import first_within
+from streaminfer.batching.assembly.stacking import only_axis, prepare, stack_column
+from streaminfer.errors import InvalidInput
+from streaminfer.request import Batch, Request
+
+if TYPE_CHECKING:
+    from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.assembly.buffers import BufferPool
+    from streaminfer.batching.assembly.row_costs import CostLimit
+
+__all__ = ["AssembledBatch", "Assembler"]
+
+_POOL_BYTES = 1 << 28
+POOLED_FROM = 1 << 23
+"""Bytes of a batch from which it is written into a reused buffer, as measured: see ``buffers``."""
+
+_UNREAD: Any = object()
+
+
+class AssembledBatch(Batch):
+    """A batch whose inputs are put together at the first reading, by whoever reads them.
+
+    A backend that runs in a thread so copies megabytes of images there and not on the event loop.
+    """
+
+    __slots__ = ("_assemble", "_clock", "_size", "_stacked", "assembled_ns")
+
+    def __init__(
+        self,
+        assemble: Callable[[], Any],
+        rows: Sequence[Request],
+        deadline_ns: int | None,
+        clock: Callable[[], int],
+        size: int | None = None,
+    ) -> None:
+        self._size = len(rows) if size is None else size
+        self._assemble = assemble
+        self._stacked: Any = _UNREAD
+        self._clock = clock
+        self.assembled_ns = 0
+        self.rows = rows
+        self.deadline_ns = deadline_ns
+
+    @property
+    def size(self) -> int:
+        """How many rows the inputs have."""
+        return self._size
+
+    @property
+    def inputs(self) -> Any:
+        """What the model reads, with the batch axis."""
+        if self._stacked is _UNREAD:
+            self._stacked = self._assemble()
+            self.assembled_ns = self._clock()
+        return self._stacked
+
+    def again(self) -> "AssembledBatch":
+        """Return the same rows, whose inputs are put together once more."""
+        return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size)
+
+
+class Assembler:
+    """Chooses and writes the rows of batches; made once for each batcher.
+
+    :meth:`prepare`, :meth:`bucket_of` and :meth:`assemble` may be called from any thread; it keeps at most 256 MB of
+    buffers.
+
+    Args:
+        stack: whether the model gets arrays with a batch axis; otherwise it gets a list, and of what is below only
+            ``cost_limit`` applies.
+        batch_axes: for mappings, the position of the batch axis for each input, 0 where it names none.
+        max_batch_size: the most rows.
+        buckets: lengths that ragged rows are padded to.
+        max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
+        preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
+            copies of its last row, and the answers to these are dropped. The last one is the largest batch.
+        cost_limit: the most that a batch may cost.
+
+    Attributes:
+        plain: nothing of these: every row may stand in every batch of rows like it.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, or one that needs ``stack=True``.
+    """
+
+    def __init__(
+        self,
+        *,
+        stack: bool,
+        batch_axes: Mapping[str, int],
+        max_batch_size: int,
+        buckets: "Buckets | None" = None,
+        max_batch_bytes: int | None = None,
+        preferred_sizes: Sequence[int] | None = None,
+        cost_limit: "CostLimit | None" = None,
+    ) -> None:
+        self._sizes = _sizes(preferred_sizes, max_batch_size)
+        if max_batch_bytes is not None:
+            from streaminfer.batching.assembly.buckets import row_bytes  # noqa: PLC0415 - only who bounds bytes or pads loads these
+
+            check_count("max_batch_bytes", max_batch_bytes)
+            self._row_bytes = row_bytes
+        given = {"buckets": buckets, "max_batch_bytes": max_batch_bytes, "preferred_sizes": preferred_sizes}
+        if not stack:
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(
+                        expected(name, "None with stack=False, which passes on what requests bring", value)
+                    )
+        self.plain = cost_limit is None and all(value is None for value in given.values())
+        self._cost_limit = cost_limit
+        self._stack = stack
+        self._axes = batch_axes
+        self._buckets = buckets
+        self._max_bytes = max_batch_bytes
+        self._pool: BufferPool | None = None
+        if buckets is None:
+            self._ragged: Ragged | None = None
+            self._caps = [self._largest(max_batch_size)]
+            return
+        from streaminfer.batching.assembly import padding  # noqa: PLC0415
+
+        self._padding = padding
+        self._ragged = Ragged(buckets.lengths, buckets.axis, buckets.inputs)
+        elements = buckets.max_elements
+        if elements is not None and self.padded_size(1) * buckets.lengths[-1] > elements:
+            raise ValueError(
+                expected("max_elements", f"room for the smallest of preferred_sizes {self._sizes}", elements)
+            )
+        self._caps = [
+            self._largest(max_batch_size if elements is None else min(max_batch_size, elements // length))
+            for length in buckets.lengths
+        ]
+        if buckets.mask is not None:
+            self._windows = [padding.mask_windows(length, buckets.mask_dtype) for length in buckets.lengths]
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows are padded, and a mask perhaps added, before the model sees them."""
+        return self._buckets is not None
+
+    def prepare(self, inputs: Any) -> Any:
+        """What one request brought, in a form that can stand in a batch.
+
+        Raises:
+            InvalidInput: it cannot be stacked or padded, is longer than every bucket, or too large for every batch.
+        """
+        if not self._stack:
+            return inputs
+        prepared = prepare(inputs)
+        if self._buckets is not None:
+            self._buckets.check(prepared)
+        if self._max_bytes is not None:
+            needed = self.padded_size(1) * self._bytes(prepared)
+            if needed > self._max_bytes:
+                raise InvalidInput(
+                    f"inputs: expected at most {self._max_bytes} bytes in the smallest batch (max_batch_bytes), "
+                    f"got {needed}"
+                )
+        return prepared
+
+    def bucket_of(self, prepared: Any) -> int:
+        """Position of a row's bucket among the lengths; 0 without buckets."""
+        return 0 if self._ragged is None else self._ragged.bucket_of(prepared)
+
+    def cost_of(self, prepared: Any) -> float:
+        """Return what a row costs; 0.0 where that is not limited.
+
+        Raises:
+            InvalidInput: more than every batch may.
+        """
+        return 0.0 if self._cost_limit is None else self._cost_limit.cost_of(prepared, self.padded_size(1))
+
+    def kind_of(self, prepared: Any) -> Hashable:
+        """Return something that is equal for two rows of a bucket exactly when they can be stacked."""
+        return kind_of(prepared) if self._ragged is None else self._ragged.kind_of(prepared)  # type: ignore[no-any-return]
+
+    def as_padded(self, prepared: Any) -> Any:
+        """What the model will see of one request, without the batch axis: for checks of a request against the model.
+
+        Args:
+            prepared: what :meth:`prepare` returned.
+
+        Returns:
+            The row padded to its bucket, with the mask beside it; as it is without buckets. Not to be written to.
+        """
+        buckets = self._buckets
+        if buckets is None:
+            return prepared
+        bucket = self.bucket_of(prepared)
+        if type(prepared) is not dict:
+            return self._as_padded(None, prepared, buckets.lengths[bucket], buckets)
+        shown: dict[str, Any] = {}
+        real = 0
+        for name, value in prepared.items():
+            shown[name] = value
+            if buckets.is_ragged(name, value):
+                real = value.shape[buckets.axis]
+                shown[name] = self._as_padded(name, value, buckets.lengths[bucket], buckets)
+        if buckets.mask is not None:
+            shown[buckets.mask] = self._windows[bucket][buckets.lengths[bucket] - real]
+        return shown
+
+    def _as_padded(self, name: str | None, row: NDArray[Any], length: int, buckets: "Buckets") -> NDArray[Any]:
+        real = row.shape[buckets.axis]
+        if real == length:
+            return row
+        whole: NDArray[Any] = self._pad(name, [row], [real], 0, buckets)[0]
+        return whole
+
+    @property
+    def buckets(self) -> "Buckets | None":
+        """The lengths that rows are padded to."""
+        return self._buckets
+
+    def sizes_of(self, bucket: int) -> list[int]:
+        """Batch sizes of a bucket that are worth measuring: ``preferred_sizes``, else 1, 2, 4, … and the largest."""
+        cap = self._caps[bucket]
+        if self._sizes:
+            return [size for size in self._sizes if size <= cap]
+        return [*(1 << power for power in range((cap - 1).bit_length())), cap]
+
+    def cap_of(self, bucket: int) -> int:
+        """The most rows in a batch of a bucket, by count and elements; bytes may allow fewer."""
+        return self._caps[bucket]
+
+    def padded_size(self, count: int) -> int:
+        """How many rows the model is given for a batch of ``count``."""
+        for size in self._sizes:
+            if size >= count:
+                return size
+        return count
+
+    def select(self, tickets: list[Any], shorter_too: bool = False) -> list[Any]:
+        """Those that go into one batch with the first.
+
+        Args:
+            tickets: at least one, the most urgent first; their ``inputs`` are prepared.
+            shorter_too: also those of shorter buckets than the first one's, padded to its length.
+
+        Returns:
+            The first one and, in their order, those whose rows can be stacked with it, within the limits.
+        """
+        first = tickets[0].inputs
+        limit = self._caps[self.bucket_of(first)]
+        loose = False
+        if self._max_bytes is not None:
+            loose = has_text(first)
+            if not loose:
+                limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
+        chosen = (
+            choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
+        )
+        if not loose:
+            return chosen
+        assert self._max_bytes is not None  # noqa: S101 - looked at above
+        return first_within(chosen, self._bytes_of, self._max_bytes, self.padded_size)
+
+    def within_cost(self, tickets: Sequence[Any]) -> Sequence[Any]:
+        """Return the first ticket, and those that a batch may cost with it."""
+        if self._cost_limit is None:
+            return tickets
+        return first_within(list(tickets), _cost_of, self._cost_limit.max_batch_cost, self.padded_size)
+
+    def assemble(self, rows: list[Any]) -> Any:
+        """What the model reads.
+
+        Args:
+            rows: at least one; prepared, and selected together.
+
+        Returns:
+            With ``stack``, a C-contiguous array or a mapping of such arrays, :meth:`padded_size` rows along the batch
+            axis; their memory is used again when nothing refers to them or to views of them any more. Otherwise a list.
+        """
+        if not self._stack:
+            return rows.copy()
+        missing = self.padded_size(len(rows)) - len(rows)
+        if missing:
+            rows = rows + rows[-1:] * missing
+        first = rows[0]
+        if type(first) is not dict:
+            axis = only_axis(self._axes)
+            if self._buckets is None:
+                return self._write(rows, axis)
+            lengths = [row.shape[self._buckets.axis] for row in rows]
+            return self._pad(None, rows, lengths, axis, self._buckets)
+        axes = self._axes
+        if self._buckets is None:
+            return {name: self._write([row[name] for row in rows], axes.get(name, 0)) for name in first}
+        return self._pad_mapping(rows, self._buckets)
+
+    def _pad_mapping(self, rows: list[Any], buckets: "Buckets") -> dict[str, Any]:
+        axes = self._axes
+        inputs: dict[str, Any] = {}
+        lengths: list[int] = []
+        for name, value in rows[0].items():
+            column = [row[name] for row in rows]
+            if buckets.is_ragged(name, value):
+                lengths = lengths or [row.shape[buckets.axis] for row in column]
+                inputs[name] = self._pad(name, column, lengths, axes.get(name, 0), buckets)
+            else:
+                inputs[name] = self._write(column, axes.get(name, 0))
+        if buckets.mask is not None:
+            mask = self._padding.fill_mask(lengths, self._windows[bisect_left(buckets.lengths, max(lengths))])
+            axis = axes.get(buckets.mask, 0)
+            inputs[buckets.mask] = np.ascontiguousarray(np.moveaxis(mask, 0, axis)) if axis else mask
+        return inputs
+
+    def _pad(
+        self, name: str | None, rows: list[NDArray[Any]], lengths: list[int], batch_axis: int, buckets: "Buckets"
+    ) -> Any:
+        first = rows[0]
+        length = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
+        if min(lengths) == length:
+            return self._write(rows, batch_axis)
+        axis = buckets.axis % first.ndim
+        shape = (*first.shape[:axis], length, *first.shape[axis + 1 :])
+        padded, by_row = self._new(len(rows), shape, first.dtype, batch_axis)
+        self._padding.pad_rows(rows, lengths, axis, buckets.pad_of(name), by_row)
+        return padded
+
+    def _write(self, rows: list[Any], axis: int) -> Any:
+        first = rows[0]
+        small = type(first) is not np.ndarray or first.nbytes * len(rows) < POOLED_FROM or not first.ndim
+        if small or first.dtype.hasobject:  # reused buffers are for plain memory
+            return stack_column(rows, axis)
+        stacked, by_row = self._new(len(rows), first.shape, first.dtype, axis)
+        for position, row in enumerate(rows):
+            by_row[position] = row
+        return stacked
+
+    def _new(
+        self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any], batch_axis: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """An array for rows of a shape, and the view of it with the batch axis first."""
+        if not dtype.isnative:
+            dtype = dtype.newbyteorder("=")
+        batch_axis %= len(shape) + 1
+        whole = (*shape[:batch_axis], count, *shape[batch_axis:])
+        large = count * math.prod(shape) * dtype.itemsize >= POOLED_FROM
+        array = self._buffers().take(whole, dtype) if large else np.empty(whole, dtype)
+        return array, np.moveaxis(array, batch_axis, 0) if batch_axis else array
+
+    def _buffers(self) -> "BufferPool":
+        if self._pool is None:
+            from streaminfer.batching.assembly.buffers import BufferPool  # noqa: PLC0415 - only who has large batches loads it
+
+            self._pool = BufferPool(_POOL_BYTES)
+        return self._pool
+
+    def _bytes(self, prepared: Any) -> int:
+        if self._buckets is None:
+            return int(self._row_bytes(prepared))
+        return int(self._row_bytes(prepared, (self._buckets, self._buckets.lengths[self.bucket_of(prepared)])))
+
+    def _bytes_of(self, ticket: Any) -> int:
+        return self._bytes(ticket.inputs)
+
+    def _largest(self, limit: int) -> int:
+        """The largest batch that is padded to no more than ``limit`` rows."""
+        return max((size for size in self._sizes if size <= limit), default=limit)
+
+    def __repr__(self) -> str:
+        return f"Assembler(caps={self._caps}, buckets={self._buckets}, preferred_sizes={self._sizes or None})"
+
+
+def _cost_of(ticket: Any) -> float:
+    cost: float = ticket.cost
+    return cost
+
+
+def _sizes(value: Any, max_batch_size: int) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    what = f"ascending whole numbers from 1 to max_batch_size={max_batch_size}"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(expected("preferred_sizes", what, value))
+    sizes = tuple(check_count("preferred_sizes", size, at_most=max_batch_size) for size in value)
+    if not sizes or any(a >= b for a, b in pairwise(sizes)):
+        raise ValueError(expected("preferred_sizes", what, value))
+    return sizes

@@ -1,0 +1,240 @@
+"""`Buckets`: the few lengths that ragged rows are padded to, so that rows of about one length share a batch.
+
+Idea. Text and audio come in any length, and a batch is a rectangle. Padding all rows to the longest of the moment
+gives the model another shape each time, which it may have to plan or compile for, and one long row makes every other
+pay. So a row is padded to the smallest of a few fixed lengths that it fits in, its *bucket*, and only rows of one
+bucket share a batch. Between lengths that double, a row is padded at most to twice its length. With a mask, by which a
+model knows what is padding, the planner lets shorter rows ride in the batch of a longer bucket where one batch takes no
+longer than two would.
+
+Invariants. The ragged arrays of one request have one length. Two requests are stacked only if they are alike in
+everything but that length and have one bucket, or a mask: so without a mask an answer depends on a row's own bucket and
+on nobody else's row. Answers are handed back as the model gave them: who wants one label per token cuts off what
+belongs to the padding.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.text import has_text, text_bytes
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.errors import InvalidInput
+
+__all__ = ["Buckets", "as_buckets"]
+
+_NUMBERS = "biufc"
+
+
+def _lengths(value: Any) -> tuple[int, ...]:
+    what = "ascending whole numbers ≥ 1"
+    check_instance("lengths", value, lambda it: isinstance(it, Sequence) and not isinstance(it, str), what)
+    lengths = tuple(check_count("lengths", length) for length in value)
+    if not lengths or any(a >= b for a, b in pairwise(lengths)):
+        raise ValueError(expected("lengths", what, value))
+    return lengths
+
+
+def _pad_value(value: Any) -> Any:
+    numbers = value.values() if isinstance(value, Mapping) else (value,)
+    for number in numbers:
+        check_instance("pad_value", number, np.isscalar, "a number or a mapping of input name to number")
+        check_instance("pad_value", number, lambda it: np.asarray(it).dtype.kind in _NUMBERS, "a number")
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _axis(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(expected("axis", "a whole number", value))
+    return int(value.__index__())
+
+
+def _mask_dtype(value: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(value)
+    if dtype.kind not in _NUMBERS:
+        raise ValueError(expected("mask_dtype", "a dtype of numbers or bool", value))
+    return dtype
+
+
+def _inputs(value: Any) -> frozenset[str] | None:
+    if value is None:
+        return None
+    what = "names of inputs, or None"
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise TypeError(expected("inputs", what, value))
+    names = frozenset(value)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(expected("inputs", what, value))
+    return names
+
+
+def _optional_name(_: Any, attribute: Any, value: Any) -> None:
+    check_instance(attribute.name, value, lambda it: it is None or isinstance(it, str), "the name of an input, or None")
+
+
+@attrs.frozen
+class Buckets:
+    """Lengths that ragged rows are padded to; a batch holds rows of one bucket.
+
+    Immutable; safe to share between threads and batchers. A row longer than the last length is refused with
+    ``InvalidInput``.
+
+    Args:
+        lengths: ascending, each ≥ 1.
+        axis: the axis of a request's array (which has no batch axis) along which lengths differ: 0 for token ids and
+            samples, 1 for spectrograms with time last; negative counts from the end.
+        pad_value: what follows a shorter row, a number that fits the input's dtype; or numbers by input name, 0 for
+            inputs it does not name.
+        mask: name of an input that the batcher adds, of shape (batch, length): 1 where a row is real, 0 where it is
+            padding. Requests must then be mappings, since the model reads more than one input, and must not bring the
+            mask themselves. ``None``: none is added, and a mask that requests bring is padded like any input.
+        mask_dtype: of that input; int64 is what exported text models read.
+        inputs: names of the inputs that are ragged, for requests that are mappings; the others are stacked as they
+            are. ``None``: every array that has the axis.
+        max_elements: the most padded elements, rows × bucket length, of a batch; ``None``: no such limit.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Example:
+        >>> Buckets((64, 128, 256), pad_value={"input_ids": 1}, mask="attention_mask", max_elements=8192).lengths
+        (64, 128, 256)
+    """
+
+    lengths: tuple[int, ...] = attrs.field(converter=_lengths)
+    axis: int = attrs.field(default=0, converter=_axis, kw_only=True)
+    pad_value: Any = attrs.field(default=0, converter=_pad_value, kw_only=True)
+    mask: str | None = attrs.field(default=None, validator=_optional_name, kw_only=True)
+    mask_dtype: np.dtype[Any] = attrs.field(default=np.int64, converter=_mask_dtype, kw_only=True)
+    inputs: frozenset[str] | None = attrs.field(default=None, converter=_inputs, kw_only=True)
+    max_elements: int | None = attrs.field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_elements is not None:
+            check_count("max_elements", self.max_elements, at_least=self.lengths[-1])
+        if self.mask is not None and self.inputs is not None and self.mask in self.inputs:
+            raise ValueError(expected("mask", "a name that is not among inputs", self.mask))
+
+    def is_ragged(self, name: str | None, value: Any) -> bool:
+        """Whether an input is padded.
+
+        Args:
+            name: of the input; ``None`` for a request that is one array.
+            value: what the request brought.
+        """
+        if type(value) is not np.ndarray or not -value.ndim <= self.axis < value.ndim:
+            return False
+        return name is None or self.inputs is None or name in self.inputs
+
+    def pad_of(self, name: str | None) -> Any:
+        """The number that an input is padded with."""
+        if isinstance(self.pad_value, dict):
+            return self.pad_value.get(name, 0)
+        return self.pad_value
+
+    def check(self, inputs: Any) -> None:
+        """Checks what one request brought.
+
+        Args:
+            inputs: an array, or a mapping of arrays.
+
+        Raises:
+            InvalidInput: no array has the axis, lengths differ or are too long, the pad value does not fit, or the mask
+                has no place.
+        """
+        if type(inputs) is dict:
+            if self.mask in inputs:
+                raise InvalidInput(f"inputs: expected no {self.mask!r}, which the buckets add as their mask")
+            ragged = {name: value for name, value in inputs.items() if self.is_ragged(name, value)}
+            if self.inputs is not None:
+                for name in self.inputs.intersection(inputs).difference(ragged):
+                    raise InvalidInput(f"input {name!r}: expected an array with axis {self.axis}, {_got(inputs[name])}")
+        elif self.mask is not None:
+            what = "a mapping of input name to array, since the buckets add a mask beside it"
+            raise InvalidInput(f"inputs: expected {what}, {_got(inputs)}")
+        else:
+            ragged = {None: inputs} if self.is_ragged(None, inputs) else {}
+        if not ragged:
+            raise InvalidInput(f"inputs: expected an array with axis {self.axis}, along which lengths differ")
+        lengths = {value.shape[self.axis] for value in ragged.values()}
+        if len(lengths) > 1:
+            found = ", ".join(f"{name}: {value.shape[self.axis]}" for name, value in ragged.items())
+            raise InvalidInput(
+                f"inputs: expected one length along axis {self.axis}, got {found}; inputs= names those that are ragged"
+            )
+        (length,) = lengths
+        if length > self.lengths[-1]:
+            raise InvalidInput(
+                f"inputs: expected at most {self.lengths[-1]} along axis {self.axis}, the longest of the buckets "
+                f"{self.lengths}, got {length}"
+            )
+        for name, value in ragged.items():
+            _check_pad(name, self.pad_of(name), value.dtype)
+
+
+def as_buckets(value: Any) -> Buckets | None:
+    """What a batcher's ``buckets=`` may be: buckets, their lengths alone, or ``None``.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if value is None or isinstance(value, Buckets):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return Buckets(value)
+    raise TypeError(expected("buckets", "Buckets, a sequence of lengths, or None", value))
+
+
+def row_bytes(inputs: Any, length_of: "tuple[Buckets, int] | None" = None) -> int:
+    """How many bytes one row takes in its batch.
+
+    Args:
+        inputs: what one request brought, prepared.
+        length_of: the buckets and the length that the row is padded to; ``None``: it is not padded.
+    """
+    if type(inputs) is not dict:
+        return _bytes(None, inputs, length_of)
+    total = sum(_bytes(name, value, length_of) for name, value in inputs.items())
+    if length_of is not None and length_of[0].mask is not None:
+        total += length_of[0].mask_dtype.itemsize * length_of[1]
+    return total
+
+
+def _bytes(name: str | None, value: Any, length_of: "tuple[Buckets, int] | None") -> int:
+    if type(value) is dict:
+        return sum(_bytes(inner, each, None) for inner, each in value.items())
+    if has_text(value):
+        return text_bytes(value)
+    if type(value) is not np.ndarray:
+        return np.asarray(value).nbytes
+    if length_of is None or not length_of[0].is_ragged(name, value):
+        return int(value.nbytes)
+    shape = list(value.shape)
+    shape[length_of[0].axis] = length_of[1]
+    return int(math.prod(shape) * value.itemsize)
+
+
+def _check_pad(name: str | None, pad: Any, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in _NUMBERS:
+        raise InvalidInput(f"{_named(name)}: expected numbers to pad, got {dtype}")
+    if pad == 0:
+        return
+    with np.errstate(all="ignore"):
+        padded: NDArray[Any] = np.asarray(pad).astype(dtype)
+    exact = dtype.kind in "fc" or padded == pad
+    if not exact or bool(np.isfinite(pad)) != bool(np.isfinite(padded)):
+        raise InvalidInput(f"{_named(name)}: expected a dtype that holds the pad value {pad!r}, got {dtype}")
+
+
+def _named(name: str | None) -> str:
+    return "inputs" if name is None else f"input {name!r}"
+
+
+def _got(value: Any) -> str:
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    return f"got {type(value).__name__}{shape}"

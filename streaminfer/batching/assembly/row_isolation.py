@@ -1,0 +1,202 @@
+"""A batch that failed is sent again in halves, so that a row on which the model fails does so alone.
+
+*Design.* The parts of a failed batch are tried in order, the larger ones first, on the worker that the batch had; the
+callers of a part that succeeds get their results at once. A part of several rows that fails is halved; a single row
+that fails gets its error. One bad row among n costs 2·log2(n) runs of half the batch and less.
+
+*Bounds.* A part has only rows whose callers still wait and whose deadline has not passed. After 4·log2(n) parts, or
+after six of which none succeeded, the rest fails with the error that they had last: then the model, not a row, is at
+fault. Of the batches that fail after such a vain attempt the next one is not split, of those after the second two, then
+four, at most sixteen; a batch that succeeds ends this.
+
+*Memory.* A batch for which the memory was not enough sets the limit of later batches and parts of its length bucket to
+half its rows, until the batcher is reconfigured; the policy, which is told, plans no larger ones. Such parts count
+toward neither bound: each halves the limit.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from streaminfer.batching.assembly.model_calls import Part
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded
+from streaminfer.protocols import Clock
+
+__all__ = ["RowIsolator", "is_out_of_memory"]
+
+_NOT_OF_A_ROW = (CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded, ConnectionError, TimeoutError)
+"""Errors that no row causes."""
+
+_VAIN_PARTS = 6  # the halves and quarters of a batch
+_MAX_UNSPLIT = 16
+_MEMORY_TEXTS = ("out of memory", "failed to allocate memory", "bad_alloc", "cannot allocate memory", "outofmemory")
+_MAX_CAUSES = 8
+
+
+class RowIsolator:
+    """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
+
+    Args:
+        queue: the requests in hand.
+        send: runs a part; its result is the rows, or an error for all of them, and when the inputs stood together.
+        expire: ends requests whose deadline has passed at an instant.
+        fail: ends a request with a copy of an error.
+        clock: returns monotonic nanoseconds.
+
+    Attributes:
+        split_batches: batches that were sent again in parts.
+        tell_limit: told a length bucket and its new limit.
+        memory_limits: by length bucket the most rows for which the memory is enough, as far as a failure told.
+    """
+
+    def __init__(
+        self,
+        queue: RequestQueue,
+        *,
+        send: Callable[[Part], Awaitable[tuple[list[Any] | BackendError, int]]],
+        expire: Callable[[int], None],
+        fail: Callable[[Sequence[Ticket], BaseException], None],
+        clock: Clock,
+    ) -> None:
+        self._queue = queue
+        self._send = send
+        self._expire = expire
+        self._fail = fail
+        self._clock = clock
+        self._unsplit = 0  # failed batches that are not split after the latest vain attempt
+        self._unsplit_left = 0
+        self.tell_limit: Callable[[int, int], None] | None = None
+        self.split_batches = 0
+        self.memory_limits: dict[int, int] = {}
+
+    def succeeded(self) -> None:
+        """Note that the model answered a whole batch."""
+        self._unsplit = self._unsplit_left = 0
+
+    def may_split(self, run: Run, error: BaseException) -> bool:
+        """Return whether a part of a batch may succeed where the whole failed; learns from lack of memory."""
+        if not isinstance(error, Exception) or isinstance(error, _NOT_OF_A_ROW):
+            return False
+        if is_out_of_memory(error):
+            self._learn_limit(run.tickets)
+        elif isinstance(error, BackendError) and isinstance(error.__cause__, _NOT_OF_A_ROW):
+            return False
+        elif self._unsplit_left:
+            self._unsplit_left -= 1
+            return False
+        return len(run.tickets) > 1 and run.live > 0
+
+    async def isolate(self, run: Run, error: Exception) -> None:  # noqa: C901 - one branch for each end of a part
+        """Send a failed batch again in parts until each of its requests has ended.
+
+        Args:
+            run: the batch, which still occupies its worker.
+            error: what the model raised for the whole.
+        """
+        self.split_batches += 1
+        size = len(run.tickets)
+        parts: deque[tuple[list[int], Exception]] = deque((half, error) for half in _halves(list(range(size))))
+        most = 2 * size if is_out_of_memory(error) else 4 * (size - 1).bit_length()
+        sent = succeeded = 0
+        while parts:
+            rows, failure = parts.popleft()
+            if sent >= most or (sent >= _VAIN_PARTS and not succeeded):
+                self._fail([run.tickets[row] for row in rows], failure)
+                continue
+            now_ns = self._clock()
+            rows = self._awaited(run, rows, now_ns)
+            if not rows:
+                continue
+            if len(self.limit([run.tickets[row] for row in rows])) < len(rows):
+                parts.extendleft((half, failure) for half in reversed(_halves(rows)))
+                continue
+            sent += 1
+            raised = await self._try(run, rows, now_ns)
+            if raised is None:
+                succeeded += 1
+            elif len(rows) > 1 and is_out_of_memory(raised):
+                sent -= 1  # at most log2(n) such parts, and then n that are small enough
+                most = 2 * size
+                parts.extendleft((half, raised) for half in reversed(_halves(rows)))
+            elif isinstance(raised, _NOT_OF_A_ROW):  # a breaker opened, for one: no part will pass
+                self._fail([run.tickets[row] for row in rows], raised)
+                sent = most
+            elif len(rows) > 1:
+                parts.extend((half, raised) for half in _halves(rows))
+            else:
+                self._fail([run.tickets[rows[0]]], raised)
+        if succeeded:
+            self.succeeded()
+        elif sent:
+            self._unsplit = min(max(2 * self._unsplit, 1), _MAX_UNSPLIT)
+            self._unsplit_left = self._unsplit
+
+    def _awaited(self, run: Run, rows: list[int], now_ns: int) -> list[int]:
+        """Return those rows whose callers still wait."""
+        if self._queue.next_deadline_ns <= now_ns:
+            self._expire(now_ns)
+        return [row for row in rows if run.tickets[row].state == "running" and not run.tickets[row].future.done()]
+
+    async def _try(self, run: Run, rows: list[int], now_ns: int) -> Exception | None:
+        """Run some rows as a batch of their own and hand out their results; returns what was raised for all."""
+        part = Run()
+        part.tickets.extend(run.tickets[row] for row in rows)
+        part.turn_ns = now_ns
+        latest_ns = max(ticket.deadline_ns for ticket in part.tickets)
+        sent = Part(
+            [run.inputs[row] for row in rows],
+            [ticket.request for ticket in part.tickets],
+            None if latest_ns == NEVER else latest_ns,
+        )
+        try:
+            results, assembled_ns = await self._send(sent)
+        except Exception as error:  # noqa: BLE001 - it is halved, or handed to the callers of this part
+            if is_out_of_memory(error):
+                self._learn_limit(part.tickets)
+            return error
+        if isinstance(results, BackendError):
+            return results
+        ended_ns = self._clock()
+        if self._queue.next_deadline_ns <= ended_ns:
+            self._expire(ended_ns)
+        self._queue.deliver(part, results, assembled_ns, ended_ns)
+        return None
+
+    def _learn_limit(self, tickets: Sequence[Ticket]) -> None:
+        bucket = max(ticket.bucket for ticket in tickets)
+        half = max(len(tickets) // 2, 1)
+        most = self.memory_limits[bucket] = min(self.memory_limits.get(bucket, half), half)
+        if self.tell_limit is not None:
+            self.tell_limit(bucket, most)
+
+    def limit(self, chosen: list[Ticket]) -> list[Ticket]:
+        """Return the first of the tickets, as many as the memory is enough for."""
+        for bucket, most in self.memory_limits.items():
+            if len(chosen) > most and any(ticket.bucket == bucket for ticket in chosen):
+                chosen = chosen[:most]
+        return chosen
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, says that memory was not enough."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return False
+        if isinstance(cause, MemoryError):
+            return True
+        try:
+            text = f"{type(cause).__name__}: {cause}".lower()
+        except Exception:  # noqa: BLE001 - an error whose message fails says nothing about memory
+            text = ""
+        if any(words in text for words in _MEMORY_TEXTS):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _halves(rows: list[int]) -> tuple[list[int], list[int]]:
+    middle = (len(rows) + 1) // 2
+    return rows[:middle], rows[middle:]

@@ -1,0 +1,468 @@
+"""The live batcher as its callers see it: a request is taken in hand, or turned away at once, and ends exactly once.
+
+Every awaited call ends: with its row, its error, ``DeadlineExceeded`` from the alarm, ``Closed`` at the stop, or its
+own cancellation. ``RequestQueue.end`` and ``deliver`` say yes once per ticket, and whoever hears it settles the future.
+"""
+
+import asyncio
+import functools
+from asyncio import get_running_loop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from streaminfer._internal.validation import expected
+from streaminfer._runtime.stopping import seconds_left
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.stacking import SCALARS, prepare
+from streaminfer.batching.dispatcher import Dispatcher
+from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
+from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
+
+if TYPE_CHECKING:
+    from streaminfer.batching.service_time.calibration import Calibration, CalibrationStatistics
+    from streaminfer.batching.statistics import BatcherStatistics
+
+__all__ = ["BatchedService", "make_assembler"]
+
+_LARGEST_LOAD = 4096  # a stack without a batcher has as many workers as there are requests
+
+_admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
+
+
+def make_assembler(inner: Any, **settings: Any) -> Assembler:
+    """An `Assembler` of some settings for what a backend or function reads."""
+    return Assembler(batch_axes=find_inward(inner, "batch_axes", {}), **settings)
+
+
+class BatchedService(Dispatcher):
+    """A backend or batch function as a service of single requests; made by :meth:`AdaptiveBatcher.wrap`.
+
+    Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in hand.
+
+    Attributes:
+        slo_s: the objective from which a request without a deadline gets one.
+        slo_ns: the same in nanoseconds.
+        enforces_deadline: every request ends at its deadline, queued or running.
+        max_in_flight: how many batches may run at once.
+        calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
+    """
+
+    enforces_deadline = True
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        policy: Policy,
+        max_batch_size: int,
+        max_queue_size: int,
+        max_in_flight: int,
+        slo_s: float | None,
+        stack: bool,
+        clock: Clock,
+        assembler: Assembler | None = None,
+        policy_for: Callable[[int], Policy] | None = None,
+    ) -> None:
+        super().__init__(
+            inner,
+            policy=policy,
+            max_queue_size=max_queue_size,
+            max_in_flight=max_in_flight,
+            assembler=assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size),
+            stack=stack,
+            clock=clock,
+        )
+        self._policy_for = policy_for
+        self._max_batch_size = max_batch_size
+        self._stopping = False
+        self.change(slo_s, max_batch_size, policy, self._assembler)
+        inner_validate = find_inward(inner, "validate", None)
+        self.validate: Callable[[Request], None] | None = None
+        if self._assembler.pads and inner_validate is not None:
+            self.validate = functools.partial(self._validate_padded, inner_validate)
+        self._new_future: Callable[[], asyncio.Future[Any]] = asyncio.Future
+        self.calibration: CalibrationStatistics | None = None
+        self._calibrator: Calibration | None = None
+        self._calibrated_model = 0
+        self._submitted = 0
+        self._overloaded = 0
+        self._closed = 0
+
+    async def call(self, request: Request) -> Response:
+        """Answers one request as a row of a batch.
+
+        Raises:
+            DeadlineExceeded: its deadline passed, on arrival, queued or running.
+            Overloaded: the queue is full.
+            InvalidInput: its inputs cannot be stacked.
+            BackendError: the backend failed or answered something impossible.
+            Closed: the service stopped.
+        """
+        ticket = self.submit(request, request.inputs, request.deadline_ns, request.priority)
+        try:
+            outputs = await ticket.future
+        except BaseException:
+            self.abandon(ticket)
+            raise
+        return Response(outputs, False, self.source, ticket.timings)
+
+    def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
+        self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
+    ) -> Ticket:
+        """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
+
+        Raises:
+            Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
+        """
+        loop = get_running_loop()
+        if loop is not self._loop:
+            self._enter(loop)
+        self._submitted += 1
+        now_ns = self.clock()
+        if deadline_ns is None:
+            deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
+        if self._stopping or deadline_ns <= now_ns:
+            self._turn_away(now_ns, deadline_ns)
+        bucket = 0
+        cost = 0.0
+        if not self._plain or (self._stack and type(inputs) not in SCALARS):
+            try:
+                if self._plain:
+                    inputs = prepare(inputs)
+                else:
+                    inputs = self._assembler.prepare(inputs)
+                    bucket = self._assembler.bucket_of(inputs)
+                    cost = self._assembler.cost_of(inputs)
+            except InvalidInput:
+                self._failed += 1
+                raise
+        queue = self._queue
+        if queue.full:
+            self._make_room(priority, deadline_ns)
+        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
+        if cost:
+            ticket.cost = cost
+        if self._free:
+            if not self._dispatching:
+                self._dispatching = True
+                loop.call_soon(self._dispatch, context=self._context)
+        else:
+            if deadline_ns < self._alarm_ns:
+                self._arm()
+            if (
+                self._choose_ahead is not None
+                and queue.waiting == self._policy.full_size  # type: ignore[attr-defined] # who chooses ahead has one
+                and not self._dispatching
+            ):
+                self._dispatching = True
+                loop.call_soon(self._dispatch, context=self._context)
+        return ticket
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
+        if ticket.future is None:
+            return  # whoever ended it has settled what follows
+        run = ticket.run
+        if self._queue.end(ticket):
+            self._cancelled += 1
+            if run is not None:
+                self._cancel_if_abandoned(run)
+        self._settle()
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Whether a request would be accepted now; changes nothing."""
+        if self._stopping:
+            return Admission(False, "closed")
+        if request.deadline_ns is not None and request.deadline_ns <= now_ns:
+            return Admission(False, "deadline")
+        if self._queue.full and not self._free:
+            last = self._queue.least_urgent()
+            if last is None or last.priority <= request.priority:
+                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+        if self._ask_inward is not None:
+            behind: Admission = self._ask_inward(request, now_ns)
+            if not behind.ok:
+                return behind
+        finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
+        if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
+            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+        return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
+
+    def check_max_batch_size(self, max_batch_size: int) -> None:
+        """Refuses batches that are larger than the backend takes, as far as it has said.
+
+        Raises:
+            ValueError: they are.
+        """
+        limit = find_inward(self.inner, "max_batch_size", None)
+        if limit is not None and max_batch_size > limit:
+            raise ValueError(
+                expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
+            )
+
+    def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
+        """Goes on with other settings; what is in hand keeps its deadline and its place."""
+        self.slo_s = slo_s
+        self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
+        self._max_batch_size = self._full_at = max_batch_size
+        self._set_assembler(assembler)
+        self._configured_policy = policy
+        self._isolator.memory_limits.clear()
+        if not self._stopping:
+            self._set_policy(policy)
+            if self._loop is not None:
+                self._prepare_policy()
+                self._schedule()  # what the policy before was waiting for need not come
+
+    def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
+        if self._predict is None:
+            return None
+        running = () if self._free else self._turns()
+        bucket = 0 if self._plain else self._assembler.bucket_of(inputs)
+        if self._ahead is None:
+            return self._predict(self._queue, now_ns, running, bucket)
+        return self._predict(self._queue, now_ns, running, bucket, len(self._ahead.tickets))
+
+    def full_load(self) -> int:
+        """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
+        return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`."""
+        self.clock = clock
+
+    async def start(self) -> None:
+        """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
+
+        The backend is started by then. Without a start the first requests do what these batches do, and wait for the
+        planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier
+        start measured is not measured again.
+
+        Raises:
+            ValueError: the batches would be larger than the backend takes, or its example does not fit it.
+            BackendError: it failed on an example that the user gave.
+        """
+        self.check_max_batch_size(self._max_batch_size)
+        workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
+        if self._policy_for is not None and workers != self.max_in_flight and not self._runs:
+            self.max_in_flight = self._free = workers
+            self._configured_policy = self._policy_for(workers)
+        await self.load_kernels()
+        self._enter(asyncio.get_running_loop())
+        self._set_policy(self._configured_policy)
+        self._prepare_policy()
+        await self._calibrate()
+        self._stopping = False
+
+    async def load_kernels(self) -> None:
+        """Load what the policy computes with, for seconds where Numba compiles it; at once after the first time.
+
+        Raises:
+            MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
+        """
+        prepare = getattr(self._configured_policy, "prepare", None)
+        # in virtual time nothing may depend on how long a thread takes
+        is_virtual = getattr(asyncio.get_running_loop(), "is_virtual", False)
+        if prepare is not None and not is_virtual and prepare(wait=False) is False:
+            await asyncio.to_thread(prepare, wait=True)
+
+    @property
+    def start_progress(self) -> str:
+        """What :meth:`start` does at this moment; empty when it does nothing."""
+        return "" if self._calibrator is None else self._calibrator.progress
+
+    async def stop(self, *, drain: bool) -> None:
+        """Accepts nothing more and waits until nothing is in hand.
+
+        Args:
+            drain: answer what is in hand first; otherwise it ends with ``Closed`` and running batches are cancelled.
+                When a draining stop is itself cancelled, what is left ends with ``Closed``.
+        """
+        loop = asyncio.get_running_loop()
+        self._enter(loop)
+        self._stopping = True
+        self._set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
+        if drain and (self._queue.waiting or self._queue.running or self._runs):
+            self._schedule()
+            drained = loop.create_future()
+            self._drains.append(drained)
+            try:
+                await asyncio.wait({drained}, timeout=seconds_left())
+            finally:
+                self._drains.remove(drained)
+                self._close()
+        self._close()
+        tasks = [run.task for run in self._runs]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+
+    def statistics(self) -> "BatcherStatistics":
+        """A snapshot of the counters."""
+        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+
+        return BatcherStatistics(
+            submitted=self._submitted,
+            waiting=self._queue.waiting,
+            running=self._queue.running,
+            answered=self._queue.answered,
+            failed=self._queue.failed + self._failed,
+            expired=self._expired,
+            cancelled=self._cancelled,
+            overloaded=self._overloaded,
+            refused=self._refused,
+            closed=self._closed,
+            batches=self.journal.launches,
+            running_batches=len(self._runs),
+            abandoned_batches=self._abandoned_batches,
+            sent_ahead=self._sent_ahead,
+            split_batches=self._isolator.split_batches,
+            memory_limits=dict(self._isolator.memory_limits),
+            batch_sizes=dict(sorted(self._batch_sizes.items())),
+            released=self.journal.released_by_reason,
+            batch_s=self._queue.batch_s,
+            calibration=self.calibration,
+        )
+
+    def __repr__(self) -> str:
+        return f"BatchedService({self.source}, waiting={self._queue.waiting}, running={self._queue.running})"
+
+    def _turn_away(self, now_ns: int, deadline_ns: int) -> NoReturn:
+        if self._stopping:
+            self._closed += 1
+            raise Closed("the batcher has stopped")
+        self._expired += 1
+        self.journal.dropped(now_ns, "expired_on_arrival", 1)
+        raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
+
+    def _prepare_policy(self) -> None:
+        """Wait until the policy is ready to decide; at once where its kernels are loaded."""
+        prepare = getattr(self._policy, "prepare", None)
+        if prepare is not None:
+            prepare(wait=True)
+
+    async def _calibrate(self) -> None:
+        offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
+        example = None if offer is None else offer()
+        if example is None:
+            return
+        from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it
+
+        changes: Callable[[], int] | None = find_inward(self.inner, "fingerprint_changes", None)
+        model = 0 if changes is None else changes()
+        if self._calibrator is None or model != self._calibrated_model:
+            self._calibrator, self._calibrated_model = Calibration(self.source), model
+        self.calibration = await self._calibrator.run(
+            self._make_calibration_service,
+            example,
+            self._assembler,
+            slo_ns=self.slo_ns,
+            learn=self._learn,
+            validate=self.validate or find_inward(self.inner, "validate", None),
+        )
+
+    def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":
+        return BatchedService(
+            inner,
+            policy=policy,
+            max_batch_size=self._max_batch_size,
+            max_queue_size=self._max_batch_size,
+            max_in_flight=1,
+            slo_s=None,
+            stack=self._stack,
+            clock=self.clock,
+            assembler=self._assembler,
+        )
+
+    def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
+        """The model is shown what it will see: the inputs as they are padded, and the mask."""
+        shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
+        validate(request.replace(inputs=shown))
+
+    def _make_room(self, priority: int, deadline_ns: int) -> None:
+        """Makes a place in a full queue, or raises.
+
+        A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
+        least urgent waiting requests gives way if the newcomer is more urgent.
+        """
+        if self._free:
+            try:
+                self._context.copy().run(self._dispatch)
+            except BaseException:
+                self._failed += 1  # an interrupt out of another batch ends this call too
+                raise
+            if not self._queue.full:
+                return
+        last = self._queue.least_urgent()
+        if last is not None and last.future.done():
+            self._drop_cancelled(last)
+            return
+        now_ns = self.clock()
+        retry_after_s = self._retry_after_s(now_ns)
+        message = f"{self._queue.waiting} requests wait already (max_queue_size={self._queue.max_size})"
+        self._overloaded += 1
+        if last is None or last.priority <= priority:
+            self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
+            self.journal.dropped(now_ns, "overloaded", 1)
+            raise Overloaded(message, retry_after_s=retry_after_s)
+        self.journal.dropped(now_ns, "displaced", 1)
+        future = last.future
+        self._queue.end(last)
+        if not future.done():
+            future.set_exception(
+                Overloaded(f"displaced by a more urgent request; {message}", retry_after_s=retry_after_s)
+            )
+
+    def _retry_after_s(self, now_ns: int) -> float | None:
+        """When a place is expected: the time to serve what waits, as recent batches took; ``None``: there was none."""
+        batch_s = self._queue.batch_s
+        if not batch_s:  # before the first: the age of the oldest that runs
+            if not self._runs:
+                return None
+            batch_s = (now_ns - min(run.started_ns for run in self._runs)) / 1e9
+        batches = -(-self._queue.waiting // self._max_batch_size)
+        return batch_s * batches / self.max_in_flight
+
+    def _in_hand(self) -> list[Ticket]:
+        return [*self._queue, *(ticket for run in self._runs for ticket in run.tickets)]
+
+    def _close(self) -> None:
+        for run in self._runs:
+            if run.begun:
+                run.task.cancel()
+        for ticket in self._in_hand():
+            future = ticket.future
+            if self._queue.end(ticket):
+                if future.done():
+                    self._cancelled += 1
+                else:
+                    self._closed += 1
+                    future.set_exception(Closed("the batcher stopped before it could answer"))
+        self._settle()
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed() and (self._queue.waiting or self._runs):
+            raise RuntimeError(
+                f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
+            )
+        for ticket in self._in_hand():  # left behind by a closed loop: its callers are gone with it
+            if self._queue.end(ticket):
+                self._closed += 1
+        for run in self._runs:
+            self.journal.finished(run.sequence, self.clock(), False)
+        self._runs.clear()
+        self._free = self.max_in_flight
+        self._ahead = None
+        self._dispatching = False
+        self._alarm = None
+        self._alarm_ns = NEVER
+        self._loop = loop
+        self._prepare_policy()
+        if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later
+            self._new_future = functools.partial(asyncio.Future, loop=loop)
+        else:
+            self._new_future = loop.create_future

@@ -1,0 +1,1 @@
+"""Planning: which requests form the next batch, and when it is released."""

@@ -1,0 +1,155 @@
+"""Queued requests by what can share a batch: those of one length bucket whose inputs can be stacked.
+
+Pure functions of groups and the time: the deadline order of a group, which of its requests are late, and the batch to
+send where all groups together are on time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.planner._feasibility_cy import fill_deadlines
+from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+
+__all__ = [
+    "PATIENCE_NS",
+    "Group",
+    "first_if_all_on_time",
+    "in_deadline_order",
+    "in_one_batch",
+    "pass_over_late",
+    "with_rows_for_free",
+    "without_late",
+]
+
+PATIENCE_NS = 2_000_000_000
+"""How long a request without a deadline waits before it is guaranteed a share."""
+_FOR_FREE = 1.02
+"""Rows that make a batch longer by no more than this are added though they may be late."""
+
+_Array = NDArray[np.int64]
+
+
+class Group(NamedTuple):
+    """Queued requests that can share a batch, in deadline order.
+
+    Attributes:
+        model: the durations of their bucket.
+        tickets: the requests.
+        deadlines: shape (n,), int64.
+        untimed: whether some have no deadline.
+    """
+
+    model: BucketModel
+    tickets: list[Ticket]
+    deadlines: _Array
+    untimed: bool
+
+
+def in_deadline_order(model: BucketModel, tickets: list[Ticket]) -> Group:
+    """Return the tickets by deadline; without one they stand where a deadline two seconds after arrival would."""
+    deadlines = np.empty(len(tickets), np.int64)
+    untimed = fill_deadlines(tickets, deadlines, PATIENCE_NS)
+    if untimed < 0:
+        untimed = ~untimed
+        order = np.argsort(deadlines, kind="stable")
+        tickets = [tickets[position] for position in order.tolist()]
+        deadlines = deadlines[order]
+    return Group(model, tickets, deadlines, untimed > 0)
+
+
+def in_one_batch(groups: list[Group], now_ns: int) -> list[Ticket]:
+    """Return everything queued, the longest first, where one batch of the longest bucket is on time and as fast."""
+    longest = max(groups, key=lambda group: group.tickets[0].bucket).model
+    size = sum(len(group.tickets) for group in groups)
+    if size >= longest.durations.size:
+        return []
+    together_ns = int(longest.durations[size])
+    apart_ns = sum(int(model.durations[min(len(some), model.durations.size - 1)]) for model, some, _, _ in groups)
+    if together_ns > apart_ns or now_ns + together_ns > min(int(group.deadlines[0]) for group in groups):
+        return []
+    by_length = sorted(groups, key=lambda group: -group.tickets[0].bucket)
+    return [ticket for group in by_length for ticket in group.tickets]
+
+
+def first_if_all_on_time(groups: list[Group], now_ns: int, *, surely: bool) -> tuple[Group, int] | None:
+    """Return the first batch, if all full batches, in the order of their first deadlines, are on time.
+
+    Args:
+        groups: at least one.
+        now_ns: the present instant.
+        surely: with several priorities, deadlines decide only where even slow batches are on time.
+    """
+    if len(groups) == 1:
+        group = groups[0]
+        table = group.model.upper_timetable if surely else group.model.timetable
+        if table is None or not table.all_on_time(group.deadlines, now_ns):
+            return None
+        return group, min(len(group.tickets), table.cap)
+    batches: list[tuple[int, int, int]] = []
+    for at, (model, _, deadlines, _) in enumerate(groups):
+        cap = model.durations.size - 1
+        firsts = deadlines[::cap].tolist()
+        batches += [(first_ns, at, min(cap, deadlines.size - number * cap)) for number, first_ns in enumerate(firsts)]
+    batches.sort()
+    time_ns = now_ns
+    for first_ns, at, size in batches:
+        if time_ns + int(groups[at].model.durations[size]) > first_ns:
+            return None
+        time_ns += int(groups[at].model.steps[size])
+    return groups[batches[0][1]], batches[0][2]
+
+
+def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Group], list[Ticket], list[Ticket]]:
+    """Return what can be on time alone, and the rest.
+
+    Returns:
+        The groups without their late requests; the groups that had some; the requests without a deadline that have
+        been queued for too long, the most urgent first; the requests that surely miss their deadline.
+    """
+    left: list[Group] = []
+    late: list[Group] = []
+    overdue: list[Ticket] = []
+    rejected: list[Ticket] = []
+    for group in groups:
+        passed = int(np.searchsorted(group.deadlines, now_ns + group.model.durations[1]))
+        crowded = len(group.tickets) > len(group.model.durations) - 1
+        certain_ns = now_ns + (int(group.model.durations[1]) if crowded else group.model.sure_ns)
+        for ticket in group.tickets[:passed]:
+            if ticket.deadline_ns == NEVER:
+                overdue.append(ticket)
+            elif ticket.deadline_ns < certain_ns:
+                rejected.append(ticket)
+        if passed < len(group.tickets):
+            left.append(Group(group.model, group.tickets[passed:], group.deadlines[passed:], group.untimed))
+        if passed:
+            late.append(group)
+    overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
+    return left, late, overdue, rejected
+
+
+def pass_over_late(deadlines: _Array, durations: _Array, now_ns: int) -> tuple[int, int]:
+    """Return how many requests to pass over, and the size of the largest batch behind them that is on time.
+
+    Args:
+        deadlines: shape (n,), ascending; the last is on time alone.
+        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        now_ns: the present instant.
+    """
+    sizes = np.minimum(np.arange(deadlines.size, 0, -1), durations.size - 1)
+    head = int(np.argmax(now_ns + durations[sizes] <= deadlines))
+    return head, int(sizes[head])
+
+
+def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
+    """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
+    durations = group.model.durations
+    longest_ns = min(int(durations[len(batch)] * _FOR_FREE), min(ticket.deadline_ns for ticket in batch) - now_ns)
+    most = int(np.searchsorted(durations, longest_ns, side="right")) - 1
+    if most <= len(batch) or len(batch) == len(group.tickets):
+        return batch
+    taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
+    others = [ticket for ticket in group.tickets if id(ticket) not in taken]
+    return batch + others[::-1][: most - len(batch)]

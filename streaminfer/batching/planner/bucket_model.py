@@ -1,0 +1,237 @@
+"""Durations and batch sizes of one length bucket, as the planner reads them.
+
+Without buckets there is one :class:`BucketModel`; with them each bucket has its own, because a batch of long rows takes
+longer than one of short rows.
+
+*Comparison.* Under full load every batch has the size of best throughput, and nothing would tell that half or twice of
+it has become better, or was learned in a bad moment. So one of these runs when it has not for 128 batches, at most
+every eighth batch, which costs less than a hundredth of the throughput.
+
+*Means.* A fast model responds faster than it could be learned. Once it is known and nothing about it is in doubt, what
+is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
+the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
+would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
+one by one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.planner._feasibility_cy import Timetable
+from streaminfer.batching.service_time.latency_model import nearest_size
+
+__all__ = ["BucketModel"]
+
+_MEAN_OVER_NS = 4_000_000
+_ONE_BY_ONE = 16  # batches
+_SURE = 0.7  # of the mean: what a batch surely takes, while its duration is learned and does not scatter more
+_SURE_DEVIATIONS = 2.0
+_LARGEST_SAFETY = 0.01  # plans end exactly at deadlines, and half of all batches take longer than the mean
+_CENSORED = 1.5  # what a cancelled batch would have taken, over what was expected
+_ABOUT = 0.8
+_EXPLORE_TIMES = 4
+_COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
+_NEVER_NS = 2**63 - 1
+
+
+class BucketModel:
+    """Tables of one bucket, made again when its service time has learned.
+
+    Args:
+        cap: the largest batch.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`.
+        workers: how many batches may run at once.
+        padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
+
+    Attributes:
+        cap: the same, or less once the memory was not enough.
+        service_time: the same.
+        timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
+        upper_timetable: the same of ``upper``.
+        durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
+        steps: the same shape: how long after a batch the next one may start, with several workers.
+        upper: the same shape: what 19 of 20 batches do not exceed.
+        sure_ns: what even a batch of one surely takes: with less time left, a request cannot be on time.
+        learns: whether the service time learns.
+    """
+
+    __slots__ = (
+        "_compare_from",
+        "_mean",
+        "_padded",
+        "_recent",
+        "_recent_ns",
+        "_version",
+        "_workers",
+        "cap",
+        "durations",
+        "learns",
+        "service_time",
+        "steps",
+        "sure_ns",
+        "timetable",
+        "upper",
+        "upper_timetable",
+    )
+
+    def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
+        self.cap = cap
+        self.service_time = service_time
+        self.learns = hasattr(service_time, "observe")
+        self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
+        self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
+        self.timetable: Timetable | None = None
+        self.upper_timetable: Timetable | None = None
+        self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
+        self.steps = self.upper = self.durations
+        self.sure_ns = 0
+        self._recent: dict[int, tuple[int, int]] = {}  # batches not learned yet, by about their size, and their total
+        self._recent_ns = 0
+        self._workers = workers
+        self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
+        self._version = -1
+        self.refresh()
+
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool) -> None:
+        """Learn from a batch.
+
+        Args:
+            size: its rows.
+            duration_ns: how long it took.
+            now_ns: when it ended.
+            cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
+                as much was, the batch is taken to have needed half as long again.
+        """
+        if not self.learns:
+            return
+        expected_ns = int(self._mean[size]) if size < len(self._mean) else 0
+        if self._padded is not None and size <= self.cap:
+            size = int(self._padded[size])
+        model = self.service_time
+        if cancelled and model.known:
+            largest = max(size, self.cap)
+            mean_ns = int(model.expected_ns(largest)[size])
+            if mean_ns > duration_ns:
+                return
+            if mean_ns > _ABOUT * duration_ns:
+                duration_ns = int(_CENSORED * mean_ns)
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(size) < _COMPARE_AFTER:
+            near = nearest_size(size)
+            count, total_ns = self._recent.get(near, (0, 0))
+            count, total_ns = count + 1, total_ns + duration_ns
+            self._recent_ns += max(duration_ns, expected_ns)  # a model that has become fast is learned soon
+            if self._recent_ns < _MEAN_OVER_NS:
+                self._recent[near] = count, total_ns
+                return
+            duration_ns = total_ns // count
+        self._recent.clear()
+        self._recent_ns = 0
+        model.observe(size, duration_ns, now_ns)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make the tables again if the service time has learned since."""
+        model = self.service_time
+        if self.learns:
+            if model.version == self._version or not model.known:
+                return
+            self._version = model.version
+            mean, upper, best = model.expected_ns(self.cap), model.upper_ns(self.cap), model.best_batch_size(self.cap)
+        elif self.timetable is None:
+            mean = upper = model.table_ns(self.cap)
+            best = model.best_batch_size(self.cap)
+        else:
+            return
+        if self._padded is not None:
+            mean, upper = mean[self._padded], upper[self._padded]
+            best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+        self._mean = mean
+        planned = mean[: best + 1]
+        if self.learns:
+            planned = planned + (planned * min(model.deviation, _LARGEST_SAFETY)).astype(np.int64)
+        self._set(planned, upper[: best + 1])
+
+    def limit_rows(self, most: int) -> None:
+        """Plan batches of at most so many rows from now on."""
+        if most >= self.cap:
+            return
+        self.cap = most
+        if self._padded is not None:
+            self._padded = self._padded[: most + 1]
+        if self.timetable is None:
+            return  # nothing is known yet
+        if self.learns and not self.service_time.known:  # borrowed
+            self._set(self.durations[: most + 1], self.upper[: most + 1])
+            return
+        self._version, self.timetable = -1, None
+        self.refresh()
+
+    def size_to_explore(self, available: int) -> int:
+        """Return the size to try where the known ones cannot serve all that is queued; 0: none.
+
+        What sizes beyond the largest trusted one take is a guess. While batches have not grown slower with their size,
+        up to four times as many rows are tried.
+        """
+        if not self.learns:
+            return 0
+        trusted = self.service_time.trusted
+        size = min(available, self.cap, _EXPLORE_TIMES * max(trusted, 1))
+        return size if size > trusted and self.service_time.flat_up_to(trusted) else 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is time to compare another size with the best."""
+        return self.learns and self.service_time.observations >= self._compare_from
+
+    def size_to_compare(self, available: int) -> int:
+        """Return a size next to the best that has not run for long, and note that it was asked for; 0: none.
+
+        Args:
+            available: the most rows that there are for it.
+        """
+        model, best = self.service_time, len(self.durations) - 1
+        self._compare_from = model.observations + _COMPARE_EVERY
+        for size in self._next_to(best):
+            if 0 < size <= available and size != best and model.batches_since(size) >= _COMPARE_AFTER:
+                return size
+        return 0
+
+    def expected_ns(self, size: int) -> int:
+        """Return the mean duration of a batch, also of one larger than the best size."""
+        return int(self._mean[size])
+
+    def _next_to(self, best: int) -> tuple[int, int]:
+        if self._padded is None:
+            return best // 2, min(2 * best, self.cap)
+        sizes = self._padded[1:]
+        smaller = int(sizes[sizes < sizes[best - 1]].max(initial=0))
+        return smaller, int(self._padded[min(best + 1, self.cap)])
+
+    def borrow(self, other: "BucketModel", ratio: float) -> None:
+        """Take over the durations of another bucket, times a ratio, until anything is known of this one."""
+        scaled = np.maximum((other.durations * ratio).astype(np.int64), 1)[: self.cap + 1]
+        scaled[0] = 0
+        self._set(scaled, scaled)
+        self._version = -1
+
+    def _set(self, durations: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
+        # copies of their own, which Timetable reads without asking NumPy
+        self.durations, self.upper = np.array(durations), np.array(upper)
+        self.steps = self._steps_of(self.durations)
+        self.timetable = Timetable(self.durations, self.steps)
+        self.upper_timetable = Timetable(self.upper, self._steps_of(self.upper))
+        self.sure_ns = int(self.durations[1])
+        if self.learns:
+            self.sure_ns = int(
+                self.durations[1] * min(_SURE, math.exp(-_SURE_DEVIATIONS * self.service_time.deviation))
+            )
+
+    def _steps_of(self, durations: NDArray[np.int64]) -> NDArray[np.int64]:
+        return durations if self._workers == 1 else np.maximum(durations // self._workers, 1)
+
+    def __repr__(self) -> str:
+        return f"BucketModel({self.cap}, {self.service_time!r})"

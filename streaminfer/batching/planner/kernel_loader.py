@@ -1,0 +1,119 @@
+"""Load the kernels of the planner and of padding: compiled ahead of time, or else by Numba before requests come.
+
+Where the package was built with its kernels, loading them takes a millisecond and Numba is not imported. Where it was
+built without, :func:`prepare` lets a child process compile them into Numba's cache on disk, once on a machine, and
+loads them from there. The process that serves never compiles while it serves.
+"""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from streaminfer import _compiled_kernels
+from streaminfer.batching.assembly import padding
+from streaminfer.errors import MissingExtra
+
+__all__ = ["PlannerKernels", "is_compiled_ahead", "load", "prepare"]
+
+_logger = logging.getLogger("streaminfer")
+_loading = threading.Lock()
+_loaded: "PlannerKernels | None" = None
+
+
+class PlannerKernels(NamedTuple):
+    """The kernels that the planner calls, as described in ``kernels``.
+
+    Attributes:
+        choose: the batch for one free worker.
+        choose_lane: the bucket whose batch goes first.
+    """
+
+    choose: Callable[..., tuple[int, int]]
+    choose_lane: Callable[..., int]
+
+
+def is_compiled_ahead() -> bool:
+    """Return whether the package has kernels compiled ahead of time for this processor."""
+    return _compiled_kernels.load() is not None
+
+
+def load() -> PlannerKernels:
+    """Load the planner's kernels, in this process; thread-safe, at once after the first call.
+
+    Where none were compiled ahead of time, Numba loads them from its cache or compiles them, for seconds:
+    :func:`prepare` comes before requests are served.
+
+    Raises:
+        MissingExtra: there are none, nor is Numba installed.
+    """
+    global _loaded  # noqa: PLW0603 - once per process
+    if _loaded is not None:
+        return _loaded
+    with _loading:
+        if _loaded is None:
+            compiled = _compiled_kernels.load()
+            if compiled is None:
+                _check_numba()
+                from streaminfer._internal.numba_jit import compile_exports  # noqa: PLC0415 - imports Numba
+                from streaminfer.batching.planner import kernels  # noqa: PLC0415
+
+                compile_exports(kernels.EXPORTS)
+                _loaded = PlannerKernels(kernels.choose, kernels.choose_lane)
+            else:
+                _loaded = PlannerKernels(compiled.checked("choose"), compiled.checked("choose_lane"))
+        return _loaded
+
+
+def prepare() -> None:
+    """Make decisions and padding ready for the first request; blocks for seconds where Numba has to compile.
+
+    Thread-safe. Call it off the event loop unless :func:`is_compiled_ahead`.
+
+    Raises:
+        MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
+    """
+    if _loaded is None and not is_compiled_ahead():
+        _check_numba()
+        _compile_in_child()
+    load()
+    padding.load_kernels()
+
+
+def _check_numba() -> None:
+    if importlib.util.find_spec("numba") is None:
+        raise MissingExtra(
+            "the planner needs its kernels: this installation was built without them, and Numba, which would compile "
+            "them at the start, is not installed: pip install numba, or install a wheel of streaminfer",
+            name="numba",
+        )
+
+
+def _compile_in_child() -> None:
+    """Compile into Numba's cache by another process, so that no thread of this one holds the interpreter lock."""
+    _logger.info("the kernels were not compiled ahead of time: a child process compiles them, once on a machine")
+    began = time.perf_counter()
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    code = "from streaminfer.batching import kernel_loader, padding; kernel_loader.load(); padding.load_kernels()"
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter and a constant
+            [sys.executable, "-P", "-c", code],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:  # an interpreter inside another program has no executable of its own
+        problem = str(error)
+    if problem:
+        _logger.warning("the child process did not compile the kernels, so this one does: %s", problem)
+    else:
+        _logger.info("the kernels are compiled after %.1f s", time.perf_counter() - began)

@@ -1,0 +1,443 @@
+"""The planner's arithmetic: which requests the next batch should take so that most are on time.
+
+Importing this module imports Numba: serving calls what was compiled of it ahead of time (``kernel_loader``).
+
+The requests stand in deadline order, the waiting ones first and behind them the next expected arrivals. Members of a
+batch finish together, so a batch is on time when it finishes by its earliest deadline.
+
+*Plan*, for uniform time limits, is an exact dynamic program. With deadlines in the order of arrival an exchange
+argument shows that some best schedule serves contiguous runs and drops only requests in front of a run (Baptiste,
+"Batching identical jobs", Mathematical Methods of Operations Research 52, 2000). With ``T[m, i]`` the earliest
+instant at which the first ``i`` requests are handled, ``m`` of them dropped::
+
+    T[m, i] = min( T[m-1, i-1],                                          request i-1 is dropped
+                   min over b of max(T[m, i-b], release[i-1]) + t(b) )   a batch of b, if that is by deadline[i-b]
+
+With k workers ``T`` is the instant at which the next batch may start, by a step of ``t(b) / k`` after this one started:
+as if their batches were spread evenly. That is exact for one worker and a heuristic for more.
+
+The smallest ``m`` with a finite ``T[m, n]`` drops fewest, its value is the earliest finish, and its first batch is
+read off backwards. What is behind the horizon is left out so far: where requests come as fast as the device can answer
+them, its time has a price, what it could answer meanwhile, and one more drop that saves more than that is taken: at
+capacity a batch that is cut short to save its head costs others later. Where the first batch would wait for expected
+arrivals, those of it that are there go now: a worker never idles while something waits, and an expectation is no
+request. O(n · cap · (m + 1)), bounded by ``max_drops``; beyond that many there is no plan, and heads are dropped as
+below.
+
+*Drop heads* passes over the requests that would be late in the largest batch there is: Nexus's early drop (Shen et
+al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
+
+*Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
+policy, drop heads or the largest batch that is on time for the head, and takes the candidate that answers most.
+Deadline order is not optimal there and neither is this: it is a heuristic, measured in ``benchmarks``.
+
+*Roll lanes*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
+forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
+heads that are late are passed over, and the bucket that answers most goes first. A heuristic as well.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.numba_jit import jit
+
+__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_lane", "drop_heads", "plan", "roll", "roll_lanes"]
+
+FAR_NS = 2**62
+MAX_PLANNED = 512
+"""More requests than these, waiting and expected, are not planned for: heads are dropped instead."""
+_NO_BETTER = 6
+"""So many more drops without a better plan end the search for one that finishes earlier."""
+_SCARCE_FROM, _SCARCE = 0.95, 1.05
+"""Shares of the device's capacity between which its time becomes worth what it can answer."""
+
+_Array = NDArray[np.int64]
+
+
+@jit
+def plan(
+    now_ns: int,
+    deadlines: _Array,
+    releases: _Array,
+    waiting: int,
+    durations: _Array,
+    steps: _Array,
+    max_drops: int,
+    price: float,
+    table: _Array,
+) -> tuple[int, int]:
+    """The first batch of a schedule that has most requests on time, less the price of the time that it takes.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (n,), ascending.
+        releases: shape (n,), ascending; ``now_ns`` for those that wait.
+        waiting: how many wait, the first of the n.
+        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        steps: shape (cap + 1,), how long after its start the next one may start; the durations, with one worker.
+        max_drops: give up beyond this many dropped.
+        price: how many requests a nanosecond of the device is worth: so many more may be dropped to finish earlier.
+        table: scratch, at least (max_drops + 1, n + 1).
+
+    Returns:
+        How many requests to pass over and how many to send behind them; (-1, 0): no plan.
+    """
+    n = deadlines.size
+    cap = durations.size - 1
+    falling = steps[::-1].copy()
+    falling_rest = (durations - steps)[::-1].copy()
+    chosen = -1
+    best_cost = 0.0
+    for m in range(min(max_drops, n) + 1):
+        row = table[m]
+        for i in range(m + 1):
+            row[i] = FAR_NS
+        for i in range(m + 1, n + 1):
+            best = FAR_NS
+            if m > 0:
+                best = table[m - 1, i - 1]
+            size = i - m
+            if size <= cap:
+                start = max(now_ns, releases[i - 1])
+                if start + durations[size] <= deadlines[m] and start + steps[size] < best:
+                    best = start + steps[size]
+            low = max(i - cap, m + 1)
+            first = cap - i + low
+            found = _earliest(
+                row[low:i], deadlines[low:i], falling[first:cap], falling_rest[first:cap], releases[i - 1]
+            )
+            row[i] = min(best, found)
+        if row[n] < FAR_NS:
+            cost = m + price * (row[n] - now_ns)
+            if chosen < 0 or cost < best_cost:
+                chosen, best_cost = m, cost
+            elif price == 0.0 or m >= chosen + _NO_BETTER:
+                break
+    if chosen < 0:
+        return -1, 0
+    return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, chosen)
+
+
+@jit
+def _earliest(starts: _Array, deadlines: _Array, steps: _Array, rests: _Array, release_ns: int) -> int:
+    """The innermost loop, alone and without branches, so that it is compiled to vector instructions."""
+    best = FAR_NS
+    for k in range(starts.size):
+        start = starts[k]
+        start = start if start > release_ns else release_ns  # noqa: FURB136 - max() would keep it from that
+        following = start + steps[k]
+        following = following if following + rests[k] <= deadlines[k] else FAR_NS
+        best = following if following < best else best  # noqa: FURB136
+    return best
+
+
+@jit
+def _first_batch(
+    now_ns: int,
+    deadlines: _Array,
+    releases: _Array,
+    waiting: int,
+    durations: _Array,
+    steps: _Array,
+    table: _Array,
+    drops: int,
+) -> tuple[int, int]:
+    """Follows the minima of the table back to the batch that starts now."""
+    cap = durations.size - 1
+    m = drops
+    i = deadlines.size
+    while True:
+        value = table[m, i]
+        if m > 0 and table[m - 1, i - 1] == value:
+            m -= 1
+            i -= 1
+            continue
+        size = i - m
+        first = False
+        if size <= cap:
+            start = max(now_ns, releases[i - 1])
+            first = start + steps[size] == value and start + durations[size] <= deadlines[m]
+        # of equally good plans the one with the largest first batch: what is sent now is certain, the rest expected
+        for j in range(i - 1, max(i - cap, m + 1) - 1, -1):
+            start = max(table[m, j], releases[i - 1])
+            if start + steps[i - j] == value and start + durations[i - j] <= deadlines[j]:
+                i = j
+                first = False
+                break
+        if first:
+            return (m, min(size, waiting - m)) if m < waiting else (-1, 0)
+
+
+@jit
+def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) -> tuple[int, int]:
+    """The largest batch there is behind the requests that would be late in it.
+
+    Returns:
+        How many requests to pass over and how many to send; (waiting, 0) where even a batch of one is late.
+    """
+    cap = durations.size - 1
+    for head in range(waiting):
+        size = min(waiting - head, cap)
+        if now_ns + durations[size] <= deadlines[head]:
+            return head, size
+    return waiting, 0
+
+
+@jit
+def largest_for(now_ns: int, deadline_ns: int, durations: _Array, available: int) -> int:
+    """The largest batch, at least 1, that finishes by a deadline."""
+    size = min(available, durations.size - 1)
+    while size > 1 and now_ns + durations[size] > deadline_ns:
+        size -= 1
+    return size
+
+
+@jit
+def roll(
+    now_ns: int,
+    deadlines: _Array,
+    releases: _Array,
+    head: int,
+    size: int,
+    durations: _Array,
+    steps: _Array,
+    dropping: bool,
+    done: NDArray[np.bool_],
+) -> tuple[int, int]:
+    """Plays the present forward after a first batch.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (n,): those that wait, ascending, then the expected ones, ascending.
+        releases: shape (n,).
+        head: position of the batch's first request.
+        size: how many the batch takes.
+        durations: shape (cap + 1,).
+        steps: shape (cap + 1,).
+        dropping: go on by dropping heads, else by the largest batch for the head.
+        done: scratch, shape (n,).
+
+    Returns:
+        How many of the n are on time, and when the next batch could start behind the last.
+    """
+    n = deadlines.size
+    for i in range(n):
+        done[i] = False
+    finish_ns = now_ns + durations[size]
+    time_ns = now_ns + steps[size]
+    on_time = 0
+    for i in range(head, head + size):
+        done[i] = True
+        if finish_ns <= deadlines[i]:
+            on_time += 1
+    lowest = 0
+    while True:
+        while lowest < n and (done[lowest] or time_ns + durations[1] > deadlines[lowest]):
+            lowest += 1
+        available = 0
+        next_release = FAR_NS
+        for i in range(lowest, n):
+            if done[i] or time_ns + durations[1] > deadlines[i]:
+                continue
+            if releases[i] <= time_ns:
+                available += 1
+            elif releases[i] < next_release:
+                next_release = releases[i]
+        if available == 0:
+            if next_release == FAR_NS:
+                return on_time, time_ns
+            time_ns = next_release
+            continue
+        take = 0
+        sent = 0
+        for i in range(lowest, n):
+            if done[i] or releases[i] > time_ns or time_ns + durations[1] > deadlines[i]:
+                continue
+            if take == 0:
+                if dropping:
+                    largest = min(available, durations.size - 1)
+                    if time_ns + durations[largest] > deadlines[i]:
+                        available -= 1
+                        continue
+                    take = largest
+                else:
+                    take = largest_for(time_ns, deadlines[i], durations, available)
+            done[i] = True
+            sent += 1
+            if sent == take:
+                break
+        time_ns += steps[sent]
+        on_time += sent
+
+
+@jit
+def choose(
+    now_ns: int,
+    deadlines: _Array,
+    durations: _Array,
+    steps: _Array,
+    slacks: _Array,
+    gap_ns: float,
+    uniform: bool,
+    max_drops: int,
+) -> tuple[int, int]:
+    """The next batch of one free worker.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (waiting,), ascending, none nearer than a batch of one takes.
+        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
+        steps: see :func:`plan`.
+        slacks: shape (k,), time limits of recent requests in nanoseconds: those of the expected arrivals.
+        gap_ns: expected time between arrivals; infinite: none are expected.
+        uniform: all time limits are about equal.
+        max_drops: see :func:`plan`.
+
+    Returns:
+        How many requests to pass over and how many to send behind them, at least one.
+    """
+    waiting = deadlines.size
+    cap = durations.size - 1
+    drop_head, drop_size = drop_heads(now_ns, deadlines, waiting, durations)
+    if waiting > MAX_PLANNED // 2:
+        return drop_head, drop_size
+    expected = 0
+    if gap_ns < FAR_NS:
+        expected = min(2 * cap, MAX_PLANNED - waiting)
+    n = waiting + expected
+    ends = np.empty(n, np.int64)
+    releases = np.empty(n, np.int64)
+    for i in range(waiting):
+        ends[i] = deadlines[i]
+        releases[i] = now_ns
+    for k in range(expected):
+        release = now_ns + int((k + 1) * gap_ns)
+        end = release + slacks[k % slacks.size]
+        i = waiting + k
+        while i > waiting and ends[i - 1] > end:
+            ends[i] = ends[i - 1]
+            releases[i] = releases[i - 1]
+            i -= 1
+        ends[i] = end
+        releases[i] = release
+    if uniform:
+        # behind a request whose limit is a little longer the next one's may end a little earlier
+        for i in range(waiting, n):
+            ends[i] = max(ends[i], ends[i - 1])
+            releases[i] = max(releases[i], releases[i - 1])
+        table = np.empty((max_drops + 1, n + 1), np.int64)
+        load = steps[cap] / (gap_ns * cap)
+        price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
+        head, size = plan(now_ns, ends, releases, waiting, durations, steps, max_drops, price, table)
+        if size > 0:
+            return head, size
+        return drop_head, drop_size
+    overloaded = steps[cap] > gap_ns * cap
+    done = np.empty(n, np.bool_)
+    best_on_time = -1
+    best_end = FAR_NS
+    best_head = drop_head
+    best_size = drop_size
+    last_size = 0
+    for head in range(drop_head + 1):
+        size = largest_for(now_ns, deadlines[head], durations, waiting - head)
+        if 0 < head < drop_head and size <= last_size:
+            continue
+        last_size = size
+        for dropping in (False, True):
+            if overloaded and not dropping:
+                continue
+            on_time, end = roll(now_ns, ends, releases, head, size, durations, steps, dropping, done)
+            if on_time > best_on_time or (on_time == best_on_time and end < best_end):
+                best_on_time, best_end, best_head, best_size = on_time, end, head, size
+    return best_head, best_size
+
+
+@jit
+def roll_lanes(
+    now_ns: int,
+    deadlines: _Array,
+    offsets: _Array,
+    caps: _Array,
+    durations: _Array,
+    steps: _Array,
+    first: int,
+    by_rate: bool,
+) -> tuple[int, int]:
+    """Plays what waits forward, one bucket being served first.
+
+    Args:
+        now_ns: the present instant.
+        deadlines: shape (n,): bucket after bucket, ascending within each.
+        offsets: shape (buckets + 1,): where each bucket begins in ``deadlines``.
+        caps: shape (buckets,): the largest batch of each.
+        durations: shape (buckets, largest cap + 1), nanoseconds.
+        steps: the same shape, see :func:`plan`.
+        first: the bucket whose batch goes first.
+        by_rate: go on with the bucket that answers most requests for a second of the device, else with the one whose
+            batch has to start first.
+
+    Returns:
+        How many of the n are on time, and when the next batch could start behind the last.
+    """
+    lanes = caps.size
+    heads = offsets[:-1].copy()
+    time_ns = now_ns
+    on_time = 0
+    forced = True
+    while True:
+        chosen = -1
+        chosen_size = 0
+        best = 0.0
+        for lane in range(lanes):
+            if forced and lane != first:
+                continue
+            size = 0
+            while heads[lane] < offsets[lane + 1]:
+                size = min(offsets[lane + 1] - heads[lane], caps[lane])
+                if time_ns + durations[lane, size] <= deadlines[heads[lane]]:
+                    break
+                heads[lane] += 1
+                size = 0
+            if size == 0:
+                continue
+            latest_start_ns = deadlines[heads[lane]] - durations[lane, size]
+            score = size / steps[lane, size] if by_rate else -float(latest_start_ns)
+            if chosen < 0 or score > best:
+                chosen, chosen_size, best = lane, size, score
+        if chosen < 0:
+            if forced:
+                forced = False
+                continue
+            return on_time, time_ns
+        forced = False
+        time_ns += steps[chosen, chosen_size]
+        heads[chosen] += chosen_size
+        on_time += chosen_size
+
+
+@jit
+def choose_lane(now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array) -> int:
+    """The bucket whose batch should go now; arguments as :func:`roll_lanes`, at least one request in all."""
+    best_lane = -1
+    best_on_time = -1
+    best_end = FAR_NS
+    for lane in range(caps.size):
+        if offsets[lane] == offsets[lane + 1]:
+            continue
+        for by_rate in (False, True):
+            on_time, end = roll_lanes(now_ns, deadlines, offsets, caps, durations, steps, lane, by_rate)
+            if on_time > best_on_time or (on_time == best_on_time and end < best_end):
+                best_lane, best_on_time, best_end = lane, on_time, end
+    return best_lane
+
+
+_READ = "Array(int64, 1, 'C', readonly=True)"
+_READ_2D = "Array(int64, 2, 'C', readonly=True)"
+_PAIR = "UniTuple(int64, 2)"
+
+EXPORTS = {
+    "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
+    "choose_lane": (choose_lane, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
+}
+"""Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

@@ -1,0 +1,458 @@
+"""The planning policy: sends the batch with which the best plan for the present and the near future begins.
+
+*Design.* At each decision for a free worker:
+
+1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
+   plan can do better, and this is the common case: one compiled pass over the queue.
+2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program
+   over the queued requests and the expected arrivals; where they differ it plays candidates forward. Where durations
+   scatter, a plan is worth less than throughput: the largest batch behind the requests that would be late in it.
+3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
+   time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
+   that is merely predicted to be late is passed over and stays queued.
+4. If not even a new request could be on time, as far as is known, the queue is sent as one batch: a *probe*. It
+   corrects a duration that is wrong, where rejecting everything would never measure again.
+
+*Classes.* The most urgent priority that is queued is planned as if alone, with its share of the arrivals. Less urgent
+requests fill its batch as far as its first deadline allows, and as far as a more urgent request that arrives meanwhile
+can still be served.
+
+*Without a deadline.* Such requests fill batches after all others. Once they have been queued for two seconds, they get
+a share of every batch: as large as their share of the queue.
+
+*Groups.* Requests of different length buckets, or of shapes that cannot be stacked, do not share a batch. Each group is
+planned by itself; the kernels choose the group to serve by playing the queue forward. Where a mask tells the model what
+is padding, one batch of the longest bucket replaces several that would take as long.
+
+*Pipelining.* Where the model keeps a queue, a full batch is sent a little before the running one ends
+(:mod:`~streaminfer.batching.planner.pipelining`), chosen for the instant at which that one is expected to end.
+
+*Invariants.* A batch is never larger than the size of best throughput, except to explore an unknown size. A worker
+never idles while a queued request can be on time. Exact for one worker, one group, one class, uniform time limits,
+durations without noise, at most 16 drops and 256 queued; a heuristic beyond. Several workers are planned as if their
+batches started evenly spread, one every ``t(b) / workers``.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.batch_groups import (
+    PATIENCE_NS,
+    Group,
+    first_if_all_on_time,
+    in_deadline_order,
+    in_one_batch,
+    pass_over_late,
+    with_rows_for_free,
+    without_late,
+)
+from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.planner.class_filling import fill_with_less_urgent
+from streaminfer.batching.planner.pipelining import HandOver
+from streaminfer.batching.policy import Decision
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.batching.service_time.service_time import best_size
+
+__all__ = ["Lookahead"]
+
+_UNIFORM = 0.05
+"""Time limits that differ by no more than this share are about equal."""
+_NOISY = 0.15
+"""Standard deviation of the logarithm of durations above which an exact plan is no better than `pass_over_late`."""
+_MAX_GROUPS = 16
+"""Groups that are compared at a decision, those with the earliest deadlines."""
+_UNMIXED_AFTER = 64
+"""Decisions with a single group after which shapes are no longer told apart."""
+
+_MAX_DROPS = 16
+"""The exact plan drops at most so many requests."""
+
+_NOTHING = Decision()
+
+_Array = NDArray[np.int64]
+_new_decision: Callable[[type[Decision], tuple[Any, ...]], Decision] = tuple.__new__
+
+
+class Lookahead:
+    """Policy that plans for most requests on time.
+
+    Synchronous, takes the time as an argument, belongs to one queue. Not thread-safe.
+
+    Args:
+        max_batch_size: the cap.
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`;
+            with length buckets a sequence of these, one per bucket.
+        workers: how many batches may run at once.
+        caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
+        lengths: with length buckets, their lengths: a bucket of which nothing is known is expected to take what the
+            nearest known one takes, in proportion to the length where it is longer.
+        padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
+        masked: with length buckets, whether a row may be padded to a longer bucket than its own.
+        kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
+        hand_over: what is known of the overhead that sending a batch early hides; ``None``: nothing.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int,
+        service_time: Any,
+        *,
+        workers: int = 1,
+        caps: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+        padded: Callable[[int], int] | None = None,
+        masked: bool = False,
+        kind_of: Callable[[Any], Hashable] | None = None,
+        hand_over: HandOver | None = None,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.service_time = service_time
+        models = service_time if isinstance(service_time, Sequence) else [service_time]
+        self._models = [
+            BucketModel(cap, model, workers=workers, padded=padded)
+            for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
+        ]
+        self._model = self._models[0] if len(self._models) == 1 else None
+        self._lengths = lengths
+        self._masked = masked
+        self._kind_of = kind_of
+        self._mixed_for = 0  # decisions for which shapes are still told apart
+        self._hand_over = HandOver() if hand_over is None else hand_over
+        self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
+        self._owed = 0.0  # rows that requests without a deadline were not given yet
+
+    def prepare(self, *, wait: bool) -> bool:
+        """Load the kernels before the first decision that needs them.
+
+        Args:
+            wait: block until they are there, for seconds where none were compiled ahead of time. Otherwise only load
+                those that were.
+
+        Returns:
+            Whether they are there.
+
+        Raises:
+            MissingExtra: there are none, and Numba, which would compile them, is not installed.
+        """
+        if not wait and not kernel_loader.is_compiled_ahead():
+            return False
+        kernel_loader.prepare()
+        return True
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+        """Learn from a batch.
+
+        Args:
+            size: its rows.
+            duration_ns: how long the worker was busy with it.
+            now_ns: when it ended.
+            cancelled: it was cancelled then: a lower bound.
+            bucket: the bucket of its requests.
+        """
+        if cancelled:
+            self._probe_size = max(size // 2, 1)
+        else:
+            self._probe_size = max(self._probe_size, 2 * size)
+            self._hand_over.alone(size, duration_ns)
+        self._models[bucket].observe(size, duration_ns, now_ns, cancelled)
+
+    def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
+        """Learn from a batch that was sent before the one in front of it had ended.
+
+        Args:
+            size: its rows.
+            busy_ns: from the end of the batch in front to its own.
+            now_ns: when it ended.
+            early_ns: how long before the end of the batch in front it was sent.
+            bucket: the bucket of its requests.
+        """
+        duration_ns = self._hand_over.ahead(size, busy_ns, early_ns)
+        self._models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
+
+    def mixed(self) -> None:
+        """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
+        self._mixed_for = _UNMIXED_AFTER
+
+    def limit_rows(self, bucket: int, most: int) -> None:
+        """Plan batches of a bucket with at most so many rows from now on: the memory was not enough for more."""
+        self._models[bucket].limit_rows(most)
+
+    # -- decisions ----------------------------------------------------------------------------------------------
+
+    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        """Return the next batch for one free worker."""
+        model = self._model
+        if model is not None and not self._mixed_for:
+            table = model.timetable
+            if table is None:  # nothing was ever measured: what is queued is the best first measurement
+                return Decision(waiting.first(model.cap), "exploration")
+            batch = waiting.batch_if_all_on_time(table, now_ns)
+            if batch is not None:
+                if len(batch) >= table.cap and model.compares:
+                    size = model.size_to_compare(waiting.waiting)
+                    if size and _leaves_time(model, size, waiting, now_ns):
+                        return Decision(waiting.first(size), "exploration")
+                # the common case: a tuple made outright takes half as long
+                return _new_decision(
+                    Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
+                )
+        return self._decide_for_late(waiting, now_ns)
+
+    def ahead(self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
+        """Return the batch to send before a worker is free, to a model that keeps a queue.
+
+        Args:
+            waiting: the queue.
+            now_ns: the present instant.
+            running: when each running batch started to count, and its rows; none of them was itself sent early and
+                still waits for the one in front.
+
+        Returns:
+            A full batch, and what is rejected behind it; or nothing, and perhaps when to decide again. Requests of
+            several groups are not sent early.
+        """
+        model, table = self._model, None if self._model is None else self._model.upper_timetable
+        if model is None or table is None or self._mixed_for or waiting.waiting < table.cap:
+            return _NOTHING
+        ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
+        if size > table.cap:  # it explores, and when it ends is a guess
+            return _NOTHING
+        band_ns = int(model.upper[size]) - model.expected_ns(size)
+        from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
+        if now_ns < from_ns <= until_ns:
+            return Decision(look_again_ns=from_ns)
+        if now_ns > until_ns:
+            return _NOTHING
+        decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
+        full = len(decision.batch) >= table.cap and decision.reason != "probe"
+        return decision if full or decision.reason == "exploration" else _NOTHING
+
+    @property
+    def full_size(self) -> int:
+        """How many must be queued for a batch to be sent early."""
+        return self.max_batch_size if self._model is None else len(self._model.durations) - 1
+
+    def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
+        """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
+        return self._hand_over.turn_ns(sent_ns, ended_ns)
+
+    def predicted_finish_ns(
+        self,
+        waiting: RequestQueue,
+        now_ns: int,
+        running: Sequence[tuple[int, int]],
+        bucket: int = 0,
+        ahead: int = 0,
+    ) -> int | None:
+        """Return the instant by which a request that came now would be answered, behind everything queued.
+
+        Args:
+            waiting: the queue.
+            now_ns: the present instant.
+            running: where no worker is free, when each running batch started to count, and its rows.
+            bucket: of the request; -1: unknown, taken to be the longest. Everything queued is taken to be of it too.
+            ahead: the rows of the batch that was sent early; 0: there is none.
+
+        Returns:
+            The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
+        """
+        table = self._models[bucket].upper_timetable
+        if table is None:
+            return None
+        start_ns = now_ns
+        if running:
+            ends_ns = sorted([table.ends_ns(turn_ns, size) for turn_ns, size in running])
+            if ahead:
+                ends_ns[0] = table.ends_ns(self._hand_over.turn_ns(now_ns, ends_ns[0]), ahead)
+            start_ns = max(now_ns, min(ends_ns))
+        return int(table.answered_ns(waiting.waiting, start_ns))
+
+    def _decide_for_late(self, waiting: RequestQueue, now_ns: int) -> Decision:
+        """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
+        tickets = waiting.first(waiting.waiting)
+        if self._borrow_durations():
+            bucket = tickets[0].bucket
+            return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
+        groups = self._groups(tickets)
+        if self._masked and len(groups) > 1:
+            together = in_one_batch(groups, now_ns)
+            if together:
+                return Decision(together, "idle_worker", shorter_too=True)
+        found = first_if_all_on_time(groups, now_ns, surely=waiting.several_priorities)
+        if found is not None:
+            group, size = found
+            return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
+        left, late, overdue, rejected = without_late(groups, now_ns)
+        refusal = _too_late(late[-1].model) if rejected else ""
+        if not left:
+            if overdue:
+                return Decision(self._of_one_group(overdue), "planned", rejected, refusal=refusal)
+            return self._probe(waiting, late, rejected, refusal)
+        group = left[0] if len(left) == 1 else left[self._choose_group(left, now_ns)]
+        share = len(group.tickets) / sum(len(one.tickets) for one in left)
+        batch, reason = self._plan(waiting, group, now_ns, share)
+        if len(groups) == 1 and reason == "planned":
+            batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
+        if overdue:
+            batch = self._with_overdue(batch, overdue, waiting.waiting)
+        return Decision(batch, reason, rejected, refusal=refusal)
+
+    def _groups(self, tickets: list[Ticket]) -> list[Group]:
+        """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
+        model = self._model
+        if model is not None and not (self._mixed_for and self._kind_of):
+            return [in_deadline_order(model, tickets)]
+        apart: dict[Hashable, list[Ticket]] = {}
+        kind_of = self._kind_of if self._mixed_for else None
+        for ticket in tickets:
+            kind = ticket.bucket if kind_of is None else (ticket.bucket, kind_of(ticket.inputs))
+            apart.setdefault(kind, []).append(ticket)
+        if self._mixed_for:
+            self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
+        groups = [in_deadline_order(self._models[some[0].bucket], some) for some in apart.values()]
+        groups.sort(key=lambda group: int(group.deadlines[0]))
+        return groups[:_MAX_GROUPS]
+
+    def _plan(self, waiting: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+        """Return the batch to send, of requests of one group none of which is late alone, and why."""
+        model, tickets, deadlines, untimed = group
+        size = model.size_to_explore(len(tickets))
+        if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
+            return tickets[:size], "exploration"
+        if not waiting.several_priorities and not untimed:
+            head, size = self._choose(waiting, model, deadlines, now_ns, share)
+            if size >= len(model.durations) - 1 and model.compares:
+                smaller = model.size_to_compare(size - 1)
+                if smaller:
+                    return tickets[head : head + smaller], "exploration"
+            return tickets[head : head + size], "planned"
+        urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
+        classes = waiting.journal.recent_classes()
+        of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
+        own = deadlines[of_class]
+        share *= classes.get(urgent[1], (1.0, 0))[0]
+        head, size = self._choose(waiting, model, own, now_ns, share)
+        chosen = [tickets[at] for at in of_class[head : head + size]]
+        kept = set(of_class)
+        others = sorted(
+            (at for at in range(len(tickets)) if at not in kept),
+            key=lambda at: (tickets[at].deadline_ns == NEVER, tickets[at].priority, at),
+        )
+        added = fill_with_less_urgent(
+            now_ns,
+            model.upper,
+            urgent_deadline_ns=int(own[head]),
+            urgent_size=len(chosen),
+            urgent_left=max(len(of_class) - head - size, 0),
+            others=deadlines[others],
+            rates=[
+                (part / waiting.journal.gap_ns(now_ns), limit_ns)
+                for priority, (part, limit_ns) in classes.items()
+                if priority <= urgent[1]
+            ],
+        )
+        return chosen + [tickets[others[at]] for at in added], "planned"
+
+    def _choose(
+        self, waiting: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float
+    ) -> tuple[int, int]:
+        """Return how many requests of one class to pass over, and how many to send behind them."""
+        table = model.timetable
+        if table is not None and table.all_on_time(deadlines, now_ns):
+            return 0, min(deadlines.size, table.cap)
+        if model.learns and model.service_time.deviation > _NOISY:
+            return pass_over_late(deadlines, model.durations, now_ns)
+        limits = waiting.journal.recent_limits_ns() or [PATIENCE_NS]
+        shortest, longest = min(limits), max(limits)
+        durations, steps = model.durations, model.steps
+        if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
+            feasible = max(1, int(np.searchsorted(durations, longest, side="right")) - 1)
+            best = best_size(durations[: feasible + 1].astype(np.float64))
+            durations, steps = durations[: best + 1], steps[: best + 1]
+        head, size = kernel_loader.load().choose(
+            now_ns,
+            deadlines,
+            durations,
+            steps,
+            np.array(limits, np.int64),
+            waiting.journal.gap_ns(now_ns) / share,
+            longest - shortest <= _UNIFORM * longest,
+            _MAX_DROPS,
+        )
+        return int(head), int(size)
+
+    def _choose_group(self, groups: list[Group], now_ns: int) -> int:
+        longest = max(group.model.durations.size for group in groups)
+        durations = np.ones((len(groups), longest), np.int64)
+        steps = np.ones((len(groups), longest), np.int64)
+        for at, (model, _, _, _) in enumerate(groups):
+            durations[at, : model.durations.size] = model.durations
+            steps[at, : model.steps.size] = model.steps
+        offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
+        caps = np.array([group.model.durations.size - 1 for group in groups])
+        deadlines = np.concatenate([group.deadlines for group in groups])
+        return int(kernel_loader.load().choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
+
+    def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
+        """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
+        self._owed = min(self._owed + len(batch) * len(overdue) / queued, float(len(overdue)))
+        owed = min(int(self._owed), len(batch))
+        self._owed -= owed
+        # the assembler leaves out rows that cannot be stacked with the first one: they are owed again
+        return batch[: len(batch) - owed] + overdue[:owed]
+
+    def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
+        model = self._models[tickets[0].bucket]
+        return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
+
+    def _probe(self, waiting: RequestQueue, late: list[Group], rejected: list[Ticket], refusal: str) -> Decision:
+        """Nothing can be on time: send what is queued if a new request could not be either."""
+        group = late[0]
+        limits = waiting.journal.recent_limits_ns()
+        if limits and max(limits) >= group.model.durations[1]:
+            return Decision((), "", rejected, refusal=refusal)
+        cap = min(len(group.model.durations) - 1, self._probe_size)
+        # what is known is in doubt, so nothing is rejected because of it
+        return Decision(group.tickets[-cap:], "probe")
+
+    def _borrow_durations(self) -> bool:
+        """Give buckets of which nothing is known the durations of the nearest known one.
+
+        Returns:
+            Whether nothing is known of any bucket.
+        """
+        known = [bucket for bucket, model in enumerate(self._models) if not model.learns or model.service_time.known]
+        if not known:
+            return True
+        lengths = self._lengths or range(1, len(self._models) + 1)
+        for bucket, model in enumerate(self._models):
+            if bucket not in known:
+                nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
+                model.borrow(self._models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+        return False
+
+    def __repr__(self) -> str:
+        return f"Lookahead({self.max_batch_size}, {self.service_time!r})"
+
+
+def _too_late(model: BucketModel) -> str:
+    return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
+
+
+def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    deadlines = in_deadline_order(model, waiting.first(waiting.waiting)).deadlines
+    table = model.timetable
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )

@@ -1,0 +1,1 @@
+"""The queue of a batcher: tickets, deadlines, the record of events."""

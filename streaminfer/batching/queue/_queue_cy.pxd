@@ -1,0 +1,72 @@
+cimport cython
+from streaminfer._request_cy cimport Timings as CTimings
+from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
+from streaminfer.batching.queue._event_ring_cy cimport Journal
+from streaminfer.batching.planner._feasibility_cy cimport Timetable
+from streaminfer.batching.queue._ticket_cy cimport Run, Ticket
+
+cdef long long _NEVER
+cdef Py_ssize_t _EMPTY_LEVELS_KEPT
+cdef double _NEWEST
+
+cdef class _Level:
+    cdef int priority
+    cdef Ticket head
+    cdef Ticket tail
+    cdef Py_ssize_t count
+
+cdef class RequestQueue:
+    cdef readonly Py_ssize_t max_size
+    cdef readonly Py_ssize_t waiting
+    cdef readonly Py_ssize_t running
+    cdef readonly Py_ssize_t answered
+    cdef readonly Py_ssize_t failed
+    cdef readonly double batch_s
+    cdef list _levels
+    cdef _Level _recent
+    cdef readonly Journal journal
+    cdef DeadlineHeap _deadlines
+
+    @cython.locals(ticket=Ticket, level=_Level, tail=Ticket)
+    cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*)
+
+    @cython.locals(ticket=Ticket, level=_Level, left=Py_ssize_t)
+    cpdef list first(self, Py_ssize_t count)
+
+    @cython.locals(
+        batch=list, cap=Py_ssize_t, ahead=Py_ssize_t, left=Py_ssize_t, first=bint, time_ns=cython.longlong,
+        latest_ns=cython.longlong, level=_Level, ticket=Ticket)
+    cpdef list batch_if_all_on_time(self, Timetable table, long long now_ns)
+
+    @cython.locals(level=_Level, found=Ticket)
+    cpdef Ticket least_urgent(self)
+
+    @cython.locals(ticket=Ticket, run=Run, taken=list, inputs=list, latest_ns=cython.longlong)
+    cpdef Run take(self, object tickets, long long now_ns, object reason)
+
+    cpdef bint end(self, Ticket ticket)
+
+    @cython.locals(ticket=Ticket)
+    cpdef list expire(self, long long now_ns)
+
+    @cython.locals(
+        ticket=Ticket, timings=CTimings, tickets=list, index=Py_ssize_t, size=Py_ssize_t,
+        duration_s=double)
+    cpdef deliver(self, Run run, list rows, long long assembled_ns, long long inferred_ns)
+
+    @cython.locals(level=_Level, found=Py_ssize_t)
+    cdef bint _several_priorities(self) except -1
+
+    @cython.locals(level=_Level, ticket=Ticket, oldest=cython.longlong)
+    cdef long long _oldest(self) except -1
+
+    @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
+    cdef _Level _level_of(self, int priority)
+
+    @cython.locals(level=_Level, before=Ticket, after=Ticket)
+    cdef void _unlink(self, Ticket ticket)
+
+    @cython.locals(run=Run)
+    cdef void _leave(self, Ticket ticket)
+
+    cdef void _finish(self, Ticket ticket)

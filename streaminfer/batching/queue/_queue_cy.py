@@ -1,0 +1,384 @@
+"""The requests that a batcher has in hand: waiting in service order, or running, each with its deadline.
+
+The idea: three views of one set of tickets, so that each question costs what it must and no more.
+
+* *Who is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a cancelled or
+  expired ticket leaves the middle in O(1), nothing is scanned and nothing stays behind.
+* *Who expires next?* A heap by deadline over waiting and running tickets (``_deadlines_cy``).
+* *How many?* Counters; and what arrived lately, in the journal (``_event_ring_cy``).
+
+Invariants, which the property tests check: a ticket waits, then perhaps runs, then has ended, never back; ``end`` says
+yes once per ticket; ``len`` counts those that wait; order of arrival holds within a priority; every live ticket with a
+deadline is in the heap.
+
+One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an
+argument, not thread-safe: one event loop, or one simulation, owns a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from streaminfer._request_cy import Timings
+from streaminfer.batching.planner._feasibility_cy import Timetable
+from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
+from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.errors import for_caller
+
+__all__ = ["RequestQueue"]
+
+# C variables in the compiled module, not visible from Python
+_NEVER = NEVER
+_EMPTY_LEVELS_KEPT = 16
+_NEWEST = 0.2  # its weight in the recent mean
+
+
+class _Level:
+    """The waiting tickets of one priority, oldest first."""
+
+    __slots__ = ("count", "head", "priority", "tail")
+
+    def __init__(self, priority: int) -> None:
+        self.priority = priority
+        self.head: Ticket | None = None
+        self.tail: Ticket | None = None
+        self.count = 0
+
+
+class RequestQueue:
+    """Every request that a batcher has in hand.
+
+    Args:
+        max_size: how many may wait; the caller asks :attr:`full` before it admits.
+
+    Attributes:
+        journal: what arrived, went and was dropped lately; the queue notes the arrivals.
+        waiting: how many wait now.
+        running: how many are part of running batches now.
+        answered: how many were delivered a result so far.
+        failed: how many were delivered an exception as their row so far.
+        batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
+    """
+
+    __slots__ = (
+        "_deadlines",
+        "_levels",
+        "_recent",
+        "answered",
+        "batch_s",
+        "failed",
+        "journal",
+        "max_size",
+        "running",
+        "waiting",
+    )
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.waiting = 0
+        self.running = 0
+        self.journal = Journal()
+        self.answered = 0
+        self.failed = 0
+        self.batch_s = 0.0
+        self._levels: list[_Level] = []
+        self._recent: _Level | None = None
+        self._deadlines = DeadlineHeap()
+
+    def __len__(self) -> int:
+        return self.waiting
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self.first(self.waiting))
+
+    @property
+    def full(self) -> bool:
+        """No place for another waiting request."""
+        return self.waiting >= self.max_size
+
+    @property
+    def several_priorities(self) -> bool:
+        """Whether requests of more than one priority wait."""
+        return self._several_priorities()
+
+    @property
+    def oldest_ns(self) -> int:
+        """When the longest waiting request was accepted; :data:`NEVER` where none waits."""
+        return self._oldest()
+
+    def admit(
+        self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
+    ) -> Ticket:
+        """Takes a request in hand, behind those that wait with the same priority."""
+        ticket = Ticket.__new__(Ticket)
+        ticket.request = request
+        ticket.inputs = inputs
+        ticket.future = future
+        ticket.timings = Timings(now_ns)
+        ticket.deadline_ns = deadline_ns
+        ticket.priority = priority
+        ticket.run = None
+        ticket.bucket = bucket
+        ticket.cost = 0.0
+        ticket._live = True
+        ticket._waits = True
+        ticket._previous = None
+        ticket._next = None
+        level = self._recent
+        if level is None or level.priority != ticket.priority:
+            level = self._level_of(ticket.priority)
+            self._recent = level
+        tail = level.tail
+        if tail is None:
+            level.head = ticket
+        else:
+            tail._next = ticket
+            ticket._previous = tail
+        level.tail = ticket
+        level.count += 1
+        self.waiting += 1
+        if ticket.deadline_ns != _NEVER:
+            self.journal.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
+            self._deadlines.push(ticket)
+        else:
+            self.journal.arrived(now_ns, 0, ticket.priority)
+        return ticket
+
+    def first(self, count: int) -> list[Ticket]:
+        """The next ``count`` waiting tickets in service order: by priority, then by arrival."""
+        tickets: list[Ticket] = []
+        left = count
+        for level in self._levels:
+            ticket = level.head
+            while ticket is not None:
+                if left <= 0:
+                    return tickets
+                left -= 1
+                tickets.append(ticket)
+                ticket = ticket._next
+        return tickets
+
+    def batch_if_all_on_time(self, table: Timetable, now_ns: int) -> list[Ticket] | None:
+        """The first full batch, if all that wait, cut into full batches as they stand, are on time.
+
+        Args:
+            table: what a batch takes, by its size.
+            now_ns: when that first batch would start.
+
+        Returns:
+            The next tickets in service order, as many as a batch may have; ``None`` where one would be late or
+            deadlines do not ascend in service order, which is then not a planner's.
+        """
+        batch: list[Ticket] = []
+        cap = table.cap
+        ahead = self.waiting
+        left = 0
+        first = True
+        time_ns = now_ns
+        latest_ns = 0
+        for level in self._levels:
+            ticket = level.head
+            while ticket is not None:
+                if ticket.deadline_ns < latest_ns:
+                    return None
+                latest_ns = ticket.deadline_ns
+                if left == 0:
+                    first = ahead == self.waiting
+                    left = cap if ahead > cap else ahead
+                    if time_ns + table.durations[left] > latest_ns:
+                        return None
+                    time_ns += table.steps[left]
+                    ahead -= left
+                left -= 1
+                if first:
+                    batch.append(ticket)
+                ticket = ticket._next
+        return batch
+
+    def least_urgent(self) -> Ticket | None:
+        """The newest ticket of the least urgent priority: the one to give way when a more urgent request comes."""
+        found = None
+        for level in self._levels:
+            if level.tail is not None:
+                found = level.tail
+        return found
+
+    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Run:
+        """Moves tickets from waiting to running, but for those whose caller has gone, and notes it in the journal.
+
+        Args:
+            tickets: waiting tickets; any that does not wait is passed over.
+            now_ns: the instant that becomes ``timings.started_ns``.
+            reason: why this batch goes.
+
+        Returns:
+            The tickets that now run, perhaps none.
+        """
+        run = Run()
+        run.started_ns = now_ns
+        run.turn_ns = now_ns
+        taken = run.tickets
+        inputs = run.inputs
+        latest_ns = 0
+        for ticket in tickets:
+            if not ticket._waits:
+                continue
+            if ticket.future is not None and ticket.future.done():
+                continue  # cancelled a moment ago: its caller is about to end the ticket
+            self._unlink(ticket)
+            ticket._waits = False
+            ticket.run = run
+            ticket.timings.started_ns = now_ns
+            if ticket.deadline_ns > latest_ns:
+                latest_ns = ticket.deadline_ns
+            taken.append(ticket)
+            inputs.append(ticket.inputs)
+        run.deadline_ns = latest_ns
+        run.live = len(taken)
+        if run.live:
+            self.running += run.live
+            run.sequence = self.journal.launched(now_ns, run.live, reason, self.waiting)
+        return run
+
+    def end(self, ticket: Ticket) -> bool:
+        """Ends a ticket, wherever it is.
+
+        Returns:
+            Whether it was live: the one who gets ``True`` owes the caller an answer.
+        """
+        if not ticket._live:
+            return False
+        if ticket._waits:
+            self._unlink(ticket)
+        else:
+            self._leave(ticket)
+        self._finish(ticket)
+        return True
+
+    def expire(self, now_ns: int) -> list[tuple[Any, Run | None, Timings]]:
+        """Ends the live tickets whose deadline is now or past, earliest first.
+
+        Returns:
+            Of each: the future that is owed an error, the running batch it was part of, and its timings.
+        """
+        late: list[tuple[Any, Run | None, Timings]] = []
+        while True:
+            ticket = self._deadlines.earliest()
+            if ticket is None or ticket.deadline_ns > now_ns:
+                return late
+            late.append((ticket.future, ticket.run, ticket.timings))
+            self.end(ticket)
+
+    @property
+    def next_deadline_ns(self) -> int:
+        """The earliest deadline of a live ticket; :data:`NEVER` where there is none."""
+        return self._deadlines.next_ns()
+
+    def deliver(self, run: Run, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
+        """Hands each caller that still waits its row of a finished batch.
+
+        Args:
+            run: the batch.
+            rows: as many results as the batch has tickets; a row that is an exception goes to its caller alone.
+            assembled_ns: when the inputs stood together.
+            inferred_ns: when the model had answered.
+        """
+        self.journal.finished(run.sequence, inferred_ns, True)
+        duration_s = (inferred_ns - run.turn_ns) / 1e9
+        self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
+        tickets = run.tickets
+        size = len(tickets)
+        for index in range(size):
+            ticket = tickets[index]
+            row = rows[index]
+            if not ticket._live:
+                continue
+            future = ticket.future
+            if future.done():
+                continue  # cancelled a moment ago: its caller is about to end the ticket
+            self._leave(ticket)
+            self._finish(ticket)
+            timings = ticket.timings
+            timings.assembled_ns = assembled_ns
+            timings.inferred_ns = inferred_ns
+            timings.batch_size = size
+            if isinstance(row, BaseException):
+                self.failed += 1
+                if not isinstance(row, Exception) or isinstance(row, StopIteration):
+                    row = for_caller(row, "the batch function")  # a future refuses these two
+                future.set_exception(row)
+            else:
+                self.answered += 1
+                future.set_result(row)
+
+    def _several_priorities(self) -> bool:
+        found = 0
+        for level in self._levels:
+            if level.count:
+                found += 1
+        return found > 1
+
+    def _oldest(self) -> int:
+        oldest = _NEVER
+        for level in self._levels:
+            ticket = level.head
+            if ticket is not None and ticket.timings.enqueued_ns < oldest:
+                oldest = ticket.timings.enqueued_ns
+        return oldest
+
+    def _level_of(self, priority: int) -> _Level:
+        position = 0
+        for level in self._levels:
+            if level.priority == priority:
+                return level
+            if level.priority > priority:
+                break
+            position += 1
+        if len(self._levels) > _EMPTY_LEVELS_KEPT:
+            self._levels = [level for level in self._levels if level.count]
+            position = 0
+            for level in self._levels:
+                if level.priority > priority:
+                    break
+                position += 1
+        fresh = _Level(priority)
+        self._levels.insert(position, fresh)
+        return fresh
+
+    def _unlink(self, ticket: Ticket) -> None:
+        level = self._recent
+        if level is None or level.priority != ticket.priority:
+            level = self._level_of(ticket.priority)
+            self._recent = level
+        before = ticket._previous
+        after = ticket._next
+        if before is None:
+            level.head = after
+        else:
+            before._next = after
+        if after is None:
+            level.tail = before
+        else:
+            after._previous = before
+        ticket._previous = None
+        ticket._next = None
+        level.count -= 1
+        self.waiting -= 1
+
+    def _leave(self, ticket: Ticket) -> None:
+        self.running -= 1
+        run = ticket.run
+        if run is not None:
+            run.live -= 1
+
+    def _finish(self, ticket: Ticket) -> None:
+        ticket._live = False
+        ticket._waits = False
+        ticket.request = None
+        ticket.inputs = None
+        ticket.future = None
+        ticket.run = None
+        if ticket.deadline_ns != _NEVER:
+            self._deadlines.ended()

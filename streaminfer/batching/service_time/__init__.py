@@ -1,0 +1,1 @@
+"""Service times: how long a batch of a size takes, given, learned or calibrated."""

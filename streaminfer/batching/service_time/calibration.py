@@ -1,0 +1,415 @@
+"""Batches of example inputs that run before a batcher accepts requests: the model is warm, and its service time known.
+
+*Design.* A second `BatchedService` around the same backend, with the assembler of the first, is sent requests
+whose batches have the sizes that the model will see. So all that a live batch passes is passed here, from the queue to
+the worker thread and back, and what the policy is told is measured as it is of live batches; but the counters and the
+journal are the second one's, and go with it.
+
+The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
+longer than twice the latency objective, because a planner does not use those. What is measured is one batch at a time,
+also where several workers share the cores: a service time that is learned too short is corrected by the next batches,
+one that is too long rejects requests that could be on time.
+
+*Where sizes are open.* A model may leave sizes of its inputs open, and then zeros say nothing of how long a real
+request takes. Length buckets name the size of their axis. Other open sizes are tried by doubling until the model
+accepts them; the batches then warm the model, but the policy is told nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import statistics
+import weakref
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.policy import Decision
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.errors import BackendError, InvalidInput
+from streaminfer.protocols import ExampleInputs
+from streaminfer.request import Batch, Request
+
+if TYPE_CHECKING:
+    from streaminfer.batching.assembly.buckets import Buckets
+
+__all__ = ["Calibration", "CalibrationPolicy", "CalibrationStatistics"]
+
+BUDGET_NS = 2_000_000_000
+"""The time of all measured batches, without the first one of each size."""
+REPEATS = 4
+"""Measured batches of each size, as far as the budget goes: their median ignores one that was disturbed."""
+LIMIT_IN_SLOS = 2
+"""A batch that takes so many times the latency objective ends the sizes: larger ones are late for certain."""
+LIMIT_NS = 1_000_000_000
+"""The same limit where there is no objective."""
+OPEN_SIZES = tuple(1 << power for power in range(11))
+"""What is tried for sizes that a model leaves open."""
+
+_OPEN = "the model leaves sizes open, so its first batches teach; example= says what a request brings"
+_LOGGER = logging.getLogger("streaminfer")
+
+
+@attrs.frozen
+class CalibrationStatistics(Snapshot):
+    """What a batcher measured when it was started.
+
+    Attributes:
+        seconds: how long that took, batches that were thrown away included.
+        durations_s: by the length of a bucket (0 without buckets) and batch size, the median time of a batch, seconds.
+        skipped: by the length of a bucket, the sizes that were left out, because they would take too long.
+        note: why nothing, or not all, was measured; empty where all was.
+    """
+
+    seconds: float = 0.0
+    durations_s: Mapping[int, Mapping[int, float]] = MappingProxyType({})
+    skipped: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    note: str = ""
+
+    def __str__(self) -> str:
+        parts = []
+        for length, durations in self.durations_s.items():
+            sizes = sorted(durations)
+            bucket = f" of length {length}" if length else ""
+            span = f"{durations[sizes[0]] * 1e3:.3g}"
+            if len(sizes) > 1:
+                span += f" to {durations[sizes[-1]] * 1e3:.3g}"
+            parts.append(f"batches{bucket} of {', '.join(map(str, sizes))} take {span} ms")
+            if self.skipped.get(length):
+                parts[-1] += f" (without {', '.join(map(str, self.skipped[length]))}, which take too long)"
+        return "; ".join([*parts, self.note] if self.note else parts)
+
+    def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+        rows = "".join(
+            f"<tr><td>{length or ''}</td><td>{size}</td><td>{duration * 1e3:.3g} ms</td></tr>"
+            for length, durations in self.durations_s.items()
+            for size, duration in sorted(durations.items())
+        )
+        return (
+            f"<table><caption>calibration: {self.seconds:.3g} s {html.escape(self.note)}</caption><thead><tr>"
+            f"<th>bucket</th><th>batch size</th><th>median</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+
+class Observation(NamedTuple):
+    """One batch, as a policy is told of it."""
+
+    size: int
+    duration_ns: int
+    now_ns: int
+    bucket: int
+
+
+class CalibrationPolicy:
+    """Sends what is queued at once, and keeps what batches took.
+
+    Attributes:
+        observations: of the batches since it was last emptied.
+    """
+
+    def __init__(self) -> None:
+        self.observations: list[Observation] = []
+
+    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        """All that is queued."""
+        return Decision(waiting.first(waiting.waiting), "calibration")
+
+    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+        """Keeps a batch."""
+        if not cancelled:
+            self.observations.append(Observation(size, duration_ns, now_ns, bucket))
+
+
+class Calibration:
+    """Measures a backend through a service of its own; one for each batcher, used again at each start.
+
+    Not thread-safe: it belongs to the event loop of its batcher.
+
+    Args:
+        name: of the backend, for messages.
+
+    Attributes:
+        progress: what it does now, for a log; empty when it does nothing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.progress = ""
+        self._name = name
+        self._known: dict[int, dict[int, float]] = {}
+        self._warmed: set[tuple[int, int]] = set()
+        self._ended: dict[int, tuple[int, int]] = {}  # by length: the last size, and the limit that it exceeded
+
+    async def run(
+        self,
+        make_service: Callable[[Any, CalibrationPolicy], Any],
+        example: ExampleInputs,
+        assembler: Assembler,
+        *,
+        slo_ns: int | None,
+        learn: Callable[[int, int, int, bool, int], object] | None,
+        validate: Callable[[Request], None] | None,
+    ) -> CalibrationStatistics:
+        """Runs the batches that were not measured at an earlier start, and tells the policy what they took.
+
+        Args:
+            make_service: makes the service that the batches pass, of the backend and its policy; it is stopped
+                at the end, however that comes.
+            example: what requests bring.
+            assembler: of the batcher.
+            slo_ns: the latency objective, nanoseconds; ``None``: there is none.
+            learn: the ``finished`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
+                model.
+            validate: checks a request as the live ones are checked.
+
+        Returns:
+            What is known now, that of earlier starts included.
+
+        Raises:
+            BackendError: inputs that the user gave failed.
+            ValueError: they do not fit the model.
+        """
+        policy = CalibrationPolicy()
+        service = make_service(_Uncounted(example.infer, self._name), policy)
+        bench = _Bench(service, policy, example, assembler, slo_ns)
+        try:
+            async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
+                return await self._run(bench, example, learn, validate)
+        finally:
+            self.progress = ""
+            await service.stop(drain=False)
+
+    async def _run(
+        self,
+        bench: "_Bench",
+        example: ExampleInputs,
+        learn: Callable[[int, int, int, bool, int], object] | None,
+        validate: Callable[[Request], None] | None,
+    ) -> CalibrationStatistics:
+        assembler, clock = bench.assembler, bench.service.clock
+        started_ns = clock()
+        note = ""
+        skipped: dict[int, tuple[int, ...]] = {}
+        try:
+            buckets = assembler.buckets
+            lengths = (0,) if buckets is None else buckets.lengths
+            if example.resize is None and _open_axes(example, buckets):
+                return CalibrationStatistics(note=_OPEN)
+            for bucket, length in enumerate(lengths):
+                sizes = assembler.sizes_of(bucket)
+                row, is_guess = await self._row(bench, assembler, example, bucket, sizes[0], validate)
+                known = self._known.setdefault(length, {})
+                last, limit_ns = self._ended.get(length, (sizes[-1], 0))
+                if limit_ns < bench.limit_ns:
+                    last = sizes[-1]
+                missing = [size for size in sizes if size not in known and size <= last]
+                measures = learn is not None and not is_guess
+                if is_guess:
+                    note = _OPEN
+                if not measures:
+                    cold = [size for size in sizes if (length, size) not in self._warmed]
+                    skipped[length] = await self._warm(bench, row, length, cold or sizes[:1])
+                    continue
+                if not missing:  # the workers may be new ones
+                    await bench.run_on_each(row, sizes[0])
+                else:
+                    await self._measure(bench, row, bucket, missing, len(lengths), learn)
+                skipped[length] = tuple(size for size in sizes if size not in known)
+        except (BackendError, InvalidInput) as error:
+            if example.is_given:
+                raise BackendError(
+                    f"backend {self._name!r} failed on a calibration batch of its example=: {error}"
+                ) from error
+            note = (
+                f"backend {self._name!r} failed on a calibration batch of zeros, so its first batches teach; "
+                f"example= says what a request brings ({error})"
+            )
+            _LOGGER.warning(note)
+        return CalibrationStatistics(
+            (clock() - started_ns) / 1e9,
+            MappingProxyType({length: MappingProxyType(dict(known)) for length, known in self._known.items() if known}),
+            MappingProxyType({length: sizes for length, sizes in skipped.items() if sizes}),
+            note,
+        )
+
+    async def _row(
+        self,
+        bench: "_Bench",
+        assembler: Assembler,
+        example: ExampleInputs,
+        bucket: int,
+        size: int,
+        validate: Callable[[Request], None] | None,
+    ) -> tuple[Any, bool]:
+        """A request of a bucket, and whether sizes of it are guessed."""
+        buckets = assembler.buckets
+        is_open = bool(_open_axes(example, buckets))
+        failure: BaseException | None = None
+        for open_size in OPEN_SIZES if is_open and example.resize is not None else (0,):
+            inputs = example.resize(open_size) if open_size and example.resize is not None else example.inputs
+            row = inputs if buckets is None else _fit(inputs, buckets, bucket)
+            if validate is not None:
+                try:
+                    validate(Request(row))
+                except InvalidInput as error:
+                    if example.is_given:
+                        raise ValueError(f"example: {error}") from error
+                    raise
+            if not is_open:
+                return row, False
+            self.progress = f"looking for a size that the model accepts: {open_size}"
+            try:
+                await bench.run(row, size)
+            except BackendError as error:
+                failure = error
+            else:
+                return row, True
+        assert failure is not None  # noqa: S101 - at least one size was tried
+        raise failure
+
+    async def _warm(self, bench: "_Bench", row: Any, length: int, sizes: list[int]) -> tuple[int, ...]:
+        """Runs each size once; returns those that were left out."""
+        for number, size in enumerate(sizes):
+            self.progress = f"warming up with a batch of {size}"
+            took_ns = max(one.duration_ns for one in await bench.run_on_each(row, size))
+            self._warmed.add((length, size))
+            if took_ns > bench.limit_ns:
+                return tuple(sizes[number + 1 :])
+        return ()
+
+    async def _measure(
+        self,
+        bench: "_Bench",
+        row: Any,
+        bucket: int,
+        sizes: list[int],
+        share: int,
+        learn: Callable[[int, int, int, bool, int], object] | None,
+    ) -> None:
+        assert learn is not None  # noqa: S101 - the caller looked
+        budget_ns = BUDGET_NS // share
+        runs: dict[int, list[int]] = {}
+        spent_ns = 0
+
+        async def measure(size: int) -> None:
+            nonlocal spent_ns
+            for seen in await bench.run(row, size):
+                learn(seen.size, seen.duration_ns, seen.now_ns, False, bucket)
+                runs.setdefault(seen.size, []).append(seen.duration_ns)
+                spent_ns += seen.duration_ns
+
+        length = 0 if bench.assembler.buckets is None else bench.assembler.buckets.lengths[bucket]
+        for size in sizes:
+            self.progress = f"measuring batches of {size}"
+            await bench.run_on_each(row, size)
+            await measure(size)
+            if size in runs and runs[size][0] > bench.limit_ns:
+                await measure(size)  # it may have been disturbed
+            if size not in runs or min(runs[size]) > bench.limit_ns or spent_ns > budget_ns:
+                self._ended[length] = (size, bench.limit_ns)
+                break
+        for _ in range(REPEATS - 1):
+            for size in reversed(tuple(runs)):  # a small one last: what it needs is in the caches for the first request
+                if spent_ns + runs[size][0] <= budget_ns:
+                    await measure(size)
+        for size, took in runs.items():
+            self._known[length][size] = statistics.median(took) / 1e9
+
+
+_LOCKS: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = weakref.WeakKeyDictionary()
+
+
+def _alone_on_this_loop() -> asyncio.Lock:
+    """Held by the one calibration that may run: models that are measured at the same time slow each other down."""
+    return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+
+class _Uncounted:
+    """The backend as a calibration calls it: past its counters and the layers around it."""
+
+    __slots__ = ("infer", "name")
+
+    def __init__(self, infer: Callable[[Batch], Any], name: str) -> None:
+        self.infer = infer
+        self.name = name
+
+
+class _Bench:
+    """Runs batches of one request many times."""
+
+    def __init__(
+        self,
+        service: Any,
+        policy: CalibrationPolicy,
+        example: ExampleInputs,
+        assembler: Assembler,
+        slo_ns: int | None,
+    ) -> None:
+        self.assembler = assembler
+        self.limit_ns = LIMIT_NS if slo_ns is None else LIMIT_IN_SLOS * slo_ns
+        self.service = service
+        self._policy = policy
+        self._infer_on_each = example.infer_on_each
+
+    async def run(self, row: Any, size: int) -> list[Observation]:
+        """Sends ``size`` requests at once; they may make more than one batch where bytes are limited.
+
+        Raises:
+            BackendError: the backend failed, for the batch or for a row.
+        """
+        self._policy.observations.clear()
+        tickets = [self.service.submit(Request(row), row, None, 0) for _ in range(size)]
+        results = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BackendError | InvalidInput):
+                raise result
+            if isinstance(result, BaseException):
+                raise BackendError(f"{type(result).__name__}: {result}") from result
+        return self._policy.observations.copy()
+
+    async def run_on_each(self, row: Any, size: int) -> list[Observation]:
+        """The same, and then one such batch on each worker."""
+        observations = await self.run(row, size)
+        if self._infer_on_each is not None:
+            rows = max(one.size for one in observations)
+            prepared = self.assembler.prepare(row)
+            await self._infer_on_each(Batch(self.assembler.assemble([prepared] * rows), [Request(row)] * rows))
+        return observations
+
+
+def _open_axes(example: ExampleInputs, buckets: "Buckets | None") -> dict[str, tuple[int, ...]]:
+    """The axes of guessed inputs whose size nothing tells."""
+    if buckets is None:
+        return dict(example.free_axes)
+    left: dict[str, tuple[int, ...]] = {}
+    for name, axes in example.free_axes.items():
+        if name == buckets.mask:
+            continue
+        value = example.inputs[name] if isinstance(example.inputs, Mapping) else example.inputs
+        if buckets.is_ragged(name, value):
+            axes = tuple(axis for axis in axes if axis != buckets.axis % value.ndim)  # noqa: PLW2901
+        if axes:
+            left[name] = axes
+    return left
+
+
+def _fit(inputs: Any, buckets: "Buckets", bucket: int) -> Any:
+    """The inputs, repeated or cut along the ragged axis so that the batcher pads them to a length of the bucket."""
+    shorter = buckets.lengths[bucket - 1] if bucket else 0
+    length = max(buckets.lengths[bucket] - 1, shorter + 1)
+
+    def fit(name: str | None, value: Any) -> Any:
+        value = np.asarray(value)
+        if not buckets.is_ragged(name, value):
+            return value
+        return np.take(value, np.arange(length) % value.shape[buckets.axis], axis=buckets.axis)
+
+    if isinstance(inputs, Mapping):
+        return {name: fit(name, value) for name, value in inputs.items() if name != buckets.mask}
+    return fit(None, inputs)

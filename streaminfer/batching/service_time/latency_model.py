@@ -1,0 +1,302 @@
+"""Online estimate of how long a batch takes, by its size.
+
+*Design.* A duration is a *speed* that all sizes share, times the *relative cost* of the size, times noise. Costs lie
+on a line over the size, but for a correction of each size, two an octave, that counts the more the more often the size
+was seen: a size that was first seen in a slow moment is held by its neighbors. Each batch moves the speed by a tenth
+of its residual (the log-ratio observed/predicted) and the cost of its size by a share that falls with each visit, so
+the speed follows the device and the shape settles.
+
+*Noise.* A residual counts for at most 2.5 standard deviations, so an outlier moves little. Three slower batches in a
+row (two faster ones: nothing makes a device faster by accident) are no outliers: the speed jumps to the nearest of
+them, or, where the size was hardly known, its cost does; a cost that was hardly known falls at the first faster batch.
+All gains are relative to the noise, so a device that repeats to the microsecond is followed as finely.
+
+*Beyond what was seen* the line goes on. After a single size it is flat, so that larger batches are tried, and for
+smaller ones half of the cost counts as proportional. Past the largest size with two visits an estimate is a guess:
+``trusted`` says up to where it is none.
+
+*Invariants.* Costs are positive and, as published, nondecreasing (a batch can be padded to a larger one). Reading
+changes nothing.
+
+*Complexity.* O(1) per batch, and O(sizes) when the curve is published again: after each of a size's first batches, then
+when a prediction moved by 0.02 % or a tenth of the noise.
+
+*References.* Hampel, Ronchetti, Rousseeuw, Stahel (1986), Robust Statistics (bounded influence); Barlow et al. (1972),
+Statistical Inference under Order Restrictions.
+"""
+
+import math
+from bisect import insort
+
+from streaminfer._internal.validation import check_count, check_instance
+from streaminfer.batching.service_time.isotonic import isotonic_curve
+from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
+from streaminfer.batching.service_time.service_time import ServiceTime
+
+__all__ = ["LatencyModel", "nearest_size"]
+
+_SPEED_GAIN = 0.1
+_VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
+_SETTLED = 4  # visits after which a lasting residual is blamed on the speed, not on the size
+_OUTLIER = 2.5  # standard deviations
+_SMALLEST_OUTLIER = 0.02  # log-ratio
+_SLOWER_IN_A_ROW, _FASTER_IN_A_ROW = 3, 2
+_OFF_LINE = 0.15  # standard deviation of the costs about the line, as a log-ratio
+_LINE_VISITS = 0.5  # visits for which a size's own cost counts as much as the line, at least
+_PRIOR_WEIGHT = 0.02  # visits
+_ALLOWANCE = 0.2  # log-ratio by which neighbors may be wrong
+_STEEPEST = 1.35  # power of the size with which costs grow at most; convolutions that leave the cache reach 1.3
+_SINGULAR = 1e-12
+_PRIOR_SIZES = 4096
+_PUBLISH_FROM = 2e-4  # log-ratio
+_PER_OCTAVE = 2
+
+
+class LatencyModel:
+    """Speed of a device, relative costs of its batch sizes, and their noise.
+
+    Not thread-safe: it belongs to one event loop, as the batcher that feeds it.
+
+    Args:
+        prior: the expected durations; batches correct them. ``None``: nothing is known.
+
+    Attributes:
+        residuals: the noise.
+        observations: batches observed.
+        version: changes with the curve.
+
+    Raises:
+        TypeError: ``prior`` is not a :class:`ServiceTime`.
+    """
+
+    def __init__(self, *, prior: ServiceTime | None = None) -> None:
+        check_instance("prior", prior, lambda it: it is None or isinstance(it, ServiceTime), "a ServiceTime or None")
+        self.residuals = ResidualQuantile()
+        self.observations = 0
+        self.version = 0
+        self._prior = prior
+        self._sizes: list[int] = []
+        self._costs: dict[int, float] = {}  # logarithms, relative to the speed
+        self._visits: dict[int, int] = {}
+        self._speed = 0.0  # logarithm of nanoseconds
+        self._seen_at: dict[int, int] = {}  # observations at a size's last batch
+        self._streak: list[float] = []  # residuals of the last batches, all outliers to one side
+        self._published_speed = 0.0
+        self._moved = 0.0  # by how much predictions have moved since the curve was published
+        self._curve: ServiceTime | None = None
+        if prior is not None:
+            for size in _sizes_up_to(_PRIOR_SIZES):
+                self._add(size, math.log(prior.at(size) * 1e9), _SETTLED)
+            self._publish()
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to predict from: a prior or a first batch."""
+        return bool(self._sizes)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last batch was an outlier, or the first sign of a change."""
+        return bool(self._streak)
+
+    @property
+    def trusted(self) -> int:
+        """The largest size that is not a guess: seen twice, or given by a prior; 0 where there is none."""
+        if self._prior is not None:
+            return _PRIOR_SIZES
+        return max((size for size in self._sizes if self._visits[size] > 1), default=0)
+
+    def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
+        """Learn from a batch.
+
+        Args:
+            size: its rows, ≥ 1.
+            duration_ns: how long it took, ≥ 0.
+            now_ns: when it ended, monotonic.
+
+        Raises:
+            TypeError, ValueError: not such whole numbers.
+        """
+        if type(size) is not int or size < 1:
+            size = check_count("size", size)
+        if type(duration_ns) is not int or duration_ns < 0:
+            duration_ns = check_count("duration_ns", duration_ns, at_least=0)
+        if type(now_ns) is not int:
+            check_count("now_ns", now_ns, at_least=0)
+        self.observations += 1
+        self._seen_at[nearest_size(size)] = self.observations
+        log_ns = math.log(max(duration_ns, 1))
+        near = nearest_size(size)
+        if not self._sizes:
+            self._speed = log_ns
+            self._add(near, 0.0, 1)
+            self._publish()
+            return
+        residual = log_ns - math.log(self.predict_ns(size))
+        if near not in self._costs:
+            expected = math.log(self.curve().at(near))
+            self._add(near, expected, 0)
+            if self._is_plausible(near, expected + residual):
+                self._costs[near] = expected + residual
+                self._visits[near] = 1
+                self._publish()
+                return
+        # a size that costs more or less than its neighbors is no outlier once its own batches say so
+        own = residual + math.log(self.curve().at(near)) - self._costs[near]
+        self._learn(near, residual, own if abs(own) < abs(residual) else residual)
+        settling = self._visits[near] < _VISITS_COUNTED
+        if settling or self._moved > max(0.1 * self.residuals.deviation, _PUBLISH_FROM):
+            self._publish()
+
+    def batches_since(self, size: int) -> float:
+        """Return how many batches were observed since one of about this size; infinite where there were no two."""
+        near = nearest_size(size)
+        return math.inf if self._visits.get(near, 0) < 2 else self.observations - self._seen_at.get(near, 0)
+
+    def predict_ns(self, size: int) -> float:
+        """Return the median duration of a batch of ``size`` rows, in nanoseconds.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        return self.curve().at(size) * math.exp(self._published_speed)
+
+    def curve(self) -> ServiceTime:
+        """Return the relative costs; times ``scale_ns()`` they are durations.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        if self._curve is None:
+            raise RuntimeError("no service time is known yet: no batch was observed and none was given")
+        return self._curve
+
+    def scale_ns(self) -> float:
+        """Return the nanoseconds of a relative cost of 1."""
+        return math.exp(self._published_speed)
+
+    def seen(self) -> dict[int, tuple[float, int]]:
+        """Return what each size's own batches said: nanoseconds and visits, by size."""
+        return {size: (math.exp(self._speed + self._costs[size]), self._visits[size]) for size in self._sizes}
+
+    def _learn(self, near: int, residual: float, surprise: float) -> None:
+        limit = max(_OUTLIER * self.residuals.deviation, _SMALLEST_OUTLIER)
+        is_outlier = not -limit <= surprise <= limit
+        if self._streak and not (is_outlier and (self._streak[-1] > 0) == (surprise > 0)):
+            for outlier in self._streak:
+                self.residuals.add(outlier)
+            self._streak.clear()
+        if not is_outlier:
+            if self._visits[near] >= _SETTLED:  # before, it would be of what is not known yet
+                self.residuals.add(surprise)
+            self._correct(near, surprise, surprise)
+            return
+        if surprise < 0.0 and self._relearn(near, residual):
+            self._publish()
+            return
+        self._streak.append(surprise)
+        if len(self._streak) < (_SLOWER_IN_A_ROW if surprise > 0 else _FASTER_IN_A_ROW):
+            bounded = math.copysign(limit, surprise)
+            hardly_known = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + surprise)
+            self._correct(near, bounded, surprise if hardly_known else bounded)
+            return
+        jump = min(self._streak, key=abs)
+        self._streak.clear()
+        if not self._relearn(near, residual):
+            self._speed += jump
+        self._publish()
+
+    def _relearn(self, size: int, residual: float) -> bool:
+        """Take the cost of a size that is hardly known from its last batch, if its neighbors allow that."""
+        cost = math.log(self.curve().at(size)) + residual
+        if self._visits[size] >= _SETTLED or len(self._sizes) == 1 or not self._is_plausible(size, cost):
+            return False
+        self._costs[size] = cost
+        self._visits[size] = 1
+        return True
+
+    def _is_plausible(self, size: int, cost: float) -> bool:
+        """Return whether the neighbors of a size allow a cost (a logarithm): nondecreasing, and not too steep."""
+        for other in self._sizes:
+            if other == size or self._visits[other] < _SETTLED:
+                continue
+            sign = 1.0 if other > size else -1.0
+            rise, most = sign * (self._costs[other] - cost), _STEEPEST * abs(math.log(other / size))
+            if not -_ALLOWANCE <= rise <= most + _ALLOWANCE:
+                return False
+        return True
+
+    def _correct(self, near: int, of_speed: float, of_cost: float) -> None:
+        """Correct the speed by a part of a residual, and the cost of a size by one that falls with its visits."""
+        visits = min(self._visits[near] + 1, _VISITS_COUNTED)
+        self._visits[near] = visits
+        step = (1.0 - _SPEED_GAIN) * of_cost / visits
+        self._speed += _SPEED_GAIN * of_speed
+        self._costs[near] += step
+        self._moved += abs(_SPEED_GAIN * of_speed) + abs(step)
+
+    def _add(self, size: int, cost: float, visits: int) -> None:
+        insort(self._sizes, size)
+        self._costs[size] = cost
+        self._visits[size] = visits
+
+    def _publish(self) -> None:
+        sizes = self._sizes
+        own = [math.exp(self._costs[size]) for size in sizes]
+        visits = [max(self._visits[size], 1) for size in sizes]
+        setup, per_row = _line(sizes, own, visits)
+        held = max((self.residuals.deviation / _OFF_LINE) ** 2, _LINE_VISITS)
+        costs = []
+        for size, cost, count in zip(sizes, own, visits, strict=True):
+            on_line = setup + per_row * size
+            costs.append(on_line * (cost / on_line) ** (count / (count + held)))
+        costs = isotonic_curve(costs, visits)
+        for at in range(1, len(sizes)):
+            costs[at] = min(costs[at], costs[at - 1] * (sizes[at] / sizes[at - 1]) ** _STEEPEST)
+        if len(sizes) == 1 and sizes[0] > 1:
+            sizes, costs = [1, *sizes], [costs[0] * (0.5 + 0.5 / sizes[0]), *costs]
+        self._curve = ServiceTime(tuple(sizes), tuple(costs), per_row)
+        self._published_speed = self._speed
+        self._moved = 0.0
+        self.version += 1
+
+
+def _line(sizes: list[int], costs: list[float], weights: list[int]) -> tuple[float, float]:
+    """Return set-up and cost per row of the line with the least relative squared distance, neither negative.
+
+    It is drawn towards a constant cost by ``_PRIOR_WEIGHT``: larger batches are tried until they prove slower.
+    """
+    total = sum(weights)
+    mean_size = sum(size * weight for size, weight in zip(sizes, weights, strict=True)) / total
+    mean_cost = sum(cost * weight for cost, weight in zip(costs, weights, strict=True)) / total
+    # rows of the least-squares problem: setup * x + per_row * y = 1
+    xx = yy = xy = x1 = y1 = 0.0
+    for size, cost, weight in zip(sizes, costs, weights, strict=True):
+        x, y = 1.0 / cost, size / cost
+        xx += weight * x * x
+        yy += weight * y * y
+        xy += weight * x * y
+        x1 += weight * x
+        y1 += weight * y
+    yy += _PRIOR_WEIGHT * (mean_size / mean_cost) ** 2
+    determinant = xx * yy - xy * xy
+    if determinant < _SINGULAR * xx * yy:  # costs a millionfold apart, of which rounding leaves no line
+        return x1 / xx, 0.0
+    setup, per_row = (x1 * yy - y1 * xy) / determinant, (y1 * xx - x1 * xy) / determinant
+    if setup < 0.0:
+        return 0.0, y1 / yy
+    if per_row < 0.0:
+        return x1 / xx, 0.0
+    return setup, per_row
+
+
+def _sizes_up_to(largest: int) -> list[int]:
+    steps = round(math.log2(largest)) * _PER_OCTAVE
+    return sorted({1, 2, 3, *(round(2 ** (step / _PER_OCTAVE)) for step in range(2 * _PER_OCTAVE, steps + 1))})
+
+
+def nearest_size(size: int) -> int:
+    """Return the size that stands for ``size``: itself up to 4, then the nearest of two an octave."""
+    if size <= 4:
+        return size
+    return round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))

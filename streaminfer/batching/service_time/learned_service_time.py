@@ -1,0 +1,175 @@
+"""Tables of batch durations for a planner, made from a :class:`LatencyModel`."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.service_time.latency_model import LatencyModel
+from streaminfer.batching.service_time.service_time import ServiceTime, best_size, service_time_axes, whole_ns
+
+__all__ = ["LearnedServiceTime"]
+
+_NOISE_WIDTHS = 2.0  # standard deviations between durations that noise explains
+_ALIKE = 0.25  # sizes whose throughput differs by no more than the noise, up to this, are equally good
+
+
+class LearnedServiceTime:
+    """Duration of a batch of each size, learned from the batches that ran.
+
+    Not thread-safe: it belongs to one event loop, as the batcher that feeds it.
+
+    Args:
+        prior: the expected durations until batches correct them.
+
+    Raises:
+        TypeError: ``prior`` is not a :class:`ServiceTime`.
+    """
+
+    def __init__(self, *, prior: ServiceTime | None = None) -> None:
+        self._model = LatencyModel(prior=prior)
+        self._tables_for = (-1, -1)
+        self._mean = self._upper = np.zeros(0, np.int64)
+
+    @property
+    def version(self) -> int:
+        """Changes when the tables do."""
+        return self._model.version
+
+    @property
+    def observations(self) -> int:
+        """Batches observed, outliers included."""
+        return self._model.observations
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to expect: a prior or a first batch."""
+        return self._model.known
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last batch was an outlier, or the first sign of a change."""
+        return self._model.in_doubt
+
+    @property
+    def trusted(self) -> int:
+        """The largest size whose duration is not a guess; 0 where there is none."""
+        return self._model.trusted
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the logarithm of durations about what is expected."""
+        return self._model.residuals.deviation
+
+    def flat_up_to(self, size: int) -> bool:
+        """Return whether a batch of ``size`` rows takes no longer, beyond noise, than one of a quarter of them."""
+        model = self._model
+        return size < 2 or model.predict_ns(size) <= model.predict_ns(max(size // 4, 1)) * (
+            1.0 + _NOISE_WIDTHS * model.residuals.deviation
+        )
+
+    def batches_since(self, size: int) -> float:
+        """Return how many batches were observed since one of about this size; infinite where there were no two."""
+        return self._model.batches_since(size)
+
+    def observe(self, size: int, duration_ns: int, now_ns: int) -> None:
+        """Learn from a successful batch.
+
+        Args:
+            size: its rows, ≥ 1.
+            duration_ns: how long it took, ≥ 0.
+            now_ns: when it ended, monotonic.
+
+        Raises:
+            TypeError, ValueError: not such whole numbers.
+        """
+        self._model.observe(size, duration_ns, now_ns)
+
+    def expected_ns(self, max_batch_size: int) -> NDArray[np.int64]:
+        """Return the mean duration of a batch of each size.
+
+        Returns:
+            Shape (max_batch_size + 1,), int64, nondecreasing, entry 0 is 0; read-only, the same object until
+            ``version`` changes.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        self._refresh(max_batch_size)
+        return self._mean
+
+    def upper_ns(self, max_batch_size: int) -> NDArray[np.int64]:
+        """Return what 19 of 20 batches of each size do not exceed; as :meth:`expected_ns`, and not below it."""
+        self._refresh(max_batch_size)
+        return self._upper
+
+    def best_batch_size(self, max_batch_size: int) -> int:
+        """Return the size past which larger batches are not worth their wait, as :meth:`ServiceTime.best_batch_size`.
+
+        Of sizes that the noise does not tell apart, up to 5 %, it is the largest.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        table = self.expected_ns(max_batch_size).astype(np.float64)
+        throughput = np.arange(1, len(table)) / table[1:]
+        alike = throughput[best_size(table) - 1] * (1.0 - min(self._model.residuals.deviation, _ALIKE))
+        return int(np.flatnonzero(throughput >= alike)[-1]) + 1
+
+    def fitted(self) -> ServiceTime:
+        """Return the median durations as a fixed service time: to save, to compare, to start the next process from.
+
+        Raises:
+            RuntimeError: nothing is known yet.
+        """
+        curve, scale_s = self._model.curve(), self._model.scale_ns() / 1e9
+        return ServiceTime(curve.sizes, tuple(time * scale_s for time in curve.times_s), curve.per_item_s * scale_s)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the mean, the band up to the 95 % quantile, and what each size's own batches said.
+
+        Args:
+            ax: a matplotlib ``Axes``, or ``None`` for a new figure.
+
+        Returns:
+            The axes: x = size, y = seconds; a point's area grows with the batches behind it.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+            RuntimeError: nothing is known yet.
+        """
+        seen = self._model.seen()
+        largest = max(2 * self._model.trusted, 32) if self._model.trusted < 4096 else 64
+        mean, upper = self.expected_ns(largest)[1:] / 1e9, self.upper_ns(largest)[1:] / 1e9
+        ax = service_time_axes(ax, "LearnedServiceTime.plot")
+        sizes = np.arange(1, largest + 1)
+        line = ax.plot(sizes, mean, label="mean")[0]
+        ax.fill_between(sizes, mean, upper, color=line.get_color(), alpha=0.25, linewidth=0, label="95 %")
+        shown = [(size, ns / 1e9, visits) for size, (ns, visits) in seen.items() if size <= largest]
+        ax.scatter(
+            [size for size, _, _ in shown],
+            [seconds for _, seconds, _ in shown],
+            s=[6.0 + 3.0 * visits for _, _, visits in shown],
+            color=line.get_color(),
+            label="by size",
+        )
+        ax.legend()
+        return ax
+
+    def __repr__(self) -> str:
+        if not self.known:
+            return "LearnedServiceTime(observations=0)"
+        margin = self._model.residuals.margin
+        return (
+            f"LearnedServiceTime(observations={self.observations}, sizes={len(self._model.seen())}, p95=+{margin:.1%})"
+        )
+
+    def _refresh(self, max_batch_size: int) -> None:
+        if self._tables_for == (max_batch_size, self._model.version):
+            return
+        relative, scale_ns = self._model.curve().table_s(max_batch_size), self._model.scale_ns()
+        residuals = self._model.residuals
+        mean_ns = scale_ns * residuals.mean_factor
+        self._mean = whole_ns(relative, mean_ns)
+        self._upper = whole_ns(relative, max(scale_ns * np.exp(residuals.margin), mean_ns))
+        self._tables_for = (max_batch_size, self._model.version)

@@ -1,0 +1,291 @@
+"""How long a batch takes as a function of its size: given, as a line or a table.
+
+*Idea.* Whatever is known of a model's cost, a line, a profile, a fitted file, becomes one kind of object: times at a
+few sizes, straight lines between them, and a slope after the last. An affine time is the case of one point at size 0.
+
+*Invariants.* Times are positive from size 1 on and never fall as the batch grows: a batch may be padded to a larger
+one, so a larger batch that seems faster was measured wrongly. Below the first size the first slope goes on, but no item
+gets cheaper by leaving the batch smaller than its proportional share: ``t(n) ≥ t(first)·n/first``.
+
+*Cost.* ``seconds`` is a bisection; ``table_ns`` is linear in the largest size.
+:mod:`streaminfer.batching.service_time.learned_service_time` learns one of these from live batches.
+"""
+
+import json
+import math
+import numbers
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_count, check_duration, expected
+
+__all__ = ["ServiceTime", "best_size", "service_time_axes", "whole_ns"]
+
+_FORMAT = "streaminfer.service_time"
+_VERSION = 1
+_LONGEST_NS = 1e17  # three years: sums of a few such instants still fit into int64
+_NEAR_BEST = 0.98
+_WORTH_GROWING = 0.95
+
+
+@attrs.frozen(repr=False)
+class ServiceTime:
+    """The time of a batch of each size; made by :meth:`affine`, :meth:`table` or :meth:`load`.
+
+    Immutable, comparable and hashable; safe to share between threads.
+
+    Attributes:
+        sizes: where the time is given, ascending; ``(0,)`` for an affine time, whose point 0 is the set-up.
+        times_s: seconds at these sizes, nondecreasing.
+        per_item_s: seconds that each further item costs past the last size.
+    """
+
+    sizes: tuple[int, ...]
+    times_s: tuple[float, ...]
+    per_item_s: float
+
+    @classmethod
+    def affine(cls, setup_s: float, per_item_s: float) -> Self:
+        """``setup_s + per_item_s · size``.
+
+        Args:
+            setup_s: seconds that a batch costs whatever its size, ≥ 0.
+            per_item_s: seconds for each item, ≥ 0; not both may be 0.
+
+        Raises:
+            TypeError, ValueError: not such a number of seconds.
+        """
+        setup_s = check_duration("setup_s", setup_s)
+        per_item_s = check_duration("per_item_s", per_item_s)
+        if setup_s + per_item_s == 0:
+            raise ValueError(expected("per_item_s", "a number of seconds > 0 where setup_s is 0", per_item_s))
+        return cls((0,), (setup_s,), per_item_s)
+
+    @classmethod
+    def table(cls, times_s: Mapping[int, float]) -> Self:
+        """Straight lines between measured sizes.
+
+        Past the last size the last slope goes on; a single entry is taken as proportional to the size.
+
+        Args:
+            times_s: seconds, > 0, by batch size, ≥ 1; nondecreasing with the size.
+
+        Raises:
+            TypeError, ValueError: empty, not such sizes or seconds, or a larger batch that takes less time.
+        """
+        what = "seconds by batch size, at least one"
+        if not isinstance(times_s, Mapping):
+            raise TypeError(expected("times_s", what, times_s))
+        if not times_s:
+            raise ValueError(expected("times_s", what, times_s))
+        points = sorted(
+            (check_count("times_s: a size", size), check_duration(f"times_s[{size!r}]", seconds, positive=True))
+            for size, seconds in times_s.items()
+        )
+        sizes, seconds = tuple(size for size, _ in points), tuple(seconds for _, seconds in points)
+        _check_rising("times_s", sizes, seconds)
+        if len(points) == 1:
+            return cls(sizes, seconds, seconds[0] / sizes[0])
+        return cls(sizes, seconds, (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds something else, or another version; the message names the file and what is wrong.
+        """
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # not UTF-8, or not JSON
+            raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
+        try:
+            return cls(*_read(stored))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)}: not a saved ServiceTime: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it as JSON, replacing what was there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        stored = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "sizes": self.sizes,
+            "times_s": self.times_s,
+            "per_item_s": self.per_item_s,
+        }
+        Path(path).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+    def seconds(self, size: int) -> float:
+        """The time of a batch of ``size`` items.
+
+        Raises:
+            TypeError, ValueError: ``size`` is not a whole number ≥ 1.
+        """
+        return self.at(check_count("size", size))
+
+    def at(self, size: int) -> float:
+        """:meth:`seconds` without the check, for loops."""
+        sizes, times_s = self.sizes, self.times_s
+        after = bisect_right(sizes, size)
+        if after == len(sizes):
+            return times_s[-1] + self.per_item_s * (size - sizes[-1])
+        if after:
+            below, above = sizes[after - 1], sizes[after]
+            start_s = times_s[after - 1]
+            return start_s + (times_s[after] - start_s) * (size - below) / (above - below)
+        first, first_s = sizes[0], times_s[0]
+        return max(first_s - self._first_slope_s() * (first - size), first_s * size / first)
+
+    def table_s(self, max_batch_size: int) -> NDArray[np.float64]:
+        """The times of all sizes up to the largest.
+
+        Returns:
+            Shape (max_batch_size + 1,), float64, seconds; entry 0 is 0.
+        """
+        sizes, times_s = np.array(self.sizes), np.array(self.times_s)
+        wanted = np.arange(check_count("max_batch_size", max_batch_size) + 1)
+        table: NDArray[np.float64] = np.interp(wanted, sizes, times_s)
+        first, last = self.sizes[0], self.sizes[-1]
+        table[last + 1 :] += self.per_item_s * (wanted[last + 1 :] - last)
+        if first > 1:
+            below = wanted[:first]
+            going_on = times_s[0] - self._first_slope_s() * (first - below)
+            table[:first] = np.maximum(going_on, times_s[0] / first * below)
+        table[0] = 0.0
+        return table
+
+    def table_ns(self, max_batch_size: int) -> NDArray[np.int64]:
+        """The times of all sizes up to the largest, in whole nanoseconds.
+
+        Returns:
+            Shape (max_batch_size + 1,), int64, nondecreasing; entry 0 is 0, the others are at least 1 and at most
+            10**17 (three years).
+        """
+        return whole_ns(self.table_s(max_batch_size), 1e9)
+
+    def best_batch_size(self, max_batch_size: int) -> int:
+        """The size past which larger batches are not worth their wait.
+
+        Of the sizes whose throughput ``size / t(size)`` is within 2 % of the best, it is the one with the largest
+        ``size ** 0.95 / t(size)``: a batch twice as large must bring 3.5 % more. Where batching gains next to nothing
+        that is a small one; where every item added still gains (4 + 0.25·n ms at 64) it is the largest allowed.
+        """
+        return best_size(self.table_s(max_batch_size))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the time by batch size.
+
+        Args:
+            ax: a matplotlib ``Axes``, or ``None`` for a new figure.
+
+        Returns:
+            The axes; the line has x = size and y = seconds.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        ax = service_time_axes(ax, "ServiceTime.plot")
+        largest = max(2 * self.sizes[-1], 32)
+        ax.plot(np.arange(1, largest + 1), self.table_s(largest)[1:])
+        if self.sizes[0]:
+            ax.plot(self.sizes, self.times_s, linestyle="", marker="o", color=ax.lines[-1].get_color())
+        return ax
+
+    def __repr__(self) -> str:
+        if self.sizes == (0,):
+            return f"ServiceTime.affine(setup_s={self.times_s[0]!r}, per_item_s={self.per_item_s!r})"
+        points = dict(zip(self.sizes, self.times_s, strict=True))
+        if len(points) <= 4 and 0 not in points and self == self.table(points):
+            return f"ServiceTime.table({points})"
+        ends = f"{self.sizes[0]}: {self.times_s[0]:.4g} … {self.sizes[-1]}: {self.times_s[-1]:.4g}"
+        return f"<ServiceTime of {len(points)} sizes, {ends}, then {self.per_item_s:.4g} an item>"
+
+    def _first_slope_s(self) -> float:
+        if len(self.sizes) == 1:
+            return self.per_item_s
+        return (self.times_s[1] - self.times_s[0]) / (self.sizes[1] - self.sizes[0])
+
+
+def best_size(table: NDArray[np.float64]) -> int:
+    """The batch size that :meth:`ServiceTime.best_batch_size` describes.
+
+    Args:
+        table: shape (n + 1,), float64, times by size in any unit; entry 0 is not read, the others are positive.
+    """
+    sizes = np.arange(1, len(table))
+    throughput = sizes / table[1:]
+    worth = np.where(throughput >= _NEAR_BEST * throughput.max(), throughput * sizes ** (_WORTH_GROWING - 1.0), 0.0)
+    return int(worth.argmax()) + 1
+
+
+def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
+    """Times as whole nanoseconds that a planner can add up.
+
+    Args:
+        table: shape (n + 1,), float64, nondecreasing; entry 0 is not read.
+        unit_ns: its unit in nanoseconds.
+
+    Returns:
+        The same shape, int64, read-only: entry 0 is 0, the others are within 1 … 10**17.
+    """
+    whole = np.rint(np.maximum(np.minimum(table, _LONGEST_NS / unit_ns) * unit_ns, 1.0)).astype(np.int64)
+    whole[0] = 0
+    whole.flags.writeable = False
+    return whole
+
+
+def service_time_axes(ax: Any, purpose: str) -> Any:
+    """Axes labelled for the time of a batch by its size.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    ticker = require("matplotlib.ticker", extra="plot", purpose=purpose)
+    if ax is None:
+        pyplot = require("matplotlib.pyplot", extra="plot", purpose=purpose)
+        ax = pyplot.subplots()[1]
+    ax.yaxis.set_major_formatter(ticker.EngFormatter(unit="s"))
+    ax.set_xlabel("batch size")
+    ax.set_ylabel("time of a batch")
+    ax.grid(visible=True, alpha=0.3)
+    return ax
+
+
+def _check_rising(name: str, sizes: Sequence[int], times_s: Sequence[float]) -> None:
+    for at in range(1, len(sizes)):
+        if times_s[at] < times_s[at - 1]:
+            what = f"a time of size {sizes[at]} of at least {times_s[at - 1]!r}, that of size {sizes[at - 1]}"
+            raise ValueError(expected(name, what, times_s[at]))
+
+
+def _read(stored: Any) -> tuple[tuple[int, ...], tuple[float, ...], float]:
+    """The three fields of a saved one, checked."""
+    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+        raise ValueError(f"expected an object with format {_FORMAT!r}")
+    if stored.get("version") != _VERSION:
+        raise ValueError(expected("version", str(_VERSION), stored.get("version")))
+    sizes, times_s = stored.get("sizes"), stored.get("times_s")
+    if not isinstance(sizes, list) or not isinstance(times_s, list) or not sizes or len(sizes) != len(times_s):
+        raise ValueError("expected as many sizes as times_s, at least one")
+    for size, following in zip(sizes, [*sizes[1:], math.inf], strict=True):
+        check_count("sizes", size, at_least=0)
+        if not isinstance(following, numbers.Real) or size >= following:
+            raise ValueError(expected("sizes", "ascending batch sizes", sizes))
+    for size, seconds in zip(sizes, times_s, strict=True):
+        check_duration("times_s", seconds, positive=size > 0)
+    _check_rising("times_s", sizes, times_s)
+    per_item_s = check_duration("per_item_s", stored.get("per_item_s"), positive=sizes == [0] and times_s == [0])
+    return tuple(sizes), tuple(map(float, times_s)), per_item_s

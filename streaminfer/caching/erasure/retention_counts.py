@@ -1,0 +1,223 @@
+"""What a cache tells the log of its retention policy: one record for many entries, never one for each.
+
+Expiries and evictions are counted by place and class, and recorded when the cache is swept, when a report is made, and
+otherwise about once a second while they go on. Erasures are recorded one by one, at once.
+
+**A file.** To lock a file and have it on the disk takes milliseconds, and seconds where the disk or another process
+stalls. So a log in a file is written by a thread, in order, which ends when there is nothing to write; the process does
+not end before it. What a disk that fails did not take is written again until it does, or until the cache stops or the
+process ends: then it is lost, as is what comes when 10,000 wait. Whatever is lost is logged as an error
+(``streaminfer.caching``); a log that fails takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
+from streaminfer.caching.table.events import CacheEvent
+from streaminfer.compliance.retention import Action, Log
+from streaminfer.compliance.retention_log import RetentionLog
+from streaminfer.errors import BackendError
+
+__all__ = ["Ledger"]
+
+_LOGGER = logging.getLogger("streaminfer.caching")
+_PATIENCE_NS = 1_000_000_000
+_REASONS = {"expired": "its time had passed", "evicted": "no room"}
+_MOST_WAITING = 10_000
+_AGAIN_S = 1.0
+_LOST = "the retention log failed; not recorded: %s"
+
+
+class Ledger:
+    """Counts for a log. Thread-safe.
+
+    Args:
+        log: of the policy.
+        now: reads the cache's clock.
+    """
+
+    def __init__(self, log: Log, now: Callable[[], int]) -> None:
+        self._log = log
+        self._now = now
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[Action, str, str, str], int] = {}
+        self._flushed_ns = now()
+        path = log.path if isinstance(log, RetentionLog) else None
+        self._owed = None if path is None else OwedErasures(path)
+        self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
+
+    @property
+    def events(self) -> Any:
+        """What the log has."""
+        return self._log.events
+
+    def is_held(self, subject: str | None, tag: str | None) -> bool:
+        """Whether a legal hold forbids an erasure."""
+        return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
+
+    def hear(self, event: CacheEvent) -> None:
+        """A listener of the cache."""
+        reason = _REASONS.get(event.kind)
+        if reason is not None:  # erasures are recorded by who asked
+            labels: Any = event.labels
+            self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
+
+    def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
+        """Adds to what is recorded next."""
+        key = (action, where, data_class, reason)
+        with self._lock:
+            self._counts[key] = self._counts.get(key, 0) + number
+        if self._now() - self._flushed_ns >= _PATIENCE_NS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Records what was counted."""
+        if not self._counts:
+            return
+        with self._lock:
+            counts, self._counts = self._counts, {}
+            self._flushed_ns = self._now()
+        for (action, where, data_class, reason), number in counts.items():
+            self.record(action, where=where, data_class=data_class, count=number, reason=reason)
+
+    def record(
+        self,
+        action: Action,
+        *,
+        where: str,
+        count: int,
+        reason: str,
+        data_class: str = "",
+        subject: str | None = None,
+        tag: str | None = None,
+    ) -> None:
+        """Records one thing at once; in a file, soon."""
+        write = partial(
+            self._log.record,
+            action,
+            where=where,
+            data_class=data_class,
+            count=count,
+            reason=reason,
+            subject=subject,
+            tag=tag,
+        )
+        self._put(write, f"{action} in {where}, {count} entries")
+
+    def owe(self, owed: Owed) -> None:
+        """Keeps an erasure that failed beside the log, if that lies in a file, until it is made."""
+        if self._owed is not None:
+            self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
+
+    def settle(self, owed: Owed) -> None:
+        """It was made."""
+        if self._owed is not None:
+            self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
+
+    def owed_by(self, place: str) -> list[Owed]:
+        """Erasures that a tier owes since before this process.
+
+        Raises:
+            BackendError: the file cannot be read.
+        """
+        return [] if self._owed is None else self._owed.of(place)
+
+    def _put(self, write: Callable[[], None], what: str) -> None:
+        if self._writer is not None:
+            self._writer.put(write, what)
+            return
+        try:
+            write()
+        except Exception:
+            _LOGGER.exception(_LOST, what)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something waits to be written."""
+        return self._writer is not None and self._writer.runs
+
+    def drain(self) -> None:
+        """Waits until all is written, or lost since the disk fails; for a thread."""
+        if self._writer is not None:
+            self._writer.drain()
+
+
+class _Writer:
+    """Makes writes one after another in a thread. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Callable[[], None], str]] = deque()
+        self._thread: threading.Thread | None = None
+        self._draining = 0
+
+    @property
+    def runs(self) -> bool:
+        return self._thread is not None and self._pid == os.getpid()
+
+    def put(self, write: Callable[[], None], what: str) -> None:
+        if self._pid != os.getpid():  # a fork: what waits is written by the other process
+            self._begin()
+        with self._changed:
+            is_full = len(self._waiting) >= _MOST_WAITING
+            if not is_full:
+                self._waiting.append((write, what))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="streaminfer-retention-log", daemon=False)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no more threads, or the interpreter ends
+                    self._run()
+        if is_full:
+            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MOST_WAITING, what)
+
+    def drain(self) -> None:
+        with self._changed:
+            thread = self._thread
+            self._draining += 1
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._draining -= 1
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                write, what = self._waiting[0]
+            lost = [what]
+            try:
+                write()
+                lost = []
+            except Exception as error:
+                if isinstance(error, BackendError):
+                    with self._changed:
+                        if not self._is_last():
+                            _LOGGER.warning("the retention log failed, and is tried again: %s", error)
+                            self._changed.wait_for(self._is_last, _AGAIN_S)
+                            continue
+                        lost = [what for _, what in self._waiting]  # each could take as long to fail
+                for what in lost:
+                    _LOGGER.exception(_LOST, what)
+            with self._changed:
+                for _ in lost or (what,):
+                    self._waiting.popleft()
+
+    def _is_last(self) -> bool:
+        """Whether what fails now is not tried again."""
+        return self._draining > 0 or not threading.main_thread().is_alive()

@@ -1,0 +1,1 @@
+"""Single flight: concurrent callers of one key share a computation."""

@@ -1,0 +1,61 @@
+cimport cython
+from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightBoard as CBoard, FlightCounts as CCounts, Refreshes as CRefreshes
+
+cdef int _FRESH
+cdef int _WAITS
+cdef int _VALUE
+cdef int _ERROR
+cdef int _OVER
+
+cdef class LoopFlights
+
+@cython.final
+cdef class Caller:
+    cdef public object _asyncio_future_blocking
+    cdef int _state
+    cdef bint _enforced
+    cdef LoopFlights _flights
+    cdef CFlight _flight
+    cdef CFlight _around
+    cdef object _loop
+    cdef object _result
+    cdef object _timeout_s
+    cdef object _timer
+    cdef object _wakeup
+    cdef object _context
+    cdef object key
+    cdef object compute
+    cdef tuple arguments
+    cdef object now
+    cdef object owner
+
+    cpdef result(self)
+    cpdef bint cancel(self, msg=*) except *
+    @cython.locals(flights=LoopFlights, around=CFlight, flight=CFlight, leads=bint)
+    cdef _join(self)
+    @cython.locals(flight=CFlight, told=bint)
+    cdef _let_go(self)
+    cdef void _tell(self, tuple result) noexcept
+    cdef void _tell_error(self, object error) noexcept
+    cdef _wake(self)
+    cdef _wake_soon(self)
+
+@cython.final
+cdef class LoopFlights:
+    cdef readonly CBoard board
+    cdef readonly object loop
+    cdef CCounts _counts
+    cdef readonly dict _owners
+    cdef readonly set _stopping
+    cdef readonly set _late
+
+    cdef _begin(self, CFlight flight, Caller asked, object context)
+    cdef _leave(self, CFlight flight, Caller caller, CFlight around)
+    @cython.locals(caller=Caller)
+    cdef _succeed(self, CFlight flight, object value)
+    @cython.locals(caller=Caller, leader=Caller, refreshed=bint, known=bint)
+    cdef _fail(self, CFlight flight, BaseException error, object now, bint final=*)
+
+cpdef bint _waits(Caller caller) noexcept
+@cython.locals(caller=Caller)
+cdef _wake(list callers)

@@ -1,0 +1,448 @@
+"""Single flight for the tasks of one event loop: who waits, what runs the computations, how all are told at once.
+
+A computation runs in a task of its own, in the context of the caller that leads it; whoever waits for it hangs on a
+:class:`Caller` of its own. So one that is cancelled takes away itself and nothing else; when the last one has left, the
+computation's task is cancelled. Flights belong to one event loop: callers of two loops that ask for the same key
+compute it once each.
+
+**A thousand at once.** All callers of a cold key begin in one turn of the loop, and all of them end in one, so the
+last one waits for what each of them costs. So a caller is one object: what is awaited (a coroutine with one stop), and
+the future that its task hangs on there. It is not two of asyncio's with a coroutine around them, which the garbage
+collector would go through as well; it takes part in the protocol that asyncio keeps for futures of other makes
+(``_asyncio_future_blocking``, ``add_done_callback``, ``get_loop``, ``result``, ``cancel``). And who is told is woken in
+one pass, from the callback in which the computation's end is seen, not through a handle of the event loop each. Should
+a task that is woken raise what ends the loop, the others are left to the loop.
+
+One source, compiled with the C types of ``_loop_flights_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
+
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightBoard, FlightCounts, Refreshes
+from streaminfer.caching.single_flight.flight_context import BOARDS, INSIDE, LOG, Inside, report, says_something
+from streaminfer.caching.wrapping.defensive_copy import own_error
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
+
+__all__ = ["LATE_S", "Caller", "LoopFlights"]
+
+LATE_S = 10.0  # how much longer one of the late refreshes goes on, so that it is seen if a model became slower
+_STOPPED = "the service stopped before it could answer"
+_GRACE_S = 1.0  # for a computation that was cancelled
+_FRESH = 0
+_WAITS = 1
+_VALUE = 2
+_ERROR = 3
+_OVER = 4
+
+
+class Caller:
+    """One that waits in a task; made by :meth:`LoopFlights.share`, and awaited once.
+
+    It joins its flight when it is awaited, not before. Until then it is no future to asyncio, but a coroutine:
+    ``gather`` and ``wait_for`` put it into a task.
+    """
+
+    __slots__ = (
+        "_around",
+        "_asyncio_future_blocking",
+        "_context",
+        "_enforced",
+        "_flight",
+        "_flights",
+        "_loop",
+        "_result",
+        "_state",
+        "_timeout_s",
+        "_timer",
+        "_wakeup",
+        "arguments",
+        "compute",
+        "key",
+        "now",
+        "owner",
+    )
+
+    _flights: LoopFlights
+    _loop: Any
+    _context: Context
+    _result: Any  # value and whether it led, or an error
+    _timeout_s: float | None
+    _enforced: bool
+    key: Any
+    compute: Callable[..., Coroutine[Any, Any, Any]]
+    arguments: tuple[Any, ...]
+    now: Callable[[], int]
+    owner: Any
+
+    def __init__(self) -> None:
+        self._state = _FRESH
+        self._asyncio_future_blocking: bool | None = None  # neither: no future yet
+        self._flight: Flight | None = None
+        self._around: Flight | None = None  # whose computation asks
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakeup: Callable[[Any], object] | None = None
+
+    # -- what is awaited -----------------------------------------------------------------------------------------
+
+    def __await__(self) -> Caller:
+        return self
+
+    def __iter__(self) -> Caller:
+        return self
+
+    def __next__(self) -> Caller:
+        state = self._state
+        if state == _FRESH:
+            self._join()
+            return self
+        if state == _OVER:
+            raise RuntimeError("this was awaited before")
+        if state == _WAITS:
+            raise RuntimeError("a task went on before it was told what it waits for")
+        self._let_go()
+        raise StopIteration(self.result())
+
+    def send(self, _: None) -> Caller:
+        """One step, as of a coroutine."""
+        return self.__next__()
+
+    def throw(self, kind: Any, value: Any = None, _: Any = None) -> Caller:
+        """Ends it with an error, as a coroutine that does not catch it: the caller waits no longer."""
+        self._let_go()
+        error: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else value
+        raise error
+
+    def close(self) -> None:
+        """Ends it, as a coroutine: the caller waits no longer."""
+        self._let_go()
+
+    def _join(self) -> None:
+        flights = self._flights
+        loop: Any = flights.loop()
+        self._loop = loop
+        inside = INSIDE.get()
+        around = None if inside is None else inside.flight
+        self._state = _OVER
+        with BOARDS:
+            flight = flights.board.join(self.key, self, around)
+            leads = flight.leader is self
+            if leads:
+                flights._counts.computations += 1
+            else:
+                flights._counts.joined += 1
+        self._state = _WAITS
+        self._flight = flight
+        self._around = around
+        timeout_s = self._timeout_s
+        try:
+            if leads:
+                flights._begin(flight, self, copy_context())
+            if timeout_s is not None and not (leads and self._enforced):
+                self._timer = loop.call_later(timeout_s, self._expire)
+        except BaseException:
+            self._let_go()
+            raise
+        self._asyncio_future_blocking = True
+
+    def _let_go(self) -> None:
+        """It waits no longer, told or not."""
+        told = self._state == _VALUE
+        flight = self._flight
+        self._state = _OVER
+        if self._timer is not None:
+            self._timer.cancel()
+        if flight is not None:
+            self._flight = None
+            if not told or self._around is not None:  # otherwise there is nothing to leave: the flight is over
+                self._flights._leave(flight, self, self._around)
+
+    # -- what its task hangs on ----------------------------------------------------------------------------------
+
+    def get_loop(self) -> Any:
+        """The loop on which it is awaited."""
+        return self._loop
+
+    def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context) -> None:
+        """Its task says how it is to be woken; once, when it has been given this to hang on."""
+        self._wakeup = wakeup
+        self._context = context
+
+    def result(self) -> Any:
+        """What it was told: the value and whether it led; or raises the error."""
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._result
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Its task is cancelled and goes on at the loop's next turn, to find that out; false if it was told already."""
+        if self._state != _WAITS:
+            return False
+        self._tell_error(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        self._wake_soon()
+        return True
+
+    def _expire(self) -> None:
+        if self._state == _WAITS:
+            self._tell_error(DeadlineExceeded(f"the deadline passed after {self._timeout_s:.6f} s"))
+            self._wake()
+
+    def _tell(self, result: tuple[Any, bool]) -> None:
+        self._state = _VALUE
+        self._result = result
+
+    def _tell_error(self, error: BaseException) -> None:
+        self._state = _ERROR
+        self._result = error
+
+    def _wake(self) -> None:
+        wakeup = self._wakeup
+        if wakeup is not None:  # else it has been woken
+            self._wakeup = None
+            self._context.run(wakeup, self)
+
+    def _wake_soon(self) -> None:
+        wakeup = self._wakeup
+        if wakeup is not None:
+            self._wakeup = None
+            self._loop.call_soon(wakeup, self, context=self._context)
+
+
+class LoopFlights:
+    """The flights of one event loop; used on it alone.
+
+    Args:
+        loop: the loop.
+        counts: where to count.
+        max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
+        pause_ns: nanoseconds for which a key is not refreshed after a refresh that failed.
+
+    Attributes:
+        board: the flights.
+        loop: a weak reference to the loop.
+    """
+
+    __slots__ = ("_counts", "_late", "_owners", "_stopping", "board", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
+        self.board = FlightBoard(max_attempts, pause_ns, _waits)
+        self.loop = weakref.ref(loop)  # the table of loops must not keep its own keys alive
+        self._counts = counts
+        # every computation that runs: whose it is, its flight and the cache's clock
+        self._owners: dict[asyncio.Task[Any], tuple[Any, Flight, Callable[[], int]]] = {}
+        self._stopping: set[asyncio.Task[Any]] = set()
+        self._late: set[asyncio.Task[Any]] = set()  # refreshes whose flights are over
+
+    def share(
+        self,
+        key: Any,
+        compute: Callable[..., Coroutine[Any, Any, Any]],
+        arguments: tuple[Any, ...],
+        now: Callable[[], int],
+        *,
+        timeout_s: float | None = None,
+        enforced: bool = False,
+        owner: Any = None,
+    ) -> Caller:
+        """The value of a key, computed once for all who ask for it meanwhile.
+
+        Args:
+            key: what for.
+            compute: begins a computation, if this caller has to lead.
+            arguments: what it is called with.
+            now: reads the cache's clock.
+            timeout_s: seconds after which this caller waits no longer; ``None``: as long as it takes.
+            enforced: a computation that this caller leads ends at that time by itself.
+            owner: what ``stop`` of the same owner ends.
+
+        Returns:
+            To await, once: the value, and whether this caller led the computation that made it.
+
+        Raises (when it is awaited):
+            DeadlineExceeded: the time is over.
+            RuntimeError: the caller is inside the computation of the same key.
+            BaseException: what the computation raised.
+        """
+        caller = Caller()
+        caller._flights = self
+        caller.key = key
+        caller.compute = compute
+        caller.arguments = arguments
+        caller.now = now
+        caller.owner = owner
+        caller._timeout_s = timeout_s
+        caller._enforced = enforced
+        return caller
+
+    def refresh(
+        self,
+        key: Any,
+        compute: Callable[..., Coroutine[Any, Any, Any]],
+        arguments: tuple[Any, ...],
+        now: Callable[[], int],
+        *,
+        refreshes: Refreshes,
+        limit_s: float,
+        owner: Any = None,
+    ) -> None:
+        """Computes a key behind its stale value, unless it is being computed, or too many keys are.
+
+        After ``limit_s`` the key is free for others, whatever the computation does, which is cancelled. One of those
+        that are late, of each owner, is first given :data:`LATE_S` more.
+
+        Args:
+            key: what for.
+            compute: begins a computation.
+            arguments: what it is called with.
+            now: reads the cache's clock.
+            refreshes: of the wrapped thing.
+            limit_s: how long it may take.
+            owner: what ``stop`` of the same owner ends.
+        """
+        with BOARDS:
+            flight = self.board.refresh(key, now(), refreshes)
+            if flight is None:
+                return
+            self._counts.computations += 1
+            self._counts.refreshes += 1
+        self._begin(flight, self.share(key, compute, arguments, now, owner=owner), copy_context())
+        loop: Any = self.loop()
+        timer = loop.call_later(limit_s, self._overdue, flight, limit_s, now, context=Context())
+        flight.computing.add_done_callback(partial(_cancel, timer))
+
+    def _overdue(self, flight: Flight, limit_s: float, now: Callable[[], int]) -> None:
+        task, flight.computing = flight.computing, None
+        whose = self._owners[task][0]
+        if any(self._owners[late][0] is whose for late in self._late):
+            task.cancel()
+        else:
+            loop: Any = self.loop()
+            timer = loop.call_later(LATE_S, task.cancel, context=Context())
+            task.add_done_callback(partial(_cancel, timer))
+        self._late.add(task)
+        self._fail(flight, DeadlineExceeded(f"a refresh took longer than {limit_s:g} s"), now)
+
+    async def stop(self, owner: Any, *, drain: bool) -> None:
+        """Ends the computations of one owner; one that goes on for a second after it was cancelled is left alone.
+
+        Args:
+            owner: whose.
+            drain: let them end by themselves, but for refreshes that are late; otherwise who waits for them gets
+                ``Closed``.
+        """
+        while tasks := [task for task, asked in self._owners.items() if asked[0] is owner]:
+            awaited = [task for task in tasks if drain and task not in self._late]
+            if awaited:
+                await asyncio.wait(awaited)  # their done callbacks, which may begin others, have run before ours
+                continue
+            self._stopping.update(tasks)
+            for task in tasks:
+                task.cancel()
+            _, left = await asyncio.wait(tasks, timeout=_GRACE_S)
+            for task in left:
+                LOG.warning("a computation goes on %g s after it was cancelled: %r", _GRACE_S, task)
+                _, flight, now = self._owners.pop(task)
+                self._stopping.discard(task)
+                self._late.discard(task)
+                loop: Any = self.loop()
+                loop.call_soon(self._give_up, flight, now, task)  # who waits cannot be woken inside this task
+
+    def _give_up(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
+        if flight.computing is task:
+            flight.computing = None
+            if not flight.over:
+                self._fail(flight, Closed(_STOPPED), now, True)
+
+    def _begin(self, flight: Flight, asked: Caller, context: Context) -> None:
+        loop: Any = self.loop()
+        computation = _computation(flight, asked.compute, asked.arguments)
+        flight.computing = task = loop.create_task(computation, context=context)
+        self._owners[task] = (asked.owner, flight, asked.now)
+        task.add_done_callback(partial(self._landed, flight, asked.now))
+
+    def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
+        with BOARDS:
+            if not self.board.leave(flight, caller, around):
+                return
+            self._counts.abandoned += 1
+        if flight.computing is not None:
+            flight.computing.cancel()
+
+    def _landed(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
+        self._owners.pop(task, None)
+        self._late.discard(task)
+        stopped = task in self._stopping
+        self._stopping.discard(task)
+        error: BaseException | None = Closed(_STOPPED) if stopped else asyncio.CancelledError()
+        if not task.cancelled():
+            error = task.exception()
+        if flight.computing is not task:
+            return  # it was late, and the flight is over or another's
+        flight.computing = None  # it holds the answer, and contexts hold the flight
+        if error is None:
+            self._succeed(flight, task.result())
+        elif not flight.over:  # else it was abandoned: this is its cancellation, or what came of it, and nobody waits
+            self._fail(flight, error, now)
+
+    def _succeed(self, flight: Flight, value: Any) -> None:
+        leader = flight.leader
+        leaders, others = (value, True), (value, False)
+        with BOARDS:
+            told = self.board.succeed(flight)
+        for caller in told:
+            if _waits(caller):
+                caller._tell(leaders if caller is leader else others)
+        _wake(told)
+
+    def _fail(self, flight: Flight, error: BaseException, now: Callable[[], int], final: bool = False) -> None:
+        refreshed = flight.is_refresh and flight.leader is None
+        original = flight.leader
+        final = final or isinstance(error, InvalidInput)
+        with BOARDS:
+            known = flight.refreshes is not None and flight.refreshes.failing
+            self._counts.failures += 1
+            self._counts.refresh_failures += refreshed
+            told, leader = self.board.fail(flight, now(), counts=says_something(error), final=final)
+            self._counts.handed_over += leader is not None
+            self._counts.computations += leader is not None
+        if refreshed and not known:
+            report(error)
+        for caller in told:
+            if _waits(caller):
+                caller._tell_error(error if caller is original else own_error(error))
+        if leader is not None:
+            self._begin(flight, leader, leader._context.copy())
+        _wake(told)
+
+
+async def _computation(
+    flight: Flight, compute: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
+) -> Any:
+    INSIDE.set(Inside(flight))
+    return await compute(*arguments)
+
+
+def _cancel(timer: asyncio.TimerHandle, _: asyncio.Task[Any]) -> None:
+    timer.cancel()
+
+
+def _waits(caller: Caller) -> bool:
+    """Whether it can be told something, and so may lead."""
+    return caller._state == _WAITS
+
+
+def _wake(callers: list[Caller]) -> None:
+    """The tasks of all of them go on, now and one after another."""
+    try:
+        for caller in callers:
+            caller._wake()
+    except BaseException:  # KeyboardInterrupt or SystemExit, out of one of them
+        for caller in callers:
+            caller._wake_soon()
+        raise

@@ -1,0 +1,1 @@
+"""The table of a cache: entries, index, eviction, expiry."""

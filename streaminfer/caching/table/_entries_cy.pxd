@@ -1,0 +1,117 @@
+cimport cython
+from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
+from streaminfer.caching.table._index_cy cimport KeyIndex as CIndex
+from streaminfer.caching.table._slots_cy cimport Slots as CSlots
+from streaminfer.caching.table._timer_wheel_cy cimport ExpiryWheel as CWheel
+
+cdef extern from *:
+    """
+    /* What time.monotonic_ns returns, without a Python call. */
+    #if defined(__linux__)
+    #include <time.h>
+    static CYTHON_INLINE long long streaminfer_cache_coarse_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+    static CYTHON_INLINE long long streaminfer_cache_monotonic_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+    #elif PY_VERSION_HEX >= 0x030D0000
+    static CYTHON_INLINE long long streaminfer_cache_monotonic_ns(void) {
+        PyTime_t now = 0;
+        (void)PyTime_MonotonicRaw(&now);
+        return (long long)now;
+    }
+    #else
+    static CYTHON_INLINE long long streaminfer_cache_monotonic_ns(void) {
+        return (long long)_PyTime_GetMonotonicClock();
+    }
+    #endif
+    #if !defined(__linux__)
+    static CYTHON_INLINE long long streaminfer_cache_coarse_ns(void) { return streaminfer_cache_monotonic_ns(); }
+    #endif
+    """
+    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    cpdef long long monotonic_ns "streaminfer_cache_monotonic_ns"() noexcept
+    cpdef long long coarse_ns "streaminfer_cache_coarse_ns"() noexcept
+
+cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
+cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
+
+# Methods that begin with an underscore are C, but for the two that a subclass overrides.
+# no_gc: cycles through what is cached are not collected, see _index_cy
+@cython.no_gc
+cdef class Entries:
+    cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
+    cdef readonly long long removed, refused, events_lost, erasures
+    cdef public long long wake_ns, revalidate_ns
+    cdef public bint listening, keeping
+    cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
+    cdef bint _s3fifo
+    cdef public object clock
+    cdef CIndex _index
+    cdef CSlots _slots
+    cdef CWheel _wheel
+    cdef COrder _order
+    cdef list _events
+    cdef long long _all_erased, _earlier_until
+    cdef dict _deletions, _earlier_deletions
+
+    cpdef object _tell(self)
+    cpdef object _wake(self, long long at_ns)
+
+    @cython.final
+    @cython.locals(slots=CSlots, wheel=CWheel, order=COrder, index=CIndex)
+    cdef object _empty(self)
+
+    @cython.final
+    cdef long long _read(self) except? -1
+
+    @cython.final
+    @cython.locals(now_ns=cython.longlong)
+    cdef long long _read_for(self, long long ttl_ns) except? -1
+
+    @cython.final
+    @cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
+    cdef bint _store(
+        self, object key, object value, long long ttl_ns, long long size, object labels, bint negative) except -1
+
+    @cython.final
+    @cython.locals(queue=int, at_ns=cython.longlong)
+    cdef bint _is_value(self, Py_ssize_t slot, long long now_ns) noexcept
+
+    @cython.final
+    cdef void _requeue(self, Py_ssize_t slot, long long size, bint negative) noexcept
+
+    @cython.final
+    cdef int _drop(self, Py_ssize_t slot) except -1
+
+    @cython.final
+    cdef object _take(self, Py_ssize_t slot)
+
+    @cython.final
+    cdef int _deleted(self, object hashed) except -1
+
+    @cython.final
+    cdef void _erased(self) noexcept
+
+    @cython.final
+    @cython.locals(slot=Py_ssize_t, gone=list, several=bint)
+    cdef int _make_room(self, long long now_ns) except -1
+
+    @cython.final
+    @cython.locals(slot=Py_ssize_t, count=cython.longlong)
+    cdef long long _sweep(self, long long now_ns, long long limit) except -1
+
+    @cython.final
+    cdef long long _settle(self) except -1
+
+    @cython.final
+    cdef int _note(self, object kind, object key, object value, object labels) except -1
+
+    @cython.final
+    @cython.locals(held=Py_ssize_t, capacity=Py_ssize_t, wheel=CWheel, order=COrder, version=cython.longlong)
+    cdef object _grow(self)

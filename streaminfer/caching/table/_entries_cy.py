@@ -1,0 +1,411 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
+"""What comes into the cache's table and what goes out of it, each change as one step.
+
+The parts: a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the timing wheel
+(``_timer_wheel_cy``) and the queues of LRU or S3-FIFO (``_eviction_cy``). This holds them together, and keeps to the
+limits.
+Room is made in this order: what is due to go, stale entries, negative ones beyond their share, then fresh ones.
+
+**Re-entrancy and threads.** An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the
+same table. So an operation asks for the hash, the clock and memory first; then looks for the key, and looks again if
+the index changed while ``__eq__`` ran (``version``); then makes all its changes without calling Python, dropping a
+reference or allocating anything that the garbage collector tracks; and frees what went last. Under the interpreter
+lock that makes every compiled operation atomic. Run uncompiled, or without that lock, `EdgeCache` puts a lock around
+each.
+
+**Clocks.** Reading the exact clock takes a fifth of a store. So a time to live of a minute or more is counted from the
+kernel's last tick: it ends up to 10 ms early, never late. Shorter ones, and what is about to go, have the exact one.
+
+Cost: every change O(1) amortised. One source, compiled with the C types of ``_entries_cy.pxd`` or run as it is. The
+directives above are safe: indexes are slots that the table gave out itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer.caching.table._eviction_cy import EvictionOrder
+from streaminfer.caching.table._index_cy import KeyIndex
+from streaminfer.caching.table._slots_cy import FIRST, NEGATIVE, NEVER, SMALL, Slots
+from streaminfer.caching.table._timer_wheel_cy import ExpiryWheel
+
+__all__ = ["EVICTED", "EXPIRED", "NO_LIMIT", "Entries"]
+
+NO_LIMIT = 2**63 - 1
+EVICTED = "evicted"
+EXPIRED = "expired"
+
+monotonic_ns = time.monotonic_ns
+coarse_ns = time.monotonic_ns  # compiled: as of the kernel's last tick, a few ms ago, for a fifth of the time
+
+# C variables in the compiled module, not visible from Python
+_NEVER = NEVER
+_NO_LIMIT = NO_LIMIT
+_FIRST = FIRST
+_SMALL = SMALL
+_NEGATIVE = NEGATIVE
+_AT_ONCE = 4  # due entries that one newcomer clears away: more than it adds, and no pause
+_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by
+_LONG_NS = 60_000_000_000
+_SMALLEST = 12
+_STEPS = 8  # of a sweep, that looking in vain counts as
+_FEW = 256
+_MANY = 1024
+_LARGE = 8192  # from here on memory is waited for
+_EVENTS_KEPT = 40_000  # four places each
+_DELETIONS_KEPT = 1024
+
+
+class Entries:
+    """Entries by key. The arguments are taken as they are; `EdgeCache` checks them.
+
+    Args:
+        maxsize: how many entries it holds; :data:`NO_LIMIT`.
+        max_bytes: how many bytes of values; :data:`NO_LIMIT`.
+        ttl_ns: how long an entry is fresh unless it says so itself; ``NEVER``: for good.
+        stale_ns: how long after that it is kept as stale.
+        negative_ttl_ns: how long a failure is remembered; 0: not at all.
+        s3fifo: S3-FIFO; else LRU.
+        clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
+
+    Attributes:
+        erasures: grows with whatever is erased, deleted or cleared, or could have been; for ``erased_since``.
+        listening: whether what goes is noted for ``_tell``, which is then called.
+        keeping: whether values that are replaced or removed are noted too, for who frees them under no lock.
+        revalidate_ns: for how much of its stale time a value is given while it is refreshed; all, unless it is set.
+        wake_ns: when somebody looks after expired entries next, so far as is known; an entry that goes earlier calls
+            ``_wake``.
+    """
+
+    __slots__ = (
+        "_all_erased",
+        "_deletions",
+        "_earlier_deletions",
+        "_earlier_until",
+        "_events",
+        "_index",
+        "_max_bytes",
+        "_maxsize",
+        "_negative_ttl_ns",
+        "_order",
+        "_s3fifo",
+        "_slots",
+        "_stale_ns",
+        "_ttl_ns",
+        "_wheel",
+        "clock",
+        "erased",
+        "erasures",
+        "events_lost",
+        "evicted",
+        "expired",
+        "hits",
+        "inserted",
+        "keeping",
+        "listening",
+        "misses",
+        "negative_hits",
+        "refused",
+        "removed",
+        "replaced",
+        "revalidate_ns",
+        "stale_hits",
+        "wake_ns",
+    )
+
+    _index: KeyIndex
+    _order: EvictionOrder
+    _slots: Slots
+    _wheel: ExpiryWheel
+
+    def __init__(
+        self,
+        maxsize: int,
+        max_bytes: int,
+        ttl_ns: int,
+        stale_ns: int,
+        negative_ttl_ns: int,
+        s3fifo: bool,
+        clock: Callable[[], int] | None,
+    ) -> None:
+        self._maxsize = maxsize
+        self._max_bytes = max_bytes
+        self._ttl_ns = ttl_ns
+        self._stale_ns = stale_ns
+        self.revalidate_ns = stale_ns
+        self._negative_ttl_ns = negative_ttl_ns
+        self._s3fifo = s3fifo
+        self.clock = clock
+        self._events: list[Any] = []
+        self._all_erased = 0
+        # by a key's hash, the count of erasures that its latest deletion made; both are begun empty in turn
+        self._deletions: dict[int, int] = {}
+        self._earlier_deletions: dict[int, int] = {}
+        self._earlier_until = 0
+        self.listening = False
+        self.keeping = False
+        self.wake_ns = 0
+        self.hits = 0
+        self.misses = 0
+        self.stale_hits = 0
+        self.negative_hits = 0
+        self.inserted = 0
+        self.replaced = 0
+        self.evicted = 0
+        self.expired = 0
+        self.erased = 0
+        self.removed = 0
+        self.refused = 0
+        self.events_lost = 0
+        self.erasures = 0
+        slots = Slots(_SMALLEST)
+        self._slots = slots
+        self._index = KeyIndex(slots)
+        self._wheel = ExpiryWheel(slots)
+        self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
+
+    # -- for a subclass ------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Called when something was noted, the table being whole."""
+
+    def _wake(self, at_ns: int) -> None:
+        """Called when an entry came that goes before ``wake_ns``, the table being whole."""
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _empty(self) -> Any:
+        """Empties the table, ghosts included; it is whole until all the new is made. Returns what holds the old."""
+        slots = Slots(_SMALLEST)
+        wheel = ExpiryWheel(slots)
+        order = EvictionOrder(slots, self._s3fifo, self._maxsize, self._max_bytes)
+        index = KeyIndex(slots)
+        self._index.swap(index)
+        self.removed += self._order.count
+        self._slots = slots
+        self._wheel = wheel
+        self._order = order
+        return index
+
+    def _read(self) -> int:
+        return monotonic_ns() if self.clock is None else self.clock()
+
+    def _read_for(self, ttl_ns: int) -> int:
+        """The clock for a store: the coarse one where nothing is due soon and what it is late by does not count."""
+        if self.clock is None and ttl_ns >= _LONG_NS:
+            now_ns = coarse_ns()
+            if self._wheel.due_ns - now_ns >= _NEAR_NS:
+                return now_ns
+        return self._read()
+
+    def _store(  # noqa: C901, PLR0912 - the steps of one change of the table, between which nothing else may come
+        self, key: Any, value: Any, ttl_ns: int, size: int, labels: Any, negative: bool
+    ) -> bool:
+        if self._slots.capacity >= _LARGE and self._order.count >= self._maxsize:
+            self._index.foresee_key(self._order.likely_victim())
+        hashed = hash(key)
+        now_ns = 0
+        at_ns = _NEVER
+        if ttl_ns != _NEVER or self._wheel.due_ns != _NEVER:
+            now_ns = self._read_for(ttl_ns)
+            if ttl_ns != _NEVER:
+                at_ns = now_ns + ttl_ns
+        while True:
+            slot = self._index.find(key, hashed)
+            if slot >= 0 or not self._index.is_full():
+                break
+            self._grow()
+        # no Python from here to where the table is whole again
+        if size > self._max_bytes:
+            self.refused += 1
+            if slot >= 0 and not negative:
+                self._take(slot)
+                self._deleted(hashed)
+            return False
+        before = None
+        if slot < 0:
+            slot = self._index.insert(key, value, labels, hashed)
+            if negative:
+                self._order.add_negative(slot, size)
+            else:
+                self._order.add(slot, size)
+            self._wheel.set(slot, at_ns)
+            self.inserted += 1
+        elif negative and self._is_value(slot, now_ns):
+            return False
+        else:
+            before = self._index.objects[3 * slot + 1]
+            labels_before = self._index.objects[3 * slot + 2]
+            self._index.objects[3 * slot + 1] = value
+            self._index.objects[3 * slot + 2] = labels
+            self._requeue(slot, size, negative)
+            self._wheel.set(slot, at_ns)
+            self.replaced += 1
+            if self.keeping:
+                self._note(None, key, before, labels_before)
+        # whole again
+        if now_ns >= self._wheel.due_ns:
+            self._sweep(now_ns, _AT_ONCE)
+        if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
+            self._make_room(now_ns)
+        if at_ns < self.wake_ns:
+            self.wake_ns = at_ns
+            self._wake(at_ns)
+        if self._events:
+            self._tell()
+        return True
+
+    def _is_value(self, slot: int, now_ns: int) -> bool:
+        """Whether a slot holds a value that is fresh or stale at an instant."""
+        queue = self._slots._words[4 * slot] & 3
+        if queue == _NEGATIVE:
+            return False
+        at_ns = self._slots._words[4 * slot + 1]
+        return now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns)
+
+    def _requeue(self, slot: int, size: int, negative: bool) -> None:
+        """The queue for another value of a slot."""
+        if not negative and self._slots._words[4 * slot] & 3 <= _SMALL:
+            self._order.renew(slot, size)
+            return
+        self._order.remove(slot)
+        if negative:
+            self._order.add_negative(slot, size)
+        else:
+            self._order.add(slot, size)
+
+    def _drop(self, slot: int) -> None:
+        """Takes an entry out; the caller holds what it refers to."""
+        self._index.detach(slot)
+        self._order.remove(slot)
+        self._wheel.set(slot, _NEVER)
+        self._index.vacate(slot)
+
+    def _take(self, slot: int) -> Any:
+        """Removes an entry and returns its value."""
+        key = self._index.objects[3 * slot]
+        value = self._index.objects[3 * slot + 1]
+        labels = self._index.objects[3 * slot + 2]
+        self._drop(slot)
+        self.removed += 1
+        self._note(None, key, value, labels)
+        return value
+
+    def _deleted(self, hashed: int) -> None:
+        """What is being computed for a key is not to be kept; the oldest deletions become such of all keys."""
+        self.erasures += 1
+        if len(self._deletions) >= _DELETIONS_KEPT:
+            self._all_erased = max(self._all_erased, self._earlier_until)
+            self._earlier_deletions = self._deletions
+            self._earlier_until = self.erasures - 1
+            self._deletions = {}
+        self._deletions[hashed] = self.erasures
+
+    def _erased(self) -> None:
+        """What is being computed for any key is not to be kept."""
+        self.erasures += 1
+        self._all_erased = self.erasures
+
+    def _make_room(self, now_ns: int) -> None:
+        """Back within the limits: first who is due to go, then who is next.
+
+        It begins to load what the next one will look at, which the next newcomer then need not wait for.
+        """
+        key = None
+        value = None
+        labels = None
+        gone: list[Any] | None = None
+        several = False
+        while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
+            if now_ns >= self._wheel.due_ns:
+                self._sweep(now_ns, _AT_ONCE)
+                continue
+            if several and gone is None:
+                gone = []
+                continue  # the collector may have run for this list: look again
+            slot = self._order.victim(False)
+            if slot < 0:
+                break
+            if gone is not None:
+                gone.append(key)
+                gone.append(value)
+                gone.append(labels)
+            several = True
+            key = self._index.objects[3 * slot]
+            value = self._index.objects[3 * slot + 1]
+            labels = self._index.objects[3 * slot + 2]
+            if self.listening or self.keeping:
+                self._note(EVICTED, key, value, labels)
+            self._order.evicted(slot)
+            self._drop(slot)
+            self.evicted += 1
+        if self._slots.capacity >= _LARGE:
+            slot = self._order.likely_victim()
+            self._index.foresee(slot)
+            self._order.foresee(slot)
+
+    def _sweep(self, now_ns: int, limit: int) -> int:
+        """Sees to at most ``limit`` entries that are due: they become stale, or go. Returns how many went."""
+        if now_ns < self._wheel.due_ns:
+            return 0
+        gone: list[Any] = []
+        count = 0
+        while limit > 0:
+            slot = self._wheel.pop_due(now_ns)
+            if slot == -1:
+                break
+            if slot < 0:
+                limit -= _STEPS
+                continue
+            limit -= 1
+            if self._stale_ns > 0 and self._slots._words[4 * slot] & 3 <= _SMALL:
+                self._order.set_aside(slot)
+                self._wheel.set(slot, self._wheel.popped_ns + self._stale_ns)
+                continue
+            gone.append(self._index.objects[3 * slot])
+            gone.append(self._index.objects[3 * slot + 1])
+            gone.append(self._index.objects[3 * slot + 2])
+            self._note(
+                EXPIRED,
+                self._index.objects[3 * slot],
+                self._index.objects[3 * slot + 1],
+                self._index.objects[3 * slot + 2],
+            )
+            self._drop(slot)
+            self.expired += 1
+            count += 1
+        return count
+
+    def _settle(self) -> int:
+        """Sees to all that is due, and tells. Returns how many went."""
+        count = self._sweep(self._read(), _NO_LIMIT)
+        if self._events:
+            self._tell()
+        return count
+
+    def _note(self, kind: str | None, key: Any, value: Any, labels: Any) -> None:
+        """Keeps what went for ``_tell``."""
+        if self.keeping or (self.listening and kind is not None):
+            if len(self._events) < _EVENTS_KEPT or self.keeping:
+                self._events.append(kind)
+                self._events.append(key)
+                self._events.append(value)
+                self._events.append(labels)
+            else:
+                self.events_lost += 1
+
+    def _grow(self) -> None:
+        """Room for a quarter more slots, for a few times more while there are few; never more than the limit needs."""
+        held = self._slots.capacity
+        capacity = 4 * held if held < _FEW else 2 * held if held < _MANY else held + held // 4
+        if self._maxsize < capacity - _FIRST - 1 and self._maxsize + _FIRST + 1 > held:
+            capacity = self._maxsize + _FIRST + 1
+        version = self._index.version
+        # held by name: whoever empties the table while memory is asked for replaces them
+        wheel = self._wheel
+        order = self._order
+        wheel.grow(capacity)
+        order.grow(capacity)
+        self._index.grow(capacity, version)

@@ -1,0 +1,413 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""Which entry goes when there is no room: LRU, or S3-FIFO.
+
+Four queues, each a circular doubly linked list through the slots themselves, newest first:
+
+* *main*: under LRU every entry that is fresh; a hit moves it to the newest end and the oldest goes first.
+* *small*: under S3-FIFO (Yang, Zhang, Qiu, Yue and Vinayak, "FIFO queues are all you need for cache eviction",
+  SOSP 2023) where newcomers wait. One that is asked for while it waits moves on to main; one that is not goes, and
+  leaves a *ghost*. Who comes back while the ghost remembers goes to main at once. Main is a FIFO with a second chance:
+  an entry has a count of hits up to 3, and each pass costs one. So a scan passes through the small queue without
+  touching main, and a hit writes one byte instead of moving links.
+* *stale*: entries past their time that are kept in case the answer cannot be refreshed. They go first.
+* *negative*: remembered failures, first in, first out, in at most a sixteenth of the room, so that a flood of them
+  drives out nothing.
+
+**What is different from the paper**, each time because real traces asked for it (``benchmarks/bench_cache.py``):
+
+* *Main is filled first.* As long as main is not full, who leaves the small queue goes there, asked for or not. In the
+  paper nothing reaches main that was not asked for in time, so a loop over more than the cache holds leaves main empty
+  and the small queue grows to all the room: a plain FIFO, without a hit. Filled, main keeps its part of the loop. It
+  costs nothing elsewhere, for what main holds in vain makes place for the first that were asked for. Main counts as
+  full until it has lost a quarter, so that in between nobody slips in.
+* *The small queue has no fixed size.* A tenth suits most; where keys are used in bursts it is too small by far. As ARC
+  does (Megiddo and Modha, FAST 2003) both queues leave ghosts, but only the young ones vote: those of the last tenth of
+  the room. One that comes back from small says that a slightly longer small queue would have had a hit, one from main
+  the same of main; each moves the border by one entry. Old ghosts say nothing about the margin, and in ARC their
+  votes drive the border to where the most misses are. The border stays between a hundredth and a half of the room.
+* *Who comes back young from main waits in small* like any newcomer: its ghost votes, and is forgotten.
+* *A newcomer does not go for itself*: the paper makes room first, but here sizes differ and room is made afterwards.
+
+The constants: one hit moves an entry on (two, as in the authors' code, changes the mean by less than a point); hits are
+counted to 3, as in the paper; ghosts reach as far as there are entries (the paper: as main has): with half of that
+several traces lose up to 20 points, with twice of it loops of three times the room thrash main. All lie on plateaus:
+half or twice any of them changes the mean share of the gap between LRU and the optimum by less than three points.
+
+Ghosts lie in a table of fingerprints, four to a row: 32 bits of the hash, the queue, and the running number of the
+eviction from it. A ghost is forgotten when too many came after it, or when its row is full of ones with longer to live.
+
+Invariants, which the property tests check: an entry is in exactly one queue; counts and bytes of the queues are those
+of their entries; under LRU the order of main is the order of last use; a victim is never the entry that was added or
+replaced last, unless it is the only one.
+
+Cost: O(1) amortised: an entry passes through main at most as often as it was hit. No floating point, no randomness.
+Under S3-FIFO the ghosts take 12 bytes a slot; all else lies in ``_slots_cy``.
+
+One source, compiled with the C types of ``_eviction_cy.pxd`` or run as it is. Synchronous. Threads: as
+``_timer_wheel_cy``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+
+from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Slots, address_of, aligned
+
+__all__ = ["EvictionOrder"]
+
+fetch = hash  # begins to load the line of memory at an address; only the compiled module can
+
+# C variables in the compiled module, not visible from Python
+_MAIN = MAIN
+_SMALL = SMALL
+_STALE = STALE
+_NEGATIVE = NEGATIVE
+_QUEUES = 4
+_HIT = 4  # in a slot's marks
+_HITS = 12
+_NO_MARKS = -16
+_MOST_HITS = 12  # that S3-FIFO counts: three
+_HITS_TO_STAY = 4
+_SMALL_SHARE = 10  # of the room, to begin with
+_SMALL_LEAST = 100
+_SMALL_MOST = 2
+_NEGATIVE_SHARE = 16
+_YOUNG_SHARE = 10
+_REFILL_BITS = 2  # a quarter: main is filled again when it has lost as much
+_WAYS = 4
+_FROM_MAIN = 2**31  # in a ghost: the queue
+_LOW31 = 2**31 - 1
+_NO_LIMIT = 2**63 - 1
+
+
+class EvictionOrder:
+    """The queues.
+
+    Args:
+        slots: where the queue, the neighbours and the bytes of each slot are.
+        s3fifo: S3-FIFO; else LRU.
+        maxsize: how many entries there is room for, which sets the shares; 2^63 - 1: no limit.
+        max_bytes: how many bytes, likewise.
+
+    Attributes:
+        count: entries in all queues.
+        bytes: their sizes, added up.
+    """
+
+    __slots__ = (
+        "_address",
+        "_bytes",
+        "_counts",
+        "_evicted_from_main",
+        "_evicted_from_small",
+        "_full",
+        "_ghosts",
+        "_max_bytes",
+        "_maxsize",
+        "_negative_bytes",
+        "_negative_count",
+        "_newest",
+        "_rows",
+        "_s3fifo",
+        "_slots",
+        "_small_bytes",
+        "_small_count",
+        "bytes",
+        "count",
+    )
+
+    _ghosts: MutableSequence[int]
+
+    def __init__(self, slots: Slots, s3fifo: bool, maxsize: int, max_bytes: int) -> None:
+        self._slots = slots
+        self._s3fifo = s3fifo
+        self._maxsize = maxsize
+        self._max_bytes = max_bytes
+        self._small_count = _share_of(maxsize, _SMALL_SHARE)
+        self._small_bytes = _share_of(max_bytes, _SMALL_SHARE)
+        self._negative_count = _share_of(maxsize, _NEGATIVE_SHARE)
+        self._negative_bytes = _share_of(max_bytes, _NEGATIVE_SHARE)
+        self._counts = array("q", [0]) * _QUEUES
+        self._bytes = array("q", [0]) * _QUEUES
+        self._rows = _ghost_rows(slots.capacity) if s3fifo else 1
+        ghosts = aligned("Q", self._rows)
+        self._ghosts = ghosts
+        self._address = address_of(ghosts)
+        self._evicted_from_small = 2**30  # far from 0, which is an empty place
+        self._evicted_from_main = 2**30
+        self._full = False
+        self._newest = 0
+        self.count = 0
+        self.bytes = 0
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for the ghosts of more slots; fewer than there are change nothing."""
+        if self._s3fifo:
+            ghosts = aligned("Q", _ghost_rows(capacity))
+            self._move(ghosts, address_of(ghosts))
+
+    def _move(self, ghosts: MutableSequence[int], address: int) -> None:
+        # a typed argument: the view exists before the first look at the old one
+        if len(ghosts) <= len(self._ghosts):
+            return
+        old = self._ghosts
+        self._ghosts = ghosts
+        self._address = address
+        self._rows = len(ghosts) // _WAYS
+        for place in range(len(old)):
+            if old[place]:
+                self._haunt(old[place])
+
+    def add(self, slot: int, size: int) -> None:
+        """A newcomer, as the newest of the queue that it belongs to.
+
+        Args:
+            slot: in no queue; S3-FIFO knows by its hash who comes back.
+            size: its bytes.
+        """
+        if self._s3fifo and not self._remembers(self._slots._words[4 * slot]):
+            self._enter(slot, size, _SMALL)
+        else:
+            self._enter(slot, size, _MAIN)
+        self._newest = slot
+
+    def add_negative(self, slot: int, size: int) -> None:
+        """A remembered failure."""
+        self._enter(slot, size, _NEGATIVE)
+
+    def remove(self, slot: int) -> None:
+        """Takes a slot out of its queue."""
+        self._unlink(slot)
+        queue = self._slots._words[4 * slot] & 3
+        size = self._slots._words[4 * slot + 2]
+        self._counts[queue] -= 1
+        self._bytes[queue] -= size
+        self.count -= 1
+        self.bytes -= size
+
+    def touch(self, slot: int) -> None:
+        """A hit."""
+        if self._s3fifo:
+            if self._slots._words[4 * slot] & _HITS < _MOST_HITS:
+                self._slots._words[4 * slot] += _HIT
+        elif self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == _MAIN:
+            self._unlink(slot)
+            self._link(slot, _MAIN)
+
+    def renew(self, slot: int, size: int) -> None:
+        """A hit that replaces the value of a slot."""
+        more = size - self._slots._words[4 * slot + 2]
+        if more:
+            self._slots._words[4 * slot + 2] = size
+            self._bytes[self._slots._words[4 * slot] & 3] += more
+            self.bytes += more
+        self._newest = slot
+        self.touch(slot)
+
+    def set_aside(self, slot: int) -> None:
+        """An entry that is stale from now on."""
+        size = self._slots._words[4 * slot + 2]
+        self.remove(slot)
+        self._enter(slot, size, _STALE)
+
+    def victim(self, alive: bool) -> int:
+        """Who goes next; takes nothing out, but moves on those that stay.
+
+        Args:
+            alive: only of the entries that are fresh.
+
+        Returns:
+            A slot; -1: there is none.
+        """
+        if not alive:
+            if self._counts[_STALE]:
+                return self._slots._ints[8 * _STALE + 7]
+            if self._counts[_NEGATIVE] and (
+                self._counts[_NEGATIVE] > self._negative_count
+                or self._bytes[_NEGATIVE] > self._negative_bytes
+                or self._counts[_MAIN] + self._counts[_SMALL] <= 1
+            ):
+                return self._slots._ints[8 * _NEGATIVE + 7]
+        if not self._s3fifo:
+            return self._slots._ints[7] if self._counts[_MAIN] else -1
+        return self._victim_of_two()
+
+    def likely_victim(self) -> int:
+        """Who would go next if nothing changes, at a guess; a slot below ``FIRST``: nobody."""
+        return self._slots._ints[8 * _SMALL + 7] if self._s3fifo else self._slots._ints[7]
+
+    def foresee(self, slot: int) -> None:
+        """Begins to load what ``evicted`` of a slot will look at, without waiting for it."""
+        if self._s3fifo:
+            fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
+
+    def _victim_of_two(self) -> int:
+        while self._counts[_SMALL] + self._counts[_MAIN]:
+            over = self._counts[_SMALL] > 1 and (
+                self._counts[_SMALL] > self._small_count or self._bytes[_SMALL] > self._small_bytes
+            )
+            oldest = self._slots._ints[8 * _MAIN + 7]
+            if over or self._counts[_MAIN] == 0 or (oldest == self._newest and self._counts[_MAIN] == 1):
+                slot = self._slots._ints[8 * _SMALL + 7]
+                if self._counts[_SMALL] == 0:
+                    return oldest  # there is no other
+                if self._slots._words[4 * slot] & _HITS < _HITS_TO_STAY and not (over and self._fills_main()):
+                    return slot
+                if self._counts[_SMALL] + self._counts[_MAIN] == 1:
+                    return slot
+                self._slots._words[4 * slot] &= ~_HITS
+                self._pass_on(slot)
+            else:
+                asked = self._slots._words[4 * oldest] & _HITS
+                if asked == 0 and oldest != self._newest:
+                    return oldest
+                if asked:
+                    self._slots._words[4 * oldest] -= _HIT
+                self._pass_on(oldest)
+        return -1
+
+    def _fills_main(self) -> bool:
+        """Whether main is still to be filled; the room for it is what small and the failures leave."""
+        full = False
+        hollow = True
+        if self._maxsize != _NO_LIMIT:
+            room = self._maxsize - self._small_count - self._counts[_NEGATIVE]
+            full = self._counts[_MAIN] >= room
+            hollow = self._counts[_MAIN] < room - (room >> _REFILL_BITS)
+        if self._max_bytes != _NO_LIMIT:
+            room = self._max_bytes - self._small_bytes - self._bytes[_NEGATIVE]
+            full = full or self._bytes[_MAIN] >= room
+            hollow = hollow and self._bytes[_MAIN] < room - (room >> _REFILL_BITS)
+        if full:
+            self._full = True
+        elif hollow:
+            self._full = False
+        return not self._full
+
+    def evicted(self, slot: int) -> None:
+        """Notes, before a victim is removed, that it goes for lack of room."""
+        if not self._s3fifo:
+            return
+        ghost = (self._slots._words[4 * slot] >> 31) << 32
+        queue = self._slots._words[4 * slot] & 3
+        if queue == _SMALL:
+            self._evicted_from_small += 1
+            self._haunt(ghost | (self._evicted_from_small & _LOW31))
+        elif queue == _MAIN:
+            self._evicted_from_main += 1
+            self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
+
+    def held(self, queue: int) -> int:
+        """How many entries a queue has."""
+        return self._counts[queue]
+
+    def bytes_in(self, queue: int) -> int:
+        """The bytes of a queue."""
+        return self._bytes[queue]
+
+    def newer_than(self, slot: int) -> int:
+        """The next newer entry; from the number of a queue to its oldest, and after its newest to that number again."""
+        return self._slots._ints[8 * slot + 7]
+
+    def _enter(self, slot: int, size: int, queue: int) -> None:
+        self._slots._words[4 * slot + 2] = size
+        self._slots._words[4 * slot] = (self._slots._words[4 * slot] & _NO_MARKS) | queue
+        self._counts[queue] += 1
+        self._bytes[queue] += size
+        self.count += 1
+        self.bytes += size
+        self._link(slot, queue)
+
+    def _pass_on(self, slot: int) -> None:
+        """To the newest end of main."""
+        queue = self._slots._words[4 * slot] & 3
+        if queue != _MAIN:
+            size = self._slots._words[4 * slot + 2]
+            self._counts[queue] -= 1
+            self._bytes[queue] -= size
+            self._counts[_MAIN] += 1
+            self._bytes[_MAIN] += size
+            self._slots._words[4 * slot] -= queue  # main has no mark
+        self._unlink(slot)
+        self._link(slot, _MAIN)
+
+    def _link(self, slot: int, queue: int) -> None:
+        newest = self._slots._ints[8 * queue + 6]
+        self._slots._ints[8 * slot + 6] = newest
+        self._slots._ints[8 * slot + 7] = queue
+        self._slots._ints[8 * newest + 7] = slot
+        self._slots._ints[8 * queue + 6] = slot
+
+    def _unlink(self, slot: int) -> None:
+        older = self._slots._ints[8 * slot + 6]
+        newer = self._slots._ints[8 * slot + 7]
+        self._slots._ints[8 * older + 7] = newer
+        self._slots._ints[8 * newer + 6] = older
+
+    def _remembers(self, mixed: int) -> bool:
+        """Whether who comes back goes to main at once. Its ghost votes, if it is young, and is gone."""
+        fingerprint = mixed >> 31
+        row = _WAYS * ((fingerprint * self._rows) >> 32)
+        for place in range(row, row + _WAYS):
+            ghost = self._ghosts[place]
+            if ghost >> 32 == fingerprint and ghost:
+                self._ghosts[place] = 0
+                age = self._age(ghost)
+                if age * _YOUNG_SHARE <= self.count:
+                    self._move_border(-1 if ghost & _FROM_MAIN else 1)
+                return not ghost & _FROM_MAIN and age < self.count
+        return False
+
+    def _age(self, ghost: int) -> int:
+        """How many went from the same queue since."""
+        evicted = self._evicted_from_main if ghost & _FROM_MAIN else self._evicted_from_small
+        return (evicted - ghost) & _LOW31
+
+    def _move_border(self, entries: int) -> None:
+        """Between small and main."""
+        if self._maxsize != _NO_LIMIT:
+            self._small_count = _between(
+                _share_of(self._maxsize, _SMALL_LEAST),
+                self._small_count + entries,
+                _share_of(self._maxsize, _SMALL_MOST),
+            )
+        if self._max_bytes != _NO_LIMIT and self.count:
+            self._small_bytes = _between(
+                _share_of(self._max_bytes, _SMALL_LEAST),
+                self._small_bytes + entries * (self.bytes // self.count),
+                _share_of(self._max_bytes, _SMALL_MOST),
+            )
+
+    def _haunt(self, ghost: int) -> None:
+        """Writes a ghost over the one of its row with the least to live."""
+        row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
+        chosen = row
+        least = _NO_LIMIT
+        young = self.count // _YOUNG_SHARE
+        for place in range(row, row + _WAYS):
+            held = self._ghosts[place]
+            if held == 0:
+                chosen = place
+                break
+            left = (young if held & _FROM_MAIN else self.count) - self._age(held)
+            if left < least:
+                least = left
+                chosen = place
+        self._ghosts[chosen] = ghost
+
+
+def _share_of(limit: int, share: int) -> int:
+    """A part of a limit, at least 1; no limit has no part."""
+    if limit == _NO_LIMIT:
+        return limit
+    return limit // share if limit >= share else 1
+
+
+def _between(least: int, number: int, most: int) -> int:
+    return least if number < least else most if number > most else number
+
+
+def _ghost_rows(capacity: int) -> int:
+    """As many rows as make half as many places again as there are slots."""
+    return (3 * capacity + 2 * _WAYS - 1) // (2 * _WAYS)

@@ -1,0 +1,237 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
+"""Which slot has which key: an open-addressed index over the slots, and the list of what they refer to.
+
+The idea: 64-bit words, linear probing, at most five eighths full. A word is 31 bits of the key's hash and 32 bits of
+its slot. The place of a word is named by the uppermost bits of the same 31, so that
+
+* a miss looks at nothing but one or two lines of the index: the bits that the place does not tell are enough to see
+  that a key is another one;
+* a word can be moved without a look at what it stands for: removal moves the ones behind the hole back (there are no
+  tombstones), and growing goes through the old index and through the new one from front to end.
+
+Hashes are mixed (Fibonacci hashing), since those of integers are the integers.
+
+Objects lie in one list: key, value, labels, key, value, labels, ... It grows in place, so no reference is counted anew.
+The list is not tracked by the garbage collector, which has nothing to walk then. The price: a cycle that leads through
+a cached value back to its own cache is not collected.
+
+Re-entrancy: only ``find``, ``grow`` and the constructor call Python or allocate. ``find`` looks again if anything
+changed while an ``__eq__`` ran, and ``grow`` changes nothing then.
+
+Cost: O(1) amortised. One source, compiled with the C types of ``_index_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+from typing import Any
+
+from streaminfer.caching.table._slots_cy import FIRST, Slots
+
+__all__ = ["KeyIndex"]
+
+fetch = hash  # begins to load the line of memory at an address; only the compiled module can
+fetch_item = fetch_object = max  # the same of a place in a list, and of the object that is there
+untrack = id  # hides an object from the garbage collector, which only the compiled module can
+
+# C variables in the compiled module, not visible from Python
+_FIRST = FIRST
+_MASK64 = 2**64 - 1
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_LOW32 = 2**32 - 1
+_HIGH31 = 0x7FFFFFFF00000000
+_HIGH48 = 0x7FFFFFFFFFFF8000
+_FILED = 16
+_MOST_BITS = 31  # as many as a word has of the hash
+
+
+class KeyIndex:
+    """Keys, and what belongs to them, by slot.
+
+    Args:
+        slots: empty.
+
+    Attributes:
+        slots: what else is known of each slot.
+        objects: key, value and labels of each slot in turn.
+        top: no slot from here on was ever taken.
+        version: changes whenever a key comes or goes.
+    """
+
+    __slots__ = ("_address", "_bits", "_free", "_mask", "_shift", "_words", "objects", "slots", "top", "version")
+
+    _words: MutableSequence[int]
+    objects: list[Any]
+    slots: Slots
+
+    def __init__(self, slots: Slots) -> None:
+        bits = _index_bits(slots.capacity)
+        self.version = 0
+        self.slots = slots
+        self.objects = [None] * (3 * slots.capacity)
+        untrack(self.objects)
+        words = _numbers(1 << bits)
+        self._words = words
+        self._address = words.buffer_info()[0]
+        self._free = -1
+        self._settle(bits)
+        self.top = _FIRST
+
+    def swap(self, other: KeyIndex) -> None:
+        """Takes over what another has, and leaves it what was here."""
+        self.version += 1
+        words = self._words
+        self._words = other._words
+        other._words = words
+        bits = self._bits
+        self._settle(other._bits)
+        other._settle(bits)
+        self._address, other._address = other._address, self._address
+        self.slots, other.slots = other.slots, self.slots
+        self.objects, other.objects = other.objects, self.objects
+        self.top, other.top = other.top, self.top
+        self._free, other._free = other._free, self._free
+
+    def _settle(self, bits: int) -> None:
+        self._bits = bits
+        self._mask = (1 << bits) - 1
+        self._shift = 63 - bits
+
+    def find(self, key: Any, hashed: int) -> int:
+        """The slot of a key; -1: there is none. The index is as it was when the last look began.
+
+        Args:
+            key: hashable.
+            hashed: ``hash(key)``.
+        """
+        mixed = _mixed(hashed)
+        while True:
+            held = None  # the last reference to a key may be dropped here, before the look begins
+            version = self.version
+            position = mixed >> self._shift
+            while True:
+                word = self._words[position]
+                if word == 0:
+                    return -1
+                if word >> 32 == mixed >> 32:
+                    slot = word & _LOW32
+                    held = self.objects[3 * slot]
+                    if held is key:
+                        return slot
+                    if (self.slots._words[4 * slot] ^ mixed) & _HIGH48 == 0:
+                        same = held == key  # may be Python, and may use this table
+                        if version != self.version:
+                            break
+                        if same:
+                            return slot
+                position = (position + 1) & self._mask
+
+    def foresee(self, slot: int) -> None:
+        """Begins to load what ``detach`` and ``vacate`` of a slot will look at, without waiting for it."""
+        fetch(self._address + 8 * (self.slots._words[4 * slot] >> self._shift))
+        fetch_item(self.objects, 3 * slot)
+
+    def foresee_key(self, slot: int) -> None:
+        """The same of the key of a slot that was foreseen."""
+        fetch_object(self.objects, 3 * slot)
+
+    def is_full(self) -> bool:
+        """Whether it has to grow before a key can come."""
+        return self._free < 0 and self.top >= self.slots.capacity
+
+    def insert(self, key: Any, value: Any, labels: Any, hashed: int) -> int:
+        """Takes a slot for a key that has none; there must be room. Returns the slot."""
+        mixed = _mixed(hashed)
+        slot = self._free
+        if slot >= 0:
+            self._free = self.slots._words[4 * slot + 2]
+        else:
+            slot = self.top
+            self.top += 1
+        self.version += 1
+        self.objects[3 * slot] = key
+        self.objects[3 * slot + 1] = value
+        self.objects[3 * slot + 2] = labels
+        self.slots._words[4 * slot] = (mixed & _HIGH48) | (self.slots._words[4 * slot] & _FILED)
+        position = mixed >> self._shift
+        while self._words[position]:
+            position = (position + 1) & self._mask
+        self._words[position] = (mixed & _HIGH31) | slot
+        return slot
+
+    def detach(self, slot: int) -> None:
+        """The key of a slot is not found any more; what the slot refers to stays until ``vacate``."""
+        self.version += 1
+        position = self.slots._words[4 * slot] >> self._shift
+        while self._words[position] & _LOW32 != slot:
+            position = (position + 1) & self._mask
+        hole = position
+        while True:
+            position = (position + 1) & self._mask
+            word = self._words[position]
+            if word == 0:
+                break
+            if (position - (word >> self._shift)) & self._mask >= (position - hole) & self._mask:
+                self._words[hole] = word
+                hole = position
+        self._words[hole] = 0
+
+    def vacate(self, slot: int) -> None:
+        """A detached slot is free again; the caller holds what it referred to."""
+        place = 3 * slot
+        self.objects[place] = None
+        self.objects[place + 1] = None
+        self.objects[place + 2] = None
+        self.slots._words[4 * slot + 2] = self._free
+        self._free = slot
+
+    def grow(self, capacity: int, version: int) -> None:
+        """Room for more slots, unless somebody changed the index since ``version``, or while memory is asked for."""
+        bits = _index_bits(capacity)
+        larger = Slots(capacity)
+        more: list[Any] = [None] * (3 * (capacity - self.slots.capacity))
+        if bits == self._bits:
+            self._spread(version, larger, more, self._words, self._address, bits)
+        else:
+            words = _numbers(1 << bits)
+            self._spread(version, larger, more, words, words.buffer_info()[0], bits)
+
+    def _spread(
+        self, version: int, larger: Slots, more: list[Any], words: MutableSequence[int], address: int, bits: int
+    ) -> None:
+        # typed arguments: the view exists before the first look at the old one
+        if version != self.version:
+            return
+        self.objects.extend(more)  # what can fail comes first
+        self.slots._take_over(larger)
+        self.version += 1
+        if bits == self._bits:
+            return
+        for place in range(self._mask + 1):
+            word = self._words[place]
+            if word:
+                position = word >> (63 - bits)
+                while words[position]:
+                    position = (position + 1) & ((1 << bits) - 1)
+                words[position] = word
+        self._words = words
+        self._address = address
+        self._settle(bits)
+
+
+def _mixed(hashed: int) -> int:
+    """A hash spread over 63 bits."""
+    return (((hashed & _MASK64) * _MULTIPLIER) & _MASK64) >> 1
+
+
+def _index_bits(capacity: int) -> int:
+    """Of an index that is at most five eighths full, and at least half that but for the last few."""
+    bits = 3
+    while bits < _MOST_BITS and 5 << bits < 8 * capacity:
+        bits += 1
+    return bits
+
+
+def _numbers(count: int) -> array[int]:
+    return array("q", [0]) * count

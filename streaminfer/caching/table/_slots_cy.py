@@ -1,0 +1,105 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""What a cache knows of each slot, in 32 bytes that lie in one line of memory and that its parts share.
+
+In a large cache nearly all the time goes by waiting for memory, so what counts is how many lines an operation looks at.
+With one array for each thing that is known, a store looks at ten; here at the index, the objects and this, and at the
+neighbours in the queue.
+
+Of slot *s*, four 64-bit words:
+
+* ``_words[4 * s]``: 48 bits of the key's hash, and below them the marks: in bits 0 and 1 the queue that it is in, in
+  2 and 3 the hits that S3-FIFO counts (both ``_eviction_cy``), in 4 whether the wheel has filed it
+  (``_timer_wheel_cy``).
+* ``_words[4 * s + 1]``: its instant: until when it is fresh or, once it is stale, until when it is kept.
+* ``_words[4 * s + 2]``: its bytes; of a free slot the next free one (``_index_cy``).
+* ``_ints[8 * s + 6]`` and ``_ints[8 * s + 7]``: its older and its newer neighbour in the queue.
+
+Both are views of the same memory. The first four slots are the heads of the queues.
+
+One source, compiled with the C types of ``_slots_cy.pxd`` or run as it is. Threads: as ``_timer_wheel_cy``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+from typing import Any
+
+__all__ = ["FIRST", "MAIN", "NEGATIVE", "NEVER", "SMALL", "STALE", "Slots", "address_of", "aligned"]
+
+MAIN = 0
+SMALL = 1
+STALE = 2
+NEGATIVE = 3
+FIRST = 4  # slots below are the heads of the queues
+NEVER = 2**63 - 1
+
+# C variables in the compiled module, not visible from Python
+_FIRST = FIRST
+_NEVER = NEVER
+
+
+class Slots:
+    """So many slots, numbered from 0: in no queue, without an instant.
+
+    Args:
+        capacity: how many, those below :data:`FIRST` included.
+    """
+
+    __slots__ = ("_ints", "_words", "capacity")
+
+    _ints: MutableSequence[int]
+    _words: MutableSequence[int]
+
+    def __init__(self, capacity: int) -> None:
+        memory = aligned("q", capacity)
+        self._words = memory
+        self._ints = memory.cast("B").cast("i")
+        self.capacity = capacity
+        self._begin()
+
+    def _begin(self) -> None:
+        # typed in the compiled module, which a constructor's variables are not
+        for slot in range(self.capacity):
+            self._words[4 * slot + 1] = _NEVER
+        for head in range(_FIRST):
+            self._ints[8 * head + 6] = head
+            self._ints[8 * head + 7] = head
+
+    def _take_over(self, other: Slots) -> None:
+        """The memory of a larger one, with what is here copied into it. Calls no Python, allocates nothing."""
+        held = 4 * self.capacity
+        other._words[:held] = self._words
+        self._words = other._words
+        self._ints = other._ints
+        self.capacity = other.capacity
+
+    def name(self, slot: int, mixed: int) -> None:
+        """Sets the hash of a slot, well mixed, 63 bits, and wipes its marks."""
+        self._words[4 * slot] = mixed >> 15 << 15
+
+    def queue_of(self, slot: int) -> int:
+        """The queue that a slot is in."""
+        return self._words[4 * slot] & 3
+
+    def size_of(self, slot: int) -> int:
+        """The bytes of a slot."""
+        return self._words[4 * slot + 2]
+
+
+def aligned(code: str, rows: int) -> Any:
+    """Zeros in rows of four, 32 bytes each, that do not lie across two lines of memory.
+
+    Args:
+        code: of ``array``, for numbers of 8 bytes.
+        rows: how many.
+    """
+    numbers = array(code, [0]) * (4 * rows + 4)
+    first = -(numbers.buffer_info()[0] >> 3) & 3
+    return memoryview(numbers)[first : first + 4 * rows]
+
+
+def address_of(memory: Any) -> int:
+    """Where memory that ``aligned`` gave out begins."""
+    begins: int = memory.obj.buffer_info()[0]
+    return (begins + 31) & -32

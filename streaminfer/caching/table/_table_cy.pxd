@@ -1,0 +1,104 @@
+cimport cython
+from streaminfer.caching.table._entries_cy cimport Entries
+from streaminfer.caching.table._eviction_cy cimport EvictionOrder as COrder
+
+cdef extern from *:
+    """
+    /* What time.monotonic_ns returns, without a Python call. */
+    #if defined(__linux__)
+    #include <time.h>
+    static CYTHON_INLINE long long streaminfer_table_coarse_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (long long)now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+    #elif PY_VERSION_HEX >= 0x030D0000
+    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
+        PyTime_t now = 0;
+        (void)PyTime_MonotonicRaw(&now);
+        return (long long)now;
+    }
+    #else
+    static CYTHON_INLINE long long streaminfer_table_monotonic_ns(void) {
+        return (long long)_PyTime_GetMonotonicClock();
+    }
+    #endif
+    #if !defined(__linux__)
+    static CYTHON_INLINE long long streaminfer_table_coarse_ns(void) { return streaminfer_table_monotonic_ns(); }
+    #endif
+    """
+    # cpdef: the assignment of the same name in the source then makes a Python variable, and calls stay in C
+    cpdef long long monotonic_ns "streaminfer_table_monotonic_ns"() noexcept
+    cpdef long long coarse_ns "streaminfer_table_coarse_ns"() noexcept
+
+cdef long long _HIT, _HITS, _NEVER, _NEAR_NS, _SMALL_PAYLOAD
+cdef int _FIRST, _MAIN, _SMALL, _STALE, _NEGATIVE
+cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
+
+# The methods are wrapped in a lock where compiled code is not atomic by itself, and do not call one another.
+# no_gc: cycles through what is cached are not collected, see _index_cy
+@cython.no_gc
+cdef class EdgeTable(Entries):
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object get(self, object key, object default=*)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object peek(self, object key, object default=*)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object take(self, object key, object default)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef bint discard(self, object key) except -1
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef object popitem(self)
+
+    cpdef object clear(self)
+
+    @cython.locals(slot=Py_ssize_t, size=cython.longlong)
+    cpdef object setdefault(self, object key, object default=*)
+
+    cpdef bint store(self, object key, object value, long long ttl_ns, long long size, object labels) except -1
+
+    @cython.locals(lasts_ns=cython.longlong)
+    cpdef bint store_negative(self, object key, object value, long long ttl_ns, object labels) except -1
+
+    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t, at_ns=cython.longlong, past_ns=cython.longlong)
+    cpdef object lookup(self, object key, long long now_ns)
+
+    cpdef object expire(self)
+
+    @cython.locals(due_ns=cython.longlong)
+    cpdef object sweep(self, long long now_ns, long long limit)
+
+    @cython.locals(slot=Py_ssize_t, count=cython.longlong)
+    cpdef object erase_labelled(self, object subject, object tag)
+
+    @cython.locals(latest=cython.longlong)
+    cpdef bint erased_since(self, object key, long long erasures) except -1
+
+    @cython.locals(slot=Py_ssize_t, queue=Py_ssize_t)
+    cpdef list snapshot(self, int what)
+
+    @cython.locals(slot=Py_ssize_t)
+    cpdef list held(self)
+
+    @cython.locals(order=COrder)
+    cpdef object counters(self)
+
+    cpdef list drain(self)
+
+cdef long long _payload(object value) except -1
+cdef bint _matches(tuple labels, object subject, object tag) except -1
+
+@cython.locals(slot=Py_ssize_t, at_ns=cython.longlong, now_ns=cython.longlong, hashed=Py_ssize_t)
+cdef int _find_fresh(EdgeTable table, object key) except -2
+
+@cython.locals(newest=Py_ssize_t, older=Py_ssize_t, newer=Py_ssize_t)
+cdef void _touch(EdgeTable table, Py_ssize_t slot) noexcept

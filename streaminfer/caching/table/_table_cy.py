@@ -1,0 +1,407 @@
+# cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
+"""The table behind `EdgeCache`: what is kept, under which key, until when, and who goes for whom.
+
+The idea: a set of slots, none of which is a Python object. That makes about 90 bytes an entry where a dictionary of
+objects takes 200, and nothing for the garbage collector to walk. This is what can be asked of it; the changes are made
+by ``_entries_cy``, which says what the parts are and how they stay whole.
+
+An entry is *fresh* until its instant, then *stale* for ``stale_ns``, then gone; or it is *negative*, a remembered
+failure, until its instant. Only fresh entries are counted and found by the mapping's methods; limits bound all that are
+held.
+
+Cost: every operation O(1) amortised, but for ``clear``, ``erase`` and the snapshots, which are linear.
+
+One source, compiled with the C types of ``_table_cy.pxd`` or run as it is. The directives above are safe: indexes are
+slots that the table gave out itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from streaminfer.caching.table._entries_cy import EVICTED, EXPIRED, NO_LIMIT, Entries
+from streaminfer.caching.table._slots_cy import FIRST, MAIN, NEGATIVE, NEVER, SMALL, STALE
+from streaminfer.caching.weigher import payload_bytes
+
+__all__ = [
+    "ERASED",
+    "EVICTED",
+    "EXPIRED",
+    "FAILURE",
+    "FRESH",
+    "MISSING",
+    "NEVER",
+    "NO_LIMIT",
+    "OUTDATED_VALUE",
+    "STALE_VALUE",
+    "EdgeTable",
+]
+
+MISSING = 0
+FRESH = 1
+STALE_VALUE = 2
+FAILURE = 3
+OUTDATED_VALUE = 4
+ERASED = "erased"
+
+monotonic_ns = time.monotonic_ns
+coarse_ns = time.monotonic_ns  # compiled: as of the kernel's last tick, a few ms ago, for a fifth of the time
+
+# C variables in the compiled module, not visible from Python
+_NEVER = NEVER
+_FIRST = FIRST
+_MAIN = MAIN
+_SMALL = SMALL
+_STALE = STALE
+_NEGATIVE = NEGATIVE
+_IS_MISSING = MISSING
+_IS_FRESH = FRESH
+_IS_STALE = STALE_VALUE
+_IS_FAILURE = FAILURE
+_IS_OUTDATED = OUTDATED_VALUE
+_HIT = 4
+_HITS = 12
+_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by: only what is left less needs the exact one
+_SMALL_PAYLOAD = 32
+_LABELS = 3  # what a snapshot is of
+
+
+class EdgeTable(Entries):
+    """Entries by key, with what can be asked of them. The arguments are those of ``Entries``."""
+
+    __slots__ = ()
+
+    # -- the mapping --------------------------------------------------------------------------------------------
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The fresh value of a key, which counts as a use; else ``default``."""
+        slot = _find_fresh(self, key)
+        if slot < 0:
+            self.misses += 1
+            return default
+        self.hits += 1
+        _touch(self, slot)
+        return self._index.objects[3 * slot + 1]
+
+    def peek(self, key: Any, default: Any = None) -> Any:
+        """The fresh value of a key; counts as nothing."""
+        slot = _find_fresh(self, key)
+        return default if slot < 0 else self._index.objects[3 * slot + 1]
+
+    def __getitem__(self, key: Any) -> Any:
+        slot = _find_fresh(self, key)
+        if slot < 0:
+            self.misses += 1
+            raise KeyError(key)
+        self.hits += 1
+        _touch(self, slot)
+        return self._index.objects[3 * slot + 1]
+
+    def __contains__(self, key: Any) -> bool:
+        return _find_fresh(self, key) >= 0
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._store(key, value, self._ttl_ns, _payload(value), None, False)
+
+    def __delitem__(self, key: Any) -> None:
+        self._deleted(hash(key))
+        slot = _find_fresh(self, key)
+        if slot < 0:
+            raise KeyError(key)
+        self._take(slot)
+
+    def take(self, key: Any, default: Any) -> Any:
+        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use.
+
+        What is being computed for the key at this moment is not kept, whether there is an entry or not.
+        """
+        self._deleted(hash(key))
+        slot = _find_fresh(self, key)
+        return default if slot < 0 else self._take(slot)
+
+    def discard(self, key: Any) -> bool:
+        """Removes what there is of a key: fresh, stale or a failure; what is computed at present is not stored.
+
+        Returns:
+            Whether there was anything.
+        """
+        self._deleted(hash(key))
+        slot = self._index.find(key, hash(key))
+        if slot < 0:
+            return False
+        self._take(slot)
+        return True
+
+    def __len__(self) -> int:
+        self._settle()
+        return self._order.held(_MAIN) + self._order.held(_SMALL)
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Removes and returns the fresh entry that would be evicted next."""
+        self._settle()
+        slot = self._order.victim(True)
+        if slot < 0:
+            raise KeyError("the cache is empty")
+        key = self._index.objects[3 * slot]
+        value = self._take(slot)
+        self._deleted(hash(key))
+        return key, value
+
+    def clear(self) -> None:
+        """Removes everything, what the ghosts remember included, and gives the memory back."""
+        self._erased()
+        self._note(None, None, self._empty(), None)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """The fresh value of a key, which counts as a use; else stores ``default`` and returns it."""
+        size = _payload(default)
+        slot = _find_fresh(self, key)
+        if slot < 0:
+            self.misses += 1
+            self._store(key, default, self._ttl_ns, size, None, False)
+            return default
+        self.hits += 1
+        _touch(self, slot)
+        return self._index.objects[3 * slot + 1]
+
+    # -- what a mapping does not have ----------------------------------------------------------------------------
+
+    def store(
+        self, key: Any, value: Any, ttl_ns: int, size: int, labels: tuple[str | None, tuple[str, ...]] | None
+    ) -> bool:
+        """Keeps a value.
+
+        Args:
+            key: hashable.
+            value: anything.
+            ttl_ns: how long it is fresh; negative: as the table says.
+            size: its bytes; negative: measured.
+            labels: subject and tags, plain strings.
+
+        Returns:
+            Whether it was kept; larger than the whole table is not, and what was there before has gone.
+        """
+        return self._store(
+            key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, _payload(value) if size < 0 else size, labels, False
+        )
+
+    def store_negative(
+        self, key: Any, value: Any, ttl_ns: int, labels: tuple[str | None, tuple[str, ...]] | None
+    ) -> bool:
+        """Remembers a failure, unless a fresh or stale value is there; ``ttl_ns`` negative: as the table says."""
+        lasts_ns = self._negative_ttl_ns if ttl_ns < 0 else ttl_ns
+        if lasts_ns <= 0:
+            return False
+        return self._store(key, value, lasts_ns, _payload(value), labels, True)
+
+    def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
+        """What there is under a key at an instant.
+
+        Returns:
+            :data:`FRESH`, :data:`STALE_VALUE` or, past ``revalidate_ns``, :data:`OUTDATED_VALUE` and the value,
+            :data:`FAILURE` and what was remembered, or :data:`MISSING` and ``None``; counted as a hit, a stale hit
+            (the second and third), a negative hit or a miss.
+        """
+        slot = self._index.find(key, hash(key))
+        if slot >= 0:
+            queue = self._slots._words[4 * slot] & 3
+            at_ns = self._slots._words[4 * slot + 1]
+            if queue <= _SMALL and now_ns < at_ns:
+                self.hits += 1
+                _touch(self, slot)
+                return _IS_FRESH, self._index.objects[3 * slot + 1]
+            if queue == _NEGATIVE:
+                if now_ns < at_ns:
+                    self.negative_hits += 1
+                    return _IS_FAILURE, self._index.objects[3 * slot + 1]
+            elif now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns):
+                self.stale_hits += 1
+                past_ns = now_ns - at_ns
+                if queue == _STALE:
+                    past_ns += self._stale_ns
+                if past_ns >= self.revalidate_ns:
+                    return _IS_OUTDATED, self._index.objects[3 * slot + 1]
+                return _IS_STALE, self._index.objects[3 * slot + 1]
+        self.misses += 1
+        return _IS_MISSING, None
+
+    def expire(self) -> int:
+        """Frees every entry that is past its time, the stale time included.
+
+        Returns:
+            How many went.
+        """
+        return self._settle()
+
+    def sweep(self, now_ns: int, limit: int) -> int:
+        """Like :meth:`expire`, but at most about ``limit`` entries at once.
+
+        Returns:
+            When to come again: ``now_ns`` if more are due, ``NEVER`` if none ever is.
+        """
+        self._sweep(now_ns, limit)
+        if self._events:
+            self._tell()
+        if self._order.count == 0:
+            return _NEVER
+        due_ns = self._wheel.due_ns
+        return now_ns if due_ns < now_ns else due_ns
+
+    def erase_labelled(self, subject: str | None, tag: str | None) -> int:
+        """Removes every entry of a subject or with a tag: fresh, stale or negative.
+
+        Args:
+            subject: whose; ``None``: not asked.
+            tag: which; ``None``: not asked.
+
+        Returns:
+            How many went.
+        """
+        self._settle()
+        self._erased()
+        gone: list[Any] = []
+        count = 0
+        for slot in range(_FIRST, self._index.top):
+            labels = self._index.objects[3 * slot + 2]
+            if labels is not None and _matches(labels, subject, tag):
+                gone.append(self._index.objects[3 * slot])
+                gone.append(self._index.objects[3 * slot + 1])
+                gone.append(labels)
+                self._note(ERASED, self._index.objects[3 * slot], self._index.objects[3 * slot + 1], labels)
+                self._drop(slot)
+                self.erased += 1
+                count += 1
+        if self._events:
+            self._tell()
+        return count
+
+    def erased_since(self, key: Any, erasures: int) -> bool:
+        """Whether a key may have been erased or deleted since the count of erasures was that."""
+        hashed = hash(key)
+        latest: int = self._deletions.get(hashed, 0) or self._earlier_deletions.get(hashed, 0)
+        return erasures < self._all_erased or erasures < latest
+
+    def snapshot(self, what: int) -> list[Any]:
+        """What the table holds, the next to be evicted of each queue first.
+
+        Args:
+            what: 0 keys of the fresh entries, 1 their values, 2 both in turn; 3 labels (``None`` where an entry has
+                none) and state in turn, of every entry: :data:`FRESH`, :data:`STALE_VALUE` or :data:`FAILURE`.
+        """
+        self._settle()
+        found: list[Any] = []
+        if what == _LABELS:
+            for queue in range(_MAIN, _NEGATIVE + 1):
+                slot = self._order.newer_than(queue)
+                while slot != queue:
+                    found.append(self._index.objects[3 * slot + 2])
+                    found.append(_IS_FAILURE if queue == _NEGATIVE else _IS_STALE if queue == _STALE else _IS_FRESH)
+                    slot = self._order.newer_than(slot)
+            return found
+        for queue in range(_SMALL, _MAIN - 1, -1):
+            slot = self._order.newer_than(queue)
+            while slot != queue:
+                if what != 1:
+                    found.append(self._index.objects[3 * slot])
+                if what != 0:
+                    found.append(self._index.objects[3 * slot + 1])
+                slot = self._order.newer_than(slot)
+        return found
+
+    def held(self) -> list[Any]:
+        """What lies in every slot, due or not: labels, value and the instant until which it is fresh, in turn.
+
+        Nothing is freed before, so that who looks sees what should have gone.
+        """
+        found: list[Any] = []
+        for slot in range(_FIRST, self._index.top):
+            labels = self._index.objects[3 * slot + 2]
+            if labels is not None or self._index.objects[3 * slot] is not None:
+                found.append(labels)
+                found.append(self._index.objects[3 * slot + 1])
+                found.append(self._slots._words[4 * slot + 1])
+        return found
+
+    def counters(self) -> tuple[int, ...]:
+        """Every number of ``CacheStatistics``, in its order, of one moment."""
+        self._settle()
+        order = self._order
+        return (
+            order.held(_MAIN) + order.held(_SMALL),
+            order.bytes_in(_MAIN) + order.bytes_in(_SMALL),
+            order.held(_STALE),
+            order.held(_NEGATIVE),
+            order.bytes,
+            self.hits,
+            self.misses,
+            self.stale_hits,
+            self.negative_hits,
+            self.inserted,
+            self.replaced,
+            self.evicted,
+            self.expired,
+            self.erased,
+            self.removed,
+            self.refused,
+            self.events_lost,
+        )
+
+    def drain(self) -> list[Any]:
+        """What was noted since the last call: kind, key, value and labels in turn."""
+        fresh: list[Any] = []
+        events = self._events
+        self._events = fresh
+        return events
+
+
+def _payload(value: Any) -> int:
+    """What a value weighs; the usual kinds at once, the others by ``sizing``."""
+    kind = type(value)
+    if kind is bytes:
+        return len(value)
+    if kind is int or kind is float or kind is bool or value is None:
+        return _SMALL_PAYLOAD
+    return payload_bytes(value)
+
+
+def _matches(labels: tuple[str | None, tuple[str, ...]], subject: str | None, tag: str | None) -> bool:
+    return (subject is not None and labels[0] == subject) or (tag is not None and tag in labels[1])
+
+
+def _find_fresh(table: EdgeTable, key: Any) -> int:
+    """The slot of a fresh entry; -1: there is none."""
+    hashed = hash(key)
+    now_ns = 0
+    if table.clock is not None:
+        now_ns = table.clock()
+    slot = table._index.find(key, hashed)
+    if slot < 0:
+        return -1
+    at_ns = table._slots._words[4 * slot + 1]
+    if at_ns != _NEVER:
+        if table.clock is not None:
+            if now_ns >= at_ns:
+                return -1
+        elif at_ns - coarse_ns() < _NEAR_NS and monotonic_ns() >= at_ns:
+            return -1
+    return slot if table._slots._words[4 * slot] & 3 <= _SMALL else -1
+
+
+def _touch(table: EdgeTable, slot: int) -> None:
+    """``EvictionOrder.touch`` of a fresh entry, in this module since calls between compiled modules cost."""
+    if table._s3fifo:
+        if table._slots._words[4 * slot] & _HITS < _HITS:
+            table._slots._words[4 * slot] += _HIT
+        return
+    newest = table._slots._ints[6]
+    if newest == slot:
+        return
+    older = table._slots._ints[8 * slot + 6]
+    newer = table._slots._ints[8 * slot + 7]
+    table._slots._ints[8 * older + 7] = newer
+    table._slots._ints[8 * newer + 6] = older
+    table._slots._ints[8 * slot + 6] = newest
+    table._slots._ints[8 * slot + 7] = _MAIN
+    table._slots._ints[8 * newest + 7] = slot
+    table._slots._ints[6] = slot

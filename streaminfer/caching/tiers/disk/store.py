@@ -1,0 +1,377 @@
+"""What the thread of a `DiskTier` runs: entries in a SQLite file. Blocking; one thread at a time.
+
+SQLite in WAL mode is what survives a kill at any moment: a transaction is in the log whole, with checksums, or not at
+all. Opening reads the log, which is kept to a few megabytes, and one index, to count. Records have a checksum of their
+own, and their entry's name inside: what was altered underneath is found out on reading.
+
+* *Bounded*: ``max_page_count`` holds the file to its limit. Before a record goes in, room is made: first by what has
+  expired, then by what was stored first. Pages that become free are used again.
+* *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
+  SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
+  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is written anew.
+* *Damage*: a file that SQLite finds malformed is removed and begun anew, unless another process has it open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from streaminfer.caching.codec import Damaged
+from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
+from streaminfer.caching.tiers.disk.raw_files import read_raw
+from streaminfer.caching.tiers.encryption import SEALED_HEAD
+from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
+
+__all__ = ["CHUNK", "DiskStore"]
+
+T = TypeVar("T")
+
+CHUNK = 256
+"""Entries that one step of an erasure or a purge removes, so that others get their turn in between."""
+
+_PAGE = 16384  # of 4 to 32 KiB, the best for arrays of 600 KB that wastes little on those of 4 KB
+_LOG_PAGES = 4 * 2**20 // _PAGE
+_SPARE_PAGES = 16  # for what indices need when they split
+_BUSY_MS = 2000
+_FORMAT = 2
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, subject BLOB,
+    data_class BLOB NOT NULL, stored_ns INTEGER NOT NULL, expires_ns INTEGER, size INTEGER NOT NULL,
+    record BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS by_subject ON entries (subject) WHERE subject IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires_ns) WHERE expires_ns IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_age ON entries (stored_ns);
+CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
+CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
+    PRIMARY KEY (tag, entry)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
+"""
+_HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"  # files from before have none
+_FREE = """
+    AND coalesce(subject, x'') NOT IN (SELECT name FROM holds)
+    AND NOT EXISTS (SELECT 1 FROM tags JOIN holds ON tag = name WHERE entry = entries.id)
+"""
+
+
+class DiskStore:
+    """Entries in a file.
+
+    Args:
+        folder: where it lies; made if missing.
+        max_bytes: what the file may take at most.
+        records: what turns entries into records.
+        counters: what is counted.
+        wall_clock: nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, folder: Path, max_bytes: int, records: Records, counters: Counters, wall_clock: Callable[[], int]
+    ) -> None:
+        self._folder = folder
+        self._file = folder / "cache.db"
+        self._max_pages = max_bytes // _PAGE
+        self._records = records
+        self._counters = counters
+        self._now = wall_clock
+        self._db: sqlite3.Connection | None = None
+        self._lock = -1
+        self._leftovers = True  # as far as is known
+
+    def open(self) -> None:
+        """Opens the file or makes it. Raises ``OSError`` or ``sqlite3.Error``."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process begins the file anew
+            try:
+                self._connect()
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if not _is_damage(error):
+                    raise
+                self._counters.failed(error)
+                self._rebuild()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes it; idempotent."""
+        db, self._db = self._db, None
+        lock, self._lock = self._lock, -1
+        try:
+            if db is not None:
+                db.close()
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+    def get(self, key: str | bytes) -> Entry | None:
+        """The entry of a key, or ``None``; failures are counted."""
+        entry = self._guarded(lambda: self._get(self._records.name(b"k", key)), None)
+        if entry is None:
+            self._counters.misses += 1
+        else:
+            self._counters.hits += 1
+        return entry
+
+    def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Keeps an entry; whether that succeeded; failures are counted."""
+        return self._guarded(lambda: self._put(key, entry), False)
+
+    def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key; whether that succeeded; failures are counted."""
+        return self._guarded(lambda: self._delete_one(self._records.name(b"k", key)), False)
+
+    def erase(self, kind: bytes, text: str) -> int:
+        """Removes up to `CHUNK` entries of a subject or with a tag. Raises on failure."""
+        where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
+        erased = self._delete(where, self._records.name(kind, text))
+        self._counters.erased += erased
+        return erased
+
+    def purge(self, now_ns: int | None) -> int:
+        """Removes up to `CHUNK` entries that had expired by then. Raises on failure."""
+        now_ns = self._now() if now_ns is None else now_ns
+        purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
+            "stored_ns > ?" + _FREE, now_ns + SKEW_NS
+        )
+        self._counters.purged += purged
+        return purged
+
+    def hold(self, kind: bytes, text: str, on: bool) -> None:
+        """Begins or ends a hold on a subject or tag. Raises on failure."""
+        change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
+        with self._transaction() as db:
+            db.execute(change, (self._records.name(kind, text),))
+
+    def inventory(self, classes: tuple[str, ...]) -> list[Held]:
+        """What there is of each data class; the index has all of it. Raises on failure."""
+        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
+        rows = self._opened().execute(grouped)
+        return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
+
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in any file of the folder that can be read with the keys that there are."""
+        files = sorted(path for path in self._folder.rglob("*") if path.is_file())
+        for path, raw in read_raw(files, GLIMPSED):
+            yield from self._records.copies(raw, path.name)
+
+    def flush(self, *, erased: bool) -> None:
+        """Empties the log, and with it what was deleted, and overwrites what SQLite left of that in moved cells.
+
+        Args:
+            erased: what was deleted must go; else what has expired of it.
+
+        Raises:
+            sqlite3.Error, OSError: others keep the log busy, or the medium failed.
+        """
+        self._count()
+        self._empty_log()
+        if self._leftovers and self._has_leftovers(erased):
+            db = self._opened()
+            db.execute("PRAGMA temp_store = FILE")  # as large as the file
+            try:
+                db.execute("VACUUM")
+            finally:
+                db.execute("PRAGMA temp_store = MEMORY")
+            self._leftovers = False
+            self._empty_log()
+            self._count()
+
+    def _has_leftovers(self, erased: bool) -> bool:
+        """Whether the file has copies of what was deleted that must not be there."""
+        size = SEALED_HEAD
+        held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
+        self._leftovers = False
+        now_ns = self._now()
+        for _, raw in read_raw([self._file], GLIMPSED):
+            for copy in self._records.copies(raw, ""):
+                if copy.identity not in held:
+                    self._leftovers = True
+                    if erased or copy.entry.is_expired(now_ns):
+                        return True
+        return False
+
+    def _empty_log(self) -> None:
+        busy = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes let go of it")
+
+    def _connect(self) -> None:
+        os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
+        db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        db.execute(f"PRAGMA page_size = {_PAGE}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the newest entries, never consistency
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA temp_store = MEMORY")  # no copies of what is deleted in files of their own
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_LOG_PAGES * _PAGE}")
+        version = self._pragma("user_version")
+        made_otherwise = version not in {0, _FORMAT} or self._pragma("page_size") != _PAGE
+        if made_otherwise or self._pragma("page_count") > self._max_pages:
+            self._rebuild()
+            return
+        db.execute(f"PRAGMA max_page_count = {self._max_pages}")
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
+        db.execute(_HOLDS)
+        self._count()
+
+    def _rebuild(self) -> None:
+        """Begins anew, empty. Raises when another process has the file open."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise sqlite3.OperationalError("the file must be begun anew, but another process has it open") from error
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                self._file.with_name(self._file.name + suffix).unlink()
+        self._counters.rebuilds += 1
+        self._connect()
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _guarded(self, operation: Callable[[], T], otherwise: T) -> T:
+        try:
+            return operation()
+        except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
+            self._counters.failed(error)
+            if _is_damage(error):
+                try:
+                    self._rebuild()
+                except (sqlite3.Error, OSError) as again:
+                    self._counters.failed(again)
+            return otherwise
+
+    def _get(self, name: bytes) -> Entry | None:
+        row = self._opened().execute("SELECT id, record FROM entries WHERE key = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        try:
+            entry = self._records.unpack(name, row[1])
+        except Damaged as error:
+            self._counters.unreadable += 1
+            self._counters.last_error = f"{type(error).__name__}: {error}"
+            self._delete("id = ?", row[0])
+            return None
+        if entry.is_expired(self._now()):
+            self._counters.purged += self._delete("id = ?" + _FREE, row[0])
+            return None
+        return entry
+
+    def _put(self, key: str | bytes, entry: Entry) -> bool:
+        counters = self._counters
+        records = self._records
+        name = records.name(b"k", key)
+        try:
+            record = records.pack(name, entry)
+        except NotHeld as error:
+            counters.last_error = str(error)
+            record = b""
+        pages = len(record) // (_PAGE - 4) + 1
+        if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
+            counters.refused += 1
+            self._delete("key = ?", name)  # what it would have replaced is not what was put last
+            return False
+        subject = None if entry.subject is None else records.name(b"s", entry.subject)
+        expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
+        with self._transaction() as db:
+            deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
+            deleted += self._make_room(pages + _SPARE_PAGES)
+            row = (
+                name,
+                subject,
+                records.name(b"c", entry.data_class),
+                entry.stored_ns,
+                expires_ns,
+                len(record),
+                record,
+            )
+            columns = "key, subject, data_class, stored_ns, expires_ns, size, record"
+            number = db.execute(f"INSERT INTO entries ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row).lastrowid  # noqa: S608 - the same
+            db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
+        counters.stored += 1
+        self._leftovers = self._leftovers or deleted > 0
+        self._count(1 - deleted)
+        return True
+
+    def _delete_one(self, name: bytes) -> bool:
+        self._counters.erased += self._delete("key = ?", name)
+        return True
+
+    def _make_room(self, pages: int) -> int:
+        """Deletes until so many pages are free: what has expired first, then what was stored first; how many."""
+        db = self._opened()
+        deleted = 0
+        while self._max_pages - self._used_pages() < pages:
+            expired = f"SELECT id FROM entries WHERE expires_ns <= ? {_FREE} LIMIT 16"  # noqa: S608 - literals
+            rows = db.execute(expired, (self._now(),)).fetchall()
+            if rows:
+                self._counters.purged += len(rows)
+            else:
+                rows = db.execute(f"SELECT id FROM entries WHERE 1 {_FREE} ORDER BY id LIMIT 4").fetchall()  # noqa: S608 - the same
+                self._counters.evicted += len(rows)
+            if not rows:
+                break  # what is missing is for SQLite to say
+            db.executemany("DELETE FROM entries WHERE id = ?", rows)
+            deleted += len(rows)
+        return deleted
+
+    def _delete(self, where: str, value: bytes | int) -> int:
+        chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
+        with self._transaction() as db:
+            deleted = db.execute(chosen, (value,)).rowcount
+        if deleted:
+            self._leftovers = True
+            self._count(-deleted)
+        return deleted
+
+    def _count(self, change: int | None = None) -> None:
+        """Adds to the number of entries, or counts them, which reads an index from end to end."""
+        if change is None:
+            self._counters.entries = self._opened().execute("SELECT count(*) FROM entries").fetchone()[0]
+        else:
+            self._counters.entries = (self._counters.entries or 0) + change
+        self._counters.size_bytes = self._used_pages() * _PAGE
+
+    def _used_pages(self) -> int:
+        return self._pragma("page_count") - self._pragma("freelist_count")
+
+    def _pragma(self, name: str) -> int:
+        value: int = self._opened().execute(f"PRAGMA {name}").fetchone()[0]
+        return value
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._opened()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # a full disk rolls back by itself
+                db.execute("ROLLBACK")
+            raise
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise sqlite3.OperationalError("the file is not open")
+        return self._db
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is damaged; a message about a damaged table has its name in it, which may be no text."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -1,0 +1,291 @@
+"""`DiskTier`: entries in a folder of this machine, which outlive the process.
+
+All that touches the disk runs in one thread of the tier; the event loop only waits. A slow disk costs misses and not
+memory: beyond ``max_pending`` operations, gets and puts are skipped. What the thread does is in ``_disk_store``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer.caching.tiers._records import Counters, Records, selection
+from streaminfer.caching.tiers.disk.store import DiskStore
+from streaminfer.caching.tiers.encryption import KeyProvider
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
+from streaminfer.errors import BackendError, Closed
+from streaminfer.protocols import Clock
+
+__all__ = ["DiskTier"]
+
+T = TypeVar("T")
+
+_LEAST_BYTES = 2**20
+
+
+class DiskTier:
+    """A tier in a folder; survives a kill at any moment without ever giving a wrong or torn value.
+
+    Several processes may share a folder. An entry that one puts or erases is there, or gone, for all. A file that was
+    damaged is begun anew by the first that finds it alone open; while others have it open, it misses.
+
+    Args:
+        folder: made if missing, for the owner only. It holds the file, its log, and a lock.
+        max_bytes: what the file may take, at least 1 MiB; the log beside it takes about 4 MiB, more for the moment
+            where one record is larger. What was stored first gives way. An entry of more than a quarter is refused. A
+            file that is larger when it is opened is begun anew. A purge or erasure that leaves readable copies of what
+            it deleted writes the file anew, which takes its size once more in SQLite's folder for temporary files.
+        keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
+        purge_every_s: what has expired is gone from the medium after at most so many seconds, and the time that the
+            purge takes, while the tier runs.
+        max_pending: operations that may wait for the disk.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: all coroutines belong to one event loop; ``statistics`` may be called from anywhere.
+    """
+
+    name = "disk"
+    on_disk = True
+    shared = False
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_bytes: int,
+        keys: KeyProvider | None = None,
+        purge_every_s: float = 30.0,
+        max_pending: int = 256,
+        wall_clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(expected("folder", "a path", folder))
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        self.folder = Path(folder)
+        self.place = str(self.folder.absolute())
+        self.purge_every_s = self.purge_bound_s = check_duration("purge_every_s", purge_every_s, positive=True)
+        self.keys = keys
+        self.encrypted = keys is not None
+        self.wall_clock = wall_clock or time.time_ns
+        self._places = threading.Semaphore(check_count("max_pending", max_pending))
+        self._counters = Counters("disk")
+        self._skipped_gets = self._skipped_puts = 0
+        self._store = DiskStore(
+            self.folder,
+            check_count("max_bytes", max_bytes, at_least=_LEAST_BYTES),
+            Records(keys),
+            self._counters,
+            self.wall_clock,
+        )
+        self._thread: ThreadPoolExecutor | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Opens the file or makes it, and begins to purge.
+
+        Raises:
+            BackendError: the folder cannot be made or written, or the file must be begun anew while others use it.
+            RuntimeError: it runs already.
+        """
+        if self._thread is not None:
+            raise RuntimeError("the disk tier runs already")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-disk")
+        try:
+            await self._run(self._store.open)
+        except BaseException:
+            await self.stop()
+            raise
+        self._sweeper = asyncio.create_task(self._sweep(), name="streaminfer disk tier purge")
+
+    async def stop(self) -> None:
+        """Ends what waits and closes the file; idempotent."""
+        thread, self._thread = self._thread, None
+        sweeper, self._sweeper = self._sweeper, None
+        if sweeper is not None:
+            sweeper.cancel()
+            await asyncio.gather(sweeper, return_exceptions=True)
+        if thread is not None:
+            closing = asyncio.wrap_future(thread.submit(self._store.close))
+            try:
+                await asyncio.shield(closing)  # the file is closed even where whoever stops it gives up waiting
+            finally:
+                thread.shutdown(wait=closing.done())
+
+    async def get(self, key: str | bytes) -> Entry | None:
+        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        future = self._submit(self._store.get, key)
+        if future is None:
+            self._skipped_gets += 1
+            return None
+        return await future
+
+    async def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Keeps an entry in place of any of that key.
+
+        Returns:
+            Whether it is on the medium.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
+        """
+        _check_key(key)
+        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
+        future = self._submit(self._store.put, key, entry)
+        if future is None:
+            self._skipped_puts += 1
+            return False
+        return await future
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key, at the latest from the log with the next purge.
+
+        Returns:
+            Whether the file has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        _check_key(key)
+        future = self._submit(self._store.delete, key)
+        if future is None:
+            self._skipped_puts += 1
+            return False
+        return await future
+
+    async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Removes all entries of a subject, or with a tag, from the file and its log.
+
+        Returns:
+            How many there were, expired ones that had not been purged included.
+
+        Raises:
+            TypeError: not exactly one of both.
+            BackendError: the disk failed; some may still be there.
+            Closed: the tier does not run.
+        """
+        kind, text = selection(subject, tag)
+        return await self._in_chunks(True, self._store.erase, kind, text)
+
+    async def purge(self, now_ns: int | None = None) -> int:
+        """Removes what had expired by an instant of the wall clock, ``None``: now.
+
+        Returns:
+            How many.
+
+        Raises:
+            BackendError: the disk failed; some may still be there.
+            Closed: the tier does not run.
+        """
+        return await self._in_chunks(False, self._store.purge, now_ns)
+
+    async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
+        """Begins or ends a legal hold; it lies in the file, and binds every process that opens it.
+
+        While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
+
+        Raises:
+            TypeError: not exactly one of subject and tag.
+            BackendError: the disk failed.
+            Closed: the tier does not run.
+        """
+        kind, text = selection(subject, tag)
+        await self._run(self._store.hold, kind, text, on)
+
+    async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
+        """What the file holds, by data class.
+
+        Args:
+            classes: names of data classes, for what the medium has only as keyed hashes; others are called ``"?"``.
+
+        Raises:
+            BackendError: the disk failed.
+            Closed: the tier does not run.
+        """
+        return await self._run(self._store.inventory, tuple(classes))
+
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in the bytes of all files of the folder: freed pages, logs and strange files too.
+
+        For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
+
+        Raises:
+            BackendError: a file cannot be read.
+        """
+        try:
+            yield from self._store.scan()
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
+
+    def statistics(self) -> TierStatistics:
+        """A frozen snapshot; size and entries as of the last write or purge."""
+        import attrs  # noqa: PLC0415 - as in all snapshots
+
+        skipped_gets, skipped_puts = self._skipped_gets, self._skipped_puts
+        seen = self._counters.snapshot()
+        return attrs.evolve(seen, misses=seen.misses + skipped_gets, skipped=skipped_gets + skipped_puts)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _in_chunks(self, erased: bool, step: Callable[..., int], *args: Any) -> int:
+        total = 0
+        while True:
+            removed = await self._run(step, *args)
+            total += removed
+            if removed == 0:
+                break
+        await self._run(partial(self._store.flush, erased=erased))
+        return total
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.purge_every_s)
+            try:
+                await self.purge()
+            except BackendError as error:  # the next one tries again
+                self._counters.failed(error)
+
+    def _submit(self, operation: Callable[..., T], *args: Any) -> asyncio.Future[T] | None:
+        """A get or a put, unless too many wait or the tier does not run."""
+        if self._thread is None or not self._places.acquire(blocking=False):
+            return None
+        future = self._thread.submit(operation, *args)
+        future.add_done_callback(lambda _: self._places.release())
+        return asyncio.wrap_future(future)
+
+    async def _run(self, operation: Callable[..., T], *args: Any) -> T:
+        if self._thread is None:
+            raise Closed("the disk tier does not run")
+        try:
+            return await asyncio.wrap_future(self._thread.submit(operation, *args))
+        except (sqlite3.Error, OSError) as error:
+            raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"<DiskTier({str(self.folder)!r}, {'running' if self._thread else 'stopped'})>"
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, (str, bytes)):
+        raise TypeError(expected("key", "a string or bytes", key))

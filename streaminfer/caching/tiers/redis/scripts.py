@@ -1,0 +1,57 @@
+"""The layout of a `RedisTier` on its server, and the Lua scripts that change it.
+
+On the server, all under one namespace, with the braces that put it into one slot::
+
+    {namespace}:e<name>   hash     d: the record   c: its data class   s: when it was computed
+                                   ls<name>, lt<name>, …: the subject and the tags that it has
+    {namespace}:l<name>   string   the lease of who computes it, see ``_redis_leases``
+    {namespace}:n         channel  notices of what was deleted and erased, see ``_redis_notices``
+    {namespace}:g         string   16 random bytes, others after each erasure or deletion
+
+An entry lists its own labels, so a server that evicts as it pleases takes both or neither: an erasure goes through all
+entries (``SCAN``, which gives everything that is there from its beginning to its end) and needs no index.
+
+**A put that comes too late.** A server that stalls may do what it was asked long after the caller gave up, and after an
+erasure that another connection brought. So a put asks for the random bytes first, and its script does nothing if they
+have changed or are gone by then: what was begun before an erasure has no effect after it, whichever process erased.
+"""
+
+from __future__ import annotations
+
+from streaminfer.caching.tiers.redis.redis_leases import OPEN, TAKE
+
+__all__ = ["BEGIN", "ERASE", "LOOK", "PUT", "SCRIPTS"]
+
+BEGIN = """
+redis.call('SET', ARGV[1] .. 'g', ARGV[2], 'NX')
+return redis.call('GET', ARGV[1] .. 'g')
+"""
+PUT = """
+local prefix, record, ttl = ARGV[1], ARGV[3], tonumber(ARGV[4])
+if redis.call('GET', prefix .. 'g') ~= ARGV[7] then return 0 end
+local entry = prefix .. 'e' .. ARGV[2]
+redis.call('UNLINK', entry, prefix .. 'l' .. ARGV[2])
+redis.call('HSET', entry, 'd', record, 'c', ARGV[5], 's', ARGV[6])
+for at = 8, #ARGV do redis.call('HSET', entry, 'l' .. ARGV[at], '') end
+if ttl >= 0 then redis.call('PEXPIRE', entry, ttl) end
+return 1
+"""
+ERASE = """
+local erased = 0
+for at = 2, #ARGV do
+  if redis.call('TYPE', ARGV[at]).ok == 'hash' and redis.call('HEXISTS', ARGV[at], ARGV[1]) == 1 then
+    erased = erased + redis.call('UNLINK', ARGV[at])
+  end
+end
+return erased
+"""
+LOOK = """
+local found = {}
+for at = 1, #ARGV do
+  local fields = redis.call('HMGET', ARGV[at], 'c', 's')
+  if fields[2] then found[#found + 1] = {fields[1], fields[2], redis.call('HSTRLEN', ARGV[at], 'd')} end
+end
+return found
+"""
+
+SCRIPTS = (TAKE, OPEN, BEGIN, PUT, ERASE, LOOK)

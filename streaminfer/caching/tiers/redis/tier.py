@@ -1,0 +1,467 @@
+"""`RedisTier`: entries on a Redis or Valkey server that the machines of a site share.
+
+A server that is down must cost its callers nothing but misses: each operation has a timeout, nothing is tried again,
+and a circuit breaker stops asking when they fail. Nothing that the server answers is believed: records have a checksum
+(with keys, a seal) and their own name and age inside.
+
+What lies on the server, and the scripts that change it, are in ``_redis_scripts``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer.caching.codec import Damaged
+from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
+from streaminfer.caching.tiers.encryption import KeyProvider
+from streaminfer.caching.tiers.notices import Notice
+from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
+from streaminfer.caching.tiers.redis.connection import client_of
+from streaminfer.caching.tiers.redis.redis_leases import RedisLeases
+from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
+from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
+from streaminfer.errors import BackendError, CircuitOpen, Closed
+from streaminfer.protocols import Clock
+from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
+
+__all__ = ["RedisTier"]
+
+T = TypeVar("T")
+
+_CHUNK = 256
+_ERASE_CHUNK = 1024
+_WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
+_MOST_COUNTED = 100_000
+_URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
+_LONGEST_MS = 2**53  # what a Lua number holds exactly
+
+
+class RedisTier:
+    """A tier on a Redis (≥ 6.2) or Valkey server; not for Redis Cluster beyond one slot.
+
+    Args:
+        url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://`` for a socket. A TLS
+            server's certificate and name are checked, always. Of options after ``?`` it takes ``client_name``, ``db``,
+            ``password``, ``protocol`` and ``username``.
+        namespace: what its keys begin with; those who share it share entries.
+        keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
+        timeout_s: what one get or put may take; beyond it is a miss. A connection that takes longer to make goes on
+            being made, for up to 5 s, and serves a later one.
+        invalidate: the memory of the other processes that say the same drops what one of them deletes or erases; so do
+            their tiers before this one. It takes one connection more.
+        lease_s: where it is more than 0, one of all processes that say so computes an answer, and the others wait for
+            its entry, for at most so long; one that died holds them up no longer either.
+        erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
+        breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
+        max_connections: at most so many at once; who finds none free waits within the timeout.
+        max_value_bytes: larger records are refused.
+        tls_ca: path of the authorities' certificates; ``None``: the system's.
+        tls_certificate, tls_key: paths of a client's certificate and key, where the server wants one.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
+            within what the ages of entries allow: they are checked by this one.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        MissingExtra: ``redis`` is not installed.
+
+    Threads: all coroutines belong to one event loop.
+    """
+
+    name = "redis"
+    on_disk = False
+    shared = True
+    purge_bound_s = None  # the server frees what has expired in its own time; it gives none of it
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "streaminfer",
+        keys: KeyProvider | None = None,
+        invalidate: bool = False,
+        lease_s: float = 0.0,
+        timeout_s: float = 0.05,
+        erase_timeout_s: float = 5.0,
+        breaker: CircuitBreaker | None = None,
+        max_connections: int = 16,
+        max_value_bytes: int = 16 * 2**20,
+        tls_ca: str | None = None,
+        tls_certificate: str | None = None,
+        tls_key: str | None = None,
+        wall_clock: Clock | None = None,
+    ) -> None:
+        check_instance("url", url, lambda it: isinstance(it, str), "a string")
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
+        options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - _URL_OPTIONS)
+        if options:  # an option of the client library would win over what this tier sets, checks of TLS included
+            raise ValueError(
+                f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}"
+            )
+        check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
+        if not namespace or "{" in namespace or "}" in namespace:
+            raise ValueError(expected("namespace", "a name without braces", namespace))
+        self._tls: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("ssl_ca_certs", tls_ca),
+                ("ssl_certfile", tls_certificate),
+                ("ssl_keyfile", tls_key),
+            )
+            if value is not None
+        }
+        if url.startswith("rediss://"):
+            self._tls |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+        elif self._tls:
+            raise ValueError("tls_ca, tls_certificate, tls_key: expected a url that begins with rediss://")
+        check_instance("breaker", breaker, lambda it: it is None or isinstance(it, CircuitBreaker), "a CircuitBreaker")
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        self._redis = require("redis.asyncio", extra="redis", purpose="the Redis tier")
+        self._url = url
+        self._prefix = b"{" + namespace.encode() + b"}:"
+        self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
+        self._erase_timeout_s = check_duration("erase_timeout_s", erase_timeout_s, positive=True)
+        self.breaker = breaker or CircuitBreaker(window=20, minimum_calls=5, open_s=5.0)
+        self._max_connections = check_count("max_connections", max_connections)
+        self._max_value_bytes = check_count("max_value_bytes", max_value_bytes)
+        self.namespace = namespace
+        parts = urlsplit(url)
+        self.place = f"{parts.hostname or ''}:{parts.port or ''}{parts.path} {namespace}"
+        self.keys = keys
+        self.encrypted = keys is not None
+        self._records = Records(keys)
+        self.wall_clock = self._now = wall_clock or time.time_ns
+        self._counters = Counters("redis")
+        check_instance("invalidate", invalidate, lambda it: isinstance(it, bool), "True or False")
+        self.notices = RedisNotices(self._prefix + b"n", self._records, self._blocking) if invalidate else None
+        lease_s = check_duration("lease_s", lease_s)
+        self.leases = RedisLeases(lease_s, self._prefix, self._records, self._try_script) if lease_s else None
+        self._client: Any = None
+        self._scripts: dict[str, Any] = {}
+        self._sealer: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Gets ready; the server is connected to at the first operation, and may come later.
+
+        Raises:
+            RuntimeError: it runs already.
+        """
+        if self._client is not None:
+            raise RuntimeError("the Redis tier runs already")
+        self._client = self._connect(self._max_connections)
+        self._scripts = {source: self._client.register_script(source) for source in SCRIPTS}
+        if self.encrypted:  # a key provider may block
+            self._sealer = ThreadPoolExecutor(1, thread_name_prefix="streaminfer-seal")
+        if self.notices is not None:
+            self.notices.start(self._connect(1))
+
+    async def stop(self) -> None:
+        """Closes the connections; idempotent. Operations in flight end as misses."""
+        if self.notices is not None:
+            await self.notices.stop()
+        client, self._client = self._client, None
+        sealer, self._sealer = self._sealer, None
+        if sealer is not None:
+            await asyncio.wrap_future(sealer.submit(int))  # what is under way; the loop does not wait for it
+            sealer.shutdown(wait=True)
+        if client is not None:
+            await client.aclose()
+
+    async def get(self, key: str | bytes) -> Entry | None:
+        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        name = self._records.name(b"k", key)
+        entry = await self._attempt(lambda: self._get(name), None)
+        if entry is None:
+            self._counters.misses += 1
+        else:
+            self._counters.hits += 1
+        return entry
+
+    async def put(self, key: str | bytes, entry: Entry) -> bool:
+        """Keeps an entry in place of any of that key.
+
+        Returns:
+            Whether the server has it.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes, or ``entry`` is none.
+        """
+        name = self._records.name(b"k", key)
+        check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
+        return await self._attempt(lambda: self._put(name, entry), False)
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Removes the entry of a key.
+
+        Returns:
+            Whether the server has none now.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        name = self._records.name(b"k", key)
+        return await self._attempt(lambda: self._delete(name, key), False)
+
+    async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Removes all entries of a subject, or with a tag; goes through all that the namespace holds.
+
+        Returns:
+            How many there were; what the server had removed as expired does not count.
+
+        Raises:
+            TypeError: not exactly one of both.
+            BackendError, CircuitOpen: the server did not do it; some may still be there.
+            Closed: the tier does not run.
+        """
+        kind, text = selection(subject, tag)
+        label = b"l" + kind + self._records.name(kind, text)
+        await self._demand(partial(self._call, "unlink", self._prefix + b"g"))  # puts that have begun have no effect
+        total = 0
+        async for keys in self._entries(_ERASE_CHUNK):
+            erased = await self._demand(partial(self._script, ERASE, label, *keys))
+            total += erased
+            self._counters.erased += erased
+        await self._demand(partial(self._announce, Notice(subject=subject, tag=tag)))
+        return total
+
+    async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
+        """Removes nothing: the server removes what has expired by its own clock.
+
+        Args:
+            now_ns: not used.
+        """
+        return 0
+
+    async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
+        """What the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
+
+        Args:
+            classes: names of data classes, for what the server has only as keyed hashes; others are called ``"?"``.
+
+        Returns:
+            ``None`` where the server has more than 100,000 keys: to look at them all would take too long.
+
+        Raises:
+            BackendError, CircuitOpen: the server did not answer.
+            Closed: the tier does not run.
+        """
+        if await self._demand(partial(self._call, "dbsize")) > _MOST_COUNTED:
+            return None
+        known = {self._records.name(b"c", name): name for name in ("", *classes)}
+        seen: set[bytes] = set()
+        held: dict[str, Held] = {}
+        async for keys in self._entries(_CHUNK):
+            fresh = set(keys) - seen  # a scan may name a key twice
+            seen |= fresh
+            for one in await self._demand(partial(self._look, fresh, known)) if fresh else ():
+                before = held.get(one.data_class)
+                held[one.data_class] = one if before is None else _both(before, one)
+        return list(held.values())
+
+    def hear(self, listener: Callable[[Notice], object]) -> None:
+        """Calls ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        if self.notices is not None:
+            self.notices.hear(listener)
+
+    def scan(self) -> Iterator[RecordCopy]:
+        """Every copy of a record in any key of the namespace, of whatever type, found by SCAN and not by index.
+
+        For any thread, whether or not the tier runs; blocks, with a connection of its own.
+
+        Raises:
+            BackendError: the server did not answer.
+        """
+        redis = require("redis", extra="redis", purpose="the Redis tier")
+        timeout_s = self._erase_timeout_s
+        try:
+            with redis.Redis.from_url(
+                self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._tls
+            ) as server:
+                for key in server.scan_iter(match=_literally(self._prefix) + b"*", count=_CHUNK):
+                    for part in _parts(server, key):
+                        yield from self._records.copies(part, "redis key")
+        except self._redis.RedisError as error:
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
+    def statistics(self) -> TierStatistics:
+        """A frozen snapshot; how much the server holds is for the server to say."""
+        return self._counters.snapshot()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _look(self, keys: Iterable[bytes], known: Mapping[bytes, str]) -> list[Held]:
+        """What these keys hold, each by itself."""
+        return [
+            Held(known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace")), 1, int(stored_ns), size)
+            for name, stored_ns, size in await self._script(LOOK, *keys)
+        ]
+
+    async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
+        """The keys of all entries that are there all the while, about so many at once."""
+        pattern = _literally(self._prefix + b"e") + b"*"
+        cursor = -1
+        while cursor:
+            cursor, keys = await self._demand(partial(self._call, "scan", max(cursor, 0), pattern, chunk))
+            if keys:
+                yield keys
+
+    async def _get(self, name: bytes) -> Entry | None:
+        try:
+            record = await self._client.hget(self._prefix + b"e" + name, b"d")
+        except self._redis.ResponseError as error:
+            if _WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
+                await self._drop(name)
+            raise
+        if record is None:
+            return None
+        try:
+            entry = await self._blocking(self._records.unpack, name, record)
+        except Damaged as error:
+            self._counters.unreadable += 1
+            self._counters.last_error = f"{type(error).__name__}: {error}"
+            await self._drop(name)
+            return None
+        return None if entry.is_expired(self._now()) else entry
+
+    async def _drop(self, name: bytes) -> None:
+        await self._client.unlink(self._prefix + b"e" + name)
+
+    async def _put(self, name: bytes, entry: Entry) -> bool:
+        token = await self._script(BEGIN, self._prefix, os.urandom(16))
+        try:
+            record = await self._blocking(self._records.pack, name, entry)
+        except NotHeld as error:
+            self._counters.last_error = str(error)
+            record = b""
+        now_ns = self._now()
+        if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
+            self._counters.refused += 1
+            await self._drop(name)  # what it would have replaced is not what was put last
+            return False
+        left_ms = -1
+        if entry.expires_ns is not None:
+            left_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, _LONGEST_MS)
+        places = [(b"t", tag) for tag in sorted(entry.tags)]
+        if entry.subject is not None:
+            places.append((b"s", entry.subject))
+        labels = [kind + self._records.name(kind, text) for kind, text in places]
+        about = self._records.name(b"c", entry.data_class), entry.stored_ns
+        stored = await self._script(PUT, self._prefix, name, record, left_ms, *about, token, *labels)
+        if stored != 1:
+            self._counters.refused += 1
+            self._counters.last_error = "not put: something was erased meanwhile"
+            return False
+        self._counters.stored += 1
+        return True
+
+    async def _delete(self, name: bytes, key: str | bytes) -> bool:
+        await self._client.unlink(self._prefix + b"g")  # puts that have begun have no effect
+        self._counters.erased += await self._client.unlink(self._prefix + b"e" + name)
+        await self._announce(Notice(key=key))
+        return True
+
+    async def _announce(self, notice: Notice) -> None:
+        """After the deletion: who hears of it finds nothing here any more."""
+        if self.notices is not None:
+            await self._client.publish(self.notices.channel, await self.notices.record(notice))
+
+    async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        """A get or a put: within the timeout, if the breaker permits; failures are counted."""
+        counters = self._counters
+        if self._client is None:
+            counters.skipped += 1
+            return otherwise
+        try:
+            async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
+                try:
+                    return await operation()
+                except self._redis.ResponseError as error:  # the server answers: it is this key that is wrong
+                    if _WRONG_TYPE not in str(error):
+                        raise
+                    counters.failed(error)
+        except CircuitOpen:
+            counters.skipped += 1
+        except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
+            counters.failed(error)
+        return otherwise
+
+    async def _demand(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """A step of an erasure: its failure is the caller's to know."""
+        if self._client is None:
+            raise Closed("the Redis tier does not run")
+        try:
+            async with self.breaker.guard(), asyncio.timeout(self._erase_timeout_s):
+                return await operation()
+        except CircuitOpen:
+            raise
+        except Exception as error:
+            self._counters.failed(error)
+            raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
+    def _connect(self, most: int) -> Any:
+        return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
+
+    async def _call(self, name: str, *args: Any) -> Any:
+        return await getattr(self._client, name)(*args)
+
+    async def _script(self, source: str, *args: Any) -> Any:
+        return await self._scripts[source](args=args)
+
+    async def _try_script(self, source: str, *args: Any) -> Any:
+        return await self._attempt(lambda: self._script(source, *args), 1)
+
+    async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
+        if self._sealer is None:
+            return operation(*args)
+        return await asyncio.wrap_future(self._sealer.submit(operation, *args))
+
+    def __repr__(self) -> str:
+        return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
+
+
+def _both(held: Held, other: Held) -> Held:
+    oldest_ns = min(held.oldest_ns, other.oldest_ns)
+    return Held(held.data_class, held.entries + other.entries, oldest_ns, held.size_bytes + other.size_bytes)
+
+
+def _parts(server: Any, key: bytes) -> Iterator[bytes]:
+    """The key and all bytes under it."""
+    yield key
+    match server.type(key):
+        case b"string":
+            yield server.get(key) or b""
+        case b"hash":
+            for name, value in server.hscan_iter(key, count=_CHUNK):
+                yield from (name, value)
+        case b"set":
+            yield from server.sscan_iter(key, count=_CHUNK)
+        case b"zset":
+            yield from (member for member, _ in server.zscan_iter(key, count=_CHUNK))
+        case b"list":
+            yield from server.lrange(key, 0, -1)
+        case b"stream":
+            for _, fields in server.xrange(key):
+                yield from (*fields, *fields.values())
+
+
+def _literally(text: bytes) -> bytes:
+    """A pattern that matches this text and no other."""
+    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in text)

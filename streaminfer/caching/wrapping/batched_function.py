@@ -1,0 +1,83 @@
+"""A batched function behind a cache: asked with a request, as a service is, and a function again to its callers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from streaminfer.request import Request, Response, deadline_after, time_left_s
+
+if TYPE_CHECKING:
+    from streaminfer.caching.wrapping.cached_service import CachedService
+
+__all__ = ["FunctionAsService", "as_function", "is_batched"]
+
+_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+
+
+def is_batched(function: Any) -> bool:
+    """Whether a function takes what says how a request is asked, as those do that a batcher makes."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST
+
+
+class FunctionAsService:
+    """A batched function, asked with a request."""
+
+    enforces_deadline = True
+
+    def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
+        self._function = function
+        self._now = now
+
+    async def call(self, request: Request) -> Response:
+        """Answers a request."""
+        timeout_s = None
+        if request.deadline_ns is not None:
+            left_s = time_left_s(request.deadline_ns, self._now())
+            timeout_s = math.inf if left_s is None else max(left_s, 0.0)
+        outputs = await self._function(
+            request.inputs,
+            timeout_s=timeout_s,
+            priority=request.priority,
+            stream_id=request.stream_id,
+            tenant=request.tenant,
+            key=request.key,
+        )
+        return Response(outputs)
+
+
+def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+    """A cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
+
+    Args:
+        service: the cache in front of the function.
+        function: what it was.
+        now: reads the cache's clock.
+    """
+
+    @wraps(function)
+    async def cached(
+        x: Any,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        stream_id: Any = None,
+        tenant: str | None = None,
+        key: Any = None,
+    ) -> Any:
+        deadline_ns = None if timeout_s is None else deadline_after(now(), timeout_s)
+        request = Request(x, deadline_ns=deadline_ns, priority=priority, stream_id=stream_id, tenant=tenant, key=key)
+        return (await service.call(request)).outputs
+
+    def key_of(x: Any, *, tenant: str | None = None, key: Any = None) -> bytes:
+        return service.key_of(Request(x, tenant=tenant, key=key))
+
+    cached.key_of = key_of  # type: ignore[attr-defined]
+    return cached

@@ -1,0 +1,84 @@
+"""A cached function: the parameters of the one behind it written out, so that f(1) and f(x=1) have the same key."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from streaminfer.caching.wrapping._hit_path_cy import Front, Missed
+
+__all__ = ["CachedFunction", "cached_function"]
+
+_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+_SHELL = """
+{define} cached({parameters}):
+    __missed = __look({values})
+    if __missed.__class__ is not __Missed:
+        return __missed
+    return {awaited}__answer(__missed, __partial({call}))
+def key_of({parameters}):
+    return __key({values})
+"""
+
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class CachedFunction(Protocol[P, R_co]):
+    """A function behind a cache, as type checkers see it."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Answer as the function does, from the cache where it can."""
+        ...
+
+    def key_of(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
+        """Return the key of a call with these arguments."""
+        ...
+
+
+def cached_function(function: Any, front: Front, answering: Callable[..., Any], *, is_async: bool) -> Any:
+    """A function of the same kind and parameters, which looks into the cache first.
+
+    Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
+
+    Args:
+        function: what is behind.
+        front: looks into the cache.
+        answering: takes what is not simply a hit, and what asks the function.
+        is_async: whether ``answering`` is to be awaited.
+    """
+    parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
+    plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
+    if plain:
+        code = function.__code__
+        positional = list(code.co_varnames[: code.co_argcount])
+        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        values = "(" + "".join(f"{name}, " for name in (*positional, *by_name)) + ")"
+        call = ", ".join(["__function", *positional, *(f"{name}={name}" for name in by_name)])
+        if code.co_posonlyargcount:
+            positional.insert(code.co_posonlyargcount, "/")
+        parameters = ", ".join([*positional, "*", *by_name] if by_name else positional)
+    define, awaited = ("async def", "await ") if is_async else ("def", "")
+    source = _SHELL.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
+    namespace: dict[str, Any] = {
+        "__look": front.look,
+        "__key": front.key,
+        "__Missed": Missed,
+        "__answer": answering,
+        "__partial": partial,
+        "__function": function,
+    }
+    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
+    cached, key_of = namespace["cached"], namespace["key_of"]
+    if plain:
+        for made in (cached, key_of):
+            made.__defaults__ = function.__defaults__
+            made.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+    wraps(function)(cached)
+    cached.key_of = key_of
+    return cached

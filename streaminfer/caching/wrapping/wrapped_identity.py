@@ -1,0 +1,65 @@
+"""What was wrapped, as its part of every key: two things that may answer differently never share it.
+
+The ``fingerprint`` that something offers inward, else module, qualified name and a digest of the code. What can exist
+twice under one name and code (objects, closures, lambdas, what was typed in) has a random number as well, in this
+process only; and where its models may change (several routes, which have no fingerprint together), how often they have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import types
+import weakref
+from typing import Any
+
+from streaminfer._internal.qualified_name import name_of_function
+from streaminfer._internal.validation import expected
+from streaminfer.protocols import find_inward
+
+__all__ = ["identity_of"]
+
+
+def identity_of(inner: Any) -> tuple[str, bool]:
+    """Its name, and whether another process would find the same."""
+    mark = find_inward(inner, "fingerprint", None)
+    if callable(mark):
+        mark = mark()
+    if isinstance(mark, bytes):
+        mark = mark.hex()
+    if mark is not None:
+        if not isinstance(mark, str):
+            raise TypeError(expected("fingerprint", "str or bytes, or a function that returns these", mark))
+        return f"fingerprint {mark}", True
+    name = name_of_function(inner)
+    if name is not None:
+        return name, True
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    changes = find_inward(inner, "fingerprint_changes", None)
+    version = "" if changes is None else f" {changes()}"
+    return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}{version}", False
+
+
+_TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
+
+
+def _token_of(thing: Any) -> str:
+    """A random number that stays with an object for its life, in this process.
+
+    A method is made anew at each look, so it goes by its object and its function.
+    """
+    if isinstance(thing, types.MethodType):
+        return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
+    number = id(thing)
+    known = _TOKENS.get(number)
+    if known is not None and known[0]() is thing:
+        return known[1]
+    token = secrets.token_hex(16)
+
+    def forget(reference: weakref.ref[Any]) -> None:
+        if _TOKENS.get(number, (None,))[0] is reference:
+            del _TOKENS[number]
+
+    with contextlib.suppress(TypeError):  # what cannot be watched: each wrap of it is a thing of its own
+        _TOKENS[number] = weakref.ref(thing, forget), token
+    return token

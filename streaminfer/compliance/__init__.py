@@ -1,0 +1,1 @@
+"""Retention rules, the tamper-evident log and its reports."""

@@ -1,0 +1,263 @@
+"""`Retention`: how long what kind of data may be kept, and where.
+
+A policy has one default rule and a rule for each *data class* that it names. An entry is of a class if one of its tags
+is the class's name; of several, the strictest of each rule holds; of none, the default rule.
+
+**What the age counts from**: the instant at which the answer was computed, wherever it is read later. Everything is
+within it: the time that an answer is fresh, the time that it is stale, and a remembered failure. A fresh time is
+therefore cut to ``max_age_s - stale_s`` when something is kept, and what comes back from a tier is as old as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import attrs
+
+from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
+
+__all__ = ["Holding", "Log", "Place", "Residual", "Retention", "Rule"]
+
+_MOST_REMEMBERED = 1024
+
+
+class Holding(NamedTuple):
+    """What one place holds of one data class; the inventory of a retention report is made of these.
+
+    Attributes:
+        where: ``"memory"``, or the tier's name.
+        data_class: its name; ``""``: the default one.
+        entries: how many, stale ones and failures included; ``None``: the place cannot say.
+        oldest_age_s: seconds since the oldest of them was computed; ``None``: not known, or there are none.
+        size_bytes: what they take; ``None``: not known.
+    """
+
+    where: str
+    data_class: str
+    entries: int | None
+    oldest_age_s: float | None
+    size_bytes: int | None
+
+
+Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused", "held", "released", "erase_held"]
+"""What a log records."""
+
+
+@runtime_checkable
+class Log(Protocol):
+    """What keeps the record of expiries, evictions and erasures; ``RetentionLog`` does. Thread-safe."""
+
+    def record(
+        self,
+        action: Action,
+        *,
+        where: str,
+        data_class: str,
+        count: int,
+        reason: str,
+        subject: str | None = None,
+        tag: str | None = None,
+    ) -> None:
+        """Adds a record; ``data_class`` ``""``: the default one, or all."""
+        ...
+
+    @property
+    def events(self) -> Any:
+        """What was recorded."""
+        ...
+
+
+class Place(Protocol):
+    """What a policy asks of a tier.
+
+    Attributes:
+        on_disk: it writes to a disk of this machine.
+        shared: other machines read it.
+        encrypted: it seals what it writes.
+    """
+
+    on_disk: bool
+    shared: bool
+    encrypted: bool
+
+
+class Rule(NamedTuple):
+    """What holds for one entry.
+
+    Attributes:
+        data_class: of several, the one that may be kept for the shortest time; ``""``: the default one.
+        max_age_s: seconds from when it was computed.
+        encrypt: only on encrypted tiers.
+        allow_disk: also on a disk of this machine.
+        allow_shared: also where other machines read it.
+        min_age_s: seconds from then for which it must not be erased, at most ``max_age_s``.
+    """
+
+    data_class: str
+    max_age_s: float
+    encrypt: bool
+    allow_disk: bool
+    allow_shared: bool
+    min_age_s: float = 0.0
+
+    def permits(self, place: Place) -> bool:
+        """Whether it may be kept there."""
+        return (
+            (self.allow_disk or not place.on_disk)
+            and (self.allow_shared or not place.shared)
+            and (place.encrypted or not self.encrypt)
+        )
+
+
+@attrs.frozen
+class Residual:
+    """Copies that no erasure here reaches: backups, replicas, an append-only file, a CDN, traces.
+
+    Args:
+        name: what and where, in words.
+        within_s: seconds > 0 after an erasure by which these copies are gone as well; ``None``: no bound is known,
+            which the audit warns of.
+    """
+
+    name: str = attrs.field()
+    within_s: float | None = attrs.field(default=None)
+
+    @name.validator
+    def _check_name(self, _attribute: Any, value: Any) -> None:
+        check_instance("name", value, lambda it: isinstance(it, str) and it != "", "words")
+
+    @within_s.validator
+    def _check_bound(self, _attribute: Any, value: Any) -> None:
+        if value is not None:
+            check_duration("within_s", value, positive=True)
+
+
+def _several(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _classes(value: Any) -> Any:
+    if value is None:
+        return MappingProxyType({})
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
+
+
+@attrs.frozen(eq=False)
+class Retention:
+    """How long data may be kept, and where.
+
+    Args:
+        max_age_s: seconds > 0 after which nothing of an answer is left, counted from when it was computed.
+        encrypt: on tiers only where they encrypt. Memory is not encrypted.
+        allow_disk: whether it may lie on a disk of this machine.
+        allow_shared: whether it may lie where other machines read it (Redis). Whether that server writes to a disk of
+            its own is for its operator to see to.
+        min_age_s: seconds, at most ``max_age_s``, for which the law wants it kept: until then it is not erased, and the
+            cache preserves what leaves its memory earlier. It is served no longer for that.
+        classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
+        residual: copies that no erasure here reaches, each a `Residual`.
+        log: records what expired, was evicted, erased or refused: a ``RetentionLog``; ``None``: nobody does.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Example:
+        >>> policy = Retention(3600.0, classes={"face": Retention(60.0, allow_disk=False)})
+        >>> policy.rule(["face", "camera 3"]).max_age_s, policy.rule([]).max_age_s
+        (60.0, 3600.0)
+    """
+
+    max_age_s: float = attrs.field()
+    encrypt: bool = attrs.field(default=False, kw_only=True)
+    allow_disk: bool = attrs.field(default=True, kw_only=True)
+    allow_shared: bool = attrs.field(default=True, kw_only=True)
+    min_age_s: float = attrs.field(default=0.0, kw_only=True)
+    residual: tuple[Residual, ...] = attrs.field(default=(), kw_only=True, converter=_several)
+    classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
+    log: Log | None = attrs.field(default=None, kw_only=True, repr=False)
+    _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
+
+    @max_age_s.validator
+    def _check_age(self, _attribute: Any, value: Any) -> None:
+        check_duration("max_age_s", value, positive=True)
+
+    @encrypt.validator
+    @allow_disk.validator
+    @allow_shared.validator
+    def _check_flag(self, attribute: Any, value: Any) -> None:
+        check_instance(attribute.name, value, lambda it: isinstance(it, bool), "True or False")
+
+    @min_age_s.validator
+    def _check_min_age(self, _attribute: Any, value: Any) -> None:
+        if check_duration("min_age_s", value) > self.max_age_s:
+            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", value))
+
+    @residual.validator
+    def _check_residual(self, _attribute: Any, value: Any) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(it, Residual) for it in value):
+            raise TypeError(expected("residual", "several Residual", value))
+
+    @classes.validator
+    def _check_classes(self, _attribute: Any, value: Any) -> None:
+        check_instance("classes", value, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
+        for name, inner in value.items():
+            if not isinstance(name, str) or not name:
+                raise TypeError(expected("classes", "names that are strings and not empty", name))
+            if not isinstance(inner, Retention):
+                raise TypeError(expected(f"classes[{name!r}]", "a Retention", inner))
+            if inner.classes or inner.residual or inner.log is not None:
+                raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
+
+    @log.validator
+    def _check_log(self, _attribute: Any, value: Any) -> None:
+        check_instance("log", value, lambda it: it is None or isinstance(it, Log), "a RetentionLog or None")
+
+    def rule(self, tags: Iterable[str]) -> Rule:
+        """What holds for an entry with these tags."""
+        named = frozenset(tag for tag in tags if tag in self.classes)
+        found = self._rules.get(named)
+        if found is None:
+            found = self._strictest(named)
+            if len(self._rules) < _MOST_REMEMBERED:
+                self._rules[named] = found
+        return found
+
+    def _strictest(self, named: frozenset[str]) -> Rule:
+        parts = sorted(((name, self.classes[name]) for name in named), key=lambda it: (it[1].max_age_s, it[0]))
+        if not parts:
+            parts = [("", self)]
+        policies = [policy for _, policy in parts]
+        return Rule(
+            parts[0][0],
+            min(parts[0][1].max_age_s, LONGEST_S),
+            any(policy.encrypt for policy in policies),
+            all(policy.allow_disk for policy in policies),
+            all(policy.allow_shared for policy in policies),
+            min(parts[0][1].max_age_s, max(policy.min_age_s for policy in policies)),
+        )
+
+    @property
+    def shortest_s(self) -> float:
+        """The smallest of all maximum ages."""
+        return min(self.max_age_s, *(policy.max_age_s for policy in self.classes.values()), LONGEST_S)
+
+    @property
+    def has_min_age(self) -> bool:
+        """Whether anything must be kept for some time."""
+        return any(policy.min_age_s for policy in (self, *self.classes.values()))
+
+    def check_tier(self, name: str, place: Place) -> None:
+        """Whether the default class can be kept on a tier where it is allowed to be.
+
+        Raises:
+            ValueError: it must be encrypted, and the tier does not.
+        """
+        rule = self.rule(())
+        if rule.encrypt and not rule.permits(place) and rule._replace(encrypt=False).permits(place):
+            raise ValueError(
+                f"tiers: the policy says encrypt=True, and the tier {name!r} has no keys: give it "
+                "keys=StoredKeys(path, master=…) of streaminfer.caching.tiers.encryption, or forbid it by "
+                "allow_disk=False or allow_shared=False"
+            )

@@ -1,0 +1,383 @@
+"""`RetentionLog`: what was erased, purged and expired, when and why; it can be checked that nothing was altered since.
+
+The log holds no data and no names: a subject stands there as a keyed hash, so that what concerns one can be found by
+who knows the name and has the secret, and nobody is named by the file. The chain that makes it tamper-evident is in
+``_retention_chain``; the file, which several processes may share, in ``_retention_file``.
+
+*What can be detected*: any record that was changed, removed, put in or moved, also at the front. *What cannot*: that
+the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
+in another system's log once a day); what was done by somebody who has the secret; that something was never recorded.
+
+*Bounded*: memory holds the latest 10,000 events, totals of all, and every erasure that failed and has not been made
+since. A file grows: some 350 bytes a record.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
+from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
+from streaminfer.compliance.log_file import RetentionFile, read_events
+from streaminfer.compliance.retention import Action
+from streaminfer.protocols import Clock
+
+__all__ = [
+    "ACTIONS",
+    "RetentionEvent",
+    "RetentionLog",
+    "RetentionTotal",
+    "Verification",
+    "add_to",
+    "note_pending",
+    "verify_file",
+]
+
+ACTIONS: dict[Action, str] = {
+    "expired": "its time had passed",
+    "evicted": "it gave way to others",
+    "erased": "somebody asked for it: by subject or tag",
+    "erase_failed": "somebody asked for it, and it may still be there",
+    "purged": "its time had passed, and it was removed from the medium",
+    "refused": "it was not kept: the policy does not allow it there",
+    "held": "a legal hold began: by subject or class",
+    "released": "that hold ended",
+    "erase_held": "it was asked for, and a legal hold or a minimum age forbids it",
+}
+"""What can be recorded, in words."""
+
+_DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
+_LEAST_SECRET = 16
+_MOST_KEPT = 10_000
+_HIDDEN = "[the subject]"
+
+
+@attrs.frozen(kw_only=True)
+class RetentionTotal:
+    """How often something went, of one place and class.
+
+    Attributes:
+        action: as in `RetentionEvent`.
+        where: the place.
+        data_class: the class.
+        records: how many events.
+        count: the entries of these, added up.
+        first_ns: wall clock of the first of them.
+        last_ns: wall clock of the last.
+    """
+
+    action: str
+    where: str
+    data_class: str
+    records: int
+    count: int
+    first_ns: int
+    last_ns: int
+
+
+class RetentionLog:
+    """An append-only record of what left the caches.
+
+    Args:
+        path: of a file of JSON lines, made if missing; ``None``: memory only, gone with the process.
+        secret: at least 16 secret bytes, the same each time the file is opened; it hides names and seals the chain, so
+            keep it where the log's readers cannot get it. A log in memory makes its own.
+        wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, a path without a secret, or a file that is
+            not whole.
+        BackendError: the file cannot be made, read or locked.
+
+    Threads: any number may use it at once, and any number of processes of one machine may append to one file. Opening
+    reads the whole file, about 15 µs a record.
+
+    Example:
+        >>> log = RetentionLog()
+        >>> log.record("erased", where="memory", data_class="faces", count=2, reason="asked for", subject="anna")
+        >>> [(event.action, event.count) for event in log.events_about("anna")], log.verify().ok
+        ([('erased', 2)], True)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        secret: bytes | None = None,
+        wall_clock: Clock | None = None,
+    ) -> None:
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise TypeError(expected("path", "a path or None", path))
+        check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
+        if secret is None:
+            if path is not None:
+                raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
+            secret = secrets.token_bytes(32)
+        self._secret = _check_secret(secret)
+        self._now = wall_clock or time.time_ns
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._chain = Chain(self._secret)
+        self._before = Chain(self._secret)  # in front of the first event that memory holds
+        self._kept: deque[RetentionEvent] = deque()
+        self._totals: dict[tuple[str, str, str], RetentionTotal] = {}
+        self._pending: dict[tuple[str, str | None, str | None], RetentionEvent] = {}
+        self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
+        self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
+
+    def record(
+        self,
+        action: Action,
+        *,
+        where: str,
+        data_class: str,
+        count: int,
+        reason: str,
+        subject: str | None = None,
+        tag: str | None = None,
+    ) -> None:
+        """Adds a record. Erasures and failed ones wait until the disk has them; others may be lost by a power cut.
+
+        Args:
+            action: one of ``ACTIONS``.
+            where: the place, in words that name no person.
+            data_class: of the policy; ``""``: the default one, or all.
+            count: of entries, ≥ 0.
+            reason: why, in words. Where it, or the tag, has the subject's name in it, the name is left out.
+            subject: whose data it was; only its keyed hash is kept.
+            tag: by which it was erased. Tags are kept as they are: do not make them of names.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or out of range.
+            BackendError: the disk failed, or a process that was stopped holds the file; nothing was recorded.
+            ValueError: the file was altered since it was last read; nothing was recorded.
+        """
+        check_choice("action", action, tuple(ACTIONS))
+        for name, text in (("where", where), ("data_class", data_class), ("reason", reason)):
+            check_instance(name, text, lambda it: isinstance(it, str), "a string")
+        for name, label in (("subject", subject), ("tag", tag)):
+            check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
+        number = check_count("count", count, at_least=0)
+        if subject:
+            for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
+                reason = reason.replace(written, _HIDDEN)
+                tag = tag and tag.replace(written, _HIDDEN)
+        with self._locked():
+
+            def make() -> tuple[RetentionEvent, bytes]:
+                return self._chain.seal(
+                    at_ns=self._now(),
+                    action=action,
+                    where=where,
+                    data_class=data_class,
+                    count=number,
+                    reason=reason,
+                    subject=None if subject is None else self._chain.pseudonym(subject),
+                    tag=tag,
+                )
+
+            if self._file is not None:
+                self._file.append(make, durable=action in _DURABLE)
+            else:
+                event, _ = make()
+                self._chain.advance(event)
+                self._absorb(event)
+
+    @property
+    def path(self) -> Path | None:
+        """Of the file."""
+        return None if self._file is None else self._file.path
+
+    @property
+    def head(self) -> str:
+        """Digest of the latest record that this process knows: stands for all before it. Keep it elsewhere."""
+        with self._locked():
+            return self._chain.head
+
+    @property
+    def records(self) -> int:
+        """How many records there are, those included that memory no longer holds."""
+        with self._locked():
+            return self._chain.number
+
+    def __iter__(self) -> Iterator[RetentionEvent]:
+        return iter(self.events)
+
+    @property
+    def events(self) -> tuple[RetentionEvent, ...]:
+        """The latest events, at most 10,000, oldest first."""
+        with self._locked():
+            return tuple(self._kept)
+
+    @property
+    def pending(self) -> tuple[RetentionEvent, ...]:
+        """The latest failure of each erasure that has not succeeded since, however long ago; those held included."""
+        with self._locked():
+            return tuple(self._pending.values())
+
+    @property
+    def holds(self) -> tuple[RetentionEvent, ...]:
+        """The legal holds that have begun and not ended, those of earlier and other processes too."""
+        return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
+
+    def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
+        """Whether a legal hold is about an entry."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
+
+    def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
+        """The legal holds that an erasure may touch. Entries of a subject may be of any class, and the reverse."""
+        holds = self.holds
+        name = None if subject is None or not holds else self._chain.pseudonym(subject)
+        return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
+
+    def totals(self) -> tuple[RetentionTotal, ...]:
+        """How often each action was recorded, by place and class, since the log began."""
+        with self._locked():
+            return tuple(self._totals.values())
+
+    def pseudonym(self, subject: str) -> str:
+        """What stands in the log for a subject.
+
+        Raises:
+            TypeError: not a string.
+        """
+        check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
+        return self._chain.pseudonym(subject)
+
+    def events_about(self, subject: str) -> tuple[RetentionEvent, ...]:
+        """What was recorded of a subject, oldest first: in the whole file, or, without one, as far as memory goes.
+
+        Raises:
+            TypeError: not a string.
+            BackendError: the file cannot be read, or it was altered.
+        """
+        name = self.pseudonym(subject)
+        return tuple(event for event in self._all() if event.subject == name)
+
+    def verify(self, *, head: str | None = None) -> Verification:
+        """Checks every record of the file, or of what memory holds.
+
+        Args:
+            head: one that was kept elsewhere: the log must reach it. ``None``: none was.
+
+        Returns:
+            What was found. A file that lost records which this process has seen is found out without a ``head``.
+
+        Raises:
+            BackendError: the file cannot be read.
+        """
+        with self._locked():
+            known = (self._chain.number, self._chain.head)
+            if self._file is None:
+                chain = copy.copy(self._before)
+                return verified(chain, chain.follow(tuple(self._kept)), known, head)
+            size = self._file.size()
+        return _verify(self._file.path, self._secret, size, known, head)
+
+    def refresh(self) -> None:
+        """Takes note of what other processes have recorded; `record` does so too.
+
+        Raises:
+            BackendError: the file cannot be read or locked.
+            ValueError: it was altered since it was last read.
+        """
+        with self._locked():
+            if self._file is not None:
+                self._file.refresh()
+
+    def _all(self) -> Iterator[RetentionEvent]:
+        if self._file is None:
+            yield from self.events
+            return
+        with self._locked():
+            size = self._file.size()
+        try:
+            yield from read_events(self._file.path, Chain(self._secret), size)
+        except (Altered, OSError) as error:
+            raise self._file.failed(error) from error
+
+    def _absorb(self, event: RetentionEvent) -> None:
+        """An event that is in the log, this process's or another's."""
+        note_pending(self._pending, event)
+        add_to(self._totals, event)
+        if event.action == "held":
+            self._holds = {**self._holds, (event.subject, event.data_class): event}
+        elif event.action == "released":
+            ended = (event.subject, event.data_class)
+            self._holds = {about: hold for about, hold in self._holds.items() if about != ended}
+        self._kept.append(event)
+        if len(self._kept) > _MOST_KEPT:
+            self._before.advance(self._kept.popleft())
+
+    def _locked(self) -> threading.Lock:
+        if self._pid != os.getpid():  # a fork: whoever held the lock is not here to let go
+            self._pid, self._lock = os.getpid(), threading.Lock()
+        return self._lock
+
+    def __repr__(self) -> str:
+        where = "in memory" if self._file is None else repr(str(self._file.path))
+        return f"<RetentionLog {where}: {self._chain.number} records>"
+
+
+def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None = None) -> Verification:
+    """Checks the file of a log without changing it.
+
+    Args:
+        path: of the file.
+        secret: the log's.
+        head: one that was kept elsewhere: the log must reach it. ``None``: none was.
+
+    Raises:
+        TypeError, ValueError: no secret.
+        OSError: the file cannot be read.
+    """
+    return _verify(Path(path), _check_secret(secret), None, (0, ""), head)
+
+
+def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:
+    chain = Chain(secret)
+    return verified(chain, read_events(path, chain, size), known, head)
+
+
+def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
+    """Keeps the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
+    asked = (event.where, event.subject, event.tag)
+    if event.action in {"erase_failed", "erase_held"}:
+        pending[asked] = event
+    elif event.action == "erased":
+        pending.pop(asked, None)
+
+
+def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionEvent) -> None:
+    """Adds an event to the total of its action, place and class."""
+    key = (event.action, event.where, event.data_class)
+    so_far = totals.get(key)
+    totals[key] = RetentionTotal(
+        action=event.action,
+        where=event.where,
+        data_class=event.data_class,
+        records=1 + (so_far.records if so_far else 0),
+        count=event.count + (so_far.count if so_far else 0),
+        first_ns=so_far.first_ns if so_far else event.at_ns,
+        last_ns=event.at_ns,
+    )
+
+
+def _check_secret(secret: Any) -> bytes:
+    if not isinstance(secret, bytes):
+        raise TypeError(f"secret: expected bytes, got {type(secret).__name__}")  # not shown
+    if len(secret) < _LEAST_SECRET:
+        raise ValueError(f"secret: expected at least {_LEAST_SECRET} bytes, got {len(secret)}")
+    return secret

@@ -1,0 +1,292 @@
+"""`RetentionReport`: what is kept and for how long, against what the policy allows, and what was erased when and why.
+
+It is made of three things that know nothing of each other: the policy, an inventory of the places, and the log. It
+holds numbers, names of classes and places, and keyed hashes of subjects; no data and no names of persons.
+
+Each holding is ``within`` its class's maximum age; or ``due``: older, but by no more than the place may take to remove
+what has expired (the purge bound, stated with it); or ``held``: older still, and a legal hold or a minimum age may be
+why; or ``over``, which is a violation; ``empty``; or ``unknown``: the place cannot say (a Redis server that holds very
+much). What cannot be known is never called good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer.caching.erasure.custody import PRESERVED
+from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table, write_page
+from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.retention_log import (
+    RetentionEvent,
+    RetentionLog,
+    RetentionTotal,
+    Verification,
+    add_to,
+    note_pending,
+)
+
+__all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
+
+PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
+"""How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
+that runs with its usual ``purge_every_s``."""
+
+_SCHEMA = "streaminfer.retention-report"
+_VERSION = 1
+_ON_A_PAGE = 500
+_MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
+_HOLDINGS = (
+    ("state", "where", "data_class", "entries", "size_bytes", "oldest_age_s", "max_age_s", "purge_bound_s"),
+    ("state", "where", "class", "entries", "size", "oldest", "allowed", "purge bound"),
+)
+_RULES = (
+    ("data_class", "max_age_s", "min_age_s", "encrypt", "allow_disk", "allow_shared"),
+    ("class", "maximum age", "minimum age", "must be encrypted", "on a disk", "on shared tiers"),
+)
+_EVENTS = (
+    ("at_ns", "action", "where", "data_class", "count", "subject", "tag", "reason"),
+    ("when", "action", "where", "class", "entries", "subject (hash)", "tag", "reason"),
+)
+_TOTALS = (
+    ("action", "where", "data_class", "count", "records", "first_ns", "last_ns"),
+    ("action", "where", "class", "entries", "records", "first", "last"),
+)
+_Columns = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@attrs.frozen(kw_only=True)
+class ReportedHolding:
+    """What one place holds of one class, against the policy.
+
+    Attributes:
+        where: the place.
+        data_class: the class; ``""``: the default one.
+        entries: how many; ``None``: not known.
+        oldest_age_s: seconds since the oldest was computed; ``None``: not known, or there are none.
+        size_bytes: what they take; ``None``: not known.
+        max_age_s: what the policy allows, seconds; ``None``: it has no such class.
+        purge_bound_s: how much longer the place may hold what has expired.
+        state: ``"within"``, ``"due"``, ``"held"``, ``"over"``, ``"empty"`` or ``"unknown"``.
+    """
+
+    where: str
+    data_class: str
+    entries: int | None
+    oldest_age_s: float | None
+    size_bytes: int | None
+    max_age_s: float | None
+    purge_bound_s: float
+    state: str
+
+
+@attrs.frozen(kw_only=True)
+class RetentionReport:
+    """What is kept, what went, and what is wrong with it, at one instant; made by :func:`build_report`.
+
+    Attributes:
+        at_ns: that instant, nanoseconds of the wall clock.
+        rules: of the policy, the default one first.
+        holdings: what each place holds of each class.
+        totals: how often what was recorded.
+        erasures: the erasures that were made, oldest first, as far back as the events went.
+        pending: erasures that failed and have not been made since: what they were to erase may still be there.
+        holds: legal holds in force; ``erase_held`` among what is pending is no violation while there are any.
+        log: whether the log is whole, and its head; ``None``: the events came without a log.
+    """
+
+    at_ns: int
+    rules: tuple[Rule, ...]
+    holdings: tuple[ReportedHolding, ...]
+    totals: tuple[RetentionTotal, ...]
+    erasures: tuple[RetentionEvent, ...]
+    pending: tuple[RetentionEvent, ...]
+    log: Verification | None
+    holds: tuple[RetentionEvent, ...] = ()
+
+    @property
+    def violations(self) -> list[str]:
+        """What must not be so, in words; empty: nothing that is known."""
+        found = []
+        for it in self.holdings:
+            if it.state == "over":
+                found.append(
+                    f"{it.where} holds {_class(it.data_class)} that is {age(it.oldest_age_s)} old: {age(it.max_age_s)} "
+                    f"are allowed, and {age(it.purge_bound_s)} to remove it"
+                )
+            elif it.max_age_s is None and it.entries:
+                found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
+        for event in self.pending:
+            if event.action == "erase_held" and self.holds:
+                continue
+            asked = f"subject {event.subject}" if event.tag is None else f"tag {event.tag!r}"
+            what = "was held" if event.action == "erase_held" else "failed"
+            found.append(
+                f"an erasure in {event.where} ({asked}) {what} on {instant(event.at_ns)} and is still to be made: "
+                f"{event.reason}"
+            )
+        if self.log is not None and not self.log.ok:
+            found.append(f"the log is not whole: {self.log}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        return {
+            "schema": _SCHEMA,
+            "version": _VERSION,
+            "at_ns": self.at_ns,
+            "violations": self.violations,
+            "rules": [rule._asdict() for rule in self.rules],
+            "holdings": [attrs.asdict(it) for it in self.holdings],
+            "totals": [attrs.asdict(it) for it in self.totals],
+            "erasures": [event.to_dict() for event in self.erasures],
+            "pending": [event.to_dict() for event in self.pending],
+            "holds": [event.to_dict() for event in self.holds],
+            "log": None if self.log is None else attrs.asdict(self.log),
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON, indented; the same report gives the same text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """A page to read, with nothing in it that comes from elsewhere.
+
+        Args:
+            path: of a file to write it to; ``None``: only returned.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"), path)
+
+    def _repr_html_(self) -> str:
+        return self._body("h3", "h4")
+
+    def _body(self, title: str, heading: str) -> str:
+        found = self.violations
+        parts = [f"<{title}>Retention report</{title}><p>{instant(self.at_ns)}</p>"]
+        parts.append(list_of(found, "bad") if found else '<p class="good">No violation is known.</p>')
+        sections: list[tuple[str, _Columns, Sequence[Any]]] = [
+            ("What is kept", _HOLDINGS, self.holdings),
+            ("The policy", _RULES, self.rules),
+            ("Legal holds", _EVENTS, self.holds),
+            ("Erasures still to be made", _EVENTS, self.pending),
+            ("Erasures", _EVENTS, self.erasures[-_ON_A_PAGE:]),
+            ("All that went", _TOTALS, self.totals),
+        ]
+        for name, columns, records in sections:
+            if records:
+                rows = (cells(it, columns[0]) for it in records)
+                table = html_table(columns[1], rows, _mark_holding if columns is _HOLDINGS else _no_mark)
+                parts.append(f"<{heading}>{name}</{heading}>{table}")
+            if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
+                parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
+        if self.log is not None:
+            kind = "good" if self.log.ok else "bad"
+            parts.append(f"<{heading}>The log</{heading}>{list_of([str(self.log)], kind)}")
+        return "\n".join(parts)
+
+    def __str__(self) -> str:
+        lines = [f"Retention report, {instant(self.at_ns)}", "", _text_of(_HOLDINGS, self.holdings)]
+        if self.erasures:
+            entries = sum(event.count for event in self.erasures)
+            lines += ["", f"{len(self.erasures)} erasures of {entries} entries, the latest:"]
+            lines.append(_text_of(_EVENTS, self.erasures[-5:]))
+        found = self.violations
+        lines += ["", *(f"VIOLATION: {text}" for text in found)] if found else ["", "no violation is known"]
+        return "\n".join(lines)
+
+
+def build_report(
+    policy: Retention,
+    inventory: Iterable[Holding],
+    events: Iterable[RetentionEvent] = (),
+    *,
+    at_ns: int | None = None,
+    purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
+) -> RetentionReport:
+    """Puts together what is kept, what may be kept, and what went.
+
+    Args:
+        policy: what may be kept, and for how long.
+        inventory: what each place holds of each class now.
+        events: a `RetentionLog`, which is brought up to date and verified, or events of one, oldest first.
+        at_ns: now, nanoseconds of the wall clock; ``None``: asked.
+        purge_bounds_s: how long a place may hold what has expired, seconds by its name; 0 where it has none here.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type.
+        BackendError, ValueError: the log cannot be read, or was altered while it was open.
+    """
+    check_instance("policy", policy, lambda it: isinstance(it, Retention), "a Retention")
+    bounds = {where: check_duration(f"purge_bounds_s[{where!r}]", bound) for where, bound in purge_bounds_s.items()}
+    totals: dict[tuple[str, str, str], RetentionTotal] = {}
+    pending: dict[Any, RetentionEvent] = {}
+    verification = None
+    holds: tuple[RetentionEvent, ...] = ()
+    if isinstance(events, RetentionLog):
+        verification = events.verify()
+        if verification.ok:
+            events.refresh()
+        seen, still, counted, holds = events.events, events.pending, events.totals(), events.holds
+    else:
+        seen = tuple(events)
+        for event in seen:
+            note_pending(pending, event)
+            add_to(totals, event)
+        still, counted = tuple(pending.values()), tuple(totals.values())
+    return RetentionReport(
+        at_ns=time.time_ns() if at_ns is None else at_ns,
+        rules=(policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))),
+        holdings=tuple(_judged(policy, it, bounds, bool(holds)) for it in sorted(inventory, key=_where_and_class)),
+        totals=tuple(sorted(counted, key=lambda it: (it.action, it.where, it.data_class))),
+        erasures=tuple(event for event in seen if event.action == "erased"),
+        pending=still,
+        log=verification,
+        holds=holds,
+    )
+
+
+def _judged(policy: Retention, holding: Holding, bounds: Mapping[str, float], held: bool) -> ReportedHolding:
+    max_age_s = None
+    if holding.data_class == "" or holding.data_class in policy.classes:
+        max_age_s = policy.rule((holding.data_class,)).max_age_s
+    bound_s = bounds.get(holding.where, 0.0)
+    if holding.where == PRESERVED:
+        state = "held"
+    elif holding.entries == 0:
+        state = "empty"
+    elif max_age_s is None or holding.oldest_age_s is None:
+        state = "unknown"
+    elif holding.oldest_age_s < max_age_s:  # expired means now ≥ expiry
+        state = "within"
+    else:
+        state = "due" if holding.oldest_age_s <= max_age_s + bound_s else "held" if held else "over"
+    return ReportedHolding(**holding._asdict(), max_age_s=max_age_s, purge_bound_s=bound_s, state=state)
+
+
+def _where_and_class(holding: Holding) -> tuple[str, str]:
+    return holding.where, holding.data_class
+
+
+def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
+    return text_table(columns[1], (cells(it, columns[0]) for it in records))
+
+
+def _mark_holding(row: Sequence[str]) -> str:
+    return _MARKS[row[0]]
+
+
+def _no_mark(_: Sequence[str]) -> str:
+    return ""
+
+
+def _class(name: str) -> str:
+    return f"data of class {name!r}" if name else "data of the default class"

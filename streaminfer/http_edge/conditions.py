@@ -1,0 +1,118 @@
+"""Conditional requests (RFC 9110 §13): whether who asks has the answer already, or asks under a condition that fails.
+
+The order of §13.2.2: ``If-Match``, else ``If-Unmodified-Since``: 412 where it fails. Then ``If-None-Match``, else, for
+GET and HEAD, ``If-Modified-Since``: 304, or 412 for other methods. ``If-Range`` is not used: without ranges there is
+nothing that it could change.
+
+A date that is not well formed is ignored, as §13.1.3 has it. A list of tags that is not well formed names nothing: so
+``If-None-Match`` gives the whole answer, ``If-Match`` fails, and both hide the date beside them. There is no input for
+which a 304 says more than that a tag, or the absence of a later change, was the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from streaminfer._internal.validation import expected
+from streaminfer.http_edge.entity_tags import compares_strongly, compares_weakly
+from streaminfer.http_edge.http_dates import parse_http_date
+
+__all__ = ["answer_conditional"]
+
+Pairs = Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
+
+_CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+_LENGTHS = frozenset(map(len, _CONDITIONS))
+_WITHOUT_CONDITIONS = frozenset(("CONNECT", "OPTIONS", "TRACE"))
+_OF_THE_BODY = frozenset(
+    ("content-encoding", "content-language", "content-length", "content-range", "content-type", "transfer-encoding")
+)
+
+
+def answer_conditional(
+    method: str,
+    request_headers: Mapping[str, str] | Pairs,
+    response_headers: Mapping[str, str],
+    body: bytes = b"",
+) -> tuple[int, dict[str, str], bytes]:
+    """What to send where the answer would be a 200.
+
+    Call it with what the 200 would bear. Where that is known before the body is (a weak tag from the content key),
+    a 304 saves computing it: call it without a body first.
+
+    Args:
+        method: of the request, as sent.
+        request_headers: its header fields: a mapping, or pairs as ASGI has them; names in any case, text or bytes.
+        response_headers: of the 200; names in lower case.
+        body: of the 200.
+
+    Returns:
+        Status, header fields, body: 200 with all of it (without a body for HEAD), 304 without body and without what
+        describes one, or 412.
+
+    Raises:
+        TypeError: not such arguments. What a client sends never raises.
+
+    Threads: any number at once.
+
+    Example:
+        >>> answer_conditional("GET", {"If-None-Match": '"a", W/"b"'}, {"etag": '"b"', "content-length": "7"})
+        (304, {'etag': '"b"'}, b'')
+    """
+    conditions = _conditions(request_headers)
+    status = _status(method, conditions, response_headers) if conditions else 200
+    if status == 200:
+        return 200, dict(response_headers), b"" if method == "HEAD" else body
+    if status == 412:
+        return 412, {"cache-control": "no-store"}, b""
+    left_out = _OF_THE_BODY | {"last-modified"} if "etag" in response_headers else _OF_THE_BODY
+    return 304, {name: value for name, value in response_headers.items() if name not in left_out}, b""
+
+
+def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
+    """The fields of conditions, by name in lower case; several of one name are one list (RFC 9110 §5.3)."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if len(name) not in _LENGTHS:
+            continue
+        text = name.lower() if isinstance(name, str) else str(name, "latin-1").lower()
+        if text in _CONDITIONS:
+            held = value if isinstance(value, str) else str(value, "latin-1")
+            held = held.strip(" \t")
+            found[text] = f"{found[text]}, {held}" if text in found else held
+    return found
+
+
+def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str]) -> int:
+    if not isinstance(method, str):
+        raise TypeError(expected("method", "a string", method))
+    if method in _WITHOUT_CONDITIONS:
+        return 200
+    etag = headers.get("etag")
+    listed = conditions.get("if-match")
+    if listed is not None:
+        if listed != "*" and (etag is None or not compares_strongly(listed, etag)):
+            return 412
+    elif _changed_since(conditions.get("if-unmodified-since"), headers) is True:
+        return 412
+    reading = method in {"GET", "HEAD"}
+    listed = conditions.get("if-none-match")
+    if listed is not None:
+        if listed == "*" or (etag is not None and compares_weakly(listed, etag)):
+            return 304 if reading else 412
+    elif reading and _changed_since(conditions.get("if-modified-since"), headers) is False:
+        return 304
+    return 200
+
+
+def _changed_since(date: str | None, headers: Mapping[str, str]) -> bool | None:
+    """Whether the answer is later than a date; ``None``: there is no date, or none to compare it with."""
+    if date is None or "last-modified" not in headers:
+        return None
+    changed_s = parse_http_date(headers["last-modified"], 0)
+    if changed_s is None:
+        return None
+    present_s = parse_http_date(headers.get("date", ""), 0)
+    since_s = parse_http_date(date, changed_s if present_s is None else present_s)
+    return None if since_s is None else changed_s > since_s

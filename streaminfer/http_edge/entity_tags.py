@@ -1,0 +1,83 @@
+"""Entity tags (RFC 9110 §8.8.3): names of one exact answer, by which a cache asks whether what it has is still it.
+
+A *strong* tag says: byte for byte the same body. It is made of the encoded body, so it is right whatever happened on
+the way there: another batch, another device, a model that does not round the same twice. A *weak* tag says: the same
+answer, perhaps in other bytes. It can be made of a content key, which holds the inputs and the version of the model,
+before anything is computed.
+
+Both are hashes by xxh3-128. They need not resist forgery: who could make two answers of one address collide would
+only be told that his own old copy is still good.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_instance
+
+__all__ = ["compares_strongly", "compares_weakly", "entity_tag", "is_entity_tag"]
+
+_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
+_ONE = re.compile(_TAG)
+# OWS around elements, and empty elements, which a recipient has to accept (RFC 9110 §5.6.1.2). Each blank or comma is
+# consumed in one way only, so the time is linear in the length.
+_LIST = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
+_digest: Callable[[Any], str] | None = None
+
+
+def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -> str:
+    """The value of an ``ETag`` field.
+
+    Args:
+        content: for a strong tag the body as it is sent, with its content coding; for a weak one anything that says
+            which answer it is, such as its ``content_key``.
+        weak: says the same answer, and not the same bytes.
+
+    Returns:
+        34 characters, or 36 of a weak tag.
+
+    Raises:
+        TypeError: no bytes.
+        MissingExtra: ``xxhash`` is not installed (``streaminfer[cache]``).
+
+    Threads: any number at once.
+
+    Example:
+        >>> entity_tag(b"7"), entity_tag(b"key", weak=True)
+        ('"dbd6a1e71414294c06eed105b82285fa"', 'W/"a4bdf4e564564cf8bbea0d63a05165e3"')
+    """
+    global _digest  # noqa: PLW0603 - imported at first use
+    if _digest is None:
+        _digest = require("xxhash", extra="cache", purpose="an entity tag").xxh3_128_hexdigest
+    if not isinstance(content, bytes):
+        check_instance("content", content, lambda it: isinstance(it, bytearray | memoryview), "bytes")
+    return f'W/"{_digest(content)}"' if weak else f'"{_digest(content)}"'
+
+
+def is_entity_tag(text: str) -> bool:
+    """Whether this is one well-formed tag."""
+    return _ONE.fullmatch(text) is not None
+
+
+def compares_weakly(field: str, tag: str) -> bool:
+    """Whether a list of tags names this one, strong or weak, as ``If-None-Match`` compares.
+
+    A list that is not well formed names nothing.
+    """
+    return any(_opaque(each) == _opaque(tag) for each in _tags(field))
+
+
+def compares_strongly(field: str, tag: str) -> bool:
+    """Whether a list of tags names this very one, and it is strong, as ``If-Match`` compares."""
+    return not tag.startswith("W/") and tag in _tags(field)
+
+
+def _tags(field: str) -> list[str]:
+    return _ONE.findall(field) if _LIST.fullmatch(field) else []
+
+
+def _opaque(tag: str) -> str:
+    return tag.removeprefix("W/")

@@ -1,0 +1,72 @@
+"""The folder of an nginx ``proxy_cache``, as a proof reads it: which files hold what must not be there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from streaminfer._internal.validation import check_duration
+from streaminfer.errors import BackendError
+
+__all__ = ["NginxFolder"]
+
+_HEAD = 64 * 1024
+_DATE = re.compile(rb"\r\ndate: *([^\r]+)\r", re.IGNORECASE)
+_PRIVATE = re.compile(rb"\r\ncache-control: *[^\r]*\b(private|no-store)\b", re.IGNORECASE)
+
+
+class NginxFolder:
+    """A ``proxy_cache_path``. Each file has a binary head, the key, the answer's header fields, and the answer.
+
+    Answers with a subject, and those to tenants that do not share, say ``private`` or ``no-store``: none may be there.
+    Others may be as old as the retention policy allows, and as long again as nginx takes to remove them.
+
+    Args:
+        path: of the folder.
+        purge_bound_s: nginx's ``inactive``, after which it removes what it does not use; 600 s unless configured.
+
+    Raises:
+        TypeError, ValueError: a bound that is no duration.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, purge_bound_s: float = 600.0) -> None:
+        self.path = Path(path)
+        self.purge_bound_s = check_duration("purge_bound_s", purge_bound_s)
+
+    def remains(self, now_s: float, max_age_s: float) -> Iterator[tuple[str, str]]:
+        """The names of files that must not be there, and why.
+
+        Args:
+            now_s: the present by the wall clock, seconds since 1970.
+            max_age_s: what the retention policy allows.
+
+        Raises:
+            BackendError: the folder cannot be read.
+        """
+        try:
+            for path in sorted(self.path.rglob("*")):
+                if path.is_file():
+                    yield from self._judge(path, now_s, max_age_s)
+        except OSError as error:
+            raise BackendError(f"the HTTP cache in {self.path} cannot be read: {error}") from error
+
+    def _judge(self, path: Path, now_s: float, max_age_s: float) -> Iterator[tuple[str, str]]:
+        try:
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+                modified_s = os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:  # nginx has removed it meanwhile
+            return
+        fields = head.partition(b"\r\n\r\n")[0]
+        date = _DATE.search(fields)
+        written_s = parsedate_to_datetime(date[1].decode("latin-1")).timestamp() if date else modified_s
+        if _PRIVATE.search(fields):
+            yield path.name, "it holds an answer that no shared cache may keep"
+        elif now_s - written_s > max_age_s + self.purge_bound_s:
+            yield path.name, "it has expired, and the time to remove it has passed"
+
+    def __repr__(self) -> str:
+        return f"<NginxFolder({str(self.path)!r})>"

@@ -1,0 +1,105 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True
+"""Extra calls as a share of traffic: what caps retries and hedges.
+
+*Idea.* Retries and hedges must not multiply the load just when a service has too much of it. So they are paid from
+traffic: each request earns a share of an extra call. A bucket of such shares that never empties would let a quiet night
+pay for a storm; hence both are counted over the last ten seconds alone, in ten slices, the oldest of which goes as a
+whole.
+
+*Invariant.* At each grant, extra calls in the window, itself included, ≤ ``ratio`` · requests in the window +
+``per_s`` · window. An extra call leaves the window no earlier than the requests that came before it.
+
+*Cost.* O(1); at the turn of a slice O(slices passed), at most their number.
+
+Sources: Finagle's RetryBudget, whose deposits expire likewise, and the retry throttling of gRPC (proposal A6).
+
+Threads: in the compiled build under the interpreter lock every method is atomic; otherwise a caller takes a lock.
+
+One source, compiled with the C types of ``_call_budget_cy.pxd`` or run as it is. The directives are safe: each index is
+taken modulo the number of slices.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import MutableSequence
+
+__all__ = ["WINDOW_S", "TrafficShare"]
+
+_SLICES = 10
+_SLICE_NS = 10**9
+_TINY = 1e-9  # 20 requests at 0.05 are one
+
+WINDOW_S = 10.0
+
+
+class TrafficShare:
+    """Counts requests and grants extra calls as a share of them.
+
+    Args:
+        ratio: extra calls per request, ≥ 0.
+        per_s: extra calls a second that need no requests, ≥ 0.
+
+    Attributes:
+        requests: since it was made.
+        granted: extra calls, since it was made.
+        refused: extra calls that were not granted.
+    """
+
+    __slots__ = ("_extra", "_extra_live", "_number", "_per_window", "_ratio", "_seen", "_seen_live", "_started",
+                 "granted", "refused", "requests")  # fmt: skip
+
+    _seen: MutableSequence[int]
+    _extra: MutableSequence[int]
+
+    def __init__(self, ratio: float, per_s: float) -> None:
+        self._ratio = ratio
+        self._per_window = per_s * (_SLICES * (_SLICE_NS / 1e9))
+        self._seen = array("q", [0]) * _SLICES
+        self._extra = array("q", [0]) * _SLICES
+        self._seen_live = 0
+        self._extra_live = 0
+        self._number = 0
+        self._started = False
+        self.requests = 0
+        self.granted = 0
+        self.refused = 0
+
+    def count(self, now_ns: int) -> None:
+        """A request."""
+        self._turn(now_ns)
+        self._seen[self._number % _SLICES] += 1
+        self._seen_live += 1
+        self.requests += 1
+
+    def grant(self, now_ns: int) -> bool:
+        """Whether one extra call may be made now; if so it is counted."""
+        if self.left(now_ns) + _TINY < 1.0:
+            self.refused += 1
+            return False
+        self._extra[self._number % _SLICES] += 1
+        self._extra_live += 1
+        self.granted += 1
+        return True
+
+    def left(self, now_ns: int) -> float:
+        """How many extra calls may be made now; not whole, and negative when requests left the window before them."""
+        self._turn(now_ns)
+        return self._ratio * self._seen_live + self._per_window - self._extra_live
+
+    def _turn(self, now_ns: int) -> None:
+        number = now_ns // _SLICE_NS if now_ns > 0 else 0
+        if not self._started:
+            self._started = True
+            self._number = number
+        if number <= self._number:
+            return  # the same slice, or a clock that jumped back
+        passed = number - self._number
+        if passed > _SLICES:
+            passed = _SLICES
+        for slot in range(number - passed + 1, number + 1):
+            self._seen_live -= self._seen[slot % _SLICES]
+            self._extra_live -= self._extra[slot % _SLICES]
+            self._seen[slot % _SLICES] = 0
+            self._extra[slot % _SLICES] = 0
+        self._number = number

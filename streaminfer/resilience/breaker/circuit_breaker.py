@@ -1,0 +1,365 @@
+"""`CircuitBreaker`: its settings, and the wrapping of services, backends and functions."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, overload
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
+from streaminfer.protocols import Backend, Clock, P, R, Service
+from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience.breaker._guard_cy import BreakerCore
+from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
+from streaminfer.resilience.breaker._state_machine_cy import MODES, NEVER, STATES, BreakerMachine
+from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
+from streaminfer.resilience.breaker.layers import put_in_front
+from streaminfer.resilience.breaker.ramp_up import RampUp
+from streaminfer.telemetry._guard import atomic
+
+if TYPE_CHECKING:
+    from streaminfer.resilience.breaker.statistics import BreakerStatistics
+
+__all__ = ["CircuitBreaker"]
+
+_NOT_THE_BACKENDS = (CircuitOpen, Closed, InvalidInput, Overloaded)
+_LONGEST_S = 1e9
+_LONGEST_WINDOW_S = 3600.0
+_FEWEST_SLICES = 10
+_MOST_CALLS = 1_000_000
+_MOST_PROBES = 1024
+_SEEDS = 2**31
+_SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
+_OPERATIONS = (
+    "cut_off",
+    "next_event",
+    "permits",
+    "record",
+    "release",
+    "retry_after_ns",
+    "set_mode",
+    "snapshot",
+    "state",
+    "try_acquire",
+)
+
+
+def _guarded(machine: type[BreakerMachine]) -> type[BreakerMachine]:
+    """A machine whose every operation holds a lock, for where compiled code is not atomic by itself.
+
+    It can be entered again by the thread that holds it: a generator that is collected in the midst gives its permit
+    back through one of these operations.
+    """
+
+    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def locked(self: Any, *arguments: Any) -> Any:
+            with self._lock:
+                return operation(self, *arguments)
+
+        return locked
+
+    def prepare(self: Any, *arguments: Any) -> None:
+        self._lock = threading.RLock()
+        machine.__init__(self, *arguments)
+
+    operations = {name: under_lock(getattr(machine, name)) for name in _OPERATIONS}
+    return type("GuardedBreakerMachine", (machine,), {"__slots__": ("_lock",), "__init__": prepare, **operations})
+
+
+def _is_atomic(machine: type[BreakerMachine]) -> bool:
+    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
+    locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return locked and not isinstance(machine.record, types.FunctionType)
+
+
+_RampUp: type[RampUp] = atomic(RampUp, ("begin", "stop", "admits", "would_admit"))
+_Machine = BreakerMachine if _is_atomic(BreakerMachine) else _guarded(BreakerMachine)
+
+
+class CircuitBreaker(BreakerCore):
+    """Stops asking what is known to be broken, and finds out cheaply when it works again.
+
+    Closed, it lets calls pass and judges the last of them; when enough failed or were slow it opens and refuses at once
+    with `CircuitOpen`. After a while it lets a few probes through, whose outcomes close or reopen it. The rules, as a
+    table, are in the documentation.
+
+    It stands in front of a service, a backend or a function, with :meth:`wrap` or as a decorator; around a block, with
+    :meth:`guard`; or is asked by hand, with :meth:`try_acquire` and :meth:`record`. What shares the object shares the
+    state.
+
+    Args:
+        failure_rate_threshold: share of failed calls at which it trips, above 0 and at most 1.
+        slow_call_s: a call that takes longer is slow; ``None``: none is.
+        slow_rate_threshold: share of slow calls at which it trips, above 0 and at most 1.
+        window: what it judges by: the last so many calls, or as text the last seconds, ``"10s"``, up to an hour, in
+            slices of a tenth of it and of at most a second.
+        minimum_calls: with fewer outcomes nothing is judged, unless the window is smaller.
+        open_s: how long it refuses after the first trip, less up to a tenth: jitter, so that clients do not return
+            together.
+        max_open_s: to what the open time doubles, trip by trip, until it closes again; never less than ``open_s``.
+        half_open_calls: how many probes may pass while half open.
+        half_open_s: how long half-open may wait for its probes; ``None``: ``max_open_s``. Longer than any healthy call.
+        ramp_up_s: how long it takes to let all calls pass once its probes have closed it: a tenth at first, and then
+            a share that grows evenly. The others are refused with `CircuitOpen`. 0.0: all pass at once.
+        ignore: exceptions that are no outcome: classes, or a function of the exception that says so. Always ignored are
+            `Overloaded`, `Closed`, `InvalidInput` and `CircuitOpen`: no evidence against what stands behind.
+        failure_result: a function of a result that says whether it is a failure; of a service's `Response`, of a
+            backend's single rows, of what a function returned.
+        ignore_result: likewise, whether it is no outcome.
+        name: for reports and events.
+        seed: of the jitter, for runs that replay; ``None``: from the operating system.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: any number may use it at once, and no lock is held while a call runs. In the compiled build under the
+    interpreter lock no lock is taken at all; run uncompiled, or without that lock, each operation takes one.
+
+    Example:
+        >>> breaker = CircuitBreaker(minimum_calls=2, open_s=5.0)
+        >>> @breaker
+        ... def divide(x, y):
+        ...     return x / y
+        >>> for _ in range(3):
+        ...     try:
+        ...         divide(1, 0)
+        ...     except Exception as error:
+        ...         print(type(error).__name__)
+        ZeroDivisionError
+        ZeroDivisionError
+        CircuitOpen
+        >>> breaker.state
+        'open'
+    """
+
+    def __init__(
+        self,
+        *,
+        failure_rate_threshold: float = 0.5,
+        slow_call_s: float | None = None,
+        slow_rate_threshold: float = 1.0,
+        window: int | str = 100,
+        minimum_calls: int = 10,
+        open_s: float = 5.0,
+        max_open_s: float = 60.0,
+        half_open_calls: int = 3,
+        half_open_s: float | None = None,
+        ramp_up_s: float = 0.0,
+        ignore: type[BaseException] | Iterable[type[BaseException]] | Callable[[BaseException], Any] = (),
+        failure_result: Callable[[Any], Any] | None = None,
+        ignore_result: Callable[[Any], Any] | None = None,
+        name: str = "",
+        seed: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        open_ns = _duration_ns("open_s", open_s)
+        max_open_ns = max(_duration_ns("max_open_s", max_open_s), open_ns)
+        for argument, function in (("failure_result", failure_result), ("ignore_result", ignore_result)):
+            check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
+        check_instance("name", name, lambda it: isinstance(it, str), "a string")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        ignored, ignores = _exceptions(ignore)
+        seed = random.getrandbits(31) if seed is None else check_count("seed", seed, at_least=0) % _SEEDS
+        machine = _Machine(
+            _share("failure_rate_threshold", failure_rate_threshold),
+            _share("slow_rate_threshold", slow_rate_threshold),
+            NEVER if slow_call_s is None else _duration_ns("slow_call_s", slow_call_s),
+            _window(window),
+            check_count("minimum_calls", minimum_calls, at_most=_MOST_CALLS),
+            open_ns,
+            max_open_ns,
+            check_count("half_open_calls", half_open_calls, at_most=_MOST_PROBES),
+            max_open_ns if half_open_s is None else _duration_ns("half_open_s", half_open_s),
+            seed,
+        )
+        self.name = name
+        self._clock_given = clock is not None
+        self._events = BreakerEvents(name, machine)
+        ramp_ns = min(check_duration("ramp_up_s", ramp_up_s), _LONGEST_S) * 1e9
+        super().__init__(
+            machine, clock, (*_NOT_THE_BACKENDS, *ignored), ignores, failure_result, ignore_result, self._events.deliver
+        )
+        if ramp_ns:
+            self._ramp = _RampUp(max(round(ramp_ns), 1))
+            self._events.listen(self._move_ramp)
+
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
+    def wrap(self, inner: Any) -> Any:
+        """Puts the breaker in front of a service, a backend or a function; also what ``@breaker`` does.
+
+        Args:
+            inner: a service (an object with ``call``), a backend (an object with ``infer``), whose failed batch is one
+                outcome, or a sync or async function, which stays one.
+
+        Returns:
+            The same kind of thing. A guarded service or backend keeps ``inner`` and answers ``admission``.
+
+        Raises:
+            TypeError: none of these, or a generator function, whose call ends before its work begins: use
+                :meth:`guard` inside it.
+        """
+        return put_in_front(self, inner)
+
+    __call__ = wrap
+
+    @property
+    def state(self) -> str:
+        """``"closed"``, ``"open"`` or ``"half_open"`` (from the end of the open time on); reading changes nothing.
+
+        Forced open is ``"open"``, disabled and metrics-only are ``"closed"``; see :attr:`mode`.
+        """
+        return STATES[self._machine.state(self.now())]
+
+    @property
+    def mode(self) -> str:
+        """``"automatic"``, or what was set by hand: ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``."""
+        return MODES[self._machine.mode]
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until asking again makes sense; 0.0 while all calls pass."""
+        return self.retry_after_ns(self.now()) / 1e9
+
+    def force_open(self) -> None:
+        """Refuses every call until :meth:`reset`, :meth:`disable` or :meth:`metrics_only`."""
+        self._set("forced_open")
+
+    def disable(self) -> None:
+        """Lets every call pass and counts no outcome, until :meth:`reset` or another mode."""
+        self._set("disabled")
+
+    def metrics_only(self) -> None:
+        """Lets every call pass and judges as if closed, but only tells its listeners when a threshold is passed."""
+        self._set("metrics_only")
+
+    def reset(self) -> None:
+        """Closes it, with an empty window and the first open time; the counters of :meth:`statistics` go on."""
+        self._set("automatic")
+
+    def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
+        """Tells ``listener`` each :class:`BreakerEvent` from now on.
+
+        It is called by the call that caused or noticed the event, in that call's thread, in order, with no lock held;
+        it should be quick. What it raises is logged (``streaminfer.resilience``) and changes nothing. It may use the
+        breaker.
+
+        Args:
+            listener: a function of the event.
+
+        Returns:
+            A function that ends it.
+        """
+        return self._events.listen(listener)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self._clock = clock
+            self._clock_given = True
+
+    def statistics(self) -> BreakerStatistics:
+        """A frozen snapshot."""
+        from streaminfer.resilience.breaker.statistics import BreakerStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+
+        now_ns = self.now()
+        retry_after_s = self.retry_after_ns(now_ns) / 1e9
+        ramp = self._ramp
+        state, mode, calls, failures, slow, probes_out, *counters = self._machine.snapshot(now_ns)
+        permitted, refused, succeeded, failed, slow_calls, released, stale, trips, in_a_row, lost = counters
+        return BreakerStatistics(
+            name=self.name,
+            state=STATES[state],
+            mode=MODES[mode],
+            calls=calls,
+            failures=failures,
+            slow=slow,
+            probes_out=probes_out,
+            retry_after_s=retry_after_s,
+            permitted=permitted,
+            share=1.0 if ramp is None else ramp.share(now_ns),
+            refused=refused if ramp is None else refused + ramp.refused,
+            succeeded=succeeded,
+            failed=failed,
+            slow_calls=slow_calls,
+            released=released,
+            stale=stale,
+            trips=trips,
+            trips_in_a_row=in_a_row,
+            events_lost=lost,
+        )
+
+    def _move_ramp(self, event: BreakerEvent) -> None:
+        if event.reason == "probes_succeeded":
+            self._ramp.begin(event.at_ns)
+        else:
+            self._ramp.stop()
+
+    def _set(self, mode: str) -> None:
+        self._machine.set_mode(MODES.index(mode), self.now())
+        self._events.deliver()
+
+    __reduce__ = refuse_copy
+
+    def __repr__(self) -> str:
+        name = f"{self.name!r}, " if self.name else ""
+        mode = "" if self.mode == "automatic" else f", {self.mode}"
+        return f"<CircuitBreaker({name}{self.state}{mode})>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+
+def _duration_ns(name: str, seconds: object) -> int:
+    """A positive duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
+    return max(round(min(check_duration(name, seconds, positive=True), _LONGEST_S) * 1e9), 1)
+
+
+def _share(name: str, value: object) -> float:
+    return check_number(name, value, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
+
+
+def _window(window: object) -> OutcomeWindow:
+    what = (
+        f'a number of calls from 1 to {_MOST_CALLS:,}, or seconds as text, as in "10s", up to {_LONGEST_WINDOW_S:.0f}'
+    )
+    if isinstance(window, str):
+        match = _SECONDS.fullmatch(window)
+        seconds = float(match[1]) if match else 0.0
+        if not 0.0 < seconds <= _LONGEST_WINDOW_S:
+            raise ValueError(expected("window", what, window))
+        slices = max(_FEWEST_SLICES, math.ceil(seconds))
+        return OutcomeWindow(slices, max(round(seconds * 1e9) // slices, 1))
+    if isinstance(window, bool) or not hasattr(window, "__index__"):
+        raise TypeError(expected("window", what, window))
+    calls = int(window.__index__())
+    if not 1 <= calls <= _MOST_CALLS:
+        raise ValueError(expected("window", what, window))
+    return OutcomeWindow(calls, 0)
+
+
+def _exceptions(ignore: Any) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], Any] | None]:
+    """Classes to ignore, and a function that says which others."""
+    what = "classes of exceptions, or a function of an exception"
+    if isinstance(ignore, type):
+        ignore = (ignore,)
+    elif callable(ignore):
+        return (), ignore
+    if not isinstance(ignore, Iterable):
+        raise TypeError(expected("ignore", what, ignore))
+    classes = tuple(ignore)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(expected("ignore", what, each))
+    return classes, None

@@ -1,0 +1,207 @@
+"""The circuit breaker in front of a service, a backend or an async function: thin wrappers around one guarded call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streaminfer._internal.validation import expected
+from streaminfer.protocols import Admission, find_inward, is_backend, is_service
+from streaminfer.request import Batch, Request, Response
+from streaminfer.resilience.breaker._guard_cy import BreakerCore, GuardedFunction
+
+__all__ = ["GuardedBackend", "GuardedService", "put_in_front"]
+
+_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
+def put_in_front(breaker: BreakerCore, inner: Any) -> Any:
+    """A guarded thing of the same kind; see ``CircuitBreaker.wrap``.
+
+    Raises:
+        TypeError: ``inner`` is neither service, backend nor function.
+    """
+    if is_service(inner):
+        return GuardedService(breaker, inner)
+    if is_backend(inner):
+        return GuardedBackend(breaker, inner)
+    if not callable(inner) or isinstance(inner, type):
+        raise TypeError(expected("inner", "a service, a backend or a function", inner))
+    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        what = "a function that ends when its work does (inside a generator, use guard())"
+        raise TypeError(expected("inner", what, inner))
+    if inspect.iscoroutinefunction(called):
+        return _guard_async(breaker, inner)
+    return GuardedFunction(breaker, inner)
+
+
+class _Guarded:
+    """What a guarded service and a guarded backend have in common.
+
+    Attributes:
+        inner: what is guarded; what the breaker knows nothing of is found there.
+        breaker: the `CircuitBreaker`.
+        name: of what is guarded, so that its errors and answers name it.
+    """
+
+    def __init__(self, breaker: BreakerCore, inner: Any) -> None:
+        self.inner = inner
+        self.breaker = breaker
+        self.name = str(getattr(inner, "name", None) or type(inner).__name__)
+        self._enter = breaker.enter
+        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""
+        if not self.breaker.permits_at(now_ns):
+            return Admission(False, "circuit_open", self.breaker.retry_after_ns(now_ns) / 1e9)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
+
+    def __repr__(self) -> str:
+        return f"{self.breaker!r} in front of {self.inner!r}"
+
+
+class GuardedService(_Guarded):
+    """A service whose every call is an outcome."""
+
+    def __init__(self, breaker: BreakerCore, inner: Any) -> None:
+        super().__init__(breaker, inner)
+        self._call: Callable[[Request], Any] = inner.call
+
+    async def call(self, request: Request) -> Response:
+        """Answers the request, if the circuit lets it pass.
+
+        Raises:
+            CircuitOpen: it does not.
+        """
+        guard = self._enter()
+        try:
+            response: Response = await self._call(request)
+        except BaseException as error:
+            guard.raised(error, request.deadline_ns)
+            raise
+        guard.returned(response)
+        return response
+
+
+class GuardedBackend(_Guarded):
+    """A backend whose every batch is one outcome: failed when the call raises or every row did.
+
+    A batch that failed and is sent again in parts has counted as one failure. A part that fails is not another one,
+    because it was to be expected of those with the bad row; one that succeeds is a success.
+    """
+
+    def __init__(self, breaker: BreakerCore, inner: Any) -> None:
+        super().__init__(breaker, inner)
+        self._infer: Callable[[Batch], Any] = inner.infer
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """Answers the batch, if the circuit lets it pass.
+
+        Raises:
+            CircuitOpen: it does not.
+        """
+        guard = self._enter()
+        try:
+            results: Sequence[Any] = await self._infer(batch)
+        except BaseException as error:
+            if isinstance(error, Exception) and batch.is_part:
+                guard.judged(None)
+            else:
+                guard.raised(error, batch.deadline_ns)
+            raise
+        outcome = None
+        try:
+            outcome = _outcome_of_rows(self.breaker, results, batch)
+            if not outcome and batch.is_part:
+                outcome = None
+        finally:  # a predicate that fails says nothing about the batch
+            guard.judged(outcome)
+        return results
+
+
+def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool | None:
+    """One row that succeeded makes a success; else one that failed makes a failure; else there is no outcome."""
+    outcome = None
+    count = len(batch)
+    try:
+        if isinstance(results, (tuple, Mapping)):
+            from streaminfer.batching.assembly.unbatch import split_rows  # noqa: PLC0415 - only for several outputs
+
+            results = split_rows(results, count, "", batch.size)
+        if isinstance(results, (str, bytes)) or len(results) not in (count, batch.size):
+            return False  # the batcher tells its callers that this is no answer
+        rows = results.__getitem__
+    except (TypeError, AttributeError):
+        return False
+    for position in range(count):
+        row = rows(position)
+        if isinstance(row, BaseException):
+            verdict = False if breaker.counts(row) else None
+        else:
+            verdict = breaker.outcome_of(row)
+        if verdict:
+            return True
+        if verdict is not None:
+            outcome = False
+    return outcome
+
+
+_SHELL = """
+async def guarded({parameters}):
+    __guard = __enter()
+    try:
+        __result = await __function({arguments})
+    except BaseException as __error:
+        __guard.raised(__error)
+        raise
+    __guard.returned(__result)
+    return __result
+"""
+
+
+def _guard_async(breaker: BreakerCore, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
+    if isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED:
+        return _with_the_same_parameters(breaker, function)
+    begin = breaker.begin
+
+    @functools.wraps(function)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        guard, awaitable = begin(function, args, kwargs)
+        try:
+            result = await awaitable
+        except BaseException as error:
+            guard.raised(error)
+            raise
+        guard.returned(result)
+        return result
+
+    return guarded
+
+
+def _with_the_same_parameters(breaker: BreakerCore, function: types.FunctionType) -> Callable[..., Any]:
+    """As the closure above, with the parameters written out, as attrs and dataclasses write a class's ``__init__``.
+
+    To collect any arguments in a tuple and a mapping, and to pass them on, costs half as much as all else.
+    """
+    code = function.__code__
+    positional = code.co_varnames[: code.co_argcount]
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    parameters = list(positional)
+    if code.co_posonlyargcount:
+        parameters.insert(code.co_posonlyargcount, "/")
+    if by_name:
+        parameters += ["*", *by_name]
+    arguments = [*positional, *(f"{name}={name}" for name in by_name)]
+    source = _SHELL.format(parameters=", ".join(parameters), arguments=", ".join(arguments))
+    namespace: dict[str, Any] = {"__enter": breaker.enter, "__function": function}
+    exec(source, namespace)  # noqa: S102 - made of the names of parameters alone, which are identifiers
+    guarded = namespace["guarded"]
+    guarded.__defaults__ = function.__defaults__
+    guarded.__kwdefaults__ = function.__kwdefaults__ and dict(function.__kwdefaults__)
+    return functools.wraps(function)(guarded)

@@ -1,0 +1,87 @@
+"""What a circuit breaker saw and did, as a frozen snapshot."""
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+
+__all__ = ["BreakerStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class BreakerStatistics(Snapshot):
+    """State and counters of a `CircuitBreaker`, of one moment.
+
+    Counting rule: every permit is counted in ``permitted``, and in exactly one of ``succeeded``, ``failed``,
+    ``released`` and ``stale`` when it comes back. What was recorded without a permit is counted in ``succeeded`` and
+    ``failed`` only. The counters never fall, whatever happens to the state.
+
+    Attributes:
+        name: the breaker.
+        state: ``"closed"``, ``"open"`` or ``"half_open"``.
+        mode: ``"automatic"``, ``"metrics_only"``, ``"disabled"`` or ``"forced_open"``.
+        calls: outcomes that the present state is judged by: those in the window, or while half open those of the
+            probes; while open, what it was left with.
+        failures: how many of them failed.
+        slow: how many of them were slow.
+        probes_out: probes whose permit has not come back.
+        retry_after_s: seconds until asking again makes sense; 0.0 while all calls pass.
+        share: share of the calls that pass; below 1.0 for ``ramp_up_s`` after it was closed by its probes.
+        permitted: permits given since it was made.
+        refused: calls refused.
+        succeeded: outcomes that counted as success.
+        failed: outcomes that counted as failure.
+        slow_calls: how many of these outcomes were slow.
+        released: permits that came back without an outcome: cancelled, ignored, cut off before they could tell
+            anything.
+        stale: permits and outcomes that came after their state had ended, or twice.
+        trips: how often it opened by itself.
+        trips_in_a_row: how often since it was last closed; each doubles the open time.
+        events_lost: events that no listener heard because one did not come back from an earlier one.
+    """
+
+    name: str
+    state: str
+    mode: str
+    calls: int
+    failures: int
+    slow: int
+    probes_out: int
+    retry_after_s: float
+    share: float
+    permitted: int
+    refused: int
+    succeeded: int
+    failed: int
+    slow_calls: int
+    released: int
+    stale: int
+    trips: int
+    trips_in_a_row: int
+    events_lost: int
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of ``calls`` that failed; NaN without any."""
+        return self.failures / self.calls if self.calls else float("nan")
+
+    @property
+    def slow_rate(self) -> float:
+        """Share of ``calls`` that were slow; NaN without any."""
+        return self.slow / self.calls if self.calls else float("nan")
+
+    def _repr_html_(self) -> str:
+        import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+        judged = f"{self.failures} failed and {self.slow} slow of {self.calls}" if self.calls else "nothing yet"
+        counters = (
+            "permitted", "refused", "succeeded", "failed", "slow_calls", "released", "stale", "trips",
+        )  # fmt: skip
+        rows = [
+            ("state", self.state + ("" if self.mode == "automatic" else f" ({self.mode})")),
+            ("judged by", judged),
+            ("share of calls", f"{self.share:.0%}"),
+            ("ask again in", f"{self.retry_after_s:.3f} s"),
+            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+        ]
+        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+        return f"<table><caption>{html.escape(self.name or 'circuit breaker')}</caption>{cells}</table>"

@@ -1,0 +1,140 @@
+"""The concurrency limit in front of a service, a backend or an async function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streaminfer.protocols import Admission, find_inward
+from streaminfer.request import Batch, Request, Response
+from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
+from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER
+
+__all__ = ["LimitedBackend", "LimitedService", "put_in_front"]
+
+_UNBOUNDED = 2**31 - 1
+
+
+def put_in_front(limit: LimitCore, inner: Any) -> Any:
+    """A limited thing of the same kind; see ``ConcurrencyLimit.wrap``.
+
+    Raises:
+        TypeError: ``inner`` is neither service, backend nor function.
+    """
+    kind = kind_of(inner)
+    if kind == "service":
+        return LimitedService(limit, inner)
+    if kind == "backend":
+        return LimitedBackend(limit, inner)
+    return _limit_async(limit, inner) if kind == "async function" else LimitedFunction(limit, inner)
+
+
+class _Limited:
+    """What a limited service and a limited backend have in common.
+
+    Attributes:
+        inner: what is limited.
+        limit: the `ConcurrencyLimit`.
+        name: of what is limited, so that its errors and answers name it.
+    """
+
+    def __init__(self, limit: LimitCore, inner: Any) -> None:
+        self.inner = inner
+        self.limit = limit
+        self.name = name_of(inner)
+        self._enter = limit.enter
+        self._leave = limit.leave
+        self._fail = limit.fail
+        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
+        machine = self.limit._machine
+        deadline_ns = NEVER if request.deadline_ns is None else request.deadline_ns
+        verdict = machine.look(request.priority, deadline_ns, now_ns)
+        queue = self.limit._queue
+        if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
+            return Admission(False, "overloaded", machine.drain_ns(now_ns) / 1e9)
+        if verdict == LATE:
+            return Admission(False, "late", machine.drain_ns(now_ns) / 1e9)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
+
+    def __repr__(self) -> str:
+        return f"{self.limit!r} in front of {self.inner!r}"
+
+
+class LimitedService(_Limited):
+    """A service with so many requests under way at once."""
+
+    def __init__(self, limit: LimitCore, inner: Any) -> None:
+        super().__init__(limit, inner)
+        self._call: Callable[[Request], Any] = inner.call
+        # a batcher with workers for all that comes keeps nothing waiting: its timings tell nothing
+        self._waits: bool = find_inward(inner, "max_in_flight", _UNBOUNDED) < _UNBOUNDED
+
+    async def call(self, request: Request) -> Response:
+        """Answers the request, if there is a place for it.
+
+        Raises:
+            Overloaded: there is none.
+            DeadlineExceeded: it would be late.
+        """
+        queue = self.limit._queue
+        if queue is None:
+            permit = self._enter(request.priority, request.deadline_ns, request, self._admission)
+        else:
+            permit = await queue.enter(request.priority, request.deadline_ns, request, self._admission)
+        try:
+            response: Response = await self._call(request)
+        except BaseException as error:
+            self._fail(permit, error, request.deadline_ns)
+            raise
+        self._leave(permit, response, self._waits)
+        return response
+
+
+class LimitedBackend(_Limited):
+    """A backend with so many batches under way at once; the limit is a fixed one."""
+
+    def __init__(self, limit: LimitCore, inner: Any) -> None:
+        super().__init__(limit, inner)
+        self._infer: Callable[[Batch], Any] = inner.infer
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """Answers the batch, if there is a place for it.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        queue = self.limit._queue
+        if queue is None:
+            permit = self._enter(0, None, None, None)  # a batch was formed to be on time: its rows decided that
+        else:
+            permit = await queue.enter(0, batch.deadline_ns, None, None)
+        try:
+            results: Sequence[Any] = await self._infer(batch)
+        except BaseException as error:
+            self._fail(permit, error, batch.deadline_ns)
+            raise
+        self._leave(permit, None, False)
+        return results
+
+
+def _limit_async(limit: LimitCore, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An async function around one: a real one, since that is what ``iscoroutinefunction`` asks for."""
+
+    @functools.wraps(function)
+    async def limited(*args: Any, **kwargs: Any) -> Any:
+        queue = limit._queue
+        permit = limit.enter(0, None, None, None) if queue is None else await queue.enter(0, None, None, None)
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            limit.fail(permit, error, None)
+            raise
+        limit.leave(permit, None, False)
+        return result
+
+    return limited

@@ -1,0 +1,98 @@
+"""`Route`: one of the services that a `FallbackRouter` chooses between, with what its answers are worth and cost."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_instance, check_number, expected
+from streaminfer.protocols import is_backend, is_service
+from streaminfer.stack import Stack
+
+__all__ = ["Route", "as_service"]
+
+_Adapt = Callable[[Any], Any]
+
+
+def as_service(argument: str, value: Any) -> Any:
+    """Return a service as it is; layers in front of one, or a backend alone, composed into a `Stack`.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if is_service(value):
+        return value
+    if is_backend(value):
+        return Stack(value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return Stack(*value)
+    raise TypeError(expected(argument, "a service, a backend, or a sequence of layers that ends with one", value))
+
+
+@attrs.frozen(init=False)
+class Route:
+    """A way to answer: a service, and what its answers are worth.
+
+    Args:
+        name: what answers are marked with, as their ``source``.
+        service: a `Stack`, any other service, a backend, or a sequence of layers, outermost first, that ends with one.
+            The router starts and stops it.
+        quality: what an answer is worth, ≥ 0, relative to the other routes: accuracy, or what users would pay. Answers
+            of a route whose quality is below the best one's are marked as degraded.
+        cost: what an answer costs, > 0, relative to the other routes: device seconds, or money. A route that costs no
+            more than those behind it does not give way to them. ``None``: more than any route behind it.
+        prepare: makes of what the request brought what this route reads: an image of 192² pixels one of 128². A plain
+            function runs on the event loop, in the caller's task, only when the route is asked; an async function is
+            awaited there, within the route's time.
+        finish: makes of what this route answers what callers expect; runs like ``prepare``.
+        device: what it runs on. Routes of one device take time from each other, and the best of them give way when the
+            cheaper ones come too late. Give routes that have a device each different names.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Thread-safety: immutable.
+    """
+
+    name: str
+    service: Any
+    quality: float
+    cost: float | None
+    prepare: _Adapt | None
+    finish: _Adapt | None
+    device: Hashable
+
+    def __init__(
+        self,
+        name: str,
+        service: Any,
+        *,
+        quality: float = 1.0,
+        cost: float | None = None,
+        prepare: _Adapt | None = None,
+        finish: _Adapt | None = None,
+        device: Hashable = "",
+    ) -> None:
+        check_instance("name", name, lambda value: isinstance(value, str) and bool(value), "a string, not empty")
+        for label, adapt in (("prepare", prepare), ("finish", finish)):
+            check_instance(label, adapt, lambda value: value is None or callable(value), "a function or None")
+        check_instance("device", device, lambda value: isinstance(value, Hashable), "a hashable value")
+        self.__attrs_init__(
+            name=name,
+            service=as_service("service", service),
+            quality=_number("quality", quality, positive=False),
+            cost=None if cost is None else _number("cost", cost, positive=True),
+            prepare=prepare,
+            finish=finish,
+            device=device,
+        )
+
+    def costs_more_than(self, other: "Route") -> bool:
+        """Whether giving way to another route saves anything."""
+        return self.cost is None or other.cost is None or self.cost > other.cost
+
+
+def _number(name: str, value: object, *, positive: bool) -> float:
+    what = "a finite number " + ("> 0" if positive else "≥ 0")
+    return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))

@@ -1,0 +1,188 @@
+# cython: wraparound=False, cdivision=True
+"""What is known of one replica, and how long the next request would take there: a slot of ``_p2c_cy``.
+
+**What is compared** is Prequal's pair of signals (Wydrowski et al., NSDI 2024), requests in flight and the latency at
+that number in flight. There are no probes of their own: every request that ends is one. It brings its latency and how
+many were in flight when it was sent; their averages give the time that one place in flight costs, so that the latency
+at the present number in flight is::
+
+    expected = latency / in_flight_then · (in_flight_now + 1)
+
+which is right for a queue in front of one worker, and for batching and parallel replicas near their usual load. It is
+divided by the share of calls that succeeded (a replica that fails at once must not look fast) and by the weight, and
+multiplied by the penalty of the replica's zone.
+
+*Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and what is not heard of is forgotten: the estimate
+of a replica that is not asked goes back to the mean of the fleet within some ``decay_ns``, so that it is asked again.
+Two things differ. A single slow answer does not become the estimate (with service times that vary, the peak of a busy
+good replica is as high as a rarely asked slow one), it counts four times an ordinary one. And *silence* counts: a
+replica that owes answers and has given none for longer than expected is as slow as its silence. So a hang is seen
+before anything ends.
+
+Cost: O(1) each. Threads: none. One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "TRIAL", "Slot"]
+
+FREE, ACTIVE, TRIAL, EJECTED, DRAINING = range(5)
+"""States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
+
+# C variables in the compiled module, not visible from Python
+_FREE = FREE
+_NEWEST = 0.03125  # the least weight of a new sample once there are many
+_PEAK = 4.0  # how much more a sample counts that is above the estimate
+_MOST = 0.25  # the most that one counts
+_LEAST_SUCCESS = 0.02
+_LEAST_RAMP = 0.1
+_ENOUGH = 8  # samples by which a latency is judged
+_GENERATIONS = 2**22 - 1
+
+
+class Slot:
+    """What is known of one replica; written by :class:`Balance` alone.
+
+    Attributes:
+        state: one of the states of the module.
+        weight: as given.
+        penalty: 1.0: the own zone.
+        zone: number of the zone.
+        in_flight: requests chosen and not done.
+        latency_ns: decaying mean of the latency of successful requests.
+        per_place_ns: latency over the number in flight, of the same requests.
+        success: decaying share of outcomes that were successes.
+        chosen: requests given to it since it was added.
+        succeeded: how many of them were answered.
+        failed: how many failed.
+        refused: how many it had no place for.
+        ejections: how often it was ejected.
+        until_ns: end of the ejection.
+    """
+
+    __slots__ = (
+        "busy_ns",
+        "chosen",
+        "ejections",
+        "failed",
+        "failures_in_a_row",
+        "generation",
+        "heard_ns",
+        "in_flight",
+        "key",
+        "latency_ns",
+        "level",
+        "penalty",
+        "per_place_ns",
+        "places",
+        "refused",
+        "samples",
+        "share",
+        "since_ns",
+        "slowly",
+        "state",
+        "succeeded",
+        "success",
+        "trial_ns",
+        "trial_out",
+        "until_ns",
+        "weight",
+        "zone",
+    )
+
+    def __init__(self) -> None:
+        self.state = _FREE
+        self.in_flight = 0
+        self.generation = 0
+        self.reset(1.0, 1.0, 0, 0, 0)
+
+    def reset(self, weight: float, penalty: float, zone: int, key: int, now_ns: int) -> None:
+        """Another replica, of which nothing is known."""
+        self.weight = weight
+        self.penalty = penalty
+        self.zone = zone
+        self.key = key
+        self.share = 0.0
+        self.level = 0
+        self.ejections = 0
+        self.chosen = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.refused = 0
+        self.until_ns = 0
+        self.slowly = False
+        self.forget(now_ns)
+
+    def forget(self, now_ns: int) -> None:
+        """What was measured, and what is still in flight, says nothing about now."""
+        self.generation = (self.generation + 1) & _GENERATIONS
+        self.trial_out = False
+        self.trial_ns = now_ns
+        self.samples = 0
+        self.latency_ns = 0.0
+        self.places = 0.0
+        self.per_place_ns = 0.0
+        self.success = 1.0
+        self.failures_in_a_row = 0
+        self.heard_ns = now_ns
+        self.busy_ns = now_ns
+        self.since_ns = now_ns
+
+    def ramp(self, now_ns: int, slow_start_ns: int) -> float:
+        """Which share of its weight it has: 1.0, or less while it starts slowly."""
+        if not self.slowly:
+            return 1.0
+        elapsed_ns = now_ns - self.since_ns
+        if elapsed_ns >= slow_start_ns:
+            self.slowly = False
+            return 1.0
+        part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
+        return part if part > _LEAST_RAMP else _LEAST_RAMP
+
+    def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
+        """What it is compared by: how long it is expected to take, over its success and weight, times its penalty."""
+        success = self.success
+        if success < 1.0:
+            success = 1.0 - (1.0 - success) * self.remembered(now_ns, decay_ns)
+            if success < _LEAST_SUCCESS:
+                success = _LEAST_SUCCESS
+        # where nothing is known yet, what counts is who has least to do
+        expected = self.expected(now_ns, mean_ns, decay_ns)
+        return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
+
+    def expected(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
+        """How long the next request takes, nanoseconds; ``mean_ns``: a place in flight costs, of the fleet."""
+        per_place_ns = mean_ns
+        if self.samples:
+            per_place_ns = self.per_place_ns
+            if per_place_ns > mean_ns:
+                per_place_ns = mean_ns + (per_place_ns - mean_ns) * self.remembered(now_ns, decay_ns)
+        expected_ns = per_place_ns * (self.in_flight + 1)
+        if self.in_flight:
+            silent_ns = now_ns - (self.heard_ns if self.heard_ns > self.busy_ns else self.busy_ns)
+            if silent_ns > expected_ns > 0.0:
+                expected_ns = silent_ns
+        return expected_ns
+
+    def remembered(self, now_ns: int, decay_ns: int) -> float:
+        """How much of what is known of it still counts: 1.0 where it was heard of just now."""
+        decays = 1.0 * (now_ns - self.heard_ns) / decay_ns
+        if decays <= 0.0:
+            return 1.0
+        return 1.0 / ((1.0 + decays) * (1.0 + decays))
+
+    def learn(self, duration_ns: float, places: float, now_ns: int, decay_ns: int) -> None:
+        """One more latency, with so many in flight when it was sent."""
+        self.samples += 1
+        newest = 1.0 / self.samples if self.samples < 1.0 / _NEWEST else _NEWEST
+        by_time = (now_ns - self.heard_ns) / (1.0 * decay_ns + (now_ns - self.heard_ns))
+        if by_time > newest:
+            newest = by_time
+        if duration_ns > self.per_place_ns * places and self.samples > _ENOUGH:
+            newest *= _PEAK
+        if newest > _MOST and self.samples > 4:
+            newest = _MOST
+        self.latency_ns += (duration_ns - self.latency_ns) * newest
+        self.places += (places - self.places) * newest
+        self.per_place_ns = self.latency_ns / self.places
+        self.heard_ns = now_ns

@@ -1,0 +1,189 @@
+"""`DnsDiscovery`: the replicas that a name resolves to, looked up again every so often.
+
+*Design.* Each look compares the addresses with those of the look before. A new address gets a replica, which starts
+slowly; the replica of an address that is gone ends its requests and is stopped, in a task of its own, so that one that
+drains for long holds up no look. New ones come before old ones go. A look that fails, or finds nothing, changes
+nothing: a name server that is down says nothing about the servers that it knew.
+
+Lookups never block the event loop: without ``resolve`` the system's resolver runs in a thread of the loop's executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stopping import seconds_left
+from streaminfer.routing.replicas.replica import Replica
+
+if TYPE_CHECKING:
+    from streaminfer.routing.replicas.replica_set import Replicas
+
+__all__ = ["DnsDiscovery", "Finder"]
+
+_log = logging.getLogger("streaminfer.routing")
+
+
+async def _resolve(host: str) -> list[str]:
+    """Return the addresses of a name, as the system resolves it."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+def _check_host(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
+    check_instance(attribute.name, value, lambda it: isinstance(it, str) and bool(it), "a name, not empty")
+
+
+def _check_callable(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    check_instance(attribute.name, value, callable, "a function")
+
+
+def _check_seconds(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
+    check_duration(attribute.name, value, positive=True)
+
+
+@attrs.frozen
+class DnsDiscovery:
+    """Where the replicas are found.
+
+    Args:
+        host: the name that is resolved, for instance that of a headless Kubernetes service.
+        make: a function of an address that returns its `Replica`.
+        interval_s: seconds from the end of one look to the next.
+        timeout_s: seconds that a look may take.
+        resolve: an async function of the name that returns its addresses, as text; the default resolves it as the
+            system does, in a thread.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    host: str = attrs.field(validator=_check_host)
+    make: Callable[[str], Replica] = attrs.field(validator=_check_callable)
+    interval_s: float = attrs.field(default=10.0, kw_only=True, validator=_check_seconds)
+    timeout_s: float = attrs.field(default=5.0, kw_only=True, validator=_check_seconds)
+    resolve: Callable[[str], Awaitable[Iterable[str]]] = attrs.field(
+        default=_resolve, kw_only=True, validator=_check_callable
+    )
+
+
+class Finder:
+    """Keeps the replicas of `Replicas` as a name resolves.
+
+    Args:
+        owner: whose replicas they are.
+        discovery: where they are found.
+
+    Attributes:
+        looks: how often the name was resolved.
+        failed: how often that failed, or found nothing.
+    """
+
+    def __init__(self, owner: Replicas, discovery: DnsDiscovery) -> None:
+        self._owner = owner
+        self._discovery = discovery
+        self._names: dict[str, str] = {}  # address → name of its replica
+        self._calls = DeadlineCalls()
+        self._removals: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._ending: list[asyncio.Task[Any]] = []
+        self._is_failing = False
+        self.looks = 0
+        self.failed = 0
+
+    async def look(self) -> BaseException | None:
+        """Resolve the name once, and add and remove replicas accordingly.
+
+        Returns:
+            Why nothing was found; ``None``: something was.
+        """
+        found, failure = await self._addresses()
+        if failure is not None:
+            self.failed += 1
+            if not self._is_failing:
+                _log.warning("%r was not resolved: the replicas stay as they are (%r)", self._discovery.host, failure)
+            self._is_failing = True
+            return failure
+        self._is_failing = False
+        for address in found:
+            if address not in self._names:
+                await self._add(address)
+        removable = max(
+            len(self._owner._places) - 1, 0
+        )  # where the new ones could not be added, one of the old ones stays
+        for address in [address for address in self._names if address not in found][:removable]:
+            self._remove(self._names.pop(address))
+        return None
+
+    def begin(self) -> None:
+        """Look again every so often from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._look_for_ever())
+
+    def cancel(self) -> None:
+        """Look no more."""
+        self._ending = [*([] if self._task is None else [self._task]), *self._calls]
+        self._task = None
+        for task in self._ending:
+            task.cancel()
+
+    async def ended(self) -> None:
+        """Wait for what was cancelled, and for the replicas that leave, until the limit of the stop."""
+        waits = [*self._ending, *self._removals]
+        if waits:
+            await asyncio.wait(waits, timeout=seconds_left())
+        for task in tuple(self._removals):
+            task.cancel()
+        self._ending.clear()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._discovery.interval_s)
+            await self.look()
+
+    async def _addresses(self) -> tuple[dict[str, None], BaseException | None]:
+        """Return the addresses, each once, in their order; or why there are none."""
+        discovery = self._discovery
+        self.looks += 1
+        try:
+            answer: Any = _awaited(discovery.resolve, discovery.host)
+            found: Any = await self._calls.end_within(
+                discovery.timeout_s, answer, f"the resolver of {discovery.host!r}"
+            )
+            addresses = dict.fromkeys(found)
+        except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay
+            return {}, error
+        return addresses, None if addresses else LookupError(f"{discovery.host!r} has no address")
+
+    async def _add(self, address: str) -> None:
+        try:
+            replica = self._discovery.make(address)
+            check_instance("make", replica, lambda it: isinstance(it, Replica), "a function that returns a Replica")
+            await self._owner.add(replica)
+        except Exception as error:
+            if not self._owner._running:
+                raise
+            _log.exception("the replica at %r could not be added; the next look tries again", address, exc_info=error)
+        else:
+            self._names[address] = replica.name
+
+    def _remove(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._leave(name))
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _leave(self, name: str) -> None:
+        try:
+            await self._owner.remove(name)
+        except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task
+            _log.exception("replica %r left and could not be stopped", name, exc_info=error)
+
+
+async def _awaited(resolve: Callable[[str], Awaitable[Iterable[str]]], host: str) -> Iterable[str]:
+    return await resolve(host)

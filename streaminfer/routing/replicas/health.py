@@ -1,0 +1,194 @@
+"""`HealthCheck`: a probe of each replica, every few seconds, whether it has requests or not.
+
+*Design.* Ejection learns from requests, so it costs some. A probe costs none, sees a replica that has no traffic, and
+can look at what requests do not show (a model that is being loaded, a full disk). So many failures in a row take the
+replica out of the choice, so many successes in a row put it back, on trial and slowly, as after an ejection. Where all
+replicas are out they are asked all the same: a probe that is wrong must not end the service.
+
+Each replica has a task of its own, which ends when the replica leaves or when `Replicas` stops. A probe that does not
+end within its time has failed; it is cancelled, and not waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stopping import seconds_left
+from streaminfer.routing.replicas._p2c_cy import NEVER
+from streaminfer.routing.replicas.replica import Place, Replica
+
+if TYPE_CHECKING:
+    from streaminfer.routing.replicas._p2c_cy import Balance
+    from streaminfer.routing.replicas.replica_set import Replicas
+
+__all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
+
+_log = logging.getLogger("streaminfer.routing")
+
+
+def _check_probe(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    what = "an async function of a Replica"
+    check_instance(attribute.name, value, callable, what)
+    called = value.func if isinstance(value, functools.partial) else value
+    if not inspect.iscoroutinefunction(called) and not inspect.iscoroutinefunction(type(called).__call__):
+        raise TypeError(expected(attribute.name, what, value))
+
+
+def _check_seconds(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
+    check_duration(attribute.name, value, positive=True)
+
+
+def _check_count(_: Any, attribute: attrs.Attribute[int], value: object) -> None:
+    check_count(attribute.name, value)
+
+
+@attrs.frozen
+class HealthCheck:
+    """How replicas are probed.
+
+    Args:
+        probe: an async function of a `Replica`, which sends it whatever proves that it can serve. It fails when it
+            raises, returns ``False``, or does not end within ``timeout_s``.
+        interval_s: seconds from one probe of a replica to the next; the first comes within that time, at an instant
+            that is drawn, so that not all replicas are probed at once.
+        timeout_s: seconds that a probe may take.
+        unhealthy_after: so many failures in a row take a replica out.
+        healthy_after: so many successes in a row put it back.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    probe: Callable[[Replica], Awaitable[Any]] = attrs.field(validator=_check_probe)
+    interval_s: float = attrs.field(default=5.0, kw_only=True, validator=_check_seconds)
+    timeout_s: float = attrs.field(default=1.0, kw_only=True, validator=_check_seconds)
+    unhealthy_after: int = attrs.field(default=3, kw_only=True, validator=_check_count)
+    healthy_after: int = attrs.field(default=2, kw_only=True, validator=_check_count)
+
+
+class HealthRecord:
+    """What the probes of one replica said: the state machine of a health check.
+
+    Attributes:
+        healthy: what is thought of the replica.
+        in_a_row: probes in a row that said the opposite.
+    """
+
+    __slots__ = ("_healthy_after", "_unhealthy_after", "healthy", "in_a_row")
+
+    def __init__(self, unhealthy_after: int, healthy_after: int, healthy: bool = True) -> None:
+        self._unhealthy_after = unhealthy_after
+        self._healthy_after = healthy_after
+        self.healthy = healthy
+        self.in_a_row = 0
+
+    def note(self, ok: bool) -> bool:
+        """Count one probe; say whether what is thought of the replica has changed with it."""
+        if ok is self.healthy:
+            self.in_a_row = 0
+            return False
+        self.in_a_row += 1
+        if self.in_a_row < (self._healthy_after if ok else self._unhealthy_after):
+            return False
+        self.healthy = ok
+        self.in_a_row = 0
+        return True
+
+
+class ReplicaProbes:
+    """The probes of a fleet: one task for each replica.
+
+    Args:
+        owner: whose replicas they are.
+        check: how they are probed.
+        seed: of the instants of the first probes.
+
+    Attributes:
+        failed: probes that failed.
+        sent: probes that were sent.
+    """
+
+    def __init__(self, owner: Replicas, check: HealthCheck, seed: int | None) -> None:
+        self._owner = owner
+        self._check = check
+        self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
+        self._tasks: dict[Place, asyncio.Task[None]] = {}
+        self._calls = DeadlineCalls()
+        self._ending: list[asyncio.Task[Any]] = []
+        self.sent = 0
+        self.failed = 0
+
+    def watch(self, place: Place) -> None:
+        """Probe a replica from now on."""
+        if place not in self._tasks:
+            delay_s = self._random.random() * self._check.interval_s
+            self._tasks[place] = asyncio.get_running_loop().create_task(self._probe_for_ever(place, delay_s))
+
+    def forget(self, place: Place) -> None:
+        """Probe a replica no more."""
+        task = self._tasks.pop(place, None)
+        if task is not None:
+            task.cancel()
+
+    def cancel(self) -> None:
+        """Probe none any more."""
+        self._ending = [*self._tasks.values(), *self._calls]
+        self._tasks.clear()
+        for task in self._ending:
+            task.cancel()
+
+    async def ended(self) -> None:
+        """Wait for what was cancelled, until the limit of the stop."""
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=seconds_left())
+        self._ending.clear()
+
+    async def _probe_for_ever(self, place: Place, delay_s: float) -> None:
+        is_out = self._owner._balance.slot(place.slot).until_ns == NEVER  # since before an earlier stop
+        record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + delay_s
+        while True:
+            await asyncio.sleep(due_s - loop.time())
+            failure = await self._failure_of(place.replica)
+            if record.note(failure is None):
+                self._tell(place, record.healthy, failure)
+            due_s = max(due_s + self._check.interval_s, loop.time())
+
+    async def _failure_of(self, replica: Replica) -> BaseException | None:
+        """Return why the probe of a replica failed; ``None``: it did not."""
+        self.sent += 1
+        try:
+            said: Any = await self._calls.end_within(
+                self._check.timeout_s, _awaited(self._check.probe, replica), f"the probe of replica {replica.name!r}"
+            )
+        except Exception as error:  # noqa: BLE001 - what it raised is the outcome of the probe
+            failure: Exception | None = error
+        else:
+            failure = ValueError("the probe returned False") if said is False else None
+        self.failed += failure is not None
+        return failure
+
+    def _tell(self, place: Place, healthy: bool, failure: BaseException | None) -> None:
+        balance: Balance = self._owner._balance
+        name = place.replica.name
+        if healthy:
+            balance.let_back(place.slot, self._owner.clock())
+            _log.info("replica %r is healthy again", name)
+        else:
+            balance.hold_out(place.slot)
+            _log.warning("replica %r is unhealthy and left out: its last probe failed with %r", name, failure)
+
+
+async def _awaited(probe: Callable[[Replica], Awaitable[Any]], replica: Replica) -> Any:
+    return await probe(replica)

@@ -1,0 +1,438 @@
+"""`Replicas`: one model at several places, as one service.
+
+The shell of :mod:`streaminfer.routing.replicas._p2c_cy`, which chooses, learns and ejects: it reads the clock, asks the
+replica that was chosen, says what became of it, and asks another one where the first failed and there is time. Each
+attempt is told to the state machine exactly once, however it ends; a replica that is removed keeps its slot until its
+last attempt has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.protocols import Admission, Clock, find_inward, sooner
+from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.routing.replicas._p2c_cy import (
+    FAILURE,
+    NEUTRAL,
+    REFUSED,
+    SUCCESS,
+    Balance,
+)
+from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
+from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
+from streaminfer.routing.replicas.replica import Place, Replica
+from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
+from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
+
+__all__ = ["Replica", "Replicas"]
+
+_SLOT = 2**16 - 1
+_BITS = 2**64 - 1
+_SAYS_NOTHING = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
+
+
+class Replicas:
+    """Several replicas of one model as one service; each request goes to the one of two that should answer sooner.
+
+    ::
+
+        faces = Replicas(Replica("a", stack_a), Replica("b", stack_b))
+        async with Stack(Telemetry("faces"), faces) as service:
+            boxes = await service(image, timeout_s=0.05)
+
+    It starts and stops its replicas. The rules are in the documentation.
+
+    Args:
+        *replicas: at least one, of different names; or none, where ``discovery`` finds them.
+        zone: where this process is; ``""`` is the zone of replicas that name none.
+        zone_penalty: by which factor sooner a replica of another zone must be expected to answer, above 1: for all
+            other zones, or a mapping of zone to factor, where those it does not name have 2.0.
+        choices: how many replicas are drawn and compared for each request. 2 suits several processes in front of the
+            same replicas; as many as there are replicas is best for one.
+        retry: ask another replica, once, where the first failed or refused and time remains. Not for a model that must
+            not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
+            ``stream_id``, or for more than a fifth of the requests.
+        consecutive_failures: so many in a row eject a replica; ``None``: they do not.
+        latency_factor: so many times slower than most others of its zone ejects a replica; above 1; ``None``: it does
+            not.
+        eject_s: how long the first ejection lasts; the n-th lasts n times as long.
+        max_eject_s: the longest; never less than ``eject_s``.
+        max_ejected: the largest share of the replicas that may be ejected, 0 to 1; of two and more always one may,
+            unless it is 0.
+        slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
+        health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
+        discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.
+        decay_s: how fast what was measured of a replica that is not asked is forgotten.
+        seed: of the draws, for runs that replay; ``None``: from the operating system.
+        clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Threads: none; it belongs to one event loop.
+    """
+
+    enforces_deadline = True
+
+    def __init__(
+        self,
+        *replicas: Replica,
+        zone: str = "",
+        zone_penalty: float | Mapping[str, float] = 2.0,
+        choices: int = 2,
+        retry: bool = True,
+        consecutive_failures: int | None = 5,
+        latency_factor: float | None = 3.0,
+        eject_s: float = 1.0,
+        max_eject_s: float = 30.0,
+        max_ejected: float = 0.5,
+        slow_start_s: float = 5.0,
+        health: HealthCheck | None = None,
+        discovery: DnsDiscovery | None = None,
+        decay_s: float = 10.0,
+        seed: int | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not replicas and discovery is None:
+            raise TypeError("replicas: expected at least one Replica, got none")
+        check_instance("health", health, lambda it: it is None or isinstance(it, HealthCheck), "a HealthCheck or None")
+        is_discovery = lambda it: it is None or isinstance(it, DnsDiscovery)  # noqa: E731
+        check_instance("discovery", discovery, is_discovery, "a DnsDiscovery or None")
+        check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
+        check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._penalties, self._usual_penalty = zone_penalties(zone_penalty)
+        share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
+        factor = 0.0
+        if latency_factor is not None:
+            factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
+        in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
+        eject_ns = duration_ns("eject_s", eject_s)
+        self._balance = Balance(
+            check_count("choices", choices, at_most=_SLOT),
+            duration_ns("decay_s", decay_s),
+            min(in_a_row, 2**31),
+            factor,
+            eject_ns,
+            max(duration_ns("max_eject_s", max_eject_s), eject_ns),
+            share,
+            duration_ns("slow_start_s", slow_start_s, positive=False),
+            random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
+        )
+        self.zone = zone
+        self.clock: Clock = clock or time.monotonic_ns
+        self._clock_given = clock is not None
+        self._retry = retry
+        self._zones: dict[str, int] = {}
+        self._places: dict[str, Place] = {}
+        self._by_slot: list[Place] = []
+        self._leaving: list[Place] = []
+        self._probes = None if health is None else ReplicaProbes(self, health, seed)
+        self._finder = None if discovery is None else Finder(self, discovery)
+        self._running = False
+        self._closed = not replicas
+        self._retried = 0
+        self._earlier_changes = 0  # of replicas that were removed
+        for replica in replicas:
+            self._check_new(replica)
+            self._put(Place(replica, self), slowly=False)
+        if clock is not None:
+            self._bind(clock)
+
+    # -- callers ------------------------------------------------------------------------------------------------
+
+    async def call(self, request: Request) -> Response:
+        """Answers one request; ``source`` of the answer begins with the name of the replica.
+
+        Raises:
+            Closed: stopped.
+            DeadlineExceeded: the deadline passed.
+            BaseException: what the replica raised that was asked last.
+        """
+        if self._closed:
+            raise Closed("these replicas do not run")
+        balance = self._balance
+        now_ns = self.clock()
+        deadline_ns = request.deadline_ns
+        if deadline_ns is not None and now_ns >= deadline_ns:
+            raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
+        if request.stream_id is None:
+            token = balance.choose(-1, now_ns)
+            may_retry = self._retry
+        else:
+            token = balance.choose_for_stream(_stream_key(request.stream_id), now_ns)
+            may_retry = False
+        while True:
+            place = self._by_slot[token & _SLOT]
+            started_ns = now_ns
+            try:
+                response = await place.call(request)
+            except BaseException as error:
+                now_ns = self.clock()
+                outcome = _outcome_of(error)
+                balance.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
+                if place.leaving:
+                    place.check_left()
+                may_retry = may_retry and place.is_idempotent and outcome != NEUTRAL
+                if not may_retry or (deadline_ns is not None and now_ns >= deadline_ns):
+                    raise
+                token = self._second(token & _SLOT, now_ns)
+                if token < 0:
+                    raise
+                may_retry = False
+                continue
+            now_ns = self.clock()
+            balance.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
+            if place.leaving:
+                place.check_left()
+            source = response.source
+            name = place.replica.name
+            return Response(
+                response.outputs, response.degraded, f"{name}/{source}" if source else name, response.timings
+            )
+
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """What the replica says that should answer first, else the next that would accept it; changes nothing."""
+        if self._closed:
+            return Admission(False, "closed")
+        balance = self._balance
+        if request.stream_id is not None:
+            return self._admission_at(balance.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
+        asked = 0
+        refused: Admission | None = None
+        for _ in range(min(balance.replicas, 62)):
+            slot = balance.best(asked, now_ns)
+            answer = self._admission_at(slot, request, now_ns)
+            if answer.ok:
+                return answer
+            if refused is None:
+                refused = answer
+            else:
+                refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
+            asked |= 1 << slot
+        return refused or Admission(False, "no replica")
+
+    def validate(self, request: Request) -> None:
+        """As the first replica does, since all serve the same model."""
+        check = find_inward(self._first(), "validate", None)
+        if check is not None:
+            check(request)
+
+    def fingerprint_changes(self) -> int:
+        """Return how often the models of the replicas have changed, for caches in front."""
+        now = (place.changes() for place in self._places.values() if place.changes is not None)
+        return self._earlier_changes + sum(now)
+
+    @property
+    def slo_ns(self) -> int | None:
+        """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
+        current = self._first()
+        while current is not None:
+            if hasattr(current, "slo_ns"):
+                found: int | None = current.slo_ns
+                return found
+            slo_s = getattr(current, "slo_s", None)
+            if slo_s is not None:
+                return timeout_ns(slo_s)
+            current = getattr(current, "inner", None)
+        return None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts all replicas at once; where one fails the others are stopped again, and its error is raised.
+
+        Raises:
+            BaseException: what a replica's start raised; or why no replica was found, where there is no other.
+        """
+        failure = None if self._finder is None else await self._finder.look()
+        if failure is not None and not self._places:
+            raise failure
+        started: list[Place] = []
+
+        async def start(place: Place) -> None:
+            await place.start()
+            started.append(place)
+
+        try:
+            _raise_first(await asyncio.gather(*map(start, self._places.values()), return_exceptions=True))
+        except BaseException:
+            await asyncio.gather(*(place.stop(drain=False) for place in started), return_exceptions=True)
+            raise
+        self._running, self._closed = True, False
+        if self._probes is not None:
+            for place in self._places.values():
+                self._probes.watch(place)
+        if self._finder is not None:
+            self._finder.begin()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Accepts nothing more and stops all replicas.
+
+        Args:
+            drain: what is in hand is answered first; otherwise it ends with `Closed`.
+        """
+        self._closed, self._running = True, False
+        upkeep = [each for each in (self._finder, self._probes) if each is not None]
+        for each in upkeep:
+            each.cancel()
+        places = (*self._places.values(), *self._leaving)
+        outcomes = await asyncio.gather(*(place.stop(drain=drain) for place in places), return_exceptions=True)
+        for each in upkeep:
+            await each.ended()
+        _raise_first(outcomes)
+
+    async def add(self, replica: Replica) -> None:
+        """A further replica; where the others have been started it is started first, and gets its share slowly.
+
+        Raises:
+            TypeError, ValueError: no `Replica`, or its name is taken.
+            BaseException: it could not be started; nothing has changed.
+        """
+        self._check_new(replica)
+        place = Place(replica, self)
+        if self._clock_given:
+            place.bind(self.clock)
+        if self._running:
+            await place.start()
+            if replica.name in self._places or self._closed:
+                await place.stop(drain=False)
+                self._check_new(replica)
+                raise Closed("these replicas were stopped while one was added")
+        self._put(place, slowly=self._running)
+        if self._running and self._probes is not None:
+            self._probes.watch(place)
+
+    async def remove(self, name: str, *, drain: bool = True) -> None:
+        """Takes a replica out: it is given nothing more, ends what it has, and is stopped where it was started.
+
+        Args:
+            name: of the replica.
+            drain: what it has in hand is answered first; otherwise it ends with `Closed`.
+
+        Raises:
+            ValueError: there is none of that name, or no other.
+        """
+        if name not in self._places:
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._places)), name))
+        if len(self._places) == 1:
+            raise ValueError(f"{name!r} is the last replica: stop all of them instead")
+        place = self._places.pop(name)
+        self._earlier_changes += 0 if place.changes is None else place.changes()
+        if self._probes is not None:
+            self._probes.forget(place)
+        self._balance.drain(place.slot)
+        self._leaving.append(place)
+        place.leaving = True
+        try:
+            if self._running:
+                await place.stop(drain=drain)
+            elif drain:
+                await place.left()
+        finally:
+            place.check_left()
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of an outer `Stack`, unless one was given."""
+        if not self._clock_given:
+            self.clock = clock
+            self._clock_given = True
+            self._balance.begin(clock())
+            self._bind(clock)
+
+    def statistics(self) -> ReplicasStatistics:
+        """A frozen snapshot."""
+        now_ns = self.clock()
+        self._balance.settle(now_ns)
+        places = (*self._places.values(), *self._leaving)
+        return ReplicasStatistics(
+            replicas=tuple(replica_statistics(place, self._balance, now_ns) for place in places),
+            retried=self._retried,
+            ejected=self._balance.ejected,
+            panics=self._balance.panics,
+            probes=0 if self._probes is None else self._probes.sent,
+            failed_probes=0 if self._probes is None else self._probes.failed,
+            looks=0 if self._finder is None else self._finder.looks,
+            failed_looks=0 if self._finder is None else self._finder.failed,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Replicas: {', '.join(self._places)}>"
+
+    def _repr_html_(self) -> str:
+        return self.statistics()._repr_html_()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _first(self) -> Any:
+        place = next(iter(self._places.values()), None)
+        return None if place is None else place.replica.service
+
+    def _check_new(self, replica: Replica) -> None:
+        check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
+        if replica.name in self._places:
+            raise ValueError(f"name: {replica.name!r} is the name of another replica")
+
+    def _put(self, place: Place, *, slowly: bool) -> None:
+        replica = place.replica
+        penalty = 1.0
+        if replica.zone != self.zone:
+            penalty = self._penalties.get(replica.zone, self._usual_penalty)
+        zone = self._zones.setdefault(replica.zone, len(self._zones))
+        key = _stream_key(replica.name)
+        place.slot = self._balance.add(float(replica.weight), penalty, zone, key, slowly, self.clock())
+        self._places[replica.name] = place
+        if place.slot == len(self._by_slot):
+            self._by_slot.append(place)
+        else:
+            self._by_slot[place.slot] = place
+
+    def _bind(self, clock: Clock) -> None:
+        for place in self._places.values():
+            place.bind(clock)
+
+    def _second(self, first: int, now_ns: int) -> int:
+        """Another replica for a request that failed at the first; -1: there is none, or too many do that."""
+        if self._closed or not self._balance.may_retry():
+            return -1
+        token = self._balance.choose(first, now_ns)
+        if token >= 0:
+            self._retried += 1
+        return token
+
+    def _admission_at(self, slot: int, request: Request, now_ns: int) -> Admission:
+        ask = self._by_slot[slot].admission
+        answer = Admission(True) if ask is None else ask(request, now_ns)
+        if not answer.ok or answer.predicted_finish_ns is not None:
+            return answer
+        expected_ns = self._balance.expected_ns(slot, now_ns)
+        return answer._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else answer
+
+
+def _raise_first(outcomes: Iterable[object]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _outcome_of(error: BaseException) -> int:
+    if isinstance(error, Overloaded):
+        return REFUSED
+    if isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception):
+        return NEUTRAL
+    return FAILURE
+
+
+def _stream_key(stream_id: Hashable) -> int:
+    """64 bits that are the same in every process for text, bytes and whole numbers; for others, in this one."""
+    if type(stream_id) in (str, bytes, int):
+        return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
+    return hash(stream_id) & _BITS

@@ -1,0 +1,221 @@
+"""When requests arrive: processes to simulate with, from the kind to the unkind, and the replay of a recorded trace.
+
+*Poisson*: many independent callers. *Gamma*: the same rate in clumps, gaps of a chosen coefficient of variation.
+*On-off* and *bursts*: a rate that switches between two levels after exponential times, so that queues build up and
+drain. *Cameras*: a few strictly periodic sources whose frames are delayed a little on the way; their phases decide
+whether they collide.
+
+Each returns seconds, ascending, float64, and depends on nothing but its arguments: the same seed gives the same
+arrivals on every machine. Complexity: O(n), O(n log n) where frames of cameras are merged.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_count, check_duration, expected
+
+__all__ = ["arrivals_in_ns", "bursts", "cameras", "gamma", "numbers", "on_off", "poisson", "replay"]
+
+_LATEST_S = 1e9
+
+
+def poisson(rate: float, n: int, seed: int) -> NDArray[np.float64]:
+    """Arrivals independent of each other.
+
+    Args:
+        rate: mean arrivals per second.
+        n: how many.
+        seed: of the random stream.
+
+    Returns:
+        Shape (n,), seconds, ascending.
+    """
+    rng = _stream(seed)
+    return np.cumsum(rng.exponential(1 / _positive("rate", rate), check_count("n", n, at_least=0)))
+
+
+def gamma(rate: float, n: int, seed: int, *, cv: float = 4.0) -> NDArray[np.float64]:
+    """Arrivals in clumps: gaps from a gamma distribution.
+
+    Args:
+        rate: mean arrivals per second.
+        n: how many.
+        seed: of the random stream.
+        cv: coefficient of variation of the gaps: standard deviation over mean. 1 is Poisson, above is burstier.
+
+    Returns:
+        Shape (n,), seconds, ascending.
+    """
+    rng = _stream(seed)
+    variance = _positive("cv", cv) ** 2
+    return np.cumsum(rng.gamma(1 / variance, variance / _positive("rate", rate), check_count("n", n, at_least=0)))
+
+
+def on_off(
+    rate: float,
+    n: int,
+    seed: int,
+    *,
+    on_s: float = 0.05,
+    off_s: float = 0.2,
+    on_times: float = 3.0,
+    off_times: float = 0.5,
+) -> NDArray[np.float64]:
+    """Poisson at a rate that switches between a high and a low level; `rate` is the mean of both by default.
+
+    Args:
+        rate: arrivals per second that the levels are multiples of.
+        n: how many.
+        seed: of the random stream.
+        on_s: mean duration of the high level, exponentially distributed.
+        off_s: mean duration of the low level, where it begins.
+        on_times: the high level as a multiple of ``rate``.
+        off_times: the low level as a multiple of ``rate``.
+
+    Returns:
+        Shape (n,), seconds, ascending.
+    """
+    rate = _positive("rate", rate)
+    high, low = _positive("on_times", on_times) * rate, _positive("off_times", off_times) * rate
+    return _switching(n, seed, low, off_s, high, on_s)
+
+
+def bursts(
+    rate: float, n: int, seed: int, *, on_s: float = 0.05, off_s: float = 0.45, times: float = 10.0
+) -> NDArray[np.float64]:
+    """Quiet, with bursts of many times the quiet rate; `rate` is the mean of both.
+
+    Args:
+        rate: mean arrivals per second.
+        n: how many.
+        seed: of the random stream.
+        on_s: mean duration of a burst, exponentially distributed.
+        off_s: mean duration of quiet, where it begins.
+        times: the rate in a burst as a multiple of the quiet one.
+
+    Returns:
+        Shape (n,), seconds, ascending.
+    """
+    on_s, off_s = _mean("on_s", on_s), _mean("off_s", off_s)
+    quiet = _positive("rate", rate) / ((on_s * _positive("times", times) + off_s) / (on_s + off_s))
+    return _switching(n, seed, quiet, off_s, quiet * times, on_s)
+
+
+def cameras(fps: float, cameras: int, duration_s: float, seed: int, *, jitter_s: float) -> NDArray[np.float64]:
+    """Frames of cameras that run at one rate, each with a phase of its own, delayed a little on the way.
+
+    Args:
+        fps: frames per second of each camera.
+        cameras: how many.
+        duration_s: how long they record; the last frames may arrive up to ``jitter_s`` later.
+        seed: of the random stream.
+        jitter_s: each frame's delay is uniform between 0 and this. One longer than the time between two frames lets
+            frames overtake each other.
+
+    Returns:
+        Shape (n,), seconds, ascending; n is about ``fps * cameras * duration_s``.
+    """
+    rng = _stream(seed)
+    period_s = 1 / _positive("fps", fps)
+    duration_s = check_duration("duration_s", duration_s)
+    phases = rng.uniform(0.0, period_s, check_count("cameras", cameras))
+    frames = np.arange(np.ceil(duration_s / period_s)) * period_s
+    recorded = (phases[:, np.newaxis] + frames).ravel()
+    recorded = recorded[recorded < duration_s]
+    return np.sort(recorded + rng.uniform(0.0, check_duration("jitter_s", jitter_s), recorded.size))
+
+
+def replay(trace_s: ArrayLike) -> NDArray[np.float64]:
+    """The arrivals of a recorded trace, to be simulated again.
+
+    Args:
+        trace_s: shape (n,), the instants of the arrivals in seconds on any clock and in any order.
+
+    Returns:
+        Shape (n,), seconds, ascending from 0.
+    """
+    trace = np.sort(_instants("trace_s", trace_s))
+    return trace - trace[:1]
+
+
+def arrivals_in_ns(arrivals_s: ArrayLike) -> NDArray[np.int64]:
+    """Arrivals as integer instants, the form in which everything that decides compares them.
+
+    Args:
+        arrivals_s: shape (n,), seconds ≥ 0, ascending (equal ones may follow each other), up to 1e9.
+
+    Returns:
+        Shape (n,), int64 nanoseconds, rounded to the nearest.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: another shape, not ascending, not finite, negative or too late.
+    """
+    instants = _instants("arrivals_s", arrivals_s)
+    if instants.size:
+        if instants[0] < 0 or instants[-1] > _LATEST_S:
+            outside = instants[0] if instants[0] < 0 else instants[-1]
+            raise ValueError(expected("arrivals_s", f"seconds from 0 to {_LATEST_S:g}", float(outside)))
+        back = instants[1:] < instants[:-1]
+        if back.any():
+            at = int(back.argmax()) + 1
+            what = f"ascending seconds; element {at} lies before the one it follows"
+            raise ValueError(expected("arrivals_s", what, float(instants[at])))
+    return np.rint(instants * 1e9).astype(np.int64)
+
+
+def numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """An array argument as float64.
+
+    Raises:
+        TypeError: it holds something else than real numbers.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(expected(name, "an array of real numbers", values))
+    return given.astype(np.float64)
+
+
+def _switching(
+    n: int, seed: int, low_rate: float, low_s: float, high_rate: float, high_s: float
+) -> NDArray[np.float64]:
+    rng = _stream(seed)
+    n = check_count("n", n, at_least=0)
+    low_s, high_s = _mean("off_s", low_s), _mean("on_s", high_s)
+    arrivals: list[float] = []
+    now_s, high = 0.0, False
+    while len(arrivals) < n:
+        end_s = now_s + rng.exponential(high_s if high else low_s)
+        gap_s = 1 / (high_rate if high else low_rate)
+        while (now_s := now_s + rng.exponential(gap_s)) <= end_s:
+            arrivals.append(now_s)
+        now_s, high = end_s, not high  # the gap that crossed the switch is forgotten: exponential gaps have no memory
+    return np.array(arrivals[:n], dtype=np.float64)
+
+
+def _instants(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    instants = numbers(name, values)
+    if instants.ndim != 1:
+        raise ValueError(expected(name, "one dimension", instants.shape))
+    finite = np.isfinite(instants)
+    if not finite.all():
+        at = int(finite.argmin())
+        raise ValueError(expected(name, f"finite seconds; element {at} is none", float(instants[at])))
+    return instants
+
+
+def _stream(seed: int) -> np.random.Generator:
+    return np.random.default_rng(check_count("seed", seed, at_least=0))
+
+
+def _mean(name: str, value: float) -> float:
+    return check_duration(name, value, positive=True)
+
+
+def _positive(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(expected(name, "a finite number > 0", value))
+    number = float(value)
+    if not (np.isfinite(number) and number > 0):
+        raise ValueError(expected(name, "a finite number > 0", value))
+    return number

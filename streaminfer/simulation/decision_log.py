@@ -1,0 +1,238 @@
+"""`DecisionLog`: why each batch went when it did, and why requests were dropped, as far back as the journal reaches.
+
+A batcher notes what it does in a journal that is always on (``_event_ring_cy``); the log is a copy of it at one moment,
+in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for different
+times: each holds the last so many entries. Only the counters by reason cover everything since the start.
+"""
+
+from html import escape
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance
+from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.simulation.timeline_plot import draw_timeline
+
+if TYPE_CHECKING:
+    from streaminfer.simulation.trace import Trace
+
+__all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
+
+RELEASE_REASONS = {
+    "full": "as many waited as a batch may have",
+    "idle_worker": "a worker was free, so all that waited went at once",
+    "delay_elapsed": "the oldest request had waited as long as the timer lets it",
+    "planned": "not all that waited could be on time, and the plan that saves most begins with this batch",
+    "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
+    "exploration": "the duration of a batch of this size was not known, or not measured for long",
+}
+"""Why a batch goes, in words."""
+
+DROP_REASONS = {
+    "infeasible": "it would have been late even alone",
+    "hopeless": "the policy saw that it cannot be answered by its deadline",
+    "expired_on_arrival": "the deadline had passed when it came",
+    "expired_waiting": "the deadline passed while it waited",
+    "expired_running": "the deadline passed while its batch ran",
+    "displaced": "the queue was full and a more urgent request took its place",
+    "overloaded": "the queue was full",
+}
+"""Why a request ends without having been answered, in words."""
+
+_NO_WORDS = "a reason that the policy gave"
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class DecisionLog:
+    """What a batcher did lately, and the counters since its start; ``batcher.decision_log()`` makes one.
+
+    A snapshot: nothing changes it, and it may be shared between threads. Instants are on the batcher's monotonic clock,
+    entries in order of time.
+
+    Attributes:
+        arrivals_ns: shape (n,), int64, when requests were taken in hand.
+        limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
+        priorities: shape (n,), int64, a lower one is more urgent.
+        batch_starts_ns: shape (batches,), int64; of one that was sent ahead, when the one before it ended.
+        batch_ends_ns: shape (batches,), int64; -1: it still ran.
+        batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
+        batch_sizes: shape (batches,), int64.
+        batch_waiting: shape (batches,), int64: how many requests went on waiting.
+        batch_ok: shape (batches,), bool: ended, and the model answered.
+        reasons: why each batch went.
+        drops_ns: shape (drops,), int64, when requests ended without having been answered.
+        drop_counts: shape (drops,), int64: how many at that instant, for that reason.
+        drop_reasons: why.
+        released: how many batches went since the start, by reason.
+        dropped: how many requests were dropped since the start, by reason.
+    """
+
+    arrivals_ns: NDArray[np.int64]
+    limits_ns: NDArray[np.int64]
+    priorities: NDArray[np.int64]
+    batch_starts_ns: NDArray[np.int64]
+    batch_ends_ns: NDArray[np.int64]
+    batch_workers: NDArray[np.int64]
+    batch_sizes: NDArray[np.int64]
+    batch_waiting: NDArray[np.int64]
+    batch_ok: NDArray[np.bool_]
+    reasons: tuple[str, ...]
+    drops_ns: NDArray[np.int64]
+    drop_counts: NDArray[np.int64]
+    drop_reasons: tuple[str, ...]
+    released: dict[str, int]
+    dropped: dict[str, int]
+
+    @classmethod
+    def of(cls, journal: Journal) -> Self:
+        """A snapshot of a journal, in the thread of its event loop.
+
+        Raises:
+            TypeError: something else.
+        """
+        check_instance("journal", journal, lambda value: isinstance(value, Journal), "a Journal")
+        return cls(**journal.snapshot())
+
+    @property
+    def latest_ns(self) -> int:
+        """The instant of the latest entry; 0 of an empty log."""
+        parts = (self.arrivals_ns, self.batch_starts_ns, self.batch_ends_ns, self.drops_ns)
+        return max((int(part.max()) for part in parts if part.size), default=0)
+
+    def explain(self, latest: int = 5) -> str:
+        """Why the latest batches went, and why the latest requests were dropped, in words.
+
+        Args:
+            latest: how many of each.
+
+        Returns:
+            Lines of text. Instants are milliseconds before the latest entry of the log.
+
+        Raises:
+            TypeError, ValueError: ``latest`` is not a whole number ≥ 1.
+        """
+        latest = check_count("latest", latest)
+        lines = [f"{_many(sum(self.released.values()), 'batch', 'batches')}: {_counted(self.released)}"]
+        lines += [self._batch_in_words(at) for at in range(max(0, len(self.reasons) - latest), len(self.reasons))]
+        lines.append(f"{_requests(sum(self.dropped.values()))} dropped: {_counted(self.dropped)}")
+        entries = len(self.drop_reasons)
+        lines += [self._drop_in_words(at) for at in range(max(0, entries - latest), entries)]
+        return "\n".join(lines)
+
+    def plot(self, ax: Any = None, *, last_s: float | None = None) -> Any:
+        """Draws the timeline: a row per worker, a bar per batch coloured by its reason, ticks of arrivals and drops.
+
+        A bar that is wide enough says how many requests the batch had. Batches that failed are hatched, those that
+        still ran end at the log's latest entry and are framed with a dashed line. Seconds count from the first entry
+        drawn.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+            last_s: only what happened within so many seconds before the latest entry; ``None``: everything.
+
+        Returns:
+            The axes.
+
+        Raises:
+            TypeError, ValueError: ``last_s`` is not a number of seconds > 0.
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        latest_ns = self.latest_ns
+        running = self.batch_ends_ns < 0
+        ends_ns = np.where(running, latest_ns, self.batch_ends_ns)
+        if last_s is None:
+            from_ns = -1
+        else:
+            from_ns = latest_ns - round(check_duration("last_s", last_s, positive=True) * 1e9)
+        drawn = ends_ns >= from_ns
+        starts_ns, ends_ns = self.batch_starts_ns[drawn], ends_ns[drawn]
+        arrivals_ns = self.arrivals_ns[self.arrivals_ns >= from_ns]
+        drops_ns = self.drops_ns[self.drops_ns >= from_ns]
+        zero_ns = min((int(part.min()) for part in (starts_ns, arrivals_ns, drops_ns) if part.size), default=0)
+        return draw_timeline(
+            ax,
+            purpose="DecisionLog.plot",
+            starts_s=(starts_ns - zero_ns) / 1e9,
+            ends_s=(ends_ns - zero_ns) / 1e9,
+            workers=self.batch_workers[drawn],
+            sizes=self.batch_sizes[drawn],
+            reasons=tuple(reason for reason, kept in zip(self.reasons, drawn.tolist(), strict=True) if kept),
+            rows=int(self.batch_workers.max(initial=-1)) + 1,
+            arrivals_s=(arrivals_ns - zero_ns) / 1e9,
+            drops_s=(drops_ns - zero_ns) / 1e9,
+            failed=(~self.batch_ok & ~running)[drawn],
+            running=running[drawn],
+        )
+
+    def to_trace(self) -> "Trace":
+        """The arrivals as a `Trace`, to be simulated again with other settings."""
+        from streaminfer.simulation.trace import Trace  # noqa: PLC0415 - a trace knows logs, not the reverse
+
+        return Trace.from_log(self)
+
+    def _batch_in_words(self, at: int) -> str:
+        reason, start_ns, end_ns = self.reasons[at], self.batch_starts_ns[at], self.batch_ends_ns[at]
+        if end_ns < 0:
+            outcome = "still running"
+        else:
+            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {(end_ns - start_ns) / 1e6:.1f} ms"
+        return (
+            f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
+            f"{self.batch_waiting[at]} left waiting, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
+        )
+
+    def _drop_in_words(self, at: int) -> str:
+        reason = self.drop_reasons[at]
+        words = DROP_REASONS.get(reason, _NO_WORDS)
+        return f"{self._ago(self.drops_ns[at])} {_requests(self.drop_counts[at])} dropped. {reason}: {words}"
+
+    def _ago(self, instant_ns: Any) -> str:
+        return f"  {(int(instant_ns) - self.latest_ns) / 1e6:9.1f} ms"
+
+    def __repr__(self) -> str:
+        return (
+            f"<DecisionLog of the last {self.arrivals_ns.size} arrivals, {len(self.reasons)} batches and "
+            f"{int(self.drop_counts.sum())} drops>"
+        )
+
+    def _repr_html_(self) -> str:
+        sizes, given = self.batch_sizes, np.array(self.reasons, dtype=object)
+        rows = [
+            (
+                "batches",
+                reason,
+                count,
+                f"{sizes[given == reason].mean():.1f}" if (given == reason).any() else "",
+                RELEASE_REASONS.get(reason, _NO_WORDS),
+            )
+            for reason, count in _most_first(self.released)
+        ]
+        rows += [
+            ("drops", reason, count, "", DROP_REASONS.get(reason, _NO_WORDS))
+            for reason, count in _most_first(self.dropped)
+        ]
+        head = "".join(f"<th>{cell}</th>" for cell in ("", "reason", "since the start", "recent mean size", "because"))
+        body = "".join(
+            "<tr>" + "".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in row) + "</tr>"
+            for row in rows
+        )
+        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _requests(count: Any) -> str:
+    return _many(count, "request", "requests")
+
+
+def _many(count: Any, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
+
+
+def _most_first(counters: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counters.items(), key=lambda item: -item[1])
+
+
+def _counted(counters: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in _most_first(counters)) or "none"

@@ -1,0 +1,82 @@
+"""What could have been: the most requests that any schedule answers on time, knowing every arrival in advance.
+
+The problem: requests arrive at r_i and are worth an answer until r_i + SLO; one worker runs batches of at most B, a
+batch of b takes t(b), begins when all its members have arrived and is not interrupted. Which requests are served, in
+which batches, so that most are on time? A yardstick: what a policy reaches as a share of it says how much is left to
+gain by deciding better, and how much only by a faster model.
+
+*Contiguous batches suffice.* In order of arrival the deadlines ascend too. Take any schedule. (1) Let x < y be
+served with y in an earlier batch than x; swap them. The earlier batch begins after r_y ≥ r_x and ends before the later
+one, which is by d_x. The later one begins after the earlier and so after r_y, and ends by d_x ≤ d_y. Sizes and times
+stay; after finitely many swaps each batch holds requests that are neighbours among the served. (2) Let a batch with
+first member x pass over a dropped request z, x < z < its last. It begins after the arrival of its last, so after r_z,
+and ends by d_x ≤ d_z: serve z in place of x. The number served stays and their positions move up, so this ends too.
+Then each batch is a run of neighbours, and a schedule is a walk over the requests in order: drop one, or batch the next
+b. Of t nothing was used.
+
+*The program.* Having handled the first i requests, all that the rest depends on is how many were served and when the
+server is free: F_i(k), the earliest finish with k of them served. F_i(k) is the least of F_{i-1}(k), a drop, and of
+max(F_{i-b}(k-b), r_i) + t(b) over the sizes b for which that is by the deadline of the batch's first. The answer is
+the largest reachable k for i = n. It is the program of Baptiste (2000) for equal deadlines after arrival, on which he
+iterates by the number of drops; by prefix instead, two prunings make it short at any load:
+
+* of the k with F_i(k) ≤ r_{i+1} only the largest matters, since nothing starts before the next arrival; this is also
+  what splits the trace into busy periods;
+* of the others only those that no larger k equals or beats.
+
+What is left has F_i(k) in (r_{i+1}, d_i]: k varies by no more than the requests that have arrived and are still in
+time, and by no more than the worker can serve within one SLO. With W of them: O(n · B · W) time, O(B · W) memory,
+never O(n²) in overload.
+
+Source: P. Baptiste, "Batching identical jobs", Mathematical Methods of Operations Research 52 (2000).
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_count, check_duration
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.request import timeout_ns
+from streaminfer.simulation import offline_optimum_kernels as optimum_kernels
+from streaminfer.simulation.arrivals import arrivals_in_ns
+from streaminfer.simulation.simulator import durations_in_ns
+
+__all__ = ["clairvoyant_optimum"]
+
+
+def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: ServiceTime, max_batch_size: int) -> int:
+    """Most requests that any schedule of one worker could answer within the SLO.
+
+    Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
+    machine compiles for about a second.
+
+    Args:
+        arrivals_s: shape (n,), seconds ≥ 0, ascending.
+        slo_s: time limit of every request, from its arrival. An answer at that very instant counts.
+        service_time: what a batch takes, by its size.
+        max_batch_size: the most requests in a batch.
+
+    Returns:
+        How many of the n.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+    arrivals_ns = arrivals_in_ns(arrivals_s)
+    slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
+    max_batch_size = check_count("max_batch_size", max_batch_size)
+    durations_ns = durations_in_ns(service_time, max_batch_size)
+    if arrivals_ns.size == 0:
+        return 0
+    # more than there are requests need no row of the program
+    largest = min(max_batch_size, arrivals_ns.size)
+    width = _width(arrivals_ns, slo_ns, durations_ns[1 : largest + 1])
+    return optimum_kernels.most_on_time(arrivals_ns, arrivals_ns + slo_ns, durations_ns, largest, width)
+
+
+def _width(arrivals_ns: NDArray[np.int64], slo_ns: int, durations_ns: NDArray[np.int64]) -> int:
+    """No front has more entries: those behind its first differ by what is served in the SLO after an arrival."""
+    sizes = np.arange(1, durations_ns.size + 1)
+    in_time = np.arange(1, arrivals_ns.size + 1) - np.searchsorted(arrivals_ns + slo_ns, arrivals_ns, side="left")
+    served = sizes.size + slo_ns * float((sizes / durations_ns).max()) + 1.0  # one batch may run at the arrival
+    return int(min(float(in_time.max()), served)) + 1

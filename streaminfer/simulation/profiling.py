@@ -1,0 +1,233 @@
+"""What a model costs by batch size, measured before traffic comes.
+
+*Idea.* A batcher learns the service time from live batches; a profile gives it the shape beforehand, the sizes included
+that no live batch has had yet. Sizes 1, 2, 4, … and the largest allowed are run as the live batcher would run them:
+assembled from requests, through the same hop, until the rows are back. The first batch of each size, which compiles,
+allocates and loads, is run and not counted.
+
+*Bounded time.* The next size to run is always the one that got the least time so far, so that small batches are run
+often and large ones seldom, and a stall of the machine does not fall on one size alone; each size ends with the median
+of its runs. The smallest is measured whatever it takes. A larger one is tried only if its proportional share keeps the
+first runs of all within half of the budget, and no repeat is begun that would end past the budget: so the counted
+batches of a device that keeps its pace end within it. Sizes that were left out are where the slope of the curve says.
+
+*Result.* A monotone curve through the medians (:mod:`streaminfer.batching.service_time.isotonic`), since a larger batch
+that seems faster was measured wrongly.
+"""
+
+import asyncio
+import functools
+import inspect
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer.batching.assembly._compatibility_cy import alike
+from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.buckets import Buckets, as_buckets
+from streaminfer.batching.assembly.unbatch import split_rows
+from streaminfer.batching.service_time.isotonic import isotonic_curve
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.errors import BackendError
+from streaminfer.protocols import Clock, find_inward, is_backend
+from streaminfer.request import Request
+
+__all__ = ["profile"]
+
+_MOST_RUNS = 25
+_FOR_FIRST_RUNS = 0.5
+_SHORTEST_NS = 1
+
+
+@overload
+async def profile(
+    inner: Any,
+    examples: Sequence[Any],
+    *,
+    max_batch_size: int,
+    budget_s: float = ...,
+    buckets: None = ...,
+    preferred_sizes: Sequence[int] | None = ...,
+    stack: bool = ...,
+    clock: Clock | None = ...,
+) -> ServiceTime: ...
+
+
+@overload
+async def profile(
+    inner: Any,
+    examples: Sequence[Any],
+    *,
+    max_batch_size: int,
+    budget_s: float = ...,
+    buckets: Buckets | Sequence[int],
+    preferred_sizes: Sequence[int] | None = ...,
+    stack: bool = ...,
+    clock: Clock | None = ...,
+) -> dict[int, ServiceTime]: ...
+
+
+async def profile(
+    inner: Any,
+    examples: Sequence[Any],
+    *,
+    max_batch_size: int,
+    budget_s: float = 2.0,
+    buckets: Buckets | Sequence[int] | None = None,
+    preferred_sizes: Sequence[int] | None = None,
+    stack: bool = True,
+    clock: Clock | None = None,
+) -> ServiceTime | dict[int, ServiceTime]:
+    """Measures the time of a batch by its size; give the result to ``AdaptiveBatcher(service_time=…)``.
+
+    Run it before traffic comes: it takes the model for itself. A backend is neither started nor stopped; it answers
+    off the event loop as it always does. A synchronous function runs on the loop, as it would in the batcher; other
+    tasks have their turn between two batches.
+
+    Args:
+        inner: what the batcher will stand in front of: a backend, or a sync or async batch function.
+        examples: what requests bring, at least one; the rows of a batch are these, in turn.
+        max_batch_size: as the batcher's, the largest size to measure.
+        budget_s: how many seconds of batches to count, > 0; the first batch of each size comes on top. A size that
+            would take too much of it is left out, but for the smallest. Buckets share it.
+        buckets: as the batcher's; there should be examples of every bucket.
+        preferred_sizes: as the batcher's: these sizes are measured and no others.
+        stack: as the batcher's: one array (or mapping of arrays), or with ``False`` a list.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+
+    Returns:
+        A monotone curve through the median of each size; with ``buckets``, one by the length of each bucket that
+        there are examples of.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, no example, or unlike ones.
+        InvalidInput: an example cannot be stacked or padded, or does not fit the model.
+        BackendError: the model answered something other than one result a row.
+        Exception: whatever the model raised, for the batch or for a row.
+    """
+    check_count("max_batch_size", max_batch_size)
+    check_duration("budget_s", budget_s, positive=True)
+    check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
+    check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+    if not is_backend(inner) and not callable(inner):
+        raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
+    given = as_buckets(buckets)
+    assembler = Assembler(
+        stack=stack,
+        batch_axes=find_inward(inner, "batch_axes", {}),
+        max_batch_size=max_batch_size,
+        buckets=given,
+        preferred_sizes=preferred_sizes,
+    )
+    rows = _rows(examples, inner, assembler, stack)
+    budget_ns = budget_s * 1e9 / len(rows)
+    found: dict[int, ServiceTime] = {}
+    for bucket, alike_rows in sorted(rows.items()):
+        cap = assembler.cap_of(bucket)
+        sizes = _sizes(cap) if preferred_sizes is None else [size for size in preferred_sizes if size <= cap]
+        bench = _Bench(inner, alike_rows, assembler, clock or time.monotonic_ns)
+        found[bucket] = await _measure(bench, sizes, budget_ns)
+    return found[0] if given is None else {given.lengths[bucket]: times for bucket, times in found.items()}
+
+
+async def _measure(bench: "_Bench", sizes: list[int], budget_ns: float) -> ServiceTime:
+    """The curve of one kind of rows."""
+    runs: dict[int, list[int]] = {}
+    spent_ns = 0
+    for size in sizes:
+        if runs:
+            last = max(runs)
+            if spent_ns + runs[last][0] * size / last > _FOR_FIRST_RUNS * budget_ns:
+                break
+        await bench.run(size)
+        runs[size] = [await bench.run(size)]
+        spent_ns += runs[size][0]
+    while True:
+        fits = [
+            size
+            for size, took in runs.items()
+            if len(took) < _MOST_RUNS and spent_ns + statistics.median_low(took) <= budget_ns
+        ]
+        if not fits:
+            return _curve(runs)
+        size = min(fits, key=lambda one: sum(runs[one]))
+        took_ns = await bench.run(size)
+        runs[size].append(took_ns)
+        spent_ns += took_ns
+
+
+class _Bench:
+    """Runs batches of the example rows and times them.
+
+    Args:
+        inner: the backend or function.
+        rows: prepared inputs that can stand in one batch.
+        assembler: puts them together.
+        clock: returns monotonic nanoseconds.
+    """
+
+    def __init__(self, inner: Any, rows: list[Any], assembler: Assembler, clock: Clock) -> None:
+        self._inner = inner
+        self._rows = rows
+        self._assembler = assembler
+        self._clock = clock
+        self._backend = is_backend(inner)
+
+    async def run(self, size: int) -> int:
+        """Nanoseconds of one batch, from requests to rows."""
+        inputs = [self._rows[number % len(self._rows)] for number in range(size)]
+        requests = [Request(row) for row in inputs]
+        started_ns = self._clock()
+        if self._backend:
+            assemble = functools.partial(self._assembler.assemble, inputs)
+            results = await self._inner.infer(AssembledBatch(assemble, requests, None, self._clock, size))
+        else:
+            results = self._inner(self._assembler.assemble(inputs))
+            if inspect.isawaitable(results):
+                results = await results
+        rows = split_rows(results, size, type(self._inner).__name__)
+        took_ns = self._clock() - started_ns
+        if isinstance(rows, BackendError):
+            raise rows
+        for row in rows:
+            if isinstance(row, BaseException):
+                raise row
+        if not self._backend:
+            await asyncio.sleep(0)
+        return max(took_ns, _SHORTEST_NS)
+
+
+def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool) -> dict[int, list[Any]]:
+    """The example inputs by bucket, checked against the model and each other."""
+    what = "a list or tuple of what requests bring, at least one"
+    if not isinstance(examples, (list, tuple)):
+        raise TypeError(expected("examples", what, examples))
+    if not examples:
+        raise ValueError(expected("examples", what, examples))
+    validate = find_inward(inner, "validate", None)
+    rows: dict[int, list[Any]] = {}
+    for number, example in enumerate(examples):
+        row = assembler.prepare(example)
+        seen = assembler.as_padded(row)
+        if validate is not None:
+            validate(Request(seen))
+        alike_rows = rows.setdefault(assembler.bucket_of(row), [])
+        if alike_rows and stack and not alike(assembler.as_padded(alike_rows[0]), seen):
+            raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
+        alike_rows.append(row)
+    return rows
+
+
+def _sizes(largest: int) -> list[int]:
+    """1, 2, 4, … and the largest."""
+    return [*(1 << power for power in range((largest - 1).bit_length())), largest]
+
+
+def _curve(runs: Mapping[int, list[int]]) -> ServiceTime:
+    sizes = sorted(runs)
+    times_s = isotonic_curve(
+        [statistics.median_low(runs[size]) / 1e9 for size in sizes], [len(runs[size]) for size in sizes]
+    )
+    return ServiceTime.table(dict(zip(sizes, times_s, strict=True)))

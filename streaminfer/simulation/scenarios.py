@@ -1,0 +1,385 @@
+"""`what_if`: what another SLO, cap, policy, number of workers or device would have made of recorded traffic.
+
+The idea: a policy is a function of what waits, so a recorded trace can be played again with everything else changed.
+Each argument may be one value or several alternatives; every combination is simulated, and what comes out is a table
+to be read, plotted or searched. Deterministic: the same trace and arguments give the same table.
+
+What it cannot tell: how callers would have behaved (somebody who was answered sooner may ask again sooner), and a
+device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import attrs
+import numpy as np
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_duration, check_instance, expected
+from streaminfer.batching.policy import PolicyName
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.simulation.simulation_result import SimulationResult
+from streaminfer.simulation.simulator import simulate
+from streaminfer.simulation.trace import Trace
+
+__all__ = ["Outcome", "WhatIf", "what_if"]
+
+_SETTINGS = ("service_time", "max_batch_size", "slo_s", "policy", "workers", "max_queue_delay_s")
+_ALONG_X = {
+    "slo_s": "SLO (seconds)",
+    "workers": "workers",
+    "max_batch_size": "largest batch",
+    "max_queue_delay_s": "queue delay (seconds)",
+}
+_SHOW_AFTER_S = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """One combination of settings, and what came of it.
+
+    Attributes:
+        service_time: the name of the device.
+        max_batch_size: the cap.
+        slo_s: the time limit that every request was given; ``None``: those of the trace.
+        policy: the policy's name.
+        workers: how many batches could run at once.
+        max_queue_delay_s: the timer's delay; 0.0 with the other policies.
+        on_time: requests answered by their deadline.
+        dropped: requests never part of a batch.
+        late: requests answered after their deadline.
+        p50_s: median latency of the answered ones, from arrival to answer; NaN where none was.
+        p99_s: the same, of 99 %.
+        mean_batch_size: requests a batch; NaN without a batch.
+        utilisation: busy time of the workers as a share of the time until the last batch ended.
+    """
+
+    service_time: str
+    max_batch_size: int
+    slo_s: float | None
+    policy: str
+    workers: int
+    max_queue_delay_s: float
+    on_time: int
+    dropped: int
+    late: int
+    p50_s: float
+    p99_s: float
+    mean_batch_size: float
+    utilisation: float
+
+    @property
+    def share_on_time(self) -> float:
+        """``on_time`` as a share of all requests; 1.0 where there were none."""
+        return self._share(self.on_time, 1.0)
+
+    @property
+    def share_dropped(self) -> float:
+        """``dropped`` as a share of all requests."""
+        return self._share(self.dropped, 0.0)
+
+    @property
+    def share_late(self) -> float:
+        """``late`` as a share of all requests."""
+        return self._share(self.late, 0.0)
+
+    def _share(self, count: int, of_none: float) -> float:
+        requests = self.on_time + self.dropped + self.late
+        return count / requests if requests else of_none
+
+
+@attrs.frozen(eq=False, repr=False)
+class WhatIf(Sequence[Outcome]):
+    """What came of each combination; a sequence of `Outcome`, the last argument of `what_if` varying fastest.
+
+    Attributes:
+        trace: the traffic.
+        outcomes: of each combination.
+        devices: service times by the name that ``Outcome.service_time`` gives.
+        noise: of the devices.
+        seed: of the noise.
+    """
+
+    trace: Trace
+    outcomes: tuple[Outcome, ...]
+    devices: Mapping[str, ServiceTime]
+    noise: float
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.outcomes[at]
+
+    def best(self) -> Outcome:
+        """The outcome with the most requests on time; among equals the fewest workers, then the shortest ``p99_s``.
+
+        A longer SLO makes it easier to be on time: compare SLOs with your callers in mind.
+        """
+        # NaN, of an outcome without an answer, is no order: last
+        return min(self.outcomes, key=lambda it: (-it.on_time, it.workers, np.inf if np.isnan(it.p99_s) else it.p99_s))
+
+    def replay(self, outcome: Outcome) -> SimulationResult:
+        """Runs one combination again, for what the table leaves out: each latency, each batch, the timeline.
+
+        Args:
+            outcome: one of these.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if outcome not in self.outcomes:
+            raise ValueError(expected("outcome", "one of these outcomes", outcome))
+        return _run(
+            self.trace, self.devices, {name: getattr(outcome, name) for name in _SETTINGS}, self.noise, self.seed
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the share on time.
+
+        Along the SLO, the workers, the cap or the delay, the first of these that was varied, a line for each
+        combination of the rest; where none was varied, a bar for each outcome.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+
+        Returns:
+            The axes; the share is on the y axis of lines, and on the x axis of bars.
+
+        Raises:
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        ticker = require("matplotlib.ticker", extra="plot", purpose="WhatIf.plot")
+        if ax is None:
+            ax = require("matplotlib.pyplot", extra="plot", purpose="WhatIf.plot").subplots()[1]
+        varied = self._varied()
+        along = next((name for name in _ALONG_X if name in varied and self._values(name).isdisjoint({None})), None)
+        if along is None:
+            names = [_label(outcome, varied) or "as given" for outcome in self.outcomes]
+            ax.barh(range(len(names)), [outcome.share_on_time for outcome in self.outcomes])
+            ax.set_yticks(range(len(names)), names)
+            ax.invert_yaxis()
+            shares, label_shares = ax.xaxis, ax.set_xlabel
+        else:
+            others = [name for name in varied if name != along]
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for outcome in self.outcomes:
+                point = (getattr(outcome, along), outcome.share_on_time)
+                lines.setdefault(_label(outcome, others), []).append(point)
+            for label, points in lines.items():
+                ax.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+            if others:
+                ax.legend()
+            ax.set_xlabel(_ALONG_X[along])
+            shares, label_shares = ax.yaxis, ax.set_ylabel
+        shares.set_major_formatter(ticker.PercentFormatter(1.0))
+        label_shares("on time")
+        ax.grid(visible=True, alpha=0.3)
+        return ax
+
+    def _values(self, name: str) -> set[Any]:
+        return {getattr(outcome, name) for outcome in self.outcomes}
+
+    def _varied(self) -> list[str]:
+        return [name for name in _SETTINGS if len(self._values(name)) > 1]
+
+    def _table(self) -> tuple[str, list[list[str]]]:
+        """What all have in common, in a line; and what differs, in rows of cells, the first of them the head."""
+        varied = self._varied()
+        first = self.outcomes[0]
+        told = [name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.policy == "timer")]
+        common = _label(first, told)
+        title = f"{len(self.trace)} requests in {self.trace.duration_s:.4g} s, {self.trace.rate:.4g} a second; {common}"
+        rows = [[*varied, "on time", "dropped", "late", "p50", "p99", "mean batch", "busy"]]
+        rows += [
+            [
+                *(_setting(it, name) for name in varied),
+                *(f"{share:.1%}" for share in (it.share_on_time, it.share_dropped, it.share_late)),
+                *(f"{seconds * 1e3:.1f} ms" for seconds in (it.p50_s, it.p99_s)),
+                f"{it.mean_batch_size:.1f}",
+                f"{it.utilisation:.0%}",
+            ]
+            for it in self.outcomes
+        ]
+        return title, rows
+
+    def __repr__(self) -> str:
+        title, rows = self._table()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([title, *lines])
+
+    def _repr_html_(self) -> str:
+        title, (head, *rows) = self._table()
+
+        def cells(row: list[str], tag: str) -> str:
+            return "".join(f'<{tag} style="text-align:right">{escape(cell)}</{tag}>' for cell in row)
+
+        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+        return f"<p>{escape(title)}</p><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def what_if(
+    trace: Trace,
+    *,
+    service_time: ServiceTime | Mapping[str, ServiceTime] | Iterable[ServiceTime | tuple[str, ServiceTime]],
+    max_batch_size: int | Iterable[int],
+    slo_s: float | Iterable[float | None] | None = None,
+    policy: PolicyName | Iterable[PolicyName] = "lookahead",
+    workers: int | Iterable[int] = 1,
+    max_queue_delay_s: float | Iterable[float] = 0.0,
+    noise: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> WhatIf:
+    """Plays recorded traffic again under every combination of the alternatives given.
+
+    Args:
+        trace: the traffic; ``batcher.decision_log().to_trace()`` is that of a live batcher.
+        service_time: what a batch takes: one `ServiceTime` (``batcher.service_time.fitted()`` is what a live batcher
+            has learned), a mapping of names to them, or several, each alone or as ``(name, service_time)``.
+        max_batch_size: the cap, or several.
+        slo_s: a time limit for every request, or several; ``None``: each request's own, as recorded.
+        policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or several.
+        workers: how many batches may run at once, a live batcher's ``max_in_flight``, or several numbers.
+        max_queue_delay_s: the delay of ``"timer"``, or several; the other policies have none and are run once.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
+        seed: of the noise; the same for every combination.
+        progress: called with how many combinations are done and how many there are, before each and at the end.
+            ``None``: a line on stderr where that is a terminal or a notebook and it takes longer than a second.
+
+    Returns:
+        The outcomes, in the order of the arguments above, the last varying fastest.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range, or without an alternative.
+
+    Example:
+        >>> from streaminfer.batching import ServiceTime, arrivals
+        >>> device = ServiceTime.affine(0.005, 0.001)
+        >>> table = what_if(
+        ...     Trace(arrivals.poisson(900, 2000, 1)), service_time=device, max_batch_size=32,
+        ...     slo_s=0.05, policy=["greedy", "lookahead"],
+        ... )
+        >>> table.best().policy
+        'lookahead'
+    """
+    check_instance(
+        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; DecisionLog.to_trace() gives that of a batcher"
+    )
+    devices = _devices(service_time)
+    settings = {
+        "service_time": list(devices),
+        "max_batch_size": _alternatives("max_batch_size", max_batch_size),
+        "slo_s": _alternatives("slo_s", slo_s),
+        "policy": _alternatives("policy", policy),
+        "workers": _alternatives("workers", workers),
+        "max_queue_delay_s": _alternatives("max_queue_delay_s", max_queue_delay_s),
+    }
+    for limit_s in settings["slo_s"]:
+        if limit_s is not None:
+            check_duration("slo_s", limit_s, positive=True)
+    combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+    for combination in combinations:
+        if combination["policy"] != "timer":
+            combination["max_queue_delay_s"] = 0.0
+    combinations = [it for at, it in enumerate(combinations) if it not in combinations[:at]]
+    report = _progress() if progress is None else progress
+    outcomes = []
+    for done, combination in enumerate(combinations):
+        report(done, len(combinations))
+        outcomes.append(_outcome(combination, _run(trace, devices, combination, noise, seed)))
+    report(len(combinations), len(combinations))
+    return WhatIf(trace, tuple(outcomes), devices, noise, seed)
+
+
+def _run(
+    trace: Trace, devices: Mapping[str, ServiceTime], settings: Mapping[str, Any], noise: float, seed: int
+) -> SimulationResult:
+    slo_s = settings["slo_s"]
+    return simulate(
+        trace.arrivals_s,
+        slo_s=1.0 if slo_s is None else slo_s,  # nobody reads it where deadlines are given
+        deadlines_s=trace.deadlines_s if slo_s is None else None,
+        priorities=trace.priorities,
+        service_time=devices[settings["service_time"]],
+        noise=noise,
+        seed=seed,
+        **{name: settings[name] for name in ("max_batch_size", "policy", "workers", "max_queue_delay_s")},
+    )
+
+
+def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Outcome:
+    answered_s = result.latencies_s[~np.isnan(result.latencies_s)]
+    p50_s, p99_s = np.quantile(answered_s, (0.5, 0.99)).tolist() if answered_s.size else (np.nan, np.nan)
+    ends_s, sizes = result.batch_ends_s, result.batch_sizes
+    busy_s = float((ends_s - result.batch_starts_s).sum())
+    return Outcome(
+        **settings,
+        on_time=result.on_time,
+        dropped=result.dropped,
+        late=result.late,
+        p50_s=p50_s,
+        p99_s=p99_s,
+        mean_batch_size=float(sizes.mean()) if sizes.size else np.nan,
+        utilisation=busy_s / (result.workers * float(ends_s.max())) if sizes.size else 0.0,
+    )
+
+
+def _alternatives(name: str, value: Any) -> list[Any]:
+    """One value, or several: a list of those that differ."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return [value]
+    different = list(dict.fromkeys(value.tolist() if isinstance(value, np.ndarray) else value))
+    if not different:
+        raise ValueError(expected(name, "at least one alternative", value))
+    return different
+
+
+def _devices(service_time: Any) -> dict[str, ServiceTime]:
+    """Service times by name; one without a name is called what it is."""
+    given = service_time.items() if isinstance(service_time, Mapping) else service_time
+    what = "a ServiceTime, several, or (name, ServiceTime); fitted() gives that of a learned one"
+    if isinstance(given, ServiceTime):
+        given = [given]
+    check_instance("service_time", given, lambda it: isinstance(it, Iterable) and not isinstance(it, str), what)
+    devices: dict[str, ServiceTime] = {}
+    for entry in given:
+        name, device = entry if isinstance(entry, tuple) and len(entry) == 2 else (repr(entry), entry)
+        if not (isinstance(name, str) and isinstance(device, ServiceTime)):
+            raise TypeError(expected("service_time", what, entry))
+        if devices.setdefault(name, device) != device:
+            raise ValueError(expected("service_time", "a name of its own for each", name))
+    if not devices:
+        raise ValueError(expected("service_time", "at least one alternative", service_time))
+    return devices
+
+
+def _setting(outcome: Outcome, name: str) -> str:
+    value = getattr(outcome, name)
+    if name == "slo_s" and value is None:
+        return "as recorded"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _label(outcome: Outcome, names: list[str]) -> str:
+    return ", ".join(f"{name}={_setting(outcome, name)}" for name in names)
+
+
+def _progress() -> Callable[[int, int], None]:
+    """Tells a person who waits how far it is; nobody else, and nothing that is over in a second."""
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):  # a notebook's stderr is no terminal
+        return lambda _done, _total: None
+    began = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        if time.perf_counter() - began >= _SHOW_AFTER_S:
+            sys.stderr.write(f"\rwhat_if: {done} of {total}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    return report

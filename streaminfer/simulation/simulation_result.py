@@ -1,0 +1,89 @@
+"""What came of a simulated trace: counts, an array per request, an array per batch, and the timeline they make."""
+
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.simulation.timeline_plot import draw_timeline
+
+__all__ = ["SimulationResult"]
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SimulationResult:
+    """What came of every request and every batch.
+
+    Counting rule: each arrival is in exactly one of ``on_time``, ``dropped`` and ``late``.
+
+    Attributes:
+        on_time: answered by the deadline.
+        dropped: never part of a batch: refused by the policy, or expired while waiting or on arrival.
+        late: answered after the deadline.
+        arrivals_s: shape (n,), float64, the arrivals.
+        latencies_s: shape (n,), float64, from arrival to answer; NaN where dropped.
+        is_on_time: shape (n,), bool, which requests ``on_time`` counts.
+        drops_s: shape (dropped,), float64, ascending: when requests were dropped.
+        batch_sizes: shape (batches,), int64, in order of their start.
+        batch_starts_s: shape (batches,), float64, ascending.
+        batch_ends_s: shape (batches,), float64.
+        batch_workers: shape (batches,), int64, 0 to ``workers`` - 1; of several free workers the lowest is taken.
+        reasons: why each batch went, in the words of the policy.
+        workers: how many batches could run at once.
+    """
+
+    on_time: int
+    dropped: int
+    late: int
+    arrivals_s: NDArray[np.float64]
+    latencies_s: NDArray[np.float64]
+    is_on_time: NDArray[np.bool_]
+    drops_s: NDArray[np.float64]
+    batch_sizes: NDArray[np.int64]
+    batch_starts_s: NDArray[np.float64]
+    batch_ends_s: NDArray[np.float64]
+    batch_workers: NDArray[np.int64]
+    reasons: tuple[str, ...]
+    workers: int
+
+    @property
+    def share_on_time(self) -> float:
+        """``on_time`` as a share of all arrivals; 1.0 where there were none."""
+        arrivals = self.arrivals_s.size
+        return self.on_time / arrivals if arrivals else 1.0
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the timeline: a row per worker, a bar per batch coloured by its reason, ticks of arrivals and drops.
+
+        A bar that is wide enough says how many requests the batch had.
+
+        Args:
+            ax: a matplotlib ``Axes`` to draw on; ``None``: a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
+        """
+        return draw_timeline(
+            ax,
+            purpose="SimulationResult.plot",
+            starts_s=self.batch_starts_s,
+            ends_s=self.batch_ends_s,
+            workers=self.batch_workers,
+            sizes=self.batch_sizes,
+            reasons=self.reasons,
+            rows=self.workers,
+            arrivals_s=self.arrivals_s,
+            drops_s=self.drops_s,
+        )
+
+    def __repr__(self) -> str:
+        batches = self.batch_sizes.size
+        mean = f", {self.batch_sizes.mean():.3g} a batch" if batches else ""
+        return (
+            f"SimulationResult(on_time={self.on_time}, dropped={self.dropped}, late={self.late}, "
+            f"share_on_time={self.share_on_time:.4f}, batches={batches}{mean})"
+        )

@@ -1,0 +1,303 @@
+"""What a policy does with a trace of arrivals, in simulated time: the policy of the live batcher, not a copy of it.
+
+The idea: a policy is a function of what waits, the time and the free workers, so the simulator needs no event loop. It
+owns a `RequestQueue` like the live dispatcher, moves an integer clock from event to event and asks the same
+`Policy` object the same question at the same moments: when requests have arrived, when a batch has finished, when
+waiting requests have expired, and at the instant that its last answer named.
+
+Events of one instant come in this order: batches end (an answer at the deadline is on time), requests arrive, waiting
+requests whose deadline has come are dropped, free workers are offered what waits. So one schedule has one outcome, and
+a run repeats exactly.
+
+How it differs from the live batcher: a batch runs to its end, also when every caller has given up; there nobody is
+told of a late answer, here it is counted as late; the queue has no limit.
+
+Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what the policy costs. About 2 µs a request
+with the greedy policy.
+"""
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer.batching.planner import kernel_loader
+from streaminfer.batching.planner.lookahead import Lookahead
+from streaminfer.batching.policy import POLICY_NAMES, Decision, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.service_time.service_time import ServiceTime
+from streaminfer.request import timeout_ns
+from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
+from streaminfer.simulation.simulation_result import SimulationResult
+
+__all__ = ["SimulationResult", "durations_in_ns", "simulate"]
+
+_FURTHEST_S = 4e9
+_PRIORITIES = np.iinfo(np.int32)
+
+
+def simulate(
+    arrivals_s: ArrayLike,
+    *,
+    slo_s: float,
+    service_time: ServiceTime,
+    max_batch_size: int,
+    policy: PolicyName | Policy = "lookahead",
+    workers: int = 1,
+    noise: float = 0.0,
+    seed: int = 0,
+    deadlines_s: ArrayLike | None = None,
+    priorities: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    max_queue_delay_s: float = 0.0,
+) -> SimulationResult:
+    """Runs a policy over a trace of arrivals.
+
+    The first run of a `Lookahead` compiles its kernels, seconds; later ones take none of that. A policy object that
+    learns goes on from what it knows: make a new one for a run of its own.
+
+    Args:
+        arrivals_s: shape (n,), seconds ≥ 0, ascending.
+        slo_s: time limit of a request, from its arrival, where ``deadlines_s`` says nothing.
+        service_time: what a batch really takes, by its size; ``"lookahead"`` knows it.
+        max_batch_size: the most requests in a batch.
+        policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or any object with the ``decide`` of `Policy`. One that has
+            ``finished(size, duration_ns, now_ns)`` is told of each batch when it ends.
+        workers: how many batches may run at once.
+        noise: each duration is multiplied by ``exp(noise * z)``, z standard normal: median 1, and about a relative
+            standard deviation while it is small.
+        seed: of the noise.
+        deadlines_s: shape (n,), the instant by which each request is worth an answer; ``inf``: it has no deadline.
+        priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
+        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+
+    Returns:
+        What came of every request and batch.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+        RuntimeError: a policy object that breaks the protocol: it sends more than fits or what does not wait, wants to
+            look again at an instant that has passed, or leaves requests waiting for ever.
+    """
+    arrivals_ns = arrivals_in_ns(arrivals_s)
+    n = arrivals_ns.size
+    slo_ns = timeout_ns(check_duration("slo_s", slo_s, positive=True))
+    max_batch_size = check_count("max_batch_size", max_batch_size)
+    workers = check_count("workers", workers)
+    deadlines_ns = arrivals_ns + slo_ns if deadlines_s is None else _deadlines_in_ns(deadlines_s, n)
+    simulation = _Simulation(
+        policy=_policy(
+            policy, max_batch_size, service_time, workers, check_duration("max_queue_delay_s", max_queue_delay_s)
+        ),
+        arrivals_ns=arrivals_ns.tolist(),
+        deadlines_ns=deadlines_ns.tolist(),
+        priorities=[0] * n if priorities is None else _priorities(priorities, n),
+        durations_ns=durations_in_ns(service_time, max_batch_size).tolist(),
+        workers=workers,
+        noise=check_duration("noise", noise),
+        rng=np.random.default_rng(check_count("seed", seed, at_least=0)),
+    )
+    simulation.run()
+    ends_ns = np.array(simulation.ends_ns, dtype=np.int64)
+    answered = ends_ns >= 0
+    is_on_time = answered & (ends_ns <= deadlines_ns)
+    on_time, all_answered = int(np.count_nonzero(is_on_time)), int(np.count_nonzero(answered))
+    starts_ns, batch_ends_ns, batch_workers, sizes = np.array(simulation.batches, np.int64).reshape(-1, 4).T
+    return SimulationResult(
+        on_time=on_time,
+        dropped=n - all_answered,
+        late=all_answered - on_time,
+        arrivals_s=arrivals_ns / 1e9,
+        latencies_s=np.where(answered, ends_ns - arrivals_ns, np.nan) / 1e9,
+        is_on_time=is_on_time,
+        drops_s=np.array(simulation.drops_ns, dtype=np.int64) / 1e9,
+        batch_sizes=sizes.copy(),
+        batch_starts_s=starts_ns / 1e9,
+        batch_ends_s=batch_ends_ns / 1e9,
+        batch_workers=batch_workers.copy(),
+        reasons=tuple(simulation.reasons),
+        workers=simulation.workers,
+    )
+
+
+def durations_in_ns(service_time: ServiceTime, max_batch_size: int) -> NDArray[np.int64]:
+    """What batches take, by their size.
+
+    Returns:
+        Shape (max_batch_size + 1,), int64, nondecreasing, at least 1 from size 1 on.
+
+    Raises:
+        TypeError: ``service_time`` is something else.
+    """
+    what = "a ServiceTime; fitted() gives that of a learned one"
+    check_instance("service_time", service_time, lambda value: isinstance(value, ServiceTime), what)
+    return service_time.table_ns(max_batch_size)
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Simulation:
+    """The clock, the queue, the workers and the record of one run."""
+
+    policy: Policy
+    arrivals_ns: list[int]
+    deadlines_ns: list[int]
+    priorities: list[int]
+    durations_ns: list[int]
+    workers: int
+    noise: float
+    rng: np.random.Generator
+
+    ends_ns: list[int] = attrs.field(init=False)  # by request; -1: never answered
+    drops_ns: list[int] = attrs.field(init=False, factory=list)
+    batches: list[tuple[int, int, int, int]] = attrs.field(init=False, factory=list)  # start, end, worker, size
+    reasons: list[str] = attrs.field(init=False, factory=list)
+    queue: RequestQueue = attrs.field(init=False)
+    free: list[int] = attrs.field(init=False)  # heap of workers
+    running: list[tuple[int, int, Run]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
+    look_again_ns: int = attrs.field(init=False, default=NEVER)
+
+    def __attrs_post_init__(self) -> None:
+        self.ends_ns = [-1] * len(self.arrivals_ns)
+        self.queue = RequestQueue(max(1, len(self.arrivals_ns)))
+        self.free = list(range(self.workers))
+
+    def run(self) -> None:
+        """Moves from event to event until nothing is left to happen."""
+        queue, arrivals_ns, running = self.queue, self.arrivals_ns, self.running
+        following, n = 0, len(arrivals_ns)
+        while True:
+            now_ns = min(queue.next_deadline_ns, self.look_again_ns)
+            if following < n:
+                now_ns = min(now_ns, arrivals_ns[following])
+            if running:
+                now_ns = min(now_ns, running[0][0])
+            if now_ns == NEVER:
+                if queue.waiting:
+                    raise RuntimeError(f"{self.policy!r} leaves {queue.waiting} requests waiting for ever")
+                return
+            while running and running[0][0] <= now_ns:
+                self._finish(now_ns)
+            while following < n and arrivals_ns[following] <= now_ns:
+                self._admit(following, now_ns)
+                following += 1
+            self._expire(now_ns)
+            self._dispatch(now_ns)
+
+    def _admit(self, index: int, now_ns: int) -> None:
+        deadline_ns = self.deadlines_ns[index]
+        if deadline_ns <= now_ns:
+            self.drops_ns.append(now_ns)
+        else:
+            self.queue.admit(None, index, _CALLER, now_ns, deadline_ns, self.priorities[index])
+
+    def _expire(self, now_ns: int) -> None:
+        if self.queue.next_deadline_ns <= now_ns:
+            waited = sum(run is None for _, run, _ in self.queue.expire(now_ns))
+            self.drops_ns.extend([now_ns] * waited)
+
+    def _dispatch(self, now_ns: int) -> None:
+        self.look_again_ns = NEVER
+        while self.free and self.queue.waiting:
+            decision = self.policy.decide(self.queue, now_ns, len(self.free))
+            for ticket in decision.refuse:
+                if ticket.state != "waiting":
+                    raise RuntimeError(f"{self.policy!r} refuses {ticket!r}, which does not wait")
+                self.queue.end(ticket)
+                self.drops_ns.append(now_ns)
+            if decision.batch:
+                self._launch(decision, now_ns)
+            elif not decision.refuse:
+                if decision.look_again_ns is not None:
+                    if decision.look_again_ns <= now_ns:
+                        raise RuntimeError(f"{self.policy!r} sends nothing and wants to look again at once")
+                    self.look_again_ns = decision.look_again_ns
+                break
+
+    def _launch(self, decision: Decision, now_ns: int) -> None:
+        chosen: Sequence[Ticket] = decision.batch
+        size = len(chosen)
+        if size >= len(self.durations_ns):
+            raise RuntimeError(f"{self.policy!r} sends a batch of {size}, above {len(self.durations_ns) - 1}")
+        run = self.queue.take(chosen, now_ns, decision.reason)
+        if len(run.tickets) < size:
+            raise RuntimeError(f"{self.policy!r} sends requests that do not wait")
+        duration_ns = self.durations_ns[size]
+        if self.noise:
+            duration_ns = max(1, round(duration_ns * float(np.exp(self.noise * self.rng.standard_normal()))))
+        end_ns = now_ns + duration_ns
+        worker = heappop(self.free)
+        heappush(self.running, (end_ns, worker, run))
+        for index in run.inputs:
+            self.ends_ns[index] = end_ns
+        self.batches.append((now_ns, end_ns, worker, size))
+        self.reasons.append(decision.reason)
+
+    def _finish(self, now_ns: int) -> None:
+        _, worker, run = heappop(self.running)
+        heappush(self.free, worker)
+        if run.live:
+            self.queue.deliver(run, run.inputs, run.started_ns, now_ns)
+        finished = getattr(self.policy, "finished", None)
+        if finished is not None:
+            finished(len(run.inputs), now_ns - run.started_ns, now_ns)
+
+
+class _Caller:
+    """Stands for the future of every request: nobody cancels, and the record knows the answer already."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, row: Any) -> None:
+        """Nothing to do."""
+
+
+_CALLER = _Caller()
+
+
+def _policy(
+    policy: PolicyName | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
+) -> Policy:
+    if delay_s and not (isinstance(policy, str) and policy == "timer"):
+        raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
+    if not isinstance(policy, str):
+        if not callable(getattr(policy, "decide", None)):
+            raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
+        made = policy
+    elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
+        made = Greedy(max_batch_size)
+    elif policy == "timer":
+        made = Timer(max_batch_size, timeout_ns(delay_s))
+    else:
+        made = Lookahead(max_batch_size, service_time, workers=workers)
+    if isinstance(made, Lookahead):
+        kernel_loader.load()  # its seconds, where Numba compiles, are no part of the run
+    return made
+
+
+def _deadlines_in_ns(deadlines_s: ArrayLike, n: int) -> NDArray[np.int64]:
+    deadlines = numbers("deadlines_s", deadlines_s)
+    if deadlines.shape != (n,):
+        raise ValueError(expected("deadlines_s", f"one for each of {n} arrivals", deadlines.shape))
+    if np.isnan(deadlines).any():
+        raise ValueError(expected("deadlines_s", "seconds, or inf for none", float("nan")))
+    in_ns = np.rint(np.clip(deadlines, -_FURTHEST_S, _FURTHEST_S) * 1e9).astype(np.int64)
+    return np.where(deadlines == np.inf, NEVER, in_ns)
+
+
+def _priorities(priorities: Sequence[int] | NDArray[np.integer[Any]], n: int) -> list[int]:
+    given = np.asarray(priorities)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(expected("priorities", "whole numbers", priorities))
+    if given.shape != (n,):
+        raise ValueError(expected("priorities", f"one for each of {n} arrivals", given.shape))
+    if given.size and not (_PRIORITIES.min <= given.min() and given.max() <= _PRIORITIES.max):
+        raise ValueError(expected("priorities", "whole numbers of 32 bits", priorities))
+    values: list[int] = given.tolist()
+    return values

@@ -1,0 +1,60 @@
+cimport cython
+from streaminfer.telemetry.histograms cimport _monotonic_cy
+from streaminfer.telemetry.histograms cimport _histogram_cy
+# the build looks for what to compile anew only in cimports of this form, not in those of a module
+from streaminfer.telemetry.histograms._monotonic_cy cimport Elapsed as CElapsed
+from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
+
+cdef int _GOOD, _LATE, _FAILED, _REFUSED
+cdef int _SLOTS, _LEVEL_BITS
+cdef long long _FAR_NS
+
+cdef class BudgetState(_monotonic_cy.Elapsed):
+    cdef readonly long long threshold_ns, period_ns, width_ns
+    cdef readonly double allowed
+    cdef readonly int levels
+    cdef readonly long long total, bad, late, failed, refused, ignored
+    cdef readonly tuple refusals, ignoring
+    cdef readonly long long burn_window_ns, burn_short_ns
+    cdef readonly double burn_starts_at, burn_ends_at
+    cdef readonly long long burn_minimum
+    cdef bint _burning
+    cdef long long _burning_since_ns
+    cdef long long _check_every_ns, _next_check_ns
+    cdef long long _current, _next_ns
+    cdef long long[::1] _all
+    cdef long long[::1] _bad
+    cdef long long[::1] _refused
+
+    # For compiled callers, which know the latency to be sound
+    @cython.final
+    cdef int count_ns(self, long long latency_ns) except -1
+
+    @cython.locals(
+        span_ns=cython.longlong, width_ns=cython.longlong, level=cython.int, index=cython.longlong, slot=cython.int)
+    cpdef tuple history(self)
+
+# The decisions and sums behind the methods above stand outside the class: a cpdef method looks for overrides
+@cython.locals(elapsed_ns=cython.longlong)
+cdef bint _burning(BudgetState state) except -1
+
+# as doubles, since under cdivision C would divide two whole numbers as such
+@cython.locals(slot=cython.int, seen=cython.double, bad=cython.double)
+cdef double _burn(BudgetState state, long long window_ns) except -1.0
+
+@cython.locals(slot=cython.int)
+cdef tuple _window(BudgetState state, long long window_ns)
+
+@cython.locals(elapsed_ns=cython.longlong)
+cdef int _count(BudgetState state, int kind) except -1
+
+@cython.locals(
+    first=cython.longlong, last=cython.longlong, index=cython.longlong, level=cython.int, slot=cython.int,
+    total=cython.longlong, bad=cython.longlong, refused=cython.longlong)
+cdef void _advance(BudgetState state, long long elapsed_ns) noexcept
+
+@cython.locals(edge_ns=cython.longlong, width_ns=cython.longlong, level=cython.int)
+cdef int _slot_before(BudgetState state, long long window_ns) noexcept
+
+@cython.locals(slot=cython.int, seen=cython.double, bad=cython.double)
+cdef double _admitted_burn(BudgetState state, long long window_ns, long long minimum) noexcept

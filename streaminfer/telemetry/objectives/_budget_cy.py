@@ -1,0 +1,341 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True
+"""The compiled state of an error budget: good and bad events over any window up to a period, in bounded memory.
+
+The idea: keep *running totals at instants*, not counts of intervals. Time is cut into buckets at several levels, each
+four times as wide as the one before it. Where a bucket of a level begins, the totals so far are noted in that level's
+ring of 256. The sum of a window is then one subtraction, the totals now less those noted at the last boundary at or
+before the window's beginning, at the finest level that still holds it. An event costs an increment, a boundary a note,
+a window of any length two reads.
+
+Error: a window is rounded outward to a boundary. It is never shorter than asked, and longer by less than one bucket of
+its level. A window that needs level ``k > 0`` is longer than 255 buckets of level ``k - 1``, so a bucket is at most
+4/255 of it: **every window is at most 1/63 longer than asked**, or by ``width_ns`` where that is more. Within the
+window it really covers, a sum is exact.
+
+Memory: ``levels · 256 · 3`` whole numbers. Ten levels, 61 KiB, span 39 ms to 30 days.
+
+Idle time costs nothing while it lasts; the first call after it notes the same totals at every boundary that passed and
+that a ring can still be asked for, at most 256 a level.
+
+The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
+matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
+long window has passed. So it starts at most once in each window, however the load reacts to it. It reads *admitted*
+events only: refusals are bad events like others for the budget, but a signal that made somebody refuse would otherwise
+be kept alight by these refusals.
+
+Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
+noted; elapsed time, and so every total at a later boundary, only grows.
+
+Threads: in the compiled build under the interpreter lock each method is atomic after its read of the clock (nothing
+between the first and the last write calls Python). Otherwise a caller takes a lock around each, as ``SLO`` does.
+
+One source, compiled with the C types of ``_budget_cy.pxd`` or run as it is. The directives above are safe: a slot is
+``level · 256 + (index mod 256)`` with ``level < levels``, and elapsed time is never negative.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, MutableSequence
+
+from streaminfer.telemetry.histograms import _histogram_cy, _monotonic_cy
+
+__all__ = ["SLOTS", "BudgetState"]
+
+SLOTS = 256
+
+_GOOD = 0
+_LATE = 1
+_FAILED = 2
+_REFUSED = 3
+_SLOTS = 256
+_LEVEL_BITS = 8
+_FAR_NS = 2**62
+
+
+class BudgetState(_monotonic_cy.Elapsed):
+    """Good and bad events of a period, and whether the budget burns.
+
+    Args:
+        clock: returns monotonic nanoseconds; ``None``: the system's.
+        threshold_ns: a longer latency is a bad event.
+        allowed: share of events that may be bad, above 0.
+        period_ns: the longest window.
+        width_ns: of a bucket of level 0.
+        levels: so many that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
+        refusals: exceptions that refuse a request at once.
+        ignoring: exceptions that are no events.
+        burn_window_ns: the long window of ``burning``.
+        burn_short_ns: its short window.
+        burn_starts_at: burn rate of both windows at which it starts.
+        burn_ends_at: burn rate of the long window below which it ends.
+        burn_minimum: fewer admitted events in the long window do not start it.
+        check_every_ns: how often ``_check`` is called at most, from records.
+
+    Attributes:
+        total: events since the beginning.
+        bad: bad ones, the sum of the next three.
+        late: answers after the threshold.
+        failed: errors other than refusals.
+        refused: refusals.
+        ignored: outcomes that were no events.
+    """
+
+    __slots__ = (
+        "_all",
+        "_bad",
+        "_burning",
+        "_burning_since_ns",
+        "_check_every_ns",
+        "_current",
+        "_next_check_ns",
+        "_next_ns",
+        "_refused",
+        "allowed",
+        "bad",
+        "burn_ends_at",
+        "burn_minimum",
+        "burn_short_ns",
+        "burn_starts_at",
+        "burn_window_ns",
+        "failed",
+        "ignored",
+        "ignoring",
+        "late",
+        "levels",
+        "period_ns",
+        "refusals",
+        "refused",
+        "threshold_ns",
+        "total",
+        "width_ns",
+    )
+
+    _all: MutableSequence[int]
+    _bad: MutableSequence[int]
+    _refused: MutableSequence[int]
+
+    def __init__(
+        self,
+        clock: Callable[[], int] | None,
+        threshold_ns: int,
+        allowed: float,
+        period_ns: int,
+        width_ns: int,
+        levels: int,
+        refusals: tuple[type[BaseException], ...],
+        ignoring: tuple[type[BaseException], ...],
+        burn_window_ns: int,
+        burn_short_ns: int,
+        burn_starts_at: float,
+        burn_ends_at: float,
+        burn_minimum: int,
+        check_every_ns: int,
+    ) -> None:
+        _monotonic_cy.Elapsed.__init__(self, clock)
+        self.threshold_ns = threshold_ns
+        self.allowed = allowed
+        self.period_ns = period_ns
+        self.width_ns = width_ns
+        self.levels = levels
+        self.refusals = refusals
+        self.ignoring = ignoring
+        self.burn_window_ns = burn_window_ns
+        self.burn_short_ns = burn_short_ns
+        self.burn_starts_at = burn_starts_at
+        self.burn_ends_at = burn_ends_at
+        self.burn_minimum = burn_minimum
+        self.total = 0
+        self.bad = 0
+        self.late = 0
+        self.failed = 0
+        self.refused = 0
+        self.ignored = 0
+        self._burning = False
+        self._burning_since_ns = 0
+        self._check_every_ns = check_every_ns
+        self._next_check_ns = _FAR_NS
+        self._current = 0
+        self._next_ns = width_ns
+        self._all = array("q", [0]) * (levels * SLOTS)
+        self._bad = array("q", [0]) * (levels * SLOTS)
+        self._refused = array("q", [0]) * (levels * SLOTS)
+
+    def record(self, outcome: float | BaseException, /) -> None:
+        """Counts how one request ended.
+
+        Args:
+            outcome: the seconds that its answer took, or the exception that it ended with.
+
+        Raises:
+            ValueError: NaN or negative seconds.
+            TypeError: neither a real number nor an exception.
+        """
+        if type(outcome) is float or not isinstance(outcome, BaseException):
+            self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
+        elif not isinstance(outcome, Exception) or isinstance(outcome, self.ignoring):
+            self.ignored += 1
+        elif isinstance(outcome, self.refusals):
+            _count(self, _REFUSED)
+        else:
+            _count(self, _FAILED)
+
+    def count_ns(self, latency_ns: int) -> int:
+        """Counts one answer whose latency the caller knows to be sound: the call for compiled callers."""
+        return _count(self, _LATE if latency_ns > self.threshold_ns else _GOOD)
+
+    def burning(self) -> bool:
+        """Whether the budget burns so fast, now and for a while, that the service should do less.
+
+        For callers who ask at each request: it costs about as much as a record. It starts at most once in each of its
+        windows. Refusals do not keep it alight.
+        """
+        return _burning(self)
+
+    def burn_over(self, window_ns: int) -> float:
+        """The share of bad events in a window over the share that is allowed; 0.0 without events."""
+        return _burn(self, window_ns)
+
+    def window(self, window_ns: int) -> tuple[int, int, int]:
+        """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and refusals among them."""
+        return _window(self, window_ns)
+
+    def history(self) -> tuple[list[tuple[int, int, int]], int]:
+        """Running totals over the period, or since the beginning where that is later, at most 257 of them.
+
+        Returns:
+            Instants in elapsed nanoseconds, ascending, each with the totals of all and of bad events up to it, the last
+            one being now; and how far apart they are.
+        """
+        if self._tick() >= self._next_ns:
+            _advance(self, self._elapsed_ns)
+        span_ns = self._elapsed_ns if self._elapsed_ns < self.period_ns else self.period_ns
+        width_ns = self.width_ns
+        level = 0
+        while span_ns > (_SLOTS - 1) * width_ns:
+            width_ns *= 4
+            level += 1
+        noted = []
+        for index in range((self._elapsed_ns - span_ns) // width_ns, self._elapsed_ns // width_ns + 1):
+            slot = (level << _LEVEL_BITS) + (index & (_SLOTS - 1))
+            noted.append((index * width_ns, self._all[slot], self._bad[slot]))
+        noted.append((self._elapsed_ns, self.total, self.bad))
+        return noted, width_ns
+
+    def _watch(self) -> None:
+        """Lets records call ``_check`` from now on."""
+        self._next_check_ns = 0
+
+    def _check(self) -> None:
+        """What a subclass does now and then while events come."""
+
+
+def _burning(state: BudgetState) -> bool:
+    elapsed_ns = state._tick()
+    if elapsed_ns >= state._next_ns:
+        _advance(state, elapsed_ns)
+    if state._burning:
+        if (
+            elapsed_ns - state._burning_since_ns >= state.burn_window_ns
+            and _admitted_burn(state, state.burn_window_ns, 1) < state.burn_ends_at
+        ):
+            state._burning = False
+    elif (
+        _admitted_burn(state, state.burn_short_ns, 1) >= state.burn_starts_at
+        and _admitted_burn(state, state.burn_window_ns, state.burn_minimum) >= state.burn_starts_at
+    ):
+        state._burning = True
+        state._burning_since_ns = elapsed_ns
+    return state._burning
+
+
+def _burn(state: BudgetState, window_ns: int) -> float:
+    if state._tick() >= state._next_ns:
+        _advance(state, state._elapsed_ns)
+    slot = _slot_before(state, window_ns)
+    seen = state.total
+    bad = state.bad
+    if slot >= 0:
+        seen -= state._all[slot]
+        bad -= state._bad[slot]
+    if seen == 0:
+        return 0.0
+    return bad / seen / state.allowed
+
+
+def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:
+    if state._tick() >= state._next_ns:
+        _advance(state, state._elapsed_ns)
+    slot = _slot_before(state, window_ns)
+    if slot < 0:
+        return state.total, state.bad, state.refused
+    return state.total - state._all[slot], state.bad - state._bad[slot], state.refused - state._refused[slot]
+
+
+def _count(state: BudgetState, kind: int) -> int:
+    elapsed_ns = state._tick()
+    if elapsed_ns >= state._next_ns:
+        _advance(state, elapsed_ns)
+    state.total += 1
+    if kind != _GOOD:
+        state.bad += 1
+        if kind == _LATE:
+            state.late += 1
+        elif kind == _FAILED:
+            state.failed += 1
+        else:
+            state.refused += 1
+    if elapsed_ns >= state._next_check_ns:
+        state._next_check_ns = elapsed_ns + state._check_every_ns
+        state._check()
+    return 0
+
+
+def _advance(state: BudgetState, elapsed_ns: int) -> None:
+    """Notes the totals at every boundary that has passed, at every level."""
+    total = state.total
+    bad = state.bad
+    refused = state.refused
+    first = state._current + 1
+    last = elapsed_ns // state.width_ns
+    state._current = last
+    state._next_ns = (last + 1) * state.width_ns
+    level = 0
+    # a boundary of a level is each fourth one of the level below
+    while level < state.levels and first <= last:
+        index = first if last - first < _SLOTS else last - _SLOTS + 1
+        while index <= last:
+            slot = (level << _LEVEL_BITS) + (index & (_SLOTS - 1))
+            state._all[slot] = total
+            state._bad[slot] = bad
+            state._refused[slot] = refused
+            index += 1
+        first = (first + 3) >> 2
+        last = last >> 2
+        level += 1
+
+
+def _slot_before(state: BudgetState, window_ns: int) -> int:
+    """Where the totals at the last boundary at or before a window's beginning are noted; -1: it holds everything."""
+    edge_ns = state._elapsed_ns - window_ns
+    if edge_ns <= 0:
+        return -1
+    width_ns = state.width_ns
+    level = 0
+    while window_ns > (_SLOTS - 1) * width_ns:
+        width_ns *= 4
+        level += 1
+    return (level << _LEVEL_BITS) + ((edge_ns // width_ns) & (_SLOTS - 1))
+
+
+def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
+    """The burn rate among events that were not refused; 0.0 where there are fewer than ``minimum``, which is ≥ 1."""
+    slot = _slot_before(state, window_ns)
+    seen = state.total - state.refused
+    bad = state.bad - state.refused
+    if slot >= 0:
+        seen -= state._all[slot] - state._refused[slot]
+        bad -= state._bad[slot] - state._refused[slot]
+    if seen < minimum:
+        return 0.0
+    return bad / seen / state.allowed

@@ -1,0 +1,199 @@
+"""When a budget burns fast enough to tell somebody: the multiwindow, multi-burn-rate alerts of the SRE workbook.
+
+The idea (Google, *The Site Reliability Workbook*, chapter 5): a burn rate of 1 spends exactly the budget of the period;
+a rate ``r`` over a window ``w`` spends ``r · w / period`` of it. A pair of windows is watched for each rate. The long
+one says that a share of the budget worth an alert has gone, the short one that it still goes, so that the alert ends
+soon after the trouble does. For 30 days:
+
+======  ==========  =========  ======  ========
+burns   long        short      spent   severity
+======  ==========  =========  ======  ========
+14.4    1 hour      5 minutes  2 %     page
+6       6 hours     30 min     5 %     page
+3       1 day       2 hours    10 %    ticket
+1       3 days      6 hours    10 %    ticket
+======  ==========  =========  ======  ========
+
+Beyond the workbook:
+
+* *Other periods.* The windows shrink and grow with the period, the rates stay; so do the shares of the budget spent.
+* *Loose objectives.* A total outage burns at ``1 / (1 - objective)``. A rate that this cannot reach is lowered to 0.8
+  of it: at an objective of 0.9 the first pair watches 8 instead of 14.4.
+* *Low traffic.* Nothing fires with fewer than ``minimum_events`` events in the long window: one failure of three
+  requests is no trend.
+* *Young objects.* Nothing fires before the short window has passed once: a cold start is no outage.
+* *No flapping at the threshold.* An alert ends when either window burns below 0.9 of the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import attrs
+
+from streaminfer._internal.validation import check_choice, check_duration, check_number, expected
+
+__all__ = ["Alert", "AlertPair", "AlertStates", "check_rate", "workbook_pairs"]
+
+Severity = Literal["page", "ticket"]
+
+_WORKBOOK_PERIOD_S = 30 * 86400.0
+_ENDS_AT = 0.9
+
+
+def check_rate(name: str, value: object) -> None:
+    """A finite number > 0.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN, infinite, zero or negative.
+    """
+    check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
+
+
+def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:  # noqa: ARG001 - attrs' protocol
+    check_duration(attribute.name, value, positive=True)
+
+
+def _rate(instance: object, attribute: attrs.Attribute[float], value: float) -> None:  # noqa: ARG001 - attrs' protocol
+    check_rate(attribute.name, value)
+
+
+def _severity(instance: object, attribute: attrs.Attribute[str], value: str) -> None:  # noqa: ARG001 - attrs' protocol
+    check_choice(attribute.name, value, get_args(Severity))
+
+
+@attrs.frozen
+class AlertPair:
+    """Two windows that must both burn at a rate.
+
+    Args:
+        burn_rate: the rate, > 0; 1 spends the whole budget in the period.
+        long_s: seconds of the long window.
+        short_s: seconds of the short one.
+        severity: ``"page"``, somebody must act now, or ``"ticket"``, within days.
+
+    Raises:
+        ValueError: not positive, or a short window that is not the shorter.
+        TypeError: not numbers.
+    """
+
+    burn_rate: float = attrs.field(validator=_rate)
+    long_s: float = attrs.field(validator=_positive)
+    short_s: float = attrs.field(validator=_positive)
+    severity: Severity = attrs.field(default="page", validator=_severity)
+
+    def __attrs_post_init__(self) -> None:
+        if self.short_s >= self.long_s:
+            raise ValueError(expected("short_s", f"less than long_s={self.long_s!r}", self.short_s))
+
+
+@attrs.frozen(kw_only=True)
+class Alert:
+    """That a pair began or ceased to burn.
+
+    Attributes:
+        slo: name of the objective.
+        severity: ``"page"`` or ``"ticket"``.
+        firing: it burns; false where this says that it ended.
+        pair: what was watched, with the rate that was watched for.
+        long_burn_rate: of the long window at ``at_ns``.
+        short_burn_rate: of the short window at ``at_ns``.
+        since_ns: instant at which it began.
+        at_ns: instant of these figures.
+    """
+
+    slo: str
+    severity: Severity
+    firing: bool
+    pair: AlertPair
+    long_burn_rate: float
+    short_burn_rate: float
+    since_ns: int
+    at_ns: int
+
+    def __str__(self) -> str:
+        what = f"{self.severity}: {self.slo!r}" if self.firing else f"resolved {self.severity}: {self.slo!r}"
+        return (
+            f"{what} burns at {self.long_burn_rate:.3g} over {self.pair.long_s:g} s and {self.short_burn_rate:.3g} "
+            f"over {self.pair.short_s:g} s (limit {self.pair.burn_rate:.3g})"
+        )
+
+
+def workbook_pairs(period_s: float = _WORKBOOK_PERIOD_S) -> tuple[AlertPair, ...]:
+    """The four pairs of the SRE workbook, their windows scaled to a period.
+
+    Args:
+        period_s: seconds of the period, > 0.
+
+    Raises:
+        ValueError: not a positive finite number.
+        TypeError: not a number.
+    """
+    hour_s = 3600.0 * check_duration("period_s", period_s, positive=True) / _WORKBOOK_PERIOD_S
+    return (
+        AlertPair(14.4, hour_s, hour_s / 12, "page"),
+        AlertPair(6.0, 6 * hour_s, hour_s / 2, "page"),
+        AlertPair(3.0, 24 * hour_s, 2 * hour_s, "ticket"),
+        AlertPair(1.0, 72 * hour_s, 6 * hour_s, "ticket"),
+    )
+
+
+class AlertStates:
+    """Which pairs fire: a state machine without a clock or a lock.
+
+    Args:
+        slo: name of the objective.
+        pairs: what to watch.
+        minimum_events: fewer events in a long window do not fire.
+    """
+
+    def __init__(self, slo: str, pairs: tuple[AlertPair, ...], minimum_events: int) -> None:
+        self.slo = slo
+        self.pairs = pairs
+        self.minimum_events = minimum_events
+        self._firing: list[Alert | None] = [None] * len(pairs)
+
+    def firing(self) -> tuple[Alert, ...]:
+        """The alerts that fire, with the figures of the last update, in the order of the pairs."""
+        return tuple(alert for alert in self._firing if alert is not None)
+
+    def update(self, now_ns: int, age_s: float, read: Callable[[float], tuple[int, float]]) -> list[Alert]:
+        """Looks at every pair.
+
+        Args:
+            now_ns: the present instant, monotonic.
+            age_s: seconds that the objective has been watched.
+            read: gives, for seconds of a window, its number of events and its burn rate.
+
+        Returns:
+            What began and what ended, in the order of the pairs.
+        """
+        changes: list[Alert] = []
+        for position, pair in enumerate(self.pairs):
+            before = self._firing[position]
+            seen, long_rate = read(pair.long_s)
+            _, short_rate = read(pair.short_s)
+            lower = min(long_rate, short_rate)
+            if before is None:
+                firing = lower >= pair.burn_rate and seen >= self.minimum_events and age_s >= pair.short_s
+            else:
+                firing = lower >= _ENDS_AT * pair.burn_rate
+            if before is None and not firing:
+                continue
+            alert = Alert(
+                slo=self.slo,
+                severity=pair.severity,
+                firing=firing,
+                pair=pair,
+                long_burn_rate=long_rate,
+                short_burn_rate=short_rate,
+                since_ns=now_ns if before is None else before.since_ns,
+                at_ns=now_ns,
+            )
+            self._firing[position] = alert if firing else None
+            if firing is (before is None):
+                changes.append(alert)
+        return changes
