@@ -1,6 +1,7 @@
 """What all tests share: plain twins of compiled modules, and the check that nothing is left behind."""
 
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from streaminfer._internal import compiled_modules
+from streaminfer.testing import FakeClock, run
 
 PACKAGE = Path(__file__).parent.parent / "streaminfer"
 UNCOMPILED = os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1"
@@ -28,7 +30,7 @@ def load_plain(name):
     module_name = f"plain_{name.replace('.', '_')}"
     if module_name not in sys.modules:
         # the siblings that it builds on, plain as well: compiled classes hide from Python what they share among them
-        siblings = re.findall(r"^from streaminfer\.(\w+\.\w+_cy) import", path.read_text(), re.MULTILINE)
+        siblings = re.findall(r"^from streaminfer\.((?:\w+\.)+\w+_cy) import", path.read_text(), re.MULTILINE)
         instead = {f"streaminfer.{sibling}": load_plain(sibling) for sibling in siblings}
         spec = importlib.util.spec_from_file_location(module_name, path)
         module = importlib.util.module_from_spec(spec)
@@ -42,8 +44,29 @@ def load_plain(name):
 
 @pytest.fixture(scope="session")
 def plain():
-    """``plain("batching._queue_cy")``: the plain twin of a compiled module."""
+    """``plain("batching.queue._queue_cy")``: the plain twin of a compiled module."""
     return load_plain
+
+
+@pytest.fixture
+def clock():
+    return FakeClock(1_000)
+
+
+@pytest.fixture
+def loop():
+    """The virtual loop; what stands here is replaced when the test begins."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Async tests run in virtual time, on a loop that they take as ``loop``."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    taken = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    run(lambda loop: test(**{**taken, "loop": loop}))
+    return True
 
 
 @pytest.fixture

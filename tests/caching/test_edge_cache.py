@@ -270,7 +270,7 @@ def test_threads_lose_nothing():
 
 
 def test_every_operation_is_one_that_takes_a_lock_where_needed(plain):
-    own = plain("caching._table_cy").EdgeTable
+    own = plain("caching.table._table_cy").EdgeTable
     public = {name for name, it in vars(own).items() if callable(it) and not name.startswith("_")}
     special = {"__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__"}
     assert public | special == set(OPERATIONS)

@@ -32,7 +32,7 @@ KINDS = [
 @pytest.mark.parametrize("first", range(len(KINDS)))
 @pytest.mark.parametrize("second", range(len(KINDS)))
 def test_kinds_are_told_apart(first, second, plain):
-    twin = plain("batching._alike_cy")
+    twin = plain("batching.assembly._compatibility_cy")
     for function in (alike, twin.alike):
         assert function(KINDS[first], KINDS[second]) == (first == second)
     tickets = tickets_of([KINDS[first], KINDS[first], KINDS[second]])
@@ -406,7 +406,7 @@ RAGGED_KINDS = [
 @pytest.mark.parametrize("names", [None, frozenset("x"), frozenset("xy")])
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
 def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
-    twin = plain("batching._alike_cy")
+    twin = plain("batching.assembly._compatibility_cy")
     compiled = Ragged((4, 8), axis, names)
     other = twin.Ragged((4, 8), axis, names)
     tickets = tickets_of(RAGGED_KINDS)
@@ -456,7 +456,7 @@ def test_kinds_are_equal_where_rows_are_alike(pair, plain):
     """Two rows have the same kind exactly when they can be stacked, and kinds are hashable."""
     first, other = pair
 
-    for kind in (kind_of, plain("batching._alike_cy").kind_of):
+    for kind in (kind_of, plain("batching.assembly._compatibility_cy").kind_of):
         assert (kind(first) == kind(other)) == alike(first, other)
         assert not alike(first, other) or hash(kind(first)) == hash(kind(other))
 
@@ -484,7 +484,10 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
     elif length is not None:
         other = with_length(other, axis, length)
 
-    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+    for ragged in (
+        Ragged((1, 2), axis, names),
+        plain("batching.assembly._compatibility_cy").Ragged((1, 2), axis, names),
+    ):
         if ragged.bucket_of(first) != ragged.bucket_of(other) or ragged.bucket_of(first) < 0:
             continue  # of different buckets, or refused by `Buckets.check`
         together = len(ragged.choose(tickets_of([first, other]), 2, False)) == 2
@@ -505,7 +508,10 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
 )
 def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain):
     """The kind of a ragged row leaves out its length along the axis, and nothing else."""
-    for ragged in (Ragged((1, 2), axis, names), plain("batching._alike_cy").Ragged((1, 2), axis, names)):
+    for ragged in (
+        Ragged((1, 2), axis, names),
+        plain("batching.assembly._compatibility_cy").Ragged((1, 2), axis, names),
+    ):
         assert (ragged.kind_of(first) == ragged.kind_of(other)) == same
 
 

@@ -244,6 +244,6 @@ def run_at_random(module, seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_compiled_and_plain_agree(seed, plain):
     compiled = importlib.import_module("streaminfer.batching.queue._queue_cy")
-    twin = plain("batching._queue_cy")
+    twin = plain("batching.queue._queue_cy")
     twin.Timings = plain("_request_cy").Timings  # a plain queue fills plain timings
     assert run_at_random(compiled, seed) == run_at_random(twin, seed)

@@ -235,7 +235,7 @@ def test_the_last_route_is_cut_only_where_a_default_stands_behind_it():
 
 @given(st.lists(st.tuples(st.sampled_from([GOOD, BAD, LATE, NEUTRAL]), st.integers(0, 1), st.booleans()), max_size=200))
 def test_compiled_and_plain_agree(plain, events):
-    module = plain("routing._ladder_cy")
+    module = plain("routing.fallback._degradation_cy")
     pair = [ladder(), ladder(module=module)]
     for number, (outcome, position, missed) in enumerate(events):
         for rungs in pair:

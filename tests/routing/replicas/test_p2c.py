@@ -519,7 +519,7 @@ def test_plain_and_compiled_agree(plain, seed):
     draw = random.Random(seed)
     fleets = [
         made(5, module=module, seed=seed, choices=1 + seed % 3, latency_factor=3.0 if seed % 2 else 0.0)
-        for module in (balance_cy, plain("routing._balance_cy"))
+        for module in (balance_cy, plain("routing.replicas._p2c_cy"))
     ]
     for fleet in fleets:
         fleet.add(2.0, 1.5, 1, 2**63 + 5, True, 0)

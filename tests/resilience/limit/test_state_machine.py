@@ -331,7 +331,7 @@ class Twins(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True, scope="module")
 def _twin(plain):
-    Twins.twin = plain("resilience._limit_cy")
+    Twins.twin = plain("resilience.limit._state_machine_cy")
 
 
 TestTwins = Twins.TestCase

@@ -31,8 +31,8 @@ STEPS = st.lists(
 @given(steps=STEPS)
 def test_the_wheel_gives_out_exactly_what_is_due(plain, which, steps):
     if which == "plain":
-        slots = plain("caching._slots_cy").Slots(21)
-        wheel = plain("caching._wheel_cy").ExpiryWheel(slots)
+        slots = plain("caching.table._slots_cy").Slots(21)
+        wheel = plain("caching.table._timer_wheel_cy").ExpiryWheel(slots)
     else:
         slots = Slots(21)
         wheel = ExpiryWheel(slots)

@@ -10,7 +10,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-PAGE = Path(__file__).parents[2] / "docs" / "circuit-breaker.md"
+PAGE = Path(__file__).parents[3] / "docs" / "circuit-breaker.md"
 TESTS = {}
 
 

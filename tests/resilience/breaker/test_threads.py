@@ -197,7 +197,7 @@ def test_every_operation_of_the_machine_is_one_of_those():
 
 def test_which_builds_take_a_lock(monkeypatch, plain):
     assert hasattr(CircuitBreaker()._machine, "_lock") is not ATOMIC
-    assert not circuit_breaker._is_atomic(plain("resilience._breaker_cy").BreakerMachine)
+    assert not circuit_breaker._is_atomic(plain("resilience.breaker._state_machine_cy").BreakerMachine)
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
     assert not circuit_breaker._is_atomic(circuit_breaker.BreakerMachine)
 

@@ -309,4 +309,4 @@ def run_at_random(module, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_compiled_and_plain_agree(seed, plain):
     compiled = importlib.import_module("streaminfer.batching.queue._event_ring_cy")
-    assert run_at_random(compiled, seed) == run_at_random(plain("batching._journal_cy"), seed)
+    assert run_at_random(compiled, seed) == run_at_random(plain("batching.queue._event_ring_cy"), seed)
