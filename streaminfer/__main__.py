@@ -31,14 +31,14 @@ def _warm_up() -> int:
     from streaminfer.batching.assembly import padding  # noqa: PLC0415 - not to parse arguments
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
-    from streaminfer.simulation import offline_optimum_kernels as optimum_kernels  # noqa: PLC0415 - not to parse arguments
+    from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - not to parse arguments
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     steps = {
         "planner": kernel_loader.load,
         "padding": padding.load_kernels,
         "bulk histogram": kernels.warm_up,
-        "offline optimum": optimum_kernels.warm_up,
+        "offline optimum": offline_optimum_kernels.warm_up,
     }
     ahead = kernel_loader.is_compiled_ahead()
     print("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine", flush=True)

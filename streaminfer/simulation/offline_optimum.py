@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.validation import check_count, check_duration
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
-from streaminfer.simulation import offline_optimum_kernels as optimum_kernels
+from streaminfer.simulation import offline_optimum_kernels
 from streaminfer.simulation.arrivals import arrivals_in_ns
 from streaminfer.simulation.simulator import durations_in_ns
 
@@ -71,7 +71,7 @@ def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: Se
     # more than there are requests need no row of the program
     largest = min(max_batch_size, arrivals_ns.size)
     width = _width(arrivals_ns, slo_ns, durations_ns[1 : largest + 1])
-    return optimum_kernels.most_on_time(arrivals_ns, arrivals_ns + slo_ns, durations_ns, largest, width)
+    return offline_optimum_kernels.most_on_time(arrivals_ns, arrivals_ns + slo_ns, durations_ns, largest, width)
 
 
 def _width(arrivals_ns: NDArray[np.int64], slo_ns: int, durations_ns: NDArray[np.int64]) -> int:

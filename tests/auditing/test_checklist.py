@@ -106,10 +106,12 @@ def test_the_worst_finding_is_the_answer_and_all_are_evidence():
 
 
 def test_every_check_of_the_audit_has_a_question_and_its_text_is_escaped(tmp_path):
-    from streaminfer import auditing
+    from streaminfer.auditing import stack_audit
     from streaminfer.auditing.checklist import _QUESTIONS
 
-    named = {line.strip("`") for line in auditing.__doc__.splitlines() if line.startswith("``") and line.endswith("``")}
+    named = {
+        line.strip("`") for line in stack_audit.__doc__.splitlines() if line.startswith("``") and line.endswith("``")
+    }
     assert named == {check for _, checks in _QUESTIONS for check in checks}
 
     made = privacy_checklist(Audit(tuple(finding("ok", check) for check in named)))

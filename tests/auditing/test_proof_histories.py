@@ -23,7 +23,9 @@ from streaminfer.caching.tiers import DiskTier, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
 
-_spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
+_spec = importlib.util.spec_from_file_location(
+    "_redis_server", pathlib.Path(__file__).parents[1] / "caching/tiers/test_redis.py"
+)
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 

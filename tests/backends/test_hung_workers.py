@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer._internal import stopping
+from streaminfer._runtime import stopping
 from streaminfer.backends import CpuBackend
 from streaminfer.backends import workers as _workers
 from streaminfer.backends.workers import WorkerThreads

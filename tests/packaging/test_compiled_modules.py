@@ -60,7 +60,7 @@ def test_serving_uncompiled_is_said_once(root, plain_tree, tmp_path, clean_envir
 
 def test_a_mixture_is_no_import(plain_tree, tmp_path, run_python):
     shutil.copytree(plain_tree, tmp_path, dirs_exist_ok=True)
-    extension = tmp_path / "streaminfer" / "telemetry" / f"_histogram_cy{SUFFIX}"
+    extension = tmp_path / "streaminfer" / "telemetry" / "histograms" / f"_histogram_cy{SUFFIX}"
     extension.touch()
     code = "try:\n    import streaminfer\nexcept ImportError as error:\n    print(error)"
     said = run_python(sys.executable, "-c", code, PYTHONPATH=str(tmp_path))

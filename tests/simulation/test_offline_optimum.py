@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from streaminfer import _compiled_kernels
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.service_time.service_time import ServiceTime
-from streaminfer.simulation import arrivals
-from streaminfer.simulation import offline_optimum_kernels as optimum_kernels
+from streaminfer.simulation import arrivals, offline_optimum_kernels
 from streaminfer.simulation.offline_optimum import _width, clairvoyant_optimum
 from streaminfer.simulation.simulator import simulate
 
@@ -132,8 +131,8 @@ def traces(draw):
 
 VARIANTS = [_compiled_kernels.load_variant(name) for name in _compiled_kernels.variants()]
 MOST_ON_TIME = [
-    optimum_kernels.most_on_time,
-    optimum_kernels._compiled_by_numba(),
+    offline_optimum_kernels.most_on_time,
+    offline_optimum_kernels._compiled_by_numba(),
     *(variant.checked("most_on_time") for variant in VARIANTS),
 ]
 
@@ -143,15 +142,15 @@ def test_kernel_plain_source_and_twin_agree(trace):
     arrivals_ns, slo_ns, durations_ns, cap = trace
     deadlines_ns = arrivals_ns + slo_ns
     width = _width(arrivals_ns, slo_ns, durations_ns[1:])
-    twin = optimum_kernels.most_on_time_numpy(arrivals_ns, deadlines_ns, durations_ns, cap)
+    twin = offline_optimum_kernels.most_on_time_numpy(arrivals_ns, deadlines_ns, durations_ns, cap)
     # uncompiled, an index beyond the width raises: the bound on the front holds
-    assert optimum_kernels._most(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
+    assert offline_optimum_kernels._most(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
     for most_on_time in MOST_ON_TIME:
         assert most_on_time(arrivals_ns, deadlines_ns, durations_ns, cap, width) == twin
 
 
 def test_the_kernel_is_compiled_once_and_takes_read_only_arrays():
-    kernel = optimum_kernels._compiled_by_numba()
+    kernel = offline_optimum_kernels._compiled_by_numba()
     table = np.array([0, 5, 6], np.int64)
     trace = np.array([0, 1, 2], np.int64)
     for array in (table, trace):

@@ -57,10 +57,11 @@ def test_a_serving_process_neither_imports_numba_nor_starts_threads():
 def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
     """What the child left in the cache is loaded: the serving process itself compiles nothing."""
     code = SERVING + (
-        "from streaminfer.batching import kernel_loader\n"
+        "from streaminfer.batching.planner import kernel_loader\n"
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
         "asyncio.run(main())\n"
-        "from streaminfer.batching import kernels, padding_kernels\n"
+        "from streaminfer.batching.assembly import padding_kernels\n"
+        "from streaminfer.batching.planner import kernels\n"
         "for kernel in (kernels.choose, kernels.choose_lane, padding_kernels.pad_rows, padding_kernels.fill_mask):\n"
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"

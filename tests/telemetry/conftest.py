@@ -25,7 +25,7 @@ def plain_histogram():
     state = load_plain("plain_histogram_state", "_histogram_cy.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, STATE, state)
-        return load_plain("plain_histogram", "histogram.py")
+        return load_plain("plain_histogram", "latency_histogram.py")
 
 
 BUILDS = {"built": streaminfer.telemetry.histograms.latency_histogram, "plain": plain_histogram()}

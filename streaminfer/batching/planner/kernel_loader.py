@@ -99,9 +99,13 @@ def _compile_in_child() -> None:
     """Compile into Numba's cache by another process, so that no thread of this one holds the interpreter lock."""
     _logger.info("the kernels were not compiled ahead of time: a child process compiles them, once on a machine")
     began = time.perf_counter()
-    package = str(Path(__file__).parents[2])
+    package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    code = "from streaminfer.batching import kernel_loader, padding; kernel_loader.load(); padding.load_kernels()"
+    code = (
+        "from streaminfer.batching.assembly import padding\n"
+        "from streaminfer.batching.planner import kernel_loader\n"
+        "kernel_loader.load()\npadding.load_kernels()"
+    )
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a constant
             [sys.executable, "-P", "-c", code],

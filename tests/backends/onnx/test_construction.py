@@ -68,7 +68,7 @@ BAD_SOURCES = [
     (Path("/nowhere/model.onnx"), FileNotFoundError, ["path_or_bytes", "exists", "/nowhere/model.onnx"]),
     ("/nowhere/model.onnx", FileNotFoundError, ["path_or_bytes", "exists", "/nowhere/model.onnx"]),
     (Path(__file__).parents[1], ValueError, ["path_or_bytes", "a file", "backends"]),
-    (__file__, ValueError, ["path_or_bytes", "an ONNX model", "'test_onnx_construction.py'"]),
+    (__file__, ValueError, ["path_or_bytes", "an ONNX model", "'test_construction.py'"]),
     (b"garbage", ValueError, ["path_or_bytes", "an ONNX model", "7 bytes"]),
     (b"", ValueError, ["path_or_bytes", "an ONNX model", "0 bytes"]),
     (3, TypeError, ["path_or_bytes", "a path or bytes", "3 (int)"]),

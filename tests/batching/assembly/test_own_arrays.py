@@ -8,6 +8,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer._internal.own_arrays import own_arrays
+from streaminfer.batching.assembly.unbatch import split_rows
 
 
 class Pair(NamedTuple):
@@ -100,7 +101,7 @@ async def waves(serve):
 
 def check(form, answers):
     for value, answer in enumerate(answers):
-        alone = si.batching.results.split_rows(Reusing(form)(np.array([float(value)])), 1, "alone")
+        alone = split_rows(Reusing(form)(np.array([float(value)])), 1, "alone")
         assert leaves(answer) == leaves(alone[0])
 
 

@@ -16,13 +16,15 @@ pytestmark = pytest.mark.uncompiled
 
 
 def _beside(name):
-    spec = importlib.util.spec_from_file_location(f"_{name}", pathlib.Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"_{name}", pathlib.Path(__file__).parents[1] / "tiers" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_tiered = _beside("test_tiered")
+_tiered = _beside("test_tier_set")
 _redis = _beside("test_redis")
 PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
 

@@ -20,7 +20,9 @@ from streaminfer.testing import FakeClock, VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
 
-_spec = importlib.util.spec_from_file_location("_scripted", pathlib.Path(__file__).with_name("test_tiered.py"))
+_spec = importlib.util.spec_from_file_location(
+    "_scripted", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
+)
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 Scripted = _module.Scripted

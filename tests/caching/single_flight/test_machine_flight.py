@@ -13,7 +13,9 @@ from streaminfer.caching import no_store
 from streaminfer.caching.tiers import RedisTier
 from streaminfer.errors import BackendError
 
-_spec = importlib.util.spec_from_file_location("_redis_leased", pathlib.Path(__file__).with_name("test_redis.py"))
+_spec = importlib.util.spec_from_file_location(
+    "_redis_leased", pathlib.Path(__file__).parents[2] / "caching/tiers/test_redis.py"
+)
 _redis = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_redis)
 

@@ -13,7 +13,9 @@ from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled
 
-_spec = importlib.util.spec_from_file_location("_labelled", pathlib.Path(__file__).with_name("test_tiered.py"))
+_spec = importlib.util.spec_from_file_location(
+    "_labelled", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
+)
 _tiered = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tiered)
 

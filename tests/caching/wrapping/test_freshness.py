@@ -17,7 +17,9 @@ from streaminfer.testing import ScriptedBackend, run
 pytestmark = pytest.mark.uncompiled
 
 S = 10**9
-_spec = importlib.util.spec_from_file_location("_tiers", pathlib.Path(__file__).with_name("test_tiered.py"))
+_spec = importlib.util.spec_from_file_location(
+    "_tiers", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
+)
 _tiered = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_tiered)
 

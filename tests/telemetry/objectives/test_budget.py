@@ -8,7 +8,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import streaminfer.telemetry
 from streaminfer.errors import InvalidInput, Overloaded
 from streaminfer.telemetry.histograms.rolling_histogram import RollingState
 from streaminfer.telemetry.objectives.alerts import AlertPair
@@ -173,20 +172,24 @@ def test_an_old_ring_holds_exactly_what_it_should_at_every_length():
         assert window_s <= seen <= window_s * (1 + 1 / 63) + 1
 
 
+HISTOGRAMS, OBJECTIVES = "histograms.", "objectives."
+
+
 @pytest.fixture
 def twins(plain, monkeypatch):
     """Plain twins of the states, each standing on plain ones."""
-    names = ("_monotonic_cy", "_histogram_cy", "_recorder_cy", "_budget_cy")
     modules = {}
-    for name in names:
-        modules[name] = plain(f"telemetry.{name}")
-        monkeypatch.setattr(streaminfer.telemetry, name, modules[name], raising=False)
-        monkeypatch.setitem(sys.modules, f"streaminfer.telemetry.{name}", modules[name])
-    for name in ("_budget_cy", "_rolling_cy", "_budget_recorder_cy"):
-        # loaded anew, now that their imports lead to the twins
-        sys.modules.pop(f"plain_telemetry_{name}", None)
-        modules[name] = plain(f"telemetry.{name}")
-        monkeypatch.delitem(sys.modules, f"plain_telemetry_{name}")
+    for path in (HISTOGRAMS + "_monotonic_cy", HISTOGRAMS + "_histogram_cy", "_recorder_cy", OBJECTIVES + "_budget_cy"):
+        folder, _, name = f"streaminfer.telemetry.{path}".rpartition(".")
+        modules[name] = plain(f"telemetry.{path}")
+        monkeypatch.setattr(sys.modules[folder], name, modules[name], raising=False)
+        monkeypatch.setitem(sys.modules, f"{folder}.{name}", modules[name])
+    for path in (OBJECTIVES + "_budget_cy", HISTOGRAMS + "_rolling_cy", OBJECTIVES + "_budget_recorder_cy"):
+        # loaded again, now that their imports lead to the twins
+        twin = f"plain_telemetry_{path.replace('.', '_')}"
+        sys.modules.pop(twin, None)
+        modules[path.rpartition(".")[2]] = plain(f"telemetry.{path}")
+        monkeypatch.delitem(sys.modules, twin)
     return modules
 
 
