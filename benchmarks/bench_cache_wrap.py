@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.request import Request, Response
 
@@ -35,7 +35,7 @@ class Service:
 
 async def hits() -> None:
     cache = EdgeCache(maxsize=100_000, ttl_s=300)
-    flights = Flights()
+    flights = SingleFlight()
     cached = put_in_front(cache, bare, flights)
     service = put_in_front(cache, Service(), flights)
     array = np.random.default_rng(0).random(1024, np.float32)
@@ -86,7 +86,7 @@ async def stampede() -> tuple[int, float, float]:
         took = time.perf_counter() - started
         return ANSWER
 
-    cached = put_in_front(cache, compute, Flights())
+    cached = put_in_front(cache, compute, SingleFlight())
     key = np.zeros(1024, np.float32)
 
     async def caller() -> None:

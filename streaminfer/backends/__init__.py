@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from streaminfer.backends.onnx.backend import OnnxBackend
     from streaminfer.backends.onnx.providers import cuda_provider, tensorrt_provider
     from streaminfer.backends.statistics import BackendStatistics
-    from streaminfer.backends.triton import SequenceLost, ServerTimes, Tls, TritonBackend, TritonStatistics
+    from streaminfer.backends.triton import SequenceLost, ServerStatistics, Tls, TritonBackend, TritonStatistics
     from streaminfer.backends.triton.model_repository import write_model_repository
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "CpuBackend",
     "OnnxBackend",
     "SequenceLost",
-    "ServerTimes",
+    "ServerStatistics",
     "Tls",
     "TritonBackend",
     "TritonStatistics",
@@ -31,7 +31,7 @@ _HOMES = {
     "CpuBackend": "backends.cpu.backend",
     "OnnxBackend": "backends.onnx.backend",
     "SequenceLost": "backends.triton",
-    "ServerTimes": "backends.triton",
+    "ServerStatistics": "backends.triton",
     "Tls": "backends.triton",
     "TritonBackend": "backends.triton",
     "TritonStatistics": "backends.triton",

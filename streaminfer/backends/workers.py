@@ -92,7 +92,7 @@ class _Post:
         self.thread: threading.Thread
 
 
-class _Crew:
+class WorkerPool:
     """The threads of one start, from their first job to the last one's end."""
 
     def __init__(self, workers: list[Any], name: str) -> None:
@@ -229,7 +229,7 @@ class _Crew:
             self.ended.set_result(None)
 
 
-_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+_crews: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _pools: "weakref.WeakSet[WorkerThreads[Any]]" = weakref.WeakSet()
 
 
@@ -276,7 +276,7 @@ class WorkerThreads(Generic[W]):
         self._workers = list(workers)
         self._hang_grace_s = hang_grace_s
         self._name = name
-        self._crew: _Crew | None = None
+        self._crew: WorkerPool | None = None
         self._dropped: weakref.finalize[[], WorkerThreads[W]]
         self._closed = False
         self._lock = threading.Lock()
@@ -374,17 +374,17 @@ class WorkerThreads(Generic[W]):
                 job.abort(Closed(f"{self._name} was stopped"))
         await self._retire(crew, seconds_left(STOP_LIMIT_S))
 
-    def _open(self) -> _Crew:
+    def _open(self) -> WorkerPool:
         with self._lock:
             if self._crew is None:
-                self._crew = _Crew(self._workers, self._name)
+                self._crew = WorkerPool(self._workers, self._name)
                 self._dropped = weakref.finalize(self, self._crew.dismiss)
                 self._dropped.atexit = False  # _join_all also waits
             return self._crew
 
     async def _run(
         self,
-        crew: _Crew,
+        crew: WorkerPool,
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         interrupt: Callable[[], None] | None,
@@ -398,7 +398,7 @@ class WorkerThreads(Generic[W]):
             crew.jobs.discard(job)
             del job
 
-    async def _retire(self, crew: _Crew, timeout_s: float | None) -> None:
+    async def _retire(self, crew: WorkerPool, timeout_s: float | None) -> None:
         """Waits for the end of the threads; after the limit it does without."""
         ended = asyncio.wrap_future(crew.ended)
         await asyncio.wait({ended}, timeout=timeout_s)
@@ -443,7 +443,7 @@ async def call_apart(name: str, function: Callable[..., T], *arguments: Any) -> 
     Raises:
         BaseException: what the function raised.
     """
-    crew = _Crew([_NoWorker()], name)
+    crew = WorkerPool([_NoWorker()], name)
     job = Job(_call_alone, (function, arguments), None)
     crew.put(job)
     crew.dismiss()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streaminfer.simulation.decision_log import DecisionLog
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
     from streaminfer.simulation.profiling import profile
-    from streaminfer.simulation.scenarios import Outcome, WhatIf, what_if
+    from streaminfer.simulation.scenarios import Scenario, ScenarioTable, what_if
     from streaminfer.simulation.simulation_result import SimulationResult
     from streaminfer.simulation.simulator import simulate
     from streaminfer.simulation.trace import Trace
@@ -33,14 +33,14 @@ __all__ = [
     "Greedy",
     "LearnedServiceTime",
     "Lookahead",
-    "Outcome",
     "Policy",
     "PolicyName",
+    "Scenario",
+    "ScenarioTable",
     "ServiceTime",
     "SimulationResult",
     "Timer",
     "Trace",
-    "WhatIf",
     "arrivals",
     "clairvoyant_optimum",
     "profile",
@@ -55,11 +55,11 @@ _HOMES = {
     "DecisionLog": "simulation.decision_log",
     "LearnedServiceTime": "batching.service_time.learned_service_time",
     "Lookahead": "batching.planner.lookahead",
-    "Outcome": "simulation.scenarios",
+    "Scenario": "simulation.scenarios",
     "ServiceTime": "batching.service_time.service_time",
     "SimulationResult": "simulation.simulation_result",
     "Trace": "simulation.trace",
-    "WhatIf": "simulation.scenarios",
+    "ScenarioTable": "simulation.scenarios",
     "clairvoyant_optimum": "simulation.offline_optimum",
     "profile": "simulation.profiling",
     "simulate": "simulation.simulator",

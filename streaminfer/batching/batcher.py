@@ -16,7 +16,7 @@ from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
-    from streaminfer.batching.planner.pipelining import HandOver
+    from streaminfer.batching.planner.pipelining import PipelineOverhead
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
@@ -153,7 +153,7 @@ class AdaptiveBatcher:
             self.service_time = self._start_learning(service_time)
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self._clock = clock
-        self._hand_over: HandOver | None = None
+        self._hand_over: PipelineOverhead | None = None
         self._service: BatchedService | None = None
 
     @overload
@@ -342,10 +342,10 @@ class AdaptiveBatcher:
         if self.policy == "greedy":
             return Greedy(self.max_batch_size)
         from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
-        from streaminfer.batching.planner.pipelining import HandOver  # noqa: PLC0415 - only who plans loads them
+        from streaminfer.batching.planner.pipelining import PipelineOverhead  # noqa: PLC0415 - only who plans loads them
 
         if self._hand_over is None:
-            self._hand_over = HandOver()
+            self._hand_over = PipelineOverhead()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         if self.buckets is None:

@@ -6,7 +6,8 @@ in, with its exact types, or not at all:
 
 * *Writing* refuses with ``TypeError`` what would come back as something else: subclasses (masked arrays, named tuples,
   enumerations), arrays of objects, data types that NumPy cannot name. The message says where in the value it lies.
-* *Reading* refuses with :class:`Damaged` whatever does not bear the checksum, is cut short, or is not well formed.
+* *Reading* refuses with :class:`CorruptRecord` whatever does not bear the checksum, is cut short, or is not well
+  formed.
 
 A record is a header and a body::
 
@@ -33,7 +34,7 @@ import numpy as np
 from streaminfer._internal.extras import require
 from streaminfer.errors import StreamInferError
 
-__all__ = ["RECORD_MARK", "Damaged", "deserialise", "first_items", "serialise"]
+__all__ = ["RECORD_MARK", "CorruptRecord", "deserialise", "first_items", "serialise"]
 
 _MAGIC = b"si-ser"
 _VERSION = 1
@@ -50,7 +51,7 @@ _DEEPEST = 64
 Buffer = bytes | bytearray | memoryview
 
 
-class Damaged(StreamInferError, ValueError):  # noqa: N818 - says what the data are
+class CorruptRecord(StreamInferError, ValueError):  # noqa: N818 - says what the data are
     """What was read is not what was written: cut short, altered, of an unknown version, or never a record."""
 
 
@@ -90,32 +91,32 @@ def deserialise(data: Buffer) -> Any:
         The value.
 
     Raises:
-        Damaged: this is not, byte for byte, a record.
+        CorruptRecord: this is not, byte for byte, a record.
 
     Threads: any number may use it at once.
     """
     view = memoryview(data).toreadonly().cast("B")
     if len(view) < _HEADER.size:
-        raise Damaged(f"cut short: {len(view)} bytes are no record")
+        raise CorruptRecord(f"cut short: {len(view)} bytes are no record")
     magic, version, size, checksum = _HEADER.unpack_from(view)
     if magic != _MAGIC:
-        raise Damaged("not a record")
+        raise CorruptRecord("not a record")
     if version != _VERSION:
-        raise Damaged(f"version {version} is not known; this is version {_VERSION}")
+        raise CorruptRecord(f"version {version} is not known; this is version {_VERSION}")
     if size != len(view) - _HEADER.size:
-        raise Damaged(f"expected {size} bytes behind the header, got {len(view) - _HEADER.size}")
+        raise CorruptRecord(f"expected {size} bytes behind the header, got {len(view) - _HEADER.size}")
     body = view[_HEADER.size :]
     if _xxhash().xxh3_64_intdigest(body, seed=_VERSION) != checksum:
-        raise Damaged("altered: the checksum is another")
+        raise CorruptRecord("altered: the checksum is another")
     reader = _Reader(body)
     try:
         value = reader.read(0)
-    except Damaged:
+    except CorruptRecord:
         raise
     except Exception as error:  # whatever a body that somebody made up leads to
-        raise Damaged(f"not well formed: {error}") from error
+        raise CorruptRecord(f"not well formed: {error}") from error
     if reader.at != len(body):
-        raise Damaged("not well formed: something follows the value")
+        raise CorruptRecord("not well formed: something follows the value")
     return value
 
 
@@ -243,7 +244,7 @@ class _Reader:
     def _take(self, count: int) -> memoryview:
         end = self.at + count
         if end > len(self.body):
-            raise Damaged(f"not well formed: {count} bytes are said to follow, {len(self.body) - self.at} do")
+            raise CorruptRecord(f"not well formed: {count} bytes are said to follow, {len(self.body) - self.at} do")
         taken = self.body[self.at : end]
         self.at = end
         return taken
@@ -254,11 +255,11 @@ class _Reader:
 
     def read(self, depth: int) -> Any:
         if depth > _DEEPEST:
-            raise Damaged(f"not well formed: nested deeper than {_DEEPEST}")
+            raise CorruptRecord(f"not well formed: nested deeper than {_DEEPEST}")
         tag = self._take(1)[0]
         read = _READERS.get(tag)
         if read is None:
-            raise Damaged(f"not well formed: no type is called {tag}")
+            raise CorruptRecord(f"not well formed: no type is called {tag}")
         return read(self, depth)
 
     def _int(self, _depth: int) -> int:
@@ -362,7 +363,7 @@ def _dtype(described: str) -> np.dtype[Any]:
 
         dtype = np.lib.format.descr_to_dtype(ast.literal_eval(described))
         if dtype.hasobject:
-            raise Damaged("not well formed: an array of objects")
+            raise CorruptRecord("not well formed: an array of objects")
     return dtype
 
 

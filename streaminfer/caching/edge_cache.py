@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from streaminfer.caching.cache_statistics import CacheStatistics
     from streaminfer.caching.erasure.custody import Custody
     from streaminfer.caching.erasure.erasure import Erasure
-    from streaminfer.caching.erasure.retention_counts import Ledger
+    from streaminfer.caching.erasure.retention_counts import RetentionCounts
     from streaminfer.caching.table.departed_values import Departed
-    from streaminfer.caching.tiers.tier_set import Tiers
+    from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
     from streaminfer.compliance.retention import Retention
     from streaminfer.compliance.retention_log import RetentionLog
@@ -178,11 +178,11 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         self._clock_given = clock is not None
         self._heard = CacheEvents()
         self._flights: Any = None
-        self._ledger: Ledger | None = None
+        self._ledger: RetentionCounts | None = None
         if retention is not None and retention.log is not None:
-            from streaminfer.caching.erasure.retention_counts import Ledger  # noqa: PLC0415 - only with a policy
+            from streaminfer.caching.erasure.retention_counts import RetentionCounts  # noqa: PLC0415 - only with a policy
 
-            self._ledger = Ledger(retention.log, self.now)
+            self._ledger = RetentionCounts(retention.log, self.now)
             self._heard.listen(self, self._ledger.hear)
         self._custody: Custody | None = None
         if retention is not None and (retention.log is not None or retention.has_min_age):
@@ -199,12 +199,12 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             self._heard.listen(self, self.departed.hear)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
-        self.tiers: Tiers | None = None
+        self.tiers: TierSet | None = None
         if several:
-            from streaminfer.caching.tiers.tier_set import Tiers  # noqa: PLC0415 - only with tiers
+            from streaminfer.caching.tiers.tier_set import TierSet  # noqa: PLC0415 - only with tiers
 
             own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
-            self.tiers = Tiers(several, self, **own, policy=retention, ledger=self._ledger)
+            self.tiers = TierSet(several, self, **own, policy=retention, ledger=self._ledger)
         self._await_sweep()
 
     @overload
@@ -234,11 +234,11 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             ValueError: names that are no parameters.
             MissingExtra: xxhash is not installed.
         """
-        from streaminfer.caching.single_flight.flights import Flights  # noqa: PLC0415
+        from streaminfer.caching.single_flight.flights import SingleFlight  # noqa: PLC0415
         from streaminfer.caching.wrapping.cached_service import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
 
         if self._flights is None:
-            self._flights = Flights()
+            self._flights = SingleFlight()
         return put_in_front(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
 
     @property

@@ -3,7 +3,7 @@ cimport cython
 cdef long long _SLICES, _SLICE_NS
 cdef double _TINY
 
-cdef class TrafficShare:
+cdef class CallBudget:
     cdef readonly long long requests, granted, refused
     cdef double _ratio, _per_window
     cdef long long[::1] _seen

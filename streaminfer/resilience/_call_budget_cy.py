@@ -24,7 +24,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence
 
-__all__ = ["WINDOW_S", "TrafficShare"]
+__all__ = ["WINDOW_S", "CallBudget"]
 
 _SLICES = 10
 _SLICE_NS = 10**9
@@ -33,7 +33,7 @@ _TINY = 1e-9  # 20 requests at 0.05 are one
 WINDOW_S = 10.0
 
 
-class TrafficShare:
+class CallBudget:
     """Counts requests and grants extra calls as a share of them.
 
     Args:

@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from streaminfer.simulation.decision_log import DecisionLog
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
     from streaminfer.simulation.profiling import profile
-    from streaminfer.simulation.scenarios import Outcome, WhatIf, what_if
+    from streaminfer.simulation.scenarios import Scenario, ScenarioTable, what_if
     from streaminfer.simulation.simulation_result import SimulationResult
     from streaminfer.simulation.simulator import simulate
     from streaminfer.simulation.trace import Trace
 
 __all__ = [
     "DecisionLog",
-    "Outcome",
+    "Scenario",
+    "ScenarioTable",
     "SimulationResult",
     "Trace",
-    "WhatIf",
     "arrivals",
     "clairvoyant_optimum",
     "profile",
@@ -29,10 +29,10 @@ __all__ = [
 
 _HOMES = {
     "DecisionLog": "simulation.decision_log",
-    "Outcome": "simulation.scenarios",
+    "Scenario": "simulation.scenarios",
     "SimulationResult": "simulation.simulation_result",
     "Trace": "simulation.trace",
-    "WhatIf": "simulation.scenarios",
+    "ScenarioTable": "simulation.scenarios",
     "clairvoyant_optimum": "simulation.offline_optimum",
     "profile": "simulation.profiling",
     "simulate": "simulation.simulator",

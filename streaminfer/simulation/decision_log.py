@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance
-from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class DecisionLog:
     dropped: dict[str, int]
 
     @classmethod
-    def of(cls, journal: Journal) -> Self:
+    def of(cls, journal: EventRing) -> Self:
         """A snapshot of a journal, in the thread of its event loop.
 
         Raises:
             TypeError: something else.
         """
-        check_instance("journal", journal, lambda value: isinstance(value, Journal), "a Journal")
+        check_instance("journal", journal, lambda value: isinstance(value, EventRing), "a EventRing")
         return cls(**journal.snapshot())
 
     @property

@@ -26,7 +26,7 @@ from streaminfer.simulation.simulation_result import SimulationResult
 from streaminfer.simulation.simulator import simulate
 from streaminfer.simulation.trace import Trace
 
-__all__ = ["Outcome", "WhatIf", "what_if"]
+__all__ = ["Scenario", "ScenarioTable", "what_if"]
 
 _SETTINGS = ("service_time", "max_batch_size", "slo_s", "policy", "workers", "max_queue_delay_s")
 _ALONG_X = {
@@ -39,7 +39,7 @@ _SHOW_AFTER_S = 1.0
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
+class Scenario:
     """One combination of settings, and what came of it.
 
     Attributes:
@@ -93,19 +93,19 @@ class Outcome:
 
 
 @attrs.frozen(eq=False, repr=False)
-class WhatIf(Sequence[Outcome]):
-    """What came of each combination; a sequence of `Outcome`, the last argument of `what_if` varying fastest.
+class ScenarioTable(Sequence[Scenario]):
+    """What came of each combination; a sequence of `Scenario`, the last argument of `what_if` varying fastest.
 
     Attributes:
         trace: the traffic.
         outcomes: of each combination.
-        devices: service times by the name that ``Outcome.service_time`` gives.
+        devices: service times by the name that ``Scenario.service_time`` gives.
         noise: of the devices.
         seed: of the noise.
     """
 
     trace: Trace
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Scenario, ...]
     devices: Mapping[str, ServiceTime]
     noise: float
     seed: int
@@ -116,7 +116,7 @@ class WhatIf(Sequence[Outcome]):
     def __getitem__(self, at: Any) -> Any:
         return self.outcomes[at]
 
-    def best(self) -> Outcome:
+    def best(self) -> Scenario:
         """The outcome with the most requests on time; among equals the fewest workers, then the shortest ``p99_s``.
 
         A longer SLO makes it easier to be on time: compare SLOs with your callers in mind.
@@ -124,7 +124,7 @@ class WhatIf(Sequence[Outcome]):
         # NaN, of an outcome without an answer, is no order: last
         return min(self.outcomes, key=lambda it: (-it.on_time, it.workers, np.inf if np.isnan(it.p99_s) else it.p99_s))
 
-    def replay(self, outcome: Outcome) -> SimulationResult:
+    def replay(self, outcome: Scenario) -> SimulationResult:
         """Runs one combination again, for what the table leaves out: each latency, each batch, the timeline.
 
         Args:
@@ -154,9 +154,9 @@ class WhatIf(Sequence[Outcome]):
         Raises:
             MissingExtra: matplotlib is not installed (``pip install 'streaminfer[plot]'``).
         """
-        ticker = require("matplotlib.ticker", extra="plot", purpose="WhatIf.plot")
+        ticker = require("matplotlib.ticker", extra="plot", purpose="ScenarioTable.plot")
         if ax is None:
-            ax = require("matplotlib.pyplot", extra="plot", purpose="WhatIf.plot").subplots()[1]
+            ax = require("matplotlib.pyplot", extra="plot", purpose="ScenarioTable.plot").subplots()[1]
         varied = self._varied()
         along = next((name for name in _ALONG_X if name in varied and self._values(name).isdisjoint({None})), None)
         if along is None:
@@ -236,7 +236,7 @@ def what_if(
     noise: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> WhatIf:
+) -> ScenarioTable:
     """Plays recorded traffic again under every combination of the alternatives given.
 
     Args:
@@ -295,7 +295,7 @@ def what_if(
         report(done, len(combinations))
         outcomes.append(_outcome(combination, _run(trace, devices, combination, noise, seed)))
     report(len(combinations), len(combinations))
-    return WhatIf(trace, tuple(outcomes), devices, noise, seed)
+    return ScenarioTable(trace, tuple(outcomes), devices, noise, seed)
 
 
 def _run(
@@ -314,12 +314,12 @@ def _run(
     )
 
 
-def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Outcome:
+def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Scenario:
     answered_s = result.latencies_s[~np.isnan(result.latencies_s)]
     p50_s, p99_s = np.quantile(answered_s, (0.5, 0.99)).tolist() if answered_s.size else (np.nan, np.nan)
     ends_s, sizes = result.batch_ends_s, result.batch_sizes
     busy_s = float((ends_s - result.batch_starts_s).sum())
-    return Outcome(
+    return Scenario(
         **settings,
         on_time=result.on_time,
         dropped=result.dropped,
@@ -360,14 +360,14 @@ def _devices(service_time: Any) -> dict[str, ServiceTime]:
     return devices
 
 
-def _setting(outcome: Outcome, name: str) -> str:
+def _setting(outcome: Scenario, name: str) -> str:
     value = getattr(outcome, name)
     if name == "slo_s" and value is None:
         return "as recorded"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _label(outcome: Outcome, names: list[str]) -> str:
+def _label(outcome: Scenario, names: list[str]) -> str:
     return ", ".join(f"{name}={_setting(outcome, name)}" for name in names)
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.caching.codec import Damaged, deserialise, serialise
+from streaminfer.caching.codec import CorruptRecord, deserialise, serialise
 
 HEADER = 24
 scalars = st.one_of(
@@ -73,7 +73,7 @@ def test_a_flipped_bit_is_never_a_value(value, data):
     record = bytearray(serialise(value))
     at = data.draw(st.integers(0, len(record) * 8 - 1))
     record[at // 8] ^= 1 << (at % 8)
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptRecord):
         deserialise(bytes(record))
 
 
@@ -82,16 +82,16 @@ def test_every_bit_of_one_record():
     for at in range(len(record) * 8):
         altered = bytearray(record)
         altered[at // 8] ^= 1 << (at % 8)
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptRecord):
             deserialise(altered)
 
 
 @given(values, st.data())
 def test_a_record_cut_short_or_prolonged_is_never_a_value(value, data):
     record = serialise(value)
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptRecord):
         deserialise(record[: data.draw(st.integers(0, len(record) - 1))])
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptRecord):
         deserialise(record + b"\0")
 
 
@@ -105,7 +105,7 @@ def test_what_somebody_made_up_is_a_value_or_damaged(data):
     body = bytearray(serialise(data.draw(values))[HEADER:])
     for _ in range(data.draw(st.integers(0, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(Damaged):
+    with contextlib.suppress(CorruptRecord):
         deserialise(with_checksum(bytes(body)))
 
 
@@ -126,7 +126,7 @@ def test_what_somebody_made_up_is_a_value_or_damaged(data):
     ],
 )
 def test_a_forged_body_is_refused(body):
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptRecord):
         deserialise(with_checksum(body))
 
 
@@ -208,5 +208,5 @@ def test_the_format_stays():
 def test_another_version_is_named():
     record = bytearray(serialise(1))
     record[6] = 9
-    with pytest.raises(Damaged, match="version 9"):
+    with pytest.raises(CorruptRecord, match="version 9"):
         deserialise(record)

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.errors import MissingExtra
 from streaminfer.simulation.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 
@@ -21,7 +21,7 @@ MS = 1_000_000
 def journal():
     """Two workers, three batches of which one failed and one runs, three drops; on a clock that has run for a year."""
     start = 10**9 * 86400 * 365
-    journal = Journal()
+    journal = EventRing()
     for at_ms, limit_ms, priority in [(0, 50, 0), (1, 0, 1), (4, 20, 0), (30, 50, 2)]:
         journal.arrived(start + at_ms * MS, limit_ms * MS, priority)
     first = journal.launched(start, 1, "exploration", 0)
@@ -58,7 +58,7 @@ def test_it_is_a_copy(journal):
 
 
 def test_only_a_journal_makes_one():
-    with pytest.raises(TypeError, match="journal: expected a Journal"):
+    with pytest.raises(TypeError, match="journal: expected a EventRing"):
         DecisionLog.of(3)
 
 
@@ -88,7 +88,7 @@ def test_it_explains_as_many_as_asked(journal):
 
 
 def test_an_empty_log_says_so():
-    log = DecisionLog.of(Journal())
+    log = DecisionLog.of(EventRing())
     assert log.explain() == "0 batches: none\n0 requests dropped: none"
     assert log.latest_ns == 0
     assert repr(log) == "<DecisionLog of the last 0 arrivals, 0 batches and 0 drops>"
@@ -112,7 +112,7 @@ def test_html_counts_and_escapes(journal):
 
 
 def test_html_of_a_reason_that_the_ring_has_forgotten():
-    journal = Journal(1, 1)
+    journal = EventRing(1, 1)
     journal.launched(0, 1, "full", 0)
     journal.launched(1, 3, "planned", 0)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", DecisionLog.of(journal)._repr_html_())
@@ -162,7 +162,7 @@ def test_the_timeline_of_the_last_moments(journal, axes):
 
 def test_a_reason_keeps_its_colour(axes):
     for reasons in (("full", "planned"), ("planned", "mine", "full")):
-        journal = Journal()
+        journal = EventRing()
         for at, reason in enumerate(reasons):
             journal.finished(journal.launched(at * MS, 1, reason, 0), (at + 1) * MS, True)
         DecisionLog.of(journal).plot(axes)
@@ -173,7 +173,7 @@ def test_a_reason_keeps_its_colour(axes):
 
 
 def test_narrow_bars_carry_no_figures(axes):
-    journal = Journal()
+    journal = EventRing()
     for at in range(100):
         journal.finished(journal.launched(at * MS, 7, "full", 0), (at + 1) * MS, True)
     number = journal.launched(100 * MS, 5, "full", 0)
@@ -184,7 +184,7 @@ def test_narrow_bars_carry_no_figures(axes):
 
 
 def test_the_timeline_of_nothing_on_a_figure_of_its_own(axes):
-    own = DecisionLog.of(Journal()).plot()
+    own = DecisionLog.of(EventRing()).plot()
     assert own is not axes
     assert len(own.lines) == 2
     assert not own.texts

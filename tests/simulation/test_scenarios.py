@@ -232,7 +232,7 @@ def test_plot_of_bars_where_no_number_differs(axes):
 
 def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.ticker", None)
-    with pytest.raises(MissingExtra, match=r"WhatIf.plot needs .*pip install 'streaminfer\[plot\]'"):
+    with pytest.raises(MissingExtra, match=r"ScenarioTable.plot needs .*pip install 'streaminfer\[plot\]'"):
         asked().plot()
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.decision_log import DecisionLog
 from streaminfer.simulation.trace import Trace
 
@@ -78,7 +78,7 @@ def test_what_is_no_trace(arguments, error, message):
 
 
 def test_from_a_log_keeps_nanoseconds_of_a_clock_that_has_run_for_a_year():
-    journal = Journal()
+    journal = EventRing()
     start = 10**9 * 86400 * 365
     for at_ns, limit_ns in [(0, 50_000_001), (3, 0), (10, 7)]:
         journal.arrived(start + at_ns, limit_ns, 4)
@@ -89,7 +89,7 @@ def test_from_a_log_keeps_nanoseconds_of_a_clock_that_has_run_for_a_year():
 
 
 def test_from_a_log_whose_clock_went_back_a_little():
-    journal = Journal()
+    journal = EventRing()
     for at_ns, priority in [(10, 1), (5, 2), (20, 3)]:
         journal.arrived(at_ns, 0, priority)
     trace = Trace.from_log(DecisionLog.of(journal))

@@ -18,7 +18,7 @@ from streaminfer._internal.snapshot import Snapshot
 
 pytestmark = pytest.mark.uncompiled
 
-STATES = ("Statistics", "StartReport", "PartStart", "ServerTimes")
+STATES = ("Statistics", "StartReport", "PartStart", "ServerStatistics")
 
 
 def statistics_classes():

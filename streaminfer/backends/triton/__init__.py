@@ -9,6 +9,6 @@ batch becomes; ``session`` is one start, with what the server said then (``model
 from streaminfer.backends.triton.backend import TritonBackend
 from streaminfer.backends.triton.endpoint import Tls
 from streaminfer.backends.triton.sequences import SequenceLost
-from streaminfer.backends.triton.server_statistics import ServerTimes, TritonStatistics
+from streaminfer.backends.triton.server_statistics import ServerStatistics, TritonStatistics
 
-__all__ = ["SequenceLost", "ServerTimes", "Tls", "TritonBackend", "TritonStatistics"]
+__all__ = ["SequenceLost", "ServerStatistics", "Tls", "TritonBackend", "TritonStatistics"]

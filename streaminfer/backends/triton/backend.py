@@ -23,11 +23,11 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder
-from streaminfer.backends.triton.endpoint import Protocol, Tls, find_address
+from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_server
-from streaminfer.backends.triton.request_splitter import Asker
-from streaminfer.backends.triton.server_statistics import ServerTimes, StatisticsReader, TritonStatistics
+from streaminfer.backends.triton.request_splitter import RequestSplitter
+from streaminfer.backends.triton.server_statistics import ServerStatistics, StatisticsReader, TritonStatistics
 from streaminfer.backends.triton.session import Session
 from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
@@ -133,7 +133,7 @@ class TritonBackend:
         self._every_s = _optional("statistics_every_s", statistics_every_s)
         self._keepalive_s = _optional("keepalive_s", keepalive_s)
         self._max_streams = check_count("max_streams", max_streams)
-        self._address = find_address(url, protocol, tls, insecure)
+        self._address = find_endpoint(url, protocol, tls, insecure)
         if shared_memory and not self._address.local:
             raise ValueError(f"shared_memory: expected False, since {self._address} is another machine, got True")
         self._headers = Headers(headers)
@@ -155,7 +155,7 @@ class TritonBackend:
         self.max_batch_size: int | None = None
         self.description: ModelDescription | None = None
         self.server: Server | None = None
-        self._asker: Asker | None = None
+        self._asker: RequestSplitter | None = None
         self._starting = False
         self._recorder = BackendRecorder(1, self._clock)
         self._reader = StatisticsReader(self._what())
@@ -270,7 +270,7 @@ class TritonBackend:
         finally:
             self._starting = False
         self.server = server
-        self._asker = Asker(session, self._what(), self._timeout_s, self._clock)
+        self._asker = RequestSplitter(session, self._what(), self._timeout_s, self._clock)
         self._take_over()
         self._reader.start(self._asker, self._every_s)
 
@@ -369,7 +369,7 @@ class TritonBackend:
 
     # -- statistics ---------------------------------------------------------------------------------------------
 
-    async def read_statistics(self) -> ServerTimes:
+    async def read_statistics(self) -> ServerStatistics:
         """Reads the server's statistics of the model now.
 
         Returns:
@@ -415,7 +415,7 @@ class TritonBackend:
             return HttpTransport(self._address, self._headers)
         return GrpcTransport(self._address, self._headers, self._keepalive_s, self._clock)
 
-    def _running(self) -> Asker:
+    def _running(self) -> RequestSplitter:
         if self._asker is None:
             raise Closed(f"{self._what()} is not started, or stopped")
         self._on_my_loop(self._asker.session)

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from streaminfer.backends.signature import TensorSpec, describe_shape
 from streaminfer.backends.triton.dtypes import TEXT, decode_text
-from streaminfer.backends.triton.messages import Answer, Tensor
+from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import ModelDescription
 from streaminfer.errors import BackendError
 
-__all__ = ["read_rows"]
+__all__ = ["decode_rows"]
 
 
-def read_rows(model: ModelDescription, answer: Answer, rows: int, *, batched: bool) -> list[Any]:
+def decode_rows(model: ModelDescription, answer: InferResponse, rows: int, *, batched: bool) -> list[Any]:
     """One result per row: an array, or a mapping of output name to array.
 
     Args:

@@ -18,7 +18,7 @@ import attrs
 
 from streaminfer._internal.validation import check_instance, expected
 
-__all__ = ["Address", "Protocol", "Tls", "find_address"]
+__all__ = ["Endpoint", "Protocol", "Tls", "find_endpoint"]
 
 Protocol = Literal["grpc", "http"]
 Pem = str | os.PathLike[str] | bytes
@@ -102,7 +102,7 @@ class Tls:
 
 
 @attrs.frozen
-class Address:
+class Endpoint:
     """Where a server listens.
 
     Attributes:
@@ -133,7 +133,7 @@ class Address:
         return self.target + (self.path if self.host else "")
 
 
-def find_address(url: str, protocol: Protocol, tls: "Tls | bool | None", insecure: bool) -> Address:
+def find_endpoint(url: str, protocol: Protocol, tls: "Tls | bool | None", insecure: bool) -> Endpoint:
     """Reads an address and decides whether it is encrypted.
 
     Args:
@@ -156,7 +156,7 @@ def find_address(url: str, protocol: Protocol, tls: "Tls | bool | None", insecur
         path = path.removeprefix("//") if path.startswith("///") else path
         if not path:
             raise ValueError(expected("url", "a path after unix:", url))
-        address = Address("", 0, path, wanted)
+        address = Endpoint("", 0, path, wanted)
     else:
         address = _parse(url, protocol, wanted, tls is False)
     if protocol == "http" and not address.host and address.tls is not None:
@@ -171,7 +171,7 @@ def find_address(url: str, protocol: Protocol, tls: "Tls | bool | None", insecur
     return address
 
 
-def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Address:
+def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Endpoint:
     scheme, separator, rest = url.partition("://")
     scheme, rest = (scheme.lower(), rest) if separator else (protocol, url)
     if scheme.rstrip("s") != protocol or scheme not in _ENCRYPTED:
@@ -198,7 +198,7 @@ def _parse(url: str, protocol: Protocol, tls: Tls | None, refused: bool) -> Addr
         tls = tls or Tls()
     elif separator and tls is not None:
         raise ValueError(f"url: expected {protocol}s:// or no scheme, since tls= is given, got {scheme}://")
-    return Address(host, port, path, tls)
+    return Endpoint(host, port, path, tls)
 
 
 def _is_host(host: str) -> bool:

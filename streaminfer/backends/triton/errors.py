@@ -1,6 +1,7 @@
 """What a server or the way to it answered instead of an answer, as the one tree of errors.
 
-Both protocols are read into one form, :class:`Refused`: the canonical name of a gRPC status and a text. What it means
+Both protocols are read into one form, :class:`ServerError`: the canonical name of a gRPC status and a text. What it
+means
 is decided in one place:
 
 =====================  =====================================================================================
@@ -28,7 +29,7 @@ from email.utils import parsedate_to_datetime
 
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, Overloaded, StreamInferError
 
-__all__ = ["Refused", "from_status", "of_http_status", "retry_after", "too_large", "without_input"]
+__all__ = ["ServerError", "from_status", "of_http_status", "retry_after", "too_large", "without_input"]
 
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
 _TOO_LARGE = ("larger than max", "too large")
@@ -60,7 +61,7 @@ _NOT_THE_INPUT = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - not an error of ours yet: what the server said
+class ServerError(Exception):
     """What came instead of an answer.
 
     Attributes:
@@ -95,7 +96,7 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
     return max(after_s, 0.0) if math.isfinite(after_s) else None
 
 
-def too_large(refused: Refused) -> bool:
+def too_large(refused: ServerError) -> bool:
     """Whether the server does not take so large a message: fewer rows may pass."""
     return refused.status == "RESOURCE_EXHAUSTED" and any(words in refused.text.lower() for words in _TOO_LARGE)
 
@@ -111,7 +112,7 @@ def of_http_status(status: int, text: str) -> str:
     return name
 
 
-def from_status(refused: Refused, what: str) -> StreamInferError:
+def from_status(refused: ServerError, what: str) -> StreamInferError:
     """The error that callers get; its ``__cause__`` is the transport's own.
 
     Args:
@@ -141,7 +142,7 @@ def from_status(refused: Refused, what: str) -> StreamInferError:
     return error
 
 
-def without_input(refused: Refused, what: str) -> StreamInferError:
+def without_input(refused: ServerError, what: str) -> StreamInferError:
     """The same for a question that carries nobody's input: a refusal is the server's or the configuration's fault."""
     error = from_status(refused, what)
     if isinstance(error, InvalidInput):

@@ -3,10 +3,10 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Answer", "Call", "Shared", "Tensor", "Transport"]
+__all__ = ["InferRequest", "InferResponse", "SharedMemoryRef", "Tensor", "Transport"]
 
 
-class Shared(NamedTuple):
+class SharedMemoryRef(NamedTuple):
     """A part of a shared memory region that the server knows."""
 
     region: str
@@ -21,7 +21,8 @@ class Tensor(NamedTuple):
         name: of the input or output.
         datatype: the protocol's name for it.
         shape: sizes of all axes.
-        content: of an input, a C-contiguous array, or where it lies as :class:`Shared` memory; of an output, its bytes,
+        content: of an input, a C-contiguous array, or where it lies as :class:`SharedMemoryRef`; of an output, its
+        bytes,
             its elements in a list where the server sends no bytes, or the array.
     """
 
@@ -31,7 +32,7 @@ class Tensor(NamedTuple):
     content: Any
 
 
-class Call(NamedTuple):
+class InferRequest(NamedTuple):
     """One question to a model.
 
     Attributes:
@@ -46,11 +47,11 @@ class Call(NamedTuple):
     model: str
     version: str
     inputs: Sequence[Tensor]
-    outputs: Mapping[str, Shared | None] | None = None
+    outputs: Mapping[str, SharedMemoryRef | None] | None = None
     parameters: Mapping[str, int | bool | str] = {}
 
 
-class Answer(NamedTuple):
+class InferResponse(NamedTuple):
     """What a model answered.
 
     Attributes:
@@ -67,7 +68,7 @@ class Answer(NamedTuple):
 class Transport(Protocol):
     """A connection to a server; belongs to one event loop.
 
-    Every method raises :class:`~streaminfer.backends.triton.errors.Refused` when the server or the way to it says
+    Every method raises :class:`~streaminfer.backends.triton.errors.ServerError` when the server or the way to it says
     no, :class:`~streaminfer.errors.BackendError` for an answer that cannot be read, and
     :class:`~streaminfer.errors.Closed` when :meth:`close` ended it.
     """
@@ -108,11 +109,11 @@ class Transport(Protocol):
         """Names of the shared memory that it knows."""
         ...
 
-    async def infer(self, call: Call, timeout_s: float) -> Answer:
+    async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """One answer."""
         ...
 
-    def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+    def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """Each answer as it comes, the final one included."""
         ...
 

@@ -15,7 +15,7 @@ import attrs
 
 from streaminfer.backends.signature import TensorSpec
 from streaminfer.backends.triton.dtypes import dtype_of
-from streaminfer.backends.triton.errors import Refused, without_input
+from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import Transport
 from streaminfer.backends.triton.shared_memory import OLDEST_SERVER
 from streaminfer.errors import BackendError
@@ -240,14 +240,14 @@ async def describe_server(
         server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
         try:
             metadata = await transport.metadata(model, version, timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             if refused.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
                 raise await _unknown(transport, server, model, version, refused, timeout_s) from refused
             raise
         if not await transport.ready(model, version, timeout_s):
             raise BackendError(f"{what} is not ready: the server loads it, or could not")
         return server, await _read(transport, server, model, version, metadata, timeout_s)
-    except Refused as refused:
+    except ServerError as refused:
         raise without_input(refused, f"asking the server about {what}") from refused.__cause__
 
 
@@ -262,7 +262,7 @@ async def describe_model(
     try:
         metadata = await transport.metadata(model, version, timeout_s)
         return await _read(transport, server, model, version, metadata, timeout_s)
-    except Refused as refused:
+    except ServerError as refused:
         raise without_input(refused, f"asking the server about model {model!r}") from refused.__cause__
 
 
@@ -270,7 +270,7 @@ async def latest_version(transport: Transport, model: str, timeout_s: float) -> 
     """The version that a server chooses now; empty where it names none.
 
     Raises:
-        Refused: it does not answer.
+        ServerError: it does not answer.
     """
     return latest((await transport.metadata(model, "", timeout_s)).get("versions") or ())
 
@@ -285,7 +285,7 @@ async def _read(
 
 
 async def _unknown(
-    transport: Transport, server: Server, model: str, version: str, refused: Refused, timeout_s: float
+    transport: Transport, server: Server, model: str, version: str, refused: ServerError, timeout_s: float
 ) -> ValueError | BackendError:
     """Says which models and versions there are instead."""
     known: list[str] = []
@@ -298,7 +298,7 @@ async def _unknown(
                     return BackendError(f"model {model!r} is not ready: {state} {one.get('reason', '')}".rstrip())
                 if state == "READY":
                     known.append(f"{one.get('name')!r} {number}")
-        except Refused as without:
+        except ServerError as without:
             known = [f"(its list cannot be read: {without.text})"]
     if "no available versions" in refused.text.lower():
         return BackendError(f"model {model!r} is not ready: {refused.text}")

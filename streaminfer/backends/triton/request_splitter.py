@@ -16,13 +16,13 @@ import numpy as np
 
 from streaminfer.backends.signature import TensorSpec, describe
 from streaminfer.backends.triton.dtypes import TEXT
-from streaminfer.backends.triton.errors import Refused, from_status, too_large
+from streaminfer.backends.triton.errors import ServerError, from_status, too_large
 from streaminfer.backends.triton.sequences import NotSent, SequenceLost
 from streaminfer.backends.triton.session import Session
 from streaminfer.errors import BackendError, DeadlineExceeded, InvalidInput, StreamInferError
 from streaminfer.request import NEVER_NS, Batch, Request
 
-__all__ = ["Asker", "without_axis", "zeros_for"]
+__all__ = ["RequestSplitter", "without_axis", "zeros_for"]
 
 _FORGOTTEN = "must specify the start flag"
 _OTHER_FORM = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
@@ -30,7 +30,7 @@ _OTHER_FORM = ("unexpected shape for input", "unexpected inference input", "unex
 _END: Any = object()
 
 
-class Asker:
+class RequestSplitter:
     """Asks one model, through one session.
 
     Args:
@@ -118,7 +118,7 @@ class Asker:
         fewer = False
         try:
             results = await self.session.ask(inputs, size, parameters, timeout_s, batched=True)
-        except Refused as refused:
+        except ServerError as refused:
             fewer = too_large(refused)
             error = await self._error(refused, f"{self.what}, a batch of {len(rows)}", inputs, changes)
         except InvalidInput as unsendable:  # text that cannot be written down: of one row, not of all
@@ -153,7 +153,7 @@ class Asker:
         changes = self.session.changes
         try:
             results = await self.session.ask(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
-        except Refused as refused:
+        except ServerError as refused:
             error = await self._error(refused, self.what, arrays, changes)
         else:
             return results[0]
@@ -190,7 +190,7 @@ class Asker:
                 parameters = {**self.parameters((row,)), **stream.parameters(end=end)}
                 try:
                     results = await self.session.ask(sent, 1, parameters, timeout_s, batched=batched)
-                except Refused as refused:
+                except ServerError as refused:
                     failure = await self._of_step(refused, row.stream_id, arrays, changes)
                     raise failure from failure.__cause__
                 except InvalidInput as unsendable:
@@ -201,7 +201,9 @@ class Asker:
             raise DeadlineExceeded(f"{self.what}: the deadline passed before the step was answered") from error
         return results[0]
 
-    async def _error(self, refused: Refused, what: str, arrays: Mapping[str, Any], changes: int) -> StreamInferError:
+    async def _error(
+        self, refused: ServerError, what: str, arrays: Mapping[str, Any], changes: int
+    ) -> StreamInferError:
         """What callers get; they are not blamed for a model that is not the one that was described.
 
         Where it is another one, the server is asked what that reads, and later requests are checked by it.
@@ -228,7 +230,7 @@ class Asker:
         return replaced
 
     async def _of_step(
-        self, refused: Refused, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
+        self, refused: ServerError, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
     ) -> StreamInferError:
         if _FORGOTTEN in refused.text.lower():
             lost = SequenceLost(
@@ -321,7 +323,7 @@ class Asker:
                     yield (await self.session.read(answer, 1, changes, batched=batched))[0]
                     if answer.final:
                         return
-        except Refused as refused:
+        except ServerError as refused:
             error = from_status(refused, f"{self.what}, a stream of answers")
         except TimeoutError as silent:
             error = DeadlineExceeded(f"{self.what}, a stream of answers: nothing came for {silence_s} s")

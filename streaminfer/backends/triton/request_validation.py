@@ -14,13 +14,13 @@ from streaminfer.backends.triton.dtypes import TEXT, is_text
 from streaminfer.backends.triton.model import ModelDescription
 from streaminfer.errors import InvalidInput
 
-__all__ = ["RequestCheck"]
+__all__ = ["RequestValidator"]
 
 _ANY_TEXT = np.array("", TEXT)
 _MOST_SETS = 1024
 
 
-class RequestCheck:
+class RequestValidator:
     """Checks what requests bring for a model.
 
     Args:

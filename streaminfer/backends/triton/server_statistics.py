@@ -14,18 +14,18 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
-from streaminfer.backends.triton.errors import Refused, without_input
-from streaminfer.backends.triton.request_splitter import Asker
+from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.errors import BackendError, StreamInferError
 
-__all__ = ["CounterReader", "ServerTimes", "StatisticsReader", "TritonStatistics"]
+__all__ = ["CounterReader", "ServerStatistics", "StatisticsReader", "TritonStatistics"]
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 _NAMES = ("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _PARTS))
 
 
 @attrs.frozen(kw_only=True)
-class ServerTimes(Snapshot):
+class ServerStatistics(Snapshot):
     """Means over the requests that a model of a server answered, whoever asked.
 
     Attributes:
@@ -67,8 +67,8 @@ class TritonStatistics(BackendStatistics):
     """
 
     round_trip_s: float
-    server: ServerTimes | None
-    recent: ServerTimes | None
+    server: ServerStatistics | None
+    recent: ServerStatistics | None
     server_error: str
     split_batches: int
 
@@ -104,10 +104,10 @@ class _Reading:
     def is_possible(self) -> bool:
         return all(value >= 0 for value in self.values.values())
 
-    def times(self) -> ServerTimes:
+    def times(self) -> ServerStatistics:
         requests = self.values["success"]
         queue, given, infer, taken = (self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS)
-        return ServerTimes(
+        return ServerStatistics(
             requests=requests,
             failures=self.values["fail"],
             rows=self.values["rows"],
@@ -130,8 +130,8 @@ class CounterReader:
     def __init__(self) -> None:
         self._last: Mapping[str, _Reading] | None = None
         self._sum = _Reading(dict.fromkeys(_NAMES, 0))
-        self.total: ServerTimes | None = None
-        self.recent: ServerTimes | None = None
+        self.total: ServerStatistics | None = None
+        self.recent: ServerStatistics | None = None
 
     def read(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Takes in the counters of a model, by version, as the server gives them.
@@ -170,12 +170,12 @@ class StatisticsReader:
         self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
         self._reading: asyncio.Task[None] | None = None
 
-    def start(self, asker: Asker, every_s: float | None) -> None:
+    def start(self, asker: RequestSplitter, every_s: float | None) -> None:
         """Reads again and again, every so many seconds, where the server has statistics."""
         if every_s is not None and "statistics" in asker.session.server.extensions:
             self._reading = asyncio.create_task(self._read_again_and_again(asker, every_s))
 
-    async def stop(self, asker: Asker) -> None:
+    async def stop(self, asker: RequestSplitter) -> None:
         """Ends that, and keeps what this start has counted."""
         self._before = self._totals(asker)
         reading, self._reading = self._reading, None
@@ -187,7 +187,7 @@ class StatisticsReader:
         """The event loop of the start has ended, and the reading with it."""
         self._reading = None
 
-    async def read(self, asker: Asker) -> ServerTimes:
+    async def read(self, asker: RequestSplitter) -> ServerStatistics:
         """Reads the server's statistics of the model, of all its versions, now.
 
         Raises:
@@ -201,7 +201,7 @@ class StatisticsReader:
             try:
                 said = await session.statistics()
                 self.counters.read(said)
-            except Refused as refused:
+            except ServerError as refused:
                 error: StreamInferError = without_input(refused, f"reading the statistics of {self._what}")
             except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
                 error = BackendError(f"the statistics of {self._what} cannot be read: {unreadable!r}")
@@ -213,7 +213,7 @@ class StatisticsReader:
         self.error = str(error)
         raise error
 
-    def statistics(self, recorder: BackendRecorder, asker: Asker | None, workers: int) -> TritonStatistics:
+    def statistics(self, recorder: BackendRecorder, asker: RequestSplitter | None, workers: int) -> TritonStatistics:
         """What was counted until now, and what the server said when it was last asked."""
         split, trips, took_ns = self._totals(asker)
         return TritonStatistics(
@@ -225,14 +225,14 @@ class StatisticsReader:
             split_batches=split,
         )
 
-    def _totals(self, asker: Asker | None) -> tuple[int, int, int]:
+    def _totals(self, asker: RequestSplitter | None) -> tuple[int, int, int]:
         split, trips, took_ns = self._before
         if asker is None:
             return self._before
         session = asker.session
         return split + asker.split, trips + session.round_trips, took_ns + session.round_trip_ns
 
-    async def _read_again_and_again(self, asker: Asker, every_s: float) -> None:
+    async def _read_again_and_again(self, asker: RequestSplitter, every_s: float) -> None:
         while True:
             try:
                 await self.read(asker)

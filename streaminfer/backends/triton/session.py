@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streaminfer.backends.signature import NonFinite, TensorSpec
-from streaminfer.backends.triton.decode import read_rows
+from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import TEXT, is_text
-from streaminfer.backends.triton.errors import Refused, without_input
-from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor, Transport
+from streaminfer.backends.triton.errors import ServerError, without_input
+from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
 from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, latest_version
-from streaminfer.backends.triton.request_validation import RequestCheck
+from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import Sequences
 from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
 from streaminfer.errors import BackendError, InvalidInput
@@ -35,7 +35,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Parameters = Mapping[str, int | bool | str]
 
 
-class Hands:
+class InFlightCounter:
     """Counts what is at work, and lets others wait until nothing is: ``with hands: ...``."""
 
     __slots__ = ("_count", "_none")
@@ -118,8 +118,8 @@ class Session:
         if shared_memory:
             self.pool = RegionPool(self._register, self._unregister, registered=self._registered)
         self._clock = clock
-        self.calls = Hands()
-        self.streams = Hands()
+        self.calls = InFlightCounter()
+        self.streams = InFlightCounter()
         self.round_trips = 0
         self.round_trip_ns = 0
 
@@ -139,7 +139,7 @@ class Session:
             One result per row.
 
         Raises:
-            Refused: the server or the way to it said no.
+            ServerError: the server or the way to it said no.
             InvalidInput: the arrays are not of the types that the model reads now.
             BackendError: the answer is not what the model answers.
         """
@@ -148,7 +148,7 @@ class Session:
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
         if self.pool is None:
             answer = await self.transport.infer(
-                Call(self.model.name, self._version, inputs, parameters=parameters), timeout_s
+                InferRequest(self.model.name, self._version, inputs, parameters=parameters), timeout_s
             )
         else:
             answer = await self._ask_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
@@ -157,7 +157,7 @@ class Session:
         self.round_trip_ns += self._clock() - started_ns
         return results
 
-    async def read(self, answer: Answer, rows: int, changes: int, *, batched: bool) -> list[Any]:
+    async def read(self, answer: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
         """One result per row of an answer, read by the description of the version that gave it.
 
         Args:
@@ -175,7 +175,7 @@ class Session:
             if changes == self.changes or answer.version not in self._earlier:
                 await self.describe_again(self.changes, answer.version)
             model = self._earlier.get(answer.version, self.model)
-        return read_rows(model, answer, rows, batched=batched)
+        return decode_rows(model, answer, rows, batched=batched)
 
     async def describe_again(self, changes: int, version: str = "") -> None:
         """Asks the server what the model is now, once for all calls that see a change.
@@ -210,7 +210,7 @@ class Session:
             return
         try:
             version = await latest_version(self.transport, self.model.name, self._timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             raise without_input(refused, "asking the server for its version") from refused.__cause__
         if version not in {"", self.model.version}:
             await self.describe_again(changes)
@@ -218,7 +218,7 @@ class Session:
     def _set_model(self, model: ModelDescription) -> None:
         """Takes over what the server says; streams keep their sequences where the model still has such."""
         self.model = model
-        self.check = RequestCheck(model, self._non_finite)
+        self.check = RequestValidator(model, self._non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
         self._outputs = {spec.name: spec for spec in model.outputs}
@@ -229,16 +229,16 @@ class Session:
             self.sequences = Sequences(*manner, self._max_streams)
         self._manner = manner
 
-    def call(self, arrays: Arrays, parameters: Parameters) -> Call:
+    def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
         """What is sent for arrays without shared memory."""
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
-        return Call(self.model.name, self._version, inputs, parameters=parameters)
+        return InferRequest(self.model.name, self._version, inputs, parameters=parameters)
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
         """The server's counters of the model, by version.
 
         Raises:
-            Refused: it does not say.
+            ServerError: it does not say.
         """
         return await self.transport.statistics(self.model.name, self._version, self._timeout_s)
 
@@ -279,7 +279,7 @@ class Session:
 
     async def _ask_shared(
         self, pool: RegionPool, inputs: Sequence[Tensor], rows: int | None, parameters: Parameters, timeout_s: float
-    ) -> Answer:
+    ) -> InferResponse:
         """Through one region: inputs at its start, outputs whose size is known behind them.
 
         To make the server map memory is a part of the request's time.
@@ -294,12 +294,14 @@ class Session:
             async with _mapped_by(end_s):
                 region = await pool.acquire(needed)
         if region is None:
-            return await self.transport.infer(Call(model.name, self._version, inputs, parameters=parameters), timeout_s)
+            return await self.transport.infer(
+                InferRequest(model.name, self._version, inputs, parameters=parameters), timeout_s
+            )
         answered = False
         try:
             places = region.write(arrays)
             room = region.reserve(sizes)
-            call = Call(
+            call = InferRequest(
                 model.name,
                 self._version,
                 [
@@ -316,7 +318,7 @@ class Session:
             )
             try:
                 answer = await self.transport.infer(call, end_s - self.loop.time())
-            except Refused as refused:
+            except ServerError as refused:
                 answered = refused.status == "INVALID_ARGUMENT"
                 if not any(words in refused.text.lower() for words in _UNKNOWN_REGION):
                     raise
@@ -347,19 +349,19 @@ class Session:
     async def _register(self, name: str, key: str, byte_size: int) -> None:
         try:
             await self.transport.register(name, key, byte_size, self._timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             raise without_input(refused, "registering shared memory") from refused.__cause__
 
     async def _unregister(self, name: str) -> None:
         try:
             await self.transport.unregister(name, self._timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             raise without_input(refused, "unregistering shared memory") from refused.__cause__
 
     async def _registered(self) -> Sequence[str]:
         try:
             return await self.transport.registered(self._timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             raise without_input(refused, "asking for shared memory") from refused.__cause__
 
 
@@ -368,17 +370,17 @@ async def _mapped_by(end_s: float) -> AsyncIterator[None]:
     """Around what makes the server map memory.
 
     Raises:
-        Refused: it was not done at this time of the loop.
+        ServerError: it was not done at this time of the loop.
     """
     try:
         async with asyncio.timeout_at(end_s):
             yield
     except TimeoutError as error:
-        raise Refused("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
+        raise ServerError("DEADLINE_EXCEEDED", "the server did not map shared memory in time") from error
 
 
-def _shared(region: str, place: tuple[int, int]) -> Shared:
-    return Shared(region, *place)
+def _shared(region: str, place: tuple[int, int]) -> SharedMemoryRef:
+    return SharedMemoryRef(region, *place)
 
 
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:

@@ -4,9 +4,9 @@ cimport cython
 cpdef bint alike(object first, object other)
 
 @cython.locals(simple=bint, taken=list)
-cpdef list choose_alike(list tickets, Py_ssize_t limit)
+cpdef list take_stackable(list tickets, Py_ssize_t limit)
 
-cdef class Ragged:
+cdef class RaggedCompatibility:
     cdef readonly Py_ssize_t axis
     cdef readonly tuple lengths
     cdef readonly object names

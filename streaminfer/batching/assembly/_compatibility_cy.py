@@ -4,7 +4,7 @@ Rows are alike when they are arrays of one dtype and shape, mappings with the sa
 numbers or strings of one type. The dtype of an answer then never depends on who else was in the batch. O(n)
 comparisons; runs once a request.
 
-`Ragged` asks the same of rows that are padded: their lengths along one axis may differ, within one bucket.
+`RaggedCompatibility` asks the same of rows that are padded: their lengths along one axis may differ, within one bucket.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["Ragged", "alike", "choose_alike", "kind_of"]
+__all__ = ["RaggedCompatibility", "alike", "kind_of", "take_stackable"]
 
 
 def alike(first: Any, other: Any) -> bool:
@@ -42,7 +42,7 @@ def kind_of(row: Any) -> Any:
     return kind
 
 
-def choose_alike(tickets: list[Any], limit: int) -> list[Any]:
+def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
     """The first tickets, in their order, whose rows can be stacked with the first one's.
 
     Args:
@@ -66,7 +66,7 @@ def choose_alike(tickets: list[Any], limit: int) -> list[Any]:
     return taken
 
 
-class Ragged:
+class RaggedCompatibility:
     """Which rows can be stacked once they are padded to the length of their bucket.
 
     Immutable; rows have passed ``Buckets.check``.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.text import has_text
 from streaminfer._internal.validation import check_count, expected
-from streaminfer.batching.assembly._compatibility_cy import Ragged, choose_alike, kind_of
+from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
 from streaminfer.batching.assembly.row_costs import first_within
 from streaminfer.batching.assembly.stacking import only_axis, prepare, stack_column
 from streaminfer.errors import InvalidInput
@@ -142,13 +142,13 @@ class Assembler:
         self._max_bytes = max_batch_bytes
         self._pool: BufferPool | None = None
         if buckets is None:
-            self._ragged: Ragged | None = None
+            self._ragged: RaggedCompatibility | None = None
             self._caps = [self._largest(max_batch_size)]
             return
         from streaminfer.batching.assembly import padding  # noqa: PLC0415
 
         self._padding = padding
-        self._ragged = Ragged(buckets.lengths, buckets.axis, buckets.inputs)
+        self._ragged = RaggedCompatibility(buckets.lengths, buckets.axis, buckets.inputs)
         elements = buckets.max_elements
         if elements is not None and self.padded_size(1) * buckets.lengths[-1] > elements:
             raise ValueError(
@@ -276,7 +276,7 @@ class Assembler:
             if not loose:
                 limit = self._largest(min(limit, self._max_bytes // max(self._bytes(first), 1)))
         chosen = (
-            choose_alike(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
+            take_stackable(tickets, limit) if self._ragged is None else self._ragged.choose(tickets, limit, shorter_too)
         )
         if not loose:
             return chosen

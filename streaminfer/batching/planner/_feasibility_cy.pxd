@@ -4,7 +4,7 @@ from streaminfer.batching.queue._ticket_cy cimport Ticket as CTicket
 cdef long long _NEVER
 
 @cython.final
-cdef class Timetable:
+cdef class DurationTable:
     cdef readonly Py_ssize_t cap
     cdef const long long[::1] durations
     cdef const long long[::1] steps

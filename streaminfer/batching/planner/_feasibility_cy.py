@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from streaminfer.batching.queue._ticket_cy import Ticket
 
-__all__ = ["Timetable", "fill_deadlines"]
+__all__ = ["DurationTable", "fill_deadlines"]
 
 _NEVER = 2**63 - 1
 
 
-class Timetable:
+class DurationTable:
     """What a batch takes, by its size, where compiled code reads it without asking NumPy.
 
     With several workers the next batch need not wait for the one before: ``steps`` says by how much later it starts.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching.planner._feasibility_cy import Timetable
+from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.service_time.latency_model import nearest_size
 
 __all__ = ["BucketModel"]
@@ -84,8 +84,8 @@ class BucketModel:
         self.learns = hasattr(service_time, "observe")
         self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
-        self.timetable: Timetable | None = None
-        self.upper_timetable: Timetable | None = None
+        self.timetable: DurationTable | None = None
+        self.upper_timetable: DurationTable | None = None
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.durations
         self.sure_ns = 0
@@ -219,11 +219,11 @@ class BucketModel:
         self._version = -1
 
     def _set(self, durations: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
-        # copies of their own, which Timetable reads without asking NumPy
+        # copies of their own, which DurationTable reads without asking NumPy
         self.durations, self.upper = np.array(durations), np.array(upper)
         self.steps = self._steps_of(self.durations)
-        self.timetable = Timetable(self.durations, self.steps)
-        self.upper_timetable = Timetable(self.upper, self._steps_of(self.upper))
+        self.timetable = DurationTable(self.durations, self.steps)
+        self.upper_timetable = DurationTable(self.upper, self._steps_of(self.upper))
         self.sure_ns = int(self.durations[1])
         if self.learns:
             self.sure_ns = int(

@@ -52,7 +52,7 @@ from streaminfer.batching.planner.batch_groups import (
 )
 from streaminfer.batching.planner.bucket_model import BucketModel
 from streaminfer.batching.planner.class_filling import fill_with_less_urgent
-from streaminfer.batching.planner.pipelining import HandOver
+from streaminfer.batching.planner.pipelining import PipelineOverhead
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
@@ -108,7 +108,7 @@ class Lookahead:
         padded: Callable[[int], int] | None = None,
         masked: bool = False,
         kind_of: Callable[[Any], Hashable] | None = None,
-        hand_over: HandOver | None = None,
+        hand_over: PipelineOverhead | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
@@ -122,7 +122,7 @@ class Lookahead:
         self._masked = masked
         self._kind_of = kind_of
         self._mixed_for = 0  # decisions for which shapes are still told apart
-        self._hand_over = HandOver() if hand_over is None else hand_over
+        self._hand_over = PipelineOverhead() if hand_over is None else hand_over
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._owed = 0.0  # rows that requests without a deadline were not given yet
 

@@ -1,4 +1,4 @@
-"""`HandOver`: the way to a model and back, hidden behind the batch before.
+"""`PipelineOverhead`: the way to a model and back, hidden behind the batch before.
 
 *Idea.* A model server, or a pool of threads, keeps a queue of its own. Whoever sends it the next batch only when the
 answer to the last one has come leaves the device idle for as long as both ways take: the hand-over. A full batch cannot
@@ -23,7 +23,7 @@ by a band, nothing is sent: a model that hangs need not take a second batch with
 
 from collections import deque
 
-__all__ = ["HandOver"]
+__all__ = ["PipelineOverhead"]
 
 _NEWEST, _NEWEST_AT_BOUND = 1 / 64, 1 / 8
 _ALONE_AFTER = 32
@@ -33,7 +33,7 @@ _BANDS = 2.5
 _LOOP_NS = 1_000_000
 
 
-class HandOver:
+class PipelineOverhead:
     """What is known of the way to the model and back; belongs to one batcher.
 
     Attributes:
@@ -105,4 +105,4 @@ class HandOver:
         return busy_ns + min(self.takes_ns, early_ns)
 
     def __repr__(self) -> str:
-        return f"HandOver({self.takes_ns / 1e6:.3f} ms)"
+        return f"PipelineOverhead({self.takes_ns / 1e6:.3f} ms)"

@@ -20,7 +20,7 @@ cdef class _Tally:
 
 # final: calls from C look for no override
 @cython.final
-cdef class Journal:
+cdef class EventRing:
     cdef readonly long long requests, batches
     cdef readonly long long arrivals, launches, drops
     cdef long long[::1] _arrival_ns, _limit_ns, _limits

@@ -36,7 +36,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, expected
 
-__all__ = ["Journal"]
+__all__ = ["EventRing"]
 
 # C variables in the compiled module, not visible from Python
 _RATE_WINDOW = 256
@@ -80,7 +80,7 @@ class _Tally:
         return totals
 
 
-class Journal:
+class EventRing:
     """What a batcher did lately, as rings of numbers.
 
     Args:
@@ -399,7 +399,7 @@ class Journal:
         self._free = larger
 
     def __repr__(self) -> str:
-        return f"Journal({self.arrivals} arrivals, {self.launches} batches, {self.drops} drops)"
+        return f"EventRing({self.arrivals} arrivals, {self.launches} batches, {self.drops} drops)"
 
 
 def _power_of_two(name: str, value: Any) -> int:

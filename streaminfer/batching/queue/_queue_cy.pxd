@@ -1,8 +1,8 @@
 cimport cython
 from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
-from streaminfer.batching.queue._event_ring_cy cimport Journal
-from streaminfer.batching.planner._feasibility_cy cimport Timetable
+from streaminfer.batching.queue._event_ring_cy cimport EventRing
+from streaminfer.batching.planner._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._ticket_cy cimport Run, Ticket
 
 cdef long long _NEVER
@@ -24,7 +24,7 @@ cdef class RequestQueue:
     cdef readonly double batch_s
     cdef list _levels
     cdef _Level _recent
-    cdef readonly Journal journal
+    cdef readonly EventRing journal
     cdef DeadlineHeap _deadlines
 
     @cython.locals(ticket=Ticket, level=_Level, tail=Ticket)
@@ -36,7 +36,7 @@ cdef class RequestQueue:
     @cython.locals(
         batch=list, cap=Py_ssize_t, ahead=Py_ssize_t, left=Py_ssize_t, first=bint, time_ns=cython.longlong,
         latest_ns=cython.longlong, level=_Level, ticket=Ticket)
-    cpdef list batch_if_all_on_time(self, Timetable table, long long now_ns)
+    cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
 
     @cython.locals(level=_Level, found=Ticket)
     cpdef Ticket least_urgent(self)

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
-from streaminfer.batching.planner._feasibility_cy import Timetable
+from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
-from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
 from streaminfer.errors import for_caller
 
@@ -79,7 +79,7 @@ class RequestQueue:
         self.max_size = max_size
         self.waiting = 0
         self.running = 0
-        self.journal = Journal()
+        self.journal = EventRing()
         self.answered = 0
         self.failed = 0
         self.batch_s = 0.0
@@ -160,7 +160,7 @@ class RequestQueue:
                 ticket = ticket._next
         return tickets
 
-    def batch_if_all_on_time(self, table: Timetable, now_ns: int) -> list[Ticket] | None:
+    def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
         """The first full batch, if all that wait, cut into full batches as they stand, are on time.
 
         Args:

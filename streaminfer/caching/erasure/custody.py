@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table.events import CacheEvent
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
@@ -34,7 +34,7 @@ class Custody:
         ledger: of the policy's log, if there is one.
     """
 
-    def __init__(self, policy: Retention, cache: EdgeCache, ledger: Ledger | None) -> None:
+    def __init__(self, policy: Retention, cache: EdgeCache, ledger: RetentionCounts | None) -> None:
         self.log = policy.log if isinstance(policy.log, RetentionLog) else None
         self._policy = policy
         self._cache = cache

@@ -1,10 +1,10 @@
-"""Erasing over several places: what was asked, what each place answered, and the number that it comes to.
+"""PendingErasure over several places: what was asked, what each place answered, and the number that it comes to.
 
 Memory is done at once, so an :class:`Erasure` is that count, an ``int``, from the start. The tiers are told at once
 too, and answer in their own time: awaiting the `Erasure` gives another, whose number is the total.
 
-An :class:`Erasing` is one erasure as the tiers see it. Until a tier has done it, nothing that it matches is used of
-what that tier answers, and nothing that it matches is written there. It begins *unarmed*: registered with every tier
+An :class:`PendingErasure` is one erasure as the tiers see it. Until a tier has done it, nothing that it matches is used
+of what that tier answers, and nothing that it matches is written there. It begins *unarmed*: registered with every tier
 before memory is erased, and executed only after, so that nothing gets past it in between.
 """
 
@@ -22,7 +22,7 @@ from streaminfer._internal.validation import check_instance
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.protocol import Entry
 
-__all__ = ["Erasing", "Erasure", "check_selection", "is_erased"]
+__all__ = ["Erasure", "PendingErasure", "check_selection", "is_erased"]
 
 
 def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
@@ -38,7 +38,7 @@ def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
     return None if subject is None else str(subject), None if tag is None else str(tag)
 
 
-def is_erased(entry: Entry, pending: Iterable[Erasing]) -> bool:
+def is_erased(entry: Entry, pending: Iterable[PendingErasure]) -> bool:
     """Whether one of these erasures is about it."""
     return any(it.matches(entry.subject, entry.tags) for it in pending)
 
@@ -92,7 +92,7 @@ class Erasure(int):
         return f"<Erasure {int(self)}: {dict(self.counts)}{failed}{'' if self.complete else ', not complete'}>"
 
 
-class Erasing:
+class PendingErasure:
     """One erasure on its way through the tiers. Thread-safe.
 
     Args:
@@ -121,7 +121,7 @@ class Erasing:
         """Whether an entry is among what is to be erased."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
-    def asks_the_same(self, other: Erasing) -> bool:
+    def asks_the_same(self, other: PendingErasure) -> bool:
         """Whether doing the other, later one does this one as well."""
         return (self.subject, self.tag) == (other.subject, other.tag)
 

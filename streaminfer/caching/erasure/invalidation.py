@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.tiers.notices import Notice
-    from streaminfer.caching.tiers.tier_set import Tiers
+    from streaminfer.caching.tiers.tier_set import TierSet
 
 __all__ = ["drop"]
 
 
-def drop(cache: EdgeCache, tiers: Tiers, position: int, notice: Notice) -> None:
+def drop(cache: EdgeCache, tiers: TierSet, position: int, notice: Notice) -> None:
     """Takes a notice of the tier at a position. What is computed at present was begun before, and is not stored.
 
     Args:

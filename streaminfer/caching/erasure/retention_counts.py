@@ -26,7 +26,7 @@ from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["Ledger"]
+__all__ = ["RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _PATIENCE_NS = 1_000_000_000
@@ -36,7 +36,7 @@ _AGAIN_S = 1.0
 _LOST = "the retention log failed; not recorded: %s"
 
 
-class Ledger:
+class RetentionCounts:
     """Counts for a log. Thread-safe.
 
     Args:

@@ -38,7 +38,7 @@ cdef class Flight:
     cdef public dict waits_for
 
 @cython.final
-cdef class FlightBoard:
+cdef class FlightTable:
     cdef dict _flights
     cdef object _is_waiting
     cdef int _max_attempts

@@ -35,7 +35,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Flight", "FlightBoard", "FlightCounts", "Refreshes"]
+__all__ = ["Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
 _MOST_REFRESHES = 256
 
@@ -151,7 +151,7 @@ class Flight:
         return f"<Flight {self.key!r}, {state}, {len(self.waiting)} wait>"
 
 
-class FlightBoard:
+class FlightTable:
     """The flights of one cache.
 
     Args:

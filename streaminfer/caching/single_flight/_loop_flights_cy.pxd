@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightBoard as CBoard, FlightCounts as CCounts, Refreshes as CRefreshes
+from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightTable as CBoard, FlightCounts as CCounts, Refreshes as CRefreshes
 
 cdef int _FRESH
 cdef int _WAITS

@@ -25,9 +25,16 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightBoard, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import BOARDS, INSIDE, LOG, Inside, report, says_something
-from streaminfer.caching.wrapping.defensive_copy import own_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight.flight_context import (
+    BOARDS,
+    CURRENT_FLIGHT,
+    LOG,
+    FlightContext,
+    is_shared_error,
+    report,
+)
+from streaminfer.caching.wrapping.defensive_copy import copy_error
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
@@ -127,7 +134,7 @@ class Caller:
         flights = self._flights
         loop: Any = flights.loop()
         self._loop = loop
-        inside = INSIDE.get()
+        inside = CURRENT_FLIGHT.get()
         around = None if inside is None else inside.flight
         self._state = _OVER
         with BOARDS:
@@ -231,7 +238,7 @@ class LoopFlights:
     __slots__ = ("_counts", "_late", "_owners", "_stopping", "board", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.board = FlightBoard(max_attempts, pause_ns, _waits)
+        self.board = FlightTable(max_attempts, pause_ns, _waits)
         self.loop = weakref.ref(loop)  # the table of loops must not keep its own keys alive
         self._counts = counts
         # every computation that runs: whose it is, its flight and the cache's clock
@@ -408,14 +415,14 @@ class LoopFlights:
             known = flight.refreshes is not None and flight.refreshes.failing
             self._counts.failures += 1
             self._counts.refresh_failures += refreshed
-            told, leader = self.board.fail(flight, now(), counts=says_something(error), final=final)
+            told, leader = self.board.fail(flight, now(), counts=is_shared_error(error), final=final)
             self._counts.handed_over += leader is not None
             self._counts.computations += leader is not None
         if refreshed and not known:
             report(error)
         for caller in told:
             if _waits(caller):
-                caller._tell_error(error if caller is original else own_error(error))
+                caller._tell_error(error if caller is original else copy_error(error))
         if leader is not None:
             self._begin(flight, leader, leader._context.copy())
         _wake(told)
@@ -424,7 +431,7 @@ class LoopFlights:
 async def _computation(
     flight: Flight, compute: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]
 ) -> Any:
-    INSIDE.set(Inside(flight))
+    CURRENT_FLIGHT.set(FlightContext(flight))
     return await compute(*arguments)
 
 

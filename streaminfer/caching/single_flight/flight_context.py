@@ -19,13 +19,13 @@ from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = [
     "BOARDS",
-    "INSIDE",
-    "Inside",
+    "CURRENT_FLIGHT",
+    "FlightContext",
     "fresh_for",
+    "is_shared_error",
     "no_store",
     "report",
     "said_fresh_s",
-    "says_something",
     "storable",
 ]
 
@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):  # so that no board is in the middle of some
     os.register_at_fork(before=BOARDS.acquire, after_in_parent=BOARDS.release, after_in_child=BOARDS.release)
 
 
-class Inside:
+class FlightContext:
     """The computation that runs in this context.
 
     Attributes:
@@ -55,7 +55,9 @@ class Inside:
         self.fresh_s: float | None = None
 
 
-INSIDE: contextvars.ContextVar[Inside | None] = contextvars.ContextVar("streaminfer_computation", default=None)
+CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.ContextVar(
+    "streaminfer_computation", default=None
+)
 
 
 def no_store() -> None:
@@ -63,7 +65,7 @@ def no_store() -> None:
 
     Without a cache around it, nothing happens.
     """
-    inside = INSIDE.get()
+    inside = CURRENT_FLIGHT.get()
     if inside is not None:
         inside.store = False
 
@@ -81,24 +83,24 @@ def fresh_for(seconds: float) -> None:
         TypeError, ValueError: no number of seconds.
     """
     checked = check_duration("seconds", seconds)
-    inside = INSIDE.get()
+    inside = CURRENT_FLIGHT.get()
     if inside is not None:
         inside.fresh_s = checked if inside.fresh_s is None else min(inside.fresh_s, checked)
 
 
 def said_fresh_s() -> float | None:
     """What the computation that runs in this context said with :func:`fresh_for`; ``None``: nothing."""
-    inside = INSIDE.get()
+    inside = CURRENT_FLIGHT.get()
     return None if inside is None else inside.fresh_s
 
 
 def storable() -> bool:
     """Whether the computation that runs in this context has not said :func:`no_store`."""
-    inside = INSIDE.get()
+    inside = CURRENT_FLIGHT.get()
     return inside is None or inside.store
 
 
-def says_something(error: BaseException) -> bool:
+def is_shared_error(error: BaseException) -> bool:
     """Whether an error says something about the key, and not about its leader alone."""
     return not isinstance(error, (DeadlineExceeded, Closed, asyncio.CancelledError))
 

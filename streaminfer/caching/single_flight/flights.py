@@ -14,7 +14,7 @@ from streaminfer.caching.single_flight._loop_flights_cy import LoopFlights
 from streaminfer.caching.single_flight.flight_context import BOARDS, LOG
 from streaminfer.caching.single_flight.thread_flights import ThreadFlights
 
-__all__ = ["FlightStatistics", "Flights"]
+__all__ = ["FlightStatistics", "SingleFlight"]
 
 _MOST_ATTEMPTS = 3
 _PAUSE_NS = 1_000_000_000
@@ -49,7 +49,7 @@ class FlightStatistics(Snapshot):
     in_the_air: int
 
 
-class Flights:
+class SingleFlight:
     """All that is being computed for one cache, by threads and on event loops; a cache has one."""
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.leases import Leases
-    from streaminfer.caching.tiers.lookup import Found
-    from streaminfer.caching.tiers.writer import TierWorker
+    from streaminfer.caching.tiers.lookup import TierHit
+    from streaminfer.caching.tiers.writer import TierWriter
 
 __all__ = ["MachineFlight"]
 
@@ -35,13 +35,13 @@ class MachineFlight:
 
     __slots__ = ("_key", "_leases", "_token", "_worker")
 
-    def __init__(self, worker: TierWorker, leases: Leases, key: str | bytes) -> None:
+    def __init__(self, worker: TierWriter, leases: Leases, key: str | bytes) -> None:
         self._worker = worker
         self._leases = leases
         self._key = key
         self._token = os.urandom(16)
 
-    async def begin(self, longest_s: float, look: Callable[[], Awaitable[Found | None]]) -> Found | None:
+    async def begin(self, longest_s: float, look: Callable[[], Awaitable[TierHit | None]]) -> TierHit | None:
         """Takes the lease, or waits for the entry of who has it.
 
         Args:

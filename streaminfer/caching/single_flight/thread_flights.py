@@ -18,9 +18,15 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.single_flight._flight_cy import Flight, FlightBoard, FlightCounts, Refreshes
-from streaminfer.caching.single_flight.flight_context import BOARDS, INSIDE, Inside, report, says_something
-from streaminfer.caching.wrapping.defensive_copy import own_error
+from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
+from streaminfer.caching.single_flight.flight_context import (
+    BOARDS,
+    CURRENT_FLIGHT,
+    FlightContext,
+    is_shared_error,
+    report,
+)
+from streaminfer.caching.wrapping.defensive_copy import copy_error
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 __all__ = ["ThreadFlights"]
@@ -52,11 +58,11 @@ class ThreadFlights:
     Args:
         counts: where to count.
         max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
-        pause_ns: as of `FlightBoard`.
+        pause_ns: as of `FlightTable`.
     """
 
     def __init__(self, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.board = FlightBoard(max_attempts, pause_ns, lambda _: True)
+        self.board = FlightTable(max_attempts, pause_ns, lambda _: True)
         self._counts = counts
         self._refreshing = 0
         _THREAD_FLIGHTS.add(self)
@@ -190,7 +196,7 @@ class ThreadFlights:
             original = flight.leader
             self._counts.failures += 1
             self._counts.refresh_failures += refreshed
-            counts = isinstance(error, Exception) and says_something(error)
+            counts = isinstance(error, Exception) and is_shared_error(error)
             told, leader = self.board.fail(flight, now_ns, counts=counts, final=isinstance(error, InvalidInput))
             if leader is not None:
                 self._counts.handed_over += 1
@@ -200,7 +206,7 @@ class ThreadFlights:
             report(error)
         for waiter in told:
             if waiter is not original:
-                waiter.error = own_error(error)
+                waiter.error = copy_error(error)
                 waiter.event.set()
         if leader is not None:
             leader.event.set()
@@ -224,13 +230,13 @@ def _left_s(flight: Flight) -> float | None:
 
 
 def _compute_in(flight: Flight, compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    token = INSIDE.set(Inside(flight))
+    token = CURRENT_FLIGHT.set(FlightContext(flight))
     try:
         return compute(*arguments)
     finally:
-        INSIDE.reset(token)
+        CURRENT_FLIGHT.reset(token)
 
 
 def _present() -> Flight | None:
-    inside = INSIDE.get()
+    inside = CURRENT_FLIGHT.get()
     return None if inside is None else inside.flight

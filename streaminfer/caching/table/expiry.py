@@ -25,7 +25,7 @@ import weakref
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["GRAIN_S", "THREAD", "SweepThread"]
+__all__ = ["GRAIN_S", "THREAD", "ExpiryThread"]
 
 GRAIN_S = 0.1
 _GRAIN_NS = round(GRAIN_S * 1e9)
@@ -34,7 +34,7 @@ _PAUSE_S = 0.0002
 _NEVER = 2**63 - 1
 
 
-class SweepThread:
+class ExpiryThread:
     """One daemon thread for every cache on the monotonic clock. Thread-safe."""
 
     def __init__(self) -> None:
@@ -115,6 +115,6 @@ class SweepThread:
         self.__init__()  # type: ignore[misc]
 
 
-THREAD = SweepThread()
+THREAD = ExpiryThread()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=THREAD.forget)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from streaminfer._internal.validation import expected
-from streaminfer.caching.codec import RECORD_MARK, Damaged, deserialise, first_items, serialise
+from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, deserialise, first_items, serialise
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 
@@ -56,18 +56,18 @@ class Records:
         return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
 
     def unpack(self, name: bytes, record: Any) -> Entry:
-        """The entry of a record. Raises `Damaged` for anything that is not exactly a record of that name."""
+        """The entry of a record. Raises `CorruptRecord` for anything that is not exactly a record of that name."""
         if not isinstance(record, bytes):
-            raise Damaged(f"expected a record, got {type(record).__name__}")
+            raise CorruptRecord(f"expected a record, got {type(record).__name__}")
         if self._cipher is not None:
             record = self._cipher.open(record, name=name)
         try:
             own_name, *fields = deserialise(record)
             entry = Entry(**dict(zip(_FIELDS, fields, strict=True)))
         except (TypeError, ValueError) as error:
-            raise error if isinstance(error, Damaged) else Damaged(f"not an entry: {error}") from error
+            raise error if isinstance(error, CorruptRecord) else CorruptRecord(f"not an entry: {error}") from error
         if own_name != name:
-            raise Damaged("the record of another entry")
+            raise CorruptRecord("the record of another entry")
         return entry
 
     def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:

@@ -13,8 +13,8 @@ from streaminfer.caching.table._timer_wheel_cy import NEVER
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.table.events import CacheEvent
-    from streaminfer.caching.tiers.lookup import Found
-    from streaminfer.caching.tiers.tier_set import Tiers
+    from streaminfer.caching.tiers.lookup import TierHit
+    from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.compliance.retention import Action, Holding
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.compliance.retention_report import RetentionReport
@@ -32,7 +32,7 @@ class TieredMapping:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        tiers: Tiers | None
+        tiers: TierSet | None
 
     async def __aenter__(self) -> Self:
         """Starts the tiers, unless somebody has; what a `Stack` does with its service."""
@@ -141,7 +141,7 @@ class TieredMapping:
 
         return all(await asyncio.gather(*self.tiers.begin_delete(key)))
 
-    def promote(self, key: Any, found: Found, erasures: int) -> None:
+    def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Keeps in memory and on faster tiers what a tier had, as old as it is; for who has read it.
 
         Args:

@@ -40,7 +40,7 @@ import attrs
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_instance, expected
-from streaminfer.caching.codec import Damaged
+from streaminfer.caching.codec import CorruptRecord
 
 __all__ = [
     "SEALED_HEAD",
@@ -68,7 +68,7 @@ _ROW = re.compile(rb"\x06\x2c\x4c([\x01-\x06\x08\x09])\x81\x04")
 _NUMBER_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 
 
-class KeyUnknown(Damaged):
+class KeyUnknown(CorruptRecord):
     """The key that sealed a record was destroyed, or belongs to somebody else: the record is gone for good."""
 
 
@@ -163,15 +163,15 @@ class Cipher:
 
         Raises:
             KeyUnknown: its key was destroyed, or is not the provider's.
-            Damaged: altered, cut short, moved from another name, or never a sealed record.
+            CorruptRecord: altered, cut short, moved from another name, or never a sealed record.
         """
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - whoever has a cipher has it
 
         if len(sealed) < _HEADER.size + _TAG:
-            raise Damaged(f"cut short: {len(sealed)} bytes are no sealed record")
+            raise CorruptRecord(f"cut short: {len(sealed)} bytes are no sealed record")
         magic, version, key_id, nonce = _HEADER.unpack_from(sealed)
         if magic != _MAGIC or version != _VERSION:
-            raise Damaged(f"not a sealed record of version {_VERSION}")
+            raise CorruptRecord(f"not a sealed record of version {_VERSION}")
         key = self._keys.find(key_id)
         if key is None:
             raise KeyUnknown("its key was destroyed, or belongs to somebody else")
@@ -179,7 +179,7 @@ class Cipher:
         try:
             data: bytes = self._aes(key.secret).decrypt(nonce, memoryview(sealed)[_HEADER.size :], header + name)
         except InvalidTag as error:
-            raise Damaged("altered, or sealed for another entry") from error
+            raise CorruptRecord("altered, or sealed for another entry") from error
         return data
 
     def glimpse(self, sealed: bytes) -> bytes | None:

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.tiers.leases import Leases
     from streaminfer.caching.tiers.protocol import Entry
-    from streaminfer.caching.tiers.writer import TierWorker
+    from streaminfer.caching.tiers.writer import TierWriter
 
-__all__ = ["LONGEST_READ_NS", "Found", "Lookup", "ReadAllowance"]
+__all__ = ["LONGEST_READ_NS", "ReadBudget", "TierHit", "TierLookup"]
 
 LONGEST_READ_NS = 1_000_000_000
 
 
-class Found:
+class TierHit:
     """What a tier had.
 
     Attributes:
-        value: of which ``hand_out`` gives views.
+        value: of which ``copy_out`` gives views.
         source: the tier's name.
         position: of the tier.
         past_ns: how long ago its fresh time passed; negative: it has not.
@@ -71,7 +71,7 @@ class Found:
         self.read_ns = read_ns
 
 
-class ReadAllowance:
+class ReadBudget:
     """How long tiers may be asked, so that what they do not have can still be computed in time; for one service."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class ReadAllowance:
         self._pass_over = read_ns >= granted_ns > 0
 
 
-class Lookup:
+class TierLookup:
     """One look, and the computation that follows where nothing was found; enter it around that.
 
     Args:
@@ -136,7 +136,7 @@ class Lookup:
     def __init__(
         self,
         cache: Any,
-        allowance: ReadAllowance,
+        allowance: ReadBudget,
         now: Callable[[], int],
         key: Any,
         deadline_ns: int | None,
@@ -152,7 +152,7 @@ class Lookup:
         self._flight: MachineFlight | None = None
         self.erasures: int = cache.erasures
 
-    async def find(self) -> Found | None:
+    async def find(self) -> TierHit | None:
         """What the tiers have; a fresh answer is in memory now."""
         tiers = self._cache.tiers
         begun_ns = self._now()
@@ -166,16 +166,16 @@ class Lookup:
             found = await self._lead_or_wait(*tiers.leasing)
         return found
 
-    async def _look(self, granted_ns: int, *, only_fresh: bool) -> Found | None:
+    async def _look(self, granted_ns: int, *, only_fresh: bool) -> TierHit | None:
         tiers: Any = self._cache.tiers
-        found: Found | None = await tiers.read(
+        found: TierHit | None = await tiers.read(
             self._key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
         )
         if found is not None and not found.is_stale:
             self._cache.promote(self._key, found, self.erasures)
         return found
 
-    async def _lead_or_wait(self, worker: TierWorker, leases: Leases) -> Found | None:
+    async def _lead_or_wait(self, worker: TierWriter, leases: Leases) -> TierHit | None:
         left_ns = None if self._deadline_ns is None else self._deadline_ns - self._now()
         wait_ns = self._allowance.wait_ns(left_ns)
         if wait_ns <= 0:

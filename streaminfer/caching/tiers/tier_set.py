@@ -10,7 +10,7 @@ that stalls makes no request late that could have been computed in time.
 **Writing** is the business of one worker for each tier (``tier_worker``). What was computed is written with the time
 for which it is fresh and stale, counted from the instant at which it was computed.
 
-**Erasing.** Three rules together keep out what was there before:
+**PendingErasure.** Three rules together keep out what was there before:
 
 * an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
   tiers begin;
@@ -32,25 +32,25 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.erasure.erasure import Erasing, Erasure, is_erased
+from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, is_erased
 from streaminfer.caching.erasure.invalidation import drop
-from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers.leases import Leases, Leasing
-from streaminfer.caching.tiers.lookup import Found
+from streaminfer.caching.tiers.lookup import TierHit
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
-from streaminfer.caching.tiers.writer import LayerStatistics, TierWorker, Write
+from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Retention, Rule
 
-__all__ = ["Tiers"]
+__all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _TELL_S = 5.0
 _ERASE_WAIT_S = 60.0
 
 
-class Tiers:
+class TierSet:
     """The tiers of one cache. ``erase`` and ``statistics`` are for any thread, all else for the loop that holds them.
 
     Args:
@@ -74,10 +74,10 @@ class Tiers:
         ttl_ns: int,
         stale_ns: int,
         policy: Retention | None,
-        ledger: Ledger | None,
+        ledger: RetentionCounts | None,
     ) -> None:
-        self.workers: list[TierWorker] = []
-        self.leasing: tuple[TierWorker, Leases] | None = None
+        self.workers: list[TierWriter] = []
+        self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
             if not isinstance(tier, Tier):
                 raise TypeError(
@@ -87,7 +87,7 @@ class Tiers:
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
                 policy.check_tier(name, tier)
-            self.workers.append(TierWorker(tier, name, position, ledger))
+            self.workers.append(TierWriter(tier, name, position, ledger))
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
@@ -103,7 +103,7 @@ class Tiers:
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._latest: Erasing | None = None
+        self._latest: PendingErasure | None = None
         self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Tiers:
         if self._ledger is not None:
             self._tell()
 
-    async def _stop(self, workers: Sequence[TierWorker], *, drain: bool) -> None:
+    async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
         if self._teller is not None:
             self._teller.cancel()
             self._teller = None
@@ -205,7 +205,7 @@ class Tiers:
 
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
-    ) -> Found | None:
+    ) -> TierHit | None:
         """What the tiers have.
 
         Args:
@@ -228,10 +228,10 @@ class Tiers:
 
     async def _read(
         self, read: object, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool
-    ) -> Found | None:
+    ) -> TierHit | None:
         until = asyncio.get_running_loop().time() + granted_ns / 1e9
         latest = self._latest
-        stale: Found | None = None
+        stale: TierHit | None = None
         for worker in self.workers:
             limit = asyncio.timeout_at(until)
             pending = worker.pending  # it may be done before the answer comes, which is from before it all the same
@@ -265,8 +265,8 @@ class Tiers:
         )  # slower tiers have taken their time
 
     def _judge(
-        self, worker: TierWorker, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[Erasing, ...]
-    ) -> Found | None:
+        self, worker: TierWriter, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[PendingErasure, ...]
+    ) -> TierHit | None:
         rule = None if self._policy is None else self._policy.rule(entry.tags)
         forbidden = rule is not None and not rule.permits(worker.tier)
         if forbidden or is_erased(entry, pending) or worker.is_replaced(key, entry):
@@ -284,7 +284,7 @@ class Tiers:
             return None
         past_ns = age_ns - fresh_ns
         left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return Found(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
+        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -347,18 +347,18 @@ class Tiers:
                 subject=subject,
                 data_class="" if rule is None else rule.data_class,
             )
-            write = Write(key, entry)
+            write = PendingWrite(key, entry)
             if wait:
                 write.done = asyncio.get_running_loop().create_future()
                 waiting.append(write.done)
             worker.put(write)
         return waiting
 
-    def _refused(self, worker: TierWorker, rule: Rule | None, why: str) -> None:
+    def _refused(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
         if self._ledger is not None:
             self._ledger.count("refused", worker.name, "" if rule is None else rule.data_class, why)
 
-    def _warn_of_keys(self, worker: TierWorker) -> None:
+    def _warn_of_keys(self, worker: TierWriter) -> None:
         if worker.name not in self._without_keys:
             self._without_keys.add(worker.name)
             _LOGGER.warning(
@@ -404,7 +404,7 @@ class Tiers:
             the tiers runs.
         """
         workers = self.workers[:before]
-        self._latest = erasing = Erasing(subject, tag, [worker.name for worker in workers])
+        self._latest = erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
@@ -427,7 +427,7 @@ class Tiers:
             self._begin(erasing, workers)
         return erasing.so_far()
 
-    def _begin(self, erasing: Erasing, workers: Sequence[TierWorker]) -> None:
+    def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
         for worker in workers:
             if not worker.runs and erasing.subject is not None and worker.tier.keys is not None:
                 try:  # what cannot be reached can be made unreadable; the tier does it again when it starts
@@ -466,7 +466,7 @@ class Tiers:
         for worker in self.workers:
             worker.tell_what_went()
 
-    def statistics(self) -> tuple[LayerStatistics, ...]:
+    def statistics(self) -> tuple[TierUsage, ...]:
         """A frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
 

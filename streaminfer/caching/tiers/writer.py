@@ -26,14 +26,14 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.caching.erasure.erasure import Erasing, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.owed_erasures import Owed
-from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Action, Holding
 
-__all__ = ["LayerStatistics", "TierWorker", "Write"]
+__all__ = ["PendingWrite", "TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _MOST_WAITING = 256
@@ -46,7 +46,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 @attrs.frozen(kw_only=True)
-class LayerStatistics(Snapshot):
+class TierUsage(Snapshot):
     """What a cache did with one of its tiers; counts since the cache was made.
 
     Counting rule: each read is one of ``hits``, ``stale_hits``, ``misses``, ``cut`` or ``withheld``; each write is one
@@ -86,7 +86,7 @@ class LayerStatistics(Snapshot):
     tier: TierStatistics
 
 
-class Write:
+class PendingWrite:
     """A put that waits, or, without an entry, a deletion."""
 
     __slots__ = ("done", "entry", "key", "size")
@@ -103,7 +103,7 @@ class Write:
             self.done.set_result(stored)
 
 
-class TierWorker:
+class TierWriter:
     """One tier of a cache. ``register``, ``pending`` and ``statistics`` are for any thread, all else for the loop's.
 
     Args:
@@ -116,11 +116,11 @@ class TierWorker:
         pending: erasures that it has not done.
     """
 
-    def __init__(self, tier: Tier, name: str, position: int, ledger: Ledger | None) -> None:
+    def __init__(self, tier: Tier, name: str, position: int, ledger: RetentionCounts | None) -> None:
         self.tier = tier
         self.name = name
         self.position = position
-        self.pending: tuple[Erasing, ...] = ()
+        self.pending: tuple[PendingErasure, ...] = ()
         self.hits = self.stale_hits = self.misses = self.cut = self.withheld = 0
         self.forbidden = 0
         self._stored = self._refused = self._dropped = 0
@@ -129,7 +129,7 @@ class TierWorker:
         self._registering = threading.Lock()
         self._replaced: dict[str | bytes, int] = {}
         self._all_replaced_ns = 0
-        self._waiting: dict[str | bytes, Write] = {}
+        self._waiting: dict[str | bytes, PendingWrite] = {}
         self._bytes = 0
         self._at_work = 0
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +141,7 @@ class TierWorker:
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
-    def register(self, erasing: Erasing) -> None:
+    def register(self, erasing: PendingErasure) -> None:
         """From here on nothing that it matches is used of what the tier answers."""
         with self._registering:
             again = [it for it in self.pending if it.is_open(self.name) or not it.asks_the_same(erasing)]
@@ -159,14 +159,14 @@ class TierWorker:
         """Whether a newer value of this key was put, which the tier does not have."""
         return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
 
-    def withdraw(self, erasing: Erasing) -> None:
+    def withdraw(self, erasing: PendingErasure) -> None:
         """It is done."""
         with self._registering:
             self.pending = tuple(it for it in self.pending if it is not erasing)
 
-    def statistics(self) -> LayerStatistics:
+    def statistics(self) -> TierUsage:
         """A frozen snapshot."""
-        return LayerStatistics(
+        return TierUsage(
             name=self.name,
             hits=self.hits,
             stale_hits=self.stale_hits,
@@ -188,7 +188,7 @@ class TierWorker:
         """Starts the tier and begins with what is pending, also from before this process."""
         if self._ledger is not None:
             for owed in self._ledger.owed_by(self._place):
-                erasing = Erasing(owed.subject, owed.tag, [self.name])
+                erasing = PendingErasure(owed.subject, owed.tag, [self.name])
                 if not any(it.asks_the_same(erasing) for it in self.pending):
                     self.register(erasing)
                     erasing.arm(0)
@@ -231,7 +231,7 @@ class TierWorker:
         task = self._task
         return task is not None and not task.done() and not task.get_loop().is_closed()
 
-    def begin(self, erasing: Erasing) -> None:
+    def begin(self, erasing: PendingErasure) -> None:
         """An erasure is armed: it begins now, or when the tier starts."""
         if not self.runs:
             if erasing.is_open(self.name):
@@ -244,7 +244,7 @@ class TierWorker:
         if self._wake is not None:
             self._wake.set()
 
-    def put(self, write: Write) -> None:
+    def put(self, write: PendingWrite) -> None:
         """Puts something into the queue, if there is room."""
         before = self._waiting.pop(write.key, None)
         if before is not None:
@@ -262,7 +262,7 @@ class TierWorker:
 
     def delete(self, key: str | bytes) -> asyncio.Future[bool]:
         """Puts the deletion of a key into the queue; whether the tier made it."""
-        write = Write(key, None)
+        write = PendingWrite(key, None)
         write.done = done = asyncio.get_running_loop().create_future()
         self.put(write)
         return done
@@ -322,18 +322,18 @@ class TierWorker:
                 wake.clear()
                 await wake.wait()
 
-    def _take_next(self) -> Write:
+    def _take_next(self) -> PendingWrite:
         write = self._waiting.pop(next(iter(self._waiting)))
         self._bytes -= write.size
         return write
 
-    def _next_erasing(self) -> Erasing | None:
+    def _next_erasing(self) -> PendingErasure | None:
         for erasing in self.pending:
             if erasing.armed and (erasing.is_open(self.name) or self._retry is None):
                 return erasing
         return None
 
-    async def _put(self, write: Write) -> None:
+    async def _put(self, write: PendingWrite) -> None:
         if write.entry is not None and is_erased(write.entry, self.pending):
             self._dropped += 1
             write.settle(False)
@@ -360,7 +360,7 @@ class TierWorker:
             self._refused += not stored
             write.settle(stored)
 
-    async def _erase(self, erasing: Erasing) -> None:
+    async def _erase(self, erasing: PendingErasure) -> None:
         if self._ledger is not None and self._ledger.is_held(erasing.subject, erasing.tag):
             self._try_again(_LONGEST_PAUSE_S)
             self._failed(erasing, "a legal hold began before it was made")
@@ -390,14 +390,14 @@ class TierWorker:
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
 
-    def _failed(self, erasing: Erasing, why: str) -> None:
+    def _failed(self, erasing: PendingErasure, why: str) -> None:
         if erasing.is_open(self.name):  # once, and not at every attempt
             self._record("erase_failed", erasing, 0, why)
             if self._ledger is not None:
                 self._ledger.owe(Owed(self._place, erasing.subject, erasing.tag))
         erasing.fail(self.name, why)
 
-    def _record(self, action: Action, erasing: Erasing, count: int, reason: str) -> None:
+    def _record(self, action: Action, erasing: PendingErasure, count: int, reason: str) -> None:
         if self._ledger is not None:
             self._ledger.record(
                 action, where=self.name, count=count, reason=reason, subject=erasing.subject, tag=erasing.tag
@@ -414,7 +414,7 @@ class TierWorker:
         self._retry = None
         self.wake()
 
-    def _drop(self, which: Callable[[Write], Any]) -> None:
+    def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
         for key, write in list(self._waiting.items()):
             if which(write):
                 del self._waiting[key]

@@ -23,14 +23,14 @@ cdef extern from *:
 cdef int _FRESH
 
 @cython.final
-cdef class Missed:
+cdef class Miss:
     cdef readonly object key
     cdef readonly int state
     cdef readonly object value
     cdef readonly long long now_ns
 
 @cython.final
-cdef class Front:
+cdef class HitPath:
     cdef CTable _table
     cdef CKeyMaker _maker
 
@@ -40,6 +40,6 @@ cdef class Front:
     cpdef object find(self, object key)
     cdef long long _now(self) except *
 
-cpdef object hand_out(object value)
+cpdef object copy_out(object value)
 @cython.locals(items=list, position=Py_ssize_t)
 cdef object _hand_out_other(object value, object kind)

@@ -1,7 +1,7 @@
 """What a hit costs: make the key, read the clock, look into the table, hand out what is there.
 
 Compiled, since a hit takes less than a microsecond in all and a Python closure around a compiled table would take as
-long again. Everything else (a miss, a stale or a negative entry) goes to ``cache_layer`` as a :class:`Missed`.
+long again. Everything else (a miss, a stale or a negative entry) goes to ``cache_layer`` as a :class:`Miss`.
 
 **Handing out.** What the cache keeps has arrays that own their memory and are marked read-only (``kept.keep`` made
 them). A caller gets a view, which NumPy does not let anybody make writeable, in a container of the caller's own: to
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.protocols import Clock
 
-__all__ = ["Front", "Missed", "hand_out"]
+__all__ = ["HitPath", "Miss", "copy_out"]
 
 monotonic_ns = time.monotonic_ns
 
 _FRESH = 1
 
 
-class Missed:
+class Miss:
     """What is not simply a hit.
 
     Attributes:
@@ -49,7 +49,7 @@ class Missed:
         self.now_ns = now_ns
 
 
-class Front:
+class HitPath:
     """Looks things up in a cache for one wrapped thing.
 
     Args:
@@ -64,7 +64,7 @@ class Front:
         self._maker = maker
 
     def look(self, inputs: Any, tenant: str | None = None) -> Any:
-        """What the cache has for these inputs, ready for a caller; or a :class:`Missed`.
+        """What the cache has for these inputs, ready for a caller; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
@@ -80,12 +80,12 @@ class Front:
         return self._maker.key(inputs, tenant)
 
     def find(self, key: Any) -> Any:
-        """What the cache has under this key, ready for a caller; or a :class:`Missed`."""
+        """What the cache has under this key, ready for a caller; or a :class:`Miss`."""
         now_ns = self._now()
         found = self._table.lookup(key, now_ns)
         if found[0] == _FRESH:
-            return hand_out(found[1])
-        return Missed(key, found[0], found[1], now_ns)
+            return copy_out(found[1])
+        return Miss(key, found[0], found[1], now_ns)
 
     def now(self) -> int:
         """The present instant on the cache's clock, monotonic nanoseconds."""
@@ -98,7 +98,7 @@ class Front:
         return clock()
 
 
-def hand_out(value: Any) -> Any:
+def copy_out(value: Any) -> Any:
     """A caller's own view of what is kept: arrays as read-only views, containers as copies, all else as it is.
 
     Args:
@@ -110,9 +110,9 @@ def hand_out(value: Any) -> Any:
     if kind is str or kind is int or kind is float or kind is bytes or value is None:
         return value
     if kind is dict:
-        return {name: hand_out(item) for name, item in value.items()}
+        return {name: copy_out(item) for name, item in value.items()}
     if kind is list:
-        return [hand_out(item) for item in value]
+        return [copy_out(item) for item in value]
     if isinstance(value, (tuple, dict, list)):
         return _hand_out_other(value, kind)
     return value.view() if isinstance(value, ndarray) else value
@@ -120,12 +120,12 @@ def hand_out(value: Any) -> Any:
 
 def _hand_out_other(value: Any, kind: Any) -> Any:
     if isinstance(value, tuple):
-        items = [hand_out(item) for item in value]
+        items = [copy_out(item) for item in value]
         for position in range(len(items)):
             if items[position] is not value[position]:
                 return kind._make(items) if hasattr(kind, "_make") else tuple(items)
         return value
     own = copy.copy(value)
     for place in own if isinstance(own, dict) else range(len(own)):
-        own[place] = hand_out(own[place])
+        own[place] = copy_out(own[place])
     return own

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flights import Flights
-from streaminfer.caching.wrapping._hit_path_cy import Front, Missed, hand_out
+from streaminfer.caching.single_flight.flights import SingleFlight
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
-from streaminfer.caching.wrapping.defensive_copy import keep, own_error
+from streaminfer.caching.wrapping.defensive_copy import copy_error, keep
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
 from streaminfer.caching.wrapping.layer_table import Table
 
@@ -21,36 +21,36 @@ _MOST_THREADS = 8
 class CachedCalls(Layer):
     """A function behind a cache, once its arguments are known not to be a hit."""
 
-    def __init__(self, cache: Table, flights: Flights, front: Front, labels: ArgumentLabels) -> None:
+    def __init__(self, cache: Table, flights: SingleFlight, front: HitPath, labels: ArgumentLabels) -> None:
         super().__init__(cache, flights, front)
         self._labels = labels
         self._computing = self._compute if self.tiers is None else self._look_and_compute
         self._thread_refreshes = Refreshes(_MOST_THREADS)
 
-    async def answer(self, missed: Missed, ask: Callable[[], Any]) -> Any:
+    async def answer(self, missed: Miss, ask: Callable[[], Any]) -> Any:
         """For an async function."""
         key = missed.key
         here = self.flights.here()
         outdated = missed.state == OUTDATED
         if missed.state == STALE or (outdated and self.failure.is_recent()):
             self.refresh(key, (key, ask, False))
-            return hand_out(missed.value)
+            return copy_out(missed.value)
         if missed.state == NEGATIVE:
-            raise own_error(missed.value)
+            raise copy_error(missed.value)
         try:
             value, led = await here.share(key, self._computing, (key, ask, not outdated), self.front.now)
         except Exception as error:
             if not outdated:
                 raise
             self.failure.note(error)
-            return hand_out(missed.value)
+            return copy_out(missed.value)
         if value.__class__ is self._stale_of_tier:
             if led and not self.failure.is_recent():
                 self.refresh(key, (key, ask, False))
             value = value.value
-        return hand_out(value)
+        return copy_out(value)
 
-    def answer_sync(self, missed: Missed, ask: Callable[[], Any]) -> Any:
+    def answer_sync(self, missed: Miss, ask: Callable[[], Any]) -> Any:
         """For a sync one."""
         key = missed.key
         outdated = missed.state == OUTDATED
@@ -63,17 +63,17 @@ class CachedCalls(Layer):
                 refreshes=self._thread_refreshes,
                 limit_s=self.refresh_s(),
             )
-            return hand_out(missed.value)
+            return copy_out(missed.value)
         if missed.state == NEGATIVE:
-            raise own_error(missed.value)
+            raise copy_error(missed.value)
         try:
             value, _ = self.flights.threads.share(key, self._compute_sync, (key, ask, not outdated), self.front.now)
         except Exception as error:
             if not outdated:
                 raise
             self.failure.note(error)
-            return hand_out(missed.value)
-        return hand_out(value)
+            return copy_out(missed.value)
+        return copy_out(value)
 
     async def _look_and_compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
         lookup = self.lookup(key, None, is_refresh=not keeps_errors)

@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any, cast
 from streaminfer._internal.validation import expected
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
-from streaminfer.caching.single_flight.flights import Flights
-from streaminfer.caching.wrapping._hit_path_cy import Front, Missed, hand_out
+from streaminfer.caching.single_flight.flights import SingleFlight
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import CachedCalls
-from streaminfer.caching.wrapping.defensive_copy import keep, own_error
+from streaminfer.caching.wrapping.defensive_copy import copy_error, keep
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
 from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.memoize import cached_function
@@ -54,7 +54,7 @@ __all__ = ["CachedService", "put_in_front"]
 def put_in_front(
     cache: Table,
     inner: Any,
-    flights: Flights,
+    flights: SingleFlight,
     *,
     secret: bytes | None = None,
     subject: str | None = None,
@@ -91,10 +91,10 @@ def put_in_front(
     if kind == "service":
         _check_names(subject, tags)
         return CachedService(
-            cache, inner, flights, lambda: Front(table, key_maker(identity_of(inner)[0], "", "", secret))
+            cache, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
-    front = Front(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
+    front = HitPath(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
     if labels is None:
         _check_names(subject, tags)
         service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
@@ -133,7 +133,7 @@ class CachedService(Layer):
 
     enforces_deadline = True
 
-    def __init__(self, cache: Table, inner: Any, flights: Flights, make_front: Callable[[], Front]) -> None:
+    def __init__(self, cache: Table, inner: Any, flights: SingleFlight, make_front: Callable[[], HitPath]) -> None:
         self._make_front = make_front
         self._changes: Callable[[], int] | None = find_inward(inner, "fingerprint_changes", None)
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
@@ -197,16 +197,16 @@ class CachedService(Layer):
         version = 0 if self._changes is None else self._follow(self._changes)
         key = self._key_of(request)
         found = self.front.find(key)
-        if found.__class__ is not Missed:
+        if found.__class__ is not Miss:
             return Response(found, False, "cache")
         if not request.store and found.state != NEGATIVE:
             return await self._alone(request, found.now_ns)
         outdated = found.state == OUTDATED
         if found.state == STALE or (outdated and self.failure.is_recent()):
             self._refresh(key, request, version)
-            return Response(hand_out(found.value), True, "cache")
+            return Response(copy_out(found.value), True, "cache")
         if found.state == NEGATIVE:
-            raise own_error(found.value)
+            raise copy_error(found.value)
         arguments = (key, request, not outdated, version)
         try:
             return await self._share(key, self._computing, arguments, request, found.now_ns, version)
@@ -214,7 +214,7 @@ class CachedService(Layer):
             if not outdated:
                 raise
             self.failure.note(error)
-            return Response(hand_out(found.value), True, "cache")
+            return Response(copy_out(found.value), True, "cache")
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
@@ -240,9 +240,9 @@ class CachedService(Layer):
         if response.__class__ is self._stale_of_tier:
             if led and not self.failure.is_recent():
                 self._refresh(key, request, version)
-            return Response(hand_out(response.value), True, response.source)
+            return Response(copy_out(response.value), True, response.source)
         timings = response.timings if led else None  # of a request that somebody else made, they say nothing
-        return Response(hand_out(response.outputs), response.degraded, response.source, timings)
+        return Response(copy_out(response.outputs), response.degraded, response.source, timings)
 
     async def _alone(self, request: Request, now_ns: int) -> Response:
         if self._enforced or request.deadline_ns is None:

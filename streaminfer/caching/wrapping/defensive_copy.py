@@ -16,13 +16,13 @@ import numpy as np
 
 from streaminfer._internal.validation import expected
 
-__all__ = ["keep", "own_error", "without_traceback"]
+__all__ = ["copy_error", "keep", "strip_traceback"]
 
 _DEEPEST_CAUSE = 8
 
 
 def keep(value: Any) -> Any:
-    """What to keep of a value; ``_hit_path_cy.hand_out`` makes of it what a caller gets.
+    """What to keep of a value; ``_hit_path_cy.copy_out`` makes of it what a caller gets.
 
     Arrays, also inside dicts, lists and tuples, become read-only views of copies; anything else is kept as it is and
     shared by whoever gets it, so it should not be changed.
@@ -69,7 +69,7 @@ def _keep_array(value: Any) -> Any:
     return array.view()
 
 
-def own_error(error: BaseException) -> BaseException:
+def copy_error(error: BaseException) -> BaseException:
     """One caller's own copy of an error that several get: the traceback and notes that one adds are not another's.
 
     An error that cannot be copied is given as it is.
@@ -89,13 +89,13 @@ def own_error(error: BaseException) -> BaseException:
     return own
 
 
-def without_traceback(error: BaseException) -> BaseException:
+def strip_traceback(error: BaseException) -> BaseException:
     """A copy to keep: without the tracebacks, which hold whole frames alive, its own and its causes'."""
     return _bare(error, _DEEPEST_CAUSE)
 
 
 def _bare(error: BaseException, levels: int) -> BaseException:
-    own = own_error(error)
+    own = copy_error(error)
     if own is error:  # no copy: of the original, which its first caller still reads, nothing may be taken away
         text = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
         return RuntimeError(f"{text} (kept from an earlier call; the error itself cannot be copied)")

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import said_fresh_s, storable
-from streaminfer.caching.single_flight.flights import Flights
-from streaminfer.caching.wrapping._hit_path_cy import Front
-from streaminfer.caching.wrapping.defensive_copy import without_traceback
+from streaminfer.caching.single_flight.flights import SingleFlight
+from streaminfer.caching.wrapping._hit_path_cy import HitPath
+from streaminfer.caching.wrapping.defensive_copy import strip_traceback
 from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.stale_if_error import RecentFailure
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.lookup import Found, Lookup
+    from streaminfer.caching.tiers.lookup import TierHit, TierLookup
 
 __all__ = ["NEGATIVE", "OUTDATED", "STALE", "Layer"]
 
-# states of `Missed`, as of `_table_cy`, besides that nothing is there
+# states of `Miss`, as of `_table_cy`, besides that nothing is there
 STALE = 2
 NEGATIVE = 3
 OUTDATED = 4
@@ -33,7 +33,7 @@ _REFRESH_TIMES = 4  # as long as the slowest computation of late
 class Layer:
     """What a cached service and a cached function have in common."""
 
-    def __init__(self, cache: Table, flights: Flights, front: Front) -> None:
+    def __init__(self, cache: Table, flights: SingleFlight, front: HitPath) -> None:
         self.cache = cache
         self.flights = flights
         self.front = front
@@ -43,20 +43,20 @@ class Layer:
         self.failure = RecentFailure(front.now)
         self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
-            from streaminfer.caching.tiers.lookup import Found, ReadAllowance  # noqa: PLC0415 - only where there are tiers
+            from streaminfer.caching.tiers.lookup import ReadBudget, TierHit  # noqa: PLC0415 - only where there are tiers
 
-            self._stale_of_tier: Any = Found
-            self._allowance = ReadAllowance()
+            self._stale_of_tier: Any = TierHit
+            self._allowance = ReadBudget()
         else:
             self._stale_of_tier = None
 
-    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> Lookup:
+    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> TierLookup:
         """One look into the tiers and the computation that follows if they have nothing."""
-        from streaminfer.caching.tiers.lookup import Lookup  # noqa: PLC0415 - the same
+        from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - the same
 
-        return Lookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
+        return TierLookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
 
-    def is_given(self, found: Found) -> bool:
+    def is_given(self, found: TierHit) -> bool:
         """Whether what a tier has is the answer as it is, however stale, with a refresh behind."""
         return found.past_ns < self.cache.revalidate_ns or self.failure.is_recent()
 
@@ -118,6 +118,6 @@ class Layer:
         if self.cache.erased_since(key, erasures) or not storable():
             return
         try:
-            self.cache.put_negative(key, without_traceback(error), tags=tags, subject=subject)
+            self.cache.put_negative(key, strip_traceback(error), tags=tags, subject=subject)
         except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(refused)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.lookup import Found
-    from streaminfer.caching.tiers.tier_set import Tiers
+    from streaminfer.caching.tiers.lookup import TierHit
+    from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.freshness import Freshness
 
 __all__ = ["Table"]
@@ -29,7 +29,7 @@ class Table(Protocol):
     erasures: int
     freshness: Freshness
     revalidate_ns: int
-    tiers: Tiers | None
+    tiers: TierSet | None
 
     @property
     def negative_ttl_s(self) -> float: ...  # noqa: D102
@@ -56,6 +56,6 @@ class Table(Protocol):
         """Whether a key may have been erased or deleted since ``erasures`` was that."""
         ...
 
-    def promote(self, key: Any, found: Found, erasures: int) -> None:
+    def promote(self, key: Any, found: TierHit, erasures: int) -> None:
         """Keeps what a tier had."""
         ...

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from streaminfer.caching.wrapping._hit_path_cy import Front, Missed
+from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss
 
 __all__ = ["CachedFunction", "cached_function"]
 
@@ -41,7 +41,7 @@ class CachedFunction(Protocol[P, R_co]):
         ...
 
 
-def cached_function(function: Any, front: Front, answering: Callable[..., Any], *, is_async: bool) -> Any:
+def cached_function(function: Any, front: HitPath, answering: Callable[..., Any], *, is_async: bool) -> Any:
     """A function of the same kind and parameters, which looks into the cache first.
 
     Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
@@ -68,7 +68,7 @@ def cached_function(function: Any, front: Front, answering: Callable[..., Any], 
     namespace: dict[str, Any] = {
         "__look": front.look,
         "__key": front.key,
-        "__Missed": Missed,
+        "__Missed": Miss,
         "__answer": answering,
         "__partial": partial,
         "__function": function,

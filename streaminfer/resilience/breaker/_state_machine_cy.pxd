@@ -18,7 +18,7 @@ cdef class BreakerMachine:
     cdef readonly int mode
     cdef public bint listening
     cdef readonly Py_ssize_t pending
-    cdef readonly long long lost, permitted, refused, succeeded, failed, slow, released, stale, trips, trips_in_a_row
+    cdef readonly long long lost, permitted, refused, succeeded, failed, slow, released, stale, trips, consecutive_trips
     cdef double _failure_rate, _slow_rate
     cdef long long _slow_ns, _minimum_calls, _minimum_probes, _open_ns, _max_open_ns, _half_open_ns
     cdef Py_ssize_t _half_open_calls

@@ -117,7 +117,7 @@ class BreakerMachine:
         released: permits that came back without an outcome.
         stale: outcomes and permits that came after their state, or twice.
         trips: how often it opened.
-        trips_in_a_row: how often since it was last closed.
+        consecutive_trips: how often since it was last closed.
     """
 
     __slots__ = (
@@ -149,6 +149,7 @@ class BreakerMachine:
         "_took_ns",
         "_until_ns",
         "_window",
+        "consecutive_trips",
         "failed",
         "listening",
         "lost",
@@ -161,7 +162,6 @@ class BreakerMachine:
         "stale",
         "succeeded",
         "trips",
-        "trips_in_a_row",
     )
 
     _slots: MutableSequence[int]
@@ -222,7 +222,7 @@ class BreakerMachine:
         self.released = 0
         self.stale = 0
         self.trips = 0
-        self.trips_in_a_row = 0
+        self.consecutive_trips = 0
         self._begin_closed()
 
     # -- calls --------------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ class BreakerMachine:
             self.released,
             self.stale,
             self.trips,
-            self.trips_in_a_row,
+            self.consecutive_trips,
             self.lost,
         )
 
@@ -535,7 +535,7 @@ class BreakerMachine:
         self._out = 0
         self._serial = 0
         self._until_ns = 0
-        self.trips_in_a_row = 0
+        self.consecutive_trips = 0
         self._base_open_ns = self._open_ns
         self._draw()
 
@@ -552,7 +552,7 @@ class BreakerMachine:
         self._state = _OPEN
         self._until_ns = at_ns + self._next_open_ns
         self.trips += 1
-        self.trips_in_a_row += 1
+        self.consecutive_trips += 1
         self._note(before, _OPEN, reason, at_ns, calls, failures, slow)
 
     def _begin_half_open(self, now_ns: int) -> None:

@@ -276,7 +276,7 @@ class CircuitBreaker(BreakerCore):
         now_ns = self.now()
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
         ramp = self._ramp
-        state, mode, calls, failures, slow, probes_out, *counters = self._machine.snapshot(now_ns)
+        state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
         permitted, refused, succeeded, failed, slow_calls, released, stale, trips, in_a_row, lost = counters
         return BreakerStatistics(
             name=self.name,
@@ -285,7 +285,7 @@ class CircuitBreaker(BreakerCore):
             calls=calls,
             failures=failures,
             slow=slow,
-            probes_out=probes_out,
+            half_open_in_flight=half_open_in_flight,
             retry_after_s=retry_after_s,
             permitted=permitted,
             share=1.0 if ramp is None else ramp.share(now_ns),
@@ -296,7 +296,7 @@ class CircuitBreaker(BreakerCore):
             released=released,
             stale=stale,
             trips=trips,
-            trips_in_a_row=in_a_row,
+            consecutive_trips=in_a_row,
             events_lost=lost,
         )
 

@@ -23,7 +23,7 @@ class BreakerStatistics(Snapshot):
             probes; while open, what it was left with.
         failures: how many of them failed.
         slow: how many of them were slow.
-        probes_out: probes whose permit has not come back.
+        half_open_in_flight: probes whose permit has not come back.
         retry_after_s: seconds until asking again makes sense; 0.0 while all calls pass.
         share: share of the calls that pass; below 1.0 for ``ramp_up_s`` after it was closed by its probes.
         permitted: permits given since it was made.
@@ -35,7 +35,7 @@ class BreakerStatistics(Snapshot):
             anything.
         stale: permits and outcomes that came after their state had ended, or twice.
         trips: how often it opened by itself.
-        trips_in_a_row: how often since it was last closed; each doubles the open time.
+        consecutive_trips: how often since it was last closed; each doubles the open time.
         events_lost: events that no listener heard because one did not come back from an earlier one.
     """
 
@@ -45,7 +45,7 @@ class BreakerStatistics(Snapshot):
     calls: int
     failures: int
     slow: int
-    probes_out: int
+    half_open_in_flight: int
     retry_after_s: float
     share: float
     permitted: int
@@ -56,7 +56,7 @@ class BreakerStatistics(Snapshot):
     released: int
     stale: int
     trips: int
-    trips_in_a_row: int
+    consecutive_trips: int
     events_lost: int
 
     @property

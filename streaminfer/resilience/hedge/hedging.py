@@ -35,7 +35,7 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, find_inward
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._call_budget_cy import TrafficShare
+from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import kind_of, may_repeat, name_of, refuse_copy, repeats
 from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hedge"]
 
-_Share: type[TrafficShare] = atomic(TrafficShare, ("grant", "count", "left"))
+_Share: type[CallBudget] = atomic(CallBudget, ("grant", "count", "left"))
 _MOST = 8
 _REFRESH_NS = 50_000_000
 _DIGITS = 2

@@ -28,7 +28,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._call_budget_cy import TrafficShare
+from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import kind_of, may_repeat, name_of, refuse_awaitable, refuse_copy, repeats
 from streaminfer.telemetry._guard import atomic
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RetryBudget"]
 
-_Share: type[TrafficShare] = atomic(TrafficShare, ("grant", "count", "left"))
+_Share: type[CallBudget] = atomic(CallBudget, ("grant", "count", "left"))
 _NEVER_BY_ITSELF = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100

@@ -21,7 +21,7 @@ cdef class Attempt:
 cdef class Attempts:
     cdef Attempt _head
     cdef readonly Py_ssize_t count
-    cdef public long long alarm_ns
+    cdef public long long timer_ns
 
     @cython.locals(attempt=Attempt)
     cpdef Attempt enter(
@@ -30,6 +30,6 @@ cdef class Attempts:
     cpdef object leave(self, Attempt attempt)
 
     @cython.locals(attempt=Attempt, following=Attempt, earliest_ns=cython.longlong)
-    cpdef object ring(self, long long now_ns)
+    cpdef object interrupt_due(self, long long now_ns)
 
     cpdef object interrupt_all(self)

@@ -9,7 +9,7 @@ and not once for each request.
 *Invariants.* An attempt is linked from :meth:`Attempts.enter` to :meth:`Attempts.leave` and interrupted at most once.
 The alarm is never set later than the earliest attempt that has not been interrupted.
 
-*Cost.* O(1) for each request; a ring is O(attempts in flight).
+*Cost.* O(1) for each request; an interruption is O(attempts in flight).
 
 One source, compiled with the C types of ``_attempts_cy.pxd`` or run as it is. It knows no loop and no clock; tasks are
 objects with ``cancel`` and ``cancelling``. Not thread-safe.
@@ -108,18 +108,19 @@ class Attempts:
 
     Attributes:
         count: how many.
-        alarm_ns: for when an alarm is set; the shell sets it when :meth:`enter` says so, and after :meth:`ring`.
+        timer_ns: for when an alarm is set; the shell sets it when :meth:`enter` says so, and after
+        :meth:`interrupt_due`.
     """
 
-    __slots__ = ("_head", "alarm_ns", "count")
+    __slots__ = ("_head", "count", "timer_ns")
 
     def __init__(self) -> None:
         self._head: Attempt | None = None
         self.count = 0
-        self.alarm_ns = NEVER
+        self.timer_ns = NEVER
 
     def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
-        """A request goes to a route; set the alarm if its ``switch_ns`` is before ``alarm_ns``.
+        """A request goes to a route; set the alarm if its ``switch_ns`` is before ``timer_ns``.
 
         Args:
             task: where it waits.
@@ -148,7 +149,7 @@ class Attempts:
         attempt._next = None
         self.count -= 1
 
-    def ring(self, now_ns: int) -> int:
+    def interrupt_due(self, now_ns: int) -> int:
         """Interrupts those that are due.
 
         Returns:
@@ -165,12 +166,12 @@ class Attempts:
                 elif attempt.switch_ns < earliest_ns:
                     earliest_ns = attempt.switch_ns
             attempt = following
-        self.alarm_ns = earliest_ns
+        self.timer_ns = earliest_ns
         return earliest_ns
 
     def interrupt_all(self) -> None:
         """Interrupts whoever is there: the router stops."""
-        self.ring(_NEVER)
+        self.interrupt_due(_NEVER)
 
     def __repr__(self) -> str:
         return f"<Attempts: {self.count} in flight>"

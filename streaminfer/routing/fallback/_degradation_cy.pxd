@@ -5,7 +5,7 @@ cdef double _LEAST, _RETURNS_WITH, _FAILING, _CROWDED, _CALM, _FIRST_GAIN, _LAST
 cdef double _SUSPECT_HEADROOM, _EASY, _MOST_GROWTH, _HEAVY, _WIDE, _TOO_LATE, _MOST_HEADROOM, _LEAST_RISE, _MOST_RISE, _FALL, _KEPT_WHEN_EASY
 cdef long long _FEW, _LONGEST, _FORGETS
 
-cdef class Rung:
+cdef class RouteShare:
     cdef readonly int device
     cdef readonly bint dear_there, dear, last, fixed
     cdef readonly double share
@@ -35,7 +35,7 @@ cdef class Rung:
 
     cdef object _grow(self, bint easy, long long steps)
 
-cdef class Ladder:
+cdef class DegradationController:
     cdef readonly list rungs
     cdef readonly long long step_ns, next_step_ns
     cdef long long _requests, _missed, _steps, _burning_steps
@@ -47,26 +47,26 @@ cdef class Ladder:
     @cython.locals(device=Py_ssize_t)
     cpdef object missed(self, long long devices)
 
-    @cython.locals(rung=Rung, device=Py_ssize_t)
+    @cython.locals(rung=RouteShare, device=Py_ssize_t)
     cpdef object step(self, long long now_ns, bint burning)
 
-    @cython.locals(rung=Rung, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong, steps=cython.longlong)
+    @cython.locals(rung=RouteShare, device=Py_ssize_t, position=Py_ssize_t, missed=cython.longlong, steps=cython.longlong)
     cdef object _look(self)
 
-    @cython.locals(rung=Rung, dearest=Rung)
+    @cython.locals(rung=RouteShare, dearest=RouteShare)
     cdef object _make_room(self, int device, double factor)
 
-    @cython.locals(rung=Rung)
+    @cython.locals(rung=RouteShare)
     cdef bint _is_easy(self, int device) except -1
 
-    @cython.locals(rung=Rung, cheaper=Rung, other=Py_ssize_t)
+    @cython.locals(rung=RouteShare, cheaper=RouteShare, other=Py_ssize_t)
     cdef bint _may_grow(self, Py_ssize_t position) except -1
 
     @cython.locals(taken=double)
-    cdef object _cut(self, Rung rung, double factor)
+    cdef object _cut(self, RouteShare rung, double factor)
 
-    @cython.locals(rung=Rung, position=Py_ssize_t)
+    @cython.locals(rung=RouteShare, position=Py_ssize_t)
     cdef object _close_one(self)
 
-    @cython.locals(rung=Rung)
+    @cython.locals(rung=RouteShare)
     cdef object _open_all(self)

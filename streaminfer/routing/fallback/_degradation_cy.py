@@ -47,7 +47,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["BAD", "GOOD", "LATE", "NEUTRAL", "Ladder", "Rung"]
+__all__ = ["BAD", "GOOD", "LATE", "NEUTRAL", "DegradationController", "RouteShare"]
 
 GOOD = 0
 BAD = 1
@@ -80,7 +80,7 @@ _KEPT_WHEN_EASY = 0.5  # of the headroom, in a step
 _SUSPECT_HEADROOM = 0.25
 
 
-class Rung:
+class RouteShare:
     """One route's share of the traffic, and what is counted about it.
 
     Args:
@@ -268,10 +268,10 @@ class Rung:
                 self.headroom = max(0.0, kept - _FALL * steps)
 
     def __repr__(self) -> str:
-        return f"<Rung: share={self.share:.3f}, in_flight={self.in_flight}{', closed' if self.closed else ''}>"
+        return f"<RouteShare: share={self.share:.3f}, in_flight={self.in_flight}{', closed' if self.closed else ''}>"
 
 
-class Ladder:
+class DegradationController:
     """The rungs of one router, best first.
 
     Args:
@@ -295,7 +295,7 @@ class Ladder:
         "step_ns",
     )
 
-    def __init__(self, rungs: Sequence[Rung], step_ns: int) -> None:
+    def __init__(self, rungs: Sequence[RouteShare], step_ns: int) -> None:
         self.rungs = list(rungs)
         self.step_ns = step_ns
         self.next_step_ns = 0
@@ -418,7 +418,7 @@ class Ladder:
                 return False
         return True
 
-    def _cut(self, rung: Rung, factor: float) -> None:
+    def _cut(self, rung: RouteShare, factor: float) -> None:
         """Leaves a rung a part of what it really took."""
         rung.cuts += 1
         if rung.share >= 1.0:
@@ -455,4 +455,4 @@ class Ladder:
                 rung._rests = False
 
     def __repr__(self) -> str:
-        return f"<Ladder: {', '.join(f'{rung.share:.3f}' for rung in self.rungs)}>"
+        return f"<DegradationController: {', '.join(f'{rung.share:.3f}' for rung in self.rungs)}>"

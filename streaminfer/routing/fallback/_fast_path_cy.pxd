@@ -1,7 +1,7 @@
 cimport cython
 from streaminfer._request_cy cimport Response
 from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch_at
-from streaminfer.routing.fallback._degradation_cy cimport Ladder, Rung
+from streaminfer.routing.fallback._degradation_cy cimport DegradationController, RouteShare
 
 cdef long long _NEVER, _TRUSTED_NS, _LEAST_KEPT_NS
 cdef int _GOOD, _TRUSTED
@@ -9,9 +9,9 @@ cdef int _GOOD, _TRUSTED
 @cython.locals(kept=cython.longlong)
 cpdef long long kept_ns(long long left_ns) noexcept
 
-cdef class Gate:
-    cdef Ladder _ladder
-    cdef Rung _rung
+cdef class FastPath:
+    cdef DegradationController _ladder
+    cdef RouteShare _rung
     cdef object _name, _admission
     cdef bint _enforces, _backed
     cdef int _trusted
@@ -22,7 +22,7 @@ cdef class Gate:
     cdef readonly long long taken, answered, degraded
 
     @cython.locals(
-        rung=Rung, deadline_ns=cython.longlong, finish_ns=cython.longlong, switch_ns=cython.longlong)
+        rung=RouteShare, deadline_ns=cython.longlong, finish_ns=cython.longlong, switch_ns=cython.longlong)
     cpdef Attempt take(self, object request, long long now_ns, object task)
 
     @cython.locals(left_ns=cython.longlong, keep_ns=cython.longlong, switch_ns=cython.longlong)

@@ -1,8 +1,8 @@
 """The gate: the common case of a `FallbackRouter`, in which its best route takes the request and answers.
 
-*Idea.* All that this case needs, but for the await, is in two compiled calls: :meth:`Gate.take` looks and enters,
-:meth:`Gate.answered` counts and marks the answer. Whatever is not common, ``take`` leaves to the router, before it has
-changed anything.
+*Idea.* All that this case needs, but for the await, is in two compiled calls: :meth:`FastPath.take` looks and enters,
+:meth:`FastPath.answered` counts and marks the answer. Whatever is not common, ``take`` leaves to the router, before it
+has changed anything.
 
 *Trust.* A look at ``admission`` costs a microsecond or two. One that said that the request would be answered within a
 quarter of its time, or that did not say when, is good for the next seven requests too, within a millisecond: what came
@@ -19,9 +19,9 @@ from typing import Any
 
 from streaminfer._request_cy import Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
-from streaminfer.routing.fallback._degradation_cy import Ladder, Rung
+from streaminfer.routing.fallback._degradation_cy import DegradationController, RouteShare
 
-__all__ = ["Gate", "kept_ns"]
+__all__ = ["FastPath", "kept_ns"]
 
 _NEVER = 2**63 - 1
 _GOOD = 0
@@ -36,7 +36,7 @@ def kept_ns(left_ns: int) -> int:
     return min(kept, left_ns >> 1)
 
 
-class Gate:
+class FastPath:
     """In front of the best route.
 
     Args:
@@ -78,8 +78,8 @@ class Gate:
 
     def __init__(
         self,
-        ladder: Ladder,
-        rung: Rung,
+        ladder: DegradationController,
+        rung: RouteShare,
         name: str,
         admission: Callable[[Any, int], Any] | None,
         enforces: bool,
@@ -136,7 +136,7 @@ class Gate:
                 else:
                     self._trusted = 0
         switch_ns = self.switch_ns(now_ns, deadline_ns, finish_ns, self.reserve_ns, self._enforces)
-        if switch_ns < self.attempts.alarm_ns:
+        if switch_ns < self.attempts.timer_ns:
             return None
         self.taken += 1
         self._ladder._requests += 1

@@ -2,16 +2,16 @@
 
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded, StreamInferError
 from streaminfer.protocols import Admission, sooner
-from streaminfer.routing.fallback.attempt_outcome import Ending
-from streaminfer.routing.fallback.route_state import Lane
+from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
+from streaminfer.routing.fallback.route_state import RouteState
 
-__all__ = ["Journey"]
+__all__ = ["AttemptHistory"]
 
 _TIME = frozenset({"late", "overloaded", "overdue"})
 """Reasons that say that a route's device had no time for the request."""
 
 
-class Journey:
+class AttemptHistory:
     """Why routes did not answer a request.
 
     Attributes:
@@ -37,12 +37,12 @@ class Journey:
         self.retry_after_s: float | None = None
         self.finish_ns = 0
 
-    def skip(self, lane: Lane, verdict: Admission) -> None:
+    def skip(self, lane: RouteState, verdict: Admission) -> None:
         """A route's ``admission`` said no."""
         self.note(lane, verdict.reason)
         self.retry_after_s = sooner(self.retry_after_s, verdict.retry_after_s)
 
-    def failed(self, lane: Lane, ending: Ending) -> None:
+    def failed(self, lane: RouteState, ending: AttemptOutcome) -> None:
         """A route was asked and did not answer."""
         self.note(lane, ending.reason)
         self.tried.add(lane.position)
@@ -50,14 +50,14 @@ class Journey:
         if isinstance(ending.error, (Overloaded, CircuitOpen)):
             self.retry_after_s = sooner(self.retry_after_s, ending.error.retry_after_s)
 
-    def note(self, lane: Lane, reason: str) -> None:
+    def note(self, lane: RouteState, reason: str) -> None:
         """A route was passed over, or ended without an answer."""
         lane.skipped[reason] += 1
         self.reasons[lane.position] = reason
         if reason in _TIME:
             self.busy |= 1 << lane.rung.device
 
-    def take_error(self, lanes: list[Lane], now_ns: int, deadline_ns: int) -> BaseException:
+    def take_error(self, lanes: list[RouteState], now_ns: int, deadline_ns: int) -> BaseException:
         """What the request ends with where nobody answers; asked once, so that no cycle keeps the inputs alive."""
         story = ", ".join(f"{lane.route.name}: {self.reasons.get(lane.position, 'not asked')}" for lane in lanes)
         error, self.error = self.error, None

@@ -7,7 +7,7 @@ from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceed
 from streaminfer.routing.fallback._attempts_cy import Attempt
 from streaminfer.routing.fallback._degradation_cy import BAD, LATE, NEUTRAL
 
-__all__ = ["Ending", "judge"]
+__all__ = ["AttemptOutcome", "classify"]
 
 _TABLE: tuple[tuple[type[BaseException], str, int], ...] = (
     (Overloaded, "overloaded", NEUTRAL),
@@ -20,7 +20,7 @@ _TABLE: tuple[tuple[type[BaseException], str, int], ...] = (
 """The first that fits; what is no ``Exception`` ends the request as it is."""
 
 
-class Ending(NamedTuple):
+class AttemptOutcome(NamedTuple):
     """The end of an attempt.
 
     Attributes:
@@ -36,9 +36,9 @@ class Ending(NamedTuple):
     final: bool = False
 
 
-def judge(
+def classify(
     name: str, attempt: Attempt, error: BaseException, task: "asyncio.Task[Any]", now_ns: int, *, cutting: bool
-) -> Ending:
+) -> AttemptOutcome:
     """What the end of an attempt means; takes back the router's own interruption of the task.
 
     Args:
@@ -52,18 +52,20 @@ def judge(
     cancelled = isinstance(error, asyncio.CancelledError)
     left = task.uncancel() if attempt.interrupted else task.cancelling()
     if attempt.was_cancelled_too(left):
-        return Ending("cancelled", NEUTRAL, error, final=True)
+        return AttemptOutcome("cancelled", NEUTRAL, error, final=True)
     if attempt.interrupted and cancelled:
         if cutting:
-            return Ending("closed", NEUTRAL, Closed("the router stopped before it could answer"), final=True)
+            return AttemptOutcome("closed", NEUTRAL, Closed("the router stopped before it could answer"), final=True)
         took_s = (now_ns - attempt.started_ns) / 1e9
-        return Ending("overdue", LATE, DeadlineExceeded(f"the route {name!r} had not answered after {took_s:.6f} s"))
+        return AttemptOutcome(
+            "overdue", LATE, DeadlineExceeded(f"the route {name!r} had not answered after {took_s:.6f} s")
+        )
     if cancelled:  # nobody asked for it: the route's own work was cancelled
         failure = BackendError(f"the route {name!r} was cancelled from inside")
         failure.__cause__ = error
-        return Ending("failed", BAD, failure)
+        return AttemptOutcome("failed", BAD, failure)
     for kind, reason, outcome in _TABLE:
         if isinstance(error, kind):
             final = reason == "invalid" or (cutting and reason == "closed")
-            return Ending(reason, outcome, error, final)
-    return Ending("cancelled", NEUTRAL, error, final=True)
+            return AttemptOutcome(reason, outcome, error, final)
+    return AttemptOutcome("cancelled", NEUTRAL, error, final=True)

@@ -40,13 +40,13 @@ from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback._attempts_cy import NEVER, Attempt, Attempts
-from streaminfer.routing.fallback._degradation_cy import GOOD, LATE, Ladder
-from streaminfer.routing.fallback._fast_path_cy import Gate
-from streaminfer.routing.fallback.attempt_history import Journey
-from streaminfer.routing.fallback.attempt_outcome import judge
+from streaminfer.routing.fallback._degradation_cy import GOOD, LATE, DegradationController
+from streaminfer.routing.fallback._fast_path_cy import FastPath
+from streaminfer.routing.fallback.attempt_history import AttemptHistory
+from streaminfer.routing.fallback.attempt_outcome import classify
 from streaminfer.routing.fallback.route import Route
 from streaminfer.routing.fallback.route_selector import TOOK_IT, Chooser, deadline_of
-from streaminfer.routing.fallback.route_state import Lane, make_lanes
+from streaminfer.routing.fallback.route_state import RouteState, make_route_states
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
@@ -119,11 +119,11 @@ class FallbackRouter(Chooser):
         self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
-        self._lanes, _ = make_lanes(routes, backed=default is not None)
-        self._ladder = Ladder([lane.rung for lane in self._lanes], step_ns)
+        self._lanes, _ = make_route_states(routes, backed=default is not None)
+        self._ladder = DegradationController([lane.rung for lane in self._lanes], step_ns)
         first_lane = self._lanes[0]
         self._first_call = first_lane.call
-        self._gate = Gate(
+        self._gate = FastPath(
             self._ladder,
             first_lane.rung,
             first_lane.route.name,
@@ -183,25 +183,27 @@ class FallbackRouter(Chooser):
         attempt = gate.take(request, now_ns, task)
         if attempt is None:
             self._begin(request, now_ns)
-            return await self._go_on(request, Journey(now_ns), task, now_ns)
+            return await self._go_on(request, AttemptHistory(now_ns), task, now_ns)
         try:
             response = await self._first_call(request)
         except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
             now_ns = self.clock()
-            journey = Journey(attempt.started_ns)
+            journey = AttemptHistory(attempt.started_ns)
             journey.offered[0] = True
             self._ended_badly(self._lanes[0], journey, attempt, error, task, now_ns)
         else:
             now_ns = self.clock()
             answer = gate.answered_by(attempt, response, now_ns)
             if answer is None:
-                return self._answer(self._lanes[0], Journey(attempt.started_ns), attempt, response, task, now_ns)
+                return self._answer(self._lanes[0], AttemptHistory(attempt.started_ns), attempt, response, task, now_ns)
             if self._drained is not None:
                 self._look_whether_drained()
             return answer
         return await self._go_on(request, journey, task, now_ns)
 
-    async def _go_on(self, request: Request, journey: Journey, task: "asyncio.Task[Any]", now_ns: int) -> Response:
+    async def _go_on(
+        self, request: Request, journey: AttemptHistory, task: "asyncio.Task[Any]", now_ns: int
+    ) -> Response:
         """Asks one route after the other, until one answers."""
         attempts = self._gate.attempts
         deadline_ns = deadline_of(request)
@@ -213,7 +215,7 @@ class FallbackRouter(Chooser):
             switch_ns = self._switch_ns(lane, request, journey, now_ns, deadline_ns)
             lane.rung.take()
             attempt = attempts.enter(task, cancellations, now_ns, switch_ns, deadline_ns)
-            if switch_ns < attempts.alarm_ns:
+            if switch_ns < attempts.timer_ns:
                 self._arm(get_running_loop(), switch_ns, now_ns)
             try:
                 response = await lane.call(request)
@@ -289,7 +291,7 @@ class FallbackRouter(Chooser):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        self._gate.attempts.alarm_ns = NEVER
+        self._gate.attempts.timer_ns = NEVER
         await stop_all(self, self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
@@ -358,8 +360,8 @@ class FallbackRouter(Chooser):
 
     def _answer(
         self,
-        lane: Lane,
-        journey: Journey,
+        lane: RouteState,
+        journey: AttemptHistory,
         attempt: Attempt,
         response: Response,
         task: "asyncio.Task[Any]",
@@ -401,8 +403,8 @@ class FallbackRouter(Chooser):
 
     def _ended_badly(
         self,
-        lane: Lane,
-        journey: Journey,
+        lane: RouteState,
+        journey: AttemptHistory,
         attempt: Attempt,
         error: BaseException,
         task: "asyncio.Task[Any]",
@@ -411,7 +413,7 @@ class FallbackRouter(Chooser):
         """Counts how a route ended without an answer; raises what ends the request with it."""
         self._leave(attempt)
         self._gate.distrust()
-        ending = judge(lane.route.name, attempt, error, task, now_ns, cutting=self._cutting)
+        ending = classify(lane.route.name, attempt, error, task, now_ns, cutting=self._cutting)
         lane.rung.settle(ending.outcome, now_ns - attempt.started_ns, 0, now_ns)
         if ending.reason == "overdue" and attempt.was_given_up_early():
             lane.rung.stall()
@@ -426,7 +428,7 @@ class FallbackRouter(Chooser):
         if now_ns >= attempt.deadline_ns:  # no time for another one
             journey.tried.update(range(len(self._lanes)))
 
-    def _last_resort(self, request: Request, journey: Journey, now_ns: int, deadline_ns: int) -> Response:
+    def _last_resort(self, request: Request, journey: AttemptHistory, now_ns: int, deadline_ns: int) -> Response:
         self._miss(journey.busy)
         if self.default is None:
             self._failed += 1
@@ -464,14 +466,14 @@ class FallbackRouter(Chooser):
     def _arm(self, loop: asyncio.AbstractEventLoop, wanted_ns: int, now_ns: int) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._gate.attempts.alarm_ns = wanted_ns
+        self._gate.attempts.timer_ns = wanted_ns
         self._alarm = loop.call_later((wanted_ns - now_ns) / 1e9, self._on_alarm)
 
     def _on_alarm(self) -> None:
         # loops fire early by their resolution: an alarm for an instant means that the instant has come
-        now_ns = max(self.clock(), self._gate.attempts.alarm_ns)
+        now_ns = max(self.clock(), self._gate.attempts.timer_ns)
         self._alarm = None
-        wanted_ns = self._gate.attempts.ring(now_ns)
+        wanted_ns = self._gate.attempts.interrupt_due(now_ns)
         if wanted_ns != NEVER:
             self._arm(get_running_loop(), wanted_ns, now_ns)
 

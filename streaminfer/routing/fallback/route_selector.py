@@ -7,10 +7,10 @@ from typing import Any
 from streaminfer.protocols import Admission, Clock
 from streaminfer.request import Request
 from streaminfer.routing.fallback._attempts_cy import NEVER
-from streaminfer.routing.fallback._degradation_cy import NEUTRAL, Ladder
-from streaminfer.routing.fallback._fast_path_cy import Gate
-from streaminfer.routing.fallback.attempt_history import Journey
-from streaminfer.routing.fallback.route_state import Lane
+from streaminfer.routing.fallback._degradation_cy import NEUTRAL, DegradationController
+from streaminfer.routing.fallback._fast_path_cy import FastPath
+from streaminfer.routing.fallback.attempt_history import AttemptHistory
+from streaminfer.routing.fallback.route_state import RouteState
 
 __all__ = ["TOOK_IT", "Chooser", "deadline_of"]
 
@@ -29,15 +29,15 @@ class Chooser:
     """Looks at the routes; sends nothing there but probes."""
 
     clock: Clock
-    _lanes: list[Lane]
-    _ladder: Ladder
-    _gate: Gate
+    _lanes: list[RouteState]
+    _ladder: DegradationController
+    _gate: FastPath
     _probes: bool
     _shadows: set["asyncio.Task[Any]"]
 
-    def _choose(self, request: Request, journey: Journey, now_ns: int) -> Lane | None:
+    def _choose(self, request: Request, journey: AttemptHistory, now_ns: int) -> RouteState | None:
         """The best route that was not asked yet and takes the request now."""
-        held_back: list[Lane] = []
+        held_back: list[RouteState] = []
         for lane in self._lanes:
             position = lane.position
             if position in journey.tried:
@@ -59,7 +59,7 @@ class Chooser:
                 return lane
         return self._nothing_to_lose(journey)
 
-    def _nothing_to_lose(self, journey: Journey) -> Lane | None:
+    def _nothing_to_lose(self, journey: AttemptHistory) -> RouteState | None:
         """The cheapest route that has nothing to do and would be late as far as it knows: now it can find out."""
         for lane in reversed(self._lanes):
             late = journey.reasons.get(lane.position) == "late" and lane.position not in journey.tried
@@ -68,7 +68,7 @@ class Chooser:
                 return lane
         return None
 
-    def _takes(self, lane: Lane, request: Request, journey: Journey, now_ns: int) -> bool:
+    def _takes(self, lane: RouteState, request: Request, journey: AttemptHistory, now_ns: int) -> bool:
         verdict = TOOK_IT if lane.admission is None else lane.admission(request, now_ns)
         finish_ns = verdict.predicted_finish_ns or 0
         if verdict.ok and not (finish_ns and lane.rung.risks(now_ns, deadline_of(request), finish_ns)):
@@ -77,7 +77,9 @@ class Chooser:
         self._refused(lane, request, journey, verdict, now_ns)
         return False
 
-    def _refused(self, lane: Lane, request: Request, journey: Journey, verdict: Admission, now_ns: int) -> None:
+    def _refused(
+        self, lane: RouteState, request: Request, journey: AttemptHistory, verdict: Admission, now_ns: int
+    ) -> None:
         rung = lane.rung
         late = verdict.ok or verdict.reason == "late"
         if verdict.ok:  # too close to the deadline
@@ -95,7 +97,9 @@ class Chooser:
         ):
             self._probe(lane, request, now_ns)
 
-    def _switch_ns(self, lane: Lane, request: Request, journey: Journey, now_ns: int, deadline_ns: int) -> int:
+    def _switch_ns(
+        self, lane: RouteState, request: Request, journey: AttemptHistory, now_ns: int, deadline_ns: int
+    ) -> int:
         """When a request gives up on a route; ``NEVER`` where the route itself ends it in time."""
         if deadline_ns == NEVER:
             return NEVER
@@ -108,7 +112,7 @@ class Chooser:
         reserve_ns = lane.reserve_ns if left else 0
         return self._gate.switch_ns(now_ns, deadline_ns, journey.finish_ns, reserve_ns, lane.enforces)
 
-    def _time_behind_ns(self, lane: Lane, request: Request, now_ns: int) -> int:
+    def _time_behind_ns(self, lane: RouteState, request: Request, now_ns: int) -> int:
         """What the next route that would take the request needs, and a little more.
 
         Returns:
@@ -129,7 +133,7 @@ class Chooser:
             return needs_ns + (needs_ns >> 3) + _JITTER_NS
         return 0
 
-    def _probe(self, lane: Lane, request: Request, now_ns: int) -> None:
+    def _probe(self, lane: RouteState, request: Request, now_ns: int) -> None:
         """Sends a copy of a request to a route that would be late, to see whether that is still so."""
         left_ns = max((request.deadline_ns or now_ns) - now_ns, 1)
         patient = request.replace(deadline_ns=now_ns + _PATIENCE * left_ns, store=False)
@@ -139,7 +143,7 @@ class Chooser:
         self._shadows.add(shadow)
         shadow.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, lane: Lane, request: Request, timeout_s: float) -> None:
+    async def _shadow(self, lane: RouteState, request: Request, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
                 await lane.call(request)

@@ -8,16 +8,16 @@ from typing import Any
 from streaminfer.errors import InvalidInput, for_caller
 from streaminfer.protocols import Admission, find_inward
 from streaminfer.request import Request, Response
-from streaminfer.routing.fallback._degradation_cy import NEUTRAL, Rung
-from streaminfer.routing.fallback.attempt_outcome import Ending
+from streaminfer.routing.fallback._degradation_cy import NEUTRAL, RouteShare
+from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
 from streaminfer.routing.fallback.statistics import RouteStatistics
 from streaminfer.stack import Stack
 
-__all__ = ["Lane", "make_lanes"]
+__all__ = ["RouteState", "make_route_states"]
 
 
-class Lane:
+class RouteState:
     """One route of one router.
 
     Attributes:
@@ -40,7 +40,7 @@ class Lane:
         "route", "rung", "skipped", "turned_away",
     )  # fmt: skip
 
-    def __init__(self, route: Route, position: int, rung: Rung, *, degraded: bool) -> None:
+    def __init__(self, route: Route, position: int, rung: RouteShare, *, degraded: bool) -> None:
         service = route.service
         self.route = route
         self.position = position
@@ -84,7 +84,7 @@ class Lane:
             source = self._sources[better, reason] = f"{self.route.name} ({better}: {reason})"
         return source
 
-    def count(self, ending: Ending) -> None:
+    def count(self, ending: AttemptOutcome) -> None:
         """Counts an attempt that ended without an answer."""
         if ending.reason == "overdue":
             self.overdue += 1
@@ -122,7 +122,7 @@ class Lane:
         )
 
 
-def make_lanes(routes: Sequence[Route], *, backed: bool) -> tuple[list[Lane], int]:
+def make_route_states(routes: Sequence[Route], *, backed: bool) -> tuple[list[RouteState], int]:
     """The lanes of a router, and the number of its devices.
 
     Args:
@@ -134,14 +134,14 @@ def make_lanes(routes: Sequence[Route], *, backed: bool) -> tuple[list[Lane], in
     for position, route in enumerate(routes):
         device = devices.setdefault(route.device, len(devices))
         cheaper = [other for other in routes[position + 1 :] if route.costs_more_than(other)]
-        rung = Rung(
+        rung = RouteShare(
             device,
             any(other.device == route.device for other in cheaper),
             bool(cheaper),
             position == len(routes) - 1,
             position == len(routes) - 1 and not backed,
         )
-        lanes.append(Lane(route, position, rung, degraded=route.quality < routes[0].quality))
+        lanes.append(RouteState(route, position, rung, degraded=route.quality < routes[0].quality))
     return lanes, len(devices)
 
 

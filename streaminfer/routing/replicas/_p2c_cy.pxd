@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.routing.replicas._replica_stats_cy cimport Slot as CSlot
+from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
 
 cdef int _FREE, _ACTIVE, _TRIAL, _EJECTED, _DRAINING
 cdef int _SUCCESS, _FAILURE, _REFUSED
@@ -10,37 +10,37 @@ cdef long long _NEVER
 cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
 
 @cython.final
-cdef class Balance:
+cdef class P2CBalancer:
     cdef readonly long long replicas, ejected, panics
     cdef long long _choices, _decay_ns, _consecutive_failures, _eject_ns, _max_eject_ns, _slow_start_ns
     cdef double _latency_factor, _max_ejected, _mean_ns, _own, _others, _retry_tokens
     cdef unsigned long long _random
     cdef list _slots
 
-    @cython.locals(number=Py_ssize_t, slot=CSlot)
+    @cython.locals(number=Py_ssize_t, slot=CReplicaStats)
     cpdef Py_ssize_t add(
         self, double weight, double penalty, int zone, unsigned long long key, bint slowly, long long now_ns
     ) except -1
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object drain(self, Py_ssize_t number)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object remove(self, Py_ssize_t number)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object hold_out(self, Py_ssize_t number)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object let_back(self, Py_ssize_t number, long long now_ns)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef double ramp(self, Py_ssize_t number, long long now_ns) except -1.0
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object begin(self, long long now_ns)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef object settle(self, long long now_ns)
 
     @cython.locals(best=Py_ssize_t, at_home=Py_ssize_t)
@@ -49,52 +49,52 @@ cdef class Balance:
     @cython.locals(best=Py_ssize_t)
     cpdef long long choose_for_stream(self, unsigned long long key, long long now_ns) except *
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=CSlot)
+    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, most=double, score=double, slot=CReplicaStats)
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
-    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=CSlot)
+    @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=CReplicaStats)
     cpdef Py_ssize_t best(self, unsigned long long excluded, long long now_ns) except -2
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cpdef long long expected_ns(self, Py_ssize_t number, long long now_ns) except *
 
     cpdef bint may_retry(self) except -1
 
-    @cython.locals(slot=CSlot, current=bint)
+    @cython.locals(slot=CReplicaStats, current=bint)
     cpdef object done(self, long long token, int outcome, long long duration_ns, long long now_ns)
 
-    @cython.locals(slot=CSlot)
+    @cython.locals(slot=CReplicaStats)
     cdef long long _take(self, Py_ssize_t number, long long now_ns) noexcept
 
-    cdef void _succeeded(self, CSlot slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _failed(self, CSlot slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _settle(self, CSlot slot, long long now_ns) noexcept
+    cdef void _succeeded(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
+    cdef void _failed(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
+    cdef void _settle(self, CReplicaStats slot, long long now_ns) noexcept
 
     @cython.locals(
-        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CSlot)
+        own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CReplicaStats)
     cdef void _weigh(self, Py_ssize_t excluded, bint slowly, long long now_ns) noexcept
 
-    @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CSlot)
+    @cython.locals(total=double, best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _pick(self, bint own, long long now_ns) noexcept
 
-    @cython.locals(slot=CSlot, left=double, last=Py_ssize_t, number=Py_ssize_t)
+    @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
     cdef double _random_unit(self) noexcept
 
-    @cython.locals(one=CSlot, other=CSlot, mean_ns=double, decay_ns=cython.longlong)
+    @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
 
-    @cython.locals(others=cython.longlong, slower=cython.longlong, other=CSlot)
-    cdef bint _is_outlier(self, CSlot slot) noexcept
+    @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
+    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
 
-    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CSlot)
-    cdef bint _took_too_long(self, CSlot slot, double duration_ns) noexcept
+    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CReplicaStats)
+    cdef bint _took_too_long(self, CReplicaStats slot, double duration_ns) noexcept
 
     @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
-    cdef void _eject(self, CSlot slot, long long now_ns) noexcept
+    cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept
 
-    @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CSlot)
+    @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _least_bad(self, Py_ssize_t excluded, long long now_ns) noexcept
 
 cdef unsigned long long _mixed(unsigned long long value) noexcept

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from math import log
 
-from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, TRIAL, Slot
+from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, TRIAL, ReplicaStats
 
 __all__ = [
     "ACTIVE",
@@ -52,14 +52,14 @@ __all__ = [
     "REFUSED",
     "SUCCESS",
     "TRIAL",
-    "Balance",
+    "P2CBalancer",
 ]
 
 SUCCESS, FAILURE, REFUSED, NEUTRAL = range(4)
 """What became of a request; ``REFUSED``: the replica had no place, ``NEUTRAL``: it says nothing, or was cut off."""
 
 NEVER = 2**63 - 1
-"""When the ejection of a replica that was taken out by :meth:`Balance.hold_out` ends."""
+"""When the ejection of a replica that was taken out by :meth:`P2CBalancer.hold_out` ends."""
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
@@ -87,7 +87,7 @@ _MIX_2 = 0x94D049BB133111EB
 _UNIT = 2.0**-53
 
 
-class Balance:
+class P2CBalancer:
     """Chooses among replicas, each in a numbered slot.
 
     The arguments are taken as they are; ``Replicas`` checks them.
@@ -150,7 +150,7 @@ class Balance:
         self._max_ejected = max_ejected
         self._slow_start_ns = slow_start_ns
         self._random = seed
-        self._slots: list[Slot] = []
+        self._slots: list[ReplicaStats] = []
         self._mean_ns = 0.0
         self._own = 0.0
         self._others = 0.0
@@ -181,7 +181,7 @@ class Balance:
         if number > _SLOTS:
             raise ValueError(f"at most {_SLOTS + 1} replicas")
         if number == len(self._slots):
-            self._slots.append(Slot())
+            self._slots.append(ReplicaStats())
         slot = self._slots[number]
         slot.reset(weight, penalty, zone, key, now_ns)
         slot.slowly = slowly and self._slow_start_ns > 0
@@ -227,7 +227,7 @@ class Balance:
         if slot.until_ns == _NEVER:
             slot.until_ns = now_ns
 
-    def slot(self, number: int) -> Slot:
+    def slot(self, number: int) -> ReplicaStats:
         """What is known of a replica; to be read only."""
         return self._slots[number]
 
@@ -380,7 +380,7 @@ class Balance:
             slot.trial_ns = now_ns
         return number | ((slot.in_flight & _PLACES) << _SLOT_BITS) | (slot.generation << _GENERATION_BITS)
 
-    def _succeeded(self, slot: Slot, duration_ns: int, places: int, now_ns: int) -> None:
+    def _succeeded(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.failures_in_a_row = 0
         slot.success += (1.0 - slot.success) * _OUTCOME
         slot.learn(duration_ns, places, now_ns, self._decay_ns)
@@ -391,7 +391,7 @@ class Balance:
         elif slot.state == _ACTIVE and slot.samples >= _ENOUGH and self._is_outlier(slot):
             self._eject(slot, now_ns)
 
-    def _failed(self, slot: Slot, duration_ns: int, places: int, now_ns: int) -> None:
+    def _failed(self, slot: ReplicaStats, duration_ns: int, places: int, now_ns: int) -> None:
         slot.failures_in_a_row += 1
         slot.success -= slot.success * _OUTCOME
         if slot.samples and duration_ns > slot.latency_ns:
@@ -400,7 +400,7 @@ class Balance:
         if slot.state == _TRIAL or (slot.state == _ACTIVE and 0 < self._consecutive_failures <= slot.failures_in_a_row):
             self._eject(slot, now_ns)
 
-    def _settle(self, slot: Slot, now_ns: int) -> None:
+    def _settle(self, slot: ReplicaStats, now_ns: int) -> None:
         """What the clock alone changes."""
         if slot.state == _EJECTED:
             if now_ns >= slot.until_ns:
@@ -488,7 +488,7 @@ class Balance:
         decay_ns = self._decay_ns
         return second if other.cost(now_ns, mean_ns, decay_ns) < one.cost(now_ns, mean_ns, decay_ns) else first
 
-    def _is_outlier(self, slot: Slot) -> bool:
+    def _is_outlier(self, slot: ReplicaStats) -> bool:
         """Slower by the factor than more than half of the others in its zone, and not since it has more to do."""
         if self._latency_factor <= 0.0:
             return False
@@ -505,7 +505,7 @@ class Balance:
                 slower += 1
         return slower > 0 and 2 * slower > others
 
-    def _took_too_long(self, slot: Slot, duration_ns: float) -> bool:
+    def _took_too_long(self, slot: ReplicaStats, duration_ns: float) -> bool:
         """Whether what was cut off had waited for longer than others ever do."""
         factor = self._latency_factor if self._latency_factor > 0.0 else 3.0
         known = 0
@@ -516,7 +516,7 @@ class Balance:
                 total_ns += other.latency_ns
         return known > 0 and duration_ns > factor * total_ns / known
 
-    def _eject(self, slot: Slot, now_ns: int) -> None:
+    def _eject(self, slot: ReplicaStats, now_ns: int) -> None:
         most = int(self._max_ejected * self.replicas)
         if most < 1 and self._max_ejected > 0.0:
             most = 1

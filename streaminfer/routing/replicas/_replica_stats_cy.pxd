@@ -5,7 +5,7 @@ cdef double _NEWEST, _PEAK, _MOST, _LEAST_SUCCESS, _LEAST_RAMP
 cdef long long _ENOUGH, _GENERATIONS
 
 @cython.final
-cdef class Slot:
+cdef class ReplicaStats:
     cdef readonly int state
     cdef readonly double weight, penalty, latency_ns, per_place_ns, success
     cdef readonly long long in_flight, chosen, succeeded, failed, refused, ejections, until_ns

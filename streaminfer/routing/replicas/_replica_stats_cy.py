@@ -24,7 +24,7 @@ Cost: O(1) each. Threads: none. One source, compiled with the C types of ``_repl
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "TRIAL", "Slot"]
+__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "TRIAL", "ReplicaStats"]
 
 FREE, ACTIVE, TRIAL, EJECTED, DRAINING = range(5)
 """States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
@@ -40,8 +40,8 @@ _ENOUGH = 8  # samples by which a latency is judged
 _GENERATIONS = 2**22 - 1
 
 
-class Slot:
-    """What is known of one replica; written by :class:`Balance` alone.
+class ReplicaStats:
+    """What is known of one replica; written by :class:`P2CBalancer` alone.
 
     Attributes:
         state: one of the states of the module.

@@ -25,10 +25,10 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.routing.replicas._p2c_cy import NEVER
-from streaminfer.routing.replicas.replica import Place, Replica
+from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 
 if TYPE_CHECKING:
-    from streaminfer.routing.replicas._p2c_cy import Balance
+    from streaminfer.routing.replicas._p2c_cy import P2CBalancer
     from streaminfer.routing.replicas.replica_set import Replicas
 
 __all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
@@ -122,19 +122,19 @@ class ReplicaProbes:
         self._owner = owner
         self._check = check
         self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
-        self._tasks: dict[Place, asyncio.Task[None]] = {}
+        self._tasks: dict[ReplicaHandle, asyncio.Task[None]] = {}
         self._calls = DeadlineCalls()
         self._ending: list[asyncio.Task[Any]] = []
         self.sent = 0
         self.failed = 0
 
-    def watch(self, place: Place) -> None:
+    def watch(self, place: ReplicaHandle) -> None:
         """Probe a replica from now on."""
         if place not in self._tasks:
             delay_s = self._random.random() * self._check.interval_s
             self._tasks[place] = asyncio.get_running_loop().create_task(self._probe_for_ever(place, delay_s))
 
-    def forget(self, place: Place) -> None:
+    def forget(self, place: ReplicaHandle) -> None:
         """Probe a replica no more."""
         task = self._tasks.pop(place, None)
         if task is not None:
@@ -153,7 +153,7 @@ class ReplicaProbes:
             await asyncio.wait(self._ending, timeout=seconds_left())
         self._ending.clear()
 
-    async def _probe_for_ever(self, place: Place, delay_s: float) -> None:
+    async def _probe_for_ever(self, place: ReplicaHandle, delay_s: float) -> None:
         is_out = self._owner._balance.slot(place.slot).until_ns == NEVER  # since before an earlier stop
         record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
         loop = asyncio.get_running_loop()
@@ -179,8 +179,8 @@ class ReplicaProbes:
         self.failed += failure is not None
         return failure
 
-    def _tell(self, place: Place, healthy: bool, failure: BaseException | None) -> None:
-        balance: Balance = self._owner._balance
+    def _tell(self, place: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
+        balance: P2CBalancer = self._owner._balance
         name = place.replica.name
         if healthy:
             balance.let_back(place.slot, self._owner.clock())

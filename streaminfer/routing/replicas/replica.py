@@ -19,7 +19,7 @@ from streaminfer.request import Request, Response, time_left_s
 if TYPE_CHECKING:
     from streaminfer.routing.replicas.replica_set import Replicas
 
-__all__ = ["Place", "Replica"]
+__all__ = ["Replica", "ReplicaHandle"]
 
 
 def _check_name(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
@@ -55,7 +55,7 @@ class Replica:
     weight: float = attrs.field(default=1.0, kw_only=True, validator=_check_weight)
 
 
-class Place:
+class ReplicaHandle:
     """A replica in its slot: how it is asked, started and stopped.
 
     Attributes:

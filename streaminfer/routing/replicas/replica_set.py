@@ -24,11 +24,11 @@ from streaminfer.routing.replicas._p2c_cy import (
     NEUTRAL,
     REFUSED,
     SUCCESS,
-    Balance,
+    P2CBalancer,
 )
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
-from streaminfer.routing.replicas.replica import Place, Replica
+from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
 
@@ -116,7 +116,7 @@ class Replicas:
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = duration_ns("eject_s", eject_s)
-        self._balance = Balance(
+        self._balance = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
             duration_ns("decay_s", decay_s),
             min(in_a_row, 2**31),
@@ -132,9 +132,9 @@ class Replicas:
         self._clock_given = clock is not None
         self._retry = retry
         self._zones: dict[str, int] = {}
-        self._places: dict[str, Place] = {}
-        self._by_slot: list[Place] = []
-        self._leaving: list[Place] = []
+        self._places: dict[str, ReplicaHandle] = {}
+        self._by_slot: list[ReplicaHandle] = []
+        self._leaving: list[ReplicaHandle] = []
         self._probes = None if health is None else ReplicaProbes(self, health, seed)
         self._finder = None if discovery is None else Finder(self, discovery)
         self._running = False
@@ -143,7 +143,7 @@ class Replicas:
         self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
             self._check_new(replica)
-            self._put(Place(replica, self), slowly=False)
+            self._put(ReplicaHandle(replica, self), slowly=False)
         if clock is not None:
             self._bind(clock)
 
@@ -256,9 +256,9 @@ class Replicas:
         failure = None if self._finder is None else await self._finder.look()
         if failure is not None and not self._places:
             raise failure
-        started: list[Place] = []
+        started: list[ReplicaHandle] = []
 
-        async def start(place: Place) -> None:
+        async def start(place: ReplicaHandle) -> None:
             await place.start()
             started.append(place)
 
@@ -298,7 +298,7 @@ class Replicas:
             BaseException: it could not be started; nothing has changed.
         """
         self._check_new(replica)
-        place = Place(replica, self)
+        place = ReplicaHandle(replica, self)
         if self._clock_given:
             place.bind(self.clock)
         if self._running:
@@ -381,7 +381,7 @@ class Replicas:
         if replica.name in self._places:
             raise ValueError(f"name: {replica.name!r} is the name of another replica")
 
-    def _put(self, place: Place, *, slowly: bool) -> None:
+    def _put(self, place: ReplicaHandle, *, slowly: bool) -> None:
         replica = place.replica
         penalty = 1.0
         if replica.zone != self.zone:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, Balance
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, P2CBalancer
 
 if TYPE_CHECKING:
-    from streaminfer.routing.replicas.replica import Place
+    from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
@@ -106,7 +106,7 @@ class ReplicasStatistics(Snapshot):
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
 
 
-def replica_statistics(place: "Place", balance: Balance, now_ns: int) -> ReplicaStatistics:
+def replica_statistics(place: "ReplicaHandle", balance: P2CBalancer, now_ns: int) -> ReplicaStatistics:
     """Return the snapshot of one replica."""
     slot = balance.slot(place.slot)
     expected_ns = balance.expected_ns(place.slot, now_ns)

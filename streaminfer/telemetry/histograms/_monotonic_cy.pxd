@@ -1,7 +1,7 @@
 cimport cython
 from cpython cimport time
 
-cdef class Elapsed:
+cdef class MonotonicClock:
     cdef object _clock
     cdef long long _origin_ns
     cdef long long _elapsed_ns

@@ -13,10 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["Elapsed"]
+__all__ = ["MonotonicClock"]
 
 
-class Elapsed:
+class MonotonicClock:
     """A reading of a clock relative to the first one.
 
     Args:

@@ -2,10 +2,10 @@ cimport cython
 from streaminfer.telemetry.histograms cimport _monotonic_cy
 from streaminfer.telemetry.histograms cimport _histogram_cy
 # the build looks for what to compile anew only in cimports of this form, not in those of a module
-from streaminfer.telemetry.histograms._monotonic_cy cimport Elapsed as CElapsed
+from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
-cdef class RollingState(_monotonic_cy.Elapsed):
+cdef class RollingState(_monotonic_cy.MonotonicClock):
     cdef readonly Py_ssize_t slices
     cdef readonly long long slice_ns
     cdef list _ring

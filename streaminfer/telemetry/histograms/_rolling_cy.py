@@ -34,7 +34,7 @@ from streaminfer.telemetry.histograms._histogram_cy import HistogramState
 __all__ = ["RollingState"]
 
 
-class RollingState(_monotonic_cy.Elapsed):
+class RollingState(_monotonic_cy.MonotonicClock):
     """Histograms of the latest time slices.
 
     Args:
@@ -68,7 +68,7 @@ class RollingState(_monotonic_cy.Elapsed):
         highest_ns: int,
         significant_digits: int,
     ) -> None:
-        _monotonic_cy.Elapsed.__init__(self, clock)
+        _monotonic_cy.MonotonicClock.__init__(self, clock)
         self.slices = slices
         self.slice_ns = slice_ns
         self._ring = [HistogramState(lowest_ns, highest_ns, significant_digits) for _ in range(slices)]

@@ -2,14 +2,14 @@ cimport cython
 from streaminfer.telemetry.histograms cimport _monotonic_cy
 from streaminfer.telemetry.histograms cimport _histogram_cy
 # the build looks for what to compile anew only in cimports of this form, not in those of a module
-from streaminfer.telemetry.histograms._monotonic_cy cimport Elapsed as CElapsed
+from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
 cdef int _GOOD, _LATE, _FAILED, _REFUSED
 cdef int _SLOTS, _LEVEL_BITS
 cdef long long _FAR_NS
 
-cdef class BudgetState(_monotonic_cy.Elapsed):
+cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cdef readonly long long threshold_ns, period_ns, width_ns
     cdef readonly double allowed
     cdef readonly int levels

@@ -53,7 +53,7 @@ _LEVEL_BITS = 8
 _FAR_NS = 2**62
 
 
-class BudgetState(_monotonic_cy.Elapsed):
+class BudgetState(_monotonic_cy.MonotonicClock):
     """Good and bad events of a period, and whether the budget burns.
 
     Args:
@@ -132,7 +132,7 @@ class BudgetState(_monotonic_cy.Elapsed):
         burn_minimum: int,
         check_every_ns: int,
     ) -> None:
-        _monotonic_cy.Elapsed.__init__(self, clock)
+        _monotonic_cy.MonotonicClock.__init__(self, clock)
         self.threshold_ns = threshold_ns
         self.allowed = allowed
         self.period_ns = period_ns

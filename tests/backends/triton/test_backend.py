@@ -624,13 +624,13 @@ def test_a_broken_connection_is_made_anew(triton, protocol):
 
 
 def test_attempts_to_reconnect_never_wait_long_and_pings_are_only_sent_if_asked_for():
-    from streaminfer.backends.triton.endpoint import find_address
+    from streaminfer.backends.triton.endpoint import find_endpoint
     from streaminfer.backends.triton.transport.grpc_transport import _options
 
-    plain = dict(_options(find_address("localhost", "grpc", None, False), None))
+    plain = dict(_options(find_endpoint("localhost", "grpc", None, False), None))
     assert plain["grpc.max_reconnect_backoff_ms"] <= 250
     assert "grpc.keepalive_time_ms" not in plain
-    assert dict(_options(find_address("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
+    assert dict(_options(find_endpoint("localhost", "grpc", None, False), 400.0))["grpc.keepalive_time_ms"] == 400_000
 
 
 def test_a_server_that_does_not_know_the_shared_memory_any_more_is_told_again(connect):

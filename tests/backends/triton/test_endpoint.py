@@ -5,7 +5,7 @@ import traceback
 import pytest
 
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.endpoint import Tls, find_address
+from streaminfer.backends.triton.endpoint import Tls, find_endpoint
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError
 
@@ -24,7 +24,7 @@ from streaminfer.errors import BackendError
     ],
 )
 def test_what_cannot_leave_this_machine_needs_no_encryption(url, target):
-    address = find_address(url, "grpc", None, False)
+    address = find_endpoint(url, "grpc", None, False)
     assert (address.target, address.local, address.tls) == (target, True, None)
 
 
@@ -35,17 +35,17 @@ def test_what_cannot_leave_this_machine_needs_no_encryption(url, target):
 )  # fmt: skip
 def test_everything_else_does(url):
     with pytest.raises(ValueError, match=r"tls: expected a Tls or True.*insecure=True"):
-        find_address(url, "grpc", None, False)
-    assert find_address(url, "grpc", None, True).tls is None
-    assert find_address(url, "grpc", True, False).tls == Tls()
+        find_endpoint(url, "grpc", None, False)
+    assert find_endpoint(url, "grpc", None, True).tls is None
+    assert find_endpoint(url, "grpc", True, False).tls == Tls()
 
 
 def test_a_scheme_says_what_is_spoken_and_whether_it_is_encrypted():
-    assert find_address("grpcs://triton:1", "grpc", None, False).tls == Tls()
-    address = find_address("https://triton/behind/this/", "http", None, False)
+    assert find_endpoint("grpcs://triton:1", "grpc", None, False).tls == Tls()
+    address = find_endpoint("https://triton/behind/this/", "http", None, False)
     assert (address.target, address.path, str(address)) == ("triton:8000", "/behind/this", "triton:8000/behind/this")
     tls = Tls(ca=b"pem", server_name="triton")
-    assert find_address("grpcs://10.0.0.1", "grpc", tls, False).tls is tls
+    assert find_endpoint("grpcs://10.0.0.1", "grpc", tls, False).tls is tls
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_a_scheme_says_what_is_spoken_and_whether_it_is_encrypted():
 )
 def test_what_is_no_address_or_contradicts_itself_is_refused(url, protocol, tls, insecure, named):
     with pytest.raises(ValueError, match=f"^{named}: expected"):
-        find_address(url, protocol, tls, insecure)
+        find_endpoint(url, protocol, tls, insecure)
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(ValueError, match="headers=") as caught:
-        find_address("https://me:hunter2@triton", "http", None, False)
+        find_endpoint("https://me:hunter2@triton", "http", None, False)
     assert "hunter2" not in str(caught.value)
 
 

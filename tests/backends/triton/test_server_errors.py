@@ -10,7 +10,7 @@ import pytest
 
 from streaminfer import AdaptiveBatcher, Stack, Telemetry
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.endpoint import Tls, find_address
+from streaminfer.backends.triton.endpoint import Tls, find_endpoint
 from streaminfer.backends.triton.shared_memory import RegionPool
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput
 from streaminfer.request import NEVER_NS, Batch, Request
@@ -377,14 +377,14 @@ def _expired(authority, patch):
 
 def test_http_through_a_unix_socket_is_not_said_to_be_encrypted():
     with pytest.raises(ValueError, match="tls: expected None"):
-        find_address("unix:/tmp/x.sock", "http", True, False)
-    assert find_address("unix:/tmp/x.sock", "grpc", True, False).tls == Tls()
+        find_endpoint("unix:/tmp/x.sock", "http", True, False)
+    assert find_endpoint("unix:/tmp/x.sock", "grpc", True, False).tls == Tls()
 
 
 def test_a_query_is_refused_and_not_shown():
     for url in ("https://triton/?token=hunter2", "https://triton/#hunter2"):
         with pytest.raises(ValueError, match="url: expected") as caught:
-            find_address(url, "http", None, False)
+            find_endpoint(url, "http", None, False)
         assert "hunter2" not in str(caught.value)
 
 

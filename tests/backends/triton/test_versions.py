@@ -8,7 +8,7 @@ from servers.rollout import MODEL, roll_out
 
 import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
-from streaminfer.backends.triton.messages import Answer, Tensor
+from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
 from streaminfer.backends.triton.session import Session
 
@@ -106,7 +106,7 @@ class Versions:
         assert call.version == ""
         version, columns = self.answers.pop(0)
         content = np.zeros((1, columns), np.float32).tobytes()
-        return Answer({"y": Tensor("y", "FP32", (1, columns), memoryview(content))}, version=version)
+        return InferResponse({"y": Tensor("y", "FP32", (1, columns), memoryview(content))}, version=version)
 
 
 def described(columns):

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from streaminfer.backends.triton.decode import read_rows
+from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import decode_text, dtype_of, encode_text, strings
-from streaminfer.backends.triton.errors import Refused, from_status, of_http_status, without_input
-from streaminfer.backends.triton.messages import Answer, Tensor
+from streaminfer.backends.triton.errors import ServerError, from_status, of_http_status, without_input
+from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import latest, read_model
-from streaminfer.backends.triton.request_validation import RequestCheck
+from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.server_statistics import CounterReader
 from streaminfer.backends.triton.transport import http_transport as http
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
@@ -146,7 +146,7 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
     model = read_model(
         "m", "1", described({"x": ("FP32", [-1, 2]), "t": ("BYTES", [-1, 1])}), config(input=[{"name": "t", "optional": True}])
     )  # fmt: skip
-    check = RequestCheck(model, "reject")
+    check = RequestValidator(model, "reject")
     x = np.zeros(2, np.float32)
     for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):
         check.check(inputs)
@@ -173,7 +173,7 @@ def test_rows_are_views_that_nobody_writes_to_aligned_or_not():
     model = read_model("m", "1", TWO, config())
     for offset in range(4):
         content = memoryview(bytes(offset) + GOOD["y"].content)[offset:]
-        rows = read_rows(model, Answer({**GOOD, "y": GOOD["y"]._replace(content=content)}), 2, batched=True)
+        rows = decode_rows(model, InferResponse({**GOOD, "y": GOOD["y"]._replace(content=content)}), 2, batched=True)
         assert [(row["y"].tolist(), row["t"]) for row in rows] == [([0, 1], b"a"), ([2, 3], b"")]
         assert all(row["y"].flags.aligned and not row["y"].flags.writeable for row in rows)
         assert rows[0]["y"].base is rows[1]["y"].base
@@ -194,7 +194,7 @@ def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
         else:
             outputs[name] = outputs[name]._replace(**changes)
     with pytest.raises(BackendError, match=f"model 'm': output '{next(iter(wrong))}': expected"):
-        read_rows(read_model("m", "1", TWO, config()), Answer(outputs), 2, batched=True)
+        decode_rows(read_model("m", "1", TWO, config()), InferResponse(outputs), 2, batched=True)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_bfloat16_has_a_type():
     ],
 )
 def test_every_failure_is_one_of_the_tree_and_keeps_its_cause(status, text, kind, retryable):
-    refused = Refused(status, text)
+    refused = ServerError(status, text)
     refused.__cause__ = OSError("below")
     error = from_status(refused, "it")
     assert type(error) is kind
@@ -280,11 +280,11 @@ def test_text_for_json_is_text():
 
 
 def test_a_question_without_an_input_is_never_the_callers_fault():
-    refused = Refused("INVALID_ARGUMENT", "no such region")
+    refused = ServerError("INVALID_ARGUMENT", "no such region")
     error = without_input(refused, "registering")
     assert type(error) is BackendError
     assert (str(error), error.__cause__) == ("registering failed with INVALID_ARGUMENT: no such region", refused)
-    assert type(without_input(Refused("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
+    assert type(without_input(ServerError("DEADLINE_EXCEEDED", ""), "registering")) is DeadlineExceeded
 
 
 def test_each_version_of_a_model_counts_for_itself():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching.assembly._compatibility_cy import Ragged, alike, choose_alike, kind_of
+from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, alike, kind_of, take_stackable
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets
 from streaminfer.batching.assembly.stacking import prepare, stack_rows
@@ -36,7 +36,7 @@ def test_kinds_are_told_apart(first, second, plain):
     for function in (alike, twin.alike):
         assert function(KINDS[first], KINDS[second]) == (first == second)
     tickets = tickets_of([KINDS[first], KINDS[first], KINDS[second]])
-    for function in (choose_alike, twin.choose_alike):
+    for function in (take_stackable, twin.take_stackable):
         assert len(function(tickets, 9)) == (3 if first == second else 2)
 
 
@@ -407,8 +407,8 @@ RAGGED_KINDS = [
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
 def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
     twin = plain("batching.assembly._compatibility_cy")
-    compiled = Ragged((4, 8), axis, names)
-    other = twin.Ragged((4, 8), axis, names)
+    compiled = RaggedCompatibility((4, 8), axis, names)
+    other = twin.RaggedCompatibility((4, 8), axis, names)
     tickets = tickets_of(RAGGED_KINDS)
     assert [compiled.bucket_of(row) for row in RAGGED_KINDS] == [other.bucket_of(row) for row in RAGGED_KINDS]
     for start in range(len(tickets)):
@@ -419,13 +419,13 @@ def test_compiled_and_plain_choose_the_same_ragged_rows(plain, names, axis):
             shorter = compiled.choose(turned, limit, True)
             assert same_objects(shorter, other.choose(turned, limit, True))
             assert len(shorter) >= len(chosen)
-            assert same_objects(choose_alike(turned, limit), twin.choose_alike(turned, limit))
+            assert same_objects(take_stackable(turned, limit), twin.take_stackable(turned, limit))
             assert chosen[0] is turned[0]
             assert len(chosen) <= limit
 
 
 def test_ragged_rows_differ_in_nothing_but_their_length():
-    ragged = Ragged((4, 8), 0, None)
+    ragged = RaggedCompatibility((4, 8), 0, None)
     chosen = {
         start: [k for k, row in enumerate(RAGGED_KINDS) if ragged.choose(tickets_of([first, row]), 2, False)[1:]]
         for start, first in enumerate(RAGGED_KINDS)
@@ -485,8 +485,8 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
         other = with_length(other, axis, length)
 
     for ragged in (
-        Ragged((1, 2), axis, names),
-        plain("batching.assembly._compatibility_cy").Ragged((1, 2), axis, names),
+        RaggedCompatibility((1, 2), axis, names),
+        plain("batching.assembly._compatibility_cy").RaggedCompatibility((1, 2), axis, names),
     ):
         if ragged.bucket_of(first) != ragged.bucket_of(other) or ragged.bucket_of(first) < 0:
             continue  # of different buckets, or refused by `Buckets.check`
@@ -509,8 +509,8 @@ def test_ragged_kinds_are_equal_where_chosen(pair, axis, names, length, plain):
 def test_only_the_ragged_axis_may_differ(axis, names, first, other, same, plain):
     """The kind of a ragged row leaves out its length along the axis, and nothing else."""
     for ragged in (
-        Ragged((1, 2), axis, names),
-        plain("batching.assembly._compatibility_cy").Ragged((1, 2), axis, names),
+        RaggedCompatibility((1, 2), axis, names),
+        plain("batching.assembly._compatibility_cy").RaggedCompatibility((1, 2), axis, names),
     ):
         assert (ragged.kind_of(first) == ragged.kind_of(other)) == same
 

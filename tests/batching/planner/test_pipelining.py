@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.planner.pipelining import HandOver
+from streaminfer.batching.planner.pipelining import PipelineOverhead
 
 pytestmark = pytest.mark.uncompiled
 
@@ -15,7 +15,7 @@ SIZE, ALONE_NS = 16, 20 * MS
 
 def learned(takes_ns, *, batches=400, noise=0.0, seed=0, spare_ns=MS):
     """A hand-over after so many batches of 20 ms; one in 33 goes by itself, as it asks for."""
-    hand_over, rng = HandOver(), np.random.default_rng(seed)
+    hand_over, rng = PipelineOverhead(), np.random.default_rng(seed)
     for number in range(batches):
         took_ns = ALONE_NS * float(np.exp(noise * rng.standard_normal()))
         if number % 33 == 0:
@@ -47,7 +47,7 @@ def test_a_batch_by_itself_would_have_taken_the_hand_over_longer():
 
 
 def test_no_batch_teaches_more_than_it_was_early():
-    hand_over = HandOver()
+    hand_over = PipelineOverhead()
     for _ in range(1000):
         hand_over.alone(SIZE, 500 * MS)
         hand_over.ahead(SIZE, 1, 2 * MS)  # both answers came at once, after a stall
@@ -91,7 +91,7 @@ def test_noise_alone_teaches_little(seed, noise):
 
 
 def test_it_is_never_more_than_half_of_what_a_batch_takes():
-    hand_over = HandOver()
+    hand_over = PipelineOverhead()
     for _ in range(1000):
         hand_over.alone(SIZE, 20 * MS)
         hand_over.ahead(SIZE, MS, 100 * MS)
@@ -99,7 +99,7 @@ def test_it_is_never_more_than_half_of_what_a_batch_takes():
 
 
 def test_only_the_first_8_of_the_same_size_are_compared():
-    hand_over = HandOver()
+    hand_over = PipelineOverhead()
     hand_over.alone(SIZE, 20 * MS)
     for size in (SIZE - 1, SIZE + 1, 1):
         hand_over.ahead(size, 15 * MS, 8 * MS)
@@ -113,7 +113,7 @@ def test_only_the_first_8_of_the_same_size_are_compared():
 
 
 def test_one_that_goes_by_itself_is_due_after_32_ahead():
-    hand_over = HandOver()
+    hand_over = PipelineOverhead()
     for _ in range(32):
         from_ns, until_ns = hand_over.window_ns(100 * MS, MS)
         assert from_ns <= until_ns
@@ -136,4 +136,4 @@ def test_the_turn_comes_the_hand_over_before_the_end_of_the_one_before_but_not_b
     hand_over = learned(2 * MS, batches=3000)
     assert hand_over.turn_ns(90 * MS, 100 * MS) == 100 * MS - hand_over.takes_ns
     assert hand_over.turn_ns(99 * MS, 100 * MS) == 99 * MS
-    assert repr(hand_over) == "HandOver(2.000 ms)"
+    assert repr(hand_over) == "PipelineOverhead(2.000 ms)"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.batching.queue._event_ring_cy import Journal
+from streaminfer.batching.queue._event_ring_cy import EventRing
 
 pytestmark = pytest.mark.uncompiled
 
@@ -19,7 +19,7 @@ class AgainstLists(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.journal = Journal(REQUESTS, BATCHES)
+        self.journal = EventRing(REQUESTS, BATCHES)
         self.now_ns = 0
         self.arrivals, self.batches, self.drops = [], [], []
         self.running = {}
@@ -135,7 +135,7 @@ TestAgainstLists = AgainstLists.TestCase
 
 
 def test_more_batches_at_once_than_the_ring_holds_get_and_free_their_rows():
-    journal = Journal(1, 2)
+    journal = EventRing(1, 2)
     numbers = [journal.launched(0, 1, "full", 0) for _ in range(1000)]
     assert journal.snapshot()["batch_workers"].tolist() == [998, 999]
     for number in reversed(numbers[3:900]):
@@ -149,7 +149,7 @@ def test_more_batches_at_once_than_the_ring_holds_get_and_free_their_rows():
 
 
 def test_rows_are_the_lowest_free_ones_whatever_the_order_of_the_ends():
-    journal = Journal()
+    journal = EventRing()
     rng = np.random.default_rng(5)
     running, taken = {}, set()
     for step in range(5000):
@@ -168,7 +168,7 @@ def test_rows_are_the_lowest_free_ones_whatever_the_order_of_the_ends():
 
 
 def test_the_rate_is_that_of_the_last_256_and_falls_with_silence():
-    journal = Journal()
+    journal = EventRing()
     assert journal.gap_ns(5) == float("inf")
     for at in range(1000):
         journal.arrived(at * 1000, 0, 0)
@@ -181,7 +181,7 @@ def test_the_rate_is_that_of_the_last_256_and_falls_with_silence():
 
 
 def test_arrivals_of_one_instant_have_no_rate_yet():
-    journal = Journal()
+    journal = EventRing()
     journal.arrived(7, 0, 0)
     journal.arrived(7, 0, 0)
     assert journal.gap_ns(7) == float("inf")
@@ -189,7 +189,7 @@ def test_arrivals_of_one_instant_have_no_rate_yet():
 
 
 def test_requests_without_a_deadline_push_no_limits_out():
-    journal = Journal()
+    journal = EventRing()
     journal.arrived(0, 50, 0)
     for at in range(200):
         journal.arrived(at, 0, 0)
@@ -201,7 +201,7 @@ def test_requests_without_a_deadline_push_no_limits_out():
 
 def test_classes_are_those_of_the_last_256():
     """A class has its share of the last 256 arrivals and its shortest time limit among them."""
-    journal = Journal(1024)
+    journal = EventRing(1024)
     for _ in range(300):
         journal.arrived(0, 5, 7)
     for at in range(192):
@@ -215,7 +215,7 @@ def test_classes_are_those_of_the_last_256():
 
 def test_classes_count_those_without_a_deadline():
     """Arrivals without a deadline make the shares of the others smaller, and form no class."""
-    journal = Journal()
+    journal = EventRing()
     assert journal.recent_classes() == {}
     for _ in range(3):
         journal.arrived(0, 0, 1)
@@ -225,7 +225,7 @@ def test_classes_count_those_without_a_deadline():
 
 
 def test_a_policy_that_invents_reasons_does_not_fill_the_memory():
-    journal = Journal()
+    journal = EventRing()
     for at in range(1000):
         journal.launched(at, 1, f"reason {at}", 0)
         journal.dropped(at, f"drop {at}")
@@ -240,7 +240,7 @@ def test_a_policy_that_invents_reasons_does_not_fill_the_memory():
 
 
 def test_a_reason_that_is_called_other_is_counted_with_the_others():
-    journal = Journal()
+    journal = EventRing()
     journal.launched(0, 1, "other", 0)
     for at in range(300):
         journal.launched(at, 1, f"reason {at}", 0)
@@ -248,7 +248,7 @@ def test_a_reason_that_is_called_other_is_counted_with_the_others():
 
 
 def test_a_snapshot_does_not_change_with_the_journal():
-    journal = Journal(2, 2)
+    journal = EventRing(2, 2)
     number = journal.launched(5, 1, "full", 0)
     journal.arrived(5, 0, 0)
     before = journal.snapshot()
@@ -275,19 +275,19 @@ def test_a_snapshot_does_not_change_with_the_journal():
 )
 def test_sizes_are_powers_of_two(arguments, error):
     with pytest.raises(error, match=f"{next(iter(arguments))}: expected"):
-        Journal(**arguments)
+        EventRing(**arguments)
 
 
 def test_it_says_what_it_saw():
-    journal = Journal()
+    journal = EventRing()
     journal.arrived(0, 0, 0)
     journal.dropped(0, "overloaded", 3)
-    assert repr(journal) == "Journal(1 arrivals, 0 batches, 3 drops)"
+    assert repr(journal) == "EventRing(1 arrivals, 0 batches, 3 drops)"
 
 
 def run_at_random(module, seed):
     rng = np.random.default_rng(seed)
-    journal, running, seen = module.Journal(16, 8), [], []
+    journal, running, seen = module.EventRing(16, 8), [], []
     for step in range(600):
         action, now_ns = rng.random(), int(step * 1000 + rng.integers(900))
         if action < 0.4:

@@ -1,4 +1,4 @@
-"""Erasing: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
+"""PendingErasure: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
 
 import asyncio
 import importlib.util
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import streaminfer as si
-from streaminfer.caching.erasure.erasure import Erasing, Erasure, check_selection
+from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, check_selection
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.errors import BackendError
@@ -49,7 +49,7 @@ def test_one_selection(subject, tag):
 
 def test_who_stops_waiting_takes_nothing_away():
     async def main(loop):
-        erasing = Erasing("anna", None, ["disk"])
+        erasing = PendingErasure("anna", None, ["disk"])
         erasing.arm(1)
         waiters = [asyncio.ensure_future(_wait(erasing.so_far())) for _ in range(2)]
         await asyncio.sleep(0)
@@ -170,7 +170,7 @@ def test_tiers_know_before_memory_is_erased_and_begin_after():
             assert (seen, outcome) == ([["anna"]], 5)
             assert (await outcome).counts == {"memory": 5, "disk": 1}
             disk.held["k"] = _module.Entry(value=1, stored_ns=0, subject="anna")
-            erasing = Erasing("anna", None, ["disk"])
+            erasing = PendingErasure("anna", None, ["disk"])
             worker.register(erasing)
             worker.wake()
             await asyncio.sleep(1.0)

@@ -9,13 +9,13 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching.erasure.invalidation import drop
-from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import HoldingTier
-from streaminfer.caching.tiers.tier_set import Tiers
+from streaminfer.caching.tiers.tier_set import TierSet
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import Closed
@@ -374,7 +374,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
     """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
     cache.put(1, 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
-    tiers = Tiers((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, ledger=None)
+    tiers = TierSet((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, ledger=None)
 
     with pytest.raises(si.ErasureHeld, match="case 17"):
         drop(cache, tiers, 0, Notice(subject="anna"))
@@ -385,7 +385,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
 
 def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
     """A release waits for what the thread of a log in a file has still to write."""
-    go, drain = threading.Event(), Ledger.drain
+    go, drain = threading.Event(), RetentionCounts.drain
 
     class SlowLog(RetentionLog):
         def record(self, action, **more):
@@ -405,7 +405,7 @@ def test_a_refusal_is_recorded_before_the_release(tmp_path, monkeypatch):
         await cache.release(subject="anna", reason="case 17 ended")
         assert actions(log) == ["held", "erase_held", "released"]
 
-    monkeypatch.setattr(Ledger, "drain", let_go_and_drain)
+    monkeypatch.setattr(RetentionCounts, "drain", let_go_and_drain)
     log = SlowLog(tmp_path / "log.jsonl", secret=SECRET)
     try:
         asyncio.run(main())

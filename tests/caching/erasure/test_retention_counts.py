@@ -12,7 +12,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching.erasure.owed_erasures import Owed, OwedErasures
-from streaminfer.caching.erasure.retention_counts import Ledger
+from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention import Retention
@@ -102,7 +102,7 @@ def test_a_stop_waits_until_all_is_recorded(tmp_path):
 def test_what_a_disk_did_not_take_is_written_again_in_order(caplog):
     """A failure of the disk loses nothing, and is told."""
     log = Failing(BackendError("the disk is full"))
-    ledger = Ledger(log, time.monotonic_ns)
+    ledger = RetentionCounts(log, time.monotonic_ns)
     for count in range(3):
         record(ledger, count)
     drained(ledger)
@@ -113,7 +113,7 @@ def test_what_a_disk_did_not_take_is_written_again_in_order(caplog):
 def test_what_is_lost_is_an_error(caplog):
     """A record that the log refuses, and all that a drain could not write, are named in errors."""
     log = Failing(ValueError("it was altered"), BackendError("the disk is full"))
-    ledger = Ledger(log, time.monotonic_ns)
+    ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
     record(ledger, 7)
     record(ledger, 8)
@@ -135,7 +135,7 @@ def test_what_is_lost_is_an_error(caplog):
 def test_a_queue_that_is_full_is_an_error(caplog):
     """At most 10,000 records wait."""
     log = Failing()
-    ledger = Ledger(log, time.monotonic_ns)
+    ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
     for count in range(10_001):
         record(ledger, count)
@@ -149,7 +149,7 @@ def test_a_queue_that_is_full_is_an_error(caplog):
 def test_a_forked_process_writes_its_own_records_alone():
     """What waits in the parent is written by the parent."""
     log = Failing()
-    ledger = Ledger(log, time.monotonic_ns)
+    ledger = RetentionCounts(log, time.monotonic_ns)
     log.free.clear()
     record(ledger, 1)
     child = os.fork()

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching.single_flight._flight_cy import FlightBoard, Refreshes
+from streaminfer.caching.single_flight._flight_cy import FlightTable, Refreshes
 
 pytestmark = pytest.mark.uncompiled
 
@@ -19,12 +19,12 @@ class Caller:
         self.flight = None
 
 
-class Flights(RuleBasedStateMachine):
+class SingleFlight(RuleBasedStateMachine):
     """Callers come, fall silent, leave; attempts succeed and fail; refreshes begin; in any order."""
 
     def __init__(self):
         super().__init__()
-        self.board = FlightBoard(3, 100, lambda caller: not caller.gone)
+        self.board = FlightTable(3, 100, lambda caller: not caller.gone)
         self.refreshes = Refreshes()
         self.now_ns = 0
         self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
@@ -134,12 +134,12 @@ class Flights(RuleBasedStateMachine):
             assert not flight.over
 
 
-Flights.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
-TestFlights = Flights.TestCase
+SingleFlight.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestFlights = SingleFlight.TestCase
 
 
 def test_a_computation_may_not_wait_for_itself():
-    board = FlightBoard(3, 0, lambda _: True)
+    board = FlightTable(3, 0, lambda _: True)
     flight = board.join("a", "first", None)
     assert flight.leader == "first"
     with pytest.raises(RuntimeError, match="re-entrant"):
@@ -148,7 +148,7 @@ def test_a_computation_may_not_wait_for_itself():
 
 
 def test_nor_for_one_that_waits_for_it():
-    board = FlightBoard(3, 0, lambda _: True)
+    board = FlightTable(3, 0, lambda _: True)
     a = board.join("a", 1, None)
     b = board.join("b", 2, a)
     assert b.leader == 2
@@ -167,7 +167,7 @@ def test_nor_for_one_that_waits_for_it():
 
 
 def test_two_waits_for_one_key_are_two():
-    board = FlightBoard(3, 0, lambda _: True)
+    board = FlightTable(3, 0, lambda _: True)
     a = board.join("a", 1, None)
     b = board.join("b", 2, a)
     board.join("b", 3, a)
@@ -180,7 +180,7 @@ def test_two_waits_for_one_key_are_two():
 
 def test_refreshes_are_bounded():
     """Of one wrapped thing 256 keys are refreshed or left alone; others wait for these, and not for another thing's."""
-    board = FlightBoard(1, 10, lambda _: True)
+    board = FlightTable(1, 10, lambda _: True)
     refreshes = Refreshes()
     begun = [flight for key in range(5000) if (flight := board.refresh(key, 0, refreshes)) is not None]
     assert len(begun) == refreshes.running == 256
@@ -196,14 +196,14 @@ def test_refreshes_are_bounded():
 
 def test_a_refresh_that_took_as_long_as_a_pause_is_followed_at_once():
     """The pause counts from when the refresh began: one that hung has been a pause."""
-    board = FlightBoard(1, 10, lambda _: True)
+    board = FlightTable(1, 10, lambda _: True)
     refreshes = Refreshes()
     board.fail(board.refresh("a", 0, refreshes), 10)
     assert board.refresh("a", 10, refreshes) is not None
 
 
 def test_forgotten_flights_are_over():
-    board = FlightBoard(3, 0, lambda _: True)
+    board = FlightTable(3, 0, lambda _: True)
     flight = board.join("a", 1, None)
     board.forget()
     assert board.succeed(flight) == []
@@ -212,7 +212,7 @@ def test_forgotten_flights_are_over():
 
 
 def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
-    board = FlightBoard(3, 0, lambda caller: caller != "gone")
+    board = FlightTable(3, 0, lambda caller: caller != "gone")
     flight = board.join("a", "first", None)
     for caller in ("gone", "second"):
         board.join("a", caller, None)
@@ -224,7 +224,7 @@ def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
 
 
 def test_only_a_refresh_that_nobody_led_pauses():
-    board = FlightBoard(2, 100, lambda _: True)
+    board = FlightTable(2, 100, lambda _: True)
     plain = board.join("a", 1, None)
     board.join("a", 2, None)
     board.leave(plain, 1, None)

@@ -9,8 +9,8 @@ import itertools
 import pytest
 
 from streaminfer.caching.single_flight._flight_cy import Refreshes
-from streaminfer.caching.single_flight.flight_context import INSIDE
-from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.single_flight.flight_context import CURRENT_FLIGHT
+from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.testing import VirtualLoop, run
 
@@ -56,7 +56,7 @@ def quiet(main, *args, thorough=True):
 
     async def scenario(loop):
         loop.set_exception_handler(lambda _, context: COMPLAINTS.append(context))
-        flights = Flights()
+        flights = SingleFlight()
         result = await main(flights, loop, *args)
         for _ in range(5):
             await asyncio.sleep(0)
@@ -471,7 +471,7 @@ def test_a_loop_that_ends_takes_its_flights_along():
 
     async def main(loop):
         loop.set_exception_handler(lambda _, context: complaints.append(context))
-        flights = Flights()
+        flights = SingleFlight()
         tasks = [ask(flights, loop, work) for _ in range(3)]
         flights.here().refresh("other", Work(after_s=10.0), (), loop.clock, refreshes=Refreshes(), limit_s=60.0)
         await asyncio.sleep(1.0)
@@ -486,7 +486,7 @@ def test_a_loop_that_ends_takes_its_flights_along():
 
 
 def test_each_loop_has_flights_of_its_own():
-    flights = Flights()
+    flights = SingleFlight()
 
     async def main(loop):
         work = Work("ok")
@@ -557,7 +557,7 @@ def test_an_interrupt_in_one_that_was_woken_takes_no_answer_from_the_others(inte
         return "ok"
 
     async def main(loop):
-        flights = Flights()
+        flights = SingleFlight()
 
         async def caller(number):
             nonlocal interrupted
@@ -703,10 +703,10 @@ def test_waits_of_a_computation_end_with_it():
             for step in ("ok", KeyError("no")):
                 with contextlib.suppress(KeyError):
                     await here.share("inner", Work(step), (), loop.clock)
-                left.append(len(INSIDE.get().flight.waits_for))
+                left.append(len(CURRENT_FLIGHT.get().flight.waits_for))
             with contextlib.suppress(DeadlineExceeded):
                 await here.share("inner", Work(after_s=9.0), (), loop.clock, timeout_s=1.0)
-            left.append(len(INSIDE.get().flight.waits_for))
+            left.append(len(CURRENT_FLIGHT.get().flight.waits_for))
             return "ok"
 
         assert await outcome(ask(flights, loop, outer)) == "ok"

@@ -11,7 +11,7 @@ import pytest
 
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import no_store, storable
-from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 pytestmark = pytest.mark.uncompiled
@@ -50,7 +50,7 @@ class Work:
 
 def play(threads, *script):
     """So many threads ask for one key; what became of each, of the work and of the flights."""
-    flights = Flights()
+    flights = SingleFlight()
     work = Work(flights, threads - 1, *script)
 
     def ask():
@@ -111,7 +111,7 @@ def test_a_follower_that_is_interrupted_leaves(request):
     # a suite that runs in the background of a shell is told to ignore interrupts
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    flights = Flights()
+    flights = SingleFlight()
     leading, release = threading.Event(), threading.Event()
 
     def work():
@@ -141,7 +141,7 @@ def test_a_follower_that_is_interrupted_leaves(request):
 
 @pytest.mark.parametrize("through", ["itself", "another", "asyncio.to_thread"])
 def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
-    flights = Flights()
+    flights = SingleFlight()
 
     def again():
         return flights.threads.share("key", outer, (), time.monotonic_ns)
@@ -159,7 +159,7 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
 
 
 def test_two_threads_that_would_wait_for_each_other():
-    flights = Flights()
+    flights = SingleFlight()
     both = threading.Barrier(2)
 
     def ask(key, other):
@@ -179,7 +179,7 @@ def test_two_threads_that_would_wait_for_each_other():
 
 
 def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
-    flights = Flights()
+    flights = SingleFlight()
     done = threading.Event()
     now_ns = 0
     limits = {"refreshes": Refreshes(), "limit_s": PATIENCE_S}
@@ -209,7 +209,7 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
 
 
 def test_refreshing_threads_are_bounded():
-    flights = Flights()
+    flights = SingleFlight()
     release = threading.Event()
     for limits in (
         {"refreshes": Refreshes(8), "limit_s": PATIENCE_S},
@@ -227,7 +227,7 @@ def test_refreshing_threads_are_bounded():
 
 
 def test_no_store_is_seen_by_its_own_computation_alone():
-    flights = Flights()
+    flights = SingleFlight()
     assert storable()
     no_store()  # nobody computes: nothing happens
 
@@ -245,7 +245,7 @@ def test_no_store_is_seen_by_its_own_computation_alone():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_no_flights():
-    flights = Flights()
+    flights = SingleFlight()
     leading, release = threading.Event(), threading.Event()
 
     def work():
@@ -283,7 +283,7 @@ def refresh_that_hangs(flights, key, release, refreshes):
 
 def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
     """A late refresh takes no place of another's, and what becomes of it changes nothing."""
-    flights = Flights()
+    flights = SingleFlight()
     release, done = threading.Event(), threading.Event()
     refreshes = Refreshes(1)
     refresh_that_hangs(flights, "key", release, refreshes)
@@ -303,7 +303,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
 
 def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
     """A caller that joined it leads when it is late, and the thread that goes on does not speak for it."""
-    flights = Flights()
+    flights = SingleFlight()
     release = threading.Event()
     refresh_that_hangs(flights, "key", release, Refreshes())
     assert flights.threads.share("key", lambda: "own", (), time.monotonic_ns) == ("own", True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.caching.codec import Damaged
+from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers.encryption import Cipher, Key, KeyProvider, KeyUnknown, StoredKeys
 from streaminfer.caching.tiers.service_keys import ServiceKeys
 
@@ -42,10 +42,10 @@ def test_every_bit_counts(cipher):
     for at in range(len(sealed) * 8):
         altered = bytearray(sealed)
         altered[at // 8] ^= 1 << (at % 8)
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptRecord):
             cipher.open(bytes(altered), name=b"n")
     for size in range(len(sealed)):
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptRecord):
             cipher.open(sealed[:size], name=b"n")
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_readable_and_no_two_records_are_alike(cipher):
 
 
 def test_a_record_is_bound_to_its_name(cipher):
-    with pytest.raises(Damaged, match="another entry"):
+    with pytest.raises(CorruptRecord, match="another entry"):
         cipher.open(cipher.seal(b"data", name=b"a"), name=b"b")
 
 
@@ -211,7 +211,7 @@ def test_machines_that_share_a_key_service_share_keys_and_their_end():
     assert Cipher(one).open(ben, name=b"n") == SECRET
     Cipher(one).seal(SECRET, name=b"n", subject="anna")  # a new key, of the same name
     service.secrets[one.current("anna").id.hex()] = b"n" * 32
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptRecord):
         Cipher(one).open(sealed, name=b"n")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer.caching.tiers import Entry, TierStatistics
-from streaminfer.caching.tiers.lookup import ReadAllowance
+from streaminfer.caching.tiers.lookup import ReadBudget
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError, DeadlineExceeded
@@ -228,7 +228,7 @@ def test_a_computation_that_is_slower_than_known_costs_one_late_request():
 
 
 def test_the_allowance_of_reads():
-    reads = ReadAllowance()
+    reads = ReadBudget()
     assert reads.grant_ns(None) == S
     assert reads.grant_ns(10 * S) == S
     assert reads.grant_ns(S) == S // 2

@@ -17,7 +17,7 @@ import pytest
 import streaminfer as si
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.single_flight.flight_context import no_store
-from streaminfer.caching.single_flight.flights import Flights
+from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
@@ -31,7 +31,7 @@ class Cache:
 
     def __init__(self, clock=None, *, secret=None, **settings):
         self.table = EdgeCache(clock=clock, **settings)
-        self.flights = Flights()
+        self.flights = SingleFlight()
         self.secret = secret
 
     def wrap(self, inner):

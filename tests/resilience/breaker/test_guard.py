@@ -568,7 +568,7 @@ def test_killed_and_restarted_fifty_times_it_closes_again_each_time():
                     calls += len(tasks)
                     await asyncio.gather(*tasks)
                     assert breaker.state == ("closed" if alive[0] else breaker.state)
-                assert breaker.statistics().trips_in_a_row == 0
+                assert breaker.statistics().consecutive_trips == 0
             assert len(ends) == calls
         assert set(ends) == {1.0, si.BackendError, si.CircuitOpen}
         assert breaker.statistics().trips >= 50

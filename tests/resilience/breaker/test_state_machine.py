@@ -199,7 +199,7 @@ def test_10_half_open_closes_when_the_probes_are_well():
     assert breaker.state == "closed"
     assert breaker.heard == [("half_open", "closed", "probes_succeeded")]
     seen = breaker.statistics()
-    assert (seen.calls, seen.trips, seen.trips_in_a_row) == (0, 1, 0)
+    assert (seen.calls, seen.trips, seen.consecutive_trips) == (0, 1, 0)
 
 
 def test_10_fewer_probes_are_enough_where_the_minimum_is_smaller():
@@ -218,7 +218,7 @@ def test_11_half_open_opens_for_longer_when_the_probes_fail():
         record(breaker, False, True)
         assert 0.9 * base_s <= breaker.retry_after_s <= base_s
     assert breaker.heard[:2] == [("open", "half_open", "open_time_passed"), ("half_open", "open", "probes_failed")]
-    assert breaker.statistics().trips_in_a_row == 4
+    assert breaker.statistics().consecutive_trips == 4
     breaker._clock.advance(3.0)
     record(breaker, True, True)
     record(breaker, False, False, False, False)
@@ -325,7 +325,7 @@ def test_16_half_open_ignores_late_and_double_returns():
     breaker.record(True, 0.0, other)
     breaker.record(True, 0.0, other)
     seen = breaker.statistics()
-    assert (seen.state, seen.calls, seen.probes_out, seen.stale) == ("half_open", 1, 1, 4)
+    assert (seen.state, seen.calls, seen.half_open_in_flight, seen.stale) == ("half_open", 1, 1, 4)
 
 
 @row(17)
@@ -377,7 +377,7 @@ def test_20_reset_closes_with_nothing_remembered(start):
     late = breaker.try_acquire()
     breaker.reset()
     seen = breaker.statistics()
-    assert (seen.state, seen.mode, seen.calls, seen.trips_in_a_row) == ("closed", "automatic", 0, 0)
+    assert (seen.state, seen.mode, seen.calls, seen.consecutive_trips) == ("closed", "automatic", 0, 0)
     if late:
         breaker.record(False, 0.0, late)
         assert breaker.statistics().calls == 0

@@ -316,9 +316,9 @@ class Life(RuleBasedStateMachine):
             model.stale,
         )
         assert (seen.succeeded, seen.failed) == (model.succeeded, model.failed)
-        assert (seen.trips, seen.trips_in_a_row) == (model.trips, model.in_a_row)
+        assert (seen.trips, seen.consecutive_trips) == (model.trips, model.in_a_row)
         if model.state != "open":
-            assert (seen.calls, seen.failures, seen.slow, seen.probes_out) == (
+            assert (seen.calls, seen.failures, seen.slow, seen.half_open_in_flight) == (
                 len(model.outcomes),
                 sum(not ok for ok, *_ in model.outcomes),
                 sum(slow for _, slow, _ in model.outcomes),

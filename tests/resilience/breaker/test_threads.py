@@ -123,7 +123,7 @@ def test_states_change_among_threads_and_every_permit_is_accounted_for():
     seen = breaker.statistics()
     assert seen.permitted == seen.succeeded + seen.failed + seen.released + seen.stale
     assert seen.permitted + seen.refused == 6 * (ROUNDS // 4)
-    assert seen.probes_out == 0
+    assert seen.half_open_in_flight == 0
     # told in order, and all but those that came too fast for the one that told them
     assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
     gaps = sum(before.after != after.before for before, after in itertools.pairwise(heard))

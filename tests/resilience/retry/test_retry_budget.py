@@ -261,7 +261,7 @@ events = st.lists(st.tuples(st.integers(0, 4000), st.booleans()), max_size=150)
 
 @given(events, st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.1, 1.0]))
 def test_extra_calls_never_exceed_their_share_of_any_window(plain, events, ratio, per_s):
-    twins = [kind.TrafficShare(ratio, per_s) for kind in (compiled, plain("resilience._call_budget_cy"))]
+    twins = [kind.CallBudget(ratio, per_s) for kind in (compiled, plain("resilience._call_budget_cy"))]
     now, requests, extra, refused = 5 * S, [], [], 0
     for gap, is_request in events:
         now += gap * MS
@@ -290,7 +290,7 @@ def test_extra_calls_never_exceed_their_share_of_any_window(plain, events, ratio
 
 def test_a_clock_that_jumps_back_stands_still(plain):
     for kind in (compiled, plain("resilience._call_budget_cy")):
-        share = kind.TrafficShare(1.0, 0.0)
+        share = kind.CallBudget(1.0, 0.0)
         share.count(100 * S)
         share.count(3 * S)
         share.count(-5 * S)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.routing.fallback._degradation_cy import BAD, GOOD, LATE, NEUTRAL, Ladder, Rung
+from streaminfer.routing.fallback._degradation_cy import BAD, GOOD, LATE, NEUTRAL, DegradationController, RouteShare
 
 pytestmark = pytest.mark.uncompiled
 
@@ -15,7 +15,9 @@ STEP = 1000
 
 
 def ladder(*, devices=(0, 0), backed=False, module=None):
-    rung_type, ladder_type = (Rung, Ladder) if module is None else (module.Rung, module.Ladder)
+    rung_type, ladder_type = (
+        (RouteShare, DegradationController) if module is None else (module.RouteShare, module.DegradationController)
+    )
     last = len(devices) - 1
     rungs = [
         rung_type(device, device in devices[at + 1 :], at < last, at == last, at == last and not backed)

@@ -27,7 +27,7 @@ DEFAULTS = {
 
 
 def made(count=4, module=balance_cy, **changes):
-    balance = module.Balance(*(DEFAULTS | changes).values())
+    balance = module.P2CBalancer(*(DEFAULTS | changes).values())
     for number in range(count):
         assert balance.add(1.0, 1.0, 0, 7919 * (number + 1), False, 0) == number
     return balance

@@ -16,7 +16,7 @@ from streaminfer.routing.replicas._p2c_cy import (
     REFUSED,
     SUCCESS,
     TRIAL,
-    Balance,
+    P2CBalancer,
 )
 
 pytestmark = pytest.mark.uncompiled
@@ -56,7 +56,7 @@ class FleetMachine(RuleBasedStateMachine):
     )
     def begin(self, count, choices, in_a_row, share, seed):
         self.in_a_row, self.share, self.now = in_a_row, share, 0
-        self.balance = Balance(choices, 10 * S, in_a_row, 0.0, EJECT, MOST, share, S, seed)
+        self.balance = P2CBalancer(choices, 10 * S, in_a_row, 0.0, EJECT, MOST, share, S, seed)
         self.members = {self.balance.add(1.0, 1.0, 0, n, False, 0): Member() for n in range(count)}
         self.leaving = {}
         self.sent = []
@@ -85,7 +85,7 @@ class FleetMachine(RuleBasedStateMachine):
                 member.trial = None
                 self.eject(member)
 
-    def judge(self, sent, outcome):
+    def classify(self, sent, outcome):
         member = sent.member
         if sent.turn != member.turn:
             return
@@ -138,7 +138,7 @@ class FleetMachine(RuleBasedStateMachine):
     def end(self, data, outcome):
         sent = self.sent.pop(data.draw(st.integers(0, len(self.sent) - 1)))
         self.balance.done(sent.token, outcome, 0, self.now)
-        self.judge(sent, outcome)
+        self.classify(sent, outcome)
 
     @rule(seconds=st.sampled_from([0.001, 0.5, 2.0, 7.0, 100.0]))
     def wait(self, seconds):

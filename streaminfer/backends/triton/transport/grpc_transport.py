@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 from streaminfer._internal.extras import require
 from streaminfer.backends.triton.dtypes import CONTENTS, raw
-from streaminfer.backends.triton.endpoint import Address
-from streaminfer.backends.triton.errors import Refused, retry_after
-from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor
+from streaminfer.backends.triton.endpoint import Endpoint
+from streaminfer.backends.triton.errors import ServerError, retry_after
+from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.backends.triton.transport.wire import append_contents, split_contents, tag_of
 from streaminfer.errors import BackendError, Closed
@@ -36,7 +36,7 @@ _HEADS = 256
 _HEARD_NOTHING = ("DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED")
 
 
-def _options(address: Address, keepalive_s: float | None) -> list[tuple[str, Any]]:
+def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, Any]]:
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
@@ -89,7 +89,9 @@ class GrpcTransport:
         ValueError: a file of ``tls`` is not what it should be.
     """
 
-    def __init__(self, address: Address, headers: Headers, keepalive_s: float | None, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, address: Endpoint, headers: Headers, keepalive_s: float | None, clock: Callable[[], int]
+    ) -> None:
         self._messages = require("tritonclient.grpc.service_pb2", extra="triton", purpose="TritonBackend")
         self._services = require("tritonclient.grpc.service_pb2_grpc", extra="triton", purpose="TritonBackend")
         self._to_dict = require("google.protobuf.json_format", extra="triton", purpose="TritonBackend").MessageToDict
@@ -160,13 +162,13 @@ class GrpcTransport:
         message = self._messages.SystemSharedMemoryStatusRequest()
         return list((await self._control("SystemSharedMemoryStatus", message, timeout_s)).get("regions", {}))
 
-    async def infer(self, call: Call, timeout_s: float) -> Answer:
+    async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """One answer."""
         message = self._encode(call)
         link = self._here()
         return self._read(await self._ask(link, link.infer, message, timeout_s))
 
-    async def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+    async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """Each answer as it comes, the final one included."""
         message = self._encode(call)
         link = self._here()
@@ -174,7 +176,7 @@ class GrpcTransport:
         # crash when the model goes on after its error
         rpc = link.stream(timeout=timeout_s, metadata=self._headers.now())
         link.calls.add(rpc)
-        refused: Refused | None = None
+        refused: ServerError | None = None
         try:
             try:
                 await rpc.write(message)
@@ -234,14 +236,14 @@ class GrpcTransport:
             self._forget(link, rpc)
         raise refused
 
-    def _refused(self, error: Any) -> Refused:
+    def _refused(self, error: Any) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
         if status not in _HEARD_NOTHING:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
         shown = self._headers.scrub(text)
-        refused = Refused(status, shown, _come_again(error.trailing_metadata()))
+        refused = ServerError(status, shown, _come_again(error.trailing_metadata()))
         # an error that quotes a token is not kept, or its traceback would show it
         refused.__cause__ = error if shown == text else None
         return refused
@@ -292,8 +294,8 @@ class GrpcTransport:
 
     # -- messages -----------------------------------------------------------------------------------------------
 
-    def _encode(self, call: Call) -> bytes:
-        contents = [raw(tensor.content) for tensor in call.inputs if not isinstance(tensor.content, Shared)]
+    def _encode(self, call: InferRequest) -> bytes:
+        contents = [raw(tensor.content) for tensor in call.inputs if not isinstance(tensor.content, SharedMemoryRef)]
         if call.parameters or call.outputs or len(contents) < len(call.inputs):
             return append_contents(self._head(call), self._input_tag, contents)
         key = (call.model, call.version, *(tensor[:3] for tensor in call.inputs))
@@ -304,7 +306,7 @@ class GrpcTransport:
             head = self._heads[key] = self._head(call)
         return append_contents(head, self._input_tag, contents)
 
-    def _head(self, call: Call) -> bytes:
+    def _head(self, call: InferRequest) -> bytes:
         request = self._messages.ModelInferRequest(model_name=call.model, model_version=call.version)
         for name, value in call.parameters.items():
             _set(request.parameters[name], value)
@@ -313,7 +315,7 @@ class GrpcTransport:
             described.name = tensor.name
             described.datatype = tensor.datatype
             described.shape.extend(tensor.shape)
-            if isinstance(tensor.content, Shared):
+            if isinstance(tensor.content, SharedMemoryRef):
                 _share(described.parameters, tensor.content)
         for name, place in (call.outputs or {}).items():
             wanted = request.outputs.add()
@@ -323,17 +325,17 @@ class GrpcTransport:
         head: bytes = request.SerializeToString()
         return head
 
-    def _read_part(self, message: bytes) -> Answer:
+    def _read_part(self, message: bytes) -> InferResponse:
         try:
             rest, parts = split_contents(message, self._answer_tag)
             said = self._messages.ModelStreamInferResponse.FromString(rest).error_message
         except Exception as error:
             raise BackendError(f"the server's answer cannot be read: {error}") from error
         if said:
-            raise Refused("UNKNOWN", self._headers.scrub(said))
+            raise ServerError("UNKNOWN", self._headers.scrub(said))
         return self._read(parts[-1] if parts else b"")
 
-    def _read(self, message: bytes | memoryview) -> Answer:
+    def _read(self, message: bytes | memoryview) -> InferResponse:
         try:
             rest, contents = split_contents(message, self._output_tag)
             response = self._messages.ModelInferResponse.FromString(rest)
@@ -348,7 +350,7 @@ class GrpcTransport:
             one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
             for place, one in enumerate(described)
         }
-        return Answer(outputs, final, response.model_version)
+        return InferResponse(outputs, final, response.model_version)
 
 
 def _come_again(metadata: Any) -> float | None:
@@ -367,7 +369,7 @@ def _set(parameter: Any, value: int | bool | str) -> None:
         parameter.string_param = value
 
 
-def _share(parameters: Any, place: Shared) -> None:
+def _share(parameters: Any, place: SharedMemoryRef) -> None:
     parameters["shared_memory_region"].string_param = place.region
     parameters["shared_memory_byte_size"].int64_param = place.byte_size
     parameters["shared_memory_offset"].int64_param = place.offset

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from streaminfer._internal.extras import require
 from streaminfer.backends.triton.dtypes import raw, strings
-from streaminfer.backends.triton.endpoint import Address
-from streaminfer.backends.triton.errors import Refused, of_http_status, retry_after
-from streaminfer.backends.triton.messages import Answer, Call, Shared, Tensor
+from streaminfer.backends.triton.endpoint import Endpoint
+from streaminfer.backends.triton.errors import ServerError, of_http_status, retry_after
+from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor
 from streaminfer.backends.triton.transport.headers import Headers
 from streaminfer.errors import BackendError, Closed
 
@@ -43,7 +43,7 @@ class HttpTransport:
         ValueError: a file of ``tls`` is not what it should be.
     """
 
-    def __init__(self, address: Address, headers: Headers) -> None:
+    def __init__(self, address: Endpoint, headers: Headers) -> None:
         http = self._http = require("aiohttp", extra="triton", purpose="TritonBackend(protocol='http')")
         self._headers = headers
         self.binary = True
@@ -72,7 +72,7 @@ class HttpTransport:
         """Whether the model is loaded."""
         try:
             await self._ask("GET", f"{_path(model, version)}/ready", timeout_s)
-        except Refused as refused:
+        except ServerError as refused:
             # Triton says 400 where it means no
             if refused.status in {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"} and refused.__cause__ is None:
                 return False
@@ -109,7 +109,7 @@ class HttpTransport:
         answer, _ = await self._ask("GET", "/systemsharedmemory/status", timeout_s)
         return [str(region["name"]) for region in _parsed(answer, list)]
 
-    async def infer(self, call: Call, timeout_s: float) -> Answer:
+    async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
         """One answer."""
         contents: list[Any] = []
         head = json.dumps(self._head(call, contents)).encode()
@@ -128,7 +128,7 @@ class HttpTransport:
         )
         return _read(answer, head_length)
 
-    async def stream(self, call: Call, timeout_s: float | None) -> AsyncGenerator[Answer, None]:
+    async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """HTTP has none.
 
         Raises:
@@ -179,7 +179,7 @@ class HttpTransport:
                 come_again = response.headers.get("Retry-After")
                 head_length = response.headers.get(_HEAD_LENGTH)
         except TimeoutError as error:
-            refused = Refused("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.6f} s")
+            refused = ServerError("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.6f} s")
             refused.__cause__ = error
         except (self._http.ClientError, OSError) as error:
             if self._closed:
@@ -191,17 +191,17 @@ class HttpTransport:
             text = self._headers.scrub(_error_text(answer)) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends have many words for it
-            refused = Refused(of_http_status(status, text), text, retry_after(come_again))
+            refused = ServerError(of_http_status(status, text), text, retry_after(come_again))
         raise refused
 
-    def _unreachable(self, error: Exception) -> Refused:
+    def _unreachable(self, error: Exception) -> ServerError:
         text = str(error) or type(error).__name__
         shown = self._headers.scrub(text)
-        refused = Refused("UNAVAILABLE", shown)
+        refused = ServerError("UNAVAILABLE", shown)
         refused.__cause__ = error if shown == text else None
         return refused
 
-    def _head(self, call: Call, contents: list[Any]) -> dict[str, Any]:
+    def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)
         head: dict[str, Any] = {"inputs": [self._described(tensor, contents) for tensor in call.inputs]}
         if call.outputs is not None:
@@ -217,7 +217,7 @@ class HttpTransport:
 
     def _described(self, tensor: Tensor, contents: list[Any]) -> dict[str, Any]:
         described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-        if isinstance(tensor.content, Shared):
+        if isinstance(tensor.content, SharedMemoryRef):
             described["parameters"] = _share(tensor.content)
         elif self.binary:
             content = raw(tensor.content)
@@ -235,7 +235,7 @@ def _path(model: str, version: str) -> str:
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
-def _share(place: Shared) -> dict[str, Any]:
+def _share(place: SharedMemoryRef) -> dict[str, Any]:
     return {
         "shared_memory_region": place.region,
         "shared_memory_offset": place.offset,
@@ -271,7 +271,7 @@ def _parsed(body: bytes | memoryview, kind: type) -> Any:
     return value
 
 
-def _read(body: bytes, head_length: str | None) -> Answer:
+def _read(body: bytes, head_length: str | None) -> InferResponse:
     view = memoryview(body)
     try:
         end = len(body) if head_length is None else int(head_length)
@@ -289,7 +289,7 @@ def _read(body: bytes, head_length: str | None) -> Answer:
         raise
     except Exception as error:
         raise BackendError(f"the server's answer cannot be read: {type(error).__name__}: {error}") from error
-    return Answer(outputs, version=str(said.get("model_version") or ""))
+    return InferResponse(outputs, version=str(said.get("model_version") or ""))
 
 
 def _part(view: memoryview, start: int, end: int) -> memoryview:

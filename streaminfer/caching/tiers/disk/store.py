@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from streaminfer.caching.codec import Damaged
+from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
 from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
@@ -261,7 +261,7 @@ class DiskStore:
             return None
         try:
             entry = self._records.unpack(name, row[1])
-        except Damaged as error:
+        except CorruptRecord as error:
             self._counters.unreadable += 1
             self._counters.last_error = f"{type(error).__name__}: {error}"
             self._delete("id = ?", row[0])

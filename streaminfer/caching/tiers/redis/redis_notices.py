@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from streaminfer.caching.codec import Damaged
+from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
 from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import Entry
@@ -123,7 +123,7 @@ class RedisNotices:
         try:
             entry = await self._blocking(self._records.unpack, _NAME, record)
             own, key, subject, tag = entry.value
-        except (Damaged, TypeError, ValueError) as error:
+        except (CorruptRecord, TypeError, ValueError) as error:
             _LOGGER.warning("a notice could not be read: %s: %s", type(error).__name__, error)
             return
         if own == self._own:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.caching.codec import Damaged
+from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.notices import Notice
@@ -334,7 +334,7 @@ class RedisTier:
             return None
         try:
             entry = await self._blocking(self._records.unpack, name, record)
-        except Damaged as error:
+        except CorruptRecord as error:
             self._counters.unreadable += 1
             self._counters.last_error = f"{type(error).__name__}: {error}"
             await self._drop(name)
