@@ -11,8 +11,8 @@ every eighth batch, which costs less than a hundredth of the throughput.
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
 the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
 would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
-one by one. `BatchMeans`, which is compiled, counts what is not learned yet: of a mean only the first batch and the last get here
-from the dispatcher.
+one by one. `BatchMeans`, which is compiled, counts what is not learned yet, so that of each size of a mean the
+dispatcher tells the policy the first batch only, and the one that completes the work.
 """
 
 import math
