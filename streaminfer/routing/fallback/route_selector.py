@@ -144,7 +144,7 @@ class Chooser:
         self._shadows.add(shadow)
         shadow.add_done_callback(functools.partial(self._probed, lane))
 
-    def _probed(self, lane: Lane, shadow: "asyncio.Task[Any]") -> None:
+    def _probed(self, lane: RouteState, shadow: "asyncio.Task[Any]") -> None:
         # not in the task: one that is cancelled before its first step runs none of its code
         self._shadows.discard(shadow)
         lane.rung.settle(NEUTRAL, 0, 0, self.clock())

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from streaminfer.batching.latency_model import size_steps
 
 from streaminfer.batching.queue import _ticket_cy
 from streaminfer.batching.service_time import _batch_means_cy
+from streaminfer.batching.service_time.latency_model import size_steps
 
 pytestmark = pytest.mark.uncompiled
 
