@@ -14,8 +14,8 @@ from streaminfer.protocols import find_inward
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack.served_stack import ServedStack
     from streaminfer.request import Response
-    from streaminfer.stack import Stack
 
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
@@ -30,7 +30,7 @@ class PlaceQueue:
         stack: whose places.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: ServedStack) -> None:
         self._stack = stack
         self._turn = asyncio.Lock()
         self._closed = asyncio.Event()
@@ -118,7 +118,7 @@ async def answer_all(
     return [answers[number] for number in range(len(answers))]
 
 
-async def answer_rows(stack: Stack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+async def answer_rows(stack: ServedStack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
     """Ask for each row of some inputs by one deadline.
 
     Args:

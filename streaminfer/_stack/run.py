@@ -16,8 +16,8 @@ from streaminfer._stack.many_calls import PlaceQueue
 from streaminfer._stack.start_report import StartReport, StartTimer
 
 if TYPE_CHECKING:
+    from streaminfer._stack.served_stack import ServedStack
     from streaminfer._stack.statistics import StackState
-    from streaminfer.stack import Stack
 
 __all__ = ["StackRun"]
 
@@ -38,7 +38,7 @@ class StackRun:
         places: callers that wait for a place.
     """
 
-    def __init__(self, stack: Stack, parts: Sequence[Any]) -> None:
+    def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
         self.loop = asyncio.get_running_loop()
         self.pid = os.getpid()
         self.state: StackState = "starting"
