@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
-from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import adapt
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
@@ -77,8 +76,8 @@ class PlaceQueue:
 
 def default_concurrency(outermost: Any) -> int:
     """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
-    batcher = find_inward(outermost, "full_load", None)
-    return _DEFAULT_CONCURRENCY if batcher is None else max(_DEFAULT_CONCURRENCY, batcher())
+    full_load = adapt(outermost).capabilities().full_load
+    return _DEFAULT_CONCURRENCY if full_load is None else max(_DEFAULT_CONCURRENCY, full_load())
 
 
 async def answer_all(
@@ -137,7 +136,7 @@ async def answer_rows(stack: ServedStack, places: PlaceQueue, inputs: Any, **set
     deadline_ns = None
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
-    elif (slo := find_slo(stack.inner)) is not None and slo.slo_ns is not None:
+    elif (slo := adapt(stack.inner).capabilities().slo) is not None and slo.slo_ns is not None:
         deadline_ns = now_ns + slo.slo_ns
 
     def ask(row: Any) -> Awaitable[Response]:

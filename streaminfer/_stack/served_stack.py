@@ -51,6 +51,10 @@ class ServedStack(Protocol):
         """Stops them."""
         ...
 
+    async def load_kernels(self) -> None:
+        """Loads what its layers compute with."""
+        ...
+
     def statistics(self) -> StackStatistics:
         """A frozen snapshot."""
         ...

@@ -27,7 +27,7 @@ from streaminfer.batching.policy import Decision, Policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Clock, adapt, name_of
 from streaminfer.request import Request
 
 __all__ = ["Dispatcher"]
@@ -58,20 +58,21 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self.max_in_flight = max_in_flight
-        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self.source = name_of(inner)
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
         self._infer = self._calls.infer
         self._copies = self._calls.copies
         self._stack = stack
         self._set_assembler(assembler)
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        offered = adapt(inner).capabilities()
+        self._ask_inward = offered.admission
 
         self._queue = RequestQueue(max_queue_size)
         self._isolator = RowIsolator(
             self._queue, send=self._calls.send, expire=self._expire, fail=self._fail, clock=self._now
         )
         self._set_policy(policy)
-        self._isolates = not find_inward(inner, "isolates_rows", False)
+        self._isolates = not offered.isolates_rows
         self._full_at = NEVER
         self.journal = self._queue.journal
         self._free = max_in_flight
@@ -108,7 +109,7 @@ class Dispatcher:
         self._isolator.tell_limit = getattr(policy, "limit_rows", None)
         self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight
+        keeps_queue = not self._copies and adapt(self.inner).capabilities().queued_workers == self.max_in_flight
         self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
             getattr(policy, "ahead", None) if keeps_queue else None
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import Admission, find_inward, is_backend, is_service
+from streaminfer.protocols import Admission, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response, Timings
 from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.testing import HANG, ScriptedBackend, run
@@ -123,7 +123,7 @@ def test_what_stands_behind_answers_for_itself(limit, clock):
     assert not is_backend(limited)
     assert limited.inner is service
     assert limited.name == "scripted"
-    assert find_inward(limited, "asked", None) is service.asked
+    assert adapt(limited).capabilities().admission == limited.admission
     assert repr(limit) in repr(limited)
 
 
