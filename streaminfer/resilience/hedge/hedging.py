@@ -149,7 +149,7 @@ class Hedge:
     @property
     def children(self) -> Mapping[str, Any]:
         """The replica that gets the extra requests."""
-        return {} if self.to is None else {"to": self.to}
+        return {} if self.to is None else {"hedge": self.to}
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`, unless one was given."""

@@ -136,7 +136,7 @@ class Shadow:
     @property
     def children(self) -> Mapping[str, Any]:
         """The service that gets the copies."""
-        return {"copy": self.copy}
+        return {"shadow": self.copy}
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`, unless one was given."""
