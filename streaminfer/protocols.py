@@ -15,6 +15,7 @@ capability by name.
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -25,6 +26,7 @@ from streaminfer.request import Batch, Request, Response, timeout_ns
 
 __all__ = [
     "Admission",
+    "AdmissionReason",
     "Backend",
     "Capabilities",
     "Clock",
@@ -112,12 +114,35 @@ class Observer(Protocol):
         ...
 
 
+class AdmissionReason(StrEnum):
+    """Why a service rejects a request, in `Admission`, statistics and logs."""
+
+    QUEUE_FULL = "queue_full"
+    """The queue of the batcher, or of the model, has no place left."""
+    LIMIT = "limit"
+    """A concurrency limit has no permit left."""
+    RATE_LIMIT = "rate_limit"
+    """The tenant has used up its rate."""
+    INFEASIBLE = "infeasible"
+    """It would miss its deadline even if it ran now."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """Its deadline has passed."""
+    SHED = "shed"
+    """It was queued, and made room for a more urgent request."""
+    CIRCUIT_OPEN = "circuit_open"
+    """A circuit breaker is open."""
+    NO_REPLICA = "no_replica"
+    """There is no replica that could take it."""
+    CLOSED = "closed"
+    """The service does not run."""
+
+
 class Admission(NamedTuple):
     """Whether a service would take a request now.
 
     Attributes:
         ok: it would be accepted and, as far as is known, answered by its deadline.
-        reason: why not; empty where ``ok``.
+        reason: why not: an `AdmissionReason`, or a word of the user's own service; empty where ``ok``.
         retry_after_s: seconds after which asking again makes sense; ``None``: unknown.
         predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
     """

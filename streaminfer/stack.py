@@ -22,10 +22,10 @@ from streaminfer._stack.composition import compose
 from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._stack.run import StackRun
 from streaminfer._stack.start_report import PartStart, StartReport, names_of_parts
-from streaminfer._stack.statistics import StackState, StackStatistics, statistics_inside
+from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics, statistics_inside
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
-from streaminfer.protocols import Admission, Capabilities, Clock, Wrapper, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import (
     MapSettings,
     Request,
@@ -38,7 +38,7 @@ from streaminfer.request import (
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport"]
+__all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
 
 
 class Stack(Wrapper):
@@ -320,7 +320,7 @@ class Stack(Wrapper):
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._loop is None:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         ask = adapt(self.inner).capabilities().admission
         return Admission(True) if ask is None else ask(request, now_ns)
 

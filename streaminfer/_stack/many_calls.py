@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import adapt
+from streaminfer.protocols import AdmissionReason, adapt
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
+_PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
+"""Reasons that end by themselves when other requests complete."""
 
 
 class PlaceQueue:
@@ -65,7 +67,7 @@ class PlaceQueue:
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue tells nobody of a free place: it is asked again when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":
+            while (place := self._stack.admission(request, self._stack.clock())).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
 
     async def _pause(self, seconds: float) -> None:

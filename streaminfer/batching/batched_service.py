@@ -21,7 +21,7 @@ from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Capabilities, Clock, Node, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
@@ -196,20 +196,20 @@ class BatchedService(Dispatcher, Node):
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         if self._queue.full and not self._free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+                return Admission(False, AdmissionReason.QUEUE_FULL, self._retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
         finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:

@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 import attrs
 import pytest
 
-from streaminfer.protocols import Capabilities, Node, Wrapper, adapt, name_of
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Node, Wrapper, adapt, name_of
 
 
 class Foreign:
@@ -130,3 +130,9 @@ def test_the_clock_reaches_children():
     layer, inner = Bound(), Bound()
     Wrapper(inner, layer).bind_clock("clock")
     assert clocks == [(layer, "clock"), (inner, "clock")]
+
+
+def test_reasons_are_words():
+    assert f"{AdmissionReason.QUEUE_FULL}" == "queue_full"
+    assert {AdmissionReason.CLOSED: 1} == {"closed": 1}
+    assert Admission(False, AdmissionReason.LIMIT).reason == "limit"

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, Capabilities, Wrapper, adapt, is_backend, is_service
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience.breaker._guard_cy import BreakerCore, GuardedFunction
 
@@ -63,7 +63,7 @@ class _Guarded(Wrapper):
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""
         if not self.breaker.permits_at(now_ns):
-            return Admission(False, "circuit_open", self.breaker.retry_after_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.CIRCUIT_OPEN, self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

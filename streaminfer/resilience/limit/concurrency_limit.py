@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
@@ -110,7 +111,7 @@ class ConcurrencyLimit(LimitCore):
             delay_ns = min(check_duration("queue_delay_s", queue_delay_s), _LONGEST_S) * 1e9
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
-        check_instance("slo", slo, is_slo_or_none, "an SLO or None")
+        check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)

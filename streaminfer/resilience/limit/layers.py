@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer.protocols import Admission, Capabilities, Wrapper, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
@@ -61,9 +61,9 @@ class _Limited(Wrapper):
         verdict = machine.look(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
         if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
-            return Admission(False, "overloaded", machine.drain_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.LIMIT, machine.drain_ns(now_ns) / 1e9)
         if verdict == LATE:
-            return Admission(False, "late", machine.drain_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, Capabilities, Wrapper, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response
 from streaminfer.resilience._targets import kind_of
 
@@ -68,7 +68,7 @@ class RateLimitedService(Wrapper):
         """Say whether the request would be admitted now, here and further in; changes nothing."""
         wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "overloaded", wait_ns / 1e9)
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

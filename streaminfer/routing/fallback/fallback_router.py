@@ -37,7 +37,7 @@ from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Capabilities, Clock, Node, adapt, sooner
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback._attempts_cy import NEVER, Attempt, Attempts
 from streaminfer.routing.fallback._degradation_cy import GOOD, LATE, DegradationController
@@ -180,7 +180,7 @@ class FallbackRouter(Chooser, Node):
 
         Returns:
             The answer; ``source`` is the route's name, with the best route's reason behind it where another answered:
-            ``"front (full: late)"``.
+            ``"front (full: infeasible)"``.
 
         Raises:
             InvalidInput: what the caller brought does not fit the route that was asked: no other one is.
@@ -244,9 +244,9 @@ class FallbackRouter(Chooser, Node):
         Routes are asked about the request as it came, before any ``prepare``.
         """
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         refusal: Admission | None = None
         for lane in self._lanes:
             if lane.rung.closed:

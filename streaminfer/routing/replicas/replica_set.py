@@ -17,7 +17,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Capabilities, Clock, Node, adapt, sooner
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._p2c_cy import (
     FAILURE,
@@ -202,7 +202,7 @@ class Replicas(Node):
     def admission(self, request: Request, now_ns: int) -> Admission:
         """What the replica says that should answer first, else the next that would accept it; changes nothing."""
         if self._closed:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         balance = self._balance
         if request.stream_id is not None:
             return self._admission_at(balance.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
@@ -218,7 +218,7 @@ class Replicas(Node):
             else:
                 refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
             asked |= 1 << slot
-        return refused or Admission(False, "no replica")
+        return refused or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
         """As the first replica does, since all serve the same model."""
