@@ -47,9 +47,7 @@ def test_routes():
 def test_replicas_canary_shadow_and_hedge():
     replicas = si.routing.Replicas(si.routing.Replica("east", Counting(1)), si.routing.Replica("west", Counting(2)))
     canary = si.routing.Canary(replicas, Counting(3), share=0.0)
-    statistics = statistics_after_a_request(
-        si.routing.Shadow(Counting(4), share=0.0), si.Hedge(to=Counting(5)), canary
-    )
+    statistics = statistics_after_a_request(si.routing.Shadow(Counting(4), share=0.0), si.Hedge(to=Counting(5)), canary)
     assert statistics.children["Shadow"] == {"shadow": 4}
     assert statistics.children["Hedge"] == {"hedge": 5}
     sides = statistics.children["Canary"]
