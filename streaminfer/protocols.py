@@ -204,7 +204,7 @@ class Capabilities:
 
     Attributes:
         validate: raises :class:`~streaminfer.InvalidInput` when what a request brings does not fit the model. The
-            `Stack` calls it once, before anything is queued.
+            `Stack` calls it once, before anything is queued, and so offers none itself.
         admission: says without side effects whether a request would be accepted at an instant, and when it would be
             answered.
         slo: read at each request.

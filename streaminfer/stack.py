@@ -309,13 +309,8 @@ class Stack(Wrapper):
         return named
 
     def capabilities(self) -> Capabilities:
-        """What the layers offer together; each request ends at its deadline."""
-        return attrs.evolve(
-            super().capabilities(), validate=self.validate, admission=self.admission, enforces_deadline=True
-        )
-
-    def validate(self, request: Request) -> None:
-        """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
+        """What the layers offer together; it validates requests itself, and each ends at its deadline."""
+        return attrs.evolve(super().capabilities(), validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
