@@ -49,10 +49,12 @@ inward* (:func:`find_inward`) through wrappers that know nothing of it:
 """
 
 import inspect
+import time
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.validation import expected
 from streaminfer.request import Batch, Request, Response
@@ -63,8 +65,9 @@ __all__ = [
     "Clock",
     "ExampleInputs",
     "Layer",
-    "Observer",
     "Service",
+    "SyncLayer",
+    "SyncService",
     "check_infer",
     "find_inward",
     "is_backend",
@@ -113,31 +116,6 @@ class Layer(Protocol):
 
     def wrap(self, inner: Any) -> Any:
         """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
-        ...
-
-
-class Observer(Protocol):
-    """Sees each request begin and end and changes nothing.
-
-    A wrapper that only observes offers itself as ``observer``, so that the `Stack`, where that wrapper is its outermost
-    one, calls it in its own frame instead of awaiting one more coroutine for each request.
-
-    Attributes:
-        clock: whose instants it is given.
-    """
-
-    clock: Clock
-
-    def begin(self) -> None:
-        """A request came."""
-        ...
-
-    def fail(self, error: BaseException) -> None:
-        """It ended without an answer."""
-        ...
-
-    def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
-        """It was answered."""
         ...
 
 
@@ -225,3 +203,153 @@ def find_inward(outermost: object, name: str, default: T) -> Any | T:
             return value
         current = getattr(current, "inner", None)
     return default
+
+
+# -- layers that await nothing --------------------------------------------------------------------------------------
+
+
+class SyncService(ABC):
+    """A service around another one that acts before and after each request and awaits nothing itself.
+
+    A `Stack` joins those that follow one another and calls them in its own coroutine: :meth:`enter` in order, then what
+    is behind them, then :meth:`exit` in reverse order. Each ``enter`` that returned is followed by exactly one
+    ``exit``, also when the request is cancelled.
+
+    Args:
+        inner: the service behind.
+
+    Attributes:
+        inner: the service behind.
+        sees_invalid: it is entered before the `Stack` validates the request; only if the layers around it are so too.
+    """
+
+    sees_invalid: ClassVar[bool] = False
+
+    def __init__(self, inner: Service) -> None:
+        self.inner: Any = inner
+        self._call: Callable[[Request], Awaitable[Response]] = inner.call
+
+    @property
+    @abstractmethod
+    def clock(self) -> Clock:
+        """The clock of the instants that it is given. One that is not the `Stack`'s costs a coroutine per request."""
+
+    @abstractmethod
+    def enter(self, request: Request, now_ns: int) -> Any:
+        """Act before a request.
+
+        Args:
+            request: what was sent.
+            now_ns: the present instant.
+
+        Returns:
+            A token, which :meth:`exit` is given.
+
+        Raises:
+            StreamInferError: the request goes no further; :meth:`exit` is not called.
+        """
+
+    @abstractmethod
+    def exit(
+        self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int
+    ) -> Response | BaseException | None:
+        """Act after a request.
+
+        Args:
+            request: what was sent.
+            token: what :meth:`enter` returned.
+            outcome: the response, or the error with which the request ended.
+            now_ns: the present instant.
+
+        Returns:
+            What takes the place of the outcome for the layers around and the caller; ``None``: nothing does.
+        """
+
+    async def call(self, request: Request) -> Response:
+        """Serve one request without a `Stack`.
+
+        Raises:
+            StreamInferError: as the service behind, or :meth:`enter`.
+        """
+        token = self.enter(request, self.clock())
+        try:
+            response = await self._call(request)
+        except BaseException as error:
+            changed = self.exit(request, token, error, self.clock())
+            if changed is None or changed is error:
+                raise
+        else:
+            changed = self.exit(request, token, response, self.clock())
+            if changed is None:
+                return response
+        if isinstance(changed, BaseException):
+            raise changed
+        return changed
+
+
+class SyncLayer:
+    """A layer of one's own that acts before and after each request: a subclass overrides :meth:`exit`, or both.
+
+    ::
+
+        class Signature(SyncLayer):
+            def exit(self, request, token, outcome, now_ns):
+                if isinstance(outcome, Response):
+                    return Response({**outcome.outputs, "signed_by": "me"}, source=outcome.source)
+
+    Attributes:
+        clock: of the instants that it is given: the `Stack`'s.
+    """
+
+    clock: Clock = staticmethod(time.monotonic_ns)
+
+    def wrap(self, inner: Service) -> SyncService:
+        """Put the layer around a service.
+
+        Raises:
+            TypeError: no service.
+        """
+        if not is_service(inner):
+            raise TypeError(expected("inner", "a service (an object with call)", inner))
+        return _LayeredService(self, inner)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`."""
+        self.clock = clock
+
+    def enter(self, request: Request, now_ns: int) -> Any:  # noqa: ARG002 - for subclasses
+        """Act before a request; as :meth:`SyncService.enter`."""
+        return None
+
+    def exit(
+        self,
+        request: Request,  # noqa: ARG002 - for subclasses
+        token: Any,  # noqa: ARG002
+        outcome: Response | BaseException,  # noqa: ARG002
+        now_ns: int,  # noqa: ARG002
+    ) -> Response | BaseException | None:
+        """Act after a request; as :meth:`SyncService.exit`."""
+        return None
+
+
+class _LayeredService(SyncService):
+    """A service with a `SyncLayer` around it."""
+
+    def __init__(self, layer: SyncLayer, inner: Service) -> None:
+        super().__init__(inner)
+        self._layer = layer
+
+    @property
+    def clock(self) -> Clock:
+        return self._layer.clock
+
+    def enter(self, request: Request, now_ns: int) -> Any:
+        return self._layer.enter(request, now_ns)
+
+    def exit(
+        self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int
+    ) -> Response | BaseException | None:
+        return self._layer.exit(request, token, outcome, now_ns)
+
+    def __repr__(self) -> str:
+        return f"{self._layer!r} in front of {self.inner!r}"
