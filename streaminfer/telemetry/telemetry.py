@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
-from streaminfer.protocols import Clock, P, R, Service, SyncService, find_inward, is_backend, is_service
+from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import Request, Response
+from streaminfer.sync_layer import SyncService
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
@@ -109,7 +110,7 @@ class Telemetry:
     def _server_parts(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
         for service in tuple(self._services):
-            ask = find_inward(service.inner, "server_parts", None)
+            ask = adapt(service.inner).capabilities().server_parts
             if ask is not None:
                 found.update(ask())
         return found
@@ -178,7 +179,7 @@ class _RecordedService(SyncService):
     sees_invalid = True
 
     def __init__(self, telemetry: Telemetry, inner: Any) -> None:
-        super().__init__(inner)
+        super().__init__(inner, telemetry)
         self._telemetry = telemetry
 
     @property

@@ -6,10 +6,13 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, Clock, SyncService, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
+from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
     from streaminfer.resilience.rate.rate_limit import RateLimit
@@ -42,11 +45,14 @@ class RateLimitedService(SyncService):
     """
 
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
-        super().__init__(inner)
+        super().__init__(inner, limit)
         self.limit = limit
-        self.name = name_of(inner)
         self._by = _tenant if by is None else by
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers, with the limit's answer to `admission`."""
+        return attrs.evolve(super().capabilities(), admission=self.admission)
 
     @property
     def clock(self) -> Clock:
@@ -68,7 +74,7 @@ class RateLimitedService(SyncService):
         """Say whether the request would be admitted now, here and further in; changes nothing."""
         wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "overloaded", wait_ns / 1e9)
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:
