@@ -7,7 +7,7 @@ What only some objects offer is a *capability*. The classes of this package are 
 :meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
 other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
 what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. It also takes
-``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``observer``, ``start()``,
+``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
 ``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
 capability by name.
 """
@@ -34,7 +34,6 @@ __all__ = [
     "Layer",
     "Node",
     "Objective",
-    "Observer",
     "Service",
     "Wrapper",
     "adapt",
@@ -86,31 +85,6 @@ class Layer(Protocol):
 
     def wrap(self, inner: Any) -> Any:
         """What callers use instead of ``inner``; its state is the layer's, shared by all that it wraps."""
-        ...
-
-
-class Observer(Protocol):
-    """Sees each request begin and end and changes nothing.
-
-    A wrapper that only observes offers itself as ``observer``, so that the `Stack`, where that wrapper is its outermost
-    one, calls it in its own frame instead of awaiting one more coroutine for each request.
-
-    Attributes:
-        clock: whose instants it is given.
-    """
-
-    clock: Clock
-
-    def begin(self) -> None:
-        """A request came."""
-        ...
-
-    def fail(self, error: BaseException) -> None:
-        """It ended without an answer."""
-        ...
-
-    def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
-        """It was answered."""
         ...
 
 
@@ -261,7 +235,6 @@ class Node:
     Attributes:
         name: for responses, errors and reports; empty: that of its class.
         needs: ``"backend"`` for a layer that a `Stack` must put around a backend, else empty.
-        observer: what a wrapper that only observes calls for each request.
         calibration: what the latest start measured, for the report of the start.
     """
 
@@ -269,7 +242,6 @@ class Node:
 
     name: str = ""
     needs: str = ""
-    observer: Observer | None = None
     calibration: Any = None
 
     @property
@@ -356,7 +328,6 @@ class _Adapted(Node):
         self._thing = thing
         self.name = str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or "")
         self.needs = getattr(thing, "needs", None) or ""
-        self.observer = getattr(thing, "observer", None)
 
     @property
     def start_progress(self) -> str:

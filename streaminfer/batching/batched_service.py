@@ -119,14 +119,27 @@ class BatchedService(Dispatcher, Node):
         return Response(outputs, False, self.source, ticket.timings)
 
     def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
-        self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
+        self,
+        request: Request | None,
+        inputs: Any,
+        deadline_ns: int | None,
+        priority: int,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Ticket:
-        """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
+        """Accept a request; the caller awaits ``ticket.future`` and calls :meth:`abandon` if that raises.
+
+        Args:
+            request: to be a row; ``None``: a function sees inputs alone.
+            inputs: of the request.
+            deadline_ns: of the request; ``None``: that of the objective.
+            priority: of the request.
+            loop: the running loop, from a caller that knows it: to find it out is a system call.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
         """
-        loop = get_running_loop()
+        if loop is None:
+            loop = get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
         self._submitted += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,19 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt, is_backend, is_service
+from streaminfer.protocols import (
+    Admission,
+    AdmissionReason,
+    Capabilities,
+    Clock,
+    Wrapper,
+    adapt,
+    is_backend,
+    is_service,
+)
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.breaker._guard_cy import BreakerCore, GuardedFunction
+from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard, GuardedFunction
+from streaminfer.sync_layer import SyncService
 
 __all__ = ["GuardedBackend", "GuardedService", "put_in_front"]
 
@@ -70,27 +81,46 @@ class _Guarded(Wrapper):
         return f"{self.breaker!r} in front of {self.inner!r}"
 
 
-class GuardedService(_Guarded):
+class GuardedService(_Guarded, SyncService):
     """A service whose every call is an outcome."""
 
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
         super().__init__(breaker, inner)
-        self._call: Callable[[Request], Any] = inner.call
 
     async def call(self, request: Request) -> Response:
-        """Answers the request, if the circuit lets it pass.
+        """Serve the request without a `Stack`; as the inherited one does, in fewer calls.
 
         Raises:
-            CircuitOpen: it does not.
+            CircuitOpen: the circuit is open.
         """
         guard = self._enter()
         try:
-            response: Response = await self._call(request)
+            response = await self._call(request)
         except BaseException as error:
             guard.raised(error, request.deadline_ns)
             raise
         guard.returned(response)
         return response
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the breaker."""
+        return self.breaker._clock or time.monotonic_ns
+
+    def enter(self, request: Request, now_ns: int) -> Guard:  # noqa: ARG002 - the breaker reads its clock
+        """Let the request pass.
+
+        Raises:
+            CircuitOpen: the circuit is open.
+        """
+        return self._enter()
+
+    def exit(self, request: Request, token: Guard, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
+        """Record the outcome."""
+        if isinstance(outcome, BaseException):
+            token.raised(outcome, request.deadline_ns)
+        else:
+            token.returned(outcome)
 
 
 class GuardedBackend(_Guarded):

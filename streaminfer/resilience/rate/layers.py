@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, adapt
 from streaminfer.request import Request, Response
 from streaminfer.resilience._targets import kind_of
+from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
     from streaminfer.resilience.rate.rate_limit import RateLimit
@@ -34,7 +35,7 @@ def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | N
     return _limit_async(limit, inner, by) if kind == "async function" else _limit_sync(limit, inner, by)
 
 
-class RateLimitedService(Wrapper):
+class RateLimitedService(SyncService):
     """A service that takes so many requests a second of each tenant.
 
     Attributes:
@@ -46,7 +47,6 @@ class RateLimitedService(Wrapper):
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
         super().__init__(inner, limit)
         self.limit = limit
-        self._call: Callable[[Request], Any] = inner.call
         self._by = _tenant if by is None else by
         self._admission = adapt(inner).capabilities().admission
 
@@ -54,15 +54,21 @@ class RateLimitedService(Wrapper):
         """What the inner service offers, with the limit's answer to `admission`."""
         return attrs.evolve(super().capabilities(), admission=self.admission)
 
-    async def call(self, request: Request) -> Response:
-        """Answer the request, where its tenant has not sent too many.
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the limit."""
+        return self.limit._clock
+
+    def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - the limit reads its clock
+        """Draw from the bucket of the request's tenant.
 
         Raises:
-            Overloaded: it has.
+            Overloaded: it is empty.
         """
         self.limit.acquire(self._by(request))
-        response: Response = await self._call(request)
-        return response
+
+    def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
+        """Do nothing: what was drawn remains drawn."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
