@@ -1,14 +1,13 @@
 """`si.prove`: it finds every remain that is planted, in each place, and nothing where nothing remains."""
 
 import asyncio
-import importlib.util
-import pathlib
 import random
 import shutil
 import time
 
 import numpy as np
 import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
@@ -16,24 +15,9 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.http_edge import NginxFolder
 
-_spec = importlib.util.spec_from_file_location(
-    "_redis_server", pathlib.Path(__file__).parents[1] / "caching/tiers/test_redis.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-
 S = 10**9
 MASTER = b"m" * 32
 FACE = b"a face that must not be found on any medium"
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _module.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

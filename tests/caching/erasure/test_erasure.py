@@ -1,31 +1,23 @@
 """PendingErasure: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
 
 import asyncio
-import importlib.util
 import json
-import pathlib
 import threading
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from scripted_tier import Model, ScriptedTier
 
 import streaminfer as si
 from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, check_selection
-from streaminfer.caching.tiers import DiskTier
+from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.errors import BackendError
 from streaminfer.testing import FakeClock, VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
-
-_spec = importlib.util.spec_from_file_location(
-    "_scripted", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-Scripted = _module.Scripted
 
 
 def test_an_erasure_is_a_number_that_can_be_awaited():
@@ -66,7 +58,7 @@ def test_who_stops_waiting_takes_nothing_away():
 
 def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
         before = cache.erase(subject="anna")  # nobody runs
         assert not before.complete
@@ -100,7 +92,7 @@ def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then
 
 def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         disk.put_s = 1.0
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             writes = [asyncio.ensure_future(cache.put_through(str(n), n, tags=("t",))) for n in range(3)]
@@ -115,7 +107,7 @@ def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
 
 def test_a_stop_ends_who_waits_for_an_erasure():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         disk.erase_s = 3600.0
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
         await cache.__aenter__()
@@ -161,7 +153,7 @@ def test_another_thread_waits_for_the_tiers(tmp_path):
 
 def test_tiers_know_before_memory_is_erased_and_begin_after():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             await cache.put_through("k", 1, subject="anna")
             (worker,) = cache.tiers.workers
@@ -169,7 +161,7 @@ def test_tiers_know_before_memory_is_erased_and_begin_after():
             outcome = cache.tiers.erase("anna", None, lambda: seen.append([it.subject for it in worker.pending]) or 5)
             assert (seen, outcome) == ([["anna"]], 5)
             assert (await outcome).counts == {"memory": 5, "disk": 1}
-            disk.held["k"] = _module.Entry(value=1, stored_ns=0, subject="anna")
+            disk.held["k"] = Entry(value=1, stored_ns=0, subject="anna")
             erasing = PendingErasure("anna", None, ["disk"])
             worker.register(erasing)
             worker.wake()
@@ -195,7 +187,7 @@ class Interleavings(RuleBasedStateMachine):
         self.loop = VirtualLoop()
         asyncio.set_event_loop(self.loop)
         clock = self.loop.clock
-        self.tiers = [Scripted(clock), Scripted(clock, "redis", shared=True, on_disk=False)]
+        self.tiers = [ScriptedTier(clock), ScriptedTier(clock, "redis", shared=True, on_disk=False)]
         self.cache = si.EdgeCache(clock=clock, tiers=self.tiers, ttl_s=20.0, stale_s=10.0)
         machine = self
 
@@ -316,9 +308,9 @@ TestInterleavings = Interleavings.TestCase
 @pytest.mark.parametrize("stale", [False, True])
 def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
     async def main(loop):
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis")
+        disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
         cache = si.EdgeCache(clock=loop.clock, ttl_s=10.0, stale_s=10.0, tiers=[disk, redis])
-        model = _module.Model()
+        model = Model()
         request = si.Request(1, subject="anna")
         async with si.Stack(cache, model, clock=loop.clock) as service:
             await service.call(request)
@@ -341,7 +333,7 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
 @pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "t"}])
 def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection):
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             for key, subject in [("k", "anna"), ("other", "ben")]:
                 assert await cache.put_through(key, 1, subject=subject, tags=["t"] if subject == "anna" else [])
@@ -359,7 +351,7 @@ def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection
 
 def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
     clock = FakeClock()
-    disk = Scripted(clock)
+    disk = ScriptedTier(clock)
     cache = si.EdgeCache(clock=clock, tiers=[disk])
 
     async def lose():
@@ -381,7 +373,7 @@ def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
 
 def test_an_erasure_does_not_wait_for_an_event_loop_that_stands_still():
     loop = VirtualLoop()
-    cache = si.EdgeCache(clock=loop.clock, tiers=[Scripted(loop.clock)])
+    cache = si.EdgeCache(clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
     try:
         loop.run_until_complete(cache.__aenter__())
         erased = cache.erase(subject="anna")

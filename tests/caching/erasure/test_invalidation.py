@@ -2,29 +2,21 @@
 
 import asyncio
 import contextlib
-import importlib.util
-import pathlib
 import signal
 import sys
 
 import pytest
+from redis_server import PATIENT, RedisServer
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 
-_spec = importlib.util.spec_from_file_location(
-    "_redis_told", pathlib.Path(__file__).parents[2] / "caching/tiers/test_redis.py"
-)
-_redis = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_redis)
-
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
 
 @pytest.fixture
 def server(tmp_path):
-    server = _redis.Server(tmp_path)
+    """A server for each test: they stop it, and count its clients."""
+    server = RedisServer(tmp_path)
     server.start()
     yield server
     server.stop()

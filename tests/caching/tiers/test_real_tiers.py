@@ -1,11 +1,9 @@
 """A `Stack` over a cache with a real disk tier and a real Valkey server: restarts, encryption, policy, dead servers."""
 
 import asyncio
-import importlib.util
-import pathlib
 
 import numpy as np
-import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
@@ -13,21 +11,8 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 
-_spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-
 SECRET = b"a face that must not be found on any medium"
 MASTER = b"m" * 32
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _module.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 class Model:
