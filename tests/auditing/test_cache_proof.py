@@ -65,7 +65,7 @@ class Site:
 
     async def erase(self, **selection):
         self.wall.now_ns += 1
-        assert (await self.cache.erase(**selection)).complete
+        assert (await self.cache.erase_everywhere(**selection)).complete
         self.wall.now_ns += 1
 
     def prove(self, **options):
@@ -468,7 +468,7 @@ def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):
             await service(1.0, subject="anna", tags=("face",))
         shutil.copy(tmp_path / "cache" / "cache.db", tmp_path / "copy")
         async with stack:
-            assert (await cache.erase(tag="face")).complete
+            assert (await cache.erase_everywhere(tag="face")).complete
             clean = await asyncio.to_thread(si.prove, stack)
         shutil.copy(tmp_path / "copy", tmp_path / "cache" / "copy")
         return clean, si.prove(stack)

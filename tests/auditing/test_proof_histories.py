@@ -137,7 +137,7 @@ class History:
         await self.erase(tag=self.random.choice(TAGS))
 
     async def erase(self, **selection):
-        erasure = await self.cache.erase(**selection)
+        erasure = await self.cache.erase_everywhere(**selection)
         assert erasure.complete, erasure
 
     async def time_passes(self):

@@ -27,12 +27,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
@@ -47,7 +46,6 @@ __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _TELL_S = 5.0
-_ERASE_WAIT_S = 60.0
 
 
 class TierSet:
@@ -390,7 +388,7 @@ class TierSet:
 
     def erase(
         self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
-    ) -> Erasure:
+    ) -> PendingErasure:
         """Erases memory and the tiers.
 
         Args:
@@ -400,8 +398,7 @@ class TierSet:
             before: only tiers before this position.
 
         Returns:
-            The count in memory, to be awaited for the rest. In a thread without an event loop: the whole, if that of
-            the tiers runs.
+            The erasure, on its way through the tiers.
         """
         workers = self.workers[:before]
         self._latest = erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
@@ -409,23 +406,14 @@ class TierSet:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
-        try:
-            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        if home is not None and home is not here:
+        if home is None or home is _running_loop():
+            self._begin(erasing, workers)
+        else:
             try:
                 home.call_soon_threadsafe(self._begin, erasing, workers)
             except RuntimeError:  # closed, without having stopped its tiers
                 self._begin(erasing, workers)
-            if here is None and home.is_running():
-                try:
-                    return erasing.outcome.result(_ERASE_WAIT_S)
-                except FutureTimeout:
-                    return erasing.so_far()
-        else:
-            self._begin(erasing, workers)
-        return erasing.so_far()
+        return erasing
 
     def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
         for worker in workers:
@@ -475,6 +463,13 @@ def _settled(result: bool) -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _ns(seconds: float) -> int:

@@ -144,7 +144,7 @@ class TierWriter:
     def register(self, erasing: PendingErasure) -> None:
         """From here on nothing that it matches is used of what the tier answers."""
         with self._registering:
-            again = [it for it in self.pending if it.is_open(self.name) or not it.asks_the_same(erasing)]
+            again = [it for it in self.pending if it.is_untried(self.name) or not it.is_same_as(erasing)]
             self.pending = (*again, erasing)
 
     def replace(self, key: str | bytes, stored_ns: int) -> None:
@@ -189,7 +189,7 @@ class TierWriter:
         if self._ledger is not None:
             for owed in self._ledger.owed_by(self._place):
                 erasing = PendingErasure(owed.subject, owed.tag, [self.name])
-                if not any(it.asks_the_same(erasing) for it in self.pending):
+                if not any(it.is_same_as(erasing) for it in self.pending):
                     self.register(erasing)
                     erasing.arm(0)
         await self.tier.start()
@@ -220,7 +220,7 @@ class TierWriter:
                 self._retry = None
             self._drop(lambda _: True)
             for erasing in self.pending:
-                if erasing.armed and erasing.is_open(self.name):
+                if erasing.armed and erasing.is_untried(self.name):
                     self._failed(erasing, "the tier was stopped; erased when it starts again")
             self.tell_what_went()
             await self.tier.stop()
@@ -234,7 +234,7 @@ class TierWriter:
     def begin(self, erasing: PendingErasure) -> None:
         """An erasure is armed: it begins now, or when the tier starts."""
         if not self.runs:
-            if erasing.is_open(self.name):
+            if erasing.is_untried(self.name):
                 self._failed(erasing, "the tier does not run; erased when it starts")
         else:
             self.wake()
@@ -329,7 +329,7 @@ class TierWriter:
 
     def _next_erasing(self) -> PendingErasure | None:
         for erasing in self.pending:
-            if erasing.armed and (erasing.is_open(self.name) or self._retry is None):
+            if erasing.armed and (erasing.is_untried(self.name) or self._retry is None):
                 return erasing
         return None
 
@@ -385,13 +385,13 @@ class TierWriter:
             self._record("erased", erasing, count, "asked for")
             if self._ledger is not None:
                 self._ledger.settle(Owed(self._place, erasing.subject, erasing.tag))
-            erasing.done(self.name, count)
+            erasing.succeed(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
-        if erasing.is_open(self.name):  # once, and not at every attempt
+        if erasing.is_untried(self.name):  # once, and not at every attempt
             self._record("erase_failed", erasing, 0, why)
             if self._ledger is not None:
                 self._ledger.owe(Owed(self._place, erasing.subject, erasing.tag))

@@ -135,7 +135,7 @@ def test_delete_on_disk_and_server(tmp_path, server):
             assert [await tier.get("k") for tier in tiers] == [None, None]
             assert [(await tier.get(b"k")).value for tier in tiers] == [b"k", b"k"]
             assert [it.tier.erased for it in cache.tiers.statistics()] == [1, 1]
-            assert dict((await cache.erase(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
+            assert dict((await cache.erase_everywhere(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
 
     asyncio.run(main())
 

@@ -63,7 +63,7 @@ def test_a_site_shares_its_answers_and_the_disk_is_filled_from_it(tmp_path, serv
         assert model.asked == 1
         tiers = [disk(tmp_path / "two", keys=keys), RedisTier(server.url, namespace="site", keys=keys, **PATIENT)]
         async with si.EdgeCache(tiers=tiers) as cache:
-            outcome = await cache.erase(subject="anna")
+            outcome = await cache.erase_everywhere(subject="anna")
         assert outcome.counts == {"memory": 0, "disk": 1, "redis": 1}
 
     asyncio.run(main())
@@ -85,7 +85,7 @@ def test_an_encrypted_folder_says_nothing_before_and_after_an_erasure(tmp_path):
                 assert word not in on_disk(tmp_path)
             report = await cache.retention_report()
             assert {it.where: it.entries for it in report.holdings} == {"memory": 2, "disk": 2}
-            assert await cache.erase(subject="anna of the street") == 2
+            assert (await cache.erase_everywhere(subject="anna of the street")).count == 2
             assert keys.find(sealed) is None
             assert sealed not in on_disk(tmp_path)
             assert SECRET not in on_disk(tmp_path)
@@ -105,7 +105,7 @@ def test_keys_are_destroyed_also_where_the_tier_does_not_run(tmp_path):
         async with cache:
             await cache.put_through("k", SECRET, subject="anna")
         sealed = keys.current("anna").id
-        assert not cache.erase(subject="anna").complete
+        assert not (await cache.erase_everywhere(subject="anna")).complete
         assert keys.find(sealed) is None
         async with cache:
             assert await cache.fetch("k") is None
@@ -135,7 +135,7 @@ def test_a_dead_server_costs_only_misses_and_leaves_the_erasure_pending(tmp_path
         async with si.Stack(cache, Model()) as service:
             for n in range(8):
                 assert (await service.call(si.Request(float(n), subject="anna"))).source == "model"
-            outcome = await cache.erase(subject="anna")
+            outcome = await cache.erase_everywhere(subject="anna")
             assert (outcome.counts, set(outcome.failed)) == ({"memory": 8, "disk": 8}, {"redis"})
             assert cache.tiers.statistics()[1].pending == 1
 

@@ -282,7 +282,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
             report = await cache.retention_report()
             assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
-            assert (await cache.erase(tag="all")).complete
+            assert (await cache.erase_everywhere(tag="all")).complete
         assert recorded("erased", "disk", "") == recorded("erased", "memory", "") == 1
         assert redis.held == {} == disk.held
 

@@ -62,7 +62,7 @@ def test_labels_reach_the_tiers():
             assert cache.statistics().stale == 0
             with pytest.raises(TypeError):
                 await wrapped(None, "anna")
-            erasure = await cache.erase(subject="anna")
+            erasure = await cache.erase_everywhere(subject="anna")
             assert dict(erasure.counts) == {"memory": 2, "disk": 1}
 
     run(main)
