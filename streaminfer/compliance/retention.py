@@ -41,7 +41,9 @@ class Holding(NamedTuple):
     size_bytes: int | None
 
 
-Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused", "held", "released", "erase_held"]
+Action = Literal[
+    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "refused", "held", "released", "erase_held"
+]
 """What a log records."""
 
 

@@ -48,6 +48,7 @@ ACTIONS: dict[Action, str] = {
     "evicted": "it gave way to others",
     "erased": "somebody asked for it: by subject or tag",
     "erase_failed": "somebody asked for it, and it may still be there",
+    "removed": "it was deleted by its key",
     "purged": "its time had passed, and it was removed from the medium",
     "refused": "it was not kept: the policy does not allow it there",
     "held": "a legal hold began: by subject or class",

@@ -1,8 +1,8 @@
 """Erasure of a subject or a tag in memory and in several tiers.
 
 A `PendingErasure` is one erasure while the tiers carry it out. Until a tier has done so, the cache uses nothing of that
-tier that the erasure matches, and writes nothing there that it matches. It begins *unarmed*: the cache registers it with
-every tier, then erases memory, then arms it, so that no entry slips through in between.
+tier that the erasure matches, and writes nothing there that it matches. It begins *unarmed*: the cache registers it
+with every tier, then erases memory, then arms it, so that no entry slips through in between.
 """
 
 from __future__ import annotations

@@ -26,13 +26,14 @@ from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["RetentionCounts"]
+__all__ = ["DELETED", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _PATIENCE_NS = 1_000_000_000
 _REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MOST_WAITING = 10_000
 _AGAIN_S = 1.0
+DELETED = "deleted by its key"
 _LOST = "the retention log failed; not recorded: %s"
 
 

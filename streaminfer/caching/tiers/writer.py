@@ -28,7 +28,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.owed_erasures import Owed
-from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.erasure.retention_counts import DELETED, RetentionCounts
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Action, Holding
@@ -343,7 +343,7 @@ class TierWriter:
         try:
             async with asyncio.timeout(_PUT_S):
                 if write.entry is None:
-                    stored = await self.tier.delete(write.key)
+                    stored = await self._delete(write.key)
                 else:
                     stored = await self.tier.put(write.key, write.entry)
         except TimeoutError:
@@ -359,6 +359,14 @@ class TierWriter:
             self._stored += stored
             self._refused += not stored
             write.settle(stored)
+
+    async def _delete(self, key: str | bytes) -> bool:
+        before = self.tier.statistics().erased
+        deleted = await self.tier.delete(key)
+        removed = self.tier.statistics().erased - before
+        if removed > 0 and self._ledger is not None:
+            self._ledger.count("removed", self.name, "", DELETED, removed)
+        return deleted
 
     async def _erase(self, erasing: PendingErasure) -> None:
         if self._ledger is not None and self._ledger.is_held(erasing.subject, erasing.tag):

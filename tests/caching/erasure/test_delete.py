@@ -9,6 +9,7 @@ from scripted_tier import Model, ScriptedTier, cache_of
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 from streaminfer.testing import run
 
@@ -138,6 +139,22 @@ def test_delete_on_disk_and_server(tmp_path, server):
             assert dict((await cache.erase_everywhere(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
 
     asyncio.run(main())
+
+
+def test_delete_is_recorded(tmp_path):
+    """The retention log counts what a deletion by key removed from memory and from each tier, and nothing twice."""
+
+    async def main():
+        log = RetentionLog()
+        tiers = [DiskTier(tmp_path, max_bytes=2**22)]
+        async with si.EdgeCache(retention=si.Retention(60.0, log=log), tiers=tiers) as cache:
+            await cache.put_through("k", 1)
+            await cache.put_through("only in memory", lambda: None)
+            for key in ("k", "k", "only in memory", "absent"):
+                await cache.delete(key)
+        return [(it.where, it.count) for it in log.totals() if it.action == "removed"]
+
+    assert sorted(asyncio.run(main())) == [("disk", 1), ("memory", 2)]
 
 
 def test_delete_on_a_server_that_is_gone():
