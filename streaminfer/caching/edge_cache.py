@@ -204,7 +204,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             from streaminfer.caching.tiers.tier_set import TierSet  # noqa: PLC0415 - only with tiers
 
             own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
-            self.tiers = TierSet(several, self, **own, policy=retention, ledger=self._ledger)
+            self.tiers = TierSet(several, self, **own, policy=retention, counts=self._ledger)
         self._await_sweep()
 
     @overload

@@ -42,7 +42,7 @@ class RetentionEvent:
         number: its place in the log, from 0.
         at_ns: when it was noted, nanoseconds of the wall clock.
         action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"removed"``, ``"purged"``,
-            ``"refused"``, ``"held"``, ``"released"`` or ``"erase_held"``.
+            ``"disallowed"``, ``"held"``, ``"released"`` or ``"erase_held"``.
         where: the memory, tier or key store.
         data_class: of the retention policy; ``""``: the default one, or all of them.
         count: entries, ≥ 0.

@@ -18,7 +18,7 @@ import attrs
 
 from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
 
-__all__ = ["Holding", "Log", "Place", "Residual", "Retention", "Rule"]
+__all__ = ["Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
 
 _MOST_REMEMBERED = 1024
 
@@ -42,7 +42,7 @@ class Holding(NamedTuple):
 
 
 Action = Literal[
-    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "refused", "held", "released", "erase_held"
+    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
 ]
 """What a log records."""
 
@@ -71,7 +71,7 @@ class Log(Protocol):
         ...
 
 
-class Place(Protocol):
+class StorageTraits(Protocol):
     """What a policy asks of a tier.
 
     Attributes:
@@ -104,12 +104,12 @@ class Rule(NamedTuple):
     allow_shared: bool
     min_age_s: float = 0.0
 
-    def permits(self, place: Place) -> bool:
+    def permits(self, storage: StorageTraits) -> bool:
         """Whether it may be kept there."""
         return (
-            (self.allow_disk or not place.on_disk)
-            and (self.allow_shared or not place.shared)
-            and (place.encrypted or not self.encrypt)
+            (self.allow_disk or not storage.on_disk)
+            and (self.allow_shared or not storage.shared)
+            and (storage.encrypted or not self.encrypt)
         )
 
 
@@ -160,7 +160,7 @@ class Retention:
             cache preserves what leaves its memory earlier. It is served no longer for that.
         classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
         residual: copies that no erasure here reaches, each a `Residual`.
-        log: records what expired, was evicted, erased or refused: a ``RetentionLog``; ``None``: nobody does.
+        log: records what expired, was evicted, erased or disallowed: a ``RetentionLog``; ``None``: nobody does.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -250,14 +250,14 @@ class Retention:
         """Whether anything must be kept for some time."""
         return any(policy.min_age_s for policy in (self, *self.classes.values()))
 
-    def check_tier(self, name: str, place: Place) -> None:
+    def check_tier(self, name: str, storage: StorageTraits) -> None:
         """Whether the default class can be kept on a tier where it is allowed to be.
 
         Raises:
             ValueError: it must be encrypted, and the tier does not.
         """
         rule = self.rule(())
-        if rule.encrypt and not rule.permits(place) and rule._replace(encrypt=False).permits(place):
+        if rule.encrypt and not rule.permits(storage) and rule._replace(encrypt=False).permits(storage):
             raise ValueError(
                 f"tiers: the policy says encrypt=True, and the tier {name!r} has no keys: give it "
                 "keys=StoredKeys(path, master=…) of streaminfer.caching.tiers.encryption, or forbid it by "

@@ -50,7 +50,7 @@ ACTIONS: dict[Action, str] = {
     "erase_failed": "somebody asked for it, and it may still be there",
     "removed": "it was deleted by its key",
     "purged": "its time had passed, and it was removed from the medium",
-    "refused": "it was not kept: the policy does not allow it there",
+    "disallowed": "it was not stored: the policy does not allow it there",
     "held": "a legal hold began: by subject or class",
     "released": "that hold ended",
     "erase_held": "it was asked for, and a legal hold or a minimum age forbids it",

@@ -60,7 +60,7 @@ class Site:
 
     async def ask(self, service, number, subject, tags=()):
         await service(float(number), subject=subject, tags=tags)
-        while any(tier.waiting for tier in self.cache.tiers.statistics()):
+        while any(tier.queued for tier in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
     async def erase(self, **selection):
@@ -410,7 +410,7 @@ def test_subject_without_keys_reaches_no_medium(tmp_path, caplog):
     seen = asyncio.run(main())
 
     assert seen.stored == 1
-    assert site.cache.tiers.statistics()[0].forbidden == 1
+    assert site.cache.tiers.statistics()[0].disallowed == 1
     assert "gets no answers that have a subject" in caplog.text
 
 

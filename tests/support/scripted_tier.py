@@ -91,7 +91,7 @@ NO_STATISTICS = TierStatistics(
             "hits",
             "misses",
             "stored",
-            "refused",
+            "rejected",
             "skipped",
             "errors",
             "unreadable",

@@ -26,11 +26,11 @@ from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["DELETED", "RetentionCounts"]
+__all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _PATIENCE_NS = 1_000_000_000
-_REASONS = {"expired": "its time had passed", "evicted": "no room"}
+REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MOST_WAITING = 10_000
 _AGAIN_S = 1.0
 DELETED = "deleted by its key"
@@ -41,11 +41,11 @@ class RetentionCounts:
     """Counts for a log. Thread-safe.
 
     Args:
-        log: of the policy.
+        log: of the policy; ``None``: there is none, and nothing is counted.
         now: reads the cache's clock.
     """
 
-    def __init__(self, log: Log, now: Callable[[], int]) -> None:
+    def __init__(self, log: Log | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
@@ -55,18 +55,13 @@ class RetentionCounts:
         self._owed = None if path is None else OwedErasures(path)
         self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
 
-    @property
-    def events(self) -> Any:
-        """What the log has."""
-        return self._log.events
-
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Whether a legal hold forbids an erasure."""
         return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
     def hear(self, event: CacheEvent) -> None:
         """A listener of the cache."""
-        reason = _REASONS.get(event.kind)
+        reason = REASONS.get(event.kind)
         if reason is not None:  # erasures are recorded by who asked
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
@@ -74,6 +69,8 @@ class RetentionCounts:
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Adds to what is recorded next."""
         key = (action, where, data_class, reason)
+        if self._log is None or number <= 0:
+            return
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + number
         if self._now() - self._flushed_ns >= _PATIENCE_NS:
@@ -101,17 +98,10 @@ class RetentionCounts:
         tag: str | None = None,
     ) -> None:
         """Records one thing at once; in a file, soon."""
-        write = partial(
-            self._log.record,
-            action,
-            where=where,
-            data_class=data_class,
-            count=count,
-            reason=reason,
-            subject=subject,
-            tag=tag,
-        )
-        self._put(write, f"{action} in {where}, {count} entries")
+        if self._log is not None:
+            what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+            write = partial(self._log.record, action, **what, subject=subject, tag=tag)
+            self._put(write, f"{action} in {where}, {count} entries")
 
     def owe(self, owed: Owed) -> None:
         """Keeps an erasure that failed beside the log, if that lies in a file, until it is made."""

@@ -101,7 +101,7 @@ class Counters:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.hits = self.misses = self.stored = self.refused = self.skipped = self.errors = self.unreadable = 0
+        self.hits = self.misses = self.stored = self.rejected = self.skipped = self.errors = self.unreadable = 0
         self.evicted = self.erased = self.purged = self.rebuilds = 0
         self.entries: int | None = None
         self.size_bytes: int | None = None

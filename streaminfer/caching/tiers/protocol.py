@@ -99,15 +99,15 @@ class TierStatistics(Snapshot):
     """Counters of a tier since it was made.
 
     Counting rule: each ``get`` is a hit or a miss. A miss may also be one of ``errors``, ``skipped`` or ``unreadable``.
-    Each ``put`` is one of ``stored``, ``errors``, ``skipped`` or ``refused``.
+    Each ``put`` is one of ``stored``, ``errors``, ``skipped`` or ``rejected``.
 
     Attributes:
         name: of the kind of tier.
         hits: gets that gave an entry.
         misses: gets that did not.
         stored: puts that are on the medium.
-        refused: puts of what the tier cannot hold: of a type that is not serialised, too large, or expired already; and
-            those during which something was erased on a shared server.
+        rejected: puts of what the tier cannot hold (a type that cannot be encoded, too large, or expired already), and
+            puts during which something was erased on a shared server.
         skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
         unreadable: records that were damaged, or whose key is gone; they were removed.
@@ -124,7 +124,7 @@ class TierStatistics(Snapshot):
     hits: int
     misses: int
     stored: int
-    refused: int
+    rejected: int
     skipped: int
     errors: int
     unreadable: int

@@ -57,7 +57,7 @@ class TierSet:
         ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
         stale_ns: how long the cache uses what is stale.
         policy: what may be kept where; ``None``: everything everywhere.
-        ledger: of the policy's log, if there is one.
+        counts: what goes into the policy's log, if there is one.
 
     Raises:
         TypeError: something that is no tier.
@@ -72,8 +72,9 @@ class TierSet:
         ttl_ns: int,
         stale_ns: int,
         policy: Retention | None,
-        ledger: RetentionCounts | None,
+        counts: RetentionCounts | None,
     ) -> None:
+        self._counts = counts or RetentionCounts(None, cache.now)
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
@@ -85,14 +86,13 @@ class TierSet:
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
                 policy.check_tier(name, tier)
-            self.workers.append(TierWriter(tier, name, position, ledger))
+            self.workers.append(TierWriter(tier, name, position, self._counts))
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
                 tier.hear(partial(drop, cache, self, position))
         self._stale_ns = stale_ns
         self._policy = policy
-        self._ledger = ledger
         self._cache = cache
         self.ttl_ns = ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
@@ -162,8 +162,7 @@ class TierSet:
             await self._stop(self.workers, drain=False)  # those that did not start are left alone
             raise
         self._warned = False
-        if self._ledger is not None:
-            self._tell()
+        self._tell()
 
     async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
         if self._teller is not None:
@@ -171,19 +170,17 @@ class TierSet:
             self._teller = None
         # all at once: no tier waits for another's timeouts
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
-        if self._ledger is not None:
-            self._ledger.flush()
-            if self._ledger.is_behind:
-                await asyncio.to_thread(self._ledger.drain)
+        self._counts.flush()
+        if self._counts.is_behind:
+            await asyncio.to_thread(self._counts.drain)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     def _tell(self) -> None:
         """Sees to it that the log of an idle cache is not behind for long."""
-        assert self._ledger is not None  # noqa: S101 - or nobody calls this
         self.tell_what_went()
-        self._ledger.flush()
+        self._counts.flush()
         self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
 
     @property
@@ -237,13 +234,13 @@ class TierSet:
                 async with limit:
                     entry = await worker.tier.get(key)
             except Exception as error:
-                worker.cut += 1
+                worker.read_timeouts += 1
                 if limit.expired():
                     break
                 _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
                 continue
             if self._latest is not latest or read not in self._reads:  # it may be what was erased or deleted
-                worker.withheld += 1
+                worker.discarded += 1
                 return None
             found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
             if entry is None:
@@ -266,9 +263,9 @@ class TierSet:
         self, worker: TierWriter, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[PendingErasure, ...]
     ) -> TierHit | None:
         rule = None if self._policy is None else self._policy.rule(entry.tags)
-        forbidden = rule is not None and not rule.permits(worker.tier)
-        if forbidden or is_erased(entry, pending) or worker.is_replaced(key, entry):
-            worker.withheld += 1
+        disallowed = rule is not None and not rule.permits(worker.tier)
+        if disallowed or is_erased(entry, pending) or worker.is_replaced(key, entry):
+            worker.discarded += 1
             return None
         age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
         stale_ns = min(_ns(entry.stale_s), self._stale_ns)
@@ -325,13 +322,11 @@ class TierSet:
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
-                worker.forbidden += 1
-                self._refused(worker, rule, "it has a subject, and the tier has no keys")
+                self._count_disallowed(worker, rule, "it has a subject, and the tier has no keys")
                 self._warn_of_keys(worker)
                 continue
             if rule is not None and not rule.permits(worker.tier):
-                worker.forbidden += 1
-                self._refused(worker, rule, "the policy does not allow it there")
+                self._count_disallowed(worker, rule, "the policy does not allow it there")
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -346,15 +341,13 @@ class TierSet:
                 data_class="" if rule is None else rule.data_class,
             )
             write = PendingWrite(key, entry)
-            if wait:
-                write.done = asyncio.get_running_loop().create_future()
-                waiting.append(write.done)
             worker.put(write)
+            waiting.append(write.done)
         return waiting
 
-    def _refused(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
-        if self._ledger is not None:
-            self._ledger.count("refused", worker.name, "" if rule is None else rule.data_class, why)
+    def _count_disallowed(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
+        worker.disallowed += 1
+        self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
 
     def _warn_of_keys(self, worker: TierWriter) -> None:
         if worker.name not in self._without_keys:

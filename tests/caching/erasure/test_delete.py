@@ -71,7 +71,7 @@ def test_delete_during_a_read():
             await asyncio.sleep(0.1)
             assert await cache.delete("k")
             assert await read is None
-            assert (len(cache), cache.tiers.statistics()[0].withheld) == (0, 1)
+            assert (len(cache), cache.tiers.statistics()[0].discarded) == (0, 1)
 
     run(main)
 

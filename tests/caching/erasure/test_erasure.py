@@ -95,7 +95,7 @@ def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then
             await asyncio.sleep(40.0)
             assert "k" not in disk.held
             seen = cache.tiers.statistics()[0]
-            assert (seen.pending, seen.withheld) == (0, 1)
+            assert (seen.pending, seen.discarded) == (0, 1)
             assert await cache.put_through("k", 3, subject="anna")
             assert (await cache.erase_everywhere(subject="anna")).count == 2
 
@@ -345,7 +345,7 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
             assert [(await each).source for each in (call, late)] == ["model", "model"]
             assert await fetch is None
             assert model.asked == 2
-            assert sum(each.withheld for each in cache.tiers.statistics()) == 2
+            assert sum(each.discarded for each in cache.tiers.statistics()) == 2
 
     run(main)
 

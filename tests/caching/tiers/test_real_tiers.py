@@ -78,7 +78,7 @@ def test_an_encrypted_folder_says_nothing_before_and_after_an_erasure(tmp_path):
         async with si.Stack(cache, Model()) as service:
             await service.call(si.Request(1.0, subject="anna of the street", tags=("a tag of hers",)))
             await service.call(si.Request(2.0))
-            while cache.tiers.statistics()[0].waiting:
+            while cache.tiers.statistics()[0].queued:
                 await asyncio.sleep(0)
             sealed = keys.current("anna of the street").id
             for word in (SECRET, b"anna of the street", b"a tag of hers"):
@@ -122,7 +122,7 @@ def test_what_may_not_lie_on_a_disk_does_not(tmp_path):
             await service.call(si.Request(1.0, tags=("face",)))
         assert SECRET not in on_disk(tmp_path)
         seen = cache.tiers.statistics()[0]
-        assert (seen.forbidden, seen.stored, seen.tier.stored) == (1, 0, 0)
+        assert (seen.disallowed, seen.stored, seen.tier.stored) == (1, 0, 0)
 
     asyncio.run(main())
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(server)
                 await tier.put("k", entry("old"))
                 assert not await tier.put("k", entry(value, **more))
                 assert await tier.get("k") is None
-            return tier.statistics().refused
+            return tier.statistics().rejected
 
     assert asyncio.run(main()) == 3
 
@@ -478,7 +478,7 @@ def test_a_put_that_the_server_executes_after_an_erasure_has_no_effect(server, b
                 return tier.statistics()
 
     seen = asyncio.run(main())
-    assert (seen.stored, seen.errors, seen.refused) == (2, 1, 0)
+    assert (seen.stored, seen.errors, seen.rejected) == (2, 1, 0)
 
 
 def test_a_put_during_which_something_was_erased_is_refused(server):
@@ -498,7 +498,7 @@ def test_a_put_during_which_something_was_erased_is_refused(server):
             return tier.statistics()
 
     seen = asyncio.run(main())
-    assert (seen.stored, seen.refused, seen.errors) == (0, 1, 0)
+    assert (seen.stored, seen.rejected, seen.errors) == (0, 1, 0)
     assert "erased" in seen.last_error
 
 

@@ -48,7 +48,7 @@ def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was()
         assert model.asked == 2
         seen = cache.tiers.statistics()
         assert [(it.name, it.hits, it.misses) for it in seen] == [("disk", 0, 1), ("redis", 1, 0)]
-        assert seen[0].withheld == 1  # the refresh began, and then it was erased
+        assert seen[0].discarded == 1  # the refresh began, and then it was erased
 
     run(main)
 
@@ -93,7 +93,7 @@ def test_a_stalled_tier_makes_no_request_late():
             await service(9.0)  # no deadline: a second
             assert loop.time() - began == pytest.approx(1.06)
             disk.get_s = 0.0
-        assert cache.tiers.statistics()[0].cut == 6
+        assert cache.tiers.statistics()[0].read_timeouts == 6
 
     run(main)
 
@@ -139,11 +139,11 @@ def test_writes_are_off_the_path_ordered_bounded_and_drained():
             await service(float(n))
             assert loop.time() - began < 0.001
         seen = cache.tiers.statistics()[0]
-        assert seen.waiting == 257
+        assert seen.queued == 257
         assert seen.dropped == 300 - 257
         await service.stop(timeout_s=None)
         seen = cache.tiers.statistics()[0]
-        assert (seen.stored, seen.waiting) == (257, 0)
+        assert (seen.stored, seen.queued) == (257, 0)
         assert len(disk.held) == 257
         assert disk.stopped == 1
 
@@ -164,7 +164,7 @@ def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_pu
             await stack.stop(drain=drain)
             assert loop.time() - began == pytest.approx(5.0 if drain else 0.0, abs=0.1)
             seen = cache.tiers.statistics()[0]
-            assert (seen.stored, seen.waiting, seen.dropped + seen.refused) == (0, 0, 10)
+            assert (seen.stored, seen.queued, seen.dropped + seen.rejected) == (0, 0, 10)
             assert not disk.running
 
     run(main)
@@ -279,7 +279,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             cache.sweep(loop.clock(), 256)  # as the thread does by the system's clock
             assert recorded("expired", "memory", "face") == 2
             await asyncio.sleep(5.0)
-            assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
+            assert recorded("disallowed", "disk", "voice") == recorded("disallowed", "redis", "face") == 1
             report = await cache.retention_report()
             assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
             assert (await cache.erase_everywhere(tag="all")).complete
@@ -442,7 +442,7 @@ def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
         second.held["k"] = Entry(value=1, stored_ns=EPOCH)
         async with cache_of(loop, first, second) as cache:
             assert await cache.fetch("k") == 1
-            assert [each.cut for each in cache.tiers.statistics()] == [1, 0]
+            assert [each.read_timeouts for each in cache.tiers.statistics()] == [1, 0]
 
     run(main)
 
@@ -464,7 +464,7 @@ def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked()
     run(main)
 
 
-@pytest.mark.parametrize("why", ["refused", "slow", "forbidden"])
+@pytest.mark.parametrize("why", ["rejected", "slow", "disallowed"])
 def test_a_value_that_was_replaced_does_not_come_back(why):
     """Where a tier does not take a second value, the first is not used again; a third that it takes is."""
 
@@ -479,10 +479,12 @@ def test_a_value_that_was_replaced_does_not_come_back(why):
             async def refuse(key, entry):
                 return False
 
-            if why == "refused":
+            if why == "rejected":
                 tier.put = refuse
             tier.put_s = 60.0 if why == "slow" else 0.0
-            assert await cache.put_through("k", 2, tags=["face"] if why == "forbidden" else ()) is (why == "forbidden")
+            assert await cache.put_through("k", 2, tags=["face"] if why == "disallowed" else ()) is (
+                why == "disallowed"
+            )
             assert await cache.fetch("k") == 2
             cache.pop("k")
             assert await cache.fetch("k") is None

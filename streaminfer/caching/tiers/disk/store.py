@@ -282,7 +282,7 @@ class DiskStore:
             record = b""
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
-            counters.refused += 1
+            counters.rejected += 1
             self._delete("key = ?", name)  # what it would have replaced is not what was put last
             return False
         subject = None if entry.subject is None else records.name(b"s", entry.subject)

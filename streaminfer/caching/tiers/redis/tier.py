@@ -63,7 +63,7 @@ class RedisTier:
         erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
-        max_value_bytes: larger records are refused.
+        max_value_bytes: larger records are rejected.
         tls_ca: path of the authorities' certificates; ``None``: the system's.
         tls_certificate, tls_key: paths of a client's certificate and key, where the server wants one.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
@@ -353,7 +353,7 @@ class RedisTier:
             record = b""
         now_ns = self._now()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
-            self._counters.refused += 1
+            self._counters.rejected += 1
             await self._drop(name)  # what it would have replaced is not what was put last
             return False
         left_ms = -1
@@ -366,7 +366,7 @@ class RedisTier:
         about = self._records.name(b"c", entry.data_class), entry.stored_ns
         stored = await self._script(PUT, self._prefix, name, record, left_ms, *about, token, *labels)
         if stored != 1:
-            self._counters.refused += 1
+            self._counters.rejected += 1
             self._counters.last_error = "not put: something was erased meanwhile"
             return False
         self._counters.stored += 1
