@@ -536,7 +536,7 @@ def test_the_inventory_counts_a_namespace_by_class(server, tmp_path, encrypted):
 
 
 def test_the_inventory_of_a_server_that_holds_very_much_is_not_known(server, monkeypatch):
-    monkeypatch.setattr("streaminfer.caching.tiers.redis.tier._MOST_COUNTED", 3)
+    monkeypatch.setattr("streaminfer.caching.tiers.redis.tier.MAX_COUNTED_KEYS", 3)
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:
