@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, deserialise, first_items, serialise
+from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 
-__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "selection"]
+__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "check_key", "selection"]
 
 GLIMPSED = 2000
 """Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
@@ -38,12 +39,8 @@ class Records:
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
         """What stands on the medium for a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
-        if isinstance(text, str):
-            plain = kind + b"s" + text.encode("utf-8", "surrogatepass")
-        elif isinstance(text, bytes):
-            plain = kind + b"b" + text
-        else:
-            raise TypeError(expected("key", "a string or bytes", text))
+        check_key(text)
+        plain = kind + (b"b" + text if isinstance(text, bytes) else b"s" + text.encode("utf-8", "surrogatepass"))
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
@@ -117,11 +114,12 @@ class Counters:
         return TierStatistics(**vars(self))
 
 
+def check_key(key: Any) -> None:
+    """Raise ``TypeError`` for a key that a tier cannot name."""
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes")
+
+
 def selection(subject: Any, tag: Any) -> tuple[bytes, str]:
-    """Which index an erasure goes by, and what to look up there."""
-    if (subject is None) == (tag is None):
-        raise TypeError("erase: expected either a subject or a tag")
-    name, given = ("subject", subject) if tag is None else ("tag", tag)
-    if not isinstance(given, str):
-        raise TypeError(expected(name, "a string", given))
-    return (b"s" if tag is None else b"t"), given
+    """Return the kind of name that an erasure goes by (``b"s"``, ``b"t"``), and the name. Raises ``TypeError``."""
+    subject, tag = check_selection(subject, tag)
+    return (b"s", subject) if tag is None else (b"t", tag)

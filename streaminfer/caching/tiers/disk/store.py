@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
@@ -112,21 +112,16 @@ class DiskStore:
                 os.close(lock)
 
     def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, or ``None``; failures are counted."""
-        entry = self._guarded(lambda: self._get(self._records.name(b"k", key)), None)
-        if entry is None:
-            self._counters.misses += 1
-        else:
-            self._counters.hits += 1
-        return entry
+        """Return the entry of a key, or ``None``; count failures."""
+        return self._guarded(None, self._get, self._records.name(b"k", key))
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
         """Keeps an entry; whether that succeeded; failures are counted."""
-        return self._guarded(lambda: self._put(key, entry), False)
+        return self._guarded(False, self._put, key, entry)
 
     def delete(self, key: str | bytes) -> bool:
         """Removes the entry of a key; whether that succeeded; failures are counted."""
-        return self._guarded(lambda: self._delete_one(self._records.name(b"k", key)), False)
+        return self._guarded(False, self._delete_one, self._records.name(b"k", key))
 
     def erase(self, kind: bytes, text: str) -> int:
         """Removes up to `CHUNK` entries of a subject or with a tag. Raises on failure."""
@@ -243,9 +238,9 @@ class DiskStore:
         self._connect()
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def _guarded(self, operation: Callable[[], T], otherwise: T) -> T:
+    def _guarded(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         try:
-            return operation()
+            return operation(*args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
             self._counters.failed(error)
             if _is_damage(error):
