@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
-from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
+from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check
 
 __all__ = ["Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
 
@@ -113,6 +113,10 @@ class Rule(NamedTuple):
         )
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
 @attrs.frozen
 class Residual:
     """Copies that no erasure here reaches: backups, replicas, an append-only file, a CDN, traces.
@@ -123,21 +127,23 @@ class Residual:
             which the audit warns of.
     """
 
-    name: str = attrs.field()
-    within_s: float | None = attrs.field(default=None)
-
-    @name.validator
-    def _check_name(self, _attribute: Any, value: Any) -> None:
-        check_instance("name", value, lambda it: isinstance(it, str) and it != "", "words")
-
-    @within_s.validator
-    def _check_bound(self, _attribute: Any, value: Any) -> None:
-        if value is not None:
-            check_duration("within_s", value, positive=True)
+    name: str = attrs.field(validator=field_check(check_instance, _is_name, "words"))
+    within_s: float | None = attrs.field(
+        default=None, validator=field_check(check_duration, positive=True, optional=True)
+    )
 
 
 def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _are_residual(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(it, Residual) for it in value)
+
+
+def _flag(*, default: bool) -> Any:
+    check = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
+    return attrs.field(default=default, kw_only=True, validator=check)
 
 
 def _classes(value: Any) -> Any:
@@ -171,50 +177,35 @@ class Retention:
         (60.0, 3600.0)
     """
 
-    max_age_s: float = attrs.field()
-    encrypt: bool = attrs.field(default=False, kw_only=True)
-    allow_disk: bool = attrs.field(default=True, kw_only=True)
-    allow_shared: bool = attrs.field(default=True, kw_only=True)
-    min_age_s: float = attrs.field(default=0.0, kw_only=True)
-    residual: tuple[Residual, ...] = attrs.field(default=(), kw_only=True, converter=_several)
+    max_age_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    encrypt: bool = _flag(default=False)
+    allow_disk: bool = _flag(default=True)
+    allow_shared: bool = _flag(default=True)
+    min_age_s: float = attrs.field(default=0.0, kw_only=True, validator=field_check(check_duration))
+    residual: tuple[Residual, ...] = attrs.field(
+        default=(),
+        kw_only=True,
+        converter=_several,
+        validator=field_check(check_instance, _are_residual, "several Residual"),
+    )
     classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
-    log: Log | None = attrs.field(default=None, kw_only=True, repr=False)
+    log: Log | None = attrs.field(
+        default=None,
+        kw_only=True,
+        repr=False,
+        validator=field_check(check_instance, lambda it: isinstance(it, Log), "a RetentionLog or None", optional=True),
+    )
     _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
 
-    @max_age_s.validator
-    def _check_age(self, _attribute: Any, value: Any) -> None:
-        check_duration("max_age_s", value, positive=True)
-
-    @encrypt.validator
-    @allow_disk.validator
-    @allow_shared.validator
-    def _check_flag(self, attribute: Any, value: Any) -> None:
-        check_instance(attribute.name, value, lambda it: isinstance(it, bool), "True or False")
-
-    @min_age_s.validator
-    def _check_min_age(self, _attribute: Any, value: Any) -> None:
-        if check_duration("min_age_s", value) > self.max_age_s:
-            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", value))
-
-    @residual.validator
-    def _check_residual(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, tuple) or not all(isinstance(it, Residual) for it in value):
-            raise TypeError(expected("residual", "several Residual", value))
-
-    @classes.validator
-    def _check_classes(self, _attribute: Any, value: Any) -> None:
-        check_instance("classes", value, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
-        for name, inner in value.items():
-            if not isinstance(name, str) or not name:
-                raise TypeError(expected("classes", "names that are strings and not empty", name))
-            if not isinstance(inner, Retention):
-                raise TypeError(expected(f"classes[{name!r}]", "a Retention", inner))
+    def __attrs_post_init__(self) -> None:
+        if self.min_age_s > self.max_age_s:
+            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", self.min_age_s))
+        check_instance("classes", self.classes, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
+        for name, inner in self.classes.items():
+            check_instance("classes", name, _is_name, "names that are strings and not empty")
+            check_instance(f"classes[{name!r}]", inner, lambda it: isinstance(it, Retention), "a Retention")
             if inner.classes or inner.residual or inner.log is not None:
                 raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
-
-    @log.validator
-    def _check_log(self, _attribute: Any, value: Any) -> None:
-        check_instance("log", value, lambda it: it is None or isinstance(it, Log), "a RetentionLog or None")
 
     def rule(self, tags: Iterable[str]) -> Rule:
         """What holds for an entry with these tags."""

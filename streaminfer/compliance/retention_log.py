@@ -26,7 +26,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret, expected
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.compliance.retention import Action
@@ -58,7 +58,7 @@ ACTIONS: dict[Action, str] = {
 """What can be recorded, in words."""
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
-_LEAST_SECRET = 16
+MIN_SECRET_BYTES = 16
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
@@ -124,7 +124,7 @@ class RetentionLog:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
             secret = secrets.token_bytes(32)
-        self._secret = _check_secret(secret)
+        self._secret = check_secret("secret", secret, at_least=MIN_SECRET_BYTES)
         self._now = wall_clock or time.time_ns
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -344,7 +344,7 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
         TypeError, ValueError: no secret.
         OSError: the file cannot be read.
     """
-    return _verify(Path(path), _check_secret(secret), None, (0, ""), head)
+    return _verify(Path(path), check_secret("secret", secret, at_least=MIN_SECRET_BYTES), None, (0, ""), head)
 
 
 def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:
@@ -374,11 +374,3 @@ def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionE
         first_ns=so_far.first_ns if so_far else event.at_ns,
         last_ns=event.at_ns,
     )
-
-
-def _check_secret(secret: Any) -> bytes:
-    if not isinstance(secret, bytes):
-        raise TypeError(f"secret: expected bytes, got {type(secret).__name__}")  # not shown
-    if len(secret) < _LEAST_SECRET:
-        raise ValueError(f"secret: expected at least {_LEAST_SECRET} bytes, got {len(secret)}")
-    return secret

@@ -33,14 +33,17 @@ import secrets
 import sqlite3
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_instance, check_secret, expected
 from streaminfer.caching.codec import CorruptRecord
+from streaminfer.caching.tiers._sqlite import transaction
 
 __all__ = [
     "SEALED_HEAD",
@@ -229,7 +232,7 @@ class StoredKeys:
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes) -> None:
         self._aes = _aes_gcm()
-        self._master = _check_master(master)
+        self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = threading.Lock()
         self._path = Path(path)
         self._unscrubbed = False
@@ -367,7 +370,7 @@ class StoredKeys:
         Raises:
             TypeError, ValueError: of another size.
         """
-        new = _check_master(master)
+        new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         with self._writing():
             rows = self._db.execute("SELECT id, wrapped FROM keys").fetchall()
             opened = [(key_id, self._unwrap(wrapped, key_id)) for key_id, wrapped in rows]
@@ -383,8 +386,10 @@ class StoredKeys:
         with self._lock:
             self._db.close()
 
-    def _writing(self) -> _Transaction:
-        return _Transaction(self._db, self._lock)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock, transaction(self._db):
+            yield
 
     def _owner(self, subject: str | None) -> bytes:
         """Names of subjects are personal data themselves: the file has only their keyed hashes."""
@@ -407,40 +412,6 @@ class StoredKeys:
 
     def __repr__(self) -> str:
         return "<StoredKeys>"
-
-
-class _Transaction:
-    """One writing transaction under the lock."""
-
-    def __init__(self, db: sqlite3.Connection, lock: threading.Lock) -> None:
-        self._db = db
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        finally:
-            self._lock.release()
-
-
-def _check_master(master: Any) -> bytes:
-    if not isinstance(master, bytes):
-        raise TypeError(f"master: expected {_KEY_SIZE} bytes, got {type(master).__name__}")
-    if len(master) != _KEY_SIZE:
-        raise ValueError(f"master: expected {_KEY_SIZE} bytes, got {len(master)}")
-    return master
 
 
 def _aes_gcm() -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, field_check
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
@@ -25,6 +25,14 @@ unknown, so it counts as expired."""
 
 def _tags(tags: Any) -> Any:
     return frozenset(tags) if isinstance(tags, Iterable) and not isinstance(tags, (str, bytes)) else tags
+
+
+def _are_tags(value: Any) -> bool:
+    return isinstance(value, frozenset) and all(map(_is_string, value))
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 @attrs.frozen(kw_only=True)
@@ -45,43 +53,16 @@ class Entry:
     """
 
     value: Any = attrs.field(repr=False)
-    stored_ns: int = attrs.field()
-    ttl_s: float | None = attrs.field(default=None)
-    stale_s: float = attrs.field(default=0.0)
-    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
-    subject: str | None = attrs.field(default=None)
-    data_class: str = attrs.field(default="")
-
-    @stored_ns.validator
-    def _check_stored(self, _attribute: Any, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(expected("stored_ns", "a whole number of nanoseconds", value))
-        if not 0 <= value < 2**63:
-            raise ValueError(expected("stored_ns", "nanoseconds since 1970", value))
-
-    @ttl_s.validator
-    def _check_ttl(self, _attribute: Any, value: Any) -> None:
-        if value is not None:
-            check_duration("ttl_s", value)
-
-    @stale_s.validator
-    def _check_stale(self, _attribute: Any, value: Any) -> None:
-        check_duration("stale_s", value)
-
-    @tags.validator
-    def _check_tags(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, frozenset) or not all(isinstance(tag, str) for tag in value):
-            raise TypeError(expected("tags", "strings", value))
-
-    @subject.validator
-    def _check_subject(self, _attribute: Any, value: Any) -> None:
-        if value is not None and not isinstance(value, str):
-            raise TypeError(expected("subject", "a string or None", value))
-
-    @data_class.validator
-    def _check_class(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, str):
-            raise TypeError(expected("data_class", "a string", value))
+    stored_ns: int = attrs.field(validator=field_check(check_count, at_least=0, at_most=2**63 - 1))
+    ttl_s: float | None = attrs.field(default=None, validator=field_check(check_duration, optional=True))
+    stale_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    tags: frozenset[str] = attrs.field(
+        default=frozenset(), converter=_tags, validator=field_check(check_instance, _are_tags, "strings")
+    )
+    subject: str | None = attrs.field(
+        default=None, validator=field_check(check_instance, _is_string, "a string", optional=True)
+    )
+    data_class: str = attrs.field(default="", validator=field_check(check_instance, _is_string, "a string"))
 
     @property
     def expires_ns(self) -> int | None:

@@ -18,12 +18,13 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
+from streaminfer.caching.tiers._sqlite import transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
@@ -51,6 +52,9 @@ CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
 CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
     PRIMARY KEY (tag, entry)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
+"""
+_INSERT = """
+INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, size, record) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"  # files from before have none
 _FREE = """
@@ -142,7 +146,7 @@ class DiskStore:
     def hold(self, kind: bytes, text: str, on: bool) -> None:
         """Begins or ends a hold on a subject or tag. Raises on failure."""
         change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             db.execute(change, (self._records.name(kind, text),))
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
@@ -280,22 +284,14 @@ class DiskStore:
             counters.rejected += 1
             self._delete("key = ?", name)  # what it would have replaced is not what was put last
             return False
+        data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
             deleted += self._make_room(pages + _SPARE_PAGES)
-            row = (
-                name,
-                subject,
-                records.name(b"c", entry.data_class),
-                entry.stored_ns,
-                expires_ns,
-                len(record),
-                record,
-            )
-            columns = "key, subject, data_class, stored_ns, expires_ns, size, record"
-            number = db.execute(f"INSERT INTO entries ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row).lastrowid  # noqa: S608 - the same
+            row = (name, subject, data_class, entry.stored_ns, expires_ns, len(record), record)
+            number = db.execute(_INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         counters.stored += 1
         self._leftovers = self._leftovers or deleted > 0
@@ -326,7 +322,7 @@ class DiskStore:
 
     def _delete(self, where: str, value: bytes | int) -> int:
         chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             deleted = db.execute(chosen, (value,)).rowcount
         if deleted:
             self._leftovers = True
@@ -347,18 +343,6 @@ class DiskStore:
     def _pragma(self, name: str) -> int:
         value: int = self._opened().execute(f"PRAGMA {name}").fetchone()[0]
         return value
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._opened()
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # a full disk rolls back by itself
-                db.execute("ROLLBACK")
-            raise
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
