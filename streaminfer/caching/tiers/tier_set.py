@@ -1,25 +1,25 @@
-"""A cache's tiers: asked where memory has no answer, written behind the caller's back, erased with it.
+"""The tiers of a cache: read when memory has no value, written behind the callers, erased together with memory.
 
-**Reading** happens inside single flight, once for all who ask. Tiers are asked in order, the fastest first. What is
-found is *promoted*: kept in memory and written to the faster tiers, as old as it was, with its tags, subject and class.
+**Reading** happens inside single flight, once for all callers of a key (``tier_reader``). The cache *promotes* a value
+that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject and class.
 
-**Time.** What the tiers may take together is decided by ``tier_lookup``: never more than a second; of the time that a
-request has left, what the computation does not need, as far as is known from those before, and at most half. So a tier
-that stalls makes no request late that could have been computed in time.
+**Time.** ``lookup`` decides how long the tiers may take together: never more than a second; of the time that a request
+has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that stalls makes
+no request late that could have been computed in time.
 
-**Writing** is the business of one worker for each tier (``tier_worker``). What was computed is written with the time
-for which it is fresh and stale, counted from the instant at which it was computed.
+**Writing.** Each tier has one `TierWriter`. A computed value is written with the time for which it is fresh and stale,
+counted from the instant at which it was computed.
 
-**PendingErasure.** Three rules together keep out what was there before:
+**Erasing.** Three rules together keep out what was there before:
 
-* an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
-  tiers begin;
-* nothing is stored, in memory or a tier, that was computed, or read from a tier, before its key was erased
+* the cache registers an erasure with every tier, then erases memory, which changes its ``erasures``, then the tiers
+  begin;
+* it stores nothing, in memory or a tier, that was computed, or read from a tier, before its key was erased
   (``erased_since``);
-* a tier's puts and erasures run one after another, and until an erasure is done nothing that it matches is read from
-  that tier or put there; nor is the answer to a read that began before it used after it.
+* a tier makes puts and erasures one after another; until an erasure is done the cache reads nothing from that tier, and
+  puts nothing there, that it matches; nor does it use the result of a read that began before the erasure.
 
-**Life.** Whoever uses the cache on an event loop holds its tiers: they start with the first and stop with the last.
+**Life.** Each user of the cache on an event loop holds its tiers: they start with the first and stop with the last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
@@ -39,6 +39,7 @@ from streaminfer.caching.tiers.leases import Leases, Leasing
 from streaminfer.caching.tiers.lookup import TierHit
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
+from streaminfer.caching.tiers.tier_reader import TierReader
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Retention, Rule
 
@@ -101,8 +102,7 @@ class TierSet:
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._latest: PendingErasure | None = None
-        self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
+        self._reader = TierReader(self.workers, cache, policy, stale_ns)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -201,85 +201,10 @@ class TierSet:
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
-        """What the tiers have.
-
-        Args:
-            key: whose answer.
-            granted_ns: how long they may take together.
-            longest_ns: how long an answer is fresh at most, from when it was computed.
-            only_fresh: no stale answer.
-
-        Returns:
-            A fresh answer of the fastest tier that has one, else a stale one, else ``None``.
-        """
+        """Return what the tiers have of a key, if they run on this event loop; see `TierReader.read`."""
         if granted_ns <= 0 or not self.run_here:
             return None
-        read = object()
-        self._reads[read] = key
-        try:
-            return await self._read(read, key, granted_ns, longest_ns, only_fresh)
-        finally:
-            self._reads.pop(read, None)
-
-    async def _read(
-        self, read: object, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool
-    ) -> TierHit | None:
-        until = asyncio.get_running_loop().time() + granted_ns / 1e9
-        latest = self._latest
-        stale: TierHit | None = None
-        for worker in self.workers:
-            limit = asyncio.timeout_at(until)
-            pending = worker.pending  # it may be done before the answer comes, which is from before it all the same
-            try:
-                async with limit:
-                    entry = await worker.tier.get(key)
-            except Exception as error:
-                worker.read_timeouts += 1
-                if limit.expired():
-                    break
-                _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
-                continue
-            if self._latest is not latest or read not in self._reads:  # it may be what was erased or deleted
-                worker.discarded += 1
-                return None
-            found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
-            if entry is None:
-                worker.misses += 1
-            elif found is None:
-                continue
-            elif not found.is_stale:
-                worker.hits += 1
-                return found
-            else:
-                worker.stale_hits += 1
-                stale = stale or found
-        if stale is None or only_fresh or self._latest is not latest or read not in self._reads:
-            return None
-        return (
-            stale if self._cache.now() - stale.read_ns < stale.left_ns else None
-        )  # slower tiers have taken their time
-
-    def _judge(
-        self, worker: TierWriter, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[PendingErasure, ...]
-    ) -> TierHit | None:
-        rule = None if self._policy is None else self._policy.rule(entry.tags)
-        disallowed = rule is not None and not rule.permits(worker.tier)
-        if disallowed or is_erased(entry, pending) or worker.is_replaced(key, entry):
-            worker.discarded += 1
-            return None
-        age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
-        stale_ns = min(_ns(entry.stale_s), self._stale_ns)
-        fresh_ns = longest_ns
-        if entry.ttl_s is not None:
-            fresh_ns = min(fresh_ns, max(_ns(entry.ttl_s) - _ns(entry.stale_s), 0))
-        if rule is not None:
-            fresh_ns = min(fresh_ns, _ns(rule.max_age_s) - self._stale_ns)
-        if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
-            worker.misses += 1
-            return None
-        past_ns = age_ns - fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
+        return await self._reader.read(key, granted_ns, longest_ns, only_fresh)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -370,8 +295,7 @@ class TierSet:
         Returns:
             Whether each of them is without it.
         """
-        for read in [read for read, of in self._reads.items() if of == key]:
-            del self._reads[read]
+        self._reader.interrupt(key)
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
@@ -394,7 +318,8 @@ class TierSet:
             The erasure, on its way through the tiers.
         """
         workers = self.workers[:before]
-        self._latest = erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
+        self._reader.interrupt()
+        erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
