@@ -64,7 +64,7 @@ class Remain(Snapshot):
 
 
 @attrs.frozen
-class Proof:
+class Proof(Snapshot):
     """What a look at every place found.
 
     Attributes:
@@ -85,8 +85,7 @@ class Proof:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for strict JSON."""
-        remains = [it.to_dict() for it in self.remains]
-        return {"ok": self.ok, "counts": dict(self.counts), "remains": remains, "held": dict(self.held)}
+        return {"ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
         counts = ", ".join(f"{place} {count}" for place, count in self.counts.items())

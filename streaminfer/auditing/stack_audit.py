@@ -44,6 +44,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import expected
 from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
@@ -87,7 +88,7 @@ class Finding:
 
 
 @attrs.frozen
-class Audit:
+class Audit(Snapshot):
     """A checklist: what is as it should be as well as what is not.
 
     Attributes:
@@ -103,8 +104,7 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        found = [attrs.asdict(finding) for finding in self.findings]
-        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, "findings": found}
+        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
         lines = []

@@ -11,8 +11,6 @@ much). What cannot be known is never called good.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +19,8 @@ import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer.caching.erasure.custody import PRESERVED
-from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table, write_page
+from streaminfer.compliance.document import Document
+from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table
 from streaminfer.compliance.retention import Holding, Retention, Rule
 from streaminfer.compliance.retention_log import (
     RetentionEvent,
@@ -38,8 +37,6 @@ PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
 """How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
 that runs with its usual ``purge_every_s``."""
 
-_SCHEMA = "streaminfer.retention-report"
-_VERSION = 1
 _ON_A_PAGE = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
 _HOLDINGS = (
@@ -87,7 +84,7 @@ class ReportedHolding:
 
 
 @attrs.frozen(kw_only=True)
-class RetentionReport:
+class RetentionReport(Document):
     """What is kept, what went, and what is wrong with it, at one instant; made by :func:`build_report`.
 
     Attributes:
@@ -107,8 +104,10 @@ class RetentionReport:
     totals: tuple[RetentionTotal, ...]
     erasures: tuple[RetentionEvent, ...]
     pending: tuple[RetentionEvent, ...]
-    log: Verification | None
     holds: tuple[RetentionEvent, ...] = ()
+    log: Verification | None
+    schema = "streaminfer.retention-report"
+    title = "Retention report"
 
     @property
     def violations(self) -> list[str]:
@@ -136,35 +135,12 @@ class RetentionReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        return {
-            "schema": _SCHEMA,
-            "version": _VERSION,
-            "at_ns": self.at_ns,
-            "violations": self.violations,
-            "rules": [rule._asdict() for rule in self.rules],
-            "holdings": [attrs.asdict(it) for it in self.holdings],
-            "totals": [attrs.asdict(it) for it in self.totals],
-            "erasures": [event.to_dict() for event in self.erasures],
-            "pending": [event.to_dict() for event in self.pending],
-            "holds": [event.to_dict() for event in self.holds],
-            "log": None if self.log is None else attrs.asdict(self.log),
-        }
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        first = {"schema": self.schema, "version": self.version, "at_ns": self.at_ns, "violations": self.violations}
+        return {**first, **super().to_dict()}
 
-    def to_json(self) -> str:
-        """The same as JSON, indented; the same report gives the same text."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """A page to read, with nothing in it that comes from elsewhere.
-
-        Args:
-            path: of a file to write it to; ``None``: only returned.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        return write_page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"), path)
+    def _page(self) -> str:
+        return self._body("h1", "h2")
 
     def _repr_html_(self) -> str:
         return self._body("h3", "h4")

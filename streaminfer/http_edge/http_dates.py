@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from datetime import UTC, datetime
+from email.utils import formatdate
 
 __all__ = ["http_date", "parse_http_date"]
 
@@ -34,11 +35,7 @@ def http_date(second: int) -> str:
     Raises:
         ValueError, OverflowError, OSError: not within the years 1 to 9999.
     """
-    at = datetime.fromtimestamp(second, UTC)
-    return (
-        f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} "
-        f"{at.hour:02}:{at.minute:02}:{at.second:02} GMT"
-    )
+    return formatdate(second, usegmt=True)
 
 
 def parse_http_date(text: str, now_s: int) -> int | None:
