@@ -63,11 +63,11 @@ class ProcessingRecord(Document):
 
     @property
     def missing(self) -> list[str]:
-        """What must still be said for a complete record, by name."""
+        """Names of what a complete record still needs."""
         return [name for name, said in self.stated.items() if not said]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
         tables = {
             name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
             for name, (_, head) in _TABLES.items()

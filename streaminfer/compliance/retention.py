@@ -24,7 +24,7 @@ _MOST_REMEMBERED = 1024
 
 
 class Holding(NamedTuple):
-    """What one place holds of one data class; the inventory of a retention report is made of these.
+    """Entries of one data class in one place; a retention report is made of these.
 
     Attributes:
         where: ``"memory"``, or the tier's name.
@@ -49,7 +49,7 @@ Action = Literal[
 
 @runtime_checkable
 class Log(Protocol):
-    """What keeps the record of expiries, evictions and erasures; ``RetentionLog`` does. Thread-safe."""
+    """Record of expiries, evictions and erasures, such as a ``RetentionLog``. Thread-safe."""
 
     def record(
         self,
@@ -62,17 +62,17 @@ class Log(Protocol):
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Adds a record; ``data_class`` ``""``: the default one, or all."""
+        """Add a record; ``data_class`` ``""``: the default one, or all."""
         ...
 
     @property
     def events(self) -> Any:
-        """What was recorded."""
+        """The recorded events."""
         ...
 
 
 class StorageTraits(Protocol):
-    """What a policy asks of a tier.
+    """Traits of a tier that decide what a policy allows there.
 
     Attributes:
         on_disk: it writes to a disk of this machine.
@@ -86,7 +86,7 @@ class StorageTraits(Protocol):
 
 
 class Rule(NamedTuple):
-    """What holds for one entry.
+    """Rule for one entry.
 
     Attributes:
         data_class: of several, the one that may be kept for the shortest time; ``""``: the default one.
@@ -105,7 +105,7 @@ class Rule(NamedTuple):
     min_age_s: float = 0.0
 
     def permits(self, storage: StorageTraits) -> bool:
-        """Whether it may be kept there."""
+        """Return whether the entry may be stored there."""
         return (
             (self.allow_disk or not storage.on_disk)
             and (self.allow_shared or not storage.shared)
@@ -154,7 +154,7 @@ def _classes(value: Any) -> Any:
 
 @attrs.frozen(eq=False)
 class Retention:
-    """How long data may be kept, and where.
+    """Policy that says for how long data may be stored, and where.
 
     Args:
         max_age_s: seconds > 0 after which nothing of an answer is left, counted from when it was computed.
@@ -208,7 +208,7 @@ class Retention:
                 raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
 
     def rule(self, tags: Iterable[str]) -> Rule:
-        """What holds for an entry with these tags."""
+        """Return the rule for an entry with these tags."""
         named = frozenset(tag for tag in tags if tag in self.classes)
         found = self._rules.get(named)
         if found is None:
@@ -238,11 +238,11 @@ class Retention:
 
     @property
     def has_min_age(self) -> bool:
-        """Whether anything must be kept for some time."""
+        """True if anything must be kept for some time."""
         return any(policy.min_age_s for policy in (self, *self.classes.values()))
 
     def check_tier(self, name: str, storage: StorageTraits) -> None:
-        """Whether the default class can be kept on a tier where it is allowed to be.
+        """Check that the default class can be stored on a tier where it is allowed to be.
 
         Raises:
             ValueError: it must be encrypted, and the tier does not.

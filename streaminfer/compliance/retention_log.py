@@ -65,7 +65,7 @@ _HIDDEN = "[the subject]"
 
 @attrs.frozen(kw_only=True)
 class RetentionTotal:
-    """How often something went, of one place and class.
+    """Number of records of one action, place and class.
 
     Attributes:
         action: as in `RetentionEvent`.
@@ -147,7 +147,7 @@ class RetentionLog:
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Adds a record. Erasures and failed ones wait until the disk has them; others may be lost by a power cut.
+        """Add a record. Erasures and failed ones wait until the disk has them; a power cut may lose others.
 
         Args:
             action: one of ``ACTIONS``.
@@ -207,7 +207,7 @@ class RetentionLog:
 
     @property
     def records(self) -> int:
-        """How many records there are, those included that memory no longer holds."""
+        """Number of records, those included that memory no longer holds."""
         with self._locked():
             return self._chain.number
 
@@ -232,24 +232,24 @@ class RetentionLog:
         return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
-        """Whether a legal hold is about an entry."""
+        """Return whether a legal hold is about an entry."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
 
     def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
-        """The legal holds that an erasure may touch. Entries of a subject may be of any class, and the reverse."""
+        """Return the legal holds that an erasure may touch: entries of a subject may be of any class, and vice versa."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
 
     def totals(self) -> tuple[RetentionTotal, ...]:
-        """How often each action was recorded, by place and class, since the log began."""
+        """Return how often each action was recorded, by place and class, since the log began."""
         with self._locked():
             return tuple(self._totals.values())
 
     def pseudonym(self, subject: str) -> str:
-        """What stands in the log for a subject.
+        """Return what stands in the log for a subject.
 
         Raises:
             TypeError: not a string.
@@ -258,7 +258,7 @@ class RetentionLog:
         return self._chain.pseudonym(subject)
 
     def events_about(self, subject: str) -> tuple[RetentionEvent, ...]:
-        """What was recorded of a subject, oldest first: in the whole file, or, without one, as far as memory goes.
+        """Return the records of a subject, oldest first: of the whole file, or, without one, of what memory holds.
 
         Raises:
             TypeError: not a string.
@@ -268,7 +268,7 @@ class RetentionLog:
         return tuple(event for event in self._all() if event.subject == name)
 
     def verify(self, *, head: str | None = None) -> Verification:
-        """Checks every record of the file, or of what memory holds.
+        """Check every record of the file, or of what memory holds.
 
         Args:
             head: one that was kept elsewhere: the log must reach it. ``None``: none was.
@@ -288,7 +288,7 @@ class RetentionLog:
         return _verify(self._file.path, self._secret, size, known, head)
 
     def refresh(self) -> None:
-        """Takes note of what other processes have recorded; `record` does so too.
+        """Read what other processes have recorded; `record` does so too.
 
         Raises:
             BackendError: the file cannot be read or locked.
@@ -310,7 +310,7 @@ class RetentionLog:
             raise self._file.failed(error) from error
 
     def _absorb(self, event: RetentionEvent) -> None:
-        """An event that is in the log, this process's or another's."""
+        """Take in an event of the log, this process's or another's."""
         note_pending(self._pending, event)
         add_to(self._totals, event)
         if event.action == "held":
@@ -333,7 +333,7 @@ class RetentionLog:
 
 
 def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None = None) -> Verification:
-    """Checks the file of a log without changing it.
+    """Check the file of a log without changing it.
 
     Args:
         path: of the file.
@@ -353,7 +353,7 @@ def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str],
 
 
 def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
-    """Keeps the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
+    """Note the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
     asked = (event.where, event.subject, event.tag)
     if event.action in {"erase_failed", "erase_held"}:
         pending[asked] = event
@@ -362,7 +362,7 @@ def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> N
 
 
 def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionEvent) -> None:
-    """Adds an event to the total of its action, place and class."""
+    """Add an event to the total of its action, place and class."""
     key = (event.action, event.where, event.data_class)
     so_far = totals.get(key)
     totals[key] = RetentionTotal(

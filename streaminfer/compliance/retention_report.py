@@ -60,7 +60,7 @@ _Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 @attrs.frozen(kw_only=True)
 class ReportedHolding:
-    """What one place holds of one class, against the policy.
+    """Entries of one class in one place, against the policy.
 
     Attributes:
         where: the place.
@@ -85,7 +85,7 @@ class ReportedHolding:
 
 @attrs.frozen(kw_only=True)
 class RetentionReport(Document):
-    """What is kept, what went, and what is wrong with it, at one instant; made by :func:`build_report`.
+    """Inventory, deletions and violations at one instant; made by :func:`build_report`.
 
     Attributes:
         at_ns: that instant, nanoseconds of the wall clock.
@@ -111,7 +111,7 @@ class RetentionReport(Document):
 
     @property
     def violations(self) -> list[str]:
-        """What must not be so, in words; empty: nothing that is known."""
+        """Violations in words; empty: none is known."""
         found = []
         for it in self.holdings:
             if it.state == "over":
@@ -188,7 +188,7 @@ def build_report(
     at_ns: int | None = None,
     purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
 ) -> RetentionReport:
-    """Puts together what is kept, what may be kept, and what went.
+    """Build a report of what is stored, what may be stored, and what went.
 
     Args:
         policy: what may be kept, and for how long.

@@ -27,7 +27,7 @@ _FORMS = (
 
 @functools.lru_cache(maxsize=64)
 def http_date(second: int) -> str:
-    """An instant as ``Sun, 06 Nov 1994 08:49:37 GMT``.
+    """Return an instant as ``Sun, 06 Nov 1994 08:49:37 GMT``.
 
     Args:
         second: whole seconds since 1970, UTC.
@@ -39,7 +39,7 @@ def http_date(second: int) -> str:
 
 
 def parse_http_date(text: str, now_s: int) -> int | None:
-    """The instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
+    """Return the instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
 
     Args:
         text: what the field holds.

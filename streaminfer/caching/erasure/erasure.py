@@ -66,7 +66,7 @@ class Erasure(Snapshot):
 
     @property
     def complete(self) -> bool:
-        """Whether every place was erased."""
+        """True if every place was erased."""
         return not self.failed
 
 
@@ -110,7 +110,7 @@ class PendingErasure:
 
     @property
     def armed(self) -> bool:
-        """Whether memory has been erased, so that tiers may begin."""
+        """True if memory has been erased, so that tiers may begin."""
         return MEMORY not in self._untried
 
     def is_untried(self, place: str) -> bool:

@@ -1,4 +1,4 @@
-"""What tiers have in common: names and records on a medium, sealed if there are keys, and the counters."""
+"""Names and records of entries on a medium, sealed if there are keys, and the counters of a tier."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Records:
         self._cipher = None if keys is None else Cipher(keys)
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
-        """What stands on the medium for a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
+        """Return the name on the medium of a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
         check_key(text)
         plain = kind + (b"b" + text if isinstance(text, bytes) else b"s" + text.encode("utf-8", "surrogatepass"))
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """The record of an entry. Raises `NotHeld` for a value that cannot be serialised."""
+        """Return the record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
         fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
         try:
             record = serialise((name, *fields))
@@ -53,7 +53,7 @@ class Records:
         return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
 
     def unpack(self, name: bytes, record: Any) -> Entry:
-        """The entry of a record. Raises `CorruptRecord` for anything that is not exactly a record of that name."""
+        """Return the entry of a record. Raises `CorruptRecord` for anything that is no record of exactly that name."""
         if not isinstance(record, bytes):
             raise CorruptRecord(f"expected a record, got {type(record).__name__}")
         if self._cipher is not None:
@@ -68,7 +68,7 @@ class Records:
         return entry
 
     def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:
-        """Every record whose beginning lies in some bytes and can be read with the keys that there are.
+        """Yield every record whose beginning lies in some bytes and can be read with the keys that there are.
 
         Args:
             raw: of a medium.
@@ -94,7 +94,7 @@ class Records:
 
 
 class Counters:
-    """What `TierStatistics` shows, as it is counted; one thread at a time."""
+    """Counters behind a `TierStatistics`. A counter belongs to one thread at a time."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -105,12 +105,12 @@ class Counters:
         self.last_error = ""
 
     def failed(self, error: BaseException) -> None:
-        """An operation failed on the medium."""
+        """Count an operation that failed on the medium."""
         self.errors += 1
         self.last_error = f"{type(error).__name__}: {error}"
 
     def snapshot(self) -> TierStatistics:
-        """All of them, frozen."""
+        """Return all of them, frozen."""
         return TierStatistics(**vars(self))
 
 

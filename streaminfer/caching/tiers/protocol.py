@@ -1,4 +1,4 @@
-"""What a tier is, and what it holds.
+"""The protocol of tiers, and the entries that they hold.
 
 A tier may forget, and may fail: both are misses, counted. It never answers wrongly, never blocks the event loop, and
 never keeps silent about an erasure that it could not make.
@@ -70,7 +70,7 @@ class Entry:
         return None if self.ttl_s is None else self.stored_ns + round(self.ttl_s * 1e9)
 
     def is_expired(self, now_ns: int) -> bool:
-        """Whether it may no longer be used, at an instant of the wall clock."""
+        """Return whether it may no longer be used, at an instant of the wall clock."""
         expires_ns = self.expires_ns
         return (expires_ns is not None and now_ns >= expires_ns) or self.stored_ns > now_ns + SKEW_NS
 
@@ -119,7 +119,7 @@ class TierStatistics(Snapshot):
 
 
 class Held(NamedTuple):
-    """What a tier has of one data class.
+    """Entries that a tier has of one data class.
 
     Attributes:
         data_class: its name; ``""``: the default one.
@@ -177,30 +177,33 @@ class Tier(Protocol):
     wall_clock: Clock
 
     async def start(self) -> None:
-        """Opens the medium; what cannot be reached yet is not an error where it may come later."""
+        """Open the medium; one that cannot be reached yet is no error if it may come later."""
         ...
 
     async def stop(self) -> None:
-        """Closes it; idempotent. Operations after this are misses."""
+        """Close it; idempotent. Operations after this are misses."""
         ...
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, unless it expired or cannot be had; arrays are read-only. The medium raises nothing."""
+        """Return the entry of a key, unless it expired or cannot be read; arrays are read-only.
+
+        Raises nothing of the medium.
+        """
         ...
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry in place of any of that key; whether it is kept now. Raises nothing of the medium."""
+        """Store an entry in place of any of that key; return whether it is stored. Raises nothing of the medium."""
         ...
 
     async def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key; whether there is none now. Raises nothing of the medium.
+        """Remove the entry of a key; return whether there is none now. Raises nothing of the medium.
 
         A put of this key that ended before, or was cancelled, has no effect after it.
         """
         ...
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag; how many there were.
+        """Remove all entries of a subject, or with a tag; return how many there were.
 
         Raises:
             TypeError: not exactly one of both.
@@ -209,7 +212,7 @@ class Tier(Protocol):
         ...
 
     async def purge(self, now_ns: int | None = None) -> int:
-        """Removes what had expired by an instant of the wall clock (``None``: now) from the medium; how many.
+        """Remove what had expired by an instant of the wall clock (``None``: now) from the medium; return how many.
 
         Raises:
             BackendError, CircuitOpen, Closed: some may still be there.
@@ -217,7 +220,7 @@ class Tier(Protocol):
         ...
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What it holds, by data class; ``None``: it cannot say without holding others up.
+        """Return what it holds, by data class; ``None``: it cannot say without delaying others.
 
         Args:
             classes: names of data classes; an encrypted tier cannot read others off its medium, and calls them ``"?"``.
@@ -228,7 +231,7 @@ class Tier(Protocol):
         ...
 
     def scan(self) -> Iterable[RecordCopy]:
-        """Every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
+        """Yield every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
 
         Looks at the medium itself and not at indices: raw bytes of all files, freed pages included, every key of a
         server. For any thread, whether or not the tier runs; blocks.
@@ -239,16 +242,16 @@ class Tier(Protocol):
         ...
 
     def statistics(self) -> TierStatistics:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         ...
 
 
 @runtime_checkable
 class HoldingTier(Protocol):
-    """What a tier has besides, if it can preserve entries under a legal hold."""
+    """Tier that can preserve entries under a legal hold."""
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begins or ends a hold: while it lasts no purge, and no need of room, removes what it matches.
+        """Begin or end a hold: while it lasts no purge and no eviction removes what it matches.
 
         Raises:
             TypeError: not exactly one of subject and tag.

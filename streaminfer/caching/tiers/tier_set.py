@@ -107,7 +107,7 @@ class TierSet:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def hold(self) -> None:
-        """Starts the tiers, unless somebody holds them already.
+        """Start the tiers, unless they are held already.
 
         Raises:
             RuntimeError: they run on another event loop, or somebody else started one of them.
@@ -127,7 +127,7 @@ class TierSet:
             self._holders += 1
 
     async def let_go(self, *, drain: bool) -> None:
-        """Stops the tiers, unless somebody else holds them.
+        """Stop the tiers, unless another user holds them.
 
         Args:
             drain: write what waits first.
@@ -139,7 +139,7 @@ class TierSet:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
-        """One starts or stops at a time; when the last has let go, another loop may begin."""
+        """Let one start or stop at a time; when the last has let go, another loop may begin."""
         assert self._changing is not None  # noqa: S101 - it is there as long as anybody holds them
         self._entering += 1
         try:
@@ -178,14 +178,14 @@ class TierSet:
                 raise outcome
 
     def _tell(self) -> None:
-        """Sees to it that the log of an idle cache is not behind for long."""
+        """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
         self.tell_what_went()
         self._counts.flush()
         self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
 
     @property
     def run_here(self) -> bool:
-        """Whether they run on this event loop; says so, once, where they do not."""
+        """True if they run on this event loop; logs a warning, once, if they do not."""
         if self._holders and self._home is asyncio.get_running_loop():
             return True
         if not self._warned:
@@ -221,7 +221,7 @@ class TierSet:
         before: int | None = None,
         wait: bool = False,
     ) -> list[asyncio.Future[bool]]:
-        """Has an answer written to the tiers that may have it.
+        """Queue a value to be written to the tiers that may have it.
 
         Args:
             key: whose answer.
@@ -286,7 +286,7 @@ class TierSet:
     # -- erasing ------------------------------------------------------------------------------------------------
 
     def begin_delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
-        """Has what the tiers have of one key removed.
+        """Queue the removal of a key from the tiers.
 
         Args:
             key: whose.
@@ -306,7 +306,7 @@ class TierSet:
     def erase(
         self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
     ) -> PendingErasure:
-        """Erases memory and the tiers.
+        """Erase memory, and begin to erase the tiers.
 
         Args:
             subject: whose entries; or
@@ -343,7 +343,7 @@ class TierSet:
             worker.begin(erasing)
 
     async def legal_hold(self, subject: str | None, tag: str | None, *, on: bool) -> list[str]:
-        """Begins or ends a legal hold on each tier that can hold; the names of the others.
+        """Begin or end a legal hold on each tier that can hold; return the names of the others.
 
         Raises:
             BackendError, Closed: a tier did not learn of it.
@@ -356,24 +356,24 @@ class TierSet:
     # -- what there is ------------------------------------------------------------------------------------------
 
     async def inventory(self) -> list[Holding]:
-        """What each tier holds, by data class; where one cannot say, or does not run, a holding without numbers."""
+        """Return what each tier holds, by data class; without numbers if a tier cannot say or does not run."""
         classes = () if self._policy is None else tuple(self._policy.classes)
         here = self._home is asyncio.get_running_loop()
         return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
 
     def purge_bounds_s(self) -> dict[str, float]:
-        """How long each tier may hold what has expired, seconds; one that says nothing is not there."""
+        """Return how long each tier may hold what has expired, seconds; one that states nothing is left out."""
         return {
             worker.name: worker.tier.purge_bound_s for worker in self.workers if worker.tier.purge_bound_s is not None
         }
 
     def tell_what_went(self) -> None:
-        """Counts, for the log, what the tiers have purged and evicted."""
+        """Count, for the log, what the tiers have purged and evicted."""
         for worker in self.workers:
             worker.tell_what_went()
 
     def statistics(self) -> tuple[TierUsage, ...]:
-        """A frozen snapshot for each tier."""
+        """Return a frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
 
 

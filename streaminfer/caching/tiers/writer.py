@@ -139,13 +139,13 @@ class TierWriter:
     # -- from any thread ----------------------------------------------------------------------------------------
 
     def register(self, erasing: PendingErasure) -> None:
-        """From here on nothing that it matches is used of what the tier answers."""
+        """Add a pending erasure: from here on the cache uses nothing of the tier that it matches."""
         with self._registering:
             again = [it for it in self.pending if it.is_untried(self.name) or not it.is_same_as(erasing)]
             self.pending = (*again, erasing)
 
     def replace(self, key: str | bytes, stored_ns: int) -> None:
-        """From here on nothing older is used of what the tier has for a key, until it has taken something newer."""
+        """Note a newer value of a key: the cache uses nothing older of the tier, until the tier has taken one."""
         self._replaced.pop(key, None)
         while len(self._replaced) >= MAX_REPLACED_KEYS:  # what is not known of each is held of all
             oldest = next(iter(self._replaced))
@@ -153,16 +153,16 @@ class TierWriter:
         self._replaced[key] = stored_ns
 
     def is_replaced(self, key: str | bytes, entry: Entry) -> bool:
-        """Whether a newer value of this key was put, which the tier does not have."""
+        """Return whether a newer value of this key was put, which the tier does not have."""
         return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
 
     def withdraw(self, erasing: PendingErasure) -> None:
-        """It is done."""
+        """Remove an erasure that the tier has carried out."""
         with self._registering:
             self.pending = tuple(it for it in self.pending if it is not erasing)
 
     def statistics(self) -> TierUsage:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         return TierUsage(
             name=self.name,
             hits=self.hits,
@@ -182,7 +182,7 @@ class TierWriter:
     # -- on the loop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the tier and begins with what is pending, also from before this process."""
+        """Start the tier, and begin with the pending erasures, also those from before this process."""
         for owed in self._counts.owed_by(self._place):
             erasing = PendingErasure(owed.subject, owed.tag, [self.name])
             if not any(it.is_same_as(erasing) for it in self.pending):
@@ -195,7 +195,7 @@ class TierWriter:
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
-        """Ends what waits and stops the tier.
+        """End what is queued and stop the tier.
 
         Args:
             drain: write it first; otherwise it is dropped. A tier that takes too long for one put gets no more.
@@ -223,12 +223,12 @@ class TierWriter:
 
     @property
     def runs(self) -> bool:
-        """Whether it takes anything: it was started, and its event loop still lives."""
+        """True if it takes writes: it was started, and its event loop still lives."""
         task = self._task
         return task is not None and not task.done() and not task.get_loop().is_closed()
 
     def begin(self, erasing: PendingErasure) -> None:
-        """An erasure is armed: it begins now, or when the tier starts."""
+        """Begin an armed erasure, now or when the tier starts."""
         if not self.runs:
             if erasing.is_untried(self.name):
                 self._failed(erasing, "the tier does not run; erased when it starts")
@@ -236,12 +236,12 @@ class TierWriter:
             self.wake()
 
     def wake(self) -> None:
-        """There is something to do."""
+        """Wake the task of the tier, because there is something to do."""
         if self._wake is not None:
             self._wake.set()
 
     def put(self, write: PendingWrite) -> None:
-        """Puts something into the queue, if there is room."""
+        """Queue a write, if there is room."""
         before = self._queue.pop(write.key, None)
         if before is not None:
             self._bytes -= before.size
@@ -257,13 +257,13 @@ class TierWriter:
         self.wake()
 
     def delete(self, key: str | bytes) -> asyncio.Future[bool]:
-        """Puts the deletion of a key into the queue; whether the tier made it."""
+        """Queue the deletion of a key; the future says whether the tier made it."""
         write = PendingWrite(key, None)
         self.put(write)
         return write.done
 
     async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
-        """What the tier holds, by data class; where it cannot say, or does not run, a holding without numbers.
+        """Return what the tier holds, by data class; a holding without numbers if it cannot say or does not run.
 
         Args:
             classes: names of data classes.
@@ -284,11 +284,11 @@ class TierWriter:
         ]
 
     def has_queued(self, key: str | bytes) -> bool:
-        """Whether something waits to be put under a key."""
+        """Return whether a write of a key is queued."""
         return key in self._queue
 
     def tell_what_went(self) -> None:
-        """Counts, for the log, what the tier purged and evicted since the last time."""
+        """Count, for the log, what the tier purged and evicted since the last time."""
         before, self._gone = self._gone, self._gone_by_itself()
         self._counts.count("purged", self.name, "", REASONS["expired"], self._gone[0] - before[0])
         self._counts.count("evicted", self.name, "", REASONS["evicted"], self._gone[1] - before[1])

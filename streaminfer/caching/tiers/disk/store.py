@@ -1,4 +1,4 @@
-"""What the thread of a `DiskTier` runs: entries in a SQLite file. Blocking; one thread at a time.
+"""Entries of a `DiskTier` in a SQLite file. Blocking; one thread at a time.
 
 SQLite in WAL mode is what survives a kill at any moment: a transaction is in the log whole, with checksums, or not at
 all. Opening reads the log, which is kept to a few megabytes, and one index, to count. Records have a checksum of their
@@ -88,7 +88,7 @@ class DiskStore:
         self._leftovers = True  # as far as is known
 
     def open(self) -> None:
-        """Opens the file or makes it. Raises ``OSError`` or ``sqlite3.Error``."""
+        """Open the file or make it. Raises ``OSError`` or ``sqlite3.Error``."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -105,7 +105,7 @@ class DiskStore:
             raise
 
     def close(self) -> None:
-        """Closes it; idempotent."""
+        """Close it; idempotent."""
         db, self._db = self._db, None
         lock, self._lock = self._lock, -1
         try:
@@ -120,22 +120,22 @@ class DiskStore:
         return self._guarded(None, self._get, self._records.name(b"k", key))
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry; whether that succeeded; failures are counted."""
+        """Store an entry; return whether that succeeded; count failures."""
         return self._guarded(False, self._put, key, entry)
 
     def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key; whether that succeeded; failures are counted."""
+        """Remove the entry of a key; return whether that succeeded; count failures."""
         return self._guarded(False, self._delete_one, self._records.name(b"k", key))
 
     def erase(self, kind: bytes, text: str) -> int:
-        """Removes up to `CHUNK` entries of a subject or with a tag. Raises on failure."""
+        """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
         where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
         erased = self._delete(where, self._records.name(kind, text))
         self._counters.erased += erased
         return erased
 
     def purge(self, now_ns: int | None) -> int:
-        """Removes up to `CHUNK` entries that had expired by then. Raises on failure."""
+        """Remove up to `CHUNK` entries that had expired by then; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
             "stored_ns > ?" + _FREE, now_ns + SKEW_NS
@@ -144,26 +144,26 @@ class DiskStore:
         return purged
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
-        """Begins or ends a hold on a subject or tag. Raises on failure."""
+        """Begin or end a hold on a subject or tag. Raises on failure."""
         change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
         with transaction(self._opened()) as db:
             db.execute(change, (self._records.name(kind, text),))
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
-        """What there is of each data class; the index has all of it. Raises on failure."""
+        """Return what there is of each data class; the index has all of it. Raises on failure."""
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
         rows = self._opened().execute(grouped)
         return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in any file of the folder that can be read with the keys that there are."""
+        """Yield every copy of a record in any file of the folder that can be read with the keys that there are."""
         files = sorted(path for path in self._folder.rglob("*") if path.is_file())
         for path, raw in read_raw(files, GLIMPSED):
             yield from self._records.copies(raw, path.name)
 
     def flush(self, *, erased: bool) -> None:
-        """Empties the log, and with it what was deleted, and overwrites what SQLite left of that in moved cells.
+        """Empty the log, and with it what was deleted, and overwrite what SQLite left of that in moved cells.
 
         Args:
             erased: what was deleted must go; else what has expired of it.
@@ -185,7 +185,7 @@ class DiskStore:
             self._count()
 
     def _has_leftovers(self, erased: bool) -> bool:
-        """Whether the file has copies of what was deleted that must not be there."""
+        """Return whether the file has copies of what was deleted that must not be there."""
         size = SEALED_HEAD
         held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
         self._leftovers = False
@@ -227,7 +227,7 @@ class DiskStore:
         self._count()
 
     def _rebuild(self) -> None:
-        """Begins anew, empty. Raises when another process has the file open."""
+        """Replace the file by an empty one. Raises if another process has it open."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -303,7 +303,7 @@ class DiskStore:
         return True
 
     def _make_room(self, pages: int) -> int:
-        """Deletes until so many pages are free: what has expired first, then what was stored first; how many."""
+        """Delete until so many pages are free: first what has expired, then what was stored first; return how many."""
         db = self._opened()
         deleted = 0
         while self._max_pages - self._used_pages() < pages:
@@ -330,7 +330,7 @@ class DiskStore:
         return deleted
 
     def _count(self, change: int | None = None) -> None:
-        """Adds to the number of entries, or counts them, which reads an index from end to end."""
+        """Add to the number of entries, or count them, which reads an index from end to end."""
         if change is None:
             self._counters.entries = self._opened().execute("SELECT count(*) FROM entries").fetchone()[0]
         else:
@@ -351,6 +351,6 @@ class DiskStore:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the file is damaged; a message about a damaged table has its name in it, which may be no text."""
+    """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

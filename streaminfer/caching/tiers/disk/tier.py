@@ -92,7 +92,7 @@ class DiskTier:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Opens the file or makes it, and begins to purge.
+        """Open the file or make it, and begin to purge.
 
         Raises:
             BackendError: the folder cannot be made or written, or the file must be begun anew while others use it.
@@ -109,7 +109,7 @@ class DiskTier:
         self._sweeper = asyncio.create_task(self._sweep(), name="streaminfer disk tier purge")
 
     async def stop(self) -> None:
-        """Ends what waits and closes the file; idempotent."""
+        """End what is queued and close the file; idempotent."""
         thread, self._thread = self._thread, None
         sweeper, self._sweeper = self._sweeper, None
         if sweeper is not None:
@@ -157,7 +157,7 @@ class DiskTier:
         return bool(await self._attempt(self._store.delete, key))
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag, from the file and its log.
+        """Remove all entries of a subject, or with a tag, from the file and its log.
 
         Returns:
             How many there were, expired ones that had not been purged included.
@@ -171,7 +171,7 @@ class DiskTier:
         return await self._in_chunks(True, self._store.erase, kind, text)
 
     async def purge(self, now_ns: int | None = None) -> int:
-        """Removes what had expired by an instant of the wall clock, ``None``: now.
+        """Remove what had expired by an instant of the wall clock, ``None``: now.
 
         Returns:
             How many.
@@ -183,7 +183,7 @@ class DiskTier:
         return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begins or ends a legal hold; it lies in the file, and binds every process that opens it.
+        """Begin or end a legal hold; it lies in the file, and binds every process that opens it.
 
         While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
 
@@ -196,7 +196,7 @@ class DiskTier:
         await self._run(self._store.hold, kind, text, on)
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What the file holds, by data class.
+        """Return what the file holds, by data class.
 
         Args:
             classes: names of data classes, for what the medium has only as keyed hashes; others are called ``"?"``.
@@ -208,7 +208,7 @@ class DiskTier:
         return await self._run(self._store.inventory, tuple(classes))
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in the bytes of all files of the folder: freed pages, logs and strange files too.
+        """Yield every copy of a record in the bytes of all files of the folder, freed pages and logs included.
 
         For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
 

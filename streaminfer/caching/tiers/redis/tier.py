@@ -128,7 +128,7 @@ class RedisTier:
         self._sealer: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
-        """Gets ready; the server is connected to at the first operation, and may come later.
+        """Get ready; the first operation connects to the server, which may come later.
 
         Raises:
             RuntimeError: it runs already.
@@ -143,7 +143,7 @@ class RedisTier:
             self.notices.start(self._connect(1))
 
     async def stop(self) -> None:
-        """Closes the connections; idempotent. Operations in flight end as misses."""
+        """Close the connections; idempotent. Operations in flight end as misses."""
         if self.notices is not None:
             await self.notices.stop()
         client, self._client = self._client, None
@@ -155,7 +155,7 @@ class RedisTier:
             await client.aclose()
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
 
         Raises:
             TypeError: the key is neither a string nor bytes.
@@ -169,7 +169,7 @@ class RedisTier:
         return entry
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry in place of any of that key.
+        """Store an entry in place of any of that key.
 
         Returns:
             Whether the server has it.
@@ -182,7 +182,7 @@ class RedisTier:
         return await self._attempt(self._put, name, entry, otherwise=False)
 
     async def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key.
+        """Remove the entry of a key.
 
         Returns:
             Whether the server has none now.
@@ -194,7 +194,7 @@ class RedisTier:
         return await self._attempt(self._delete, name, key, otherwise=False)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag; goes through all that the namespace holds.
+        """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.
 
         Returns:
             How many there were; what the server had removed as expired does not count.
@@ -216,7 +216,7 @@ class RedisTier:
         return total
 
     async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
-        """Removes nothing: the server removes what has expired by its own clock.
+        """Remove nothing: the server removes what has expired by its own clock.
 
         Args:
             now_ns: not used.
@@ -224,7 +224,7 @@ class RedisTier:
         return 0
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
+        """Return what the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
 
         Args:
             classes: names of data classes, for what the server has only as keyed hashes; others are called ``"?"``.
@@ -252,12 +252,12 @@ class RedisTier:
         return list(held.values())
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Calls ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        """Call ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
         if self.notices is not None:
             self.notices.hear(listener)
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in any key of the namespace, of whatever type, found by SCAN and not by index.
+        """Yield every copy of a record in any key of the namespace, of any type, found by SCAN and not by an index.
 
         For any thread, whether or not the tier runs; blocks, with a connection of its own.
 
@@ -276,7 +276,7 @@ class RedisTier:
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
 
     def statistics(self) -> TierStatistics:
-        """A frozen snapshot; how much the server holds is for the server to say."""
+        """Return a frozen snapshot; how much the server holds is for the server to say."""
         return self._counters.snapshot()
 
     async def __aenter__(self) -> Self:
@@ -287,7 +287,7 @@ class RedisTier:
         await self.stop()
 
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
-        """The keys of all entries that are there all the while, about so many at once."""
+        """Yield the keys of all entries that are there all the while, about so many at once."""
         pattern = literally(self._prefix + b"e") + b"*"
         cursor = -1
         while cursor:
@@ -351,7 +351,7 @@ class RedisTier:
         return True
 
     async def _announce(self, notice: Notice) -> None:
-        """After the deletion: who hears of it finds nothing here any more."""
+        """Publish a notice; after the deletion, so that its receivers find nothing here."""
         if self.notices is not None:
             await self._client.publish(self.notices.channel, await self.notices.record(notice))
 
