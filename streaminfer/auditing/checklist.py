@@ -9,9 +9,10 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import Audit
-from streaminfer.compliance.html_report import html_table, text_table, write_page
+from streaminfer.compliance.html_report import text_table, write_page
 
 __all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
 
@@ -77,7 +78,7 @@ class PrivacyChecklist:
         return write_page("Privacy checklist", f"<h1>Privacy checklist</h1>{self._repr_html_()}", path)
 
     def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows(), _mark)
+        return html_table(self._rows(), head=_HEAD, mark=_mark)
 
     def __str__(self) -> str:
         return text_table(_HEAD, self._rows())

@@ -5,13 +5,14 @@ in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. 
 times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
-from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
@@ -178,7 +179,7 @@ class DecisionLog:
         if end_ns < 0:
             outcome = "still running"
         else:
-            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {(end_ns - start_ns) / 1e6:.1f} ms"
+            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {format_duration((end_ns - start_ns) / 1e9)}"
         return (
             f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
             f"{self.batch_waiting[at]} left waiting, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
@@ -214,12 +215,8 @@ class DecisionLog:
             ("drops", reason, count, "", DROP_REASONS.get(reason, _NO_WORDS))
             for reason, count in _most_first(self.dropped)
         ]
-        head = "".join(f"<th>{cell}</th>" for cell in ("", "reason", "since the start", "recent mean size", "because"))
-        body = "".join(
-            "<tr>" + "".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in row) + "</tr>"
-            for row in rows
-        )
-        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = ("", "reason", "since the start", "recent mean size", "because")
+        return html_table(rows, head=head, caption=repr(self))
 
 
 def _requests(count: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert
@@ -62,8 +63,6 @@ class SloStatistics(Snapshot):
         )
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         rows = [
             ("objective", f"{self.objective:.6g} within {self.threshold_s:g} s"),
             ("good", f"{self.good:,}"),
@@ -73,8 +72,7 @@ class SloStatistics(Snapshot):
             *((f"burn rate, {seconds:g} s", f"{rate:.3g}") for seconds, rate in self.burn_rates.items()),
             *((f"since {alert.since_ns} ns", str(alert)) for alert in self.alerts),
         ]
-        cells = "".join(f"<tr><th>{head}</th><td>{html.escape(text)}</td></tr>" for head, text in rows)
-        return f"<table><caption>{html.escape(self.name)}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name)
 
 
 @attrs.frozen(kw_only=True)
@@ -156,21 +154,17 @@ class TelemetryStatistics(Snapshot):
         return f"<TelemetryStatistics {self.name!r}: {ended}; latency {self.latency!r}>"
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        quantiles = (0.5, 0.99, 0.999, 1.0)
-        rows = []
-        for name, histogram in {"latency": self.latency, **self.parts()}.items():
-            cells = "".join(f"<td>{histogram.quantile(q) * 1e3:.3f}</td>" for q in quantiles)
-            rows.append(f"<tr><th>{name}</th><td>{histogram.count}</td>{cells}</tr>")
-        for name, mean_s in self.server_parts.items():
-            cells = f'<td colspan="4">mean {mean_s * 1e3:.3f}, of all its clients</td>'
-            rows.append(f"<tr><th>{html.escape(name)}</th><td></td>{cells}</tr>")
-        ended = html.escape(", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()))
-        return (
-            f"<table><caption>{html.escape(self.name)} — {ended}; mean batch {self.mean_batch_size:.1f}</caption>"
-            "<tr><th>ms</th><th>count</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th></tr>"
-            + "".join(rows)
-            + "</table>"
-            + (self.slo._repr_html_() if self.slo is not None else "")
+        rows: list[tuple[str, ...]] = [
+            (name, f"{histogram.count:,}", *(f"{histogram.quantile(q) * 1e3:.3f}" for q in (0.5, 0.99, 0.999, 1.0)))
+            for name, histogram in {"latency": self.latency, **self.parts()}.items()
+        ]
+        rows += [
+            (name, "", f"mean {mean_s * 1e3:.3f}, of all its clients") for name, mean_s in self.server_parts.items()
+        ]
+        ended = ", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items())
+        table = html_table(
+            rows,
+            head=("ms", "count", "p50", "p99", "p99.9", "max"),
+            caption=f"{self.name}: {ended}; mean batch {self.mean_batch_size:.1f}",
         )
+        return table if self.slo is None else table + self.slo._repr_html_()

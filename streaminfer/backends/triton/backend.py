@@ -16,9 +16,9 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
-from html import escape
 from typing import Any
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
@@ -440,17 +440,13 @@ class TritonBackend:
         return f"TritonBackend({self.model} {version}on {self.address}{read})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td>"
-            f"<td>{escape(describe_shape(spec.dtype, spec.row_shape))}</td></tr>"
+        rows = [
+            (kind, spec.name, describe_shape(spec.dtype, spec.row_shape))
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
-        )
-        caption = escape(f"{self.model} {self._answering} on {self.address}, {self._protocol}")
-        return (
-            f"<table><caption>TritonBackend: {caption}</caption>"
-            f"<thead><tr><th></th><th>name</th><th>type of one request</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        ]
+        caption = f"TritonBackend: {self.model} {self._answering} on {self.address}, {self._protocol}"
+        return html_table(rows, head=("", "name", "type of one request"), caption=caption)
 
 
 def _optional(name: str, value: float | None) -> float | None:
