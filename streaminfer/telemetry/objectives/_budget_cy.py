@@ -21,7 +21,8 @@ The decision ``burning`` reads two windows. It starts when both burn at ``burn_s
 matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
 long window has passed. So it starts at most once in each window, however the load reacts to it. It reads *admitted*
 events only: refusals are bad events like others for the budget, but a signal that made somebody refuse would otherwise
-be kept alight by these refusals.
+be kept alight by these refusals. Nor does it read the events of the grace time, the first ``burn_grace_ns`` after the
+first event: totals only grow, so the totals at the end of the grace time replace smaller ones as a window's beginning.
 
 Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
 noted; elapsed time, and so every total at a later boundary, only grows.
@@ -70,6 +71,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         burn_starts_at: burn rate of both windows at which it starts.
         burn_ends_at: burn rate of the long window below which it ends.
         burn_minimum: fewer admitted events in the long window do not start it.
+        burn_grace_ns: ``burning`` does not count events so soon after the first one.
         check_every_ns: how often ``_check`` is called at most, from records.
 
     Attributes:
@@ -88,12 +90,16 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         "_burning_since_ns",
         "_check_every_ns",
         "_current",
+        "_grace_bad",
+        "_grace_ends_ns",
+        "_grace_seen",
         "_next_check_ns",
         "_next_ns",
         "_refused",
         "allowed",
         "bad",
         "burn_ends_at",
+        "burn_grace_ns",
         "burn_minimum",
         "burn_short_ns",
         "burn_starts_at",
@@ -130,6 +136,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         burn_starts_at: float,
         burn_ends_at: float,
         burn_minimum: int,
+        burn_grace_ns: int,
         check_every_ns: int,
     ) -> None:
         _monotonic_cy.MonotonicClock.__init__(self, clock)
@@ -145,6 +152,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.burn_starts_at = burn_starts_at
         self.burn_ends_at = burn_ends_at
         self.burn_minimum = burn_minimum
+        self.burn_grace_ns = burn_grace_ns
         self.total = 0
         self.bad = 0
         self.late = 0
@@ -153,6 +161,9 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.ignored = 0
         self._burning = False
         self._burning_since_ns = 0
+        self._grace_ends_ns = _FAR_NS if burn_grace_ns > 0 else 0
+        self._grace_seen = 0
+        self._grace_bad = 0
         self._check_every_ns = check_every_ns
         self._next_check_ns = _FAR_NS
         self._current = 0
@@ -285,6 +296,11 @@ def _count(state: BudgetState, kind: int) -> int:
             state.failed += 1
         else:
             state.refused += 1
+    if elapsed_ns < state._grace_ends_ns:
+        if state._grace_ends_ns == _FAR_NS:
+            state._grace_ends_ns = elapsed_ns + state.burn_grace_ns
+        state._grace_seen = state.total - state.refused
+        state._grace_bad = state.bad - state.refused
     if elapsed_ns >= state._next_check_ns:
         state._next_check_ns = elapsed_ns + state._check_every_ns
         state._check()
@@ -329,13 +345,15 @@ def _slot_before(state: BudgetState, window_ns: int) -> int:
 
 
 def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
-    """The burn rate among events that were not refused; 0.0 where there are fewer than ``minimum``, which is ≥ 1."""
+    """The burn rate among admitted events after the grace time; 0.0 where there are fewer than ``minimum`` (≥ 1)."""
     slot = _slot_before(state, window_ns)
-    seen = state.total - state.refused
-    bad = state.bad - state.refused
-    if slot >= 0:
-        seen -= state._all[slot] - state._refused[slot]
-        bad -= state._bad[slot] - state._refused[slot]
+    seen_before = state._grace_seen
+    bad_before = state._grace_bad
+    if slot >= 0 and state._all[slot] - state._refused[slot] > seen_before:
+        seen_before = state._all[slot] - state._refused[slot]
+        bad_before = state._bad[slot] - state._refused[slot]
+    seen = state.total - state.refused - seen_before
+    bad = state.bad - state.refused - bad_before
     if seen < minimum:
         return 0.0
     return bad / seen / state.allowed

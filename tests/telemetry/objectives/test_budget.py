@@ -196,7 +196,21 @@ def twins(plain, monkeypatch):
 def budget_story(state_class, clock):
     rng = random.Random(5)
     state = state_class(
-        clock, 10**8, 0.1, 10**12, 10**9 // 32, 9, (Overloaded,), (InvalidInput,), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+        clock,
+        10**8,
+        0.1,
+        10**12,
+        10**9 // 32,
+        9,
+        (Overloaded,),
+        (InvalidInput,),
+        24 * 10**9,
+        2 * 10**9,
+        2.0,
+        1.0,
+        3,
+        60 * 10**9,
+        1,
     )
     told = []
     for _ in range(3000):
@@ -232,7 +246,7 @@ def test_compiled_and_plain_rolling_states_agree(twins):
 def test_the_plain_recorder_feeds_the_plain_budget(twins):
     clock = FakeClock()
     budget = twins["_budget_cy"].BudgetState(
-        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 0, 1
     )
     histograms = [twins["_histogram_cy"].HistogramState(1, 1000, 1) for _ in range(5)]
     recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, *histograms)
