@@ -1,6 +1,7 @@
 """Which route a request goes to, and until when: what a `FallbackRouter` decides, apart from how it ends."""
 
 import asyncio
+import functools
 from asyncio import get_running_loop
 from typing import Any
 
@@ -141,7 +142,12 @@ class Chooser:
         lane.probes += 1
         shadow = get_running_loop().create_task(self._shadow(lane, patient, _PATIENCE * left_ns / 1e9))
         self._shadows.add(shadow)
-        shadow.add_done_callback(self._shadows.discard)
+        shadow.add_done_callback(functools.partial(self._probed, lane))
+
+    def _probed(self, lane: RouteState, shadow: "asyncio.Task[Any]") -> None:
+        # not in the task: one that is cancelled before its first step runs none of its code
+        self._shadows.discard(shadow)
+        lane.rung.settle(NEUTRAL, 0, 0, self.clock())
 
     async def _shadow(self, lane: RouteState, request: Request, timeout_s: float) -> None:
         try:
@@ -149,5 +155,3 @@ class Chooser:
                 await lane.call(request)
         except Exception:  # noqa: BLE001 - a probe that fails has told the route's own primitives all there is to tell
             lane.skipped["probe_failed"] += 1
-        finally:
-            lane.rung.settle(NEUTRAL, 0, 0, self.clock())
