@@ -34,9 +34,9 @@ class ServerStatistics(Snapshot):
         rows: in the completed requests, those of responses from the server's cache left out.
         executions: runs of the model; fewer than requests where the server puts some together.
         queue_s: mean seconds that a request waited in the server.
-        input_s: mean seconds until its inputs were where the model reads.
-        infer_s: mean seconds in the model.
-        output_s: mean seconds until its outputs were where they are sent from.
+        compute_input_s: mean seconds until its inputs were where the model reads.
+        compute_infer_s: mean seconds in the model.
+        compute_output_s: mean seconds until its outputs were where they are sent from.
     """
 
     requests: int
@@ -44,26 +44,26 @@ class ServerStatistics(Snapshot):
     rows: int
     executions: int
     queue_s: float
-    input_s: float
-    infer_s: float
-    output_s: float
+    compute_input_s: float
+    compute_infer_s: float
+    compute_output_s: float
 
     @property
     def compute_s(self) -> float:
         """Mean seconds of work on a request: input, model and output."""
-        return self.input_s + self.infer_s + self.output_s
+        return self.compute_input_s + self.compute_infer_s + self.compute_output_s
 
 
 @attrs.frozen(kw_only=True)
 class TritonStatistics(BackendStatistics):
-    """What a backend did since it was made, and what its server says about itself.
+    """Counters of a backend, and those of its server.
 
     Attributes:
         round_trip_s: mean seconds of this backend's calls that completed, from the request to its response.
-        server: since the backend first read it; ``None``: the server keeps no such statistics, or has not been read.
+        server: since the backend first read it; ``None``: the server has no statistics, or has not been read.
         recent: the same between the last two readings; ``None`` before the second.
-        server_error: why the last reading failed; empty where it did not.
-        split_batches: batches that were refused as a whole and asked again in halves.
+        server_error: why the last reading failed; empty if it did not.
+        split_batches: batches that were rejected as a whole and sent again in halves.
     """
 
     round_trip_s: float
@@ -73,9 +73,9 @@ class TritonStatistics(BackendStatistics):
     split_batches: int
 
     def parts(self) -> Mapping[str, float]:
-        """Mean seconds of a call by where they went: the server's queue, its work, and the way there and back.
+        """Return the mean seconds of a call by part: the server's queue, its computation, and the transport.
 
-        True as far as this backend is the model's only client, since the server's means are those of all; and the
+        Exact only if this backend is the model's only client, because the server's means are those of all; and the
         server counts until a little after the response was sent. Empty before the first reading.
         """
         if self.server is None or not self.server.requests:
@@ -106,16 +106,12 @@ class _Reading:
 
     def times(self) -> ServerStatistics:
         requests = self.values["success"]
-        queue, given, infer, taken = (self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS)
         return ServerStatistics(
             requests=requests,
             failures=self.values["fail"],
             rows=self.values["rows"],
             executions=self.values["executions"],
-            queue_s=queue,
-            input_s=given,
-            infer_s=infer,
-            output_s=taken,
+            **{f"{part}_s": self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS},
         )
 
 

@@ -280,7 +280,7 @@ class SLO(_State):
 
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
-        seen, bad, refused = self.window(self.period_ns)
+        seen, bad, rejected = self.window(self.period_ns)
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
@@ -288,7 +288,7 @@ class SLO(_State):
             period_s=self.period_s,
             good=seen - bad,
             bad=bad,
-            refused=refused,
+            rejected=rejected,
             ignored=self.ignored,
             budget_remaining=1.0 - bad / seen / self.allowed if seen else 1.0,
             burn_rates={seconds: self.burn_rate(seconds) for seconds in windows_s},
