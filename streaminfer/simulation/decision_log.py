@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.html_table import html_table
-from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
@@ -179,7 +178,7 @@ class DecisionLog:
         if end_ns < 0:
             outcome = "still running"
         else:
-            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {format_duration((end_ns - start_ns) / 1e9)}"
+            outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {(end_ns - start_ns) / 1e6:.1f} ms"
         return (
             f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
             f"{self.batch_waiting[at]} left waiting, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"

@@ -20,8 +20,8 @@ that a ring can still be asked for, at most 256 a level.
 The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
 matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
 long window has passed. So it starts at most once in each window, however the load reacts to it. It reads *admitted*
-events only: rejections are bad events like others for the budget, but a signal that makes a guard reject would
-keep itself alight by these rejections. Nor does it read the events of the grace time, the first ``burn_grace_ns`` after the
+events only: rejections are bad events like others for the budget, but a signal that makes a guard reject would keep
+itself alight by these rejections. Nor does it read the events of the grace time, the first ``burn_grace_ns`` after the
 first event: totals only grow, so the totals at the end of the grace time replace smaller ones as a window's beginning.
 
 Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
