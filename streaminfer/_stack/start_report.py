@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
@@ -63,16 +64,9 @@ class StartReport(Snapshot):
         return f"ready after {self.seconds:.3f} s{parts}"
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        rows = "".join(
-            f"<tr><td>{html.escape(part.name)}</td><td>{part.seconds:.3f} s</td></tr>" for part in self.parts
-        )
-        calibration = self.calibration
-        return (
-            f"<table><caption>start: {self.seconds:.3f} s</caption><thead><tr><th>layer</th><th>time</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>{'' if calibration is None else calibration._repr_html_()}"
-        )
+        rows = [(part.name, f"{part.seconds:.3f} s") for part in self.parts]
+        table = html_table(rows, head=("layer", "time"), caption=f"start: {self.seconds:.3f} s")
+        return table if self.calibration is None else table + self.calibration._repr_html_()
 
 
 class StartTimer:

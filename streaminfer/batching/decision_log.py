@@ -5,13 +5,13 @@ in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. 
 times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
-from html import escape
 from typing import Any, Self
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.batching.timeline_plot import draw_timeline
@@ -205,12 +205,8 @@ class DecisionLog:
             ("drops", reason, count, "", DROP_REASONS.get(reason, _NO_WORDS))
             for reason, count in _most_first(self.dropped)
         ]
-        head = "".join(f"<th>{cell}</th>" for cell in ("", "reason", "since the start", "recent mean size", "because"))
-        body = "".join(
-            "<tr>" + "".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in row) + "</tr>"
-            for row in rows
-        )
-        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = ("", "reason", "since the start", "recent mean size", "because")
+        return html_table(rows, head=head, caption=repr(self))
 
 
 def _requests(count: Any) -> str:

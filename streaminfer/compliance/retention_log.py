@@ -238,7 +238,7 @@ class RetentionLog:
         return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
 
     def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
-        """Return the legal holds that an erasure may touch: entries of a subject may be of any class, and vice versa."""
+        """Return the legal holds that an erasure may touch: a subject's entries may be of any class, and vice versa."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)

@@ -89,7 +89,7 @@ class Telemetry:
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
         degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
-        latency, queued, assembled, inferred, handed_back = (histogram.copy() for histogram in self._histograms)
+        latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
         outcomes = {outcome: count for outcome, count in outcomes.items() if count}
@@ -98,10 +98,10 @@ class Telemetry:
             in_flight=recorder.started - sum(outcomes.values()),
             outcomes=outcomes,
             latency=latency,
-            queued=queued,
-            assembled=assembled,
-            inferred=inferred,
-            handed_back=handed_back,
+            queue=queue,
+            assembly=assembly,
+            inference=inference,
+            delivery=delivery,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),

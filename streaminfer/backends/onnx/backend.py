@@ -19,7 +19,6 @@ two nodes of the graph.
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy.typing as npt
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends.onnx.binding import (
@@ -384,16 +384,17 @@ class OnnxBackend(Node):
 
     def _repr_html_(self) -> str:
         rows = [
-            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td><td>{escape(describe_shape(spec.dtype, spec.shape))}</td>"
-            f"<td>{'shared' if spec.batch_axis is None else spec.batch_axis}</td></tr>"
+            (
+                kind,
+                spec.name,
+                describe_shape(spec.dtype, spec.shape),
+                "shared" if spec.batch_axis is None else spec.batch_axis,
+            )
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         ]
-        return (
-            f"<table><caption>OnnxBackend({escape(self._serving.model.name)}): {escape(self._manner())}</caption>"
-            "<thead><tr><th></th><th>name</th><th>type</th><th>batch axis</th></tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table>"
-        )
+        caption = f"OnnxBackend({self._serving.model.name}): {self._manner()}"
+        return html_table(rows, head=("", "name", "type", "batch axis"), caption=caption)
 
     def _manner(self) -> str:
         sessions, model = self._sessions, self._serving.model

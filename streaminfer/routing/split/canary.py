@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance, check_number
 from streaminfer._runtime.lifecycle import start_all
@@ -56,13 +56,11 @@ class CanaryStatistics(Snapshot):
 
     def _repr_html_(self) -> str:
         names = ("requests", "answered", "failed", "cancelled")
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = "".join(
-            f"<tr><th>{side}</th>" + "".join(f"<td>{getattr(counts, name):,}</td>" for name in names) + "</tr>"
+        rows = [
+            (side, *(f"{getattr(counts, name):,}" for name in names))
             for side, counts in (("stable", self.stable), ("canary", self.canary))
-        )
-        caption = html.escape(f"{self.share:.1%} of the requests to the canary")
-        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+        ]
+        return html_table(rows, head=("", *names), caption=f"{self.share:.1%} of the requests to the canary")
 
 
 class Canary(Node):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import html
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
@@ -60,10 +60,9 @@ class ShadowStatistics(Snapshot):
     skipped: Mapping[str, int]
 
     def _repr_html_(self) -> str:
-        rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "answered", "failed", "cancelled")]
-        rows += [(f"skipped: {reason}", count) for reason, count in self.skipped.items()]
-        cells = "".join(f"<tr><th>{name.replace('_', ' ')}</th><td>{count:,}</td></tr>" for name, count in rows)
-        return f"<table><caption>{html.escape(self.name or 'shadow')}</caption>{cells}</table>"
+        rows = counter_rows(self, ("sent", "in_flight", "answered", "failed", "cancelled"))
+        rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in self.skipped.items()]
+        return html_table(rows, caption=self.name or "shadow")
 
 
 class Shadow:
