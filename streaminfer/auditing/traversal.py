@@ -119,8 +119,8 @@ def _services_of(thing: Any) -> list[tuple[str, Any]]:
     if is_a(thing, FallbackRouter):
         return [(f"route {route.name!r}", route.service) for route in thing.routes]
     if is_a(thing, Replicas):
-        places = (*thing._places.values(), *thing._leaving)
-        return [(f"replica {place.replica.name!r}", place.replica.service) for place in places]
+        handles = (*thing._handles.values(), *thing._leaving)
+        return [(f"replica {handle.replica.name!r}", handle.replica.service) for handle in handles]
     if is_a(thing, Canary):
         return list(zip(("stable", "canary"), thing.services, strict=True))
     return [("shadow", thing.copy)] if is_a(thing, Shadow) else []

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import Admission, Clock, find_inward
 from streaminfer.request import Request, Response
 from streaminfer.resilience._targets import kind_of, name_of
 
-if TYPE_CHECKING:
-    from streaminfer.resilience.rate.rate_limit import RateLimit
-
-__all__ = ["RateLimitedService", "wrap_with_rate"]
+__all__ = ["RateLimitedService", "TenantLimit", "wrap_with_rate"]
 
 
-def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
+class TenantLimit(Protocol):
+    """The part of a `RateLimit` that a wrapper uses."""
+
+    _clock: Clock
+
+    def acquire(self, tenant: Hashable) -> None:
+        """Admit one request of a tenant, or raise `Overloaded`."""
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds until the next request of a tenant is admitted; changes nothing."""
+
+
+def wrap_with_rate(limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
     """Return a limited object of the same kind; see ``RateLimit.wrap``.
 
     Raises:
@@ -41,7 +50,7 @@ class RateLimitedService:
         name: of the limited service.
     """
 
-    def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
+    def __init__(self, limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
         self.inner = inner
         self.limit = limit
         self.name = name_of(inner)
@@ -61,7 +70,7 @@ class RateLimitedService:
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
-        wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
+        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
             return Admission(False, "overloaded", wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
@@ -78,7 +87,7 @@ def _no_tenant(*_: Any, **__: Any) -> None:
     """Return the tenant of all calls of a function that names none."""
 
 
-def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_async(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)
@@ -89,7 +98,7 @@ def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..
     return limited
 
 
-def _limit_sync(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_sync(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)

@@ -178,7 +178,12 @@ class RateLimit:
 
     def retry_after_s(self, tenant: Hashable = None) -> float:
         """Return the seconds after which the next request of a tenant is admitted; 0.0: now. Takes nothing."""
-        return self._buckets.wait_ns(tenant, self._clock()) / 1e9
+        return self.wait_ns(tenant, self._clock()) / 1e9
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
+        wait_ns: int = self._buckets.wait_ns(tenant, now_ns)
+        return wait_ns
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant a rate of its own from now on; ``None``: no limit. What it has drawn remains drawn.

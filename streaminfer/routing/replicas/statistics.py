@@ -1,16 +1,13 @@
 """What `Replicas` saw of each replica, as a frozen snapshot."""
 
 import math
-from typing import TYPE_CHECKING
 
 import attrs
 
 from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, TRIAL, P2CBalancer
-
-if TYPE_CHECKING:
-    from streaminfer.routing.replicas.replica import ReplicaHandle
+from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
@@ -70,8 +67,8 @@ class ReplicasStatistics(Snapshot):
         panics: attempts at an ejected replica because there was no other.
         probes: probes of the health check that were sent.
         failed_probes: how many of them failed.
-        looks: how often the discovery resolved its name.
-        failed_looks: how often it found nothing.
+        lookups: how often the discovery resolved its name.
+        failed_lookups: how often it found nothing.
     """
 
     replicas: tuple[ReplicaStatistics, ...]
@@ -80,8 +77,8 @@ class ReplicasStatistics(Snapshot):
     panics: int
     probes: int = 0
     failed_probes: int = 0
-    looks: int = 0
-    failed_looks: int = 0
+    lookups: int = 0
+    failed_lookups: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
         for replica in self.replicas:
@@ -107,22 +104,22 @@ class ReplicasStatistics(Snapshot):
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
 
 
-def replica_statistics(place: "ReplicaHandle", balance: P2CBalancer, now_ns: int) -> ReplicaStatistics:
+def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int) -> ReplicaStatistics:
     """Return the snapshot of one replica."""
-    slot = balance.slot(place.slot)
-    expected_ns = balance.expected_ns(place.slot, now_ns)
+    slot = balancer.slot(handle.slot)
+    expected_ns = balancer.expected_ns(handle.slot, now_ns)
     state = _STATES[slot.state]
     returns_in_s = 0.0
-    if state == "active" and balance.ramp(place.slot, now_ns) < 1.0:
+    if state == "active" and balancer.ramp(handle.slot, now_ns) < 1.0:
         state = "slow_start"
     elif state == "ejected" and slot.until_ns == NEVER_NS:
         state, returns_in_s = "unhealthy", math.inf
     elif state == "ejected":
         returns_in_s = (slot.until_ns - now_ns) / 1e9
     return ReplicaStatistics(
-        name=place.replica.name,
-        zone=place.replica.zone,
-        weight=place.replica.weight,
+        name=handle.replica.name,
+        zone=handle.replica.zone,
+        weight=handle.replica.weight,
         state=state,
         in_flight=slot.in_flight,
         asked=slot.chosen,

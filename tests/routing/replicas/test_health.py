@@ -77,7 +77,7 @@ def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
             assert seen.probes == len(fleet.probes)
 
     run(main)
-    assert [record.message.split(":")[0] for record in caplog.records] == ["replica 'a' is unhealthy and left out"]
+    assert [record.message.split(":")[0] for record in caplog.records] == ["replica 'a' is unhealthy and ejected"]
 
 
 def test_requests_go_on_where_all_are_unhealthy():

@@ -282,7 +282,7 @@ def test_streams_stick_and_move_when_their_replica_is_out():
 def test_a_stream_has_the_same_place_in_every_process():
     replicas = Replicas(*(Replica(f"r{n}", Echo()) for n in range(5)))
     ids = ["camera 1", b"\x00\xff", 7, 2**70]
-    assert [replicas._balance.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
+    assert [replicas._balancer.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
 
 
 def stream_key(stream_id):
