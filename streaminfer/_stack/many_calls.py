@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
+_FULL = frozenset({"queue_full", "limit"})  # reasons that pass
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
 
@@ -66,7 +67,7 @@ class PlaceQueue:
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue tells nobody of a free place: it is asked again when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":
+            while (place := self._stack.admission(request, self._stack.clock())).reason in _FULL:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
 
     async def _pause(self, seconds: float) -> None:

@@ -177,18 +177,18 @@ class BatchedService(Dispatcher):
         if self._stopping:
             return Admission(False, "closed")
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, "infeasible")
         if self._queue.full and not self._free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+                return Admission(False, "queue_full", self._retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
         finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, "infeasible", self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:

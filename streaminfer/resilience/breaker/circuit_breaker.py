@@ -245,7 +245,7 @@ class CircuitBreaker(BreakerCore):
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
         ramp = self._ramp
         state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
-        permitted, refused, succeeded, failed, slow_calls, released, stale, trips, in_a_row, lost = counters
+        permitted, rejected, succeeded, failed, slow_calls, ignored, stale_permits, trips, in_a_row, lost = counters
         return BreakerStatistics(
             name=self.name,
             state=STATES[state],
@@ -257,12 +257,12 @@ class CircuitBreaker(BreakerCore):
             retry_after_s=retry_after_s,
             permitted=permitted,
             share=1.0 if ramp is None else ramp.share(now_ns),
-            refused=refused if ramp is None else refused + ramp.refused,
+            rejected=rejected if ramp is None else rejected + ramp.rejected,
             succeeded=succeeded,
             failed=failed,
             slow_calls=slow_calls,
-            released=released,
-            stale=stale,
+            ignored=ignored,
+            stale_permits=stale_permits,
             trips=trips,
             consecutive_trips=in_a_row,
             events_lost=lost,

@@ -11,7 +11,8 @@ from typing import Any
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import Admission, find_inward, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.breaker._guard_cy import BreakerCore, GuardedFunction
+from streaminfer.resilience.breaker._guard_cy import BreakerCore
+from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 
 __all__ = ["GuardedBackend", "GuardedService", "put_in_front"]
 

@@ -11,7 +11,7 @@ from streaminfer.protocols import Admission, find_inward
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._targets import kind_of, name_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
-from streaminfer.resilience.limit._state_machine_cy import FULL, LATE
+from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 
 __all__ = ["LimitedBackend", "LimitedService", "put_in_front"]
 
@@ -54,12 +54,12 @@ class _Limited:
         """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
         machine = self.limit._machine
         deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
-        verdict = machine.look(request.priority, deadline_ns, now_ns)
+        verdict = machine.check(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
-        if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
-            return Admission(False, "overloaded", machine.drain_ns(now_ns) / 1e9)
-        if verdict == LATE:
-            return Admission(False, "late", machine.drain_ns(now_ns) / 1e9)
+        if verdict == FULL and (queue is None or not queue.accepts(deadline_ns, now_ns)):
+            return Admission(False, "limit", machine.drain_ns(now_ns) / 1e9)
+        if verdict == INFEASIBLE:
+            return Admission(False, "infeasible", machine.drain_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

@@ -21,8 +21,8 @@ from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response, timeout_ns
 from streaminfer.routing.replicas._p2c_cy import (
     FAILURE,
-    NEUTRAL,
-    REFUSED,
+    IGNORED,
+    REJECTED,
     SUCCESS,
     P2CBalancer,
 )
@@ -183,7 +183,7 @@ class Replicas:
                 balancer.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
                 if handle.is_draining:
                     handle.check_drained()
-                may_retry = may_retry and handle.is_idempotent and outcome != NEUTRAL
+                may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
                 if not may_retry or (deadline_ns is not None and now_ns >= deadline_ns):
                     raise
                 token = self._second(token & _SLOT, now_ns)
@@ -220,7 +220,7 @@ class Replicas:
             else:
                 refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
             asked |= 1 << slot
-        return refused or Admission(False, "no replica")
+        return refused or Admission(False, "no_replica")
 
     def validate(self, request: Request) -> None:
         """As the first replica does, since all serve the same model."""
@@ -432,9 +432,9 @@ def _raise_first(outcomes: Iterable[object]) -> None:
 
 def _outcome_of(error: BaseException) -> int:
     if isinstance(error, Overloaded):
-        return REFUSED
+        return REJECTED
     if isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception):
-        return NEUTRAL
+        return IGNORED
     return FAILURE
 
 

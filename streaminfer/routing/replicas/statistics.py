@@ -1,4 +1,4 @@
-"""What `Replicas` saw of each replica, as a frozen snapshot."""
+"""Frozen snapshots of `Replicas` and of each replica."""
 
 import math
 
@@ -6,38 +6,38 @@ import attrs
 
 from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, TRIAL, P2CBalancer
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, PROBING, P2CBalancer
 from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
-_STATES = {ACTIVE: "active", TRIAL: "trial", EJECTED: "ejected", DRAINING: "draining"}
+_STATES = {ACTIVE: "active", PROBING: "probing", EJECTED: "ejected", DRAINING: "draining"}
 
 
 @attrs.frozen(kw_only=True)
 class ReplicaStatistics(Snapshot):
     """One replica at one moment.
 
-    Counting rule: every attempt counts in ``asked``, and when it ends in one of ``answered``, ``failed``, ``refused``,
-    or, when it was cut off or the request was at fault, in none. A request that is asked twice counts at both replicas.
+    Counting rule: every attempt counts in ``attempts``, and when it ends in one of ``succeeded``, ``failed`` and
+    ``rejected``, or in none if it was interrupted or its inputs were invalid. A retried request counts at both.
 
     Attributes:
         name: the replica.
         zone: where it is.
         weight: its share among equally fast ones.
-        state: ``"active"``, ``"slow_start"``, ``"trial"`` (back from ejection, no success yet), ``"ejected"``,
-            ``"unhealthy"`` (left out by the health check) or ``"draining"``.
+        state: ``"active"``, ``"slow_start"``, ``"probing"`` (back from ejection, no success yet), ``"ejected"``,
+            ``"unhealthy"`` (ejected by the health check) or ``"draining"``.
         in_flight: attempts that have not ended.
-        asked: attempts since it was added.
-        answered: how many of them were answered.
-        failed: how many failed, those that were cut off after an unusual time included.
-        refused: how many it had no place for.
-        ejections: how often it was left out.
+        attempts: attempts since it was added.
+        succeeded: how many of them it served.
+        failed: how many failed, those that were interrupted after an unusual time included.
+        rejected: how many it rejected.
+        ejections: how often it was ejected.
         returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected, infinity where it is
             unhealthy.
-        latency_s: decaying mean of the latency of its answers; NaN: not known.
+        latency_s: decaying mean of the latency of its responses; NaN: not known.
         expected_s: what the next request would take; NaN: not known.
-        success: decaying share of attempts that were answered.
+        success: decaying share of attempts that succeeded.
     """
 
     name: str
@@ -45,10 +45,10 @@ class ReplicaStatistics(Snapshot):
     weight: float
     state: str
     in_flight: int
-    asked: int
-    answered: int
+    attempts: int
+    succeeded: int
     failed: int
-    refused: int
+    rejected: int
     ejections: int
     returns_in_s: float
     latency_s: float
@@ -62,8 +62,8 @@ class ReplicasStatistics(Snapshot):
 
     Attributes:
         replicas: one for each, in the order in which they were added; those that drain at the end.
-        retried: requests that were asked a second time.
-        ejected: how many replicas are left out at present.
+        retried: requests that were sent to a second replica.
+        ejected: how many replicas are ejected at present.
         panics: attempts at an ejected replica because there was no other.
         probes: probes of the health check that were sent.
         failed_probes: how many of them failed.
@@ -89,18 +89,18 @@ class ReplicasStatistics(Snapshot):
     def _repr_html_(self) -> str:
         import html  # noqa: PLC0415 - a notebook's need, not every import's
 
-        total = sum(replica.asked for replica in self.replicas) or 1
+        total = sum(replica.attempts for replica in self.replicas) or 1
         names = (
-            "replica", "zone", "state", "share", "in flight", "answered", "failed", "refused", "latency", "success",
+            "replica", "zone", "state", "share", "in flight", "succeeded", "failed", "rejected", "latency", "success",
         )  # fmt: skip
         head = "".join(f"<th>{name}</th>" for name in names)
         rows = "".join(
             f"<tr><td>{html.escape(it.name)}</td><td>{html.escape(it.zone)}</td><td>{it.state}</td>"
-            f"<td>{it.asked / total:.1%}</td><td>{it.in_flight}</td><td>{it.answered:,}</td><td>{it.failed:,}</td>"
-            f"<td>{it.refused:,}</td><td>{it.latency_s * 1e3:.1f} ms</td><td>{it.success:.1%}</td></tr>"
+            f"<td>{it.attempts / total:.1%}</td><td>{it.in_flight}</td><td>{it.succeeded:,}</td><td>{it.failed:,}</td>"
+            f"<td>{it.rejected:,}</td><td>{it.latency_s * 1e3:.1f} ms</td><td>{it.success:.1%}</td></tr>"
             for it in self.replicas
         )
-        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests asked twice"
+        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests retried"
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
 
 
@@ -122,10 +122,10 @@ def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int
         weight=handle.replica.weight,
         state=state,
         in_flight=slot.in_flight,
-        asked=slot.chosen,
-        answered=slot.succeeded,
+        attempts=slot.attempts,
+        succeeded=slot.succeeded,
         failed=slot.failed,
-        refused=slot.refused,
+        rejected=slot.rejected,
         ejections=slot.ejections,
         returns_in_s=returns_in_s,
         latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),

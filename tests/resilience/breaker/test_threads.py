@@ -59,7 +59,7 @@ def test_no_outcome_is_lost():
 
     run_together(use, use, use, use)
     seen = breaker.statistics()
-    assert (seen.permitted, seen.succeeded, seen.failed, seen.released) == (
+    assert (seen.permitted, seen.succeeded, seen.failed, seen.ignored) == (
         8 * ROUNDS,
         3 * ROUNDS,
         ROUNDS,
@@ -122,8 +122,8 @@ def test_states_change_among_threads_and_every_permit_is_accounted_for():
 
     run_together(*[lambda seed=seed: use(seed) for seed in range(6)])
     seen = breaker.statistics()
-    assert seen.permitted == seen.succeeded + seen.failed + seen.released + seen.stale
-    assert seen.permitted + seen.refused == 6 * (ROUNDS // 4)
+    assert seen.permitted == seen.succeeded + seen.failed + seen.ignored + seen.stale_permits
+    assert seen.permitted + seen.rejected == 6 * (ROUNDS // 4)
     assert seen.half_open_in_flight == 0
     # told in order, and all but those that came too fast for the one that told them
     assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
