@@ -50,6 +50,12 @@ class BatchedService(Dispatcher):
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
+    __slots__ = (
+        *("calibration", "slo_ns", "slo_s", "validate"),
+        *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_new_future", "_policy_for"),
+        *("_closed", "_overloaded", "_stopping", "_submitted"),
+    )
+
     enforces_deadline = True
 
     def __init__(

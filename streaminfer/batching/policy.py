@@ -53,7 +53,9 @@ class Policy(Protocol):
     """Decides what to send, what to refuse, and when to look again.
 
     A policy that learns offers ``finished(size, duration_ns, now_ns, cancelled, bucket)``, called after a batch that
-    succeeded and, with ``cancelled``, after one that was cancelled because all its callers had left. One that can say
+    succeeded and, with ``cancelled``, after one that was cancelled because all its callers had left. One that learns of
+    short batches by their mean offers ``absorb(run, ended_ns)``, called before ``finished`` for models that keep no
+    queue; where it returns ``True``, ``finished`` is not called. One that can say
     when a request would be answered offers ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``. One that
     loads or compiles something offers ``prepare(wait=...)``, called before requests are accepted; with ``wait=False``
     it returns ``False`` instead of blocking. One that chooses batches before a worker is free, for models that keep a

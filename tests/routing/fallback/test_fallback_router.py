@@ -438,6 +438,24 @@ def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
     play(main)
 
 
+def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
+    """A route with something in flight is not probed, and only probes show that it is fast again."""
+
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, "late")
+        await asyncio.sleep(0.3)
+        closed, _ = await asyncio.gather(ask(router), router.stop(drain=False), return_exceptions=True)
+        assert isinstance(closed, si.errors.Closed)
+        assert not best.asked
+        assert (router.statistics()["best"].probes, router.statistics()["best"].in_flight) == (1, 0)
+        await router.start()
+        await asyncio.sleep(0.3)
+        await ask(router)
+        assert best.asked
+
+    play(main)
+
+
 def test_a_lone_route_that_thinks_it_is_slow_is_asked_when_idle():
     async def main(loop):
         only = Scripted("only", verdict=Admission(False, "infeasible"))
