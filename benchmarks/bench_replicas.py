@@ -331,7 +331,7 @@ def cost() -> None:
     response, request, calls = si.Response(0.0), si.Request(0.0), 500
     inner = Nothing()
     replicas = Replicas(*(Replica(str(number), inner) for number in range(8)), seed=1)
-    balance = replicas._balance
+    balance = replicas._balancer
 
     async def direct() -> None:
         for _ in range(calls):

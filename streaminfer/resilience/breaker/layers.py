@@ -23,7 +23,8 @@ from streaminfer.protocols import (
     is_service,
 )
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard, GuardedFunction
+from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
+from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.sync_layer import SyncService
 
 __all__ = ["GuardedBackend", "GuardedService", "put_in_front"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
-from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER
+from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService
 
 __all__ = ["LimitedBackend", "LimitedService", "QueuedService", "put_in_front"]
@@ -59,12 +60,12 @@ class _Limited(Wrapper):
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
         machine = self.limit._machine
-        deadline_ns = NEVER if request.deadline_ns is None else request.deadline_ns
-        verdict = machine.look(request.priority, deadline_ns, now_ns)
+        deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
+        verdict = machine.check(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
-        if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
+        if verdict == FULL and (queue is None or not queue.accepts(deadline_ns, now_ns)):
             return Admission(False, AdmissionReason.LIMIT, machine.drain_ns(now_ns) / 1e9)
-        if verdict == LATE:
+        if verdict == INFEASIBLE:
             return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -14,13 +14,22 @@ from streaminfer.request import Request, Response
 from streaminfer.resilience._targets import kind_of
 from streaminfer.sync_layer import SyncService
 
-if TYPE_CHECKING:
-    from streaminfer.resilience.rate.rate_limit import RateLimit
-
-__all__ = ["RateLimitedService", "wrap_with_rate"]
+__all__ = ["RateLimitedService", "TenantLimit", "wrap_with_rate"]
 
 
-def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
+class TenantLimit(Protocol):
+    """The part of a `RateLimit` that a wrapper uses."""
+
+    _clock: Clock
+
+    def acquire(self, tenant: Hashable) -> None:
+        """Admit one request of a tenant, or raise `Overloaded`."""
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds until the next request of a tenant is admitted; changes nothing."""
+
+
+def wrap_with_rate(limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
     """Return a limited object of the same kind; see ``RateLimit.wrap``.
 
     Raises:
@@ -44,7 +53,7 @@ class RateLimitedService(SyncService):
         name: of the limited service.
     """
 
-    def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
+    def __init__(self, limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
         super().__init__(inner, limit)
         self.limit = limit
         self._by = _tenant if by is None else by
@@ -72,7 +81,7 @@ class RateLimitedService(SyncService):
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
-        wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
+        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
             return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
@@ -89,7 +98,7 @@ def _no_tenant(*_: Any, **__: Any) -> None:
     """Return the tenant of all calls of a function that names none."""
 
 
-def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_async(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)
@@ -100,7 +109,7 @@ def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..
     return limited
 
 
-def _limit_sync(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_sync(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)

@@ -78,14 +78,14 @@ def test_the_best_route_answers():
             assert (response.outputs, response.source, response.degraded) == (("best", 1.0), "best", False)
         assert not second.asked
         seen = router.statistics()
-        assert (seen.requests, seen.answered, seen.degraded, seen.in_flight) == (20, 20, 0, 0)
+        assert (seen.requests, seen.succeeded, seen.degraded, seen.in_flight) == (20, 20, 0, 0)
         assert seen.mean_quality == 1.0
         assert "best" in seen._repr_html_()
 
     play(main)
 
 
-@pytest.mark.parametrize("reason", ["infeasible", "queue_full", "circuit_open", "closed", "anything"])
+@pytest.mark.parametrize("reason", ["infeasible", "queue_full", "limit", "circuit_open", "closed", "anything"])
 def test_a_refusal_of_admission_skips_a_route(reason):
     async def main(loop, best, second, router):
         best.verdict = Admission(False, reason, 1.5)
@@ -104,9 +104,9 @@ def test_a_refusal_of_admission_skips_a_route(reason):
     [
         (si.BackendError("broken"), "failed"),
         (RuntimeError("broken"), "failed"),
-        (si.Overloaded("full"), "overloaded"),
+        (si.Overloaded("full"), "rejected"),
         (si.CircuitOpen("open"), "circuit_open"),
-        (si.DeadlineExceeded("refused early"), "deadline_exceeded"),
+        (si.DeadlineExceeded("rejected early"), "deadline_exceeded"),
         (si.errors.Closed("stopped"), "closed"),
         (asyncio.CancelledError(), "failed"),
     ],
@@ -146,23 +146,23 @@ def test_a_hanging_route_leaves_the_next_one_its_time(enforces):
         for _ in range(5):
             begun = loop.time()
             response = await ask(router)
-            assert response.source == "second (best: overdue)"
+            assert response.source == "second (best: attempt_timeout)"
             assert 0.09 < loop.time() - begun < 0.1
         assert best.cancelled == 5
         assert asyncio.current_task().cancelling() == 0
-        assert router.statistics()["best"].overdue == 5
+        assert router.statistics()["best"].attempt_timeouts == 5
 
     play(main)
 
 
-def test_a_route_is_not_given_up_before_its_own_prediction():
+def test_no_attempt_is_interrupted_before_its_prediction():
     async def main(loop, best, second, router):
         best.takes_s, second.takes_s = 0.08, 0.04
         second.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 40 * MS)
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 81 * MS)
         assert (await ask(router)).source == "best"
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 5 * MS)
-        assert (await ask(router)).source == "second (best: overdue)"
+        assert (await ask(router)).source == "second (best: attempt_timeout)"
 
     play(main)
 
@@ -210,7 +210,7 @@ def test_every_route_refuses():
             if hasattr(caught.value, "retry_after_s"):
                 assert caught.value.retry_after_s == 0.5
         assert router.admission(si.Request(1.0), 0).reason == "closed"
-        assert router.statistics().failed == router.statistics().missed == 3
+        assert router.statistics().failed == router.statistics().deadline_misses == 3
 
     async def with_in_flight(loop, best, second, router):
         best.hangs = True
@@ -242,10 +242,10 @@ def test_the_default_comes_before_the_deadline(default):
         begun = loop.time()
         response = await ask(router)
         assert response.outputs == ("default", 1.0)
-        assert (response.degraded, response.source) == (True, "default (best: overdue)")
+        assert (response.degraded, response.source) == (True, "default (best: attempt_timeout)")
         assert loop.time() - begun < 0.1
         seen = router.statistics()
-        assert (seen.defaulted, seen.missed, seen.mean_quality) == (1, 1, 0.0)
+        assert (seen.defaulted, seen.deadline_misses, seen.mean_quality) == (1, 1, 0.0)
         assert router.admission(si.Request(1.0), loop.now_ns).ok
 
     play(main, default=default)
@@ -264,7 +264,7 @@ def test_a_default_that_fails_is_an_error_that_says_so():
     play(main, default=broken)
 
 
-def test_an_expired_request_is_turned_away():
+def test_a_request_after_its_deadline_is_rejected():
     async def main(loop, best, second, router):
         with pytest.raises(si.DeadlineExceeded):
             await ask(router, timeout_s=0)
@@ -413,7 +413,7 @@ def test_a_burning_budget_closes_the_best_route_and_lets_it_return_gradually():
         assert shares[0] < 60
         assert shares == sorted(shares)
         assert shares[-1] == 100
-        assert router.statistics()["best"].departures == 1
+        assert router.statistics()["best"].flaps == 1
 
     play(main, slo=budget)
 
@@ -516,7 +516,7 @@ def test_inside_a_stack_with_real_batchers():
         assert router.slo_ns == 200 * MS
         async with si.Stack(si.Telemetry("routed"), router, clock=loop.clock) as service:
             first = await service.call(si.Request(1.0))
-            assert first.source == "b (a: overdue)"
+            assert first.source == "b (a: attempt_timeout)"
             assert loop.time() < 0.2
             assert await service(2.0) == 2.0
             assert service.statistics()["Telemetry"].outcomes["degraded"] >= 1
