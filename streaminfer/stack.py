@@ -8,23 +8,24 @@ import asyncio
 import os
 import time
 from asyncio import get_running_loop
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
+import attrs
+
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S
 from streaminfer._stack.composition import compose
 from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._stack.run import StackRun
 from streaminfer._stack.start_report import PartStart, StartReport, names_of_parts
-from streaminfer._stack.statistics import StackState, StackStatistics
+from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics, statistics_inside
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
-from streaminfer.protocols import Admission, Clock, Observer, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import (
     MapSettings,
     Request,
@@ -37,10 +38,10 @@ from streaminfer.request import (
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport"]
+__all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
 
 
-class Stack:
+class Stack(Wrapper):
     """A service made of layers in front of a backend or of another service.
 
     ::
@@ -72,20 +73,21 @@ class Stack:
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         if clock is not None:
-            self._bind(clock)
+            super().bind_clock(clock)
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
         # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
-        observer = getattr(self.inner, "observer", None)
-        self._observer: Observer | None = observer if observer is not None and observer.clock is self.clock else None
+        observer = adapt(self.inner).observer
+        self._observer = observer if observer is not None and observer.clock is self.clock else None
         self._observer_failures = ListenerFailures("streaminfer", "stack")
         served = self.inner if self._observer is None else self.inner.inner
         self._call = served.call
         # and a batcher behind it is handed the request outright, for the same reason
         self._batcher: BatchedService | None = served if type(served) is BatchedService else None
-        self._validate = find_inward(self.inner, "validate", None)
-        self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
-        self._slo = find_slo(self.inner)
+        offered = adapt(self.inner).capabilities()
+        self._validate = offered.validate
+        self._enforced = offered.enforces_deadline
+        self._slo = offered.slo
         self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
         self._run: StackRun | None = None  # the latest
         self._calls = DeadlineCalls()
@@ -293,14 +295,28 @@ class Stack:
         """
         return await answer_rows(self, self._places, inputs, **settings)
 
-    def validate(self, request: Request) -> None:
-        """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """Its layers by the name of their class, outermost first; a second one of a class has ``#2`` behind it."""
+        named: dict[str, Any] = {}
+        for layer in self.layers:
+            kind = name = type(layer).__name__
+            number = 1
+            while name in named:
+                number += 1
+                name = f"{kind}#{number}"
+            named[name] = layer
+        return named
+
+    def capabilities(self) -> Capabilities:
+        """What the layers offer together; it validates requests itself, and each ends at its deadline."""
+        return attrs.evolve(super().capabilities(), validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._loop is None:
-            return Admission(False, "closed")
-        ask = find_inward(self.inner, "admission", None)
+            return Admission(False, AdmissionReason.CLOSED)
+        ask = adapt(self.inner).capabilities().admission
         return Admission(True) if ask is None else ask(request, now_ns)
 
     def blocking(self) -> "BlockingStack":
@@ -335,7 +351,7 @@ class Stack:
         run = self._run = StackRun(self, self._parts)
         self._calls, self._places = run.calls, run.places
         title = f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}"
-        await run.start(title, names_of_parts(self._parts, self.layers, self._single), self._load_kernels)
+        await run.start(title, names_of_parts(self._parts, self.layers, self._single))
         self._loop = run.loop
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
@@ -389,7 +405,7 @@ class Stack:
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
-            self._bind(clock)
+            super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
 
@@ -402,18 +418,15 @@ class Stack:
         return self._run is not None and self._run.state == "running" and not self._run.is_orphaned
 
     def statistics(self) -> StackStatistics:
-        """A frozen snapshot of every layer that keeps statistics."""
-        snapshots: dict[str, Any] = {}
-        for layer in self.layers:
-            take = getattr(layer, "statistics", None)
-            if take is not None:
-                name = type(layer).__name__
-                number = 2
-                while name in snapshots:
-                    name = f"{type(layer).__name__}#{number}"
-                    number += 1
-                snapshots[name] = take()
-        return StackStatistics(self._state, snapshots, None if self._run is None else self._run.report)
+        """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""
+        layers = self.children
+        snapshots = {name: adapt(layer).statistics() for name, layer in layers.items()}
+        return StackStatistics(
+            self._state,
+            {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None},
+            None if self._run is None else self._run.report,
+            {name: inside for name, layer in layers.items() if (inside := statistics_inside(layer))},
+        )
 
     def __repr__(self) -> str:
         return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
@@ -428,20 +441,6 @@ class Stack:
             observer.fail(error)
         except LISTENER_ERRORS as failure:
             self._observer_failures.report(observer, repr(error), failure)
-
-    def _bind(self, clock: Clock) -> None:
-        for layer in self.layers:
-            bind = getattr(layer, "bind_clock", None)
-            if bind is not None:
-                bind(clock)
-
-    async def _load_kernels(self) -> None:
-        """Load what plans and pads, before the heap is frozen: Numba, where no kernels were compiled ahead of time."""
-        for part in self._parts:
-            if isinstance(part, BatchedService):
-                await part.load_kernels()
-            elif isinstance(part, Stack):
-                await part._load_kernels()
 
     @property
     def _pid(self) -> int:

@@ -23,7 +23,6 @@ Jobs may come from several event loops; each is told of its end on its own.
 import asyncio
 import atexit
 import logging
-import os
 import queue
 import threading
 import time
@@ -32,6 +31,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Job
 from streaminfer.errors import Closed
@@ -239,8 +239,7 @@ def _after_fork() -> None:
         pool.forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)
 
 
 @atexit.register

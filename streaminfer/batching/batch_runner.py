@@ -18,7 +18,7 @@ from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Run
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, find_inward
+from streaminfer.protocols import Clock, adapt
 
 __all__ = ["BatchRunner"]
 
@@ -85,7 +85,7 @@ class BatchRunner:
         self.run: Callable[[Run], None] = self._call_function if self.is_function else self._call_backend
         self.copies = self._calls.copies
         self.set_assembler(assembler)
-        self._isolates = not find_inward(inner, "isolates_rows", False)
+        self._isolates = not adapt(inner).capabilities().isolates_rows
         self.isolator = RowIsolator(queue, send=self._calls.send, expire=self.expire, fail=outcomes.fail, clock=clock)
         self.batches: set[Run] = set()
         self.loop: asyncio.AbstractEventLoop | None = None

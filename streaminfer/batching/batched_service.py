@@ -7,20 +7,23 @@ its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per 
 import asyncio
 import functools
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import attrs
+
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, name_of
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
@@ -36,10 +39,10 @@ _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admissi
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:
     """An `Assembler` of some settings for what a backend or function reads."""
-    return Assembler(batch_axes=find_inward(inner, "batch_axes", {}), **settings)
+    return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)
 
 
-class BatchedService:
+class BatchedService(Node):
     """A backend or batch function as a service of single requests; made by :meth:`AdaptiveBatcher.wrap`.
 
     Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in flight.
@@ -81,7 +84,7 @@ class BatchedService:
     ) -> None:
         self.inner = inner
         self.clock = clock
-        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self.source = name_of(inner)
         self._stack = stack
         self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
         self._queue = RequestQueue(max_queue_size)
@@ -98,12 +101,12 @@ class BatchedService:
             source=self.source,
             clock=clock,
         )
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._ask_inward = adapt(inner).capabilities().admission
         self._policy_for = policy_for
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        inner_validate = find_inward(inner, "validate", None)
+        inner_validate = adapt(inner).capabilities().validate
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
@@ -201,16 +204,34 @@ class BatchedService:
                 dispatcher.runner.cancel_if_abandoned(run)
         dispatcher.settle()
 
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The backend or function."""
+        return {"inner": self.inner}
+
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, and what the batcher adds; read after a start, which may change it."""
+        offered = adapt(self.inner).capabilities()
+        return attrs.evolve(
+            offered,
+            validate=self.validate or offered.validate,
+            admission=self.admission,
+            slo=self,
+            enforces_deadline=True,
+            max_in_flight=self.max_in_flight,
+            full_load=self.full_load,
+        )
+
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         if self._queue.full and not self._dispatcher.free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+                return Admission(False, AdmissionReason.QUEUE_FULL, self._retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
@@ -218,7 +239,7 @@ class BatchedService:
         bucket = 0 if self._plain else self._assembler.bucket_of(request.inputs)
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
@@ -227,7 +248,7 @@ class BatchedService:
         Raises:
             ValueError: they are.
         """
-        limit = find_inward(self.inner, "max_batch_size", None)
+        limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
             raise ValueError(
                 expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
@@ -269,7 +290,7 @@ class BatchedService:
             BackendError: it failed on an example that the user gave.
         """
         self.check_max_batch_size(self._max_batch_size)
-        workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
+        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
             self._dispatcher.set_workers(workers)
             self._configured_policy = self._policy_for(workers)
@@ -286,10 +307,8 @@ class BatchedService:
         Raises:
             MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
         """
-        prepare = getattr(self._configured_policy, "prepare", None)
-        # in virtual time nothing may depend on how long a thread takes
-        is_virtual = getattr(asyncio.get_running_loop(), "is_virtual", False)
-        if prepare is not None and not is_virtual and prepare(wait=False) is False:
+        prepare = adapt_policy(self._configured_policy).prepare
+        if prepare is not None and not is_virtual(asyncio.get_running_loop()) and prepare(wait=False) is False:
             await asyncio.to_thread(prepare, wait=True)
 
     @property
@@ -297,7 +316,7 @@ class BatchedService:
         """What :meth:`start` does at this moment; empty when it does nothing."""
         return "" if self._calibrator is None else self._calibrator.progress
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """Accepts nothing more and waits until nothing is in hand.
 
         Args:
@@ -359,19 +378,18 @@ class BatchedService:
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = getattr(self._dispatcher.policy, "prepare", None)
+        prepare = self._dispatcher.offered.prepare
         if prepare is not None:
             prepare(wait=True)
 
     async def _calibrate(self) -> None:
-        offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
-        example = None if offer is None else offer()
+        offered = adapt(self.inner).capabilities()
+        example = None if offered.example_inputs is None else offered.example_inputs()
         if example is None:
             return
         from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it
 
-        changes: Callable[[], int] | None = find_inward(self.inner, "fingerprint_changes", None)
-        model = 0 if changes is None else changes()
+        model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
         self.calibration = await self._calibrator.run(
@@ -380,7 +398,7 @@ class BatchedService:
             self._assembler,
             slo_ns=self.slo_ns,
             learn=self._dispatcher.learn,
-            validate=self.validate or find_inward(self.inner, "validate", None),
+            validate=self.validate or offered.validate,
         )
 
     def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":

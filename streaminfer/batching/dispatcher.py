@@ -7,18 +7,17 @@ at which the policy wants to decide again; with nothing in flight there is none.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
-from streaminfer.batching.policy import Policy
+from streaminfer.batching.policy import Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
-from streaminfer.protocols import Admission, Clock, find_inward
-from streaminfer.request import Request
+from streaminfer.protocols import Clock, adapt
 
 __all__ = ["Dispatcher"]
 
@@ -47,6 +46,7 @@ class Dispatcher:
         is_scheduled: a dispatch is due at the end of this turn of the loop.
         timer_ns: when the timer is due; ``NEVER``: it is not set.
         policy: decides when a batch is released, and of which requests.
+        offered: what the policy offers beyond deciding.
         learn: tells the policy what a batch took; ``None``: it does not learn.
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
@@ -55,9 +55,9 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_inner", "_plain", "_predict", "_stack", "_tell_mixed"),
+        *("_absorb", "_ask_inward", "_assembler", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight"),
+        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "offered"),
         *("pipeline", "policy", "runner", "timer_ns"),
     )
 
@@ -92,7 +92,7 @@ class Dispatcher:
             settle=self._go_on,
         )
         self.set_assembler(assembler)
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._ask_inward = adapt(inner).capabilities().admission
         self.pipeline = Pipeline()
         self.max_in_flight = self.free = max_in_flight
         self.full_at = NEVER
@@ -122,19 +122,15 @@ class Dispatcher:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         pipeline = self.pipeline
         self.policy = policy
-        self.learn: Callable[[int, int, int, bool, int], object] | None = getattr(policy, "finished", None)
-        self.runner.isolator.tell_limit = getattr(policy, "limit_rows", None)
-        self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
+        self.offered = offered = adapt_policy(policy)
+        self.learn = offered.finished
+        self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        keeps_queue = not self.runner.copies and find_inward(self._inner, "queued_workers", None) == self.max_in_flight
-        pipeline.choose = getattr(policy, "ahead", None) if keeps_queue else None
+        keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
+        pipeline.choose = offered.ahead if keeps_queue else None
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each
-        self._absorb: Callable[[Run, int], bool] | None = (
-            getattr(policy, "absorb", None) if pipeline.choose is None else None
-        )
-        self._tell_mixed: Callable[[], None] | None = getattr(policy, "mixed", None)
-        pipeline.effective_start_ns = getattr(policy, "turn_ns", None)
-        pipeline.learn = getattr(policy, "finished_ahead", None)
+        self._absorb = offered.absorb if pipeline.choose is None else None
+        pipeline.effective_start_ns, pipeline.learn = offered.turn_ns, offered.finished_ahead
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; those that a closed loop left behind are forgotten."""
@@ -152,13 +148,13 @@ class Dispatcher:
 
     def predicted_finish_ns(self, now_ns: int, bucket: int) -> int | None:
         """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""
-        if self._predict is None:
+        if self.offered.predicted_finish_ns is None:
             return None
         running = () if self.free else self.pipeline.started(self.runner.batches)
         early = self.pipeline.batch
         if early is None:
-            return self._predict(self._queue, now_ns, running, bucket)
-        return self._predict(self._queue, now_ns, running, bucket, len(early.tickets))
+            return self.offered.predicted_finish_ns(self._queue, now_ns, running, bucket)
+        return self.offered.predicted_finish_ns(self._queue, now_ns, running, bucket, len(early.tickets))
 
     def dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - a call more costs more than the branch
         """Release batches until no worker is free or the policy wants none."""
@@ -232,8 +228,8 @@ class Dispatcher:
         """Return those that can stand in one batch; the policy hears of it where not all can."""
         chosen = self.runner.isolator.limit(chosen)
         together = self._assembler.select(chosen, shorter_too) if self._stack else chosen
-        if len(together) < len(chosen) and self._tell_mixed is not None:
-            self._tell_mixed()
+        if len(together) < len(chosen) and self.offered.mixed is not None:
+            self.offered.mixed()
         return self._assembler.within_cost(together)
 
     def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:

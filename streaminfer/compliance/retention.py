@@ -18,9 +18,12 @@ import attrs
 
 from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
 
-__all__ = ["Holding", "Log", "Place", "Residual", "Retention", "Rule"]
+__all__ = ["PRESERVED", "Holding", "Log", "Place", "Residual", "Retention", "Rule"]
 
 _MOST_REMEMBERED = 1024
+
+PRESERVED = "preserved"
+"""The place of what a legal hold or a minimum age keeps after its time, in records and reports."""
 
 
 class Holding(NamedTuple):

@@ -20,9 +20,8 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.caching.erasure.custody import PRESERVED
 from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table, write_page
-from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
 from streaminfer.compliance.retention_log import (
     RetentionEvent,
     RetentionLog,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
-from streaminfer.protocols import Clock, P, R, Service, find_inward, is_backend, is_service
+from streaminfer.protocols import Clock, P, R, Service, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Request, Response
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
@@ -109,7 +109,7 @@ class Telemetry:
     def _server_parts(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
         for service in tuple(self._services):
-            ask = find_inward(service.inner, "server_parts", None)
+            ask = adapt(service.inner).capabilities().server_parts
             if ask is not None:
                 found.update(ask())
         return found
@@ -172,11 +172,13 @@ class Telemetry:
         return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
 
 
-class _RecordedService:
+class _RecordedService(Wrapper):
     """A service whose every request is recorded."""
 
+    observer: Telemetry
+
     def __init__(self, telemetry: Telemetry, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, telemetry)
         self.observer = telemetry
         self._call = inner.call
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
 from streaminfer._internal.validation import expected
@@ -19,7 +20,7 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, find_inward, is_backend, is_service
+from streaminfer.protocols import Capabilities, Clock, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 
 if TYPE_CHECKING:
@@ -174,13 +175,12 @@ def put_in_front(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
     return _sync_function(inner, plan)
 
 
-class _FaultyPart:
+class _FaultyPart(Wrapper):
     """What a faulty service and a faulty backend have in common."""
 
     def __init__(self, inner: Any, plan: FaultPlan, owns: bool) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.plan = plan
-        self.name = str(getattr(inner, "name", None) or type(inner).__name__)
         self._owns = owns
 
     async def start(self) -> None:
@@ -196,9 +196,8 @@ class _FaultyPart:
 
     def bind_clock(self, clock: Clock) -> None:
         """Passes the clock of a `Stack` on."""
-        bind = getattr(self.inner, "bind_clock", None)
-        if self._owns and bind is not None:
-            bind(clock)
+        if self._owns:
+            adapt(self.inner).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"{self.plan!r} in front of {self.inner!r}"
@@ -207,7 +206,9 @@ class _FaultyPart:
 class _FaultyService(_FaultyPart):
     """A service whose calls are struck."""
 
-    enforces_deadline = False  # whatever is inside: a delay and a hang happen out here
+    def capabilities(self) -> Capabilities:
+        """What is inside offers; but a delay and a hang happen out here, whatever it says of deadlines."""
+        return attrs.evolve(super().capabilities(), enforces_deadline=False)
 
     async def call(self, request: Request) -> Response:
         """What is inside answers, unless a fault strikes."""
@@ -302,8 +303,14 @@ def _spoil_result(injury: Injury, result: Any) -> Any:
 
 
 def _process_workers(backend: Any) -> Sequence[Any]:
-    workers: Sequence[Any] = getattr(find_inward(backend, "_threads", None), "_workers", ())
-    if not workers or not all(hasattr(worker, "_process") for worker in workers):
+    from streaminfer.backends.cpu.backend import CpuBackend  # noqa: PLC0415 - only where a fault kills workers
+    from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415
+
+    found = backend
+    while found is not None and not isinstance(found, CpuBackend):
+        found = adapt(found).children.get("inner")
+    workers: Sequence[Any] = () if found is None or found._threads is None else found._threads._workers
+    if not workers or not isinstance(workers[0], ProcessWorker):
         raise TypeError(expected("inner", "a CpuBackend with executor='process', whose workers can be killed", backend))
     return workers
 

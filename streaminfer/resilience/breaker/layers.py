@@ -8,8 +8,10 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, find_inward, is_backend, is_service
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience.breaker._guard_cy import BreakerCore, GuardedFunction
 
@@ -39,7 +41,7 @@ def put_in_front(breaker: BreakerCore, inner: Any) -> Any:
     return GuardedFunction(breaker, inner)
 
 
-class _Guarded:
+class _Guarded(Wrapper):
     """What a guarded service and a guarded backend have in common.
 
     Attributes:
@@ -49,16 +51,19 @@ class _Guarded:
     """
 
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, breaker)
         self.breaker = breaker
-        self.name = str(getattr(inner, "name", None) or type(inner).__name__)
         self._enter = breaker.enter
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
+
+    def capabilities(self) -> Capabilities:
+        """What the inner object offers, with the breaker's answer to `admission`."""
+        return attrs.evolve(super().capabilities(), admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""
         if not self.breaker.permits_at(now_ns):
-            return Admission(False, "circuit_open", self.breaker.retry_after_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.CIRCUIT_OPEN, self.breaker.retry_after_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

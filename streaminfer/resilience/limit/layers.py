@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from streaminfer.protocols import Admission, find_inward
+import attrs
+
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
 from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER
 
@@ -31,7 +33,7 @@ def put_in_front(limit: LimitCore, inner: Any) -> Any:
     return _limit_async(limit, inner) if kind == "async function" else LimitedFunction(limit, inner)
 
 
-class _Limited:
+class _Limited(Wrapper):
     """What a limited service and a limited backend have in common.
 
     Attributes:
@@ -41,13 +43,16 @@ class _Limited:
     """
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, limit)
         self.limit = limit
-        self.name = name_of(inner)
         self._enter = limit.enter
         self._leave = limit.leave
         self._fail = limit.fail
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
+
+    def capabilities(self) -> Capabilities:
+        """What the inner object offers, with the limit's answer to `admission`."""
+        return attrs.evolve(super().capabilities(), admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
@@ -56,9 +61,9 @@ class _Limited:
         verdict = machine.look(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
         if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):
-            return Admission(False, "overloaded", machine.drain_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.LIMIT, machine.drain_ns(now_ns) / 1e9)
         if verdict == LATE:
-            return Admission(False, "late", machine.drain_ns(now_ns) / 1e9)
+            return Admission(False, AdmissionReason.INFEASIBLE, machine.drain_ns(now_ns) / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:
@@ -72,7 +77,8 @@ class LimitedService(_Limited):
         super().__init__(limit, inner)
         self._call: Callable[[Request], Any] = inner.call
         # a batcher with workers for all that comes keeps nothing waiting: its timings tell nothing
-        self._waits: bool = find_inward(inner, "max_in_flight", _UNBOUNDED) < _UNBOUNDED
+        workers = adapt(inner).capabilities().max_in_flight
+        self._waits = workers is not None and workers < _UNBOUNDED
 
     async def call(self, request: Request) -> Response:
         """Answers the request, if there is a place for it.

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.resilience.rate.rate_limit import RateLimit
@@ -32,7 +34,7 @@ def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | N
     return _limit_async(limit, inner, by) if kind == "async function" else _limit_sync(limit, inner, by)
 
 
-class RateLimitedService:
+class RateLimitedService(Wrapper):
     """A service that takes so many requests a second of each tenant.
 
     Attributes:
@@ -42,12 +44,15 @@ class RateLimitedService:
     """
 
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
-        self.inner = inner
+        super().__init__(inner, limit)
         self.limit = limit
-        self.name = name_of(inner)
         self._call: Callable[[Request], Any] = inner.call
         self._by = _tenant if by is None else by
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers, with the limit's answer to `admission`."""
+        return attrs.evolve(super().capabilities(), admission=self.admission)
 
     async def call(self, request: Request) -> Response:
         """Answer the request, where its tenant has not sent too many.
@@ -63,7 +68,7 @@ class RateLimitedService:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
         wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "overloaded", wait_ns / 1e9)
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:
