@@ -16,11 +16,11 @@ from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
-    from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.planner.pipelining import PipelineOverhead
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
+    from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["AdaptiveBatcher", "BatchedFunction"]
 
@@ -285,7 +285,7 @@ class AdaptiveBatcher(Node):
         Raises:
             RuntimeError: nothing was wrapped yet.
         """
-        from streaminfer.batching.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
+        from streaminfer.simulation.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
 
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")

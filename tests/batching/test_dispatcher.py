@@ -47,7 +47,7 @@ class RefusesOdd:
 async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=1.0))
-    service._policy = RefusesOdd()
+    service._dispatcher.policy = RefusesOdd()
 
     async def ask(x):
         try:
@@ -151,7 +151,7 @@ async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop
     assert (await held).outputs == 1.0
     await asyncio.sleep(0.001)
     s = batcher.statistics()
-    assert (s.running_batches, s.abandoned_batches, service._free) == (0, 1, 2)
+    assert (s.running_batches, s.abandoned_batches, service._dispatcher.free) == (0, 1, 2)
 
 
 async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop):

@@ -239,7 +239,7 @@ def test_the_request_that_fills_a_batch_in_the_window_sends_it():
 
 def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
     server = Server()
-    arm = Dispatcher._arm
+    set_timer = Dispatcher.set_timer
 
     async def main(loop):
         batcher = batcher_of(slo_s=None)
@@ -247,7 +247,7 @@ def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
             for size in (1, 2, 4, 8, 12, FULL) * 3:
                 await asyncio.gather(*(service(0) for _ in range(size)))
             armed = []
-            monkeypatch.setattr(Dispatcher, "_arm", lambda self: (armed.append(self._look_again_ns), arm(self)))
+            monkeypatch.setattr(Dispatcher, "set_timer", lambda self: (armed.append(self._recheck_ns), set_timer(self)))
             for _ in range(50):
                 await asyncio.gather(*(service(0) for _ in range(FULL - 1)))
             assert set(armed) <= {2**63 - 1}
@@ -313,7 +313,7 @@ def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
         async with si.Stack(batcher, server, clock=loop.clock) as service:
             for size in (1, 3, 4, 9, FULL) * 6:
                 await asyncio.gather(*(service(1.0) for _ in range(size)), return_exceptions=True)
-            model = batcher._service._policy._model
+            model = batcher._service._dispatcher.policy._model
             for size in (2, 5, 9, FULL):
                 assert 0 <= model.upper[size] - model.expected_ns(size) < 0.5 * model.expected_ns(size)
             assert model.expected_ns(5) == model.expected_ns(FULL)
@@ -469,10 +469,10 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
         server.begin()
         left.extend(dead.create_task(service.call(si.Request(number))) for number in range(2 * FULL))
         await until_sent(dead, server, 2)
-        left.extend(run.task for run in service._runs)
+        left.extend(run.task for run in service._dispatcher.runner.batches)
 
     dead.run_until_complete(leave())
-    assert service._ahead is not None
+    assert service._dispatcher.pipeline.batch is not None
     dead.close()
 
     async def go_on(loop):
@@ -480,7 +480,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
         server._free_at_s = [0.0]
         calls = [service.call(si.Request(number, deadline_ns=loop.now_ns + 10**10)) for number in range(3 * FULL)]
         assert [response.outputs for response in await asyncio.gather(*calls)] == list(range(3 * FULL))
-        assert service._free == 1
+        assert service._dispatcher.free == 1
 
     batcher.reconfigure(slo_s=1.0)  # which waits for nobody of that loop
     run(go_on)

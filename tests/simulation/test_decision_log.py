@@ -8,10 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-import streaminfer as si
-from streaminfer.batching.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.errors import MissingExtra
+from streaminfer.simulation.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 
 pytestmark = pytest.mark.uncompiled
 
@@ -94,7 +93,7 @@ def test_an_empty_log_says_so():
     assert log.latest_ns == 0
     assert repr(log) == "<DecisionLog of the last 0 arrivals, 0 batches and 0 drops>"
     assert "<table>" in log._repr_html_()
-    assert len(si.Trace.from_log(log)) == 0
+    assert len(log.to_trace()) == 0
 
 
 def test_html_counts_and_escapes(journal):
@@ -198,10 +197,30 @@ def test_plot_without_matplotlib_says_how_to_install_it(journal, monkeypatch):
 
 
 def test_it_becomes_a_trace(journal):
-    trace = si.Trace.from_log(DecisionLog.of(journal))
+    trace = DecisionLog.of(journal).to_trace()
     assert trace.arrivals_s.tolist() == [0, 0.001, 0.004, 0.03, 0.04]
     assert trace.limits_s.tolist() == [0.05, np.inf, 0.02, 0.05, np.inf]
     assert trace.priorities.tolist() == [0, 1, 0, 2, 0]
+
+
+def test_a_trace_keeps_nanoseconds_of_an_old_clock():
+    journal = EventRing()
+    start = 10**9 * 86400 * 365
+    for at_ns, limit_ns in [(0, 50_000_001), (3, 0), (10, 7)]:
+        journal.arrived(start + at_ns, limit_ns, 4)
+    trace = DecisionLog.of(journal).to_trace()
+    assert trace.arrivals_s.tolist() == [0.0, 3e-9, 1e-8]
+    assert trace.limits_s.tolist() == [0.050000001, np.inf, 7e-9]
+    assert trace.priorities.tolist() == [4, 4, 4]
+
+
+def test_a_trace_orders_arrivals_of_an_uneven_clock():
+    journal = EventRing()
+    for at_ns, priority in [(10, 1), (5, 2), (20, 3)]:
+        journal.arrived(at_ns, 0, priority)
+    trace = DecisionLog.of(journal).to_trace()
+    assert trace.arrivals_s.tolist() == [0.0, 5e-9, 15e-9]
+    assert trace.priorities.tolist() == [2, 1, 3]
 
 
 def test_the_page_explains_every_reason():

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
-from streaminfer.batching.timeline_plot import draw_timeline
+from streaminfer.simulation.timeline_plot import draw_timeline
+from streaminfer.simulation.trace import Trace
 
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
@@ -162,6 +163,20 @@ class DecisionLog:
             drops_s=(drops_ns - zero_ns) / 1e9,
             failed=(~self.batch_ok & ~running)[drawn],
             running=running[drawn],
+        )
+
+    def to_trace(self) -> Trace:
+        """Return the arrivals as a `Trace`, to simulate them with other settings.
+
+        The log may begin in the middle of a burst: requests that were queued by then are not part of the trace.
+        """
+        order = np.argsort(self.arrivals_ns, kind="stable")
+        arrivals_ns, limits_ns = self.arrivals_ns[order], self.limits_ns[order]
+        # the difference first: float64 would round an instant of a clock that has run for months
+        return Trace(
+            (arrivals_ns - arrivals_ns[:1]) / 1e9,
+            np.where(limits_ns > 0, limits_ns / 1e9, np.inf),
+            self.priorities[order],
         )
 
     def _batch_in_words(self, at: int) -> str:
