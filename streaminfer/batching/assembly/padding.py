@@ -5,7 +5,7 @@ pad value; behind long ones only the rest is filled, so that nothing is written 
 among the windows of a vector of L ones and L zeros, the one that starts at ``L - n`` is the mask of a row of n, so a
 batch's masks are one fancy index into a strided view that takes no memory.
 
-Measured, µs a batch, one core (``benchmarks/bench_assembly.py`` measures both together)::
+Measured, µs a batch, one core (``benchmarks/run.py assembly`` measures both together)::
 
     rows × length         rows: NumPy  kernel    mask: compare  windows  kernel
     32 × 64 int64                 9.7     8.1              3.6      2.3     1.0

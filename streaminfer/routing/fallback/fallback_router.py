@@ -20,7 +20,7 @@ at the latest, even where a route does not enforce it. A request is at one route
 holds of it is given back by cancellation, in the same task.
 
 *Cost.* The common case, the best route takes it, is one look at ``admission``, one at the ladder, and one entry in the
-list of attempts: no task and no timer. See ``benchmarks/bench_router.py``.
+list of attempts: no task and no timer. See ``benchmarks/run.py router``.
 """
 
 import asyncio
