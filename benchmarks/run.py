@@ -1,6 +1,10 @@
-"""`make bench`: every figure beside its baseline, measured in the same run; each benchmark also runs alone.
+"""`make bench`: every figure beside its baseline, measured in the same run.
 
-python benchmarks/run.py [NAME ...]     names as in the list below; without any, all of them
+python benchmarks/run.py [NAME ...]             names as in the list below; without any, all of them
+python benchmarks/run.py NAME -- [ARGUMENT ...] one, with arguments of its own; `-- --help` lists them
+
+A benchmark is `benchmarks/<family>/bench_<name>.py`. What several share is in `_lib`; the peers are in `peers`, and
+real servers in `servers`.
 """
 
 import argparse
@@ -68,9 +72,15 @@ def peers_python() -> str:
     return str(python)
 
 
+def environment() -> dict[str, str]:
+    """This process's, with the folders from which benchmarks import: the peers' environment has no streaminfer."""
+    folders = [HERE, HERE / "peers", HERE.parent, HERE.parent / "examples"]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])}
+
+
 def commands(name: str) -> list[list[str]]:
     """What to run for a name: some of it, or all, in the peers' environment."""
-    own = [sys.executable, str(HERE / f"bench_{name}.py")]
+    own = [sys.executable, *(str(path) for path in HERE.glob(f"*/bench_{name}.py"))]
     match name:
         case "planner":
             return [own, [peers_python(), str(HERE / "peers" / "planner.py")]]
@@ -89,12 +99,19 @@ def commands(name: str) -> list[list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
-    names = parser.parse_args().names or list(BENCHMARKS)
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    before, arguments = sys.argv[1:end], sys.argv[end + 1 :]
+    names = parser.parse_args(before).names or list(BENCHMARKS)
+    if arguments and len(names) > 1:
+        parser.error("arguments after -- are for one benchmark")
     failed = []
     for number, name in enumerate(names, 1):
         print(f"\n=== [{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
         started = time.perf_counter()
-        codes = [subprocess.run(command, check=False).returncode for command in commands(name)]
+        codes = [
+            subprocess.run([*command, *arguments], env=environment(), check=False).returncode
+            for command in commands(name)
+        ]
         if any(codes):
             failed.append(name)
         print(f"--- {time.perf_counter() - started:.0f} s", flush=True)

@@ -6,7 +6,7 @@ cores are shared with an event loop. Idle onnxruntime threads spin by default, o
 they do not.
 
 On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
-throughput (``benchmarks/bench_sessions.py``). Elsewhere each has a session of its own, because providers lock what they
+throughput (``benchmarks/run.py sessions``). Elsewhere each has a session of its own, because providers lock what they
 compiled for as long as it runs, TensorRT's for one.
 
 A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every

@@ -5,7 +5,7 @@ value; behind long ones only the rest is filled, so that nothing is written twic
 the windows of a vector of L ones and L zeros, the one that starts at ``L - n`` is the mask of a row of n, so a batch's
 masks are one fancy index into a strided view that takes no memory.
 
-Compiled kernels gain at most 0.1 µs per request (``benchmarks/bench_assembly.py``, 32 × 64 int64: 11 instead of 14 µs
+Compiled kernels gain at most 0.1 µs per request (``benchmarks/run.py assembly``, 32 × 64 int64: 11 instead of 14 µs
 per batch) and lose by a factor of two on long rows, so there are none.
 """
 

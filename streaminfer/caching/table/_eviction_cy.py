@@ -13,7 +13,7 @@ Four queues, each a circular doubly linked list through the slots themselves, ne
 * *negative*: remembered failures, first in, first out, in at most a sixteenth of the room, so that a flood of them
   drives out nothing.
 
-**What is different from the paper**, each time because real traces asked for it (``benchmarks/bench_cache.py``):
+**What is different from the paper**, each time because real traces asked for it (``benchmarks/run.py cache``):
 
 * *Main is filled first.* As long as main is not full, who leaves the small queue goes there, asked for or not. In the
   paper nothing reaches main that was not asked for in time, so a loop over more than the cache holds leaves main empty

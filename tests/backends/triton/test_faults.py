@@ -1,6 +1,6 @@
 """TritonBackend behind breaker and router while a real server, or the way to it, breaks: `servers.drill` says how.
 
-Here each fault strikes once; `benchmarks/bench_triton_faults.py` lets each strike twenty times and measures how late
+Here each fault strikes once; `benchmarks/run.py triton_faults` lets each strike twenty times and measures how late
 the latest request is, which a busy machine must not decide here.
 """
 
