@@ -204,6 +204,6 @@ def test_it_becomes_a_trace(journal):
 
 
 def test_the_page_explains_every_reason():
-    page = (Path(__file__).parents[2] / "docs" / "explaining.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "explaining.md").read_text(encoding="utf-8")
     for reason, words in (RELEASE_REASONS | DROP_REASONS).items():
         assert f"| `{reason}` | {words} |" in page
