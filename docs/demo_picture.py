@@ -27,7 +27,8 @@ def extract_picture(report: str) -> str:
     if figure is None or len(palettes) != 2:
         raise ValueError(f"report: expected a figure and two palettes, got {len(palettes)} palettes (HTML of the demo)")
     light, dark = (" ".join(palette.split()) for palette in palettes)
-    style = f"<style>svg {{ {light} background: var(--page) }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
+    dark = f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
+    style = f"<style>svg {{ {light} background: var(--page) }} {dark}</style>"
     picture = figure[0].replace(">", f">{style}", 1)
     return re.sub(r" +$", "", picture, flags=re.MULTILINE) + "\n"
 
