@@ -1,13 +1,12 @@
 """`make bench`: every figure beside its baseline, measured in the same run.
 
 python benchmarks/run.py [NAME ...]             names as in the list below; without any, all of them
-python benchmarks/run.py NAME -- [ARGUMENT ...] one, with arguments of its own; `-- --help` lists them
+python benchmarks/run.py NAME [ARGUMENT ...]    one, with arguments of its own; `NAME --help` lists them
 
 A benchmark is `benchmarks/<family>/bench_<name>.py`. What several share is in `_lib`; the peers are in `peers`, and
 real servers in `servers`.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -97,13 +96,15 @@ def commands(name: str) -> list[list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
-    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    before, arguments = sys.argv[1:end], sys.argv[end + 1 :]
-    names = parser.parse_args(before).names or list(BENCHMARKS)
-    if arguments and len(names) > 1:
-        parser.error("arguments after -- are for one benchmark")
+    words = sys.argv[1:]
+    count = next((number for number, word in enumerate(words) if word not in BENCHMARKS), len(words))
+    names, arguments = words[:count] or list(BENCHMARKS), words[count:]
+    if arguments and count != 1:
+        helps = arguments[0] in {"-h", "--help"}
+        print(__doc__, *(f"{name:22}{text}" for name, text in BENCHMARKS.items()), sep="\n")
+        if not helps:
+            sys.exit(f"expected names of benchmarks, got {arguments[0]!r}")
+        return 0
     failed = []
     for number, name in enumerate(names, 1):
         print(f"\n=== [{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)

@@ -77,7 +77,7 @@ def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def phonemes() -> Model:
     """The distinct words of this project's documentation, shuffled: 2 to 20 letters."""
-    text = " ".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
+    text = " ".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
     words = sorted(set(re.findall(r"\b[a-z]{2,20}\b", text.lower())))
     np.random.default_rng(0).shuffle(words)
     return Model(

@@ -224,6 +224,6 @@ def test_a_trace_orders_arrivals_of_an_uneven_clock():
 
 
 def test_the_page_explains_every_reason():
-    page = (Path(__file__).parents[2] / "docs" / "explaining.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "explaining.md").read_text(encoding="utf-8")
     for reason, words in (RELEASE_REASONS | DROP_REASONS).items():
         assert f"| `{reason}` | {words} |" in page

@@ -1,4 +1,4 @@
-"""Each row of the table in docs/circuit-breaker.md, in its order."""
+"""Each row of the table in docs/reference/breaker-states.md, in its order."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-PAGE = Path(__file__).parents[3] / "docs" / "circuit-breaker.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "breaker-states.md"
 TESTS = {}
 
 
