@@ -12,8 +12,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-import attrs
-
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
@@ -311,7 +309,7 @@ class Stack(Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the layers offer together; it validates requests itself, and each ends at its deadline."""
-        return attrs.evolve(super().capabilities(), validate=None, admission=self.admission, enforces_deadline=True)
+        return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""

@@ -2,7 +2,6 @@
 
 from unittest.mock import MagicMock
 
-import attrs
 import pytest
 
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Node, Wrapper, adapt, name_of
@@ -27,9 +26,8 @@ def run(coroutine):
 
 
 def test_capabilities_are_frozen():
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Capabilities().max_batch_size = 3
-    assert not hasattr(Capabilities(), "__dict__")
 
 
 def test_a_node_is_itself():
@@ -58,7 +56,7 @@ def test_a_wrapper_has_the_name_of_what_it_wraps():
 
 class TestAdapt:
     def test_reads_each_name(self):
-        names = {field.name for field in attrs.fields(Capabilities)} - {"slo"}
+        names = set(Capabilities._fields) - {"slo"}
         said = {name: object() for name in names}
         offered = adapt(Foreign(**said)).capabilities()
         assert {name: getattr(offered, name) for name in names} == said
