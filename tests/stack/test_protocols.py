@@ -4,6 +4,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
+import streaminfer as si
+from streaminfer import testing
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Node, Wrapper, adapt, name_of
 
 
@@ -134,3 +136,22 @@ def test_reasons_are_words():
     assert f"{AdmissionReason.QUEUE_FULL}" == "queue_full"
     assert {AdmissionReason.CLOSED: 1} == {"closed": 1}
     assert Admission(False, AdmissionReason.LIMIT).reason == "limit"
+
+
+def test_kernels_are_loaded_inside_routers():
+    """They are loaded before the heap is frozen, which the start of the outermost stack does."""
+    loaded = []
+
+    class Planner(Node):
+        async def call(self, request):
+            return si.Response(request.inputs)
+
+        async def load_kernels(self):
+            loaded.append(self)
+
+    async def main(loop):
+        planner = Planner()
+        async with si.Stack(si.FallbackRouter(si.Route("only", si.Stack(si.Telemetry(), planner)))):
+            assert loaded[0] is planner
+
+    testing.run(main)
