@@ -67,6 +67,8 @@ class ReplicaHandle:
         slot: its number in the balancer; -1: none yet.
         is_removed: it is removed, and keeps its slot until its last request has ended.
         is_draining: each request that ends calls :meth:`check_drained`.
+        validate: checks a request's inputs; ``None``: nothing does.
+        slo: the latency objective of the service; ``None``: it has none.
         admission: of the service; ``None``: it accepts everything.
         call: of the service, which ends at the request's deadline.
         is_idempotent: a request may be sent to it a second time.
@@ -85,6 +87,7 @@ class ReplicaHandle:
         self.is_removed = False
         self.is_draining = False
         offered = adapt(replica.service).capabilities()
+        self.validate, self.slo = offered.validate, offered.slo
         self.admission: Any = offered.admission
         self.is_idempotent = offered.idempotent is not False
         self.changes = offered.fingerprint_changes

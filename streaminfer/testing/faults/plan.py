@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-import attrs
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_instance, expected
@@ -226,7 +225,7 @@ class _FaultyService(_FaultyLayer):
 
     def capabilities(self) -> Capabilities:
         """Return those of the inner service; the delays and hangs happen outside it, whatever it says of deadlines."""
-        return attrs.evolve(super().capabilities(), enforces_deadline=False)
+        return super().capabilities()._replace(enforces_deadline=False)
 
     async def call(self, request: Request) -> Response:
         """Return the inner response, with the faults of this call."""
