@@ -47,7 +47,18 @@ class Dispatcher:
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
         *("__weakref__", "clock", "inner", "journal", "max_in_flight", "source"),
-        *("_ask_inward", "_assembler", "_calls", "_copies", "_infer", "_isolates", "_isolator", "_plain", "_stack"),
+        *(
+            "_ask_inward",
+            "_assembler",
+            "_calls",
+            "_copies",
+            "_infer",
+            "_infer_now",
+            "_isolates",
+            "_isolator",
+            "_plain",
+            "_stack",
+        ),
         *("_absorb", "_choose_ahead", "_learn", "_learn_ahead", "_policy", "_predict", "_tell_mixed", "_turn_ns"),
         *("_ahead", "_free", "_full_at", "_queue", "_runs"),
         *("_alarm", "_alarm_ns", "_context", "_dispatching", "_drains", "_look_again_ns", "_loop"),
@@ -71,6 +82,7 @@ class Dispatcher:
         self.source = name_of(inner)
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
         self._infer = self._calls.infer
+        self._infer_now = adapt(inner).infer_now
         self._copies = self._calls.copies
         self._stack = stack
         self._set_assembler(assembler)
@@ -146,7 +158,7 @@ class Dispatcher:
                 self._refuse(refuse, refusal, now_ns)
             if batch:
                 self._launch(batch, reason, shorter_too, now_ns)
-                if self._infer is None:
+                if self._infer is None or self._infer_now is not None:
                     if queue.waiting:
                         self._schedule()  # a function ran on the loop: others have a turn before the next batch
                     break
@@ -206,18 +218,24 @@ class Dispatcher:
         self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
         if self._infer is None:
             self._call_function(run)
-            return
+        else:
+            self._call_backend(run, self._infer if self._infer_now is None else self._infer_now)
+
+    def _call_backend(self, run: Run, infer: Callable[[AssembledBatch], Any]) -> None:
         deadline_ns = None if run.deadline_ns == NEVER else run.deadline_ns
-        batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in tickets], deadline_ns))
+        batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in run.tickets], deadline_ns))
         try:
-            results = self._infer(batch)
+            results = infer(batch)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
             self._fail_now(run, run.started_ns, error)
         except BaseException as error:
             self._interrupted(run, run.started_ns, error)
             raise
         else:
-            self._start_task(run, self._complete(run, results, batch, run.started_ns))
+            if self._infer_now is None:
+                self._start_task(run, self._complete(run, results, batch, run.started_ns))
+            else:
+                self._finish(run, batch.assembled_ns, own_arrays(results) if self._copies else results, None)
 
     def _fail_now(self, run: Run, assembled_ns: int, error: BaseException) -> None:
         """For an error that came before anything was awaited."""
