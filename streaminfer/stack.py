@@ -238,8 +238,7 @@ class Stack(Wrapper):
         """Whether a request would be accepted now; changes nothing."""
         if self._chain.loop is None:
             return Admission(False, AdmissionReason.CLOSED)
-        ask = adapt(self.inner).capabilities().admission
-        return Admission(True) if ask is None else ask(request, now_ns)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def blocking(self) -> "BlockingStack":
         """The same service for synchronous callers, on an event loop in a thread of its own.
@@ -364,6 +363,7 @@ class Stack(Wrapper):
         services: list[SyncService] = []
         current = self.inner
         offered = adapt(current).capabilities()
+        self._admission = offered.admission
         is_enforced = offered.enforces_deadline
         # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
         while (
