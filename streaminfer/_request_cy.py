@@ -79,7 +79,7 @@ class Request:
             raise InvalidInput(
                 _wrong("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
             )
-        if priority != 0 or type(priority) is not int:
+        if type(priority) is not int or priority != 0:
             check_priority(priority)
         if type(tags) is not tuple or len(tags) > 0:
             tags = _checked_tags(tags)

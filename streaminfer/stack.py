@@ -325,11 +325,12 @@ class Stack(Wrapper):
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of an outer `Stack`, unless one was given."""
         if not self._clock_given:
-            self.clock = self._chain.clock = clock
+            self.clock = clock
             self._clock_given = True
             super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
+            self._chain = self._join()
 
     @property
     def ready(self) -> bool:
