@@ -13,8 +13,6 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-import attrs
-
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S
@@ -180,7 +178,7 @@ class Stack(Wrapper):
             StreamInferError: the first request that could not be answered.
         """
         if concurrency is None:
-            concurrency = default_concurrency(self.inner)
+            concurrency = default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
 
@@ -210,7 +208,7 @@ class Stack(Wrapper):
             BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
             StreamInferError: the first row that could not be answered.
         """
-        return await answer_rows(self, self._places, inputs, **settings)
+        return await answer_rows(self._places, self.clock(), self._offered, inputs, **settings)
 
     @property
     def children(self) -> Mapping[str, Any]:
@@ -226,13 +224,8 @@ class Stack(Wrapper):
         return named
 
     def capabilities(self) -> Capabilities:
-        """What the layers offer together; each request ends at its deadline."""
-        return attrs.evolve(
-            super().capabilities(), validate=self.validate, admission=self.admission, enforces_deadline=True
-        )
-
-    def validate(self, request: Request) -> None:
-        """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
+        """What the layers offer together; it validates requests itself, and each ends at its deadline."""
+        return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
@@ -363,7 +356,7 @@ class Stack(Wrapper):
         """Join the layers that await nothing, in front of what has to be awaited."""
         services: list[SyncService] = []
         current = self.inner
-        offered = adapt(current).capabilities()
+        offered = self._offered = adapt(current).capabilities()
         self._admission = offered.admission
         is_enforced = offered.enforces_deadline
         # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end

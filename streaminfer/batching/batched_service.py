@@ -10,15 +10,13 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt
@@ -205,8 +203,7 @@ class BatchedService(Dispatcher, Node):
     def capabilities(self) -> Capabilities:
         """What the backend offers, and what the batcher adds; read after a start, which may change it."""
         offered = adapt(self.inner).capabilities()
-        return attrs.evolve(
-            offered,
+        return offered._replace(
             validate=self.validate or offered.validate,
             admission=self.admission,
             slo=self,
@@ -306,7 +303,7 @@ class BatchedService(Dispatcher, Node):
         Raises:
             MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
         """
-        prepare = getattr(self._configured_policy, "prepare", None)
+        prepare = adapt_policy(self._configured_policy).prepare
         if prepare is not None and not is_virtual(asyncio.get_running_loop()) and prepare(wait=False) is False:
             await asyncio.to_thread(prepare, wait=True)
 
@@ -380,7 +377,7 @@ class BatchedService(Dispatcher, Node):
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = getattr(self._policy, "prepare", None)
+        prepare = adapt_policy(self._policy).prepare
         if prepare is not None:
             prepare(wait=True)
 

@@ -71,4 +71,4 @@ def may_repeat(sent: Request | Batch, rule: bool | None) -> bool:
     if rule is not None:
         return rule
     rows: Iterable[Any] = sent.rows if isinstance(sent, Batch) else (sent,)
-    return all(getattr(row, "stream_id", None) is None for row in rows)
+    return all(row is None or row.stream_id is None for row in rows)

@@ -12,7 +12,6 @@ from streaminfer.routing.fallback._degradation_cy import NEUTRAL, RouteShare
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
 from streaminfer.routing.fallback.statistics import RouteStatistics
-from streaminfer.stack import Stack
 
 __all__ = ["RouteState", "make_route_states"]
 
@@ -46,15 +45,12 @@ class RouteState:
         self.position = position
         self.rung = rung
         self.degraded = degraded
-        can = adapt(service).capabilities()
-        self.admission = can.admission
-        self.is_idempotent = can.idempotent is not False
-        self.enforces = can.enforces_deadline
-        # a stack validates what it is called with; the first route's check is offered to the stack around the router
-        offered = position == 0 and route.prepare is None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(service, Stack) and not offered:
-            self._validate = can.validate
+        offered = adapt(service).capabilities()
+        self.admission = offered.admission
+        self.is_idempotent = offered.idempotent is not False
+        self.enforces = offered.enforces_deadline
+        # the first route's check is offered to the stack around the router
+        self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
         self._finish = None if route.finish is None else _adapter(route.finish)
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call

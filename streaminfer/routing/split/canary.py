@@ -16,7 +16,6 @@ from streaminfer.protocols import Admission, Capabilities, Node, adapt
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
-from streaminfer.stack import Stack
 
 __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 
@@ -205,10 +204,8 @@ class _Side:
         self.service = service
         offered = adapt(service).capabilities()
         self.admission = offered.admission
-        # a stack validates what it is called with; the check of the stable side is made by the stack around
-        self._validate: Callable[[Request], None] | None = None
-        if not offers_its_check and not isinstance(service, Stack):
-            self._validate = offered.validate
+        # the check of the stable side is made by the stack around
+        self._validate = None if offers_its_check else offered.validate
         self._requests = self._answered = self._failed = self._cancelled = 0
 
     async def call(self, request: Request) -> Response:

@@ -27,7 +27,6 @@ from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
-from streaminfer.stack import Stack
 
 __all__ = ["Shadow", "ShadowStatistics"]
 
@@ -111,9 +110,7 @@ class Shadow:
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(self.copy, Stack):  # a stack validates what it is called with
-            self._validate = adapt(self.copy).capabilities().validate
+        self._validate = adapt(self.copy).capabilities().validate
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
