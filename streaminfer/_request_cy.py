@@ -79,8 +79,9 @@ class Request:
             raise InvalidInput(
                 _wrong("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
             )
-        check_priority(priority)
-        if tags != ():
+        if type(priority) is not int or priority != 0:
+            check_priority(priority)
+        if type(tags) is not tuple or len(tags) > 0:
             tags = _checked_tags(tags)
         if tenant is not None and not isinstance(tenant, str):
             raise InvalidInput(_wrong("tenant", "a string or None", tenant))

@@ -231,6 +231,8 @@ class Node:
     Attributes:
         name: for responses, errors and reports; empty: that of its class.
         needs: ``"backend"`` for a layer that a `Stack` must put around a backend, else empty.
+        infer_now: answers a batch as ``infer`` does, but at once: a batcher then needs no task for it. ``None``: it is
+            awaited. A wrapper does not offer that of what it wraps.
         calibration: what the latest start measured, for the report of the start.
     """
 
@@ -238,6 +240,7 @@ class Node:
 
     name: str = ""
     needs: str = ""
+    infer_now: Callable[[Batch], Any] | None = None
     calibration: Any = None
 
     @property

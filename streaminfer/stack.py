@@ -75,8 +75,6 @@ class Stack(Wrapper):
             super().bind_clock(clock)
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
-        self._offered = adapt(self.inner).capabilities()
-        self._admission = self._offered.admission
         self._run: StackRun | None = None  # the latest
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)
@@ -320,11 +318,12 @@ class Stack(Wrapper):
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of an outer `Stack`, unless one was given."""
         if not self._clock_given:
-            self.clock = self._chain.clock = clock
+            self.clock = clock
             self._clock_given = True
             super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
+            self._chain = self._join()
 
     @property
     def ready(self) -> bool:
@@ -357,7 +356,8 @@ class Stack(Wrapper):
         """Join the layers that await nothing, in front of what has to be awaited."""
         services: list[SyncService] = []
         current = self.inner
-        offered = adapt(current).capabilities()
+        offered = self._offered = adapt(current).capabilities()
+        self._admission = offered.admission
         is_enforced = offered.enforces_deadline
         # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
         while (

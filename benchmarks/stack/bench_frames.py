@@ -10,6 +10,7 @@ of the rounds is printed.
 
 import argparse
 import asyncio
+import functools
 import gc
 import inspect
 import itertools
@@ -18,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import CoroutineType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from _lib.floor import MinimalBatcher, cpu_per_request, no_op
 
@@ -105,21 +106,21 @@ def stack(make_layers: Callable[[], list[Any]], *, repeats: bool = True) -> Call
     return make
 
 
-def batched(*, breaker: bool = False) -> list[Any]:
-    layers: list[Any] = [si.AdaptiveBatcher(max_batch_size=BATCH, stack=False)]
-    return [*layers, *([si.CircuitBreaker()] if breaker else []), si.CpuBackend(model, executor="inline")]
+def batched() -> list[Any]:
+    return [si.AdaptiveBatcher(max_batch_size=BATCH, stack=False), si.CpuBackend(model, executor="inline")]
 
 
-def protected() -> list[Any]:
-    return [si.ConcurrencyLimit(limit=1024), *batched(breaker=True)]
+def protected(executor: Literal["inline", "thread"] = "inline") -> list[Any]:
+    batcher = si.AdaptiveBatcher(max_batch_size=BATCH, stack=False)
+    return [si.ConcurrencyLimit(limit=1024), batcher, si.CircuitBreaker(), si.CpuBackend(model, executor=executor)]
 
 
-def routed() -> list[Any]:
-    return [si.Telemetry("bench"), si.FallbackRouter(si.Route("full", protected()))]
+def routed(executor: Literal["inline", "thread"] = "inline") -> list[Any]:
+    return [si.Telemetry("bench"), si.FallbackRouter(si.Route("full", protected(executor)))]
 
 
-def full() -> list[Any]:
-    telemetry, router = routed()
+def full(executor: Literal["inline", "thread"] = "inline") -> list[Any]:
+    telemetry, router = routed(executor)
     return [telemetry, si.EdgeCache(maxsize=1024), router]
 
 
@@ -130,6 +131,7 @@ VARIANTS: dict[str, Callable[[], AbstractAsyncContextManager[Call]]] = {
     ADDED: stack(lambda: [si.Telemetry("bench"), *protected()]),
     "telemetry, router, the same behind": stack(routed),
     FULL: stack(full, repeats=False),
+    "the same, model in a thread": stack(functools.partial(full, "thread"), repeats=False),
     "full stack, hit": stack(full),
 }
 """All but the first two are stacks; the full one is telemetry, cache, router and, in its route, limit, batcher, breaker

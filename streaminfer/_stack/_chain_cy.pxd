@@ -1,12 +1,13 @@
 cimport cython
-from streaminfer._request_cy cimport Request as CRequest, Response as CResponse, make_request, make_response
+from streaminfer._request_cy cimport Request as CRequest, make_request, make_response
+from streaminfer.batching.queue._ticket_cy cimport Ticket as CTicket
 
 @cython.final
 @cython.freelist(128)
 cdef class Passage:
     cdef readonly CRequest request
     cdef readonly object awaited
-    cdef readonly object ticket
+    cdef readonly CTicket ticket
     cdef list _tokens
 
 @cython.final
@@ -17,6 +18,8 @@ cdef class Chain:
     cdef int _validate_at
     cdef object _objective
     cdef object _batcher
+    cdef object _source
+    cdef bint _batcher_has_clock
     cdef object _submit
     cdef object _call
     cdef object _refuse
@@ -28,10 +31,11 @@ cdef class Chain:
     cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
     cpdef Passage open_request(self, CRequest request, object timeout_s)
     cpdef object outputs(self, Passage passage, object outcome)
+    @cython.locals(ticket=CTicket)
     cpdef object response(self, Passage passage, object outcome)
     cpdef object failed(self, Passage passage, object error)
     cdef object _deadline_ns(self, object own_ns, object timeout_s, object now_ns)
-    @cython.locals(passage=Passage, tokens=list, position=int)
+    @cython.locals(passage=Passage, tokens=list, position=int, ticket=CTicket)
     cdef Passage _enter(self, CRequest request, object now_ns)
     @cython.locals(position=Py_ssize_t)
     cdef object _exit(self, object request, list tokens, object outcome)

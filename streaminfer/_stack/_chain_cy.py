@@ -68,11 +68,13 @@ class Chain:
 
     __slots__ = (
         "_batcher",
+        "_batcher_has_clock",
         "_call",
         "_enters",
         "_exits",
         "_objective",
         "_refuse",
+        "_source",
         "_submit",
         "_validate",
         "_validate_at",
@@ -101,6 +103,8 @@ class Chain:
         self._objective = objective
         self._batcher = batcher
         self._submit: Callable[..., Any] | None = None if batcher is None else batcher.submit
+        self._batcher_has_clock = batcher is not None and batcher.clock is clock
+        self._source = "" if batcher is None else batcher.source
         self._call = call
         self._refuse = refuse
         self.clock: Clock = clock
@@ -179,7 +183,7 @@ class Chain:
             BaseException: what a layer made of it.
         """
         ticket = passage.ticket
-        response = outcome if ticket is None else make_response(outcome, self._batcher.source, ticket.timings)
+        response = outcome if ticket is None else make_response(outcome, self._source, ticket.timings)
         if passage._tokens is not None:
             response = self._exit(passage.request, passage._tokens, response)
             if isinstance(response, BaseException):

@@ -66,20 +66,33 @@ class BackendRecorder:
         """Awaits the answer to a batch of ``rows`` requests and counts how it ended."""
         try:
             value = await answer
-        except asyncio.CancelledError:
-            with self._lock:
-                self._cancelled += 1
+        except BaseException as error:
+            self._count_error(error)
             raise
-        except Closed:
+        self._count_rows(rows)
+        return value
+
+    def count_now(self, rows: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Call ``work``, which answers a batch of ``rows`` requests, and count how it ended."""
+        try:
+            value = work(*arguments)
+        except BaseException as error:
+            self._count_error(error)
             raise
-        except Exception:
-            with self._lock:
-                self._errors += 1
-            raise
+        self._count_rows(rows)
+        return value
+
+    def _count_rows(self, rows: int) -> None:
         with self._lock:
             self._batches += 1
             self._rows += rows
-        return value
+
+    def _count_error(self, error: BaseException) -> None:
+        with self._lock:
+            if isinstance(error, asyncio.CancelledError):
+                self._cancelled += 1
+            elif isinstance(error, Exception) and not isinstance(error, Closed):
+                self._errors += 1
 
     def busy(self, work: Callable[..., T], *arguments: Any) -> T:
         """Calls ``work``, on whatever thread this is, and counts the time it took."""

@@ -42,7 +42,8 @@ class BatchRunner:
 
     Attributes:
         run: starts a batch; bound to what the model is, so that it costs no call more.
-        is_function: the model is a batch function, which runs on the event loop.
+        is_inline: the model runs on the event loop, within the call of :attr:`run`: a batch function, or a backend that
+            answers at once.
         copies: outputs are copied before the next call, which may overwrite them.
         context: of the tasks of batches.
         loop: the event loop of these tasks; ``None`` before the first.
@@ -52,9 +53,10 @@ class BatchRunner:
     """
 
     __slots__ = (
-        *("_assembler", "_calls", "_finish", "_infer", "_inner", "_isolates", "_outcomes", "_plain", "_queue"),
+        *("_assembler", "_calls", "_finish", "_infer", "_infer_now", "_inner", "_isolates", "_outcomes", "_plain"),
+        "_queue",
         *("_events", "_settle", "_source", "_stack", "_time"),
-        *("abandoned_batches", "batches", "context", "copies", "is_function", "isolator", "loop", "run"),
+        *("abandoned_batches", "batches", "context", "copies", "is_inline", "isolator", "loop", "run"),
     )
 
     def __init__(
@@ -81,8 +83,9 @@ class BatchRunner:
         self._settle = settle
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=source, clock=clock)
         self._infer = self._calls.infer
-        self.is_function = self._infer is None
-        self.run: Callable[[Run], None] = self._call_function if self.is_function else self._call_backend
+        self._infer_now = adapt(inner).infer_now
+        self.is_inline = self._infer is None or self._infer_now is not None
+        self.run: Callable[[Run], None] = self._call_function if self._infer is None else self._call_backend
         self.copies = self._calls.copies
         self.set_assembler(assembler)
         self._isolates = not adapt(inner).capabilities().isolates_rows
@@ -172,15 +175,21 @@ class BatchRunner:
     def _call_backend(self, run: Run) -> None:
         deadline_ns = None if run.deadline_ns == NEVER else run.deadline_ns
         batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in run.tickets], deadline_ns))
+        infer: Any = self._infer_now or self._infer
         try:
-            results = self._infer(batch)  # type: ignore[misc] # this is called where there is one
+            results = infer(batch)
+            if self._infer_now is not None and self.copies:
+                results = own_arrays(results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
             self._fail(run, run.started_ns, error)
         except BaseException as error:
             self._interrupt(run, run.started_ns, error)
             raise
         else:
-            self._start_task(run, self._complete(run, results, batch, run.started_ns))
+            if self._infer_now is None:
+                self._start_task(run, self._complete(run, results, batch, run.started_ns))
+            else:
+                self._finish(run, batch.assembled_ns, results, None)
 
     def _call_function(self, run: Run) -> None:
         assembled_ns = run.started_ns

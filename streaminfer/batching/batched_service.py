@@ -144,6 +144,7 @@ class BatchedService(Node):
         deadline_ns: int | None,
         priority: int,
         loop: asyncio.AbstractEventLoop | None = None,
+        now_ns: int = 0,
     ) -> Ticket:
         """Accept a request; the caller awaits ``ticket.future`` and calls :meth:`abandon` if that raises.
 
@@ -153,6 +154,7 @@ class BatchedService(Node):
             deadline_ns: of the request; ``None``: that of the objective.
             priority: of the request.
             loop: the running loop, from a caller that knows it: to find it out is a system call.
+            now_ns: the present instant, from a caller that has read the same clock; 0: it is read here.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
@@ -162,7 +164,8 @@ class BatchedService(Node):
         if loop is not self._loop:
             self._enter(loop)
         self._submitted += 1
-        now_ns = self.clock()
+        if not now_ns:
+            now_ns = self.clock()
         if deadline_ns is None:
             deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
         if self._stopping or deadline_ns <= now_ns:

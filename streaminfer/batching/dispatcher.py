@@ -172,7 +172,7 @@ class Dispatcher:
                 self._outcomes.reject(refuse, refusal, now_ns)
             if batch:
                 self._release(batch, reason, shorter_too, now_ns)
-                if self.runner.is_function:
+                if self.runner.is_inline:
                     if queue.waiting:
                         self.schedule()  # a function ran on the loop: others have a turn before the next batch
                     break

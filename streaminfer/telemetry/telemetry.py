@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
-from streaminfer.request import Request, Response
-from streaminfer.sync_layer import SyncService
+from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
@@ -49,7 +48,7 @@ class Telemetry:
         self._failures = ListenerFailures("streaminfer", f"telemetry {name!r}")
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
-        self._services: weakref.WeakSet[_RecordedService] = weakref.WeakSet()
+        self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
@@ -75,7 +74,7 @@ class Telemetry:
             TypeError: a backend, whose batches are no requests: stand outside the batcher.
         """
         if is_service(inner):
-            service = _RecordedService(self, inner)
+            service = RecordedService(self, inner)
             self._services.add(service)
             return service
         if is_backend(inner) or not callable(inner):
@@ -171,41 +170,6 @@ class Telemetry:
 
     def __repr__(self) -> str:
         return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
-
-
-class _RecordedService(SyncService):
-    """A service whose every request is recorded."""
-
-    sees_invalid = True
-
-    def __init__(self, telemetry: Telemetry, inner: Any) -> None:
-        super().__init__(inner, telemetry)
-        self._telemetry = telemetry
-
-    @property
-    def clock(self) -> Clock:
-        return self._telemetry.clock
-
-    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request counts
-        telemetry = self._telemetry
-        try:
-            telemetry.begin()
-        except LISTENER_ERRORS as failure:
-            telemetry._failures.report(telemetry, "the begin of a request", failure)
-        return now_ns
-
-    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
-        telemetry = self._telemetry
-        if isinstance(outcome, BaseException):
-            telemetry._fail_safely(outcome)
-            return
-        try:
-            telemetry.answer(outcome, token, now_ns)
-        except LISTENER_ERRORS as failure:
-            telemetry._failures.report(telemetry, "an answer", failure)
-
-    def __repr__(self) -> str:
-        return f"{self._telemetry!r} in front of {self.inner!r}"
 
 
 def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:

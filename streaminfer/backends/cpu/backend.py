@@ -178,6 +178,8 @@ class CpuBackend(Node):
         if executor == "inline":
             if workers != 1:
                 raise ValueError(expected("workers", "1 with executor='inline'", workers))
+            if not self._asynchronous:
+                self.infer_now = self._infer_now
             return
         if self._asynchronous:
             raise TypeError(expected("fn", f"a synchronous function with executor={executor!r}", fn))
@@ -211,7 +213,8 @@ class CpuBackend(Node):
         elif self._asynchronous:
             answer = self._await_inline(batch, self._recorder.busy_awaiting)
         else:
-            answer = self._call_inline(batch, self._recorder.busy)
+            results: Sequence[Any] = self._infer_now(batch)
+            return results
         return await self._recorder.count(len(batch.rows), answer)
 
     def capabilities(self) -> Capabilities:
@@ -225,6 +228,9 @@ class CpuBackend(Node):
             idempotent=self.idempotent,
             batch_axes=self.batch_axes,
         )
+
+    def _infer_now(self, batch: Batch) -> Any:
+        return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)
 
     def example_inputs(self) -> ExampleInputs | None:
         """What one request brings, as far as the constructor was told."""
@@ -263,7 +269,7 @@ class CpuBackend(Node):
         elif self._asynchronous:
             results = await self._await_inline(batch, _call_now)
         else:
-            results = await self._call_inline(batch, _call_now)
+            results = self._call_inline(batch, _call_now)
         return results
 
     async def _infer_on_each(self, batch: Batch) -> None:
@@ -278,7 +284,7 @@ class CpuBackend(Node):
         except BaseException as error:  # SystemExit of a worker must not end the loop
             raise self._failure(batch, error) from error
 
-    async def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+    def _call_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         self._check_open()
         try:
             return call(self._function, batch.inputs)

@@ -132,6 +132,9 @@ class GuardedBackend(_Guarded):
     def __init__(self, breaker: BreakerCore, inner: Any) -> None:
         super().__init__(breaker, inner)
         self._infer: Callable[[Batch], Any] = inner.infer
+        self._inner_infer_now = adapt(inner).infer_now
+        if self._inner_infer_now is not None:
+            self.infer_now = self._infer_now
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
         """Answers the batch, if the circuit lets it pass.
@@ -143,11 +146,28 @@ class GuardedBackend(_Guarded):
         try:
             results: Sequence[Any] = await self._infer(batch)
         except BaseException as error:
-            if isinstance(error, Exception) and batch.is_part:
-                guard.judged(None)
-            else:
-                guard.raised(error, batch.deadline_ns)
+            self._raised(guard, batch, error)
             raise
+        self._returned(guard, batch, results)
+        return results
+
+    def _infer_now(self, batch: Batch) -> Any:
+        guard = self._enter()
+        try:
+            results = self._inner_infer_now(batch)  # type: ignore[misc] # which then is not None
+        except BaseException as error:
+            self._raised(guard, batch, error)
+            raise
+        self._returned(guard, batch, results)
+        return results
+
+    def _raised(self, guard: Guard, batch: Batch, error: BaseException) -> None:
+        if isinstance(error, Exception) and batch.is_part:
+            guard.judged(None)
+        else:
+            guard.raised(error, batch.deadline_ns)
+
+    def _returned(self, guard: Guard, batch: Batch, results: Any) -> None:
         outcome = None
         try:
             outcome = _outcome_of_rows(self.breaker, results, batch)
@@ -155,7 +175,6 @@ class GuardedBackend(_Guarded):
                 outcome = None
         finally:  # a predicate that fails says nothing about the batch
             guard.judged(outcome)
-        return results
 
 
 def _outcome_of_rows(breaker: BreakerCore, results: Any, batch: Batch) -> bool | None:

@@ -1,0 +1,85 @@
+"""A backend that answers at once (`infer_now`) needs no task; what is around it, and how batches end, stay the same."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+from streaminfer.testing import run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def double(inputs):
+    """A batch function that refuses negative numbers, all of a batch for one."""
+    if min(inputs) < 0:
+        raise ValueError("negative")
+    return [2 * value for value in inputs]
+
+
+def inline():
+    return si.CpuBackend(double, executor="inline")
+
+
+def serve(values, *around, limit=8):
+    """Outcomes of concurrent requests, and the tasks of batches that ran meanwhile."""
+    tasks = set()
+
+    def watched(inputs):
+        tasks.update(asyncio.all_tasks())
+        return double(inputs)
+
+    async def main(loop):
+        backend = si.CpuBackend(watched, executor="inline")
+        batcher = si.AdaptiveBatcher(max_batch_size=limit, policy="greedy", stack=False)
+        async with si.Stack(batcher, *around, backend, clock=loop.clock) as stack:
+            calls = [asyncio.ensure_future(stack(value)) for value in values]
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            return ended, tasks - set(calls) - {asyncio.current_task()}, backend.statistics()
+
+    return run(main)
+
+
+@pytest.mark.parametrize("around", [(), (si.CircuitBreaker,)], ids=["alone", "behind a breaker"])
+def test_a_batch_of_an_inline_function_needs_no_task(around):
+    ended, tasks, counted = serve([1.0, 2.0, 3.0], *(kind() for kind in around))
+    assert ended == [2.0, 4.0, 6.0]
+    assert not tasks
+    assert (counted.rows, counted.errors) == (3, 0)
+
+
+def test_one_bad_row_of_an_inline_function_fails_alone():
+    (good, bad, other), _, _ = serve([1.0, -1.0, 3.0])
+    assert (good, other) == (2.0, 6.0)
+    assert isinstance(bad, si.BackendError)
+
+
+def test_a_breaker_counts_the_batches_of_an_inline_function():
+    breaker = si.CircuitBreaker(minimum_calls=2)
+    ended, _, _ = serve([-1.0, -2.0, 3.0], breaker, limit=1)
+    assert [type(one).__name__ for one in ended] == ["BackendError", "BackendError", "CircuitOpen"]
+    assert breaker.state == "open"
+
+
+def test_a_wrapper_that_knows_nothing_of_it_is_not_passed_by():
+    limited = si.ConcurrencyLimit(limit=1).wrap(inline())
+    assert adapt(inline()).infer_now is not None
+    assert adapt(limited).infer_now is None
+    assert adapt(si.CpuBackend(double)).infer_now is None
+    ended, tasks, _ = serve([1.0], si.ConcurrencyLimit(limit=1))
+    assert ended == [2.0]
+    assert len(tasks) == 1
+
+
+def test_what_would_end_the_loop_serves_the_callers_first():
+    async def main(loop):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy")
+        async with si.Stack(batcher, si.CpuBackend(interrupt, executor="inline"), clock=loop.clock) as stack:
+            await asyncio.gather(stack(1.0), return_exceptions=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
