@@ -107,7 +107,7 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     several = list(caches)
     remains = _Remains()
     judges = [_Judge(cache) for cache in several]
-    gc.collect()  # what only a cycle holds is nobody's
+    gc.collect()  # what only a cycle holds is garbage
     for cache, judge in zip(several, judges, strict=True):
         _look_into_memory(cache, judge, remains)
         for worker in () if cache.tiers is None else cache.tiers.workers:

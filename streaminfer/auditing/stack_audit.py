@@ -5,7 +5,7 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
 ``max-age``
     each cache has a longest time for which it keeps an answer.
 ``ttl``
-    no time to live is longer than the policy allows; the policy cuts it, and whoever set it should know.
+    no time to live is longer than the policy allows; the policy shortens it, and its author should know.
 ``tier``
     what lies on a tier is encrypted there, and where it must be.
 ``hop``
@@ -73,7 +73,7 @@ class Finding:
     """The outcome of one check of one thing.
 
     Attributes:
-        severity: ``"ok"``, ``"attention"`` (somebody should look whether it is meant so) or ``"fail"``.
+        severity: ``"ok"``, ``"attention"`` (a person should look whether it is meant so) or ``"fail"``.
         check: which one.
         where: the thing, by the way there.
         what: was found, in words.
@@ -129,7 +129,7 @@ class Audit(Snapshot):
 def audit(stack: Stack) -> Audit:
     """Check a stack and everything in it: nested stacks, the routes of routers, replicas.
 
-    It reads settings, runs nothing of anybody's, and may be called of a stack that runs, in its thread, or does not.
+    It reads settings and runs no code of yours. Call it for a stack that runs, in its thread, or that does not run.
 
     Args:
         stack: the stack.
@@ -336,9 +336,7 @@ def _check_tier_hop(tier: Any, where: str) -> Iterator[Finding]:
     url = read(tier, "_url")
     address, tls = url if _host_of(url) else "localhost", url.startswith("rediss:")
     if tier.encrypted and not tls and not _stays_here(address):
-        what = (
-            f"{_host_of(url)}, without TLS: values and names are sealed, but the password, and who asks when, are not"
-        )
+        what = f"{_host_of(url)}, without TLS: values and names are sealed; the password and request times are not"
         yield _attention("hop", where, what, "a server with TLS, and rediss://…")
     else:
         yield from _judge_hop(address, tls, where, known=True)
@@ -371,7 +369,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
     elif encrypted is True:
         yield _ok("hop", where, f"{host}: encrypted")
     elif encrypted is False:
-        what = f"{host}, not encrypted: anybody on the way can read it"
+        what = f"{host}, not encrypted: anyone on the way can read it"
         yield _fail("hop", where, what, "connect with TLS (rediss://, https://), or through a tunnel that is declared")
     else:
         yield _attention("hop", where, f"{host}: it does not say whether it is encrypted", declare)

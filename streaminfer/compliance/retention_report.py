@@ -34,7 +34,7 @@ from streaminfer.compliance.retention_log import (
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
 PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
-"""How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
+"""How long a place may hold what has expired, where nothing else is said: of an `EdgeCache`, and of a `DiskTier`
 that runs with its usual ``purge_every_s``."""
 
 _ON_A_PAGE = 500

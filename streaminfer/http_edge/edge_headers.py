@@ -1,7 +1,7 @@
 """Header fields of a response for the caches on its way: which may store it, for how long, and how to revalidate it.
 
 **Who.** An answer that is degraded, that belongs to a live stream, that the request or the computation forbids to keep,
-or that carries somebody's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
+or that carries a person's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
 or to a request with credentials, is ``private``, unless the policy lets shared caches keep one copy for each
 credential. Every answer of a policy varies by the header of the credentials, so that what was kept for one is
 never given to another, also by caches that overlook RFC 9111 §3.5 (nginx does). None is ``public`` without need.
@@ -48,11 +48,11 @@ class EdgePolicy:
         fresh_s: for how long a copy is used without asking, seconds ≥ 1. An erasure takes this long to reach it.
         lifetime_s: for how long after its computation an answer is used anywhere, seconds ≥ 1: its retention, and how
             long this process can answer for it. ``None``: as long as asking again confirms it.
-        stale_while_revalidate_s: for how much longer a copy is used while it is asked for anew.
+        stale_while_revalidate_s: for how much longer a copy is used while it is revalidated.
         stale_if_error_s: for how much longer a copy is used while this process cannot be reached.
         client_s: ``fresh_s`` of caches that serve one user, such as a browser's, which no operator can empty;
             ``None``: the same. Not with a stale window, which ``s-maxage`` forbids (RFC 9111 §5.2.2.10).
-        immutable: the answer at an address never changes: whoever reloads a page need not ask.
+        immutable: the answer at an address never changes: reloading a page needs no request.
         vary: further request headers that the answer depends on.
         credentials: the request header from which the tenant is known.
         share_tenants: shared caches may keep answers to tenants, one copy for each value of ``credentials``. A
@@ -118,7 +118,7 @@ def edge_headers(
     Args:
         policy: what caches may do.
         request: what was asked: its tenant, subject, stream and ``store`` decide who may keep the answer.
-        response: what the `Stack` answered; a degraded one, stale ones included, is kept by nobody.
+        response: what the `Stack` answered; a degraded one, stale ones included, is not stored.
         now_s: the present by the wall clock, seconds since 1970.
         computed_s: when the answer was computed, by the same clock; ``None``: now.
         etag: what :func:`~streaminfer.http_edge.entity_tag` gave; ``None``: no tag.

@@ -110,7 +110,7 @@ class TierSet:
         """Start the tiers, unless they are held already.
 
         Raises:
-            RuntimeError: they run on another event loop, or somebody else started one of them.
+            RuntimeError: they run on another event loop, or one of them was started already.
             BackendError: a tier cannot start; those before it are stopped again.
         """
         loop = asyncio.get_running_loop()
@@ -139,8 +139,8 @@ class TierSet:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
-        """Let one start or stop at a time; when the last has let go, another loop may begin."""
-        assert self._changing is not None  # noqa: S101 - it is there as long as anybody holds them
+        """Let one user start or stop at a time; after the last, another loop may begin."""
+        assert self._changing is not None  # noqa: S101 - it exists while the tiers are held
         self._entering += 1
         try:
             async with self._changing:
@@ -225,7 +225,7 @@ class TierSet:
 
         Args:
             key: whose answer.
-            value: the answer, which nobody changes.
+            value: which must not be changed.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
             computed_ns: when that was, on the cache's clock.
             erasures: the cache's count before that; if the key was erased since, nothing is written.
