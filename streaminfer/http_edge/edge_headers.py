@@ -24,7 +24,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_duration, check_instance, expected
+from streaminfer._internal.validation import check_duration, check_instance, expected, field_check
 from streaminfer.http_edge.entity_tags import is_entity_tag
 from streaminfer.http_edge.http_dates import http_date
 from streaminfer.request import Request, Response
@@ -38,6 +38,14 @@ _LATEST_S = 253_402_300_799  # the end of the year 9999
 
 def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if check_duration(name, value) < 1.0:
+        raise ValueError(expected(name, "at least one second, the unit of HTTP", value))
+
+
+_is_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
 
 
 @attrs.frozen(kw_only=True)
@@ -63,28 +71,22 @@ class EdgePolicy:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    fresh_s: float
-    lifetime_s: float | None = None
-    stale_while_revalidate_s: float = 0.0
-    stale_if_error_s: float = 0.0
-    client_s: float | None = None
-    immutable: bool = False
+    fresh_s: float = attrs.field(validator=field_check(_check_seconds))
+    lifetime_s: float | None = attrs.field(default=None, validator=field_check(_check_seconds, optional=True))
+    stale_while_revalidate_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    stale_if_error_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    client_s: float | None = attrs.field(default=None, validator=field_check(_check_seconds, optional=True))
+    immutable: bool = attrs.field(default=False, validator=_is_flag)
     vary: tuple[str, ...] = attrs.field(default=(), converter=_names)
     credentials: str = "authorization"
-    share_tenants: bool = False
-    send_age: bool = False
+    share_tenants: bool = attrs.field(default=False, validator=_is_flag)
+    send_age: bool = attrs.field(default=False, validator=_is_flag)
     vary_field: str = attrs.field(init=False, repr=False)
     _lifetime: float = attrs.field(init=False, repr=False, eq=False)
     _window_s: float = attrs.field(init=False, repr=False, eq=False)
     _ending: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("fresh_s", "lifetime_s", "client_s"):
-            _check_seconds(name, getattr(self, name), optional=name != "fresh_s")
-        for name in ("stale_while_revalidate_s", "stale_if_error_s"):
-            check_duration(name, getattr(self, name))
-        for name in ("immutable", "share_tenants", "send_age"):
-            check_instance(name, getattr(self, name), lambda it: isinstance(it, bool), "True or False")
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
             what = "None where there is a stale window, since s-maxage forbids one"
             raise ValueError(expected("client_s", what, self.client_s))
@@ -209,10 +211,3 @@ def _whole(name: str, seconds: Any) -> int:
     if not 0 <= seconds <= _LATEST_S:
         raise ValueError(expected(name, "seconds since 1970, before the year 10000", seconds))
     return int(seconds)
-
-
-def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if check_duration(name, value) < 1.0:
-        raise ValueError(expected(name, "at least one second, the unit of HTTP", value))
