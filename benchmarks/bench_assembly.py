@@ -20,7 +20,6 @@ import onnxruntime as ort
 
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.backends import CpuBackend
-from streaminfer.batching.assembly import padding
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.buckets import Buckets
 from streaminfer.batching.assembly.stacking import stack_rows
@@ -120,36 +119,26 @@ def simple_padding(rows: list[dict[str, Any]], length: int) -> dict[str, Any]:
 
 def bench_padding() -> None:
     print("\nPadding 1-D rows of half to full length, with an int64 mask, µs a batch")
-    print(f"  {'rows':>22} {'np.pad':>8} {'slices':>8} {'NumPy':>8} {'kernels':>8}   slices over the better")
-    started = time.perf_counter()
-    padding.load_kernels()
-    kernels = padding._loaded
-    compiled_s = time.perf_counter() - started
+    print(f"  {'rows':>22} {'np.pad':>8} {'slices':>8} {'ours':>8}   slices over ours")
     kinds = ((4, 128, "int64"), (32, 64, "int64"), (32, 512, "int64"), (128, 128, "int64"), (16, 16000, "float32"))
     for count, length, dtype in kinds:
         rows = [{"x": RNG.integers(1, 99, RNG.integers(length // 2, length + 1)).astype(dtype)} for _ in range(count)]
         rows[0]["x"] = rows[0]["x"][: length // 2 + 1]
         made = Assembler(stack=True, batch_axes={}, max_batch_size=count, buckets=Buckets((length,), mask="m"))
 
-        def with_kernels(ready: Any, made: Assembler = made, rows: list[Any] = rows) -> Any:
-            padding._loaded = ready
-            return made.assemble(rows)
-
-        for way in (naive_padding(rows, length), simple_padding(rows, length), with_kernels(None)):
-            assert all(np.array_equal(way[name], with_kernels(kernels)[name]) for name in "xm")
+        for way in (naive_padding(rows, length), simple_padding(rows, length)):
+            assert all(np.array_equal(way[name], made.assemble(rows)[name]) for name in "xm")
         best = least(
             {
                 "np.pad": partial(naive_padding, rows, length),
                 "slices": partial(simple_padding, rows, length),
-                "numpy": partial(with_kernels, None),
-                "kernels": partial(with_kernels, kernels),
+                "ours": partial(made.assemble, rows),
             },
             number=5,
         )
         figures = " ".join(f"{us:8.1f}" for us in best.values())
-        ratio = best["slices"] / min(best["numpy"], best["kernels"])
+        ratio = best["slices"] / best["ours"]
         print(f"  {count:>4} × {length:>5} {dtype:<9} {figures}   {ratio:.2f}×")
-    print(f"  (the kernels loaded in {compiled_s:.2f} s; long rows are NumPy's in both columns)")
 
 
 def bench_choosing() -> None:

@@ -64,6 +64,8 @@ def judge(report: Report, left: list[str]) -> list[str]:
             missed.append(f"{count} {what}")
     if untyped:
         missed.append(f"untyped: {dict(untyped)}")
+    if report.crashed:
+        missed.append("the server crashed")
     if max(report.mended_s) > BACK_S:
         missed.append(f"back after {max(report.mended_s):.1f} s")
     if stuck := sum(map(math.isinf, report.full_s)):
@@ -125,6 +127,8 @@ def main() -> int:
             left = left_over(report, before, after)
             print(" | ".join(row(report, left)), flush=True)
             missed += [f"{name}: {one}" for one in judge(report, left)]
+            if report.crashed:
+                server.restart()
     print("\n".join(["", *(missed or ["every bar is met"])]))
     return 1 if missed else 0
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import Audit
 from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import html_table, text_table
+from streaminfer.compliance.html_report import text_table
 
 __all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
 
@@ -62,7 +63,7 @@ class PrivacyChecklist(Document):
         return f"<h1>{self.title}</h1>{self._repr_html_()}"
 
     def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows(), _mark)
+        return html_table(self._rows(), head=_HEAD, mark=_mark)
 
     def __str__(self) -> str:
         return text_table(_HEAD, self._rows())

@@ -12,12 +12,14 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import audit
 from streaminfer.auditing.traversal import is_a, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import age, html_table, list_of
+from streaminfer.compliance.html_report import list_of
 from streaminfer.stack import Stack
 
 __all__ = ["ProcessingRecord", "record_of_processing"]
@@ -81,10 +83,10 @@ class ProcessingRecord(Document):
     def _repr_html_(self) -> str:
         rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]
         parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
-        parts.append(html_table(("", ""), rows, lambda _: ""))
+        parts.append(html_table(rows))
         for name, (title, head) in _TABLES.items():
             cells = [tuple(map(_in_words, row)) for row in getattr(self, name)]
-            parts.append(f"<h2>{title}</h2>{html_table(head.split(), cells, lambda _: '')}" if cells else "")
+            parts.append(f"<h2>{title}</h2>{html_table(cells, head=head.split())}" if cells else "")
         return "\n".join(parts)
 
 
@@ -164,4 +166,4 @@ def _in_words(cell: Any) -> str:
         return "no limit known"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return age(cell) if isinstance(cell, float) else str(cell)
+    return format_duration(cell) if isinstance(cell, float) else str(cell)

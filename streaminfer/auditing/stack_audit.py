@@ -44,14 +44,15 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.tiers.disk.tier import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.redis.tier import RedisTier
-from streaminfer.compliance.html_report import age, html_table
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
@@ -116,7 +117,7 @@ class Audit(Snapshot):
 
     def _repr_html_(self) -> str:
         rows = [(it.severity, it.check, it.where, it.what, it.remedy) for it in self._by_severity()]
-        return f"<p>{self._summary()}</p>" + html_table(_HEAD, rows, _mark)
+        return f"<p>{self._summary()}</p>" + html_table(rows, head=_HEAD, mark=_mark)
 
     def _by_severity(self) -> list[Finding]:
         return sorted(self.findings, key=lambda it: _SEVERITIES.index(it.severity))
@@ -188,8 +189,9 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
     ttl_s, stale_s = _of(cache, "ttl_s"), _of(cache, "stale_s")
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
-        classes = "".join(f", {name!r} {age(rule.max_age_s)}" for name, rule in sorted(policy.classes.items()))
-        yield _ok("max-age", where, f"the policy keeps nothing longer than {age(policy.max_age_s)}{classes}")
+        rules = [("", policy), *((f", {name!r} ", rule) for name, rule in sorted(policy.classes.items()))]
+        longest = "".join(f"{name}{format_duration(rule.max_age_s)}" for name, rule in rules)
+        yield _ok("max-age", where, f"the policy keeps nothing longer than {longest}")
         shortest_s = policy.shortest_s
         if kept_s is None or kept_s <= shortest_s:
             yield _ok("ttl", where, "no time to live of the cache is longer than the policy allows")
@@ -197,14 +199,14 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
             yield _attention(
                 "ttl",
                 where,
-                f"ttl_s and stale_s make {age(kept_s)}, and the policy allows {age(shortest_s)} for some of it, "
-                "at which it is cut",
+                f"ttl_s and stale_s make {format_duration(kept_s)}, and the policy allows "
+                f"{format_duration(shortest_s)} for some of it, at which it is cut",
                 f"set ttl_s to at most {shortest_s - stale_s:g} or raise max_age_s"
                 if shortest_s > stale_s
                 else "set stale_s below the shortest max_age_s, or raise that",
             )
     elif kept_s is not None:
-        yield _ok("max-age", where, f"an answer is kept for {age(kept_s)} unless put() says otherwise")
+        yield _ok("max-age", where, f"an answer is kept for {format_duration(kept_s)} unless put() says otherwise")
     else:
         yield _fail(
             "max-age",
@@ -273,14 +275,14 @@ def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
             remedy = "bound them, and say so: Residual(name, within_s=…); or encrypt, and destroy the keys of a subject"
             yield _attention("residual", where, what, remedy)
         else:
-            yield _ok("residual", where, f"{it.name}: gone at most {age(it.within_s)} after an erasure")
+            yield _ok("residual", where, f"{it.name}: gone at most {format_duration(it.within_s)} after an erasure")
 
 
 def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
     for rule in (policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))):
         if rule.min_age_s:
             named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
-            what = f"{named} must be kept for at least {age(rule.min_age_s)}"
+            what = f"{named} must be kept for at least {format_duration(rule.min_age_s)}"
             if any(is_a(tier, DiskTier) and rule.permits(tier) for tier in tiers):
                 yield _ok("min-age", where, f"{what}, and lies on a disk")
             else:

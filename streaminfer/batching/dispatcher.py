@@ -23,11 +23,11 @@ from streaminfer.batching.assembly.model_calls import ModelCalls, Part
 from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.stacking import SCALARS
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
-from streaminfer.batching.policy import Decision, Policy
+from streaminfer.batching.policy import Decision, Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Clock, adapt, name_of
 from streaminfer.request import Request
 
 __all__ = ["Dispatcher"]
@@ -44,6 +44,16 @@ class Dispatcher:
         source: who answers, for messages and `Response.source`.
     """
 
+    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
+    __slots__ = (
+        *("__weakref__", "clock", "inner", "journal", "max_in_flight", "source"),
+        *("_ask_inward", "_assembler", "_calls", "_copies", "_infer", "_isolates", "_isolator", "_plain", "_stack"),
+        *("_absorb", "_choose_ahead", "_learn", "_learn_ahead", "_policy", "_predict", "_tell_mixed", "_turn_ns"),
+        *("_ahead", "_free", "_full_at", "_queue", "_runs"),
+        *("_alarm", "_alarm_ns", "_context", "_dispatching", "_drains", "_look_again_ns", "_loop"),
+        *("_abandoned_batches", "_batch_sizes", "_cancelled", "_expired", "_failed", "_refused", "_sent_ahead"),
+    )
+
     def __init__(
         self,
         inner: Any,
@@ -58,20 +68,21 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self.max_in_flight = max_in_flight
-        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self.source = name_of(inner)
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
         self._infer = self._calls.infer
         self._copies = self._calls.copies
         self._stack = stack
         self._set_assembler(assembler)
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        offered = adapt(inner).capabilities()
+        self._ask_inward = offered.admission
 
         self._queue = RequestQueue(max_queue_size)
         self._isolator = RowIsolator(
             self._queue, send=self._calls.send, expire=self._expire, fail=self._fail, clock=self._now
         )
         self._set_policy(policy)
-        self._isolates = not find_inward(inner, "isolates_rows", False)
+        self._isolates = not offered.isolates_rows
         self._full_at = NEVER
         self.journal = self._queue.journal
         self._free = max_in_flight
@@ -104,19 +115,18 @@ class Dispatcher:
     def _set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         self._policy = policy
-        self._learn: Callable[[int, int, int, bool, int], object] | None = getattr(policy, "finished", None)
-        self._isolator.tell_limit = getattr(policy, "limit_rows", None)
-        self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
+        offered = adapt_policy(policy)
+        self._learn = offered.finished
+        self._isolator.tell_limit = offered.limit_rows
+        self._predict = offered.predicted_finish_ns
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight
-        self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
-            getattr(policy, "ahead", None) if keeps_queue else None
-        )
-        self._tell_mixed: Callable[[], None] | None = getattr(policy, "mixed", None)
-        self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
-        self._learn_ahead: Callable[[int, int, int, int, int], object] | None = getattr(policy, "finished_ahead", None)
+        keeps_queue = not self._copies and adapt(self.inner).capabilities().queued_workers == self.max_in_flight
+        self._choose_ahead = offered.ahead if keeps_queue else None
+        # how a batch went by itself matters to those that are sent ahead, so there the policy hears of each
+        self._absorb = offered.absorb if self._choose_ahead is None else None
+        self._tell_mixed, self._turn_ns, self._learn_ahead = offered.mixed, offered.turn_ns, offered.finished_ahead
 
-    def _dispatch(self, now_ns: int | None = None) -> None:
+    def _dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - calls would cost more than the branches
         self._dispatching = False
         self._look_again_ns = NEVER
         queue = self._queue
@@ -140,14 +150,12 @@ class Dispatcher:
                 if look_again_ns is not None:
                     self._look_again_ns = look_again_ns
                 break
-        self._send_ahead(now_ns)
+        if self._choose_ahead is not None and not self._free and self._ahead is None:
+            self._send_ahead(self._choose_ahead, now_ns)
         self._settle()
 
-    def _send_ahead(self, now_ns: int | None) -> None:
-        """Sends the next batch though no worker is free, if the model keeps a queue and the policy wants that now."""
-        choose = self._choose_ahead
-        if choose is None or self._free or self._ahead is not None:
-            return
+    def _send_ahead(self, choose: Callable[..., Decision], now_ns: int | None) -> None:
+        """Sends the next batch though no worker is free, if the policy wants that now."""
         if now_ns is None:
             now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
@@ -179,7 +187,8 @@ class Dispatcher:
             chosen = self._select(list(chosen), shorter_too)
         run = self._queue.take(chosen, now_ns, reason)
         tickets = run.tickets
-        if len(tickets) < len(chosen):
+        size = len(tickets)
+        if size < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
                 self._drop_cancelled(ticket)
             if not tickets:
@@ -189,7 +198,6 @@ class Dispatcher:
             self._sent_ahead += 1
         else:
             self._free -= 1
-        size = len(tickets)
         self._batch_sizes[size] = self._batch_sizes.get(size, 0) + 1
         if self._infer is None:
             self._call_function(run)
@@ -320,7 +328,7 @@ class Dispatcher:
         else:
             run.turn_ns, run.behind_ns = self._turn_ns(run.started_ns, now_ns), now_ns
 
-    def _hand_out(
+    def _hand_out(  # noqa: C901 - calls would cost more than the branches
         self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
     ) -> None:
         if self._queue.next_deadline_ns <= inferred_ns:
@@ -336,17 +344,20 @@ class Dispatcher:
             else:
                 padded = 0 if self._plain else self._assembler.padded_size(size)
                 rows = split_rows(results, size, self.source, padded)
-            if isinstance(rows, BackendError):
-                error = rows
-            else:
-                self._isolator.succeeded()
+                if isinstance(rows, BackendError):
+                    error = rows
+            if error is None:
+                if self._isolator.unsplit:
+                    self._isolator.succeeded()
                 self._queue.deliver(run, rows, assembled_ns, inferred_ns)
         if error is not None or not rows:
             self.journal.finished(run.sequence, inferred_ns, error is None)
         if error is not None:
             self._fail(run.tickets, error)
         # what a batch took is worth knowing even if nobody waited for it any more
-        if self._learn is not None and (error is None or run.abandoned):
+        if self._learn is None or (error is not None and not run.abandoned):
+            return
+        if self._absorb is None or not self._absorb(run, inferred_ns):
             self._learn_from(run, inferred_ns, self._learn)
 
     def _learn_from(self, run: Run, now_ns: int, learn: Callable[[int, int, int, bool, int], object]) -> None:

@@ -5,6 +5,7 @@ from typing import Self
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["CacheStatistics"]
@@ -85,8 +86,4 @@ class CacheStatistics(Snapshot):
         return found / (found + self.misses) if found + self.misses else float("nan")
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{field.name.replace('_', ' ')}</th><td>{getattr(self, field.name):,}</td></tr>"
-            for field in attrs.fields(type(self))
-        )
-        return f"<table><caption>cache</caption>{rows}</table>"
+        return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")

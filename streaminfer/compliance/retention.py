@@ -18,9 +18,12 @@ import attrs
 
 from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check
 
-__all__ = ["Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
+__all__ = ["PRESERVED", "Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
 
 _MOST_REMEMBERED = 1024
+
+PRESERVED = "preserved"
+"""The place of what a legal hold or a minimum age keeps after its time, in records and reports."""
 
 
 class Holding(NamedTuple):

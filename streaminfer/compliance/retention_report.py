@@ -17,11 +17,12 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.caching.erasure.custody import PRESERVED
 from streaminfer.compliance.document import Document
-from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table
-from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.html_report import cells, instant, list_of, text_table
+from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
 from streaminfer.compliance.retention_log import (
     RetentionEvent,
     RetentionLog,
@@ -116,8 +117,8 @@ class RetentionReport(Document):
         for it in self.holdings:
             if it.state == "over":
                 found.append(
-                    f"{it.where} holds {_class(it.data_class)} that is {age(it.oldest_age_s)} old: {age(it.max_age_s)} "
-                    f"are allowed, and {age(it.purge_bound_s)} to remove it"
+                    f"{it.where} holds {_class(it.data_class)} that is {format_duration(it.oldest_age_s)} old: "
+                    f"{format_duration(it.max_age_s)} are allowed, and {format_duration(it.purge_bound_s)} to remove it"
                 )
             elif it.max_age_s is None and it.entries:
                 found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
@@ -160,7 +161,7 @@ class RetentionReport(Document):
         for name, columns, records in sections:
             if records:
                 rows = (cells(it, columns[0]) for it in records)
-                table = html_table(columns[1], rows, _mark_holding if columns is _HOLDINGS else _no_mark)
+                table = html_table(rows, head=columns[1], mark=_mark_holding if columns is _HOLDINGS else None)
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -258,10 +259,6 @@ def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
 
 def _mark_holding(row: Sequence[str]) -> str:
     return _MARKS[row[0]]
-
-
-def _no_mark(_: Sequence[str]) -> str:
-    return ""
 
 
 def _class(name: str) -> str:

@@ -12,13 +12,13 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import attrs
 import numpy as np
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
 from streaminfer.batching.service_time.service_time import ServiceTime
@@ -216,12 +216,7 @@ class ScenarioTable(Sequence[Scenario]):
 
     def _repr_html_(self) -> str:
         title, (head, *rows) = self._table()
-
-        def cells(row: list[str], tag: str) -> str:
-            return "".join(f'<{tag} style="text-align:right">{escape(cell)}</{tag}>' for cell in row)
-
-        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-        return f"<p>{escape(title)}</p><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(rows, head=head, caption=title)
 
 
 def what_if(
@@ -240,7 +235,7 @@ def what_if(
     """Plays recorded traffic again under every combination of the alternatives given.
 
     Args:
-        trace: the traffic; ``batcher.decision_log().to_trace()`` is that of a live batcher.
+        trace: the traffic; ``Trace.from_log(batcher.decision_log())`` is that of a live batcher.
         service_time: what a batch takes: one `ServiceTime` (``batcher.service_time.fitted()`` is what a live batcher
             has learned), a mapping of names to them, or several, each alone or as ``(name, service_time)``.
         max_batch_size: the cap, or several.
@@ -270,7 +265,7 @@ def what_if(
         'lookahead'
     """
     check_instance(
-        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; DecisionLog.to_trace() gives that of a batcher"
+        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; Trace.from_log(...) makes that of a batcher"
     )
     devices = _devices(service_time)
     settings = {

@@ -2,6 +2,7 @@
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["BreakerStatistics"]
@@ -70,8 +71,6 @@ class BreakerStatistics(Snapshot):
         return self.slow / self.calls if self.calls else float("nan")
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         judged = f"{self.failures} failed and {self.slow} slow of {self.calls}" if self.calls else "nothing yet"
         counters = (
             "permitted", "refused", "succeeded", "failed", "slow_calls", "released", "stale", "trips",
@@ -81,7 +80,6 @@ class BreakerStatistics(Snapshot):
             ("judged by", judged),
             ("share of calls", f"{self.share:.0%}"),
             ("ask again in", f"{self.retry_after_s:.3f} s"),
-            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+            *counter_rows(self, counters),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'circuit breaker')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "circuit breaker")

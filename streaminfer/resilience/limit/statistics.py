@@ -2,7 +2,9 @@
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 
 __all__ = ["LimitStatistics"]
 
@@ -61,8 +63,6 @@ class LimitStatistics(Snapshot):
     rounds: int
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         kind = "adaptive" if self.adaptive else "fixed"
         counters = (
             "refused",
@@ -79,11 +79,10 @@ class LimitStatistics(Snapshot):
             ("limit", f"{self.limit:.1f} ({kind}{', SLO burning' if self.burning else ''})"),
             ("under way", f"{self.in_flight} of {self.allowed}"),
             ("waiting", f"{self.waiting:,}"),
-            ("waited + served", f"{self.waited_s * 1e3:.2f} + {self.service_s * 1e3:.2f} ms"),
-            ("goal", f"{self.goal_s * 1e3:.2f} ms"),
+            ("waited + served", f"{format_duration(self.waited_s)} + {format_duration(self.service_s)}"),
+            ("goal", format_duration(self.goal_s)),
             ("rate", f"{self.rate_per_s:,.1f} / s"),
             ("ask again in", f"{self.retry_after_s:.3f} s"),
-            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+            *counter_rows(self, counters),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'concurrency limit')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "concurrency limit")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, overload
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer.errors import Overloaded
@@ -81,9 +81,8 @@ class RateLimitStatistics(Snapshot):
     tenants: int
 
     def _repr_html_(self) -> str:
-        counters = ("admitted", "refused", "shared", "tenants")
-        cells = "".join(f"<tr><th>{name}</th><td>{getattr(self, name):,}</td></tr>" for name in counters)
-        return f"<table><caption>{html.escape(self.name or 'rate limit')}</caption>{cells}</table>"
+        rows = counter_rows(self, ("admitted", "refused", "shared", "tenants"))
+        return html_table(rows, caption=self.name or "rate limit")
 
 
 class RateLimit:

@@ -1,10 +1,11 @@
 """Which route a request goes to, and until when: what a `FallbackRouter` decides, apart from how it ends."""
 
 import asyncio
+import functools
 from asyncio import get_running_loop
 from typing import Any
 
-from streaminfer.protocols import Admission, Clock
+from streaminfer.protocols import Admission, AdmissionReason, Clock
 from streaminfer.request import Request
 from streaminfer.routing.fallback._attempts_cy import NEVER
 from streaminfer.routing.fallback._degradation_cy import NEUTRAL, DegradationController
@@ -62,7 +63,9 @@ class Chooser:
     def _nothing_to_lose(self, journey: AttemptHistory) -> RouteState | None:
         """The cheapest route that has nothing to do and would be late as far as it knows: now it can find out."""
         for lane in reversed(self._lanes):
-            late = journey.reasons.get(lane.position) == "late" and lane.position not in journey.tried
+            late = (
+                journey.reasons.get(lane.position) == AdmissionReason.INFEASIBLE and lane.position not in journey.tried
+            )
             if late and lane.rung.in_flight == 0:
                 journey.finish_ns = 0
                 return lane
@@ -81,9 +84,9 @@ class Chooser:
         self, lane: RouteState, request: Request, journey: AttemptHistory, verdict: Admission, now_ns: int
     ) -> None:
         rung = lane.rung
-        late = verdict.ok or verdict.reason == "late"
+        late = verdict.ok or verdict.reason == AdmissionReason.INFEASIBLE
         if verdict.ok:  # too close to the deadline
-            journey.note(lane, "late")
+            journey.note(lane, AdmissionReason.INFEASIBLE)
         else:
             journey.skip(lane, verdict)
         if (
@@ -141,7 +144,12 @@ class Chooser:
         lane.probes += 1
         shadow = get_running_loop().create_task(self._shadow(lane, patient, _PATIENCE * left_ns / 1e9))
         self._shadows.add(shadow)
-        shadow.add_done_callback(self._shadows.discard)
+        shadow.add_done_callback(functools.partial(self._probed, lane))
+
+    def _probed(self, lane: RouteState, shadow: "asyncio.Task[Any]") -> None:
+        # not in the task: one that is cancelled before its first step runs none of its code
+        self._shadows.discard(shadow)
+        lane.rung.settle(NEUTRAL, 0, 0, self.clock())
 
     async def _shadow(self, lane: RouteState, request: Request, timeout_s: float) -> None:
         try:
@@ -149,5 +157,3 @@ class Chooser:
                 await lane.call(request)
         except Exception:  # noqa: BLE001 - a probe that fails has told the route's own primitives all there is to tell
             lane.skipped["probe_failed"] += 1
-        finally:
-            lane.rung.settle(NEUTRAL, 0, 0, self.clock())

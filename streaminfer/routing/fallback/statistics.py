@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["RouteStatistics", "RouterStatistics"]
@@ -95,10 +96,7 @@ class RouterStatistics(Snapshot):
         raise KeyError(name)
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         columns = ("route", "share", "answered", "late", "failed", "overdue", "in flight", "skipped")
-        head = "".join(f"<th>{column}</th>" for column in columns)
         rows = []
         for route in self.routes:
             skipped = ", ".join(f"{reason} {count:,}" for reason, count in route.skipped.items())
@@ -107,9 +105,9 @@ class RouterStatistics(Snapshot):
                 route.name, share, f"{route.answered:,}", f"{route.late:,}", f"{route.failed:,}",
                 f"{route.overdue:,}", f"{route.in_flight:,}", skipped,
             )  # fmt: skip
-            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+            rows.append(cells)
         caption = (
             f"{self.requests:,} requests: {self.answered:,} answered ({self.degraded:,} degraded), "
             f"{self.defaulted:,} by default, {self.failed:,} failed; mean quality {self.mean_quality:.3f}"
         )
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+        return html_table(rows, head=columns, caption=caption)

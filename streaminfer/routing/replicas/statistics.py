@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, P2CBalancer
 
 if TYPE_CHECKING:
@@ -89,21 +91,19 @@ class ReplicasStatistics(Snapshot):
         raise KeyError(name)
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         total = sum(replica.asked for replica in self.replicas) or 1
         names = (
             "replica", "zone", "state", "share", "in flight", "answered", "failed", "refused", "latency", "success",
         )  # fmt: skip
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = "".join(
-            f"<tr><td>{html.escape(it.name)}</td><td>{html.escape(it.zone)}</td><td>{it.state}</td>"
-            f"<td>{it.asked / total:.1%}</td><td>{it.in_flight}</td><td>{it.answered:,}</td><td>{it.failed:,}</td>"
-            f"<td>{it.refused:,}</td><td>{it.latency_s * 1e3:.1f} ms</td><td>{it.success:.1%}</td></tr>"
+        rows = [
+            (
+                it.name, it.zone, it.state, f"{it.asked / total:.1%}", it.in_flight, f"{it.answered:,}",
+                f"{it.failed:,}", f"{it.refused:,}", format_duration(it.latency_s), f"{it.success:.1%}",
+            )
             for it in self.replicas
-        )
+        ]  # fmt: skip
         caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests asked twice"
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
+        return html_table(rows, head=names, caption=caption)
 
 
 def replica_statistics(place: "ReplicaHandle", balance: P2CBalancer, now_ns: int) -> ReplicaStatistics:

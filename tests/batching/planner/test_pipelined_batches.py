@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy
 from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
@@ -236,8 +237,9 @@ def test_the_request_that_fills_a_batch_in_the_window_sends_it():
     scene(server, scenario)
 
 
-def test_a_batch_that_is_not_full_costs_no_timer():
+def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
     server = Server()
+    arm = Dispatcher._arm
 
     async def main(loop):
         batcher = batcher_of(slo_s=None)
@@ -245,8 +247,7 @@ def test_a_batch_that_is_not_full_costs_no_timer():
             for size in (1, 2, 4, 8, 12, FULL) * 3:
                 await asyncio.gather(*(service(0) for _ in range(size)))
             armed = []
-            arm = batcher._service._arm
-            batcher._service._arm = lambda: (armed.append(batcher._service._look_again_ns), arm())
+            monkeypatch.setattr(Dispatcher, "_arm", lambda self: (armed.append(self._look_again_ns), arm(self)))
             for _ in range(50):
                 await asyncio.gather(*(service(0) for _ in range(FULL - 1)))
             assert set(armed) <= {2**63 - 1}
@@ -555,7 +556,7 @@ def test_a_policy_without_it_takes_over_what_is_under_way():
 
 
 class Told(Greedy):
-    """Sends ahead whatever waits, and keeps what it is told of batches that were."""
+    """Sends ahead whatever waits, and keeps what it is told: of each batch, though it would absorb all."""
 
     full_size = 1
 
@@ -568,6 +569,9 @@ class Told(Greedy):
 
     def turn_ns(self, sent_ns, ended_ns):
         return max(sent_ns, ended_ns - MS)
+
+    def absorb(self, run, ended_ns):
+        return True
 
     def finished(self, size, duration_ns, now_ns, cut_short, bucket):
         self.told.append(("alone", size, duration_ns, cut_short))
