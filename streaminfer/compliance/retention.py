@@ -18,7 +18,10 @@ import attrs
 
 from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
 
-__all__ = ["Holding", "Log", "Place", "Residual", "Retention", "Rule"]
+__all__ = ["PRESERVED", "Holding", "Log", "Place", "Residual", "Retention", "Rule"]
+
+PRESERVED = "preserved"
+"""Where a report and a log say that entries are which left memory and must not be erased yet."""
 
 _MOST_REMEMBERED = 1024
 

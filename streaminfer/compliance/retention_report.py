@@ -20,9 +20,8 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.caching.erasure.custody import PRESERVED
 from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table, write_page
-from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
 from streaminfer.compliance.retention_log import (
     RetentionEvent,
     RetentionLog,
@@ -35,8 +34,8 @@ from streaminfer.compliance.retention_log import (
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
 PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
-"""How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
-that runs with its usual ``purge_every_s``."""
+"""How long a place may hold what has expired, where nothing else is said: an `EdgeCache` without a clock, and a
+`DiskTier` that runs with its usual ``purge_every_s``."""
 
 _SCHEMA = "streaminfer.retention-report"
 _VERSION = 1

@@ -9,20 +9,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.table.events import CacheEvent
-from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention import PRESERVED, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
-    from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.table._table_cy import EdgeTable
 
-__all__ = ["PRESERVED", "Custody"]
-
-PRESERVED = "preserved"
-"""Where a report and a log say that such entries are."""
-
-_NEVER = 2**63 - 1
+__all__ = ["Custody"]
 
 
 class Custody:
@@ -30,14 +26,14 @@ class Custody:
 
     Args:
         policy: with its minimum ages, and holds in its log.
-        cache: whose entries; it calls :meth:`hear` for what leaves its memory.
+        table: of the cache, which calls :meth:`hear` for what leaves its memory.
         ledger: of the policy's log, if there is one.
     """
 
-    def __init__(self, policy: Retention, cache: EdgeCache, ledger: RetentionCounts | None) -> None:
+    def __init__(self, policy: Retention, table: EdgeTable, ledger: RetentionCounts | None) -> None:
         self.log = policy.log if isinstance(policy.log, RetentionLog) else None
         self._policy = policy
-        self._cache = cache
+        self._table = table
         self._ledger = ledger
         self._lock = threading.Lock()
         self._entries: list[CacheEvent] = []
@@ -46,12 +42,12 @@ class Custody:
     def hear(self, event: CacheEvent) -> None:
         """Preserves an entry that was evicted or expired, where it must be."""
         until_ns = self.until_ns(event.labels)
-        if event.kind != "erased" and until_ns > self._cache.now():
+        if event.kind != "erased" and until_ns > self._table.now():
             with self._lock:
                 self._entries.append(event)
-            if until_ns < self._cache.wake_ns:
-                self._cache.wake_ns = until_ns
-                self._cache._wake(until_ns)
+            if until_ns < self._table.wake_ns:
+                self._table.wake_ns = until_ns
+                self._table.wake(until_ns)
 
     def settle(self, now_ns: int) -> int:
         """Lets go of what need not be preserved any longer; the instant of the next look, 2^63 - 1: none is known."""
@@ -62,7 +58,7 @@ class Custody:
             for event in (event for until_ns, event in until if until_ns <= now_ns):
                 labels: Any = event.labels
                 self._ledger.count("purged", PRESERVED, labels[2], "its hold or minimum age had ended")
-        return min((until_ns for until_ns, _ in until if until_ns > now_ns), default=_NEVER)
+        return min((until_ns for until_ns, _ in until if until_ns > now_ns), default=NEVER)
 
     def erase(self, subject: str | None, tag: str | None) -> int:
         """Lets go of what an erasure matches; how many there were."""
@@ -94,9 +90,9 @@ class Custody:
             for it in holds
         ]
         if self._has_min_age:
-            labels = (*self._cache.snapshot(3)[::2], *(event.labels for event in self.entries))
+            labels = (*self._table.snapshot(3)[::2], *(event.labels for event in self.entries))
             until_ns = max((self._aged_ns(it) for it in labels if _matches(it, subject, tag)), default=0)
-            left_s = (until_ns - self._cache.now()) / 1e9
+            left_s = (until_ns - self._table.now()) / 1e9
             if left_s > 0:
                 found.append(f"entries are below the minimum age of their class, for {left_s:.3g} s more")
         return tuple(found)
@@ -104,7 +100,7 @@ class Custody:
     def until_ns(self, labels: Any) -> int:
         """The instant until which an entry must be preserved, if it leaves memory; 2^63 - 1: no end is known."""
         if self.log is not None and labels is not None and self.log.is_held(labels[0], labels[1]):
-            return _NEVER
+            return NEVER
         return self._aged_ns(labels)
 
     def _aged_ns(self, labels: Any) -> int:

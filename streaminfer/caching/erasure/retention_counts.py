@@ -1,7 +1,7 @@
 """What a cache tells the log of its retention policy: one record for many entries, never one for each.
 
-Expiries and evictions are counted by place and class, and recorded when the cache is swept, when a report is made, and
-otherwise about once a second while they go on. Erasures are recorded one by one, at once.
+Expiries and evictions are counted by place and class, and recorded when expired entries are freed, when a report is
+made, and otherwise about once a second. Erasures are recorded one by one, at once.
 
 **A file.** To lock a file and have it on the disk takes milliseconds, and seconds where the disk or another process
 stalls. So a log in a file is written by a thread, in order, which ends when there is nothing to write; the process does

@@ -25,6 +25,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
+from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     BOARDS,
@@ -34,7 +35,6 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     report,
 )
-from streaminfer.caching.wrapping.defensive_copy import copy_error
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 
 __all__ = ["LATE_S", "Caller", "LoopFlights"]

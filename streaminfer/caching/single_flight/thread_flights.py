@@ -18,6 +18,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
     BOARDS,
@@ -26,7 +27,6 @@ from streaminfer.caching.single_flight.flight_context import (
     is_shared_error,
     report,
 )
-from streaminfer.caching.wrapping.defensive_copy import copy_error
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 __all__ = ["ThreadFlights"]

@@ -50,7 +50,7 @@ _AT_ONCE = 4  # due entries that one newcomer clears away: more than it adds, an
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
-_STEPS = 8  # of a sweep, that looking in vain counts as
+_STEPS = 8  # of an expiry, that looking in vain counts as
 _FEW = 256
 _MANY = 1024
 _LARGE = 8192  # from here on memory is waited for
@@ -76,7 +76,7 @@ class Entries:
         keeping: whether values that are replaced or removed are noted too, for who frees them under no lock.
         revalidate_ns: for how much of its stale time a value is given while it is refreshed; all, unless it is set.
         wake_ns: when somebody looks after expired entries next, so far as is known; an entry that goes earlier calls
-            ``_wake``.
+            ``wake``.
     """
 
     __slots__ = (
@@ -166,12 +166,16 @@ class Entries:
         self._wheel = ExpiryWheel(slots)
         self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
 
+    def now(self) -> int:
+        """Return the present instant on the cache's clock, monotonic nanoseconds."""
+        return self._read()
+
     # -- for a subclass ------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         """Called when something was noted, the table being whole."""
 
-    def _wake(self, at_ns: int) -> None:
+    def wake(self, at_ns: int) -> None:
         """Called when an entry came that goes before ``wake_ns``, the table being whole."""
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -247,12 +251,12 @@ class Entries:
                 self._note(None, key, before, labels_before)
         # whole again
         if now_ns >= self._wheel.due_ns:
-            self._sweep(now_ns, _AT_ONCE)
+            self._expire(now_ns, _AT_ONCE)
         if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             self._make_room(now_ns)
         if at_ns < self.wake_ns:
             self.wake_ns = at_ns
-            self._wake(at_ns)
+            self.wake(at_ns)
         if self._events:
             self._tell()
         return True
@@ -320,7 +324,7 @@ class Entries:
         several = False
         while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             if now_ns >= self._wheel.due_ns:
-                self._sweep(now_ns, _AT_ONCE)
+                self._expire(now_ns, _AT_ONCE)
                 continue
             if several and gone is None:
                 gone = []
@@ -346,7 +350,7 @@ class Entries:
             self._index.foresee(slot)
             self._order.foresee(slot)
 
-    def _sweep(self, now_ns: int, limit: int) -> int:
+    def _expire(self, now_ns: int, limit: int) -> int:
         """Sees to at most ``limit`` entries that are due: they become stale, or go. Returns how many went."""
         if now_ns < self._wheel.due_ns:
             return 0
@@ -380,7 +384,7 @@ class Entries:
 
     def _settle(self) -> int:
         """Sees to all that is due, and tells. Returns how many went."""
-        count = self._sweep(self._read(), _NO_LIMIT)
+        count = self._expire(self._read(), _NO_LIMIT)
         if self._events:
             self._tell()
         return count

@@ -76,6 +76,9 @@ class EdgeTable(Entries):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The fresh value of a key, which counts as a use; else ``default``."""
+        return self._get(key, default)
+
+    def _get(self, key: Any, default: Any) -> Any:
         slot = _find_fresh(self, key)
         if slot < 0:
             self.misses += 1
@@ -84,32 +87,16 @@ class EdgeTable(Entries):
         _touch(self, slot)
         return self._index.objects[3 * slot + 1]
 
+    def _has(self, key: Any) -> bool:
+        return _find_fresh(self, key) >= 0
+
+    def _set(self, key: Any, value: Any) -> None:
+        self._store(key, value, self._ttl_ns, _payload(value), None, False)
+
     def peek(self, key: Any, default: Any = None) -> Any:
         """The fresh value of a key; counts as nothing."""
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._index.objects[3 * slot + 1]
-
-    def __getitem__(self, key: Any) -> Any:
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            self.misses += 1
-            raise KeyError(key)
-        self.hits += 1
-        _touch(self, slot)
-        return self._index.objects[3 * slot + 1]
-
-    def __contains__(self, key: Any) -> bool:
-        return _find_fresh(self, key) >= 0
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._store(key, value, self._ttl_ns, _payload(value), None, False)
-
-    def __delitem__(self, key: Any) -> None:
-        self._deleted(hash(key))
-        slot = _find_fresh(self, key)
-        if slot < 0:
-            raise KeyError(key)
-        self._take(slot)
 
     def take(self, key: Any, default: Any) -> Any:
         """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use.
@@ -133,7 +120,8 @@ class EdgeTable(Entries):
         self._take(slot)
         return True
 
-    def __len__(self) -> int:
+    def count_fresh(self) -> int:
+        """Return the number of fresh entries."""
         self._settle()
         return self._order.held(_MAIN) + self._order.held(_SMALL)
 
@@ -234,13 +222,13 @@ class EdgeTable(Entries):
         """
         return self._settle()
 
-    def sweep(self, now_ns: int, limit: int) -> int:
+    def expire_due(self, now_ns: int, limit: int) -> int:
         """Like :meth:`expire`, but at most about ``limit`` entries at once.
 
         Returns:
             When to come again: ``now_ns`` if more are due, ``NEVER`` if none ever is.
         """
-        self._sweep(now_ns, limit)
+        self._expire(now_ns, limit)
         if self._events:
             self._tell()
         if self._order.count == 0:

@@ -16,7 +16,7 @@ class FreshValues(ValuesView[Any]):
     __slots__ = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._mapping.snapshot(1))  # type: ignore[attr-defined]
+        return iter(self._mapping._memory.snapshot(1))  # type: ignore[attr-defined]
 
     def __contains__(self, value: object) -> bool:
         return any(held is value or held == value for held in self)
@@ -28,7 +28,7 @@ class FreshItems(ItemsView[Any, Any]):
     __slots__ = ()
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        flat = iter(self._mapping.snapshot(2))  # type: ignore[attr-defined]
+        flat = iter(self._mapping._memory.snapshot(2))  # type: ignore[attr-defined]
         return zip(flat, flat, strict=True)
 
     def __contains__(self, item: object) -> bool:

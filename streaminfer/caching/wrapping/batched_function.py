@@ -1,25 +1,34 @@
-"""A batched function behind a cache: asked with a request, as a service is, and a function again to its callers."""
+"""Batched functions as services, which take requests, and cached services as functions again."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from streaminfer.request import Request, Response, deadline_after, time_left_s
-
-if TYPE_CHECKING:
-    from streaminfer.caching.wrapping.cached_service import CachedService
 
 __all__ = ["FunctionAsService", "as_function", "is_batched"]
 
 _OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
+class KeyedService(Protocol):
+    """A cached service."""
+
+    def call(self, request: Request) -> Awaitable[Response]:
+        """Respond to a request."""
+        ...
+
+    def key_of(self, request: Request) -> bytes:
+        """Return the key of the response to a request."""
+        ...
+
+
 def is_batched(function: Any) -> bool:
-    """Whether a function takes what says how a request is asked, as those do that a batcher makes."""
+    """Return whether a function takes the fields of a request as keywords, as those do that a batcher makes."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -28,7 +37,7 @@ def is_batched(function: Any) -> bool:
 
 
 class FunctionAsService:
-    """A batched function, asked with a request."""
+    """Service over a batched function."""
 
     enforces_deadline = True
 
@@ -37,7 +46,7 @@ class FunctionAsService:
         self._now = now
 
     async def call(self, request: Request) -> Response:
-        """Answers a request."""
+        """Respond to a request."""
         timeout_s = None
         if request.deadline_ns is not None:
             left_s = time_left_s(request.deadline_ns, self._now())
@@ -53,12 +62,12 @@ class FunctionAsService:
         return Response(outputs)
 
 
-def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
-    """A cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
+def as_function(service: KeyedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+    """Return a cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
 
     Args:
         service: the cache in front of the function.
-        function: what it was.
+        function: what was wrapped.
         now: reads the cache's clock.
     """
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from streaminfer.caching.defensive_copy import copy_error, keep
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
-from streaminfer.caching.wrapping.defensive_copy import copy_error, keep
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
-from streaminfer.caching.wrapping.layer_table import Table
+
+if TYPE_CHECKING:
+    from streaminfer.caching.tiers.async_access import TierAccess
 
 __all__ = ["CachedCalls"]
 
@@ -21,8 +23,8 @@ _MOST_THREADS = 8
 class CachedCalls(Layer):
     """A function behind a cache, once its arguments are known not to be a hit."""
 
-    def __init__(self, cache: Table, flights: SingleFlight, front: HitPath, labels: ArgumentLabels) -> None:
-        super().__init__(cache, flights, front)
+    def __init__(self, access: TierAccess, flights: SingleFlight, front: HitPath, labels: ArgumentLabels) -> None:
+        super().__init__(access, flights, front)
         self._labels = labels
         self._computing = self._compute if self.tiers is None else self._look_and_compute
         self._thread_refreshes = Refreshes(_MOST_THREADS)
@@ -94,7 +96,7 @@ class CachedCalls(Layer):
             await lookup.end()
 
     async def _compute(self, key: Any, ask: Callable[[], Any], keeps_errors: bool, erasures: int | None = None) -> Any:
-        erasures = self.cache.erasures if erasures is None else erasures
+        erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.front.now()
         subject, tags = self._labels.of(ask)
         try:
@@ -108,7 +110,7 @@ class CachedCalls(Layer):
         return value
 
     def _compute_sync(self, key: Any, ask: Callable[[], Any], keeps_errors: bool) -> Any:
-        erasures = self.cache.erasures
+        erasures = self.memory.erasures
         begun_ns = self.front.now()
         subject, tags = self._labels.of(ask)
         try:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._internal.validation import expected
+from streaminfer.caching.defensive_copy import copy_error, keep
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
 from streaminfer.caching.single_flight.flights import SingleFlight
@@ -35,9 +36,7 @@ from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import CachedCalls
-from streaminfer.caching.wrapping.defensive_copy import copy_error, keep
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
-from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
@@ -47,15 +46,17 @@ from streaminfer.resilience._targets import kind_of, name_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
+    from streaminfer.caching.tiers.async_access import TierAccess
 
 __all__ = ["CachedService", "put_in_front"]
 
 
 def put_in_front(
-    cache: Table,
+    access: TierAccess,
     inner: Any,
     flights: SingleFlight,
     *,
+    cache: object,
     secret: bytes | None = None,
     subject: str | None = None,
     tags: Iterable[str] = (),
@@ -63,7 +64,8 @@ def put_in_front(
     """A cached thing of the same kind.
 
     Args:
-        cache: where answers are kept.
+        access: to where responses are stored.
+        cache: whose memory and tiers that is.
         inner: a service, or a sync or async function. A function's arguments have to be such as ``content_key`` takes;
             a method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
             ``tenant`` and ``key``, as a batcher makes them, is cached as a service is: these say how it is asked.
@@ -85,21 +87,21 @@ def put_in_front(
         what = "a service or a function; a backend answers whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
     identity, lasting = identity_of(inner)
-    if cache.tiers is not None:
+    if access.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
-    table = cast("EdgeTable", cache)
+    table = cast("EdgeTable", access.memory)
     if kind == "service":
         _check_names(subject, tags)
         return CachedService(
-            cache, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
+            cache, access, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
     front = HitPath(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
     if labels is None:
         _check_names(subject, tags)
-        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
+        service = CachedService(cache, access, FunctionAsService(inner, front.now), flights, lambda: front)
         return as_function(service, inner, front.now)
-    layer = CachedCalls(cache, flights, front, labels)
+    layer = CachedCalls(access, flights, front, labels)
     if kind == "function":
         return cached_function(inner, front, layer.answer_sync, is_async=False)
     return cached_function(inner, front, layer.answer, is_async=True)
@@ -127,17 +129,26 @@ class CachedService(Layer):
     """A service behind a cache; made by ``EdgeCache.wrap``.
 
     Attributes:
+        cache: the `EdgeCache`.
         inner: what answers where the cache does not.
         name: of ``inner``.
     """
 
     enforces_deadline = True
 
-    def __init__(self, cache: Table, inner: Any, flights: SingleFlight, make_front: Callable[[], HitPath]) -> None:
+    def __init__(
+        self,
+        cache: object,
+        access: TierAccess,
+        inner: Any,
+        flights: SingleFlight,
+        make_front: Callable[[], HitPath],
+    ) -> None:
+        self.cache = cache
         self._make_front = make_front
         self._changes: Callable[[], int] | None = find_inward(inner, "fingerprint_changes", None)
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        super().__init__(cache, flights, make_front())
+        super().__init__(access, flights, make_front())
         self.inner = inner
         self.name = name_of(inner)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
@@ -270,7 +281,7 @@ class CachedService(Layer):
     async def _compute(
         self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
     ) -> Response:
-        erasures = self.cache.erasures if erasures is None else erasures
+        erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.front.now()
         try:
             response = await self._call(request)

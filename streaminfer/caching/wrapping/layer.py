@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import said_fresh_s, storable
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath
-from streaminfer.caching.wrapping.defensive_copy import strip_traceback
-from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.stale_if_error import RecentFailure
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.lookup import TierHit, TierLookup
+    from streaminfer.caching.memory import Memory
+    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.tiers.lookup import TierLookup
+    from streaminfer.caching.tiers.tier_hit import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "STALE", "Layer"]
 
@@ -33,20 +35,22 @@ _REFRESH_TIMES = 4  # as long as the slowest computation of late
 class Layer:
     """What a cached service and a cached function have in common."""
 
-    def __init__(self, cache: Table, flights: SingleFlight, front: HitPath) -> None:
-        self.cache = cache
+    def __init__(self, access: TierAccess, flights: SingleFlight, front: HitPath) -> None:
+        self.access = access
+        self.memory = cast("Memory", access.memory)
         self.flights = flights
         self.front = front
-        self.tiers = cache.tiers
+        self.tiers = access.tiers
         self._slowest_s = 0.0
         self._refreshes = Refreshes()
         self.failure = RecentFailure(front.now)
         self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
-            from streaminfer.caching.tiers.lookup import ReadBudget, TierHit  # noqa: PLC0415 - only where there are tiers
+            from streaminfer.caching.tiers.lookup import ReadBudget  # noqa: PLC0415 - only where there are tiers
+            from streaminfer.caching.tiers.tier_hit import TierHit  # noqa: PLC0415 - the same
 
             self._stale_of_tier: Any = TierHit
-            self._allowance = ReadBudget()
+            self._budget = ReadBudget()
         else:
             self._stale_of_tier = None
 
@@ -54,11 +58,11 @@ class Layer:
         """One look into the tiers and the computation that follows if they have nothing."""
         from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - the same
 
-        return TierLookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
+        return TierLookup(self.access, self._budget, self.front.now, key, deadline_ns, is_refresh)
 
     def is_given(self, found: TierHit) -> bool:
         """Whether what a tier has is the answer as it is, however stale, with a refresh behind."""
-        return found.past_ns < self.cache.revalidate_ns or self.failure.is_recent()
+        return found.past_ns < self.memory.revalidate_ns or self.failure.is_recent()
 
     def computed(self, begun_ns: int) -> None:
         """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
@@ -84,23 +88,23 @@ class Layer:
         """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
         if not storable():
             return
-        cache = self.cache
-        if cache.erased_since(key, erasures):
+        memory = self.memory
+        if memory.erased_since(key, erasures):
             self.flights.not_stored()
             return
         try:
-            ttl_s = cache.freshness.answer_ttl_s(said_fresh_s(), tags)
-            kept = cache.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
+            ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
+            kept = memory.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
             self.flights.not_stored(error)
             return
-        if cache.erased_since(key, erasures):  # by another thread, since the look above
-            cache.pop(key, None)
+        if memory.erased_since(key, erasures):  # by another thread, since the look above
+            memory.take(key, None)
             kept = False
         if not kept:
             self.flights.not_stored()
         if self.tiers is not None:
-            ttl_ns = cache.lasts_ns(ttl_s, tags)
+            ttl_ns = memory.freshness.lasts_ns(ttl_s, tags)
             self.tiers.write(
                 key,
                 value,
@@ -113,11 +117,11 @@ class Layer:
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
         """Keeps an error, where errors are kept and it says something about the next call."""
-        if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
+        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
             return
-        if self.cache.erased_since(key, erasures) or not storable():
+        if self.memory.erased_since(key, erasures) or not storable():
             return
         try:
-            self.cache.put_negative(key, strip_traceback(error), tags=tags, subject=subject)
+            self.memory.put_negative(key, strip_traceback(error), tags=tags, subject=subject)
         except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(refused)
