@@ -237,7 +237,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        return self._memory.put(key, value, ttl_s=ttl_s, size=size, tags=tags, subject=subject)
+        return self._memory.put(key, value, ttl_s, tags, subject, size)
 
     def put_negative(
         self, key: Any, error: Any, *, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
@@ -246,7 +246,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         Arguments as in :meth:`put`, but that ``ttl_s`` is the cache's ``negative_ttl_s`` if ``None``.
         """
-        return self._memory.put_negative(key, error, ttl_s=ttl_s, tags=tags, subject=subject)
+        return self._memory.put_negative(key, error, ttl_s, tags, subject)
 
     def expire(self) -> int:
         """Free every entry that is past its time, the stale time included; return how many went."""

@@ -163,16 +163,15 @@ class Memory(_Table):
         self,
         key: Any,
         value: Any,
-        *,
         ttl_s: float | None = None,
-        size: int | None = None,
         tags: Iterable[str] = (),
         subject: str | None = None,
+        size: int | None = None,
     ) -> bool:
         """Store a value; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
         weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MOST_BYTES)
-        labels = labels_of(subject, tags)
+        labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, 0, self.now())
         return self.store(key, value, ttl_ns, weight, labels)
@@ -187,13 +186,7 @@ class Memory(_Table):
         self.store(key, value, ttl_ns, -1, labels)
 
     def put_negative(
-        self,
-        key: Any,
-        error: Any,
-        *,
-        ttl_s: float | None = None,
-        tags: Iterable[str] = (),
-        subject: str | None = None,
+        self, key: Any, error: Any, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
     ) -> bool:
         """Remember a failure; see `EdgeCache.put_negative`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)

@@ -47,10 +47,7 @@ class TableMapping:
         self._memory.clear()
 
     def __getitem__(self, key: Any) -> Any:
-        value = self._memory._get(key, _ABSENT)
-        if value is _ABSENT:
-            raise KeyError(key)
-        return value
+        return self._memory._item(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self._has_policy:

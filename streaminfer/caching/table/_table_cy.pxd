@@ -52,6 +52,10 @@ cdef class EdgeTable(Entries):
     cdef object _get(self, object key, object default)
 
     @cython.final
+    @cython.locals(slot=Py_ssize_t)
+    cdef object _item(self, object key)
+
+    @cython.final
     cdef int _has(self, object key) except -1
 
     @cython.final

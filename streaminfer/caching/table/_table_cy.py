@@ -87,6 +87,15 @@ class EdgeTable(Entries):
         _touch(self, slot)
         return self._index.objects[3 * slot + 1]
 
+    def _item(self, key: Any) -> Any:
+        slot = _find_fresh(self, key)
+        if slot < 0:
+            self.misses += 1
+            raise KeyError(key)
+        self.hits += 1
+        _touch(self, slot)
+        return self._index.objects[3 * slot + 1]
+
     def _has(self, key: Any) -> bool:
         return _find_fresh(self, key) >= 0
 

@@ -58,7 +58,7 @@ class TierAccess:
         _check_key(key)
         memory = self.memory
         own, words, before = keep(value), tuple(tags), memory.erasures
-        stored = memory.put(key, own, ttl_s=ttl_s, tags=words, subject=subject)
+        stored = memory.put(key, own, ttl_s, words, subject)
         if self.tiers is None:
             return stored
         writes = self.tiers.write(

@@ -36,9 +36,7 @@ class CacheTable(Protocol):
         """Return the fresh value of a key; counts as nothing."""
         ...
 
-    def put(
-        self, key: Any, value: Any, *, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
-    ) -> bool:
+    def put(self, key: Any, value: Any, ttl_s: float | None, tags: Iterable[str], subject: str | None) -> bool:
         """Store a value; return whether it was stored."""
         ...
 

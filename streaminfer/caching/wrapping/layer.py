@@ -94,7 +94,7 @@ class Layer:
             return
         try:
             ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
-            kept = memory.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
+            kept = memory.put(key, value, ttl_s, tags, subject)
         except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
             self.flights.not_stored(error)
             return
@@ -122,6 +122,6 @@ class Layer:
         if self.memory.erased_since(key, erasures) or not storable():
             return
         try:
-            self.memory.put_negative(key, strip_traceback(error), tags=tags, subject=subject)
+            self.memory.put_negative(key, strip_traceback(error), None, tags, subject)
         except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
             self.flights.not_stored(refused)
