@@ -1,4 +1,4 @@
-"""Answers kept close to who asks: the cache, its keys, single flight, tiers."""
+"""Caching of responses: the cache, its keys, single flight, tiers."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,7 @@
-"""A table whose every operation holds a lock, for where compiled code is not atomic by itself.
+"""Tables and mappings whose operations hold a lock, for uncompiled code and interpreters without a lock.
 
-That is so uncompiled, and without an interpreter lock. The lock can be entered again by the thread that holds it: an
-``__eq__`` of a key or a finaliser may use the same table. What goes is noted while the lock is held (``keeping``), and
-told and freed when it is not.
+The thread that holds the lock can enter it again, because an ``__eq__`` of a key or a finalizer may use the same table.
+What goes is noted while the lock is held (``keeping``), and told and freed when it is not.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ MAPPING_OPERATIONS = (
 
 
 def is_atomic(table: type[Any]) -> bool:
-    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
+    """Return whether the interpreter lock makes its methods atomic: it is compiled, and there is such a lock."""
     locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     return locked and not isinstance(table.get, types.FunctionType)
 

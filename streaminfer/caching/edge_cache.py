@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overlo
 from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.caching._locking import guarded_mapping, is_atomic
 from streaminfer.caching.freshness import Freshness
-from streaminfer.caching.memory import MOST_BYTES, CacheStatistics, Memory
+from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
 from streaminfer.caching.table.events import CacheEvent
@@ -31,7 +31,7 @@ else:
 
 __all__ = ["EdgeCache"]
 
-_MOST_ENTRIES = 2**30
+_MAX_ENTRIES = 2**30
 _ABSENT: Any = object()
 
 Eviction = Literal["lru", "s3fifo"]
@@ -129,8 +129,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         self._settings = (maxsize, max_bytes, eviction)
         self._flights: Any = None
         memory = Memory(
-            NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MOST_ENTRIES),
-            NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MOST_BYTES),
+            NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
+            NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
             freshness,
             check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
             clock,

@@ -26,46 +26,46 @@ if TYPE_CHECKING:
 else:
     _Table = EdgeTable if is_atomic(EdgeTable) else guarded(EdgeTable)
 
-__all__ = ["MOST_BYTES", "CacheStatistics", "Memory"]
+__all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
 
-MOST_BYTES = 2**60
+MAX_BYTES = 2**60
 
 
 @attrs.frozen(kw_only=True)
 class CacheStatistics(Snapshot):
-    """Contents and counters of an `EdgeCache`, of one moment. Expired entries are seen to before it is taken.
+    """Contents and counters of an `EdgeCache`, of one moment. Expired entries are freed before it is taken.
 
     Counting rules:
 
     * Each ``get``, ``[]`` and ``setdefault``, and each lookup of a wrapped service or function, counts in exactly one
       of ``hits``, ``misses``, ``stale_hits`` and ``negative_hits``. ``peek``, ``in``, ``pop``, ``popitem``, ``del``
       and iteration count in none.
-    * Each value or failure that is kept counts in ``inserted`` if nothing was held under its key, else in
-      ``replaced``; one that is larger than the whole cache in ``refused``.
+    * Each value or failure that is stored counts in ``inserted`` if nothing was held under its key, else in
+      ``replaced``; one that is larger than the whole cache in ``rejected``.
     * Each entry that goes counts in exactly one of ``evicted`` (no room), ``expired`` (its time, and its stale time,
       had passed), ``erased`` (by subject or tag) and ``removed`` (``del``, ``pop``, ``popitem``, ``clear``, or a value
-      that was refused under its key). So ``inserted`` is ``entries + stale + negative`` and these four, added up.
+      that was rejected under its key). ``inserted`` is the sum of ``entries``, ``stale``, ``negative`` and these four.
 
     Counters never fall.
 
     Attributes:
-        entries: fresh entries; what ``len`` says.
+        entries: fresh entries; the same as ``len``.
         size: the bytes of their values.
-        stale: entries past their time that are kept in case the answer cannot be refreshed.
+        stale: expired entries that wrapped calls can still use.
         negative: remembered failures.
         held_bytes: the bytes of all that is held; what ``max_bytes`` bounds.
         hits: lookups that found a fresh value.
         misses: lookups that found nothing.
         stale_hits: lookups of a wrapped call that found a stale value.
         negative_hits: lookups of a wrapped call that found a failure.
-        inserted: entries that came.
-        replaced: values that took the place of another.
-        evicted: entries that went for lack of room.
+        inserted: entries that were added.
+        replaced: values that replaced another.
+        evicted: entries that went because there was no room.
         expired: entries that went because their time had passed.
         erased: entries that were erased by subject or tag.
         removed: entries that were removed by hand.
-        refused: values larger than the whole cache.
-        events_lost: evictions, expiries and erasures that no listener heard, because one did not come back.
+        rejected: values larger than the whole cache.
+        events_lost: events that no listener got, because one did not return.
         listener_errors: how often a listener raised.
     """
 
@@ -84,13 +84,13 @@ class CacheStatistics(Snapshot):
     expired: int
     erased: int
     removed: int
-    refused: int
+    rejected: int
     events_lost: int
     listener_errors: int
 
     @classmethod
     def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
-        """A snapshot of the numbers that a table counts, in the order of the attributes."""
+        """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
         names = [field.name for field in attrs.fields(cls) if field.name != "listener_errors"]
         return cls(**dict(zip(names, counters, strict=True)), listener_errors=listener_errors)
 
@@ -101,7 +101,7 @@ class CacheStatistics(Snapshot):
 
     @property
     def hit_rate(self) -> float:
-        """Share of lookups that found something: a fresh value, a stale one or a failure; NaN before the first."""
+        """Share of lookups that found a fresh value, a stale one or a failure; NaN before the first."""
         found = self.hits + self.stale_hits + self.negative_hits
         return found / (found + self.misses) if found + self.misses else float("nan")
 
@@ -170,7 +170,7 @@ class Memory(_Table):
     ) -> bool:
         """Store a value; see `EdgeCache.put`."""
         ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MOST_BYTES)
+        weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
         labels = None if subject is None and not tags else labels_of(subject, tags)
         if self.retention is not None:
             ttl_ns, labels = self.freshness.governed(ttl_ns, labels, 0, self.now())

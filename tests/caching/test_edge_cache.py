@@ -132,7 +132,7 @@ def test_arrays_weigh_what_they_keep():
     assert (list(cache), cache.size) == ([1, 2], 160_000)
     assert not cache.put(1, np.zeros(30_000))
     assert list(cache) == [2]
-    assert cache.statistics().refused == 1
+    assert cache.statistics().rejected == 1
 
 
 class Meddler:

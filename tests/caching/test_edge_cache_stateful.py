@@ -239,7 +239,7 @@ class Machine(RuleBasedStateMachine):
             seen.erased,
         )
         assert [seen.hits, seen.misses, seen.stale_hits, seen.negative_hits] == self.lookups
-        assert seen.refused == self.refused
+        assert seen.rejected == self.refused
 
 
 class S3FifoMachine(Machine):

@@ -1,11 +1,11 @@
-"""PendingErasure over several places: what was asked, what each place answered, and the number that it comes to.
+"""Erasure in memory and several tiers.
 
-Memory is done at once, so an :class:`Erasure` is that count, an ``int``, from the start. The tiers are told at once
-too, and answer in their own time: awaiting the `Erasure` gives another, whose number is the total.
+Memory is erased at once, so an :class:`Erasure` is that count, an ``int``, from the start. The tiers begin at once too:
+awaiting the `Erasure` returns another, whose number is the total.
 
-An :class:`PendingErasure` is one erasure as the tiers see it. Until a tier has done it, nothing that it matches is used
-of what that tier answers, and nothing that it matches is written there. It begins *unarmed*: registered with every tier
-before memory is erased, and executed only after, so that nothing gets past it in between.
+A :class:`PendingErasure` is one erasure as the tiers see it. Until a tier has made it, nothing that it matches is read
+from that tier or written there. It is registered with every tier before memory is erased, and armed after, so that
+nothing is written in between.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Erasure", "PendingErasure", "check_selection", "is_erased"]
 
 
 def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
-    """Exactly one of both, as a plain string.
+    """Return exactly one of both, as a plain string.
 
     Raises:
         TypeError: neither or both, or no string.
@@ -39,20 +39,20 @@ def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
 
 
 def is_erased(entry: Entry, pending: Iterable[PendingErasure]) -> bool:
-    """Whether one of these erasures is about it."""
+    """Return whether one of these erasures matches an entry."""
     return any(it.matches(entry.subject, entry.tags) for it in pending)
 
 
 class Erasure(int):
-    """How many entries were erased; awaited, over all tiers.
+    """Number of entries that were erased; awaited, over all tiers.
 
     The tiers are erased whether or not it is awaited. Awaiting ends when each tier has been tried once: what failed is
     in ``failed``, and is tried again until it is done.
 
     Attributes:
-        counts: how many entries by place: ``"memory"`` and the tiers' names; who has not answered is not there.
+        counts: entries by place: ``"memory"`` and the names of the tiers that have finished.
         failed: by place, why it may still hold some; a tier that does not run is tried when it starts.
-        complete: every place has answered, and none failed.
+        complete: every place has finished, and none failed.
     """
 
     counts: Mapping[str, int]
@@ -67,7 +67,7 @@ class Erasure(int):
         complete: bool,
         outcome: Future[Erasure] | None = None,
     ) -> Self:
-        """An integer is made here."""
+        """Make the integer."""
         made = super().__new__(cls, sum(counts.values()))
         made.counts = MappingProxyType(dict(counts))
         made.failed = MappingProxyType(dict(failed))
@@ -78,7 +78,7 @@ class Erasure(int):
     def __await__(self) -> Generator[Any, None, Erasure]:
         if self._outcome is None:
             return self
-        # who stops waiting takes nothing away from others who wait
+        # shielded: a waiter that is cancelled leaves the others alone
         return (yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__())
 
     def __reduce__(self) -> Any:
@@ -93,15 +93,15 @@ class Erasure(int):
 
 
 class PendingErasure:
-    """One erasure on its way through the tiers. Thread-safe.
+    """Erasure that tiers have still to make. Thread-safe.
 
     Args:
         subject: whose entries; or
         tag: with which tag.
-        places: names of the tiers that have to answer.
+        places: names of the tiers.
 
     Attributes:
-        armed: memory has been erased, and tiers may begin.
+        armed: memory was erased, and tiers may begin.
         outcome: the `Erasure`, once each tier has been tried.
     """
 
@@ -118,38 +118,38 @@ class PendingErasure:
         self._failed: dict[str, str] = {}
 
     def matches(self, subject: str | None, tags: Collection[str]) -> bool:
-        """Whether an entry is among what is to be erased."""
+        """Return whether an entry is to be erased."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
-    def asks_the_same(self, other: PendingErasure) -> bool:
-        """Whether doing the other, later one does this one as well."""
+    def is_covered_by(self, other: PendingErasure) -> bool:
+        """Return whether making the other, later one makes this one as well."""
         return (self.subject, self.tag) == (other.subject, other.tag)
 
     def arm(self, in_memory: int) -> None:
-        """Memory is done."""
+        """Note that memory was erased."""
         with self._lock:
             self._counts["memory"] = in_memory
             self.armed = True
 
     def is_open(self, place: str) -> bool:
-        """Whether a tier has not been tried yet."""
+        """Return whether a tier has not been tried yet."""
         return place in self._open
 
     def done(self, place: str, count: int) -> None:
-        """A tier has erased that many."""
+        """Note that a tier has erased so many."""
         with self._lock:
             self._counts[place] = self._counts.get(place, 0) + count
             self._failed.pop(place, None)
         self._close(place)
 
     def fail(self, place: str, why: str) -> None:
-        """A tier has failed, and will be tried again."""
+        """Note that a tier failed; it will be tried again."""
         with self._lock:
             self._failed[place] = why
         self._close(place)
 
     def so_far(self) -> Erasure:
-        """What is known by now; awaiting it waits for the rest."""
+        """Return what is known; awaiting it waits for the rest."""
         with self._lock:
             complete = not self._open and not self._failed
             return Erasure(self._counts, self._failed, complete, self.outcome)

@@ -1,4 +1,4 @@
-"""What another process deleted or erased in a shared tier goes here as well: from memory, and the tiers before it."""
+"""Invalidation: what another process deleted or erased in a shared tier is dropped from memory and faster tiers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ErasableTiers(Protocol):
 
 
 def drop(memory: CacheTable, tiers: ErasableTiers, position: int, notice: Notice) -> None:
-    """Takes a notice of the tier at a position. What is computed at present was begun before, and is not stored.
+    """Apply a notice of the tier at a position. What is being computed began before it, and is not stored.
 
     Args:
         memory: of the cache.
         tiers: of the cache.
-        position: of the tier that has the notice; what it holds itself has gone.
+        position: of the tier; what it held itself has gone.
         notice: what went.
 
     Raises:
-        ErasureHeld: a legal hold, or a minimum age, that this process knows of forbids the erasure; nothing went.
+        ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
     """
     if notice.key is not None:
         memory.discard(notice.key)

@@ -51,7 +51,7 @@ class MemoryRetention:
     def listeners(self) -> list[Callable[[CacheEvent], object]]:
         """What must hear the events of the cache, in this order."""
         members = (self.counts, self.custody, self.departed)
-        return [member.hear for member in members if member is not None]
+        return [member.on_event for member in members if member is not None]
 
     @property
     def log(self) -> RetentionLog | None:

@@ -1,8 +1,8 @@
-"""Erasures that a tier could not make, kept in a file so that another process makes them after this one has died.
+"""File of erasures that a tier failed to make, so that another process makes them after this one has died.
 
-The file lies beside the retention log, as ``<log>.owed``: one line of JSON for each, for the owner of the file only. It
-holds the names of subjects as they are, since a tier finds nothing by less; each is gone from it when the erasure is
-made. Processes of one machine may share it.
+The file lies beside the retention log, as ``<log>.owed``: one line of JSON for each, readable by its owner only. It
+holds the plain names of subjects, because a tier finds nothing by less; a line is removed when its erasure is made.
+Processes of one machine may share the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Owed", "OwedErasures"]
 
 
 class Owed(NamedTuple):
-    """One erasure of one tier.
+    """Erasure that one tier owes.
 
     Attributes:
         place: the tier and its medium.
@@ -35,7 +35,7 @@ class Owed(NamedTuple):
 
 
 class OwedErasures:
-    """What is in the file. Thread-safe.
+    """Contents of the file. Thread-safe.
 
     Args:
         log: path of the retention log.
@@ -45,7 +45,7 @@ class OwedErasures:
         self.path = log.with_name(log.name + ".owed")
 
     def add(self, owed: Owed) -> None:
-        """Keeps one; it is on the disk when this returns.
+        """Add one; it is on the disk when this returns.
 
         Raises:
             BackendError: the disk failed.
@@ -53,17 +53,17 @@ class OwedErasures:
         self._change(lambda known: [*known, owed] if owed not in known else known)
 
     def remove(self, owed: Owed) -> None:
-        """It was made. Raises as `add` does."""
+        """Remove one that was made; raises as :meth:`add` does."""
         if self.path.exists():
             self._change(lambda known: [one for one in known if one != owed])
 
     def of(self, place: str) -> list[Owed]:
-        """Those of one tier.
+        """Return those of one tier.
 
         Raises:
             BackendError: the file cannot be read.
         """
-        with self._told():
+        with self._reporting():
             return [owed for owed in self._read() if owed.place == place]
 
     def _read(self) -> list[Owed]:
@@ -74,7 +74,7 @@ class OwedErasures:
         return [Owed(*json.loads(line)) for line in text.splitlines()]
 
     def _change(self, change: Callable[[list[Owed]], list[Owed]]) -> None:
-        with self._told(), self._locked():
+        with self._reporting(), self._locked():
             before = self._read()
             after = change(before)
             if after == before:
@@ -101,7 +101,7 @@ class OwedErasures:
             os.close(number)  # and with it the lock
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, TypeError) as error:

@@ -1,13 +1,13 @@
-"""What a cache tells the log of its retention policy: one record for many entries, never one for each.
+"""Counts of a cache for the log of its retention policy: one record for many entries, never one for each.
 
 Expiries and evictions are counted by place and class, and recorded when expired entries are freed, when a report is
 made, and otherwise about once a second. Erasures are recorded one by one, at once.
 
-**A file.** To lock a file and have it on the disk takes milliseconds, and seconds where the disk or another process
-stalls. So a log in a file is written by a thread, in order, which ends when there is nothing to write; the process does
-not end before it. What a disk that fails did not take is written again until it does, or until the cache stops or the
-process ends: then it is lost, as is what comes when 10,000 wait. Whatever is lost is logged as an error
-(``streaminfer.caching``); a log that fails takes nothing else with it.
+To lock a file and have it on the disk takes milliseconds, and seconds if the disk or another process stalls. A log in a
+file is therefore written by a thread, in order, which ends when there is nothing to write; the process does not end
+before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
+ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records are logged as errors
+(``streaminfer.caching``); a log that fails affects nothing else.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from streaminfer.errors import BackendError
 __all__ = ["RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_PATIENCE_NS = 1_000_000_000
+_FLUSH_INTERVAL_NS = 1_000_000_000
 _REASONS = {"expired": "its time had passed", "evicted": "no room"}
-_MOST_WAITING = 10_000
-_AGAIN_S = 1.0
+_MAX_WAITING = 10_000
+_RETRY_S = 1.0
 _LOST = "the retention log failed; not recorded: %s"
 
 
 class RetentionCounts:
-    """Counts for a log. Thread-safe.
+    """Counts of one cache. Thread-safe.
 
     Args:
         log: of the policy.
@@ -56,30 +56,30 @@ class RetentionCounts:
 
     @property
     def events(self) -> Any:
-        """What the log has."""
+        """Events of the log."""
         return self._log.events
 
     def is_held(self, subject: str | None, tag: str | None) -> bool:
-        """Whether a legal hold forbids an erasure."""
+        """Return whether a legal hold forbids an erasure."""
         return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
-    def hear(self, event: CacheEvent) -> None:
-        """A listener of the cache."""
+    def on_event(self, event: CacheEvent) -> None:
+        """Count an event of the cache."""
         reason = _REASONS.get(event.kind)
-        if reason is not None:  # erasures are recorded by who asked
+        if reason is not None:  # `MemoryRetention` records erasures
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
-        """Adds to what is recorded next."""
+        """Add to what is recorded next."""
         key = (action, where, data_class, reason)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + number
-        if self._now() - self._flushed_ns >= _PATIENCE_NS:
+        if self._now() - self._flushed_ns >= _FLUSH_INTERVAL_NS:
             self.flush()
 
     def flush(self) -> None:
-        """Records what was counted."""
+        """Record what was counted."""
         if not self._counts:
             return
         with self._lock:
@@ -99,7 +99,7 @@ class RetentionCounts:
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Records one thing at once; in a file, soon."""
+        """Record one event at once; in a file, soon."""
         write = partial(
             self._log.record,
             action,
@@ -113,17 +113,17 @@ class RetentionCounts:
         self._put(write, f"{action} in {where}, {count} entries")
 
     def owe(self, owed: Owed) -> None:
-        """Keeps an erasure that failed beside the log, if that lies in a file, until it is made."""
+        """Store an erasure that failed beside the log, if that is a file, until it is made."""
         if self._owed is not None:
             self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
 
     def settle(self, owed: Owed) -> None:
-        """It was made."""
+        """Remove an erasure that was made."""
         if self._owed is not None:
             self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
 
     def owed_by(self, place: str) -> list[Owed]:
-        """Erasures that a tier owes since before this process.
+        """Return erasures that a tier owes since before this process.
 
         Raises:
             BackendError: the file cannot be read.
@@ -141,17 +141,17 @@ class RetentionCounts:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether records wait to be written."""
         return self._writer is not None and self._writer.runs
 
     def drain(self) -> None:
-        """Waits until all is written, or lost since the disk fails; for a thread."""
+        """Wait until all is written, or lost because the disk fails; for a thread."""
         if self._writer is not None:
             self._writer.drain()
 
 
 class _Writer:
-    """Makes writes one after another in a thread. Thread-safe."""
+    """Thread that writes records one after another. Thread-safe."""
 
     def __init__(self) -> None:
         self._begin()
@@ -168,10 +168,10 @@ class _Writer:
         return self._thread is not None and self._pid == os.getpid()
 
     def put(self, write: Callable[[], None], what: str) -> None:
-        if self._pid != os.getpid():  # a fork: what waits is written by the other process
+        if self._pid != os.getpid():  # a fork: the parent writes what waits
             self._begin()
         with self._changed:
-            is_full = len(self._waiting) >= _MOST_WAITING
+            is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
                 self._waiting.append((write, what))
             if self._thread is None:
@@ -181,7 +181,7 @@ class _Writer:
                 except RuntimeError:  # no more threads, or the interpreter ends
                     self._run()
         if is_full:
-            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MOST_WAITING, what)
+            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
 
     def drain(self) -> None:
         with self._changed:
@@ -209,7 +209,7 @@ class _Writer:
                     with self._changed:
                         if not self._is_last():
                             _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                            self._changed.wait_for(self._is_last, _AGAIN_S)
+                            self._changed.wait_for(self._is_last, _RETRY_S)
                             continue
                         lost = [what for _, what in self._waiting]  # each could take as long to fail
                 for what in lost:
@@ -219,5 +219,5 @@ class _Writer:
                     self._waiting.popleft()
 
     def _is_last(self) -> bool:
-        """Whether what fails now is not tried again."""
+        """Return whether a write that fails now is not tried again."""
         return self._draining > 0 or not threading.main_thread().is_alive()

@@ -46,7 +46,7 @@ cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 @cython.no_gc
 cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
-    cdef readonly long long removed, refused, events_lost, erasures
+    cdef readonly long long removed, rejected, events_lost, erasures
     cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns

@@ -1,4 +1,4 @@
-"""``values()`` and ``items()`` of a cache: snapshots of what is fresh, which count as no use."""
+"""Views of a cache's ``values()`` and ``items()``: snapshots of fresh entries, which count as no use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOTHING: Any = object()
 
 
 class FreshValues(ValuesView[Any]):
-    """Values without their being used."""
+    """Values, as a snapshot."""
 
     __slots__ = ()
 
@@ -23,7 +23,7 @@ class FreshValues(ValuesView[Any]):
 
 
 class FreshItems(ItemsView[Any, Any]):
-    """Keys and values without their being used."""
+    """Keys and values, as a snapshot."""
 
     __slots__ = ()
 

@@ -53,11 +53,11 @@ class TierAccess:
         self, key: str | bytes, value: Any, ttl_s: float | None, tags: Iterable[str], subject: str | None
     ) -> bool:
         """Store a value in memory and the tiers; see `EdgeCache.put_through`."""
-        from streaminfer.caching.defensive_copy import keep  # noqa: PLC0415 - loads NumPy, which a mapping does without
+        from streaminfer.caching.defensive_copy import freeze  # noqa: PLC0415 - loads NumPy, which a mapping does without
 
         _check_key(key)
         memory = self.memory
-        own, words, before = keep(value), tuple(tags), memory.erasures
+        own, words, before = freeze(value), tuple(tags), memory.erasures
         stored = memory.put(key, own, ttl_s, words, subject)
         if self.tiers is None:
             return stored

@@ -32,7 +32,7 @@ class Entry:
     """A value with what must be known of it wherever it lies.
 
     Args:
-        value: anything that :func:`~streaminfer.caching.codec.serialise` holds.
+        value: anything that :func:`~streaminfer.caching.codec.encode` holds.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
         ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
         stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.
@@ -106,7 +106,7 @@ class TierStatistics(Snapshot):
         hits: gets that gave an entry.
         misses: gets that did not.
         stored: puts that are on the medium.
-        refused: puts of what the tier cannot hold: of a type that is not serialised, too large, or expired already; and
+        refused: puts of what the tier cannot hold: of a type that is not encoded, too large, or expired already; and
             those during which something was erased on a shared server.
         skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.

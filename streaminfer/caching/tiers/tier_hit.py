@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streaminfer.caching.defensive_copy import keep
+from streaminfer.caching.defensive_copy import freeze
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.protocol import Entry
@@ -43,7 +43,7 @@ class TierHit:
     def __init__(
         self, entry: Entry, source: str, position: int, past_ns: int, left_ns: int, age_ns: int, read_ns: int
     ) -> None:
-        self.value = keep(entry.value)
+        self.value = freeze(entry.value)
         self.tags = tuple(sorted(entry.tags))
         self.subject = entry.subject
         self.source = source

@@ -144,7 +144,7 @@ class TierWriter:
     def register(self, erasing: PendingErasure) -> None:
         """From here on nothing that it matches is used of what the tier answers."""
         with self._registering:
-            again = [it for it in self.pending if it.is_open(self.name) or not it.asks_the_same(erasing)]
+            again = [it for it in self.pending if it.is_open(self.name) or not it.is_covered_by(erasing)]
             self.pending = (*again, erasing)
 
     def replace(self, key: str | bytes, stored_ns: int) -> None:
@@ -189,7 +189,7 @@ class TierWriter:
         if self._ledger is not None:
             for owed in self._ledger.owed_by(self._place):
                 erasing = PendingErasure(owed.subject, owed.tag, [self.name])
-                if not any(it.asks_the_same(erasing) for it in self.pending):
+                if not any(it.is_covered_by(erasing) for it in self.pending):
                     self.register(erasing)
                     erasing.arm(0)
         await self.tier.start()

@@ -12,7 +12,7 @@ from streaminfer.request import Request, Response, deadline_after, time_left_s
 
 __all__ = ["FunctionAsService", "as_function", "is_batched"]
 
-_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+_REQUEST_FIELDS = {"timeout_s", "priority", "stream_id", "tenant", "key"}
 
 
 class KeyedService(Protocol):
@@ -33,7 +33,7 @@ def is_batched(function: Any) -> bool:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _REQUEST_FIELDS
 
 
 class FunctionAsService:

@@ -1,4 +1,4 @@
-"""What a cached service and a cached function have in common: looking into tiers, storing, refreshing."""
+"""What cached services and cached functions have in common: looking into tiers, storing, refreshing."""
 
 from __future__ import annotations
 
@@ -26,66 +26,72 @@ STALE = 2
 NEGATIVE = 3
 OUTDATED = 4
 
-_PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh where nothing was computed yet
-_SHORTEST_REFRESH_S = 1.0
-_REFRESH_TIMES = 4  # as long as the slowest computation of late
+_TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
+_REFRESH_S = 10.0  # for a refresh before anything was computed
+_MIN_REFRESH_S = 1.0
+_REFRESH_FACTOR = 4  # of the slowest recent computation
 
 
 class Layer:
-    """What a cached service and a cached function have in common."""
+    """Misses of one wrapped service or function.
 
-    def __init__(self, access: TierAccess, flights: SingleFlight, front: HitPath) -> None:
+    Args:
+        access: to memory and tiers of the cache.
+        flights: of the cache.
+        hit_path: finds and makes keys.
+    """
+
+    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath) -> None:
         self.access = access
         self.memory = cast("Memory", access.memory)
         self.flights = flights
-        self.front = front
+        self.hit_path = hit_path
         self.tiers = access.tiers
         self._slowest_s = 0.0
         self._refreshes = Refreshes()
-        self.failure = RecentFailure(front.now)
+        self.failure = RecentFailure(hit_path.now)
         self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
             from streaminfer.caching.tiers.lookup import ReadBudget  # noqa: PLC0415 - only where there are tiers
             from streaminfer.caching.tiers.tier_hit import TierHit  # noqa: PLC0415 - the same
 
-            self._stale_of_tier: Any = TierHit
+            self._tier_hit: Any = TierHit
             self._budget = ReadBudget()
         else:
-            self._stale_of_tier = None
+            self._tier_hit = None
 
     def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> TierLookup:
-        """One look into the tiers and the computation that follows if they have nothing."""
+        """Return a look into the tiers, to be followed by a computation if they have nothing."""
         from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - the same
 
-        return TierLookup(self.access, self._budget, self.front.now, key, deadline_ns, is_refresh)
+        return TierLookup(self.access, self._budget, self.hit_path.now, key, deadline_ns, is_refresh)
 
-    def is_given(self, found: TierHit) -> bool:
-        """Whether what a tier has is the answer as it is, however stale, with a refresh behind."""
+    def is_usable(self, found: TierHit) -> bool:
+        """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
         return found.past_ns < self.memory.revalidate_ns or self.failure.is_recent()
 
     def computed(self, begun_ns: int) -> None:
-        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
-        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+        """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""
+        self._slowest_s = max((self.hit_path.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
 
     def refresh_s(self) -> float:
-        """How long a refresh may take."""
-        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
+        """Return how long a refresh may take, seconds."""
+        return max(_REFRESH_FACTOR * self._slowest_s, _MIN_REFRESH_S) if self._slowest_s else _REFRESH_S
 
     def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Computes a key behind its stale value, unless it is being computed or too many keys are."""
+        """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         self.flights.here().refresh(
             key,
             self._computing,
             arguments,
-            self.front.now,
+            self.hit_path.now,
             refreshes=self._refreshes,
             limit_s=self.refresh_s(),
             owner=self,
         )
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
+        """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
         if not storable():
             return
         memory = self.memory
@@ -94,14 +100,14 @@ class Layer:
             return
         try:
             ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
-            kept = memory.put(key, value, ttl_s, tags, subject)
-        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
+            stored = memory.put(key, value, ttl_s, tags, subject)
+        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
             return
         if memory.erased_since(key, erasures):  # by another thread, since the look above
             memory.take(key, None)
-            kept = False
-        if not kept:
+            stored = False
+        if not stored:
             self.flights.not_stored()
         if self.tiers is not None:
             ttl_ns = memory.freshness.lasts_ns(ttl_s, tags)
@@ -109,19 +115,19 @@ class Layer:
                 key,
                 value,
                 ttl_ns=ttl_ns,
-                computed_ns=self.front.now(),
+                computed_ns=self.hit_path.now(),
                 erasures=erasures,
                 tags=tags,
                 subject=subject,
             )
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps an error, where errors are kept and it says something about the next call."""
-        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
+        """Store an error, if errors are stored and it says something about the next call."""
+        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT):
             return
         if self.memory.erased_since(key, erasures) or not storable():
             return
         try:
             self.memory.put_negative(key, strip_traceback(error), None, tags, subject)
-        except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
-            self.flights.not_stored(refused)
+        except Exception as failure:  # noqa: BLE001 - as above: the caller gets the error itself
+            self.flights.not_stored(failure)

@@ -67,7 +67,7 @@ def on_loop(scenario, **settings):
         for _ in range(4):
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert cache.flights.statistics().in_the_air == 0
+        assert cache.flights.statistics().in_flight == 0
         return result
 
     result = run(main)
@@ -337,7 +337,7 @@ def test_single_flight_of_a_service():
         responses = await asyncio.gather(*(service.call(Request(np.ones(2))) for _ in range(50)))
         assert len(model.asked) == 1
         assert len({id(response.outputs) for response in responses}) == 50
-        assert cache.flights.statistics().joined == 49
+        assert cache.flights.statistics().collapsed == 49
 
     on_loop(play)
 
@@ -355,7 +355,7 @@ def test_in_a_stack_the_batcher_enforces_the_leaders_deadline_and_the_layer_the_
             assert ends[2].tolist() == [1.0, 1.0]
             assert (await stack.call(Request(x))).source == "cache"
             assert (await stack.call(Request(x, deadline_ns=0))).source == "cache"
-        assert cache.flights.statistics().in_the_air == 0
+        assert cache.flights.statistics().in_flight == 0
 
     run(main)
 
@@ -713,7 +713,7 @@ def test_flights_count_what_they_did():
     f(1)
     f(1)
     statistics = cache.flights.statistics()
-    assert (statistics.computations, statistics.joined, statistics.failures) == (1, 0, 0)
+    assert (statistics.computations, statistics.collapsed, statistics.failures) == (1, 0, 0)
     assert cache.table.statistics().hits == 1
 
 
@@ -817,7 +817,7 @@ def test_waiters_with_other_tags_do_not_join():
     async def play(cache, loop):
         service = cache.wrap(Model(after_s=1.0))
         await asyncio.gather(service.call(Request(1)), service.call(Request(1, tags=("face",))))
-        assert cache.flights.statistics().joined == 0
+        assert cache.flights.statistics().collapsed == 0
         assert cache.table.erase(tag="face") == 1
 
     on_loop(play)
