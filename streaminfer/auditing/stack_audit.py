@@ -160,7 +160,7 @@ def audit(stack: Stack) -> Audit:
 
 
 def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
-    policy, tiers = _of(cache, "_policy"), _of(cache, "tiers")
+    policy, tiers = _of(cache, "_memory").freshness.policy, _of(cache, "tiers")
     yield from _check_age(cache, policy, where)
     counted = _count_subjects(cache, policy)
     yield _check_subjects(counted, where)
@@ -221,10 +221,11 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
 
     To look frees what has expired, which reads the clock and tells listeners.
     """
-    called = (_of(cache, "clock"), *_of(cache, "_heard")._listeners, None if policy is None else policy.log)
+    memory = _of(cache, "_memory")
+    called = (memory.clock, *memory.events._listeners, None if policy is None else policy.log)
     if not all(map(is_ours, called)):
         return None
-    labels = EdgeCache.snapshot(cache, _LABELS)[::2]
+    labels = memory.snapshot(_LABELS)[::2]
     owned = [label for label in labels if label is not None and label[0] is not None]
     classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
     return classes, len(labels) - len(owned)

@@ -40,7 +40,7 @@ class Entry:
     """A value with what must be known of it wherever it lies.
 
     Args:
-        value: anything that :func:`~streaminfer.caching.codec.serialise` holds.
+        value: anything that :func:`~streaminfer.caching.codec.encode` holds.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
         ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
         stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.

@@ -35,13 +35,14 @@ from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.tiers.cache_table import CacheTable
 from streaminfer.caching.tiers.leases import Leases, Leasing
-from streaminfer.caching.tiers.lookup import TierHit
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
+from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.tier_reader import TierReader
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
-from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.retention import Holding, Rule
 
 __all__ = ["TierSet"]
 
@@ -54,10 +55,7 @@ class TierSet:
 
     Args:
         tiers: the fastest first.
-        cache: has ``now()`` and ``erased_since()``.
-        ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
-        stale_ns: how long the cache uses what is stale.
-        policy: what may be kept where; ``None``: everything everywhere.
+        memory: of the cache.
         counts: what goes into the policy's log, if there is one.
 
     Raises:
@@ -68,14 +66,11 @@ class TierSet:
     def __init__(
         self,
         tiers: Sequence[Any],
-        cache: Any,
-        *,
-        ttl_ns: int,
-        stale_ns: int,
-        policy: Retention | None,
+        memory: CacheTable,
         counts: RetentionCounts | None,
     ) -> None:
-        self._counts = counts or RetentionCounts(None, cache.now)
+        policy = memory.freshness.policy
+        self._counts = counts or RetentionCounts(None, memory.now)
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
@@ -91,18 +86,18 @@ class TierSet:
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
-                tier.hear(partial(drop, cache, self, position))
-        self._stale_ns = stale_ns
+                tier.hear(partial(drop, memory, self, position))
+        self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
-        self._cache = cache
-        self.ttl_ns = ttl_ns
+        self._memory = memory
+        self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
         self._holders = self._entering = 0
         self._changing: asyncio.Lock | None = None
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._reader = TierReader(self.workers, cache, policy, stale_ns)
+        self._reader = TierReader(self.workers, memory)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -238,11 +233,11 @@ class TierSet:
             For who waits, whether each tier that may have it took it.
         """
         waiting: list[asyncio.Future[bool]] = []
-        age_ns = max(self._cache.now() - computed_ns, 0)
+        age_ns = max(self._memory.now() - computed_ns, 0)
         if wait:  # what is there already is not the value of this key, whatever comes of the write
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
-        if self._cache.erased_since(key, erasures) or not self.run_here:
+        if self._memory.erased_since(key, erasures) or not self.run_here:
             return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:

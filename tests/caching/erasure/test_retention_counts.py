@@ -196,7 +196,7 @@ def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
     assert cache.erase(subject="anna \udc80") == 0
     assert cache.erase(tag="face") == 0
     assert cache.tiers.statistics()[0].pending == 2
-    cache._ledger.drain()
+    cache._memory.retention.counts.drain()
     assert [json.loads(line)[1:] for line in owed.read_text().splitlines()] == [["anna \udc80", None], [None, "face"]]
     assert owed.stat().st_mode & 0o777 == 0o600
 
@@ -215,7 +215,7 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
     if child == 0:
         cache = on_disk(tmp_path)
         cache.erase(subject="anna")
-        cache._ledger.drain()
+        cache._memory.retention.counts.drain()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     place = f"disk {tmp_path / 'disk'}"
