@@ -38,7 +38,7 @@ from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput
 __all__ = ["LATE_S", "Caller", "LoopFlights"]
 
 LATE_S = 10.0  # how much longer one late refresh runs, so that a backend that became slower is noticed
-_STOPPED = "the service stopped before it could respond"
+_STOPPED = "the service stopped before it could answer"
 _GRACE_S = 1.0  # for a computation that was cancelled
 _FRESH = 0
 _WAITS = 1

@@ -732,7 +732,7 @@ def test_what_an_error_kept_for_others_may_be():
 
     with pytest.raises(Stubborn, match="a b"):
         f(1)
-    with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
+    with pytest.raises(RuntimeError, match=r"Stubborn: a b \(stored by an earlier call"):
         f(1)
 
 
@@ -1154,7 +1154,7 @@ def test_a_stop_ends_where_computations_swallow_their_cancellation(drain, caplog
         await asyncio.sleep(0.1)
 
     on_loop(play, ttl_s=2.0, stale_s=3600.0)
-    assert "a computation goes on 1 s after it was cancelled" in caplog.text
+    assert "a computation runs 1 s after it was cancelled" in caplog.text
 
 
 def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():
