@@ -40,7 +40,7 @@ class RetentionEvent:
 
     Attributes:
         number: its place in the log, from 0.
-        at_ns: when it was noted, nanoseconds of the wall clock.
+        at_ns: when it happened, nanoseconds of the wall clock.
         action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"removed"``, ``"purged"``,
             ``"disallowed"``, ``"held"``, ``"released"`` or ``"erase_held"``.
         where: the memory, tier or key store.

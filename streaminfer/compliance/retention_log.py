@@ -146,6 +146,7 @@ class RetentionLog:
         reason: str,
         subject: str | None = None,
         tag: str | None = None,
+        at_ns: int | None = None,
     ) -> None:
         """Add a record. Erasures and failed ones wait until the disk has them; a power cut may lose others.
 
@@ -157,6 +158,7 @@ class RetentionLog:
             reason: why, in words. Where it, or the tag, has the subject's name in it, the name is left out.
             subject: whose data it was; only its keyed hash is kept.
             tag: by which it was erased. Tags are kept as they are: do not make them of names.
+            at_ns: when it happened, nanoseconds of the log's clock; ``None``: now.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
@@ -169,6 +171,8 @@ class RetentionLog:
         for name, label in (("subject", subject), ("tag", tag)):
             check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
         number = check_count("count", count, at_least=0)
+        if at_ns is not None:
+            check_count("at_ns", at_ns, at_least=0)
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
                 reason = reason.replace(written, _HIDDEN)
@@ -177,7 +181,7 @@ class RetentionLog:
 
             def make() -> tuple[RetentionEvent, bytes]:
                 return self._chain.seal(
-                    at_ns=self._now(),
+                    at_ns=self._now() if at_ns is None else at_ns,
                     action=action,
                     where=where,
                     data_class=data_class,

@@ -100,6 +100,8 @@ class RetentionCounts:
         """Record one event at once; in a file, soon."""
         if self._log is not None:
             what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+            if isinstance(self._log, RetentionLog):  # the disk may take it much later
+                what["at_ns"] = self._log._now()
             write = partial(self._log.record, action, **what, subject=subject, tag=tag)
             self._put(write, f"{action} in {where}, {count} entries")
 

@@ -43,6 +43,21 @@ class Locked:
         self.file.close()
 
 
+def test_a_record_bears_the_time_of_its_event(tmp_path):
+    """However late the disk takes the record of an erasure, it says when the erasure was."""
+    now = [5_000_000_000]
+    log = RetentionLog(tmp_path / "log", secret=SECRET, wall_clock=lambda: now[0])
+    cache = si.EdgeCache(retention=Retention(60.0, log=log))
+
+    stalled = Locked(tmp_path)
+    cache.erase(tag="face")
+    now[0] += 3_000_000_000
+    stalled.let_go()
+    cache._memory.retention.counts.drain()
+
+    assert [event.at_ns for event in log.events] == [5_000_000_000]
+
+
 class Failing:
     """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
 
