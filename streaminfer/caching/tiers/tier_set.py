@@ -47,7 +47,7 @@ from streaminfer.compliance.retention import Holding, Rule
 __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_TELL_S = 5.0
+LOG_INTERVAL_S = 5.0
 
 
 class TierSet:
@@ -94,7 +94,7 @@ class TierSet:
         self._home: asyncio.AbstractEventLoop | None = None
         self._holders = self._entering = 0
         self._changing: asyncio.Lock | None = None
-        self._teller: asyncio.TimerHandle | None = None
+        self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
         self._reader = TierReader(self.workers, memory)
@@ -157,12 +157,13 @@ class TierSet:
             await self._stop(self.workers, drain=False)  # those that did not start are left alone
             raise
         self._warned = False
-        self._tell()
+        if self._policy is not None and self._policy.log is not None:
+            self._log_regularly()
 
     async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
-        if self._teller is not None:
-            self._teller.cancel()
-            self._teller = None
+        if self._log_timer is not None:
+            self._log_timer.cancel()
+            self._log_timer = None
         # all at once: no tier waits for another's timeouts
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
         self._counts.flush()
@@ -172,11 +173,11 @@ class TierSet:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _tell(self) -> None:
+    def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
         self.tell_what_went()
         self._counts.flush()
-        self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+        self._log_timer = asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._log_regularly)
 
     @property
     def run_here(self) -> bool:
