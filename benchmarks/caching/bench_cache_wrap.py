@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.request import Request, Response
 
 CALLS = 500
@@ -35,9 +33,8 @@ class Service:
 
 async def hits() -> None:
     cache = EdgeCache(maxsize=100_000, ttl_s=300)
-    flights = SingleFlight()
-    cached = put_in_front(cache, bare, flights)
-    service = put_in_front(cache, Service(), flights)
+    cached = cache.wrap(bare)
+    service = cache.wrap(Service())
     array = np.random.default_rng(0).random(1024, np.float32)
     request = Request(array)
     asked = {
@@ -86,7 +83,7 @@ async def stampede() -> tuple[int, float, float]:
         took = time.perf_counter() - started
         return ANSWER
 
-    cached = put_in_front(cache, compute, SingleFlight())
+    cached = cache.wrap(compute)
     key = np.zeros(1024, np.float32)
 
     async def caller() -> None:

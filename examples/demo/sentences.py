@@ -138,7 +138,7 @@ def describe_cache(visited: Visited) -> Paragraph:
     if cached.cache is not None and cached.flights is not None:
         details.append(
             f"The cache, empty at first: {cached.share(KEPT):.1%} of the responses came from it, "
-            f"{cached.flights.joined} more shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
+            f"{cached.flights.collapsed} more shared a computation (single flight), {cached.share(COMPUTED):.1%} were "
             f"computed; it held {cached.cache.held_bytes / 2**20:.1f} MiB and evicted {cached.cache.evicted}. Of "
             f"{visited.compared:,} responses that were stored or shared, {visited.equal:,} are, to the last bit, what "
             "the model says without a cache."

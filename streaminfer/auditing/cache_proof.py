@@ -36,7 +36,7 @@ from streaminfer.http_edge.nginx_folder import NginxFolder
 
 __all__ = ["Proof", "Remain", "prove_caches"]
 
-_SWEPT_NS = 250_000_000
+_EXPIRY_NS = 250_000_000
 _SERVER_BOUND_S = 1.0
 """How long a place that states no bound may hold what has expired: a server hides it at once."""
 _ERASED = "it belongs to a subject or tag that was erased after it was computed"
@@ -107,7 +107,7 @@ def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFold
     several = list(caches)
     remains = _Remains()
     judges = [_Judge(cache) for cache in several]
-    gc.collect()  # what only a cycle holds is nobody's
+    gc.collect()  # what only a cycle holds is garbage
     for cache, judge in zip(several, judges, strict=True):
         _look_into_memory(cache, judge, remains)
         for worker in () if cache.tiers is None else cache.tiers.workers:
@@ -160,11 +160,12 @@ class _Judge:
     """
 
     def __init__(self, cache: EdgeCache) -> None:
-        if cache._ledger is not None:
-            cache._ledger.drain()  # a thread writes what the cache has recorded
-        self._policy = cache._policy
+        retention = cache._memory.retention
+        if retention is not None and retention.counts is not None:
+            retention.counts.drain()  # a thread writes what the cache has recorded
+        self._policy = None if retention is None else retention.policy
         self._log: RetentionLog | None = cache.erasure_log
-        self.now_ns = cache.now()
+        self.now_ns = cache._memory.now()
         workers = () if cache.tiers is None else cache.tiers.workers
         self.tier_now_ns = {id(worker.tier): worker.tier.wall_clock() for worker in workers}
         self.wall_ns = time.time_ns()
@@ -201,7 +202,7 @@ class _Judge:
 
 
 def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> None:
-    held = cache.held()
+    held = cache._memory.held()
     stale_ns = _ns(cache.stale_s)
     remains.add("memory", "", "", 0)
     for labels, until_ns in zip(held[::3], held[2::3], strict=True):
@@ -211,23 +212,24 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
         why = ""
         if age_ns is not None and judge.is_erased(subject, tags, age_ns):
             why = _ERASED
-        elif (age_ns is not None and judge.is_too_old(tags, age_ns, _SWEPT_NS)) or (
-            until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _SWEPT_NS
+        elif (age_ns is not None and judge.is_too_old(tags, age_ns, _EXPIRY_NS)) or (
+            until_ns != NEVER and judge.now_ns > until_ns + stale_ns + _EXPIRY_NS
         ):
             why = _EXPIRED
         if why and judge.is_held(subject, tags):
             remains.hold("memory")
         elif why:
             remains.add("memory", "", why)
-    custody = cache._custody
-    preserved = () if custody is None else custody.entries
+    retention = cache._memory.retention
+    custody = None if retention is None else retention.custody
+    preserved = cache.preserved
     for event in preserved:
-        if custody is not None and judge.now_ns <= custody.until_ns(event.labels) + _SWEPT_NS:
+        if custody is not None and judge.now_ns <= custody.until_ns(event.labels) + _EXPIRY_NS:
             remains.hold("memory")
         else:
             remains.add("memory", "preserved", _RELEASED)
-    if cache.departed is not None:
-        remains.add("objects", "", _HELD, cache.departed.alive_beside(event.value for event in preserved))
+    if retention is not None:
+        remains.add("objects", "", _HELD, retention.departed.alive_beside(event.value for event in preserved))
 
 
 def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:

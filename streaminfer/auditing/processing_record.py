@@ -133,7 +133,8 @@ def record_of_processing(
         residual=tuple(
             (where, it.name, it.within_s)
             for where, cache in caches
-            for it in (() if cache._policy is None else cache._policy.residual)
+            for policy in (cache._memory.freshness.policy,)
+            for it in (() if policy is None else policy.residual)
         ),
         measures=tuple(
             (it.check, it.where, it.severity, it.what)
@@ -144,7 +145,7 @@ def record_of_processing(
 
 
 def _categories(where: str, cache: EdgeCache) -> Iterable[tuple[str, str, float | None, float]]:
-    policy = cache._policy
+    policy = cache._memory.freshness.policy
     if policy is None:
         ttl_s = EdgeCache.ttl_s.__get__(cache)
         return [(where, "all answers", None if ttl_s is None else ttl_s + EdgeCache.stale_s.__get__(cache), 0.0)]

@@ -5,7 +5,7 @@ The checks, each of every cache, tier, policy and hop that the stack leads to:
 ``max-age``
     each cache has a longest time for which it keeps an answer.
 ``ttl``
-    no time to live is longer than the policy allows; the policy cuts it, and whoever set it should know.
+    no time to live is longer than the policy allows; the policy shortens it, and its author should know.
 ``tier``
     what lies on a tier is encrypted there, and where it must be.
 ``hop``
@@ -74,7 +74,7 @@ class Finding:
     """The outcome of one check of one thing.
 
     Attributes:
-        severity: ``"ok"``, ``"attention"`` (somebody should look whether it is meant so) or ``"fail"``.
+        severity: ``"ok"``, ``"attention"`` (a person should look whether it is meant so) or ``"fail"``.
         check: which one.
         where: the thing, by the way there.
         what: was found, in words.
@@ -130,7 +130,7 @@ class Audit(Snapshot):
 def audit(stack: Stack) -> Audit:
     """Check a stack and everything in it: nested stacks, the routes of routers, replicas.
 
-    It reads settings, runs nothing of anybody's, and may be called of a stack that runs, in its thread, or does not.
+    It reads settings and runs no code of yours. Call it for a stack that runs, in its thread, or that does not run.
 
     Args:
         stack: the stack.
@@ -160,7 +160,7 @@ def audit(stack: Stack) -> Audit:
 
 
 def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
-    policy, tiers = _of(cache, "_policy"), _of(cache, "tiers")
+    policy, tiers = _of(cache, "_memory").freshness.policy, _of(cache, "tiers")
     yield from _check_age(cache, policy, where)
     counted = _count_subjects(cache, policy)
     yield _check_subjects(counted, where)
@@ -221,10 +221,11 @@ def _count_subjects(cache: EdgeCache, policy: Retention | None) -> tuple[Counter
 
     To look frees what has expired, which reads the clock and tells listeners.
     """
-    called = (_of(cache, "clock"), *_of(cache, "_heard")._listeners, None if policy is None else policy.log)
+    memory = _of(cache, "_memory")
+    called = (memory.clock, *memory.events._listeners, None if policy is None else policy.log)
     if not all(map(is_ours, called)):
         return None
-    labels = EdgeCache.snapshot(cache, _LABELS)[::2]
+    labels = memory.snapshot(_LABELS)[::2]
     owned = [label for label in labels if label is not None and label[0] is not None]
     classes = Counter("" if policy is None else policy.rule(label[1]).data_class for label in owned)
     return classes, len(labels) - len(owned)
@@ -338,9 +339,7 @@ def _check_tier_hop(tier: Any, where: str) -> Iterator[Finding]:
     url = read(tier, "_url")
     address, tls = url if _host_of(url) else "localhost", url.startswith("rediss:")
     if tier.encrypted and not tls and not _stays_here(address):
-        what = (
-            f"{_host_of(url)}, without TLS: values and names are sealed, but the password, and who asks when, are not"
-        )
+        what = f"{_host_of(url)}, without TLS: values and names are sealed; the password and request times are not"
         yield _attention("hop", where, what, "a server with TLS, and rediss://…")
     else:
         yield from _judge_hop(address, tls, where, known=True)
@@ -373,7 +372,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
     elif encrypted is True:
         yield _ok("hop", where, f"{host}: encrypted")
     elif encrypted is False:
-        what = f"{host}, not encrypted: anybody on the way can read it"
+        what = f"{host}, not encrypted: anyone on the way can read it"
         yield _fail("hop", where, what, "connect with TLS (rediss://, https://), or through a tunnel that is declared")
     else:
         yield _attention("hop", where, f"{host}: it does not say whether it is encrypted", declare)

@@ -1,14 +1,14 @@
-"""Answers kept close to who asks: the cache, its keys, single flight, tiers."""
+"""Caching of responses: the cache, its keys, single flight, tiers."""
 
 from typing import TYPE_CHECKING
 
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer.caching.cache_statistics import CacheStatistics
     from streaminfer.caching.edge_cache import EdgeCache
     from streaminfer.caching.erasure.erasure import Erasure
     from streaminfer.caching.keys import content_key
+    from streaminfer.caching.memory import CacheStatistics
     from streaminfer.caching.single_flight.flight_context import fresh_for, no_store
     from streaminfer.caching.single_flight.flights import FlightStatistics
     from streaminfer.caching.table.events import CacheEvent
@@ -46,7 +46,7 @@ __all__ = [
 
 _HOMES = {
     "CacheEvent": "caching.table.events",
-    "CacheStatistics": "caching.cache_statistics",
+    "CacheStatistics": "caching.memory",
     "EdgeCache": "caching.edge_cache",
     "Erasure": "caching.erasure.erasure",
     "FlightStatistics": "caching.single_flight.flights",

@@ -33,7 +33,7 @@ cdef extern from *:
     cpdef bytes _joined "streaminfer_joined"(bytes left, bytes right)
 
 cdef int _DEEPEST
-cdef Py_ssize_t _LONG, _MOST_HEADERS
+cdef Py_ssize_t _LONG, _MAX_HEADERS
 
 cdef bytes _number(object value)
 cdef bytes _text(str text)

@@ -39,7 +39,7 @@ __all__ = ["KeyMaker"]
 
 _DEEPEST = 64
 _LONG = 1024  # bytes; what is longer stands in the encoding by its digest
-_MOST_HEADERS = 4096
+_MAX_HEADERS = 4096
 _PLAIN_KINDS = "biufcSUVMm"
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
 _ALSO_PLAIN = (bytes, bytearray, complex, set, frozenset, MappingProxyType, np.memmap)
@@ -224,7 +224,7 @@ class KeyMaker:
         if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.char in "gG":
             return None
         header = b"a" + _text(dtype.str) + _length(array.ndim) + b"".join(map(_length, array.shape))
-        if len(self._headers) >= _MOST_HEADERS:
+        if len(self._headers) >= _MAX_HEADERS:
             self._headers.clear()
         self._headers[dtype, array.shape] = header
         return header

@@ -1,8 +1,7 @@
-"""A table whose every operation holds a lock, for where compiled code is not atomic by itself.
+"""Tables and mappings whose operations hold a lock, for uncompiled code and interpreters without a lock.
 
-That is so uncompiled, and without an interpreter lock. The lock can be entered again by the thread that holds it: an
-``__eq__`` of a key or a finaliser may use the same table. What goes is noted while the lock is held (``keeping``), and
-told and freed when it is not.
+The thread that holds the lock can enter it again, because an ``__eq__`` of a key or a finalizer may use the same table.
+What goes is noted while the lock is held (``keeping``), and told and freed when it is not.
 """
 
 from __future__ import annotations
@@ -14,21 +13,18 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["OPERATIONS", "guarded", "is_atomic"]
+__all__ = ["MAPPING_OPERATIONS", "OPERATIONS", "guarded", "guarded_mapping", "is_atomic"]
 
 OPERATIONS = (
-    "__contains__",
-    "__delitem__",
-    "__getitem__",
-    "__len__",
-    "__setitem__",
     "clear",
+    "count_fresh",
     "counters",
     "discard",
     "drain",
     "erase_labelled",
     "erased_since",
     "expire",
+    "expire_due",
     "get",
     "held",
     "lookup",
@@ -38,39 +34,31 @@ OPERATIONS = (
     "snapshot",
     "store",
     "store_negative",
-    "sweep",
     "take",
+)
+
+MAPPING_OPERATIONS = (
+    "__contains__",
+    "__delitem__",
+    "__getitem__",
+    "__len__",
+    "__setitem__",
+    "clear",
+    "get",
+    "peek",
+    "popitem",
+    "setdefault",
 )
 
 
 def is_atomic(table: type[Any]) -> bool:
-    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
+    """Return whether the interpreter lock makes its methods atomic: it is compiled, and there is such a lock."""
     locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     return locked and not isinstance(table.get, types.FunctionType)
 
 
 def guarded(table: type[Any]) -> type[Any]:
-    """A subclass of a table, each of whose operations holds a lock and then, without it, calls ``tell``."""
-
-    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
-        tells = operation.__name__ != "drain"
-
-        @functools.wraps(operation)
-        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
-            outermost = False
-            try:
-                with self._lock:
-                    outermost = self._depth == 0
-                    self._depth += 1
-                    try:
-                        return operation(self, *arguments, **options)
-                    finally:
-                        self._depth -= 1
-            finally:
-                if outermost and tells:
-                    self.tell()
-
-        return locked
+    """Return a subclass of a table, each of whose operations holds a lock and then, without it, calls ``tell``."""
 
     def prepare(self: Any, *arguments: Any) -> None:
         self._lock = threading.RLock()
@@ -81,7 +69,36 @@ def guarded(table: type[Any]) -> type[Any]:
     def later(self: Any) -> None:
         """Not while the lock is held."""
 
-    operations = {name: under_lock(getattr(table, name)) for name in OPERATIONS}
+    operations = {name: _under_lock(getattr(table, name), lambda self: self) for name in OPERATIONS}
     body = {"__slots__": ("_depth", "_lock"), "__init__": prepare, "_tell": later, **operations}
     guarded: type[Any] = type("GuardedEdgeTable", (table,), body)
     return guarded
+
+
+def guarded_mapping(mapping: type[Any]) -> type[Any]:
+    """Return a subclass of a mapping, each of whose methods holds the lock of its guarded table."""
+    operations = {name: _under_lock(getattr(mapping, name), lambda self: self._memory) for name in MAPPING_OPERATIONS}
+    guarded: type[Any] = type("GuardedTableMapping", (mapping,), {"__slots__": (), **operations})
+    return guarded
+
+
+def _under_lock(operation: Callable[..., Any], table_of: Callable[[Any], Any]) -> Callable[..., Any]:
+    tells = operation.__name__ != "drain"
+
+    @functools.wraps(operation)
+    def locked(self: Any, *arguments: Any, **options: Any) -> Any:
+        table = table_of(self)
+        outermost = False
+        try:
+            with table._lock:
+                outermost = table._depth == 0
+                table._depth += 1
+                try:
+                    return operation(self, *arguments, **options)
+                finally:
+                    table._depth -= 1
+        finally:
+            if outermost and tells:
+                table.tell()
+
+    return locked

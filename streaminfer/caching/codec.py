@@ -1,13 +1,12 @@
 """Values as bytes, and back, without pickle: for media that outlive the process or are shared.
 
-What is read may have been damaged, or written by somebody else, so reading can build nothing but data: ``None``,
-booleans, numbers, strings, bytes, lists, tuples, dictionaries, NumPy arrays and scalars. A value comes back as it went
-in, with its exact types, or not at all:
+A record may be corrupt, or written by another program, so decoding builds nothing but data: ``None``, booleans,
+numbers, strings, bytes, lists, tuples, dictionaries, NumPy arrays and scalars. A value comes back with its exact types,
+or not at all:
 
-* *Writing* refuses with ``TypeError`` what would come back as something else: subclasses (masked arrays, named tuples,
-  enumerations), arrays of objects, data types that NumPy cannot name. The message says where in the value it lies.
-* *Reading* refuses with :class:`CorruptRecord` whatever does not bear the checksum, is cut short, or is not well
-  formed.
+* :func:`encode` rejects with ``TypeError`` what would come back as something else: subclasses (masked arrays, named
+  tuples, enumerations), arrays of objects, data types that NumPy cannot name. The message says where in the value.
+* :func:`decode` rejects with :class:`CorruptRecord` what does not have the checksum, is cut short, or is malformed.
 
 A record is a header and a body::
 
@@ -34,7 +33,7 @@ import numpy as np
 from streaminfer._internal.extras import require
 from streaminfer.errors import StreamInferError
 
-__all__ = ["RECORD_MARK", "CorruptRecord", "deserialise", "first_items", "serialise"]
+__all__ = ["RECORD_MARK", "CorruptRecord", "decode", "encode", "first_items"]
 
 _MAGIC = b"si-ser"
 _VERSION = 1
@@ -52,11 +51,11 @@ Buffer = bytes | bytearray | memoryview
 
 
 class CorruptRecord(StreamInferError, ValueError):  # noqa: N818 - says what the data are
-    """What was read is not what was written: cut short, altered, of an unknown version, or never a record."""
+    """Raised when a record is cut short, altered, of an unknown version, or never was one."""
 
 
-def serialise(value: Any) -> bytes:
-    """A value as one self-contained record.
+def encode(value: Any) -> bytes:
+    """Return a value as one self-contained record.
 
     Args:
         value: ``None``, bool, int, float, complex, str, bytes, list, tuple, dict, a NumPy array or scalar of any data
@@ -69,7 +68,7 @@ def serialise(value: Any) -> bytes:
         TypeError: something in it is of another type; the message says where.
         ValueError: nested deeper, or within itself.
 
-    Threads: any number may use it at once, on values that nobody changes meanwhile.
+    Thread-safe, on values that do not change meanwhile.
     """
     writer = _Writer()
     writer.write(value, "value", 0)
@@ -80,12 +79,12 @@ def serialise(value: Any) -> bytes:
     return b"".join((header, *writer.parts))
 
 
-def deserialise(data: Buffer) -> Any:
-    """The value of a record.
+def decode(data: Buffer) -> Any:
+    """Return the value of a record.
 
     Args:
-        data: what :func:`serialise` returned. Arrays are read-only views on it; a buffer that may change must be left
-            alone while they live.
+        data: what :func:`encode` returned. Arrays are read-only views on it; a buffer must not
+            change while they live.
 
     Returns:
         The value.
@@ -93,7 +92,7 @@ def deserialise(data: Buffer) -> Any:
     Raises:
         CorruptRecord: this is not, byte for byte, a record.
 
-    Threads: any number may use it at once.
+    Thread-safe.
     """
     view = memoryview(data).toreadonly().cast("B")
     if len(view) < _HEADER.size:
@@ -113,7 +112,7 @@ def deserialise(data: Buffer) -> Any:
         value = reader.read(0)
     except CorruptRecord:
         raise
-    except Exception as error:  # whatever a body that somebody made up leads to
+    except Exception as error:  # a forged body can raise anything
         raise CorruptRecord(f"not well formed: {error}") from error
     if reader.at != len(body):
         raise CorruptRecord("not well formed: something follows the value")
@@ -121,7 +120,7 @@ def deserialise(data: Buffer) -> Any:
 
 
 def first_items(data: Buffer, count: int) -> list[Any] | None:
-    """The first items of the tuple in a record, of which the rest may be missing; the checksum is not looked at.
+    """Return the first items of the tuple in a record, of which the rest may be missing; the checksum is not looked at.
 
     Args:
         data: bytes that begin with a record.

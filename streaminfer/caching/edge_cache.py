@@ -2,101 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
+from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, MutableMapping, ValuesView
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
 from streaminfer._internal.validation import check_choice, check_count, check_instance
-from streaminfer.caching._locking import guarded, is_atomic
-from streaminfer.caching.arguments import Labels, duration_ns, labels_of, max_age_ns
+from streaminfer.caching._locking import guarded_mapping, is_atomic
+from streaminfer.caching.freshness import Freshness
+from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
+from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import NO_LIMIT, EdgeTable
-from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.table.events import CacheEvent, CacheEvents
+from streaminfer.caching.table.events import CacheEvent
 from streaminfer.caching.table.views import FreshItems, FreshValues
-from streaminfer.caching.tiers.async_access import TieredMapping
-from streaminfer.caching.wrapping.freshness import Freshness
+from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching.cache_statistics import CacheStatistics
-    from streaminfer.caching.erasure.custody import Custody
     from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
-    from streaminfer.caching.erasure.retention_counts import RetentionCounts
-    from streaminfer.caching.table.departed_values import Departed
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
     from streaminfer.compliance.retention import Retention
     from streaminfer.compliance.retention_log import RetentionLog
+    from streaminfer.compliance.retention_report import RetentionReport
 
-    _Table = EdgeTable
+    _Mapping = TableMapping
 else:
-    _Table = EdgeTable if is_atomic(EdgeTable) else guarded(EdgeTable)
+    _Mapping = TableMapping if is_atomic(EdgeTable) else guarded_mapping(TableMapping)
 
 __all__ = ["EdgeCache"]
 
-_MOST_ENTRIES = 2**30
-_MOST_BYTES = 2**60
-_NOTHING: Any = object()
+_MAX_ENTRIES = 2**30
+_ABSENT: Any = object()
 
 Eviction = Literal["lru", "s3fifo"]
 
 
-class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
-    """Keeps answers for a while, within limits: a mapping whose entries expire.
+class EdgeCache(_Mapping, MutableMapping[Any, Any]):
+    """Mapping whose entries expire, within limits of count and bytes; in front of services and functions: a cache.
 
     An entry is fresh until its time has passed: expired means now ≥ expiry. A time of a minute or more may be counted
-    from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and the
-    size see fresh entries only. Iterating, and ``keys()``, ``values()`` and ``items()``, go over a snapshot, the next
-    to be evicted first, and count as no use; the cache may change meanwhile.
+    from the system's last tick, at most 10 ms earlier. The mapping's methods, ``len`` and ``size`` see fresh entries
+    only. Iterating, ``keys()``, ``values()`` and ``items()`` go over a snapshot, the next to be evicted first, and
+    count as no use.
 
-    Expired entries leave memory within 0.25 s after their time, whether the cache is used or not: one daemon thread
-    sweeps all caches (``sweeping`` has the rules). A cache with a ``clock`` is swept when values are stored and by
-    :meth:`expire`, but not by the thread.
+    Expired entries leave memory within 0.25 s after their time. One daemon thread frees those of all idle caches. A
+    cache with a ``clock`` frees them when values are stored and by :meth:`expire`.
 
     Args:
-        maxsize: how many entries it may hold, stale ones and failures included; ``None``: any number.
-        max_bytes: how many bytes their values may have; ``None``: any number. Arrays weigh what they keep in memory;
-            the rules are those of ``sizing.payload_bytes``. The cache itself takes about 100 bytes an entry besides.
-        ttl_s: how long an entry is fresh, seconds; ``None``: for good, unless ``put`` says otherwise. A computation may
-            say less, with ``fresh_for``.
-        ttl_jitter: share of its time, 0 ≤ share < 1, by which the answer of a wrapped call is fresh for less at most,
-            drawn for each, so that answers of one moment do not all end in one.
-        stale_s: how much longer it is kept for a wrapped call to answer with: the default of both windows.
-        stale_while_revalidate_s: for how long it is the answer at once, while a refresh runs behind it; ``None``:
+        maxsize: entries it may hold, stale ones and failures included; ``None``: any number.
+        max_bytes: bytes of their values, as ``weigher.payload_bytes`` counts them; ``None``: any number. The cache
+            takes about 100 bytes per entry besides.
+        ttl_s: seconds for which an entry is fresh; ``None``: for good, unless ``put`` or ``fresh_for`` says less.
+        ttl_jitter: share of its time, 0 ≤ share < 1, by which a response is fresh for less at most, drawn for each, so
+            that responses of one moment do not expire in one.
+        stale_s: seconds for which an expired entry can still be used by a wrapped call; default of both windows.
+        stale_while_revalidate_s: seconds for which it is the response at once, with a refresh behind it; ``None``:
             ``stale_s``.
-        stale_if_error_s: for how long it is the answer where computing another fails; what is beyond the other window
-            is computed first, before its caller. ``None``: ``stale_s``.
-        negative_ttl_s: how long a failure of a wrapped call is remembered; 0: not at all.
-        eviction: who goes when there is no room: ``"lru"``, the one that was not used for longest, or ``"s3fifo"``,
-            which lets what is used once pass through without driving out what is used again.
-        retention: a ``Retention`` policy: how long what may be kept, and on which tiers. ``ttl_s`` and
-            ``negative_ttl_s`` are cut to it.
-        tiers: slower caches behind this one, the fastest first: ``DiskTier``, ``RedisTier``. They are asked and written
-            by what :meth:`wrap` returned for a service or an async function, and by :meth:`fetch` and
-            :meth:`put_through`; the mapping's methods are about memory alone, and ``del`` and ``clear`` leave the tiers
-            as they are. A `Stack` starts and stops them with its service, else ``async with cache:``.
-        secret: at least 16 secret bytes, where callers are not trusted: the keys of what :meth:`wrap` returned are then
-            made by a keyed hash, so that nobody can make two inputs that share one. The same for all who share a tier.
-            ``None``: a faster hash, for callers who are.
+        stale_if_error_s: seconds for which it is the response if computing another fails; ``None``: ``stale_s``.
+        negative_ttl_s: seconds for which a failure of a wrapped call is remembered; 0: not at all.
+        eviction: ``"lru"``: the least recently used first; ``"s3fifo"``: those that are used once first.
+        retention: a `Retention` policy; ``ttl_s`` and ``negative_ttl_s`` are cut to it.
+        tiers: slower caches, the fastest first: `DiskTier`, `RedisTier`. The mapping's methods do not use them. A
+            `Stack` starts and stops them with its service, else ``async with cache:``.
+        secret: at least 16 secret bytes for keyed hashes, if callers are not trusted: they can then not make two inputs
+            with one key. The same for all processes that share a tier. ``None``: a faster hash.
         seed: of the draws for ``ttl_jitter``, ≥ 0; ``None``: from the operating system.
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range; a ``stale_s`` that is as long as a maximum
-            age of the policy; a tier without keys, where the policy wants encryption.
+        TypeError, ValueError: an argument of the wrong type or out of range, or against the policy.
 
     Attributes:
-        freshness: the settings of time.
         tiers: the tiers, with ``statistics()`` of each; ``None``: there are none.
-        departed: answers that left and still live, for ``si.prove``; ``None``: there is no policy.
 
-    Threads: any number may use it at once. Compiled, under the interpreter lock, no lock is taken; otherwise each
-    operation takes one. Nothing of the caller's is called, and no value is freed, while the table is in the midst of a
-    change.
+    Thread-safe. Compiled, under the interpreter lock, operations take no lock; otherwise each takes one. Callers' code
+    runs, and values are freed, only while the table is whole.
 
-    Garbage: cached objects are not walked by the collector, so a cycle from a cached value back to its cache is only
-    freed when the entry goes.
+    The garbage collector does not walk cached objects: a cycle from a cached value back to its cache is freed when the
+    entry goes.
 
     Example:
         >>> cache = EdgeCache(maxsize=2, ttl_s=60.0)
@@ -105,29 +88,9 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         (['b', 'c'], None, 1)
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_clock_given",
-        "_custody",
-        "_flights",
-        "_heard",
-        "_ledger",
-        "_own_log",
-        "_policy",
-        "_secret",
-        "_settings",
-        "departed",
-        "freshness",
-        "tiers",
-    )
+    __slots__ = ("__weakref__", "_access", "_flights", "_secret", "_settings", "tiers")
 
-    def __new__(cls, *_: Any, retention: Retention | None = None, **__: Any) -> Self:
-        """One with a policy notes when each value came, also by the mapping's methods; others need not."""
-        if retention is not None and cls is EdgeCache:
-            from streaminfer.caching.governed_cache import GovernedCache  # noqa: PLC0415 - a subclass
-
-            return super().__new__(GovernedCache)  # type: ignore[return-value]
-        return super().__new__(cls)
+    _memory: Memory
 
     def __init__(
         self,
@@ -148,7 +111,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         clock: Clock | None = None,
     ) -> None:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        self.freshness = times = Freshness(
+        freshness = Freshness(
             ttl_s=ttl_s,
             ttl_jitter=ttl_jitter,
             stale_s=stale_s,
@@ -163,49 +126,25 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
             check_secret(secret)
         self._secret = secret
-        self._policy = retention
         self._settings = (maxsize, max_bytes, eviction)
-        super().__init__(
-            NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MOST_ENTRIES),
-            NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=_MOST_BYTES),
-            self.lasts_ns(None, ()),
-            times.stale_ns,
-            times.negative_ns,
+        self._flights: Any = None
+        memory = Memory(
+            NO_LIMIT if maxsize is None else check_count("maxsize", maxsize, at_most=_MAX_ENTRIES),
+            NO_LIMIT if max_bytes is None else check_count("max_bytes", max_bytes, at_most=MAX_BYTES),
+            freshness,
             check_choice("eviction", eviction, get_args(Eviction)) == "s3fifo",
             clock,
         )
-        self.revalidate_ns = times.revalidate_ns
-        self._clock_given = clock is not None
-        self._heard = CacheEvents()
-        self._flights: Any = None
-        self._ledger: RetentionCounts | None = None
-        if retention is not None and retention.log is not None:
-            from streaminfer.caching.erasure.retention_counts import RetentionCounts  # noqa: PLC0415 - only with a policy
-
-            self._ledger = RetentionCounts(retention.log, self.now)
-            self._heard.listen(self, self._ledger.hear)
-        self._custody: Custody | None = None
-        if retention is not None and (retention.log is not None or retention.has_min_age):
-            from streaminfer.caching.erasure.custody import Custody  # noqa: PLC0415 - only with a policy
-
-            self._custody = Custody(retention, self, self._ledger)
-            self._heard.listen(self, self._custody.hear)
-        self._own_log: RetentionLog | None = None
-        self.departed: Departed | None = None
-        if retention is not None:
-            from streaminfer.caching.table.departed_values import Departed  # noqa: PLC0415 - only with a policy
-
-            self.departed = Departed()
-            self._heard.listen(self, self.departed.hear)
+        super().__init__(memory, retention is not None)
         check_instance("tiers", tiers, lambda it: isinstance(it, Iterable), "several tiers, as in a tuple")
         several = tuple(tiers)
         self.tiers: TierSet | None = None
         if several:
             from streaminfer.caching.tiers.tier_set import TierSet  # noqa: PLC0415 - only with tiers
 
-            own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
-            self.tiers = TierSet(several, self, **own, policy=retention, counts=self._ledger)
-        self._await_sweep()
+            counts = None if memory.retention is None else memory.retention.counts
+            self.tiers = TierSet(several, memory, counts)
+        self._access = TierAccess(memory, self.tiers)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...
@@ -214,23 +153,23 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         self, inner: Callable[P, R], *, subject: str | None = None, tags: Iterable[str] = ()
     ) -> CachedFunction[P, R]: ...
     def wrap(self, inner: Any, *, subject: str | None = None, tags: Iterable[str] = ()) -> Any:
-        """Puts the cache in front of a service or a function, sync or async; any number of them share it.
+        """Put the cache in front of a service or a function, sync or async; any number of them can share it.
 
-        Answers are kept under the content of what was asked and the name of what was wrapped. Callers that ask for the
-        same at once share one computation. What belongs to a stream, is degraded, or must not be stored, is not kept.
+        Responses are stored under the content of the request and the name of what was wrapped. Concurrent callers of
+        one key share a computation. Responses of streams, degraded ones, and ``no_store`` ones are not stored.
 
         Args:
             inner: an object with ``call``, or a function whose arguments `content_key` takes.
-            subject: of a function, the name of the parameter that says whose data an answer is, to erase it by.
+            subject: of a function, the name of the parameter that says whose data a result is, to erase it by.
             tags: of a function, the names of the parameters whose values, strings or several, are its tags.
 
         Returns:
             The same kind. Its ``key_of`` gives the key of a request or call.
 
         Raises:
-            TypeError: a backend, which answers whole batches: the cache stands before the batcher. With tiers: a sync
-                function, or something that another process would not find again, for want of a ``fingerprint``. Names
-                of parameters for what is asked with requests, which have a subject and tags of their own.
+            TypeError: a backend, which takes whole batches: put the cache before the batcher. With tiers: a sync
+                function, or something without a ``fingerprint`` that another process could find. Names of parameters
+                for a service, whose requests have a subject and tags of their own.
             ValueError: names that are no parameters.
             MissingExtra: xxhash is not installed.
         """
@@ -239,7 +178,9 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
 
         if self._flights is None:
             self._flights = SingleFlight()
-        return put_in_front(self, inner, self._flights, secret=self._secret, subject=subject, tags=tags)
+        return put_in_front(
+            self._access, inner, self._flights, cache=self, secret=self._secret, subject=subject, tags=tags
+        )
 
     @property
     def flights(self) -> Any:
@@ -249,26 +190,22 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
     # -- the rest of a mapping ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.snapshot(0))
+        return iter(self._memory.snapshot(0))
 
     def values(self) -> ValuesView[Any]:
-        """The fresh values; iterating goes over a snapshot and counts as no use."""
+        """Return the fresh values; iterating goes over a snapshot and counts as no use."""
         return FreshValues(self)
 
     def items(self) -> ItemsView[Any, Any]:
-        """The fresh keys and values; iterating goes over a snapshot and counts as no use."""
+        """Return the fresh keys and values; iterating goes over a snapshot and counts as no use."""
         return FreshItems(self)
 
-    def pop(self, key: Any, default: Any = _NOTHING) -> Any:
-        """Removes a fresh entry and returns its value; counts as no use.
-
-        Raises:
-            KeyError: there is none, and no default.
-        """
-        value = self.take(key, _NOTHING)
-        if value is not _NOTHING:
+    def pop(self, key: Any, default: Any = _ABSENT) -> Any:
+        """Remove a fresh entry and return its value, else ``default`` if given, else raise `KeyError`; no use."""
+        value = self._memory.take(key, _ABSENT)
+        if value is not _ABSENT:
             return value
-        if default is _NOTHING:
+        if default is _ABSENT:
             raise KeyError(key)
         return default
 
@@ -284,60 +221,36 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         tags: Iterable[str] = (),
         subject: str | None = None,
     ) -> bool:
-        """Keeps a value.
+        """Store a value.
 
         Args:
             key: hashable.
             value: anything.
-            ttl_s: how long it is fresh, seconds ≥ 0; ``None``: the cache's. At most what the policy allows its class.
+            ttl_s: seconds for which it is fresh, ≥ 0; ``None``: the cache's. At most what the policy allows its class.
             size: its bytes, ≥ 0; ``None``: measured.
             tags: words to erase it by.
             subject: whose data it is, to erase it by.
 
         Returns:
-            Whether it was kept: a value that is larger than the whole cache is not, and what was there before has gone.
+            Whether it was stored. A value larger than the whole cache is not, and the one before it has gone.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
         """
-        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        weight = -1 if size is None else check_count("size", size, at_least=0, at_most=_MOST_BYTES)
-        labels = labels_of(subject, tags)
-        if self._policy is not None:
-            ttl_ns, labels = self._governed(ttl_ns, labels, 0)
-        return self.store(key, value, ttl_ns, weight, labels)
+        return self._memory.put(key, value, ttl_s, tags, subject, size)
 
     def put_negative(
-        self,
-        key: Any,
-        error: Any,
-        *,
-        ttl_s: float | None = None,
-        tags: Iterable[str] = (),
-        subject: str | None = None,
+        self, key: Any, error: Any, *, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
     ) -> bool:
-        """Remembers a failure for ``negative_ttl_s``, for ``lookup`` to find; the mapping's methods do not see it.
+        """Remember a failure for wrapped calls, unless a fresh or stale value is there; return whether it was stored.
 
-        A fresh or stale value is worth more and stays.
-
-        Args:
-            key: hashable.
-            error: what to remember.
-            ttl_s: for how long, seconds; ``None``: the cache's ``negative_ttl_s``.
-            tags: words to erase it by.
-            subject: whose data it is.
-
-        Returns:
-            Whether it was kept.
+        Arguments as in :meth:`put`, but that ``ttl_s`` is the cache's ``negative_ttl_s`` if ``None``.
         """
-        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
-        labels = labels_of(subject, tags)
-        if self._policy is not None:
-            if ttl_ns < 0:
-                ttl_ns = duration_ns("negative_ttl_s", self.negative_ttl_s)
-            ttl_ns = min(ttl_ns, max_age_ns(self._policy.rule(() if labels is None else labels[1])))
-            _, labels = self._governed(0, labels, 0)
-        return self.store_negative(key, error, ttl_ns, labels)
+        return self._memory.put_negative(key, error, ttl_s, tags, subject)
+
+    def expire(self) -> int:
+        """Free every entry that is past its time, the stale time included; return how many went."""
+        return self._memory.expire()
 
     def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
         """Remove every entry of a subject, or with a tag, from memory, and have the tiers remove theirs.
@@ -372,136 +285,177 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
         from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
-        if self._custody is not None:
-            self._custody.check(subject, tag)
+        memory = self._memory
+        memory.check_erasure(subject, tag)
         if self.tiers is not None:
-            return self.tiers.erase(subject, tag, partial(self._erase_memory, subject, tag))
+            return self.tiers.erase(subject, tag, partial(memory.erase, subject, tag))
         erasing = PendingErasure(subject, tag)
-        erasing.arm(self._erase_memory(subject, tag))
+        erasing.arm(memory.erase(subject, tag))
         return erasing
 
-    def _erase_memory(self, subject: str | None, tag: str | None) -> int:
-        count: int = self.erase_labelled(subject, tag)
-        if self._custody is not None:
-            count += self._custody.erase(subject, tag)
-        if self._ledger is not None:
-            self._ledger.record("erased", where="memory", count=count, reason="asked for", subject=subject, tag=tag)
-        self._remember_erasure(subject, tag, count)
-        return count
-
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
-        """Tells ``listener`` each :class:`CacheEvent` from now on: evictions, expiries, erasures.
+        """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
 
-        It is called by the operation that caused the event, or by who sweeps, with no lock held and the cache whole; it
-        may use the cache and should be quick. What it raises is logged (``streaminfer.caching``), counted, and changes
-        nothing.
-
-        Returns:
-            A function that ends it.
+        The operation that caused the event, or the thread that frees expired entries, calls it with no lock held. It
+        can use the cache and should be quick. What it raises is logged (``streaminfer.caching``) and counted.
         """
-        return self._heard.listen(self, listener)
+        return self._memory.events.listen(self._memory, listener)
 
     def statistics(self) -> CacheStatistics:
-        """A frozen snapshot; its counting rules are written there."""
-        from streaminfer.caching.cache_statistics import CacheStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
-
-        return CacheStatistics.of(self.counters(), self._heard.errors)
+        """Return a frozen snapshot, which states its counting rules."""
+        return self._memory.statistics()
 
     @property
     def size(self) -> int:
-        """The bytes of the fresh values."""
-        return self.counters()[1]
+        """Bytes of the fresh values."""
+        return self._memory.counters()[1]
 
     @property
     def maxsize(self) -> int | None:
-        """How many entries it may hold; ``None``: any number."""
+        """Most entries; ``None``: any number."""
         return self._settings[0]
 
     @property
     def max_bytes(self) -> int | None:
-        """How many bytes of values it may hold; ``None``: any number."""
+        """Most bytes of values; ``None``: any number."""
         return self._settings[1]
 
     @property
     def ttl_s(self) -> float | None:
-        """How long an entry is fresh; ``None``: for good, or as long as the policy allows."""
-        return self.freshness.ttl_s
+        """Seconds for which an entry is fresh; ``None``: for good, or as long as the policy allows."""
+        return self._memory.freshness.ttl_s
 
     @property
     def stale_s(self) -> float:
-        """How much longer it is kept as stale, by the longer of both windows."""
-        return self.freshness.stale_s
+        """Seconds for which an expired entry can be used, by the longer of both windows."""
+        return self._memory.freshness.stale_s
 
     @property
     def negative_ttl_s(self) -> float:
-        """How long a failure is remembered; 0: not at all."""
-        return self.freshness.negative_ttl_s
+        """Seconds for which a failure is remembered; 0: not at all."""
+        return self._memory.freshness.negative_ttl_s
 
     @property
     def eviction(self) -> Eviction:
-        """Which entries go when there is no room."""
+        """Which entries go if there is no room."""
         return self._settings[2]
 
-    # -- time ---------------------------------------------------------------------------------------------------
+    # -- memory and tiers ---------------------------------------------------------------------------------------
 
-    def now(self) -> int:
-        """The present instant on the cache's clock, monotonic nanoseconds."""
-        return monotonic_ns() if self.clock is None else self.clock()
+    async def __aenter__(self) -> Self:
+        """Start the tiers, unless they run; what a `Stack` does with its service."""
+        if self.tiers is not None:
+            await self.tiers.hold()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.tiers is not None:
+            await self.tiers.let_go(drain=kind is None)
+
+    def fetch(
+        self, key: str | bytes, default: Any = None, *, timeout_s: float = LONGEST_READ_S
+    ) -> Coroutine[Any, Any, Any]:
+        """Return, awaited, the fresh value of a key: from memory, else from the fastest tier, and then into memory.
+
+        Args:
+            key: of the entry, a string or bytes.
+            default: what is returned if there is none.
+            timeout_s: seconds that the tiers may take together, > 0, at most 1.
+        """
+        return self._access.fetch(key, default, timeout_s)
+
+    def put_through(
+        self,
+        key: str | bytes,
+        value: Any,
+        *,
+        ttl_s: float | None = None,
+        tags: Iterable[str] = (),
+        subject: str | None = None,
+    ) -> Coroutine[Any, Any, bool]:
+        """Store, awaited, a value in memory and on each tier where the policy allows it.
+
+        A copy of the value is stored, its arrays read-only. Tiers take what ``codec`` encodes. Arguments and errors are
+        those of :meth:`put`; the key is a string or bytes.
+
+        Returns:
+            Whether memory and each of these tiers have it. This cache does not use what a tier that did not take it
+            had before; other processes that read the tier may still see it.
+        """
+        return self._access.put_through(key, value, ttl_s, tags, subject)
+
+    def delete(self, key: str | bytes) -> Coroutine[Any, Any, bool]:
+        """Remove, awaited, what memory and the tiers have of a key: fresh, stale or a failure.
+
+        What is being computed for the key is not stored.
+
+        Args:
+            key: of the entry; of a wrapped service or function, what its ``key_of`` returns.
+
+        Returns:
+            Whether all of them are without it. This cache does not use what a tier that failed still has; other
+            processes that read the tier may still see it.
+
+        Raises:
+            TypeError: the key is neither a string nor bytes.
+        """
+        return self._access.delete(key)
+
+    # -- retention ----------------------------------------------------------------------------------------------
+
+    async def hold(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> tuple[str, ...]:
+        """Begin a legal hold: until it is released nothing of a subject, or of a class, is erased or purged.
+
+        The log records it, so that it outlives the process. What leaves memory is preserved with the process
+        (``preserved``), and what lies on a `DiskTier` with its file; neither is served beyond its time. The reason is
+        one such as the number of a case, in words that name no person.
+
+        Returns:
+            The tiers that cannot hold: what lies there, as in Redis, goes at its time.
+
+        Raises:
+            TypeError, ValueError: not exactly one of both, or the policy has no such class or no `RetentionLog`.
+            BackendError, Closed: the log or a tier did not learn of it; hold again.
+        """
+        from streaminfer.caching.erasure.memory_retention import record_hold  # noqa: PLC0415 - needs a policy
+
+        await record_hold(self._memory.retention, "held", subject, data_class, reason)
+        return () if self.tiers is None else tuple(await self.tiers.legal_hold(subject, data_class, on=True))
+
+    async def release(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> None:
+        """End a legal hold; what it preserved beyond its time goes. Arguments and errors as in :meth:`hold`."""
+        from streaminfer.caching.erasure.memory_retention import record_hold  # noqa: PLC0415 - needs a policy
+
+        await record_hold(self._memory.retention, "released", subject, data_class, reason)
+        if self.tiers is not None:
+            await self.tiers.legal_hold(subject, data_class, on=False)
+        self._memory.expire_due(self._memory.now(), 0)
+
+    @property
+    def preserved(self) -> tuple[CacheEvent, ...]:
+        """What left memory and is preserved, not served: under legal hold, or below its minimum age."""
+        retention = self._memory.retention
+        return () if retention is None else retention.preserved
+
+    async def retention_report(self) -> RetentionReport:
+        """Return what the policy says, what memory and the tiers hold, and what was recorded of what went.
+
+        Raises:
+            TypeError: the cache has no policy.
+            BackendError, ValueError: the log cannot be read, or was altered.
+        """
+        from streaminfer.caching.erasure.memory_retention import report  # noqa: PLC0415 - needs a policy
+
+        return await report(self._memory.retention, self._memory.holdings, self.tiers)
+
+    @property
+    def erasure_log(self) -> RetentionLog | None:
+        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        return self._memory.erasure_log
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given. Entries keep their instants."""
-        if not self._clock_given:
-            self._clock_given = True
-            self.clock = clock
-            self._await_sweep()
-
-    def _await_sweep(self) -> None:
-        """Has the thread sweep what is due, unless the cache has a clock that the thread cannot read."""
-        if self.clock not in (None, monotonic_ns):
-            self.wake_ns = -1  # no entry goes before this
-            return
-        self.wake_ns = NEVER
-        next_ns = self.sweep(self.now(), 0)
-        if next_ns != NEVER:
-            self.wake_ns = next_ns
-            self._wake(next_ns)
-
-    def _wake(self, at_ns: int) -> None:
-        from streaminfer.caching.table.expiry import THREAD  # noqa: PLC0415 - only where something expires
-
-        THREAD.wake(self, at_ns)
-
-    def sweep(self, now_ns: int, limit: int) -> int:
-        """Frees what is due, and has it recorded where the policy has a log; for who sweeps."""
-        next_ns = super().sweep(now_ns, limit)
-        if self._custody is not None and self._custody.entries:
-            next_ns = min(next_ns, self._custody.settle(now_ns))
-        if self._ledger is not None:
-            self._ledger.flush()
-        return next_ns
-
-    # -- inside -------------------------------------------------------------------------------------------------
-
-    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
-        """How long a value is fresh: as asked, or as the cache says, but never longer than the policy allows."""
-        return self.freshness.lasts_ns(ttl_s, tags)
-
-    def _governed(self, ttl_ns: int, labels: Labels, age_ns: int) -> tuple[int, Labels]:
-        """A time within the policy, and labels with class and instant: what the inventory is made of."""
-        policy = self._policy
-        assert policy is not None  # noqa: S101 - or nobody calls this
-        subject, tags = (None, ()) if labels is None else labels[:2]
-        rule = policy.rule(tags)
-        longest_ns = max(max_age_ns(rule) - self.freshness.stale_ns - age_ns, 0)
-        ttl_ns = min(self.freshness.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
-        return ttl_ns, (subject, tags, rule.data_class, self.now() - age_ns)
-
-    def tell(self) -> None:
-        """Tells and frees what was noted; operations do so themselves."""
-        self._heard.deliver(self.drain)
-
-    if is_atomic(EdgeTable):
-        _tell = tell
+        """Take over the clock of a `Stack`, unless one was given. Entries keep their instants."""
+        self._memory.bind_clock(clock)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an EdgeCache cannot be copied or pickled")

@@ -1,15 +1,15 @@
-"""`content_key`: the key under which an answer is kept, made of everything that the answer depends on.
+"""Keys of responses, made of everything that a response depends on: `content_key`.
 
 Two hash functions, for two kinds of callers:
 
-* **xxh3-128**, the default: as fast as memory. Accidental collisions do not happen (2⁻¹²⁸ for each pair), but whoever
-  chooses the inputs can make two that collide. Right where all callers are trusted.
-* **BLAKE3 keyed** with a ``secret``: who does not know the secret cannot make two inputs that share a key, nor tell
-  from a key what was asked. Right where tenants do not trust each other, and for a tier that others can read. Four to
-  eight times slower.
+* xxh3-128, the default: as fast as memory. Accidental collisions do not happen (2⁻¹²⁸ for each pair), but a caller that
+  chooses the inputs can make two that collide. For trusted callers.
+* BLAKE3 keyed with a ``secret``: without the secret a caller can neither make two inputs that share a key, nor tell the
+  inputs from a key. For tenants that do not trust each other, and for a tier that others can read. Four to eight times
+  slower.
 
 The encoding is in ``_keys_cy``. It never uses Python's ``hash``, which differs from process to process for strings, so
-keys may be shared by processes, machines and restarts.
+processes, machines and restarts can share keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a cached value weighs: the bytes that it keeps in memory, near enough to bound them.
+"""Bytes that a cached value keeps in memory, near enough to bound them.
 
 * An array, and whatever else says ``nbytes``: that of the one that owns the memory. A slice of ten rows keeps the whole
   array, and weighs as much.
@@ -17,7 +17,7 @@ _PLAIN = (bytes, bytearray)
 
 
 def payload_bytes(value: Any) -> int:
-    """The bytes that a value keeps in memory; the rules are the module's.
+    """Return the bytes that a value keeps in memory, by the rules above.
 
     Args:
         value: anything.
@@ -44,13 +44,13 @@ def _of_one(value: Any) -> int:
 
 
 def _nbytes(value: Any) -> int:
-    """What it says of itself; -1 where that is nothing, or no number."""
+    """Return its ``nbytes``; -1: it has none, or no number."""
     size = getattr(value, "nbytes", None)
     return size if isinstance(size, int) and size >= 0 else -1
 
 
 def _owner(value: Any) -> Any:
-    """The object that owns the memory of an array or a view of memory."""
+    """Return the object that owns the memory of an array or a view of memory."""
     owner = value
     while _nbytes(owner) >= 0:
         base = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)

@@ -2,8 +2,8 @@
 
 Each record is one line of JSON. Its last field, ``digest``, is the HMAC-SHA-256 of all that stands before it, and what
 stands before it holds the digest of the record in front (``previous``) and the record's number. So one digest stands
-for everything up to it: who changes an old record must make all later ones anew, and cannot without the key. The idea
-is that of secure audit logs (Schneier and Kelsey, 1999), with one key that does not evolve: whoever has it can forge.
+for everything up to it: a change of an old record needs all later ones to be made again, which needs the key. The idea
+is that of secure audit logs (Schneier and Kelsey, 1999), with one key that does not evolve: its owner can forge.
 
 What no chain can see by itself is that its *last* records were cut off: what is left is a shorter chain, and whole. The
 digest of the latest record (the head), kept in another place, shows that too.
@@ -40,14 +40,14 @@ class RetentionEvent:
 
     Attributes:
         number: its place in the log, from 0.
-        at_ns: when it was noted, nanoseconds of the wall clock.
+        at_ns: when it happened, nanoseconds of the wall clock.
         action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"removed"``, ``"purged"``,
             ``"disallowed"``, ``"held"``, ``"released"`` or ``"erase_held"``.
         where: the memory, tier or key store.
         data_class: of the retention policy; ``""``: the default one, or all of them.
         count: entries, ≥ 0.
         reason: why, in words.
-        subject: a keyed hash of whose data it was; ``None``: nobody's, or of many.
+        subject: a keyed hash of whose data it was; ``None``: no person's, or of many.
         tag: by which it was erased; ``None``: by none.
         previous: digest of the record in front.
         digest: HMAC-SHA-256 of this record and so of all in front of it, in hexadecimal digits.

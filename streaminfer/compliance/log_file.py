@@ -1,13 +1,13 @@
 """The file of a `RetentionLog`: appended to by any number of processes of one machine, whole after any of them dies.
 
 The file is opened for each append and locked while that takes (``flock``), so there is nothing to close, a fork shares
-nothing, and a writer that dies lets go. Under the lock the writer first reads what others have added since it last
+nothing, and a writer that dies releases it. Under the lock the writer first reads what others have added since it last
 looked, so that its record follows theirs.
 
-*Crash*: a write that was cut short leaves a line without its end. The next writer removes it: nobody was told that it
-had been written. *Power cut*: a record that was asked to be durable was on the disk before the call returned, and all
-in front of it. Of those behind the last such record some may be lost, and where a file system writes out of order and
-leaves a gap, it shows as an alteration.
+*Crash*: a write that was cut short leaves a line without its end. The next writer removes it: its caller was not told
+that it had been written. *Power cut*: a record that was asked to be durable was on the disk before the call returned,
+and all in front of it. Of those behind the last such record some may be lost, and where a file system writes out of
+order and leaves a gap, it shows as an alteration.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class RetentionFile:
         except Altered as error:
             raise ValueError(
                 f"{self.path}: expected a whole log, but at record {self._chain.number}: {error}; "
-                "keep the file for whoever looks into it, and begin a new one under another name"
+                "keep the file for the investigation, and begin a new one under another name"
             ) from error
         self._advance(event, line)
 

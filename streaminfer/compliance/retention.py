@@ -169,7 +169,7 @@ class Retention:
             cache preserves what leaves its memory earlier. It is served no longer for that.
         classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
         residual: copies that no erasure here reaches, each a `Residual`.
-        log: records what expired, was evicted, erased or disallowed: a ``RetentionLog``; ``None``: nobody does.
+        log: records what expired, was evicted, erased or disallowed: a ``RetentionLog``; ``None``: there is no record.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.

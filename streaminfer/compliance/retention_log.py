@@ -1,12 +1,12 @@
 """`RetentionLog`: what was erased, purged and expired, when and why; it can be checked that nothing was altered since.
 
 The log holds no data and no names: a subject stands there as a keyed hash, so that what concerns one can be found by
-who knows the name and has the secret, and nobody is named by the file. The chain that makes it tamper-evident is in
+who knows the name and has the secret, and the file names no person. The chain that makes it tamper-evident is in
 ``_retention_chain``; the file, which several processes may share, in ``_retention_file``.
 
 *What can be detected*: any record that was changed, removed, put in or moved, also at the front. *What cannot*: that
 the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
-in another system's log once a day); what was done by somebody who has the secret; that something was never recorded.
+in another system's log once a day); what was done by an owner of the secret; that something was never recorded.
 
 *Bounded*: memory holds the latest 10,000 events, totals of all, and every erasure that failed and has not been made
 since. A file grows: some 350 bytes a record.
@@ -46,14 +46,14 @@ __all__ = [
 ACTIONS: dict[Action, str] = {
     "expired": "its time had passed",
     "evicted": "it gave way to others",
-    "erased": "somebody asked for it: by subject or tag",
-    "erase_failed": "somebody asked for it, and it may still be there",
+    "erased": "asked for: by subject or tag",
+    "erase_failed": "asked for, and it may still be there",
     "removed": "it was deleted by its key",
     "purged": "its time had passed, and it was removed from the medium",
     "disallowed": "it was not stored: the policy does not allow it there",
     "held": "a legal hold began: by subject or class",
     "released": "that hold ended",
-    "erase_held": "it was asked for, and a legal hold or a minimum age forbids it",
+    "erase_held": "asked for, and a legal hold or a minimum age forbids it",
 }
 """What can be recorded, in words."""
 
@@ -146,6 +146,7 @@ class RetentionLog:
         reason: str,
         subject: str | None = None,
         tag: str | None = None,
+        at_ns: int | None = None,
     ) -> None:
         """Add a record. Erasures and failed ones wait until the disk has them; a power cut may lose others.
 
@@ -157,6 +158,7 @@ class RetentionLog:
             reason: why, in words. Where it, or the tag, has the subject's name in it, the name is left out.
             subject: whose data it was; only its keyed hash is kept.
             tag: by which it was erased. Tags are kept as they are: do not make them of names.
+            at_ns: when it happened, nanoseconds of the log's clock; ``None``: now.
 
         Raises:
             TypeError, ValueError: an argument of the wrong type or out of range.
@@ -169,6 +171,8 @@ class RetentionLog:
         for name, label in (("subject", subject), ("tag", tag)):
             check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
         number = check_count("count", count, at_least=0)
+        if at_ns is not None:
+            check_count("at_ns", at_ns, at_least=0)
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
                 reason = reason.replace(written, _HIDDEN)
@@ -177,7 +181,7 @@ class RetentionLog:
 
             def make() -> tuple[RetentionEvent, bytes]:
                 return self._chain.seal(
-                    at_ns=self._now(),
+                    at_ns=self._now() if at_ns is None else at_ns,
                     action=action,
                     where=where,
                     data_class=data_class,
@@ -238,7 +242,7 @@ class RetentionLog:
         return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
 
     def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
-        """Return the legal holds that an erasure may touch: a subject's entries may be of any class, and vice versa."""
+        """Return the legal holds that an erasure may touch: entries of a subject may be of any class."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
@@ -323,7 +327,7 @@ class RetentionLog:
             self._before.advance(self._kept.popleft())
 
     def _locked(self) -> threading.Lock:
-        if self._pid != os.getpid():  # a fork: whoever held the lock is not here to let go
+        if self._pid != os.getpid():  # a fork: the thread that held the lock is not here to release it
             self._pid, self._lock = os.getpid(), threading.Lock()
         return self._lock
 

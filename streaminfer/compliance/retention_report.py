@@ -35,8 +35,8 @@ from streaminfer.compliance.retention_log import (
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
 PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
-"""How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
-that runs with its usual ``purge_every_s``."""
+"""How long a place may hold what has expired, where nothing else is said: an `EdgeCache` without a clock, and a
+`DiskTier` that runs with its usual ``purge_every_s``."""
 
 _ON_A_PAGE = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}

@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110 §13): whether who asks has the answer already, or asks under a condition that fails.
+"""Conditional requests (RFC 9110 §13): the client has the response already, or its condition fails.
 
 The order of §13.2.2: ``If-Match``, else ``If-Unmodified-Since``: 412 where it fails. Then ``If-None-Match``, else, for
 GET and HEAD, ``If-Modified-Since``: 304, or 412 for other methods. ``If-Range`` is not used: without ranges there is

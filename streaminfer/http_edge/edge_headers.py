@@ -1,7 +1,7 @@
 """Header fields of a response for the caches on its way: which may store it, for how long, and how to revalidate it.
 
 **Who.** An answer that is degraded, that belongs to a live stream, that the request or the computation forbids to keep,
-or that carries somebody's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
+or that carries a person's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
 or to a request with credentials, is ``private``, unless the policy lets shared caches keep one copy for each
 credential. Every answer of a policy varies by the header of the credentials, so that what was kept for one is
 never given to another, also by caches that overlook RFC 9111 §3.5 (nginx does). None is ``public`` without need.
@@ -24,7 +24,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_duration, check_instance, expected
+from streaminfer._internal.validation import check_duration, check_instance, expected, field_check
 from streaminfer.http_edge.entity_tags import is_entity_tag
 from streaminfer.http_edge.http_dates import http_date
 from streaminfer.request import Request, Response
@@ -40,6 +40,14 @@ def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
+def _check_seconds(name: str, value: Any) -> None:
+    if check_duration(name, value) < 1.0:
+        raise ValueError(expected(name, "at least one second, the unit of HTTP", value))
+
+
+_is_flag = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
+
+
 @attrs.frozen(kw_only=True)
 class EdgePolicy:
     """Policy for the caches outside the process that store the responses of one service.
@@ -48,11 +56,11 @@ class EdgePolicy:
         fresh_s: for how long a copy is used without asking, seconds ≥ 1. An erasure takes this long to reach it.
         lifetime_s: for how long after its computation an answer is used anywhere, seconds ≥ 1: its retention, and how
             long this process can answer for it. ``None``: as long as asking again confirms it.
-        stale_while_revalidate_s: for how much longer a copy is used while it is asked for anew.
+        stale_while_revalidate_s: for how much longer a copy is used while it is revalidated.
         stale_if_error_s: for how much longer a copy is used while this process cannot be reached.
         client_s: ``fresh_s`` of caches that serve one user, such as a browser's, which no operator can empty;
             ``None``: the same. Not with a stale window, which ``s-maxage`` forbids (RFC 9111 §5.2.2.10).
-        immutable: the answer at an address never changes: whoever reloads a page need not ask.
+        immutable: the answer at an address never changes: reloading a page needs no request.
         vary: further request headers that the answer depends on.
         credentials: the request header from which the tenant is known.
         share_tenants: shared caches may keep answers to tenants, one copy for each value of ``credentials``. A
@@ -63,28 +71,22 @@ class EdgePolicy:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    fresh_s: float
-    lifetime_s: float | None = None
-    stale_while_revalidate_s: float = 0.0
-    stale_if_error_s: float = 0.0
-    client_s: float | None = None
-    immutable: bool = False
+    fresh_s: float = attrs.field(validator=field_check(_check_seconds))
+    lifetime_s: float | None = attrs.field(default=None, validator=field_check(_check_seconds, optional=True))
+    stale_while_revalidate_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    stale_if_error_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    client_s: float | None = attrs.field(default=None, validator=field_check(_check_seconds, optional=True))
+    immutable: bool = attrs.field(default=False, validator=_is_flag)
     vary: tuple[str, ...] = attrs.field(default=(), converter=_names)
     credentials: str = "authorization"
-    share_tenants: bool = False
-    send_age: bool = False
+    share_tenants: bool = attrs.field(default=False, validator=_is_flag)
+    send_age: bool = attrs.field(default=False, validator=_is_flag)
     vary_field: str = attrs.field(init=False, repr=False)
     _lifetime: float = attrs.field(init=False, repr=False, eq=False)
     _window_s: float = attrs.field(init=False, repr=False, eq=False)
     _ending: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("fresh_s", "lifetime_s", "client_s"):
-            _check_seconds(name, getattr(self, name), optional=name != "fresh_s")
-        for name in ("stale_while_revalidate_s", "stale_if_error_s"):
-            check_duration(name, getattr(self, name))
-        for name in ("immutable", "share_tenants", "send_age"):
-            check_instance(name, getattr(self, name), lambda it: isinstance(it, bool), "True or False")
         if self.client_s is not None and (self.stale_while_revalidate_s or self.stale_if_error_s):
             what = "None where there is a stale window, since s-maxage forbids one"
             raise ValueError(expected("client_s", what, self.client_s))
@@ -118,7 +120,7 @@ def edge_headers(
     Args:
         policy: what caches may do.
         request: what was asked: its tenant, subject, stream and ``store`` decide who may keep the answer.
-        response: what the `Stack` answered; a degraded one, stale ones included, is kept by nobody.
+        response: what the `Stack` answered; a degraded one, stale ones included, is not stored.
         now_s: the present by the wall clock, seconds since 1970.
         computed_s: when the answer was computed, by the same clock; ``None``: now.
         etag: what :func:`~streaminfer.http_edge.entity_tag` gave; ``None``: no tag.
@@ -209,10 +211,3 @@ def _whole(name: str, seconds: Any) -> int:
     if not 0 <= seconds <= _LATEST_S:
         raise ValueError(expected(name, "seconds since 1970, before the year 10000", seconds))
     return int(seconds)
-
-
-def _check_seconds(name: str, value: Any, *, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if check_duration(name, value) < 1.0:
-        raise ValueError(expected(name, "at least one second, the unit of HTTP", value))

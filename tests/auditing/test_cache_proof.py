@@ -320,7 +320,7 @@ def test_erasures_that_wait_to_be_written_count(tmp_path, keys, monkeypatch):
     log = RetentionLog(tmp_path / "log.jsonl", secret=b"s" * 16, wall_clock=site.wall)
     cache = si.EdgeCache(retention=si.Retention(600.0, log=log), clock=site.wall)
     stack = si.Stack(cache, Model(), clock=site.wall)
-    write, writer = log.record, cache._ledger._writer
+    write, writer = log.record, cache._memory.retention.counts._writer
 
     def record(*args, **options):
         with writer._changed:
@@ -332,7 +332,7 @@ def test_erasures_that_wait_to_be_written_count(tmp_path, keys, monkeypatch):
     site.wall.now_ns += 1
     cache.erase(subject=entry.subject)
     proof = si.prove(stack)
-    cache._ledger.drain()
+    cache._memory.retention.counts.drain()
 
     assert proof.counts["objects"] == 1
 

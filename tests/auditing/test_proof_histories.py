@@ -105,7 +105,7 @@ class History:
 
     async def settled(self):
         """No refresh and no write is on its way: on the server it would be as old as when it began."""
-        while len(self.cache._flights.here().board) or any(it.queued for it in self.cache.tiers.statistics()):
+        while len(self.cache._flights.here().table) or any(it.queued for it in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
     async def put(self):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.caching.codec import CorruptRecord, deserialise, serialise
+from streaminfer.caching.codec import CorruptRecord, decode, encode
 
 HEADER = 24
 scalars = st.one_of(
@@ -65,34 +65,34 @@ def image(value):
 
 @given(values)
 def test_round_trip(value):
-    assert image(deserialise(serialise(value))) == image(value)
+    assert image(decode(encode(value))) == image(value)
 
 
 @given(values, st.data())
 def test_a_flipped_bit_is_never_a_value(value, data):
-    record = bytearray(serialise(value))
+    record = bytearray(encode(value))
     at = data.draw(st.integers(0, len(record) * 8 - 1))
     record[at // 8] ^= 1 << (at % 8)
     with pytest.raises(CorruptRecord):
-        deserialise(bytes(record))
+        decode(bytes(record))
 
 
 def test_every_bit_of_one_record():
-    record = serialise({"a": np.arange(3, dtype="<f4"), "b": [1, "x", None]})
+    record = encode({"a": np.arange(3, dtype="<f4"), "b": [1, "x", None]})
     for at in range(len(record) * 8):
         altered = bytearray(record)
         altered[at // 8] ^= 1 << (at % 8)
         with pytest.raises(CorruptRecord):
-            deserialise(altered)
+            decode(altered)
 
 
 @given(values, st.data())
 def test_a_record_cut_short_or_prolonged_is_never_a_value(value, data):
-    record = serialise(value)
+    record = encode(value)
     with pytest.raises(CorruptRecord):
-        deserialise(record[: data.draw(st.integers(0, len(record) - 1))])
+        decode(record[: data.draw(st.integers(0, len(record) - 1))])
     with pytest.raises(CorruptRecord):
-        deserialise(record + b"\0")
+        decode(record + b"\0")
 
 
 def with_checksum(body):
@@ -102,11 +102,11 @@ def with_checksum(body):
 @settings(max_examples=500)
 @given(st.data())
 def test_what_somebody_made_up_is_a_value_or_damaged(data):
-    body = bytearray(serialise(data.draw(values))[HEADER:])
+    body = bytearray(encode(data.draw(values))[HEADER:])
     for _ in range(data.draw(st.integers(0, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(CorruptRecord):
-        deserialise(with_checksum(bytes(body)))
+        decode(with_checksum(bytes(body)))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_what_somebody_made_up_is_a_value_or_damaged(data):
 )
 def test_a_forged_body_is_refused(body):
     with pytest.raises(CorruptRecord):
-        deserialise(with_checksum(body))
+        decode(with_checksum(body))
 
 
 def test_arrays_are_aligned_read_only_views():
-    record = serialise(["odd", np.arange(5, dtype=">f8"), np.arange(4, dtype=np.int32)])
-    _, first, second = deserialise(record)
+    record = encode(["odd", np.arange(5, dtype=">f8"), np.arange(4, dtype=np.int32)])
+    _, first, second = decode(record)
     whole = np.frombuffer(record, np.uint8)
     for array in (first, second):
         assert not array.flags.writeable
@@ -143,16 +143,16 @@ def test_arrays_are_aligned_read_only_views():
 
 
 def test_views_on_a_mutable_buffer_are_read_only_too():
-    assert not deserialise(bytearray(serialise(np.zeros(3)))).flags.writeable
+    assert not decode(bytearray(encode(np.zeros(3)))).flags.writeable
 
 
 def test_memory_order_is_kept():
     array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    assert deserialise(serialise(array)).flags.f_contiguous
+    assert decode(encode(array)).flags.f_contiguous
 
 
 def test_a_mapping_proxy_is_written_as_a_dict():
-    assert deserialise(serialise(MappingProxyType({"a": 1}))) == {"a": 1}
+    assert decode(encode(MappingProxyType({"a": 1}))) == {"a": 1}
 
 
 class Pair(NamedTuple):
@@ -183,30 +183,30 @@ class Colour(enum.IntEnum):
 )
 def test_what_would_come_back_as_something_else_is_refused_with_its_place(value):
     with pytest.raises(TypeError, match=r"value\['deep'\]\[1\]: expected None"):
-        serialise({"deep": [0, value]})
+        encode({"deep": [0, value]})
 
 
 def test_nesting_is_bounded():
     value = []
     for _ in range(64):
         value = [value]
-    assert deserialise(serialise(value)) == value
+    assert decode(encode(value)) == value
     with pytest.raises(ValueError, match="nested deeper"):
-        serialise([value])
+        encode([value])
     itself = []
     itself.append(itself)
     with pytest.raises(ValueError, match="within itself"):
-        serialise(itself)
+        encode(itself)
 
 
 def test_the_format_stays():
     record = bytes.fromhex("73692d73657201000a00000000000000")
-    assert serialise((True,))[:16] == record
-    assert serialise((True,))[HEADER:] == b"t" + struct.pack("<Q", 1) + b"T"
+    assert encode((True,))[:16] == record
+    assert encode((True,))[HEADER:] == b"t" + struct.pack("<Q", 1) + b"T"
 
 
 def test_another_version_is_named():
-    record = bytearray(serialise(1))
+    record = bytearray(encode(1))
     record[6] = 9
     with pytest.raises(CorruptRecord, match="version 9"):
-        deserialise(record)
+        decode(record)

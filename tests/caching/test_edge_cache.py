@@ -1,4 +1,4 @@
-"""EdgeCache by example: arguments, states, re-entrancy, threads, listeners, sweeping."""
+"""EdgeCache by example: arguments, states, re-entrancy, threads, listeners, expiry."""
 
 import copy
 import gc
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from streaminfer.caching import EdgeCache
-from streaminfer.caching import edge_cache as module
-from streaminfer.caching._locking import OPERATIONS, is_atomic
+from streaminfer.caching._locking import MAPPING_OPERATIONS, OPERATIONS, is_atomic
+from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.testing import FakeClock
@@ -95,25 +95,25 @@ def test_an_expired_entry_gives_way_before_a_fresh_one(clock):
 def test_states(clock):
     cache = EdgeCache(ttl_s=1.0, stale_s=2.0, negative_ttl_s=0.5, clock=clock)
     cache["k"] = "v"
-    assert cache.lookup("k", clock()) == (1, "v")
+    assert cache._memory.lookup("k", clock()) == (1, "v")
     clock.advance(1.0)
-    assert cache.lookup("k", clock()) == (2, "v")
-    assert len(cache) == 0  # sweeps: the entry is stale now
-    assert cache.lookup("k", clock()) == (2, "v")
+    assert cache._memory.lookup("k", clock()) == (2, "v")
+    assert len(cache) == 0  # frees what is due: the entry is stale now
+    assert cache._memory.lookup("k", clock()) == (2, "v")
     assert not cache.put_negative("k", "error")
     clock.now_ns += 2 * 10**9 - 1
-    assert cache.lookup("k", clock()) == (2, "v")
+    assert cache._memory.lookup("k", clock()) == (2, "v")
     clock.now_ns += 1
-    assert cache.lookup("k", clock()) == (0, None)
+    assert cache._memory.lookup("k", clock()) == (0, None)
     assert cache.expire() == 1
     assert cache.put_negative("k", "error")
-    assert cache.lookup("k", clock()) == (3, "error")
+    assert cache._memory.lookup("k", clock()) == (3, "error")
     assert ("k" in cache, len(cache), cache.statistics().negative) == (False, 0, 1)
     clock.advance(0.5)
-    assert cache.lookup("k", clock()) == (0, None)
+    assert cache._memory.lookup("k", clock()) == (0, None)
     cache.put_negative("k", "error")
     cache["k"] = "again"
-    assert cache.lookup("k", clock()) == (1, "again")
+    assert cache._memory.lookup("k", clock()) == (1, "again")
     seen = cache.statistics()
     assert (seen.hits, seen.stale_hits, seen.negative_hits, seen.misses) == (2, 3, 1, 2)
 
@@ -132,7 +132,7 @@ def test_arrays_weigh_what_they_keep():
     assert (list(cache), cache.size) == ([1, 2], 160_000)
     assert not cache.put(1, np.zeros(30_000))
     assert list(cache) == [2]
-    assert cache.statistics().refused == 1
+    assert cache.statistics().rejected == 1
 
 
 class Meddler:
@@ -269,18 +269,61 @@ def test_threads_lose_nothing():
     assert all(key == value for key, value in cache.items())
 
 
-def test_every_operation_is_one_that_takes_a_lock_where_needed(plain):
-    own = plain("caching.table._table_cy").EdgeTable
-    public = {name for name, it in vars(own).items() if callable(it) and not name.startswith("_")}
+def test_every_operation_takes_a_lock_where_needed(plain):
+    """No method of the table, and none of the mapping, is left out where compiled code is not atomic."""
+    table = plain("caching.table._table_cy").EdgeTable
+    mapping = plain("caching.table._mapping_cy").TableMapping
     special = {"__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__"}
-    assert public | special == set(OPERATIONS)
+
+    operations = {name for name, it in vars(table).items() if callable(it) and not name.startswith("_")}
+    methods = {name for name, it in vars(mapping).items() if callable(it) and not name.startswith("_")}
+
+    assert operations == set(OPERATIONS)
+    assert methods | special == set(MAPPING_OPERATIONS)
     assert is_atomic(EdgeTable) == ATOMIC
-    assert not is_atomic(own)
-    assert hasattr(EdgeCache(), "_lock") is not ATOMIC
-    assert module._Table is EdgeTable or not ATOMIC
+    assert not is_atomic(table)
+    assert hasattr(EdgeCache()._memory, "_lock") is not ATOMIC
+    assert (TableMapping in EdgeCache.__bases__) == ATOMIC
 
 
-def test_an_idle_cache_is_swept_by_the_thread():
+DOCUMENTED = {
+    *(
+        "bind_clock",
+        "clear",
+        "delete",
+        "erase",
+        "erase_everywhere",
+        "erasure_log",
+        "eviction",
+        "expire",
+        "fetch",
+        "flights",
+        "get",
+        "hold",
+    ),
+    *(
+        "items",
+        "keys",
+        "listen",
+        "max_bytes",
+        "maxsize",
+        "negative_ttl_s",
+        "peek",
+        "pop",
+        "popitem",
+        "preserved",
+        "put",
+    ),
+    *("put_negative", "put_through", "release", "retention_report", "setdefault", "size", "stale_s", "statistics"),
+    *("tiers", "ttl_s", "update", "values", "wrap"),
+}
+
+
+def test_a_cache_shows_its_documented_names_only():
+    assert {name for name in dir(EdgeCache()) if not name.startswith("_")} == DOCUMENTED
+
+
+def test_the_thread_frees_entries_of_an_idle_cache():
     gone = threading.Event()
 
     class Value:
@@ -295,7 +338,7 @@ def test_an_idle_cache_is_swept_by_the_thread():
     assert cache.statistics().expired == 1
 
 
-def test_no_sweeper_keeps_a_cache_alive():
+def test_the_thread_keeps_no_cache_alive():
     cache = EdgeCache(ttl_s=3600.0)
     cache["k"] = 1
     reference = weakref.ref(cache)

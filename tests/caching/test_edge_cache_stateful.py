@@ -73,7 +73,7 @@ class Machine(RuleBasedStateMachine):
 
     def held(self):
         """Keys and states, by the labels that name each key."""
-        flat = iter(self.cache.snapshot(3))
+        flat = iter(self.cache._memory.snapshot(3))
         return {int(labels[1][1]): (labels, state) for labels, state in zip(flat, flat, strict=True)}
 
     def after_a_newcomer(self, newcomer):
@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
         self.purge()
         entry = self.entries.get(key)
         expected = (0, None) if entry is None else (entry.state(now), entry.value)
-        assert self.cache.lookup(key, now) == expected
+        assert self.cache._memory.lookup(key, now) == expected
         if expected[0] == FRESH:
             self.entries[key] = self.entries.pop(key)
         self.lookups[(1, 0, 2, 3)[expected[0]]] += 1
@@ -182,10 +182,10 @@ class Machine(RuleBasedStateMachine):
         self.clock.advance(seconds)
 
     @rule(most=st.integers(0, 3))
-    def sweep(self, most):
+    def expire_due(self, most):
         now = self.clock.now_ns
         self.purge()
-        due_ns = self.cache.sweep(now, most)
+        due_ns = self.cache._memory.expire_due(now, most)
         assert due_ns >= now
         assert due_ns <= min(
             (entry.until if entry.until > now else entry.gone_at for entry in self.entries.values()), default=2**63 - 1
@@ -239,7 +239,7 @@ class Machine(RuleBasedStateMachine):
             seen.erased,
         )
         assert [seen.hits, seen.misses, seen.stale_hits, seen.negative_hits] == self.lookups
-        assert seen.refused == self.refused
+        assert seen.rejected == self.refused
 
 
 class S3FifoMachine(Machine):

@@ -87,7 +87,7 @@ def test_in_memory_nothing_is_older_than_its_class_may_be():
     states = {}
     for _ in range(100):
         for key in ("plain", "also", "face", "longer", "short", "text", "bad", "worse"):
-            states.setdefault(key, []).append(cache.lookup(key, clock())[0])
+            states.setdefault(key, []).append(cache._memory.lookup(key, clock())[0])
         clock.advance(1.0)
         cache.expire()
     gone = {key: seen.index(0) for key, seen in states.items()}

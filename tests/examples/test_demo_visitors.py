@@ -88,7 +88,7 @@ def test_a_cache_holds_what_the_detector_alone_does_not(visitors, findings, fram
     # nothing is evicted: every picture is computed once, and whoever comes while it is computed shares that
     assert cached.cache.evicted == 0
     assert (cached.became == findings.COMPUTED).sum() == cached.flights.computations == uploads.different
-    assert (cached.became == findings.SHARED).sum() == cached.flights.joined > 0
+    assert (cached.became == findings.SHARED).sum() == cached.flights.collapsed > 0
     assert (cached.became == findings.KEPT).sum() == cached.cache.hits
     assert visited.compared == visited.equal == len(uploads) - uploads.different
     assert [line.split(":")[0] for line in said] == ["visitors", "visitors, no cache", "visitors, cached"]

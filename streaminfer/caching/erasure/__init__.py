@@ -1,1 +1,1 @@
-"""Erasure in every place where a cache keeps data, and what may delay it."""
+"""Erasure from memory and tiers, and what may delay it."""

@@ -1,36 +1,48 @@
-"""What another process deleted or erased in a shared tier goes here as well: from memory, and the tiers before it."""
+"""Invalidation: what another process deleted or erased in a shared tier is dropped from memory and faster tiers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.tiers.cache_table import CacheTable
     from streaminfer.caching.tiers.notices import Notice
-    from streaminfer.caching.tiers.tier_set import TierSet
 
 __all__ = ["drop"]
 
 
-def drop(cache: EdgeCache, tiers: TierSet, position: int, notice: Notice) -> None:
-    """Takes a notice of the tier at a position. What is computed at present was begun before, and is not stored.
+class ErasableTiers(Protocol):
+    """What is needed of the tiers of a cache."""
+
+    def begin_delete(self, key: str | bytes, *, before: int | None = None) -> Any:
+        """Have what the tiers before a position have of a key removed."""
+        ...
+
+    def erase(
+        self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
+    ) -> Any:
+        """Erase memory, and the tiers before a position."""
+        ...
+
+
+def drop(memory: CacheTable, tiers: ErasableTiers, position: int, notice: Notice) -> None:
+    """Apply a notice of the tier at a position. What is being computed began before it, and is not stored.
 
     Args:
-        cache: whose memory.
+        memory: of the cache.
         tiers: of the cache.
-        position: of the tier that has the notice; what it holds itself has gone.
+        position: of the tier; what it held itself has gone.
         notice: what went.
 
     Raises:
-        ErasureHeld: a legal hold, or a minimum age, that this process knows of forbids the erasure; nothing went.
+        ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
     """
     if notice.key is not None:
-        if cache.discard(notice.key) and cache._ledger is not None:
-            cache._ledger.count("removed", "memory", "", "deleted by its key in another process")
+        memory.delete(notice.key, "deleted by its key in another process")
         tiers.begin_delete(notice.key, before=position)
     else:
-        if cache._custody is not None:
-            cache._custody.check(notice.subject, notice.tag)
-        erase = partial(cache._erase_memory, notice.subject, notice.tag)
+        memory.check_erasure(notice.subject, notice.tag)
+        erase = partial(memory.erase, notice.subject, notice.tag)
         tiers.erase(notice.subject, notice.tag, erase, before=position)

@@ -21,7 +21,7 @@ __all__ = ["Owed", "OwedErasures"]
 
 
 class Owed(NamedTuple):
-    """One erasure of one tier.
+    """Erasure that one tier owes.
 
     Attributes:
         place: the tier and its medium.

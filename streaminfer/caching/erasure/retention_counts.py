@@ -1,13 +1,13 @@
-"""Events of a cache for the log of its retention policy: one record for many entries, never one for each.
+"""Counts of a cache for the log of its retention policy: one record for many entries, never one for each.
 
-Expiries and evictions are counted by place and class, and recorded when the cache is swept, when a report is made, and
-otherwise about once a second while they go on. Erasures are recorded one by one, at once.
+Expiries and evictions are counted by place and class, and recorded when expired entries are freed, when a report is
+made, and otherwise about once a second. Erasures are recorded one by one, at once.
 
-**A file.** To lock a file and have it on the disk takes milliseconds, and seconds where the disk or another process
-stalls. So a log in a file is written by a thread, in order, which ends when there is nothing to write; the process does
-not end before it. What a disk that fails did not take is written again until it does, or until the cache stops or the
-process ends: then it is lost, as is what comes when 10,000 wait. Whatever is lost is logged as an error
-(``streaminfer.caching``); a log that fails takes nothing else with it.
+To lock a file and have it on the disk takes milliseconds, and seconds if the disk or another process stalls. A log in a
+file is therefore written by a thread, in order, which ends when there is nothing to write; the process does not end
+before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
+ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records are logged as errors
+(``streaminfer.caching``); a log that fails affects nothing else.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from streaminfer.errors import BackendError
 __all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_PATIENCE_NS = 1_000_000_000
+_FLUSH_INTERVAL_NS = 1_000_000_000
 REASONS = {"expired": "its time had passed", "evicted": "no room"}
-_MOST_WAITING = 10_000
-_AGAIN_S = 1.0
+_MAX_WAITING = 10_000
+_RETRY_S = 1.0
 DELETED = "deleted by its key"
 _LOST = "the retention log failed; not recorded: %s"
 
 
 class RetentionCounts:
-    """Counts for a log. Thread-safe.
+    """Counts of one cache. Thread-safe.
 
     Args:
         log: of the policy; ``None``: there is none, and nothing is counted.
@@ -59,10 +59,10 @@ class RetentionCounts:
         """Return whether a legal hold forbids an erasure."""
         return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
-    def hear(self, event: CacheEvent) -> None:
-        """Count an event of the cache's memory."""
+    def on_event(self, event: CacheEvent) -> None:
+        """Count an event of the cache."""
         reason = REASONS.get(event.kind)
-        if reason is not None:  # erasures are recorded by who asked
+        if reason is not None:  # `MemoryRetention` records erasures
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
 
@@ -73,7 +73,7 @@ class RetentionCounts:
             return
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + number
-        if self._now() - self._flushed_ns >= _PATIENCE_NS:
+        if self._now() - self._flushed_ns >= _FLUSH_INTERVAL_NS:
             self.flush()
 
     def flush(self) -> None:
@@ -100,6 +100,8 @@ class RetentionCounts:
         """Record one event at once; in a file, soon."""
         if self._log is not None:
             what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+            if isinstance(self._log, RetentionLog):  # the disk may take it much later
+                what["at_ns"] = self._log._now()
             write = partial(self._log.record, action, **what, subject=subject, tag=tag)
             self._put(write, f"{action} in {where}, {count} entries")
 
@@ -142,7 +144,7 @@ class RetentionCounts:
 
 
 class _Writer:
-    """Makes writes one after another in a thread. Thread-safe."""
+    """Thread that writes records one after another. Thread-safe."""
 
     def __init__(self) -> None:
         self._begin()
@@ -159,10 +161,10 @@ class _Writer:
         return self._thread is not None and self._pid == os.getpid()
 
     def put(self, write: Callable[[], None], what: str) -> None:
-        if self._pid != os.getpid():  # a fork: what waits is written by the other process
+        if self._pid != os.getpid():  # a fork: the parent writes what waits
             self._begin()
         with self._changed:
-            is_full = len(self._waiting) >= _MOST_WAITING
+            is_full = len(self._waiting) >= _MAX_WAITING
             if not is_full:
                 self._waiting.append((write, what))
             if self._thread is None:
@@ -172,7 +174,7 @@ class _Writer:
                 except RuntimeError:  # no more threads, or the interpreter ends
                     self._run()
         if is_full:
-            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MOST_WAITING, what)
+            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
 
     def drain(self) -> None:
         with self._changed:
@@ -200,7 +202,7 @@ class _Writer:
                     with self._changed:
                         if not self._is_last():
                             _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                            self._changed.wait_for(self._is_last, _AGAIN_S)
+                            self._changed.wait_for(self._is_last, _RETRY_S)
                             continue
                         lost = [what for _, what in self._waiting]  # each could take as long to fail
                 for what in lost:

@@ -3,19 +3,19 @@ cimport cython
 @cython.final
 cdef class FlightCounts:
     cdef public long long computations
-    cdef public long long joined
+    cdef public long long collapsed
     cdef public long long failures
-    cdef public long long handed_over
+    cdef public long long leader_changes
     cdef public long long abandoned
     cdef public long long refreshes
     cdef public long long refresh_failures
     cdef public long long not_stored
 
-cdef int _MOST_REFRESHES
+cdef int _MAX_REFRESHES
 
 @cython.final
 cdef class Refreshes:
-    cdef int _most_running
+    cdef int _max_running
     cdef dict _pauses
     cdef public int running
     cdef public bint failing

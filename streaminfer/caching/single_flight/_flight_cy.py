@@ -1,31 +1,32 @@
-"""Single flight: many ask for what is not there yet, one computes it, all get it.
+"""Single flight: of many callers of one key, one computes the value and all get it.
 
-A *flight* is one computation that somebody waits for, under its key. Who asks for a key without a flight starts one and
-leads it; who asks later joins it and waits. The rules for what may go wrong:
+*Design.* A flight is one computation, under its key. The first caller of a key starts the flight and leads it; later
+callers join it and wait.
 
-* **A leader that fails** gets its error, and the next in line that still waits leads: its own attempt may well
-  succeed (another deadline, another connection). After ``max_attempts`` failures of one flight all that wait get the
-  last error, so a broken model is not asked once for each of a thousand callers. An error that speaks for the leader
-  alone (its deadline) is not counted; each such failure takes a leader away, so it ends all the same. One that is
-  the input's fault is final at once: whoever waits asked the same.
-* **A caller that leaves** (cancelled, or at its deadline) takes nothing with it. The computation goes on as long as
-  somebody waits, whoever began it; when nobody does, it is *abandoned*: taken off the board, so that the next caller
-  starts afresh, and cancelled by the shell.
-* **A refresh** is a flight without callers: it is never abandoned. After a failure its key is left alone until
-  ``pause_ns`` after it began, so that a model that is down is not asked at every stale hit, and one that hung is asked
-  again at once. Of one wrapped thing at most 256 keys are refreshed or left alone; other stale keys wait for these.
-* **Re-entrancy.** A computation that waits for its own flight would wait for ever; so would two that wait for each
-  other. Each computation's waits are edges of a graph between flights, and a join that would close a cycle raises
-  instead.
+* A leader that fails gets its error, and the next waiter leads: its own attempt may succeed (another deadline, another
+  connection). After ``max_attempts`` failures of one flight all waiters get the last error, so a broken backend is not
+  called once per waiter. An error of the leader alone (its deadline) does not count, but each takes a leader away. An
+  error of the input is final at once, because all waiters have the same input.
+* A caller that leaves (cancelled, or at its deadline) takes nothing with it. The computation continues while at least
+  one caller waits. Otherwise the flight is abandoned: it leaves the table, so that the next caller starts another, and
+  its computation is cancelled.
+* A refresh is a flight without callers and is never abandoned. After a failure its key pauses until ``pause_ns`` after
+  the refresh began, so that a backend that is down is not called at every stale hit, and one that hung is called again
+  at once. Of one wrapped service at most 256 keys are refreshed or paused; other stale keys wait for these.
+* A computation that waits for its own flight would wait for ever; so would two that wait for each other. The waits of
+  computations are edges of a graph between flights, and a join that would close a cycle raises.
 
-Invariants: a flight on the board has at most one computation; its waiting callers are in order of arrival; a caller is
-told once; a flight that is over is not on the board. All operations are O(1), but for the check for cycles, which walks
-the flights that the joined one waits for (none, unless computations ask for other keys), and for telling all.
+It has no event loop, lock, thread or clock: ``_loop_flights_cy`` and ``thread_flights`` have, and take a lock.
 
-No event loop, lock, thread or clock: shells are ``_loop_flights_cy`` and ``thread_flights``, and take a lock.
-Sources: Go's ``singleflight``; RFC 5861 for refreshes; the graph is that of deadlock detection in databases.
+*Complexity.* All operations are O(1), except telling all waiters and the check for cycles. That walks the flights that
+the joined one waits for: none, unless computations call for other keys.
 
-One source, compiled with the C types of ``_flight_cy.pxd`` or run as it is: a thousand callers may ask at once, and
+*Invariants.* A flight in the table has at most one computation. Its waiters are in order of arrival. A caller is told
+once. A flight that is over is not in the table.
+
+*References.* Go's ``singleflight``; RFC 5861 for refreshes; deadlock detection in databases for the graph.
+
+One source, compiled with the C types of ``_flight_cy.pxd`` or run as plain Python: of a thousand concurrent callers
 each waits until all have joined.
 """
 
@@ -37,18 +38,18 @@ from typing import Any
 
 __all__ = ["Flight", "FlightCounts", "FlightTable", "Refreshes"]
 
-_MOST_REFRESHES = 256
+_MAX_REFRESHES = 256
 
 
 class FlightCounts:
-    """What single flight of one cache did; see ``FlightStatistics``, which has the same names."""
+    """Counts of one cache's single flight; `FlightStatistics` has the same names and says what they mean."""
 
     __slots__ = (
         "abandoned",
+        "collapsed",
         "computations",
         "failures",
-        "handed_over",
-        "joined",
+        "leader_changes",
         "not_stored",
         "refresh_failures",
         "refreshes",
@@ -56,9 +57,9 @@ class FlightCounts:
 
     def __init__(self) -> None:
         self.computations = 0
-        self.joined = 0
+        self.collapsed = 0
         self.failures = 0
-        self.handed_over = 0
+        self.leader_changes = 0
         self.abandoned = 0
         self.refreshes = 0
         self.refresh_failures = 0
@@ -66,37 +67,37 @@ class FlightCounts:
 
 
 class Refreshes:
-    """The refreshes of one wrapped thing; used under the boards' lock.
+    """Refreshes of one wrapped service or function; used under the flight tables' lock.
 
     Args:
-        most_running: how many may run at once.
+        max_running: how many may run at once.
 
     Attributes:
-        running: how many do.
+        running: how many run.
         failing: the latest that ended has failed.
     """
 
-    __slots__ = ("_most_running", "_pauses", "failing", "running")
+    __slots__ = ("_max_running", "_pauses", "failing", "running")
 
-    def __init__(self, most_running: int = _MOST_REFRESHES) -> None:
-        self._most_running = most_running
+    def __init__(self, max_running: int = _MAX_REFRESHES) -> None:
+        self._max_running = max_running
         self._pauses: dict[bytes, int] = {}  # until when
         self.running = 0
         self.failing = False
 
     def may_begin(self, key: bytes, now_ns: int) -> bool:
-        """Whether a key may be refreshed at an instant."""
+        """Return whether a key may be refreshed at an instant."""
         while self._pauses:
             oldest = next(iter(self._pauses))
             if self._pauses[oldest] > now_ns:
                 break
             del self._pauses[oldest]
-        if self._pauses.get(key, now_ns) > now_ns or self.running >= self._most_running:
+        if self._pauses.get(key, now_ns) > now_ns or self.running >= self._max_running:
             return False
-        return self.running + len(self._pauses) < _MOST_REFRESHES
+        return self.running + len(self._pauses) < _MAX_REFRESHES
 
     def failed(self, key: bytes, until_ns: int, now_ns: int) -> None:
-        """A refresh failed; its key is left alone until an instant."""
+        """Note that a refresh failed; its key pauses until an instant."""
         self.failing = True
         self._pauses.pop(key, None)
         if until_ns > now_ns:
@@ -104,19 +105,19 @@ class Refreshes:
 
 
 class Flight:
-    """One key's computation and those who wait for it.
+    """Computation of one key, and its waiters.
 
     Attributes:
         key: what it computes.
-        waiting: the callers that wait, in order of arrival: keys of a dict whose values mean nothing.
+        waiting: the waiters in order of arrival: keys of a dict whose values mean nothing.
         leader: whose attempt it is; ``None``: the caller left, or it is a refresh.
         failures: attempts that failed and counted.
-        is_refresh: it goes on without anybody waiting.
-        refreshes: of what it is a refresh; ``None``: it is none.
+        is_refresh: it continues without waiters.
+        refreshes: of the wrapped service that it refreshes; ``None``: it is no refresh.
         begun_ns: when a refresh began.
-        over: it is off the board.
-        computing: the shell's own: what runs it; ``None``: nothing does.
-        late_s: the shell's own: when a refresh is late.
+        over: it has left the table.
+        computing: what runs it, set by the user of the table; ``None``: nothing does.
+        late_s: when a refresh is late, set by the user of the table.
     """
 
     __slots__ = (
@@ -147,15 +148,15 @@ class Flight:
         self.waits_for: dict[Flight, int] = {}
 
     def __repr__(self) -> str:
-        state = "over" if self.over else "refresh" if self.is_refresh else "in the air"
+        state = "over" if self.over else "refresh" if self.is_refresh else "in flight"
         return f"<Flight {self.key!r}, {state}, {len(self.waiting)} wait>"
 
 
 class FlightTable:
-    """The flights of one cache.
+    """Flights of one cache, on one event loop or of threads.
 
     Args:
-        max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
+        max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
         pause_ns: nanoseconds from the beginning of a refresh that failed, for which its key is not refreshed.
         is_waiting: says of a caller whether it can still be told, and so may lead.
     """
@@ -172,15 +173,15 @@ class FlightTable:
         return len(self._flights)
 
     def join(self, key: bytes, caller: Any, inside: Flight | None) -> Flight:
-        """A caller waits for a key.
+        """Add a caller to the flight of a key, which it starts if there is none.
 
         Args:
-            key: what it wants.
-            caller: hashable by identity; each call of :meth:`join` a fresh one.
-            inside: the flight whose computation asks, if any.
+            key: of the value.
+            caller: hashable by identity; another one for each call.
+            inside: the flight whose computation calls, if any.
 
         Returns:
-            The flight. If the caller is its ``leader``, it has to compute.
+            The flight. If the caller is its ``leader``, it must compute.
 
         Raises:
             RuntimeError: it would wait for itself.
@@ -191,8 +192,8 @@ class FlightTable:
             flight.leader = caller
         elif inside is not None and _reaches(flight, inside):
             raise RuntimeError(
-                "re-entrant: the computation of this key asks for the key itself, directly or through another key that "
-                "waits for it, and would wait for ever"
+                "re-entrant: the computation of this key calls for the key itself, directly or through another one "
+                "that waits for it, and would wait for ever"
             )
         flight.waiting[caller] = None
         if inside is not None:
@@ -200,10 +201,10 @@ class FlightTable:
         return flight
 
     def leave(self, flight: Flight, caller: Any, inside: Flight | None) -> bool:
-        """A caller waits no longer, told or not; called once for each :meth:`join` that returned.
+        """Remove a caller, told or not; called once for each :meth:`join` that returned.
 
         Returns:
-            Whether this abandons the flight: the shell cancels what computes it.
+            Whether this abandons the flight: its computation is to be cancelled.
         """
         if inside is not None:
             left = inside.waits_for[flight] - 1
@@ -222,7 +223,7 @@ class FlightTable:
         return True
 
     def refresh(self, key: bytes, now_ns: int, refreshes: Refreshes) -> Flight | None:
-        """A flight without callers; ``None`` where one is in the air, or this may not begin yet."""
+        """Start a flight without callers; ``None``: the key has a flight, or may not be refreshed yet."""
         if key in self._flights or not refreshes.may_begin(key, now_ns):
             return None
         refreshes.running += 1
@@ -230,14 +231,14 @@ class FlightTable:
         return flight
 
     def flight(self, key: bytes) -> Flight | None:
-        """The flight of a key."""
+        """Return the flight of a key."""
         return self._flights.get(key)
 
     def succeed(self, flight: Flight) -> list[Any]:
-        """The value is there.
+        """End a flight with a value.
 
         Returns:
-            The callers that are owed it; none where the flight was abandoned.
+            The callers to tell; none if the flight was abandoned.
         """
         if flight.over:
             return []
@@ -249,16 +250,16 @@ class FlightTable:
         return told
 
     def fail(self, flight: Flight, now_ns: int, *, counts: bool = True, final: bool = False) -> tuple[list[Any], Any]:
-        """The present attempt failed.
+        """End the present attempt of a flight with an error.
 
         Args:
-            flight: whose.
-            now_ns: the present instant, from which a refresh that failed pauses.
+            flight: of the attempt.
+            now_ns: the present instant.
             counts: whether it is one of the ``max_attempts``.
-            final: whether no other attempt can do better.
+            final: whether another attempt cannot succeed.
 
         Returns:
-            The callers that are owed the error, and who leads now (it has to compute), or ``None``.
+            The callers to tell, and the next leader (it must compute), or ``None``.
         """
         if flight.over:
             return [], None
@@ -281,7 +282,7 @@ class FlightTable:
         return told, None
 
     def forget(self) -> None:
-        """Every flight is over and nobody is told: what computed them is gone."""
+        """End all flights and tell no caller, because the threads that computed them are gone."""
         for flight in list(self._flights.values()):
             self._end(flight)
 
@@ -294,7 +295,7 @@ class FlightTable:
 
 
 def _reaches(start: Flight, goal: Flight) -> bool:
-    """Whether ``start`` is ``goal``, or waits for it through others."""
+    """Return whether ``start`` is ``goal``, or waits for it through others."""
     seen = {start}
     ahead = [start]
     while ahead:

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightTable as CBoard, FlightCounts as CCounts, Refreshes as CRefreshes
+from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightTable as CFlightTable, FlightCounts as CCounts, Refreshes as CRefreshes
 
 cdef int _FRESH
 cdef int _WAITS
@@ -34,7 +34,7 @@ cdef class Caller:
     @cython.locals(flights=LoopFlights, around=CFlight, flight=CFlight, leads=bint)
     cdef _join(self)
     @cython.locals(flight=CFlight, told=bint)
-    cdef _let_go(self)
+    cdef _leave_flight(self)
     cdef void _tell(self, tuple result) noexcept
     cdef void _tell_error(self, object error) noexcept
     cdef _wake(self)
@@ -42,7 +42,7 @@ cdef class Caller:
 
 @cython.final
 cdef class LoopFlights:
-    cdef readonly CBoard board
+    cdef readonly CFlightTable table
     cdef readonly object loop
     cdef CCounts _counts
     cdef readonly dict _owners

@@ -1,8 +1,7 @@
-"""Which computation this is: what single flight knows of it from inside, and the lock that its bookkeeping takes.
+"""Flight of the running computation, as a context variable, and the lock of all flight tables.
 
-Which flight a computation belongs to is a context variable, so it is known in whatever tasks, and threads started by
-``asyncio.to_thread``, the computation uses. A thread that does not inherit the context is not seen: if it asks for the
-key that it is computing it waits for ever, as with any lock.
+Tasks, and threads started by ``asyncio.to_thread``, inherit the context variable. A thread that does not inherit it
+waits for ever if it calls for the key that it computes, as with any lock.
 """
 
 from __future__ import annotations
@@ -18,33 +17,33 @@ from streaminfer.caching.single_flight._flight_cy import Flight
 from streaminfer.errors import Closed, DeadlineExceeded
 
 __all__ = [
-    "BOARDS",
     "CURRENT_FLIGHT",
+    "FLIGHTS_LOCK",
     "FlightContext",
     "fresh_for",
     "is_shared_error",
+    "log_refresh_failure",
     "no_store",
-    "report",
     "said_fresh_s",
     "storable",
 ]
 
 LOG = logging.getLogger("streaminfer.caching")
 
-BOARDS = threading.Lock()
-"""One for all boards: the graph of who waits for whom goes from cache to cache."""
+FLIGHTS_LOCK = threading.Lock()
+"""One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""
 
-# so that no board is in the middle of something in the child
-at_fork(before=BOARDS.acquire, in_parent=BOARDS.release, in_child=BOARDS.release)
+# so that no table is in the middle of a change in the child
+at_fork(before=FLIGHTS_LOCK.acquire, in_parent=FLIGHTS_LOCK.release, in_child=FLIGHTS_LOCK.release)
 
 
 class FlightContext:
-    """The computation that runs in this context.
+    """Computation that runs in this context.
 
     Attributes:
         flight: what it computes.
-        store: whether its answer may be kept.
-        fresh_s: for how long its answer is fresh, as far as it said so.
+        store: whether its result may be stored.
+        fresh_s: seconds for which its result is fresh, if it said so.
     """
 
     __slots__ = ("flight", "fresh_s", "store")
@@ -61,7 +60,7 @@ CURRENT_FLIGHT: contextvars.ContextVar[FlightContext | None] = contextvars.Conte
 
 
 def no_store() -> None:
-    """Says, from inside a computation, that its answer is not to be kept; those who wait for it get it all the same.
+    """Say, from inside a computation, that its result is not to be stored; waiters get it all the same.
 
     Without a cache around it, nothing happens.
     """
@@ -71,13 +70,13 @@ def no_store() -> None:
 
 
 def fresh_for(seconds: float) -> None:
-    """Says, from inside a computation, how long its answer is fresh: at most so long, and the cache's ``ttl_s``.
+    """Say, from inside a computation, how long its result is fresh: at most so long, and the cache's ``ttl_s``.
 
-    Of several calls the shortest counts. Without a cache around it, nothing happens. A model behind a batcher computes
-    for many callers at once and in none of their contexts: a service around the batcher says it, from the response.
+    Of several calls the shortest counts. Without a cache around it, nothing happens. A backend behind a batcher runs in
+    the context of none of its callers: call this in a service around the batcher, from the response.
 
     Args:
-        seconds: from when the answer is stored, ≥ 0; 0: it is stale at once.
+        seconds: from when the result is stored, ≥ 0; 0: it is stale at once.
 
     Raises:
         TypeError, ValueError: no number of seconds.
@@ -89,23 +88,23 @@ def fresh_for(seconds: float) -> None:
 
 
 def said_fresh_s() -> float | None:
-    """What the computation that runs in this context said with :func:`fresh_for`; ``None``: nothing."""
+    """Return what the computation of this context said with :func:`fresh_for`; ``None``: nothing."""
     inside = CURRENT_FLIGHT.get()
     return None if inside is None else inside.fresh_s
 
 
 def storable() -> bool:
-    """Whether the computation that runs in this context has not said :func:`no_store`."""
+    """Return whether the computation of this context has not called :func:`no_store`."""
     inside = CURRENT_FLIGHT.get()
     return inside is None or inside.store
 
 
 def is_shared_error(error: BaseException) -> bool:
-    """Whether an error says something about the key, and not about its leader alone."""
+    """Return whether an error says something about the key, and not about its leader alone."""
     return not isinstance(error, (DeadlineExceeded, Closed, asyncio.CancelledError))
 
 
-def report(error: BaseException) -> None:
-    """Logs that a refresh failed: there is nobody to raise it to."""
-    text = "a refresh behind a stale answer failed; others are only counted until one succeeds: %s: %s"
+def log_refresh_failure(error: BaseException) -> None:
+    """Log that a refresh failed, which no caller waits for."""
+    text = "a refresh behind a stale value failed; others are only counted until one succeeds: %s: %s"
     LOG.warning(text, type(error).__name__, error, exc_info=error)

@@ -1,9 +1,9 @@
-"""Single flight for threads: the leader computes in its own thread, the others wait for an event each.
+"""Single flight for threads: the leader computes in its own thread, the waiters wait for an event each.
 
-A leader whose computation raises, even ``KeyboardInterrupt``, hands over before it lets go. A refresh has a thread of
-its own. A thread cannot be ended, so a refresh that is late goes on; its key is free for others, who find out when they
-come or have waited for so long. There are at most 64 such threads: where all hang, none begins. In a forked process
-there are no flights: the threads that computed are in the other one.
+If the leader's computation raises, even ``KeyboardInterrupt``, a waiter leads. A refresh has a thread of its own.
+Because threads cannot be ended, a late refresh continues; its key is free for others, who notice when they join or when
+they have waited for so long. At most 64 such threads run. A forked process begins without flights, because the threads
+that computed are in its parent.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from functools import partial
 from typing import Any
 
 from streaminfer._internal.forking import at_fork
+from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
-    BOARDS,
     CURRENT_FLIGHT,
+    FLIGHTS_LOCK,
     FlightContext,
     is_shared_error,
-    report,
+    log_refresh_failure,
 )
-from streaminfer.caching.wrapping.defensive_copy import copy_error
 from streaminfer.errors import DeadlineExceeded, InvalidInput
 
 __all__ = ["ThreadFlights"]
 
-_MOST_REFRESH_THREADS = 64
+_MAX_REFRESH_THREADS = 64
 
 
 class _Waiter:
-    """One that waits in a thread."""
+    """Caller in a thread."""
 
     __slots__ = ("error", "event", "leads", "value")
 
-    leads: bool  # said when it joins, and again when it is to compute after all
+    leads: bool  # set when it joins, and when a leader before it has failed
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -53,34 +53,34 @@ class _Waiter:
 
 
 class ThreadFlights:
-    """The flights of threads; any number may use it at once.
+    """Flights of threads. Thread-safe.
 
     Args:
         counts: where to count.
-        max_attempts: failures of one flight after which all that wait get the error, ≥ 1.
+        max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
         pause_ns: as of `FlightTable`.
     """
 
     def __init__(self, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.board = FlightTable(max_attempts, pause_ns, lambda _: True)
+        self.table = FlightTable(max_attempts, pause_ns, lambda _: True)
         self._counts = counts
         self._refreshing = 0
         _THREAD_FLIGHTS.add(self)
 
     def forget(self) -> None:
-        """In a forked process: the threads that computed are in the other one."""
-        self.board.forget()
+        """Begin without flights, in a forked process."""
+        self.table.forget()
         self._refreshing = 0
 
     def share(
         self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], now: Callable[[], int]
     ) -> tuple[Any, bool]:
-        """The value of a key, computed once for all who ask for it meanwhile; see ``LoopFlights.share``.
+        """Return the value of a key, computed once for all concurrent callers; see ``LoopFlights.share``.
 
         Args:
-            key: what for.
-            compute: computes it, if this caller has to lead.
-            arguments: what it is called with.
+            key: of the value.
+            compute: computes it, if this caller leads.
+            arguments: of ``compute``.
             now: reads the cache's clock.
 
         Returns:
@@ -92,13 +92,13 @@ class ThreadFlights:
         """
         waiter = _Waiter()
         inside = _present()
-        with BOARDS:
-            flight = self.board.join(key, waiter, inside)
+        with FLIGHTS_LOCK:
+            flight = self.table.join(key, waiter, inside)
             waiter.leads = flight.leader is waiter
             if waiter.leads:
                 self._counts.computations += 1
             else:
-                self._counts.joined += 1
+                self._counts.collapsed += 1
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
             while not waiter.leads and not waiter.event.wait(_left_s(flight)):
@@ -113,14 +113,14 @@ class ThreadFlights:
         else:
             return value, True
         finally:
-            with BOARDS:
-                owes = flight.leader is waiter  # the others are owed an end, however this one ended itself
-                if not owes:
-                    self.board.leave(flight, waiter, inside)
-            if owes:
+            with FLIGHTS_LOCK:
+                leads = flight.leader is waiter  # its waiters must be told, however it ended
+                if not leads:
+                    self.table.leave(flight, waiter, inside)
+            if leads:
                 self._fail(flight, error, now())
-                with BOARDS:
-                    self.board.leave(flight, waiter, inside)
+                with FLIGHTS_LOCK:
+                    self.table.leave(flight, waiter, inside)
             del error  # its traceback holds this frame
 
     def refresh(
@@ -133,22 +133,22 @@ class ThreadFlights:
         refreshes: Refreshes,
         limit_s: float,
     ) -> None:
-        """Computes a key behind its stale value in a thread, unless it is being computed, or too many keys are.
+        """Compute a key behind its stale value in a thread, unless it is in flight or too many keys are.
 
         Args:
-            key: what for.
+            key: of the value.
             compute: computes it.
-            arguments: what it is called with.
+            arguments: of ``compute``.
             now: reads the cache's clock.
             refreshes: of the wrapped function.
-            limit_s: how long it may take; after that the key is free for others.
+            limit_s: seconds after which the key is free for others.
         """
-        before = self.board.flight(key)
+        before = self.table.flight(key)
         if before is not None:
             self._end_late(before, now())
-        with BOARDS:
-            may = self._refreshing < _MOST_REFRESH_THREADS
-            flight = self.board.refresh(key, now(), refreshes) if may else None
+        with FLIGHTS_LOCK:
+            may = self._refreshing < _MAX_REFRESH_THREADS
+            flight = self.table.refresh(key, now(), refreshes) if may else None
             if flight is None:
                 return
             flight.late_s = time.monotonic() + limit_s
@@ -159,7 +159,7 @@ class ThreadFlights:
         try:
             threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
-            with BOARDS:
+            with FLIGHTS_LOCK:
                 self._refreshing -= 1
             self._fail(flight, error, now())
 
@@ -168,42 +168,42 @@ class ThreadFlights:
     ) -> None:
         try:
             self._succeed(flight, _compute_in(flight, compute, arguments))
-        except BaseException as error:  # noqa: BLE001 - reported; there is nobody to raise it to
+        except BaseException as error:  # noqa: BLE001 - logged; no caller waits for a refresh
             self._fail(flight, error, now(), as_refresh=True)
         finally:
-            with BOARDS:
+            with FLIGHTS_LOCK:
                 self._refreshing -= 1
 
     def _end_late(self, flight: Flight, now_ns: int) -> None:
-        """Ends the refresh of a flight if it is late."""
+        """End the flight of a refresh if it is late."""
         if _left_s(flight) == 0.0:
             flight.late_s = math.inf
-            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it goes on"), now_ns, as_refresh=True)
+            self._fail(flight, DeadlineExceeded("a refresh in a thread is late; it continues"), now_ns, as_refresh=True)
 
     def _succeed(self, flight: Flight, value: Any) -> None:
-        with BOARDS:
-            told = self.board.succeed(flight)
+        with FLIGHTS_LOCK:
+            told = self.table.succeed(flight)
         for waiter in told:
             waiter.value = value
             waiter.event.set()
 
     def _fail(self, flight: Flight, error: BaseException, now_ns: int, *, as_refresh: bool = False) -> None:
-        with BOARDS:
+        with FLIGHTS_LOCK:
             if as_refresh and (flight.over or flight.leader is not None):
-                return  # it was late, and a caller that waited computes
+                return  # it was late, and a waiter computes
             refreshed = flight.is_refresh and flight.leader is None
             known = flight.refreshes is not None and flight.refreshes.failing
             original = flight.leader
             self._counts.failures += 1
             self._counts.refresh_failures += refreshed
             counts = isinstance(error, Exception) and is_shared_error(error)
-            told, leader = self.board.fail(flight, now_ns, counts=counts, final=isinstance(error, InvalidInput))
+            told, leader = self.table.fail(flight, now_ns, counts=counts, final=isinstance(error, InvalidInput))
             if leader is not None:
-                self._counts.handed_over += 1
+                self._counts.leader_changes += 1
                 self._counts.computations += 1
                 leader.leads = True
         if refreshed and not known:
-            report(error)
+            log_refresh_failure(error)
         for waiter in told:
             if waiter is not original:
                 waiter.error = copy_error(error)
@@ -224,7 +224,7 @@ at_fork(in_child=_after_fork)
 
 
 def _left_s(flight: Flight) -> float | None:
-    """How long a refresh may take yet; ``None``: as long as it takes."""
+    """Return the seconds that a refresh may still take; ``None``: any number."""
     return None if flight.late_s == math.inf else max(flight.late_s - time.monotonic(), 0.0)
 
 

@@ -41,12 +41,12 @@ cdef extern from *:
 cdef long long _NEVER, _NO_LIMIT, _AT_ONCE, _STEPS, _NEAR_NS, _LONG_NS, _EVENTS_KEPT, _DELETIONS_KEPT
 cdef int _FIRST, _SMALL, _NEGATIVE, _SMALLEST, _FEW, _MANY, _LARGE
 
-# Methods that begin with an underscore are C, but for the two that a subclass overrides.
+# Methods that begin with an underscore are C, but for `_tell`, which a subclass overrides as it does `wake`.
 # no_gc: cycles through what is cached are not collected, see _index_cy
 @cython.no_gc
 cdef class Entries:
     cdef readonly long long hits, misses, stale_hits, negative_hits, inserted, replaced, evicted, expired, erased
-    cdef readonly long long removed, refused, events_lost, erasures
+    cdef readonly long long removed, rejected, events_lost, erasures
     cdef public long long wake_ns, revalidate_ns
     cdef public bint listening, keeping
     cdef long long _maxsize, _max_bytes, _ttl_ns, _stale_ns, _negative_ttl_ns
@@ -61,7 +61,7 @@ cdef class Entries:
     cdef dict _deletions, _earlier_deletions
 
     cpdef object _tell(self)
-    cpdef object _wake(self, long long at_ns)
+    cpdef object wake(self, long long at_ns)
 
     @cython.final
     @cython.locals(slots=CSlots, wheel=CWheel, order=COrder, index=CIndex)
@@ -104,7 +104,7 @@ cdef class Entries:
 
     @cython.final
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
-    cdef long long _sweep(self, long long now_ns, long long limit) except -1
+    cdef long long _expire(self, long long now_ns, long long limit) except -1
 
     @cython.final
     cdef long long _settle(self) except -1

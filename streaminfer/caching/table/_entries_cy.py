@@ -1,23 +1,22 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
-"""What comes into the cache's table and what goes out of it, each change as one step.
+"""Changes of the table of a cache, each as one step.
 
-The parts: a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the timing wheel
-(``_timer_wheel_cy``) and the queues of LRU or S3-FIFO (``_eviction_cy``). This holds them together, and keeps to the
-limits.
-Room is made in this order: what is due to go, stale entries, negative ones beyond their share, then fresh ones.
+*Design.* The parts are a record of each slot (``_slots_cy``), the index and the objects (``_index_cy``), the timing
+wheel (``_timer_wheel_cy``) and the queues of LRU or S3-FIFO (``_eviction_cy``). `Entries` changes them together and
+enforces the limits. Room is made in this order: due entries, stale ones, negative ones beyond their share, fresh ones.
 
-**Re-entrancy and threads.** An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the
-same table. So an operation asks for the hash, the clock and memory first; then looks for the key, and looks again if
-the index changed while ``__eq__`` ran (``version``); then makes all its changes without calling Python, dropping a
-reference or allocating anything that the garbage collector tracks; and frees what went last. Under the interpreter
-lock that makes every compiled operation atomic. Run uncompiled, or without that lock, `EdgeCache` puts a lock around
-each.
+*Re-entrancy and threads.* An ``__eq__`` of a key, a ``__del__`` of a value and a clock are Python and may use the same
+table. An operation therefore takes the hash, the clock and memory first. It then looks for the key, and looks again if
+the index changed while ``__eq__`` ran (``version``). Then it makes all its changes without calling Python, dropping a
+reference or allocating anything that the garbage collector tracks, and frees what went last. Under the interpreter lock
+this makes every compiled operation atomic. Otherwise ``_locking`` puts a lock around each.
 
-**Clocks.** Reading the exact clock takes a fifth of a store. So a time to live of a minute or more is counted from the
-kernel's last tick: it ends up to 10 ms early, never late. Shorter ones, and what is about to go, have the exact one.
+*Clocks.* Reading the exact clock takes a fifth of a store. A time to live of a minute or more is therefore counted from
+the kernel's last tick: it ends up to 10 ms early, never late. Shorter ones, and entries that are due soon, use the
+exact clock.
 
-Cost: every change O(1) amortised. One source, compiled with the C types of ``_entries_cy.pxd`` or run as it is. The
-directives above are safe: indexes are slots that the table gave out itself.
+*Complexity.* Each change is O(1) amortized. One source, compiled with the C types of ``_entries_cy.pxd`` or run as
+plain Python. The directives above are safe, because indexes are slots that the table gave out itself.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ EVICTED = "evicted"
 EXPIRED = "expired"
 
 monotonic_ns = time.monotonic_ns
-coarse_ns = time.monotonic_ns  # compiled: as of the kernel's last tick, a few ms ago, for a fifth of the time
+coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
@@ -46,20 +45,20 @@ _NO_LIMIT = NO_LIMIT
 _FIRST = FIRST
 _SMALL = SMALL
 _NEGATIVE = NEGATIVE
-_AT_ONCE = 4  # due entries that one newcomer clears away: more than it adds, and no pause
+_AT_ONCE = 4  # due entries that one store frees: more than it adds, and no pause
 _NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by
 _LONG_NS = 60_000_000_000
 _SMALLEST = 12
-_STEPS = 8  # of a sweep, that looking in vain counts as
+_STEPS = 8  # of a limit, that a step without a due entry counts as
 _FEW = 256
 _MANY = 1024
-_LARGE = 8192  # from here on memory is waited for
+_LARGE = 8192  # from here on memory latency dominates
 _EVENTS_KEPT = 40_000  # four places each
 _DELETIONS_KEPT = 1024
 
 
 class Entries:
-    """Entries by key. The arguments are taken as they are; `EdgeCache` checks them.
+    """Entries by key. `EdgeCache` checks the arguments.
 
     Args:
         maxsize: how many entries it holds; :data:`NO_LIMIT`.
@@ -71,12 +70,11 @@ class Entries:
         clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
 
     Attributes:
-        erasures: grows with whatever is erased, deleted or cleared, or could have been; for ``erased_since``.
+        erasures: grows with each erasure, deletion and clearing; for ``erased_since``.
         listening: whether what goes is noted for ``_tell``, which is then called.
-        keeping: whether values that are replaced or removed are noted too, for who frees them under no lock.
-        revalidate_ns: for how much of its stale time a value is given while it is refreshed; all, unless it is set.
-        wake_ns: when somebody looks after expired entries next, so far as is known; an entry that goes earlier calls
-            ``_wake``.
+        keeping: whether values that are replaced or removed are noted too, to be freed under no lock.
+        revalidate_ns: part of its stale time for which a value is used while it is refreshed; all, unless set.
+        wake_ns: when due entries are freed next, as far as is known; an entry that is due earlier calls ``wake``.
     """
 
     __slots__ = (
@@ -107,7 +105,7 @@ class Entries:
         "listening",
         "misses",
         "negative_hits",
-        "refused",
+        "rejected",
         "removed",
         "replaced",
         "revalidate_ns",
@@ -157,7 +155,7 @@ class Entries:
         self.expired = 0
         self.erased = 0
         self.removed = 0
-        self.refused = 0
+        self.rejected = 0
         self.events_lost = 0
         self.erasures = 0
         slots = Slots(_SMALLEST)
@@ -166,18 +164,22 @@ class Entries:
         self._wheel = ExpiryWheel(slots)
         self._order = EvictionOrder(slots, s3fifo, maxsize, max_bytes)
 
+    def now(self) -> int:
+        """Return the present instant on the cache's clock, monotonic nanoseconds."""
+        return self._read()
+
     # -- for a subclass ------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """Called when something was noted, the table being whole."""
+        """Tell what was noted; called when the table is whole."""
 
-    def _wake(self, at_ns: int) -> None:
-        """Called when an entry came that goes before ``wake_ns``, the table being whole."""
+    def wake(self, at_ns: int) -> None:
+        """Take an instant before ``wake_ns`` at which an entry is due; called when the table is whole."""
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _empty(self) -> Any:
-        """Empties the table, ghosts included; it is whole until all the new is made. Returns what holds the old."""
+        """Empty the table, ghosts included; return what holds the old contents."""
         slots = Slots(_SMALLEST)
         wheel = ExpiryWheel(slots)
         order = EvictionOrder(slots, self._s3fifo, self._maxsize, self._max_bytes)
@@ -193,7 +195,7 @@ class Entries:
         return monotonic_ns() if self.clock is None else self.clock()
 
     def _read_for(self, ttl_ns: int) -> int:
-        """The clock for a store: the coarse one where nothing is due soon and what it is late by does not count."""
+        """Read the clock for a store: the coarse one if nothing is due soon and its lateness does not count."""
         if self.clock is None and ttl_ns >= _LONG_NS:
             now_ns = coarse_ns()
             if self._wheel.due_ns - now_ns >= _NEAR_NS:
@@ -219,7 +221,7 @@ class Entries:
             self._grow()
         # no Python from here to where the table is whole again
         if size > self._max_bytes:
-            self.refused += 1
+            self.rejected += 1
             if slot >= 0 and not negative:
                 self._take(slot)
                 self._deleted(hashed)
@@ -247,18 +249,18 @@ class Entries:
                 self._note(None, key, before, labels_before)
         # whole again
         if now_ns >= self._wheel.due_ns:
-            self._sweep(now_ns, _AT_ONCE)
+            self._expire(now_ns, _AT_ONCE)
         if self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             self._make_room(now_ns)
         if at_ns < self.wake_ns:
             self.wake_ns = at_ns
-            self._wake(at_ns)
+            self.wake(at_ns)
         if self._events:
             self._tell()
         return True
 
     def _is_value(self, slot: int, now_ns: int) -> bool:
-        """Whether a slot holds a value that is fresh or stale at an instant."""
+        """Return whether a slot holds a value that is fresh or stale at an instant."""
         queue = self._slots._words[4 * slot] & 3
         if queue == _NEGATIVE:
             return False
@@ -266,7 +268,7 @@ class Entries:
         return now_ns < at_ns or (queue <= _SMALL and now_ns - at_ns < self._stale_ns)
 
     def _requeue(self, slot: int, size: int, negative: bool) -> None:
-        """The queue for another value of a slot."""
+        """Move a slot to the queue of its next value."""
         if not negative and self._slots._words[4 * slot] & 3 <= _SMALL:
             self._order.renew(slot, size)
             return
@@ -277,14 +279,14 @@ class Entries:
             self._order.add(slot, size)
 
     def _drop(self, slot: int) -> None:
-        """Takes an entry out; the caller holds what it refers to."""
+        """Remove an entry; the caller holds its objects."""
         self._index.detach(slot)
         self._order.remove(slot)
         self._wheel.set(slot, _NEVER)
         self._index.vacate(slot)
 
     def _take(self, slot: int) -> Any:
-        """Removes an entry and returns its value."""
+        """Remove an entry and return its value."""
         key = self._index.objects[3 * slot]
         value = self._index.objects[3 * slot + 1]
         labels = self._index.objects[3 * slot + 2]
@@ -294,7 +296,7 @@ class Entries:
         return value
 
     def _deleted(self, hashed: int) -> None:
-        """What is being computed for a key is not to be kept; the oldest deletions become such of all keys."""
+        """Forbid storing what is being computed for a key; the oldest deletions become such of all keys."""
         self.erasures += 1
         if len(self._deletions) >= _DELETIONS_KEPT:
             self._all_erased = max(self._all_erased, self._earlier_until)
@@ -304,7 +306,7 @@ class Entries:
         self._deletions[hashed] = self.erasures
 
     def _erased(self) -> None:
-        """What is being computed for any key is not to be kept."""
+        """Forbid storing what is being computed for any key."""
         self.erasures += 1
         self._all_erased = self.erasures
 
@@ -320,7 +322,7 @@ class Entries:
         several = False
         while self._order.count > self._maxsize or self._order.bytes > self._max_bytes:
             if now_ns >= self._wheel.due_ns:
-                self._sweep(now_ns, _AT_ONCE)
+                self._expire(now_ns, _AT_ONCE)
                 continue
             if several and gone is None:
                 gone = []
@@ -346,8 +348,8 @@ class Entries:
             self._index.foresee(slot)
             self._order.foresee(slot)
 
-    def _sweep(self, now_ns: int, limit: int) -> int:
-        """Sees to at most ``limit`` entries that are due: they become stale, or go. Returns how many went."""
+    def _expire(self, now_ns: int, limit: int) -> int:
+        """Make at most ``limit`` due entries stale, or remove them; return how many went."""
         if now_ns < self._wheel.due_ns:
             return 0
         gone: list[Any] = []
@@ -379,14 +381,14 @@ class Entries:
         return count
 
     def _settle(self) -> int:
-        """Sees to all that is due, and tells. Returns how many went."""
-        count = self._sweep(self._read(), _NO_LIMIT)
+        """Make all due entries stale, or remove them, and tell; return how many went."""
+        count = self._expire(self._read(), _NO_LIMIT)
         if self._events:
             self._tell()
         return count
 
     def _note(self, kind: str | None, key: Any, value: Any, labels: Any) -> None:
-        """Keeps what went for ``_tell``."""
+        """Note what went for ``_tell``."""
         if self.keeping or (self.listening and kind is not None):
             if len(self._events) < _EVENTS_KEPT or self.keeping:
                 self._events.append(kind)
@@ -397,13 +399,13 @@ class Entries:
                 self.events_lost += 1
 
     def _grow(self) -> None:
-        """Room for a quarter more slots, for a few times more while there are few; never more than the limit needs."""
+        """Make room for a quarter more slots, a few times more while there are few; at most what the limit needs."""
         held = self._slots.capacity
         capacity = 4 * held if held < _FEW else 2 * held if held < _MANY else held + held // 4
         if self._maxsize < capacity - _FIRST - 1 and self._maxsize + _FIRST + 1 > held:
             capacity = self._maxsize + _FIRST + 1
         version = self._index.version
-        # held by name: whoever empties the table while memory is asked for replaces them
+        # held by name, because Python code that runs while memory is allocated may empty the table
         wheel = self._wheel
         order = self._order
         wheel.grow(capacity)

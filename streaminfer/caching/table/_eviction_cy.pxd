@@ -15,7 +15,7 @@ cdef extern from *:
     cpdef void fetch "streaminfer_order_fetch"(long long address) noexcept
 
 cdef int _MAIN, _SMALL, _STALE, _NEGATIVE, _QUEUES
-cdef long long _HIT, _HITS, _NO_MARKS, _MOST_HITS, _HITS_TO_STAY
+cdef long long _HIT, _HITS, _NO_MARKS, _MAX_HITS, _HITS_TO_STAY
 cdef int _SMALL_SHARE, _SMALL_LEAST, _SMALL_MOST, _NEGATIVE_SHARE, _YOUNG_SHARE, _REFILL_BITS, _WAYS
 cdef unsigned long long _FROM_MAIN, _LOW31
 cdef long long _NO_LIMIT

@@ -1,50 +1,41 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""Which entry goes when there is no room: LRU, or S3-FIFO.
+"""Eviction order: LRU or S3-FIFO.
 
-Four queues, each a circular doubly linked list through the slots themselves, newest first:
+*Design.* Four queues, each a circular doubly linked list through the slots, newest first:
 
-* *main*: under LRU every entry that is fresh; a hit moves it to the newest end and the oldest goes first.
-* *small*: under S3-FIFO (Yang, Zhang, Qiu, Yue and Vinayak, "FIFO queues are all you need for cache eviction",
-  SOSP 2023) where newcomers wait. One that is asked for while it waits moves on to main; one that is not goes, and
-  leaves a *ghost*. Who comes back while the ghost remembers goes to main at once. Main is a FIFO with a second chance:
-  an entry has a count of hits up to 3, and each pass costs one. So a scan passes through the small queue without
-  touching main, and a hit writes one byte instead of moving links.
-* *stale*: entries past their time that are kept in case the answer cannot be refreshed. They go first.
-* *negative*: remembered failures, first in, first out, in at most a sixteenth of the room, so that a flood of them
-  drives out nothing.
+* main: under LRU all fresh entries; a hit moves an entry to the newest end, and the oldest is evicted first.
+* small: under S3-FIFO [1] it has the new entries. One that is hit there moves on to main; another is evicted and leaves
+  a ghost. A key that returns while its ghost is there goes to main at once. Main is a FIFO with a second chance: an
+  entry has a count of hits up to 3, and each pass costs one. A scan therefore passes through small without touching
+  main, and a hit writes one byte instead of moving links.
+* stale: expired entries that can still be used. They are evicted first.
+* negative: remembered failures, first in, first out, in at most a sixteenth of the room.
 
-**What is different from the paper**, each time because real traces asked for it (``benchmarks/run.py cache``):
+It departs from the paper where real traces gained by it (``benchmarks/run.py cache``):
 
-* *Main is filled first.* As long as main is not full, who leaves the small queue goes there, asked for or not. In the
-  paper nothing reaches main that was not asked for in time, so a loop over more than the cache holds leaves main empty
-  and the small queue grows to all the room: a plain FIFO, without a hit. Filled, main keeps its part of the loop. It
-  costs nothing elsewhere, for what main holds in vain makes place for the first that were asked for. Main counts as
-  full until it has lost a quarter, so that in between nobody slips in.
-* *The small queue has no fixed size.* A tenth suits most; where keys are used in bursts it is too small by far. As ARC
-  does (Megiddo and Modha, FAST 2003) both queues leave ghosts, but only the young ones vote: those of the last tenth of
-  the room. One that comes back from small says that a slightly longer small queue would have had a hit, one from main
-  the same of main; each moves the border by one entry. Old ghosts say nothing about the margin, and in ARC their
-  votes drive the border to where the most misses are. The border stays between a hundredth and a half of the room.
-* *Who comes back young from main waits in small* like any newcomer: its ghost votes, and is forgotten.
-* *A newcomer does not go for itself*: the paper makes room first, but here sizes differ and room is made afterwards.
+* While main is not full, entries that leave small go there, hit or not. Otherwise a loop over more than the cache holds
+  leaves main empty and is a plain FIFO without a hit. Main counts as full until it has lost a quarter.
+* Small has no fixed size; a tenth is too little for bursts. Both queues leave ghosts, as in ARC [2], but only those of
+  the last tenth of the room vote: a return from small moves the border one entry up, one from main one down. Votes of
+  older ghosts would drive the border to where the most misses are. It stays between a hundredth and a half of the room.
+* A key that returns young from main waits in small: its ghost votes, and is forgotten.
+* Room is made after an entry is added, because sizes differ, but never by that entry.
 
-The constants: one hit moves an entry on (two, as in the authors' code, changes the mean by less than a point); hits are
-counted to 3, as in the paper; ghosts reach as far as there are entries (the paper: as main has): with half of that
-several traces lose up to 20 points, with twice of it loops of three times the room thrash main. All lie on plateaus:
-half or twice any of them changes the mean share of the gap between LRU and the optimum by less than three points.
+*Parameters.* One hit moves an entry on (two change the mean by less than a point); hits count to 3, as in the paper;
+ghosts reach as far as there are entries (half: several traces lose up to 20 points; twice: loops of three times the
+room thrash main). Half or twice any of them changes the mean share of the gap between LRU and the optimum by less than
+three points. Ghosts lie in a table of fingerprints, four to a row: 32 bits of the hash, the queue, and the number of
+the eviction. A ghost is forgotten when too many came after it, or when its row is full of younger ones.
 
-Ghosts lie in a table of fingerprints, four to a row: 32 bits of the hash, the queue, and the running number of the
-eviction from it. A ghost is forgotten when too many came after it, or when its row is full of ones with longer to live.
+*Complexity.* O(1) amortized: an entry passes through main at most as often as it was hit. Ghosts take 12 bytes per
+slot; all else lies in ``_slots_cy``.
 
-Invariants, which the property tests check: an entry is in exactly one queue; counts and bytes of the queues are those
-of their entries; under LRU the order of main is the order of last use; a victim is never the entry that was added or
-replaced last, unless it is the only one.
+*Invariants*, which the property tests check. An entry is in exactly one queue. Counts and bytes of the queues are those
+of their entries. Under LRU the order of main is that of last use. A victim is never the entry that was stored last,
+unless it is the only one.
 
-Cost: O(1) amortised: an entry passes through main at most as often as it was hit. No floating point, no randomness.
-Under S3-FIFO the ghosts take 12 bytes a slot; all else lies in ``_slots_cy``.
-
-One source, compiled with the C types of ``_eviction_cy.pxd`` or run as it is. Synchronous. Threads: as
-``_timer_wheel_cy``.
+*References.* [1] Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. [2] Megiddo and Modha,
+"ARC", FAST 2003. One source, compiled with the C types of ``_eviction_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
@@ -56,7 +47,7 @@ from streaminfer.caching.table._slots_cy import MAIN, NEGATIVE, SMALL, STALE, Sl
 
 __all__ = ["EvictionOrder"]
 
-fetch = hash  # begins to load the line of memory at an address; only the compiled module can
+fetch = hash  # begins to load the cache line at an address; only the compiled module can
 
 # C variables in the compiled module, not visible from Python
 _MAIN = MAIN
@@ -67,7 +58,7 @@ _QUEUES = 4
 _HIT = 4  # in a slot's marks
 _HITS = 12
 _NO_MARKS = -16
-_MOST_HITS = 12  # that S3-FIFO counts: three
+_MAX_HITS = 12  # that S3-FIFO counts: three
 _HITS_TO_STAY = 4
 _SMALL_SHARE = 10  # of the room, to begin with
 _SMALL_LEAST = 100
@@ -82,7 +73,7 @@ _NO_LIMIT = 2**63 - 1
 
 
 class EvictionOrder:
-    """The queues.
+    """Queues of one table.
 
     Args:
         slots: where the queue, the neighbours and the bytes of each slot are.
@@ -142,7 +133,7 @@ class EvictionOrder:
         self.bytes = 0
 
     def grow(self, capacity: int) -> None:
-        """Makes room for the ghosts of more slots; fewer than there are change nothing."""
+        """Make room for the ghosts of more slots; fewer than there are change nothing."""
         if self._s3fifo:
             ghosts = aligned("Q", _ghost_rows(capacity))
             self._move(ghosts, address_of(ghosts))
@@ -160,7 +151,7 @@ class EvictionOrder:
                 self._haunt(old[place])
 
     def add(self, slot: int, size: int) -> None:
-        """A newcomer, as the newest of the queue that it belongs to.
+        """Add an entry, as the newest of its queue.
 
         Args:
             slot: in no queue; S3-FIFO knows by its hash who comes back.
@@ -173,11 +164,11 @@ class EvictionOrder:
         self._newest = slot
 
     def add_negative(self, slot: int, size: int) -> None:
-        """A remembered failure."""
+        """Add a remembered failure."""
         self._enter(slot, size, _NEGATIVE)
 
     def remove(self, slot: int) -> None:
-        """Takes a slot out of its queue."""
+        """Remove a slot from its queue."""
         self._unlink(slot)
         queue = self._slots._words[4 * slot] & 3
         size = self._slots._words[4 * slot + 2]
@@ -187,16 +178,16 @@ class EvictionOrder:
         self.bytes -= size
 
     def touch(self, slot: int) -> None:
-        """A hit."""
+        """Note a hit."""
         if self._s3fifo:
-            if self._slots._words[4 * slot] & _HITS < _MOST_HITS:
+            if self._slots._words[4 * slot] & _HITS < _MAX_HITS:
                 self._slots._words[4 * slot] += _HIT
         elif self._slots._ints[6] != slot and self._slots._words[4 * slot] & 3 == _MAIN:
             self._unlink(slot)
             self._link(slot, _MAIN)
 
     def renew(self, slot: int, size: int) -> None:
-        """A hit that replaces the value of a slot."""
+        """Note a hit that replaces the value of a slot."""
         more = size - self._slots._words[4 * slot + 2]
         if more:
             self._slots._words[4 * slot + 2] = size
@@ -206,13 +197,13 @@ class EvictionOrder:
         self.touch(slot)
 
     def set_aside(self, slot: int) -> None:
-        """An entry that is stale from now on."""
+        """Move an entry that is stale from now on."""
         size = self._slots._words[4 * slot + 2]
         self.remove(slot)
         self._enter(slot, size, _STALE)
 
     def victim(self, alive: bool) -> int:
-        """Who goes next; takes nothing out, but moves on those that stay.
+        """Return the next victim; remove nothing, but move on those that stay.
 
         Args:
             alive: only of the entries that are fresh.
@@ -234,11 +225,11 @@ class EvictionOrder:
         return self._victim_of_two()
 
     def likely_victim(self) -> int:
-        """Who would go next if nothing changes, at a guess; a slot below ``FIRST``: nobody."""
+        """Guess the next victim; a slot below ``FIRST``: there is none."""
         return self._slots._ints[8 * _SMALL + 7] if self._s3fifo else self._slots._ints[7]
 
     def foresee(self, slot: int) -> None:
-        """Begins to load what ``evicted`` of a slot will look at, without waiting for it."""
+        """Begin to load what ``evicted`` of a slot will read, without waiting for it."""
         if self._s3fifo:
             fetch(self._address + 32 * (((self._slots._words[4 * slot] >> 31) * self._rows) >> 32))
 
@@ -268,7 +259,7 @@ class EvictionOrder:
         return -1
 
     def _fills_main(self) -> bool:
-        """Whether main is still to be filled; the room for it is what small and the failures leave."""
+        """Return whether main is still to be filled; its room is what small and the failures leave."""
         full = False
         hollow = True
         if self._maxsize != _NO_LIMIT:
@@ -286,7 +277,7 @@ class EvictionOrder:
         return not self._full
 
     def evicted(self, slot: int) -> None:
-        """Notes, before a victim is removed, that it goes for lack of room."""
+        """Note, before a victim is removed, that it is evicted."""
         if not self._s3fifo:
             return
         ghost = (self._slots._words[4 * slot] >> 31) << 32
@@ -299,15 +290,15 @@ class EvictionOrder:
             self._haunt(ghost | _FROM_MAIN | (self._evicted_from_main & _LOW31))
 
     def held(self, queue: int) -> int:
-        """How many entries a queue has."""
+        """Return the number of entries of a queue."""
         return self._counts[queue]
 
     def bytes_in(self, queue: int) -> int:
-        """The bytes of a queue."""
+        """Return the bytes of a queue."""
         return self._bytes[queue]
 
     def newer_than(self, slot: int) -> int:
-        """The next newer entry; from the number of a queue to its oldest, and after its newest to that number again."""
+        """Return the next newer entry; of the number of a queue its oldest, and of its newest that number again."""
         return self._slots._ints[8 * slot + 7]
 
     def _enter(self, slot: int, size: int, queue: int) -> None:
@@ -320,7 +311,7 @@ class EvictionOrder:
         self._link(slot, queue)
 
     def _pass_on(self, slot: int) -> None:
-        """To the newest end of main."""
+        """Move a slot to the newest end of main."""
         queue = self._slots._words[4 * slot] & 3
         if queue != _MAIN:
             size = self._slots._words[4 * slot + 2]
@@ -346,7 +337,7 @@ class EvictionOrder:
         self._slots._ints[8 * newer + 6] = older
 
     def _remembers(self, mixed: int) -> bool:
-        """Whether who comes back goes to main at once. Its ghost votes, if it is young, and is gone."""
+        """Return whether a returning key goes to main at once. Its ghost votes, if it is young, and is forgotten."""
         fingerprint = mixed >> 31
         row = _WAYS * ((fingerprint * self._rows) >> 32)
         for place in range(row, row + _WAYS):
@@ -360,12 +351,12 @@ class EvictionOrder:
         return False
 
     def _age(self, ghost: int) -> int:
-        """How many went from the same queue since."""
+        """Return how many were evicted from the same queue since."""
         evicted = self._evicted_from_main if ghost & _FROM_MAIN else self._evicted_from_small
         return (evicted - ghost) & _LOW31
 
     def _move_border(self, entries: int) -> None:
-        """Between small and main."""
+        """Move the border between small and main."""
         if self._maxsize != _NO_LIMIT:
             self._small_count = _between(
                 _share_of(self._maxsize, _SMALL_LEAST),
@@ -380,7 +371,7 @@ class EvictionOrder:
             )
 
     def _haunt(self, ghost: int) -> None:
-        """Writes a ghost over the one of its row with the least to live."""
+        """Write a ghost over the oldest of its row."""
         row = _WAYS * (((ghost >> 32) * self._rows) >> 32)
         chosen = row
         least = _NO_LIMIT
@@ -398,7 +389,7 @@ class EvictionOrder:
 
 
 def _share_of(limit: int, share: int) -> int:
-    """A part of a limit, at least 1; no limit has no part."""
+    """Return a part of a limit, at least 1; no limit has no part."""
     if limit == _NO_LIMIT:
         return limit
     return limit // share if limit >= share else 1
@@ -409,5 +400,5 @@ def _between(least: int, number: int, most: int) -> int:
 
 
 def _ghost_rows(capacity: int) -> int:
-    """As many rows as make half as many places again as there are slots."""
+    """Return the rows that hold one and a half ghosts per slot."""
     return (3 * capacity + 2 * _WAYS - 1) // (2 * _WAYS)

@@ -1,24 +1,23 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
-"""Which slot has which key: an open-addressed index over the slots, and the list of what they refer to.
+"""Index of keys to slots, open-addressed, and the list of the objects that slots refer to.
 
-The idea: 64-bit words, linear probing, at most five eighths full. A word is 31 bits of the key's hash and 32 bits of
-its slot. The place of a word is named by the uppermost bits of the same 31, so that
+*Design.* 64-bit words, linear probing, at most five eighths full. A word is 31 bits of the key's hash and 32 bits of
+its slot. The uppermost bits of the same 31 name the position of a word, so that
 
-* a miss looks at nothing but one or two lines of the index: the bits that the place does not tell are enough to see
-  that a key is another one;
-* a word can be moved without a look at what it stands for: removal moves the ones behind the hole back (there are no
-  tombstones), and growing goes through the old index and through the new one from front to end.
+* a miss reads one or two cache lines of the index: the other bits are enough to tell that a key differs;
+* a word can be moved without reading its slot: removal moves the words behind the hole back (there are no tombstones),
+  and growing goes through the old index and through the new one from front to end.
 
-Hashes are mixed (Fibonacci hashing), since those of integers are the integers.
+Hashes are mixed (Fibonacci hashing), because those of integers are the integers.
 
-Objects lie in one list: key, value, labels, key, value, labels, ... It grows in place, so no reference is counted anew.
-The list is not tracked by the garbage collector, which has nothing to walk then. The price: a cycle that leads through
-a cached value back to its own cache is not collected.
+Objects lie in one list: key, value, labels, key, value, labels, ... It grows in place, so no reference count changes.
+The garbage collector does not track the list and has nothing to walk. In return, a cycle that leads through a cached
+value back to its own cache is not collected.
 
-Re-entrancy: only ``find``, ``grow`` and the constructor call Python or allocate. ``find`` looks again if anything
+*Re-entrancy.* Only ``find``, ``grow`` and the constructor call Python or allocate. ``find`` looks again if anything
 changed while an ``__eq__`` ran, and ``grow`` changes nothing then.
 
-Cost: O(1) amortised. One source, compiled with the C types of ``_index_cy.pxd`` or run as it is.
+*Complexity.* O(1) amortized. One source, compiled with the C types of ``_index_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from streaminfer.caching.table._slots_cy import FIRST, Slots
 
 __all__ = ["KeyIndex"]
 
-fetch = hash  # begins to load the line of memory at an address; only the compiled module can
-fetch_item = fetch_object = max  # the same of a place in a list, and of the object that is there
+fetch = hash  # begins to load the cache line at an address; only the compiled module can
+fetch_item = fetch_object = max  # the same of an index of a list, and of the object there
 untrack = id  # hides an object from the garbage collector, which only the compiled module can
 
 # C variables in the compiled module, not visible from Python
@@ -43,20 +42,20 @@ _LOW32 = 2**32 - 1
 _HIGH31 = 0x7FFFFFFF00000000
 _HIGH48 = 0x7FFFFFFFFFFF8000
 _FILED = 16
-_MOST_BITS = 31  # as many as a word has of the hash
+_MAX_BITS = 31  # as many as a word has of the hash
 
 
 class KeyIndex:
-    """Keys, and what belongs to them, by slot.
+    """Keys, values and labels by slot.
 
     Args:
         slots: empty.
 
     Attributes:
-        slots: what else is known of each slot.
+        slots: the other state of each slot.
         objects: key, value and labels of each slot in turn.
         top: no slot from here on was ever taken.
-        version: changes whenever a key comes or goes.
+        version: changes with each key that is added or removed.
     """
 
     __slots__ = ("_address", "_bits", "_free", "_mask", "_shift", "_words", "objects", "slots", "top", "version")
@@ -79,7 +78,7 @@ class KeyIndex:
         self.top = _FIRST
 
     def swap(self, other: KeyIndex) -> None:
-        """Takes over what another has, and leaves it what was here."""
+        """Exchange contents with another index."""
         self.version += 1
         words = self._words
         self._words = other._words
@@ -99,7 +98,7 @@ class KeyIndex:
         self._shift = 63 - bits
 
     def find(self, key: Any, hashed: int) -> int:
-        """The slot of a key; -1: there is none. The index is as it was when the last look began.
+        """Return the slot of a key; -1: there is none. The index is as it was when the last look began.
 
         Args:
             key: hashable.
@@ -128,20 +127,20 @@ class KeyIndex:
                 position = (position + 1) & self._mask
 
     def foresee(self, slot: int) -> None:
-        """Begins to load what ``detach`` and ``vacate`` of a slot will look at, without waiting for it."""
+        """Begin to load what ``detach`` and ``vacate`` of a slot will read, without waiting for it."""
         fetch(self._address + 8 * (self.slots._words[4 * slot] >> self._shift))
         fetch_item(self.objects, 3 * slot)
 
     def foresee_key(self, slot: int) -> None:
-        """The same of the key of a slot that was foreseen."""
+        """Begin to load the key of a slot that was foreseen."""
         fetch_object(self.objects, 3 * slot)
 
     def is_full(self) -> bool:
-        """Whether it has to grow before a key can come."""
+        """Return whether it must grow before a key can be added."""
         return self._free < 0 and self.top >= self.slots.capacity
 
     def insert(self, key: Any, value: Any, labels: Any, hashed: int) -> int:
-        """Takes a slot for a key that has none; there must be room. Returns the slot."""
+        """Take a slot for a key that has none, and return it; there must be room."""
         mixed = _mixed(hashed)
         slot = self._free
         if slot >= 0:
@@ -161,7 +160,7 @@ class KeyIndex:
         return slot
 
     def detach(self, slot: int) -> None:
-        """The key of a slot is not found any more; what the slot refers to stays until ``vacate``."""
+        """Remove the key of a slot from the index; its objects stay until ``vacate``."""
         self.version += 1
         position = self.slots._words[4 * slot] >> self._shift
         while self._words[position] & _LOW32 != slot:
@@ -178,7 +177,7 @@ class KeyIndex:
         self._words[hole] = 0
 
     def vacate(self, slot: int) -> None:
-        """A detached slot is free again; the caller holds what it referred to."""
+        """Free a detached slot; the caller holds its objects."""
         place = 3 * slot
         self.objects[place] = None
         self.objects[place + 1] = None
@@ -187,7 +186,7 @@ class KeyIndex:
         self._free = slot
 
     def grow(self, capacity: int, version: int) -> None:
-        """Room for more slots, unless somebody changed the index since ``version``, or while memory is asked for."""
+        """Make room for more slots, unless the index changed since ``version``, or while memory is allocated."""
         bits = _index_bits(capacity)
         larger = Slots(capacity)
         more: list[Any] = [None] * (3 * (capacity - self.slots.capacity))
@@ -221,14 +220,14 @@ class KeyIndex:
 
 
 def _mixed(hashed: int) -> int:
-    """A hash spread over 63 bits."""
+    """Return a hash spread over 63 bits."""
     return (((hashed & _MASK64) * _MULTIPLIER) & _MASK64) >> 1
 
 
 def _index_bits(capacity: int) -> int:
-    """Of an index that is at most five eighths full, and at least half that but for the last few."""
+    """Return the bits of an index that is at most five eighths full, and at least half that."""
     bits = 3
-    while bits < _MOST_BITS and 5 << bits < 8 * capacity:
+    while bits < _MAX_BITS and 5 << bits < 8 * capacity:
         bits += 1
     return bits
 

@@ -1,22 +1,20 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""What a cache knows of each slot, in 32 bytes that lie in one line of memory and that its parts share.
+"""State of each slot in 32 bytes of one cache line, shared by the parts of the table.
 
-In a large cache nearly all the time goes by waiting for memory, so what counts is how many lines an operation looks at.
-With one array for each thing that is known, a store looks at ten; here at the index, the objects and this, and at the
-neighbours in the queue.
-
-Of slot *s*, four 64-bit words:
+*Design.* A large cache spends nearly all its time waiting for memory, so the number of cache lines that an operation
+reads counts. With one array per field a store reads ten; here it reads the index, the objects, this, and the neighbors
+in the queue. Of slot *s*, four 64-bit words:
 
 * ``_words[4 * s]``: 48 bits of the key's hash, and below them the marks: in bits 0 and 1 the queue that it is in, in
   2 and 3 the hits that S3-FIFO counts (both ``_eviction_cy``), in 4 whether the wheel has filed it
   (``_timer_wheel_cy``).
-* ``_words[4 * s + 1]``: its instant: until when it is fresh or, once it is stale, until when it is kept.
+* ``_words[4 * s + 1]``: its instant: until when it is fresh or, once it is stale, until when it is stored.
 * ``_words[4 * s + 2]``: its bytes; of a free slot the next free one (``_index_cy``).
-* ``_ints[8 * s + 6]`` and ``_ints[8 * s + 7]``: its older and its newer neighbour in the queue.
+* ``_ints[8 * s + 6]`` and ``_ints[8 * s + 7]``: its older and its newer neighbor in the queue.
 
 Both are views of the same memory. The first four slots are the heads of the queues.
 
-One source, compiled with the C types of ``_slots_cy.pxd`` or run as it is. Threads: as ``_timer_wheel_cy``.
+One source, compiled with the C types of ``_slots_cy.pxd`` or run as plain Python. Threads: as ``_timer_wheel_cy``.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _NEVER = NEVER
 
 
 class Slots:
-    """So many slots, numbered from 0: in no queue, without an instant.
+    """Slots, numbered from 0: in no queue, without an instant.
 
     Args:
         capacity: how many, those below :data:`FIRST` included.
@@ -67,7 +65,7 @@ class Slots:
             self._ints[8 * head + 7] = head
 
     def _take_over(self, other: Slots) -> None:
-        """The memory of a larger one, with what is here copied into it. Calls no Python, allocates nothing."""
+        """Take over the memory of a larger one, with these slots copied into it. Calls no Python, allocates nothing."""
         held = 4 * self.capacity
         other._words[:held] = self._words
         self._words = other._words
@@ -75,20 +73,20 @@ class Slots:
         self.capacity = other.capacity
 
     def name(self, slot: int, mixed: int) -> None:
-        """Sets the hash of a slot, well mixed, 63 bits, and wipes its marks."""
+        """Set the hash of a slot, well mixed, 63 bits, and clear its marks."""
         self._words[4 * slot] = mixed >> 15 << 15
 
     def queue_of(self, slot: int) -> int:
-        """The queue that a slot is in."""
+        """Return the queue that a slot is in."""
         return self._words[4 * slot] & 3
 
     def size_of(self, slot: int) -> int:
-        """The bytes of a slot."""
+        """Return the bytes of a slot."""
         return self._words[4 * slot + 2]
 
 
 def aligned(code: str, rows: int) -> Any:
-    """Zeros in rows of four, 32 bytes each, that do not lie across two lines of memory.
+    """Return zeros in rows of four, 32 bytes each, that do not lie across two lines of memory.
 
     Args:
         code: of ``array``, for numbers of 8 bytes.
@@ -100,6 +98,6 @@ def aligned(code: str, rows: int) -> Any:
 
 
 def address_of(memory: Any) -> int:
-    """Where memory that ``aligned`` gave out begins."""
+    """Return the address of memory that ``aligned`` returned."""
     begins: int = memory.obj.buffer_info()[0]
     return (begins + 31) & -32

@@ -44,8 +44,22 @@ cdef int _IS_MISSING, _IS_FRESH, _IS_STALE, _IS_FAILURE, _IS_OUTDATED, _LABELS
 # no_gc: cycles through what is cached are not collected, see _index_cy
 @cython.no_gc
 cdef class EdgeTable(Entries):
-    @cython.locals(slot=Py_ssize_t)
     cpdef object get(self, object key, object default=*)
+
+    # for `TableMapping`, which calls these in C and, where compiled code is not atomic, takes the lock itself
+    @cython.final
+    @cython.locals(slot=Py_ssize_t)
+    cdef object _get(self, object key, object default)
+
+    @cython.final
+    @cython.locals(slot=Py_ssize_t)
+    cdef object _item(self, object key)
+
+    @cython.final
+    cdef int _has(self, object key) except -1
+
+    @cython.final
+    cdef int _set(self, object key, object value) except -1
 
     @cython.locals(slot=Py_ssize_t)
     cpdef object peek(self, object key, object default=*)
@@ -55,6 +69,8 @@ cdef class EdgeTable(Entries):
 
     @cython.locals(slot=Py_ssize_t)
     cpdef bint discard(self, object key) except -1
+
+    cpdef object count_fresh(self)
 
     @cython.locals(slot=Py_ssize_t)
     cpdef object popitem(self)
@@ -75,7 +91,7 @@ cdef class EdgeTable(Entries):
     cpdef object expire(self)
 
     @cython.locals(due_ns=cython.longlong)
-    cpdef object sweep(self, long long now_ns, long long limit)
+    cpdef object expire_due(self, long long now_ns, long long limit)
 
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
     cpdef object erase_labelled(self, object subject, object tag)

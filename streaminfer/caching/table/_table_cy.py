@@ -1,18 +1,17 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True, infer_types=True
-"""The table behind `EdgeCache`: what is kept, under which key, until when, and who goes for whom.
+"""Table of a cache: its operations.
 
-The idea: a set of slots, none of which is a Python object. That makes about 90 bytes an entry where a dictionary of
-objects takes 200, and nothing for the garbage collector to walk. This is what can be asked of it; the changes are made
-by ``_entries_cy``, which says what the parts are and how they stay whole.
+*Design.* A set of slots, none of which is a Python object: about 90 bytes per entry, where a dictionary of objects
+takes 200, and nothing for the garbage collector to walk. `Entries` (``_entries_cy``) makes the changes and says what
+the parts are.
 
-An entry is *fresh* until its instant, then *stale* for ``stale_ns``, then gone; or it is *negative*, a remembered
-failure, until its instant. Only fresh entries are counted and found by the mapping's methods; limits bound all that are
-held.
+An entry is fresh until its instant, then stale for ``stale_ns``, then gone; or it is negative, a remembered failure,
+until its instant. The mapping's methods find and count fresh entries only; limits bound all that are held.
 
-Cost: every operation O(1) amortised, but for ``clear``, ``erase`` and the snapshots, which are linear.
+*Complexity.* Operations are O(1) amortized, except ``clear``, ``erase_labelled`` and the snapshots, which are linear.
 
-One source, compiled with the C types of ``_table_cy.pxd`` or run as it is. The directives above are safe: indexes are
-slots that the table gave out itself.
+One source, compiled with the C types of ``_table_cy.pxd`` or run as plain Python. The directives above are safe,
+because indexes are slots that the table gave out itself.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ OUTDATED_VALUE = 4
 ERASED = "erased"
 
 monotonic_ns = time.monotonic_ns
-coarse_ns = time.monotonic_ns  # compiled: as of the kernel's last tick, a few ms ago, for a fifth of the time
+coarse_ns = time.monotonic_ns  # compiled: of the kernel's last tick, a few ms ago, for a fifth of the time
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER
@@ -62,20 +61,23 @@ _IS_FAILURE = FAILURE
 _IS_OUTDATED = OUTDATED_VALUE
 _HIT = 4
 _HITS = 12
-_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by: only what is left less needs the exact one
+_NEAR_NS = 1_000_000_000  # more than the coarse clock is ever late by; entries with less left need the exact clock
 _SMALL_PAYLOAD = 32
 _LABELS = 3  # what a snapshot is of
 
 
 class EdgeTable(Entries):
-    """Entries by key, with what can be asked of them. The arguments are those of ``Entries``."""
+    """Entries by key, with their look-ups and snapshots. The arguments are those of `Entries`."""
 
     __slots__ = ()
 
     # -- the mapping --------------------------------------------------------------------------------------------
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The fresh value of a key, which counts as a use; else ``default``."""
+        """Return the fresh value of a key, which counts as a use; else ``default``."""
+        return self._get(key, default)
+
+    def _get(self, key: Any, default: Any) -> Any:
         slot = _find_fresh(self, key)
         if slot < 0:
             self.misses += 1
@@ -84,12 +86,7 @@ class EdgeTable(Entries):
         _touch(self, slot)
         return self._index.objects[3 * slot + 1]
 
-    def peek(self, key: Any, default: Any = None) -> Any:
-        """The fresh value of a key; counts as nothing."""
-        slot = _find_fresh(self, key)
-        return default if slot < 0 else self._index.objects[3 * slot + 1]
-
-    def __getitem__(self, key: Any) -> Any:
+    def _item(self, key: Any) -> Any:
         slot = _find_fresh(self, key)
         if slot < 0:
             self.misses += 1
@@ -98,30 +95,28 @@ class EdgeTable(Entries):
         _touch(self, slot)
         return self._index.objects[3 * slot + 1]
 
-    def __contains__(self, key: Any) -> bool:
+    def _has(self, key: Any) -> bool:
         return _find_fresh(self, key) >= 0
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def _set(self, key: Any, value: Any) -> None:
         self._store(key, value, self._ttl_ns, _payload(value), None, False)
 
-    def __delitem__(self, key: Any) -> None:
-        self._deleted(hash(key))
+    def peek(self, key: Any, default: Any = None) -> Any:
+        """Return the fresh value of a key; counts as nothing."""
         slot = _find_fresh(self, key)
-        if slot < 0:
-            raise KeyError(key)
-        self._take(slot)
+        return default if slot < 0 else self._index.objects[3 * slot + 1]
 
     def take(self, key: Any, default: Any) -> Any:
-        """Removes a fresh entry and returns its value; ``default`` where there is none. Counts as no use.
+        """Remove a fresh entry and return its value; ``default``: there is none. Counts as no use.
 
-        What is being computed for the key at this moment is not kept, whether there is an entry or not.
+        What is being computed for the key is not stored, whether there is an entry or not.
         """
         self._deleted(hash(key))
         slot = _find_fresh(self, key)
         return default if slot < 0 else self._take(slot)
 
     def discard(self, key: Any) -> bool:
-        """Removes what there is of a key: fresh, stale or a failure; what is computed at present is not stored.
+        """Remove what there is of a key: fresh, stale or a failure; what is being computed for it is not stored.
 
         Returns:
             Whether there was anything.
@@ -133,12 +128,13 @@ class EdgeTable(Entries):
         self._take(slot)
         return True
 
-    def __len__(self) -> int:
+    def count_fresh(self) -> int:
+        """Return the number of fresh entries."""
         self._settle()
         return self._order.held(_MAIN) + self._order.held(_SMALL)
 
     def popitem(self) -> tuple[Any, Any]:
-        """Removes and returns the fresh entry that would be evicted next."""
+        """Remove and return the fresh entry that would be evicted next."""
         self._settle()
         slot = self._order.victim(True)
         if slot < 0:
@@ -149,12 +145,12 @@ class EdgeTable(Entries):
         return key, value
 
     def clear(self) -> None:
-        """Removes everything, what the ghosts remember included, and gives the memory back."""
+        """Remove everything, ghosts included, and give the memory back."""
         self._erased()
         self._note(None, None, self._empty(), None)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """The fresh value of a key, which counts as a use; else stores ``default`` and returns it."""
+        """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
         size = _payload(default)
         slot = _find_fresh(self, key)
         if slot < 0:
@@ -170,7 +166,7 @@ class EdgeTable(Entries):
     def store(
         self, key: Any, value: Any, ttl_ns: int, size: int, labels: tuple[str | None, tuple[str, ...]] | None
     ) -> bool:
-        """Keeps a value.
+        """Store a value.
 
         Args:
             key: hashable.
@@ -180,7 +176,7 @@ class EdgeTable(Entries):
             labels: subject and tags, plain strings.
 
         Returns:
-            Whether it was kept; larger than the whole table is not, and what was there before has gone.
+            Whether it was stored. A value larger than the whole table is not, and the one before it has gone.
         """
         return self._store(
             key, value, self._ttl_ns if ttl_ns < 0 else ttl_ns, _payload(value) if size < 0 else size, labels, False
@@ -189,14 +185,14 @@ class EdgeTable(Entries):
     def store_negative(
         self, key: Any, value: Any, ttl_ns: int, labels: tuple[str | None, tuple[str, ...]] | None
     ) -> bool:
-        """Remembers a failure, unless a fresh or stale value is there; ``ttl_ns`` negative: as the table says."""
+        """Remember a failure, unless a fresh or stale value is there; ``ttl_ns`` negative: as the table says."""
         lasts_ns = self._negative_ttl_ns if ttl_ns < 0 else ttl_ns
         if lasts_ns <= 0:
             return False
         return self._store(key, value, lasts_ns, _payload(value), labels, True)
 
     def lookup(self, key: Any, now_ns: int) -> tuple[int, Any]:
-        """What there is under a key at an instant.
+        """Look up what there is under a key at an instant.
 
         Returns:
             :data:`FRESH`, :data:`STALE_VALUE` or, past ``revalidate_ns``, :data:`OUTDATED_VALUE` and the value,
@@ -227,20 +223,16 @@ class EdgeTable(Entries):
         return _IS_MISSING, None
 
     def expire(self) -> int:
-        """Frees every entry that is past its time, the stale time included.
-
-        Returns:
-            How many went.
-        """
+        """Free every entry that is past its time, the stale time included; return how many went."""
         return self._settle()
 
-    def sweep(self, now_ns: int, limit: int) -> int:
-        """Like :meth:`expire`, but at most about ``limit`` entries at once.
+    def expire_due(self, now_ns: int, limit: int) -> int:
+        """Free at most about ``limit`` entries that are past their time.
 
         Returns:
-            When to come again: ``now_ns`` if more are due, ``NEVER`` if none ever is.
+            When to call again: ``now_ns`` if more are due, ``NEVER`` if none ever is.
         """
-        self._sweep(now_ns, limit)
+        self._expire(now_ns, limit)
         if self._events:
             self._tell()
         if self._order.count == 0:
@@ -249,15 +241,7 @@ class EdgeTable(Entries):
         return now_ns if due_ns < now_ns else due_ns
 
     def erase_labelled(self, subject: str | None, tag: str | None) -> int:
-        """Removes every entry of a subject or with a tag: fresh, stale or negative.
-
-        Args:
-            subject: whose; ``None``: not asked.
-            tag: which; ``None``: not asked.
-
-        Returns:
-            How many went.
-        """
+        """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many went."""
         self._settle()
         self._erased()
         gone: list[Any] = []
@@ -277,13 +261,13 @@ class EdgeTable(Entries):
         return count
 
     def erased_since(self, key: Any, erasures: int) -> bool:
-        """Whether a key may have been erased or deleted since the count of erasures was that."""
+        """Return whether a key may have been erased or deleted since ``erasures`` had that value."""
         hashed = hash(key)
         latest: int = self._deletions.get(hashed, 0) or self._earlier_deletions.get(hashed, 0)
         return erasures < self._all_erased or erasures < latest
 
     def snapshot(self, what: int) -> list[Any]:
-        """What the table holds, the next to be evicted of each queue first.
+        """Return what the table holds, the next to be evicted of each queue first.
 
         Args:
             what: 0 keys of the fresh entries, 1 their values, 2 both in turn; 3 labels (``None`` where an entry has
@@ -310,9 +294,9 @@ class EdgeTable(Entries):
         return found
 
     def held(self) -> list[Any]:
-        """What lies in every slot, due or not: labels, value and the instant until which it is fresh, in turn.
+        """Return what every slot has, due or not: labels, value and the instant until which it is fresh, in turn.
 
-        Nothing is freed before, so that who looks sees what should have gone.
+        Nothing is freed before, so that a proof sees what should have gone.
         """
         found: list[Any] = []
         for slot in range(_FIRST, self._index.top):
@@ -324,7 +308,7 @@ class EdgeTable(Entries):
         return found
 
     def counters(self) -> tuple[int, ...]:
-        """Every number of ``CacheStatistics``, in its order, of one moment."""
+        """Return the numbers of `CacheStatistics`, in its order, of one moment."""
         self._settle()
         order = self._order
         return (
@@ -343,12 +327,12 @@ class EdgeTable(Entries):
             self.expired,
             self.erased,
             self.removed,
-            self.refused,
+            self.rejected,
             self.events_lost,
         )
 
     def drain(self) -> list[Any]:
-        """What was noted since the last call: kind, key, value and labels in turn."""
+        """Return what was noted since the last call: kind, key, value and labels in turn."""
         fresh: list[Any] = []
         events = self._events
         self._events = fresh
@@ -356,7 +340,7 @@ class EdgeTable(Entries):
 
 
 def _payload(value: Any) -> int:
-    """What a value weighs; the usual kinds at once, the others by ``sizing``."""
+    """Return the bytes of a value; the usual types at once, the others by ``weigher``."""
     kind = type(value)
     if kind is bytes:
         return len(value)
@@ -370,7 +354,7 @@ def _matches(labels: tuple[str | None, tuple[str, ...]], subject: str | None, ta
 
 
 def _find_fresh(table: EdgeTable, key: Any) -> int:
-    """The slot of a fresh entry; -1: there is none."""
+    """Return the slot of a fresh entry; -1: there is none."""
     hashed = hash(key)
     now_ns = 0
     if table.clock is not None:
@@ -389,7 +373,7 @@ def _find_fresh(table: EdgeTable, key: Any) -> int:
 
 
 def _touch(table: EdgeTable, slot: int) -> None:
-    """``EvictionOrder.touch`` of a fresh entry, in this module since calls between compiled modules cost."""
+    """Do what ``EvictionOrder.touch`` does, in this module because calls between compiled modules cost."""
     if table._s3fifo:
         if table._slots._words[4 * slot] & _HITS < _HITS:
             table._slots._words[4 * slot] += _HIT

@@ -1,30 +1,29 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""Which entry's time comes next: a hierarchical timing wheel that is exact to the nanosecond.
+"""Hierarchical timing wheel that is exact to the nanosecond: which entry expires next.
 
-The idea (Varghese and Lauck, 1987; with the radix heap's invariant, Ahuja et al., 1990): eleven levels of 64 buckets.
-An instant lies at the level of the highest group of six bits in which it differs from the wheel's own time, in the
-bucket that this group names. So level 0 tells single nanoseconds apart, level 5 seconds, level 7 hours, and what lies
-at a lower level always comes first. When the wheel's time reaches a bucket of a higher level, its entries move down, or
-are due already, which is the usual case: most buckets are long past when somebody looks.
+*Design.* Eleven levels of 64 buckets. An instant lies at the level of the highest group of six bits in which it differs
+from the wheel's own time, in the bucket that this group names. Level 0 distinguishes nanoseconds, level 5 seconds,
+level 7 hours, and a lower level is always due first. When the wheel's time reaches a bucket of a higher level, its
+entries move down, or are due already, which is the usual case.
 
-Why exact, when a tick of milliseconds would do for freeing memory: an entry that has expired must give its place to a
-newcomer before one that is alive does, and is not counted. The fine levels cost nothing until they are needed.
+A tick of milliseconds would do for freeing memory, but an expired entry must give its room to another before a fresh
+one does, and is not counted. The fine levels cost nothing until they are needed.
 
-*Filed lazily.* A slot is filed under an instant that is no later than its own. So to set a later instant, which is
-what replacing a value does, and to take it away, are one write: when the wheel comes to where the slot is filed, it
-files it anew under what its instant is by then, or forgets it. Only an earlier instant has to be filed at once.
+A slot is filed under an instant no later than its own. To set a later instant, as replacing a value does, and to remove
+it are therefore one write: when the wheel reaches the slot, it files it under its instant of that moment, or forgets
+it. Only an earlier instant is filed at once.
 
-Invariants, which the property tests check: no slot is filed later than its instant, nor earlier than the wheel's time,
-unless it was so when it came, and then it lies in the bucket of the wheel's time; ``due_ns`` is never later than the
-earliest instant.
+*Complexity.* O(1) amortized: a slot is filed at most ten times as it comes due at coarse levels, and once for each time
+to live. 16 bytes per slot, which most operations do not read; instants and marks lie in ``_slots_cy``.
 
-Cost: O(1) amortised: a slot is filed anew when it comes due at a coarse level, at most ten times, and once for each of
-its times to live. 16 bytes a slot, which most operations do not look at; instants and marks lie in ``_slots_cy``.
+*Invariants*, which the property tests check. No slot is filed later than its instant. None is filed earlier than the
+wheel's time, unless its instant was when it was set; then it lies in the bucket of the wheel's time. ``due_ns`` is
+never later than the earliest instant.
 
-Slots are small whole numbers that the caller gives out. One source, compiled with the C types of
-``_timer_wheel_cy.pxd`` or run as it is. Synchronous, takes the time as an argument. Threads: no method but ``grow`` and
-the constructor calls Python, drops a reference or allocates, so under the interpreter lock the compiled ones are
-atomic.
+*References.* Varghese and Lauck, 1987; the radix heap's invariant: Ahuja et al., 1990.
+
+One source, compiled with the C types of ``_timer_wheel_cy.pxd`` or run as plain Python. Only ``grow`` and the
+constructor call Python, drop a reference or allocate, so under the interpreter lock the compiled methods are atomic.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ class ExpiryWheel:
     """Slots in the order of the instants that were set for them.
 
     Args:
-        slots: where their instants are, and whether they are filed.
+        slots: with the instants, and whether they are filed.
 
     Attributes:
-        due_ns: nothing is due before this instant; ``NEVER`` where nothing waits.
+        due_ns: nothing is due before this instant; ``NEVER``: nothing ever is.
         popped_ns: the instant that was set for the slot that was popped last.
     """
 
@@ -86,7 +85,7 @@ class ExpiryWheel:
         self.popped_ns = 0
 
     def grow(self, capacity: int) -> None:
-        """Makes room for more slots; fewer than there are change nothing."""
+        """Make room for more slots; fewer than there are change nothing."""
         filed = array("q", [0]) * capacity
         links = array("i", [0]) * (2 * capacity)
         self._move(filed, links)
@@ -102,11 +101,11 @@ class ExpiryWheel:
         self._links = links
 
     def at(self, slot: int) -> int:
-        """The instant that is set for a slot; ``NEVER`` where none is."""
+        """Return the instant of a slot; ``NEVER``: it has none."""
         return self._slots._words[4 * slot + 1]
 
     def set(self, slot: int, at_ns: int) -> None:
-        """Sets the instant of a slot, in place of the one that it had; ``NEVER``: it has none."""
+        """Set the instant of a slot, in place of the one before; ``NEVER``: it has none."""
         self._slots._words[4 * slot + 1] = at_ns
         if at_ns == _NEVER:
             return
@@ -119,7 +118,7 @@ class ExpiryWheel:
             self.due_ns = at_ns
 
     def pop_due(self, now_ns: int) -> int:
-        """Takes away the instant of one slot for which it is ``now_ns`` or earlier; in no particular order.
+        """Remove the instant of one slot whose instant is ``now_ns`` or earlier; in no particular order.
 
         Returns:
             The slot; -1: there is none, and ``due_ns`` says before when it makes no sense to ask again; -2: none was
@@ -143,7 +142,7 @@ class ExpiryWheel:
         return -2
 
     def _open_next(self, now_ns: int) -> int:
-        """The next bucket that begins by ``now_ns``, and the wheel's time moved to its beginning; -1: none does."""
+        """Return the next bucket that begins by ``now_ns``, and move the wheel's time there; -1: none does."""
         self._opened = -1
         bucket = self._first()
         if bucket >= 0:
@@ -162,7 +161,7 @@ class ExpiryWheel:
         return -1
 
     def _first(self) -> int:
-        """The bucket with the earliest instants; -1 where none has any."""
+        """Return the bucket with the earliest instants; -1: all are empty."""
         for level in range(_LEVELS):
             bits = self._bits[level]
             if bits:

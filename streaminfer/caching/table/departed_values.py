@@ -1,7 +1,7 @@
-"""Weak references to answers that a cache has let go, so that a proof finds those that something still holds.
+"""Weak references to values that left a cache, so that a proof finds those that still live.
 
-Watched are arrays that the cache copied when it kept them (``kept.keep``). A caller gets views of such a copy and never
-the object itself, so one that outlives its entry is held by something in this package, or by a caller of the mapping's
+Arrays that ``defensive_copy.freeze`` made are watched. Callers of wrapped services get views of such an array and never
+the array itself. One that outlives its entry is therefore referred to by this package, or by a caller of the mapping's
 ``get`` and ``fetch``. Other values cannot be told from those of callers, or have no weak references.
 """
 
@@ -21,19 +21,19 @@ _DEEPEST = 16
 
 
 class Departed:
-    """Arrays of entries that expired or were erased, as long as they live. A listener of a cache; thread-safe."""
+    """Arrays of entries that expired or were erased, as long as they live. Thread-safe."""
 
     def __init__(self) -> None:
         self._alive: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
 
-    def hear(self, event: CacheEvent) -> None:
-        """Watches the value of an entry that has gone."""
-        if event.kind != "evicted":  # one that gave way to others may be used as long as it is allowed to be kept
+    def on_event(self, event: CacheEvent) -> None:
+        """Watch the value of an entry that has gone."""
+        if event.kind != "evicted":  # an evicted value may be used as long as it may be stored
             for array in _copies(event.value, _DEEPEST):
                 self._alive[id(array)] = array
 
     def alive_beside(self, preserved: Iterable[Any]) -> int:
-        """How many live that are no part of answers which are preserved on purpose."""
+        """Return how many live that are no part of preserved values."""
         known = {id(array) for value in preserved for array in _copies(value, _DEEPEST)}
         return sum(id(array) not in known for array in list(self._alive.values()))
 

@@ -1,9 +1,9 @@
-"""What left a cache, told to whoever listens: with no lock held, after the table is whole, and never its undoing.
+"""Events of entries that left a cache, and their listeners.
 
-The table notes what goes; the operation that caused it tells it afterwards, in its own thread. One thread at a time
-tells, so that listeners hear events in order; who finds another one telling leaves its events to that one, or to the
-next operation, and waits for nobody. What a listener itself causes is told when it has returned, in a few rounds; the
-rest waits for the next operation, so that a listener which fills the cache again does not go round for ever.
+The table notes events; the operation that caused them delivers them afterwards, in its own thread, with no lock held.
+One thread at a time delivers, so that listeners get events in order. A thread that finds another one delivering leaves
+its events to that one, or to the next operation. Events that a listener causes are delivered when it has returned, in a
+few rounds; the rest waits for the next operation, so that a listener that fills the cache again does not loop for ever.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from streaminfer._internal.validation import check_instance
 __all__ = ["CacheEvent", "CacheEvents"]
 
 _ROUNDS = 8
-_PLACES = 4  # of one event, as the table notes it
+_FIELDS = 4  # of one event, as the table notes it
 
 
 class CacheEvent(NamedTuple):
-    """An entry that left a cache by itself or by erasure.
+    """Entry that was evicted, expired or erased.
 
     Attributes:
         kind: ``"evicted"``, ``"expired"`` or ``"erased"``.
@@ -38,17 +38,17 @@ class CacheEvent(NamedTuple):
 
 
 class CacheEvents:
-    """The listeners of one cache. Thread-safe."""
+    """Listeners of one cache. Thread-safe."""
 
     def __init__(self) -> None:
         self.errors = 0
         self._failures = ListenerFailures("streaminfer.caching", "cache")
         self._listeners: tuple[Callable[[CacheEvent], object], ...] = ()
         self._changing = threading.Lock()
-        self._telling = threading.Lock()  # never waited for
+        self._telling = threading.Lock()  # acquired without blocking
 
     def listen(self, cache: Any, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
-        """Tells every event from now on to ``listener``; what it returns ends that.
+        """Deliver every event from now on to ``listener``; return a function that ends that.
 
         Raises:
             TypeError: not a callable.
@@ -66,10 +66,10 @@ class CacheEvents:
         return stop
 
     def deliver(self, drain: Callable[[], list[Any]]) -> None:
-        """Tells what was noted, unless somebody does already.
+        """Deliver what was noted, unless another thread does already.
 
         Args:
-            drain: gives kind, key, value and labels in turn; a kind of ``None`` is only freed.
+            drain: returns kind, key, value and labels in turn; a kind of ``None`` is only freed.
         """
         if not self._telling.acquire(blocking=False):
             return
@@ -78,9 +78,9 @@ class CacheEvents:
                 noted = drain()
                 if not noted:
                     return
-                for place in range(0, len(noted), _PLACES):
-                    if noted[place] is not None:
-                        self._tell(CacheEvent(*noted[place : place + _PLACES]))
+                for start in range(0, len(noted), _FIELDS):
+                    if noted[start] is not None:
+                        self._tell(CacheEvent(*noted[start : start + _FIELDS]))
         finally:
             self._telling.release()
 

@@ -1,4 +1,4 @@
-"""``values()`` and ``items()`` of a cache: snapshots of what is fresh, which count as no use."""
+"""Views of a cache's ``values()`` and ``items()``: snapshots of fresh entries, which count as no use."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _NOTHING: Any = object()
 
 
 class FreshValues(ValuesView[Any]):
-    """Values without their being used."""
+    """Values, as a snapshot."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._mapping.snapshot(1))  # type: ignore[attr-defined]
+        return iter(self._mapping._memory.snapshot(1))  # type: ignore[attr-defined]
 
     def __contains__(self, value: object) -> bool:
         return any(held is value or held == value for held in self)
 
 
 class FreshItems(ItemsView[Any, Any]):
-    """Keys and values without their being used."""
+    """Keys and values, as a snapshot."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        flat = iter(self._mapping.snapshot(2))  # type: ignore[attr-defined]
+        flat = iter(self._mapping._memory.snapshot(2))  # type: ignore[attr-defined]
         return zip(flat, flat, strict=True)
 
     def __contains__(self, item: object) -> bool:

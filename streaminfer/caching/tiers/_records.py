@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from streaminfer._internal.validation import check_instance
-from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, deserialise, first_items, serialise
+from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_items
 from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
@@ -20,7 +20,7 @@ _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "va
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
-    """A value that cannot be serialised."""
+    """Value that the codec cannot encode."""
 
 
 class Records:
@@ -47,7 +47,7 @@ class Records:
         """Return the record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
         fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
         try:
-            record = serialise((name, *fields))
+            record = encode((name, *fields))
         except (TypeError, ValueError) as error:
             raise NotHeld(str(error)) from error
         return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
@@ -59,7 +59,7 @@ class Records:
         if self._cipher is not None:
             record = self._cipher.open(record, name=name)
         try:
-            own_name, *fields = deserialise(record)
+            own_name, *fields = decode(record)
             entry = Entry(**dict(zip(_FIELDS, fields, strict=True)))
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, CorruptRecord) else CorruptRecord(f"not an entry: {error}") from error

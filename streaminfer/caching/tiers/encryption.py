@@ -8,10 +8,10 @@ A sealed record::
 
     bytes 0-5  "si-aes"    6-7  version    8-23  key id    24-35  nonce    36-  ciphertext, and 16 bytes of tag
 
-The first 36 bytes and the entry's name are authenticated with it: whoever can write to a medium can neither alter a
-record nor put one in place of another. (An old one of the same name can be put back; its age is inside and still
-counts.) Nonces are random; rotate before a key has sealed 2³² records (NIST SP 800-38D). Key ids are random and tell
-nothing.
+The first 36 bytes and the entry's name are authenticated with it: an attacker who can write to a medium can neither
+alter a record nor put one in place of another. (An old one of the same name can be put back; its age is inside and
+still counts.) Nonces are random; rotate before a key has sealed 2³² records (NIST SP 800-38D). Key ids are random and
+tell nothing.
 
 :class:`StoredKeys` keeps its keys in a SQLite file, each wrapped by a master key that lives elsewhere: old blocks of
 that file are worth nothing without it, and nothing at all once :meth:`~StoredKeys.rewrap` has changed it and the old
@@ -72,7 +72,7 @@ _NUMBER_SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 
 
 class KeyUnknown(CorruptRecord):
-    """The key that sealed a record was destroyed, or belongs to somebody else: the record is gone for good."""
+    """The key that sealed a record was destroyed, or is not the provider's: the record is gone for good."""
 
 
 @attrs.frozen
@@ -143,7 +143,7 @@ class Cipher:
         Args:
             data: what to hide.
             name: of the entry; needed, and checked, on opening.
-            subject: whose key to use; ``None``: nobody's.
+            subject: whose key to use; ``None``: of what has no subject.
 
         Returns:
             The sealed record, 52 bytes longer.
@@ -168,7 +168,7 @@ class Cipher:
             KeyUnknown: its key was destroyed, or is not the provider's.
             CorruptRecord: altered, cut short, moved from another name, or never a sealed record.
         """
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - whoever has a cipher has it
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional dependency
 
         if len(sealed) < _HEADER.size + _TAG:
             raise CorruptRecord(f"cut short: {len(sealed)} bytes are no sealed record")
@@ -177,7 +177,7 @@ class Cipher:
             raise CorruptRecord(f"not a sealed record of version {_VERSION}")
         key = self._keys.find(key_id)
         if key is None:
-            raise KeyUnknown("its key was destroyed, or belongs to somebody else")
+            raise KeyUnknown("its key was destroyed, or is not the provider's")
         header = bytes(sealed[: _HEADER.size])
         try:
             data: bytes = self._aes(key.secret).decrypt(nonce, memoryview(sealed)[_HEADER.size :], header + name)
@@ -402,7 +402,7 @@ class StoredKeys:
         return nonce + wrapped
 
     def _unwrap(self, wrapped: bytes, name: bytes) -> bytes:
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - whoever has keys has it
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional dependency
 
         try:
             secret: bytes = self._aes(self._master).decrypt(wrapped[:12], wrapped[12:], name)

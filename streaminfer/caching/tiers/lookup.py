@@ -13,62 +13,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from streaminfer.caching.single_flight.machine_flight import MachineFlight
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.wrapping.defensive_copy import keep
+from streaminfer.caching.tiers.machine_flight import MachineFlight
 
 if TYPE_CHECKING:
-    from streaminfer.caching.edge_cache import EdgeCache
+    from streaminfer.caching.tiers.async_access import TierAccess
     from streaminfer.caching.tiers.leases import Leases
-    from streaminfer.caching.tiers.protocol import Entry
+    from streaminfer.caching.tiers.tier_hit import TierHit
     from streaminfer.caching.tiers.writer import TierWriter
 
-__all__ = ["LONGEST_READ_NS", "ReadBudget", "TierHit", "TierLookup"]
+__all__ = ["LONGEST_READ_NS", "ReadBudget", "TierLookup"]
 
 LONGEST_READ_NS = 1_000_000_000
-
-
-class TierHit:
-    """What a tier had.
-
-    Attributes:
-        value: of which ``copy_out`` gives views.
-        source: the tier's name.
-        position: of the tier.
-        past_ns: how long ago its fresh time passed; negative: it has not.
-        is_stale: it has.
-        left_ns: how long it is fresh yet, or, if it is stale, may be used, from ``read_ns`` on; ``NEVER``: for good.
-        age_ns: how old it was then.
-        read_ns: when that was, on the cache's clock.
-        tags, subject: to erase it by.
-    """
-
-    __slots__ = (
-        "age_ns",
-        "is_stale",
-        "left_ns",
-        "past_ns",
-        "position",
-        "read_ns",
-        "source",
-        "subject",
-        "tags",
-        "value",
-    )
-
-    def __init__(
-        self, entry: Entry, source: str, position: int, past_ns: int, left_ns: int, age_ns: int, read_ns: int
-    ) -> None:
-        self.value = keep(entry.value)
-        self.tags = tuple(sorted(entry.tags))
-        self.subject = entry.subject
-        self.source = source
-        self.position = position
-        self.past_ns = past_ns
-        self.is_stale = past_ns >= 0
-        self.left_ns = left_ns
-        self.age_ns = age_ns
-        self.read_ns = read_ns
 
 
 class ReadBudget:
@@ -108,8 +64,8 @@ class TierLookup:
     """One look, and the computation that follows where nothing was found; enter it around that.
 
     Args:
-        cache: which has tiers.
-        allowance: of the layer.
+        access: to memory and tiers.
+        budget: of the layer.
         now: reads the cache's clock.
         key: what for.
         deadline_ns: of the request; ``None``: none.
@@ -120,8 +76,8 @@ class TierLookup:
     """
 
     __slots__ = (
-        "_allowance",
-        "_cache",
+        "_access",
+        "_budget",
         "_deadline_ns",
         "_flight",
         "_granted_ns",
@@ -135,29 +91,29 @@ class TierLookup:
 
     def __init__(
         self,
-        cache: Any,
-        allowance: ReadBudget,
+        access: TierAccess,
+        budget: ReadBudget,
         now: Callable[[], int],
         key: Any,
         deadline_ns: int | None,
         is_refresh: bool,
     ) -> None:
-        self._cache: EdgeCache = cache
-        self._allowance = allowance
+        self._access = access
+        self._budget = budget
         self._now = now
         self._key = key
         self._deadline_ns = deadline_ns
         self._is_refresh = is_refresh
         self._granted_ns = self._read_ns = self._started_ns = 0
         self._flight: MachineFlight | None = None
-        self.erasures: int = cache.erasures
+        self.erasures = access.memory.erasures
 
     async def find(self) -> TierHit | None:
         """What the tiers have; a fresh answer is in memory now."""
-        tiers = self._cache.tiers
+        tiers = self._access.tiers
         begun_ns = self._now()
         left_ns = None if self._deadline_ns is None else self._deadline_ns - begun_ns
-        self._granted_ns = self._allowance.grant_ns(left_ns)
+        self._granted_ns = self._budget.grant_ns(left_ns)
         if tiers is None or self._granted_ns <= 0:
             return None
         found = await self._look(self._granted_ns, only_fresh=self._is_refresh)
@@ -167,17 +123,17 @@ class TierLookup:
         return found
 
     async def _look(self, granted_ns: int, *, only_fresh: bool) -> TierHit | None:
-        tiers: Any = self._cache.tiers
+        tiers: Any = self._access.tiers
         found: TierHit | None = await tiers.read(
             self._key, granted_ns=granted_ns, longest_ns=tiers.ttl_ns, only_fresh=only_fresh
         )
         if found is not None and not found.is_stale:
-            self._cache.promote(self._key, found, self.erasures)
+            self._access.promote(self._key, found, self.erasures)
         return found
 
     async def _lead_or_wait(self, worker: TierWriter, leases: Leases) -> TierHit | None:
         left_ns = None if self._deadline_ns is None else self._deadline_ns - self._now()
-        wait_ns = self._allowance.wait_ns(left_ns)
+        wait_ns = self._budget.wait_ns(left_ns)
         if wait_ns <= 0:
             return None
         self._flight = MachineFlight(worker, leases, self._key)
@@ -195,6 +151,6 @@ class TierLookup:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         now_ns = self._now()
         if kind is None:
-            self._allowance.computed(now_ns - self._started_ns)
+            self._budget.computed(now_ns - self._started_ns)
         elif self._deadline_ns is not None and now_ns >= self._deadline_ns:
-            self._allowance.was_late(self._granted_ns, self._read_ns)
+            self._budget.was_late(self._granted_ns, self._read_ns)

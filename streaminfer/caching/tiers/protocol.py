@@ -40,12 +40,12 @@ class Entry:
     """A value with what must be known of it wherever it lies.
 
     Args:
-        value: anything that :func:`~streaminfer.caching.codec.serialise` holds.
+        value: anything that :func:`~streaminfer.caching.codec.encode` holds.
         stored_ns: when it was computed, nanoseconds of the wall clock (``time.time_ns``), which outlives the process.
         ttl_s: seconds that it may be kept from then on; ``None``: no limit. Expired means now ≥ stored + ttl.
         stale_s: how many of these, the last ones, it is stale: good enough while a fresh answer is computed.
         tags: names by which it can be erased.
-        subject: whose data it is; ``None``: nobody's.
+        subject: whose data it is; ``None``: no person's.
         data_class: of a retention policy; ``""``: the default one.
 
     Raises:
@@ -91,11 +91,11 @@ class TierStatistics(Snapshot):
             puts during which something was erased on a shared server.
         skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
-        unreadable: records that were damaged, or whose key is gone; they were removed.
+        unreadable: records that were corrupt, or whose key is gone; they were removed.
         evicted: entries that gave way to others.
         erased: entries that were erased by subject or tag, or deleted by key.
         purged: entries that were removed because they had expired; what a server removes by itself is not among them.
-        rebuilds: how often a medium that was damaged beyond use was begun anew, empty.
+        rebuilds: how often a medium that was corrupt was replaced by an empty one.
         entries: entries on the medium as of the last write or purge; ``None``: not known.
         size_bytes: what they take there; ``None``: not known.
         last_error: the latest failure, in words; ``""``: none.

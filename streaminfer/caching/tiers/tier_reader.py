@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.table._timer_wheel_cy import NEVER
-from streaminfer.caching.tiers.lookup import TierHit
+from streaminfer.caching.tiers.cache_table import CacheTable
 from streaminfer.caching.tiers.protocol import Entry
+from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.writer import TierWriter
-from streaminfer.compliance.retention import Retention
 
 __all__ = ["TierReader"]
 
@@ -24,16 +23,14 @@ class TierReader:
 
     Args:
         workers: of the tiers, the fastest first.
-        cache: has ``now()``.
-        policy: what may lie where; ``None``: everything everywhere.
-        stale_ns: how long the cache uses a stale value.
+        memory: of the cache.
     """
 
-    def __init__(self, workers: Sequence[TierWriter], cache: Any, policy: Retention | None, stale_ns: int) -> None:
+    def __init__(self, workers: Sequence[TierWriter], memory: CacheTable) -> None:
         self._workers = workers
-        self._cache = cache
-        self._policy = policy
-        self._stale_ns = stale_ns
+        self._memory = memory
+        self._policy = memory.freshness.policy
+        self._stale_ns = memory.freshness.stale_ns
         self._epoch = object()  # another after each erasure
         self._reads: dict[object, str | bytes] = {}  # in flight, of keys that were not deleted since they began
 
@@ -89,7 +86,7 @@ class TierReader:
                     return hit
             if stale is None or only_fresh or is_interrupted():
                 return None
-            return stale if self._cache.now() - stale.read_ns < stale.left_ns else None  # slower tiers took their time
+            return stale if self._memory.now() - stale.read_ns < stale.left_ns else None  # slower tiers took their time
         finally:
             self._reads.pop(read, None)
 
@@ -113,7 +110,7 @@ class TierReader:
             return None
         past_ns = age_ns - fresh_ns
         left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._cache.now())
+        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._memory.now())
 
 
 def _ns(seconds: float) -> int:

@@ -35,18 +35,19 @@ from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.tiers.cache_table import CacheTable
 from streaminfer.caching.tiers.leases import Leases, Leasing
-from streaminfer.caching.tiers.lookup import TierHit
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
+from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.tier_reader import TierReader
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
-from streaminfer.compliance.retention import Holding, Retention, Rule
+from streaminfer.compliance.retention import Holding, Rule
 
 __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_TELL_S = 5.0
+LOG_INTERVAL_S = 5.0
 
 
 class TierSet:
@@ -54,10 +55,7 @@ class TierSet:
 
     Args:
         tiers: the fastest first.
-        cache: has ``now()`` and ``erased_since()``.
-        ttl_ns: how long answers of wrapped services are fresh, by the cache's own settings.
-        stale_ns: how long the cache uses what is stale.
-        policy: what may be kept where; ``None``: everything everywhere.
+        memory: of the cache.
         counts: what goes into the policy's log, if there is one.
 
     Raises:
@@ -68,14 +66,11 @@ class TierSet:
     def __init__(
         self,
         tiers: Sequence[Any],
-        cache: Any,
-        *,
-        ttl_ns: int,
-        stale_ns: int,
-        policy: Retention | None,
+        memory: CacheTable,
         counts: RetentionCounts | None,
     ) -> None:
-        self._counts = counts or RetentionCounts(None, cache.now)
+        policy = memory.freshness.policy
+        self._counts = counts or RetentionCounts(None, memory.now)
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
@@ -91,18 +86,18 @@ class TierSet:
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
-                tier.hear(partial(drop, cache, self, position))
-        self._stale_ns = stale_ns
+                tier.hear(partial(drop, memory, self, position))
+        self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
-        self._cache = cache
-        self.ttl_ns = ttl_ns
+        self._memory = memory
+        self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
         self._holders = self._entering = 0
         self._changing: asyncio.Lock | None = None
-        self._teller: asyncio.TimerHandle | None = None
+        self._log_timer: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._reader = TierReader(self.workers, cache, policy, stale_ns)
+        self._reader = TierReader(self.workers, memory)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -110,7 +105,7 @@ class TierSet:
         """Start the tiers, unless they are held already.
 
         Raises:
-            RuntimeError: they run on another event loop, or somebody else started one of them.
+            RuntimeError: they run on another event loop, or one of them was started already.
             BackendError: a tier cannot start; those before it are stopped again.
         """
         loop = asyncio.get_running_loop()
@@ -139,8 +134,8 @@ class TierSet:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
-        """Let one start or stop at a time; when the last has let go, another loop may begin."""
-        assert self._changing is not None  # noqa: S101 - it is there as long as anybody holds them
+        """Let one user start or stop at a time; after the last, another loop may begin."""
+        assert self._changing is not None  # noqa: S101 - it exists while the tiers are held
         self._entering += 1
         try:
             async with self._changing:
@@ -162,12 +157,13 @@ class TierSet:
             await self._stop(self.workers, drain=False)  # those that did not start are left alone
             raise
         self._warned = False
-        self._tell()
+        if self._policy is not None and self._policy.log is not None:
+            self._log_regularly()
 
     async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
-        if self._teller is not None:
-            self._teller.cancel()
-            self._teller = None
+        if self._log_timer is not None:
+            self._log_timer.cancel()
+            self._log_timer = None
         # all at once: no tier waits for another's timeouts
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
         self._counts.flush()
@@ -177,11 +173,11 @@ class TierSet:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _tell(self) -> None:
+    def _log_regularly(self) -> None:
         """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
         self.tell_what_went()
         self._counts.flush()
-        self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
+        self._log_timer = asyncio.get_running_loop().call_later(LOG_INTERVAL_S, self._log_regularly)
 
     @property
     def run_here(self) -> bool:
@@ -225,7 +221,7 @@ class TierSet:
 
         Args:
             key: whose answer.
-            value: the answer, which nobody changes.
+            value: which must not be changed.
             ttl_ns: how long it is fresh, from when it was computed; ``NEVER``: for good.
             computed_ns: when that was, on the cache's clock.
             erasures: the cache's count before that; if the key was erased since, nothing is written.
@@ -238,11 +234,11 @@ class TierSet:
             For who waits, whether each tier that may have it took it.
         """
         waiting: list[asyncio.Future[bool]] = []
-        age_ns = max(self._cache.now() - computed_ns, 0)
+        age_ns = max(self._memory.now() - computed_ns, 0)
         if wait:  # what is there already is not the value of this key, whatever comes of the write
             for worker in self.workers:
                 worker.replace(key, max(worker.tier.wall_clock() - age_ns, 0))
-        if self._cache.erased_since(key, erasures) or not self.run_here:
+        if self._memory.erased_since(key, erasures) or not self.run_here:
             return [_settled(False)] if wait else []
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:

@@ -42,4 +42,4 @@ cdef class HitPath:
 
 cpdef object copy_out(object value)
 @cython.locals(items=list, position=Py_ssize_t)
-cdef object _hand_out_other(object value, object kind)
+cdef object _copy_out_other(object value, object kind)

@@ -1,13 +1,12 @@
-"""What a hit costs: make the key, read the clock, look into the table, hand out what is there.
+"""Hit path of wrapped services and functions: make the key, read the clock, look up, copy out.
 
-Compiled, since a hit takes less than a microsecond in all and a Python closure around a compiled table would take as
-long again. Everything else (a miss, a stale or a negative entry) goes to ``cache_layer`` as a :class:`Miss`.
+*Design.* It is compiled because a hit takes less than a microsecond; a Python closure around a compiled table would
+double that. Everything else (a miss, a stale or a negative entry) goes to a `Layer` as a :class:`Miss`.
 
-**Handing out.** What the cache keeps has arrays that own their memory and are marked read-only (``kept.keep`` made
-them). A caller gets a view, which NumPy does not let anybody make writeable, in a container of the caller's own: to
-change a dict or list that was handed out changes nothing in the cache.
+*Copies.* Arrays of stored values own their memory and are read-only (``defensive_copy.freeze``). A caller gets views,
+which NumPy never makes writeable, in containers of the caller's own: to change these changes nothing in the cache.
 
-One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_hit_path_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ _FRESH = 1
 
 
 class Miss:
-    """What is not simply a hit.
+    """Outcome of a lookup that is no fresh value.
 
     Attributes:
-        key: under which it was looked for.
-        state: ``MISSING``, ``STALE`` or ``NEGATIVE``.
+        key: of the entry.
+        state: ``MISSING``, ``STALE``, ``OUTDATED`` or ``NEGATIVE``.
         value: the stale value, or the error.
-        now_ns: when it was looked for.
+        now_ns: when it was looked up.
     """
 
     __slots__ = ("key", "now_ns", "state", "value")
@@ -50,10 +49,10 @@ class Miss:
 
 
 class HitPath:
-    """Looks things up in a cache for one wrapped thing.
+    """Lookups in a cache for one wrapped service or function.
 
     Args:
-        table: the cache.
+        table: memory of the cache.
         maker: makes the keys.
     """
 
@@ -64,7 +63,7 @@ class HitPath:
         self._maker = maker
 
     def look(self, inputs: Any, tenant: str | None = None) -> Any:
-        """What the cache has for these inputs, ready for a caller; or a :class:`Miss`.
+        """Return what the cache has for these inputs, ready for a caller; or a :class:`Miss`.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
@@ -72,7 +71,7 @@ class HitPath:
         return self.find(self._maker.key(inputs, tenant))
 
     def key(self, inputs: Any, tenant: str | None = None) -> Any:
-        """The key of these inputs.
+        """Return the key of these inputs.
 
         Raises:
             InvalidInput: something among the inputs cannot be keyed.
@@ -80,7 +79,7 @@ class HitPath:
         return self._maker.key(inputs, tenant)
 
     def find(self, key: Any) -> Any:
-        """What the cache has under this key, ready for a caller; or a :class:`Miss`."""
+        """Return what the cache has under this key, ready for a caller; or a :class:`Miss`."""
         now_ns = self._now()
         found = self._table.lookup(key, now_ns)
         if found[0] == _FRESH:
@@ -88,7 +87,7 @@ class HitPath:
         return Miss(key, found[0], found[1], now_ns)
 
     def now(self) -> int:
-        """The present instant on the cache's clock, monotonic nanoseconds."""
+        """Return the present instant on the cache's clock, monotonic nanoseconds."""
         return self._now()
 
     def _now(self) -> int:
@@ -99,10 +98,10 @@ class HitPath:
 
 
 def copy_out(value: Any) -> Any:
-    """A caller's own view of what is kept: arrays as read-only views, containers as copies, all else as it is.
+    """Return a caller's own view of a stored value: arrays as read-only views, containers as copies, all else itself.
 
     Args:
-        value: what ``kept.keep`` returned.
+        value: what ``defensive_copy.freeze`` returned.
     """
     kind = type(value)
     if kind is ndarray:
@@ -114,11 +113,11 @@ def copy_out(value: Any) -> Any:
     if kind is list:
         return [copy_out(item) for item in value]
     if isinstance(value, (tuple, dict, list)):
-        return _hand_out_other(value, kind)
+        return _copy_out_other(value, kind)
     return value.view() if isinstance(value, ndarray) else value
 
 
-def _hand_out_other(value: Any, kind: Any) -> Any:
+def _copy_out_other(value: Any, kind: Any) -> Any:
     if isinstance(value, tuple):
         items = [copy_out(item) for item in value]
         for position in range(len(items)):

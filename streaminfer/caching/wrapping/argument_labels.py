@@ -1,4 +1,4 @@
-"""Subject and tags of the answers of a wrapped function: values of its parameters, by which they can be erased."""
+"""Subject and tags of the results of a wrapped function: values of its parameters, by which they can be erased."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _COLLECTED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class ArgumentLabels:
-    """The labels of a function's answers. They are made of its arguments alone, as its keys are: one key, one label.
+    """Labels of a function's results, made of its arguments alone, as its keys are: one key, one label.
 
     Args:
         function: whose arguments.
-        subject: name of the parameter that says whose data it is; ``None``: none does.
+        subject: name of the parameter that says whose data a result is; ``None``: none does.
         tags: names of the parameters whose values are tags.
 
     Raises:
@@ -41,7 +41,7 @@ class ArgumentLabels:
         self._tags = tuple(tags)
         self.identity = ""
         if subject is None and not self._tags:
-            return  # of what is compiled the signature may not be known, and need not be
+            return  # compiled functions may have no signature, which is needed for labels only
         self.identity = f" subject {subject!r} tags {self._tags!r}"
         self._signature = inspect.signature(function)
         names = [name for name, it in self._signature.parameters.items() if it.kind not in _COLLECTED]
@@ -51,7 +51,7 @@ class ArgumentLabels:
                     raise ValueError(expected(argument, f"a parameter's name, of {', '.join(names) or 'none'}", name))
 
     def of(self, call: Callable[[], Any]) -> tuple[str | None, tuple[str, ...]]:
-        """Subject and tags of a call.
+        """Return subject and tags of a call.
 
         Args:
             call: a ``partial`` of the function with all arguments.
@@ -65,12 +65,12 @@ class ArgumentLabels:
         bound.apply_defaults()
         subject = None if self._subject is None else bound.arguments[self._subject]
         if subject is not None and not isinstance(subject, str):
-            raise InvalidInput(expected(str(self._subject), "a string or None, for it is the subject", subject))
+            raise InvalidInput(expected(str(self._subject), "a string or None, because it is the subject", subject))
         words: list[str] = []
         for name in self._tags:
             value = bound.arguments[name]
             several = (value,) if isinstance(value, str) else () if value is None else value
             if not isinstance(several, Iterable) or not all(isinstance(word, str) for word in several):
-                raise InvalidInput(expected(name, "a string, several, or None, for they are tags", value))
+                raise InvalidInput(expected(name, "a string, several, or None, because they are tags", value))
             words += several
         return subject, tuple(words)

@@ -1,35 +1,44 @@
-"""A batched function behind a cache: asked with a request, as a service is, and a function again to its callers."""
+"""Batched functions as services, which take requests, and cached services as functions again."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from streaminfer.protocols import Capabilities, Node
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 
-if TYPE_CHECKING:
-    from streaminfer.caching.wrapping.cached_service import CachedService
-
 __all__ = ["FunctionAsService", "as_function", "is_batched"]
 
-_OF_A_REQUEST = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+_REQUEST_FIELDS = {"timeout_s", "priority", "stream_id", "tenant", "key"}
+
+
+class KeyedService(Protocol):
+    """A cached service."""
+
+    def call(self, request: Request) -> Awaitable[Response]:
+        """Respond to a request."""
+        ...
+
+    def key_of(self, request: Request) -> bytes:
+        """Return the key of the response to a request."""
+        ...
 
 
 def is_batched(function: Any) -> bool:
-    """Whether a function takes what says how a request is asked, as those do that a batcher makes."""
+    """Return whether a function takes the fields of a request as keywords, as those do that a batcher makes."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _REQUEST_FIELDS
 
 
 class FunctionAsService(Node):
-    """A batched function, asked with a request."""
+    """Service over a batched function."""
 
     enforces_deadline = True
 
@@ -42,7 +51,7 @@ class FunctionAsService(Node):
         return Capabilities(enforces_deadline=True)
 
     async def call(self, request: Request) -> Response:
-        """Answers a request."""
+        """Respond to a request."""
         timeout_s = None
         if request.deadline_ns is not None:
             left_s = time_left_s(request.deadline_ns, self._now())
@@ -58,12 +67,12 @@ class FunctionAsService(Node):
         return Response(outputs)
 
 
-def as_function(service: CachedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
-    """A cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
+def as_function(service: KeyedService, function: Callable[..., Any], now: Callable[[], int]) -> Any:
+    """Return a cached service as the function that it was, whose keywords mean what they mean to a `Stack`.
 
     Args:
         service: the cache in front of the function.
-        function: what it was.
+        function: what was wrapped.
         now: reads the cache's clock.
     """
 

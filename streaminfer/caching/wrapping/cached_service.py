@@ -1,24 +1,28 @@
-"""What `EdgeCache.wrap` returns: a cache in front of a service or a function, sync or async.
+"""Cache in front of a service or a function, sync or async: what `EdgeCache.wrap` returns.
 
-A call looks its key up first. **Fresh**: that is the answer. **Stale** (expired, but not for long): that is the answer
-too, and one refresh begins behind it; as long as refreshes fail it goes on being the answer, until the window ends.
-**Outdated** (beyond ``stale_while_revalidate_s``): it is computed, and is the answer only where that fails. These are
-RFC 5861's *stale-while-revalidate* and *stale-if-error*; ``stale_s`` is the default of both windows, and then nothing
-is outdated. A refresh is late after four times what the slowest computation of late took, at least 1 s; 10 s where
-none is known. It is then cancelled, and the key refreshed again.
-**Negative**: the error that was kept. **Missing**: single flight (``_flight_cy``), and what was computed is kept.
+*States.* A call looks its key up first. The value can be
 
-What is never kept: the answer to a request of a live stream (it is not looked up either) or one with ``store=False``, a
-degraded answer, an answer computed while something was erased (it might be what was erased) or while the model was
-replaced (it might be the other model's), and an answer whose computation said :func:`~streaminfer.caching.no_store`.
+* fresh: it is the response;
+* stale (expired, within ``stale_while_revalidate_s``): it is the response, with one refresh behind it;
+* outdated (beyond that, within ``stale_if_error_s``): it is computed, and is the response if that fails;
+* negative: the stored error is raised;
+* missing: single flight (``_flight_cy``) computes it, and it is stored.
 
-**The key** holds what was wrapped (``identity``), so that one cache can serve many; a service whose fingerprint may
-change (``fingerprint_changes``) is looked at for each request. Then the tenant, the subject, the tags, and the inputs
-or the request's own ``key``. Subject and tags are in it so that erasing one erases all that came of its data, and only
-that; and so that no caller gets an entry that lasts longer than its own tags allow.
+These windows are those of RFC 5861; ``stale_s`` is the default of both, and then nothing is outdated. A refresh is late
+after four times what the slowest recent computation took, at least 1 s; 10 s before any is known. It is then cancelled,
+and the key refreshed again.
 
-**Tiers** are asked by who leads a flight, before it computes. What they have counts as if memory had had it: fresh, or
-stale, which begins a refresh as well. A refresh asks them too, since another machine may have been faster.
+*Not stored.* The response to a request of a stream (which is not looked up either) or with ``store=False``; a degraded
+one; one that was computed while its key was erased or the model replaced; and one whose computation called
+:func:`~streaminfer.caching.no_store`.
+
+*Keys.* A key holds the identity of what was wrapped, so that one cache can serve many. A service whose fingerprint may
+change (``fingerprint_changes``) is looked at for each request. Then come the tenant, the subject, the tags, and the
+inputs or the request's own ``key``. Subject and tags are in it so that erasing one erases all that was computed from
+its data, and only that; and so that no caller gets an entry that lasts longer than its own tags allow.
+
+*Tiers.* The leader of a flight reads them before it computes. What they have counts as if memory had it. A refresh
+reads them too, because another machine may have been faster.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._internal.validation import expected
+from streaminfer.caching.defensive_copy import copy_error, freeze
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
 from streaminfer.caching.single_flight.flights import SingleFlight
@@ -35,9 +40,7 @@ from streaminfer.caching.wrapping._hit_path_cy import HitPath, Miss, copy_out
 from streaminfer.caching.wrapping.argument_labels import ArgumentLabels
 from streaminfer.caching.wrapping.batched_function import FunctionAsService, as_function, is_batched
 from streaminfer.caching.wrapping.cached_calls import CachedCalls
-from streaminfer.caching.wrapping.defensive_copy import copy_error, keep
 from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
-from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
@@ -47,29 +50,32 @@ from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
+    from streaminfer.caching.tiers.async_access import TierAccess
 
 __all__ = ["CachedService", "put_in_front"]
 
 
 def put_in_front(
-    cache: Table,
+    access: TierAccess,
     inner: Any,
     flights: SingleFlight,
     *,
+    cache: object,
     secret: bytes | None = None,
     subject: str | None = None,
     tags: Iterable[str] = (),
 ) -> Any:
-    """A cached thing of the same kind.
+    """Return a cached service or function of the same kind.
 
     Args:
-        cache: where answers are kept.
-        inner: a service, or a sync or async function. A function's arguments have to be such as ``content_key`` takes;
-            a method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
-            ``tenant`` and ``key``, as a batcher makes them, is cached as a service is: these say how it is asked.
-        flights: the cache's.
+        access: to memory and tiers of the cache.
+        cache: the cache.
+        inner: a service, or a sync or async function. A function's arguments must be such as ``content_key`` takes; a
+            method's object needs a ``fingerprint``. A function that takes ``timeout_s``, ``priority``, ``stream_id``,
+            ``tenant`` and ``key``, as a batcher makes them, is cached as a service, because these are a request's.
+        flights: of the cache.
         secret: for keys that cannot be forged; see ``content_key``.
-        subject: of a function that is not cached as a service is, the name of a parameter; see ``ArgumentLabels``.
+        subject: of a function that is not cached as a service, the name of a parameter; see ``ArgumentLabels``.
         tags: the same, several.
 
     Returns:
@@ -77,68 +83,77 @@ def put_in_front(
         so that an entry can be looked at or deleted.
 
     Raises:
-        TypeError: a backend, which answers batches and not requests, or nothing that can be called.
+        TypeError: a backend, which takes batches and not requests, or nothing that can be called.
         ValueError: names that are no parameters.
     """
     kind = kind_of(inner)
     if kind == "backend":
-        what = "a service or a function; a backend answers whole batches: put the cache before the batcher"
+        what = "a service or a function; a backend takes whole batches: put the cache before the batcher"
         raise TypeError(expected("inner", what, inner))
     identity, lasting = identity_of(inner)
-    if cache.tiers is not None:
+    if access.tiers is not None:
         _check_for_tiers(inner, kind, lasting)
-    table = cast("EdgeTable", cache)
+    table = cast("EdgeTable", access.memory)
     if kind == "service":
         _check_names(subject, tags)
         return CachedService(
-            cache, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
+            cache, access, inner, flights, lambda: HitPath(table, key_maker(identity_of(inner)[0], "", "", secret))
         )
     labels = None if is_batched(inner) else ArgumentLabels(inner, subject, tags)
-    front = HitPath(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
+    hit_path = HitPath(table, key_maker(identity if labels is None else identity + labels.identity, "", "", secret))
     if labels is None:
         _check_names(subject, tags)
-        service = CachedService(cache, FunctionAsService(inner, front.now), flights, lambda: front)
-        return as_function(service, inner, front.now)
-    layer = CachedCalls(cache, flights, front, labels)
+        service = CachedService(cache, access, FunctionAsService(inner, hit_path.now), flights, lambda: hit_path)
+        return as_function(service, inner, hit_path.now)
+    layer = CachedCalls(access, flights, hit_path, labels)
     if kind == "function":
-        return cached_function(inner, front, layer.answer_sync, is_async=False)
-    return cached_function(inner, front, layer.answer, is_async=True)
+        return cached_function(inner, hit_path, layer.resolve_sync, is_async=False)
+    return cached_function(inner, hit_path, layer.resolve, is_async=True)
 
 
 def _check_for_tiers(inner: Any, kind: str, lasting: bool) -> None:
     if kind == "function":
-        what = "a service or an async function: tiers are asked on an event loop, which a sync function has none of"
+        what = "a service or an async function: tiers are read on an event loop, which a sync function has none of"
         raise TypeError(expected("inner", what, inner))
     if not lasting:
         what = (
             "something that another process would find again, for a cache with tiers: give it a `fingerprint` attribute"
-            " that changes whenever its answers do"
+            " that changes whenever its responses do"
         )
         raise TypeError(expected("inner", what, inner))
 
 
 def _check_names(subject: Any, tags: Any) -> None:
     if subject is not None or tuple(tags):
-        what = "no names of parameters for what is asked with requests, which have a subject and tags of their own"
+        what = "no names of parameters for a service, whose requests have a subject and tags of their own"
         raise TypeError(expected("subject, tags", what, (subject, tags)))
 
 
 class CachedService(Layer, Wrapper):
-    """A service behind a cache; made by ``EdgeCache.wrap``.
+    """Service with a cache in front of it; made by ``EdgeCache.wrap``.
 
     Attributes:
-        inner: what answers where the cache does not.
+        cache: the `EdgeCache`.
+        inner: the service.
         name: of ``inner``.
     """
 
     enforces_deadline = True
 
-    def __init__(self, cache: Table, inner: Any, flights: SingleFlight, make_front: Callable[[], HitPath]) -> None:
-        self._make_front = make_front
+    def __init__(
+        self,
+        cache: object,
+        access: TierAccess,
+        inner: Any,
+        flights: SingleFlight,
+        make_hit_path: Callable[[], HitPath],
+    ) -> None:
+        self.cache = cache
+        self._make_hit_path = make_hit_path
         offered = adapt(inner).capabilities()
         self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        Layer.__init__(self, cache, flights, make_front())
+        Layer.__init__(self, access, flights, make_hit_path())
         Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
         self._enforced = offered.enforces_deadline
@@ -154,14 +169,14 @@ class CachedService(Layer, Wrapper):
 
         Raises:
             BackendError: a tier cannot start.
-            RuntimeError: the tiers run on another event loop, or somebody else started one.
+            RuntimeError: the tiers run on another event loop, or one was started before.
         """
         if self.tiers is not None:
             await self.tiers.hold()
             self._holds = True
 
     def key_of(self, request: Request) -> bytes:
-        """The key under which the answer to a request is kept.
+        """Return the key under which the response to a request is stored.
 
         Raises:
             InvalidInput: its inputs, or its own key, cannot be keyed.
@@ -174,37 +189,37 @@ class CachedService(Layer, Wrapper):
         """Take over the fingerprint if it has changed, and return the number of its changes."""
         version = changes()
         if version != self._version:
-            # read after the number: keys that are newer than their number are not stored, which does no harm
-            self.front = self._make_front()
+            # read after the number: responses with a key newer than their number are not stored, which is harmless
+            self.hit_path = self._make_hit_path()
             self._version = version
         return version
 
     def _key_of(self, request: Request) -> bytes:
-        asked = ("inputs", request.inputs) if request.key is None else ("key", request.key)
+        content = ("inputs", request.inputs) if request.key is None else ("key", request.key)
         if request.tags:
-            asked = (*asked, request.subject, tuple(sorted(set(request.tags))))
+            content = (*content, request.subject, tuple(sorted(set(request.tags))))
         elif request.subject is not None:
-            asked = (*asked, request.subject)
-        key: bytes = self.front.key(asked, request.tenant)
+            content = (*content, request.subject)
+        key: bytes = self.hit_path.key(content, request.tenant)
         return key
 
     async def call(self, request: Request) -> Response:
-        """Answers a request from the cache, or as the service does.
+        """Respond to a request from the cache, or as the service does.
 
         Raises:
-            DeadlineExceeded: its deadline has passed, and the cache has no answer.
+            DeadlineExceeded: its deadline has passed, and the cache has no value.
             InvalidInput: its inputs, or its own key, cannot be keyed.
-            RuntimeError: it comes from inside the computation of the same key.
+            RuntimeError: it was sent from inside the computation of the same key.
         """
         if request.stream_id is not None:
-            return await self._alone(request, self.front.now())
+            return await self._uncached(request, self.hit_path.now())
         version = 0 if self._changes is None else self._follow(self._changes)
         key = self._key_of(request)
-        found = self.front.find(key)
+        found = self.hit_path.find(key)
         if found.__class__ is not Miss:
             return Response(found, False, "cache")
         if not request.store and found.state != NEGATIVE:
-            return await self._alone(request, found.now_ns)
+            return await self._uncached(request, found.now_ns)
         outdated = found.state == OUTDATED
         if found.state == STALE or (outdated and self.failure.is_recent()):
             self._refresh(key, request, version)
@@ -222,8 +237,8 @@ class CachedService(Layer, Wrapper):
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
-        behind = request.replace(deadline_ns=self.front.now() + round(longest_s * 1e9))
-        self.refresh(key, (key, behind, False, version))
+        refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
+        self.refresh(key, (key, refresh, False, version))
 
     async def _share(
         self,
@@ -239,30 +254,30 @@ class CachedService(Layer, Wrapper):
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
         here = self.flights.here()
         response, led = await here.share(
-            key, compute, arguments, self.front.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
+            key, compute, arguments, self.hit_path.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
-        if response.__class__ is self._stale_of_tier:
+        if response.__class__ is self._tier_hit:
             if led and not self.failure.is_recent():
                 self._refresh(key, request, version)
             return Response(copy_out(response.value), True, response.source)
-        timings = response.timings if led else None  # of a request that somebody else made, they say nothing
+        timings = response.timings if led else None  # those of another caller's request say nothing about this one
         return Response(copy_out(response.outputs), response.degraded, response.source, timings)
 
-    async def _alone(self, request: Request, now_ns: int) -> Response:
+    async def _uncached(self, request: Request, now_ns: int) -> Response:
         if self._enforced or request.deadline_ns is None:
             return await self._call(request)
         return await self._share(object(), self._call, (request,), request, now_ns)
 
-    async def _look_and_compute(self, key: Any, request: Request, keeps_errors: bool, version: int) -> Any:
-        lookup = self.lookup(key, request.deadline_ns, is_refresh=not keeps_errors)
+    async def _look_and_compute(self, key: Any, request: Request, stores_errors: bool, version: int) -> Any:
+        lookup = self.lookup(key, request.deadline_ns, is_refresh=not stores_errors)
         found = await lookup.find()
         if found is not None and not found.is_stale:
             return Response(found.value, False, found.source)
-        if found is not None and self.is_given(found):
+        if found is not None and self.is_usable(found):
             return found
         try:
             with lookup:
-                return await self._compute(key, request, keeps_errors and found is None, version, lookup.erasures)
+                return await self._compute(key, request, stores_errors and found is None, version, lookup.erasures)
         except Exception as error:
             if found is None:
                 raise
@@ -272,16 +287,16 @@ class CachedService(Layer, Wrapper):
             await lookup.end()
 
     async def _compute(
-        self, key: Any, request: Request, keeps_errors: bool, version: int, erasures: int | None = None
+        self, key: Any, request: Request, stores_errors: bool, version: int, erasures: int | None = None
     ) -> Response:
-        erasures = self.cache.erasures if erasures is None else erasures
-        begun_ns = self.front.now()
+        erasures = self.memory.erasures if erasures is None else erasures
+        begun_ns = self.hit_path.now()
         try:
             response = await self._call(request)
-            outputs = keep(response.outputs)
+            outputs = freeze(response.outputs)
         except Exception as error:
             # an error behind a stale answer must not take its place
-            if keeps_errors and not self._changed_since(version):
+            if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
         self.computed(begun_ns)
@@ -292,14 +307,14 @@ class CachedService(Layer, Wrapper):
         return Response(outputs, response.degraded, response.source, response.timings)
 
     def _changed_since(self, version: int) -> bool:
-        """Whether another model than the key's may have answered."""
+        """Return whether another model than the key's may have responded."""
         return self._changes is not None and self._changes() != version
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Ends what it computes, refreshes included; a `Stack` calls it.
+        """End its computations, refreshes included; a `Stack` calls it.
 
         Args:
-            drain: wait for it; otherwise, and where the stop is cancelled, as at its limit, who waits gets ``Closed``.
+            drain: wait for them; otherwise, and if the stop is cancelled, as at its limit, waiters get ``Closed``.
         """
         here = self.flights.here()
         try:

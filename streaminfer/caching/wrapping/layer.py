@@ -1,21 +1,23 @@
-"""What a cached service and a cached function have in common: looking into tiers, storing, refreshing."""
+"""What cached services and cached functions have in common: looking into tiers, storing, refreshing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from streaminfer.caching.defensive_copy import strip_traceback
 from streaminfer.caching.single_flight._flight_cy import Refreshes
 from streaminfer.caching.single_flight.flight_context import said_fresh_s, storable
 from streaminfer.caching.single_flight.flights import SingleFlight
 from streaminfer.caching.wrapping._hit_path_cy import HitPath
-from streaminfer.caching.wrapping.defensive_copy import strip_traceback
-from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.stale_if_error import RecentFailure
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.lookup import TierHit, TierLookup
+    from streaminfer.caching.memory import Memory
+    from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.tiers.lookup import TierLookup
+    from streaminfer.caching.tiers.tier_hit import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "STALE", "Layer"]
 
@@ -24,100 +26,108 @@ STALE = 2
 NEGATIVE = 3
 OUTDATED = 4
 
-_PASSING = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
-_REFRESH_S = 10.0  # for a refresh where nothing was computed yet
-_SHORTEST_REFRESH_S = 1.0
-_REFRESH_TIMES = 4  # as long as the slowest computation of late
+_TRANSIENT = (CircuitOpen, Closed, DeadlineExceeded, Overloaded, TimeoutError)  # says nothing about the next call
+_REFRESH_S = 10.0  # for a refresh before anything was computed
+_MIN_REFRESH_S = 1.0
+_REFRESH_FACTOR = 4  # of the slowest recent computation
 
 
 class Layer:
-    """What a cached service and a cached function have in common."""
+    """Misses of one wrapped service or function.
 
-    def __init__(self, cache: Table, flights: SingleFlight, front: HitPath) -> None:
-        self.cache = cache
+    Args:
+        access: to memory and tiers of the cache.
+        flights: of the cache.
+        hit_path: finds and makes keys.
+    """
+
+    def __init__(self, access: TierAccess, flights: SingleFlight, hit_path: HitPath) -> None:
+        self.access = access
+        self.memory = cast("Memory", access.memory)
         self.flights = flights
-        self.front = front
-        self.tiers = cache.tiers
+        self.hit_path = hit_path
+        self.tiers = access.tiers
         self._slowest_s = 0.0
         self._refreshes = Refreshes()
-        self.failure = RecentFailure(front.now)
+        self.failure = RecentFailure(hit_path.now)
         self._computing: Callable[..., Coroutine[Any, Any, Any]]
         if self.tiers is not None:
-            from streaminfer.caching.tiers.lookup import ReadBudget, TierHit  # noqa: PLC0415 - only where there are tiers
+            from streaminfer.caching.tiers.lookup import ReadBudget  # noqa: PLC0415 - only where there are tiers
+            from streaminfer.caching.tiers.tier_hit import TierHit  # noqa: PLC0415 - the same
 
-            self._stale_of_tier: Any = TierHit
-            self._allowance = ReadBudget()
+            self._tier_hit: Any = TierHit
+            self._budget = ReadBudget()
         else:
-            self._stale_of_tier = None
+            self._tier_hit = None
 
     def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> TierLookup:
-        """One look into the tiers and the computation that follows if they have nothing."""
+        """Return a look into the tiers, to be followed by a computation if they have nothing."""
         from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - the same
 
-        return TierLookup(self.cache, self._allowance, self.front.now, key, deadline_ns, is_refresh)
+        return TierLookup(self.access, self._budget, self.hit_path.now, key, deadline_ns, is_refresh)
 
-    def is_given(self, found: TierHit) -> bool:
-        """Whether what a tier has is the answer as it is, however stale, with a refresh behind."""
-        return found.past_ns < self.cache.revalidate_ns or self.failure.is_recent()
+    def is_usable(self, found: TierHit) -> bool:
+        """Return whether a stale value of a tier is the response at once, with a refresh behind it."""
+        return found.past_ns < self.memory.revalidate_ns or self.failure.is_recent()
 
     def computed(self, begun_ns: int) -> None:
-        """A computation ended well; of the slowest, each newer one forgets a sixteenth."""
-        self._slowest_s = max((self.front.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
+        """Note the duration of a computation that succeeded; each newer one takes a sixteenth off the slowest."""
+        self._slowest_s = max((self.hit_path.now() - begun_ns) / 1e9, self._slowest_s * 15 / 16)
 
     def refresh_s(self) -> float:
-        """How long a refresh may take."""
-        return max(_REFRESH_TIMES * self._slowest_s, _SHORTEST_REFRESH_S) if self._slowest_s else _REFRESH_S
+        """Return how long a refresh may take, seconds."""
+        return max(_REFRESH_FACTOR * self._slowest_s, _MIN_REFRESH_S) if self._slowest_s else _REFRESH_S
 
     def refresh(self, key: Any, arguments: tuple[Any, ...]) -> None:
-        """Computes a key behind its stale value, unless it is being computed or too many keys are."""
+        """Refresh a key behind its stale value, unless it is in flight or too many keys are."""
         self.flights.here().refresh(
             key,
             self._computing,
             arguments,
-            self.front.now,
+            self.hit_path.now,
             refreshes=self._refreshes,
             limit_s=self.refresh_s(),
             owner=self,
         )
 
     def store(self, key: Any, value: Any, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps a value, if nothing speaks against it; an answer is an answer even where the cache refuses it."""
+        """Store a value, if nothing forbids it; callers get it even if the cache rejects it."""
         if not storable():
             return
-        cache = self.cache
-        if cache.erased_since(key, erasures):
+        memory = self.memory
+        if memory.erased_since(key, erasures):
             self.flights.not_stored()
             return
         try:
-            ttl_s = cache.freshness.answer_ttl_s(said_fresh_s(), tags)
-            kept = cache.put(key, value, ttl_s=ttl_s, tags=tags, subject=subject)
-        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has an answer
+            ttl_s = memory.freshness.response_ttl_s(said_fresh_s(), tags)
+            stored = memory.put(key, value, ttl_s, tags, subject)
+        except Exception as error:  # noqa: BLE001 - counted and logged; the caller has the value
             self.flights.not_stored(error)
             return
-        if cache.erased_since(key, erasures):  # by another thread, since the look above
-            cache.pop(key, None)
-            kept = False
-        if not kept:
+        if memory.erased_since(key, erasures):  # by another thread, since the look above
+            memory.take(key, None)
+            stored = False
+        if not stored:
             self.flights.not_stored()
         if self.tiers is not None:
-            ttl_ns = cache.lasts_ns(ttl_s, tags)
+            ttl_ns = memory.freshness.lasts_ns(ttl_s, tags)
             self.tiers.write(
                 key,
                 value,
                 ttl_ns=ttl_ns,
-                computed_ns=self.front.now(),
+                computed_ns=self.hit_path.now(),
                 erasures=erasures,
                 tags=tags,
                 subject=subject,
             )
 
     def store_error(self, key: Any, error: Exception, erasures: int, tags: Any, subject: str | None) -> None:
-        """Keeps an error, where errors are kept and it says something about the next call."""
-        if self.cache.negative_ttl_s <= 0.0 or isinstance(error, _PASSING):
+        """Store an error, if errors are stored and it says something about the next call."""
+        if self.memory.freshness.negative_ttl_s <= 0.0 or isinstance(error, _TRANSIENT):
             return
-        if self.cache.erased_since(key, erasures) or not storable():
+        if self.memory.erased_since(key, erasures) or not storable():
             return
         try:
-            self.cache.put_negative(key, strip_traceback(error), tags=tags, subject=subject)
-        except Exception as refused:  # noqa: BLE001 - as above: the caller gets the error itself
-            self.flights.not_stored(refused)
+            self.memory.put_negative(key, strip_traceback(error), None, tags, subject)
+        except Exception as failure:  # noqa: BLE001 - as above: the caller gets the error itself
+            self.flights.not_stored(failure)

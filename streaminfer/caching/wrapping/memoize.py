@@ -1,4 +1,4 @@
-"""A cached function: the parameters of the one behind it written out, so that f(1) and f(x=1) have the same key."""
+"""Cached functions: the parameters of the wrapped one written out, so that f(1) and f(x=1) have one key."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 _SHELL = """
 {define} cached({parameters}):
-    __missed = __look({values})
-    if __missed.__class__ is not __Missed:
-        return __missed
-    return {awaited}__answer(__missed, __partial({call}))
+    __found = __look({values})
+    if __found.__class__ is not __Missed:
+        return __found
+    return {awaited}__on_miss(__found, __partial({call}))
 def key_of({parameters}):
     return __key({values})
 """
@@ -30,10 +30,10 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class CachedFunction(Protocol[P, R_co]):
-    """A function behind a cache, as type checkers see it."""
+    """Function with a cache in front of it, as type checkers see it."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Answer as the function does, from the cache where it can."""
+        """Return what the function returns, from the cache if it is there."""
         ...
 
     def key_of(self, *args: P.args, **kwargs: P.kwargs) -> bytes:
@@ -41,16 +41,16 @@ class CachedFunction(Protocol[P, R_co]):
         ...
 
 
-def cached_function(function: Any, front: HitPath, answering: Callable[..., Any], *, is_async: bool) -> Any:
-    """A function of the same kind and parameters, which looks into the cache first.
+def cached_function(function: Any, hit_path: HitPath, on_miss: Callable[..., Any], *, is_async: bool) -> Any:
+    """Return a function of the same kind and parameters, which looks into the cache first.
 
     Arguments that are collected, ``*args`` and ``**kwargs``, are keyed as they come.
 
     Args:
-        function: what is behind.
-        front: looks into the cache.
-        answering: takes what is not simply a hit, and what asks the function.
-        is_async: whether ``answering`` is to be awaited.
+        function: what is wrapped.
+        hit_path: looks into the cache.
+        on_miss: takes a `Miss`, and a call of the function with all arguments.
+        is_async: whether ``on_miss`` is to be awaited.
     """
     parameters, values, call = "*args, **kwargs", "(args, kwargs)", "__function, *args, **kwargs"
     plain = isinstance(function, types.FunctionType) and not function.__code__.co_flags & _STARRED
@@ -66,10 +66,10 @@ def cached_function(function: Any, front: HitPath, answering: Callable[..., Any]
     define, awaited = ("async def", "await ") if is_async else ("def", "")
     source = _SHELL.format(define=define, awaited=awaited, parameters=parameters, values=values, call=call)
     namespace: dict[str, Any] = {
-        "__look": front.look,
-        "__key": front.key,
+        "__look": hit_path.look,
+        "__key": hit_path.key,
         "__Missed": Miss,
-        "__answer": answering,
+        "__on_miss": on_miss,
         "__partial": partial,
         "__function": function,
     }

@@ -1,8 +1,9 @@
-"""What was wrapped, as its part of every key: two things that may answer differently never share it.
+"""Identity of what was wrapped, a part of every key: two services that may respond differently never share it.
 
-The ``fingerprint`` that something offers inward, else module, qualified name and a digest of the code. What can exist
-twice under one name and code (objects, closures, lambdas, what was typed in) has a random number as well, in this
-process only; and where its models may change (several routes, which have no fingerprint together), how often they have.
+It is the ``fingerprint`` that a service offers, else module, qualified name and a digest of the code. What can exist
+twice under one name and code (objects, closures, lambdas, code that was typed in) has a random number as well, in this
+process only. If its models may change (several routes, which have no common fingerprint), the number of changes is part
+of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["identity_of"]
 
 
 def identity_of(inner: Any) -> tuple[str, bool]:
-    """Its name, and whether another process would find the same."""
+    """Return its name, and whether another process would find the same."""
     offered = adapt(inner).capabilities()
     mark = offered.fingerprint
     if callable(mark):
@@ -44,9 +45,9 @@ _TOKENS: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def _token_of(thing: Any) -> str:
-    """A random number that stays with an object for its life, in this process.
+    """Return a random number that stays with an object for its life, in this process.
 
-    A method is made anew at each look, so it goes by its object and its function.
+    Each look-up of a method makes another object, so a method has the numbers of its object and its function.
     """
     if isinstance(thing, types.MethodType):
         return f"{_token_of(thing.__self__)} {_token_of(thing.__func__)}"
@@ -60,6 +61,6 @@ def _token_of(thing: Any) -> str:
         if _TOKENS.get(number, (None,))[0] is reference:
             del _TOKENS[number]
 
-    with contextlib.suppress(TypeError):  # what cannot be watched: each wrap of it is a thing of its own
+    with contextlib.suppress(TypeError):  # without weak references each wrap has an identity of its own
         _TOKENS[number] = weakref.ref(thing, forget), token
     return token

@@ -10,7 +10,6 @@ import pytest
 import streaminfer as si
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
-from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.notices import Notice
@@ -119,7 +118,7 @@ def test_a_hold_outlives_the_process_with_its_log_which_names_nobody(tmp_path):
         later.erase(subject="anna")
     asyncio.run(later.release(subject="anna", reason="over"))
     assert later.erase(subject="anna") == 0
-    later._ledger.drain()  # a thread writes the file
+    later._memory.retention.counts.drain()  # a thread writes the file
 
 
 @pytest.mark.parametrize(
@@ -203,13 +202,13 @@ def test_below_its_minimum_age_nothing_is_erased(aged, clock, log):
     assert [event.action for event in log.pending] == ["erase_held"]  # by tag, which was not asked again
 
 
-def test_what_has_its_minimum_age_goes_when_the_cache_is_swept(aged, clock):
+def test_an_entry_past_its_minimum_age_is_released(aged, clock):
     aged.put(1, 1, tags=["invoice"])
     clock.advance(6.0)
     aged.expire()
-    assert aged.sweep(clock(), 256) == 30 * S + 1_000
+    assert aged._memory.expire_due(clock(), 256) == 30 * S + 1_000
     clock.advance(24.0)
-    aged.sweep(clock(), 256)
+    aged._memory.expire_due(clock(), 256)
     assert aged.preserved == ()
 
 
@@ -374,10 +373,10 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
     """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
     cache.put(1, 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
-    tiers = TierSet((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, counts=None)
+    tiers = TierSet((), cache._memory, None)
 
     with pytest.raises(si.ErasureHeld, match="case 17"):
-        drop(cache, tiers, 0, Notice(subject="anna"))
+        drop(cache._memory, tiers, 0, Notice(subject="anna"))
 
     assert cache.get(1) == 1
     assert [event.action for event in log.pending] == ["erase_held"]

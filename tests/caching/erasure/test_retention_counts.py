@@ -43,6 +43,21 @@ class Locked:
         self.file.close()
 
 
+def test_a_record_bears_the_time_of_its_event(tmp_path):
+    """However late the disk takes the record of an erasure, it says when the erasure was."""
+    now = [5_000_000_000]
+    log = RetentionLog(tmp_path / "log", secret=SECRET, wall_clock=lambda: now[0])
+    cache = si.EdgeCache(retention=Retention(60.0, log=log))
+
+    stalled = Locked(tmp_path)
+    cache.erase(tag="face")
+    now[0] += 3_000_000_000
+    stalled.let_go()
+    cache._memory.retention.counts.drain()
+
+    assert [event.at_ns for event in log.events] == [5_000_000_000]
+
+
 class Failing:
     """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
 
@@ -196,7 +211,7 @@ def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
     assert cache.erase(subject="anna \udc80") == 0
     assert cache.erase(tag="face") == 0
     assert cache.tiers.statistics()[0].pending == 2
-    cache._ledger.drain()
+    cache._memory.retention.counts.drain()
     assert [json.loads(line)[1:] for line in owed.read_text().splitlines()] == [["anna \udc80", None], [None, "face"]]
     assert owed.stat().st_mode & 0o777 == 0o600
 
@@ -215,7 +230,7 @@ def test_a_process_that_is_killed_leaves_what_it_owes(tmp_path):
     if child == 0:
         cache = on_disk(tmp_path)
         cache.erase(subject="anna")
-        cache._ledger.drain()
+        cache._memory.retention.counts.drain()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     place = f"disk {tmp_path / 'disk'}"

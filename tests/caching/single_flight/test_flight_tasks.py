@@ -61,7 +61,7 @@ def quiet(main, *args, thorough=True):
         for _ in range(5):
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert flights.statistics().in_the_air == 0
+        assert flights.statistics().in_flight == 0
         assert not flights.here()._owners
         assert not flights.here()._stopping
         return result, flights.statistics()
@@ -115,8 +115,8 @@ def test_cancelled_at_every_turn(script, turns):
             assert outcomes.count("ok") == 3 - failures
             assert work.begun == failures + 1
             assert statistics.computations == failures + 1
-            assert statistics.joined == 2
-            assert statistics.handed_over == failures
+            assert statistics.collapsed == 2
+            assert statistics.leader_changes == failures
         if (None, "ok") in zip(cancels, outcomes, strict=True):
             assert work.cancelled == 0  # somebody waited all the time
     quiet(play, (None, 3, None))  # and collects what all these left, whose loops would complain then
@@ -258,7 +258,7 @@ def test_a_thousand_callers_one_computation_and_nobody_late():
     assert begun == 1
     assert len(ends) == 1000
     assert max(ends) <= 0.05 * 1.1
-    assert statistics.joined == 999
+    assert statistics.collapsed == 999
 
 
 @pytest.mark.parametrize("through", ["itself", "another", "a task", "two at once"])
@@ -633,9 +633,9 @@ def test_a_coroutine_that_is_closed_while_it_waits_leaves():
 
         coroutine = caller()
         coroutine.send(None)
-        assert flights.statistics().in_the_air == 1
+        assert flights.statistics().in_flight == 1
         coroutine.close()
-        assert flights.statistics().in_the_air == 0
+        assert flights.statistics().in_flight == 0
 
     quiet(play)
 
@@ -686,7 +686,7 @@ def test_what_cannot_begin_leaves_no_flight():
         with pytest.raises(MemoryError):
             await here.share("key", Work(), (), loop.clock)
         loop.set_task_factory(None)
-        assert flights.statistics().in_the_air == 0
+        assert flights.statistics().in_flight == 0
         assert await here.share("key", Work("ok"), (), loop.clock) == ("ok", True)
 
     quiet(play)

@@ -37,7 +37,7 @@ class Work:
         assert self.running == 1, "two computations of one key"
         try:
             until = time.monotonic() + PATIENCE_S
-            while self.flights.statistics().joined < self.joined:
+            while self.flights.statistics().collapsed < self.joined:
                 assert time.monotonic() < until, "they did not come"
                 os.sched_yield()
             step = self.script.pop(0) if self.script else "ok"
@@ -63,7 +63,7 @@ def play(threads, *script):
         asked = [pool.submit(ask) for _ in range(threads)]
         outcomes = [each.result(PATIENCE_S) for each in asked]
     statistics = flights.statistics()
-    assert statistics.in_the_air == 0
+    assert statistics.in_flight == 0
     return outcomes, work, statistics
 
 
@@ -71,7 +71,7 @@ def test_one_computes_for_all():
     outcomes, work, statistics = play(16)
     assert outcomes == ["ok"] * 16
     assert work.begun == 1
-    assert (statistics.computations, statistics.joined) == (1, 15)
+    assert (statistics.computations, statistics.collapsed) == (1, 15)
 
 
 def test_a_leader_that_fails_hands_over(caplog):
@@ -79,7 +79,7 @@ def test_a_leader_that_fails_hands_over(caplog):
     assert (statistics.refresh_failures, caplog.records) == (0, [])
     assert sorted(map(str, outcomes)) == ["1", "2"] + ["ok"] * 6
     assert len(set(work.leaders)) == 3
-    assert (statistics.failures, statistics.handed_over) == (2, 2)
+    assert (statistics.failures, statistics.leader_changes) == (2, 2)
 
 
 def test_after_three_failures_all_have_the_error():
@@ -121,7 +121,7 @@ def test_a_follower_that_is_interrupted_leaves(request):
 
     def interrupt():
         until = time.monotonic() + PATIENCE_S
-        while flights.statistics().joined < 1:
+        while flights.statistics().collapsed < 1:
             assert time.monotonic() < until
             os.sched_yield()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -133,10 +133,10 @@ def test_a_follower_that_is_interrupted_leaves(request):
         with pytest.raises(KeyboardInterrupt):
             flights.threads.share("key", work, (), time.monotonic_ns)
         killer.result(PATIENCE_S)
-        assert flights.statistics().in_the_air == 1
+        assert flights.statistics().in_flight == 1
         release.set()
         assert leader.result(PATIENCE_S) == ("ok", True)
-    assert flights.statistics().in_the_air == 0
+    assert flights.statistics().in_flight == 0
 
 
 @pytest.mark.parametrize("through", ["itself", "another", "asyncio.to_thread"])
@@ -155,7 +155,7 @@ def test_re_entrancy_is_an_error_and_not_a_deadlock(through):
 
     with pytest.raises(RuntimeError, match="re-entrant"):
         again()
-    assert flights.statistics().in_the_air == 0
+    assert flights.statistics().in_flight == 0
 
 
 def test_two_threads_that_would_wait_for_each_other():
@@ -175,7 +175,7 @@ def test_two_threads_that_would_wait_for_each_other():
     told = [error for error in errors if error is not None]
     assert told
     assert all("re-entrant" in str(error) or isinstance(error, threading.BrokenBarrierError) for error in told)
-    assert flights.statistics().in_the_air == 0
+    assert flights.statistics().in_flight == 0
 
 
 def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
@@ -204,7 +204,7 @@ def test_a_refresh_runs_in_a_thread_and_reports_its_failure(caplog):
     wait_for_the_end()
     assert done.is_set()
     statistics = flights.statistics()
-    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_the_air) == (2, 1, 0)
+    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_flight) == (2, 1, 0)
     assert statistics.computations == 2
 
 
@@ -296,7 +296,7 @@ def test_a_key_whose_refresh_hangs_is_refreshed_again(caplog):
         assert time.monotonic() < until
         os.sched_yield()
     statistics = flights.statistics()
-    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_the_air) == (2, 1, 0)
+    assert (statistics.refreshes, statistics.refresh_failures, statistics.in_flight) == (2, 1, 0)
     assert refreshes.running == 0
     assert "a refresh in a thread is late" in caplog.text
 
@@ -308,4 +308,4 @@ def test_who_waits_for_a_refresh_that_hangs_computes(caplog):
     refresh_that_hangs(flights, "key", release, Refreshes())
     assert flights.threads.share("key", lambda: "own", (), time.monotonic_ns) == ("own", True)
     release.set()
-    assert flights.statistics().in_the_air == 0
+    assert flights.statistics().in_flight == 0

@@ -115,7 +115,7 @@ def test_a_snapshot_of_labels_and_states():
     clock.advance(1.0)
     cache.put("c", 3, tags=("y",))
     cache.put_negative("d", "error", subject="z")
-    flat = iter(cache.snapshot(3))
+    flat = iter(cache._memory.snapshot(3))
     assert sorted(zip(flat, flat, strict=True), key=repr) == [
         (("s", ("x",)), 2),
         (("z", ()), 3),

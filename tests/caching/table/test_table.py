@@ -195,9 +195,9 @@ def test_a_cache_from_which_all_was_removed_waits_for_nothing():
     clock = FakeClock(10**9)
     cache = EdgeCache(ttl_s=1.0, clock=clock)
     cache["a"] = 1
-    assert cache.sweep(clock.now_ns, 1) < NEVER
+    assert cache._memory.expire_due(clock.now_ns, 1) < NEVER
     del cache["a"]
-    assert cache.sweep(clock.now_ns, 1) == NEVER
+    assert cache._memory.expire_due(clock.now_ns, 1) == NEVER
 
 
 @pytest.mark.skipif(not is_atomic(EdgeTable), reason="plain Python's lists are the collector's")

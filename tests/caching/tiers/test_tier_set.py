@@ -271,12 +271,12 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             assert sorted(it.data_class for it in redis.held.values()) == ["", "face"]
             assert [it.data_class for it in disk.held.values()] == [""]
             assert {it.data_class: it.ttl_s for it in redis.held.values()} == {"": 100.0, "face": 4.0}
-            held = {it.data_class: it for it in cache._in_memory()}
+            held = {it.data_class: it for it in cache._memory.holdings()}
             assert {name: it.entries for name, it in held.items()} == {"": 2, "face": 2, "voice": 1}
             assert held["face"].oldest_age_s == pytest.approx(0.1, abs=1e-3)
             await asyncio.sleep(4.2)
-            assert {it.data_class: it.entries for it in cache._in_memory()} == {"": 2, "voice": 1}
-            cache.sweep(loop.clock(), 256)  # as the thread does by the system's clock
+            assert {it.data_class: it.entries for it in cache._memory.holdings()} == {"": 2, "voice": 1}
+            cache._memory.expire_due(loop.clock(), 256)  # as the thread does by the system's clock
             assert recorded("expired", "memory", "face") == 2
             await asyncio.sleep(5.0)
             assert recorded("disallowed", "disk", "voice") == recorded("disallowed", "redis", "face") == 1
@@ -335,18 +335,18 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
             disk.held["k"] = Entry(value=1, stored_ns=EPOCH, ttl_s=10.0)
             found = await cache.tiers.read("k", granted_ns=S)
             await asyncio.sleep(4.0)
-            cache.promote("k", found, cache.erasures)
+            cache._access.promote("k", found, cache._memory.erasures)
             await asyncio.sleep(5.9)
             assert cache["k"] == 1
             await asyncio.sleep(0.2)
             assert "k" not in cache
-            cache.promote("k", found, cache.erasures)  # its time has passed
+            cache._access.promote("k", found, cache._memory.erasures)  # its time has passed
             assert len(cache) == 0
             disk.held["k"] = Entry(value=1, stored_ns=disk.wall_clock(), ttl_s=10.0)
             found = await cache.tiers.read("k", granted_ns=S)
-            before = cache.erasures
+            before = cache._memory.erasures
             cache.erase(tag="other")
-            cache.promote("k", found, before)
+            cache._access.promote("k", found, before)
             assert len(cache) == 0
             assert cache.tiers.write("k", 1, ttl_ns=S, computed_ns=loop.now_ns, erasures=before) == []
             await asyncio.sleep(0.1)

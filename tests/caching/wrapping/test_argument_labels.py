@@ -117,7 +117,7 @@ def test_subject_that_is_no_string(value):
     def model(x, patient):
         calls.append(x)
 
-    with pytest.raises(InvalidInput, match="patient: expected a string or None, for it is the subject"):
+    with pytest.raises(InvalidInput, match="patient: expected a string or None, because it is the subject"):
         si.EdgeCache().wrap(model, subject="patient")(1, value)
     assert calls == []
 

@@ -18,7 +18,6 @@ import streaminfer as si
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.single_flight.flight_context import no_store
 from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.request import Request, Response
 from streaminfer.testing import FakeClock, ScriptedBackend, run
@@ -30,12 +29,11 @@ class Cache:
     """An `EdgeCache` as a layer, with its flights at hand."""
 
     def __init__(self, clock=None, *, secret=None, **settings):
-        self.table = EdgeCache(clock=clock, **settings)
-        self.flights = SingleFlight()
-        self.secret = secret
+        self.table = EdgeCache(clock=clock, secret=secret, **settings)
+        self.table._flights = self.flights = SingleFlight()
 
     def wrap(self, inner):
-        return put_in_front(self.table, inner, self.flights, secret=self.secret)
+        return self.table.wrap(inner)
 
 
 class Model:
@@ -69,7 +67,7 @@ def on_loop(scenario, **settings):
         for _ in range(4):
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert cache.flights.statistics().in_the_air == 0
+        assert cache.flights.statistics().in_flight == 0
         return result
 
     result = run(main)
@@ -339,7 +337,7 @@ def test_single_flight_of_a_service():
         responses = await asyncio.gather(*(service.call(Request(np.ones(2))) for _ in range(50)))
         assert len(model.asked) == 1
         assert len({id(response.outputs) for response in responses}) == 50
-        assert cache.flights.statistics().joined == 49
+        assert cache.flights.statistics().collapsed == 49
 
     on_loop(play)
 
@@ -357,7 +355,7 @@ def test_in_a_stack_the_batcher_enforces_the_leaders_deadline_and_the_layer_the_
             assert ends[2].tolist() == [1.0, 1.0]
             assert (await stack.call(Request(x))).source == "cache"
             assert (await stack.call(Request(x, deadline_ns=0))).source == "cache"
-        assert cache.flights.statistics().in_the_air == 0
+        assert cache.flights.statistics().in_flight == 0
 
     run(main)
 
@@ -715,7 +713,7 @@ def test_flights_count_what_they_did():
     f(1)
     f(1)
     statistics = cache.flights.statistics()
-    assert (statistics.computations, statistics.joined, statistics.failures) == (1, 0, 0)
+    assert (statistics.computations, statistics.collapsed, statistics.failures) == (1, 0, 0)
     assert cache.table.statistics().hits == 1
 
 
@@ -734,7 +732,7 @@ def test_what_an_error_kept_for_others_may_be():
 
     with pytest.raises(Stubborn, match="a b"):
         f(1)
-    with pytest.raises(RuntimeError, match=r"Stubborn: a b \(kept from an earlier call"):
+    with pytest.raises(RuntimeError, match=r"Stubborn: a b \(stored by an earlier call"):
         f(1)
 
 
@@ -819,7 +817,7 @@ def test_waiters_with_other_tags_do_not_join():
     async def play(cache, loop):
         service = cache.wrap(Model(after_s=1.0))
         await asyncio.gather(service.call(Request(1)), service.call(Request(1, tags=("face",))))
-        assert cache.flights.statistics().joined == 0
+        assert cache.flights.statistics().collapsed == 0
         assert cache.table.erase(tag="face") == 1
 
     on_loop(play)
@@ -1033,22 +1031,22 @@ def test_what_was_deleted_while_it_is_computed_is_not_stored(take):
 def test_as_many_deletions_as_are_not_remembered_one_by_one_are_of_all_keys():
     """Of the latest 1,024 deletions at least each is known; older ones count as deletions of every key."""
     cache = EdgeCache()
-    before = cache.erasures
+    before = cache._memory.erasures
     cache.pop("a", None)
     for number in range(2047):
         cache.pop(number, None)
-        assert not cache.erased_since("b", before)
-        assert cache.erased_since("a", before)
-        assert cache.erased_since(number, cache.erasures - 1)
-        assert not cache.erased_since(number, cache.erasures)
-    recent = cache.erasures - 1024
+        assert not cache._memory.erased_since("b", before)
+        assert cache._memory.erased_since("a", before)
+        assert cache._memory.erased_since(number, cache._memory.erasures - 1)
+        assert not cache._memory.erased_since(number, cache._memory.erasures)
+    recent = cache._memory.erasures - 1024
     cache.pop("another", None)
-    assert cache.erased_since("b", before)
-    assert not cache.erased_since("b", recent)
-    assert cache.erased_since(1500, recent)
+    assert cache._memory.erased_since("b", before)
+    assert not cache._memory.erased_since("b", recent)
+    assert cache._memory.erased_since(1500, recent)
     cache.clear()
-    assert cache.erased_since("b", cache.erasures - 1)
-    assert not cache.erased_since("b", cache.erasures)
+    assert cache._memory.erased_since("b", cache._memory.erasures - 1)
+    assert not cache._memory.erased_since("b", cache._memory.erasures)
 
 
 class Switched:
@@ -1156,7 +1154,7 @@ def test_a_stop_ends_where_computations_swallow_their_cancellation(drain, caplog
         await asyncio.sleep(0.1)
 
     on_loop(play, ttl_s=2.0, stale_s=3600.0)
-    assert "a computation goes on 1 s after it was cancelled" in caplog.text
+    assert "a computation runs 1 s after it was cancelled" in caplog.text
 
 
 def test_an_erased_answer_is_not_kept_by_the_context_of_its_computation():

@@ -1,4 +1,4 @@
-"""The cache as a layer of a `Stack`: what it answers, whom it spares, and what sweeps it."""
+"""The cache as a layer of a `Stack`: what it answers, whom it spares, and what frees its expired entries."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ def test_repeats_are_answered_without_the_model_and_a_stampede_computes_once():
     run(main)
 
 
-def test_an_idle_cache_of_a_stack_is_swept_by_the_thread():
+def test_the_thread_frees_entries_of_an_idle_stack():
     """The event loop takes no part: an entry leaves memory while the loop is busy with something else."""
 
     class Kept:
@@ -66,17 +66,17 @@ def test_the_clock_of_a_stack_is_not_the_threads():
 
 
 def test_the_thread_leaves_a_cache_that_was_given_a_clock():
-    """A cache that waits for the thread may be given a clock later: the thread then sweeps it no more."""
+    """A cache that waits for the thread may be given a clock later: the thread then leaves it out."""
     cache = si.EdgeCache(ttl_s=3600.0)
     cache["x"] = 1
     cache.bind_clock(FakeClock(10**18))
-    assert THREAD._look(weakref.ref(cache)) == 2**63 - 1
-    assert cache.wake_ns == -1
+    assert THREAD._look(weakref.ref(cache._memory)) == 2**63 - 1
+    assert cache._memory.wake_ns == -1
     assert cache.statistics().expired == 1
 
 
 def test_a_cache_outlives_the_loop_that_served_it():
-    """A loop that was closed without a stop ends nothing: values are stored, and the thread sweeps."""
+    """A loop that was closed without a stop ends nothing: values are stored, and the thread frees what expires."""
 
     async def ask():
         await si.Stack(cache, ScriptedBackend()).start()

@@ -8,8 +8,8 @@ own, and their entry's name inside: what was altered underneath is found out on 
   expired, then by what was stored first. Pages that become free are used again.
 * *Gone is gone*: ``secure_delete`` overwrites what is deleted, and after an erasure or a purge the log is emptied.
   SQLite leaves copies of rows that it moved, between the cells of a page. So what was deleted is then looked for in the
-  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is written anew.
-* *Damage*: a file that SQLite finds malformed is removed and begun anew, unless another process has it open.
+  bytes of the file, and where it is found, and can be read, and has expired or was erased, the file is rewritten.
+* *Corruption*: a file that SQLite finds malformed is replaced by an empty one, unless another process has it open.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class DiskStore:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process begins the file anew
+            fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while another process replaces the file
             try:
                 self._connect()
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -201,7 +201,7 @@ class DiskStore:
     def _empty_log(self) -> None:
         busy = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
-            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes let go of it")
+            raise sqlite3.OperationalError("deleted, but copies stay in the log until other processes release it")
 
     def _connect(self) -> None:
         os.close(os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600))
@@ -234,7 +234,7 @@ class DiskStore:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise sqlite3.OperationalError("the file must be begun anew, but another process has it open") from error
+            raise sqlite3.OperationalError("the file must be replaced, but another process has it open") from error
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
                 self._file.with_name(self._file.name + suffix).unlink()

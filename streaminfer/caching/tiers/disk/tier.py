@@ -36,14 +36,15 @@ class DiskTier:
     """A tier in a folder; survives a kill at any moment without ever giving a wrong or torn value.
 
     Several processes may share a folder. An entry that one puts or erases is there, or gone, for all. A file that was
-    damaged is begun anew by the first that finds it alone open; while others have it open, it misses.
+    corrupt is replaced by the first process that has it open alone; while others have it open, it misses.
 
     Args:
         folder: made if missing, for the owner only. It holds the file, its log, and a lock.
         max_bytes: what the file may take, at least 1 MiB; the log beside it takes about 4 MiB, more for the moment
-            where one record is larger. What was stored first gives way. An entry of more than a quarter is refused. A
-            file that is larger when it is opened is begun anew. A purge or erasure that leaves readable copies of what
-            it deleted writes the file anew, which takes its size once more in SQLite's folder for temporary files.
+            where one record is larger. What was stored first gives way. An entry of more than a quarter is rejected. A
+            file that is larger when it is opened is replaced by an empty one. A purge or erasure that leaves readable
+            copies of what it deleted rewrites the file, which takes its size once more in SQLite's folder for temporary
+            files.
         keys: encrypts records and names with keys of this provider; ``None``: plain, with checksums.
         purge_every_s: what has expired is gone from the medium after at most so many seconds, and the time that the
             purge takes, while the tier runs.
@@ -89,13 +90,13 @@ class DiskTier:
             self.wall_clock,
         )
         self._thread: ThreadPoolExecutor | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._purger: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open the file or make it, and begin to purge.
 
         Raises:
-            BackendError: the folder cannot be made or written, or the file must be begun anew while others use it.
+            BackendError: the folder cannot be made or written, or the file must be replaced while others use it.
             RuntimeError: it runs already.
         """
         if self._thread is not None:
@@ -106,15 +107,15 @@ class DiskTier:
         except BaseException:
             await self.stop()
             raise
-        self._sweeper = asyncio.create_task(self._sweep(), name="streaminfer disk tier purge")
+        self._purger = asyncio.create_task(self._purge_regularly(), name="streaminfer disk tier purge")
 
     async def stop(self) -> None:
         """End what is queued and close the file; idempotent."""
         thread, self._thread = self._thread, None
-        sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None:
-            sweeper.cancel()
-            await asyncio.gather(sweeper, return_exceptions=True)
+        purger, self._purger = self._purger, None
+        if purger is not None:
+            purger.cancel()
+            await asyncio.gather(purger, return_exceptions=True)
         if thread is not None:
             closing = asyncio.wrap_future(thread.submit(self._store.close))
             try:
@@ -238,7 +239,7 @@ class DiskTier:
         await self._run(partial(self._store.flush, erased=erased))
         return total
 
-    async def _sweep(self) -> None:
+    async def _purge_regularly(self) -> None:
         while True:
             await asyncio.sleep(self.purge_every_s)
             try:

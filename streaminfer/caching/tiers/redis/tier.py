@@ -149,7 +149,7 @@ class RedisTier:
         client, self._client = self._client, None
         sealer, self._sealer = self._sealer, None
         if sealer is not None:
-            await asyncio.wrap_future(sealer.submit(int))  # what is under way; the loop does not wait for it
+            await asyncio.wrap_future(sealer.submit(int))  # ends what is running, without blocking the loop
             sealer.shutdown(wait=True)
         if client is not None:
             await client.aclose()
@@ -299,7 +299,7 @@ class RedisTier:
         try:
             record = await self._client.hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
-            if WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
+            if WRONG_TYPE in str(error):  # a foreign value makes way, as a corrupt record does
                 await self._drop(name)
             raise
         if record is None:

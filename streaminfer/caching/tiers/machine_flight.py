@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.leases import Leases
-    from streaminfer.caching.tiers.lookup import TierHit
     from streaminfer.caching.tiers.writer import TierWriter
 
 __all__ = ["MachineFlight"]
 
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.1
+
+Hit = TypeVar("Hit")
 
 
 class MachineFlight:
@@ -41,7 +42,7 @@ class MachineFlight:
         self._key = key
         self._token = os.urandom(16)
 
-    async def begin(self, longest_s: float, look: Callable[[], Awaitable[TierHit | None]]) -> TierHit | None:
+    async def begin(self, longest_s: float, look: Callable[[], Awaitable[Hit | None]]) -> Hit | None:
         """Takes the lease, or waits for the entry of who has it.
 
         Args:

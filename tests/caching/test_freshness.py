@@ -189,11 +189,15 @@ def seen(response):
 
 def test_windows_default_to_stale_s():
     """One number is both windows; each of its own takes its place."""
-    both = si.EdgeCache(stale_s=5.0).freshness
+    both = si.EdgeCache(stale_s=5.0)._memory.freshness
     other = si.EdgeCache(stale_s=5.0, stale_if_error_s=60.0)
 
     assert (both.revalidate_s, both.if_error_s, both.stale_s) == (5.0, 5.0, 5.0)
-    assert (other.freshness.revalidate_s, other.freshness.if_error_s, other.stale_s) == (5.0, 60.0, 60.0)
+    assert (other._memory.freshness.revalidate_s, other._memory.freshness.if_error_s, other.stale_s) == (
+        5.0,
+        60.0,
+        60.0,
+    )
 
 
 def test_stale_is_given_and_outdated_is_computed():
@@ -232,7 +236,7 @@ def test_outdated_replaces_an_error_until_its_end():
     run(main)
 
 
-def test_outdated_in_a_swept_table():
+def test_outdated_in_an_expired_table():
     """The windows count from the same instant once the entry was set aside as stale."""
 
     async def main(loop):

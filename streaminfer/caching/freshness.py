@@ -1,0 +1,177 @@
+"""For how long, and under which labels, a cache stores values: its settings of time within the retention policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal.validation import (
+    LONGEST_S,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+)
+from streaminfer.caching.table._timer_wheel_cy import NEVER
+
+if TYPE_CHECKING:
+    from streaminfer.compliance.retention import Retention, Rule
+
+__all__ = ["Freshness", "Labels", "duration_ns", "labels_of"]
+
+Labels = tuple[Any, ...] | None
+"""Subject and tags; with a policy also the data class and the instant at which the response was computed."""
+
+
+def duration_ns(name: str, seconds: object, *, positive: bool = False) -> int:
+    """Return a duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
+    return round(min(check_duration(name, seconds, positive=positive), LONGEST_S) * 1e9)
+
+
+def labels_of(subject: object, tags: Any) -> Labels:
+    """Return labels as plain strings, whose comparison runs no code of the caller's."""
+    if subject is None and not tags:
+        return None
+    if subject is not None and not isinstance(subject, str):
+        raise TypeError(expected("subject", "a string or None", subject))
+    if isinstance(tags, str):
+        raise TypeError(expected("tags", "several strings, as in a tuple", tags))
+    words = tuple(tags)
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError(expected("tags", "strings", word))
+    return None if subject is None else str(subject), tuple(map(str, words))
+
+
+class Freshness:
+    """The settings of time of one cache; ``EdgeCache`` says what they mean.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Attributes:
+        ttl_ns: nanoseconds for which a value is fresh; ``NEVER``: for good.
+        stale_ns: nanoseconds for which it is stored after that, the longer of both windows.
+        revalidate_ns: for how many of these it is used while it is refreshed.
+        negative_ns: nanoseconds for which a failure without tags is remembered.
+        policy: the retention policy; ``None``: there is none.
+    """
+
+    __slots__ = (
+        "_draw",
+        "if_error_s",
+        "jitter",
+        "negative_ns",
+        "negative_ttl_s",
+        "policy",
+        "revalidate_ns",
+        "revalidate_s",
+        "stale_ns",
+        "stale_s",
+        "ttl_ns",
+        "ttl_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        ttl_s: float | None,
+        ttl_jitter: float,
+        stale_s: float,
+        stale_while_revalidate_s: float | None,
+        stale_if_error_s: float | None,
+        negative_ttl_s: float,
+        seed: int | None,
+        policy: Retention | None,
+    ) -> None:
+        self.ttl_ns = NEVER if ttl_s is None else max(duration_ns("ttl_s", ttl_s, positive=True), 1)
+        both_ns = duration_ns("stale_s", stale_s)
+        self.revalidate_ns = if_error_ns = both_ns
+        self.revalidate_s = self.if_error_s = float(stale_s)
+        if stale_while_revalidate_s is not None:
+            self.revalidate_ns = duration_ns("stale_while_revalidate_s", stale_while_revalidate_s)
+            self.revalidate_s = float(stale_while_revalidate_s)
+        if stale_if_error_s is not None:
+            if_error_ns = duration_ns("stale_if_error_s", stale_if_error_s)
+            self.if_error_s = float(stale_if_error_s)
+        self.stale_ns = max(self.revalidate_ns, if_error_ns)
+        self.negative_ns = duration_ns("negative_ttl_s", negative_ttl_s)
+        self.policy = policy
+        self.ttl_s = ttl_s
+        self.stale_s = max(self.revalidate_s, self.if_error_s)
+        self.negative_ttl_s = float(negative_ttl_s)
+        self.jitter = check_number("ttl_jitter", ttl_jitter, "a share ≥ 0 and < 1", lambda it: 0.0 <= it < 1.0)
+        check_instance("seed", seed, lambda it: it is None or not isinstance(it, bool), "a whole number or None")
+        own = None if seed is None else check_count("seed", seed, at_least=0)
+        self._draw: Callable[[], float] | None = None
+        if self.jitter:
+            import random  # noqa: PLC0415 - most caches draw nothing
+
+            self._draw = random.Random(own).random  # noqa: S311 - spreads load, keeps no secret
+
+        if policy is not None:
+            _check_policy(policy, self.stale_s)
+            self.negative_ns = min(self.negative_ns, _max_age_ns(policy.rule(())))
+
+    def lasts_ns(self, ttl_s: float | None, tags: Iterable[str]) -> int:
+        """Return how long a value is fresh: ``ttl_s``, else as the cache says, at most what the policy allows."""
+        ttl_ns = self.ttl_ns if ttl_s is None else duration_ns("ttl_s", ttl_s)
+        if self.policy is None:
+            return ttl_ns
+        return min(ttl_ns, _max_age_ns(self.policy.rule(tags)) - self.stale_ns)
+
+    def response_ttl_s(self, said_s: float | None, tags: Iterable[str]) -> float | None:
+        """Return how long a response is fresh, less a random share of at most ``ttl_jitter``, s; ``None``: for good.
+
+        Args:
+            said_s: what its computation said with ``fresh_for``; ``None``: nothing.
+            tags: of the response.
+        """
+        ttl_ns = self.lasts_ns(None, tags)
+        if said_s is not None:
+            ttl_ns = min(ttl_ns, duration_ns("fresh_for", said_s))
+        if ttl_ns == NEVER:
+            return None
+        return ttl_ns / 1e9 if self._draw is None else ttl_ns / 1e9 * (1.0 - self.jitter * self._draw())
+
+    def governed(self, ttl_ns: int, labels: Labels, age_ns: int, now_ns: int) -> tuple[int, Labels]:
+        """Return a time to live within the policy, and labels with the class and the instant of the computation.
+
+        Args:
+            ttl_ns: how long the value would be fresh; negative: as the cache says.
+            labels: subject and tags.
+            age_ns: how long ago the value was computed.
+            now_ns: the present instant.
+        """
+        policy = self.policy
+        if policy is None:
+            return ttl_ns, labels
+        subject, tags = (None, ()) if labels is None else labels[:2]
+        rule = policy.rule(tags)
+        longest_ns = max(_max_age_ns(rule) - self.stale_ns - age_ns, 0)
+        ttl_ns = min(self.ttl_ns if ttl_ns < 0 else ttl_ns, longest_ns)
+        return ttl_ns, (subject, tags, rule.data_class, now_ns - age_ns)
+
+    def governed_failure(self, ttl_ns: int, labels: Labels, now_ns: int) -> tuple[int, Labels]:
+        """Return the same of a failure, which has no stale time."""
+        policy = self.policy
+        if policy is None:
+            return ttl_ns, labels
+        longest_ns = _max_age_ns(policy.rule(() if labels is None else labels[1]))
+        ttl_ns = min(duration_ns("negative_ttl_s", self.negative_ttl_s) if ttl_ns < 0 else ttl_ns, longest_ns)
+        return ttl_ns, self.governed(0, labels, 0, now_ns)[1]
+
+
+def _max_age_ns(rule: Rule) -> int:
+    """Return the maximum age of a rule in nanoseconds, at least one."""
+    return max(int(rule.max_age_s * 1e9), 1)
+
+
+def _check_policy(retention: Any, stale_s: float) -> None:
+    from streaminfer.compliance.retention import Retention  # noqa: PLC0415 - loaded by everyone who has a policy
+
+    check_instance("retention", retention, lambda it: isinstance(it, Retention), "a Retention or None")
+    if stale_s >= retention.shortest_s:
+        what = f"less than the shortest maximum age of the policy, {retention.shortest_s:g} s: stale values age as well"
+        raise ValueError(expected("stale_s", what, stale_s))

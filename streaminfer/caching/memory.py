@@ -1,0 +1,283 @@
+"""Memory of a cache: its table, what a retention policy asks of it, and who hears what leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_count
+from streaminfer.caching._locking import guarded, is_atomic
+from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
+from streaminfer.caching.table._table_cy import EdgeTable
+from streaminfer.caching.table._timer_wheel_cy import NEVER
+from streaminfer.caching.table.events import CacheEvents
+
+if TYPE_CHECKING:
+    from streaminfer.caching.erasure.memory_retention import MemoryRetention
+    from streaminfer.compliance.retention import Holding
+    from streaminfer.compliance.retention_log import RetentionLog
+    from streaminfer.protocols import Clock
+
+    _Table = EdgeTable
+else:
+    _Table = EdgeTable if is_atomic(EdgeTable) else guarded(EdgeTable)
+
+__all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
+
+MAX_BYTES = 2**60
+
+
+@attrs.frozen(kw_only=True)
+class CacheStatistics(Snapshot):
+    """Contents and counters of an `EdgeCache`, of one moment. Expired entries are freed before it is taken.
+
+    Counting rules:
+
+    * Each ``get``, ``[]`` and ``setdefault``, and each lookup of a wrapped service or function, counts in exactly one
+      of ``hits``, ``misses``, ``stale_hits`` and ``negative_hits``. ``peek``, ``in``, ``pop``, ``popitem``, ``del``
+      and iteration count in none.
+    * Each value or failure that is stored counts in ``inserted`` if nothing was held under its key, else in
+      ``replaced``; one that is larger than the whole cache in ``rejected``.
+    * Each entry that goes counts in exactly one of ``evicted`` (no room), ``expired`` (its time, and its stale time,
+      had passed), ``erased`` (by subject or tag) and ``removed`` (``del``, ``pop``, ``popitem``, ``clear``, or a value
+      that was rejected under its key). ``inserted`` is the sum of ``entries``, ``stale``, ``negative`` and these four.
+
+    Counters never fall.
+
+    Attributes:
+        entries: fresh entries; the same as ``len``.
+        size: the bytes of their values.
+        stale: expired entries that wrapped calls can still use.
+        negative: remembered failures.
+        held_bytes: the bytes of all that is held; what ``max_bytes`` bounds.
+        hits: lookups that found a fresh value.
+        misses: lookups that found nothing.
+        stale_hits: lookups of a wrapped call that found a stale value.
+        negative_hits: lookups of a wrapped call that found a failure.
+        inserted: entries that were added.
+        replaced: values that replaced another.
+        evicted: entries that went because there was no room.
+        expired: entries that went because their time had passed.
+        erased: entries that were erased by subject or tag.
+        removed: entries that were removed by hand.
+        rejected: values larger than the whole cache.
+        events_lost: events that no listener got, because one did not return.
+        listener_errors: how often a listener raised.
+    """
+
+    entries: int
+    size: int
+    stale: int
+    negative: int
+    held_bytes: int
+    hits: int
+    misses: int
+    stale_hits: int
+    negative_hits: int
+    inserted: int
+    replaced: int
+    evicted: int
+    expired: int
+    erased: int
+    removed: int
+    rejected: int
+    events_lost: int
+    listener_errors: int
+
+    @classmethod
+    def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
+        """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
+        names = [field.name for field in attrs.fields(cls) if field.name != "listener_errors"]
+        return cls(**dict(zip(names, counters, strict=True)), listener_errors=listener_errors)
+
+    @property
+    def evictions(self) -> int:
+        """The same as ``evicted``."""
+        return self.evicted
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of lookups that found a fresh value, a stale one or a failure; NaN before the first."""
+        found = self.hits + self.stale_hits + self.negative_hits
+        return found / (found + self.misses) if found + self.misses else float("nan")
+
+    def _repr_html_(self) -> str:
+        return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")
+
+
+class Memory(_Table):
+    """The table of an `EdgeCache`. Layers, tiers and the thread that expires entries use it; callers use the cache.
+
+    Args:
+        maxsize: how many entries it holds; ``NO_LIMIT``.
+        max_bytes: how many bytes of values; ``NO_LIMIT``.
+        freshness: the settings of time, with the policy.
+        s3fifo: S3-FIFO; else LRU.
+        clock: returns monotonic nanoseconds, ≥ 0; ``None``: a C read of the monotonic clock.
+
+    Attributes:
+        freshness: the settings of time.
+        events: who hears what leaves.
+        retention: what the policy asks of memory; ``None``: there is no policy.
+    """
+
+    __slots__ = ("__weakref__", "_clock_given", "_own_log", "events", "freshness", "retention")
+
+    def __init__(
+        self, maxsize: int, max_bytes: int, freshness: Freshness, s3fifo: bool, clock: Callable[[], int] | None
+    ) -> None:
+        self.events = CacheEvents()
+        self.freshness = freshness
+        self.retention: MemoryRetention | None = None
+        self._own_log: RetentionLog | None = None
+        self._clock_given = clock is not None
+        super().__init__(
+            maxsize,
+            max_bytes,
+            freshness.lasts_ns(None, ()),
+            freshness.stale_ns,
+            freshness.negative_ns,
+            s3fifo,
+            clock,
+        )
+        self.revalidate_ns = freshness.revalidate_ns
+        if freshness.policy is not None:
+            from streaminfer.caching.erasure.memory_retention import MemoryRetention  # noqa: PLC0415 - needs a policy
+
+            self.retention = MemoryRetention(freshness.policy, self)
+            for listener in self.retention.listeners:
+                self.events.listen(self, listener)
+        self._await_expiry()
+
+    # -- storing ------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: Any,
+        value: Any,
+        ttl_s: float | None = None,
+        tags: Iterable[str] = (),
+        subject: str | None = None,
+        size: int | None = None,
+    ) -> bool:
+        """Store a value; see `EdgeCache.put`."""
+        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
+        weight = -1 if size is None else check_count("size", size, at_least=0, at_most=MAX_BYTES)
+        labels = None if subject is None and not tags else labels_of(subject, tags)
+        if self.retention is not None:
+            ttl_ns, labels = self.freshness.governed(ttl_ns, labels, 0, self.now())
+        return self.store(key, value, ttl_ns, weight, labels)
+
+    def put_aged(
+        self, key: Any, value: Any, ttl_ns: int, age_ns: int, tags: Iterable[str], subject: str | None
+    ) -> None:
+        """Store a value that was computed ``age_ns`` ago, for ``ttl_ns`` more."""
+        labels = labels_of(subject, tags)
+        if self.retention is not None:
+            _, labels = self.freshness.governed(0, labels, age_ns, self.now())
+        self.store(key, value, ttl_ns, -1, labels)
+
+    def put_negative(
+        self, key: Any, error: Any, ttl_s: float | None = None, tags: Iterable[str] = (), subject: str | None = None
+    ) -> bool:
+        """Remember a failure; see `EdgeCache.put_negative`."""
+        ttl_ns = -1 if ttl_s is None else duration_ns("ttl_s", ttl_s)
+        labels = labels_of(subject, tags)
+        if self.retention is not None:
+            ttl_ns, labels = self.freshness.governed_failure(ttl_ns, labels, self.now())
+        return self.store_negative(key, error, ttl_ns, labels)
+
+    # -- erasing ------------------------------------------------------------------------------------------------
+
+    def check_erasure(self, subject: str | None, tag: str | None) -> None:
+        """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""
+        if self.retention is not None:
+            self.retention.check_erasure(subject, tag)
+
+    def erase(self, subject: str | None, tag: str | None) -> int:
+        """Erase what memory has of a subject, or with a tag, and record it; return how many entries went."""
+        count: int = self.erase_labelled(subject, tag)
+        if self.retention is not None:
+            count += self.retention.erase(subject, tag, count)
+        if self.erasure_log is self._own_log:
+            from streaminfer.compliance.retention_log import RetentionLog  # noqa: PLC0415 - not every cache is erased
+
+            self._own_log = self._own_log or RetentionLog(wall_clock=self.now)
+            self._own_log.record(
+                "erased", where="memory", data_class="", count=count, reason="asked for", subject=subject, tag=tag
+            )
+        return count
+
+    def delete(self, key: Any, reason: str = "deleted by its key") -> None:
+        """Remove what there is of a key, and count it for the log."""
+        if self.discard(key) and self.retention is not None and self.retention.counts is not None:
+            self.retention.counts.count("removed", "memory", "", reason)
+
+    @property
+    def erasure_log(self) -> RetentionLog | None:
+        """Where erasures are recorded: the policy's `RetentionLog`, else one in memory; ``None``: none were made."""
+        log = None if self.retention is None else self.retention.log
+        return self._own_log if log is None else log
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, unless one was given; entries keep their instants."""
+        if not self._clock_given:
+            self._clock_given = True
+            self.clock = clock
+            self._await_expiry()
+
+    def _await_expiry(self) -> None:
+        """Have the thread free what is due, unless the cache has a clock that the thread cannot read."""
+        if self.clock not in (None, monotonic_ns):
+            self.wake_ns = -1  # no entry goes before this
+            return
+        self.wake_ns = NEVER
+        next_ns = self.expire_due(self.now(), 0)
+        if next_ns != NEVER:
+            self.wake_ns = next_ns
+            self.wake(next_ns)
+
+    def wake(self, at_ns: int) -> None:
+        """Have the thread look for due entries at an instant."""
+        from streaminfer.caching.table.expiry import THREAD  # noqa: PLC0415 - most caches expire nothing
+
+        THREAD.wake(self, at_ns)
+
+    def expire_due(self, now_ns: int, limit: int) -> int:
+        """Free about ``limit`` entries that are due, record that, and return when to look again."""
+        next_ns: int = super().expire_due(now_ns, limit)
+        if self.retention is not None:
+            next_ns = min(next_ns, self.retention.expire_due(now_ns))
+        return next_ns
+
+    def expire(self) -> int:
+        """Free what is past its time, and what need not be preserved longer; return how many entries expired."""
+        count: int = super().expire()
+        if self.retention is not None:
+            self.retention.expire_due(self.now())
+        return count
+
+    def holdings(self) -> list[Holding]:
+        """Return what memory holds by data class, for a retention report."""
+        from streaminfer.caching.erasure.memory_retention import holdings_of  # noqa: PLC0415 - for reports only
+
+        preserved = () if self.retention is None else self.retention.preserved
+        return holdings_of(self, preserved, self.statistics().held_bytes)
+
+    def statistics(self) -> CacheStatistics:
+        """Return a frozen snapshot."""
+        return CacheStatistics.of(self.counters(), self.events.errors)
+
+    def tell(self) -> None:
+        """Tell listeners, and free, what the table has noted; operations do so themselves."""
+        self.events.deliver(self.drain)
+
+    if is_atomic(EdgeTable):
+        _tell = tell

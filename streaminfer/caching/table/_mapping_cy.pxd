@@ -1,0 +1,10 @@
+cimport cython
+from streaminfer.caching.table._table_cy cimport EdgeTable
+
+cdef object _ABSENT
+
+# no_gc_clear: methods rely on the memory, also while the collector frees a cycle that the cache is part of
+@cython.no_gc_clear
+cdef class TableMapping:
+    cdef readonly EdgeTable _memory
+    cdef bint _has_policy

@@ -1,0 +1,66 @@
+"""Mapping methods of `EdgeCache`: compiled, so that a hit costs no Python frame between the caller and the table.
+
+One source, compiled with the C types of ``_mapping_cy.pxd`` or run as plain Python.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["TableMapping"]
+
+_ABSENT: Any = object()
+
+
+class TableMapping:
+    """The mapping's methods over the memory of a cache.
+
+    Args:
+        memory: a table; with a retention policy also a ``put``, which labels what it stores.
+        has_policy: whether there is a retention policy.
+    """
+
+    __slots__ = ("_has_policy", "_memory")
+
+    def __init__(self, memory: Any, has_policy: bool) -> None:
+        self._memory = memory
+        self._has_policy = has_policy
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the fresh value of a key, which counts as a use; else ``default``."""
+        return self._memory._get(key, default)
+
+    def peek(self, key: Any, default: Any = None) -> Any:
+        """Return the fresh value of a key; counts as nothing."""
+        return self._memory.peek(key, default)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Return the fresh value of a key, which counts as a use; else store ``default`` and return it."""
+        return self._memory.setdefault(key, default)
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove and return the fresh entry that would be evicted next."""
+        return self._memory.popitem()  # type: ignore[no-any-return]
+
+    def clear(self) -> None:
+        """Remove everything, what the ghosts remember included, and give the memory back."""
+        self._memory.clear()
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._memory._item(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self._has_policy:
+            self._memory.put(key, value)
+        else:
+            self._memory._set(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        if self._memory.take(key, _ABSENT) is _ABSENT:
+            raise KeyError(key)
+
+    def __contains__(self, key: Any) -> bool:
+        return self._memory._has(key)  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return self._memory.count_fresh()  # type: ignore[no-any-return]
