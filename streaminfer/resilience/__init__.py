@@ -1,4 +1,4 @@
-"""What keeps a broken or overloaded model from taking its callers with it."""
+"""Layers that protect callers from a failing or overloaded model."""
 
 from typing import TYPE_CHECKING
 

@@ -26,18 +26,18 @@ __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 class SideStatistics(Snapshot):
     """What one of the two services did.
 
-    Counting rule: each request is in ``requests``, and when it ends in one of ``answered``, ``failed`` and
+    Counting rule: each request is in ``requests``, and when it ends in one of ``succeeded``, ``failed`` and
     ``cancelled``.
 
     Attributes:
         requests: requests that it was given.
-        answered: how many of them were answered.
+        succeeded: how many of them were answered.
         failed: how many ended with an error, refusals and deadlines included.
         cancelled: how many their callers cancelled.
     """
 
     requests: int
-    answered: int
+    succeeded: int
     failed: int
     cancelled: int
 
@@ -57,7 +57,7 @@ class CanaryStatistics(Snapshot):
     canary: SideStatistics
 
     def _repr_html_(self) -> str:
-        names = ("requests", "answered", "failed", "cancelled")
+        names = ("requests", "succeeded", "failed", "cancelled")
         head = "".join(f"<th>{name}</th>" for name in names)
         rows = "".join(
             f"<tr><th>{side}</th>" + "".join(f"<td>{getattr(counts, name):,}</td>" for name in names) + "</tr>"
@@ -207,7 +207,7 @@ class _Side:
         self._validate: Callable[[Request], None] | None = None
         if not offers_its_check and not isinstance(service, Stack):
             self._validate = find_inward(service, "validate", None)
-        self._requests = self._answered = self._failed = self._cancelled = 0
+        self._requests = self._succeeded = self._failed = self._cancelled = 0
 
     async def call(self, request: Request) -> Response:
         self._requests += 1
@@ -221,13 +221,13 @@ class _Side:
         except BaseException:
             self._cancelled += 1
             raise
-        self._answered += 1
+        self._succeeded += 1
         source = f"{self.name}/{response.source}" if response.source else self.name
         return Response(response.outputs, response.degraded, source, response.timings)
 
     def statistics(self) -> SideStatistics:
         return SideStatistics(
-            requests=self._requests, answered=self._answered, failed=self._failed, cancelled=self._cancelled
+            requests=self._requests, succeeded=self._succeeded, failed=self._failed, cancelled=self._cancelled
         )
 
 

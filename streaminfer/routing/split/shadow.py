@@ -39,13 +39,13 @@ _MOST = 100_000
 class ShadowStatistics(Snapshot):
     """Counters of a `Shadow`, of one moment.
 
-    Counting rule: each copy is in ``sent``, and when it ends in one of ``answered``, ``failed`` and ``cancelled``.
+    Counting rule: each copy is in ``sent``, and when it ends in one of ``succeeded``, ``failed`` and ``cancelled``.
 
     Attributes:
         name: the shadow's.
         sent: copies that were sent.
         in_flight: how many of them have not ended.
-        answered: how many were answered.
+        succeeded: how many were answered.
         failed: how many ended with an error, or at their deadline.
         cancelled: how many a stop ended.
         skipped: requests of the share that were not copied: ``"max_in_flight"``, too many copies were in flight;
@@ -55,13 +55,13 @@ class ShadowStatistics(Snapshot):
     name: str
     sent: int
     in_flight: int
-    answered: int
+    succeeded: int
     failed: int
     cancelled: int
     skipped: Mapping[str, int]
 
     def _repr_html_(self) -> str:
-        rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "answered", "failed", "cancelled")]
+        rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "succeeded", "failed", "cancelled")]
         rows += [(f"skipped: {reason}", count) for reason, count in self.skipped.items()]
         cells = "".join(f"<tr><th>{name.replace('_', ' ')}</th><td>{count:,}</td></tr>" for name, count in rows)
         return f"<table><caption>{html.escape(self.name or 'shadow')}</caption>{cells}</table>"
@@ -117,7 +117,7 @@ class Shadow:
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
-        self._sent = self._answered = self._failed = self._cancelled = 0
+        self._sent = self._succeeded = self._failed = self._cancelled = 0
         if clock is not None:
             self._bind(clock)
 
@@ -146,7 +146,7 @@ class Shadow:
             name=self.name,
             sent=self._sent,
             in_flight=len(self._tasks),
-            answered=self._answered,
+            succeeded=self._succeeded,
             failed=self._failed,
             cancelled=self._cancelled,
             skipped=dict(self._skipped),
@@ -189,7 +189,7 @@ class Shadow:
             return
         failure = task.exception()
         if failure is None:
-            self._answered += 1
+            self._succeeded += 1
             return
         self._failed += 1
         if self._failed == 1:
