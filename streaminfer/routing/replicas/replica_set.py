@@ -19,13 +19,8 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response, timeout_ns
-from streaminfer.routing.replicas._p2c_cy import (
-    FAILURE,
-    IGNORED,
-    REJECTED,
-    SUCCESS,
-    P2CBalancer,
-)
+from streaminfer.routing.replicas._ejection_cy import OutlierEjection
+from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -116,15 +111,20 @@ class Replicas:
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = duration_ns("eject_s", eject_s)
-        self._balancer = P2CBalancer(
-            check_count("choices", choices, at_most=_SLOT),
-            duration_ns("decay_s", decay_s),
+        slow_start_ns = duration_ns("slow_start_s", slow_start_s, positive=False)
+        ejection = OutlierEjection(
             min(in_a_row, 2**31),
             factor,
             eject_ns,
             max(duration_ns("max_eject_s", max_eject_s), eject_ns),
             share,
-            duration_ns("slow_start_s", slow_start_s, positive=False),
+            slow_start_ns,
+        )
+        self._balancer = P2CBalancer(
+            check_count("choices", choices, at_most=_SLOT),
+            duration_ns("decay_s", decay_s),
+            ejection,
+            slow_start_ns,
             random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
         )
         self.zone = zone
