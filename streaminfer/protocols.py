@@ -146,8 +146,8 @@ class Admission(NamedTuple):
 
     Attributes:
         ok: it would be accepted and, as far as is known, answered by its deadline.
-        reason: why not: ``"queue_full"``, ``"limit"``, ``"infeasible"`` (it would miss its deadline),
-            ``"circuit_open"``, ``"no_replica"`` or ``"closed"``; empty where ``ok``.
+        reason: why not: ``"queue_full"``, ``"limit"``, ``"rate_limit"``, ``"infeasible"`` (it would miss its
+            deadline), ``"deadline_exceeded"``, ``"circuit_open"``, ``"no_replica"``, ``"closed"``; empty where ``ok``.
         retry_after_s: seconds after which asking again makes sense; ``None``: unknown.
         predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
     """

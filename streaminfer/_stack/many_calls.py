@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
-_FULL = frozenset({"queue_full", "limit"})  # reasons that pass
+_FULL = frozenset({"queue_full", "limit", "rate_limit"})  # reasons that pass
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
 

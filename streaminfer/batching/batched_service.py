@@ -183,7 +183,7 @@ class BatchedService(Dispatcher):
         if self._stopping:
             return Admission(False, "closed")
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "infeasible")
+            return Admission(False, "deadline_exceeded")
         if self._queue.full and not self._free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:

@@ -160,7 +160,7 @@ class Hedge:
 
     def statistics(self) -> HedgeStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.hedge.statistics import HedgeStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        from streaminfer.resilience.hedge.statistics import HedgeStatistics  # noqa: PLC0415 - serving does not need it
 
         return HedgeStatistics(
             name=self.name,

@@ -180,7 +180,7 @@ class LimitCore:
 
     def _check_inner(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:
         verdict = admission(request, now_ns)
-        if not verdict.ok and verdict.reason == "infeasible":
+        if not verdict.ok and verdict.reason in {"infeasible", "deadline_exceeded"}:
             self._machine.reject_infeasible()
             raise DeadlineExceeded(
                 f"{self.called()} rejected a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "

@@ -2,7 +2,7 @@
 
 *Design.* The generic cell rate algorithm keeps one number for a bucket: the instant at which it is full again. A
 request moves that instant by one interval, and is rejected where it would lie more than a burst in the future. A bucket
-whose instant has passed is full, like one that was never used, so it can be forgotten without changing any answer.
+whose instant has passed is full, like one that was never used, so it can be forgotten without changing any decision.
 
 *Memory.* At most ``max_tenants`` buckets that are not full, besides those of tenants with a rate of their own. When all
 are taken, further tenants share one more bucket of the common rate: a bucket that is not full is never forgotten, or a

@@ -72,7 +72,7 @@ class RateLimitedService:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
         wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "limit", wait_ns / 1e9)
+            return Admission(False, "rate_limit", wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

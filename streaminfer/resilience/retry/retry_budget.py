@@ -188,7 +188,7 @@ class RetryBudget:
 
     def statistics(self) -> RetryStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.retry.statistics import RetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        from streaminfer.resilience.retry.statistics import RetryStatistics  # noqa: PLC0415 - serving does not need it
 
         return RetryStatistics(
             name=self.name,

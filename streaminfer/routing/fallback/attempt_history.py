@@ -9,7 +9,9 @@ from streaminfer.routing.fallback.route_state import RouteState
 
 __all__ = ["AttemptHistory"]
 
-_TIME = frozenset({"infeasible", "queue_full", "limit", "rejected", "deadline_exceeded", "attempt_timeout"})
+_TIME = frozenset(
+    {"infeasible", "queue_full", "limit", "rate_limit", "rejected", "deadline_exceeded", "attempt_timeout"}
+)
 """Reasons that say that a route's device had no time for the request."""
 
 

@@ -24,15 +24,15 @@ __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 
 @attrs.frozen(kw_only=True)
 class SideStatistics(Snapshot):
-    """What one of the two services did.
+    """Counters of one of the two services.
 
     Counting rule: each request is in ``requests``, and when it ends in one of ``succeeded``, ``failed`` and
     ``cancelled``.
 
     Attributes:
         requests: requests that it was given.
-        succeeded: how many of them were answered.
-        failed: how many ended with an error, refusals and deadlines included.
+        succeeded: how many of them succeeded.
+        failed: how many ended with an error, rejections and deadlines included.
         cancelled: how many their callers cancelled.
     """
 
@@ -71,7 +71,7 @@ class Canary:
     """Two services as one, of which the second gets a fixed share of the requests.
 
     It is a service: the last layer of a `Stack`, or of a route, which starts and stops it, and so both services. Each
-    tenant, or stream, stays with one of them. ``source`` of an answer begins with ``"stable"`` or ``"canary"``.
+    tenant, or stream, stays with one of them. ``source`` of a response begins with ``"stable"`` or ``"canary"``.
 
     Args:
         stable: the service that most requests go to: a `Stack`, any other service, a backend, or a sequence of layers,
@@ -143,7 +143,7 @@ class Canary:
         return False if False in said else None if None in said else True
 
     async def call(self, request: Request) -> Response:
-        """Answer the request, by the service whose share it belongs to.
+        """Serve the request, by the service whose share it belongs to.
 
         Raises:
             BaseException: what that service raised.
@@ -153,11 +153,11 @@ class Canary:
         return await (self._canary if belongs else self._stable).call(request)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Return what the service says that the request would go to; changes nothing."""
+        """Return the admission of the service that the request would go to; changes nothing."""
         key = self._by(request)
         belongs = self._share.would_take() if key is None else self._share.has_key(key)
-        ask = (self._canary if belongs else self._stable).admission
-        return Admission(True) if ask is None else ask(request, now_ns)
+        admission = (self._canary if belongs else self._stable).admission
+        return Admission(True) if admission is None else admission(request, now_ns)
 
     async def start(self) -> None:
         """Start both services; where one fails what started is stopped again."""
@@ -174,7 +174,7 @@ class Canary:
         """Stop both services.
 
         Args:
-            drain: answer what they have first; otherwise it ends with `Closed`.
+            drain: let their requests in flight complete first; otherwise they end with `Closed`.
         """
         await stop_all(self, self.services, drain=drain)
 

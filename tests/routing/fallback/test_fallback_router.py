@@ -442,7 +442,7 @@ def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
     """A route with something in flight is not probed, and only probes show that it is fast again."""
 
     async def main(loop, best, second, router):
-        best.verdict = Admission(False, "late")
+        best.verdict = Admission(False, "infeasible")
         await asyncio.sleep(0.3)
         closed, _ = await asyncio.gather(ask(router), router.stop(drain=False), return_exceptions=True)
         assert isinstance(closed, si.errors.Closed)
