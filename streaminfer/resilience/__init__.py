@@ -1,4 +1,4 @@
-"""What keeps a broken or overloaded model from taking its callers with it."""
+"""Layers that protect callers from a failing or overloaded model."""
 
 from typing import TYPE_CHECKING
 
@@ -47,5 +47,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

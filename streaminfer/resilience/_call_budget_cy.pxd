@@ -4,7 +4,7 @@ cdef long long _SLICES, _SLICE_NS
 cdef double _TINY
 
 cdef class CallBudget:
-    cdef readonly long long requests, granted, refused
+    cdef readonly long long requests, granted, throttled
     cdef double _ratio, _per_window
     cdef long long[::1] _seen
     cdef long long[::1] _extra

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True
-"""Extra calls as a share of traffic: what caps retries and hedges.
+"""Retries and hedges as a share of the requests.
 
-*Idea.* Retries and hedges must not multiply the load just when a service has too much of it. So they are paid from
+*Design.* Retries and hedges must not multiply the load just when a service has too much of it. So they are paid from
 traffic: each request earns a share of an extra call. A bucket of such shares that never empties would let a quiet night
 pay for a storm; hence both are counted over the last ten seconds alone, in ten slices, the oldest of which goes as a
 whole.
@@ -9,14 +9,14 @@ whole.
 *Invariant.* At each grant, extra calls in the window, itself included, ≤ ``ratio`` · requests in the window +
 ``per_s`` · window. An extra call leaves the window no earlier than the requests that came before it.
 
-*Cost.* O(1); at the turn of a slice O(slices passed), at most their number.
+*Complexity.* O(1); at the turn of a slice O(slices passed), at most their number.
 
 Sources: Finagle's RetryBudget, whose deposits expire likewise, and the retry throttling of gRPC (proposal A6).
 
 Threads: in the compiled build under the interpreter lock every method is atomic; otherwise a caller takes a lock.
 
-One source, compiled with the C types of ``_call_budget_cy.pxd`` or run as it is. The directives are safe: each index is
-taken modulo the number of slices.
+One source, compiled with the C types of ``_call_budget_cy.pxd`` or run uncompiled. The directives are safe: each index
+is taken modulo the number of slices.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class CallBudget:
     Attributes:
         requests: since it was made.
         granted: extra calls, since it was made.
-        refused: extra calls that were not granted.
+        throttled: extra calls that were not granted.
     """
 
     __slots__ = ("_extra", "_extra_live", "_number", "_per_window", "_ratio", "_seen", "_seen_live", "_started",
-                 "granted", "refused", "requests")  # fmt: skip
+                 "granted", "requests", "throttled")  # fmt: skip
 
     _seen: MutableSequence[int]
     _extra: MutableSequence[int]
@@ -63,19 +63,19 @@ class CallBudget:
         self._started = False
         self.requests = 0
         self.granted = 0
-        self.refused = 0
+        self.throttled = 0
 
     def count(self, now_ns: int) -> None:
-        """A request."""
+        """Count a request."""
         self._turn(now_ns)
         self._seen[self._number % _SLICES] += 1
         self._seen_live += 1
         self.requests += 1
 
     def grant(self, now_ns: int) -> bool:
-        """Whether one extra call may be made now; if so it is counted."""
+        """Return whether one extra call may be made now, and count it if so."""
         if self.left(now_ns) + _TINY < 1.0:
-            self.refused += 1
+            self.throttled += 1
             return False
         self._extra[self._number % _SLICES] += 1
         self._extra_live += 1
@@ -83,7 +83,7 @@ class CallBudget:
         return True
 
     def left(self, now_ns: int) -> float:
-        """How many extra calls may be made now; not whole, and negative when requests left the window before them."""
+        """Return how many extra calls may be made now; not whole, and negative when requests left the window first."""
         self._turn(now_ns)
         return self._ratio * self._seen_live + self._per_window - self._extra_live
 

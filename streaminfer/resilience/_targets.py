@@ -1,21 +1,47 @@
-"""What is it that a layer is put in front of, and may a request be sent twice?"""
+"""Objects that the layers of this package wrap, and whether their requests may be sent twice."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import adapt, is_backend, is_service
 from streaminfer.request import Batch, Request
 
-__all__ = ["kind_of", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = ["exception_classes", "kind_of", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
+
+
+def exception_classes(
+    argument: str, given: Any
+) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], Any] | None]:
+    """Return classes of exceptions and a predicate; one of them is empty.
+
+    Args:
+        argument: its name.
+        given: a class, an iterable of classes, or a function of an exception.
+
+    Raises:
+        TypeError: none of these.
+    """
+    what = "classes of exceptions, or a function of an exception"
+    if isinstance(given, type):
+        given = (given,)
+    elif callable(given):
+        return (), given
+    if not isinstance(given, Iterable):
+        raise TypeError(expected(argument, what, given))
+    classes = tuple(given)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(expected(argument, what, each))
+    return classes, None
 
 
 def kind_of(inner: Any) -> str:
-    """``"service"``, ``"backend"``, ``"async function"`` or ``"function"``.
+    """Return ``"service"``, ``"backend"``, ``"async function"`` or ``"function"``.
 
     Raises:
         TypeError: none of these, or a generator function, whose call ends before its work begins.
@@ -35,7 +61,7 @@ def kind_of(inner: Any) -> str:
 def refuse_awaitable(function: Any, result: Any) -> None:
     """Raise the error of a function that looks synchronous and returns something to be awaited.
 
-    Its call has no outcome yet, so a guard would count whatever comes of it as a success.
+    Its call has no outcome yet, so a guard would count every outcome as a success.
     """
     if inspect.iscoroutine(result):
         result.close()
@@ -51,11 +77,11 @@ def refuse_copy(guard: Any) -> Any:
 
 
 def repeats(inner: Any, idempotent: bool | None) -> bool | None:
-    """Whether requests may be sent more than once.
+    """Return whether requests may be sent more than once.
 
     Args:
-        inner: what answers them; it may offer ``idempotent``, true or false.
-        idempotent: what the layer was told; ``None``: as ``inner`` says.
+        inner: the wrapped object, which may have ``idempotent``, true or false.
+        idempotent: the layer's setting; ``None``: as ``inner`` says.
 
     Returns:
         True: all; False: none; ``None``: those that belong to no stream.
@@ -64,9 +90,9 @@ def repeats(inner: Any, idempotent: bool | None) -> bool | None:
 
 
 def may_repeat(sent: Request | Batch, rule: bool | None) -> bool:
-    """Whether this request, or batch, may be sent more than once.
+    """Return whether this request, or batch, may be sent more than once.
 
-    Where nothing was declared, a request of a live stream may not: the model may keep the stream's state.
+    If nothing was declared, a request of a live stream may not: the model may keep the stream's state.
     """
     if rule is not None:
         return rule

@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The outcomes that a circuit breaker judges by: of the last calls, or of the last seconds.
 
-The idea: the three sums that are asked for (calls, failures, slow calls) are kept, and an outcome that leaves the
-window is subtracted from them, so that adding and reading are O(1).
+*Design.* There are three sums (calls, failures, slow calls), and an outcome that leaves the window is subtracted from
+them, so that adding and reading are O(1).
 
 * *By count*: a ring of one byte a call, bit 0 for a failure and bit 1 for a slow call.
 * *By time*: a ring of slices, each with its three sums. The slice that holds the present is filled; when its time is up
@@ -10,10 +10,10 @@ window is subtracted from them, so that adding and reading are O(1).
   After a pause at most ``n`` slices are cleared, however long it was. A clock that steps back adds to the present
   slice.
 
-Invariant: each sum is the sum over the ring. No method calls Python or drops a reference (resilience4j's sliding
+*Invariants.* Each sum is the sum over the ring. No method calls Python or drops a reference (resilience4j's sliding
 windows, with slices of a second or less).
 
-One source, compiled with the C types of ``_outcome_window_cy.pxd`` or run as it is. The directives above are safe:
+One source, compiled with the C types of ``_outcome_window_cy.pxd`` or run uncompiled. The directives are safe:
 every index is kept below its ring's length here.
 """
 
@@ -68,7 +68,7 @@ class OutcomeWindow:
         self.slow = 0
 
     def add(self, failed: bool, slow: bool, now_ns: int) -> None:
-        """Counts one outcome.
+        """Count one outcome.
 
         Args:
             failed: it failed.
@@ -101,13 +101,13 @@ class OutcomeWindow:
             self.slow += 1
 
     def advance(self, now_ns: int) -> None:
-        """Lets what is too old leave; a window of calls keeps all."""
+        """Remove outcomes that are too old; a window of calls has none."""
         if not self._slice_ns or now_ns < self._end_ns:
             return
         steps = (now_ns - self._end_ns) // self._slice_ns + 1
         if steps >= self._size:
             self.clear()
-            self._end_ns = now_ns + self._slice_ns  # nothing is left that the slices would have to be in line with
+            self._end_ns = now_ns + self._slice_ns  # no outcome is left, so that the slices can begin anywhere
             return
         self._end_ns += steps * self._slice_ns
         while steps > 0:
@@ -122,11 +122,11 @@ class OutcomeWindow:
             steps -= 1
 
     def clear(self) -> None:
-        """Forgets all outcomes."""
+        """Forget all outcomes."""
         if self._slice_ns:
             for place in range(3 * self._size):
                 self._slices[place] = 0
-        # a ring of calls is read only where it was written since: its sums alone say that it is empty
+        # a ring of calls is read only where it was written since: the sums alone make it empty
         self._head = 0
         self.calls = 0
         self.failures = 0

@@ -13,7 +13,7 @@ from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
-from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience._targets import exception_classes, refuse_copy
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CircuitBreaker"]
 
-_NOT_THE_BACKENDS = (CircuitOpen, Closed, InvalidInput, Overloaded)
-_LONGEST_S = 1e9
-_LONGEST_WINDOW_S = 3600.0
-_FEWEST_SLICES = 10
-_MOST_CALLS = 1_000_000
-_MOST_PROBES = 1024
+_ALWAYS_IGNORED = (CircuitOpen, Closed, InvalidInput, Overloaded)
+_MAX_S = 1e9
+_MAX_WINDOW_S = 3600.0
+_MIN_SLICES = 10
+_MAX_CALLS = 1_000_000
+_MAX_PROBES = 1024
 _SEEDS = 2**31
 _SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
 _OPERATIONS = (
@@ -53,15 +53,14 @@ _Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
 
 
 class CircuitBreaker(BreakerCore):
-    """Stops asking what is known to be broken, and finds out cheaply when it works again.
+    """Stops sending requests to a failing or slow backend and probes it until it recovers.
 
-    Closed, it lets calls pass and judges the last of them; when enough failed or were slow it opens and refuses at once
-    with `CircuitOpen`. After a while it lets a few probes through, whose outcomes close or reopen it. The rules, as a
-    table, are in the documentation.
+    Closed, it lets calls pass and judges the last of them; when enough failed or were slow it opens and rejects calls
+    at once with `CircuitOpen`. After a while it lets a few probes pass, whose outcomes close or reopen it. The rules,
+    as a table, are in the documentation.
 
-    It stands in front of a service, a backend or a function, with :meth:`wrap` or as a decorator; around a block, with
-    :meth:`guard`; or is asked by hand, with :meth:`try_acquire` and :meth:`record`. What shares the object shares the
-    state.
+    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator; or a block, with :meth:`guard`; or
+    it is used by hand, with :meth:`try_acquire` and :meth:`record`. All uses of one object share its state.
 
     Args:
         failure_rate_threshold: share of failed calls at which it trips, above 0 and at most 1.
@@ -70,15 +69,15 @@ class CircuitBreaker(BreakerCore):
         window: what it judges by: the last so many calls, or as text the last seconds, ``"10s"``, up to an hour, in
             slices of a tenth of it and of at most a second.
         minimum_calls: with fewer outcomes nothing is judged, unless the window is smaller.
-        open_s: how long it refuses after the first trip, less up to a tenth: jitter, so that clients do not return
-            together.
+        open_s: seconds that it rejects calls after the first trip, less up to a tenth: jitter, so that clients do not
+            return together.
         max_open_s: to what the open time doubles, trip by trip, until it closes again; never less than ``open_s``.
         half_open_calls: how many probes may pass while half open.
         half_open_s: how long half-open may wait for its probes; ``None``: ``max_open_s``. Longer than any healthy call.
         ramp_up_s: how long it takes to let all calls pass once its probes have closed it: a tenth at first, and then
-            a share that grows evenly. The others are refused with `CircuitOpen`. 0.0: all pass at once.
+            a share that grows evenly. The others are rejected with `CircuitOpen`. 0.0: all pass at once.
         ignore: exceptions that are no outcome: classes, or a function of the exception that says so. Always ignored are
-            `Overloaded`, `Closed`, `InvalidInput` and `CircuitOpen`: no evidence against what stands behind.
+            `Overloaded`, `Closed`, `InvalidInput` and `CircuitOpen`: they say nothing about the backend.
         failure_result: a function of a result that says whether it is a failure; of a service's `Response`, of a
             backend's single rows, of what a function returned.
         ignore_result: likewise, whether it is no outcome.
@@ -135,26 +134,26 @@ class CircuitBreaker(BreakerCore):
             check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
-        ignored, ignores = _exceptions(ignore)
+        ignored, ignores = exception_classes("ignore", ignore)
         seed = random.getrandbits(31) if seed is None else check_count("seed", seed, at_least=0) % _SEEDS
         machine = _Machine(
             _share("failure_rate_threshold", failure_rate_threshold),
             _share("slow_rate_threshold", slow_rate_threshold),
             NEVER_NS if slow_call_s is None else _duration_ns("slow_call_s", slow_call_s),
             _window(window),
-            check_count("minimum_calls", minimum_calls, at_most=_MOST_CALLS),
+            check_count("minimum_calls", minimum_calls, at_most=_MAX_CALLS),
             open_ns,
             max_open_ns,
-            check_count("half_open_calls", half_open_calls, at_most=_MOST_PROBES),
+            check_count("half_open_calls", half_open_calls, at_most=_MAX_PROBES),
             max_open_ns if half_open_s is None else _duration_ns("half_open_s", half_open_s),
             seed,
         )
         self.name = name
         self._clock_given = clock is not None
         self._events = BreakerEvents(name, machine)
-        ramp_ns = min(check_duration("ramp_up_s", ramp_up_s), _LONGEST_S) * 1e9
+        ramp_ns = min(check_duration("ramp_up_s", ramp_up_s), _MAX_S) * 1e9
         super().__init__(
-            machine, clock, (*_NOT_THE_BACKENDS, *ignored), ignores, failure_result, ignore_result, self._events.deliver
+            machine, clock, (*_ALWAYS_IGNORED, *ignored), ignores, failure_result, ignore_result, self._events.deliver
         )
         if ramp_ns:
             self._ramp = _RampUp(max(round(ramp_ns), 1))
@@ -165,14 +164,14 @@ class CircuitBreaker(BreakerCore):
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Puts the breaker in front of a service, a backend or a function; also what ``@breaker`` does.
+        """Wrap a service, a backend or a function; also as a decorator, ``@breaker``.
 
         Args:
             inner: a service (an object with ``call``), a backend (an object with ``infer``), whose failed batch is one
                 outcome, or a sync or async function, which stays one.
 
         Returns:
-            The same kind of thing. A guarded service or backend keeps ``inner`` and answers ``admission``.
+            The same kind of object. A guarded service or backend has ``inner`` and ``admission``.
 
         Raises:
             TypeError: none of these, or a generator function, whose call ends before its work begins: use
@@ -197,27 +196,27 @@ class CircuitBreaker(BreakerCore):
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until asking again makes sense; 0.0 while all calls pass."""
+        """Seconds until a call may pass; 0.0 while all calls pass."""
         return self.retry_after_ns(self.now()) / 1e9
 
     def force_open(self) -> None:
-        """Refuses every call until :meth:`reset`, :meth:`disable` or :meth:`metrics_only`."""
+        """Reject every call until :meth:`reset`, :meth:`disable` or :meth:`metrics_only`."""
         self._set("forced_open")
 
     def disable(self) -> None:
-        """Lets every call pass and counts no outcome, until :meth:`reset` or another mode."""
+        """Let every call pass and count no outcome, until :meth:`reset` or another mode."""
         self._set("disabled")
 
     def metrics_only(self) -> None:
-        """Lets every call pass and judges as if closed, but only tells its listeners when a threshold is passed."""
+        """Let every call pass and judge as if closed, but only tell listeners when a threshold is passed."""
         self._set("metrics_only")
 
     def reset(self) -> None:
-        """Closes it, with an empty window and the first open time; the counters of :meth:`statistics` go on."""
+        """Close it, with an empty window and the first open time; the counters of :meth:`statistics` stay."""
         self._set("automatic")
 
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
-        """Tells ``listener`` each :class:`BreakerEvent` from now on.
+        """Call ``listener`` with each :class:`BreakerEvent` from now on.
 
         It is called by the call that caused or noticed the event, in that call's thread, in order, with no lock held;
         it should be quick. What it raises is logged (``streaminfer.resilience``) and changes nothing. It may use the
@@ -232,14 +231,14 @@ class CircuitBreaker(BreakerCore):
         return self._events.listen(listener)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Take over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self._clock = clock
             self._clock_given = True
 
     def statistics(self) -> BreakerStatistics:
-        """A frozen snapshot."""
-        from streaminfer.resilience.breaker.statistics import BreakerStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        """Return a frozen snapshot."""
+        from streaminfer.resilience.breaker.statistics import BreakerStatistics  # noqa: PLC0415 - serving does not need it
 
         now_ns = self.now()
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
@@ -290,8 +289,8 @@ class CircuitBreaker(BreakerCore):
 
 
 def _duration_ns(name: str, seconds: object) -> int:
-    """A positive duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
-    return max(round(min(check_duration(name, seconds, positive=True), _LONGEST_S) * 1e9), 1)
+    """Return a positive duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
+    return max(round(min(check_duration(name, seconds, positive=True), _MAX_S) * 1e9), 1)
 
 
 def _share(name: str, value: object) -> float:
@@ -299,35 +298,17 @@ def _share(name: str, value: object) -> float:
 
 
 def _window(window: object) -> OutcomeWindow:
-    what = (
-        f'a number of calls from 1 to {_MOST_CALLS:,}, or seconds as text, as in "10s", up to {_LONGEST_WINDOW_S:.0f}'
-    )
+    what = f'a number of calls from 1 to {_MAX_CALLS:,}, or seconds as text, as in "10s", up to {_MAX_WINDOW_S:.0f}'
     if isinstance(window, str):
         match = _SECONDS.fullmatch(window)
         seconds = float(match[1]) if match else 0.0
-        if not 0.0 < seconds <= _LONGEST_WINDOW_S:
+        if not 0.0 < seconds <= _MAX_WINDOW_S:
             raise ValueError(expected("window", what, window))
-        slices = max(_FEWEST_SLICES, math.ceil(seconds))
+        slices = max(_MIN_SLICES, math.ceil(seconds))
         return OutcomeWindow(slices, max(round(seconds * 1e9) // slices, 1))
     if isinstance(window, bool) or not hasattr(window, "__index__"):
         raise TypeError(expected("window", what, window))
     calls = int(window.__index__())
-    if not 1 <= calls <= _MOST_CALLS:
+    if not 1 <= calls <= _MAX_CALLS:
         raise ValueError(expected("window", what, window))
     return OutcomeWindow(calls, 0)
-
-
-def _exceptions(ignore: Any) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], Any] | None]:
-    """Classes to ignore, and a function that says which others."""
-    what = "classes of exceptions, or a function of an exception"
-    if isinstance(ignore, type):
-        ignore = (ignore,)
-    elif callable(ignore):
-        return (), ignore
-    if not isinstance(ignore, Iterable):
-        raise TypeError(expected("ignore", what, ignore))
-    classes = tuple(ignore)
-    for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(expected("ignore", what, each))
-    return classes, None

@@ -1,9 +1,9 @@
-"""What happened to a circuit breaker, told to whoever listens: in order, with no lock held, and never its undoing.
+"""Delivery of a circuit breaker's events to listeners: in order, and with no lock held.
 
-The state machine writes events into a ring of numbers; the call that caused one, or noticed it, tells it afterwards.
-One thread at a time tells, so that listeners hear events in their order. A thread that finds another one telling leaves
-its event to that one and goes on, so nobody waits: a listener may call the breaker, which is heard when the listener
-has returned, and one that never returns holds up no other call.
+The state machine writes transitions into a ring of numbers; the call that caused one, or noticed it, delivers it
+afterwards. One thread at a time delivers, so that listeners get events in their order. A thread that finds another one
+delivering leaves its event to that one and does not wait: a listener can call the breaker, and a listener that never
+returns delays no other call.
 """
 
 import threading
@@ -29,8 +29,8 @@ class BreakerEvent:
         reason: ``"failure_rate"``, ``"slow_rate"``, ``"open_time_passed"``, ``"probes_succeeded"``,
             ``"probes_failed"``, ``"probes_slow"``, ``"half_open_time_passed"``, ``"forced_open"``, ``"disabled"``,
             ``"metrics_only"`` or ``"reset"``.
-        at_ns: when, on the breaker's clock; what the clock alone changed is told by the next call, with its own
-            instant.
+        at_ns: when, on the breaker's clock; the next call delivers a change that time alone made, with the instant of
+            the change.
         calls: how many outcomes it was judged by; 0 where none were.
         failures: how many of them failed.
         slow: how many of them were slow.
@@ -47,7 +47,7 @@ class BreakerEvent:
 
 
 class BreakerEvents:
-    """Tells the events of one machine. Thread-safe."""
+    """Delivers the events of one machine. Thread-safe."""
 
     def __init__(self, name: str, machine: BreakerMachine) -> None:
         self._name = name
@@ -55,10 +55,10 @@ class BreakerEvents:
         self._machine = machine
         self._listeners: tuple[Callable[[BreakerEvent], object], ...] = ()
         self._changing = threading.Lock()
-        self._telling = threading.Lock()  # never waited for
+        self._delivering = threading.Lock()  # never waited for
 
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
-        """Tells every event from now on to ``listener``; what it returns ends that.
+        """Deliver every event from now on to ``listener``; return a function that ends it.
 
         Raises:
             TypeError: not a callable.
@@ -77,22 +77,22 @@ class BreakerEvents:
         return stop
 
     def deliver(self) -> None:
-        """Tells what is pending, unless somebody does already."""
-        while self._machine.transitions.pending and self._telling.acquire(blocking=False):
+        """Deliver the pending events, unless another thread does already."""
+        while self._machine.transitions.pending and self._delivering.acquire(blocking=False):
             try:
                 event = self._machine.next_event()
                 while event is not None:
-                    self._tell(event)
+                    self._deliver(event)
                     event = self._machine.next_event()
             finally:
-                self._telling.release()
-            # one that came between the last look and the release was left to this thread: look again
+                self._delivering.release()
+            # an event that came between the last pop and the release was left to this thread
 
-    def _tell(self, event: tuple[int, ...]) -> None:
+    def _deliver(self, event: tuple[int, ...]) -> None:
         before, after, reason, *numbers = event
-        told = BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)
+        event_ = BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)
         for listener in self._listeners:
             try:
-                listener(told)
+                listener(event_)
             except LISTENER_ERRORS as failure:
-                self._failures.report(listener, told, failure)
+                self._failures.report(listener, event_, failure)

@@ -1,4 +1,4 @@
-"""What a hedge did, as a frozen snapshot."""
+"""Frozen snapshot of a hedge."""
 
 import attrs
 
@@ -13,18 +13,18 @@ __all__ = ["HedgeStatistics"]
 class HedgeStatistics(Snapshot):
     """Counters of a `Hedge` since it was made.
 
-    Counting rule: each time a request was late, an extra one was sent, or the reason why not is counted in one of
-    ``over_cap``, ``not_admitted`` and ``no_time``.
+    Counting rule: each time the delay of a request passed, an extra one was sent and counted in ``hedges``, or counted
+    in one of ``throttled``, ``rejected`` and ``infeasible``.
 
     Attributes:
         name: the hedge's.
         requests: requests, extra ones not included.
         hedges: extra requests.
-        won: requests that an extra one answered.
-        over_cap: extra requests not sent since the traffic had not paid for them.
-        not_admitted: extra requests not sent since who would get them refuses.
-        no_time: extra requests not sent since they would have been late.
-        losers: cancelled requests that have not ended yet.
+        won: requests whose response came from an extra one.
+        throttled: extra requests that were not sent because the budget was spent.
+        rejected: extra requests that were not sent because their service would reject them.
+        infeasible: extra requests that were not sent because they would miss the deadline.
+        cancelling: losing requests that were cancelled and have not ended yet.
         delay_s: seconds after which a request is hedged; ``None``: too little is known.
     """
 
@@ -32,10 +32,10 @@ class HedgeStatistics(Snapshot):
     requests: int
     hedges: int
     won: int
-    over_cap: int
-    not_admitted: int
-    no_time: int
-    losers: int
+    throttled: int
+    rejected: int
+    infeasible: int
+    cancelling: int
     delay_s: float | None
 
     @property
@@ -44,7 +44,7 @@ class HedgeStatistics(Snapshot):
         return self.hedges / self.requests if self.requests else 0.0
 
     def _repr_html_(self) -> str:
-        counters = ("requests", "hedges", "won", "over_cap", "not_admitted", "no_time", "losers")
+        counters = ("requests", "hedges", "won", "throttled", "rejected", "infeasible", "cancelling")
         delay = "unknown yet" if self.delay_s is None else format_duration(self.delay_s)
         rows = [
             ("delay", delay),

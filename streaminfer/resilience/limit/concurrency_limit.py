@@ -270,7 +270,7 @@ class ConcurrencyLimit(LimitCore):
 
     def statistics(self) -> LimitStatistics:
         """Return a frozen snapshot."""
-        from streaminfer.resilience.limit.statistics import LimitStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        from streaminfer.resilience.limit.statistics import LimitStatistics  # noqa: PLC0415 - serving does not need it
 
         machine = self._machine
         adaptation = machine.adaptation

@@ -2,7 +2,7 @@
 
 *Design.* Waiting calls are kept in the order in which they get permits: the most urgent first, and in the order of
 arrival among equals. A permit that comes back is given at once to the first of them, before any later call can take it,
-and a call that would overtake a waiting one waits behind it. A call that is less urgent sees fewer permits
+and a call that would overtake a queued one is queued after it. A call that is less urgent sees fewer permits
 (``reserve``), so where there is none for the first there is none for the others.
 
 *Invariants.* While calls wait there is no permit for the first of them. Each call that waits leaves with a permit, with
@@ -69,7 +69,7 @@ class PermitQueue:
         if not waits_behind and self._limit._machine.check(priority, until_ns, self._limit.now()) != FULL:
             return self._limit.enter(priority, deadline_ns, request, admission)
         if len(self._waiting) >= self._max_waiting:
-            return self._limit.enter(priority, deadline_ns, request, admission)  # which refuses it
+            return self._limit.enter(priority, deadline_ns, request, admission)  # which rejects it
         waiter = _Waiter(self._bind_loop(), priority, deadline_ns, request, admission)
         left_ns = until_ns - self._limit.now()
         waiter.ends_at_deadline = left_ns <= self._max_wait_ns
@@ -135,7 +135,7 @@ class PermitQueue:
         if self._loop is not loop:
             if self._waiting and self._loop is not None and not self._loop.is_closed():
                 raise RuntimeError(f"calls of another event loop wait for {self._limit.called()}")
-            self._waiting.clear()  # what a closed loop left behind
+            self._waiting.clear()  # entries of a closed loop
             self._loop = loop
         return loop
 

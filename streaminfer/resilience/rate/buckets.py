@@ -1,8 +1,8 @@
 """One token bucket per tenant, as an instant: the state machine of `RateLimit`.
 
 *Design.* The generic cell rate algorithm keeps one number for a bucket: the instant at which it is full again. A
-request moves that instant by one interval, and is refused where it would lie more than a burst in the future. A bucket
-whose instant has passed is full, like one that was never used, so it can be forgotten without changing any answer.
+request moves that instant by one interval, and is rejected where it would lie more than a burst in the future. A bucket
+whose instant has passed is full, like one that was never used, so it can be forgotten without changing any decision.
 
 *Memory.* At most ``max_tenants`` buckets that are not full, besides those of tenants with a rate of their own. When all
 are taken, further tenants share one more bucket of the common rate: a bucket that is not full is never forgotten, or a
@@ -54,12 +54,12 @@ class TenantBuckets:
 
     Attributes:
         admitted: requests that were admitted.
-        refused: requests that were not.
+        rejected: requests that were not.
         shared: requests that were judged by the shared bucket, because the table was full.
     """
 
     __slots__ = ("_common", "_full_ns", "_heap", "_max_tenants", "_own", "_own_full_ns", "_serial", "_shared_full_ns",
-                 "admitted", "refused", "shared")  # fmt: skip
+                 "admitted", "rejected", "shared")  # fmt: skip
 
     def __init__(self, common: Bucket, own: Mapping[Hashable, Bucket | None], max_tenants: int) -> None:
         self._common = common
@@ -71,7 +71,7 @@ class TenantBuckets:
         self._serial = 0  # tenants themselves may have no order
         self._shared_full_ns = 0
         self.admitted = 0
-        self.refused = 0
+        self.rejected = 0
         self.shared = 0
 
     @property
@@ -111,7 +111,7 @@ class TenantBuckets:
             full_ns = self._full_ns.get(tenant, 0)
         wait_ns = full_ns - now_ns - bucket.ahead_ns
         if wait_ns > 0:
-            self.refused += 1
+            self.rejected += 1
             return wait_ns
         self.admitted += 1
         full_ns = max(full_ns, now_ns) + bucket.interval_ns

@@ -64,32 +64,32 @@ class Rate:
 class RateLimitStatistics(Snapshot):
     """Counters of a `RateLimit`, of one moment.
 
-    Counting rule: each request is in exactly one of ``admitted`` and ``refused``.
+    Counting rule: each request is in exactly one of ``admitted`` and ``rejected``.
 
     Attributes:
         name: the limit's.
         admitted: requests that were admitted.
-        refused: requests that were refused.
+        rejected: requests that were rejected.
         shared: requests that were judged by the bucket that tenants share when there are more than ``max_tenants``.
         tenants: how many tenants without a rate of their own have a bucket.
     """
 
     name: str
     admitted: int
-    refused: int
+    rejected: int
     shared: int
     tenants: int
 
     def _repr_html_(self) -> str:
-        rows = counter_rows(self, ("admitted", "refused", "shared", "tenants"))
+        rows = counter_rows(self, ("admitted", "rejected", "shared", "tenants"))
         return html_table(rows, caption=self.name or "rate limit")
 
 
 class RateLimit:
-    """Admits so many requests a second of each tenant and refuses further ones at once with `Overloaded`.
+    """Admits so many requests a second of each tenant and rejects further ones at once with `Overloaded`.
 
-    It stands in front of a service or a function, with :meth:`wrap` or as a decorator, or is called by hand, with
-    :meth:`acquire` and :meth:`try_acquire`. What shares the object shares the buckets.
+    It wraps a service or a function, with :meth:`wrap` or as a decorator, or is called by hand, with :meth:`acquire`
+    and :meth:`try_acquire`. All uses of one object share the buckets.
 
     Args:
         per_s: requests a second of one tenant, in the long run.
@@ -138,7 +138,7 @@ class RateLimit:
     @overload
     def wrap(self, inner: Callable[P, R], *, by: Callable[..., Hashable] | None = None) -> Callable[P, R]: ...
     def wrap(self, inner: Any, *, by: Callable[..., Hashable] | None = None) -> Any:
-        """Put the limit in front of a service or a function; also what ``@limit`` does.
+        """Wrap a service or a function; also as a decorator, ``@limit``.
 
         Args:
             inner: a service, or a sync or async function, which stays one.
@@ -146,7 +146,7 @@ class RateLimit:
                 ``None``: the tenant of the request; all calls of a function draw from one bucket.
 
         Returns:
-            The same kind of object. A limited service keeps ``inner`` and answers ``admission``.
+            The same kind of object. A limited service has ``inner`` and ``admission``.
 
         Raises:
             TypeError: neither service nor function, or a generator function.
@@ -204,7 +204,7 @@ class RateLimit:
         return RateLimitStatistics(
             name=self.name,
             admitted=buckets.admitted,
-            refused=buckets.refused,
+            rejected=buckets.rejected,
             shared=buckets.shared,
             tenants=buckets.tenants,
         )

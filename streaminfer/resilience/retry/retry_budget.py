@@ -1,17 +1,16 @@
-"""`RetryBudget`: asks again where that can help, within the deadline, and never more than a share of the traffic.
+"""`RetryBudget`: repeats failed calls, within the deadline and up to a share of the traffic.
 
-What caps the retries is explained in ``_call_budget_cy``. Whether one failure is tried again is decided in this order,
-and
-the first no is final:
+*Design.* How many retries there may be is explained in ``_call_budget_cy``. Whether one failure is retried is decided
+in this order, and the first no is final:
 
 1. attempts: fewer than ``max_attempts`` were made;
 2. repeatable: the request belongs to no stream, or was declared idempotent;
 3. retryable: the error is marked so, or of a class that is;
-4. time: the wait before the next attempt, and the time that an attempt usually takes, fit before the deadline;
-5. budget: the traffic has paid for it.
+4. time: the wait before the next attempt, and the usual duration of an attempt, fit before the deadline;
+5. throttled: the budget has a retry left.
 
-The wait is what the error asks for (``retry_after_s``) and the back-off, which doubles with each attempt and is drawn
-between its half and its whole, so that callers that failed together do not return together.
+The wait is the error's ``retry_after_s`` and the back-off, which doubles with each attempt and is drawn between its
+half and its whole, so that callers that failed together do not return together.
 """
 
 from __future__ import annotations
@@ -21,27 +20,34 @@ import functools
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
-from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import kind_of, may_repeat, refuse_awaitable, refuse_copy, repeats
+from streaminfer.resilience._targets import (
+    exception_classes,
+    kind_of,
+    may_repeat,
+    refuse_awaitable,
+    refuse_copy,
+    repeats,
+)
 
 if TYPE_CHECKING:
     from streaminfer.resilience.retry.statistics import RetryStatistics
 
 __all__ = ["RetryBudget"]
 
-_Share: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
-_NEVER_BY_ITSELF = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
+_Budget: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
+_RETRIED_IF_NAMED = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100
-_NEWEST = 1 / 16  # its weight in what an attempt usually takes
+_NEWEST_WEIGHT = 1 / 16  # of the newest attempt in the usual duration
 
 Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exception], Any]
 
@@ -49,21 +55,21 @@ Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exce
 class RetryBudget:
     """Repeats failed calls, as far as the deadline and a share of the traffic allow.
 
-    It stands in front of a service, a backend or a function, with :meth:`wrap` or as a decorator, or is asked by hand,
-    with :meth:`count` and :meth:`try_acquire`. What shares the object shares the budget.
+    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator, or is used by hand, with
+    :meth:`count` and :meth:`try_acquire`. All uses of one object share the budget.
 
     Args:
         max_attempts: how often one request is tried at most, the first time included, ≥ 1.
         ratio: retries per request over the last ten seconds, ≥ 0: 0.1 lets retries add a tenth to the load.
-        min_per_s: retries a second that need no traffic, for services that are seldom asked; ten seconds' worth may be
-            used at once.
+        min_per_s: retries a second that need no traffic, for services with few requests; ten seconds' worth may be used
+            at once.
         retryable: classes of exceptions, or a function of the exception. By class, `CircuitOpen`, `Closed`,
             `DeadlineExceeded` and `InvalidInput` are retried only if they are named themselves. An error that has
             ``retryable`` (true or false), or whose cause has it, decides for itself, unless a function is given.
         backoff_s: wait before the first retry, which doubles with each further one; 0.0: none.
-        max_wait_s: an error that asks for a longer wait is not retried.
-        idempotent: whether requests may be repeated. ``None``: what ``idempotent`` of the service behind says, else all
-            but those that belong to a live stream. True: those too. False: none.
+        max_wait_s: an error with a longer ``retry_after_s`` is not retried.
+        idempotent: whether requests may be repeated. ``None``: as the service's ``idempotent`` says, else all but those
+            that belong to a live stream. True: those too. False: none.
         name: for reports.
         seed: of the back-off, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
@@ -75,14 +81,14 @@ class RetryBudget:
 
     Example:
         >>> budget = RetryBudget(retryable=ConnectionError)
-        >>> answers = iter([ConnectionError("reset"), 7])
+        >>> outcomes = iter([ConnectionError("reset"), 7])
         >>> @budget
-        ... def ask():
-        ...     answer = next(answers)
-        ...     if isinstance(answer, Exception):
-        ...         raise answer
-        ...     return answer
-        >>> ask()
+        ... def call():
+        ...     outcome = next(outcomes)
+        ...     if isinstance(outcome, Exception):
+        ...         raise outcome
+        ...     return outcome
+        >>> call()
         7
     """
 
@@ -108,9 +114,9 @@ class RetryBudget:
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         if seed is not None:
             check_count("seed", seed, at_least=0)
-        self._classes, self._predicate = _retryable(retryable)
+        self._classes, self._predicate = exception_classes("retryable", retryable)
         what = "a finite number ≥ 0"
-        self._share = _Share(
+        self._budget = _Budget(
             check_number("ratio", ratio, what, lambda it: 0.0 <= it < math.inf),
             check_number("min_per_s", min_per_s, what, lambda it: 0.0 <= it < math.inf),
         )
@@ -120,15 +126,15 @@ class RetryBudget:
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         self._usual_ns = 0.0
-        self._recovered = 0
-        self._gave_up = dict.fromkeys(("attempts", "repeatable", "retryable", "time", "budget"), 0)
+        self._succeeded_after_retry = 0
+        self._not_retried = dict.fromkeys(("attempts", "repeatable", "retryable", "time", "throttled"), 0)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Puts it in front of a service, a backend or a function; also what ``@budget`` does.
+        """Wrap a service, a backend or a function; also as a decorator, ``@budget``.
 
         A backend's batch is repeated as a whole when its call raises; rows that failed alone are not. A sync function's
         waits block its thread.
@@ -137,7 +143,7 @@ class RetryBudget:
             inner: a service, a backend, or a sync or async function.
 
         Returns:
-            The same kind of thing.
+            The same kind of object.
 
         Raises:
             TypeError: none of these, or a generator function.
@@ -152,15 +158,15 @@ class RetryBudget:
     __call__ = wrap
 
     def count(self) -> None:
-        """By hand: a request, which pays its share."""
-        self._share.count(self._clock())
+        """Count a request, by hand; it adds to the budget."""
+        self._budget.count(self._clock())
 
     def try_acquire(self) -> bool:
-        """By hand: whether one retry may be made now; if so it is taken from the budget."""
-        return bool(self._share.grant(self._clock()))
+        """Return whether one retry may be made now, by hand, and take it from the budget if so."""
+        return bool(self._budget.grant(self._clock()))
 
     def is_retryable(self, error: BaseException) -> bool:
-        """Whether an error is one that asking again may help against."""
+        """Return whether a retry can help against an error."""
         if not isinstance(error, Exception):
             return False
         if self._predicate is not None:
@@ -169,67 +175,96 @@ class RetryBudget:
             mark = getattr(marked, "retryable", None)
             if isinstance(mark, bool):
                 return mark
-        if isinstance(error, _NEVER_BY_ITSELF):  # a wide class does not mean these: they are named, or not meant
-            return any(isinstance(error, each) and issubclass(each, _NEVER_BY_ITSELF) for each in self._classes)
+        if isinstance(error, _RETRIED_IF_NAMED):  # a base class does not include these: they must be named
+            return any(isinstance(error, each) and issubclass(each, _RETRIED_IF_NAMED) for each in self._classes)
         return isinstance(error, self._classes)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Take over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self._clock = clock
             self._clock_given = True
 
     def statistics(self) -> RetryStatistics:
-        """A frozen snapshot."""
-        from streaminfer.resilience.retry.statistics import RetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        """Return a frozen snapshot."""
+        from streaminfer.resilience.retry.statistics import RetryStatistics  # noqa: PLC0415 - serving does not need it
 
         return RetryStatistics(
             name=self.name,
-            requests=self._share.requests,
-            retries=self._share.granted,
-            recovered=self._recovered,
-            left=self._share.left(self._clock()),
+            requests=self._budget.requests,
+            retries=self._budget.granted,
+            succeeded_after_retry=self._succeeded_after_retry,
+            left=self._budget.left(self._clock()),
             usual_s=self._usual_ns / 1e9,
-            gave_up=dict(self._gave_up),
+            not_retried=dict(self._not_retried),
         )
 
+    async def _run(self, send: Callable[[Any], Awaitable[Any]], sent: Request | Batch | None, rule: bool | None) -> Any:
+        """Return the result of the first attempt that succeeds, or raise the last error.
+
+        Args:
+            send: begins an attempt.
+            sent: the request or batch, the argument of ``send``; ``None``: a function's call, without a deadline.
+            rule: from ``repeats``.
+        """
+        started_ns = self._begin()
+        attempt = 1
+        while True:
+            try:
+                result = await send(sent)
+            except Exception as error:
+                wait_s = self._wait_s(error, attempt, sent, rule)
+                if wait_s is None:
+                    raise
+            else:
+                self._succeeded(started_ns, attempt)
+                return result
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            attempt += 1
+            started_ns = self._clock()
+            if isinstance(sent, Batch):
+                sent = sent.again()
+
     def _begin(self) -> int:
-        """A request; when it began."""
+        """Count a request; return when it began."""
         now_ns = self._clock()
-        self._share.count(now_ns)
+        self._budget.count(now_ns)
         return now_ns
 
     def _succeeded(self, started_ns: int, attempt: int) -> None:
         took_ns = max(self._clock() - started_ns, 0)
-        self._usual_ns += (took_ns - self._usual_ns) * (_NEWEST if self._usual_ns else 1.0)
+        self._usual_ns += (took_ns - self._usual_ns) * (_NEWEST_WEIGHT if self._usual_ns else 1.0)
         if attempt > 1:
-            self._recovered += 1
+            self._succeeded_after_retry += 1
 
-    def _wait_ns(self, error: Exception, attempt: int, deadline_ns: int | None, repeatable: bool) -> float | None:
-        """Nanoseconds to wait before the next attempt; ``None``: there is none."""
+    def _wait_s(self, error: Exception, attempt: int, sent: Request | Batch | None, rule: bool | None) -> float | None:
+        """Return the seconds to wait before the next attempt; ``None``: there is none."""
         why = "attempts"
         if attempt < self.max_attempts:
+            repeatable = rule is not False if sent is None else may_repeat(sent, rule)
             why = "repeatable" if not repeatable else "retryable" if not self.is_retryable(error) else ""
         if not why:
             asked_ns = max(float(getattr(error, "retry_after_s", None) or 0.0), 0.0) * 1e9
             backoff_ns = self._backoff_ns * 2.0 ** (attempt - 1)
             wait_ns = asked_ns + (backoff_ns * (0.5 + 0.5 * self._random.random()) if backoff_ns else 0.0)
             now_ns = self._clock()
+            deadline_ns = None if sent is None else sent.deadline_ns
             late = deadline_ns is not None and now_ns + wait_ns + self._usual_ns >= deadline_ns
             if late or wait_ns > self._max_wait_ns:
                 why = "time"
-            elif self._share.grant(now_ns):
-                return wait_ns
+            elif self._budget.grant(now_ns):
+                return wait_ns / 1e9
             else:
-                why = "budget"
-        self._gave_up[why] += 1
+                why = "throttled"
+        self._not_retried[why] += 1
         return None
 
     __reduce__ = refuse_copy
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""
-        return f"<RetryBudget({name}{self._share.granted} retries of {self._share.requests} requests)>"
+        return f"<RetryBudget({name}{self._budget.granted} retries of {self._budget.requests} requests)>"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
@@ -241,72 +276,36 @@ class _Retried(Wrapper):
         self.budget = budget
         self._repeats = repeats(inner, budget.idempotent)
 
-    async def _try(self, ask: Callable[[Any], Any], sent: Any) -> Any:
-        budget = self.budget
-        started_ns = budget._begin()
-        attempt = 1
-        while True:
-            try:
-                answer = await ask(sent)
-            except Exception as error:
-                wait_ns = budget._wait_ns(error, attempt, sent.deadline_ns, may_repeat(sent, self._repeats))
-                if wait_ns is None:
-                    raise
-            else:
-                budget._succeeded(started_ns, attempt)
-                return answer
-            if wait_ns:
-                await asyncio.sleep(wait_ns / 1e9)
-            attempt += 1
-            started_ns = budget._clock()
-            if isinstance(sent, Batch):
-                sent = sent.again()
-
     def __repr__(self) -> str:
-        return f"{self.budget!r} in front of {self.inner!r}"
+        return f"{self.budget!r} around {self.inner!r}"
 
 
 class _RetriedService(_Retried):
     async def call(self, request: Request) -> Response:
-        """Answers the request, at the last attempt if not before; the last error otherwise."""
-        response: Response = await self._try(self.inner.call, request)
+        """Return the first response to the request, or raise the last error."""
+        response: Response = await self.budget._run(self.inner.call, request, self._repeats)
         return response
 
 
 class _RetriedBackend(_Retried):
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """Answers the batch, at the last attempt if not before; the last error otherwise."""
-        results: Sequence[Any] = await self._try(self.inner.infer, batch)
+        """Return the first response to the batch, or raise the last error."""
+        results: Sequence[Any] = await self.budget._run(self.inner.infer, batch, self._repeats)
         return results
 
 
 def _retry_async(budget: RetryBudget, function: Callable[..., Any]) -> Callable[..., Any]:
-    repeatable = repeats(function, budget.idempotent) is not False
+    rule = repeats(function, budget.idempotent)
 
     @functools.wraps(function)
     async def retried(*args: Any, **kwargs: Any) -> Any:
-        started_ns = budget._begin()
-        attempt = 1
-        while True:
-            try:
-                result = await function(*args, **kwargs)
-            except Exception as error:
-                wait_ns = budget._wait_ns(error, attempt, None, repeatable)
-                if wait_ns is None:
-                    raise
-            else:
-                budget._succeeded(started_ns, attempt)
-                return result
-            if wait_ns:
-                await asyncio.sleep(wait_ns / 1e9)
-            attempt += 1
-            started_ns = budget._clock()
+        return await budget._run(lambda _: function(*args, **kwargs), None, rule)
 
     return retried
 
 
 def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[..., Any]:
-    repeatable = repeats(function, budget.idempotent) is not False
+    rule = repeats(function, budget.idempotent)
 
     @functools.wraps(function)
     def retried(*args: Any, **kwargs: Any) -> Any:
@@ -316,33 +315,17 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
             try:
                 result = function(*args, **kwargs)
             except Exception as error:
-                wait_ns = budget._wait_ns(error, attempt, None, repeatable)
-                if wait_ns is None:
+                wait_s = budget._wait_s(error, attempt, None, rule)
+                if wait_s is None:
                     raise
             else:
                 if hasattr(type(result), "__await__"):
                     refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
-            if wait_ns:
-                time.sleep(wait_ns / 1e9)
+            if wait_s:
+                time.sleep(wait_s)
             attempt += 1
             started_ns = budget._clock()
 
     return retried
-
-
-def _retryable(given: Any) -> tuple[tuple[type[BaseException], ...], Callable[[Exception], Any] | None]:
-    """Classes, or a function that says which."""
-    what = "classes of exceptions, or a function of an exception"
-    if isinstance(given, type):
-        given = (given,)
-    elif callable(given):
-        return (), given
-    if not isinstance(given, Iterable):
-        raise TypeError(expected("retryable", what, given))
-    classes = tuple(given)
-    for each in classes:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(expected("retryable", what, each))
-    return classes, None

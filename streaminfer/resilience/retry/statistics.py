@@ -1,4 +1,4 @@
-"""What a retry budget did, as a frozen snapshot."""
+"""Frozen snapshot of a retry budget."""
 
 from collections.abc import Mapping
 
@@ -15,34 +15,34 @@ __all__ = ["RetryStatistics"]
 class RetryStatistics(Snapshot):
     """Counters of a `RetryBudget` since it was made.
 
-    Counting rule: each failed attempt led to a retry or is in exactly one entry of ``gave_up``.
+    Counting rule: each failed attempt led to a retry or is in exactly one entry of ``not_retried``.
 
     Attributes:
         name: the budget's.
         requests: requests, each counted once however often it was tried.
         retries: attempts beyond the first that were granted.
-        recovered: requests that were answered at a later attempt.
+        succeeded_after_retry: requests whose response came from a later attempt.
         left: retries that may be made now; not whole, negative when requests left the window before their retries.
-        usual_s: what a successful attempt takes, a running mean of the last sixteen or so, in seconds.
-        gave_up: why failures were not retried: ``"attempts"``, ``"repeatable"``, ``"retryable"``, ``"time"``,
-            ``"budget"``.
+        usual_s: duration of a successful attempt, a running mean of the last sixteen or so, in seconds.
+        not_retried: failures that were not retried, by reason: ``"attempts"``, ``"repeatable"``, ``"retryable"``,
+            ``"time"`` and ``"throttled"``, the budget is spent.
     """
 
     name: str
     requests: int
     retries: int
-    recovered: int
+    succeeded_after_retry: int
     left: float
     usual_s: float
-    gave_up: Mapping[str, int]
+    not_retried: Mapping[str, int]
 
     def _repr_html_(self) -> str:
         rows = [
             ("requests", f"{self.requests:,}"),
             ("retries", f"{self.retries:,}"),
-            ("recovered", f"{self.recovered:,}"),
+            ("succeeded after retry", f"{self.succeeded_after_retry:,}"),
             ("retries left", f"{self.left:.1f}"),
-            ("an attempt takes", format_duration(self.usual_s)),
-            *((f"not retried: {why}", f"{count:,}") for why, count in self.gave_up.items()),
+            ("usual attempt", format_duration(self.usual_s)),
+            *((f"not retried: {why}", f"{count:,}") for why, count in self.not_retried.items()),
         ]
         return html_table(rows, caption=self.name or "retry budget")

@@ -40,6 +40,7 @@ from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback._route_share_cy import GOOD, LATE
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.attempt_outcome import classify
+from streaminfer.routing.fallback.attempt_timer import AttemptTimer
 from streaminfer.routing.fallback.default_response import check_default, default_outputs
 from streaminfer.routing.fallback.request_counts import RequestCounts
 from streaminfer.routing.fallback.route import Route, check_routes
@@ -123,6 +124,7 @@ class FallbackRouter(Node):
         self._fast_path = FastPath(
             self._degradation, best.share, best.route.name, best.admission, best.enforces, default is not None
         )
+        self._timer = AttemptTimer(self._fast_path, self._now)
         self._probes = RouteProbes(step_ns, self._now) if probes else None
         self._selector = RouteSelector(self._states, self._fast_path, self._probes)
         offered = [adapt(route.service).capabilities() for route in routes]
@@ -131,7 +133,6 @@ class FallbackRouter(Node):
         found = (adapt(service).capabilities().fingerprint_changes for service in self._services())
         self._changes: list[Callable[[], int]] = [changes for changes in found if changes is not None]
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
         self._cutting = False
         self._drained: asyncio.Future[None] | None = None
@@ -221,7 +222,7 @@ class FallbackRouter(Node):
             state.share.take()
             attempt = attempts.enter(task, cancellations, now_ns, switch_ns, deadline_ns)
             if switch_ns < attempts.timer_ns:
-                self._arm(get_running_loop(), switch_ns, now_ns)
+                self._timer.set(switch_ns, now_ns)
             try:
                 response = await state.call(request)
             except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there
@@ -271,10 +272,7 @@ class FallbackRouter(Node):
         if self._probes is not None:
             await self._probes.ended()
         await until_limit(self._until_drained())
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._fast_path.attempts.timer_ns = NEVER_NS
+        self._timer.cancel()
         await stop_all(self, self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
@@ -413,22 +411,6 @@ class FallbackRouter(Node):
         self._counts.deadline_misses += 1
         self._degradation.missed(devices)
 
-    # -- timers --------------------------------------------------------------------------------------
-
-    def _arm(self, loop: asyncio.AbstractEventLoop, wanted_ns: int, now_ns: int) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._fast_path.attempts.timer_ns = wanted_ns
-        self._alarm = loop.call_later((wanted_ns - now_ns) / 1e9, self._on_alarm)
-
-    def _on_alarm(self) -> None:
-        # loops fire early by their resolution: an alarm for an instant means that the instant has come
-        now_ns = max(self.clock(), self._fast_path.attempts.timer_ns)
-        self._alarm = None
-        wanted_ns = self._fast_path.attempts.interrupt_due(now_ns)
-        if wanted_ns != NEVER_NS:
-            self._arm(get_running_loop(), wanted_ns, now_ns)
-
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _now(self) -> int:
@@ -447,8 +429,8 @@ class FallbackRouter(Node):
         if self._loop is not None and not self._loop.is_closed() and self._fast_path.attempts.count:
             raise RuntimeError(f"{self!r} serves requests of another event loop; it belongs to one loop at a time")
         self._loop = loop
-        self._fast_path.attempts = Attempts()  # what a closed loop left behind is gone with it
-        self._alarm = None
+        self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
+        self._timer = AttemptTimer(self._fast_path, self._now)
 
     async def _until_drained(self) -> None:
         if self._fast_path.attempts.count:

@@ -1,4 +1,4 @@
-"""`Route`: one of the services that a `FallbackRouter` chooses between, with what its answers are worth and cost."""
+"""`Route`: one of the services of a `FallbackRouter`, with the quality and the cost of its responses."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -32,22 +32,22 @@ def as_service(argument: str, value: Any) -> Any:
 
 @attrs.frozen(init=False)
 class Route:
-    """A way to answer: a service, and what its answers are worth.
+    """A service, and what its responses are worth.
 
     Args:
-        name: what answers are marked with, as their ``source``.
+        name: the ``source`` of its responses.
         service: a `Stack`, any other service, a backend, or a sequence of layers, outermost first, that ends with one.
             The router starts and stops it.
-        quality: what an answer is worth, ≥ 0, relative to the other routes: accuracy, or what users would pay. Answers
-            of a route whose quality is below the best one's are marked as degraded.
-        cost: what an answer costs, > 0, relative to the other routes: device seconds, or money. A route that costs no
-            more than those behind it does not give way to them. ``None``: more than any route behind it.
-        prepare: makes of what the request brought what this route reads: an image of 192² pixels one of 128². A plain
-            function runs on the event loop, in the caller's task, only when the route is asked; an async function is
-            awaited there, within the route's time.
-        finish: makes of what this route answers what callers expect; runs like ``prepare``.
-        device: what it runs on. Routes of one device take time from each other, and the best of them give way when the
-            cheaper ones come too late. Give routes that have a device each different names.
+        quality: of a response, ≥ 0, relative to the other routes: accuracy, or what users would pay. Responses of a
+            route whose quality is below the best one's are marked as degraded.
+        cost: of a response, > 0, relative to the other routes: device seconds, or money. A route that costs no more
+            than later ones keeps its traffic when they are crowded. ``None``: more than any later route.
+        prepare: converts a request's inputs to those of this route: an image of 192² pixels to one of 128². A plain
+            function runs on the event loop, in the caller's task, only for an attempt at the route; an async function
+            is awaited there, within the route's time.
+        finish: converts this route's outputs to those that callers expect; runs like ``prepare``.
+        device: the device that it runs on. Routes of one device take time from each other, and the best of them lose
+            traffic when the cheaper ones are late. Give routes on different devices different names.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -89,7 +89,7 @@ class Route:
         )
 
     def costs_more_than(self, other: "Route") -> bool:
-        """Whether giving way to another route saves anything."""
+        """Return whether the other route is cheaper."""
         return self.cost is None or other.cost is None or self.cost > other.cost
 
 

@@ -10,7 +10,7 @@ cdef class OutlierEjection:
     cdef long long replicas, ejected
     cdef long long _consecutive_failures, _eject_ns, _max_eject_ns, _slow_start_ns
     cdef double _latency_factor, _max_ejected
-    cdef list _slots
+    cdef list slots
 
     cdef void hold_out(self, CReplicaStats slot) noexcept
     cdef void let_back(self, CReplicaStats slot, long long now_ns) noexcept

@@ -37,7 +37,6 @@ class OutlierEjection:
     """Ejects replicas that fail or are slow.
 
     Args:
-        slots: of all replicas; the balancer adds to it.
         consecutive_failures: so many eject; 0: never.
         latency_factor: so many times slower than most others ejects; 0.0: never.
         eject_ns: duration of the first ejection.
@@ -46,6 +45,7 @@ class OutlierEjection:
         slow_start_ns: how long a returned replica takes to its full weight; 0: no time.
 
     Attributes:
+        slots: of all replicas; the balancer adds to it.
         replicas: how many there are, without those that drain.
         ejected: how many are ejected.
     """
@@ -56,15 +56,14 @@ class OutlierEjection:
         "_latency_factor",
         "_max_eject_ns",
         "_max_ejected",
-        "_slots",
         "_slow_start_ns",
         "ejected",
         "replicas",
+        "slots",
     )
 
     def __init__(
         self,
-        slots: list[ReplicaStats],
         consecutive_failures: int,
         latency_factor: float,
         eject_ns: int,
@@ -72,7 +71,7 @@ class OutlierEjection:
         max_ejected: float,
         slow_start_ns: int,
     ) -> None:
-        self._slots = slots
+        self.slots: list[ReplicaStats] = []
         self._consecutive_failures = consecutive_failures
         self._latency_factor = latency_factor
         self._eject_ns = eject_ns
@@ -130,7 +129,7 @@ class OutlierEjection:
         factor = self._latency_factor if self._latency_factor > 0.0 else _DEFAULT_LATENCY_FACTOR
         known = 0
         total_ns = 0.0
-        for other in self._slots:
+        for other in self.slots:
             if other.zone == slot.zone and other.state == _ACTIVE and other.samples:
                 known += 1
                 total_ns += other.latency_ns
@@ -142,7 +141,7 @@ class OutlierEjection:
             return False
         others = 0
         slower = 0
-        for other in self._slots:
+        for other in self.slots:
             if other is slot or other.zone != slot.zone or other.state != _ACTIVE or other.samples < _MIN_SAMPLES:
                 continue
             others += 1

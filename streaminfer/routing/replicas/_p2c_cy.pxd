@@ -1,11 +1,11 @@
 cimport cython
 from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
-from streaminfer.routing.replicas._splitmix_cy cimport SplitMix, mixed, uniform
 
 cdef int _FREE, _ACTIVE, _PROBING, _EJECTED, _DRAINING
 cdef int _SUCCESS, _FAILURE, _REJECTED
-cdef double _OUTCOME_WEIGHT, _RETRY_SHARE, _RETRY_BURST
+cdef double _OUTCOME_WEIGHT, _RETRY_SHARE, _RETRY_BURST, _UNIT
+cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
 cdef long long _SLOTS, _PLACES
 cdef int _SLOT_BITS, _GENERATION_BITS
 
@@ -14,7 +14,7 @@ cdef class P2CBalancer:
     cdef readonly long long panics
     cdef long long _choices, _decay_ns, _slow_start_ns
     cdef double _mean_ns, _own, _others, _retry_tokens
-    cdef SplitMix _random
+    cdef unsigned long long _random
     cdef list _slots
     cdef OutlierEjection _ejection
 
@@ -77,8 +77,13 @@ cdef class P2CBalancer:
     @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
+    cdef double _random_unit(self) noexcept
+
     @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
 
     @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _least_bad(self, Py_ssize_t excluded, long long now_ns) noexcept
+
+cdef unsigned long long _mixed(unsigned long long value) noexcept
+cdef double _uniform(unsigned long long value) noexcept

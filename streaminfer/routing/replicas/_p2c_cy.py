@@ -33,7 +33,6 @@ from math import log
 
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, PROBING, ReplicaStats
-from streaminfer.routing.replicas._splitmix_cy import SplitMix, mixed, uniform
 
 __all__ = [
     "ACTIVE",
@@ -68,21 +67,20 @@ _SLOT_BITS = 16
 _SLOTS = 2**16 - 1
 _PLACES = 2**24 - 1
 _GENERATION_BITS = 40
+_MASK = 2**64 - 1
+_STEP = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_UNIT = 2.0**-53
 
 
 class P2CBalancer:
     """Chooses among replicas, each in a numbered slot.
 
-    The arguments are taken as they are; ``Replicas`` checks them.
-
     Args:
         choices: how many replicas are drawn and compared for a request.
         decay_ns: how fast the measurements of a replica without requests are forgotten.
-        consecutive_failures: so many in a row eject; 0: never.
-        latency_factor: so many times slower than most others ejects; 0.0: never.
-        eject_ns: how long the first ejection lasts.
-        max_eject_ns: how long any.
-        max_ejected: the share of replicas that may be ejected.
+        ejection: decides which replicas are ejected.
         slow_start_ns: how long a new or returned replica takes to its full weight; 0: none.
         seed: of the draws, 0 ≤ seed < 2^63.
 
@@ -104,26 +102,13 @@ class P2CBalancer:
         "panics",
     )
 
-    def __init__(
-        self,
-        choices: int,
-        decay_ns: int,
-        consecutive_failures: int,
-        latency_factor: float,
-        eject_ns: int,
-        max_eject_ns: int,
-        max_ejected: float,
-        slow_start_ns: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, choices: int, decay_ns: int, ejection: OutlierEjection, slow_start_ns: int, seed: int) -> None:
         self._choices = choices
         self._decay_ns = decay_ns
+        self._ejection = ejection
+        self._slots = self._ejection.slots
         self._slow_start_ns = slow_start_ns
-        self._random = SplitMix(seed)
-        self._slots: list[ReplicaStats] = []
-        self._ejection = OutlierEjection(
-            self._slots, consecutive_failures, latency_factor, eject_ns, max_eject_ns, max_ejected, slow_start_ns
-        )
+        self._random = seed
         self._mean_ns = 0.0
         self._own = 0.0
         self._others = 0.0
@@ -257,7 +242,7 @@ class P2CBalancer:
             slot = self._slots[number]
             if slot.share <= 0.0 or (self._own > 0.0 and slot.penalty > 1.0):
                 continue
-            score = -slot.weight / slot.penalty / log(uniform(mixed(slot.key ^ key)))
+            score = -slot.weight / slot.penalty / log(_uniform(_mixed(slot.key ^ key)))
             if best < 0 or score > most:
                 best = number
                 most = score
@@ -383,7 +368,7 @@ class P2CBalancer:
                 if slot.samples:
                     known += 1
                     total_ns += slot.per_place_ns
-                if not (slot.slow_start and slowly) or self._random.unit() < slot.ramp(now_ns, self._slow_start_ns):
+                if not (slot.slow_start and slowly) or self._random_unit() < slot.ramp(now_ns, self._slow_start_ns):
                     slot.share = slot.weight
             elif slot.state == _PROBING and not slot.probe_in_flight:
                 slot.share = slot.weight
@@ -416,7 +401,7 @@ class P2CBalancer:
 
     def _draw(self, total: float, own: bool) -> int:
         """Draw a slot by its share, at home or elsewhere; -1: there is none."""
-        left = self._random.unit() * total
+        left = self._random_unit() * total
         last = -1
         for number in range(len(self._slots)):
             slot = self._slots[number]
@@ -427,6 +412,10 @@ class P2CBalancer:
             if left < 0.0:
                 break
         return last
+
+    def _random_unit(self) -> float:
+        self._random = (self._random + _STEP) & _MASK
+        return _uniform(_mixed(self._random))
 
     def _better(self, first: int, second: int, now_ns: int) -> int:
         if second < 0:
@@ -447,3 +436,15 @@ class P2CBalancer:
             if number != excluded and slot.state not in (_FREE, _DRAINING):
                 best = self._better(best, number, now_ns)
         return best
+
+
+def _mixed(value: int) -> int:
+    """Return the output function of splitmix64 (Steele, Lea and Flood 2014)."""
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _uniform(value: int) -> float:
+    """Return a number above 0 and below 1."""
+    return ((value >> 11) + 0.5) * _UNIT

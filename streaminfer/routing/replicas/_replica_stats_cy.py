@@ -1,10 +1,10 @@
 # cython: wraparound=False, cdivision=True
-"""What is known of one replica, and how long the next request would take there: a slot of ``_p2c_cy``.
+"""Measurements of one replica, and how long the next request would take there: a slot of ``_p2c_cy``.
 
-**What is compared** is Prequal's pair of signals (Wydrowski et al., NSDI 2024), requests in flight and the latency at
-that number in flight. There are no probes of their own: every request that ends is one. It brings its latency and how
-many were in flight when it was sent; their averages give the time that one place in flight costs, so that the latency
-at the present number in flight is::
+*Design.* Replicas are compared by Prequal's pair of signals (Wydrowski et al., NSDI 2024), requests in flight and the
+latency at that number in flight. There are no probes of their own: every request that ends is one. It brings its
+latency and how many were in flight when it was sent; their averages give the time per request in flight, so that the
+latency at the present number in flight is::
 
     expected = latency / in_flight_then · (in_flight_now + 1)
 
@@ -12,14 +12,16 @@ which is right for a queue in front of one worker, and for batching and parallel
 divided by the share of calls that succeeded (a replica that fails at once must not look fast) and by the weight, and
 multiplied by the penalty of the replica's zone.
 
-*Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and what is not heard of is forgotten: the estimate
-of a replica that is not asked goes back to the mean of the fleet within some ``decay_ns``, so that it is asked again.
-Two things differ. A single slow answer does not become the estimate (with service times that vary, the peak of a busy
-good replica is as high as a rarely asked slow one), it counts four times an ordinary one. And *silence* counts: a
-replica that owes answers and has given none for longer than expected is as slow as its silence. So a hang is seen
-before anything ends.
+*Peaks.* As in Finagle's peak EWMA a rise counts more than a fall, and old measurements are forgotten: the estimate of a
+replica without requests returns to the mean of the fleet within some ``decay_ns``, so that it gets requests again. Two
+things differ. A single slow response does not become the estimate (with service times that vary, the peak of a busy
+good replica is as high as that of a slow one with few requests), it counts four times an ordinary one. And *silence*
+counts: a replica with requests in flight that has not responded for longer than expected is as slow as its silence. So
+a hang shows before any request ends.
 
-Cost: O(1) each. Threads: none. One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run as it is.
+*Complexity.* O(1) per method.
+
+One source, compiled with the C types of ``_replica_stats_cy.pxd`` or run uncompiled. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _GENERATIONS = 2**22 - 1
 
 
 class ReplicaStats:
-    """What is known of one replica; written by :class:`P2CBalancer` alone.
+    """Measurements of one replica; written by :class:`P2CBalancer` and its ejection.
 
     Attributes:
         state: one of the states of the module.
@@ -97,7 +99,7 @@ class ReplicaStats:
         self.reset(1.0, 1.0, 0, 0, 0)
 
     def reset(self, weight: float, penalty: float, zone: int, key: int, now_ns: int) -> None:
-        """Another replica, of which nothing is known."""
+        """Begin with another replica, of which nothing is known."""
         self.weight = weight
         self.penalty = penalty
         self.zone = zone
@@ -114,7 +116,7 @@ class ReplicaStats:
         self.forget(now_ns)
 
     def forget(self, now_ns: int) -> None:
-        """What was measured, and what is still in flight, says nothing about now."""
+        """Forget the measurements; requests in flight will count neither way."""
         self.generation = (self.generation + 1) & _GENERATIONS
         self.probe_in_flight = False
         self.probe_began_ns = now_ns
@@ -129,7 +131,7 @@ class ReplicaStats:
         self.since_ns = now_ns
 
     def ramp(self, now_ns: int, slow_start_ns: int) -> float:
-        """Which share of its weight it has: 1.0, or less while it starts slowly."""
+        """Return the share of its weight that it has: 1.0, or less while it starts slowly."""
         if not self.slow_start:
             return 1.0
         elapsed_ns = now_ns - self.since_ns
@@ -140,18 +142,18 @@ class ReplicaStats:
         return part if part > _LEAST_RAMP else _LEAST_RAMP
 
     def cost(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """What it is compared by: how long it is expected to take, over its success and weight, times its penalty."""
+        """Return the value to compare: the expected time over success and weight, times the penalty."""
         success = self.success
         if success < 1.0:
             success = 1.0 - (1.0 - success) * self.remembered(now_ns, decay_ns)
             if success < _LEAST_SUCCESS:
                 success = _LEAST_SUCCESS
-        # where nothing is known yet, what counts is who has least to do
+        # before the first measurement the replica with the fewest requests is the cheapest
         expected = self.expected(now_ns, mean_ns, decay_ns)
         return (expected if expected > 0.0 else self.in_flight + 1.0) * self.penalty / (success * self.weight)
 
     def expected(self, now_ns: int, mean_ns: float, decay_ns: int) -> float:
-        """How long the next request takes, nanoseconds; ``mean_ns``: a place in flight costs, of the fleet."""
+        """Return the nanoseconds that the next request takes; ``mean_ns``: the fleet's time per request in flight."""
         per_place_ns = mean_ns
         if self.samples:
             per_place_ns = self.per_place_ns
@@ -165,14 +167,14 @@ class ReplicaStats:
         return expected_ns
 
     def remembered(self, now_ns: int, decay_ns: int) -> float:
-        """How much of what is known of it still counts: 1.0 where it was heard of just now."""
+        """Return the weight of the measurements: 1.0 if the replica responded just now."""
         decays = 1.0 * (now_ns - self.heard_ns) / decay_ns
         if decays <= 0.0:
             return 1.0
         return 1.0 / ((1.0 + decays) * (1.0 + decays))
 
     def learn(self, duration_ns: float, places: float, now_ns: int, decay_ns: int) -> None:
-        """One more latency, with so many in flight when it was sent."""
+        """Add a latency, with the number in flight when the request was sent."""
         self.samples += 1
         newest = 1.0 / self.samples if self.samples < 1.0 / _NEWEST else _NEWEST
         by_time = (now_ns - self.heard_ns) / (1.0 * decay_ns + (now_ns - self.heard_ns))

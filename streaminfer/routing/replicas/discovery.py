@@ -161,9 +161,9 @@ class Finder:
         discovery = self._discovery
         self.lookups += 1
         try:
-            answer: Any = _awaited(discovery.resolve, discovery.host)
+            resolution: Any = _awaited(discovery.resolve, discovery.host)
             found: Any = await self._calls.end_within(
-                discovery.timeout_s, answer, f"the resolver of {discovery.host!r}"
+                discovery.timeout_s, resolution, f"the resolver of {discovery.host!r}"
             )
             addresses = dict.fromkeys(found)
         except Exception as error:  # noqa: BLE001 - whatever a resolver raises, the replicas stay

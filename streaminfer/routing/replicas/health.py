@@ -1,9 +1,9 @@
 """`HealthCheck`: a probe of each replica, every few seconds, whether it has requests or not.
 
 *Design.* Ejection learns from requests, so it costs some. A probe costs none, sees a replica that has no traffic, and
-can look at what requests do not show (a model that is being loaded, a full disk). So many failures in a row take the
-replica out of the choice, so many successes in a row put it back, on trial and slowly, as after an ejection. Where all
-replicas are out they are asked all the same: a probe that is wrong must not end the service.
+can check what requests do not show (a model that is being loaded, a full disk). ``unhealthy_after`` consecutive
+failures eject the replica, ``healthy_after`` consecutive successes put it back, probing and slowly, as after an
+ejection. When all replicas are ejected they get requests all the same: a wrong probe must not end the service.
 
 Each replica has a task of its own, which ends when the replica leaves or when `Replicas` stops. A probe that does not
 end within its time has failed; it is cancelled, and not waited for.

@@ -38,7 +38,7 @@ class Replica:
 
     Args:
         name: of it, unique among the replicas; where a stream goes depends on it.
-        service: what answers: a `Stack`, or any other service.
+        service: a `Stack`, or any other service.
         zone: where it is; `Replicas` prefers its own zone.
         weight: how much more of the traffic it gets than an equally fast one of weight 1. Speed and capacity need no
             weight, they are measured.

@@ -1,9 +1,8 @@
 """`Replicas`: several replicas of one model as one service.
 
-The shell of :mod:`streaminfer.routing.replicas._p2c_cy`, which chooses, learns and ejects: it reads the clock, asks the
-replica that was chosen, says what became of it, and asks another one where the first failed and there is time. Each
-attempt is told to the state machine exactly once, however it ends; a replica that is removed keeps its slot until its
-last attempt has ended.
+`P2CBalancer` chooses, learns and ejects; this module reads the clock, sends requests to replicas, records outcomes, and
+retries at another replica if the first failed and there is time. Each attempt is recorded exactly once; a removed
+replica keeps its slot until its last attempt has ended.
 """
 
 from __future__ import annotations
@@ -19,13 +18,8 @@ from streaminfer._internal.validation import check_count, check_instance, check_
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, sooner
 from streaminfer.request import Request, Response
-from streaminfer.routing.replicas._p2c_cy import (
-    FAILURE,
-    IGNORED,
-    REJECTED,
-    SUCCESS,
-    P2CBalancer,
-)
+from streaminfer.routing.replicas._ejection_cy import OutlierEjection
+from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.discovery import DnsDiscovery, Finder
 from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
@@ -36,11 +30,11 @@ __all__ = ["Replica", "Replicas"]
 
 _SLOT = 2**16 - 1
 _BITS = 2**64 - 1
-_SAYS_NOTHING = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
+_IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
 class Replicas(Node):
-    """Several replicas of one model as one service; each request goes to the one of two that should answer sooner.
+    """Several replicas of one model as one service; each request goes to the one of two that should respond sooner.
 
     ::
 
@@ -53,11 +47,11 @@ class Replicas(Node):
     Args:
         *replicas: at least one, of different names; or none, where ``discovery`` finds them.
         zone: where this process is; ``""`` is the zone of replicas that name none.
-        zone_penalty: by which factor sooner a replica of another zone must be expected to answer, above 1: for all
+        zone_penalty: by which factor sooner a replica of another zone must be expected to respond, above 1: for all
             other zones, or a mapping of zone to factor, where those it does not name have 2.0.
         choices: how many replicas are drawn and compared for each request. 2 suits several processes in front of the
             same replicas; as many as there are replicas is best for one.
-        retry: ask another replica, once, where the first failed or refused and time remains. Not for a model that must
+        retry: try another replica, once, if the first failed or rejected and time remains. Not for a model that must
             not see a request twice, and never where the service declares ``idempotent = False``, for a request with a
             ``stream_id``, or for more than a fifth of the requests.
         consecutive_failures: so many in a row eject a replica; ``None``: they do not.
@@ -70,7 +64,7 @@ class Replicas(Node):
         slow_start_s: how long a replica that was added or came back takes to its full share; 0: no time.
         health: a `HealthCheck`, which probes each replica; ``None``: only requests tell.
         discovery: a `DnsDiscovery`, which adds and removes replicas as a name resolves; ``None``: none.
-        decay_s: how fast what was measured of a replica that is not asked is forgotten.
+        decay_s: how fast the measurements of a replica without requests are forgotten.
         seed: of the draws, for runs that replay; ``None``: from the operating system.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
@@ -116,15 +110,20 @@ class Replicas(Node):
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = duration_ns("eject_s", eject_s)
-        self._balancer = P2CBalancer(
-            check_count("choices", choices, at_most=_SLOT),
-            duration_ns("decay_s", decay_s),
+        slow_start_ns = duration_ns("slow_start_s", slow_start_s, positive=False)
+        ejection = OutlierEjection(
             min(in_a_row, 2**31),
             factor,
             eject_ns,
             max(duration_ns("max_eject_s", max_eject_s), eject_ns),
             share,
-            duration_ns("slow_start_s", slow_start_s, positive=False),
+            slow_start_ns,
+        )
+        self._balancer = P2CBalancer(
+            check_count("choices", choices, at_most=_SLOT),
+            duration_ns("decay_s", decay_s),
+            ejection,
+            slow_start_ns,
             random.getrandbits(62) if seed is None else check_count("seed", seed, at_least=0) % 2**62,
         )
         self.zone = zone
@@ -152,12 +151,12 @@ class Replicas(Node):
     # -- callers ------------------------------------------------------------------------------------------------
 
     async def call(self, request: Request) -> Response:
-        """Answers one request; ``source`` of the answer begins with the name of the replica.
+        """Serve one request; ``source`` of the response begins with the name of the replica.
 
         Raises:
             Closed: stopped.
             DeadlineExceeded: the deadline passed.
-            BaseException: what the replica raised that was asked last.
+            BaseException: raised by the last replica.
         """
         if self._closed:
             raise Closed("these replicas do not run")
@@ -202,34 +201,34 @@ class Replicas(Node):
             )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """What the replica says that should answer first, else the next that would accept it; changes nothing."""
+        """Return the admission of the replica that should respond first, or of the next that accepts."""
         if self._closed:
             return Admission(False, AdmissionReason.CLOSED)
         balancer = self._balancer
         if request.stream_id is not None:
             return self._admission_at(balancer.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
-        asked = 0
-        refused: Admission | None = None
+        tried = 0
+        rejection: Admission | None = None
         for _ in range(min(balancer.replicas, 62)):
-            slot = balancer.best(asked, now_ns)
-            answer = self._admission_at(slot, request, now_ns)
-            if answer.ok:
-                return answer
-            if refused is None:
-                refused = answer
+            slot = balancer.best(tried, now_ns)
+            verdict = self._admission_at(slot, request, now_ns)
+            if verdict.ok:
+                return verdict
+            if rejection is None:
+                rejection = verdict
             else:
-                refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
-            asked |= 1 << slot
-        return refused or Admission(False, AdmissionReason.NO_REPLICA)
+                rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
+            tried |= 1 << slot
+        return rejection or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
-        """As the first replica does, since all serve the same model."""
+        """Check a request as the first replica does: all serve the same model."""
         first = self._first()
         if first is not None and first.validate is not None:
             first.validate(request)
 
     def fingerprint_changes(self) -> int:
-        """Return how often the models of the replicas have changed, for caches in front."""
+        """Return how often the models of the replicas have changed, for caches around the replicas."""
         now = (handle.changes() for handle in self._handles.values() if handle.changes is not None)
         return self._earlier_changes + sum(now)
 
@@ -260,10 +259,10 @@ class Replicas(Node):
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts all replicas at once; where one fails the others are stopped again, and its error is raised.
+        """Start all replicas at once; if one fails, the others are stopped again, and its error is raised.
 
         Raises:
-            BaseException: what a replica's start raised; or why no replica was found, where there is no other.
+            BaseException: raised by a replica's start; or why no replica was found, if there is no other.
         """
         failure = None if self._finder is None else await self._finder.look_up(strict=True)
         if failure is not None and not self._handles:
@@ -287,10 +286,10 @@ class Replicas(Node):
             self._finder.begin()
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more and stops all replicas.
+        """Accept no more requests and stop all replicas.
 
         Args:
-            drain: what is in hand is answered first; otherwise it ends with `Closed`.
+            drain: let the requests in flight complete first; otherwise they end with `Closed`.
         """
         self._closed, self._running = True, False
         upkeep = [each for each in (self._finder, self._probes) if each is not None]
@@ -303,7 +302,7 @@ class Replicas(Node):
         _raise_first(outcomes)
 
     async def add(self, replica: Replica) -> None:
-        """A further replica; where the others have been started it is started first, and gets its share slowly.
+        """Add a replica; if the others have been started it is started first, and gets its share slowly.
 
         Raises:
             TypeError, ValueError: no `Replica`, or its name is taken.
@@ -324,11 +323,11 @@ class Replicas(Node):
             self._probes.watch(handle)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
-        """Takes a replica out: it is given nothing more, ends what it has, and is stopped where it was started.
+        """Remove a replica: it gets no more requests, completes those in flight, and is stopped if it was started.
 
         Args:
             name: of the replica.
-            drain: what it has in hand is answered first; otherwise it ends with `Closed`.
+            drain: let its requests in flight complete first; otherwise they end with `Closed`.
 
         Raises:
             ValueError: there is none of that name, or no other.
@@ -352,7 +351,7 @@ class Replicas(Node):
             handle.check_drained()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of an outer `Stack`, unless one was given."""
+        """Take over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
@@ -360,7 +359,7 @@ class Replicas(Node):
             self._bind(clock)
 
     def statistics(self) -> ReplicasStatistics:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         now_ns = self.clock()
         self._balancer.settle(now_ns)
         handles = (*self._handles.values(), *self._leaving)
@@ -416,7 +415,7 @@ class Replicas(Node):
             handle.bind(clock)
 
     def _second(self, first: int, now_ns: int) -> int:
-        """Another replica for a request that failed at the first; -1: there is none, or too many do that."""
+        """Choose another replica for a request that failed at the first; -1: there is none, or too many are retried."""
         if self._closed or not self._balancer.may_retry():
             return -1
         token = self._balancer.choose(first, now_ns)
@@ -425,12 +424,12 @@ class Replicas(Node):
         return token
 
     def _admission_at(self, slot: int, request: Request, now_ns: int) -> Admission:
-        ask = self._by_slot[slot].admission
-        answer = Admission(True) if ask is None else ask(request, now_ns)
-        if not answer.ok or answer.predicted_finish_ns is not None:
-            return answer
+        admission = self._by_slot[slot].admission
+        verdict = Admission(True) if admission is None else admission(request, now_ns)
+        if not verdict.ok or verdict.predicted_finish_ns is not None:
+            return verdict
         expected_ns = self._balancer.expected_ns(slot, now_ns)
-        return answer._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else answer
+        return verdict._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else verdict
 
 
 def _raise_first(outcomes: Iterable[object]) -> None:
@@ -442,13 +441,13 @@ def _raise_first(outcomes: Iterable[object]) -> None:
 def _outcome_of(error: BaseException) -> int:
     if isinstance(error, Overloaded):
         return REJECTED
-    if isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception):
+    if isinstance(error, _IGNORED_ERRORS) or not isinstance(error, Exception):
         return IGNORED
     return FAILURE
 
 
 def _stream_key(stream_id: Hashable) -> int:
-    """64 bits that are the same in every process for text, bytes and whole numbers; for others, in this one."""
+    """Return 64 bits, the same in every process for text, bytes and whole numbers; for others, in this one."""
     if type(stream_id) in (str, bytes, int):
         return int.from_bytes(hashlib.blake2b(repr(stream_id).encode(), digest_size=8).digest(), "big")
     return hash(stream_id) & _BITS

@@ -22,20 +22,20 @@ __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 
 @attrs.frozen(kw_only=True)
 class SideStatistics(Snapshot):
-    """What one of the two services did.
+    """Counters of one of the two services.
 
-    Counting rule: each request is in ``requests``, and when it ends in one of ``answered``, ``failed`` and
+    Counting rule: each request is in ``requests``, and when it ends in one of ``succeeded``, ``failed`` and
     ``cancelled``.
 
     Attributes:
         requests: requests that it was given.
-        answered: how many of them were answered.
-        failed: how many ended with an error, refusals and deadlines included.
+        succeeded: how many of them succeeded.
+        failed: how many ended with an error, rejections and deadlines included.
         cancelled: how many their callers cancelled.
     """
 
     requests: int
-    answered: int
+    succeeded: int
     failed: int
     cancelled: int
 
@@ -55,7 +55,7 @@ class CanaryStatistics(Snapshot):
     canary: SideStatistics
 
     def _repr_html_(self) -> str:
-        names = ("requests", "answered", "failed", "cancelled")
+        names = ("requests", "succeeded", "failed", "cancelled")
         rows = [
             (side, *(f"{getattr(counts, name):,}" for name in names))
             for side, counts in (("stable", self.stable), ("canary", self.canary))
@@ -67,7 +67,7 @@ class Canary(Node):
     """Two services as one, of which the second gets a fixed share of the requests.
 
     It is a service: the last layer of a `Stack`, or of a route, which starts and stops it, and so both services. Each
-    tenant, or stream, stays with one of them. ``source`` of an answer begins with ``"stable"`` or ``"canary"``.
+    tenant, or stream, stays with one of them. ``source`` of a response begins with ``"stable"`` or ``"canary"``.
 
     Args:
         stable: the service that most requests go to: a `Stack`, any other service, a backend, or a sequence of layers,
@@ -155,7 +155,7 @@ class Canary(Node):
         return False if False in said else None if None in said else True
 
     async def call(self, request: Request) -> Response:
-        """Answer the request, by the service whose share it belongs to.
+        """Serve the request, by the service whose share it belongs to.
 
         Raises:
             BaseException: what that service raised.
@@ -165,11 +165,11 @@ class Canary(Node):
         return await (self._canary if belongs else self._stable).call(request)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Return what the service says that the request would go to; changes nothing."""
+        """Return the admission of the service that the request would go to; changes nothing."""
         key = self._by(request)
         belongs = self._share.would_take() if key is None else self._share.has_key(key)
-        ask = (self._canary if belongs else self._stable).admission
-        return Admission(True) if ask is None else ask(request, now_ns)
+        admission = (self._canary if belongs else self._stable).admission
+        return Admission(True) if admission is None else admission(request, now_ns)
 
     async def start(self) -> None:
         """Start both services; where one fails what started is stopped again."""
@@ -179,7 +179,7 @@ class Canary(Node):
         """Stop both services.
 
         Args:
-            drain: answer what they have first; otherwise it ends with `Closed`.
+            drain: let their requests in flight complete first; otherwise they end with `Closed`.
         """
         await stop_all(self, self.services, drain=drain)
 
@@ -204,7 +204,7 @@ class _Side:
         self.admission = offered.admission
         # the check of the stable side is made by the stack around
         self._validate = None if offers_its_check else offered.validate
-        self._requests = self._answered = self._failed = self._cancelled = 0
+        self._requests = self._succeeded = self._failed = self._cancelled = 0
 
     async def call(self, request: Request) -> Response:
         self._requests += 1
@@ -218,13 +218,13 @@ class _Side:
         except BaseException:
             self._cancelled += 1
             raise
-        self._answered += 1
+        self._succeeded += 1
         source = f"{self.name}/{response.source}" if response.source else self.name
         return Response(response.outputs, response.degraded, source, response.timings)
 
     def statistics(self) -> SideStatistics:
         return SideStatistics(
-            requests=self._requests, answered=self._answered, failed=self._failed, cancelled=self._cancelled
+            requests=self._requests, succeeded=self._succeeded, failed=self._failed, cancelled=self._cancelled
         )
 
 

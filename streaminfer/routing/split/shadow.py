@@ -1,4 +1,4 @@
-"""`Shadow`: copies of requests go to another service, whose answers are dropped.
+"""`Shadow`: copies of requests go to another service, whose responses are discarded.
 
 *Design.* A copy runs in a task of its own with an empty context: nothing that the request is part of (a computation
 that callers share, the time limit of a stop, a trace) knows of it. The request itself is sent first and awaits nothing
@@ -38,13 +38,13 @@ _MOST = 100_000
 class ShadowStatistics(Snapshot):
     """Counters of a `Shadow`, of one moment.
 
-    Counting rule: each copy is in ``sent``, and when it ends in one of ``answered``, ``failed`` and ``cancelled``.
+    Counting rule: each copy is in ``sent``, and when it ends in one of ``succeeded``, ``failed`` and ``cancelled``.
 
     Attributes:
         name: the shadow's.
         sent: copies that were sent.
         in_flight: how many of them have not ended.
-        answered: how many were answered.
+        succeeded: how many succeeded.
         failed: how many ended with an error, or at their deadline.
         cancelled: how many a stop ended.
         skipped: requests of the share that were not copied: ``"max_in_flight"``, too many copies were in flight;
@@ -54,21 +54,21 @@ class ShadowStatistics(Snapshot):
     name: str
     sent: int
     in_flight: int
-    answered: int
+    succeeded: int
     failed: int
     cancelled: int
     skipped: Mapping[str, int]
 
     def _repr_html_(self) -> str:
-        rows = counter_rows(self, ("sent", "in_flight", "answered", "failed", "cancelled"))
+        rows = counter_rows(self, ("sent", "in_flight", "succeeded", "failed", "cancelled"))
         rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in self.skipped.items()]
         return html_table(rows, caption=self.name or "shadow")
 
 
 class Shadow:
-    """Sends copies of requests to another service and drops what it answers; callers notice nothing of it.
+    """Sends copies of requests to another service and discards its responses; callers notice nothing.
 
-    It is a layer in front of a service, and starts and stops the service that gets the copies.
+    It is a layer around a service, and starts and stops the service that gets the copies.
 
     Args:
         copy: what gets the copies: a `Stack`, any other service, a backend, or a sequence of layers, outermost first,
@@ -81,7 +81,7 @@ class Shadow:
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or a ``copy`` that declares
-            ``idempotent = False``: it must not see a request that another service answers.
+            ``idempotent = False``: it must not see a request that another service serves.
 
     Threads: none; it belongs to one event loop.
     """
@@ -113,20 +113,20 @@ class Shadow:
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
-        self._sent = self._answered = self._failed = self._cancelled = 0
+        self._sent = self._succeeded = self._failed = self._cancelled = 0
         if clock is not None:
             self._bind(clock)
 
     def wrap(self, inner: Any) -> Any:
-        """Put the shadow in front of a service.
+        """Wrap a service.
 
         Returns:
-            A service that answers as ``inner`` does.
+            A service that responds as ``inner`` does.
 
         Raises:
             TypeError: no service.
         """
-        check_instance("inner", inner, is_service, "a service (the shadow stands before the batcher)")
+        check_instance("inner", inner, is_service, "a service (the shadow wraps the batcher)")
         return _ShadowedService(self, inner)
 
     @property
@@ -147,7 +147,7 @@ class Shadow:
             name=self.name,
             sent=self._sent,
             in_flight=len(self._tasks),
-            answered=self._answered,
+            succeeded=self._succeeded,
             failed=self._failed,
             cancelled=self._cancelled,
             skipped=dict(self._skipped),
@@ -164,7 +164,7 @@ class Shadow:
         else:
             self._sent += 1
             loop = asyncio.get_running_loop()
-            task = loop.create_task(self._answer(request), context=contextvars.Context())
+            task = loop.create_task(self._serve(request), context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._end)
 
@@ -176,7 +176,7 @@ class Shadow:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds_left())
 
-    async def _answer(self, request: Request) -> None:
+    async def _serve(self, request: Request) -> None:
         if self._validate is not None:
             self._validate(request)
         left_s = time_left_s(request.deadline_ns, self._clock())
@@ -190,7 +190,7 @@ class Shadow:
             return
         failure = task.exception()
         if failure is None:
-            self._answered += 1
+            self._succeeded += 1
             return
         self._failed += 1
         if self._failed == 1:
@@ -216,7 +216,7 @@ class _ShadowedService(Wrapper):
         self._call: Callable[[Request], Any] = inner.call
 
     async def call(self, request: Request) -> Response:
-        """Answer the request as the service does."""
+        """Serve the request as the service does."""
         self.shadow.send(request)  # a task, which begins when this one has been sent
         response: Response = await self._call(request)
         return response
@@ -231,4 +231,4 @@ class _ShadowedService(Wrapper):
         await stop_all(self, [self.shadow.copy], drain=drain)
 
     def __repr__(self) -> str:
-        return f"{self.shadow!r} in front of {self.inner!r}"
+        return f"{self.shadow!r} around {self.inner!r}"

@@ -85,7 +85,7 @@ def test_a_late_request_is_sent_again_and_the_first_answer_wins():
         assert loop.time() - began == pytest.approx(0.020, rel=0.02)
         assert [at - began for at in service.asked_at] == pytest.approx([0.0, 0.010], rel=0.02)
         assert service.cancelled == 1
-        assert seen(hedge, "requests", "hedges", "won", "losers") == (41, 1, 1, 0)
+        assert seen(hedge, "requests", "hedges", "won", "cancelling") == (41, 1, 1, 0)
 
     scenario(test, service=Service((0.5, "first"), (0.010, "second")))
 
@@ -172,7 +172,7 @@ def test_which_requests_are_sent_twice(declared, behind, stream_id, hedged_):
 def test_a_second_request_that_could_not_be_on_time_is_not_sent(deadline_ms, hedges):
     async def test(loop, hedge, service, hedged):
         await hedged.call(Request(0.0, deadline_ns=loop.now_ns + deadline_ms * MS))
-        assert seen(hedge, "hedges", "no_time") == (hedges, 1 - hedges)
+        assert seen(hedge, "hedges", "infeasible") == (hedges, 1 - hedges)
 
     scenario(test, service=Service((0.05, 1.0)))
 
@@ -180,7 +180,7 @@ def test_a_second_request_that_could_not_be_on_time_is_not_sent(deadline_ms, hed
 def test_whoever_would_refuse_it_is_not_asked():
     async def test(loop, hedge, service, hedged):
         await hedged.call(Request(0.0))
-        assert seen(hedge, "hedges", "not_admitted") == (0, 1)
+        assert seen(hedge, "hedges", "rejected") == (0, 1)
 
     full = Service((0.05, 1.0), admission=lambda request, now_ns: Admission(False, "queue_full"))
     scenario(test, service=full)
@@ -246,7 +246,7 @@ def test_cancelling_the_caller_cancels_both():
         with pytest.raises(asyncio.CancelledError):
             await task
         assert service.cancelled == 2
-        assert seen(hedge, "losers") == (0,)
+        assert seen(hedge, "cancelling") == (0,)
 
     scenario(test, service=Service((0.5, 1.0), (0.5, 1.0)))
 
@@ -300,9 +300,9 @@ def test_a_loser_that_cannot_be_cancelled_at_once_delays_nobody_and_is_waited_fo
             began = loop.time()
             assert await stack(0.0) == "second"
             assert loop.time() - began == pytest.approx(0.02, rel=0.02)
-            assert seen(hedge, "losers") == (1,)
+            assert seen(hedge, "cancelling") == (1,)
         assert loop.time() - began == pytest.approx(3.02, rel=0.01)
-        assert seen(hedge, "losers") == (0,)
+        assert seen(hedge, "cancelling") == (0,)
 
     run(main)
 
@@ -319,7 +319,7 @@ def test_the_deadline_ends_both():
             with pytest.raises(si.DeadlineExceeded):
                 await service(0.0, timeout_s=0.1)
             assert backend.batch_sizes == [1] * 42
-            assert seen(hedge, "hedges", "losers") == (1, 0)
+            assert seen(hedge, "hedges", "cancelling") == (1, 0)
         assert len(asyncio.all_tasks()) == 1
 
     run(main)
@@ -501,7 +501,7 @@ def test_when_everything_is_slow_the_extra_load_stays_below_the_cap(max_extra):
     hedge = Hedge(max_extra=max_extra)
     _, extra = latencies(hedge, brown_out, requests=5_000)
     assert 0.0 < extra <= max_extra
-    assert hedge.statistics().over_cap > 400
+    assert hedge.statistics().throttled > 400
 
 
 class DoublesInPlace:

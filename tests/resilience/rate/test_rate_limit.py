@@ -183,7 +183,7 @@ def test_a_service_is_limited_by_the_tenant_of_the_request():
             await asyncio.sleep(1.0)
             await service(1.0, tenant="a")
             seen = service.statistics().layers["RateLimit"]
-            assert (seen.admitted, seen.refused, seen.tenants) == (4, 2, 3)
+            assert (seen.admitted, seen.rejected, seen.tenants) == (4, 2, 3)
 
     run(main)
 

@@ -61,8 +61,8 @@ def asked(service, budget, *requests, now_ns=0):
     return ended if len(ended) > 1 else ended[0]
 
 
-def gave_up(budget):
-    return {why: count for why, count in budget.statistics().gave_up.items() if count}
+def not_retried(budget):
+    return {why: count for why, count in budget.statistics().not_retried.items() if count}
 
 
 class Marked(Exception):
@@ -112,8 +112,8 @@ def test_which_errors_are_retried(error, settings, retried):
     service, budget = Service(error), RetryBudget(**settings)
     assert asked(service, budget) == (1.0 if retried else type(error))
     assert len(service.asked_at) == 1 + retried
-    assert gave_up(budget) == ({} if retried else {"retryable": 1})
-    assert budget.statistics().recovered == retried
+    assert not_retried(budget) == ({} if retried else {"retryable": 1})
+    assert budget.statistics().succeeded_after_retry == retried
 
 
 def test_what_ends_a_task_is_never_retried():
@@ -151,7 +151,7 @@ def test_which_requests_are_repeated(declared, behind, stream_id, retried):
     budget = RetryBudget(idempotent=declared)
     ended = asked(service, budget, Request(1.0, stream_id=stream_id))
     assert ended == (1.0 if retried else si.BackendError)
-    assert gave_up(budget) == ({} if retried else {"repeatable": 1})
+    assert not_retried(budget) == ({} if retried else {"repeatable": 1})
 
 
 def test_so_many_attempts_and_then_the_last_error():
@@ -159,8 +159,8 @@ def test_so_many_attempts_and_then_the_last_error():
     budget = RetryBudget(max_attempts=3)
     assert asked(service, budget) is si.Overloaded
     assert len(service.asked_at) == 3
-    assert gave_up(budget) == {"attempts": 1}
-    assert budget.statistics().recovered == 0
+    assert not_retried(budget) == {"attempts": 1}
+    assert budget.statistics().succeeded_after_retry == 0
     assert asked(Service(si.BackendError()), RetryBudget(max_attempts=1)) is si.BackendError
 
 
@@ -192,7 +192,7 @@ def test_an_attempt_that_usually_takes_longer_than_what_is_left_is_not_begun(lef
     service = Service(1.0, si.BackendError(), takes_s=0.020)
     ended = asked(service, budget, Request(1.0), Request(1.0, deadline_ns=20 * MS + left_ms * MS))
     assert ended == [1.0, 1.0 if retried else si.BackendError]
-    assert gave_up(budget) == ({} if retried else {"time": 1})
+    assert not_retried(budget) == ({} if retried else {"time": 1})
     assert budget.statistics().usual_s == pytest.approx(0.02)
 
 
@@ -207,7 +207,7 @@ def test_a_wait_that_leaves_no_time_is_not_waited(deadline_ms, retried):
 def test_nobody_waits_for_ever():
     budget = RetryBudget(max_wait_s=2.0)
     assert asked(Service(si.Overloaded(retry_after_s=2.5)), budget) is si.Overloaded
-    assert gave_up(budget) == {"time": 1}
+    assert not_retried(budget) == {"time": 1}
     assert asked(Service(si.Overloaded(retry_after_s=2.0)), RetryBudget(max_wait_s=2.0)) == 1.0
 
 
@@ -222,8 +222,8 @@ def test_a_storm_of_failures_adds_a_tenth_to_the_load():
     seen = budget.statistics()
     assert (seen.requests, seen.retries) == (1000, 100)
     assert seen.left == pytest.approx(0.0)
-    assert sum(gave_up(budget).values()) == 1000
-    assert gave_up(budget)["budget"] > 900
+    assert sum(not_retried(budget).values()) == 1000
+    assert not_retried(budget)["throttled"] > 900
 
 
 def test_a_quiet_service_may_retry_now_and_then():
@@ -285,7 +285,7 @@ def test_extra_calls_never_exceed_their_share_of_any_window(plain, events, ratio
                 refused += 1
         assert twins[0].left(now) == twins[1].left(now)
     for twin in twins:
-        assert (twin.requests, twin.granted, twin.refused) == (len(requests), len(extra), refused)
+        assert (twin.requests, twin.granted, twin.throttled) == (len(requests), len(extra), refused)
 
 
 def test_a_clock_that_jumps_back_stands_still(plain):
@@ -316,7 +316,7 @@ def test_a_batch_is_repeated_as_a_whole_and_rows_that_failed_alone_are_not():
 
     run(main)
     assert len(backend.batches) == 3
-    assert gave_up(budget) == {"repeatable": 1}
+    assert not_retried(budget) == {"repeatable": 1}
 
 
 def test_functions_stay_what_they_are(monkeypatch, clock):
@@ -372,7 +372,7 @@ def test_a_stack_finds_what_stands_behind_and_gives_its_clock():
         batcher = si.AdaptiveBatcher(max_batch_size=4, slo_s=0.1)
         async with si.Stack(budget, batcher, backend, clock=loop.clock) as service:
             assert await service(2.0) == 2.0
-            assert service.statistics()["RetryBudget"].recovered == 1
+            assert service.statistics()["RetryBudget"].succeeded_after_retry == 1
             request = Request(1.0, deadline_ns=loop.now_ns + 1)
             assert not service.admission(request, loop.now_ns).ok
             layer = service.inner
@@ -426,7 +426,7 @@ def test_settings_are_checked(settings, error, message):
 def test_what_it_shows():
     budget = RetryBudget(name="<b>")
     assert "&lt;b&gt;" in budget._repr_html_()
-    assert "not retried: budget" in budget._repr_html_()
+    assert "not retried: throttled" in budget._repr_html_()
     assert repr(budget) == "<RetryBudget('<b>', 0 retries of 0 requests)>"
     with pytest.raises(TypeError, match="not a generator"):
 

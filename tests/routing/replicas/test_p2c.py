@@ -5,8 +5,18 @@ from collections import Counter
 
 import pytest
 
-from streaminfer.routing.replicas import _p2c_cy as balance_cy
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, FAILURE, IGNORED, PROBING, REJECTED, SUCCESS
+from streaminfer.routing.replicas._ejection_cy import OutlierEjection
+from streaminfer.routing.replicas._p2c_cy import (
+    ACTIVE,
+    DRAINING,
+    EJECTED,
+    FAILURE,
+    IGNORED,
+    PROBING,
+    REJECTED,
+    SUCCESS,
+    P2CBalancer,
+)
 
 pytestmark = pytest.mark.uncompiled
 
@@ -26,8 +36,11 @@ DEFAULTS = {
 }
 
 
-def made(count=4, module=balance_cy, **changes):
-    balance = module.P2CBalancer(*(DEFAULTS | changes).values())
+def made(count=4, types=(OutlierEjection, P2CBalancer), **changes):
+    ejection_type, balancer_type = types
+    settings = DEFAULTS | changes
+    choices, decay_ns, seed = (settings.pop(name) for name in ("choices", "decay_ns", "seed"))
+    balance = balancer_type(choices, decay_ns, ejection_type(*settings.values()), settings["slow_start_ns"], seed)
     for number in range(count):
         assert balance.add(1.0, 1.0, 0, 7919 * (number + 1), False, 0) == number
     return balance
@@ -517,9 +530,10 @@ def test_retries_are_a_fifth():
 def test_plain_and_compiled_agree(plain, seed):
     """Anything that may happen to a fleet, at both at once."""
     draw = random.Random(seed)
+    uncompiled = plain("routing.replicas._p2c_cy")
     fleets = [
-        made(5, module=module, seed=seed, choices=1 + seed % 3, latency_factor=3.0 if seed % 2 else 0.0)
-        for module in (balance_cy, plain("routing.replicas._p2c_cy"))
+        made(5, types, seed=seed, choices=1 + seed % 3, latency_factor=3.0 if seed % 2 else 0.0)
+        for types in ((OutlierEjection, P2CBalancer), (uncompiled.OutlierEjection, uncompiled.P2CBalancer))
     ]
     for fleet in fleets:
         fleet.add(2.0, 1.5, 1, 2**63 + 5, True, 0)

@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import (
     ACTIVE,
     DRAINING,
@@ -56,7 +57,7 @@ class FleetMachine(RuleBasedStateMachine):
     )
     def begin(self, count, choices, in_a_row, share, seed):
         self.in_a_row, self.share, self.now = in_a_row, share, 0
-        self.balance = P2CBalancer(choices, 10 * S, in_a_row, 0.0, EJECT, MOST, share, S, seed)
+        self.balance = P2CBalancer(choices, 10 * S, OutlierEjection(in_a_row, 0.0, EJECT, MOST, share, S), S, seed)
         self.members = {self.balance.add(1.0, 1.0, 0, n, False, 0): Member() for n in range(count)}
         self.leaving = {}
         self.sent = []

@@ -4,6 +4,7 @@ import asyncio
 
 from streaminfer.request import Request, Response
 from streaminfer.routing import Replica
+from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import SUCCESS, P2CBalancer
 from streaminfer.routing.replicas.replica import ReplicaHandle
 from streaminfer.testing import run
@@ -19,7 +20,7 @@ class Echo:
 
 
 def make():
-    balancer = P2CBalancer(2, 10 * S, 5, 3.0, S, 30 * S, 0.5, 0, 1)
+    balancer = P2CBalancer(2, 10 * S, OutlierEjection(5, 3.0, S, 30 * S, 0.5, 0), 0, 1)
     drained = []
     handle = ReplicaHandle(Replica("a", Echo()), balancer, lambda: 0, drained.append)
     handle.slot = balancer.add(1.0, 1.0, 0, 1, False, 0)

@@ -35,8 +35,8 @@ def test_a_tenant_stays_on_its_side():
     assert first == second
     assert 70 < first.count("canary") < 130
     seen = canary.statistics()
-    assert seen.canary.requests == seen.canary.answered == 2 * first.count("canary")
-    assert seen.stable.answered + seen.canary.answered == 1000
+    assert seen.canary.requests == seen.canary.succeeded == 2 * first.count("canary")
+    assert seen.stable.succeeded + seen.canary.succeeded == 1000
 
 
 def test_a_larger_share_takes_tenants_in_and_gives_none_up():

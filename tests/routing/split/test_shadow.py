@@ -77,7 +77,7 @@ def test_every_copy_is_counted_once():
             await service(1.0)
             assert shadow.statistics().in_flight == 1
         seen = shadow.statistics()
-        assert (seen.sent, seen.answered, seen.failed, seen.cancelled, seen.in_flight) == (6, 3, 2, 1, 0)
+        assert (seen.sent, seen.succeeded, seen.failed, seen.cancelled, seen.in_flight) == (6, 3, 2, 1, 0)
         assert "new faces" in shadow._repr_html_()
 
     run(main)
@@ -177,7 +177,7 @@ def test_a_copy_goes_on_where_the_request_fails():
             await asyncio.sleep(0.05)
             hanging.cancel()
             await asyncio.sleep(0.2)
-            assert shadow.statistics().answered == 2
+            assert shadow.statistics().succeeded == 2
 
     run(main)
 

@@ -1,0 +1,92 @@
+"""Choice of a route, without a router."""
+
+import pytest
+
+import streaminfer as si
+from streaminfer.protocols import Admission
+from streaminfer.request import Response
+from streaminfer.routing import Route
+from streaminfer.routing.fallback._degradation_cy import DegradationController
+from streaminfer.routing.fallback._fast_path_cy import FastPath
+from streaminfer.routing.fallback.attempt_history import AttemptHistory
+from streaminfer.routing.fallback.route_selector import RouteSelector
+from streaminfer.routing.fallback.route_state import make_route_states
+
+pytestmark = pytest.mark.uncompiled
+
+MS = 1_000_000
+
+
+class Scripted:
+    def __init__(self, **verdict):
+        self.verdict = Admission(**verdict)
+
+    async def call(self, request):
+        return Response(request.inputs)
+
+    def admission(self, request, now_ns):
+        return self.verdict
+
+
+class Probes:
+    def __init__(self):
+        self.considered = []
+
+    def consider(self, state, request, now_ns):
+        self.considered.append(state.route.name)
+
+
+def make(*services):
+    names = "abc"[: len(services)]
+    routes = [Route(name, service, device=name) for name, service in zip(names, services, strict=True)]
+    states = make_route_states(routes, has_default=False)
+    degradation = DegradationController([state.share for state in states], 1000 * MS)
+    fast_path = FastPath(degradation, states[0].share, "a", states[0].admission, states[0].enforces, False)
+    probes = Probes()
+    return RouteSelector(states, fast_path, probes), states, probes
+
+
+def test_the_best_route_that_accepts_is_selected():
+    selector, states, probes = make(Scripted(ok=False, reason="queue_full"), Scripted(ok=True), Scripted(ok=True))
+    history = AttemptHistory(0)
+
+    assert selector.select(si.Request(1.0), history, 0) is states[1]
+    assert history.reasons == {0: "queue_full"}
+    assert probes.considered == []
+
+
+def test_a_tried_route_is_not_selected_again():
+    selector, states, _ = make(Scripted(ok=True), Scripted(ok=True))
+    history = AttemptHistory(0)
+    history.tried.add(0)
+
+    assert selector.select(si.Request(1.0), history, 0) is states[1]
+
+
+def test_an_infeasible_route_is_probed_and_is_the_last_choice():
+    selector, states, probes = make(Scripted(ok=False, reason="closed"), Scripted(ok=False, reason="infeasible"))
+    history = AttemptHistory(0)
+
+    assert selector.select(si.Request(1.0, deadline_ns=MS), history, 0) is states[1]
+    assert probes.considered == ["b"]
+    states[1].share.take()
+    assert selector.select(si.Request(1.0, deadline_ns=MS), AttemptHistory(0), 0) is None
+
+
+def test_admission_is_that_of_the_best_route_that_accepts():
+    full, closed = {"ok": False, "reason": "queue_full", "retry_after_s": 2.0}, {"ok": False, "reason": "closed"}
+    finish = Admission(True, predicted_finish_ns=7)
+    selector, _, _ = make(Scripted(**full), Scripted(**finish._asdict()))
+    rejecting, _, _ = make(Scripted(**full), Scripted(**closed, retry_after_s=1.0))
+
+    assert selector.admission(si.Request(1.0), 0) == finish
+    assert rejecting.admission(si.Request(1.0), 0) == Admission(False, "queue_full", 1.0)
+
+
+def test_an_attempt_leaves_the_time_that_the_next_route_needs():
+    selector, states, _ = make(Scripted(ok=True), Scripted(ok=True, predicted_finish_ns=16 * MS))
+    request = si.Request(1.0, deadline_ns=100 * MS)
+
+    switch_ns = selector.switch_ns(states[0], request, AttemptHistory(0), 0, 100 * MS)
+
+    assert switch_ns == 100 * MS - (16 * MS + 2 * MS) - 500_000
