@@ -60,7 +60,7 @@ class BatchedService(Node):
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "calibration", "clock", "inner", "journal", "slo_ns", "slo_s", "source", "validate"),
+        *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
         *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
         *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
         *("_stack", "_stopping", "_submitted"),
@@ -88,7 +88,7 @@ class BatchedService(Node):
         self._stack = stack
         self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
         self._queue = RequestQueue(max_queue_size)
-        self.journal = self._queue.journal
+        self.events = self._queue.events
         self._outcomes = RequestOutcomes(self._queue, self.source)
         self._dispatcher = Dispatcher(
             inner,
@@ -155,7 +155,7 @@ class BatchedService(Node):
         if deadline_ns is None:
             deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
         if self._stopping or deadline_ns <= now_ns:
-            self._turn_away(now_ns, deadline_ns)
+            self._reject(now_ns, deadline_ns)
         bucket = 0
         cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
@@ -185,7 +185,7 @@ class BatchedService(Node):
                 dispatcher.set_timer()
             if (
                 dispatcher.pipeline.choose is not None
-                and queue.waiting == dispatcher.policy.full_size  # type: ignore[attr-defined] # who chooses early has one
+                and queue.queued == dispatcher.policy.full_size  # type: ignore[attr-defined] # who chooses early has one
                 and not dispatcher.is_scheduled
             ):
                 dispatcher.is_scheduled = True
@@ -196,12 +196,12 @@ class BatchedService(Node):
         """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
         if ticket.future is None:
             return  # it has completed, and what follows from that was done
-        run = ticket.run
+        execution = ticket.execution
         dispatcher = self._dispatcher
         if self._queue.end(ticket):
             self._outcomes.cancelled += 1
-            if run is not None:
-                dispatcher.runner.cancel_if_abandoned(run)
+            if execution is not None:
+                dispatcher.runner.cancel_if_abandoned(execution)
         dispatcher.settle()
 
     @property
@@ -332,7 +332,7 @@ class BatchedService(Node):
                 await dispatcher.drain(seconds_left())
         finally:
             dispatcher.close()
-        tasks = [run.task for run in dispatcher.runner.batches]
+        tasks = [execution.task for execution in dispatcher.runner.batches]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
@@ -344,36 +344,35 @@ class BatchedService(Node):
         runner = dispatcher.runner
         return BatcherStatistics(
             submitted=self._submitted,
-            waiting=queue.waiting,
+            queued=queue.queued,
             running=queue.running,
-            answered=queue.answered,
+            succeeded=queue.succeeded,
             failed=queue.failed + outcomes.failed,
-            expired=outcomes.deadline_exceeded,
+            deadline_exceeded=outcomes.deadline_exceeded,
             cancelled=outcomes.cancelled,
-            overloaded=outcomes.overloaded,
-            refused=outcomes.rejected,
+            rejected=dict(outcomes.rejected),
             closed=outcomes.closed,
-            batches=self.journal.launches,
+            batches=self.events.releases,
             running_batches=len(runner.batches),
             abandoned_batches=runner.abandoned_batches,
-            sent_ahead=dispatcher.pipeline.sent,
+            pipelined=dispatcher.pipeline.sent,
             split_batches=runner.isolator.split_batches,
             memory_limits=dict(runner.isolator.memory_limits),
             batch_sizes=dict(sorted(dispatcher.batch_sizes.items())),
-            released=self.journal.released_by_reason,
+            released=self.events.released_by_reason,
             batch_s=queue.batch_s,
             calibration=self.calibration,
         )
 
     def __repr__(self) -> str:
-        return f"BatchedService({self.source}, waiting={self._queue.waiting}, running={self._queue.running})"
+        return f"BatchedService({self.source}, queued={self._queue.queued}, running={self._queue.running})"
 
-    def _turn_away(self, now_ns: int, deadline_ns: int) -> NoReturn:
+    def _reject(self, now_ns: int, deadline_ns: int) -> NoReturn:
         if self._stopping:
-            self._outcomes.closed += 1
+            self._outcomes.count_rejected("closed", now_ns)
             raise Closed("the batcher has stopped")
         self._outcomes.deadline_exceeded += 1
-        self.journal.dropped(now_ns, "expired_on_arrival", 1)
+        self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _prepare_policy(self) -> None:
@@ -423,7 +422,7 @@ class BatchedService(Node):
         """Makes a place in a full queue, or raises.
 
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
-        least urgent waiting requests gives way if the newcomer is more urgent.
+        least urgent queued requests gives way if the newcomer is more urgent.
         """
         if self._dispatcher.free:
             try:
@@ -439,13 +438,12 @@ class BatchedService(Node):
             return
         now_ns = self.clock()
         retry_after_s = self._retry_after_s(now_ns)
-        message = f"{self._queue.waiting} requests wait already (max_queue_size={self._queue.max_size})"
+        message = f"{self._queue.queued} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and last.priority > priority:
             self._outcomes.shed(last, now_ns, message, retry_after_s)
             return
-        self._outcomes.overloaded += 1
-        self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
-        self.journal.dropped(now_ns, "overloaded", 1)
+        self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
+        self._outcomes.count_rejected("queue_full", now_ns)
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _retry_after_s(self, now_ns: int) -> float | None:
@@ -455,14 +453,14 @@ class BatchedService(Node):
             batches = self._dispatcher.runner.batches
             if not batches:
                 return None
-            batch_s = (now_ns - min(run.started_ns for run in batches)) / 1e9
-        return batch_s * -(-self._queue.waiting // self._max_batch_size) / self.max_in_flight
+            batch_s = (now_ns - min(execution.started_ns for execution in batches)) / 1e9
+        return batch_s * -(-self._queue.queued // self._max_batch_size) / self.max_in_flight
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:
             return
         dispatcher = self._dispatcher
-        if self._loop is not None and not self._loop.is_closed() and (self._queue.waiting or dispatcher.runner.batches):
+        if self._loop is not None and not self._loop.is_closed() and (self._queue.queued or dispatcher.runner.batches):
             raise RuntimeError(
                 f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
             )

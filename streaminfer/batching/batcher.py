@@ -153,7 +153,7 @@ class AdaptiveBatcher(Node):
             self.service_time = self._start_learning(service_time)
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self._clock = clock
-        self._hand_over: PipelineOverhead | None = None
+        self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
 
     @overload
@@ -289,7 +289,7 @@ class AdaptiveBatcher(Node):
 
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
-        return DecisionLog.of(self._service.journal)
+        return DecisionLog.of(self._service.events)
 
     def statistics(self) -> "BatcherStatistics":
         """A frozen snapshot: what waits and runs, how every request ended, why each batch was released.
@@ -349,8 +349,8 @@ class AdaptiveBatcher(Node):
         from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
         from streaminfer.batching.planner.pipelining import PipelineOverhead  # noqa: PLC0415 - only who plans loads them
 
-        if self._hand_over is None:
-            self._hand_over = PipelineOverhead()
+        if self._overhead is None:
+            self._overhead = PipelineOverhead()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         if self.buckets is None:
@@ -361,7 +361,7 @@ class AdaptiveBatcher(Node):
                 workers=self.max_in_flight,
                 padded=padded,
                 kind_of=assembler.kind_of if self.stack else None,
-                hand_over=self._hand_over,
+                overhead=self._overhead,
             )
         lengths = self.buckets.lengths
         return Lookahead(

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import attrs
 
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import Run, Ticket
+from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 
 __all__ = [
     "POLICY_NAMES",
@@ -41,22 +41,22 @@ class Decision(NamedTuple):
     """What a policy wants done now.
 
     Attributes:
-        batch: the waiting tickets to send to one free worker, in the order of the rows; empty: none yet.
-        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"delay_elapsed"``,
+        batch: the queued tickets to send to one free worker, in the order of the rows; empty: none yet.
+        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
             ``"planned"``, ``"probe"``, ``"exploration"``.
-        refuse: waiting tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
+        reject: queued tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
         look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
         shorter_too: with length buckets: rows of shorter buckets than the first one's are padded to its length, instead
             of being left for later.
-        refusal: why ``refuse`` is refused: a word for the counters, and behind a colon what the callers are told.
+        rejection: the reason of ``reject``: a word for the counters, and after a colon what the callers are told.
     """
 
     batch: Sequence[Ticket] = ()
     reason: str = ""
-    refuse: Sequence[Ticket] = ()
-    look_again_ns: int | None = None
+    reject: Sequence[Ticket] = ()
+    recheck_ns: int | None = None
     shorter_too: bool = False
-    refusal: str = "hopeless: it cannot be answered by its deadline"
+    rejection: str = "infeasible: it cannot be served by its deadline"
 
 
 class Policy(Protocol):
@@ -65,11 +65,11 @@ class Policy(Protocol):
     It may also have any of the methods that are the fields of `PolicyCapabilities`.
     """
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:
         """One decision for one free worker; asked again at once while it sends something and workers are free.
 
         Args:
-            waiting: what waits, in service order; not to be changed.
+            queue: the queued requests, in service order; not to be changed.
             now_ns: the present instant, monotonic.
             free_workers: how many batches may start now, at least 1.
         """
@@ -85,11 +85,11 @@ class PolicyCapabilities:
             ``(size, duration_ns, now_ns, cancelled, bucket)``.
         absorb: learns from a short batch by the mean of several, by ``(run, ended_ns)``: called before ``finished`` for
             models that keep no queue, which is not called if this returns true.
-        predicted_finish_ns: predicts when a request would be answered, by ``(waiting, now_ns, running, bucket,
+        predicted_finish_ns: predicts when a request would be answered, by ``(queue, now_ns, running, bucket,
             ahead)``.
         prepare: loads or compiles what it decides with, before requests are accepted; with ``wait=False`` it returns
             ``False`` instead of blocking.
-        ahead: chooses a batch before a worker is free, for models that keep a queue, by ``(waiting, now_ns, running)``;
+        ahead: chooses a batch before a worker is free, for models that keep a queue, by ``(queue, now_ns, running)``;
             called when ``full_size`` requests are queued, an attribute of such a policy.
         turn_ns: from when a batch that was sent early counts as running, by ``(sent_ns, ended_ns)``.
         finished_ahead: learns from such a batch, by ``(size, busy_ns, now_ns, early_ns, bucket)``.
@@ -99,12 +99,12 @@ class PolicyCapabilities:
     """
 
     finished: Callable[..., object] | None = None
-    absorb: Callable[[Run, int], bool] | None = None
+    absorb: Callable[[Execution, int], bool] | None = None
     predicted_finish_ns: Callable[..., int | None] | None = None
     prepare: Callable[..., bool] | None = None
     ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
-    turn_ns: Callable[[int, int], int] | None = None
-    finished_ahead: Callable[[int, int, int, int, int], object] | None = None
+    effective_start_ns: Callable[[int, int], int] | None = None
+    observe_pipelined: Callable[[int, int, int, int, int], object] | None = None
     limit_rows: Callable[[int, int], None] | None = None
     mixed: Callable[[], None] | None = None
 
@@ -128,10 +128,10 @@ class Greedy:
 
     max_batch_size: int
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """The first ``max_batch_size`` in service order, at once."""
-        reason = "full" if waiting.waiting >= self.max_batch_size else "idle_worker"
-        return Decision(waiting.first(self.max_batch_size), reason)
+        reason = "full" if queue.queued >= self.max_batch_size else "idle_worker"
+        return Decision(queue.first(self.max_batch_size), reason)
 
 
 @attrs.define
@@ -145,11 +145,11 @@ class Timer:
         """A batch of so many rows is full from now on: the memory was not enough for more."""
         self.max_batch_size = min(self.max_batch_size, most)
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """The first ``max_batch_size`` in service order when there are as many or the oldest has waited its time."""
-        if waiting.waiting >= self.max_batch_size:
-            return Decision(waiting.first(self.max_batch_size), "full")
-        due_ns = waiting.oldest_ns + self.max_queue_delay_ns
+        if queue.queued >= self.max_batch_size:
+            return Decision(queue.first(self.max_batch_size), "full")
+        due_ns = queue.oldest_ns + self.max_queue_delay_ns
         if now_ns >= due_ns:
-            return Decision(waiting.first(self.max_batch_size), "delay_elapsed")
-        return Decision(look_again_ns=due_ns)
+            return Decision(queue.first(self.max_batch_size), "max_queue_delay")
+        return Decision(recheck_ns=due_ns)

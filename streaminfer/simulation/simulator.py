@@ -38,7 +38,7 @@ from streaminfer.batching.policy import (
     is_policy,
 )
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
@@ -166,8 +166,8 @@ class _Simulation:
     reasons: list[str] = attrs.field(init=False, factory=list)
     queue: RequestQueue = attrs.field(init=False)
     free: list[int] = attrs.field(init=False)  # heap of workers
-    running: list[tuple[int, int, Run]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
-    look_again_ns: int = attrs.field(init=False, default=NEVER)
+    running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
+    recheck_ns: int = attrs.field(init=False, default=NEVER)
     finished: Callable[..., object] | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -181,14 +181,14 @@ class _Simulation:
         queue, arrivals_ns, running = self.queue, self.arrivals_ns, self.running
         following, n = 0, len(arrivals_ns)
         while True:
-            now_ns = min(queue.next_deadline_ns, self.look_again_ns)
+            now_ns = min(queue.next_deadline_ns, self.recheck_ns)
             if following < n:
                 now_ns = min(now_ns, arrivals_ns[following])
             if running:
                 now_ns = min(now_ns, running[0][0])
             if now_ns == NEVER:
-                if queue.waiting:
-                    raise RuntimeError(f"{self.policy!r} leaves {queue.waiting} requests waiting for ever")
+                if queue.queued:
+                    raise RuntimeError(f"{self.policy!r} leaves {queue.queued} requests queued for ever")
                 return
             while running and running[0][0] <= now_ns:
                 self._finish(now_ns)
@@ -211,21 +211,21 @@ class _Simulation:
             self.drops_ns.extend([now_ns] * waited)
 
     def _dispatch(self, now_ns: int) -> None:
-        self.look_again_ns = NEVER
-        while self.free and self.queue.waiting:
+        self.recheck_ns = NEVER
+        while self.free and self.queue.queued:
             decision = self.policy.decide(self.queue, now_ns, len(self.free))
-            for ticket in decision.refuse:
-                if ticket.state != "waiting":
+            for ticket in decision.reject:
+                if ticket.state != "queued":
                     raise RuntimeError(f"{self.policy!r} refuses {ticket!r}, which does not wait")
                 self.queue.end(ticket)
                 self.drops_ns.append(now_ns)
             if decision.batch:
                 self._launch(decision, now_ns)
-            elif not decision.refuse:
-                if decision.look_again_ns is not None:
-                    if decision.look_again_ns <= now_ns:
+            elif not decision.reject:
+                if decision.recheck_ns is not None:
+                    if decision.recheck_ns <= now_ns:
                         raise RuntimeError(f"{self.policy!r} sends nothing and wants to look again at once")
-                    self.look_again_ns = decision.look_again_ns
+                    self.recheck_ns = decision.recheck_ns
                 break
 
     def _launch(self, decision: Decision, now_ns: int) -> None:

@@ -124,7 +124,7 @@ async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
     assert (await ticket.future) == 2.0
     await settle(running, gone)
     s = batcher.statistics()
-    assert (s.cancelled, s.overloaded, s.answered) == (1, 0, 2)
+    assert (s.cancelled, s.rejected, s.succeeded) == (1, {}, 2)
 
 
 async def test_retry_after_counts_begun_batches_and_all_workers(loop):
@@ -229,7 +229,7 @@ def test_a_batcher_survives_a_loop_that_was_closed_with_requests_in_hand(turns):
 
     run(main)
     s = batcher.statistics()
-    assert (s.answered, s.closed, s.running_batches) == (1, 1, 0)
+    assert (s.succeeded, s.closed, s.running_batches) == (1, 1, 0)
     left._log_destroy_pending = False
 
 

@@ -73,7 +73,7 @@ def test_workers_that_are_known_from_the_start_on(policy):
 
     seen, statistics = run(main)
     assert seen == [(3, 3), (5, 5), (2, 2)]
-    assert statistics.answered == 60
+    assert statistics.succeeded == 60
 
 
 def test_a_given_number_is_kept():

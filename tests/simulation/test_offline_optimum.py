@@ -187,8 +187,8 @@ class Largest:
         self.durations_ns = durations_ns
         self.drop_heads = drop_heads
 
-    def decide(self, waiting, now_ns, free_workers):
-        tickets = waiting.first(len(waiting))
+    def decide(self, queue, now_ns, free_workers):
+        tickets = queue.first(len(queue))
         refused = []
         while True:
             size = full = min(len(tickets), len(self.durations_ns) - 1)

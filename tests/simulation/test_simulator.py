@@ -96,7 +96,7 @@ def test_the_timer_waits_for_company_and_looks_again():
     result = simulate_ms([0, 1, 2, 100], slo_ms=500, max_batch_size=8, policy="timer", max_queue_delay_s=0.004)
     assert in_ms(result.batch_starts_s) == pytest.approx([4, 104])
     assert result.batch_sizes.tolist() == [3, 1]
-    assert result.reasons == ("delay_elapsed", "delay_elapsed")
+    assert result.reasons == ("max_queue_delay", "max_queue_delay")
 
 
 def test_a_timer_without_delay_is_the_default_timer():
@@ -215,9 +215,9 @@ class Scripted:
         self.asked = []
         self.finishes = []
 
-    def decide(self, waiting, now_ns, free_workers):
-        self.asked.append((waiting.waiting, now_ns, free_workers))
-        return self._decide(waiting, now_ns, free_workers)
+    def decide(self, queue, now_ns, free_workers):
+        self.asked.append((queue.queued, now_ns, free_workers))
+        return self._decide(queue, now_ns, free_workers)
 
     def finished(self, size, duration_ns, now_ns):
         self.finishes.append((size, duration_ns, now_ns))
@@ -240,9 +240,9 @@ def test_a_policy_is_asked_until_no_worker_is_free():
 
 
 def test_refused_requests_are_dropped_at_once_and_the_policy_is_asked_again():
-    def newest_only(waiting, now_ns, free_workers):
-        *older, newest = waiting.first(waiting.waiting)
-        return Decision(refuse=older) if older else Decision([newest], "newest")
+    def newest_only(queue, now_ns, free_workers):
+        *older, newest = queue.first(queue.queued)
+        return Decision(reject=older) if older else Decision([newest], "newest")
 
     result = simulate_ms([0, 1, 2, 3], slo_ms=50, policy=Scripted(newest_only))
     assert counts(result) == (2, 2, 0)
@@ -253,16 +253,16 @@ def test_refused_requests_are_dropped_at_once_and_the_policy_is_asked_again():
 def test_the_queue_a_policy_sees_is_the_real_one():
     seen = []
 
-    def look(waiting, now_ns, free_workers):
-        seen.append((waiting.batch_s, waiting.next_deadline_ns, waiting.running, waiting.answered))
-        return Greedy(4).decide(waiting, now_ns, free_workers)
+    def look(queue, now_ns, free_workers):
+        seen.append((queue.batch_s, queue.next_deadline_ns, queue.running, queue.succeeded))
+        return Greedy(4).decide(queue, now_ns, free_workers)
 
     simulate_ms([0, 1, 2], slo_ms=50, policy=Scripted(look))
     assert seen == [(0.0, 50 * MS, 0, 0), (0.006, 51 * MS, 0, 1)]
 
 
 def test_requests_that_wait_for_a_shy_policy_expire():
-    policy = Scripted(lambda waiting, now_ns, free_workers: Decision())
+    policy = Scripted(lambda queue, now_ns, free_workers: Decision())
     result = simulate_ms([0, 1, 2], slo_ms=50, policy=policy)
     assert counts(result) == (0, 3, 0)
     assert in_ms(result.drops_s) == pytest.approx([50, 51, 52])
@@ -273,9 +273,9 @@ def test_requests_that_wait_for_a_shy_policy_expire():
     [
         (lambda w, now, free: Decision(w.first(3) * 2, "too many"), "Scripted sends a batch of 6, above 4"),
         (lambda w, now, free: Decision(w.first(1) * 2, "twice"), "Scripted sends requests that do not wait"),
-        (lambda w, now, free: Decision(refuse=w.first(1) * 2), "Scripted refuses .* which does not wait"),
-        (lambda w, now, free: Decision(look_again_ns=now), "look again at once"),
-        (lambda w, now, free: Decision(), "Scripted leaves 3 requests waiting for ever"),
+        (lambda w, now, free: Decision(reject=w.first(1) * 2), "Scripted refuses .* which does not wait"),
+        (lambda w, now, free: Decision(recheck_ns=now), "look again at once"),
+        (lambda w, now, free: Decision(), "Scripted leaves 3 requests queued for ever"),
     ],
 )
 def test_a_policy_that_breaks_the_protocol(decide, message):
@@ -353,8 +353,8 @@ def test_the_live_batcher_does_the_same(policy, process, load):
     latencies, statistics = run(main)
     assert backend.batch_sizes == simulated.batch_sizes.tolist()
     assert dict(statistics.released) == {reason: simulated.reasons.count(reason) for reason in set(simulated.reasons)}
-    assert statistics.answered == simulated.on_time
-    assert statistics.expired == simulated.dropped + simulated.late
+    assert statistics.succeeded == simulated.on_time
+    assert statistics.deadline_exceeded == simulated.dropped + simulated.late
     # a late answer is none there; timers of the virtual loop are a nanosecond or two off
     expected = np.where(simulated.is_on_time, simulated.latencies_s, np.nan)
     np.testing.assert_allclose(latencies, expected, rtol=0, atol=5e-9)

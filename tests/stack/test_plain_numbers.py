@@ -102,7 +102,7 @@ def test_timers_timings_and_statistics_have_plain_numbers(monkeypatch):
             ended = await overload(service)
             prediction = service.admission(si.Request(np.float32(1)), loop.clock())
             seen = service.statistics()
-        assert batcher.statistics().sent_ahead > 0
+        assert batcher.statistics().pipelined > 0
         return [one for one in ended if isinstance(one, si.Response)], prediction, seen, batcher.statistics()
 
     responses, prediction, seen, of_batcher = run(main)

@@ -62,7 +62,7 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "asyncio.run(main())\n"
         "from streaminfer.batching.assembly import padding_kernels\n"
         "from streaminfer.batching.planner import kernels\n"
-        "for kernel in (kernels.choose, kernels.choose_lane, padding_kernels.pad_rows, padding_kernels.fill_mask):\n"
+        "for kernel in (kernels.choose, kernels.choose_bucket, padding_kernels.pad_rows, padding_kernels.fill_mask):\n"
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )

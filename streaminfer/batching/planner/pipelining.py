@@ -63,7 +63,7 @@ class PipelineOverhead:
             return ends_ns, -1
         return ends_ns - round(_BANDS * band_ns) - self.takes_ns - _LOOP_NS, ends_ns + band_ns
 
-    def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
+    def effective_start_ns(self, sent_ns: int, ended_ns: int) -> int:
         """From when on a batch that was sent ahead counts, as if it had been by itself.
 
         Args:

@@ -117,9 +117,9 @@ class CalibrationPolicy:
     def __init__(self) -> None:
         self.observations: list[Observation] = []
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """All that is queued."""
-        return Decision(waiting.first(waiting.waiting), "calibration")
+        return Decision(queue.first(queue.queued), "calibration")
 
     def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Keeps a batch."""

@@ -97,7 +97,7 @@ def test_fixed_sizes_are_filled_up_and_the_rest_is_dropped():
             answers = await asyncio.gather(*(service.call(si.Request(row)) for row in rows))
             assert [answer.outputs for answer in answers] == [row.sum() for row in rows]
         assert [(n, size, inputs.shape) for n, size, inputs in backend.seen] == [(1, 4, (4, 3)), (5, 8, (8, 3))]
-        assert batcher.statistics().answered == 6
+        assert batcher.statistics().succeeded == 6
         # what was learned is what the device took: of four and of eight rows
         assert batcher.service_time.fitted().sizes[-2:] == (4, 8)
 
@@ -178,7 +178,7 @@ def queue_of(*requests):
 
 def decide(policy, queue, now_ms=0):
     decision = policy.decide(queue, round(now_ms * MS), 1)
-    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.refuse)
+    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.reject)
 
 
 def between():

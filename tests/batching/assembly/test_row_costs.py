@@ -109,7 +109,7 @@ def test_a_request_without_a_cost_is_refused_alone(row_cost, says):
         assert good == 2.0
         with pytest.raises(si.InvalidInput, match=says):
             raise bad
-        assert (batcher.statistics().failed, batcher.statistics().answered) == (1, 1)
+        assert (batcher.statistics().failed, batcher.statistics().succeeded) == (1, 1)
 
     run(main)
 

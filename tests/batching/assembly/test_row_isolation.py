@@ -40,9 +40,9 @@ async def ask(loop, backend, values, *, timeout_s=None, **settings):
         calls = (stack(value, timeout_s=timeout_s) for value in values)
         answers = await asyncio.gather(*calls, return_exceptions=True)
     statistics = batcher.statistics()
-    ended = statistics.answered + statistics.failed + statistics.expired + statistics.cancelled
+    ended = statistics.succeeded + statistics.failed + statistics.deadline_exceeded + statistics.cancelled
     assert ended == statistics.submitted
-    assert statistics.running == statistics.waiting == statistics.running_batches == 0
+    assert statistics.running == statistics.queued == statistics.running_batches == 0
     return answers, statistics
 
 

@@ -34,7 +34,7 @@ def queue_of(*deadlines_ms, enqueued_ms=0, priorities=None):
 
 def decide(policy, queue, now_ms=0):
     decision = policy.decide(queue, round(now_ms * MS), 1)
-    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.refuse)
+    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.reject)
 
 
 def test_what_is_on_time_in_full_batches_goes_as_it_stands():
@@ -63,7 +63,7 @@ def test_an_idle_worker_never_refuses_everything():
     queue.admit(None, "newest", None, 1 * MS, 3 * MS, 0)
     decision = Lookahead(4, DEVICE).decide(queue, 0, 1)
     assert ([ticket.inputs for ticket in decision.batch], decision.reason) == (["newest", 0, 1, 2], "probe")
-    assert not decision.refuse
+    assert not decision.reject
 
 
 def test_nothing_is_sent_when_only_later_requests_can_be_on_time():
@@ -186,7 +186,7 @@ def live(device, arrivals_s, limits_s, cap=64, priorities=None, **options):
             asked.append(asyncio.ensure_future(ask(number)))
         await asyncio.wait(asked)
         s = batcher.statistics()
-        assert s.submitted == s.answered + s.expired + s.refused == len(arrivals_s)
+        assert s.submitted == s.succeeded + s.deadline_exceeded + sum(s.rejected.values()) == len(arrivals_s)
         return batcher
 
     return on_time, run(main)
@@ -363,7 +363,7 @@ def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
         service = batcher.wrap(ScriptedBackend(duration_s=blaze_full))
         for _ in range(5):
             await asyncio.gather(*(service.call(si.Request(1.0)) for _ in range(32)), return_exceptions=True)
-        assert batcher.statistics().answered >= 40  # not one, were nothing learned from it
+        assert batcher.statistics().succeeded >= 40  # not one, were nothing learned from it
 
     run(main)
 
