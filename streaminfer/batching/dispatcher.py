@@ -123,11 +123,11 @@ class Dispatcher:
         pipeline = self.pipeline
         self.policy = policy
         self.offered = offered = adapt_policy(policy)
-        self.learn = offered.finished
+        self.learn = offered.observe
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
-        pipeline.choose = offered.ahead if keeps_queue else None
+        pipeline.choose = offered.choose_pipelined if keeps_queue else None
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each
         self._absorb = offered.absorb if pipeline.choose is None else None
         pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined

@@ -1,12 +1,12 @@
-"""When a batch goes, and who is in it: the decision, as a pure function of what waits, the time and the free workers.
+"""Policies: when a batch is released and of which requests, a pure function of queue, time and free workers.
 
-A policy is asked whenever a worker is free and something waits: after arrivals, after a batch has finished, and at the
-instant that its last answer named. It takes no clock, starts no timer and changes nothing; a simulator asks it the
-same way as the live batcher does.
+A policy decides whenever a worker is free and a request is queued: after arrivals, after the end of a batch, and at the
+instant that its last decision named. It takes no clock, starts no timer and changes nothing; the simulator calls it as
+the live batcher does.
 
-*Greedy* sends all that wait, up to the cap, as soon as a worker is free. Batches grow by themselves while the worker
-is busy: under light load a request is served at once, under heavy load batches are full. It never idles while
-something waits, so it needs no tuning; it is what most servers do.
+*Greedy* sends everything queued, up to the cap, as soon as a worker is free. Batches grow while the worker is busy:
+under light load a request is served at once, under heavy load batches are full. A worker never idles while a request is
+queued, so there is nothing to tune; most servers do this.
 
 *Timer* sends a full batch at once and a smaller one when its oldest request has waited ``max_queue_delay_s``. It trades
 latency for fuller batches where the cost of a batch is mostly fixed, and is here to compare with.
@@ -38,14 +38,14 @@ POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 class Decision(NamedTuple):
-    """What a policy wants done now.
+    """Decision of a policy.
 
     Attributes:
         batch: the queued tickets to send to one free worker, in the order of the rows; empty: none yet.
-        reason: why this batch goes now, for the counters: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
+        reason: why this batch is released now, for the counters: ``"full"``, ``"idle_worker"``, ``"max_queue_delay"``,
             ``"planned"``, ``"probe"``, ``"exploration"``.
         reject: queued tickets that cannot be served on time; they end with ``DeadlineExceeded`` at once.
-        look_again_ns: when to ask again if nothing else happens; ``None``: only when something does.
+        recheck_ns: when to decide again if nothing else happens; ``None``: only when something does.
         shorter_too: with length buckets: rows of shorter buckets than the first one's are padded to its length, instead
             of being left for later.
         rejection: the reason of ``reject``: a word for the counters, and after a colon what the callers are told.
@@ -60,13 +60,13 @@ class Decision(NamedTuple):
 
 
 class Policy(Protocol):
-    """Decides what to send, what to refuse, and when to look again.
+    """Decides what to send, what to reject, and when to decide again.
 
     It may also have any of the methods that are the fields of `PolicyCapabilities`.
     """
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:
-        """One decision for one free worker; asked again at once while it sends something and workers are free.
+        """Return one decision for one free worker; called again at once while it sends something and workers are free.
 
         Args:
             queue: the queued requests, in service order; not to be changed.
@@ -81,28 +81,27 @@ class PolicyCapabilities:
     """What a policy offers beyond deciding, under the same names; `Lookahead` describes the arguments.
 
     Attributes:
-        finished: learns from a batch that succeeded, or that was cancelled because all its callers had left, by
+        observe: learns from a batch that succeeded, or that was cancelled because all its callers had left, by
             ``(size, duration_ns, now_ns, cancelled, bucket)``.
-        absorb: learns from a short batch by the mean of several, by ``(run, ended_ns)``: called before ``finished`` for
-            models that keep no queue, which is not called if this returns true.
-        predicted_finish_ns: predicts when a request would be answered, by ``(queue, now_ns, running, bucket,
-            ahead)``.
+        absorb: learns from a short batch by the mean of several, by ``(execution, ended_ns)``; called before
+            ``observe``, for models that keep no queue. If it returns true, ``observe`` is not called.
+        predicted_finish_ns: predicts when a request would complete, by ``(queue, now_ns, running, bucket, pipelined)``.
         prepare: loads or compiles what it decides with, before requests are accepted; with ``wait=False`` it returns
             ``False`` instead of blocking.
-        ahead: chooses a batch before a worker is free, for models that keep a queue, by ``(queue, now_ns, running)``;
-            called when ``full_size`` requests are queued, an attribute of such a policy.
-        turn_ns: from when a batch that was sent early counts as running, by ``(sent_ns, ended_ns)``.
-        finished_ahead: learns from such a batch, by ``(size, busy_ns, now_ns, early_ns, bucket)``.
+        choose_pipelined: chooses a batch before a worker is free, for models that keep a queue, by ``(queue, now_ns,
+            running)``; called when ``full_size`` requests are queued, an attribute of such a policy.
+        effective_start_ns: from when a pipelined batch counts as running, by ``(sent_ns, ended_ns)``.
+        observe_pipelined: learns from such a batch, by ``(size, busy_ns, now_ns, early_ns, bucket)``.
         limit_rows: learns that the memory was not enough for more rows in a batch, by ``(bucket, most)``; until it is
             replaced, such batches are cut to that many rows.
         mixed: learns that a batch was chosen whose rows cannot be stacked.
     """
 
-    finished: Callable[..., object] | None = None
+    observe: Callable[..., object] | None = None
     absorb: Callable[[Execution, int], bool] | None = None
     predicted_finish_ns: Callable[..., int | None] | None = None
     prepare: Callable[..., bool] | None = None
-    ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
+    choose_pipelined: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
     effective_start_ns: Callable[[int, int], int] | None = None
     observe_pipelined: Callable[[int, int, int, int, int], object] | None = None
     limit_rows: Callable[[int, int], None] | None = None
@@ -124,29 +123,29 @@ def is_policy(value: Any) -> bool:
 
 @attrs.frozen
 class Greedy:
-    """All that wait, up to the cap, whenever a worker is free."""
+    """Policy that sends everything queued, up to the cap, whenever a worker is free."""
 
     max_batch_size: int
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """The first ``max_batch_size`` in service order, at once."""
+        """Return the first ``max_batch_size`` in service order."""
         reason = "full" if queue.queued >= self.max_batch_size else "idle_worker"
         return Decision(queue.first(self.max_batch_size), reason)
 
 
 @attrs.define
 class Timer:
-    """A full batch at once, a smaller one when the oldest has waited long enough."""
+    """Policy that sends a full batch at once, and a smaller one when its oldest request was queued long enough."""
 
     max_batch_size: int
     max_queue_delay_ns: int
 
     def limit_rows(self, bucket: int, most: int) -> None:  # noqa: ARG002 - buckets share the queue
-        """A batch of so many rows is full from now on: the memory was not enough for more."""
+        """Send batches of at most so many rows from now on: the memory was not enough for more."""
         self.max_batch_size = min(self.max_batch_size, most)
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """The first ``max_batch_size`` in service order when there are as many or the oldest has waited its time."""
+        """Return the first ``max_batch_size`` in service order if there are as many, or if the oldest is due."""
         if queue.queued >= self.max_batch_size:
             return Decision(queue.first(self.max_batch_size), "full")
         due_ns = queue.oldest_ns + self.max_queue_delay_ns

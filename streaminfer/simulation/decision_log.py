@@ -54,7 +54,7 @@ class DecisionLog:
         arrivals_ns: shape (n,), int64, when requests were taken in hand.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
-        batch_starts_ns: shape (batches,), int64; of one that was sent ahead, when the one before it ended.
+        batch_starts_ns: shape (batches,), int64; of a pipelined one, when the one before it ended.
         batch_ends_ns: shape (batches,), int64; -1: it still ran.
         batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
         batch_sizes: shape (batches,), int64.

@@ -75,7 +75,7 @@ def simulate(
         service_time: what a batch really takes, by its size; ``"lookahead"`` knows it.
         max_batch_size: the most requests in a batch.
         policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or any object with the ``decide`` of `Policy`. One that has
-            ``finished(size, duration_ns, now_ns)`` is told of each batch when it ends.
+            ``observe(size, duration_ns, now_ns)`` is told of each batch when it ends.
         workers: how many batches may run at once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal: median 1, and about a relative
             standard deviation while it is small.
@@ -168,13 +168,13 @@ class _Simulation:
     free: list[int] = attrs.field(init=False)  # heap of workers
     running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
     recheck_ns: int = attrs.field(init=False, default=NEVER)
-    finished: Callable[..., object] | None = attrs.field(init=False)
+    observe: Callable[..., object] | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.ends_ns = [-1] * len(self.arrivals_ns)
         self.queue = RequestQueue(max(1, len(self.arrivals_ns)))
         self.free = list(range(self.workers))
-        self.finished = adapt_policy(self.policy).finished
+        self.observe = adapt_policy(self.policy).observe
 
     def run(self) -> None:
         """Moves from event to event until nothing is left to happen."""
@@ -252,8 +252,8 @@ class _Simulation:
         heappush(self.free, worker)
         if run.live:
             self.queue.deliver(run, run.inputs, run.started_ns, now_ns)
-        if self.finished is not None:
-            self.finished(len(run.inputs), now_ns - run.started_ns, now_ns)
+        if self.observe is not None:
+            self.observe(len(run.inputs), now_ns - run.started_ns, now_ns)
 
 
 class _Caller:

@@ -67,7 +67,7 @@ class AlwaysAhead(Greedy):
         if not holds:
             self.impossible.append(told)
 
-    def ahead(self, queue, now_ns, running):
+    def choose_pipelined(self, queue, now_ns, running):
         self.expect(len(running) == self.max_in_flight, "running", running)
         self.expect(all(effective_start_ns <= now_ns for effective_start_ns, _ in running), "turns", running, now_ns)
         return self.decide(queue, now_ns, 0)
@@ -76,8 +76,8 @@ class AlwaysAhead(Greedy):
         self.expect(sent_ns <= ended_ns, "turn", sent_ns, ended_ns)
         return ended_ns
 
-    def finished(self, size, duration_ns, now_ns, cut_short, bucket):
-        self.expect(size > 0 and 0 <= duration_ns <= now_ns, "finished", size, duration_ns, now_ns)
+    def observe(self, size, duration_ns, now_ns, cut_short, bucket):
+        self.expect(size > 0 and 0 <= duration_ns <= now_ns, "observe", size, duration_ns, now_ns)
         return 0
 
     def observe_pipelined(self, size, busy_ns, now_ns, early_ns, bucket):

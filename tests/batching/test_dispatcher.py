@@ -231,8 +231,8 @@ async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(lo
 async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
     """Of short batches that alternately seem long and short the policy hears twice a mean, which is of both."""
     told = []
-    finished = Lookahead.finished
-    monkeypatch.setattr(Lookahead, "finished", lambda *of: (told.append(of), finished(*of)))
+    observe = Lookahead.observe
+    monkeypatch.setattr(Lookahead, "observe", lambda *of: (told.append(of), observe(*of)))
     durations_ns = itertools.chain([100_000] * 17, itertools.cycle([150_000, 50_000]))
 
     def model(rows):

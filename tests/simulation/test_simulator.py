@@ -219,7 +219,7 @@ class Scripted:
         self.asked.append((queue.queued, now_ns, free_workers))
         return self._decide(queue, now_ns, free_workers)
 
-    def finished(self, size, duration_ns, now_ns):
+    def observe(self, size, duration_ns, now_ns):
         self.finishes.append((size, duration_ns, now_ns))
 
     def __repr__(self):

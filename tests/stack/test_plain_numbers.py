@@ -138,7 +138,7 @@ def test_what_was_learned_has_plain_numbers(padding):
     learned = si.batching.LearnedServiceTime()
     policy = si.batching.Lookahead(SIZE, learned, padded=(lambda size: 8) if padding else None)
     for number in range(200):
-        policy.finished(1 + number % SIZE, 2_000_000, 10_000_000 * number)
+        policy.observe(1 + number % SIZE, 2_000_000, 10_000_000 * number)
     fitted = learned.fitted()
     assert numbers_of_numpy(fitted) == []
     found = [learned.best_batch_size(SIZE), learned.trusted, learned.batches_since(2), learned.deviation]

@@ -85,7 +85,7 @@ class Lookahead:
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`;
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`observe`;
             with length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
@@ -151,7 +151,7 @@ class Lookahead:
 
     # -- learning -----------------------------------------------------------------------------------------------
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Learn from a batch.
 
         Args:
@@ -165,7 +165,7 @@ class Lookahead:
             self._probe_size = max(size // 2, 1)
         else:
             self._probe_size = max(self._probe_size, 2 * size)
-            self._overhead.alone(size, duration_ns)
+            self._overhead.observe_alone(size, duration_ns)
         self._models[bucket].observe(size, duration_ns, now_ns, cancelled)
 
     def observe_pipelined(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
@@ -178,7 +178,7 @@ class Lookahead:
             early_ns: how long before the end of the batch in front it was sent.
             bucket: the bucket of its requests.
         """
-        duration_ns = self._overhead.ahead(size, busy_ns, early_ns)
+        duration_ns = self._overhead.observe_pipelined(size, busy_ns, early_ns)
         self._models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
 
     def mixed(self) -> None:
@@ -209,7 +209,7 @@ class Lookahead:
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
         return self._decide_for_late(queue, now_ns)
 
-    def ahead(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
+    def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
         """Return the batch to send before a worker is free, to a model that keeps a queue.
 
         Args:
@@ -253,7 +253,7 @@ class Lookahead:
         now_ns: int,
         running: Sequence[tuple[int, int]],
         bucket: int = 0,
-        ahead: int = 0,
+        pipelined: int = 0,
     ) -> int | None:
         """Return the instant by which a request that came now would be answered, behind everything queued.
 
@@ -262,7 +262,7 @@ class Lookahead:
             now_ns: the present instant.
             running: where no worker is free, when each running batch started to count, and its rows.
             bucket: of the request; -1: unknown, taken to be the longest. Everything queued is taken to be of it too.
-            ahead: the rows of the batch that was sent early; 0: there is none.
+            pipelined: the rows of the batch that was sent early; 0: there is none.
 
         Returns:
             The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
@@ -273,8 +273,8 @@ class Lookahead:
         start_ns = now_ns
         if running:
             ends_ns = sorted([table.ends_ns(effective_start_ns, size) for effective_start_ns, size in running])
-            if ahead:
-                ends_ns[0] = table.ends_ns(self._overhead.effective_start_ns(now_ns, ends_ns[0]), ahead)
+            if pipelined:
+                ends_ns[0] = table.ends_ns(self._overhead.effective_start_ns(now_ns, ends_ns[0]), pipelined)
             start_ns = max(now_ns, min(ends_ns))
         return int(table.answered_ns(queue.queued, start_ns))
 

@@ -228,7 +228,7 @@ class EventRing:
         return True
 
     def started(self, number: int, now_ns: int) -> None:
-        """Notes when a batch that was sent ahead began to run, and gives it the lowest row that is free by then.
+        """Notes when a pipelined batch began to run, and gives it the lowest row that is free by then.
 
         Args:
             number: what :meth:`released` returned, of a batch that runs.

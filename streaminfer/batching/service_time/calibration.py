@@ -121,7 +121,7 @@ class CalibrationPolicy:
         """All that is queued."""
         return Decision(queue.first(queue.queued), "calibration")
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Keeps a batch."""
         if not cancelled:
             self.observations.append(Observation(size, duration_ns, now_ns, bucket))
@@ -164,7 +164,7 @@ class Calibration:
             example: what requests bring.
             assembler: of the batcher.
             slo_ns: the latency objective, nanoseconds; ``None``: there is none.
-            learn: the ``finished`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
+            learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
                 model.
             validate: checks a request as the live ones are checked.
 

@@ -210,11 +210,11 @@ def test_an_unknown_bucket_borrows_from_the_nearest_known_one():
     short, long = LearnedServiceTime(), LearnedServiceTime()
     policy = Lookahead(4, [short, long], caps=[4, 2], lengths=[8, 64])
     assert decide(policy, queue_of((1, 50), (1, 50), (1, 50), (0, 50))) == ([0, 1], "exploration", [])
-    policy.finished(4, 8 * MS, 8 * MS, bucket=0)
+    policy.observe(4, 8 * MS, 8 * MS, bucket=0)
     # eight times the length is expected to be eight times the work: about 40 ms
     assert decide(policy, queue_of((1, 25), (0, 90)))[2] == [0]
     assert decide(policy, queue_of((1, 70), (0, 90)))[0] == [0]
-    policy.finished(1, 20 * MS, 30 * MS, bucket=1)
+    policy.observe(1, 20 * MS, 30 * MS, bucket=1)
     assert decide(policy, queue_of((1, 30), (0, 90)))[0] == [0]
 
 

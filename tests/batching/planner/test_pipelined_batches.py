@@ -133,7 +133,7 @@ def test_below_capacity_nothing_is_lost_by_it(load):
 def test_the_hand_over_is_learned_and_the_service_time_stays_true():
     server = Server(noise=0.02)
     _, batcher = open_loop(server, load=1.2)
-    assert batcher._overhead.takes_ns == pytest.approx((OUT_S + BACK_S) * 1e9, rel=0.35)
+    assert batcher._overhead.overhead_ns == pytest.approx((OUT_S + BACK_S) * 1e9, rel=0.35)
     assert batcher.service_time.fitted().seconds(FULL) == pytest.approx(
         0.0118 + 0.00058 * FULL + OUT_S + BACK_S, rel=0.02
     )
@@ -413,12 +413,12 @@ def test_settings_may_change_while_one_waits_for_its_turn():
     async def scenario(loop, service, batcher):
         calls = await filled(service, 4 * FULL)
         await until_sent(loop, server, 2)
-        learned_ns = batcher._overhead.takes_ns
+        learned_ns = batcher._overhead.overhead_ns
         batcher.reconfigure(policy="greedy")
         assert await asyncio.gather(*calls) == list(range(4 * FULL))
         assert batcher.statistics().pipelined == 1
         batcher.reconfigure(policy="lookahead")
-        assert batcher._overhead.takes_ns == learned_ns  # what was learned is kept
+        assert batcher._overhead.overhead_ns == learned_ns  # what was learned is kept
         assert await asyncio.gather(*await filled(service, 4 * FULL)) == list(range(4 * FULL))
         assert batcher.statistics().pipelined > 1
 
@@ -564,7 +564,7 @@ class Told(Greedy):
         super().__init__(FULL)
         object.__setattr__(self, "told", [])
 
-    def ahead(self, queue, now_ns, running):
+    def choose_pipelined(self, queue, now_ns, running):
         return self.decide(queue, now_ns, 0)
 
     def effective_start_ns(self, sent_ns, ended_ns):
@@ -573,7 +573,7 @@ class Told(Greedy):
     def absorb(self, run, ended_ns):
         return True
 
-    def finished(self, size, duration_ns, now_ns, cut_short, bucket):
+    def observe(self, size, duration_ns, now_ns, cut_short, bucket):
         self.told.append(("alone", size, duration_ns, cut_short))
         return 0
 
