@@ -10,7 +10,7 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
 from streaminfer.batching.batched_service import BatchedService, make_assembler
-from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName
 from streaminfer.protocols import Backend, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
@@ -60,11 +60,11 @@ class AdaptiveBatcher(Node):
             served for throughput and wait as long as it takes.
         max_queue_size: how many requests may wait; one more is refused with ``Overloaded``, unless it is more urgent
             than the least urgent that waits: then that one gives way.
-        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+        max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
             ``None``: as many as the backend has by its ``queued_workers``, read at each start; 1 where it names none.
-        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends all that wait whenever a worker is
-            free; ``"timer"`` waits for a full batch or the delay.
+        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends everything queued whenever a worker
+            is free, or after ``max_queue_delay_s``.
         buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
             length that they fit, and only rows of one length share a batch.
         max_batch_bytes: the most bytes of inputs in a batch, padding included.
@@ -249,7 +249,7 @@ class AdaptiveBatcher(Node):
             slo_s: the deadline of requests from now on that bring none.
             max_batch_size: the largest batch from the next one on.
             policy: the next decision's.
-            max_queue_delay_s: with ``policy="timer"``; otherwise 0, which it becomes by itself.
+            max_queue_delay_s: with ``policy="greedy"``; otherwise 0, to which another policy sets it.
 
         Raises:
             TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes; then nothing
@@ -263,7 +263,7 @@ class AdaptiveBatcher(Node):
                 self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
             if policy is not _AS_BEFORE:
                 self.policy = check_choice("policy", policy, POLICY_NAMES)
-                if self.policy != "timer":
+                if self.policy != "greedy":
                     self.max_queue_delay_s = 0.0
             if max_queue_delay_s is not _AS_BEFORE:
                 self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
@@ -302,7 +302,7 @@ class AdaptiveBatcher(Node):
         return self._service.statistics()
 
     def _check_delay(self) -> None:
-        if self.max_queue_delay_s and self.policy != "timer":
+        if self.max_queue_delay_s and self.policy != "greedy":
             raise ValueError(
                 expected(
                     "max_queue_delay_s", f"0 with policy={self.policy!r}, which never waits", self.max_queue_delay_s
@@ -342,10 +342,8 @@ class AdaptiveBatcher(Node):
         return self._make_policy()
 
     def _make_policy(self) -> Policy:
-        if self.policy == "timer":
-            return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         if self.policy == "greedy":
-            return Greedy(self.max_batch_size)
+            return Greedy(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
         from streaminfer.batching.planner.pipelining import PipelineOverhead  # noqa: PLC0415 - only who plans loads them
 

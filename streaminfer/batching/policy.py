@@ -8,8 +8,8 @@ the live batcher does.
 under light load a request is served at once, under heavy load batches are full. A worker never idles while a request is
 queued, so there is nothing to tune; most servers do this.
 
-*Timer* sends a full batch at once and a smaller one when its oldest request has waited ``max_queue_delay_s``. It trades
-latency for fuller batches where the cost of a batch is mostly fixed, and is here to compare with.
+With a delay, a batch that is not full is held back until its oldest request was queued for that long. That trades
+latency for fuller batches, where the cost of a batch is mostly fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,11 @@ __all__ = [
     "Policy",
     "PolicyCapabilities",
     "PolicyName",
-    "Timer",
     "adapt_policy",
     "is_policy",
 ]
 
-PolicyName = Literal["lookahead", "greedy", "timer"]
+PolicyName = Literal["lookahead", "greedy"]
 """The policies that a batcher and a simulation know by name."""
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
@@ -121,34 +120,31 @@ def is_policy(value: Any) -> bool:
     return callable(getattr(value, "decide", None))
 
 
-@attrs.frozen
-class Greedy:
-    """Policy that sends everything queued, up to the cap, whenever a worker is free."""
-
-    max_batch_size: int
-
-    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """Return the first ``max_batch_size`` in service order."""
-        reason = "full" if queue.queued >= self.max_batch_size else "idle_worker"
-        return Decision(queue.first(self.max_batch_size), reason)
-
-
 @attrs.define
-class Timer:
-    """Policy that sends a full batch at once, and a smaller one when its oldest request was queued long enough."""
+class Greedy:
+    """Policy that sends everything queued, up to the cap, whenever a worker is free.
+
+    Attributes:
+        max_batch_size: the most rows in a batch.
+        max_queue_delay_ns: a batch that is not full is held back until its oldest request was queued for so long.
+    """
 
     max_batch_size: int
-    max_queue_delay_ns: int
+    max_queue_delay_ns: int = 0
 
     def limit_rows(self, bucket: int, most: int) -> None:  # noqa: ARG002 - buckets share the queue
-        """Send batches of at most so many rows from now on: the memory was not enough for more."""
-        self.max_batch_size = min(self.max_batch_size, most)
+        """Hold back no batch of so many rows: the memory was not enough for more."""
+        if self.max_queue_delay_ns:
+            self.max_batch_size = min(self.max_batch_size, most)
 
     def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        """Return the first ``max_batch_size`` in service order if there are as many, or if the oldest is due."""
+        """Return the first ``max_batch_size`` in service order, or when the oldest is due."""
+        reason = "idle_worker"
         if queue.queued >= self.max_batch_size:
-            return Decision(queue.first(self.max_batch_size), "full")
-        due_ns = queue.oldest_ns + self.max_queue_delay_ns
-        if now_ns >= due_ns:
-            return Decision(queue.first(self.max_batch_size), "max_queue_delay")
-        return Decision(recheck_ns=due_ns)
+            reason = "full"
+        elif self.max_queue_delay_ns:
+            due_ns = queue.oldest_ns + self.max_queue_delay_ns
+            if now_ns < due_ns:
+                return Decision(recheck_ns=due_ns)
+            reason = "max_queue_delay"
+        return Decision(queue.first(self.max_batch_size), reason)

@@ -22,7 +22,7 @@ __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 RELEASE_REASONS = {
     "full": "as many requests were queued as a batch may have",
     "idle_worker": "a worker was free, so everything queued was released",
-    "max_queue_delay": "the oldest request had been queued for as long as the timer allows",
+    "max_queue_delay": "the oldest request had been queued for the delay that was set",
     "planned": "not everything queued could be on time, and the plan that saves most begins with this batch",
     "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
     "exploration": "the duration of a batch of this size was not known, or not measured for long",

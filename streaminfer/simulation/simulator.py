@@ -33,7 +33,6 @@ from streaminfer.batching.policy import (
     Greedy,
     Policy,
     PolicyName,
-    Timer,
     adapt_policy,
     is_policy,
 )
@@ -74,7 +73,7 @@ def simulate(
         slo_s: time limit of a request, from its arrival, where ``deadlines_s`` says nothing.
         service_time: what a batch really takes, by its size; ``"lookahead"`` knows it.
         max_batch_size: the most requests in a batch.
-        policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or any object with the ``decide`` of `Policy`. One that has
+        policy: ``"lookahead"``, ``"greedy"``, or any object with the ``decide`` of `Policy`. One that has
             ``observe(size, duration_ns, now_ns)`` is told of each batch when it ends.
         workers: how many batches may run at once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal: median 1, and about a relative
@@ -82,7 +81,7 @@ def simulate(
         seed: of the noise.
         deadlines_s: shape (n,), the instant by which each request is worth an answer; ``inf``: it has no deadline.
         priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
-        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+        max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
 
     Returns:
         What came of every request and batch.
@@ -274,16 +273,14 @@ _CALLER = _Caller()
 def _policy(
     policy: PolicyName | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
 ) -> Policy:
-    if delay_s and not (isinstance(policy, str) and policy == "timer"):
+    if delay_s and not (isinstance(policy, str) and policy == "greedy"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
         if not is_policy(policy):
             raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
         made = policy
     elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
-        made = Greedy(max_batch_size)
-    elif policy == "timer":
-        made = Timer(max_batch_size, timeout_ns(delay_s))
+        made = Greedy(max_batch_size, timeout_ns(delay_s))
     else:
         made = Lookahead(max_batch_size, service_time, workers=workers)
     if isinstance(made, Lookahead):

@@ -348,7 +348,7 @@ async def test_max_in_flight_batches_run_at_once(loop):
 
 async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
     backend = ScriptedBackend()
-    batcher = si.AdaptiveBatcher(max_batch_size=3, policy="timer", max_queue_delay_s=0.005, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=3, policy="greedy", max_queue_delay_s=0.005, clock=loop.clock)
     service = batcher.wrap(backend)
 
     async def ask(after_s):
@@ -493,7 +493,7 @@ async def test_stop_drains_or_closes(loop, drain):
 
 
 async def test_a_drain_does_not_wait_for_company(loop):
-    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=50.0, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=50.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     call = asyncio.ensure_future(service.call(si.Request(1.0)))
     await asyncio.sleep(0.01)
@@ -620,10 +620,10 @@ def test_only_backends_and_functions_can_be_batched(inner):
         ({"slo_s": float("nan")}, ValueError, "slo_s"),
         ({"slo_s": "1"}, TypeError, "slo_s"),
         ({"max_queue_size": 0}, ValueError, "max_queue_size"),
-        ({"max_queue_delay_s": -1.0, "policy": "timer"}, ValueError, "max_queue_delay_s"),
+        ({"max_queue_delay_s": -1.0, "policy": "greedy"}, ValueError, "max_queue_delay_s"),
         ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='lookahead'"),
         ({"max_in_flight": 0}, ValueError, "max_in_flight"),
-        ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fastest'"),
+        ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fastest'"),
         ({"policy": None}, TypeError, "policy"),
         ({"stack": 1}, TypeError, "stack: expected True or False"),
         ({"clock": 7}, TypeError, "clock: expected a callable or None"),

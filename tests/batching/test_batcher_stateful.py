@@ -136,7 +136,7 @@ async def live(loop, life):
         max_batch_size=life.max_batch_size,
         max_in_flight=life.max_in_flight,
         max_queue_size=life.max_queue_size,
-        policy="greedy" if life.delay_ms is None else "timer",
+        policy="greedy",
         max_queue_delay_s=0.0 if life.delay_ms is None else life.delay_ms / 1000,
         stack=False,
         clock=loop.clock,

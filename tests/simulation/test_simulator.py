@@ -92,16 +92,11 @@ def test_late_ones_do_not_hold_up_the_drops_of_waiting_ones():
     assert in_ms(result.drops_s) == pytest.approx([9])
 
 
-def test_the_timer_waits_for_company_and_looks_again():
-    result = simulate_ms([0, 1, 2, 100], slo_ms=500, max_batch_size=8, policy="timer", max_queue_delay_s=0.004)
+def test_a_delay_holds_back_a_batch_that_is_not_full():
+    result = simulate_ms([0, 1, 2, 100], slo_ms=500, max_batch_size=8, policy="greedy", max_queue_delay_s=0.004)
     assert in_ms(result.batch_starts_s) == pytest.approx([4, 104])
     assert result.batch_sizes.tolist() == [3, 1]
     assert result.reasons == ("max_queue_delay", "max_queue_delay")
-
-
-def test_a_timer_without_delay_is_the_default_timer():
-    result = simulate_ms([0, 1, 2], slo_ms=500, policy="timer")
-    assert in_ms(result.batch_starts_s) == pytest.approx([0, 6])
 
 
 def test_several_workers_take_turns_the_lowest_first():
@@ -140,19 +135,18 @@ def test_no_arrivals():
     seed=st.integers(0, 2**32),
     rate=st.sampled_from([50.0, 500.0, 3000.0]),
     workers=st.integers(1, 3),
-    policy=st.sampled_from(["greedy", "timer"]),
+    delay_s=st.sampled_from([0.0, 0.003]),
     noise=st.sampled_from([0.0, 0.5]),
     mixed=st.booleans(),
 )
-def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, policy, noise, mixed):
+def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, delay_s, noise, mixed):
     made = arrivals.on_off(rate, 120, seed)
     rng = np.random.default_rng(seed)
     keywords = {"deadlines_s": made + rng.choice([-0.001, 0.02, 0.1, np.inf], 120)} if mixed else {}
     if mixed:
         keywords["priorities"] = rng.integers(-1, 2, 120)
-    if policy == "timer":
-        keywords["max_queue_delay_s"] = 0.003
-    call = {"slo_s": 0.03, "service_time": affine(4, 0.5), "max_batch_size": 8, "policy": policy, "workers": workers}
+    keywords["max_queue_delay_s"] = delay_s
+    call = {"slo_s": 0.03, "service_time": affine(4, 0.5), "max_batch_size": 8, "policy": "greedy", "workers": workers}
     result = simulate(made, **call, noise=noise, seed=seed, **keywords)
 
     assert sum(counts(result)) == 120
@@ -312,11 +306,10 @@ def test_a_planner_has_its_kernels_from_the_first_decision():
 # -- the live batcher -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["greedy", "timer"])
+@pytest.mark.parametrize("delay_s", [0.0, 0.004])
 @pytest.mark.parametrize(("process", "load"), [(arrivals.poisson, 0.7), (arrivals.gamma, 0.4), (arrivals.poisson, 1.3)])
-def test_the_live_batcher_does_the_same(policy, process, load):
+def test_the_live_batcher_does_the_same(delay_s, process, load):
     setup_ms, per_item_ms, cap, slo_s = 5, 1, 16, 0.25
-    delay_s = 0.004 if policy == "timer" else 0.0
     # a microsecond apart at least: an event loop swaps timers of one instant
     made = process(load * cap / 0.021, 600, 3) + np.arange(600) * 1e-6
     simulated = simulate(
@@ -324,7 +317,7 @@ def test_the_live_batcher_does_the_same(policy, process, load):
         slo_s=slo_s,
         service_time=affine(setup_ms, per_item_ms),
         max_batch_size=cap,
-        policy=policy,
+        policy="greedy",
         max_queue_delay_s=delay_s,
     )
 
@@ -334,7 +327,7 @@ def test_the_live_batcher_does_the_same(policy, process, load):
         batcher = si.AdaptiveBatcher(
             max_batch_size=cap,
             slo_s=slo_s,
-            policy=policy,
+            policy="greedy",
             max_queue_delay_s=delay_s,
             clock=loop.clock,
         )
@@ -407,7 +400,7 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"slo_s": None}, TypeError, "slo_s"),
         ({"service_time": 5}, TypeError, r"service_time: expected a ServiceTime; fitted\(\) .* got 5"),
         ({"max_batch_size": 1.5}, TypeError, "max_batch_size"),
-        ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fast'"),
+        ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fast'"),
         ({"policy": 3}, TypeError, "policy: expected a policy's name or an object with decide"),
         ({"workers": 0}, ValueError, "workers"),
         ({"noise": -0.1}, ValueError, "noise"),
@@ -420,7 +413,11 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"priorities": [0.0, 1.0]}, TypeError, "priorities"),
         ({"priorities": [0, 2**31]}, ValueError, "priorities: expected whole numbers of 32 bits"),
         ({"max_queue_delay_s": -1.0}, ValueError, "max_queue_delay_s"),
-        ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='greedy'"),
+        (
+            {"policy": "lookahead", "max_queue_delay_s": 0.1},
+            ValueError,
+            "max_queue_delay_s: expected 0 with policy='lookahead'",
+        ),
     ],
 )
 def test_what_is_refused(arguments, error, message):
