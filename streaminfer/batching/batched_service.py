@@ -51,7 +51,7 @@ class BatchedService(Node):
         inner: the backend or function that is sent the batches.
         source: its name, for messages and `Response.source`.
         clock: returns monotonic nanoseconds.
-        journal: what it did lately.
+        events: what it did lately.
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
@@ -122,13 +122,13 @@ class BatchedService(Node):
         return self._dispatcher.max_in_flight
 
     async def call(self, request: Request) -> Response:
-        """Answers one request as a row of a batch.
+        """Serve one request as a row of a batch.
 
         Raises:
             DeadlineExceeded: its deadline passed, on arrival, queued or running.
             Overloaded: the queue is full.
             InvalidInput: its inputs cannot be stacked.
-            BackendError: the backend failed or answered something impossible.
+            BackendError: the backend failed or returned something impossible.
             Closed: the service stopped.
         """
         ticket = self.submit(request, request.inputs, request.deadline_ns, request.priority)
@@ -142,7 +142,7 @@ class BatchedService(Node):
     def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
         self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
     ) -> Ticket:
-        """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
+        """Accept a request; the caller awaits ``ticket.future``, and calls :meth:`abandon` if that raises.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
@@ -185,7 +185,7 @@ class BatchedService(Node):
                 dispatcher.set_timer()
             if (
                 dispatcher.pipeline.choose is not None
-                and queue.queued == dispatcher.policy.full_size  # type: ignore[attr-defined] # who chooses early has one
+                and queue.queued == dispatcher.policy.full_size  # type: ignore[attr-defined] # a policy that chooses early has one
                 and not dispatcher.is_scheduled
             ):
                 dispatcher.is_scheduled = True
@@ -193,7 +193,7 @@ class BatchedService(Node):
         return ticket
 
     def abandon(self, ticket: Ticket) -> None:
-        """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
+        """Complete a request that its caller has cancelled; nothing for one that has completed already."""
         if ticket.future is None:
             return  # it has completed, and what follows from that was done
         execution = ticket.execution
@@ -223,7 +223,7 @@ class BatchedService(Node):
         )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would be accepted now; changes nothing."""
+        """Return whether a request would be accepted now; changes nothing."""
         if self._stopping:
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
@@ -240,10 +240,12 @@ class BatchedService(Node):
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
-        return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
+        return _admit(
+            Admission, (True, "", 0.0, finish_ns)
+        )  # a router calls this often, and a tuple made outright takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
-        """Refuses batches that are larger than the backend takes, as far as it has said.
+        """Check that batches are no larger than the backend takes, as far as it has said.
 
         Raises:
             ValueError: they are.
@@ -255,7 +257,7 @@ class BatchedService(Node):
             )
 
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
-        """Goes on with other settings; what is in hand keeps its deadline and its place."""
+        """Change the settings; requests in flight keep their deadline and their place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
         self._max_batch_size = self._dispatcher.full_at = max_batch_size
@@ -268,18 +270,18 @@ class BatchedService(Node):
             self._dispatcher.set_policy(policy)
             if self._loop is not None:
                 self._prepare_policy()
-                self._dispatcher.schedule()  # what the policy before was waiting for need not come
+                self._dispatcher.schedule()  # the instant that the previous policy named is void
 
     def full_load(self) -> int:
-        """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
+        """Return how many requests keep every worker busy with full batches, and one more full batch queued."""
         return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`."""
+        """Take over the clock of a `Stack`."""
         self.clock = self._dispatcher.clock = clock
 
     async def start(self) -> None:
-        """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
+        """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
 
         The backend is started by then. Without a start the first requests do what these batches do, and wait for the
         planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier
@@ -313,20 +315,20 @@ class BatchedService(Node):
 
     @property
     def start_progress(self) -> str:
-        """What :meth:`start` does at this moment; empty when it does nothing."""
+        """Step of :meth:`start` in progress; empty when there is none."""
         return "" if self._calibrator is None else self._calibrator.progress
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more and waits until nothing is in hand.
+        """Accept nothing more and wait until nothing is in flight.
 
         Args:
-            drain: answer what is in hand first; otherwise it ends with ``Closed`` and running batches are cancelled.
-                When a draining stop is itself cancelled, what is left ends with ``Closed``.
+            drain: complete the requests in flight first; otherwise they end with ``Closed`` and running batches are
+                cancelled. If a draining stop is itself cancelled, what is left ends with ``Closed``.
         """
         self._enter(asyncio.get_running_loop())
         self._stopping = True
         dispatcher = self._dispatcher
-        dispatcher.set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
+        dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         try:
             if drain:
                 await dispatcher.drain(seconds_left())
@@ -337,8 +339,8 @@ class BatchedService(Node):
             await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
     def statistics(self) -> "BatcherStatistics":
-        """A snapshot of the counters."""
-        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        """Return a snapshot of the counters."""
+        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
         queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
         runner = dispatcher.runner
@@ -414,15 +416,15 @@ class BatchedService(Node):
         )
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
-        """The model is shown what it will see: the inputs as they are padded, and the mask."""
+        """Validate what the model will see: the inputs as they are padded, and the mask."""
         shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
     def _make_room(self, priority: int, deadline_ns: int) -> None:
-        """Makes a place in a full queue, or raises.
+        """Make a place in a full queue, or raise.
 
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
-        least urgent queued requests gives way if the newcomer is more urgent.
+        least urgent queued requests is shed if the newcomer is more urgent.
         """
         if self._dispatcher.free:
             try:
@@ -447,7 +449,7 @@ class BatchedService(Node):
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _retry_after_s(self, now_ns: int) -> float | None:
-        """When a place is expected: the time to serve what waits, as recent batches took; ``None``: there was none."""
+        """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
         batch_s = self._queue.batch_s
         if not batch_s:  # before the first: the age of the oldest that runs
             batches = self._dispatcher.runner.batches

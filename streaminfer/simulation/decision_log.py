@@ -1,8 +1,8 @@
-"""`DecisionLog`: why each batch went when it did, and why requests were dropped, as far back as the journal reaches.
+"""Decision log: why each batch was released and why requests were dropped, as far back as the event ring reaches.
 
-A batcher notes what it does in a journal that is always on (``_event_ring_cy``); the log is a copy of it at one moment,
-in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for different
-times: each holds the last so many entries. Only the counters by reason cover everything since the start.
+A batcher notes what it does in an event ring that is always on (``_event_ring_cy``); the log is a copy of it at one
+moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for
+different times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
 from html import escape
@@ -45,13 +45,13 @@ _NO_WORDS = "a reason that the policy gave"
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DecisionLog:
-    """What a batcher did lately, and the counters since its start; ``batcher.decision_log()`` makes one.
+    """Recent decisions of a batcher, and the counters since its start; ``batcher.decision_log()`` makes one.
 
     A snapshot: nothing changes it, and it may be shared between threads. Instants are on the batcher's monotonic clock,
     entries in order of time.
 
     Attributes:
-        arrivals_ns: shape (n,), int64, when requests were taken in hand.
+        arrivals_ns: shape (n,), int64, when requests were accepted.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
         batch_starts_ns: shape (batches,), int64; of a pipelined one, when the one before it ended.
@@ -86,12 +86,12 @@ class DecisionLog:
 
     @classmethod
     def of(cls, events: EventRing) -> Self:
-        """A snapshot of a journal, in the thread of its event loop.
+        """Return a snapshot of an event ring, in the thread of its event loop.
 
         Raises:
             TypeError: something else.
         """
-        check_instance("events", events, lambda value: isinstance(value, EventRing), "a EventRing")
+        check_instance("events", events, lambda value: isinstance(value, EventRing), "an EventRing")
         return cls(**events.snapshot())
 
     @property
@@ -101,7 +101,7 @@ class DecisionLog:
         return max((int(part.max()) for part in parts if part.size), default=0)
 
     def explain(self, latest: int = 5) -> str:
-        """Why the latest batches went, and why the latest requests were dropped, in words.
+        """Return why the latest batches were released, and why the latest requests were dropped, in words.
 
         Args:
             latest: how many of each.

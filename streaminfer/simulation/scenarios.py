@@ -4,8 +4,8 @@ The idea: a policy is a function of what waits, so a recorded trace can be playe
 Each argument may be one value or several alternatives; every combination is simulated, and what comes out is a table
 to be read, plotted or searched. Deterministic: the same trace and arguments give the same table.
 
-What it cannot tell: how callers would have behaved (somebody who was answered sooner may ask again sooner), and a
-device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
+What it cannot tell: how callers would have behaved (a caller who gets a response sooner may send the next request
+sooner), and a device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
 """
 
 import itertools
@@ -304,7 +304,7 @@ def _run(
     slo_s = settings["slo_s"]
     return simulate(
         trace.arrivals_s,
-        slo_s=1.0 if slo_s is None else slo_s,  # nobody reads it where deadlines are given
+        slo_s=1.0 if slo_s is None else slo_s,  # unused where deadlines are given
         deadlines_s=trace.deadlines_s if slo_s is None else None,
         priorities=trace.priorities,
         service_time=devices[settings["service_time"]],
@@ -372,7 +372,7 @@ def _label(outcome: Scenario, names: list[str]) -> str:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Tells a person who waits how far it is; nobody else, and nothing that is over in a second."""
+    """Return a report of progress for a terminal or a notebook; it is silent for the first second."""
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):  # a notebook's stderr is no terminal
         return lambda _done, _total: None
     began = time.perf_counter()

@@ -5,12 +5,12 @@ owns a `RequestQueue` like the live dispatcher, moves an integer clock from even
 `Policy` object the same question at the same moments: when requests have arrived, when a batch has finished, when
 waiting requests have expired, and at the instant that its last answer named.
 
-Events of one instant come in this order: batches end (an answer at the deadline is on time), requests arrive, waiting
-requests whose deadline has come are dropped, free workers are offered what waits. So one schedule has one outcome, and
+Events of one instant come in this order: batches end (a response at the deadline is on time), requests arrive, queued
+requests whose deadline has come are dropped, the policy decides for free workers. So one schedule has one outcome, and
 a run repeats exactly.
 
-How it differs from the live batcher: a batch runs to its end, also when every caller has given up; there nobody is
-told of a late answer, here it is counted as late; the queue has no limit.
+How it differs from the live batcher: a batch runs to its end, also when every caller has cancelled; a live batcher delivers no
+late response, and here it is counted as late; the queue has no limit.
 
 Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what the policy costs. About 2 µs a request
 with the greedy policy.
@@ -256,7 +256,7 @@ class _Simulation:
 
 
 class _Caller:
-    """Stands for the future of every request: nobody cancels, and the record knows the answer already."""
+    """Future of every request: it is never cancelled, and the record has the result already."""
 
     __slots__ = ()
 

@@ -58,7 +58,7 @@ def test_it_is_a_copy(events):
 
 
 def test_only_a_journal_makes_one():
-    with pytest.raises(TypeError, match="events: expected a EventRing"):
+    with pytest.raises(TypeError, match="events: expected an EventRing"):
         DecisionLog.of(3)
 
 

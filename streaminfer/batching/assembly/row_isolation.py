@@ -39,7 +39,7 @@ class RowIsolator:
     """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
 
     Args:
-        queue: the requests in hand.
+        queue: the requests in flight.
         send: runs a part; its result is the rows, or an error for all of them, and when the inputs stood together.
         expire: ends requests whose deadline has passed at an instant.
         fail: ends a request with a copy of an error.

@@ -94,7 +94,7 @@ class Lookahead:
         padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
         masked: with length buckets, whether a row may be padded to a longer bucket than its own.
         kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
-        hand_over: what is known of the overhead that sending a batch early hides; ``None``: nothing.
+        overhead: the learned overhead that pipelining hides; ``None``: nothing is known of it.
 
     Attributes:
         absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_execution`; ``None`` with several

@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""The journal of a batcher: what arrived, which batches went and why, what was dropped; always on, bounded.
+"""Event ring of a batcher: arrivals, releases with their reasons, and drops; always on, bounded.
 
 The idea: three rings of plain numbers that forget their oldest entry, so that a batcher can tell at any time what it
 did a moment ago, at the price of a few stores. Only counters run since the start. Nothing is computed here that a
@@ -13,7 +13,7 @@ reader can compute: `DecisionLog` does the reading.
 A reason is kept as a number: its place in a table of the reasons seen so far, of 256 at most (a policy of one's own
 that makes up a new text each time must not eat the memory); what is beyond counts as ``"other"``.
 
-*Worker rows.* The batcher counts its workers and does not tell them apart, so the journal gives each batch the lowest
+*Worker rows.* The batcher counts its workers and does not tell them apart, so the ring gives each batch the lowest
 row that is free, which is what a timeline wants: a heap of the rows below the highest ever used that are free now,
 O(log rows) a batch. A batch that outlives the ring (more batches than it holds went while it ran) is kept by its
 number in a dict, so that its row is freed when it ends.
@@ -22,7 +22,7 @@ Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last
 held by at most one running batch; rows below ``_rows`` are held or in the heap, once.
 
 Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for both calls, 11 ns a drop. Not thread-safe: one event loop,
-or one simulation, owns a journal and takes its snapshots.
+or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
 index is masked by the size of its ring, comes from a table's own counter, or from the invariants of the heap.
@@ -324,7 +324,7 @@ class EventRing:
             ``reasons`` and ``drop_reasons`` are tuples of the reasons, ``released`` and ``dropped`` the counters by
             reason since the start.
         """
-        import numpy as np  # noqa: PLC0415 - whoever only keeps a journal does not need it
+        import numpy as np  # noqa: PLC0415 - needed for snapshots only
 
         def in_order(ring: Any, total: int) -> Any:
             entries = np.asarray(ring)

@@ -3,7 +3,7 @@
 *Design.* A second `BatchedService` around the same backend, with the assembler of the first, is sent requests
 whose batches have the sizes that the model will see. So all that a live batch passes is passed here, from the queue to
 the worker thread and back, and what the policy is told is measured as it is of live batches; but the counters and the
-journal are the second one's, and go with it.
+events are the second one's, and go with it.
 
 The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
 longer than twice the latency objective, because a planner does not use those. What is measured is one batch at a time,
