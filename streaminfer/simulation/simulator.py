@@ -9,8 +9,8 @@ Events of one instant come in this order: batches end (a response at the deadlin
 requests whose deadline has come are dropped, the policy decides for free workers. So one schedule has one outcome, and
 a run repeats exactly.
 
-How it differs from the live batcher: a batch runs to its end, also when every caller has cancelled; a live batcher delivers no
-late response, and here it is counted as late; the queue has no limit.
+How it differs from the live batcher: a batch runs to its end, also when every caller has cancelled; a live batcher
+delivers no late response, and here it is counted as late; the queue has no limit.
 
 Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what the policy costs. About 2 µs a request
 with the greedy policy.
