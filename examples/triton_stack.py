@@ -26,7 +26,7 @@ async def main(url: str, model: str, protocol: str) -> None:
         await backend.read_statistics()
         found = batcher.statistics()
         print(f"{len(answers)} answers, each {answers[0].shape}; batches by size: {found.batch_sizes}")
-        print(f"{found.sent_ahead} of {found.batches} batches were sent before the one before had ended")
+        print(f"{found.pipelined} of {found.batches} batches were sent before the one before had ended")
         for part, seconds in backend.statistics().parts().items():
             print(f"{part:>16}: {seconds * 1e3:.3f} ms")
 

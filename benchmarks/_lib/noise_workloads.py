@@ -123,8 +123,8 @@ class EarlyDrop:
         self._cap = workload.cap
         self._takes_ns = [round(workload.service(max(size, 1)) * mean * 1e9) for size in range(workload.cap + 1)]
 
-    def decide(self, waiting: Any, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
-        tickets = waiting.first(waiting.waiting)
+    def decide(self, queue: Any, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+        tickets = queue.first(queue.queued)
         late = [one for one in tickets if one.deadline_ns < now_ns + self._takes_ns[1]]
         if late:
             dropped = set(map(id, late))

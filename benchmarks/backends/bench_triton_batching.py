@@ -423,7 +423,7 @@ async def measure(server: TritonServer, options: argparse.Namespace) -> bool:
         print(f"requests a second at saturation: {rates}; {options.rounds} rounds of {options.seconds:g} s")
         for name, batcher in batchers.items():
             found = batcher.statistics()
-            print(f"{name}: {found.sent_ahead} of {found.batches} batches sent ahead")
+            print(f"{name}: {found.pipelined} of {found.batches} batches pipelined")
         return report(figures, theirs, list(OURS))
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from streaminfer._internal.lazy import lazy_attributes
 from streaminfer.batching.batcher import AdaptiveBatcher, BatchedFunction
-from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
@@ -39,7 +39,6 @@ __all__ = [
     "ScenarioTable",
     "ServiceTime",
     "SimulationResult",
-    "Timer",
     "Trace",
     "arrivals",
     "clairvoyant_optimum",

@@ -15,7 +15,7 @@ from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.stacking import SCALARS
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Run
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt
@@ -69,12 +69,12 @@ class BatchRunner:
         stack: bool,
         source: str,
         clock: Clock,
-        finish: Callable[[Run, int, Any, BaseException | None], None],
+        finish: Callable[[Execution, int, Any, BaseException | None], None],
         settle: Callable[[], None],
     ) -> None:
         self._inner = inner
         self._queue = queue
-        self._events = queue.journal
+        self._events = queue.events
         self._outcomes = outcomes
         self._source = source
         self._stack = stack
@@ -85,12 +85,12 @@ class BatchRunner:
         self._infer = self._calls.infer
         self._infer_now = adapt(inner).infer_now
         self.is_inline = self._infer is None or self._infer_now is not None
-        self.run: Callable[[Run], None] = self._call_function if self._infer is None else self._call_backend
+        self.run: Callable[[Execution], None] = self._call_function if self._infer is None else self._call_backend
         self.copies = self._calls.copies
         self.set_assembler(assembler)
         self._isolates = not adapt(inner).capabilities().isolates_rows
         self.isolator = RowIsolator(queue, send=self._calls.send, expire=self.expire, fail=outcomes.fail, clock=clock)
-        self.batches: set[Run] = set()
+        self.batches: set[Execution] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         # batches belong to no caller: they must not see the context variables of the one who happened to start them
         self.context = contextvars.Context()
@@ -103,42 +103,42 @@ class BatchRunner:
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
         """Run batches on another event loop; those that a closed loop left behind are forgotten."""
-        for run in self.batches:
-            self._events.finished(run.sequence, now_ns, False)
+        for execution in self.batches:
+            self._events.finished(execution.sequence, now_ns, False)
         self.batches.clear()
         self.loop = loop
 
-    def remove(self, run: Run) -> bool:
+    def remove(self, execution: Execution) -> bool:
         """Forget a batch that ended; false where a closed loop left it behind, and its worker is free since."""
-        known = run in self.batches
-        self.batches.discard(run)
+        known = execution in self.batches
+        self.batches.discard(execution)
         return known
 
     def expire(self, now_ns: int) -> None:
         """Complete the requests whose deadline has passed."""
-        for run in self._outcomes.expire(now_ns):
-            self.cancel_if_abandoned(run)
+        for execution in self._outcomes.expire(now_ns):
+            self.cancel_if_abandoned(execution)
 
-    def cancel_if_abandoned(self, run: Run) -> None:
+    def cancel_if_abandoned(self, execution: Execution) -> None:
         """Cancel a batch if none of its callers is left."""
-        if run.live == 0 and run.begun and not run.abandoned and run in self.batches:
-            run.abandoned = True
+        if execution.live == 0 and execution.begun and not execution.abandoned and execution in self.batches:
+            execution.abandoned = True
             self.abandoned_batches += 1
-            run.task.cancel()
+            execution.task.cancel()
 
     def cancel(self) -> None:
         """Cancel the batches that run."""
-        for run in self.batches:
-            if run.begun:
-                run.task.cancel()
+        for execution in self.batches:
+            if execution.begun:
+                execution.task.cancel()
 
     def deliver(
-        self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
+        self, execution: Execution, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
     ) -> BaseException | None:
         """Complete the requests of a batch that has ended.
 
         Args:
-            run: the batch.
+            execution: the batch.
             assembled_ns: when its inputs stood together.
             inferred_ns: when it ended.
             results: what the model returned.
@@ -149,9 +149,9 @@ class BatchRunner:
         """
         if self._queue.next_deadline_ns <= inferred_ns:
             self.expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
-        size = len(run.tickets)
+        size = len(execution.tickets)
         rows: Any = ()
-        if run.live and error is None:
+        if execution.live and error is None:
             kind = type(results)
             if kind is list and len(results) == size:
                 rows = results
@@ -165,83 +165,85 @@ class BatchRunner:
             if error is None:
                 if self.isolator.unsplit:
                     self.isolator.succeeded()
-                self._queue.deliver(run, rows, assembled_ns, inferred_ns)
+                self._queue.deliver(execution, rows, assembled_ns, inferred_ns)
         if error is not None or not rows:
-            self._events.finished(run.sequence, inferred_ns, error is None)
+            self._events.finished(execution.sequence, inferred_ns, error is None)
         if error is not None:
-            self._outcomes.fail(run.tickets, error)
+            self._outcomes.fail(execution.tickets, error)
         return error
 
-    def _call_backend(self, run: Run) -> None:
-        deadline_ns = None if run.deadline_ns == NEVER else run.deadline_ns
-        batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in run.tickets], deadline_ns))
+    def _call_backend(self, execution: Execution) -> None:
+        deadline_ns = None if execution.deadline_ns == NEVER else execution.deadline_ns
+        batch = self._calls.make_batch(
+            Part(execution.inputs, [ticket.request for ticket in execution.tickets], deadline_ns)
+        )
         infer: Any = self._infer_now or self._infer
         try:
             results = infer(batch)
             if self._infer_now is not None and self.copies:
                 results = own_arrays(results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
-            self._fail(run, run.started_ns, error)
+            self._fail(execution, execution.started_ns, error)
         except BaseException as error:
-            self._interrupt(run, run.started_ns, error)
+            self._interrupt(execution, execution.started_ns, error)
             raise
         else:
             if self._infer_now is None:
-                self._start_task(run, self._complete(run, results, batch, run.started_ns))
+                self._start_task(execution, self._complete(execution, results, batch, execution.started_ns))
             else:
-                self._finish(run, batch.assembled_ns, results, None)
+                self._finish(execution, batch.assembled_ns, results, None)
 
-    def _call_function(self, run: Run) -> None:
-        assembled_ns = run.started_ns
+    def _call_function(self, execution: Execution) -> None:
+        assembled_ns = execution.started_ns
         try:
             if self._stack:
-                rows = run.inputs  # numbers, the cheapest of all rows, need no assembler
+                rows = execution.inputs  # numbers, the cheapest of all rows, need no assembler
                 plain = self._plain and type(rows[0]) in SCALARS
                 stacked = array(rows) if plain else self._assembler.assemble(rows)
                 assembled_ns = self._time()
                 results = self._inner(stacked)
             else:
-                results = self._inner(run.inputs.copy())  # which it may write to
+                results = self._inner(execution.inputs.copy())  # which it may write to
             awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
             if self.copies and not awaitable:
                 results = own_arrays(results)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
-            self._fail(run, assembled_ns, error)
+            self._fail(execution, assembled_ns, error)
         except BaseException as error:
-            self._interrupt(run, assembled_ns, error)
+            self._interrupt(execution, assembled_ns, error)
             raise
         else:
             if awaitable:
-                self._start_task(run, self._complete(run, results, None, assembled_ns))
+                self._start_task(execution, self._complete(execution, results, None, assembled_ns))
             else:
-                self._finish(run, assembled_ns, results, None)
+                self._finish(execution, assembled_ns, results, None)
 
-    def _fail(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+    def _fail(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
         """End a batch whose model raised before it awaited anything."""
-        if self._isolates and isinstance(error, Exception) and len(run.tickets) > 1:
-            self._start_task(run, self._complete(run, _raise(error), None, assembled_ns))
+        if self._isolates and isinstance(error, Exception) and len(execution.tickets) > 1:
+            self._start_task(execution, self._complete(execution, _raise(error), None, assembled_ns))
         else:
-            self._finish(run, assembled_ns, None, error)
+            self._finish(execution, assembled_ns, None, error)
 
-    def _interrupt(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+    def _interrupt(self, execution: Execution, assembled_ns: int, error: BaseException) -> None:
         """Complete the callers of this batch and of later ones before an interrupt goes on to the loop."""
-        self._finish(run, assembled_ns, None, error)
+        self._finish(execution, assembled_ns, None, error)
         self._settle()
 
-    def _start_task(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
-        self.batches.add(run)
+    def _start_task(self, execution: Execution, work: Coroutine[Any, Any, None]) -> None:
+        self.batches.add(execution)
         # never eager: it must not end before it is known
-        run.task = asyncio.Task(work, loop=self.loop, context=self.context)
+        execution.task = asyncio.Task(work, loop=self.loop, context=self.context)
 
     async def _complete(
-        self, run: Run, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
+        self, execution: Execution, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
     ) -> None:
         """Await what a backend or an async function makes of a batch, and finish it whatever happens."""
         rows: Any = None
         error: BaseException | None = None
-        run.begun = True
+        execution.begun = True
         try:
-            if run.live:
+            if execution.live:
                 rows = await results
                 if self.copies:  # before the worker is free for the next batch
                     rows = own_arrays(rows)
@@ -253,13 +255,13 @@ class BatchRunner:
             error = raised
             if not isinstance(raised, Exception):
                 raise
-            if self._isolates and self.isolator.may_split(run, raised):
-                await self.isolator.isolate(run, raised)
+            if self._isolates and self.isolator.may_split(execution, raised):
+                await self.isolator.isolate(execution, raised)
         finally:
             if batch is not None and batch.assembled_ns:
                 assembled_ns = batch.assembled_ns
             try:
-                self._finish(run, assembled_ns, rows, error)
+                self._finish(execution, assembled_ns, rows, error)
             finally:  # whatever a policy raises, the others are served
                 del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
                 self._settle()

@@ -49,7 +49,7 @@ class BatchedService(Node):
         inner: the backend or function that is sent the batches.
         source: its name, for messages and `Response.source`.
         clock: returns monotonic nanoseconds.
-        journal: what it did lately.
+        events: what it did lately.
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
@@ -58,7 +58,7 @@ class BatchedService(Node):
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("__weakref__", "calibration", "clock", "inner", "journal", "slo_ns", "slo_s", "source", "validate"),
+        *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
         *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
         *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
         *("_stack", "_stopping", "_submitted"),
@@ -86,7 +86,7 @@ class BatchedService(Node):
         self._stack = stack
         self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
         self._queue = RequestQueue(max_queue_size)
-        self.journal = self._queue.journal
+        self.events = self._queue.events
         self._outcomes = RequestOutcomes(self._queue, self.source)
         self._dispatcher = Dispatcher(
             inner,
@@ -120,13 +120,13 @@ class BatchedService(Node):
         return self._dispatcher.max_in_flight
 
     async def call(self, request: Request) -> Response:
-        """Answers one request as a row of a batch.
+        """Serve one request as a row of a batch.
 
         Raises:
             DeadlineExceeded: its deadline passed, on arrival, queued or running.
             Overloaded: the queue is full.
             InvalidInput: its inputs cannot be stacked.
-            BackendError: the backend failed or answered something impossible.
+            BackendError: the backend failed or returned something impossible.
             Closed: the service stopped.
         """
         ticket = self.submit(request, request.inputs, request.deadline_ns, request.priority)
@@ -169,7 +169,7 @@ class BatchedService(Node):
         if deadline_ns is None:
             deadline_ns = NEVER if self.slo_ns is None else now_ns + self.slo_ns
         if self._stopping or deadline_ns <= now_ns:
-            self._turn_away(now_ns, deadline_ns)
+            self._reject(now_ns, deadline_ns)
         bucket = 0
         cost = 0.0
         if not self._plain or (self._stack and type(inputs) not in SCALARS):
@@ -199,7 +199,7 @@ class BatchedService(Node):
                 dispatcher.set_timer()
             if (
                 dispatcher.pipeline.choose is not None
-                and queue.waiting == dispatcher.policy.full_size  # type: ignore[attr-defined] # who chooses early has one
+                and queue.queued == dispatcher.policy.full_size  # type: ignore[attr-defined] # a policy that chooses early has one
                 and not dispatcher.is_scheduled
             ):
                 dispatcher.is_scheduled = True
@@ -207,15 +207,15 @@ class BatchedService(Node):
         return ticket
 
     def abandon(self, ticket: Ticket) -> None:
-        """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
+        """Complete a request that its caller has cancelled; nothing for one that has completed already."""
         if ticket.future is None:
             return  # it has completed, and what follows from that was done
-        run = ticket.run
+        execution = ticket.execution
         dispatcher = self._dispatcher
         if self._queue.end(ticket):
             self._outcomes.cancelled += 1
-            if run is not None:
-                dispatcher.runner.cancel_if_abandoned(run)
+            if execution is not None:
+                dispatcher.runner.cancel_if_abandoned(execution)
         dispatcher.settle()
 
     @property
@@ -236,7 +236,7 @@ class BatchedService(Node):
         )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
-        """Whether a request would be accepted now; changes nothing."""
+        """Return whether a request would be accepted now; changes nothing."""
         if self._stopping:
             return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
@@ -253,10 +253,12 @@ class BatchedService(Node):
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
-        return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
+        return _admit(
+            Admission, (True, "", 0.0, finish_ns)
+        )  # a router calls this often, and a tuple made outright takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
-        """Refuses batches that are larger than the backend takes, as far as it has said.
+        """Check that batches are no larger than the backend takes, as far as it has said.
 
         Raises:
             ValueError: they are.
@@ -268,7 +270,7 @@ class BatchedService(Node):
             )
 
     def change(self, slo_s: float | None, max_batch_size: int, policy: Policy, assembler: Assembler) -> None:
-        """Goes on with other settings; what is in hand keeps its deadline and its place."""
+        """Change the settings; requests in flight keep their deadline and their place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
         self._max_batch_size = self._dispatcher.full_at = max_batch_size
@@ -281,18 +283,18 @@ class BatchedService(Node):
             self._dispatcher.set_policy(policy)
             if self._loop is not None:
                 self._prepare_policy()
-                self._dispatcher.schedule()  # what the policy before was waiting for need not come
+                self._dispatcher.schedule()  # the instant that the previous policy named is void
 
     def full_load(self) -> int:
-        """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
+        """Return how many requests keep every worker busy with full batches, and one more full batch queued."""
         return min(self._max_batch_size * (self.max_in_flight + 1), _LARGEST_LOAD)
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`."""
+        """Take over the clock of a `Stack`."""
         self.clock = self._dispatcher.clock = clock
 
     async def start(self) -> None:
-        """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
+        """Run batches of the backend's example inputs, so that nothing is learned on callers, and accept requests.
 
         The backend is started by then. Without a start the first requests do what these batches do, and wait for the
         planner's kernels where none were compiled ahead of time; after a stop it is needed. A size that an earlier
@@ -326,67 +328,66 @@ class BatchedService(Node):
 
     @property
     def start_progress(self) -> str:
-        """What :meth:`start` does at this moment; empty when it does nothing."""
+        """Step of :meth:`start` in progress; empty when there is none."""
         return "" if self._calibrator is None else self._calibrator.progress
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Accepts nothing more and waits until nothing is in hand.
+        """Accept nothing more and wait until nothing is in flight.
 
         Args:
-            drain: answer what is in hand first; otherwise it ends with ``Closed`` and running batches are cancelled.
-                When a draining stop is itself cancelled, what is left ends with ``Closed``.
+            drain: complete the requests in flight first; otherwise they end with ``Closed`` and running batches are
+                cancelled. If a draining stop is itself cancelled, what is left ends with ``Closed``.
         """
         self._enter(asyncio.get_running_loop())
         self._stopping = True
         dispatcher = self._dispatcher
-        dispatcher.set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
+        dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
         try:
             if drain:
                 await dispatcher.drain(seconds_left())
         finally:
             dispatcher.close()
-        tasks = [run.task for run in dispatcher.runner.batches]
+        tasks = [execution.task for execution in dispatcher.runner.batches]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
     def statistics(self) -> "BatcherStatistics":
-        """A snapshot of the counters."""
-        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        """Return a snapshot of the counters."""
+        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
         queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
         runner = dispatcher.runner
         return BatcherStatistics(
             submitted=self._submitted,
-            waiting=queue.waiting,
+            queued=queue.queued,
             running=queue.running,
-            answered=queue.answered,
+            succeeded=queue.succeeded,
             failed=queue.failed + outcomes.failed,
-            expired=outcomes.deadline_exceeded,
+            deadline_exceeded=outcomes.deadline_exceeded,
             cancelled=outcomes.cancelled,
-            overloaded=outcomes.overloaded,
-            refused=outcomes.rejected,
+            rejected=dict(outcomes.rejected),
             closed=outcomes.closed,
-            batches=self.journal.launches,
+            batches=self.events.releases,
             running_batches=len(runner.batches),
             abandoned_batches=runner.abandoned_batches,
-            sent_ahead=dispatcher.pipeline.sent,
+            pipelined=dispatcher.pipeline.sent,
             split_batches=runner.isolator.split_batches,
             memory_limits=dict(runner.isolator.memory_limits),
             batch_sizes=dict(sorted(dispatcher.batch_sizes.items())),
-            released=self.journal.released_by_reason,
+            released=self.events.released_by_reason,
             batch_s=queue.batch_s,
             calibration=self.calibration,
         )
 
     def __repr__(self) -> str:
-        return f"BatchedService({self.source}, waiting={self._queue.waiting}, running={self._queue.running})"
+        return f"BatchedService({self.source}, queued={self._queue.queued}, running={self._queue.running})"
 
-    def _turn_away(self, now_ns: int, deadline_ns: int) -> NoReturn:
+    def _reject(self, now_ns: int, deadline_ns: int) -> NoReturn:
         if self._stopping:
-            self._outcomes.closed += 1
+            self._outcomes.count_rejected("closed", now_ns)
             raise Closed("the batcher has stopped")
         self._outcomes.deadline_exceeded += 1
-        self.journal.dropped(now_ns, "expired_on_arrival", 1)
+        self.events.dropped(now_ns, "deadline_exceeded_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _prepare_policy(self) -> None:
@@ -428,15 +429,15 @@ class BatchedService(Node):
         )
 
     def _validate_padded(self, validate: Callable[[Request], None], request: Request) -> None:
-        """The model is shown what it will see: the inputs as they are padded, and the mask."""
+        """Validate what the model will see: the inputs as they are padded, and the mask."""
         shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
     def _make_room(self, priority: int, deadline_ns: int) -> None:
-        """Makes a place in a full queue, or raises.
+        """Make a place in a full queue, or raise.
 
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
-        least urgent waiting requests gives way if the newcomer is more urgent.
+        least urgent queued requests is shed if the newcomer is more urgent.
         """
         if self._dispatcher.free:
             try:
@@ -452,30 +453,29 @@ class BatchedService(Node):
             return
         now_ns = self.clock()
         retry_after_s = self._retry_after_s(now_ns)
-        message = f"{self._queue.waiting} requests wait already (max_queue_size={self._queue.max_size})"
+        message = f"{self._queue.queued} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and last.priority > priority:
             self._outcomes.shed(last, now_ns, message, retry_after_s)
             return
-        self._outcomes.overloaded += 1
-        self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
-        self.journal.dropped(now_ns, "overloaded", 1)
+        self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
+        self._outcomes.count_rejected("queue_full", now_ns)
         raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _retry_after_s(self, now_ns: int) -> float | None:
-        """When a place is expected: the time to serve what waits, as recent batches took; ``None``: there was none."""
+        """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
         batch_s = self._queue.batch_s
         if not batch_s:  # before the first: the age of the oldest that runs
             batches = self._dispatcher.runner.batches
             if not batches:
                 return None
-            batch_s = (now_ns - min(run.started_ns for run in batches)) / 1e9
-        return batch_s * -(-self._queue.waiting // self._max_batch_size) / self.max_in_flight
+            batch_s = (now_ns - min(execution.started_ns for execution in batches)) / 1e9
+        return batch_s * -(-self._queue.queued // self._max_batch_size) / self.max_in_flight
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:
             return
         dispatcher = self._dispatcher
-        if self._loop is not None and not self._loop.is_closed() and (self._queue.waiting or dispatcher.runner.batches):
+        if self._loop is not None and not self._loop.is_closed() and (self._queue.queued or dispatcher.runner.batches):
             raise RuntimeError(
                 f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
             )

@@ -10,7 +10,7 @@ from streaminfer._internal.validation import check_choice, check_count, check_du
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
 from streaminfer.batching.batched_service import BatchedService, make_assembler
-from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName
 from streaminfer.protocols import Backend, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
@@ -47,31 +47,31 @@ class BatchedFunction(Protocol):
 
 
 class AdaptiveBatcher(Node):
-    """Turns a backend or a batch function into a service of single requests.
+    """Layer that turns a backend or a batch function into a service of single requests.
 
-    Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them
-    and a lone request never waits for company. What a batch takes is learned from those that ran; where not all can be
-    on time, the batches are planned so that most are, and what cannot be saved is refused at once. Each request ends at
-    its deadline, whatever the model does.
+    Requests that are queued while a worker is busy form the next batch, so batches are as large as the load makes them,
+    and a single request is not delayed. Durations of batches are learned from those that ran. If not all requests can
+    be on time, the batches are planned so that most are, and requests that cannot be are rejected at once. Each request
+    completes by its deadline, whatever the model does.
 
     Args:
         max_batch_size: the largest batch the model is given.
         slo_s: latency objective in seconds, the deadline of requests that bring none. ``None``: such requests are
-            served for throughput and wait as long as it takes.
-        max_queue_size: how many requests may wait; one more is refused with ``Overloaded``, unless it is more urgent
-            than the least urgent that waits: then that one gives way.
-        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+            served for throughput and queued as long as it takes.
+        max_queue_size: how many requests may be queued; one more is rejected with ``Overloaded``, unless it is more
+            urgent than the least urgent queued one: then that one is shed.
+        max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
         max_in_flight: how many batches may run at once: the number of workers (sessions, threads, replicas) behind.
             ``None``: as many as the backend has by its ``queued_workers``, read at each start; 1 where it names none.
-        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends all that wait whenever a worker is
-            free; ``"timer"`` waits for a full batch or the delay.
+        policy: ``"lookahead"`` plans for most requests on time; ``"greedy"`` sends everything queued whenever a worker
+            is free, or after ``max_queue_delay_s``.
         buckets: for ragged inputs, text or audio, `Buckets` or just their lengths: rows are padded to the smallest
             length that they fit, and only rows of one length share a batch.
         max_batch_bytes: the most bytes of inputs in a batch, padding included.
         row_cost: with ``max_batch_cost``, a function of what a request brought, arrays where ``stack``, that returns
             what its row costs, a number ≥ 0. It runs on the event loop, once for each request.
         max_batch_cost: the most that the rows of a batch cost together, above 0. A request that costs more alone is
-            refused with ``InvalidInput``.
+            rejected with ``InvalidInput``.
         preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
             smaller batches are filled up, and the answers to what fills them are dropped.
         service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
@@ -143,7 +143,7 @@ class AdaptiveBatcher(Node):
         self.row_cost, self.max_batch_cost = row_cost, max_batch_cost
         self._cost_limit = make_cost_limit(row_cost, max_batch_cost)
         self.preferred_sizes = None if preferred_sizes is None else tuple(preferred_sizes)
-        self._make_assembler(None)  # refuses what cannot be before anything is wrapped
+        self._make_assembler(None)  # raises before anything is wrapped
         if service_time is not None and self.policy != "lookahead":
             raise ValueError(
                 expected("service_time", f"None with policy={policy!r}, which does not plan", service_time)
@@ -153,7 +153,7 @@ class AdaptiveBatcher(Node):
             self.service_time = self._start_learning(service_time)
         check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
         self._clock = clock
-        self._hand_over: PipelineOverhead | None = None
+        self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None
 
     @overload
@@ -161,7 +161,7 @@ class AdaptiveBatcher(Node):
     @overload
     def wrap(self, inner: Callable[[Any], Any]) -> BatchedFunction: ...
     def wrap(self, inner: Any) -> Any:
-        """Puts the batcher in front of a backend or a batch function; once.
+        """Wrap a backend or a batch function; once.
 
         Args:
             inner: a backend (an object with ``infer``), or a sync or async function that takes a batch and returns
@@ -207,23 +207,23 @@ class AdaptiveBatcher(Node):
             await self._service.load_kernels()
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Take over the clock of a `Stack`, unless one was given."""
         if self._clock is None:
             self._clock = clock
             if self._service is not None:
                 self._service.bind_clock(clock)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stops what :meth:`wrap` returned, where no `Stack` does it.
+        """Stop what :meth:`wrap` returned, where no `Stack` does it.
 
         Args:
-            drain: answer what is in hand first; otherwise it ends with ``Closed``.
+            drain: complete the requests in flight first; otherwise they end with ``Closed``.
         """
         if self._service is not None:
             await self._service.stop(drain=drain)
 
     async def start(self) -> None:
-        """Measures what :meth:`wrap` returned with the backend's example, and accepts requests; as a `Stack` does.
+        """Measure what :meth:`wrap` returned with the backend's example, and accept requests, as a `Stack` does.
 
         Raises:
             BackendError: the backend failed on an example that the user gave.
@@ -240,16 +240,16 @@ class AdaptiveBatcher(Node):
         policy: PolicyName = _AS_BEFORE,
         max_queue_delay_s: float = _AS_BEFORE,
     ) -> None:
-        """Goes on with other settings, while it runs or before; what is left out stays as it is.
+        """Change settings, while it runs or before; what is left out stays.
 
-        No request is lost: what waits keeps its place and the deadline that it came with, and what runs runs on. What
-        was learned about the model is kept. Call it on the event loop that the batcher serves.
+        No request is lost: queued requests keep their place and the deadline that they came with, and running batches
+        go on. What was learned about the model stays. Call it on the event loop that the batcher serves.
 
         Args:
             slo_s: the deadline of requests from now on that bring none.
             max_batch_size: the largest batch from the next one on.
             policy: the next decision's.
-            max_queue_delay_s: with ``policy="timer"``; otherwise 0, which it becomes by itself.
+            max_queue_delay_s: with ``policy="greedy"``; otherwise 0, to which another policy sets it.
 
         Raises:
             TypeError, ValueError: as the constructor, or ``max_batch_size`` is more than the model takes; then nothing
@@ -263,7 +263,7 @@ class AdaptiveBatcher(Node):
                 self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
             if policy is not _AS_BEFORE:
                 self.policy = check_choice("policy", policy, POLICY_NAMES)
-                if self.policy != "timer":
+                if self.policy != "greedy":
                     self.max_queue_delay_s = 0.0
             if max_queue_delay_s is not _AS_BEFORE:
                 self.max_queue_delay_s = check_duration("max_queue_delay_s", max_queue_delay_s)
@@ -280,19 +280,19 @@ class AdaptiveBatcher(Node):
             self._service.change(self.slo_s, self.max_batch_size, self._make_policy(), assembler)
 
     def decision_log(self) -> "DecisionLog":
-        """Why the latest batches went when they did and why requests were refused, as a frozen snapshot to plot.
+        """Return why the latest batches were released and why requests were rejected, as a frozen snapshot to plot.
 
         Raises:
             RuntimeError: nothing was wrapped yet.
         """
-        from streaminfer.simulation.decision_log import DecisionLog  # noqa: PLC0415 - who asks for it loads it
+        from streaminfer.simulation.decision_log import DecisionLog  # noqa: PLC0415 - loaded at the first log
 
         if self._service is None:
             raise RuntimeError("this AdaptiveBatcher wraps nothing yet")
-        return DecisionLog.of(self._service.journal)
+        return DecisionLog.of(self._service.events)
 
     def statistics(self) -> "BatcherStatistics":
-        """A frozen snapshot: what waits and runs, how every request ended, why each batch was released.
+        """Return a frozen snapshot: requests queued and running, outcomes of requests, reasons of batches.
 
         Raises:
             RuntimeError: nothing was wrapped yet.
@@ -302,7 +302,7 @@ class AdaptiveBatcher(Node):
         return self._service.statistics()
 
     def _check_delay(self) -> None:
-        if self.max_queue_delay_s and self.policy != "timer":
+        if self.max_queue_delay_s and self.policy != "greedy":
             raise ValueError(
                 expected(
                     "max_queue_delay_s", f"0 with policy={self.policy!r}, which never waits", self.max_queue_delay_s
@@ -342,15 +342,13 @@ class AdaptiveBatcher(Node):
         return self._make_policy()
 
     def _make_policy(self) -> Policy:
-        if self.policy == "timer":
-            return Timer(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         if self.policy == "greedy":
-            return Greedy(self.max_batch_size)
+            return Greedy(self.max_batch_size, timeout_ns(self.max_queue_delay_s))
         from streaminfer.batching.planner.lookahead import Lookahead  # noqa: PLC0415
         from streaminfer.batching.planner.pipelining import PipelineOverhead  # noqa: PLC0415 - only who plans loads them
 
-        if self._hand_over is None:
-            self._hand_over = PipelineOverhead()
+        if self._overhead is None:
+            self._overhead = PipelineOverhead()
         assembler = self._make_assembler(None)
         padded = None if self.preferred_sizes is None else assembler.padded_size
         if self.buckets is None:
@@ -361,7 +359,7 @@ class AdaptiveBatcher(Node):
                 workers=self.max_in_flight,
                 padded=padded,
                 kind_of=assembler.kind_of if self.stack else None,
-                hand_over=self._hand_over,
+                overhead=self._overhead,
             )
         lengths = self.buckets.lengths
         return Lookahead(

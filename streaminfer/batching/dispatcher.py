@@ -15,7 +15,7 @@ from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
 from streaminfer.batching.policy import Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.protocols import Clock, adapt
 
@@ -76,7 +76,7 @@ class Dispatcher:
     ) -> None:
         self._inner = inner
         self._queue = queue
-        self._events = queue.journal
+        self._events = queue.events
         self._outcomes = outcomes
         self._stack = stack
         self.clock = clock
@@ -123,14 +123,14 @@ class Dispatcher:
         pipeline = self.pipeline
         self.policy = policy
         self.offered = offered = adapt_policy(policy)
-        self.learn = offered.finished
+        self.learn = offered.observe
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
-        pipeline.choose = offered.ahead if keeps_queue else None
+        pipeline.choose = offered.choose_pipelined if keeps_queue else None
         # how a batch went by itself matters to those that are sent early, so there the policy hears of each
         self._absorb = offered.absorb if pipeline.choose is None else None
-        pipeline.effective_start_ns, pipeline.learn = offered.turn_ns, offered.finished_ahead
+        pipeline.effective_start_ns, pipeline.learn = offered.effective_start_ns, offered.observe_pipelined
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; those that a closed loop left behind are forgotten."""
@@ -143,8 +143,8 @@ class Dispatcher:
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
-        """Return the queued requests, and those of the batches that run."""
-        return [*self._queue, *(ticket for run in self.runner.batches for ticket in run.tickets)]
+        """Return the queued requests, and those of the batches that execution."""
+        return [*self._queue, *(ticket for execution in self.runner.batches for ticket in execution.tickets)]
 
     def predicted_finish_ns(self, now_ns: int, bucket: int) -> int | None:
         """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""
@@ -161,25 +161,25 @@ class Dispatcher:
         self.is_scheduled = False
         self._recheck_ns = NEVER
         queue = self._queue
-        while self.free and queue.waiting:
+        while self.free and queue.queued:
             if now_ns is None:
                 now_ns = self.clock()
             if queue.next_deadline_ns <= now_ns:
                 self.runner.expire(now_ns)
                 continue
-            batch, reason, refuse, look_again_ns, shorter_too, refusal = self.policy.decide(queue, now_ns, self.free)
-            if refuse:
-                self._outcomes.reject(refuse, refusal, now_ns)
+            batch, reason, reject, recheck_ns, shorter_too, rejection = self.policy.decide(queue, now_ns, self.free)
+            if reject:
+                self._outcomes.reject(reject, rejection, now_ns)
             if batch:
                 self._release(batch, reason, shorter_too, now_ns)
                 if self.runner.is_inline:
-                    if queue.waiting:
+                    if queue.queued:
                         self.schedule()  # a function ran on the loop: others have a turn before the next batch
                     break
                 now_ns = None
-            elif not refuse:
-                if look_again_ns is not None:
-                    self._recheck_ns = look_again_ns
+            elif not reject:
+                if recheck_ns is not None:
+                    self._recheck_ns = recheck_ns
                 break
         if not self.free and self.pipeline.is_open:
             self._send_early(now_ns)
@@ -192,17 +192,17 @@ class Dispatcher:
             now_ns = self.clock()
         if self._queue.next_deadline_ns <= now_ns:
             self.runner.expire(now_ns)
-        if choose is None or not self._queue.waiting:
+        if choose is None or not self._queue.queued:
             return
         started = self.pipeline.started(self.runner.batches)
-        batch, reason, refuse, look_again_ns, shorter_too, refusal = choose(self._queue, now_ns, started)
-        if look_again_ns is not None:
-            self._recheck_ns = look_again_ns
+        batch, reason, reject, recheck_ns, shorter_too, rejection = choose(self._queue, now_ns, started)
+        if recheck_ns is not None:
+            self._recheck_ns = recheck_ns
         # a breaker or a limit around the model may not let one more batch pass
         if not batch or (self._ask_inward is not None and not self._ask_inward(batch[0].request, now_ns).ok):
             return
-        if refuse:
-            self._outcomes.reject(refuse, refusal, now_ns)
+        if reject:
+            self._outcomes.reject(reject, rejection, now_ns)
         self._release(batch, reason, shorter_too, now_ns, is_early=True)
 
     def _release(
@@ -210,19 +210,19 @@ class Dispatcher:
     ) -> None:
         if self.runner.isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
-        run = self._queue.take(chosen, now_ns, reason)
-        size = len(run.tickets)
+        execution = self._queue.take(chosen, now_ns, reason)
+        size = len(execution.tickets)
         if size < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
         if is_early:
-            self.pipeline.take(run)
+            self.pipeline.take(execution)
         else:
             self.free -= 1
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
-        self.runner.run(run)
+        self.runner.run(execution)
 
     def _select(self, chosen: list[Ticket], shorter_too: bool) -> Sequence[Ticket]:
         """Return those that can stand in one batch; the policy hears of it where not all can."""
@@ -232,39 +232,45 @@ class Dispatcher:
             self.offered.mixed()
         return self._assembler.within_cost(together)
 
-    def _finish(self, run: Run, assembled_ns: int, results: Any, error: BaseException | None) -> None:
+    def _finish(self, execution: Execution, assembled_ns: int, results: Any, error: BaseException | None) -> None:
         """Free a batch's worker, complete its requests and learn from it."""
         inferred_ns = self.clock()
-        in_task = run.task is not None
-        if in_task and not self.runner.remove(run):
+        in_task = execution.task is not None
+        if in_task and not self.runner.remove(execution):
             return
         early = self.pipeline.batch
         if early is None:
             self.free += 1
         else:
             self.pipeline.batch = None
-            if early is run:
-                run.behind_ns = UNKNOWN  # it ended before the one that it was sent behind
+            if early is execution:
+                execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
             else:
-                self.pipeline.start(early, inferred_ns, is_known=error is None and not run.abandoned)
+                self.pipeline.start(early, inferred_ns, is_known=error is None and not execution.abandoned)
         try:
             # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
             # they wake
-            if in_task and self._queue.waiting >= self.full_at:
+            if in_task and self._queue.queued >= self.full_at:
                 self.dispatch(inferred_ns)
         finally:
-            error = self.runner.deliver(run, assembled_ns, inferred_ns, results, error)
+            error = self.runner.deliver(execution, assembled_ns, inferred_ns, results, error)
             if early is not None:
-                self._events.took_turn(early.sequence, inferred_ns)
+                self._events.started(early.sequence, inferred_ns)
             # what a batch took is worth knowing even if none of its callers is left
-            learns = self.learn is not None and (error is None or run.abandoned)
-            if learns and (self._absorb is None or not self._absorb(run, inferred_ns)):
-                self._learn_from(run, inferred_ns)
+            learns = self.learn is not None and (error is None or execution.abandoned)
+            if learns and (self._absorb is None or not self._absorb(execution, inferred_ns)):
+                self._learn_from(execution, inferred_ns)
 
-    def _learn_from(self, run: Run, now_ns: int) -> None:
-        bucket = 0 if self._plain else max(ticket.bucket for ticket in run.tickets)
-        if run.behind_ns != UNKNOWN and not self.pipeline.observe(run, now_ns, bucket) and self.learn is not None:
-            self.learn(len(run.tickets), now_ns - run.turn_ns, now_ns, run.abandoned, bucket)
+    def _learn_from(self, execution: Execution, now_ns: int) -> None:
+        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+        if (
+            execution.predecessor_end_ns != UNKNOWN
+            and not self.pipeline.observe(execution, now_ns, bucket)
+            and self.learn is not None
+        ):
+            self.learn(
+                len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
+            )
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released."""
@@ -278,7 +284,7 @@ class Dispatcher:
         return self._loop
 
     def _may_release(self) -> bool:
-        return self._queue.waiting > 0 and (self.free > 0 or self.pipeline.is_open)
+        return self._queue.queued > 0 and (self.free > 0 or self.pipeline.is_open)
 
     def _go_on(self) -> None:
         self.schedule()
@@ -286,7 +292,7 @@ class Dispatcher:
 
     def settle(self) -> None:
         """Set the timer for what is in flight, or end a drain because nothing is."""
-        if self._queue.waiting == 0 and self._queue.running == 0:
+        if self._queue.queued == 0 and self._queue.running == 0:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -327,7 +333,7 @@ class Dispatcher:
         Args:
             timeout_s: the most to wait, in seconds; ``None``: as long as it takes.
         """
-        if not (self._queue.waiting or self._queue.running or self.runner.batches):
+        if not (self._queue.queued or self._queue.running or self.runner.batches):
             return
         self.schedule()
         drained = self._loop_now().create_future()
@@ -338,7 +344,7 @@ class Dispatcher:
             self._drains.remove(drained)
 
     def close(self) -> None:
-        """Complete every request with ``Closed``, and cancel the batches that run."""
+        """Complete every request with ``Closed``, and cancel the batches that execution."""
         self.runner.cancel()
         self._outcomes.close(self.tickets())
         self.settle()

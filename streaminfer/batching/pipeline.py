@@ -8,7 +8,7 @@ from typing import Any
 
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import UNKNOWN, Run
+from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution
 
 __all__ = ["Pipeline"]
 
@@ -28,7 +28,7 @@ class Pipeline:
     __slots__ = ("batch", "choose", "effective_start_ns", "learn", "sent")
 
     def __init__(self) -> None:
-        self.batch: Run | None = None
+        self.batch: Execution | None = None
         self.sent = 0
         self.choose: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
         self.effective_start_ns: Callable[[int, int], int] | None = None
@@ -39,16 +39,16 @@ class Pipeline:
         """Whether a batch may be sent now."""
         return self.choose is not None and self.batch is None
 
-    def take(self, batch: Run) -> None:
+    def take(self, batch: Execution) -> None:
         """Note a batch that was sent early."""
         self.batch = batch
         self.sent += 1
 
-    def started(self, batches: Iterable[Run]) -> list[tuple[int, int]]:
+    def started(self, batches: Iterable[Execution]) -> list[tuple[int, int]]:
         """Return from when each of the batches that have started counts as running, and its rows."""
-        return [(batch.turn_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]
+        return [(batch.effective_start_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]
 
-    def start(self, batch: Run, now_ns: int, is_known: bool) -> None:
+    def start(self, batch: Execution, now_ns: int, is_known: bool) -> None:
         """Note that a worker goes on with the batch that was sent early.
 
         Args:
@@ -57,13 +57,16 @@ class Pipeline:
             is_known: whether the model is free for it from then on, so that there is something to learn.
         """
         if self.effective_start_ns is None or not is_known:
-            batch.turn_ns, batch.behind_ns = now_ns, UNKNOWN
+            batch.effective_start_ns, batch.predecessor_end_ns = now_ns, UNKNOWN
         else:
-            batch.turn_ns, batch.behind_ns = self.effective_start_ns(batch.started_ns, now_ns), now_ns
+            batch.effective_start_ns, batch.predecessor_end_ns = (
+                self.effective_start_ns(batch.started_ns, now_ns),
+                now_ns,
+            )
 
-    def observe(self, batch: Run, now_ns: int, bucket: int) -> bool:
+    def observe(self, batch: Execution, now_ns: int, bucket: int) -> bool:
         """Tell the policy what a batch took that was sent early; false for any other."""
-        before_ns: int = batch.behind_ns
+        before_ns: int = batch.predecessor_end_ns
         if before_ns <= 0 or batch.abandoned or self.learn is None:
             return False
         early_ns: Any = before_ns - batch.started_ns

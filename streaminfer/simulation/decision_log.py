@@ -1,8 +1,8 @@
-"""`DecisionLog`: why each batch went when it did, and why requests were dropped, as far back as the journal reaches.
+"""Decision log: why each batch was released and why requests were dropped, as far back as the event ring reaches.
 
-A batcher notes what it does in a journal that is always on (``_event_ring_cy``); the log is a copy of it at one moment,
-in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for different
-times: each holds the last so many entries. Only the counters by reason cover everything since the start.
+A batcher notes what it does in an event ring that is always on (``_event_ring_cy``); the log is a copy of it at one
+moment, in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. Its three parts reach back for
+different times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
 from typing import Any, Self
@@ -20,23 +20,23 @@ from streaminfer.simulation.trace import Trace
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
 RELEASE_REASONS = {
-    "full": "as many waited as a batch may have",
-    "idle_worker": "a worker was free, so all that waited went at once",
-    "delay_elapsed": "the oldest request had waited as long as the timer lets it",
-    "planned": "not all that waited could be on time, and the plan that saves most begins with this batch",
+    "full": "as many requests were queued as a batch may have",
+    "idle_worker": "a worker was free, so everything queued was released",
+    "max_queue_delay": "the oldest request had been queued for the delay that was set",
+    "planned": "not everything queued could be on time, and the plan that saves most begins with this batch",
     "probe": "no request was predicted to meet its deadline, so the queue was sent to measure the model again",
     "exploration": "the duration of a batch of this size was not known, or not measured for long",
 }
 """Why a batch goes, in words."""
 
 DROP_REASONS = {
-    "infeasible": "it would have been late even alone",
-    "hopeless": "the policy saw that it cannot be answered by its deadline",
-    "expired_on_arrival": "the deadline had passed when it came",
-    "expired_waiting": "the deadline passed while it waited",
-    "expired_running": "the deadline passed while its batch ran",
-    "displaced": "the queue was full and a more urgent request took its place",
-    "overloaded": "the queue was full",
+    "infeasible": "it would have missed its deadline even in a batch of its own",
+    "deadline_exceeded_on_arrival": "the deadline had passed when it came",
+    "deadline_exceeded_queued": "the deadline passed while it was queued",
+    "deadline_exceeded_running": "the deadline passed while its batch ran",
+    "shed": "the queue was full and a more urgent request took its place",
+    "queue_full": "the queue was full",
+    "closed": "it came after the stop",
 }
 """Why a request ends without having been answered, in words."""
 
@@ -45,20 +45,20 @@ _NO_WORDS = "a reason that the policy gave"
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DecisionLog:
-    """What a batcher did lately, and the counters since its start; ``batcher.decision_log()`` makes one.
+    """Recent decisions of a batcher, and the counters since its start; ``batcher.decision_log()`` makes one.
 
     A snapshot: nothing changes it, and it may be shared between threads. Instants are on the batcher's monotonic clock,
     entries in order of time.
 
     Attributes:
-        arrivals_ns: shape (n,), int64, when requests were taken in hand.
+        arrivals_ns: shape (n,), int64, when requests were accepted.
         limits_ns: shape (n,), int64, how long after that their deadline came; 0: none.
         priorities: shape (n,), int64, a lower one is more urgent.
-        batch_starts_ns: shape (batches,), int64; of one that was sent ahead, when the one before it ended.
+        batch_starts_ns: shape (batches,), int64; of a pipelined one, when the one before it ended.
         batch_ends_ns: shape (batches,), int64; -1: it still ran.
         batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
         batch_sizes: shape (batches,), int64.
-        batch_waiting: shape (batches,), int64: how many requests went on waiting.
+        batch_queued: shape (batches,), int64: how many requests stayed queued.
         batch_ok: shape (batches,), bool: ended, and the model answered.
         reasons: why each batch went.
         drops_ns: shape (drops,), int64, when requests ended without having been answered.
@@ -75,7 +75,7 @@ class DecisionLog:
     batch_ends_ns: NDArray[np.int64]
     batch_workers: NDArray[np.int64]
     batch_sizes: NDArray[np.int64]
-    batch_waiting: NDArray[np.int64]
+    batch_queued: NDArray[np.int64]
     batch_ok: NDArray[np.bool_]
     reasons: tuple[str, ...]
     drops_ns: NDArray[np.int64]
@@ -85,14 +85,14 @@ class DecisionLog:
     dropped: dict[str, int]
 
     @classmethod
-    def of(cls, journal: EventRing) -> Self:
-        """A snapshot of a journal, in the thread of its event loop.
+    def of(cls, events: EventRing) -> Self:
+        """Return a snapshot of an event ring, in the thread of its event loop.
 
         Raises:
             TypeError: something else.
         """
-        check_instance("journal", journal, lambda value: isinstance(value, EventRing), "a EventRing")
-        return cls(**journal.snapshot())
+        check_instance("events", events, lambda value: isinstance(value, EventRing), "an EventRing")
+        return cls(**events.snapshot())
 
     @property
     def latest_ns(self) -> int:
@@ -101,7 +101,7 @@ class DecisionLog:
         return max((int(part.max()) for part in parts if part.size), default=0)
 
     def explain(self, latest: int = 5) -> str:
-        """Why the latest batches went, and why the latest requests were dropped, in words.
+        """Return why the latest batches were released, and why the latest requests were dropped, in words.
 
         Args:
             latest: how many of each.
@@ -187,7 +187,7 @@ class DecisionLog:
             outcome = f"{'took' if self.batch_ok[at] else 'failed after'} {(end_ns - start_ns) / 1e6:.1f} ms"
         return (
             f"{self._ago(start_ns)} worker {self.batch_workers[at]}: {_requests(self.batch_sizes[at])}, "
-            f"{self.batch_waiting[at]} left waiting, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
+            f"{self.batch_queued[at]} left queued, {outcome}. {reason}: {RELEASE_REASONS.get(reason, _NO_WORDS)}"
         )
 
     def _drop_in_words(self, at: int) -> str:

@@ -4,8 +4,8 @@ The idea: a policy is a function of what waits, so a recorded trace can be playe
 Each argument may be one value or several alternatives; every combination is simulated, and what comes out is a table
 to be read, plotted or searched. Deterministic: the same trace and arguments give the same table.
 
-What it cannot tell: how callers would have behaved (somebody who was answered sooner may ask again sooner), and a
-device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
+What it cannot tell: how callers would have behaved (a caller who gets a response sooner may send the next request
+sooner), and a device's noise, unless it is given. Cost: one `simulate` a combination, a few microseconds a request.
 """
 
 import itertools
@@ -48,7 +48,7 @@ class Scenario:
         slo_s: the time limit that every request was given; ``None``: those of the trace.
         policy: the policy's name.
         workers: how many batches could run at once.
-        max_queue_delay_s: the timer's delay; 0.0 with the other policies.
+        max_queue_delay_s: the delay of ``"greedy"``; 0.0 with other policies.
         on_time: requests answered by their deadline.
         dropped: requests never part of a batch.
         late: requests answered after their deadline.
@@ -192,7 +192,7 @@ class ScenarioTable(Sequence[Scenario]):
         """What all have in common, in a line; and what differs, in rows of cells, the first of them the head."""
         varied = self._varied()
         first = self.outcomes[0]
-        told = [name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.policy == "timer")]
+        told = [name for name in _SETTINGS if name not in varied and (name != _SETTINGS[-1] or first.max_queue_delay_s)]
         common = _label(first, told)
         title = f"{len(self.trace)} requests in {self.trace.duration_s:.4g} s, {self.trace.rate:.4g} a second; {common}"
         rows = [[*varied, "on time", "dropped", "late", "p50", "p99", "mean batch", "busy"]]
@@ -240,9 +240,9 @@ def what_if(
             has learned), a mapping of names to them, or several, each alone or as ``(name, service_time)``.
         max_batch_size: the cap, or several.
         slo_s: a time limit for every request, or several; ``None``: each request's own, as recorded.
-        policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or several.
+        policy: ``"lookahead"``, ``"greedy"``, or several.
         workers: how many batches may run at once, a live batcher's ``max_in_flight``, or several numbers.
-        max_queue_delay_s: the delay of ``"timer"``, or several; the other policies have none and are run once.
+        max_queue_delay_s: the delay of ``"greedy"``, or several; the other policies have none and are run once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal, as `simulate` does.
         seed: of the noise; the same for every combination.
         progress: called with how many combinations are done and how many there are, before each and at the end.
@@ -281,7 +281,7 @@ def what_if(
             check_duration("slo_s", limit_s, positive=True)
     combinations = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
     for combination in combinations:
-        if combination["policy"] != "timer":
+        if combination["policy"] != "greedy":
             combination["max_queue_delay_s"] = 0.0
     combinations = [it for at, it in enumerate(combinations) if it not in combinations[:at]]
     report = _progress() if progress is None else progress
@@ -299,7 +299,7 @@ def _run(
     slo_s = settings["slo_s"]
     return simulate(
         trace.arrivals_s,
-        slo_s=1.0 if slo_s is None else slo_s,  # nobody reads it where deadlines are given
+        slo_s=1.0 if slo_s is None else slo_s,  # unused where deadlines are given
         deadlines_s=trace.deadlines_s if slo_s is None else None,
         priorities=trace.priorities,
         service_time=devices[settings["service_time"]],
@@ -367,7 +367,7 @@ def _label(outcome: Scenario, names: list[str]) -> str:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Tells a person who waits how far it is; nobody else, and nothing that is over in a second."""
+    """Return a report of progress for a terminal or a notebook; it is silent for the first second."""
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):  # a notebook's stderr is no terminal
         return lambda _done, _total: None
     began = time.perf_counter()

@@ -5,12 +5,12 @@ owns a `RequestQueue` like the live dispatcher, moves an integer clock from even
 `Policy` object the same question at the same moments: when requests have arrived, when a batch has finished, when
 waiting requests have expired, and at the instant that its last answer named.
 
-Events of one instant come in this order: batches end (an answer at the deadline is on time), requests arrive, waiting
-requests whose deadline has come are dropped, free workers are offered what waits. So one schedule has one outcome, and
+Events of one instant come in this order: batches end (a response at the deadline is on time), requests arrive, queued
+requests whose deadline has come are dropped, the policy decides for free workers. So one schedule has one outcome, and
 a run repeats exactly.
 
-How it differs from the live batcher: a batch runs to its end, also when every caller has given up; there nobody is
-told of a late answer, here it is counted as late; the queue has no limit.
+How it differs from the live batcher: a batch runs to its end, also when every caller has cancelled; a live batcher
+delivers no late response, and here it is counted as late; the queue has no limit.
 
 Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what the policy costs. About 2 µs a request
 with the greedy policy.
@@ -33,12 +33,11 @@ from streaminfer.batching.policy import (
     Greedy,
     Policy,
     PolicyName,
-    Timer,
     adapt_policy,
     is_policy,
 )
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
@@ -74,15 +73,15 @@ def simulate(
         slo_s: time limit of a request, from its arrival, where ``deadlines_s`` says nothing.
         service_time: what a batch really takes, by its size; ``"lookahead"`` knows it.
         max_batch_size: the most requests in a batch.
-        policy: ``"lookahead"``, ``"greedy"``, ``"timer"``, or any object with the ``decide`` of `Policy`. One that has
-            ``finished(size, duration_ns, now_ns)`` is told of each batch when it ends.
+        policy: ``"lookahead"``, ``"greedy"``, or any object with the ``decide`` of `Policy`. One that has
+            ``observe(size, duration_ns, now_ns)`` is told of each batch when it ends.
         workers: how many batches may run at once.
         noise: each duration is multiplied by ``exp(noise * z)``, z standard normal: median 1, and about a relative
             standard deviation while it is small.
         seed: of the noise.
         deadlines_s: shape (n,), the instant by which each request is worth an answer; ``inf``: it has no deadline.
         priorities: shape (n,), whole numbers of 32 bits, a lower one is more urgent. ``None``: all the same.
-        max_queue_delay_s: with ``policy="timer"``, how long the oldest request may wait for a fuller batch.
+        max_queue_delay_s: with ``policy="greedy"``, how long the oldest request may be queued for a fuller batch.
 
     Returns:
         What came of every request and batch.
@@ -166,29 +165,29 @@ class _Simulation:
     reasons: list[str] = attrs.field(init=False, factory=list)
     queue: RequestQueue = attrs.field(init=False)
     free: list[int] = attrs.field(init=False)  # heap of workers
-    running: list[tuple[int, int, Run]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
-    look_again_ns: int = attrs.field(init=False, default=NEVER)
-    finished: Callable[..., object] | None = attrs.field(init=False)
+    running: list[tuple[int, int, Execution]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
+    recheck_ns: int = attrs.field(init=False, default=NEVER)
+    observe: Callable[..., object] | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.ends_ns = [-1] * len(self.arrivals_ns)
         self.queue = RequestQueue(max(1, len(self.arrivals_ns)))
         self.free = list(range(self.workers))
-        self.finished = adapt_policy(self.policy).finished
+        self.observe = adapt_policy(self.policy).observe
 
     def run(self) -> None:
         """Moves from event to event until nothing is left to happen."""
         queue, arrivals_ns, running = self.queue, self.arrivals_ns, self.running
         following, n = 0, len(arrivals_ns)
         while True:
-            now_ns = min(queue.next_deadline_ns, self.look_again_ns)
+            now_ns = min(queue.next_deadline_ns, self.recheck_ns)
             if following < n:
                 now_ns = min(now_ns, arrivals_ns[following])
             if running:
                 now_ns = min(now_ns, running[0][0])
             if now_ns == NEVER:
-                if queue.waiting:
-                    raise RuntimeError(f"{self.policy!r} leaves {queue.waiting} requests waiting for ever")
+                if queue.queued:
+                    raise RuntimeError(f"{self.policy!r} leaves {queue.queued} requests queued for ever")
                 return
             while running and running[0][0] <= now_ns:
                 self._finish(now_ns)
@@ -211,21 +210,21 @@ class _Simulation:
             self.drops_ns.extend([now_ns] * waited)
 
     def _dispatch(self, now_ns: int) -> None:
-        self.look_again_ns = NEVER
-        while self.free and self.queue.waiting:
+        self.recheck_ns = NEVER
+        while self.free and self.queue.queued:
             decision = self.policy.decide(self.queue, now_ns, len(self.free))
-            for ticket in decision.refuse:
-                if ticket.state != "waiting":
+            for ticket in decision.reject:
+                if ticket.state != "queued":
                     raise RuntimeError(f"{self.policy!r} refuses {ticket!r}, which does not wait")
                 self.queue.end(ticket)
                 self.drops_ns.append(now_ns)
             if decision.batch:
                 self._launch(decision, now_ns)
-            elif not decision.refuse:
-                if decision.look_again_ns is not None:
-                    if decision.look_again_ns <= now_ns:
+            elif not decision.reject:
+                if decision.recheck_ns is not None:
+                    if decision.recheck_ns <= now_ns:
                         raise RuntimeError(f"{self.policy!r} sends nothing and wants to look again at once")
-                    self.look_again_ns = decision.look_again_ns
+                    self.recheck_ns = decision.recheck_ns
                 break
 
     def _launch(self, decision: Decision, now_ns: int) -> None:
@@ -252,12 +251,12 @@ class _Simulation:
         heappush(self.free, worker)
         if run.live:
             self.queue.deliver(run, run.inputs, run.started_ns, now_ns)
-        if self.finished is not None:
-            self.finished(len(run.inputs), now_ns - run.started_ns, now_ns)
+        if self.observe is not None:
+            self.observe(len(run.inputs), now_ns - run.started_ns, now_ns)
 
 
 class _Caller:
-    """Stands for the future of every request: nobody cancels, and the record knows the answer already."""
+    """Future of every request: it is never cancelled, and the record has the result already."""
 
     __slots__ = ()
 
@@ -274,16 +273,14 @@ _CALLER = _Caller()
 def _policy(
     policy: PolicyName | Policy, max_batch_size: int, service_time: ServiceTime, workers: int, delay_s: float
 ) -> Policy:
-    if delay_s and not (isinstance(policy, str) and policy == "timer"):
+    if delay_s and not (isinstance(policy, str) and policy == "greedy"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
         if not is_policy(policy):
             raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
         made = policy
     elif check_choice("policy", policy, POLICY_NAMES) == "greedy":
-        made = Greedy(max_batch_size)
-    elif policy == "timer":
-        made = Timer(max_batch_size, timeout_ns(delay_s))
+        made = Greedy(max_batch_size, timeout_ns(delay_s))
     else:
         made = Lookahead(max_batch_size, service_time, workers=workers)
     if isinstance(made, Lookahead):

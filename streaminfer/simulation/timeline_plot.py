@@ -13,7 +13,7 @@ from streaminfer._internal.extras import require
 
 __all__ = ["draw_timeline"]
 
-_COLOURS = ("full", "idle_worker", "delay_elapsed", "planned", "probe", "exploration")
+_COLOURS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """A bar of at least this share of the whole has room for its size."""

@@ -102,7 +102,7 @@ async def test_admission_refuses_what_is_late_and_says_so(loop):
 
 
 async def test_a_restart_brings_the_policy_back(loop):
-    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=0.05, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=0.05, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     await service.call(si.Request(1.0))
     await batcher.stop()
@@ -124,7 +124,7 @@ async def test_a_cancelled_caller_makes_room_in_the_same_turn(loop):
     assert (await ticket.future) == 2.0
     await settle(running, gone)
     s = batcher.statistics()
-    assert (s.cancelled, s.overloaded, s.answered) == (1, 0, 2)
+    assert (s.cancelled, s.rejected, s.succeeded) == (1, {}, 2)
 
 
 async def test_retry_after_counts_begun_batches_and_all_workers(loop):
@@ -191,7 +191,7 @@ async def test_a_caller_cancelled_in_the_turn_of_the_stop_is_counted_as_cancelle
 
 
 def test_two_loops_at_once_are_an_error_while_requests_only_wait():
-    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="timer", max_queue_delay_s=60.0)
+    batcher = si.AdaptiveBatcher(max_batch_size=2, policy="greedy", max_queue_delay_s=60.0)
     predict = batcher.wrap(lambda x: x)
     first = VirtualLoop()
     call = first.create_task(predict(1.0))
@@ -229,7 +229,7 @@ def test_a_batcher_survives_a_loop_that_was_closed_with_requests_in_hand(turns):
 
     run(main)
     s = batcher.statistics()
-    assert (s.answered, s.closed, s.running_batches) == (1, 1, 0)
+    assert (s.succeeded, s.closed, s.running_batches) == (1, 1, 0)
     left._log_destroy_pending = False
 
 

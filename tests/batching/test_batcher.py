@@ -26,8 +26,8 @@ async def settle(*awaitables):
 def counted(batcher):
     """The statistics, after checking that every request is counted exactly once."""
     s = batcher.statistics()
-    ends = s.answered + s.failed + s.expired + s.cancelled + s.overloaded + s.refused + s.closed
-    assert s.submitted == ends + s.waiting + s.running
+    ends = s.succeeded + s.failed + s.deadline_exceeded + s.cancelled + sum(s.rejected.values()) + s.closed
+    assert s.submitted == ends + s.queued + s.running
     return s
 
 
@@ -88,7 +88,7 @@ async def test_a_row_that_is_an_exception_reaches_its_caller_alone(loop):
     assert (first, last) == ("a", "b")
     assert type(bad) is ValueError
     s = counted(batcher)
-    assert (s.answered, s.failed) == (2, 1)
+    assert (s.succeeded, s.failed) == (2, 1)
 
 
 async def test_a_failing_function_fails_its_batch_and_no_other(loop):
@@ -112,10 +112,10 @@ async def test_a_failing_function_fails_its_batch_and_no_other(loop):
 
 
 async def test_own_errors_pass_through_as_copies(loop):
-    def refuse(x):
+    def reject(x):
         raise si.Overloaded("the model says so", retry_after_s=3.0)
 
-    one, two = await settle(*map(si.AdaptiveBatcher(max_batch_size=2).wrap(refuse), [1.0, 2.0]))
+    one, two = await settle(*map(si.AdaptiveBatcher(max_batch_size=2).wrap(reject), [1.0, 2.0]))
     assert type(one) is type(two) is si.Overloaded
     assert one is not two
     assert one.retry_after_s == 3.0
@@ -183,10 +183,10 @@ async def test_the_deadline_ends_a_queued_and_a_running_request_on_time(loop):
 
     texts = await asyncio.gather(ask(0.050), ask(0.020), ask(0.070))
     assert "its batch was running" in texts[0]
-    assert "waiting" in texts[1]
+    assert "queued" in texts[1]
     assert backend.batch_sizes[0] == 1
     s = counted(batcher)
-    assert (s.expired, s.running, s.waiting) == (3, 0, 0)
+    assert (s.deadline_exceeded, s.running, s.queued) == (3, 0, 0)
 
 
 async def test_slo_is_the_deadline_of_requests_that_bring_none(loop):
@@ -214,7 +214,7 @@ async def test_an_expired_request_is_refused_on_arrival_and_not_run(loop):
     with pytest.raises(TimeoutError):
         await si.AdaptiveBatcher(max_batch_size=1).wrap(double)(1.0, timeout_s=0)
     assert backend.batches == []
-    assert counted(batcher).expired == 1
+    assert counted(batcher).deadline_exceeded == 1
 
 
 async def test_a_batch_that_nobody_waits_for_is_cancelled_and_its_worker_freed(loop):
@@ -264,7 +264,7 @@ async def test_an_answer_that_a_blocked_loop_delivers_past_the_deadline_is_none(
     assert isinstance(late, si.DeadlineExceeded)
     assert fine == 2.0
     s = counted(batcher)
-    assert (s.expired, s.answered) == (1, 1)
+    assert (s.deadline_exceeded, s.succeeded) == (1, 1)
 
 
 # -- overload and priority ------------------------------------------------------------------------------------------
@@ -279,13 +279,13 @@ async def test_a_full_queue_refuses_with_the_measured_drain_time(loop):
     await asyncio.sleep(0.01)
     waiting = [asyncio.ensure_future(service.call(si.Request(float(i)))) for i in range(4)]
     await asyncio.sleep(0)
-    with pytest.raises(si.Overloaded, match=r"4 requests wait already \(max_queue_size=4\)") as caught:
+    with pytest.raises(si.Overloaded, match=r"4 requests are queued already \(max_queue_size=4\)") as caught:
         await service.call(si.Request(9.0))
     assert caught.value.retry_after_s == pytest.approx(0.2)
     assert not service.admission(si.Request(9.0), loop.now_ns).ok
     assert service.admission(si.Request(9.0), loop.now_ns).retry_after_s == pytest.approx(0.2)
     assert [response.outputs for response in await asyncio.gather(busy, *waiting)] == [0.0, 0.0, 1.0, 2.0, 3.0]
-    assert counted(batcher).overloaded == 1
+    assert counted(batcher).rejected == {"queue_full": 1}
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -296,7 +296,7 @@ async def test_a_burst_larger_than_the_queue_goes_to_the_free_worker_first(loop,
     results = await settle(*(wrapped(1.0) if inline else wrapped.call(si.Request(1.0)) for _ in range(100)))
     refused = sum(isinstance(result, si.Overloaded) for result in results)
     assert refused == (0 if inline else 80)
-    assert counted(batcher).answered == 100 - refused
+    assert counted(batcher).succeeded == 100 - refused
 
 
 async def test_retry_after_before_the_first_batch_is_the_age_of_the_running_one(loop):
@@ -325,7 +325,7 @@ async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
             order.append(name)
         except si.Overloaded as error:
             order.append(f"{name} overloaded")
-            assert "displaced" in str(error) or priority == 5
+            assert "shed" in str(error) or priority == 5
 
     calls = [asyncio.ensure_future(ask("running", 0))]
     await asyncio.sleep(0.01)
@@ -335,7 +335,7 @@ async def test_urgent_requests_go_first_and_displace_the_least_urgent(loop):
         await asyncio.sleep(0)
     await asyncio.gather(*calls)
     assert order == ["d overloaded", "c overloaded", "b overloaded", "running", "urgent", "normal"]
-    assert counted(batcher).overloaded == 3
+    assert sum(counted(batcher).rejected.values()) == 3
 
 
 async def test_max_in_flight_batches_run_at_once(loop):
@@ -348,7 +348,7 @@ async def test_max_in_flight_batches_run_at_once(loop):
 
 async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
     backend = ScriptedBackend()
-    batcher = si.AdaptiveBatcher(max_batch_size=3, policy="timer", max_queue_delay_s=0.005, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=3, policy="greedy", max_queue_delay_s=0.005, clock=loop.clock)
     service = batcher.wrap(backend)
 
     async def ask(after_s):
@@ -358,7 +358,7 @@ async def test_the_timer_policy_waits_for_company_no_longer_than_told(loop):
 
     assert await asyncio.gather(ask(0.001), ask(0.002)) == [6_000_000, 6_000_000]
     assert await asyncio.gather(ask(0.001), ask(0.002), ask(0.003)) == [9_000_000] * 3
-    assert counted(batcher).released == {"delay_elapsed": 1, "full": 1}
+    assert counted(batcher).released == {"max_queue_delay": 1, "full": 1}
 
 
 # -- cancellation ---------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ async def test_a_cancelled_caller_frees_its_place_and_harms_nobody(loop):
     assert [r.outputs for r in await asyncio.gather(running, stays, comes)] == [0.0, 2.0, 3.0]
     assert backend.batch_sizes == [1, 2]
     s = counted(batcher)
-    assert (s.cancelled, s.answered) == (1, 3)
+    assert (s.cancelled, s.succeeded) == (1, 3)
 
 
 async def test_a_caller_cancelled_while_running_leaves_the_others_their_rows(loop):
@@ -428,7 +428,7 @@ async def test_cancelled_in_the_turn_of_the_delivery(loop):
     assert isinstance(first, asyncio.CancelledError)
     assert second == 2.0
     s = counted(batcher)
-    assert (s.cancelled, s.answered) == (1, 1)
+    assert (s.cancelled, s.succeeded) == (1, 1)
 
 
 async def test_a_backend_that_cancels_itself_is_a_backend_error(loop):
@@ -487,13 +487,13 @@ async def test_stop_drains_or_closes(loop, drain):
         assert [type(result) for result in results] == [si.Closed] * 5
         assert loop.now_ns == 50_000_000
     s = counted(batcher)
-    assert (s.waiting, s.running, s.running_batches, backend.running) == (0, 0, 0, 0)
+    assert (s.queued, s.running, s.running_batches, backend.running) == (0, 0, 0, 0)
     await batcher.start()
     assert (await service.call(si.Request(7.0))).outputs == 7.0
 
 
 async def test_a_drain_does_not_wait_for_company(loop):
-    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="timer", max_queue_delay_s=50.0, clock=loop.clock)
+    batcher = si.AdaptiveBatcher(max_batch_size=9, policy="greedy", max_queue_delay_s=50.0, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend())
     call = asyncio.ensure_future(service.call(si.Request(1.0)))
     await asyncio.sleep(0.01)
@@ -620,10 +620,10 @@ def test_only_backends_and_functions_can_be_batched(inner):
         ({"slo_s": float("nan")}, ValueError, "slo_s"),
         ({"slo_s": "1"}, TypeError, "slo_s"),
         ({"max_queue_size": 0}, ValueError, "max_queue_size"),
-        ({"max_queue_delay_s": -1.0, "policy": "timer"}, ValueError, "max_queue_delay_s"),
+        ({"max_queue_delay_s": -1.0, "policy": "greedy"}, ValueError, "max_queue_delay_s"),
         ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='lookahead'"),
         ({"max_in_flight": 0}, ValueError, "max_in_flight"),
-        ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fastest'"),
+        ({"policy": "fastest"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fastest'"),
         ({"policy": None}, TypeError, "policy"),
         ({"stack": 1}, TypeError, "stack: expected True or False"),
         ({"clock": 7}, TypeError, "clock: expected a callable or None"),
@@ -651,7 +651,7 @@ def test_repr_says_what_it_is():
     batcher = si.AdaptiveBatcher(max_batch_size=2, slo_s=0.05)
     batcher.wrap(double)
     assert repr(batcher) == (
-        "<AdaptiveBatcher(max_batch_size=2, slo_s=0.05, policy='lookahead') around BatchedService(double, waiting=0, running=0)>"
+        "<AdaptiveBatcher(max_batch_size=2, slo_s=0.05, policy='lookahead') around BatchedService(double, queued=0, running=0)>"
     )
 
 

@@ -67,20 +67,20 @@ class AlwaysAhead(Greedy):
         if not holds:
             self.impossible.append(told)
 
-    def ahead(self, waiting, now_ns, running):
+    def choose_pipelined(self, queue, now_ns, running):
         self.expect(len(running) == self.max_in_flight, "running", running)
-        self.expect(all(turn_ns <= now_ns for turn_ns, _ in running), "turns", running, now_ns)
-        return self.decide(waiting, now_ns, 0)
+        self.expect(all(effective_start_ns <= now_ns for effective_start_ns, _ in running), "turns", running, now_ns)
+        return self.decide(queue, now_ns, 0)
 
-    def turn_ns(self, sent_ns, ended_ns):
+    def effective_start_ns(self, sent_ns, ended_ns):
         self.expect(sent_ns <= ended_ns, "turn", sent_ns, ended_ns)
         return ended_ns
 
-    def finished(self, size, duration_ns, now_ns, cut_short, bucket):
-        self.expect(size > 0 and 0 <= duration_ns <= now_ns, "finished", size, duration_ns, now_ns)
+    def observe(self, size, duration_ns, now_ns, cut_short, bucket):
+        self.expect(size > 0 and 0 <= duration_ns <= now_ns, "observe", size, duration_ns, now_ns)
         return 0
 
-    def finished_ahead(self, size, busy_ns, now_ns, early_ns, bucket):
+    def observe_pipelined(self, size, busy_ns, now_ns, early_ns, bucket):
         possible = size > 0 and early_ns >= 0 and 0 <= busy_ns <= now_ns - early_ns
         self.expect(possible, "ahead", size, busy_ns, now_ns, early_ns)
         return 0
@@ -136,7 +136,7 @@ async def live(loop, life):
         max_batch_size=life.max_batch_size,
         max_in_flight=life.max_in_flight,
         max_queue_size=life.max_queue_size,
-        policy="greedy" if life.delay_ms is None else "timer",
+        policy="greedy",
         max_queue_delay_s=0.0 if life.delay_ms is None else life.delay_ms / 1000,
         stack=False,
         clock=loop.clock,
@@ -236,14 +236,14 @@ def check(life, ends, s, backend, gave_up_ns, stopped_ns):
             if at_ns < life.stop_at_ms * MS:
                 assert not life.drain or gave_up_ns == end.at_ns
     assert s.submitted == len(life.calls)
-    assert (s.waiting, s.running, s.running_batches) == (0, 0, 0)
+    assert (s.queued, s.running, s.running_batches) == (0, 0, 0)
     # a caller cancelled in the very turn in which its answer was handed over is counted by what it was handed
     crossed = [
-        s.answered - kinds["tuple"],
-        s.expired - kinds["DeadlineExceeded"],
+        s.succeeded - kinds["tuple"],
+        s.deadline_exceeded - kinds["DeadlineExceeded"],
         s.failed - kinds["BadRow"] - kinds["BackendError"],
-        s.overloaded - kinds["Overloaded"],
-        s.closed - kinds["Closed"],
+        s.rejected.get("queue_full", 0) + s.rejected.get("shed", 0) - kinds["Overloaded"],
+        s.closed + s.rejected.get("closed", 0) - kinds["Closed"],
     ]
     assert min(crossed) >= 0
     assert sum(crossed) == kinds["str"] - s.cancelled

@@ -37,11 +37,11 @@ async def test_a_request_that_expired_before_the_dispatch_never_reaches_the_mode
 class RefusesOdd:
     """Refuses every odd request, sends the others one by one."""
 
-    def decide(self, waiting, now_ns, free_workers):
-        tickets = waiting.first(8)
-        refuse = [ticket for ticket in tickets if ticket.inputs % 2]
+    def decide(self, queue, now_ns, free_workers):
+        tickets = queue.first(8)
+        reject = [ticket for ticket in tickets if ticket.inputs % 2]
         send = [ticket for ticket in tickets if not ticket.inputs % 2]
-        return Decision(refuse=refuse) if refuse else Decision(send[:1], "picked")
+        return Decision(reject=reject) if reject else Decision(send[:1], "picked")
 
 
 async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
@@ -53,12 +53,12 @@ async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop)
         try:
             return (await service.call(si.Request(x))).outputs
         except si.DeadlineExceeded as error:
-            assert "refused" in str(error)
-            return "refused", loop.now_ns
+            assert "rejected" in str(error)
+            return "rejected", loop.now_ns
 
-    assert await asyncio.gather(*map(ask, [0, 1, 2, 3])) == [0, ("refused", 0), 2, ("refused", 0)]
+    assert await asyncio.gather(*map(ask, [0, 1, 2, 3])) == [0, ("rejected", 0), 2, ("rejected", 0)]
     s = batcher.statistics()
-    assert (s.refused, s.answered, s.released) == (2, 2, {"picked": 2})
+    assert (s.rejected, s.succeeded, s.released) == ({"infeasible": 2}, 2, {"picked": 2})
 
 
 async def test_others_have_a_turn_between_two_batches_of_a_function_on_the_loop(loop):
@@ -159,7 +159,7 @@ async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop)
     service = batcher.wrap(ScriptedBackend(duration_s=0.010))
     await settle(*(service.call(si.Request(float(i))) for i in range(6)))
     assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
-    assert batcher.statistics().answered == 6
+    assert batcher.statistics().succeeded == 6
 
 
 async def test_the_clock_is_read_again_for_each_batch_of_a_dispatch(loop):
@@ -231,8 +231,8 @@ async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(lo
 async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
     """Of short batches that alternately seem long and short the policy hears twice a mean, which is of both."""
     told = []
-    finished = Lookahead.finished
-    monkeypatch.setattr(Lookahead, "finished", lambda *of: (told.append(of), finished(*of)))
+    observe = Lookahead.observe
+    monkeypatch.setattr(Lookahead, "observe", lambda *of: (told.append(of), observe(*of)))
     durations_ns = itertools.chain([100_000] * 17, itertools.cycle([150_000, 50_000]))
 
     def model(rows):

@@ -3,14 +3,14 @@
 import pytest
 
 from streaminfer.batching.pipeline import Pipeline
-from streaminfer.batching.queue._ticket_cy import UNKNOWN, Run
+from streaminfer.batching.queue._ticket_cy import UNKNOWN, Execution
 
 pytestmark = pytest.mark.uncompiled
 
 
 def batch_of(started_ns):
-    batch = Run()
-    batch.turn_ns = started_ns
+    batch = Execution()
+    batch.effective_start_ns = started_ns
     return batch
 
 
@@ -48,7 +48,7 @@ def test_start_sets_the_effective_start():
 
     pipeline.start(early, 100, is_known=True)
 
-    assert (early.turn_ns, early.behind_ns) == (97, 100)
+    assert (early.effective_start_ns, early.predecessor_end_ns) == (97, 100)
 
 
 def test_start_behind_a_failed_batch_teaches_nothing():
@@ -61,7 +61,7 @@ def test_start_behind_a_failed_batch_teaches_nothing():
 
     pipeline.start(early, 100, is_known=False)
 
-    assert (early.turn_ns, early.behind_ns) == (100, UNKNOWN)
+    assert (early.effective_start_ns, early.predecessor_end_ns) == (100, UNKNOWN)
     assert not pipeline.observe(early, 200, 0)
     assert learned == []
 
@@ -73,7 +73,7 @@ def test_observe_tells_what_an_early_batch_took():
     pipeline.learn = lambda *batch: learned.append(batch)
     early = batch_of(0)
     pipeline.start(early, 100, is_known=True)
-    early.behind_ns = 100
+    early.predecessor_end_ns = 100
 
     assert pipeline.observe(early, 250, 2)
     assert learned == [(0, 150, 250, 100, 2)]

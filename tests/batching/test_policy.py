@@ -2,7 +2,7 @@
 
 import pytest
 
-from streaminfer.batching import Greedy, Timer
+from streaminfer.batching import Greedy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.uncompiled
 MS = 1_000_000
 
 
-def waiting(*enqueued_ns, priorities=None):
+def queue_of(*enqueued_ns, priorities=None):
     queue = RequestQueue(100)
     for number, now_ns in enumerate(enqueued_ns):
         queue.admit(None, number, None, now_ns, NEVER, priorities[number] if priorities else 0)
@@ -23,44 +23,44 @@ def numbers(decision):
 
 
 def test_greedy_sends_all_that_wait():
-    decision = Greedy(4).decide(waiting(0, 1, 2), 5, 1)
+    decision = Greedy(4).decide(queue_of(0, 1, 2), 5, 1)
     assert numbers(decision) == [0, 1, 2]
-    assert (decision.reason, decision.refuse, decision.look_again_ns) == ("idle_worker", (), None)
+    assert (decision.reason, decision.reject, decision.recheck_ns) == ("idle_worker", (), None)
 
 
 def test_greedy_sends_up_to_the_cap_the_most_urgent_first():
-    decision = Greedy(3).decide(waiting(0, 1, 2, 3, priorities=[5, 0, 5, -1]), 5, 1)
+    decision = Greedy(3).decide(queue_of(0, 1, 2, 3, priorities=[5, 0, 5, -1]), 5, 1)
     assert numbers(decision) == [3, 1, 0]
     assert decision.reason == "full"
 
 
-def test_timer_waits_for_the_oldest():
-    decision = Timer(4, 5 * MS).decide(waiting(10 * MS, 12 * MS), 13 * MS, 1)
+def test_a_delay_counts_from_the_oldest():
+    decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS), 13 * MS, 1)
     assert numbers(decision) == []
-    assert decision.look_again_ns == 15 * MS
+    assert decision.recheck_ns == 15 * MS
 
 
-def test_timer_asks_the_oldest_of_any_priority():
-    decision = Timer(4, 5 * MS).decide(waiting(10 * MS, 12 * MS, priorities=[3, 0]), 13 * MS, 1)
-    assert decision.look_again_ns == 15 * MS
+def test_a_delay_counts_from_the_oldest_of_any_priority():
+    decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS, priorities=[3, 0]), 13 * MS, 1)
+    assert decision.recheck_ns == 15 * MS
 
 
 @pytest.mark.parametrize("now_ns", [15 * MS, 16 * MS])
-def test_timer_sends_when_the_delay_has_elapsed(now_ns):
-    decision = Timer(4, 5 * MS).decide(waiting(10 * MS, 12 * MS), now_ns, 1)
+def test_a_batch_is_sent_after_the_delay(now_ns):
+    decision = Greedy(4, 5 * MS).decide(queue_of(10 * MS, 12 * MS), now_ns, 1)
     assert numbers(decision) == [0, 1]
-    assert decision.reason == "delay_elapsed"
+    assert decision.reason == "max_queue_delay"
 
 
-def test_timer_sends_a_full_batch_at_once():
-    decision = Timer(2, 5 * MS).decide(waiting(0, 0, 0), 0, 1)
+def test_a_full_batch_is_not_held_back():
+    decision = Greedy(2, 5 * MS).decide(queue_of(0, 0, 0), 0, 1)
     assert numbers(decision) == [0, 1]
     assert decision.reason == "full"
 
 
-@pytest.mark.parametrize("policy", [Greedy(2), Timer(2, MS)])
+@pytest.mark.parametrize("policy", [Greedy(2), Greedy(2, MS)])
 def test_a_decision_changes_nothing(policy):
-    queue = waiting(0, 0, 0)
+    queue = queue_of(0, 0, 0)
     policy.decide(queue, 10 * MS, 1)
     assert len(queue) == 3
-    assert all(ticket.state == "waiting" for ticket in queue)
+    assert all(ticket.state == "queued" for ticket in queue)

@@ -13,18 +13,23 @@ pytestmark = pytest.mark.uncompiled
 MS = 1_000_000
 WAVE = 200
 WAYS = {
-    "expired on arrival": ("expired", -3, {}, r"the deadline had passed 0\.003000 s before arrival"),
-    "queue full": ("overloaded", 50, {"max_queue_size": 1}, r"1 requests wait already \(max_queue_size=1\)"),
-    "expired in the queue": ("expired", 2, {}, r"the deadline passed 0\.002000 s after \w+ got the request, waiting"),
-    "refused by the policy": ("refused", 5, {}, r"refused with 0\.005000 s left: it is no use"),
+    "expired on arrival": ("deadline_exceeded", -3, {}, r"the deadline had passed 0\.003000 s before arrival"),
+    "queue full": ("queue_full", 50, {"max_queue_size": 1}, r"1 requests are queued already \(max_queue_size=1\)"),
+    "expired in the queue": (
+        "deadline_exceeded",
+        2,
+        {},
+        r"the deadline passed 0\.002000 s after \w+ got the request, queued",
+    ),
+    "refused by the policy": ("useless", 5, {}, r"rejected with 0\.005000 s left: it is no use"),
 }
 
 
 class RefusesAll:
     """Refuses all that waits."""
 
-    def decide(self, waiting, now_ns, free_workers):
-        return Decision(refuse=waiting.first(waiting.waiting), refusal="useless: it is no use")
+    def decide(self, queue, now_ns, free_workers):
+        return Decision(reject=queue.first(queue.queued), rejection="useless: it is no use")
 
 
 class Rejections:
@@ -33,14 +38,14 @@ class Rejections:
     def __init__(self, loop, way):
         self.loop = loop
         self.counter, self.within_ms, settings, self.message = WAYS[way]
-        self.busy = self.counter != "refused"  # a policy is consulted when a worker is free
+        self.busy = self.counter != "useless"  # a policy is consulted when a worker is free
         self.batcher = si.AdaptiveBatcher(max_batch_size=1, policy="greedy", clock=loop.clock, **settings)
         self.stack = si.Stack(self.batcher, ScriptedBackend(HANG), clock=loop.clock)
 
     async def __aenter__(self):
         await self.stack.start()
         self.occupying = []
-        if self.counter == "refused":
+        if self.counter == "useless":
             self.stack.inner._dispatcher.policy = RefusesAll()
         if self.busy:
             for _ in range(2):  # one runs, one waits
@@ -60,7 +65,8 @@ class Rejections:
         return await asyncio.gather(*calls, return_exceptions=True)
 
     def counted(self):
-        return getattr(self.batcher.statistics(), self.counter)
+        statistics = self.batcher.statistics()
+        return statistics.rejected.get(self.counter) or getattr(statistics, self.counter)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -92,7 +98,7 @@ async def test_a_rejected_request_is_counted_once(loop, way):
 
     assert rejections.counted() == WAVE
     assert seen.cancelled == 0
-    assert seen.waiting == rejections.busy
+    assert seen.queued == rejections.busy
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -120,7 +126,7 @@ async def test_a_stop_drains_after_rejections(loop, way):
 
         await asyncio.wait_for(rejections.stack.stop(), 1.0)
 
-    assert rejections.batcher.statistics().waiting == 0
+    assert rejections.batcher.statistics().queued == 0
 
 
 async def test_a_cancelled_caller_still_frees_its_place(loop):
@@ -129,10 +135,10 @@ async def test_a_cancelled_caller_still_frees_its_place(loop):
         rejections.occupying[1].cancel()
         await asyncio.gather(rejections.occupying[1], return_exceptions=True)
 
-        waiting = rejections.batcher.statistics().waiting
+        queue = rejections.batcher.statistics().queued
         cancelled = rejections.batcher.statistics().cancelled
 
-    assert (waiting, cancelled) == (0, 1)
+    assert (queue, cancelled) == (0, 1)
 
 
 async def test_a_stack_names_the_source_and_the_timings(loop):

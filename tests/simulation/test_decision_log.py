@@ -18,21 +18,21 @@ MS = 1_000_000
 
 
 @pytest.fixture
-def journal():
+def events():
     """Two workers, three batches of which one failed and one runs, three drops; on a clock that has run for a year."""
     start = 10**9 * 86400 * 365
-    journal = EventRing()
+    events = EventRing()
     for at_ms, limit_ms, priority in [(0, 50, 0), (1, 0, 1), (4, 20, 0), (30, 50, 2)]:
-        journal.arrived(start + at_ms * MS, limit_ms * MS, priority)
-    first = journal.launched(start, 1, "exploration", 0)
-    second = journal.launched(start + 4 * MS, 2, "planned", 3)
-    journal.dropped(start + 5 * MS, "infeasible", 2)
-    journal.finished(first, start + 10 * MS, True)
-    journal.dropped(start + 20 * MS, "mine<b>")
-    journal.finished(second, start + 24 * MS, False)
-    journal.launched(start + 30 * MS, 1, "idle_worker", 0)
-    journal.arrived(start + 40 * MS, 0, 0)
-    return journal
+        events.arrived(start + at_ms * MS, limit_ms * MS, priority)
+    first = events.released(start, 1, "exploration", 0)
+    second = events.released(start + 4 * MS, 2, "planned", 3)
+    events.dropped(start + 5 * MS, "infeasible", 2)
+    events.finished(first, start + 10 * MS, True)
+    events.dropped(start + 20 * MS, "mine<b>")
+    events.finished(second, start + 24 * MS, False)
+    events.released(start + 30 * MS, 1, "idle_worker", 0)
+    events.arrived(start + 40 * MS, 0, 0)
+    return events
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def axes():
     plt.close("all")
 
 
-def test_it_is_a_copy(journal):
-    log = DecisionLog.of(journal)
-    journal.arrived(2**62, 0, 0)
+def test_it_is_a_copy(events):
+    log = DecisionLog.of(events)
+    events.arrived(2**62, 0, 0)
     assert log.arrivals_ns.size == 5
     assert log.released == {"exploration": 1, "planned": 1, "idle_worker": 1}
     assert log.dropped == {"infeasible": 2, "mine<b>": 1}
@@ -58,33 +58,33 @@ def test_it_is_a_copy(journal):
 
 
 def test_only_a_journal_makes_one():
-    with pytest.raises(TypeError, match="journal: expected a EventRing"):
+    with pytest.raises(TypeError, match="events: expected an EventRing"):
         DecisionLog.of(3)
 
 
-def test_it_explains_in_words(journal):
-    text = DecisionLog.of(journal).explain()
+def test_it_explains_in_words(events):
+    text = DecisionLog.of(events).explain()
     assert text.splitlines() == [
         "3 batches: exploration 1, planned 1, idle_worker 1",
-        "      -40.0 ms worker 0: 1 request, 0 left waiting, took 10.0 ms. exploration: "
+        "      -40.0 ms worker 0: 1 request, 0 left queued, took 10.0 ms. exploration: "
         + RELEASE_REASONS["exploration"],
-        "      -36.0 ms worker 1: 2 requests, 3 left waiting, failed after 20.0 ms. planned: "
+        "      -36.0 ms worker 1: 2 requests, 3 left queued, failed after 20.0 ms. planned: "
         + RELEASE_REASONS["planned"],
-        "      -10.0 ms worker 0: 1 request, 0 left waiting, still running. idle_worker: "
+        "      -10.0 ms worker 0: 1 request, 0 left queued, still running. idle_worker: "
         + RELEASE_REASONS["idle_worker"],
         "3 requests dropped: infeasible 2, mine<b> 1",
-        "      -35.0 ms 2 requests dropped. infeasible: it would have been late even alone",
+        "      -35.0 ms 2 requests dropped. infeasible: it would have missed its deadline even in a batch of its own",
         "      -20.0 ms 1 request dropped. mine<b>: a reason that the policy gave",
     ]
 
 
-def test_it_explains_as_many_as_asked(journal):
-    lines = DecisionLog.of(journal).explain(1).splitlines()
+def test_it_explains_as_many_as_asked(events):
+    lines = DecisionLog.of(events).explain(1).splitlines()
     assert len(lines) == 4
     assert "idle_worker:" in lines[1]
     assert "mine<b>:" in lines[3]
     with pytest.raises(ValueError, match="latest: expected a whole number"):
-        DecisionLog.of(journal).explain(0)
+        DecisionLog.of(events).explain(0)
 
 
 def test_an_empty_log_says_so():
@@ -96,8 +96,8 @@ def test_an_empty_log_says_so():
     assert len(log.to_trace()) == 0
 
 
-def test_html_counts_and_escapes(journal):
-    html = DecisionLog.of(journal)._repr_html_()
+def test_html_counts_and_escapes(events):
+    html = DecisionLog.of(events)._repr_html_()
     assert "mine&lt;b&gt;" in html
     assert "mine<b>" not in html
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in html.split("<tr>")[2:]]
@@ -108,14 +108,14 @@ def test_html_counts_and_escapes(journal):
         ["drops", "infeasible", "2", ""],
         ["drops", "mine&lt;b&gt;", "1", ""],
     ]
-    assert repr(DecisionLog.of(journal)) == "<DecisionLog of the last 5 arrivals, 3 batches and 3 drops>"
+    assert repr(DecisionLog.of(events)) == "<DecisionLog of the last 5 arrivals, 3 batches and 3 drops>"
 
 
 def test_html_of_a_reason_that_the_ring_has_forgotten():
-    journal = EventRing(1, 1)
-    journal.launched(0, 1, "full", 0)
-    journal.launched(1, 3, "planned", 0)
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", DecisionLog.of(journal)._repr_html_())
+    events = EventRing(1, 1)
+    events.released(0, 1, "full", 0)
+    events.released(1, 3, "planned", 0)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", DecisionLog.of(events)._repr_html_())
     assert cells[:4] == ["batches", "full", "1", ""]
 
 
@@ -130,8 +130,8 @@ def bars(axes):
     }
 
 
-def test_the_timeline(journal, axes):
-    assert DecisionLog.of(journal).plot(axes) is axes
+def test_the_timeline(events, axes):
+    assert DecisionLog.of(events).plot(axes) is axes
     drawn = bars(axes)
     assert list(drawn) == ["exploration", "planned", "idle_worker", "failed", "still running"]
     assert drawn["exploration"] == [pytest.approx((0, 0.010, 0))]
@@ -149,23 +149,23 @@ def test_the_timeline(journal, axes):
     assert top >= 1.4
 
 
-def test_the_timeline_of_the_last_moments(journal, axes):
-    DecisionLog.of(journal).plot(axes, last_s=0.018)
+def test_the_timeline_of_the_last_moments(events, axes):
+    DecisionLog.of(events).plot(axes, last_s=0.018)
     assert list(bars(axes)) == ["planned", "idle_worker", "failed", "still running"]
     assert bars(axes)["planned"] == [pytest.approx((0, 0.020, 1))]
     ticks = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
     assert ticks == {"arrivals": pytest.approx([0.026, 0.036]), "drops": []}
     assert [text.get_text() for text in axes.get_yticklabels()][:2] == ["worker 0", "worker 1"]
     with pytest.raises(ValueError, match="last_s"):
-        DecisionLog.of(journal).plot(axes, last_s=0)
+        DecisionLog.of(events).plot(axes, last_s=0)
 
 
 def test_a_reason_keeps_its_colour(axes):
     for reasons in (("full", "planned"), ("planned", "mine", "full")):
-        journal = EventRing()
+        events = EventRing()
         for at, reason in enumerate(reasons):
-            journal.finished(journal.launched(at * MS, 1, reason, 0), (at + 1) * MS, True)
-        DecisionLog.of(journal).plot(axes)
+            events.finished(events.released(at * MS, 1, reason, 0), (at + 1) * MS, True)
+        DecisionLog.of(events).plot(axes)
     colours = [(group.get_label(), tuple(group.get_facecolor()[0])) for group in axes.collections]
     assert len(colours) == 5
     assert len(set(colours)) == 3
@@ -173,12 +173,12 @@ def test_a_reason_keeps_its_colour(axes):
 
 
 def test_narrow_bars_carry_no_figures(axes):
-    journal = EventRing()
+    events = EventRing()
     for at in range(100):
-        journal.finished(journal.launched(at * MS, 7, "full", 0), (at + 1) * MS, True)
-    number = journal.launched(100 * MS, 5, "full", 0)
-    journal.finished(number, 150 * MS, True)
-    DecisionLog.of(journal).plot(axes)
+        events.finished(events.released(at * MS, 7, "full", 0), (at + 1) * MS, True)
+    number = events.released(100 * MS, 5, "full", 0)
+    events.finished(number, 150 * MS, True)
+    DecisionLog.of(events).plot(axes)
     assert [text.get_text() for text in axes.texts] == ["5"]
     assert len(axes.collections) == 1
 
@@ -190,35 +190,35 @@ def test_the_timeline_of_nothing_on_a_figure_of_its_own(axes):
     assert not own.texts
 
 
-def test_plot_without_matplotlib_says_how_to_install_it(journal, monkeypatch):
+def test_plot_without_matplotlib_says_how_to_install_it(events, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.collections", None)
     with pytest.raises(MissingExtra, match=r"DecisionLog.plot needs .*pip install 'streaminfer\[plot\]'"):
-        DecisionLog.of(journal).plot()
+        DecisionLog.of(events).plot()
 
 
-def test_it_becomes_a_trace(journal):
-    trace = DecisionLog.of(journal).to_trace()
+def test_it_becomes_a_trace(events):
+    trace = DecisionLog.of(events).to_trace()
     assert trace.arrivals_s.tolist() == [0, 0.001, 0.004, 0.03, 0.04]
     assert trace.limits_s.tolist() == [0.05, np.inf, 0.02, 0.05, np.inf]
     assert trace.priorities.tolist() == [0, 1, 0, 2, 0]
 
 
 def test_a_trace_keeps_nanoseconds_of_an_old_clock():
-    journal = EventRing()
+    events = EventRing()
     start = 10**9 * 86400 * 365
     for at_ns, limit_ns in [(0, 50_000_001), (3, 0), (10, 7)]:
-        journal.arrived(start + at_ns, limit_ns, 4)
-    trace = DecisionLog.of(journal).to_trace()
+        events.arrived(start + at_ns, limit_ns, 4)
+    trace = DecisionLog.of(events).to_trace()
     assert trace.arrivals_s.tolist() == [0.0, 3e-9, 1e-8]
     assert trace.limits_s.tolist() == [0.050000001, np.inf, 7e-9]
     assert trace.priorities.tolist() == [4, 4, 4]
 
 
 def test_a_trace_orders_arrivals_of_an_uneven_clock():
-    journal = EventRing()
+    events = EventRing()
     for at_ns, priority in [(10, 1), (5, 2), (20, 3)]:
-        journal.arrived(at_ns, 0, priority)
-    trace = DecisionLog.of(journal).to_trace()
+        events.arrived(at_ns, 0, priority)
+    trace = DecisionLog.of(events).to_trace()
     assert trace.arrivals_s.tolist() == [0.0, 5e-9, 15e-9]
     assert trace.priorities.tolist() == [2, 1, 3]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streaminfer import _compiled_kernels
-from streaminfer.batching.policy import Decision
+from streaminfer.batching.policy import Decision, Greedy
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.simulation import arrivals, offline_optimum_kernels
 from streaminfer.simulation.offline_optimum import _width, clairvoyant_optimum
@@ -187,8 +187,8 @@ class Largest:
         self.durations_ns = durations_ns
         self.drop_heads = drop_heads
 
-    def decide(self, waiting, now_ns, free_workers):
-        tickets = waiting.first(len(waiting))
+    def decide(self, queue, now_ns, free_workers):
+        tickets = queue.first(len(queue))
         refused = []
         while True:
             size = full = min(len(tickets), len(self.durations_ns) - 1)
@@ -205,9 +205,9 @@ def test_no_policy_beats_it(trace, delay_ns):
 
     common = {"slo_s": slo_ns / 1e9, "service_time": in_nanoseconds(durations_ns), "max_batch_size": cap}
     best = clairvoyant_optimum(arrivals_ns / 1e9, **common)
-    for policy in ("greedy", "timer", Largest(durations_ns, drop_heads=False), Largest(durations_ns, drop_heads=True)):
-        delay_s = delay_ns / 1e9 if policy == "timer" else 0.0
-        result = simulate(arrivals_ns / 1e9, policy=policy, max_queue_delay_s=delay_s, **common)
+    greedy = Greedy(cap), Greedy(cap, delay_ns)
+    for policy in (*greedy, Largest(durations_ns, drop_heads=False), Largest(durations_ns, drop_heads=True)):
+        result = simulate(arrivals_ns / 1e9, policy=policy, **common)
         assert result.on_time <= best
 
 

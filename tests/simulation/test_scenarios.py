@@ -84,10 +84,10 @@ def test_every_combination_once_and_in_order():
     assert len(asked(max_batch_size=[4, 4])) == 1
 
 
-def test_only_the_timer_has_a_delay():
-    table = asked(policy=["greedy", "timer"], max_queue_delay_s=[0.0, 0.005])
-    assert rows(table, "policy", "max_queue_delay_s") == [("greedy", 0.0), ("timer", 0.0), ("timer", 0.005)]
-    assert rows(asked(max_queue_delay_s=0.005), "max_queue_delay_s") == [(0.0,)]
+def test_only_greedy_has_a_delay():
+    table = asked(policy=["greedy", "lookahead"], max_queue_delay_s=[0.0, 0.005])
+    assert rows(table, "policy", "max_queue_delay_s") == [("greedy", 0.0), ("greedy", 0.005), ("lookahead", 0.0)]
+    assert rows(asked(policy="lookahead", max_queue_delay_s=0.005), "max_queue_delay_s") == [(0.0,)]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_table_shows_what_differs():
         f"{first.utilisation:.0%}",
     ]  # fmt: skip
     assert lines[2].split()[:2] == ["0.05", "1"]
-    assert "max_queue_delay_s=0.005" in repr(asked(policy="timer", max_queue_delay_s=0.005))
+    assert "max_queue_delay_s=0.005" in repr(asked(policy="greedy", max_queue_delay_s=0.005))
 
 
 def test_html_escapes():

@@ -92,16 +92,11 @@ def test_late_ones_do_not_hold_up_the_drops_of_waiting_ones():
     assert in_ms(result.drops_s) == pytest.approx([9])
 
 
-def test_the_timer_waits_for_company_and_looks_again():
-    result = simulate_ms([0, 1, 2, 100], slo_ms=500, max_batch_size=8, policy="timer", max_queue_delay_s=0.004)
+def test_a_delay_holds_back_a_batch_that_is_not_full():
+    result = simulate_ms([0, 1, 2, 100], slo_ms=500, max_batch_size=8, policy="greedy", max_queue_delay_s=0.004)
     assert in_ms(result.batch_starts_s) == pytest.approx([4, 104])
     assert result.batch_sizes.tolist() == [3, 1]
-    assert result.reasons == ("delay_elapsed", "delay_elapsed")
-
-
-def test_a_timer_without_delay_is_the_default_timer():
-    result = simulate_ms([0, 1, 2], slo_ms=500, policy="timer")
-    assert in_ms(result.batch_starts_s) == pytest.approx([0, 6])
+    assert result.reasons == ("max_queue_delay", "max_queue_delay")
 
 
 def test_several_workers_take_turns_the_lowest_first():
@@ -140,19 +135,18 @@ def test_no_arrivals():
     seed=st.integers(0, 2**32),
     rate=st.sampled_from([50.0, 500.0, 3000.0]),
     workers=st.integers(1, 3),
-    policy=st.sampled_from(["greedy", "timer"]),
+    delay_s=st.sampled_from([0.0, 0.003]),
     noise=st.sampled_from([0.0, 0.5]),
     mixed=st.booleans(),
 )
-def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, policy, noise, mixed):
+def test_every_request_and_every_batch_is_accounted_for(seed, rate, workers, delay_s, noise, mixed):
     made = arrivals.on_off(rate, 120, seed)
     rng = np.random.default_rng(seed)
     keywords = {"deadlines_s": made + rng.choice([-0.001, 0.02, 0.1, np.inf], 120)} if mixed else {}
     if mixed:
         keywords["priorities"] = rng.integers(-1, 2, 120)
-    if policy == "timer":
-        keywords["max_queue_delay_s"] = 0.003
-    call = {"slo_s": 0.03, "service_time": affine(4, 0.5), "max_batch_size": 8, "policy": policy, "workers": workers}
+    keywords["max_queue_delay_s"] = delay_s
+    call = {"slo_s": 0.03, "service_time": affine(4, 0.5), "max_batch_size": 8, "policy": "greedy", "workers": workers}
     result = simulate(made, **call, noise=noise, seed=seed, **keywords)
 
     assert sum(counts(result)) == 120
@@ -215,11 +209,11 @@ class Scripted:
         self.asked = []
         self.finishes = []
 
-    def decide(self, waiting, now_ns, free_workers):
-        self.asked.append((waiting.waiting, now_ns, free_workers))
-        return self._decide(waiting, now_ns, free_workers)
+    def decide(self, queue, now_ns, free_workers):
+        self.asked.append((queue.queued, now_ns, free_workers))
+        return self._decide(queue, now_ns, free_workers)
 
-    def finished(self, size, duration_ns, now_ns):
+    def observe(self, size, duration_ns, now_ns):
         self.finishes.append((size, duration_ns, now_ns))
 
     def __repr__(self):
@@ -240,9 +234,9 @@ def test_a_policy_is_asked_until_no_worker_is_free():
 
 
 def test_refused_requests_are_dropped_at_once_and_the_policy_is_asked_again():
-    def newest_only(waiting, now_ns, free_workers):
-        *older, newest = waiting.first(waiting.waiting)
-        return Decision(refuse=older) if older else Decision([newest], "newest")
+    def newest_only(queue, now_ns, free_workers):
+        *older, newest = queue.first(queue.queued)
+        return Decision(reject=older) if older else Decision([newest], "newest")
 
     result = simulate_ms([0, 1, 2, 3], slo_ms=50, policy=Scripted(newest_only))
     assert counts(result) == (2, 2, 0)
@@ -253,16 +247,16 @@ def test_refused_requests_are_dropped_at_once_and_the_policy_is_asked_again():
 def test_the_queue_a_policy_sees_is_the_real_one():
     seen = []
 
-    def look(waiting, now_ns, free_workers):
-        seen.append((waiting.batch_s, waiting.next_deadline_ns, waiting.running, waiting.answered))
-        return Greedy(4).decide(waiting, now_ns, free_workers)
+    def look(queue, now_ns, free_workers):
+        seen.append((queue.batch_s, queue.next_deadline_ns, queue.running, queue.succeeded))
+        return Greedy(4).decide(queue, now_ns, free_workers)
 
     simulate_ms([0, 1, 2], slo_ms=50, policy=Scripted(look))
     assert seen == [(0.0, 50 * MS, 0, 0), (0.006, 51 * MS, 0, 1)]
 
 
 def test_requests_that_wait_for_a_shy_policy_expire():
-    policy = Scripted(lambda waiting, now_ns, free_workers: Decision())
+    policy = Scripted(lambda queue, now_ns, free_workers: Decision())
     result = simulate_ms([0, 1, 2], slo_ms=50, policy=policy)
     assert counts(result) == (0, 3, 0)
     assert in_ms(result.drops_s) == pytest.approx([50, 51, 52])
@@ -273,9 +267,9 @@ def test_requests_that_wait_for_a_shy_policy_expire():
     [
         (lambda w, now, free: Decision(w.first(3) * 2, "too many"), "Scripted sends a batch of 6, above 4"),
         (lambda w, now, free: Decision(w.first(1) * 2, "twice"), "Scripted sends requests that do not wait"),
-        (lambda w, now, free: Decision(refuse=w.first(1) * 2), "Scripted refuses .* which does not wait"),
-        (lambda w, now, free: Decision(look_again_ns=now), "look again at once"),
-        (lambda w, now, free: Decision(), "Scripted leaves 3 requests waiting for ever"),
+        (lambda w, now, free: Decision(reject=w.first(1) * 2), "Scripted refuses .* which does not wait"),
+        (lambda w, now, free: Decision(recheck_ns=now), "look again at once"),
+        (lambda w, now, free: Decision(), "Scripted leaves 3 requests queued for ever"),
     ],
 )
 def test_a_policy_that_breaks_the_protocol(decide, message):
@@ -312,11 +306,10 @@ def test_a_planner_has_its_kernels_from_the_first_decision():
 # -- the live batcher -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["greedy", "timer"])
+@pytest.mark.parametrize("delay_s", [0.0, 0.004])
 @pytest.mark.parametrize(("process", "load"), [(arrivals.poisson, 0.7), (arrivals.gamma, 0.4), (arrivals.poisson, 1.3)])
-def test_the_live_batcher_does_the_same(policy, process, load):
+def test_the_live_batcher_does_the_same(delay_s, process, load):
     setup_ms, per_item_ms, cap, slo_s = 5, 1, 16, 0.25
-    delay_s = 0.004 if policy == "timer" else 0.0
     # a microsecond apart at least: an event loop swaps timers of one instant
     made = process(load * cap / 0.021, 600, 3) + np.arange(600) * 1e-6
     simulated = simulate(
@@ -324,7 +317,7 @@ def test_the_live_batcher_does_the_same(policy, process, load):
         slo_s=slo_s,
         service_time=affine(setup_ms, per_item_ms),
         max_batch_size=cap,
-        policy=policy,
+        policy="greedy",
         max_queue_delay_s=delay_s,
     )
 
@@ -334,7 +327,7 @@ def test_the_live_batcher_does_the_same(policy, process, load):
         batcher = si.AdaptiveBatcher(
             max_batch_size=cap,
             slo_s=slo_s,
-            policy=policy,
+            policy="greedy",
             max_queue_delay_s=delay_s,
             clock=loop.clock,
         )
@@ -353,8 +346,8 @@ def test_the_live_batcher_does_the_same(policy, process, load):
     latencies, statistics = run(main)
     assert backend.batch_sizes == simulated.batch_sizes.tolist()
     assert dict(statistics.released) == {reason: simulated.reasons.count(reason) for reason in set(simulated.reasons)}
-    assert statistics.answered == simulated.on_time
-    assert statistics.expired == simulated.dropped + simulated.late
+    assert statistics.succeeded == simulated.on_time
+    assert statistics.deadline_exceeded == simulated.dropped + simulated.late
     # a late answer is none there; timers of the virtual loop are a nanosecond or two off
     expected = np.where(simulated.is_on_time, simulated.latencies_s, np.nan)
     np.testing.assert_allclose(latencies, expected, rtol=0, atol=5e-9)
@@ -407,7 +400,7 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"slo_s": None}, TypeError, "slo_s"),
         ({"service_time": 5}, TypeError, r"service_time: expected a ServiceTime; fitted\(\) .* got 5"),
         ({"max_batch_size": 1.5}, TypeError, "max_batch_size"),
-        ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', 'timer', got 'fast'"),
+        ({"policy": "fast"}, ValueError, "policy: expected one of 'lookahead', 'greedy', got 'fast'"),
         ({"policy": 3}, TypeError, "policy: expected a policy's name or an object with decide"),
         ({"workers": 0}, ValueError, "workers"),
         ({"noise": -0.1}, ValueError, "noise"),
@@ -420,7 +413,11 @@ def test_the_timeline_on_a_figure_of_its_own_and_of_nothing(axes):
         ({"priorities": [0.0, 1.0]}, TypeError, "priorities"),
         ({"priorities": [0, 2**31]}, ValueError, "priorities: expected whole numbers of 32 bits"),
         ({"max_queue_delay_s": -1.0}, ValueError, "max_queue_delay_s"),
-        ({"max_queue_delay_s": 0.1}, ValueError, "max_queue_delay_s: expected 0 with policy='greedy'"),
+        (
+            {"policy": "lookahead", "max_queue_delay_s": 0.1},
+            ValueError,
+            "max_queue_delay_s: expected 0 with policy='lookahead'",
+        ),
     ],
 )
 def test_what_is_refused(arguments, error, message):

@@ -37,7 +37,7 @@ def test_calls_of_many_threads_share_batches():
         first = threads.submit(infer, -1.0)
         assert entered.wait(60)
         calls = [threads.submit(infer, float(i)) for i in range(16)]
-        while infer.statistics()["AdaptiveBatcher"].waiting < 16:
+        while infer.statistics()["AdaptiveBatcher"].queued < 16:
             pass
         release.set()
         assert [call.result(60) for call in calls] == [float(i) for i in range(16)]

@@ -25,7 +25,7 @@ def test_ten_thousand_inputs_are_answered_in_order(concurrency):
             assert [float(answer) for answer in answers] == [float(number) for number in range(count)]
             return stack.statistics()["AdaptiveBatcher"]
 
-    assert run(main).overloaded == 0
+    assert run(main).rejected == {}
 
 
 def test_no_more_than_the_concurrency_are_in_hand():
@@ -38,7 +38,7 @@ def test_no_more_than_the_concurrency_are_in_hand():
         def inputs():
             nonlocal most
             for number in range(50):
-                most = max(most, number - stack.statistics()["AdaptiveBatcher"].answered)
+                most = max(most, number - stack.statistics()["AdaptiveBatcher"].succeeded)
                 yield float(number)
 
         async with stack:

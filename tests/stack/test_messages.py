@@ -159,7 +159,7 @@ def test_statistics_as_dictionaries_before_and_after_a_start():
             return stack.statistics().to_dict()
 
     plain = json.loads(json.dumps(asyncio.run(main())))
-    assert plain["layers"]["AdaptiveBatcher"]["answered"] == 1
+    assert plain["layers"]["AdaptiveBatcher"]["succeeded"] == 1
     assert plain["layers"]["CpuBackend"]["rows"] == 1
 
 

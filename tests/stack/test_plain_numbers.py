@@ -102,7 +102,7 @@ def test_timers_timings_and_statistics_have_plain_numbers(monkeypatch):
             ended = await overload(service)
             prediction = service.admission(si.Request(np.float32(1)), loop.clock())
             seen = service.statistics()
-        assert batcher.statistics().sent_ahead > 0
+        assert batcher.statistics().pipelined > 0
         return [one for one in ended if isinstance(one, si.Response)], prediction, seen, batcher.statistics()
 
     responses, prediction, seen, of_batcher = run(main)
@@ -138,7 +138,7 @@ def test_what_was_learned_has_plain_numbers(padding):
     learned = si.batching.LearnedServiceTime()
     policy = si.batching.Lookahead(SIZE, learned, padded=(lambda size: 8) if padding else None)
     for number in range(200):
-        policy.finished(1 + number % SIZE, 2_000_000, 10_000_000 * number)
+        policy.observe(1 + number % SIZE, 2_000_000, 10_000_000 * number)
     fitted = learned.fitted()
     assert numbers_of_numpy(fitted) == []
     found = [learned.best_batch_size(SIZE), learned.trusted, learned.batches_since(2), learned.deviation]

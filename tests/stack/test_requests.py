@@ -93,7 +93,7 @@ def test_a_batch_does_not_see_its_callers_context(kind):
                 seen.append(tenant.get())
                 return [1.0] * len(batch)
 
-        options = {"policy": "timer", "max_queue_delay_s": 0.01} if kind == "alarm" else {}
+        options = {"policy": "greedy", "max_queue_delay_s": 0.01} if kind == "alarm" else {}
         batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock, **options)
         wrapped = batcher.wrap((lambda x: seen.append(tenant.get()) or x) if kind == "inline" else Backend())
 

@@ -94,7 +94,7 @@ def test_the_first_error_ends_the_other_rows():
             with pytest.raises(ValueError, match="bad row"):
                 await stack.rows(np.arange(5.0))
             statistics = stack.statistics()["AdaptiveBatcher"]
-            assert (statistics.waiting, statistics.running) == (0, 0)
+            assert (statistics.queued, statistics.running) == (0, 0)
 
     run(main)
 

@@ -38,7 +38,7 @@ def test_routes():
     router = si.FallbackRouter(si.Route("full", batched()), si.Route("small", Counting(3), quality=0.5))
     statistics = statistics_after_a_request(si.Telemetry("front"), router)
     inside = statistics.children["FallbackRouter"]
-    assert inside["full"]["AdaptiveBatcher"].answered == 1
+    assert inside["full"]["AdaptiveBatcher"].succeeded == 1
     assert inside["small"] == 3
     assert statistics["FallbackRouter"].requests == 1
     assert list(statistics.children) == ["FallbackRouter"]
@@ -67,7 +67,7 @@ def test_wrappers_show_their_layer():
 def test_plain_and_drawn():
     statistics = statistics_after_a_request(si.FallbackRouter(si.Route("a<b", batched())))
     plain = json.loads(json.dumps(statistics.to_dict()))
-    assert plain["children"]["FallbackRouter"]["a<b"]["layers"]["AdaptiveBatcher"]["answered"] == 1
+    assert plain["children"]["FallbackRouter"]["a<b"]["layers"]["AdaptiveBatcher"]["succeeded"] == 1
     page = statistics._repr_html_()
     assert "<summary>a&lt;b</summary>" in page
     assert "AdaptiveBatcher" in page

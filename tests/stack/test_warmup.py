@@ -60,7 +60,7 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
         "asyncio.run(main())\n"
         "from streaminfer.batching.planner import kernels\n"
-        "for kernel in (kernels.choose, kernels.choose_lane):\n"
+        "for kernel in (kernels.choose, kernels.choose_bucket):\n"
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )

@@ -9,7 +9,7 @@ longer than two would.
 
 Invariants. The ragged arrays of one request have one length. Two requests are stacked only if they are alike in
 everything but that length and have one bucket, or a mask: so without a mask an answer depends on a row's own bucket and
-on nobody else's row. Answers are handed back as the model gave them: who wants one label per token cuts off what
+on no other row. Answers are handed back as the model gave them: who wants one label per token cuts off what
 belongs to the padding.
 """
 

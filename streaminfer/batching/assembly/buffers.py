@@ -1,4 +1,4 @@
-"""Memory for batches, written again and again: preallocated buffers that are reused once nobody refers to them.
+"""Memory for batches, written again and again: preallocated buffers that are reused once no reference to them is left.
 
 Idea. A batch of images is megabytes. ``malloc`` gets such blocks from the kernel and gives them back, so that each new
 batch faults its pages in again; the pool keeps them. The danger is an answer that is a view of the batch's input, or a
@@ -53,7 +53,7 @@ class BufferPool:
 
     Args:
         max_bytes: the most memory, lent and idle together. What goes beyond it is an ordinary array, and idle memory
-            is given up first, the longest unused before the others.
+            is released first, the longest unused before the others.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -93,7 +93,7 @@ class BufferPool:
             array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memory)
             loan = _Loan(array, self._returned.append)
             loan.memory = memory
-            self._loans[id(loan)] = loan  # a weak reference that nobody holds calls nobody back
+            self._loans[id(loan)] = loan  # a weak reference that is not held calls nothing back
         finally:
             self._lock.release()
         return array

@@ -20,7 +20,7 @@ from typing import Any
 
 from streaminfer.batching.assembly.model_calls import Part
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, MissingExtra, Overloaded
 from streaminfer.protocols import Clock
 
@@ -39,7 +39,7 @@ class RowIsolator:
     """Sends failed batches again in parts; belongs to one dispatcher and its event loop.
 
     Args:
-        queue: the requests in hand.
+        queue: the requests in flight.
         send: runs a part; its result is the rows, or an error for all of them, and when the inputs stood together.
         expire: ends requests whose deadline has passed at an instant.
         fail: ends a request with a copy of an error.
@@ -76,45 +76,45 @@ class RowIsolator:
         """Note that the model answered a whole batch."""
         self.unsplit = self._unsplit_left = 0
 
-    def may_split(self, run: Run, error: BaseException) -> bool:
+    def may_split(self, execution: Execution, error: BaseException) -> bool:
         """Return whether a part of a batch may succeed where the whole failed; learns from lack of memory."""
         if not isinstance(error, Exception) or isinstance(error, _NOT_OF_A_ROW):
             return False
         if is_out_of_memory(error):
-            self._learn_limit(run.tickets)
+            self._learn_limit(execution.tickets)
         elif isinstance(error, BackendError) and isinstance(error.__cause__, _NOT_OF_A_ROW):
             return False
         elif self._unsplit_left:
             self._unsplit_left -= 1
             return False
-        return len(run.tickets) > 1 and run.live > 0
+        return len(execution.tickets) > 1 and execution.live > 0
 
-    async def isolate(self, run: Run, error: Exception) -> None:  # noqa: C901 - one branch for each end of a part
+    async def isolate(self, execution: Execution, error: Exception) -> None:  # noqa: C901 - one branch for each end of a part
         """Send a failed batch again in parts until each of its requests has ended.
 
         Args:
-            run: the batch, which still occupies its worker.
+            execution: the batch, which still occupies its worker.
             error: what the model raised for the whole.
         """
         self.split_batches += 1
-        size = len(run.tickets)
+        size = len(execution.tickets)
         parts: deque[tuple[list[int], Exception]] = deque((half, error) for half in _halves(list(range(size))))
         most = 2 * size if is_out_of_memory(error) else 4 * (size - 1).bit_length()
         sent = succeeded = 0
         while parts:
             rows, failure = parts.popleft()
             if sent >= most or (sent >= _VAIN_PARTS and not succeeded):
-                self._fail([run.tickets[row] for row in rows], failure)
+                self._fail([execution.tickets[row] for row in rows], failure)
                 continue
             now_ns = self._clock()
-            rows = self._awaited(run, rows, now_ns)
+            rows = self._awaited(execution, rows, now_ns)
             if not rows:
                 continue
-            if len(self.limit([run.tickets[row] for row in rows])) < len(rows):
+            if len(self.limit([execution.tickets[row] for row in rows])) < len(rows):
                 parts.extendleft((half, failure) for half in reversed(_halves(rows)))
                 continue
             sent += 1
-            raised = await self._try(run, rows, now_ns)
+            raised = await self._try(execution, rows, now_ns)
             if raised is None:
                 succeeded += 1
             elif len(rows) > 1 and is_out_of_memory(raised):
@@ -122,32 +122,36 @@ class RowIsolator:
                 most = 2 * size
                 parts.extendleft((half, raised) for half in reversed(_halves(rows)))
             elif isinstance(raised, _NOT_OF_A_ROW):  # a breaker opened, for one: no part will pass
-                self._fail([run.tickets[row] for row in rows], raised)
+                self._fail([execution.tickets[row] for row in rows], raised)
                 sent = most
             elif len(rows) > 1:
                 parts.extend((half, raised) for half in _halves(rows))
             else:
-                self._fail([run.tickets[rows[0]]], raised)
+                self._fail([execution.tickets[rows[0]]], raised)
         if succeeded:
             self.succeeded()
         elif sent:
             self.unsplit = min(max(2 * self.unsplit, 1), _MAX_UNSPLIT)
             self._unsplit_left = self.unsplit
 
-    def _awaited(self, run: Run, rows: list[int], now_ns: int) -> list[int]:
+    def _awaited(self, execution: Execution, rows: list[int], now_ns: int) -> list[int]:
         """Return those rows whose callers still wait."""
         if self._queue.next_deadline_ns <= now_ns:
             self._expire(now_ns)
-        return [row for row in rows if run.tickets[row].state == "running" and not run.tickets[row].future.done()]
+        return [
+            row
+            for row in rows
+            if execution.tickets[row].state == "running" and not execution.tickets[row].future.done()
+        ]
 
-    async def _try(self, run: Run, rows: list[int], now_ns: int) -> Exception | None:
+    async def _try(self, execution: Execution, rows: list[int], now_ns: int) -> Exception | None:
         """Run some rows as a batch of their own and hand out their results; returns what was raised for all."""
-        part = Run()
-        part.tickets.extend(run.tickets[row] for row in rows)
-        part.turn_ns = now_ns
+        part = Execution()
+        part.tickets.extend(execution.tickets[row] for row in rows)
+        part.effective_start_ns = now_ns
         latest_ns = max(ticket.deadline_ns for ticket in part.tickets)
         sent = Part(
-            [run.inputs[row] for row in rows],
+            [execution.inputs[row] for row in rows],
             [ticket.request for ticket in part.tickets],
             None if latest_ns == NEVER else latest_ns,
         )

@@ -31,11 +31,11 @@ class PlannerKernels(NamedTuple):
 
     Attributes:
         choose: the batch for one free worker.
-        choose_lane: the bucket whose batch goes first.
+        choose_bucket: the bucket whose batch goes first.
     """
 
     choose: Callable[..., tuple[int, int]]
-    choose_lane: Callable[..., int]
+    choose_bucket: Callable[..., int]
 
 
 def is_compiled_ahead() -> bool:
@@ -64,9 +64,9 @@ def load() -> PlannerKernels:
                 from streaminfer.batching.planner import kernels  # noqa: PLC0415
 
                 compile_exports(kernels.EXPORTS)
-                _loaded = PlannerKernels(kernels.choose, kernels.choose_lane)
+                _loaded = PlannerKernels(kernels.choose, kernels.choose_bucket)
             else:
-                _loaded = PlannerKernels(compiled.checked("choose"), compiled.checked("choose_lane"))
+                _loaded = PlannerKernels(compiled.checked("choose"), compiled.checked("choose_bucket"))
         return _loaded
 
 

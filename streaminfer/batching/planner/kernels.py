@@ -31,7 +31,7 @@ al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(
 policy, drop heads or the largest batch that is on time for the head, and takes the candidate that answers most.
 Deadline order is not optimal there and neither is this: it is a heuristic, measured in ``benchmarks``.
 
-*Roll lanes*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
+*Roll buckets*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
 forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
 heads that are late are passed over, and the bucket that answers most goes first. A heuristic as well.
 """
@@ -41,11 +41,11 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.numba_jit import jit
 
-__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_lane", "drop_heads", "plan", "roll", "roll_lanes"]
+__all__ = ["EXPORTS", "MAX_PLANNED", "choose", "choose_bucket", "drop_heads", "plan", "roll", "roll_buckets"]
 
 FAR_NS = 2**62
 MAX_PLANNED = 512
-"""More requests than these, waiting and expected, are not planned for: heads are dropped instead."""
+"""More requests than these, queued and expected, are not planned for: heads are dropped instead."""
 _NO_BETTER = 6
 """So many more drops without a better plan end the search for one that finishes earlier."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
@@ -59,7 +59,7 @@ def plan(
     now_ns: int,
     deadlines: _Array,
     releases: _Array,
-    waiting: int,
+    queued: int,
     durations: _Array,
     steps: _Array,
     max_drops: int,
@@ -72,7 +72,7 @@ def plan(
         now_ns: the present instant.
         deadlines: shape (n,), ascending.
         releases: shape (n,), ascending; ``now_ns`` for those that wait.
-        waiting: how many wait, the first of the n.
+        queued: how many wait, the first of the n.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
         steps: shape (cap + 1,), how long after its start the next one may start; the durations, with one worker.
         max_drops: give up beyond this many dropped.
@@ -115,7 +115,7 @@ def plan(
                 break
     if chosen < 0:
         return -1, 0
-    return _first_batch(now_ns, deadlines, releases, waiting, durations, steps, table, chosen)
+    return _first_batch(now_ns, deadlines, releases, queued, durations, steps, table, chosen)
 
 
 @jit
@@ -136,7 +136,7 @@ def _first_batch(
     now_ns: int,
     deadlines: _Array,
     releases: _Array,
-    waiting: int,
+    queued: int,
     durations: _Array,
     steps: _Array,
     table: _Array,
@@ -165,22 +165,22 @@ def _first_batch(
                 first = False
                 break
         if first:
-            return (m, min(size, waiting - m)) if m < waiting else (-1, 0)
+            return (m, min(size, queued - m)) if m < queued else (-1, 0)
 
 
 @jit
-def drop_heads(now_ns: int, deadlines: _Array, waiting: int, durations: _Array) -> tuple[int, int]:
+def drop_heads(now_ns: int, deadlines: _Array, queued: int, durations: _Array) -> tuple[int, int]:
     """The largest batch there is behind the requests that would be late in it.
 
     Returns:
-        How many requests to pass over and how many to send; (waiting, 0) where even a batch of one is late.
+        How many requests to pass over and how many to send; (queued, 0) where even a batch of one is late.
     """
     cap = durations.size - 1
-    for head in range(waiting):
-        size = min(waiting - head, cap)
+    for head in range(queued):
+        size = min(queued - head, cap)
         if now_ns + durations[size] <= deadlines[head]:
             return head, size
-    return waiting, 0
+    return queued, 0
 
 
 @jit
@@ -285,7 +285,7 @@ def choose(
 
     Args:
         now_ns: the present instant.
-        deadlines: shape (waiting,), ascending, none nearer than a batch of one takes.
+        deadlines: shape (queued,), ascending, none nearer than a batch of one takes.
         durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
         steps: see :func:`plan`.
         slacks: shape (k,), time limits of recent requests in nanoseconds: those of the expected arrivals.
@@ -296,25 +296,25 @@ def choose(
     Returns:
         How many requests to pass over and how many to send behind them, at least one.
     """
-    waiting = deadlines.size
+    queued = deadlines.size
     cap = durations.size - 1
-    drop_head, drop_size = drop_heads(now_ns, deadlines, waiting, durations)
-    if waiting > MAX_PLANNED // 2:
+    drop_head, drop_size = drop_heads(now_ns, deadlines, queued, durations)
+    if queued > MAX_PLANNED // 2:
         return drop_head, drop_size
     expected = 0
     if gap_ns < FAR_NS:
-        expected = min(2 * cap, MAX_PLANNED - waiting)
-    n = waiting + expected
+        expected = min(2 * cap, MAX_PLANNED - queued)
+    n = queued + expected
     ends = np.empty(n, np.int64)
     releases = np.empty(n, np.int64)
-    for i in range(waiting):
+    for i in range(queued):
         ends[i] = deadlines[i]
         releases[i] = now_ns
     for k in range(expected):
         release = now_ns + int((k + 1) * gap_ns)
         end = release + slacks[k % slacks.size]
-        i = waiting + k
-        while i > waiting and ends[i - 1] > end:
+        i = queued + k
+        while i > queued and ends[i - 1] > end:
             ends[i] = ends[i - 1]
             releases[i] = releases[i - 1]
             i -= 1
@@ -322,13 +322,13 @@ def choose(
         releases[i] = release
     if uniform:
         # behind a request whose limit is a little longer the next one's may end a little earlier
-        for i in range(waiting, n):
+        for i in range(queued, n):
             ends[i] = max(ends[i], ends[i - 1])
             releases[i] = max(releases[i], releases[i - 1])
         table = np.empty((max_drops + 1, n + 1), np.int64)
         load = steps[cap] / (gap_ns * cap)
         price = min(max((load - _SCARCE_FROM) / (_SCARCE - _SCARCE_FROM), 0.0), 1.0) * cap / steps[cap]
-        head, size = plan(now_ns, ends, releases, waiting, durations, steps, max_drops, price, table)
+        head, size = plan(now_ns, ends, releases, queued, durations, steps, max_drops, price, table)
         if size > 0:
             return head, size
         return drop_head, drop_size
@@ -340,7 +340,7 @@ def choose(
     best_size = drop_size
     last_size = 0
     for head in range(drop_head + 1):
-        size = largest_for(now_ns, deadlines[head], durations, waiting - head)
+        size = largest_for(now_ns, deadlines[head], durations, queued - head)
         if 0 < head < drop_head and size <= last_size:
             continue
         last_size = size
@@ -354,7 +354,7 @@ def choose(
 
 
 @jit
-def roll_lanes(
+def roll_buckets(
     now_ns: int,
     deadlines: _Array,
     offsets: _Array,
@@ -380,7 +380,7 @@ def roll_lanes(
     Returns:
         How many of the n are on time, and when the next batch could start behind the last.
     """
-    lanes = caps.size
+    buckets = caps.size
     heads = offsets[:-1].copy()
     time_ns = now_ns
     on_time = 0
@@ -389,22 +389,22 @@ def roll_lanes(
         chosen = -1
         chosen_size = 0
         best = 0.0
-        for lane in range(lanes):
-            if forced and lane != first:
+        for bucket in range(buckets):
+            if forced and bucket != first:
                 continue
             size = 0
-            while heads[lane] < offsets[lane + 1]:
-                size = min(offsets[lane + 1] - heads[lane], caps[lane])
-                if time_ns + durations[lane, size] <= deadlines[heads[lane]]:
+            while heads[bucket] < offsets[bucket + 1]:
+                size = min(offsets[bucket + 1] - heads[bucket], caps[bucket])
+                if time_ns + durations[bucket, size] <= deadlines[heads[bucket]]:
                     break
-                heads[lane] += 1
+                heads[bucket] += 1
                 size = 0
             if size == 0:
                 continue
-            latest_start_ns = deadlines[heads[lane]] - durations[lane, size]
-            score = size / steps[lane, size] if by_rate else -float(latest_start_ns)
+            latest_start_ns = deadlines[heads[bucket]] - durations[bucket, size]
+            score = size / steps[bucket, size] if by_rate else -float(latest_start_ns)
             if chosen < 0 or score > best:
-                chosen, chosen_size, best = lane, size, score
+                chosen, chosen_size, best = bucket, size, score
         if chosen < 0:
             if forced:
                 forced = False
@@ -417,19 +417,21 @@ def roll_lanes(
 
 
 @jit
-def choose_lane(now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array) -> int:
-    """The bucket whose batch should go now; arguments as :func:`roll_lanes`, at least one request in all."""
-    best_lane = -1
+def choose_bucket(
+    now_ns: int, deadlines: _Array, offsets: _Array, caps: _Array, durations: _Array, steps: _Array
+) -> int:
+    """The bucket whose batch should go now; arguments as :func:`roll_buckets`, at least one request in all."""
+    best_bucket = -1
     best_on_time = -1
     best_end = FAR_NS
-    for lane in range(caps.size):
-        if offsets[lane] == offsets[lane + 1]:
+    for bucket in range(caps.size):
+        if offsets[bucket] == offsets[bucket + 1]:
             continue
         for by_rate in (False, True):
-            on_time, end = roll_lanes(now_ns, deadlines, offsets, caps, durations, steps, lane, by_rate)
+            on_time, end = roll_buckets(now_ns, deadlines, offsets, caps, durations, steps, bucket, by_rate)
             if on_time > best_on_time or (on_time == best_on_time and end < best_end):
-                best_lane, best_on_time, best_end = lane, on_time, end
-    return best_lane
+                best_bucket, best_on_time, best_end = bucket, on_time, end
+    return best_bucket
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"
@@ -438,6 +440,6 @@ _PAIR = "UniTuple(int64, 2)"
 
 EXPORTS = {
     "choose": (choose, f"{_PAIR}(int64, {_READ}, {_READ}, {_READ}, {_READ}, float64, boolean, int64)"),
-    "choose_lane": (choose_lane, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
+    "choose_bucket": (choose_bucket, f"int64(int64, {_READ}, {_READ}, {_READ}, {_READ_2D}, {_READ_2D})"),
 }
 """Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

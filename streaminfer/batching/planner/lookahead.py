@@ -85,7 +85,7 @@ class Lookahead:
 
     Args:
         max_batch_size: the cap.
-        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`finished`;
+        service_time: a `ServiceTime`, which is exact, or a `LearnedServiceTime`, which learns from :meth:`observe`;
             with length buckets a sequence of these, one per bucket.
         workers: how many batches may run at once.
         caps: with length buckets, the largest batch of each; ``None``: ``max_batch_size``.
@@ -94,10 +94,10 @@ class Lookahead:
         padded: the number of rows that the model gets for a batch of a size; ``None``: the size.
         masked: with length buckets, whether a row may be padded to a longer bucket than its own.
         kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
-        hand_over: what is known of the overhead that sending a batch early hides; ``None``: nothing.
+        overhead: the learned overhead that pipelining hides; ``None``: nothing is known of it.
 
     Attributes:
-        absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_run`; ``None`` with several
+        absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_execution`; ``None`` with several
             buckets.
     """
 
@@ -112,7 +112,7 @@ class Lookahead:
         padded: Callable[[int], int] | None = None,
         masked: bool = False,
         kind_of: Callable[[Any], Hashable] | None = None,
-        hand_over: PipelineOverhead | None = None,
+        overhead: PipelineOverhead | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
@@ -122,12 +122,12 @@ class Lookahead:
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
         self._model = self._models[0] if len(self._models) == 1 else None
-        self.absorb = None if self._model is None else self._model.recent.absorb_run
+        self.absorb = None if self._model is None else self._model.recent.absorb_execution
         self._lengths = lengths
         self._masked = masked
         self._kind_of = kind_of
         self._mixed_for = 0  # decisions for which shapes are still told apart
-        self._hand_over = PipelineOverhead() if hand_over is None else hand_over
+        self._overhead = PipelineOverhead() if overhead is None else overhead
         self._probe_size = max_batch_size  # halved when a batch was cancelled, so that one of them ends in time
         self._owed = 0.0  # rows that requests without a deadline were not given yet
 
@@ -151,7 +151,7 @@ class Lookahead:
 
     # -- learning -----------------------------------------------------------------------------------------------
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Learn from a batch.
 
         Args:
@@ -165,10 +165,10 @@ class Lookahead:
             self._probe_size = max(size // 2, 1)
         else:
             self._probe_size = max(self._probe_size, 2 * size)
-            self._hand_over.alone(size, duration_ns)
+            self._overhead.observe_alone(size, duration_ns)
         self._models[bucket].observe(size, duration_ns, now_ns, cancelled)
 
-    def finished_ahead(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
+    def observe_pipelined(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
         """Learn from a batch that was sent before the one in front of it had ended.
 
         Args:
@@ -178,7 +178,7 @@ class Lookahead:
             early_ns: how long before the end of the batch in front it was sent.
             bucket: the bucket of its requests.
         """
-        duration_ns = self._hand_over.ahead(size, busy_ns, early_ns)
+        duration_ns = self._overhead.observe_pipelined(size, busy_ns, early_ns)
         self._models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
 
     def mixed(self) -> None:
@@ -191,29 +191,29 @@ class Lookahead:
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """Return the next batch for one free worker."""
         model = self._model
         if model is not None and not self._mixed_for:
             table = model.timetable
             if table is None:  # nothing was ever measured: what is queued is the best first measurement
-                return Decision(waiting.first(model.cap), "exploration")
-            batch = waiting.batch_if_all_on_time(table, now_ns)
+                return Decision(queue.first(model.cap), "exploration")
+            batch = queue.batch_if_all_on_time(table, now_ns)
             if batch is not None:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
-                    size = model.size_to_compare(waiting.waiting)
-                    if size and _leaves_time(model, size, waiting, now_ns):
-                        return Decision(waiting.first(size), "exploration")
+                    size = model.size_to_compare(queue.queued)
+                    if size and _leaves_time(model, size, queue, now_ns):
+                        return Decision(queue.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
-        return self._decide_for_late(waiting, now_ns)
+        return self._decide_for_late(queue, now_ns)
 
-    def ahead(self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
+    def choose_pipelined(self, queue: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:
         """Return the batch to send before a worker is free, to a model that keeps a queue.
 
         Args:
-            waiting: the queue.
+            queue: the requests.
             now_ns: the present instant.
             running: when each running batch started to count, and its rows; none of them was itself sent early and
                 still waits for the one in front.
@@ -223,18 +223,18 @@ class Lookahead:
             several groups are not sent early.
         """
         model, table = self._model, None if self._model is None else self._model.upper_timetable
-        if model is None or table is None or self._mixed_for or waiting.waiting < table.cap:
+        if model is None or table is None or self._mixed_for or queue.queued < table.cap:
             return _NOTHING
-        ends_ns, size = min([(table.ends_ns(turn_ns, size), size) for turn_ns, size in running])
+        ends_ns, size = min([(table.ends_ns(effective_start_ns, size), size) for effective_start_ns, size in running])
         if size > table.cap:  # it explores, and when it ends is a guess
             return _NOTHING
         band_ns = int(model.upper[size]) - model.expected_ns(size)
-        from_ns, until_ns = self._hand_over.window_ns(ends_ns, band_ns)
+        from_ns, until_ns = self._overhead.window_ns(ends_ns, band_ns)
         if now_ns < from_ns <= until_ns:
-            return Decision(look_again_ns=from_ns)
+            return Decision(recheck_ns=from_ns)
         if now_ns > until_ns:
             return _NOTHING
-        decision = self.decide(waiting, self._hand_over.turn_ns(now_ns, ends_ns), 0)
+        decision = self.decide(queue, self._overhead.effective_start_ns(now_ns, ends_ns), 0)
         full = len(decision.batch) >= table.cap and decision.reason != "probe"
         return decision if full or decision.reason == "exploration" else _NOTHING
 
@@ -243,26 +243,26 @@ class Lookahead:
         """How many must be queued for a batch to be sent early."""
         return self.max_batch_size if self._model is None else len(self._model.durations) - 1
 
-    def turn_ns(self, sent_ns: int, ended_ns: int) -> int:
+    def effective_start_ns(self, sent_ns: int, ended_ns: int) -> int:
         """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
-        return self._hand_over.turn_ns(sent_ns, ended_ns)
+        return self._overhead.effective_start_ns(sent_ns, ended_ns)
 
     def predicted_finish_ns(
         self,
-        waiting: RequestQueue,
+        queue: RequestQueue,
         now_ns: int,
         running: Sequence[tuple[int, int]],
         bucket: int = 0,
-        ahead: int = 0,
+        pipelined: int = 0,
     ) -> int | None:
         """Return the instant by which a request that came now would be answered, behind everything queued.
 
         Args:
-            waiting: the queue.
+            queue: the requests.
             now_ns: the present instant.
             running: where no worker is free, when each running batch started to count, and its rows.
             bucket: of the request; -1: unknown, taken to be the longest. Everything queued is taken to be of it too.
-            ahead: the rows of the batch that was sent early; 0: there is none.
+            pipelined: the rows of the batch that was sent early; 0: there is none.
 
         Returns:
             The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
@@ -272,15 +272,15 @@ class Lookahead:
             return None
         start_ns = now_ns
         if running:
-            ends_ns = sorted([table.ends_ns(turn_ns, size) for turn_ns, size in running])
-            if ahead:
-                ends_ns[0] = table.ends_ns(self._hand_over.turn_ns(now_ns, ends_ns[0]), ahead)
+            ends_ns = sorted([table.ends_ns(effective_start_ns, size) for effective_start_ns, size in running])
+            if pipelined:
+                ends_ns[0] = table.ends_ns(self._overhead.effective_start_ns(now_ns, ends_ns[0]), pipelined)
             start_ns = max(now_ns, min(ends_ns))
-        return int(table.answered_ns(waiting.waiting, start_ns))
+        return int(table.answered_ns(queue.queued, start_ns))
 
-    def _decide_for_late(self, waiting: RequestQueue, now_ns: int) -> Decision:
+    def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""
-        tickets = waiting.first(waiting.waiting)
+        tickets = queue.first(queue.queued)
         if self._borrow_durations():
             bucket = tickets[0].bucket
             return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
@@ -289,24 +289,24 @@ class Lookahead:
             together = in_one_batch(groups, now_ns)
             if together:
                 return Decision(together, "idle_worker", shorter_too=True)
-        found = first_if_all_on_time(groups, now_ns, surely=waiting.several_priorities)
+        found = first_if_all_on_time(groups, now_ns, surely=queue.several_priorities)
         if found is not None:
             group, size = found
             return Decision(group.tickets[:size], "full" if size >= len(group.model.durations) - 1 else "idle_worker")
         left, late, overdue, rejected = without_late(groups, now_ns)
-        refusal = _too_late(late[-1].model) if rejected else ""
+        rejection = _too_late(late[-1].model) if rejected else ""
         if not left:
             if overdue:
-                return Decision(self._of_one_group(overdue), "planned", rejected, refusal=refusal)
-            return self._probe(waiting, late, rejected, refusal)
+                return Decision(self._of_one_group(overdue), "planned", rejected, rejection=rejection)
+            return self._probe(queue, late, rejected, rejection)
         group = left[0] if len(left) == 1 else left[self._choose_group(left, now_ns)]
         share = len(group.tickets) / sum(len(one.tickets) for one in left)
-        batch, reason = self._plan(waiting, group, now_ns, share)
+        batch, reason = self._plan(queue, group, now_ns, share)
         if len(groups) == 1 and reason == "planned":
             batch = with_rows_for_free(batch, groups[0], rejected, now_ns)
         if overdue:
-            batch = self._with_overdue(batch, overdue, waiting.waiting)
-        return Decision(batch, reason, rejected, refusal=refusal)
+            batch = self._with_overdue(batch, overdue, queue.queued)
+        return Decision(batch, reason, rejected, rejection=rejection)
 
     def _groups(self, tickets: list[Ticket]) -> list[Group]:
         """Return the queued requests by length bucket and shape, those with the earliest deadlines first."""
@@ -324,25 +324,25 @@ class Lookahead:
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return groups[:_MAX_GROUPS]
 
-    def _plan(self, waiting: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
+    def _plan(self, queue: RequestQueue, group: Group, now_ns: int, share: float) -> tuple[list[Ticket], str]:
         """Return the batch to send, of requests of one group none of which is late alone, and why."""
         model, tickets, deadlines, untimed = group
         size = model.size_to_explore(len(tickets))
         if size and now_ns + int(model.durations[min(size, len(model.durations) - 1)]) > int(deadlines[0]):
             return tickets[:size], "exploration"
-        if not waiting.several_priorities and not untimed:
-            head, size = self._choose(waiting, model, deadlines, now_ns, share)
+        if not queue.several_priorities and not untimed:
+            head, size = self._choose(queue, model, deadlines, now_ns, share)
             if size >= len(model.durations) - 1 and model.compares:
                 smaller = model.size_to_compare(size - 1)
                 if smaller:
                     return tickets[head : head + smaller], "exploration"
             return tickets[head : head + size], "planned"
         urgent = min((ticket.deadline_ns == NEVER, ticket.priority) for ticket in tickets)
-        classes = waiting.journal.recent_classes()
+        classes = queue.events.recent_classes()
         of_class = [at for at, ticket in enumerate(tickets) if (ticket.deadline_ns == NEVER, ticket.priority) == urgent]
         own = deadlines[of_class]
         share *= classes.get(urgent[1], (1.0, 0))[0]
-        head, size = self._choose(waiting, model, own, now_ns, share)
+        head, size = self._choose(queue, model, own, now_ns, share)
         chosen = [tickets[at] for at in of_class[head : head + size]]
         kept = set(of_class)
         others = sorted(
@@ -357,7 +357,7 @@ class Lookahead:
             urgent_left=max(len(of_class) - head - size, 0),
             others=deadlines[others],
             rates=[
-                (part / waiting.journal.gap_ns(now_ns), limit_ns)
+                (part / queue.events.gap_ns(now_ns), limit_ns)
                 for priority, (part, limit_ns) in classes.items()
                 if priority <= urgent[1]
             ],
@@ -365,7 +365,7 @@ class Lookahead:
         return chosen + [tickets[others[at]] for at in added], "planned"
 
     def _choose(
-        self, waiting: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float
+        self, queue: RequestQueue, model: BucketModel, deadlines: _Array, now_ns: int, share: float
     ) -> tuple[int, int]:
         """Return how many requests of one class to pass over, and how many to send behind them."""
         table = model.timetable
@@ -373,7 +373,7 @@ class Lookahead:
             return 0, min(deadlines.size, table.cap)
         if model.learns and model.service_time.deviation > _NOISY:
             return pass_over_late(deadlines, model.durations, now_ns)
-        limits = waiting.journal.recent_limits_ns() or [PATIENCE_NS]
+        limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         shortest, longest = min(limits), max(limits)
         durations, steps = model.durations, model.steps
         if durations[-1] > longest:  # of the sizes for which there is never time, none is the best
@@ -386,7 +386,7 @@ class Lookahead:
             durations,
             steps,
             np.array(limits, np.int64),
-            waiting.journal.gap_ns(now_ns) / share,
+            queue.events.gap_ns(now_ns) / share,
             longest - shortest <= _UNIFORM * longest,
             _MAX_DROPS,
         )
@@ -402,7 +402,7 @@ class Lookahead:
         offsets = np.cumsum([0, *(group.deadlines.size for group in groups)])
         caps = np.array([group.model.durations.size - 1 for group in groups])
         deadlines = np.concatenate([group.deadlines for group in groups])
-        return int(kernel_loader.load().choose_lane(now_ns, deadlines, offsets, caps, durations, steps))
+        return int(kernel_loader.load().choose_bucket(now_ns, deadlines, offsets, caps, durations, steps))
 
     def _with_overdue(self, batch: list[Ticket], overdue: list[Ticket], queued: int) -> list[Ticket]:
         """Return the batch, with the rows that requests without a deadline are owed in place of its last ones."""
@@ -416,12 +416,12 @@ class Lookahead:
         model = self._models[tickets[0].bucket]
         return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
 
-    def _probe(self, waiting: RequestQueue, late: list[Group], rejected: list[Ticket], refusal: str) -> Decision:
+    def _probe(self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str) -> Decision:
         """Nothing can be on time: send what is queued if a new request could not be either."""
         group = late[0]
-        limits = waiting.journal.recent_limits_ns()
+        limits = queue.events.recent_limits_ns()
         if limits and max(limits) >= group.model.durations[1]:
-            return Decision((), "", rejected, refusal=refusal)
+            return Decision((), "", rejected, rejection=rejection)
         cap = min(len(group.model.durations) - 1, self._probe_size)
         # what is known is in doubt, so nothing is rejected because of it
         return Decision(group.tickets[-cap:], "probe")
@@ -450,10 +450,10 @@ def _too_late(model: BucketModel) -> str:
     return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
 
 
-def _leaves_time(model: BucketModel, size: int, waiting: RequestQueue, now_ns: int) -> bool:
+def _leaves_time(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
     """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
     takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
-    deadlines = in_deadline_order(model, waiting.first(waiting.waiting)).deadlines
+    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
     table = model.timetable
     return (
         table is not None

@@ -4,7 +4,7 @@ cdef long long _RATE_WINDOW, _LIMITS_KEPT, _REASONS_KEPT, _RUNNING
 cdef double _INFINITE
 
 @cython.final
-cdef class _Tally:
+cdef class _ReasonCounts:
     cdef list names
     cdef long long[::1] counts
     cdef dict _numbers
@@ -22,18 +22,18 @@ cdef class _Tally:
 @cython.final
 cdef class EventRing:
     cdef readonly long long requests, batches
-    cdef readonly long long arrivals, launches, drops
+    cdef readonly long long arrivals, releases, drops
     cdef long long[::1] _arrival_ns, _limit_ns, _limits
     cdef int[::1] _priority
     cdef long long _limits_seen
     cdef long long[::1] _start_ns, _end_ns, _worker
-    cdef int[::1] _size, _waiting, _reason
+    cdef int[::1] _size, _queued, _reason
     cdef signed char[::1] _ok
-    cdef _Tally _released
+    cdef _ReasonCounts _released
     cdef long long[::1] _drop_ns, _drop_count
     cdef int[::1] _drop_reason
     cdef long long _drop_entries
-    cdef _Tally _dropped
+    cdef _ReasonCounts _dropped
     cdef long long _rows, _free_count
     cdef long long[::1] _free
     cdef dict _outlived
@@ -42,13 +42,13 @@ cdef class EventRing:
     cpdef void arrived(self, long long now_ns, long long limit_ns, int priority) noexcept
 
     @cython.locals(number=cython.longlong, slot=cython.longlong)
-    cpdef long long launched(self, long long now_ns, int size, object reason, int waiting) except *
+    cpdef long long released(self, long long now_ns, int size, object reason, int queued) except *
 
     @cython.locals(slot=cython.longlong, row=object)
     cpdef bint finished(self, long long number, long long now_ns, bint ok) except -1
 
     @cython.locals(slot=cython.longlong)
-    cpdef object took_turn(self, long long number, long long now_ns)
+    cpdef object started(self, long long number, long long now_ns)
 
     @cython.locals(number=int, entries=cython.longlong, last=cython.longlong, slot=cython.longlong)
     cpdef object dropped(self, long long now_ns, object reason, long long count=*)

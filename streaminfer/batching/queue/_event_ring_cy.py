@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""The journal of a batcher: what arrived, which batches went and why, what was dropped; always on, bounded.
+"""Event ring of a batcher: arrivals, releases with their reasons, and drops; always on, bounded.
 
 The idea: three rings of plain numbers that forget their oldest entry, so that a batcher can tell at any time what it
 did a moment ago, at the price of a few stores. Only counters run since the start. Nothing is computed here that a
@@ -13,7 +13,7 @@ reader can compute: `DecisionLog` does the reading.
 A reason is kept as a number: its place in a table of the reasons seen so far, of 256 at most (a policy of one's own
 that makes up a new text each time must not eat the memory); what is beyond counts as ``"other"``.
 
-*Worker rows.* The batcher counts its workers and does not tell them apart, so the journal gives each batch the lowest
+*Worker rows.* The batcher counts its workers and does not tell them apart, so the ring gives each batch the lowest
 row that is free, which is what a timeline wants: a heap of the rows below the highest ever used that are free now,
 O(log rows) a batch. A batch that outlives the ring (more batches than it holds went while it ran) is kept by its
 number in a dict, so that its row is freed when it ends.
@@ -22,7 +22,7 @@ Invariants: entry ``i`` of a ring of ``c`` lies at ``i & (c - 1)``, and the last
 held by at most one running batch; rows below ``_rows`` are held or in the heap, once.
 
 Cost, compiled: 2 to 3 ns an arrival, about 27 ns a batch for both calls, 11 ns a drop. Not thread-safe: one event loop,
-or one simulation, owns a journal and takes its snapshots.
+or one simulation, owns a ring and takes its snapshots.
 
 One source, compiled with the C types of ``_event_ring_cy.pxd`` or run as it is. The directives above are safe: every
 index is masked by the size of its ring, comes from a table's own counter, or from the invariants of the heap.
@@ -46,7 +46,7 @@ _RUNNING = -1
 _INFINITE = float("inf")
 
 
-class _Tally:
+class _ReasonCounts:
     """Reasons by number, and how often each was given since the start."""
 
     __slots__ = ("_numbers", "counts", "names")
@@ -91,7 +91,7 @@ class EventRing:
         requests: the same.
         batches: the same.
         arrivals: how many requests arrived so far.
-        launches: how many batches went so far; the number of the next one.
+        releases: how many batches were released so far; the number of the next one.
         drops: how many requests were dropped so far.
 
     Raises:
@@ -114,17 +114,17 @@ class EventRing:
         "_ok",
         "_outlived",
         "_priority",
+        "_queued",
         "_reason",
         "_released",
         "_rows",
         "_size",
         "_start_ns",
-        "_waiting",
         "_worker",
         "arrivals",
         "batches",
         "drops",
-        "launches",
+        "releases",
         "requests",
     )
 
@@ -132,7 +132,7 @@ class EventRing:
         self.requests = _power_of_two("requests", requests)
         self.batches = _power_of_two("batches", batches)
         self.arrivals = 0
-        self.launches = 0
+        self.releases = 0
         self.drops = 0
         self._arrival_ns: MutableSequence[int] = array("q", [0]) * requests
         self._limit_ns: MutableSequence[int] = array("q", [0]) * requests
@@ -143,15 +143,15 @@ class EventRing:
         self._end_ns: MutableSequence[int] = array("q", [0]) * batches
         self._worker: MutableSequence[int] = array("q", [0]) * batches
         self._size: MutableSequence[int] = array("i", [0]) * batches
-        self._waiting: MutableSequence[int] = array("i", [0]) * batches
+        self._queued: MutableSequence[int] = array("i", [0]) * batches
         self._ok: MutableSequence[int] = array("b", [0]) * batches
         self._reason: MutableSequence[int] = array("i", [0]) * batches
-        self._released = _Tally()
+        self._released = _ReasonCounts()
         self._drop_ns: MutableSequence[int] = array("q", [0]) * batches
         self._drop_count: MutableSequence[int] = array("q", [0]) * batches
         self._drop_reason: MutableSequence[int] = array("i", [0]) * batches
         self._drop_entries = 0
-        self._dropped = _Tally()
+        self._dropped = _ReasonCounts()
         self._rows = 0
         self._free: MutableSequence[int] = array("q", [0]) * 8
         self._free_count = 0
@@ -174,19 +174,19 @@ class EventRing:
             self._limits[self._limits_seen & (_LIMITS_KEPT - 1)] = limit_ns
             self._limits_seen += 1
 
-    def launched(self, now_ns: int, size: int, reason: str, waiting: int) -> int:
+    def released(self, now_ns: int, size: int, reason: str, queued: int) -> int:
         """Notes a batch that goes to a worker.
 
         Args:
             now_ns: the instant.
             size: how many requests it has.
             reason: why it goes.
-            waiting: how many requests go on waiting.
+            queued: how many requests go on queued.
 
         Returns:
             Its number, counted from 0, for :meth:`finished`.
         """
-        number = self.launches
+        number = self.releases
         slot = number & (self.batches - 1)
         if number >= self.batches and self._end_ns[slot] == _RUNNING:
             self._outlived[number - self.batches] = self._worker[slot]
@@ -195,25 +195,25 @@ class EventRing:
         self._end_ns[slot] = _RUNNING
         self._worker[slot] = self._take_row()
         self._size[slot] = size
-        self._waiting[slot] = waiting
+        self._queued[slot] = queued
         self._ok[slot] = 0
-        self.launches = number + 1
+        self.releases = number + 1
         return number
 
     def finished(self, number: int, now_ns: int, ok: bool) -> bool:
         """Notes the end of a batch, and frees its row.
 
         Args:
-            number: what :meth:`launched` returned.
+            number: what :meth:`released` returned.
             now_ns: the instant, ≥ 0.
             ok: whether the model answered.
 
         Returns:
             Whether such a batch ran; nothing happens otherwise.
         """
-        if number < 0 or number >= self.launches:
+        if number < 0 or number >= self.releases:
             return False
-        if number < self.launches - self.batches:
+        if number < self.releases - self.batches:
             row = self._outlived.pop(number, None)
             if row is None:
                 return False
@@ -227,15 +227,15 @@ class EventRing:
         self._free_row(self._worker[slot])
         return True
 
-    def took_turn(self, number: int, now_ns: int) -> None:
-        """Notes when a batch that was sent ahead began to run, and gives it the lowest row that is free by then.
+    def started(self, number: int, now_ns: int) -> None:
+        """Notes when a pipelined batch began to run, and gives it the lowest row that is free by then.
 
         Args:
-            number: what :meth:`launched` returned, of a batch that runs.
+            number: what :meth:`released` returned, of a batch that runs.
             now_ns: the instant.
         """
         slot = number & (self.batches - 1)
-        if number >= self.launches - self.batches and self._end_ns[slot] == _RUNNING:
+        if number >= self.releases - self.batches and self._end_ns[slot] == _RUNNING:
             self._start_ns[slot] = now_ns
             self._free_row(self._worker[slot])
             self._worker[slot] = self._take_row()
@@ -324,7 +324,7 @@ class EventRing:
             ``reasons`` and ``drop_reasons`` are tuples of the reasons, ``released`` and ``dropped`` the counters by
             reason since the start.
         """
-        import numpy as np  # noqa: PLC0415 - whoever only keeps a journal does not need it
+        import numpy as np  # noqa: PLC0415 - needed for snapshots only
 
         def in_order(ring: Any, total: int) -> Any:
             entries = np.asarray(ring)
@@ -337,13 +337,13 @@ class EventRing:
             "arrivals_ns": in_order(self._arrival_ns, self.arrivals),
             "limits_ns": in_order(self._limit_ns, self.arrivals),
             "priorities": in_order(self._priority, self.arrivals),
-            "batch_starts_ns": in_order(self._start_ns, self.launches),
-            "batch_ends_ns": in_order(self._end_ns, self.launches),
-            "batch_workers": in_order(self._worker, self.launches),
-            "batch_sizes": in_order(self._size, self.launches),
-            "batch_waiting": in_order(self._waiting, self.launches),
-            "batch_ok": in_order(self._ok, self.launches).astype(bool),
-            "reasons": tuple([reasons[number] for number in in_order(self._reason, self.launches).tolist()]),
+            "batch_starts_ns": in_order(self._start_ns, self.releases),
+            "batch_ends_ns": in_order(self._end_ns, self.releases),
+            "batch_workers": in_order(self._worker, self.releases),
+            "batch_sizes": in_order(self._size, self.releases),
+            "batch_queued": in_order(self._queued, self.releases),
+            "batch_ok": in_order(self._ok, self.releases).astype(bool),
+            "reasons": tuple([reasons[number] for number in in_order(self._reason, self.releases).tolist()]),
             "drops_ns": in_order(self._drop_ns, self._drop_entries),
             "drop_counts": in_order(self._drop_count, self._drop_entries),
             "drop_reasons": tuple(
@@ -399,7 +399,7 @@ class EventRing:
         self._free = larger
 
     def __repr__(self) -> str:
-        return f"EventRing({self.arrivals} arrivals, {self.launches} batches, {self.drops} drops)"
+        return f"EventRing({self.arrivals} arrivals, {self.releases} batches, {self.drops} drops)"
 
 
 def _power_of_two(name: str, value: Any) -> int:

@@ -3,7 +3,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy cimport EventRing
 from streaminfer.batching.planner._feasibility_cy cimport DurationTable
-from streaminfer.batching.queue._ticket_cy cimport Run, Ticket
+from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef long long _NEVER
 cdef Py_ssize_t _EMPTY_LEVELS_KEPT
@@ -17,14 +17,14 @@ cdef class _Level:
 
 cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
-    cdef readonly Py_ssize_t waiting
+    cdef readonly Py_ssize_t queued
     cdef readonly Py_ssize_t running
-    cdef readonly Py_ssize_t answered
+    cdef readonly Py_ssize_t succeeded
     cdef readonly Py_ssize_t failed
     cdef readonly double batch_s
     cdef list _levels
     cdef _Level _recent
-    cdef readonly EventRing journal
+    cdef readonly EventRing events
     cdef DeadlineHeap _deadlines
 
     @cython.locals(ticket=Ticket, level=_Level, tail=Ticket)
@@ -41,8 +41,8 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, found=Ticket)
     cpdef Ticket least_urgent(self)
 
-    @cython.locals(ticket=Ticket, run=Run, taken=list, inputs=list, latest_ns=cython.longlong)
-    cpdef Run take(self, object tickets, long long now_ns, object reason)
+    @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong)
+    cpdef Execution take(self, object tickets, long long now_ns, object reason)
 
     cpdef bint end(self, Ticket ticket)
 
@@ -52,7 +52,7 @@ cdef class RequestQueue:
     @cython.locals(
         ticket=Ticket, timings=CTimings, tickets=list, index=Py_ssize_t, size=Py_ssize_t,
         duration_s=double)
-    cpdef deliver(self, Run run, list rows, long long assembled_ns, long long inferred_ns)
+    cpdef deliver(self, Execution execution, list rows, long long assembled_ns, long long inferred_ns)
 
     @cython.locals(level=_Level, found=Py_ssize_t)
     cdef bint _several_priorities(self) except -1
@@ -66,7 +66,7 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, before=Ticket, after=Ticket)
     cdef void _unlink(self, Ticket ticket)
 
-    @cython.locals(run=Run)
+    @cython.locals(execution=Execution)
     cdef void _leave(self, Ticket ticket)
 
     cdef void _finish(self, Ticket ticket)

@@ -1,15 +1,15 @@
-"""The requests that a batcher has in hand: waiting in service order, or running, each with its deadline.
+"""The requests that a batcher has in flight: queued in service order, or running, each with its deadline.
 
 The idea: three views of one set of tickets, so that each question costs what it must and no more.
 
 * *Who is next?* A first-in-first-out list per priority, doubly linked through the tickets themselves: a cancelled or
   expired ticket leaves the middle in O(1), nothing is scanned and nothing stays behind.
-* *Who expires next?* A heap by deadline over waiting and running tickets (``_deadlines_cy``).
-* *How many?* Counters; and what arrived lately, in the journal (``_event_ring_cy``).
+* *Who expires next?* A heap by deadline over queued and running tickets (``_deadlines_cy``).
+* *How many?* Counters; and what arrived lately, in the event ring (``_event_ring_cy``).
 
-Invariants, which the property tests check: a ticket waits, then perhaps runs, then has ended, never back; ``end`` says
-yes once per ticket; ``len`` counts those that wait; order of arrival holds within a priority; every live ticket with a
-deadline is in the heap.
+Invariants, which the property tests check: a ticket is queued, then perhaps runs, then has ended, never back; ``end``
+says yes once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live ticket
+with a deadline is in the heap.
 
 One source, compiled with the C types of ``_queue_cy.pxd`` or run as it is. Synchronous, takes the time as an
 argument, not thread-safe: one event loop, or one simulation, owns a queue.
@@ -24,7 +24,7 @@ from streaminfer._request_cy import Timings
 from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy import EventRing
-from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
+from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.errors import for_caller
 
 __all__ = ["RequestQueue"]
@@ -36,7 +36,7 @@ _NEWEST = 0.2  # its weight in the recent mean
 
 
 class _Level:
-    """The waiting tickets of one priority, oldest first."""
+    """The queued tickets of one priority, oldest first."""
 
     __slots__ = ("count", "head", "priority", "tail")
 
@@ -48,16 +48,16 @@ class _Level:
 
 
 class RequestQueue:
-    """Every request that a batcher has in hand.
+    """Every request that a batcher has in flight.
 
     Args:
-        max_size: how many may wait; the caller asks :attr:`full` before it admits.
+        max_size: how many may be queued; the caller checks :attr:`full` before it admits.
 
     Attributes:
-        journal: what arrived, went and was dropped lately; the queue notes the arrivals.
-        waiting: how many wait now.
+        events: what arrived, was released and was dropped lately; the queue notes the arrivals.
+        queued: how many are queued now.
         running: how many are part of running batches now.
-        answered: how many were delivered a result so far.
+        succeeded: how many were delivered a result so far.
         failed: how many were delivered an exception as their row so far.
         batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
     """
@@ -66,21 +66,21 @@ class RequestQueue:
         "_deadlines",
         "_levels",
         "_recent",
-        "answered",
         "batch_s",
+        "events",
         "failed",
-        "journal",
         "max_size",
+        "queued",
         "running",
-        "waiting",
+        "succeeded",
     )
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
-        self.waiting = 0
+        self.queued = 0
         self.running = 0
-        self.journal = EventRing()
-        self.answered = 0
+        self.events = EventRing()
+        self.succeeded = 0
         self.failed = 0
         self.batch_s = 0.0
         self._levels: list[_Level] = []
@@ -88,15 +88,15 @@ class RequestQueue:
         self._deadlines = DeadlineHeap()
 
     def __len__(self) -> int:
-        return self.waiting
+        return self.queued
 
     def __iter__(self) -> Iterator[Ticket]:
-        return iter(self.first(self.waiting))
+        return iter(self.first(self.queued))
 
     @property
     def full(self) -> bool:
-        """No place for another waiting request."""
-        return self.waiting >= self.max_size
+        """No place for another queued request."""
+        return self.queued >= self.max_size
 
     @property
     def several_priorities(self) -> bool:
@@ -105,13 +105,13 @@ class RequestQueue:
 
     @property
     def oldest_ns(self) -> int:
-        """When the longest waiting request was accepted; :data:`NEVER` where none waits."""
+        """When the longest queued request was accepted; :data:`NEVER` where none is queued."""
         return self._oldest()
 
     def admit(
         self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
     ) -> Ticket:
-        """Takes a request in hand, behind those that wait with the same priority."""
+        """Accepts a request, behind the queued ones of the same priority."""
         ticket = Ticket.__new__(Ticket)
         ticket.request = request
         ticket.inputs = inputs
@@ -119,11 +119,11 @@ class RequestQueue:
         ticket.timings = Timings(now_ns)
         ticket.deadline_ns = deadline_ns
         ticket.priority = priority
-        ticket.run = None
+        ticket.execution = None
         ticket.bucket = bucket
         ticket.cost = 0.0
         ticket._live = True
-        ticket._waits = True
+        ticket._queued = True
         ticket._previous = None
         ticket._next = None
         level = self._recent
@@ -138,16 +138,16 @@ class RequestQueue:
             ticket._previous = tail
         level.tail = ticket
         level.count += 1
-        self.waiting += 1
+        self.queued += 1
         if ticket.deadline_ns != _NEVER:
-            self.journal.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
+            self.events.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
             self._deadlines.push(ticket)
         else:
-            self.journal.arrived(now_ns, 0, ticket.priority)
+            self.events.arrived(now_ns, 0, ticket.priority)
         return ticket
 
     def first(self, count: int) -> list[Ticket]:
-        """The next ``count`` waiting tickets in service order: by priority, then by arrival."""
+        """The next ``count`` queued tickets in service order: by priority, then by arrival."""
         tickets: list[Ticket] = []
         left = count
         for level in self._levels:
@@ -161,7 +161,7 @@ class RequestQueue:
         return tickets
 
     def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
-        """The first full batch, if all that wait, cut into full batches as they stand, are on time.
+        """The first full batch, if all that are queued, cut into full batches as they stand, are on time.
 
         Args:
             table: what a batch takes, by its size.
@@ -173,7 +173,7 @@ class RequestQueue:
         """
         batch: list[Ticket] = []
         cap = table.cap
-        ahead = self.waiting
+        ahead = self.queued
         left = 0
         first = True
         time_ns = now_ns
@@ -185,7 +185,7 @@ class RequestQueue:
                     return None
                 latest_ns = ticket.deadline_ns
                 if left == 0:
-                    first = ahead == self.waiting
+                    first = ahead == self.queued
                     left = cap if ahead > cap else ahead
                     if time_ns + table.durations[left] > latest_ns:
                         return None
@@ -205,42 +205,42 @@ class RequestQueue:
                 found = level.tail
         return found
 
-    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Run:
-        """Moves tickets from waiting to running, but for those whose caller has gone, and notes it in the journal.
+    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Execution:
+        """Moves tickets from queued to running, but for those whose caller has gone, and notes it in the events.
 
         Args:
-            tickets: waiting tickets; any that does not wait is passed over.
+            tickets: queued tickets; any that is not queued is passed over.
             now_ns: the instant that becomes ``timings.started_ns``.
             reason: why this batch goes.
 
         Returns:
             The tickets that now run, perhaps none.
         """
-        run = Run()
-        run.started_ns = now_ns
-        run.turn_ns = now_ns
-        taken = run.tickets
-        inputs = run.inputs
+        execution = Execution()
+        execution.started_ns = now_ns
+        execution.effective_start_ns = now_ns
+        taken = execution.tickets
+        inputs = execution.inputs
         latest_ns = 0
         for ticket in tickets:
-            if not ticket._waits:
+            if not ticket._queued:
                 continue
             if ticket.future is not None and ticket.future.done():
                 continue  # cancelled a moment ago: its caller is about to end the ticket
             self._unlink(ticket)
-            ticket._waits = False
-            ticket.run = run
+            ticket._queued = False
+            ticket.execution = execution
             ticket.timings.started_ns = now_ns
             if ticket.deadline_ns > latest_ns:
                 latest_ns = ticket.deadline_ns
             taken.append(ticket)
             inputs.append(ticket.inputs)
-        run.deadline_ns = latest_ns
-        run.live = len(taken)
-        if run.live:
-            self.running += run.live
-            run.sequence = self.journal.launched(now_ns, run.live, reason, self.waiting)
-        return run
+        execution.deadline_ns = latest_ns
+        execution.live = len(taken)
+        if execution.live:
+            self.running += execution.live
+            execution.sequence = self.events.released(now_ns, execution.live, reason, self.queued)
+        return execution
 
     def end(self, ticket: Ticket) -> bool:
         """Ends a ticket, wherever it is.
@@ -250,25 +250,25 @@ class RequestQueue:
         """
         if not ticket._live:
             return False
-        if ticket._waits:
+        if ticket._queued:
             self._unlink(ticket)
         else:
             self._leave(ticket)
         self._finish(ticket)
         return True
 
-    def expire(self, now_ns: int) -> list[tuple[Any, Run | None, Timings]]:
+    def expire(self, now_ns: int) -> list[tuple[Any, Execution | None, Timings]]:
         """Ends the live tickets whose deadline is now or past, earliest first.
 
         Returns:
             Of each: the future that is owed an error, the running batch it was part of, and its timings.
         """
-        late: list[tuple[Any, Run | None, Timings]] = []
+        late: list[tuple[Any, Execution | None, Timings]] = []
         while True:
             ticket = self._deadlines.earliest()
             if ticket is None or ticket.deadline_ns > now_ns:
                 return late
-            late.append((ticket.future, ticket.run, ticket.timings))
+            late.append((ticket.future, ticket.execution, ticket.timings))
             self.end(ticket)
 
     @property
@@ -276,19 +276,19 @@ class RequestQueue:
         """The earliest deadline of a live ticket; :data:`NEVER` where there is none."""
         return self._deadlines.next_ns()
 
-    def deliver(self, run: Run, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
-        """Hands each caller that still waits its row of a finished batch.
+    def deliver(self, execution: Execution, rows: list[Any], assembled_ns: int, inferred_ns: int) -> None:
+        """Delivers to each caller that still waits its row of a finished batch.
 
         Args:
-            run: the batch.
+            execution: the batch.
             rows: as many results as the batch has tickets; a row that is an exception goes to its caller alone.
             assembled_ns: when the inputs stood together.
-            inferred_ns: when the model had answered.
+            inferred_ns: when the model had returned.
         """
-        self.journal.finished(run.sequence, inferred_ns, True)
-        duration_s = (inferred_ns - run.turn_ns) / 1e9
+        self.events.finished(execution.sequence, inferred_ns, True)
+        duration_s = (inferred_ns - execution.effective_start_ns) / 1e9
         self.batch_s = self.batch_s + _NEWEST * (duration_s - self.batch_s) if self.batch_s else duration_s
-        tickets = run.tickets
+        tickets = execution.tickets
         size = len(tickets)
         for index in range(size):
             ticket = tickets[index]
@@ -310,7 +310,7 @@ class RequestQueue:
                     row = for_caller(row, "the batch function")  # a future refuses these two
                 future.set_exception(row)
             else:
-                self.answered += 1
+                self.succeeded += 1
                 future.set_result(row)
 
     def _several_priorities(self) -> bool:
@@ -365,20 +365,20 @@ class RequestQueue:
         ticket._previous = None
         ticket._next = None
         level.count -= 1
-        self.waiting -= 1
+        self.queued -= 1
 
     def _leave(self, ticket: Ticket) -> None:
         self.running -= 1
-        run = ticket.run
-        if run is not None:
-            run.live -= 1
+        execution = ticket.execution
+        if execution is not None:
+            execution.live -= 1
 
     def _finish(self, ticket: Ticket) -> None:
         ticket._live = False
-        ticket._waits = False
+        ticket._queued = False
         ticket.request = None
         ticket.inputs = None
         ticket.future = None
-        ticket.run = None
+        ticket.execution = None
         if ticket.deadline_ns != _NEVER:
             self._deadlines.ended()

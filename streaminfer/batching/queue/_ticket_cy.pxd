@@ -4,7 +4,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 cdef class Ticket
 
 @cython.freelist(8)
-cdef class Run:
+cdef class Execution:
     cdef readonly list tickets
     cdef readonly list inputs
     cdef readonly Py_ssize_t live
@@ -14,8 +14,8 @@ cdef class Run:
     cdef public bint begun
     cdef public bint abandoned
     cdef public long long sequence
-    cdef public long long turn_ns
-    cdef public long long behind_ns
+    cdef public long long effective_start_ns
+    cdef public long long predecessor_end_ns
 
 @cython.freelist(128)
 cdef class Ticket:
@@ -28,8 +28,8 @@ cdef class Ticket:
     cdef readonly int priority
     cdef readonly int bucket
     cdef public double cost
-    cdef readonly Run run
+    cdef readonly Execution execution
     cdef bint _live
-    cdef bint _waits
+    cdef bint _queued
     cdef Ticket _previous
     cdef Ticket _next

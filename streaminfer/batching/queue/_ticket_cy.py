@@ -1,4 +1,4 @@
-"""A request in hand, and the batch that it may run in: the two records that the queue and the dispatcher share.
+"""A request, and the batch that it may run in: the two records that the queue and the dispatcher share.
 
 One source, compiled with the C types of ``_ticket_cy.pxd`` or run as it is. Only the queue writes what begins with an
 underscore.
@@ -10,7 +10,7 @@ from typing import Any
 
 from streaminfer._request_cy import Timings
 
-__all__ = ["NEVER", "UNKNOWN", "Run", "Ticket"]
+__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket"]
 
 NEVER = 2**63 - 1
 """The deadline of a request that has none."""
@@ -19,16 +19,16 @@ UNKNOWN = -1
 
 
 class Ticket:
-    """One request in hand, and where its answer goes.
+    """One request, and where its response goes.
 
     Attributes:
         request: the request; ``None`` once it ended.
         inputs: what it brought, ready to be stacked; ``None`` once it ended.
         future: anything with ``done``, ``set_result`` and ``set_exception``; ``None`` once it ended.
-        timings: the :class:`~streaminfer.request.Timings` that the answer carries.
+        timings: the :class:`~streaminfer.request.Timings` that the response carries.
         deadline_ns: monotonic instant, :data:`NEVER` without one.
         priority: a lower number is more urgent.
-        run: the running batch it is part of, if any.
+        execution: the running batch it is part of, if any.
         bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
         cost: of its row; 0.0 where the batcher does not limit that.
     """
@@ -38,15 +38,15 @@ class Ticket:
         "_live",
         "_next",
         "_previous",
-        "_waits",
+        "_queued",
         "bucket",
         "cost",
         "deadline_ns",
+        "execution",
         "future",
         "inputs",
         "priority",
         "request",
-        "run",
         "timings",
     )
 
@@ -56,11 +56,11 @@ class Ticket:
     timings: Timings
     deadline_ns: int
     priority: int
-    run: Run | None
+    execution: Execution | None
     bucket: int
     cost: float
     _live: bool  # it has not ended
-    _waits: bool
+    _queued: bool
     _previous: Ticket | None
     _next: Ticket | None
 
@@ -71,43 +71,43 @@ class Ticket:
 
     @property
     def state(self) -> str:
-        """``"waiting"``, ``"running"`` or ``"done"``."""
-        return "waiting" if self._waits else "running" if self._live else "done"
+        """``"queued"``, ``"running"`` or ``"done"``."""
+        return "queued" if self._queued else "running" if self._live else "done"
 
     def __repr__(self) -> str:
         return f"Ticket({self.request!r}, {self.state})"
 
 
-class Run:
+class Execution:
     """A batch on a worker.
 
     Attributes:
         tickets: its requests, in the order of the rows.
         inputs: what each brought, in the same order.
-        live: how many of them still wait for their answer; at 0 nobody needs the result.
+        live: how many of their callers still wait; at 0 the result is not needed.
         started_ns: when they were taken off the queue.
         deadline_ns: their latest deadline, :data:`NEVER` where one has none.
         task: the asyncio task that runs it, where it runs in one.
-        abandoned: cancelled because nobody waits for it any more.
+        abandoned: cancelled because none of its callers was left.
         begun: whether that task has taken its first step; before, cancelling it would skip its clean-up.
-        sequence: its number in the journal.
-        turn_ns: from when on it counts as running; later than ``started_ns`` where it was sent ahead of its turn.
-        behind_ns: when the batch ended that it was sent ahead behind; 0: it was not sent ahead; :data:`UNKNOWN`:
+        sequence: its number in the event ring.
+        effective_start_ns: from when on it counts as running; later than ``started_ns`` where it was pipelined.
+        predecessor_end_ns: when the batch before it ended, if it was pipelined; 0: it was not; :data:`UNKNOWN`:
             nothing is to be learned from what it takes.
     """
 
     __slots__ = (
         "abandoned",
         "begun",
-        "behind_ns",
         "deadline_ns",
+        "effective_start_ns",
         "inputs",
         "live",
+        "predecessor_end_ns",
         "sequence",
         "started_ns",
         "task",
         "tickets",
-        "turn_ns",
     )
 
     def __init__(self) -> None:
@@ -120,8 +120,8 @@ class Run:
         self.begun = False
         self.abandoned = False
         self.sequence = -1
-        self.turn_ns = 0
-        self.behind_ns = 0
+        self.effective_start_ns = 0
+        self.predecessor_end_ns = 0
 
     def __repr__(self) -> str:
-        return f"Run({len(self.tickets)} rows, {self.live} live)"
+        return f"Execution({len(self.tickets)} rows, {self.live} live)"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import Run, Ticket
+from streaminfer.batching.queue._ticket_cy import Execution, Ticket
 from streaminfer.errors import Closed, DeadlineExceeded, Overloaded, for_caller
 
 __all__ = ["RequestOutcomes"]
@@ -23,26 +23,24 @@ class RequestOutcomes:
         failed: requests that got an error of their batch.
         deadline_exceeded: requests whose deadline passed.
         cancelled: requests that their caller cancelled.
-        rejected: requests that the policy rejected.
-        closed: requests that a stop ended, or that came after it.
-        overloaded: requests that the queue had no place for, or that made room for a more urgent one.
+        rejected: requests that were rejected, by reason: ``"queue_full"``, ``"shed"``, ``"closed"``, or the policy's.
+        closed: requests that a stop ended.
     """
 
     __slots__ = (
         *("_events", "_queue", "_source"),
-        *("cancelled", "closed", "deadline_exceeded", "failed", "overloaded", "rejected"),
+        *("cancelled", "closed", "deadline_exceeded", "failed", "rejected"),
     )
 
     def __init__(self, queue: RequestQueue, source: str) -> None:
         self._queue = queue
-        self._events = queue.journal
+        self._events = queue.events
         self._source = source
         self.failed = 0
         self.deadline_exceeded = 0
         self.cancelled = 0
-        self.rejected = 0
+        self.rejected: dict[str, int] = {}
         self.closed = 0
-        self.overloaded = 0
 
     def fail(self, tickets: Iterable[Ticket], error: BaseException) -> None:
         """Complete requests with copies of an error."""
@@ -70,43 +68,47 @@ class RequestOutcomes:
             if self._queue.end(ticket):
                 rejected += 1
                 if not future.done():
-                    future.set_exception(DeadlineExceeded(f"refused with {left_s:.6f} s left:{message}"))
-        self.rejected += rejected
-        self._events.dropped(now_ns, reason, rejected)
+                    future.set_exception(DeadlineExceeded(f"rejected with {left_s:.6f} s left:{message}"))
+        self.count_rejected(reason, now_ns, rejected)
 
     def shed(self, ticket: Ticket, now_ns: int, message: str, retry_after_s: float | None) -> None:
         """Complete a queued request that makes room for a more urgent one."""
-        self.overloaded += 1
-        self._events.dropped(now_ns, "displaced", 1)
+        self.count_rejected("shed", now_ns)
         future = ticket.future
         self._queue.end(ticket)
         if not future.done():
-            future.set_exception(
-                Overloaded(f"displaced by a more urgent request; {message}", retry_after_s=retry_after_s)
-            )
+            future.set_exception(Overloaded(f"shed for a more urgent request; {message}", retry_after_s=retry_after_s))
 
-    def expire(self, now_ns: int) -> list[Run]:
+    def count_rejected(self, reason: str, now_ns: int, count: int = 1) -> None:
+        """Count requests that were rejected, for instance before they were queued."""
+        if count:
+            self.rejected[reason] = self.rejected.get(reason, 0) + count
+            self._events.dropped(now_ns, reason, count)
+
+    def expire(self, now_ns: int) -> list[Execution]:
         """Complete the requests whose deadline has passed.
 
         Returns:
             The batches that some of them were part of.
         """
         batches = []
-        for future, run, timings in self._queue.expire(now_ns):
+        for future, execution, timings in self._queue.expire(now_ns):
             if future.done():
                 self.cancelled += 1
             else:
                 self.deadline_exceeded += 1
-                self._events.dropped(now_ns, "expired_waiting" if run is None else "expired_running", 1)
-                where = "waiting" if run is None else "its batch was running"
+                self._events.dropped(
+                    now_ns, "deadline_exceeded_queued" if execution is None else "deadline_exceeded_running", 1
+                )
+                where = "queued" if execution is None else "its batch was running"
                 waited_s = (now_ns - timings.enqueued_ns) / 1e9
                 future.set_exception(
                     DeadlineExceeded(
                         f"the deadline passed {waited_s:.6f} s after {self._source} got the request, {where}"
                     )
                 )
-            if run is not None:
-                batches.append(run)
+            if execution is not None:
+                batches.append(execution)
         return batches
 
     def drop_cancelled(self, ticket: Ticket) -> None:

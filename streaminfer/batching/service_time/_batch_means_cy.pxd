@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.batching.queue._ticket_cy cimport Run as CRun
+from streaminfer.batching.queue._ticket_cy cimport Execution as CRun
 
 cdef Py_ssize_t _STEPS
 
@@ -12,7 +12,7 @@ cdef class BatchMeans:
     @cython.locals(step=Py_ssize_t, work_ns=cython.longlong)
     cpdef bint absorb(self, Py_ssize_t size, long long duration_ns, bint opens=*) except -1
 
-    cpdef bint absorb_run(self, CRun run, long long ended_ns) except -1
+    cpdef bint absorb_execution(self, CRun execution, long long ended_ns) except -1
 
     @cython.locals(step=Py_ssize_t)
     cpdef long long mean_ns(self, Py_ssize_t size, long long duration_ns)

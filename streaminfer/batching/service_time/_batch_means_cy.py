@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streaminfer.batching.queue._ticket_cy import Run
+    from streaminfer.batching.queue._ticket_cy import Execution
 
 __all__ = ["BatchMeans"]
 
@@ -75,11 +75,11 @@ class BatchMeans:
         self._totals_ns[step] += duration_ns
         return True
 
-    def absorb_run(self, run: Run, ended_ns: int) -> bool:
+    def absorb_execution(self, execution: Execution, ended_ns: int) -> bool:
         """Count a batch that went by itself and was not cancelled, unless it has to be learned at once."""
-        if run.behind_ns != 0 or run.abandoned:
+        if execution.predecessor_end_ns != 0 or execution.abandoned:
             return False
-        return self.absorb(len(run.tickets), ended_ns - run.turn_ns)
+        return self.absorb(len(execution.tickets), ended_ns - execution.effective_start_ns)
 
     def mean_ns(self, size: int, duration_ns: int) -> int:
         """Return what a batch that was not absorbed, and those of its step that were, took on average."""

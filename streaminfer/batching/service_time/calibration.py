@@ -3,7 +3,7 @@
 *Design.* A second `BatchedService` around the same backend, with the assembler of the first, is sent requests
 whose batches have the sizes that the model will see. So all that a live batch passes is passed here, from the queue to
 the worker thread and back, and what the policy is told is measured as it is of live batches; but the counters and the
-journal are the second one's, and go with it.
+events are the second one's, and go with it.
 
 The first batch of a size is thrown away: runtimes plan and allocate in it. Sizes go up by doubling until one takes
 longer than twice the latency objective, because a planner does not use those. What is measured is one batch at a time,
@@ -113,11 +113,11 @@ class CalibrationPolicy:
     def __init__(self) -> None:
         self.observations: list[Observation] = []
 
-    def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
+    def decide(self, queue: RequestQueue, now_ns: int, free_workers: int) -> Decision:  # noqa: ARG002 - the protocol
         """All that is queued."""
-        return Decision(waiting.first(waiting.waiting), "calibration")
+        return Decision(queue.first(queue.queued), "calibration")
 
-    def finished(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
+    def observe(self, size: int, duration_ns: int, now_ns: int, cancelled: bool = False, bucket: int = 0) -> None:
         """Keeps a batch."""
         if not cancelled:
             self.observations.append(Observation(size, duration_ns, now_ns, bucket))
@@ -160,7 +160,7 @@ class Calibration:
             example: what requests bring.
             assembler: of the batcher.
             slo_ns: the latency objective, nanoseconds; ``None``: there is none.
-            learn: the ``finished`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
+            learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
                 model.
             validate: checks a request as the live ones are checked.
 

@@ -93,7 +93,7 @@ def test_full_batches_are_sent_ahead_and_each_caller_gets_his_own_row(connect):
             rows = floats(400, 5)
             answers = await asyncio.gather(*map(service, rows))
             assert np.array_equal(np.stack(answers), 2 * rows + 1)
-            assert batcher.statistics().sent_ahead > 0
+            assert batcher.statistics().pipelined > 0
             assert backend.statistics().errors == 0
 
     asyncio.run(scenario())

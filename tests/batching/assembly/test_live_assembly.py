@@ -97,7 +97,7 @@ def test_fixed_sizes_are_filled_up_and_the_rest_is_dropped():
             answers = await asyncio.gather(*(service.call(si.Request(row)) for row in rows))
             assert [answer.outputs for answer in answers] == [row.sum() for row in rows]
         assert [(n, size, inputs.shape) for n, size, inputs in backend.seen] == [(1, 4, (4, 3)), (5, 8, (8, 3))]
-        assert batcher.statistics().answered == 6
+        assert batcher.statistics().succeeded == 6
         # what was learned is what the device took: of four and of eight rows
         assert batcher.service_time.fitted().sizes[-2:] == (4, 8)
 
@@ -178,7 +178,7 @@ def queue_of(*requests):
 
 def decide(policy, queue, now_ms=0):
     decision = policy.decide(queue, round(now_ms * MS), 1)
-    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.refuse)
+    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.reject)
 
 
 def between():
@@ -210,11 +210,11 @@ def test_an_unknown_bucket_borrows_from_the_nearest_known_one():
     short, long = LearnedServiceTime(), LearnedServiceTime()
     policy = Lookahead(4, [short, long], caps=[4, 2], lengths=[8, 64])
     assert decide(policy, queue_of((1, 50), (1, 50), (1, 50), (0, 50))) == ([0, 1], "exploration", [])
-    policy.finished(4, 8 * MS, 8 * MS, bucket=0)
+    policy.observe(4, 8 * MS, 8 * MS, bucket=0)
     # eight times the length is expected to be eight times the work: about 40 ms
     assert decide(policy, queue_of((1, 25), (0, 90)))[2] == [0]
     assert decide(policy, queue_of((1, 70), (0, 90)))[0] == [0]
-    policy.finished(1, 20 * MS, 30 * MS, bucket=1)
+    policy.observe(1, 20 * MS, 30 * MS, bucket=1)
     assert decide(policy, queue_of((1, 30), (0, 90)))[0] == [0]
 
 

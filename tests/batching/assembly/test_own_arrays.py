@@ -144,7 +144,7 @@ async def test_an_async_backend_that_reuses_its_memory(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=4, clock=loop.clock)
     async with si.Stack(batcher, Backend(FORMS["array"]), clock=loop.clock) as stack:
         check(FORMS["array"], await waves(stack))
-    assert batcher.statistics().sent_ahead == 0
+    assert batcher.statistics().pipelined == 0
 
 
 async def test_a_backend_that_declares_new_arrays(loop):

@@ -40,9 +40,9 @@ async def ask(loop, backend, values, *, timeout_s=None, **settings):
         calls = (stack(value, timeout_s=timeout_s) for value in values)
         answers = await asyncio.gather(*calls, return_exceptions=True)
     statistics = batcher.statistics()
-    ended = statistics.answered + statistics.failed + statistics.expired + statistics.cancelled
+    ended = statistics.succeeded + statistics.failed + statistics.deadline_exceeded + statistics.cancelled
     assert ended == statistics.submitted
-    assert statistics.running == statistics.waiting == statistics.running_batches == 0
+    assert statistics.running == statistics.queued == statistics.running_batches == 0
     return answers, statistics
 
 
@@ -259,9 +259,9 @@ async def test_the_planner_knows_the_memory_limit(loop):
 
 
 async def test_a_timer_does_not_wait_for_more_than_the_memory_holds(loop):
-    """With the ``timer`` policy a batch that has as many rows as the memory is enough for is full."""
+    """With a delay a batch that has as many rows as the memory is enough for is full."""
     backend = Picky(most=5, duration_s=0.001)
-    settings = {"policy": "timer", "max_queue_delay_s": 1.0, "max_batch_size": 32}
+    settings = {"policy": "greedy", "max_queue_delay_s": 1.0, "max_batch_size": 32}
     batcher = si.AdaptiveBatcher(**settings, clock=loop.clock)
     async with si.Stack(batcher, backend, clock=loop.clock) as stack:
         await asyncio.gather(*map(stack, range(32)))

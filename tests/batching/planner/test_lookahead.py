@@ -34,7 +34,7 @@ def queue_of(*deadlines_ms, enqueued_ms=0, priorities=None):
 
 def decide(policy, queue, now_ms=0):
     decision = policy.decide(queue, round(now_ms * MS), 1)
-    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.refuse)
+    return [t.inputs for t in decision.batch], decision.reason, sorted(t.inputs for t in decision.reject)
 
 
 def test_what_is_on_time_in_full_batches_goes_as_it_stands():
@@ -63,7 +63,7 @@ def test_an_idle_worker_never_refuses_everything():
     queue.admit(None, "newest", None, 1 * MS, 3 * MS, 0)
     decision = Lookahead(4, DEVICE).decide(queue, 0, 1)
     assert ([ticket.inputs for ticket in decision.batch], decision.reason) == (["newest", 0, 1, 2], "probe")
-    assert not decision.refuse
+    assert not decision.reject
 
 
 def test_nothing_is_sent_when_only_later_requests_can_be_on_time():
@@ -77,7 +77,7 @@ def test_nothing_is_sent_when_only_later_requests_can_be_on_time():
 def test_a_probe_is_half_as_large_after_a_cancelled_batch():
     """Otherwise a batch that is too large to end in time would be sent again and again."""
     policy = Lookahead(8, LearnedServiceTime())
-    policy.finished(8, 100 * MS, 100 * MS, cancelled=True)
+    policy.observe(8, 100 * MS, 100 * MS, cancelled=True)
     assert len(decide(policy, queue_of(*[20] * 8))[0]) == 4
 
 
@@ -129,7 +129,7 @@ def test_batches_are_not_larger_than_pays():
 def test_nothing_known_sends_what_waits():
     policy = Lookahead(4, LearnedServiceTime())
     assert decide(policy, queue_of(*[0.001] * 6)) == ([0, 1, 2, 3], "exploration", [])
-    policy.finished(4, 14 * MS, 14 * MS)
+    policy.observe(4, 14 * MS, 14 * MS)
     assert policy.service_time.known
     assert decide(policy, queue_of(50, 50))[1] == "idle_worker"
 
@@ -141,10 +141,10 @@ def test_a_model_of_microseconds_is_learned_by_its_means():
     now = 0
     for _ in range(8017):
         now += 100_000
-        policy.finished(4, 1000, now)
+        policy.observe(4, 1000, now)
     assert model.observations == 17 + 2
     for later in (5, 10, 15):
-        policy.finished(4, 5 * MS, now + later * MS)
+        policy.observe(4, 5 * MS, now + later * MS)
     assert model.observations == 19 + 3
     assert model.expected_ns(4)[4] == pytest.approx(5 * MS, rel=0.3)
 
@@ -186,7 +186,7 @@ def live(device, arrivals_s, limits_s, cap=64, priorities=None, **options):
             asked.append(asyncio.ensure_future(ask(number)))
         await asyncio.wait(asked)
         s = batcher.statistics()
-        assert s.submitted == s.answered + s.expired + s.refused == len(arrivals_s)
+        assert s.submitted == s.succeeded + s.deadline_exceeded + sum(s.rejected.values()) == len(arrivals_s)
         return batcher
 
     return on_time, run(main)
@@ -336,7 +336,7 @@ def test_two_stalls_do_not_rule_a_size_out():
     policy, now = Lookahead(32, LearnedServiceTime()), 0
     for size, milliseconds in [(size, 1 + 0.1 * size) for size in (8, 4, 16, 8, 4, 8) * 8] + [(32, 100)] * 2:
         now += round(milliseconds * MS)
-        policy.finished(size, round(milliseconds * MS), now)
+        policy.observe(size, round(milliseconds * MS), now)
     assert policy.service_time.best_batch_size(32) == 32
 
 
@@ -350,7 +350,7 @@ def test_sizes_next_to_the_best_are_compared_under_full_load():
         batch = policy.decide(queue, now, 1).batch
         sizes.append(len(batch))
         now += round((1 + 0.1 * len(batch)) * MS)
-        policy.finished(len(batch), round((1 + 0.1 * len(batch)) * MS), now)
+        policy.observe(len(batch), round((1 + 0.1 * len(batch)) * MS), now)
     assert sizes.count(16) >= 3
     assert sizes.count(32) >= 290
 
@@ -363,7 +363,7 @@ def test_a_first_batch_that_outlives_the_objective_is_not_the_last():
         service = batcher.wrap(ScriptedBackend(duration_s=blaze_full))
         for _ in range(5):
             await asyncio.gather(*(service.call(si.Request(1.0)) for _ in range(32)), return_exceptions=True)
-        assert batcher.statistics().answered >= 40  # not one, were nothing learned from it
+        assert batcher.statistics().succeeded >= 40  # not one, were nothing learned from it
 
     run(main)
 
@@ -408,7 +408,7 @@ def test_where_durations_scatter_throughput_decides():
         for size in sizes:
             duration_ns = round((10 + size) * MS * np.exp(sigma * source.standard_normal()))
             now += duration_ns
-            policy.finished(size, duration_ns, now)
+            policy.observe(size, duration_ns, now)
         policies.append(policy)
     assert exact.deviation < 0.15 < scattered.deviation
 

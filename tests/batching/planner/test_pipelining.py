@@ -15,125 +15,127 @@ SIZE, ALONE_NS = 16, 20 * MS
 
 def learned(takes_ns, *, batches=400, noise=0.0, seed=0, spare_ns=MS):
     """A hand-over after so many batches of 20 ms; one in 33 goes by itself, as it asks for."""
-    hand_over, rng = PipelineOverhead(), np.random.default_rng(seed)
+    overhead, rng = PipelineOverhead(), np.random.default_rng(seed)
     for number in range(batches):
         took_ns = ALONE_NS * float(np.exp(noise * rng.standard_normal()))
         if number % 33 == 0:
-            hand_over.alone(SIZE, round(took_ns))
+            overhead.observe_alone(SIZE, round(took_ns))
             continue
-        early_ns = hand_over.takes_ns + spare_ns
-        hand_over.ahead(SIZE, round(took_ns) - min(takes_ns, early_ns), early_ns)
-    return hand_over
+        early_ns = overhead.overhead_ns + spare_ns
+        overhead.observe_pipelined(SIZE, round(took_ns) - min(takes_ns, early_ns), early_ns)
+    return overhead
 
 
 @given(takes_us=st.integers(0, 10_000))
 def test_it_is_learned_whatever_it_is(takes_us):
     takes_ns = takes_us * 1000
-    assert learned(takes_ns, batches=3000).takes_ns == pytest.approx(takes_ns, abs=1000)
+    assert learned(takes_ns, batches=3000).overhead_ns == pytest.approx(takes_ns, abs=1000)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_noise_moves_it_little(seed):
     # 2 % of 20 ms is 0.4 ms for each of the two that are compared
-    assert learned(2 * MS, noise=0.02, batches=2000, seed=seed, spare_ns=3 * MS).takes_ns == pytest.approx(
+    assert learned(2 * MS, noise=0.02, batches=2000, seed=seed, spare_ns=3 * MS).overhead_ns == pytest.approx(
         2 * MS, abs=MS
     )
 
 
 def test_a_batch_by_itself_would_have_taken_the_hand_over_longer():
-    hand_over = learned(2 * MS, batches=3000)
-    assert hand_over.ahead(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
-    assert hand_over.ahead(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(20 * MS, abs=1000)  # it gained no more
+    overhead = learned(2 * MS, batches=3000)
+    assert overhead.observe_pipelined(SIZE, 18 * MS, 3 * MS) == pytest.approx(20 * MS, abs=1000)
+    assert overhead.observe_pipelined(SIZE, 20 * MS - MS // 2, MS // 2) == pytest.approx(
+        20 * MS, abs=1000
+    )  # it gained no more
 
 
 def test_no_batch_teaches_more_than_it_was_early():
-    hand_over = PipelineOverhead()
+    overhead = PipelineOverhead()
     for _ in range(1000):
-        hand_over.alone(SIZE, 500 * MS)
-        hand_over.ahead(SIZE, 1, 2 * MS)  # both answers came at once, after a stall
-    assert hand_over.takes_ns == pytest.approx(2 * MS, rel=0.01)
+        overhead.observe_alone(SIZE, 500 * MS)
+        overhead.observe_pipelined(SIZE, 1, 2 * MS)  # both answers came at once, after a stall
+    assert overhead.overhead_ns == pytest.approx(2 * MS, rel=0.01)
 
 
 def test_one_that_came_too_late_to_wait_does_not_lower_it():
-    hand_over = learned(2 * MS, batches=3000)
-    before_ns = hand_over.takes_ns
-    hand_over.alone(SIZE, ALONE_NS)
-    hand_over.ahead(SIZE, ALONE_NS - MS // 10, MS // 10)
-    assert hand_over.takes_ns == before_ns
+    overhead = learned(2 * MS, batches=3000)
+    before_ns = overhead.overhead_ns
+    overhead.observe_alone(SIZE, ALONE_NS)
+    overhead.observe_pipelined(SIZE, ALONE_NS - MS // 10, MS // 10)
+    assert overhead.overhead_ns == before_ns
 
 
 def test_a_stall_takes_little_of_it():
-    hand_over = learned(2 * MS, batches=3000)
-    before_ns = hand_over.takes_ns
-    hand_over.alone(SIZE, ALONE_NS)
-    hand_over.ahead(SIZE, 1000 * MS, 3 * MS)
-    assert 0.9 * before_ns < hand_over.takes_ns < before_ns
+    overhead = learned(2 * MS, batches=3000)
+    before_ns = overhead.overhead_ns
+    overhead.observe_alone(SIZE, ALONE_NS)
+    overhead.observe_pipelined(SIZE, 1000 * MS, 3 * MS)
+    assert 0.9 * before_ns < overhead.overhead_ns < before_ns
     for _ in range(2000):
-        hand_over.alone(SIZE, ALONE_NS)
-        hand_over.ahead(SIZE, 1000 * MS, 3 * MS)
-    assert hand_over.takes_ns == 0
+        overhead.observe_alone(SIZE, ALONE_NS)
+        overhead.observe_pipelined(SIZE, 1000 * MS, 3 * MS)
+    assert overhead.overhead_ns == 0
 
 
 def test_a_stall_of_one_that_went_by_itself_teaches_nothing():
-    hand_over = learned(2 * MS, batches=3000)
-    before_ns = hand_over.takes_ns
-    hand_over.alone(SIZE, 1000 * MS)
+    overhead = learned(2 * MS, batches=3000)
+    before_ns = overhead.overhead_ns
+    overhead.observe_alone(SIZE, 1000 * MS)
     for _ in range(8):
-        hand_over.ahead(SIZE, ALONE_NS - 2 * MS, 3 * MS)
-    assert hand_over.takes_ns == pytest.approx(before_ns, abs=1000)
+        overhead.observe_pipelined(SIZE, ALONE_NS - 2 * MS, 3 * MS)
+    assert overhead.overhead_ns == pytest.approx(before_ns, abs=1000)
 
 
 @given(seed=st.integers(0, 2**32 - 1), noise=st.sampled_from([0.05, 0.1, 0.2]))
 def test_noise_alone_teaches_little(seed, noise):
     # it comes in the size of the noise: so early a batch is sent
     found = learned(0, noise=noise, batches=3000, seed=seed, spare_ns=round(MS + 4 * noise * ALONE_NS))
-    assert found.takes_ns <= noise * ALONE_NS
+    assert found.overhead_ns <= noise * ALONE_NS
 
 
 def test_it_is_never_more_than_half_of_what_a_batch_takes():
-    hand_over = PipelineOverhead()
+    overhead = PipelineOverhead()
     for _ in range(1000):
-        hand_over.alone(SIZE, 20 * MS)
-        hand_over.ahead(SIZE, MS, 100 * MS)
-    assert hand_over.takes_ns == 10 * MS
+        overhead.observe_alone(SIZE, 20 * MS)
+        overhead.observe_pipelined(SIZE, MS, 100 * MS)
+    assert overhead.overhead_ns == 10 * MS
 
 
 def test_only_the_first_8_of_the_same_size_are_compared():
-    hand_over = PipelineOverhead()
-    hand_over.alone(SIZE, 20 * MS)
+    overhead = PipelineOverhead()
+    overhead.observe_alone(SIZE, 20 * MS)
     for size in (SIZE - 1, SIZE + 1, 1):
-        hand_over.ahead(size, 15 * MS, 8 * MS)
-        assert hand_over.takes_ns == 0
+        overhead.observe_pipelined(size, 15 * MS, 8 * MS)
+        assert overhead.overhead_ns == 0
     taught = 0
     for number in range(1, 21):
-        before_ns = hand_over.takes_ns
-        hand_over.ahead(SIZE, 20 * MS - number * MS // 10, 8 * MS)
-        taught += hand_over.takes_ns != before_ns
+        before_ns = overhead.overhead_ns
+        overhead.observe_pipelined(SIZE, 20 * MS - number * MS // 10, 8 * MS)
+        taught += overhead.overhead_ns != before_ns
     assert taught == 5  # three were of other sizes
 
 
 def test_one_that_goes_by_itself_is_due_after_32_ahead():
-    hand_over = PipelineOverhead()
+    overhead = PipelineOverhead()
     for _ in range(32):
-        from_ns, until_ns = hand_over.window_ns(100 * MS, MS)
+        from_ns, until_ns = overhead.window_ns(100 * MS, MS)
         assert from_ns <= until_ns
-        hand_over.ahead(SIZE, 20 * MS, 5 * MS)
-    from_ns, until_ns = hand_over.window_ns(100 * MS, MS)
+        overhead.observe_pipelined(SIZE, 20 * MS, 5 * MS)
+    from_ns, until_ns = overhead.window_ns(100 * MS, MS)
     assert until_ns < from_ns
-    hand_over.alone(SIZE, 20 * MS)
-    from_ns, until_ns = hand_over.window_ns(100 * MS, MS)
+    overhead.observe_alone(SIZE, 20 * MS)
+    from_ns, until_ns = overhead.window_ns(100 * MS, MS)
     assert from_ns <= until_ns
 
 
 def test_the_window_opens_before_the_earliest_end_by_the_hand_over_and_what_a_loop_may_be_late():
-    hand_over = learned(2 * MS, batches=3000)
-    from_ns, until_ns = hand_over.window_ns(100 * MS, 2 * MS)
-    assert from_ns == 100 * MS - 5 * MS - hand_over.takes_ns - MS
+    overhead = learned(2 * MS, batches=3000)
+    from_ns, until_ns = overhead.window_ns(100 * MS, 2 * MS)
+    assert from_ns == 100 * MS - 5 * MS - overhead.overhead_ns - MS
     assert until_ns == 102 * MS
 
 
 def test_the_turn_comes_the_hand_over_before_the_end_of_the_one_before_but_not_before_it_was_sent():
-    hand_over = learned(2 * MS, batches=3000)
-    assert hand_over.turn_ns(90 * MS, 100 * MS) == 100 * MS - hand_over.takes_ns
-    assert hand_over.turn_ns(99 * MS, 100 * MS) == 99 * MS
-    assert repr(hand_over) == "PipelineOverhead(2.000 ms)"
+    overhead = learned(2 * MS, batches=3000)
+    assert overhead.effective_start_ns(90 * MS, 100 * MS) == 100 * MS - overhead.overhead_ns
+    assert overhead.effective_start_ns(99 * MS, 100 * MS) == 99 * MS
+    assert repr(overhead) == "PipelineOverhead(2.000 ms)"

@@ -19,7 +19,7 @@ class AgainstLists(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.journal = EventRing(REQUESTS, BATCHES)
+        self.events = EventRing(REQUESTS, BATCHES)
         self.now_ns = 0
         self.arrivals, self.batches, self.drops = [], [], []
         self.running = {}
@@ -32,30 +32,30 @@ class AgainstLists(RuleBasedStateMachine):
     @rule(passed=st.integers(0, 9), limit=st.sampled_from([0, 5, 50, 2**40]), priority=st.integers(-(2**31), 2**31 - 1))
     def arrive(self, passed, limit, priority):
         now_ns = self.later(passed)
-        self.journal.arrived(now_ns, limit, priority)
+        self.events.arrived(now_ns, limit, priority)
         self.arrivals.append((now_ns, limit, priority))
 
     @rule(
         passed=st.integers(0, 9),
         size=st.integers(1, 64),
         reason=st.sampled_from(["full", "planned"]),
-        waiting=st.integers(0, 99),
+        queued=st.integers(0, 99),
     )
-    def launch(self, passed, size, reason, waiting):
+    def launch(self, passed, size, reason, queued):
         now_ns = self.later(passed)
-        number = self.journal.launched(now_ns, size, reason, waiting)
+        number = self.events.released(now_ns, size, reason, queued)
         assert number == len(self.batches)
         taken = set(self.running.values())
         row = next(row for row in range(len(taken) + 1) if row not in taken)
         self.running[number] = row
-        self.batches.append([now_ns, -1, row, size, waiting, False, reason])
+        self.batches.append([now_ns, -1, row, size, queued, False, reason])
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), passed=st.integers(0, 9))
     def take_turn(self, data, passed):
         now_ns = self.later(passed)
         number = data.draw(st.sampled_from(sorted(self.running)))
-        self.journal.took_turn(number, now_ns)
+        self.events.started(number, now_ns)
         if number < len(self.batches) - BATCHES:
             return  # the ring has forgotten it
         del self.running[number]
@@ -69,7 +69,7 @@ class AgainstLists(RuleBasedStateMachine):
     def finish(self, data, passed, ok):
         now_ns = self.later(passed)
         number = data.draw(st.sampled_from(sorted(self.running)))
-        assert self.journal.finished(number, now_ns, ok)
+        assert self.events.finished(number, now_ns, ok)
         del self.running[number]
         self.batches[number][1] = now_ns
         self.batches[number][5] = ok
@@ -77,12 +77,12 @@ class AgainstLists(RuleBasedStateMachine):
     @rule(number=st.integers(-2, 200))
     def finish_what_does_not_run(self, number):
         if number not in self.running:
-            assert not self.journal.finished(number, self.now_ns, True)
+            assert not self.events.finished(number, self.now_ns, True)
 
     @rule(passed=st.integers(0, 1), reason=st.sampled_from(["overloaded", "infeasible"]), count=st.integers(0, 5))
     def drop(self, passed, reason, count):
         now_ns = self.later(passed)
-        self.journal.dropped(now_ns, reason, count)
+        self.events.dropped(now_ns, reason, count)
         self.dropped_total += count
         if not count:
             return
@@ -93,10 +93,10 @@ class AgainstLists(RuleBasedStateMachine):
 
     @invariant()
     def the_snapshot_is_the_end_of_the_lists(self):
-        shot = self.journal.snapshot()
+        shot = self.events.snapshot()
         arrivals = zip(*(shot[name].tolist() for name in ("arrivals_ns", "limits_ns", "priorities")), strict=True)
         assert list(arrivals) == self.arrivals[-REQUESTS:]
-        names = ("batch_starts_ns", "batch_ends_ns", "batch_workers", "batch_sizes", "batch_waiting", "batch_ok")
+        names = ("batch_starts_ns", "batch_ends_ns", "batch_workers", "batch_sizes", "batch_queued", "batch_ok")
         batches = zip(*(shot[name].tolist() for name in names), shot["reasons"], strict=True)
         assert [list(batch) for batch in batches] == self.batches[-BATCHES:]
         drops = zip(shot["drops_ns"].tolist(), shot["drop_counts"].tolist(), shot["drop_reasons"], strict=True)
@@ -104,23 +104,23 @@ class AgainstLists(RuleBasedStateMachine):
 
     @invariant()
     def totals_forget_nothing(self):
-        assert self.journal.arrivals == len(self.arrivals)
-        assert self.journal.launches == len(self.batches)
-        assert self.journal.drops == self.dropped_total
+        assert self.events.arrivals == len(self.arrivals)
+        assert self.events.releases == len(self.batches)
+        assert self.events.drops == self.dropped_total
         reasons = [batch[-1] for batch in self.batches]
-        assert self.journal.released_by_reason == {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+        assert self.events.released_by_reason == {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
         counted = {}
         for _, count, reason in self.drops:
             counted[reason] = counted.get(reason, 0) + count
-        assert self.journal.dropped_by_reason == counted
+        assert self.events.dropped_by_reason == counted
 
     @invariant()
     def the_planner_reads_the_same_arrivals(self):
         limits = [limit for _, limit, _ in self.arrivals if limit][-64:]
-        assert sorted(self.journal.recent_limits_ns()) == sorted(limits)
+        assert sorted(self.events.recent_limits_ns()) == sorted(limits)
         kept = self.arrivals[-REQUESTS:]
         timed = [(priority, limit) for _, limit, priority in kept if limit]
-        classes = self.journal.recent_classes()
+        classes = self.events.recent_classes()
         assert classes.keys() == {priority for priority, _ in timed}
         for priority, (share, shortest) in classes.items():
             own = [limit for other, limit in timed if other == priority]
@@ -128,38 +128,38 @@ class AgainstLists(RuleBasedStateMachine):
         kept = self.arrivals[-REQUESTS:]
         passed = self.now_ns + 3 - kept[0][0] if kept else 0
         expected = passed / (len(kept) - 1) if len(kept) > 1 and passed else float("inf")
-        assert self.journal.gap_ns(self.now_ns + 3) == expected
+        assert self.events.gap_ns(self.now_ns + 3) == expected
 
 
 TestAgainstLists = AgainstLists.TestCase
 
 
 def test_more_batches_at_once_than_the_ring_holds_get_and_free_their_rows():
-    journal = EventRing(1, 2)
-    numbers = [journal.launched(0, 1, "full", 0) for _ in range(1000)]
-    assert journal.snapshot()["batch_workers"].tolist() == [998, 999]
+    events = EventRing(1, 2)
+    numbers = [events.released(0, 1, "full", 0) for _ in range(1000)]
+    assert events.snapshot()["batch_workers"].tolist() == [998, 999]
     for number in reversed(numbers[3:900]):
-        assert journal.finished(number, 1, True)
-        assert not journal.finished(number, 1, True)
+        assert events.finished(number, 1, True)
+        assert not events.finished(number, 1, True)
     rows = []
     for _ in range(898):
-        journal.launched(2, 1, "full", 0)
-        rows.append(int(journal.snapshot()["batch_workers"][-1]))
+        events.released(2, 1, "full", 0)
+        rows.append(int(events.snapshot()["batch_workers"][-1]))
     assert rows == [*range(3, 900), 1000]
 
 
 def test_rows_are_the_lowest_free_ones_whatever_the_order_of_the_ends():
-    journal = EventRing()
+    events = EventRing()
     rng = np.random.default_rng(5)
     running, taken = {}, set()
     for step in range(5000):
         if running and rng.random() < 0.5:
             number = list(running)[rng.integers(len(running))]
-            journal.finished(number, step, True)
+            events.finished(number, step, True)
             taken.remove(running.pop(number))
         else:
-            number = journal.launched(step, 1, "full", 0)
-            row = int(np.asarray(journal.snapshot()["batch_workers"])[-1]) if step % 50 == 0 else None
+            number = events.released(step, 1, "full", 0)
+            row = int(np.asarray(events.snapshot()["batch_workers"])[-1]) if step % 50 == 0 else None
             lowest = next(row for row in range(len(taken) + 1) if row not in taken)
             assert row is None or row == lowest
             running[number] = lowest
@@ -168,93 +168,93 @@ def test_rows_are_the_lowest_free_ones_whatever_the_order_of_the_ends():
 
 
 def test_the_rate_is_that_of_the_last_256_and_falls_with_silence():
-    journal = EventRing()
-    assert journal.gap_ns(5) == float("inf")
+    events = EventRing()
+    assert events.gap_ns(5) == float("inf")
     for at in range(1000):
-        journal.arrived(at * 1000, 0, 0)
+        events.arrived(at * 1000, 0, 0)
     for at in range(256):
-        journal.arrived(10**6 + at * 10, 0, 0)
+        events.arrived(10**6 + at * 10, 0, 0)
     latest_ns = 10**6 + 2550
-    assert journal.gap_ns(latest_ns) == 10.0
-    assert journal.gap_ns(latest_ns + 2550) == 20.0
-    assert journal.recent_limits_ns() == []
+    assert events.gap_ns(latest_ns) == 10.0
+    assert events.gap_ns(latest_ns + 2550) == 20.0
+    assert events.recent_limits_ns() == []
 
 
 def test_arrivals_of_one_instant_have_no_rate_yet():
-    journal = EventRing()
-    journal.arrived(7, 0, 0)
-    journal.arrived(7, 0, 0)
-    assert journal.gap_ns(7) == float("inf")
-    assert journal.gap_ns(9) == 2.0
+    events = EventRing()
+    events.arrived(7, 0, 0)
+    events.arrived(7, 0, 0)
+    assert events.gap_ns(7) == float("inf")
+    assert events.gap_ns(9) == 2.0
 
 
 def test_requests_without_a_deadline_push_no_limits_out():
-    journal = EventRing()
-    journal.arrived(0, 50, 0)
+    events = EventRing()
+    events.arrived(0, 50, 0)
     for at in range(200):
-        journal.arrived(at, 0, 0)
-    assert journal.recent_limits_ns() == [50]
+        events.arrived(at, 0, 0)
+    assert events.recent_limits_ns() == [50]
     for at in range(64):
-        journal.arrived(at, 100 + at, 0)
-    assert sorted(journal.recent_limits_ns()) == list(range(100, 164))
+        events.arrived(at, 100 + at, 0)
+    assert sorted(events.recent_limits_ns()) == list(range(100, 164))
 
 
 def test_classes_are_those_of_the_last_256():
     """A class has its share of the last 256 arrivals and its shortest time limit among them."""
-    journal = EventRing(1024)
+    events = EventRing(1024)
     for _ in range(300):
-        journal.arrived(0, 5, 7)
+        events.arrived(0, 5, 7)
     for at in range(192):
-        journal.arrived(at, 30 + at % 3, 0)
+        events.arrived(at, 30 + at % 3, 0)
 
-    assert journal.recent_classes() == {0: (pytest.approx(0.75), 30), 7: (pytest.approx(0.25), 5)}
+    assert events.recent_classes() == {0: (pytest.approx(0.75), 30), 7: (pytest.approx(0.25), 5)}
     for _ in range(64):
-        journal.arrived(0, 40, 0)
-    assert journal.recent_classes() == {0: (pytest.approx(1.0), 30)}
+        events.arrived(0, 40, 0)
+    assert events.recent_classes() == {0: (pytest.approx(1.0), 30)}
 
 
 def test_classes_count_those_without_a_deadline():
     """Arrivals without a deadline make the shares of the others smaller, and form no class."""
-    journal = EventRing()
-    assert journal.recent_classes() == {}
+    events = EventRing()
+    assert events.recent_classes() == {}
     for _ in range(3):
-        journal.arrived(0, 0, 1)
-    journal.arrived(0, 50, -2)
+        events.arrived(0, 0, 1)
+    events.arrived(0, 50, -2)
 
-    assert journal.recent_classes() == {-2: (0.25, 50)}
+    assert events.recent_classes() == {-2: (0.25, 50)}
 
 
 def test_a_policy_that_invents_reasons_does_not_fill_the_memory():
-    journal = EventRing()
+    events = EventRing()
     for at in range(1000):
-        journal.launched(at, 1, f"reason {at}", 0)
-        journal.dropped(at, f"drop {at}")
-    released = journal.released_by_reason
+        events.released(at, 1, f"reason {at}", 0)
+        events.dropped(at, f"drop {at}")
+    released = events.released_by_reason
     assert len(released) == 257
     assert released["reason 255"] == 1
     assert released["other"] == 744
-    assert sum(journal.dropped_by_reason.values()) == 1000
-    assert journal.snapshot()["reasons"][255:257] == ("reason 255", "other")
-    journal.launched(1000, 1, "reason 3", 0)
-    assert journal.released_by_reason["reason 3"] == 2
+    assert sum(events.dropped_by_reason.values()) == 1000
+    assert events.snapshot()["reasons"][255:257] == ("reason 255", "other")
+    events.released(1000, 1, "reason 3", 0)
+    assert events.released_by_reason["reason 3"] == 2
 
 
 def test_a_reason_that_is_called_other_is_counted_with_the_others():
-    journal = EventRing()
-    journal.launched(0, 1, "other", 0)
+    events = EventRing()
+    events.released(0, 1, "other", 0)
     for at in range(300):
-        journal.launched(at, 1, f"reason {at}", 0)
-    assert journal.released_by_reason["other"] == 1 + 300 - 255
+        events.released(at, 1, f"reason {at}", 0)
+    assert events.released_by_reason["other"] == 1 + 300 - 255
 
 
 def test_a_snapshot_does_not_change_with_the_journal():
-    journal = EventRing(2, 2)
-    number = journal.launched(5, 1, "full", 0)
-    journal.arrived(5, 0, 0)
-    before = journal.snapshot()
-    journal.finished(number, 9, True)
-    journal.arrived(6, 0, 0)
-    journal.launched(9, 1, "full", 0)
+    events = EventRing(2, 2)
+    number = events.released(5, 1, "full", 0)
+    events.arrived(5, 0, 0)
+    before = events.snapshot()
+    events.finished(number, 9, True)
+    events.arrived(6, 0, 0)
+    events.released(9, 1, "full", 0)
     assert before["batch_ends_ns"].tolist() == [-1]
     assert before["arrivals_ns"].tolist() == [5]
     assert before["released"] == {"full": 1}
@@ -279,30 +279,30 @@ def test_sizes_are_powers_of_two(arguments, error):
 
 
 def test_it_says_what_it_saw():
-    journal = EventRing()
-    journal.arrived(0, 0, 0)
-    journal.dropped(0, "overloaded", 3)
-    assert repr(journal) == "EventRing(1 arrivals, 0 batches, 3 drops)"
+    events = EventRing()
+    events.arrived(0, 0, 0)
+    events.dropped(0, "overloaded", 3)
+    assert repr(events) == "EventRing(1 arrivals, 0 batches, 3 drops)"
 
 
 def run_at_random(module, seed):
     rng = np.random.default_rng(seed)
-    journal, running, seen = module.EventRing(16, 8), [], []
+    events, running, seen = module.EventRing(16, 8), [], []
     for step in range(600):
         action, now_ns = rng.random(), int(step * 1000 + rng.integers(900))
         if action < 0.4:
-            journal.arrived(now_ns, int(rng.integers(0, 3) * 10**7), int(rng.integers(3)))
+            events.arrived(now_ns, int(rng.integers(0, 3) * 10**7), int(rng.integers(3)))
         elif action < 0.65:
             running.append(
-                journal.launched(now_ns, int(rng.integers(1, 9)), f"reason {rng.integers(4)}", int(rng.integers(9)))
+                events.released(now_ns, int(rng.integers(1, 9)), f"reason {rng.integers(4)}", int(rng.integers(9)))
             )
         elif action < 0.9 and running:
-            seen.append(journal.finished(running.pop(rng.integers(len(running))), now_ns, bool(rng.random() < 0.8)))
+            seen.append(events.finished(running.pop(rng.integers(len(running))), now_ns, bool(rng.random() < 0.8)))
         else:
-            journal.dropped(now_ns, f"drop {rng.integers(3)}", int(rng.integers(1, 4)))
-        seen.append((journal.gap_ns(now_ns), journal.recent_limits_ns(), repr(journal)))
+            events.dropped(now_ns, f"drop {rng.integers(3)}", int(rng.integers(1, 4)))
+        seen.append((events.gap_ns(now_ns), events.recent_limits_ns(), repr(events)))
         if step % 20 == 0:
-            seen.append({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in journal.snapshot().items()})
+            seen.append({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in events.snapshot().items()})
     return seen
 
 

@@ -45,7 +45,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.now_ns = 1000
         self.count = 0
         self.futures = {}
-        self.waiting = []  # (priority, number), the model
+        self.queued = []  # (priority, number), the model
         self.running = []  # (run, {number, ...})
         self.tickets = {}
         self.deadlines = {}
@@ -57,7 +57,7 @@ class QueueMachine(RuleBasedStateMachine):
     def live(self):
         return [number for number in self.tickets if number not in self.ended]
 
-    @precondition(lambda self: len(self.waiting) < 12)
+    @precondition(lambda self: len(self.queued) < 12)
     @rule(priority=st.sampled_from([0, 0, 0, 1, -5, 7]), timeout=st.none() | st.integers(0, 50))
     def admit(self, priority, timeout):
         number = self.count
@@ -66,12 +66,12 @@ class QueueMachine(RuleBasedStateMachine):
         deadline = NEVER if timeout is None else self.now_ns + timeout
         self.tickets[number] = self.queue.admit(("request", number), number, future, self.now_ns, deadline, priority)
         self.deadlines[number] = deadline
-        self.waiting.append((priority, number))
+        self.queued.append((priority, number))
 
-    @precondition(lambda self: self.waiting)
+    @precondition(lambda self: self.queued)
     @rule(count=st.integers(1, 6))
     def take(self, count):
-        expected = [number for _, number in sorted(self.waiting)][:count]
+        expected = [number for _, number in sorted(self.queued)][:count]
         chosen = self.queue.first(count)
         assert [ticket.inputs for ticket in chosen] == expected
         run = self.queue.take(chosen, self.now_ns, "full")
@@ -81,7 +81,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.queue.end(self.tickets[number])
             self.ended.add(number)
         taken = set(expected) - gone
-        self.waiting = [(priority, number) for priority, number in self.waiting if number not in taken | gone]
+        self.queued = [(priority, number) for priority, number in self.queued if number not in taken | gone]
         if taken:
             self.running.append((run, taken))
             assert run.deadline_ns == max(self.deadlines[number] for number in taken)
@@ -110,7 +110,7 @@ class QueueMachine(RuleBasedStateMachine):
         rows = [
             ValueError(ticket) if error and index % 2 else ("row", index) for index, ticket in enumerate(run.tickets)
         ]
-        answered, failed = self.queue.answered, self.queue.failed
+        answered, failed = self.queue.succeeded, self.queue.failed
         self.queue.deliver(run, rows, self.now_ns, self.now_ns)
         for index, ticket in enumerate(run.tickets):
             number = self.number_of(ticket)
@@ -126,7 +126,7 @@ class QueueMachine(RuleBasedStateMachine):
                 answered += future.state == "answered"
                 failed += future.state == "failed"
             self.ended.add(number)
-        assert (self.queue.answered, self.queue.failed) == (answered, failed)
+        assert (self.queue.succeeded, self.queue.failed) == (answered, failed)
         assert not numbers - self.ended
 
     @rule(step=st.integers(0, 30))
@@ -138,7 +138,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert [self.deadlines_of(future) for future, _, _ in late] == sorted(self.deadlines[n] for n in expected)
         for future, run, _ in late:
             number = self.number_of_future(future)
-            assert (run is None) == (number in {n for _, n in self.waiting})
+            assert (run is None) == (number in {n for _, n in self.queued})
             self.forget(number)
 
     def number_of_future(self, future):
@@ -149,22 +149,22 @@ class QueueMachine(RuleBasedStateMachine):
 
     def forget(self, number):
         self.ended.add(number)
-        self.waiting = [(priority, waiting) for priority, waiting in self.waiting if waiting != number]
+        self.queued = [(priority, waiting) for priority, waiting in self.queued if waiting != number]
         for _, numbers in self.running:
             numbers.discard(number)
 
     @invariant()
     def counts_and_order_agree(self):
-        assert len(self.queue) == self.queue.waiting == len(self.waiting)
-        assert [ticket.inputs for ticket in self.queue] == [number for _, number in sorted(self.waiting)]
+        assert len(self.queue) == self.queue.queued == len(self.queued)
+        assert [ticket.inputs for ticket in self.queue] == [number for _, number in sorted(self.queued)]
         assert self.queue.running == sum(len(numbers) for _, numbers in self.running)
         assert all(run.live == len(numbers) for run, numbers in self.running)
-        assert self.queue.full == (len(self.waiting) == 12)
+        assert self.queue.full == (len(self.queued) == 12)
         last = self.queue.least_urgent()
-        assert (None if last is None else last.inputs) == (max(self.waiting)[1] if self.waiting else None)
+        assert (None if last is None else last.inputs) == (max(self.queued)[1] if self.queued else None)
         deadlines = [self.deadlines[number] for number in self.live()]
         assert self.queue.next_deadline_ns == min(deadlines, default=NEVER)
-        oldest = [self.tickets[number].enqueued_ns for _, number in self.waiting]
+        oldest = [self.tickets[number].enqueued_ns for _, number in self.queued]
         assert self.queue.oldest_ns == min(oldest, default=NEVER)
 
     @invariant()
@@ -172,7 +172,7 @@ class QueueMachine(RuleBasedStateMachine):
         for number in self.ended:
             ticket = self.tickets[number]
             assert ticket.state == "done"
-            assert ticket.request is ticket.inputs is ticket.future is ticket.run is None
+            assert ticket.request is ticket.inputs is ticket.future is ticket.execution is None
 
 
 TestQueue = QueueMachine.TestCase
@@ -236,7 +236,7 @@ def run_at_random(module, seed):
             queue.deliver(run, list(range(len(run.tickets))), now_ns, now_ns + 3)
         else:
             trace.append(("expire", [timings.enqueued_ns for _, _, timings in queue.expire(now_ns)]))
-        trace.append((queue.waiting, queue.running, queue.answered, queue.next_deadline_ns, queue.oldest_ns))
+        trace.append((queue.queued, queue.running, queue.succeeded, queue.next_deadline_ns, queue.oldest_ns))
         trace.append(round(queue.batch_s * 1e12))
     return trace
 

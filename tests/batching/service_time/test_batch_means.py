@@ -28,10 +28,10 @@ def means(twin):
     return made
 
 
-def ran(ticket_cy, size, *, turn_ns=0, behind_ns=0, abandoned=False):
-    run = ticket_cy.Run()
+def ran(ticket_cy, size, *, effective_start_ns=0, predecessor_end_ns=0, abandoned=False):
+    run = ticket_cy.Execution()
     run.tickets.extend([None] * size)
-    run.turn_ns, run.behind_ns, run.abandoned = turn_ns, behind_ns, abandoned
+    run.effective_start_ns, run.predecessor_end_ns, run.abandoned = effective_start_ns, predecessor_end_ns, abandoned
     return run
 
 
@@ -99,15 +99,17 @@ def test_a_run_counts_from_its_turn(means, twin):
     """A run is absorbed as a batch of its tickets that took from its turn to its end."""
     means.absorb(2, 100, opens=True)
 
-    assert means.absorb_run(ran(twin[1], 2, turn_ns=1000), 1300)
+    assert means.absorb_execution(ran(twin[1], 2, effective_start_ns=1000), 1300)
     assert means.mean_ns(2, 200) == 200
 
 
 @pytest.mark.parametrize(
-    "how", [{"behind_ns": 5}, {"behind_ns": -1}, {"abandoned": True}], ids=["ahead", "unknown", "abandoned"]
+    "how",
+    [{"predecessor_end_ns": 5}, {"predecessor_end_ns": -1}, {"abandoned": True}],
+    ids=["ahead", "unknown", "abandoned"],
 )
 def test_other_runs_are_not_absorbed(means, twin, how):
     """A batch that was sent ahead or cancelled is no batch that went by itself."""
     means.absorb(2, 100, opens=True)
 
-    assert not means.absorb_run(ran(twin[1], 2, **how), 100)
+    assert not means.absorb_execution(ran(twin[1], 2, **how), 100)
