@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.pending_calls import DeadlineCalls

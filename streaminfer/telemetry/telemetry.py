@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import Clock, P, R, Service, find_inward, is_backend, is_service
 from streaminfer.request import Request, Response

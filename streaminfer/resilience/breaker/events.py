@@ -1,18 +1,13 @@
-"""What happened to a circuit breaker, told to whoever listens: in order, with no lock held, and never its undoing.
+"""Events of a circuit breaker.
 
-The state machine writes events into a ring of numbers; the call that caused one, or noticed it, tells it afterwards.
-One thread at a time tells, so that listeners hear events in their order. A thread that finds another one telling leaves
-its event to that one and goes on, so nobody waits: a listener may call the breaker, which is heard when the listener
-has returned, and one that never returns holds up no other call.
+The state machine writes events into a ring of numbers; the call that caused one, or noticed it, delivers it afterwards.
 """
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.listeners import Listeners
 from streaminfer.resilience.breaker._state_machine_cy import REASONS, STATES, BreakerMachine
 
 __all__ = ["BreakerEvent", "BreakerEvents"]
@@ -47,52 +42,31 @@ class BreakerEvent:
 
 
 class BreakerEvents:
-    """Tells the events of one machine. Thread-safe."""
+    """Delivers the events of one machine. Thread-safe."""
 
     def __init__(self, name: str, machine: BreakerMachine) -> None:
         self._name = name
-        self._failures = ListenerFailures("streaminfer.resilience", f"circuit breaker {name!r}")
         self._machine = machine
-        self._listeners: tuple[Callable[[BreakerEvent], object], ...] = ()
-        self._changing = threading.Lock()
-        self._telling = threading.Lock()  # never waited for
+        self._listeners: Listeners[BreakerEvent] = Listeners(
+            "streaminfer.resilience", f"circuit breaker {name!r}", "a function of a BreakerEvent"
+        )
 
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
-        """Tells every event from now on to ``listener``; what it returns ends that.
+        """Add a listener for all later events; the result removes it.
 
         Raises:
             TypeError: not a callable.
         """
-        check_instance("listener", listener, callable, "a function of a BreakerEvent")
-        with self._changing:
-            self._listeners = (*self._listeners, listener)
-            self._machine.listening = True
-
-        def stop() -> None:
-            nonlocal listener
-            with self._changing:
-                self._listeners = tuple(other for other in self._listeners if other is not listener)
-                self._machine.listening = bool(self._listeners)
-
-        return stop
+        return self._listeners.add(listener, self._set_listening)
 
     def deliver(self) -> None:
-        """Tells what is pending, unless somebody does already."""
-        while self._machine.pending and self._telling.acquire(blocking=False):
-            try:
-                event = self._machine.next_event()
-                while event is not None:
-                    self._tell(event)
-                    event = self._machine.next_event()
-            finally:
-                self._telling.release()
-            # one that came between the last look and the release was left to this thread: look again
+        """Tell the pending events, unless another thread does."""
+        self._listeners.deliver(self._take)
 
-    def _tell(self, event: tuple[int, ...]) -> None:
-        before, after, reason, *numbers = event
-        told = BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)
-        for listener in self._listeners:
-            try:
-                listener(told)
-            except LISTENER_ERRORS as failure:
-                self._failures.report(listener, told, failure)
+    def _set_listening(self, listening: bool) -> None:
+        self._machine.listening = listening
+
+    def _take(self) -> Iterator[BreakerEvent]:
+        while (event := self._machine.next_event()) is not None:
+            before, after, reason, *numbers = event
+            yield BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)

@@ -10,12 +10,12 @@ import concurrent.futures
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
 from streaminfer.telemetry._guard import atomic
@@ -32,6 +32,7 @@ else:
 __all__ = ["SLO", "BurnSignal"]
 
 _REACHABLE = 0.8
+_CALLBACK = "a callable that takes an Alert"
 _LONGEST_S = 100 * 365 * 86400.0
 _FINEST_SHARE = 64  # a bucket is at most this part of the shortest window that is watched
 _Callback = TypeVar("_Callback", bound=Callable[[Alert], Any])
@@ -119,15 +120,12 @@ class SLO(_State):
     # no dictionary: looking up `record` is a third faster without
     __slots__ = (
         "__weakref__",
-        "_callbacks",
+        "_changes",
         "_clock_given",
-        "_failures",
+        "_listeners",
         "_looking",
         "_states",
-        "_telling",
-        "_untold",
         "alert_pairs",
-        "callback_errors",
         "name",
         "objective",
         "period_s",
@@ -192,11 +190,8 @@ class SLO(_State):
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
         self._looking = threading.Lock()
-        self._telling = threading.Lock()
-        self._untold: deque[Alert] = deque()
-        self._callbacks: tuple[Callable[[Alert], Any], ...] = ()
-        self.callback_errors = 0
-        self._failures = ListenerFailures("streaminfer.slo", f"SLO {name!r}")
+        self._changes: deque[Alert] = deque()
+        self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 
     def bind_clock(self, clock: Callable[[], int]) -> None:
         """Takes over the clock of a `Stack`, unless one was given; time goes on from where it stands."""
@@ -246,7 +241,7 @@ class SLO(_State):
         with self._looking:
             self._look()
             firing = self._states.firing()
-        self._tell()
+        self._listeners.deliver(self._take_changes)
         return firing
 
     def on_alert(self, callback: _Callback) -> _Callback:
@@ -265,14 +260,19 @@ class SLO(_State):
         Raises:
             TypeError: it cannot be called.
         """
-        check_instance("callback", callback, callable, "a callable that takes an Alert")
-        self._callbacks = (*self._callbacks, callback)
+        check_instance("callback", callback, callable, _CALLBACK)
+        self._listeners.add(callback)
         self._watch()
         return callback
 
     def remove_callback(self, callback: Callable[[Alert], Any]) -> None:
         """No longer calls a function that :meth:`on_alert` was given; one that is unknown is left alone."""
-        self._callbacks = tuple(kept for kept in self._callbacks if kept != callback)
+        self._listeners.discard(callback)
+
+    @property
+    def callback_errors(self) -> int:
+        """Exceptions of callbacks."""
+        return self._listeners.errors
 
     def statistics(self) -> SloStatistics:
         """A frozen snapshot: events and budget of the period, burn rates, alerts."""
@@ -326,39 +326,25 @@ class SLO(_State):
 
     def _check(self) -> None:
         """Looks, from a record, unless another thread does."""
-        if not self._callbacks or not self._looking.acquire(blocking=False):
+        if not self._listeners or not self._looking.acquire(blocking=False):
             return
         try:
             self._look()
         finally:
             self._looking.release()
-        self._tell()
+        self._listeners.deliver(self._take_changes)
 
     def _look(self) -> None:
         elapsed_ns, now_ns = self._ages()
-        self._untold.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
+        self._changes.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
 
     def _events_and_rate(self, window_s: float) -> tuple[int, float]:
         seen, bad, _ = self.window(max(int(window_s * 1e9), 1))
         return seen, bad / seen / self.allowed if seen else 0.0
 
-    def _tell(self) -> None:
-        """Hands the changes to the callbacks, in order: one thread at a time, which takes those of the others too."""
-        while self._untold and self._telling.acquire(blocking=False):
-            try:
-                while self._untold:
-                    alert = self._untold.popleft()
-                    for callback in self._callbacks:
-                        self._call(callback, alert)
-            finally:
-                self._telling.release()
-
-    def _call(self, callback: Callable[[Alert], Any], alert: Alert) -> None:
-        try:
-            callback(alert)
-        except LISTENER_ERRORS as failure:
-            self.callback_errors += 1
-            self._failures.report(callback, alert, failure)
+    def _take_changes(self) -> Iterator[Alert]:
+        while self._changes:
+            yield self._changes.popleft()
 
 
 def _allowed(objective: object) -> float:
