@@ -39,11 +39,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import MutableSequence
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 
-__all__ = ["MODES", "NEVER", "REASONS", "STATES", "BreakerMachine"]
+__all__ = ["MODES", "REASONS", "STATES", "BreakerMachine"]
 
-NEVER = 2**63 - 1
 STATES = ("closed", "open", "half_open")
 MODES = ("automatic", "metrics_only", "disabled", "forced_open")
 REASONS = (
@@ -61,7 +61,7 @@ REASONS = (
 )
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
+_NEVER = NEVER_NS
 _CLOSED = 0
 _OPEN = 1
 _HALF_OPEN = 2
@@ -95,7 +95,7 @@ class BreakerMachine:
     Args:
         failure_rate: share of failures at which it trips, above 0 and at most 1.
         slow_rate: share of slow calls at which it trips, above 0 and at most 1.
-        slow_ns: a longer call is slow; :data:`NEVER`: none is.
+        slow_ns: a longer call is slow; :data:`NEVER_NS`: none is.
         window: the outcomes it judges by while closed.
         minimum_calls: below so many outcomes nothing is judged, unless the window, or half-open, cannot hold so many.
         open_ns: how long it refuses after the first trip.

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
@@ -37,7 +38,6 @@ from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, find
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import kind_of, may_repeat, name_of, refuse_copy, repeats
-from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hedge"]
 
-_Share: type[CallBudget] = atomic(CallBudget, ("grant", "count", "left"))
+_Share: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
 _MOST = 8
 _REFRESH_NS = 50_000_000
 _DIGITS = 2

@@ -24,6 +24,7 @@ from functools import update_wrapper
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.resilience._targets import refuse_awaitable
@@ -38,7 +39,7 @@ __all__ = ["LimitCore", "LimitGuard", "LimitedFunction"]
 _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
 
 # C variables in the compiled module, not visible from Python
-_NEVER = 2**63 - 1
+_NEVER = NEVER_NS
 _FULL = 0
 _LATE = -1
 _UNKNOWN = -1

@@ -57,15 +57,16 @@ One source, compiled with the C types of ``_state_machine_cy.pxd`` or run as it 
 
 from __future__ import annotations
 
-__all__ = ["FULL", "LATE", "NEVER", "UNKNOWN", "LimitMachine"]
+from streaminfer._internal.instants import NEVER_NS
 
-NEVER = 2**63 - 1
+__all__ = ["FULL", "LATE", "UNKNOWN", "LimitMachine"]
+
 FULL = 0
 LATE = -1
 UNKNOWN = -1
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
+_NEVER = NEVER_NS
 _FULL = FULL
 _LATE = LATE
 _PASSES = 1
@@ -260,7 +261,7 @@ class LimitMachine:
 
         Args:
             priority: a lower number is more urgent; 0 and below may use the whole limit.
-            deadline_ns: of the call; :data:`NEVER`: it has none.
+            deadline_ns: of the call; :data:`NEVER_NS`: it has none.
             now_ns: the present instant.
 
         Returns:

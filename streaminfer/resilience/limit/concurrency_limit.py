@@ -6,15 +6,16 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.limit._guard_cy import LimitCore
-from streaminfer.resilience.limit._state_machine_cy import NEVER, UNKNOWN, LimitMachine
+from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
 from streaminfer.resilience.limit.layers import put_in_front
 from streaminfer.resilience.limit.permit_queue import PermitQueue
-from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
     from streaminfer.resilience.limit.statistics import LimitStatistics
@@ -36,7 +37,7 @@ _OPERATIONS = (
     "time_out",
     "try_acquire",
 )
-_Machine: type[LimitMachine] = atomic(LimitMachine, _OPERATIONS)
+_Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
 
 
 class ConcurrencyLimit(LimitCore):
@@ -177,7 +178,7 @@ class ConcurrencyLimit(LimitCore):
             InvalidInput: ``priority`` is no whole number of 32 bits.
         """
         check_priority(priority)
-        began_ns = self._machine.try_acquire(priority, NEVER if deadline_ns is None else deadline_ns, self.now())
+        began_ns = self._machine.try_acquire(priority, NEVER_NS if deadline_ns is None else deadline_ns, self.now())
         return self._give_out(began_ns) if began_ns > 0 else 0
 
     async def acquire(self, *, priority: int = 0, deadline_ns: int | None = None) -> int:

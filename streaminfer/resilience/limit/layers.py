@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.protocols import Admission, find_inward
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._targets import kind_of, name_of
 from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
-from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER
+from streaminfer.resilience.limit._state_machine_cy import FULL, LATE
 
 __all__ = ["LimitedBackend", "LimitedService", "put_in_front"]
 
@@ -52,7 +53,7 @@ class _Limited:
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""
         machine = self.limit._machine
-        deadline_ns = NEVER if request.deadline_ns is None else request.deadline_ns
+        deadline_ns = NEVER_NS if request.deadline_ns is None else request.deadline_ns
         verdict = machine.look(request.priority, deadline_ns, now_ns)
         queue = self.limit._queue
         if verdict == FULL and (queue is None or not queue.has_place(deadline_ns, now_ns)):

@@ -18,8 +18,9 @@ import bisect
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.resilience.limit._state_machine_cy import FULL, NEVER
+from streaminfer.resilience.limit._state_machine_cy import FULL
 
 if TYPE_CHECKING:
     from streaminfer.resilience.limit._guard_cy import LimitCore
@@ -63,7 +64,7 @@ class PermitQueue:
             DeadlineExceeded: there was none before its deadline, or the call would be late.
             RuntimeError: calls of another event loop wait.
         """
-        until_ns = NEVER if deadline_ns is None else deadline_ns
+        until_ns = NEVER_NS if deadline_ns is None else deadline_ns
         waits_behind = bool(self._waiting) and self._waiting[0][0] <= priority
         if not waits_behind and self._limit._machine.look(priority, until_ns, self._limit.now()) != FULL:
             return self._limit.enter(priority, deadline_ns, request, admission)
@@ -103,7 +104,7 @@ class PermitQueue:
     def _give(self) -> None:
         while self._waiting:
             priority, _, waiter = self._waiting[0]
-            deadline_ns = NEVER if waiter.deadline_ns is None else waiter.deadline_ns
+            deadline_ns = NEVER_NS if waiter.deadline_ns is None else waiter.deadline_ns
             if not waiter.future.done():
                 if self._limit._machine.look(priority, deadline_ns, self._limit.now()) == FULL:
                     return

@@ -10,6 +10,7 @@ from typing import Any, overload
 import attrs
 
 from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer.errors import Overloaded
@@ -17,7 +18,6 @@ from streaminfer.protocols import Clock, P, R, Service
 from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.resilience.rate.layers import wrap_with_rate
-from streaminfer.telemetry._guard import atomic
 
 __all__ = ["Rate", "RateLimit", "RateLimitStatistics"]
 
@@ -26,7 +26,7 @@ _MIN_PER_S = 1e-6
 _MAX_BURST = 1_000_000
 _MAX_TENANTS = 10_000_000
 _OPERATIONS = ("take", "wait_ns", "set_bucket")
-_Buckets: type[TenantBuckets] = atomic(TenantBuckets, _OPERATIONS)
+_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, _OPERATIONS)
 
 
 def _check_per_s(_: Any, attribute: attrs.Attribute[float], value: object) -> None:

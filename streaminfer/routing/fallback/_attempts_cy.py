@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["NEVER", "Attempt", "Attempts", "switch_at"]
+from streaminfer._internal.instants import NEVER_NS
 
-NEVER = 2**63 - 1
-_NEVER = 2**63 - 1
+__all__ = ["Attempt", "Attempts", "switch_at"]
+
+_NEVER = NEVER_NS
 
 
 def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, keep_ns: int) -> int:
@@ -117,7 +118,7 @@ class Attempts:
     def __init__(self) -> None:
         self._head: Attempt | None = None
         self.count = 0
-        self.timer_ns = NEVER
+        self.timer_ns = NEVER_NS
 
     def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
         """A request goes to a route; set the alarm if its ``switch_ns`` is before ``timer_ns``.
@@ -126,8 +127,8 @@ class Attempts:
             task: where it waits.
             cancellations: what ``task.cancelling()`` says now.
             now_ns: the present instant.
-            switch_ns: when to interrupt it; ``NEVER``: not at all.
-            deadline_ns: of the request; ``NEVER``: none.
+            switch_ns: when to interrupt it; ``NEVER_NS``: not at all.
+            deadline_ns: of the request; ``NEVER_NS``: none.
         """
         attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns)
         attempt._next = self._head
@@ -153,7 +154,7 @@ class Attempts:
         """Interrupts those that are due.
 
         Returns:
-            For when the alarm is to be set next; ``NEVER``: not at all.
+            For when the alarm is to be set next; ``NEVER_NS``: not at all.
         """
         earliest_ns = _NEVER
         attempt = self._head

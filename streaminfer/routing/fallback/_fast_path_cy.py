@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._request_cy import Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
 from streaminfer.routing.fallback._degradation_cy import DegradationController, RouteShare
 
 __all__ = ["FastPath", "kept_ns"]
 
-_NEVER = 2**63 - 1
+_NEVER = NEVER_NS
 _GOOD = 0
 _TRUSTED = 7
 _TRUSTED_NS = 1_000_000
@@ -146,7 +147,7 @@ class FastPath:
         return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns)
 
     def switch_ns(self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, enforces: bool) -> int:
-        """When a request gives up on a route; ``NEVER`` where the route itself ends it in time.
+        """When a request gives up on a route; ``NEVER_NS`` where the route itself ends it in time.
 
         Args:
             now_ns: the present instant.

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.owners import start_owned
@@ -39,7 +40,7 @@ from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, Clock, find_inward, sooner
 from streaminfer.request import Request, Response
-from streaminfer.routing.fallback._attempts_cy import NEVER, Attempt, Attempts
+from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
 from streaminfer.routing.fallback._degradation_cy import GOOD, LATE, DegradationController
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
@@ -291,7 +292,7 @@ class FallbackRouter(Chooser):
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        self._gate.attempts.timer_ns = NEVER
+        self._gate.attempts.timer_ns = NEVER_NS
         await stop_all(self, self._services(), drain=drain and failure is None)
         if failure is not None:
             raise failure
@@ -373,7 +374,7 @@ class FallbackRouter(Chooser):
             task.uncancel()
         lane.answered += 1
         duration_ns = now_ns - attempt.started_ns
-        if attempt.deadline_ns == NEVER:
+        if attempt.deadline_ns == NEVER_NS:
             lane.rung.settle(GOOD, duration_ns, 0, now_ns)
         elif now_ns <= attempt.deadline_ns:
             lane.rung.settle(GOOD, duration_ns, attempt.deadline_ns - attempt.started_ns, now_ns)
@@ -474,7 +475,7 @@ class FallbackRouter(Chooser):
         now_ns = max(self.clock(), self._gate.attempts.timer_ns)
         self._alarm = None
         wanted_ns = self._gate.attempts.interrupt_due(now_ns)
-        if wanted_ns != NEVER:
+        if wanted_ns != NEVER_NS:
             self._arm(get_running_loop(), wanted_ns, now_ns)
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import functools
 from asyncio import get_running_loop
 from typing import Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.protocols import Admission, Clock
 from streaminfer.request import Request
-from streaminfer.routing.fallback._attempts_cy import NEVER
 from streaminfer.routing.fallback._degradation_cy import NEUTRAL, DegradationController
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
@@ -22,8 +22,8 @@ _PATIENCE = 10
 
 
 def deadline_of(request: Request) -> int:
-    """The deadline, or ``NEVER``."""
-    return NEVER if request.deadline_ns is None else request.deadline_ns
+    """The deadline, or ``NEVER_NS``."""
+    return NEVER_NS if request.deadline_ns is None else request.deadline_ns
 
 
 class Chooser:
@@ -101,9 +101,9 @@ class Chooser:
     def _switch_ns(
         self, lane: RouteState, request: Request, journey: AttemptHistory, now_ns: int, deadline_ns: int
     ) -> int:
-        """When a request gives up on a route; ``NEVER`` where the route itself ends it in time."""
-        if deadline_ns == NEVER:
-            return NEVER
+        """When a request gives up on a route; ``NEVER_NS`` where the route itself ends it in time."""
+        if deadline_ns == NEVER_NS:
+            return NEVER_NS
         if now_ns >= lane.reserve_until_ns:
             lane.reserve_until_ns = now_ns + _RESERVE_LOOKS_NS
             lane.reserve_ns = self._time_behind_ns(lane, request, now_ns)

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 from math import log
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, DRAINING, EJECTED, FREE, TRIAL, ReplicaStats
 
 __all__ = [
@@ -48,7 +49,6 @@ __all__ = [
     "FAILURE",
     "FREE",
     "NEUTRAL",
-    "NEVER",
     "REFUSED",
     "SUCCESS",
     "TRIAL",
@@ -58,11 +58,9 @@ __all__ = [
 SUCCESS, FAILURE, REFUSED, NEUTRAL = range(4)
 """What became of a request; ``REFUSED``: the replica had no place, ``NEUTRAL``: it says nothing, or was cut off."""
 
-NEVER = 2**63 - 1
-"""When the ejection of a replica that was taken out by :meth:`P2CBalancer.hold_out` ends."""
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
+_NEVER = NEVER_NS
 _FREE = FREE
 _ACTIVE = ACTIVE
 _TRIAL = TRIAL

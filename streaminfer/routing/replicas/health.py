@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
-from streaminfer.routing.replicas._p2c_cy import NEVER
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class ReplicaProbes:
         self._ending.clear()
 
     async def _probe_for_ever(self, place: ReplicaHandle, delay_s: float) -> None:
-        is_out = self._owner._balance.slot(place.slot).until_ns == NEVER  # since before an earlier stop
+        is_out = self._owner._balance.slot(place.slot).until_ns == NEVER_NS  # since before an earlier stop
         record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
         loop = asyncio.get_running_loop()
         due_s = loop.time() + delay_s

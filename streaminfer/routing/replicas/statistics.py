@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from streaminfer._internal.html_table import html_table
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, P2CBalancer
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, TRIAL, P2CBalancer
 
 if TYPE_CHECKING:
     from streaminfer.routing.replicas.replica import ReplicaHandle
@@ -114,7 +115,7 @@ def replica_statistics(place: "ReplicaHandle", balance: P2CBalancer, now_ns: int
     returns_in_s = 0.0
     if state == "active" and balance.ramp(place.slot, now_ns) < 1.0:
         state = "slow_start"
-    elif state == "ejected" and slot.until_ns == NEVER:
+    elif state == "ejected" and slot.until_ns == NEVER_NS:
         state, returns_in_s = "unhealthy", math.inf
     elif state == "ejected":
         returns_in_s = (slot.until_ns - now_ns) / 1e9

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from streaminfer._internal.listeners import Listeners
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
-from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.objectives._budget_cy import SLOTS, BudgetState
 from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, AlertStates, check_rate, workbook_pairs
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.statistics import SloStatistics
 else:
     _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "window")
-    _State = atomic(BudgetState, _OPERATIONS)
+    _State = thread_safe(BudgetState, _OPERATIONS)
 
 __all__ = ["SLO", "BurnSignal"]
 

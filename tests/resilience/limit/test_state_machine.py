@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.resilience.limit import _state_machine_cy as compiled
-from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER, UNKNOWN, LimitMachine
+from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, UNKNOWN, LimitMachine
 
 pytestmark = pytest.mark.uncompiled
 
@@ -20,7 +21,7 @@ def make(limit=10, low=1, high=100, adaptive=True, reserve=0.1, tighten=0.5, del
     return of(float(limit), low, high, adaptive, reserve, tighten, delay_ms * MS if delay_ms >= 0 else -1.0)
 
 
-def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER):
+def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER_NS):
     """One round of calls that are all under way at once; gives the instant at which they end."""
     permits = [machine.try_acquire(0, deadline, now) for _ in range(count)]
     assert all(permit > 0 for permit in permits)
@@ -28,7 +29,7 @@ def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER):
     rounds = machine.rounds
     for permit in permits:
         machine.answer(permit, int(queued_ms * MS), now, end)
-    last = machine.try_acquire(0, NEVER, end)
+    last = machine.try_acquire(0, NEVER_NS, end)
     machine.answer(last, int(queued_ms * MS), end, end + int((queued_ms + served_ms) * MS))
     assert machine.rounds == rounds + 1
     return end + int((queued_ms + served_ms) * MS)
@@ -82,12 +83,12 @@ def test_what_is_not_used_does_not_grow_but_falls():
 
 def test_a_round_counts_calls_that_began_after_the_last_decision():
     machine = make(limit=10, delay_ms=20)
-    early = machine.try_acquire(0, NEVER, S)
+    early = machine.try_acquire(0, NEVER_NS, S)
     round_of(machine, S + MS, 50, 10, count=9)
     limit, rounds = machine.limit, machine.rounds
     for _ in range(3):
         machine.answer(early, 500 * MS, S, 3 * S)  # it knew nothing of the present limit
-        early = machine.try_acquire(0, NEVER, S)
+        early = machine.try_acquire(0, NEVER_NS, S)
     assert (machine.limit, machine.rounds) == (limit, rounds)
 
 
@@ -95,7 +96,7 @@ def test_latencies_that_vary_are_judged_by_their_mean_less_its_standard_error():
     machine = make(limit=4, delay_ms=2.5)
     now = S
     for _ in range(9):
-        fast, slow = (machine.try_acquire(0, NEVER, now) for _ in range(2))
+        fast, slow = (machine.try_acquire(0, NEVER_NS, now) for _ in range(2))
         machine.answer(fast, UNKNOWN, 0, now + 5 * MS)
         machine.answer(slow, UNKNOWN, 0, now + 15 * MS)
         now += 15 * MS
@@ -145,7 +146,7 @@ def test_priorities_leave_places_to_more_urgent_ones():
     given = {}
     for priority in (9, 3, 2, 1, 0, -5):
         given[priority] = 0
-        while machine.try_acquire(priority, NEVER, S) > 0:
+        while machine.try_acquire(priority, NEVER_NS, S) > 0:
             given[priority] += 1
     assert given == {9: 1, 3: 3, 2: 1, 1: 2, 0: 3, -5: 0}  # up to 1, 4, 5, 7, 10, 10
     assert machine.refused == 6
@@ -153,7 +154,7 @@ def test_priorities_leave_places_to_more_urgent_ones():
 
 def test_without_reserve_all_are_alike():
     machine = make(limit=3, adaptive=False, reserve=0.0)
-    assert [machine.try_acquire(2**31 - 1, NEVER, S) > 0 for _ in range(4)] == [True, True, True, False]
+    assert [machine.try_acquire(2**31 - 1, NEVER_NS, S) > 0 for _ in range(4)] == [True, True, True, False]
 
 
 def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_way():
@@ -164,7 +165,7 @@ def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_
     assert machine.try_acquire(0, now + 29 * MS, now) == LATE
     assert machine.try_acquire(0, now + 30 * MS, now) > 0
     assert machine.late == 1
-    fast = machine.try_acquire(0, NEVER, now)
+    fast = machine.try_acquire(0, NEVER_NS, now)
     machine.answer(fast, 0, now, now + 5 * MS)  # one fast answer is enough
     assert machine.look(0, now + 29 * MS, now) == 1
 
@@ -175,16 +176,16 @@ def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
     goal, limit = machine.goal_ns, machine.limit
     assert (goal, limit) == (30 * MS, 20)
     for _ in range(30):  # less than the 10 ms of service: no evidence
-        machine.time_out(machine.try_acquire(0, NEVER, now), 9 * MS, now + 9 * MS)
+        machine.time_out(machine.try_acquire(0, NEVER_NS, now), 9 * MS, now + 9 * MS)
     assert machine.limit == limit
     for _ in range(10):
-        machine.time_out(machine.try_acquire(0, NEVER, now), 11 * MS, now + 11 * MS)
+        machine.time_out(machine.try_acquire(0, NEVER_NS, now), 11 * MS, now + 11 * MS)
     assert machine.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
 
 
 def test_before_the_first_answer_late_calls_halve_it():
     machine = make(limit=16)
-    permits = [machine.try_acquire(0, NEVER, S) for _ in range(16)]
+    permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(16)]
     for permit in permits:
         machine.time_out(permit, 50 * MS, 2 * S)
     assert machine.limit == 8
@@ -192,7 +193,7 @@ def test_before_the_first_answer_late_calls_halve_it():
 
 def test_refusals_further_in_lower_it_by_a_tenth():
     machine = make(limit=20)
-    permits = [machine.try_acquire(0, NEVER, S) for _ in range(20)]
+    permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(20)]
     for permit in permits[:10]:
         machine.overload(permit, S)
     assert machine.limit == 18
@@ -203,21 +204,21 @@ def test_the_drain_time_is_calls_under_way_over_the_rate_and_grows_in_a_lull():
     machine = make(limit=20, adaptive=False)
     assert machine.drain_ns(S) == 0
     now = S
-    first = machine.try_acquire(0, NEVER, now)
+    first = machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now + 7 * MS) == 7 * MS  # nothing is known but that it takes so long
     machine.answer(first, 0, now, now + 10 * MS)
     now += 10 * MS
     for _ in range(2):
-        machine.try_acquire(0, NEVER, now)
+        machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now) == 20 * MS
     for _ in range(2):
         now += 10 * MS
         machine.release(now)
     for _ in range(15):
-        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        machine.answer(machine.try_acquire(0, NEVER_NS, now), 0, now, now + 10 * MS)
         now += 10 * MS
     for _ in range(5):
-        machine.try_acquire(0, NEVER, now)
+        machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now) == pytest.approx(50 * MS, rel=0.01)
     assert machine.drain_ns(now + 40 * MS) == pytest.approx(50 * MS, rel=0.01)
     assert machine.drain_ns(now + 300 * MS) == 300 * MS
@@ -227,13 +228,13 @@ def test_idle_time_is_not_counted_into_the_rate():
     machine = make(limit=20, adaptive=False)
     now = S
     for _ in range(40):
-        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        machine.answer(machine.try_acquire(0, NEVER_NS, now), 0, now, now + 10 * MS)
         now += 1010 * MS  # a second of rest
     assert machine.interval_ns == pytest.approx(10 * MS)
 
 
 def test_a_permit_is_above_0_where_the_clock_begins_at_0():
-    assert make().try_acquire(0, NEVER, 0) > 0
+    assert make().try_acquire(0, NEVER_NS, 0) > 0
 
 
 class Twins(RuleBasedStateMachine):
@@ -270,7 +271,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(priority=st.integers(-2, 4), slack=st.sampled_from([None, -5, 0, 10, 1000]), count=st.integers(1, 12))
     def ask(self, priority, slack, count):
-        deadline = NEVER if slack is None else self.now + slack * MS
+        deadline = NEVER_NS if slack is None else self.now + slack * MS
         for _ in range(count):
             looked = self.each("look", priority, deadline, self.now)
             permit = self.each("try_acquire", priority, deadline, self.now)
