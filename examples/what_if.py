@@ -30,7 +30,7 @@ def main() -> None:
     log = run(record)
     print(log.explain(), end="\n\n")
     table = what_if(
-        log.to_trace(),
+        si.Trace.from_log(log),
         service_time={"this GPU": GPU, "twice as fast": ServiceTime.affine(0.0025, 0.0005)},
         max_batch_size=32,
         slo_s=[0.025, 0.050],

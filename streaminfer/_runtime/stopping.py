@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from streaminfer._runtime.owners import last_owner
+from streaminfer.protocols import adapt
 
 __all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "seconds_left", "stop_all", "stop_within", "until_limit"]
 
@@ -67,13 +68,13 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
     """
     failure: BaseException | None = None
     for part in parts:
-        stop = getattr(part, "stop", None)
-        if stop is None:
+        node = adapt(part)
+        if not node.stops:
             continue
         try:
             async with last_owner(owner, part) as last:
                 if last:
-                    await _stop(part, stop(drain=drain))
+                    await _stop(part, node.stop(drain=drain))
         except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
             failure = failure or error
             drain = False  # a drain that failed or was cancelled is not repeated for the other parts

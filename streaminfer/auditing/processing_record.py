@@ -7,8 +7,6 @@ missing. It holds settings and names of classes and places, and no data.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,13 +18,12 @@ from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import audit
 from streaminfer.auditing.traversal import is_a, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.compliance.html_report import list_of, write_page
+from streaminfer.compliance.document import Document
+from streaminfer.compliance.html_report import list_of
 from streaminfer.stack import Stack
 
 __all__ = ["ProcessingRecord", "record_of_processing"]
 
-_SCHEMA = "streaminfer.record-of-processing"
-_VERSION = 1
 _STATED = {
     "controller": "Controller and contact (Art. 30(1)(a))",
     "purpose": "Purpose (Art. 30(1)(b))",
@@ -45,7 +42,7 @@ _NOT_GIVEN = "not given"
 
 
 @attrs.frozen(kw_only=True)
-class ProcessingRecord:
+class ProcessingRecord(Document):
     """A record of processing activities, as far as it is known.
 
     Attributes:
@@ -63,31 +60,25 @@ class ProcessingRecord:
     places: tuple[tuple[str, str, bool, bool, bool], ...]
     residual: tuple[tuple[str, str, float | None], ...]
     measures: tuple[tuple[str, str, str, str], ...]
+    schema = "streaminfer.record-of-processing"
+    title = "Record of processing"
 
     @property
     def missing(self) -> list[str]:
-        """What must still be said for a complete record, by name."""
+        """Names of what a complete record still needs."""
         return [name for name, said in self.stated.items() if not said]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
         tables = {
             name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
             for name, (_, head) in _TABLES.items()
         }
-        return {"schema": _SCHEMA, "version": _VERSION, "missing": self.missing, "stated": dict(self.stated), **tables}
+        first = {"schema": self.schema, "version": self.version, "missing": self.missing, "stated": dict(self.stated)}
+        return {**first, **tables}
 
-    def to_json(self) -> str:
-        """The same as JSON, indented."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return a page to print; with a path, write it to that file too.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        return write_page("Record of processing", f"<h1>Record of processing activities</h1>{self._repr_html_()}", path)
+    def _page(self) -> str:
+        return f"<h1>Record of processing activities</h1>{self._repr_html_()}"
 
     def _repr_html_(self) -> str:
         rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]

@@ -45,6 +45,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from streaminfer._internal.html_table import html_table
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
@@ -88,7 +89,7 @@ class Finding:
 
 
 @attrs.frozen
-class Audit:
+class Audit(Snapshot):
     """A checklist: what is as it should be as well as what is not.
 
     Attributes:
@@ -103,9 +104,8 @@ class Audit:
         return all(finding.severity != "fail" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        found = [attrs.asdict(finding) for finding in self.findings]
-        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, "findings": found}
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
         lines = []
@@ -128,7 +128,7 @@ class Audit:
 
 
 def audit(stack: Stack) -> Audit:
-    """Checks a stack and everything in it: nested stacks, the routes of routers, replicas.
+    """Check a stack and everything in it: nested stacks, the routes of routers, replicas.
 
     It reads settings, runs nothing of anybody's, and may be called of a stack that runs, in its thread, or does not.
 
@@ -181,7 +181,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
 
 
 def _of(cache: EdgeCache, name: str) -> Any:
-    """An attribute of a cache as this package defines it, whatever a subclass makes of it."""
+    """Return an attribute of a cache as this package defines it, whatever a subclass makes of it."""
     return getattr(EdgeCache, name).__get__(cache, EdgeCache)
 
 
@@ -380,7 +380,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
 
 
 def _host_of(address: str) -> str:
-    """The host of an address, without what may be secret in a URL."""
+    """Return the host of an address, without what may be secret in a URL."""
     if address.startswith(("unix:", "/")):
         return ""
     try:
@@ -390,7 +390,7 @@ def _host_of(address: str) -> str:
 
 
 def _stays_here(address: str) -> bool:
-    """Whether what is sent there cannot leave this machine: a Unix socket, ``localhost``, a loopback address."""
+    """Return whether what is sent there stays on this machine: a Unix socket, ``localhost``, a loopback address."""
     if address.startswith(("unix:", "/")):
         return True
     host = _host_of(address)

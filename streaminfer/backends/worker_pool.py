@@ -13,7 +13,6 @@ Invariants:
 
 import atexit
 import logging
-import os
 import queue
 import threading
 import time
@@ -21,6 +20,7 @@ import weakref
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.stopping import KILL_GRACE_S
 from streaminfer.backends.job import Job
 from streaminfer.errors import Closed
@@ -212,8 +212,7 @@ class WorkerPool:
 
 _live_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_live_pools.clear)
+at_fork(in_child=_live_pools.clear)
 
 
 @atexit.register

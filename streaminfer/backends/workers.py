@@ -17,12 +17,12 @@ Jobs may come from several event loops; each is told of its end on its own.
 """
 
 import asyncio
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._runtime.stopping import KILL_GRACE_S, STOP_LIMIT_S, seconds_left
 from streaminfer.backends.job import Job
 from streaminfer.backends.worker_pool import Worker, WorkerPool
@@ -202,8 +202,7 @@ def _after_fork() -> None:
         threads.forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)
 
 
 class _NoWorker:

@@ -8,13 +8,13 @@ from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName, Ti
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.batching.planner.lookahead import Lookahead
     from streaminfer.batching.service_time.calibration import CalibrationStatistics
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
     from streaminfer.batching.statistics import BatcherStatistics
     from streaminfer.simulation import arrivals
-    from streaminfer.simulation.decision_log import DecisionLog
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
     from streaminfer.simulation.profiling import profile
     from streaminfer.simulation.scenarios import Scenario, ScenarioTable, what_if
@@ -52,7 +52,7 @@ _HOMES = {
     "BatcherStatistics": "batching.statistics",
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",
-    "DecisionLog": "simulation.decision_log",
+    "DecisionLog": "batching.decision_log",
     "LearnedServiceTime": "batching.service_time.learned_service_time",
     "Lookahead": "batching.planner.lookahead",
     "Scenario": "simulation.scenarios",

@@ -7,18 +7,21 @@ own cancellation. ``RequestQueue.end`` and ``deliver`` say yes once per ticket, 
 import asyncio
 import functools
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import attrs
+
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
@@ -34,10 +37,10 @@ _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admissi
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:
     """An `Assembler` of some settings for what a backend or function reads."""
-    return Assembler(batch_axes=find_inward(inner, "batch_axes", {}), **settings)
+    return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)
 
 
-class BatchedService(Dispatcher):
+class BatchedService(Dispatcher, Node):
     """A backend or batch function as a service of single requests; made by :meth:`AdaptiveBatcher.wrap`.
 
     Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in hand.
@@ -85,7 +88,7 @@ class BatchedService(Dispatcher):
         self._max_batch_size = max_batch_size
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        inner_validate = find_inward(inner, "validate", None)
+        inner_validate = adapt(inner).capabilities().validate
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
@@ -116,14 +119,27 @@ class BatchedService(Dispatcher):
         return Response(outputs, False, self.source, ticket.timings)
 
     def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
-        self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
+        self,
+        request: Request | None,
+        inputs: Any,
+        deadline_ns: int | None,
+        priority: int,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Ticket:
-        """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
+        """Accept a request; the caller awaits ``ticket.future`` and calls :meth:`abandon` if that raises.
+
+        Args:
+            request: to be a row; ``None``: a function sees inputs alone.
+            inputs: of the request.
+            deadline_ns: of the request; ``None``: that of the objective.
+            priority: of the request.
+            loop: the running loop, from a caller that knows it: to find it out is a system call.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
         """
-        loop = get_running_loop()
+        if loop is None:
+            loop = get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
         self._submitted += 1
@@ -178,23 +194,41 @@ class BatchedService(Dispatcher):
                 self._cancel_if_abandoned(run)
         self._settle()
 
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The backend or function."""
+        return {"inner": self.inner}
+
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, and what the batcher adds; read after a start, which may change it."""
+        offered = adapt(self.inner).capabilities()
+        return attrs.evolve(
+            offered,
+            validate=self.validate or offered.validate,
+            admission=self.admission,
+            slo=self,
+            enforces_deadline=True,
+            max_in_flight=self.max_in_flight,
+            full_load=self.full_load,
+        )
+
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         if self._queue.full and not self._free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+                return Admission(False, AdmissionReason.QUEUE_FULL, self._retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
         finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
@@ -203,7 +237,7 @@ class BatchedService(Dispatcher):
         Raises:
             ValueError: they are.
         """
-        limit = find_inward(self.inner, "max_batch_size", None)
+        limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
             raise ValueError(
                 expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
@@ -252,7 +286,7 @@ class BatchedService(Dispatcher):
             BackendError: it failed on an example that the user gave.
         """
         self.check_max_batch_size(self._max_batch_size)
-        workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
+        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
         if self._policy_for is not None and workers != self.max_in_flight and not self._runs:
             self.max_in_flight = self._free = workers
             self._configured_policy = self._policy_for(workers)
@@ -269,10 +303,8 @@ class BatchedService(Dispatcher):
         Raises:
             MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
         """
-        prepare = getattr(self._configured_policy, "prepare", None)
-        # in virtual time nothing may depend on how long a thread takes
-        is_virtual = getattr(asyncio.get_running_loop(), "is_virtual", False)
-        if prepare is not None and not is_virtual and prepare(wait=False) is False:
+        prepare = adapt_policy(self._configured_policy).prepare
+        if prepare is not None and not is_virtual(asyncio.get_running_loop()) and prepare(wait=False) is False:
             await asyncio.to_thread(prepare, wait=True)
 
     @property
@@ -280,7 +312,7 @@ class BatchedService(Dispatcher):
         """What :meth:`start` does at this moment; empty when it does nothing."""
         return "" if self._calibrator is None else self._calibrator.progress
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """Accepts nothing more and waits until nothing is in hand.
 
         Args:
@@ -345,19 +377,18 @@ class BatchedService(Dispatcher):
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = getattr(self._policy, "prepare", None)
+        prepare = adapt_policy(self._policy).prepare
         if prepare is not None:
             prepare(wait=True)
 
     async def _calibrate(self) -> None:
-        offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
-        example = None if offer is None else offer()
+        offered = adapt(self.inner).capabilities()
+        example = None if offered.example_inputs is None else offered.example_inputs()
         if example is None:
             return
         from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it
 
-        changes: Callable[[], int] | None = find_inward(self.inner, "fingerprint_changes", None)
-        model = 0 if changes is None else changes()
+        model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
         self.calibration = await self._calibrator.run(
@@ -366,7 +397,7 @@ class BatchedService(Dispatcher):
             self._assembler,
             slo_ns=self.slo_ns,
             learn=self._learn,
-            validate=self.validate or find_inward(self.inner, "validate", None),
+            validate=self.validate or offered.validate,
         )
 
     def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":

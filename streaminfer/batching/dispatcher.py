@@ -23,11 +23,11 @@ from streaminfer.batching.assembly.model_calls import ModelCalls, Part
 from streaminfer.batching.assembly.row_isolation import RowIsolator
 from streaminfer.batching.assembly.stacking import SCALARS
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
-from streaminfer.batching.policy import Decision, Policy
+from streaminfer.batching.policy import Decision, Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Run, Ticket
 from streaminfer.errors import BackendError, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Clock, adapt, name_of
 from streaminfer.request import Request
 
 __all__ = ["Dispatcher"]
@@ -68,20 +68,21 @@ class Dispatcher:
         self.inner = inner
         self.clock = clock
         self.max_in_flight = max_in_flight
-        self.source = str(getattr(inner, "name", None) or getattr(inner, "__name__", None) or type(inner).__name__)
+        self.source = name_of(inner)
         self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=self.source, clock=self._now)
         self._infer = self._calls.infer
         self._copies = self._calls.copies
         self._stack = stack
         self._set_assembler(assembler)
-        self._ask_inward: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        offered = adapt(inner).capabilities()
+        self._ask_inward = offered.admission
 
         self._queue = RequestQueue(max_queue_size)
         self._isolator = RowIsolator(
             self._queue, send=self._calls.send, expire=self._expire, fail=self._fail, clock=self._now
         )
         self._set_policy(policy)
-        self._isolates = not find_inward(inner, "isolates_rows", False)
+        self._isolates = not offered.isolates_rows
         self._full_at = NEVER
         self.journal = self._queue.journal
         self._free = max_in_flight
@@ -114,21 +115,16 @@ class Dispatcher:
     def _set_policy(self, policy: Policy) -> None:
         """Takes a policy over; asks the model, which may have started since, whether it keeps a queue."""
         self._policy = policy
-        self._learn: Callable[[int, int, int, bool, int], object] | None = getattr(policy, "finished", None)
-        self._isolator.tell_limit = getattr(policy, "limit_rows", None)
-        self._predict: Callable[..., int | None] | None = getattr(policy, "predicted_finish_ns", None)
+        offered = adapt_policy(policy)
+        self._learn = offered.finished
+        self._isolator.tell_limit = offered.limit_rows
+        self._predict = offered.predicted_finish_ns
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
-        keeps_queue = not self._copies and find_inward(self.inner, "queued_workers", None) == self.max_in_flight
-        self._choose_ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = (
-            getattr(policy, "ahead", None) if keeps_queue else None
-        )
+        keeps_queue = not self._copies and adapt(self.inner).capabilities().queued_workers == self.max_in_flight
+        self._choose_ahead = offered.ahead if keeps_queue else None
         # how a batch went by itself matters to those that are sent ahead, so there the policy hears of each
-        self._absorb: Callable[[Run, int], bool] | None = (
-            getattr(policy, "absorb", None) if self._choose_ahead is None else None
-        )
-        self._tell_mixed: Callable[[], None] | None = getattr(policy, "mixed", None)
-        self._turn_ns: Callable[[int, int], int] | None = getattr(policy, "turn_ns", None)
-        self._learn_ahead: Callable[[int, int, int, int, int], object] | None = getattr(policy, "finished_ahead", None)
+        self._absorb = offered.absorb if self._choose_ahead is None else None
+        self._tell_mixed, self._turn_ns, self._learn_ahead = offered.mixed, offered.turn_ns, offered.finished_ahead
 
     def _dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - calls would cost more than the branches
         self._dispatching = False

@@ -21,7 +21,7 @@ from streaminfer.protocols import Clock, P, R, Service
 if TYPE_CHECKING:
     from streaminfer.caching.cache_statistics import CacheStatistics
     from streaminfer.caching.erasure.custody import Custody
-    from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
     from streaminfer.caching.erasure.retention_counts import RetentionCounts
     from streaminfer.caching.table.departed_values import Departed
     from streaminfer.caching.tiers.tier_set import TierSet
@@ -204,7 +204,7 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             from streaminfer.caching.tiers.tier_set import TierSet  # noqa: PLC0415 - only with tiers
 
             own = {"ttl_ns": times.ttl_ns, "stale_ns": times.stale_ns}
-            self.tiers = TierSet(several, self, **own, policy=retention, ledger=self._ledger)
+            self.tiers = TierSet(several, self, **own, policy=retention, counts=self._ledger)
         self._await_sweep()
 
     @overload
@@ -339,35 +339,46 @@ class EdgeCache(_Table, TieredMapping, MutableMapping[Any, Any]):
             _, labels = self._governed(0, labels, 0)
         return self.store_negative(key, error, ttl_ns, labels)
 
-    def erase(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
-        """Removes every entry of a subject, or with a tag: fresh, stale or a failure; also from the tiers.
+    def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Remove every entry of a subject, or with a tag, from memory, and have the tiers remove theirs.
 
-        Takes time in proportion to what the cache holds: about 5 ms for a million entries.
-
-        The tiers are erased whether or not the result is awaited, and the subject's keys are destroyed. A tier that
-        fails is tried again until it is done; until then none of what it has of the subject, or with the tag, is used.
-        Called in a thread without an event loop while the tiers run, it waits for them.
+        The tiers carry it out after this returns, and the subject's keys are destroyed; :meth:`erase_everywhere` waits
+        for them. A tier that fails is tried again until it succeeds; until then the cache uses nothing of that tier
+        that belongs to the subject or has the tag. Callable in any thread. Takes time in proportion to what the cache
+        holds: about 5 ms for a million entries.
 
         Args:
-            subject: whose.
-            tag: which; give one of the two.
+            subject: whose entries.
+            tag: entries with which tag; give one of the two.
 
         Returns:
-            How many went, an ``int``: from memory; awaited, from the tiers as well, with a count for each and what
-            failed.
+            Entries removed from memory: fresh, stale and failures.
 
         Raises:
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        from streaminfer.caching.erasure.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
+        return self._begin_erasure(subject, tag).in_memory
+
+    async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
+        """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
+
+        Returns:
+            Entries erased by place, and why a tier failed. Cancelling the caller does not end the erasure.
+        """
+        return await self._begin_erasure(subject, tag).wait()
+
+    def _begin_erasure(self, subject: str | None, tag: str | None) -> PendingErasure:
+        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
         if self._custody is not None:
             self._custody.check(subject, tag)
         if self.tiers is not None:
             return self.tiers.erase(subject, tag, partial(self._erase_memory, subject, tag))
-        return Erasure({"memory": self._erase_memory(subject, tag)}, {}, True)
+        erasing = PendingErasure(subject, tag)
+        erasing.arm(self._erase_memory(subject, tag))
+        return erasing
 
     def _erase_memory(self, subject: str | None, tag: str | None) -> int:
         count: int = self.erase_labelled(subject, tag)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.batching.decision_log import DecisionLog
     from streaminfer.simulation import arrivals
-    from streaminfer.simulation.decision_log import DecisionLog
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
     from streaminfer.simulation.profiling import profile
     from streaminfer.simulation.scenarios import Scenario, ScenarioTable, what_if
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DecisionLog": "simulation.decision_log",
+    "DecisionLog": "batching.decision_log",
     "Scenario": "simulation.scenarios",
     "SimulationResult": "simulation.simulation_result",
     "Trace": "simulation.trace",

@@ -235,7 +235,7 @@ def what_if(
     """Plays recorded traffic again under every combination of the alternatives given.
 
     Args:
-        trace: the traffic; ``batcher.decision_log().to_trace()`` is that of a live batcher.
+        trace: the traffic; ``Trace.from_log(batcher.decision_log())`` is that of a live batcher.
         service_time: what a batch takes: one `ServiceTime` (``batcher.service_time.fitted()`` is what a live batcher
             has learned), a mapping of names to them, or several, each alone or as ``(name, service_time)``.
         max_batch_size: the cap, or several.
@@ -265,7 +265,7 @@ def what_if(
         'lookahead'
     """
     check_instance(
-        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; DecisionLog.to_trace() gives that of a batcher"
+        "trace", trace, lambda it: isinstance(it, Trace), "a Trace; Trace.from_log(...) makes that of a batcher"
     )
     devices = _devices(service_time)
     settings = {

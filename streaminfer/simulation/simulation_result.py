@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.simulation.timeline_plot import draw_timeline
+from streaminfer.batching.timeline_plot import draw_timeline
 
 __all__ = ["SimulationResult"]
 

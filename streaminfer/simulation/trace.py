@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.validation import check_instance, expected
+from streaminfer.batching.decision_log import DecisionLog
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
-from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["Trace"]
 

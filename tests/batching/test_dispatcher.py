@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Awaitable
 
 import pytest
-from streaminfer.batching.lookahead import Lookahead
 
 import streaminfer as si
+from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.policy import Decision
 from streaminfer.testing import HANG, ScriptedBackend
 

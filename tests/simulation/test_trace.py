@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaminfer.batching.decision_log import DecisionLog
 from streaminfer.batching.queue._event_ring_cy import EventRing
-from streaminfer.simulation.decision_log import DecisionLog
 from streaminfer.simulation.trace import Trace
 
 pytestmark = pytest.mark.uncompiled

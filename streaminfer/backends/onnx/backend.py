@@ -59,13 +59,13 @@ from streaminfer.backends.signature import (
 )
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
-from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["OnnxBackend"]
 
 
-class OnnxBackend:
+class OnnxBackend(Node):
     """Answers batches with an ONNX model; needs the extra ``onnx``.
 
     A request brings one array where the model reads one input, or a mapping of input name to array, never with a
@@ -131,6 +131,7 @@ class OnnxBackend:
     """
 
     returns_new_arrays = True
+    idempotent: bool | None = None
 
     def __init__(
         self,
@@ -287,6 +288,20 @@ class OnnxBackend:
         self._serving.model.check_replaceable_by(model)
         self._serving.warm(model)
         return model
+
+    def capabilities(self) -> Capabilities:
+        """What a batcher, caches and the `Stack` need to know of the model."""
+        return Capabilities(
+            validate=self.validate,
+            fingerprint=self.fingerprint,
+            fingerprint_changes=self.fingerprint_changes,
+            max_batch_size=self.max_batch_size,
+            returns_new_arrays=self.returns_new_arrays,
+            queued_workers=self.queued_workers,
+            example_inputs=self.example_inputs,
+            idempotent=self.idempotent,
+            batch_axes=self.batch_axes,
+        )
 
     def validate(self, request: Request) -> None:
         """Checks what a request brings against the model.

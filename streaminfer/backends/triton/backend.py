@@ -32,13 +32,13 @@ from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
 from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.errors import Closed
-from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
 
 
-class TritonBackend:
+class TritonBackend(Node):
     """Runs batches on a model of a Triton server; needs the extra ``triton``.
 
     A request has one array if the model reads one input, or a mapping of input name to array, never with a batch axis;
@@ -98,6 +98,7 @@ class TritonBackend:
 
     returns_new_arrays = True
     isolates_rows = True
+    idempotent: bool | None = None
 
     def __init__(
         self,
@@ -186,6 +187,22 @@ class TritonBackend:
         if description is None or description.by_row or description.ensemble or description.max_batch_size is None:
             return None
         return description.instances
+
+    def capabilities(self) -> Capabilities:
+        """What a batcher, caches and the `Stack` need to know of the model, as far as the server has said it."""
+        return Capabilities(
+            validate=self.validate,
+            fingerprint=self.fingerprint,
+            fingerprint_changes=self.fingerprint_changes,
+            max_batch_size=self.max_batch_size,
+            returns_new_arrays=self.returns_new_arrays,
+            isolates_rows=self.isolates_rows,
+            queued_workers=self.queued_workers,
+            example_inputs=self.example_inputs,
+            server_parts=self.server_parts,
+            idempotent=self.idempotent,
+            batch_axes=self.batch_axes,
+        )
 
     def bind_clock(self, clock: Clock) -> None:
         """Use the clock of a `Stack`, unless one was given."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time.latency_model import size_steps
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["BucketModel"]
 
@@ -83,7 +84,7 @@ class BucketModel:
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
         self.cap = cap
         self.service_time = service_time
-        self.learns = hasattr(service_time, "observe")
+        self.learns = not isinstance(service_time, ServiceTime)
         self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
         self.timetable: DurationTable | None = None

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table.events import CacheEvent
-from streaminfer.compliance.retention import Retention
+from streaminfer.compliance.retention import PRESERVED, Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import ErasureHeld
 
 if TYPE_CHECKING:
     from streaminfer.caching.edge_cache import EdgeCache
 
-__all__ = ["PRESERVED", "Custody"]
-
-PRESERVED = "preserved"
+__all__ = ["Custody"]
 """Where a report and a log say that such entries are."""
 
 _NEVER = 2**63 - 1

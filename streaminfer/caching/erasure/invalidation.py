@@ -26,7 +26,8 @@ def drop(cache: EdgeCache, tiers: TierSet, position: int, notice: Notice) -> Non
         ErasureHeld: a legal hold, or a minimum age, that this process knows of forbids the erasure; nothing went.
     """
     if notice.key is not None:
-        cache.discard(notice.key)
+        if cache.discard(notice.key) and cache._ledger is not None:
+            cache._ledger.count("removed", "memory", "", "deleted by its key in another process")
         tiers.begin_delete(notice.key, before=position)
     else:
         if cache._custody is not None:

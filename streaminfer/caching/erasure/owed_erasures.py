@@ -1,8 +1,8 @@
-"""Erasures that a tier could not make, kept in a file so that another process makes them after this one has died.
+"""Erasures that a tier could not make, in a file, so that another process makes them after this one has died.
 
-The file lies beside the retention log, as ``<log>.owed``: one line of JSON for each, for the owner of the file only. It
-holds the names of subjects as they are, since a tier finds nothing by less; each is gone from it when the erasure is
-made. Processes of one machine may share it.
+The file lies beside the retention log, as ``<log>.owed``, with one line of JSON for each, readable by its owner only.
+It holds the names of subjects in the clear, because a tier finds nothing by their hashes; a name leaves the file when
+the erasure is made. Processes of one machine can share the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Owed(NamedTuple):
 
 
 class OwedErasures:
-    """What is in the file. Thread-safe.
+    """Erasures in the file. Thread-safe.
 
     Args:
         log: path of the retention log.
@@ -45,7 +45,7 @@ class OwedErasures:
         self.path = log.with_name(log.name + ".owed")
 
     def add(self, owed: Owed) -> None:
-        """Keeps one; it is on the disk when this returns.
+        """Add one; it is on the disk when this returns.
 
         Raises:
             BackendError: the disk failed.
@@ -53,17 +53,13 @@ class OwedErasures:
         self._change(lambda known: [*known, owed] if owed not in known else known)
 
     def remove(self, owed: Owed) -> None:
-        """It was made. Raises as `add` does."""
+        """Remove one that was made. Raises as `add` does."""
         if self.path.exists():
             self._change(lambda known: [one for one in known if one != owed])
 
     def of(self, place: str) -> list[Owed]:
-        """Those of one tier.
-
-        Raises:
-            BackendError: the file cannot be read.
-        """
-        with self._told():
+        """Return those of one tier. Raises as `add` does."""
+        with self._failures():
             return [owed for owed in self._read() if owed.place == place]
 
     def _read(self) -> list[Owed]:
@@ -74,36 +70,36 @@ class OwedErasures:
         return [Owed(*json.loads(line)) for line in text.splitlines()]
 
     def _change(self, change: Callable[[list[Owed]], list[Owed]]) -> None:
-        with self._told(), self._locked():
+        with self._failures(), folder_locked(self.path.parent):
             before = self._read()
             after = change(before)
-            if after == before:
-                return
             if not after:
-                self.path.unlink()
-                return
-            fresh = self.path.with_name(self.path.name + ".new")
-            number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                file.writelines(json.dumps(owed) + "\n" for owed in after)
-                file.flush()
-                os.fsync(number)
-            fresh.replace(self.path)
+                self.path.unlink(missing_ok=True)
+            elif after != before:
+                fresh = self.path.with_name(self.path.name + ".new")
+                number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with os.fdopen(number, "w", encoding="ascii") as file:
+                    file.writelines(json.dumps(owed) + "\n" for owed in after)
+                    file.flush()
+                    os.fsync(number)
+                fresh.replace(self.path)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        number = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX)
-            yield
-            os.fsync(number)
-        finally:
-            os.close(number)  # and with it the lock
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, TypeError) as error:
             what = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
             raise BackendError(what) from error
+
+
+@contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold a lock between processes, and have the folder's changes on the disk at the end."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+        os.fsync(number)
+    finally:
+        os.close(number)  # and with it the lock

@@ -1,4 +1,4 @@
-"""What a cache tells the log of its retention policy: one record for many entries, never one for each.
+"""Events of a cache for the log of its retention policy: one record for many entries, never one for each.
 
 Expiries and evictions are counted by place and class, and recorded when the cache is swept, when a report is made, and
 otherwise about once a second while they go on. Erasures are recorded one by one, at once.
@@ -26,13 +26,14 @@ from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["RetentionCounts"]
+__all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _PATIENCE_NS = 1_000_000_000
-_REASONS = {"expired": "its time had passed", "evicted": "no room"}
+REASONS = {"expired": "its time had passed", "evicted": "no room"}
 _MOST_WAITING = 10_000
 _AGAIN_S = 1.0
+DELETED = "deleted by its key"
 _LOST = "the retention log failed; not recorded: %s"
 
 
@@ -40,11 +41,11 @@ class RetentionCounts:
     """Counts for a log. Thread-safe.
 
     Args:
-        log: of the policy.
+        log: of the policy; ``None``: there is none, and nothing is counted.
         now: reads the cache's clock.
     """
 
-    def __init__(self, log: Log, now: Callable[[], int]) -> None:
+    def __init__(self, log: Log | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
@@ -54,32 +55,29 @@ class RetentionCounts:
         self._owed = None if path is None else OwedErasures(path)
         self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
 
-    @property
-    def events(self) -> Any:
-        """What the log has."""
-        return self._log.events
-
     def is_held(self, subject: str | None, tag: str | None) -> bool:
-        """Whether a legal hold forbids an erasure."""
+        """Return whether a legal hold forbids an erasure."""
         return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
     def hear(self, event: CacheEvent) -> None:
-        """A listener of the cache."""
-        reason = _REASONS.get(event.kind)
+        """Count an event of the cache's memory."""
+        reason = REASONS.get(event.kind)
         if reason is not None:  # erasures are recorded by who asked
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
 
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
-        """Adds to what is recorded next."""
+        """Add to what is recorded next."""
         key = (action, where, data_class, reason)
+        if self._log is None or number <= 0:
+            return
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + number
         if self._now() - self._flushed_ns >= _PATIENCE_NS:
             self.flush()
 
     def flush(self) -> None:
-        """Records what was counted."""
+        """Record what was counted."""
         if not self._counts:
             return
         with self._lock:
@@ -99,31 +97,24 @@ class RetentionCounts:
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Records one thing at once; in a file, soon."""
-        write = partial(
-            self._log.record,
-            action,
-            where=where,
-            data_class=data_class,
-            count=count,
-            reason=reason,
-            subject=subject,
-            tag=tag,
-        )
-        self._put(write, f"{action} in {where}, {count} entries")
+        """Record one event at once; in a file, soon."""
+        if self._log is not None:
+            what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+            write = partial(self._log.record, action, **what, subject=subject, tag=tag)
+            self._put(write, f"{action} in {where}, {count} entries")
 
     def owe(self, owed: Owed) -> None:
-        """Keeps an erasure that failed beside the log, if that lies in a file, until it is made."""
+        """Note a failed erasure beside the log, if that lies in a file, until it is made."""
         if self._owed is not None:
             self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
 
     def settle(self, owed: Owed) -> None:
-        """It was made."""
+        """Remove an owed erasure that was made."""
         if self._owed is not None:
             self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
 
     def owed_by(self, place: str) -> list[Owed]:
-        """Erasures that a tier owes since before this process.
+        """Return the erasures that a tier owes since before this process.
 
         Raises:
             BackendError: the file cannot be read.
@@ -141,11 +132,11 @@ class RetentionCounts:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something waits to be written."""
+        """True if records are queued for the file."""
         return self._writer is not None and self._writer.runs
 
     def drain(self) -> None:
-        """Waits until all is written, or lost since the disk fails; for a thread."""
+        """Wait until all is written, or lost because the disk fails; for a thread."""
         if self._writer is not None:
             self._writer.drain()
 
@@ -219,5 +210,5 @@ class _Writer:
                     self._waiting.popleft()
 
     def _is_last(self) -> bool:
-        """Whether what fails now is not tried again."""
+        """Return whether a write that fails now is not tried again."""
         return self._draining > 0 or not threading.main_thread().is_alive()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import threading
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -34,8 +34,8 @@ LOG = logging.getLogger("streaminfer.caching")
 BOARDS = threading.Lock()
 """One for all boards: the graph of who waits for whom goes from cache to cache."""
 
-if hasattr(os, "register_at_fork"):  # so that no board is in the middle of something in the child
-    os.register_at_fork(before=BOARDS.acquire, after_in_parent=BOARDS.release, after_in_child=BOARDS.release)
+# so that no board is in the middle of something in the child
+at_fork(before=BOARDS.acquire, in_parent=BOARDS.release, in_child=BOARDS.release)
 
 
 class FlightContext:

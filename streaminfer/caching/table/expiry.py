@@ -18,12 +18,13 @@ a value waits for no lock.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from queue import Empty, SimpleQueue
 from typing import Any
+
+from streaminfer._internal.forking import at_fork
 
 __all__ = ["GRAIN_S", "THREAD", "ExpiryThread"]
 
@@ -116,5 +117,4 @@ class ExpiryThread:
 
 
 THREAD = ExpiryThread()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=THREAD.forget)
+at_fork(in_child=THREAD.forget)

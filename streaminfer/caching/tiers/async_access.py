@@ -134,7 +134,11 @@ class TieredMapping:
             TypeError: the key is neither a string nor bytes.
         """
         _check_key(key)
-        cast("EdgeCache", self).discard(key)
+        from streaminfer.caching.erasure.retention_counts import DELETED  # noqa: PLC0415 - a mapping alone does not need it
+
+        cache = cast("EdgeCache", self)
+        if cache.discard(key) and cache._ledger is not None:
+            cache._ledger.count("removed", "memory", "", DELETED)
         if self.tiers is None:
             return True
         import asyncio  # noqa: PLC0415 - a mapping alone does not need it

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from streaminfer.protocols import Capabilities, Node
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def is_batched(function: Any) -> bool:
     return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _OF_A_REQUEST
 
 
-class FunctionAsService:
+class FunctionAsService(Node):
     """A batched function, asked with a request."""
 
     enforces_deadline = True
@@ -35,6 +36,10 @@ class FunctionAsService:
     def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
         self._function = function
         self._now = now
+
+    def capabilities(self) -> Capabilities:
+        """Each request ends at its deadline."""
+        return Capabilities(enforces_deadline=True)
 
     async def call(self, request: Request) -> Response:
         """Answers a request."""

@@ -27,6 +27,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+import attrs
+
 from streaminfer._internal.validation import expected
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
@@ -41,9 +43,9 @@ from streaminfer.caching.wrapping.layer_table import Table
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
@@ -123,7 +125,7 @@ def _check_names(subject: Any, tags: Any) -> None:
         raise TypeError(expected("subject, tags", what, (subject, tags)))
 
 
-class CachedService(Layer):
+class CachedService(Layer, Wrapper):
     """A service behind a cache; made by ``EdgeCache.wrap``.
 
     Attributes:
@@ -135,15 +137,19 @@ class CachedService(Layer):
 
     def __init__(self, cache: Table, inner: Any, flights: SingleFlight, make_front: Callable[[], HitPath]) -> None:
         self._make_front = make_front
-        self._changes: Callable[[], int] | None = find_inward(inner, "fingerprint_changes", None)
+        offered = adapt(inner).capabilities()
+        self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        super().__init__(cache, flights, make_front())
-        self.inner = inner
-        self.name = name_of(inner)
+        Layer.__init__(self, cache, flights, make_front())
+        Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
-        self._enforced = bool(find_inward(inner, "enforces_deadline", False))
+        self._enforced = offered.enforces_deadline
         self._holds = False
         self._computing = self._compute if self.tiers is None else self._look_and_compute
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers; each request ends at its deadline."""
+        return attrs.evolve(super().capabilities(), enforces_deadline=True)
 
     async def start(self) -> None:
         """Start the tiers.
@@ -291,7 +297,7 @@ class CachedService(Layer):
         """Whether another model than the key's may have answered."""
         return self._changes is not None and self._changes() != version
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """Ends what it computes, refreshes included; a `Stack` calls it.
 
         Args:

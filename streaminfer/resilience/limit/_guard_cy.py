@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaminfer._internal.instants import NEVER_NS
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.protocols import AdmissionReason
 from streaminfer.resilience._targets import refuse_awaitable
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["LimitCore", "LimitGuard", "LimitedFunction"]
 
 _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
+
+_TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCEEDED})
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER_NS
@@ -179,11 +182,11 @@ class LimitCore:
 
     def _ask(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:
         answer = admission(request, now_ns)
-        if not answer.ok and answer.reason in {"late", "deadline"}:
+        if not answer.ok and answer.reason in _TOO_LATE:
             self._machine.refuse_late()
             raise DeadlineExceeded(
                 f"{self.called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
-                f"what stands behind it says that it would be {answer.reason}"
+                f"what it wraps rejects it: {answer.reason}"
             )
 
     def _refuse(self, verdict: int, deadline_ns: int | None, now_ns: int) -> None:

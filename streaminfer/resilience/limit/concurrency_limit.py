@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_service
+from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.limit._guard_cy import LimitCore
@@ -110,7 +112,7 @@ class ConcurrencyLimit(LimitCore):
             delay_ns = min(check_duration("queue_delay_s", queue_delay_s), _LONGEST_S) * 1e9
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
-        check_instance("slo", slo, _is_slo, "an SLO or None")
+        check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
@@ -308,20 +310,7 @@ class ConcurrencyLimit(LimitCore):
         return self.statistics()._repr_html_()
 
 
-def _is_slo(value: Any) -> bool:
-    return value is None or (callable(getattr(value, "burning", None)) and hasattr(value, "threshold_s"))
-
-
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:
     """What reads the objective of the nearest thing behind that has one: it may change while it runs."""
-    current = inner
-    while current is not None:
-        if hasattr(current, "slo_ns"):
-            owner = current
-            return lambda: owner.slo_ns
-        slo_s = getattr(current, "slo_s", None)
-        if slo_s is not None:
-            fixed_ns = round(slo_s * 1e9)
-            return lambda: fixed_ns
-        current = getattr(current, "inner", None)
-    return None
+    slo = adapt(inner).capabilities().slo
+    return None if slo is None else lambda: slo.slo_ns

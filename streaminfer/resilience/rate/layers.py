@@ -6,10 +6,13 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
+from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
     from streaminfer.resilience.rate.rate_limit import RateLimit
@@ -32,7 +35,7 @@ def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | N
     return _limit_async(limit, inner, by) if kind == "async function" else _limit_sync(limit, inner, by)
 
 
-class RateLimitedService:
+class RateLimitedService(SyncService):
     """A service that takes so many requests a second of each tenant.
 
     Attributes:
@@ -42,28 +45,36 @@ class RateLimitedService:
     """
 
     def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
-        self.inner = inner
+        super().__init__(inner, limit)
         self.limit = limit
-        self.name = name_of(inner)
-        self._call: Callable[[Request], Any] = inner.call
         self._by = _tenant if by is None else by
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
 
-    async def call(self, request: Request) -> Response:
-        """Answer the request, where its tenant has not sent too many.
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers, with the limit's answer to `admission`."""
+        return attrs.evolve(super().capabilities(), admission=self.admission)
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the limit."""
+        return self.limit._clock
+
+    def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - the limit reads its clock
+        """Draw from the bucket of the request's tenant.
 
         Raises:
-            Overloaded: it has.
+            Overloaded: it is empty.
         """
         self.limit.acquire(self._by(request))
-        response: Response = await self._call(request)
-        return response
+
+    def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
+        """Do nothing: what was drawn remains drawn."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
         wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "overloaded", wait_ns / 1e9)
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:

@@ -1,13 +1,23 @@
 """What one request has met on its way, from the first route that did not take it: most requests need none."""
 
 from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded, StreamInferError
-from streaminfer.protocols import Admission, sooner
+from streaminfer.protocols import Admission, AdmissionReason, sooner
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route_state import RouteState
 
 __all__ = ["AttemptHistory"]
 
-_TIME = frozenset({"late", "overloaded", "overdue"})
+_TIME = frozenset(
+    {
+        AdmissionReason.INFEASIBLE,
+        AdmissionReason.QUEUE_FULL,
+        AdmissionReason.LIMIT,
+        AdmissionReason.RATE_LIMIT,
+        AdmissionReason.DEADLINE_EXCEEDED,
+        "overloaded",
+        "overdue",
+    }
+)
 """Reasons that say that a route's device had no time for the request."""
 
 
@@ -71,8 +81,8 @@ class AttemptHistory:
         if expired:
             return DeadlineExceeded(message)
         reasons = set(self.reasons.values())
-        if reasons == {"closed"}:
+        if reasons == {AdmissionReason.CLOSED}:
             return Closed(message)
-        if reasons == {"circuit_open"}:
+        if reasons == {AdmissionReason.CIRCUIT_OPEN}:
             return CircuitOpen(message, retry_after_s=self.retry_after_s)
         return Overloaded(message, retry_after_s=self.retry_after_s)

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.protocols import AdmissionReason
 from streaminfer.routing.fallback._attempts_cy import Attempt
 from streaminfer.routing.fallback._degradation_cy import BAD, LATE, NEUTRAL
 
@@ -11,10 +12,10 @@ __all__ = ["AttemptOutcome", "classify"]
 
 _TABLE: tuple[tuple[type[BaseException], str, int], ...] = (
     (Overloaded, "overloaded", NEUTRAL),
-    (CircuitOpen, "circuit_open", NEUTRAL),
+    (CircuitOpen, AdmissionReason.CIRCUIT_OPEN, NEUTRAL),
     (InvalidInput, "invalid", NEUTRAL),
-    (DeadlineExceeded, "late", LATE),
-    (Closed, "closed", BAD),
+    (DeadlineExceeded, AdmissionReason.DEADLINE_EXCEEDED, LATE),
+    (Closed, AdmissionReason.CLOSED, BAD),
     (Exception, "failed", BAD),
 )
 """The first that fits; what is no ``Exception`` ends the request as it is."""
@@ -55,7 +56,9 @@ def classify(
         return AttemptOutcome("cancelled", NEUTRAL, error, final=True)
     if attempt.interrupted and cancelled:
         if cutting:
-            return AttemptOutcome("closed", NEUTRAL, Closed("the router stopped before it could answer"), final=True)
+            return AttemptOutcome(
+                AdmissionReason.CLOSED, NEUTRAL, Closed("the router stopped before it could answer"), final=True
+            )
         took_s = (now_ns - attempt.started_ns) / 1e9
         return AttemptOutcome(
             "overdue", LATE, DeadlineExceeded(f"the route {name!r} had not answered after {took_s:.6f} s")
@@ -66,6 +69,6 @@ def classify(
         return AttemptOutcome("failed", BAD, failure)
     for kind, reason, outcome in _TABLE:
         if isinstance(error, kind):
-            final = reason == "invalid" or (cutting and reason == "closed")
+            final = reason == "invalid" or (cutting and reason == AdmissionReason.CLOSED)
             return AttemptOutcome(reason, outcome, error, final)
     return AttemptOutcome("cancelled", NEUTRAL, error, final=True)

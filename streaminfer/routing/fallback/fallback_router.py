@@ -28,17 +28,17 @@ import inspect
 import time
 from asyncio import current_task, get_running_loop
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.validation import check_duration, check_instance, expected
-from streaminfer._runtime.objective import find_slo
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_all
+from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, Clock, find_inward, sooner
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
 from streaminfer.routing.fallback._degradation_cy import GOOD, LATE, DegradationController
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["FallbackRouter"]
 
 
-class FallbackRouter(Chooser):
+class FallbackRouter(Chooser, Node):
     """Several services as one, which answers with the best of them that is on time.
 
     ::
@@ -108,7 +108,7 @@ class FallbackRouter(Chooser):
         clock: Clock | None = None,
     ) -> None:
         _check_routes(routes)
-        check_instance("slo", slo, lambda value: value is None or callable(getattr(value, "burning", None)), "an SLO")
+        check_instance("slo", slo, is_slo_or_none, "an SLO")
         check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
         check_instance(
             "default", default, lambda value: not inspect.iscoroutinefunction(value), "a value or a plain function"
@@ -132,12 +132,10 @@ class FallbackRouter(Chooser):
             first_lane.enforces,
             default is not None,
         )
-        self._objective: Any = next((found for route in routes if (found := find_slo(route.service))), None)
-        first = routes[0]
-        self.validate: Callable[[Request], None] | None = None
-        if first.prepare is None:
-            self.validate = find_inward(first.service, "validate", None)
-        found = (find_inward(service, "fingerprint_changes", None) for service in self._services())
+        offered = [adapt(route.service).capabilities() for route in routes]
+        self._objective = next((each.slo for each in offered if each.slo is not None), None)
+        self.validate = offered[0].validate if routes[0].prepare is None else None
+        found = (adapt(service).capabilities().fingerprint_changes for service in self._services())
         self._changes: list[Callable[[], int]] = [changes for changes in found if changes is not None]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -159,6 +157,21 @@ class FallbackRouter(Chooser):
         return sum(changes() for changes in self._changes)
 
     @property
+    def children(self) -> Mapping[str, Any]:
+        """The services of the routes by the name of the route."""
+        return {route.name: route.service for route in self.routes}
+
+    def capabilities(self) -> Capabilities:
+        """The check of the best route, and what the router does itself."""
+        return Capabilities(
+            validate=self.validate,
+            admission=self.admission,
+            slo=self,
+            fingerprint_changes=self.fingerprint_changes,
+            enforces_deadline=True,
+        )
+
+    @property
     def slo_ns(self) -> int | None:
         """The objective of the best route that has one, from which the `Stack` stamps a deadline."""
         return None if self._objective is None else self._objective.slo_ns
@@ -168,7 +181,7 @@ class FallbackRouter(Chooser):
 
         Returns:
             The answer; ``source`` is the route's name, with the best route's reason behind it where another answered:
-            ``"front (full: late)"``.
+            ``"front (full: infeasible)"``.
 
         Raises:
             InvalidInput: what the caller brought does not fit the route that was asked: no other one is.
@@ -232,9 +245,9 @@ class FallbackRouter(Chooser):
         Routes are asked about the request as it came, before any ``prepare``.
         """
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         refusal: Admission | None = None
         for lane in self._lanes:
             if lane.rung.closed:
@@ -255,14 +268,7 @@ class FallbackRouter(Chooser):
     async def start(self) -> None:
         """Starts the routes' services, each once; what started is stopped again if one fails."""
         self._enter(asyncio.get_running_loop())
-        started: list[Any] = []
-        try:
-            for service in self._services():
-                await start_owned(self, service)
-                started.append(service)
-        except BaseException:
-            await stop_all(self, started[::-1], drain=False)
-            raise
+        await start_all(self, self._services())
         self._stopping = self._cutting = False
         self._gate.is_open = True
 
@@ -485,9 +491,7 @@ class FallbackRouter(Chooser):
 
     def _bind(self, clock: Clock) -> None:
         for bound in (self.slo, *self._services()):
-            bind = getattr(bound, "bind_clock", None)
-            if bind is not None:
-                bind(clock)
+            adapt(bound).bind_clock(clock)
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:

@@ -6,7 +6,7 @@ from asyncio import get_running_loop
 from typing import Any
 
 from streaminfer._internal.instants import NEVER_NS
-from streaminfer.protocols import Admission, Clock
+from streaminfer.protocols import Admission, AdmissionReason, Clock
 from streaminfer.request import Request
 from streaminfer.routing.fallback._degradation_cy import NEUTRAL, DegradationController
 from streaminfer.routing.fallback._fast_path_cy import FastPath
@@ -63,7 +63,9 @@ class Chooser:
     def _nothing_to_lose(self, journey: AttemptHistory) -> RouteState | None:
         """The cheapest route that has nothing to do and would be late as far as it knows: now it can find out."""
         for lane in reversed(self._lanes):
-            late = journey.reasons.get(lane.position) == "late" and lane.position not in journey.tried
+            late = (
+                journey.reasons.get(lane.position) == AdmissionReason.INFEASIBLE and lane.position not in journey.tried
+            )
             if late and lane.rung.in_flight == 0:
                 journey.finish_ns = 0
                 return lane
@@ -82,9 +84,9 @@ class Chooser:
         self, lane: RouteState, request: Request, journey: AttemptHistory, verdict: Admission, now_ns: int
     ) -> None:
         rung = lane.rung
-        late = verdict.ok or verdict.reason == "late"
+        late = verdict.ok or verdict.reason == AdmissionReason.INFEASIBLE
         if verdict.ok:  # too close to the deadline
-            journey.note(lane, "late")
+            journey.note(lane, AdmissionReason.INFEASIBLE)
         else:
             journey.skip(lane, verdict)
         if (

@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 from streaminfer.errors import InvalidInput, for_caller
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback._degradation_cy import NEUTRAL, RouteShare
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
 from streaminfer.routing.fallback.statistics import RouteStatistics
-from streaminfer.stack import Stack
 
 __all__ = ["RouteState", "make_route_states"]
 
@@ -46,14 +45,12 @@ class RouteState:
         self.position = position
         self.rung = rung
         self.degraded = degraded
-        self.admission: Callable[[Request, int], Admission] | None = find_inward(service, "admission", None)
-        self.is_idempotent = find_inward(service, "idempotent", None) is not False
-        self.enforces = bool(find_inward(service, "enforces_deadline", False))
-        # a stack validates what it is called with; the first route's check is offered to the stack around the router
-        offered = position == 0 and route.prepare is None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(service, Stack) and not offered:
-            self._validate = find_inward(service, "validate", None)
+        offered = adapt(service).capabilities()
+        self.admission = offered.admission
+        self.is_idempotent = offered.idempotent is not False
+        self.enforces = offered.enforces_deadline
+        # the first route's check is offered to the stack around the router
+        self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
         self._finish = None if route.finish is None else _adapter(route.finish)
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call

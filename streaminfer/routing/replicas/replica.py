@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,7 +12,7 @@ from streaminfer._internal.validation import check_instance, check_number
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
-from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.protocols import Clock, adapt, is_service
 from streaminfer.request import Request, Response, time_left_s
 
 if TYPE_CHECKING:
@@ -71,21 +70,19 @@ class ReplicaHandle:
         self.replica = replica
         self.slot = -1
         self.leaving = False
-        self.admission: Any = find_inward(replica.service, "admission", None)
-        self.is_idempotent = find_inward(replica.service, "idempotent", None) is not False
-        self.changes: Callable[[], int] | None = find_inward(replica.service, "fingerprint_changes", None)
+        offered = adapt(replica.service).capabilities()
+        self.admission: Any = offered.admission
+        self.is_idempotent = offered.idempotent is not False
+        self.changes = offered.fingerprint_changes
         self._owner = owner
         self._tasks = DeadlineCalls()
         self._empty: asyncio.Future[None] | None = None
         # what does not end requests itself runs in a task that can be left behind
-        enforces = bool(find_inward(replica.service, "enforces_deadline", False))
-        self.call: Any = replica.service.call if enforces else self._call_until_deadline
+        self.call: Any = replica.service.call if offered.enforces_deadline else self._call_until_deadline
 
     def bind(self, clock: Clock) -> None:
         """Gives the service the clock."""
-        bind = getattr(self.replica.service, "bind_clock", None)
-        if bind is not None:
-            bind(clock)
+        adapt(self.replica.service).bind_clock(clock)
 
     async def start(self) -> None:
         """Starts the service, where that means anything."""

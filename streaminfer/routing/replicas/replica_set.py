@@ -17,8 +17,8 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, find_inward, sooner
-from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, sooner
+from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._p2c_cy import (
     FAILURE,
     NEUTRAL,
@@ -39,7 +39,7 @@ _BITS = 2**64 - 1
 _SAYS_NOTHING = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
-class Replicas:
+class Replicas(Node):
     """Several replicas of one model as one service; each request goes to the one of two that should answer sooner.
 
     ::
@@ -202,7 +202,7 @@ class Replicas:
     def admission(self, request: Request, now_ns: int) -> Admission:
         """What the replica says that should answer first, else the next that would accept it; changes nothing."""
         if self._closed:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         balance = self._balance
         if request.stream_id is not None:
             return self._admission_at(balance.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
@@ -218,11 +218,11 @@ class Replicas:
             else:
                 refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
             asked |= 1 << slot
-        return refused or Admission(False, "no replica")
+        return refused or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
         """As the first replica does, since all serve the same model."""
-        check = find_inward(self._first(), "validate", None)
+        check = adapt(self._first()).capabilities().validate
         if check is not None:
             check(request)
 
@@ -232,18 +232,28 @@ class Replicas:
         return self._earlier_changes + sum(now)
 
     @property
+    def children(self) -> Mapping[str, Any]:
+        """The services of the replicas by name; one that ends its last requests has ``(leaving)`` behind it."""
+        services = {name: place.replica.service for name, place in self._places.items()}
+        for place in self._leaving:
+            services[f"{place.replica.name} (leaving)"] = place.replica.service
+        return services
+
+    def capabilities(self) -> Capabilities:
+        """What the first replica offers, since all serve the same model, and what the set itself does."""
+        return Capabilities(
+            validate=self.validate,
+            admission=self.admission,
+            slo=self,
+            fingerprint_changes=self.fingerprint_changes,
+            enforces_deadline=True,
+        )
+
+    @property
     def slo_ns(self) -> int | None:
         """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
-        current = self._first()
-        while current is not None:
-            if hasattr(current, "slo_ns"):
-                found: int | None = current.slo_ns
-                return found
-            slo_s = getattr(current, "slo_s", None)
-            if slo_s is not None:
-                return timeout_ns(slo_s)
-            current = getattr(current, "inner", None)
-        return None
+        objective = adapt(self._first()).capabilities().slo
+        return None if objective is None else objective.slo_ns
 
     # -- life ---------------------------------------------------------------------------------------------------
 

@@ -22,12 +22,11 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all
-from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.protocols import Clock, Wrapper, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._targets import may_repeat, name_of, repeats
+from streaminfer.resilience._targets import may_repeat, repeats
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
-from streaminfer.stack import Stack
 
 __all__ = ["Shadow", "ShadowStatistics"]
 
@@ -110,9 +109,7 @@ class Shadow:
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(self.copy, Stack):  # a stack validates what it is called with
-            self._validate = find_inward(self.copy, "validate", None)
+        self._validate = adapt(self.copy).capabilities().validate
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
@@ -131,6 +128,11 @@ class Shadow:
         """
         check_instance("inner", inner, is_service, "a service (the shadow stands before the batcher)")
         return _ShadowedService(self, inner)
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The service that gets the copies."""
+        return {"shadow": self.copy}
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`, unless one was given."""
@@ -196,9 +198,7 @@ class Shadow:
             _log.warning(message, self.name, exc_info=failure)
 
     def _bind(self, clock: Clock) -> None:
-        bind = getattr(self.copy, "bind_clock", None)
-        if bind is not None:
-            bind(clock)
+        adapt(self.copy).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"
@@ -207,13 +207,12 @@ class Shadow:
         return self.statistics()._repr_html_()
 
 
-class _ShadowedService:
+class _ShadowedService(Wrapper):
     """A service whose requests are copied."""
 
     def __init__(self, shadow: Shadow, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, shadow)
         self.shadow = shadow
-        self.name = name_of(inner)
         self._call: Callable[[Request], Any] = inner.call
 
     async def call(self, request: Request) -> Response:
@@ -226,7 +225,7 @@ class _ShadowedService:
         """Start the service that gets the copies."""
         await start_owned(self, self.shadow.copy)
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """End the copies and stop the service that gets them."""
         await self.shadow.end_copies()
         await stop_all(self, [self.shadow.copy], drain=drain)

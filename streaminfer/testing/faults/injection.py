@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import adapt
 from streaminfer.testing.faults.fault import Fault
 
 __all__ = ["BATCH_FAULTS", "InjectedFaults", "kill_workers", "process_workers"]
@@ -151,8 +151,14 @@ def process_workers(backend: Any) -> Sequence[Any]:
     Raises:
         TypeError: the backend has no worker processes.
     """
-    workers: Sequence[Any] = getattr(find_inward(backend, "_threads", None), "_workers", ())
-    if not workers or not all(hasattr(worker, "_process") for worker in workers):
+    from streaminfer.backends.cpu.backend import CpuBackend  # noqa: PLC0415 - only where a fault kills workers
+    from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415 - the same
+
+    found = backend
+    while found is not None and not isinstance(found, CpuBackend):
+        found = adapt(found).children.get("inner")
+    workers: Sequence[Any] = () if found is None or found._threads is None else found._threads._workers
+    if not workers or not isinstance(workers[0], ProcessWorker):
         raise TypeError(expected("inner", "a CpuBackend with executor='process', whose workers can be killed", backend))
     return workers
 

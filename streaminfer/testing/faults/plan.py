@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+import attrs
 import numpy as np
 
 from streaminfer._internal.validation import check_count, check_instance, expected
@@ -31,7 +32,7 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
 from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_service
+from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
 from streaminfer.testing.faults.fault import Fault
 from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, kill_workers, process_workers
@@ -192,13 +193,12 @@ def _wrap(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
     return _sync_function(inner, plan)
 
 
-class _FaultyLayer:
+class _FaultyLayer(Wrapper):
     """Life cycle of a faulty service or backend."""
 
     def __init__(self, inner: Any, plan: FaultPlan, owns: bool) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.plan = plan
-        self.name = str(getattr(inner, "name", None) or type(inner).__name__)
         self._owns = owns
 
     async def start(self) -> None:
@@ -214,9 +214,8 @@ class _FaultyLayer:
 
     def bind_clock(self, clock: Clock) -> None:
         """Pass the clock of a `Stack` on."""
-        bind = getattr(self.inner, "bind_clock", None)
-        if self._owns and bind is not None:
-            bind(clock)
+        if self._owns:
+            adapt(self.inner).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"{self.plan!r} around {self.inner!r}"
@@ -225,7 +224,9 @@ class _FaultyLayer:
 class _FaultyService(_FaultyLayer):
     """Service that injects the faults of a plan into its calls."""
 
-    enforces_deadline = False  # the delays and hangs happen outside the inner service
+    def capabilities(self) -> Capabilities:
+        """Return those of the inner service; the delays and hangs happen outside it, whatever it says of deadlines."""
+        return attrs.evolve(super().capabilities(), enforces_deadline=False)
 
     async def call(self, request: Request) -> Response:
         """Return the inner response, with the faults of this call."""

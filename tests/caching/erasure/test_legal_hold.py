@@ -333,7 +333,7 @@ def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, 
         cache = si.EdgeCache(retention=Retention(3600.0, log=log), tiers=[disk])
         async with cache:
             await cache.put_through("k", 1, subject="anna")
-        assert not cache.erase(subject="anna").complete  # the tiers do not run
+        assert not (await cache.erase_everywhere(subject="anna")).complete  # the tiers do not run
         with pytest.raises(Closed):  # the disk cannot be told, and the log has it
             await cache.hold(subject="anna", reason="case 17")
         async with cache:
@@ -374,7 +374,7 @@ def test_an_erasure_by_another_process_is_refused_under_hold(cache, log):
     """A notice of a shared tier erases nothing that a hold protects, and leaves the erasure owed."""
     cache.put(1, 1, subject="anna")
     asyncio.run(cache.hold(subject="anna", reason="case 17"))
-    tiers = TierSet((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, ledger=None)
+    tiers = TierSet((), cache, ttl_ns=NEVER, stale_ns=0, policy=None, counts=None)
 
     with pytest.raises(si.ErasureHeld, match="case 17"):
         drop(cache, tiers, 0, Notice(subject="anna"))

@@ -396,7 +396,7 @@ def test_a_backend_is_found_through_its_guard(breaker):
     guarded = breaker.wrap(backend)
     assert guarded.inner is backend
     assert guarded.name == "ScriptedBackend"
-    assert si.protocols.find_inward(guarded, "batch_axes", None) == {"x": 1}
+    assert guarded.capabilities().batch_axes == {"x": 1}
 
 
 class Service:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import Admission, find_inward, is_backend, is_service
+from streaminfer.protocols import Admission, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response, Timings
 from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.testing import HANG, ScriptedBackend, run
@@ -99,7 +99,7 @@ def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock
             clock.advance(0.1)
             if round_ == 3:
                 answer = limited.admission(Request(1.0), clock())
-                assert answer == Admission(False, "overloaded", pytest.approx(0.1))
+                assert answer == Admission(False, "limit", pytest.approx(0.1))
                 with pytest.raises(si.Overloaded, match="2 calls are in flight, of 2 that it allows") as refused:
                     await limited.call(Request(1.0))
                 assert refused.value.retry_after_s == pytest.approx(0.1)  # two at twenty a second
@@ -123,7 +123,7 @@ def test_what_stands_behind_answers_for_itself(limit, clock):
     assert not is_backend(limited)
     assert limited.inner is service
     assert limited.name == "scripted"
-    assert find_inward(limited, "asked", None) is service.asked
+    assert adapt(limited).capabilities().admission == limited.admission
     assert repr(limit) in repr(limited)
 
 
@@ -138,7 +138,7 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         for future in service.asked:
             future.set_result(Response(1.0))
         await asyncio.gather(*tasks)
-        late = Admission(False, "late", 0.2, clock() + 999 * MS)
+        late = Admission(False, "infeasible", 0.2, clock() + 999 * MS)
         hurried = Request(1.0, deadline_ns=clock() + 80 * MS)
         for _ in range(25):
             tasks = [asyncio.ensure_future(limited.call(Request(1.0))) for _ in range(2)]
@@ -152,14 +152,14 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         alone = asyncio.ensure_future(limited.call(hurried))  # nothing is under way: the service decides
         await asyncio.sleep(0)
         assert not alone.done()
-        with pytest.raises(si.DeadlineExceeded, match="behind it says that it would be late"):
+        with pytest.raises(si.DeadlineExceeded, match="what it wraps rejects it: infeasible"):
             await limited.call(hurried)
         with pytest.raises(
             si.DeadlineExceeded, match=r"refused a request with 0\.049000 s left: no call took so little"
         ):
             service.says = Admission(True)
             await limited.call(Request(1.0, deadline_ns=clock() + 49 * MS))
-        assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "late"
+        assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "infeasible"
         service.says = Admission(False, "circuit_open", 1.0)  # that is for the circuit to say
         passed = asyncio.ensure_future(limited.call(hurried))
         await asyncio.sleep(0)
@@ -258,7 +258,7 @@ def test_more_urgent_requests_have_places_of_their_own(clock):
     async def main(_):
         tasks = [asyncio.ensure_future(limited.call(Request(1.0, priority=1))) for _ in range(2)]
         await asyncio.sleep(0)
-        assert limited.admission(Request(1.0, priority=1), clock()).reason == "overloaded"
+        assert limited.admission(Request(1.0, priority=1), clock()).reason == "limit"
         with pytest.raises(si.Overloaded):
             await limited.call(Request(1.0, priority=1))
         tasks += [asyncio.ensure_future(limited.call(Request(1.0))) for _ in range(2)]

@@ -236,10 +236,10 @@ def test_admission_counts_the_places_to_wait_in():
         await limit.acquire()
         assert limited.admission(Request(1.0), loop.clock()).ok
         soon = Request(1.0, deadline_ns=loop.clock() + 1000)
-        assert limited.admission(soon, loop.clock()).reason == "overloaded"
+        assert limited.admission(soon, loop.clock()).reason == "limit"
         task = asyncio.ensure_future(limit.acquire())
         await settle()
-        assert limited.admission(Request(1.0), loop.clock()).reason == "overloaded"
+        assert limited.admission(Request(1.0), loop.clock()).reason == "limit"
         task.cancel()
 
     run(main)

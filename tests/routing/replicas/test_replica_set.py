@@ -442,8 +442,8 @@ class Asked(Echo):
 
 
 def test_admission_is_the_best_that_accepts():
-    full = Admission(False, "overloaded", 2.0)
-    fuller = Admission(False, "overloaded", 3.0)
+    full = Admission(False, "queue_full", 2.0)
+    fuller = Admission(False, "queue_full", 3.0)
     taken = Admission(True, predicted_finish_ns=77)
     request = si.Request(0)
 

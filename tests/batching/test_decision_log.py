@@ -8,9 +8,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+import streaminfer as si
+from streaminfer.batching.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.errors import MissingExtra
-from streaminfer.simulation.decision_log import DROP_REASONS, RELEASE_REASONS, DecisionLog
 
 pytestmark = pytest.mark.uncompiled
 
@@ -93,7 +94,7 @@ def test_an_empty_log_says_so():
     assert log.latest_ns == 0
     assert repr(log) == "<DecisionLog of the last 0 arrivals, 0 batches and 0 drops>"
     assert "<table>" in log._repr_html_()
-    assert len(log.to_trace()) == 0
+    assert len(si.Trace.from_log(log)) == 0
 
 
 def test_html_counts_and_escapes(journal):
@@ -197,7 +198,7 @@ def test_plot_without_matplotlib_says_how_to_install_it(journal, monkeypatch):
 
 
 def test_it_becomes_a_trace(journal):
-    trace = DecisionLog.of(journal).to_trace()
+    trace = si.Trace.from_log(DecisionLog.of(journal))
     assert trace.arrivals_s.tolist() == [0, 0.001, 0.004, 0.03, 0.04]
     assert trace.limits_s.tolist() == [0.05, np.inf, 0.02, 0.05, np.inf]
     assert trace.priorities.tolist() == [0, 1, 0, 2, 0]

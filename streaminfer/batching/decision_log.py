@@ -5,7 +5,7 @@ in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. 
 times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
-from streaminfer.simulation.timeline_plot import draw_timeline
-
-if TYPE_CHECKING:
-    from streaminfer.simulation.trace import Trace
+from streaminfer.batching.timeline_plot import draw_timeline
 
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
@@ -166,12 +163,6 @@ class DecisionLog:
             failed=(~self.batch_ok & ~running)[drawn],
             running=running[drawn],
         )
-
-    def to_trace(self) -> "Trace":
-        """The arrivals as a `Trace`, to be simulated again with other settings."""
-        from streaminfer.simulation.trace import Trace  # noqa: PLC0415 - a trace knows logs, not the reverse
-
-        return Trace.from_log(self)
 
     def _batch_in_words(self, at: int) -> str:
         reason, start_ns, end_ns = self.reasons[at], self.batch_starts_ns[at], self.batch_ends_ns[at]
