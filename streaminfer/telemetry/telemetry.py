@@ -1,4 +1,4 @@
-"""`Telemetry`: the outermost primitive, which sees every request, hits and refusals included."""
+"""`Telemetry`: the outermost layer, which records every request, cache hits and rejections included."""
 
 import asyncio
 import functools
@@ -86,9 +86,9 @@ class Telemetry:
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
-        degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
+        degraded = self._recorder.degraded  # before the histogram, which counts a response last
         latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
@@ -116,7 +116,7 @@ class Telemetry:
         return found
 
     def fail(self, error: BaseException) -> None:
-        """Counts a request that ended without an answer."""
+        """Count a request that completed without a response."""
         self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
         if self.slo is not None:
             self.slo.record(error)
@@ -137,7 +137,7 @@ class Telemetry:
         try:
             self._recorder.record(started_ns, self.clock())
         except LISTENER_ERRORS as failure:
-            self._failures.report(self, "an answer", failure)
+            self._failures.report(self, "a response", failure)
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -202,14 +202,14 @@ class _RecordedService(SyncService):
         try:
             telemetry.answer(outcome, token, now_ns)
         except LISTENER_ERRORS as failure:
-            telemetry._failures.report(telemetry, "an answer", failure)
+            telemetry._failures.report(telemetry, "a response", failure)
 
     def __repr__(self) -> str:
         return f"{self._telemetry!r} in front of {self.inner!r}"
 
 
 def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:
-    # who has no objective does not load what feeds one
+    # without an objective its recorder is not loaded
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 

@@ -223,7 +223,7 @@ class LatencyHistogram(_State):
 
     @classmethod
     def decode(cls, text: str | bytes) -> LatencyHistogram:
-        """A histogram from HdrHistogram's V2 compressed text, whoever wrote it; its values are taken as nanoseconds.
+        """A histogram from HdrHistogram's V2 compressed text of any library; its values are taken as nanoseconds.
 
         The extremes are those of its first and last part.
 
@@ -346,7 +346,7 @@ class LatencyHistogram(_State):
 def _restored(
     cls: type[LatencyHistogram], text: str, minimum_ns: int, maximum_ns: int, clamped: int
 ) -> LatencyHistogram:
-    """What pickling keeps beyond the text: exact extremes and the number clamped."""
+    """Restore what pickling adds to the text: exact extremes and the number clamped."""
     header = encoding.decode_header(text)
     histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
     histogram.add_counts(encoding.decode_counts(header, histogram.counts_length), minimum_ns, maximum_ns, clamped)

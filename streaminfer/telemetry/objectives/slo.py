@@ -76,20 +76,20 @@ class BurnSignal:
 
 
 class SLO(_State):
-    """A share of requests that must be answered within a time, over a rolling period.
+    """Share of requests that must have a response within a time, over a rolling period.
 
-    A request is a *good event* when its answer came within ``threshold_s``, a degraded answer included, and a *bad*
+    A request is a *good event* when its response came within ``threshold_s``, a degraded response included, and a *bad*
     one when it came later or when the request ended with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
     `BackendError`, `Closed` and any other ``Exception``. What the caller did is no event and only counted in
     ``ignored``: `InvalidInput`, cancellation, whatever is named in ``ignore``, and exceptions that are no ``Exception``
     (``KeyboardInterrupt``: the process ends).
 
     The *budget* is the share of bad events that the objective allows. Windows are sums of a ring of buckets in bounded
-    memory (about 60 KiB): at most 1/63 longer than asked, or by ``resolution_s`` where that is more, never shorter.
+    memory (about 60 KiB): at most 1/63 longer than requested, or by ``resolution_s`` where that is more, never shorter.
 
     Args:
         name: for reports and alerts.
-        threshold_s: seconds within which an answer is good, > 0.
+        threshold_s: seconds within which a response is good, > 0.
         objective: share of events that must be good, above 0 and below 1.
         period_s: seconds over which the budget is counted, from 1 second to a hundred years.
         alert_pairs: what :meth:`alerts` watches; ``None``: those of the SRE workbook, scaled to the period; ``()``:
@@ -225,7 +225,7 @@ class SLO(_State):
             ValueError: not positive, or longer than the period.
             TypeError: not a number.
         """
-        # the check in full only where a short one is not enough: policies ask at each request
+        # the check in full only where a short one is not enough: policies call this at each request
         if not (type(window_s) is float and 0.0 < window_s <= self.period_s) and (
             check_duration("window_s", window_s, positive=True) > self.period_s
         ):
@@ -247,9 +247,9 @@ class SLO(_State):
     def on_alert(self, callback: _Callback) -> _Callback:
         """Has a function called with each :class:`Alert` that begins and, with ``firing=False``, that ends.
 
-        It runs where the change was found, often inside a request: it should hand over and return. What it raises is
-        logged (logger ``streaminfer.slo``), counted in ``callback_errors``, and harms nobody. May be used as a
-        decorator.
+        It runs where the change was found, often inside a request: it should start its work elsewhere and return. Its
+        exceptions are logged (logger ``streaminfer.slo``), counted in ``callback_errors``, and affect no request. Can
+        be used as a decorator.
 
         Args:
             callback: takes one alert.
