@@ -2,7 +2,7 @@
 
 import threading
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from streaminfer._internal.validation import check_instance
@@ -81,6 +81,9 @@ class Listeners(Generic[E]):
 
     def __len__(self) -> int:
         return len(self._functions)
+
+    def __iter__(self) -> Iterator[Callable[[E], object]]:
+        return iter(self._functions)
 
     def add(
         self, listener: Callable[[E], object], changed: Callable[[bool], object] | None = None
