@@ -23,11 +23,11 @@ __all__ = ["BlockingStack"]
 
 
 class BlockingStack:
-    """Answers requests from any thread; made by :meth:`Stack.blocking`.
+    """Stack for callers in any thread; made by :meth:`Stack.blocking`.
 
-    It is used with ``with``, or with :meth:`start` and :meth:`stop`. Leaving the ``with`` block answers what is in
-    hand, or, when an exception leaves it, ends it with ``Closed``; then it stops the stack and joins the thread. It can
-    be started again. Thread-safe.
+    Use it with ``with``, or with :meth:`start` and :meth:`stop`. Leaving the ``with`` block waits for the requests in
+    flight, or, if an exception leaves it, ends them with ``Closed``; then it stops the stack and joins the thread. It
+    can be started again. Thread-safe.
 
     Args:
         stack: a stack that does not run.
@@ -46,7 +46,7 @@ class BlockingStack:
         self._pid = os.getpid()
 
     def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Any:
-        """Answers one request; keywords, result and errors as calling the :class:`Stack`."""
+        """Send one request; keywords, result and errors as calling the :class:`Stack`."""
         return self._wait_for(self.stack(inputs, **settings))
 
     def map(
@@ -57,23 +57,23 @@ class BlockingStack:
         return_exceptions: bool = False,
         **settings: Unpack[MapSettings],
     ) -> list[Any]:
-        """Answers many requests, in their order; settings and errors as :meth:`Stack.map`."""
-        answers: list[Any] = self._wait_for(
+        """Send many requests, with results in their order; settings and errors as :meth:`Stack.map`."""
+        results: list[Any] = self._wait_for(
             self.stack.map(inputs, concurrency=concurrency, return_exceptions=return_exceptions, **settings)
         )
-        return answers
+        return results
 
     def rows(self, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
-        """Answers a request of several rows, all or none, as :meth:`Stack.rows`."""
+        """Send a request of several rows, all or none, as :meth:`Stack.rows`."""
         return self._wait_for(self.stack.rows(inputs, **settings))
 
     def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
-        """Answers one request, with all that is known about the answer, as :meth:`Stack.call`."""
+        """Send one request and return the whole response, as :meth:`Stack.call`."""
         response: Response = self._wait_for(self.stack.call(request, timeout_s=timeout_s))
         return response
 
     def statistics(self) -> StackStatistics:
-        """A frozen snapshot of every layer, taken between two turns of the stack's loop."""
+        """Return a frozen snapshot of every layer, taken between two turns of the stack's loop."""
 
         async def take() -> StackStatistics:
             return self.stack.statistics()
@@ -84,11 +84,11 @@ class BlockingStack:
         return statistics
 
     def start(self) -> None:
-        """Starts the stack on an event loop in a thread of its own, and returns when it accepts requests.
+        """Start the stack on an event loop in a thread of its own, and returns when it accepts requests.
 
         Raises:
             RuntimeError: it runs already.
-            BaseException: what a layer raised.
+            BaseException: an error of a layer.
         """
         self._check_process()
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -106,11 +106,11 @@ class BlockingStack:
             raise
 
     def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
-        """Stops the stack and joins the thread; one that does not run is left alone.
+        """Stop the stack and join the thread; do nothing if it does not run.
 
         Args:
-            drain: answer what is in hand first; otherwise it ends with ``Closed``.
-            timeout_s: seconds after which what is left ends with ``Closed``, as in :meth:`Stack.stop`.
+            drain: wait for the requests in flight; otherwise they end with ``Closed``.
+            timeout_s: seconds after which the rest ends with ``Closed``, as in :meth:`Stack.stop`.
         """
         if timeout_s is not None:
             check_duration("timeout_s", timeout_s)
@@ -163,7 +163,7 @@ class BlockingStack:
             with self._lock:
                 self._loop = self._stop = None
                 pending = list(self._pending)
-            for future in pending:  # what was handed over after the loop had read its last callbacks
+            for future in pending:  # calls that came after the loop had run its last callbacks
                 future.cancel()
 
     async def _serve(self, started: "concurrent.futures.Future[None]") -> None:
@@ -178,11 +178,11 @@ class BlockingStack:
             started.set_result(None)
             await stop.wait()
             drain = self._drain
-        finally:  # also when something brings the loop down
+        finally:  # also when an error ends the loop
             try:
                 await self.stack.stop(drain=drain, timeout_s=self._timeout_s)
             finally:
-                with self._lock:  # before the loop is closed: nobody may hand anything to a closed one
+                with self._lock:  # before the loop is closed, so that no call is given to a closed one
                     self._loop = self._stop = None
 
     def _wait_for(self, coroutine: Any) -> Any:
@@ -204,12 +204,12 @@ class BlockingStack:
         except concurrent.futures.CancelledError:
             raise Closed("the stack stopped before it could answer") from None
         except BaseException:
-            future.cancel()  # an interrupt: nobody waits for the answer any more
+            future.cancel()  # an interrupt: the caller has left
             raise
         finally:
             with self._lock:
                 self._pending.discard(future)
-            del future  # an error whose traceback holds this frame would keep the request's inputs alive
+            del future  # an error whose traceback holds this frame would hold the request's inputs
 
     def __repr__(self) -> str:
         return f"<blocking {self.stack!r}>"

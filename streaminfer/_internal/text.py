@@ -1,4 +1,4 @@
-"""Text among what requests bring, as arrays of Python strings.
+"""Text in the inputs of requests, as arrays of Python strings.
 
 An array of NumPy's own text type is as wide as its longest element: 63 short strings beside one of 2 MB make 512 MB.
 An array of objects has a pointer for each element, and a batch shares the strings with its requests.

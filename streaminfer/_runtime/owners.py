@@ -1,4 +1,4 @@
-"""Who has started what: a backend or a service that several stacks share stops with the last of them.
+"""Owners of started parts: a backend or a service that several stacks share stops with the last of them.
 
 A part is started by its first owner, and stopped by its last. Owners whose event loop has been closed without a stop do
 not count. Thread-safe; owners may be on several event loops.
@@ -18,7 +18,7 @@ __all__ = ["last_owner", "start_owned"]
 
 
 class _Ownership:
-    """The owners of one part, and whether somebody is starting or stopping it."""
+    """Owners of one part, and the start or stop that is in progress."""
 
     __slots__ = ("busy", "busy_loop", "owners", "part")
 
@@ -29,7 +29,7 @@ class _Ownership:
         self.busy_loop: asyncio.AbstractEventLoop | None = None
 
     def others(self, owner: object) -> bool:
-        """Whether somebody else owns the part, on a loop that is still there."""
+        """Return whether another owner has the part, on a loop that is not closed."""
         for number, loop in tuple(self.owners.items()):
             if loop.is_closed():
                 del self.owners[number]
@@ -82,7 +82,7 @@ async def last_owner(owner: object, part: Any) -> AsyncIterator[bool]:
 async def _turn(part: Any) -> AsyncIterator[_Ownership]:
     """One at a time starts or stops a part."""
     done: Future[None] = Future()
-    done.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
+    done.set_running_or_notify_cancel()  # so that no waiter can cancel it
     while True:
         with _lock:
             ownership = _owned.setdefault(id(part), _Ownership(part))

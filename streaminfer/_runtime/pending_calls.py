@@ -1,4 +1,4 @@
-"""Calls of services that do not end requests at their deadline themselves: one timer each does it here."""
+"""Deadlines of services that do not enforce them: one timer per call."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["DeadlineCalls"]
 
 
 class DeadlineCalls(set["asyncio.Task[Response]"]):
-    """The calls that are going on, those included that nobody waits for any more; of one event loop."""
+    """Calls that have not completed, those of cancelled callers included; of one event loop."""
 
-    async def end_within(self, timeout_s: float | None, answer: Coroutine[Any, Any, Response], name: str) -> Response:
-        """Awaits an answer, and cancels what makes it when the time is up or the caller is cancelled.
+    async def end_within(self, timeout_s: float | None, response: Coroutine[Any, Any, Response], name: str) -> Response:
+        """Await a response; cancel the call when the time is up or the caller is cancelled.
 
         Args:
             timeout_s: seconds ≥ 0; ``None``: any time.
-            answer: what the service's ``call`` returned.
+            response: of the service's ``call``.
             name: of the service, for messages.
 
         Raises:
             DeadlineExceeded: it took longer.
-            Closed: somebody else cancelled it.
+            Closed: it was cancelled, but not by its caller.
         """
-        call = asyncio.ensure_future(answer)
+        call = asyncio.ensure_future(response)
         self.add(call)
         call.add_done_callback(self._forget)
         try:
@@ -43,9 +43,9 @@ class DeadlineCalls(set["asyncio.Task[Response]"]):
         try:
             return call.result()
         finally:
-            del call  # an error whose traceback holds this frame would keep the request's inputs alive
+            del call  # an error whose traceback holds this frame would hold the request's inputs
 
     def _forget(self, call: asyncio.Task[Response]) -> None:
         self.discard(call)
         if not call.cancelled():
-            call.exception()  # nobody else may be there to take it
+            call.exception()  # its caller may have left

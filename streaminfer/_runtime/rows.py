@@ -1,4 +1,4 @@
-"""Arrays with a leading axis of rows, cut into requests, and the answers to these put together again."""
+"""Arrays with a leading axis of rows, cut into requests, and their outputs joined again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _NUMBERS = (bool, int, float, complex)
 
 
 def cut_rows(inputs: Any) -> list[Any]:
-    """Return what each row brings.
+    """Return the inputs of each row.
 
     Args:
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
@@ -32,31 +32,31 @@ def cut_rows(inputs: Any) -> list[Any]:
     return [_row_of(arrays, number) for number in range(count)]
 
 
-def join_rows(answers: Sequence[Any]) -> Any:
-    """Return the answers to the rows as one; the kind of the first says how.
+def join_rows(responses: Sequence[Any]) -> Any:
+    """Join the outputs of the rows; the kind of the first says how.
 
     Args:
-        answers: the outputs for each row, at least one.
+        responses: the outputs for each row, at least one.
 
     Raises:
         BackendError: they are not of one kind, or arrays of different shapes or dtypes.
     """
-    first = answers[0]
+    first = responses[0]
     if isinstance(first, Mapping):
-        if not all(isinstance(one, Mapping) and one.keys() == first.keys() for one in answers):
+        if not all(isinstance(one, Mapping) and one.keys() == first.keys() for one in responses):
             raise _not_alike("other outputs than the first")
-        return {name: join_rows([one[name] for one in answers]) for name in first}
+        return {name: join_rows([one[name] for one in responses]) for name in first}
     if isinstance(first, tuple):
-        if not all(isinstance(one, tuple) and len(one) == len(first) for one in answers):
+        if not all(isinstance(one, tuple) and len(one) == len(first) for one in responses):
             raise _not_alike("other outputs than the first")
-        return tuple(join_rows(column) for column in zip(*answers, strict=True))
+        return tuple(join_rows(column) for column in zip(*responses, strict=True))
     if isinstance(first, (np.ndarray, np.generic, *_NUMBERS)):
-        arrays = [np.asarray(one) for one in answers]
+        arrays = [np.asarray(one) for one in responses]
         kinds = {(array.shape, array.dtype) for array in arrays}
         if len(kinds) > 1:
             raise _not_alike(" and ".join(sorted(f"{dtype}{list(shape)}" for shape, dtype in kinds)))
         return np.stack(arrays)
-    return list(answers)
+    return list(responses)
 
 
 def _as_arrays(inputs: Any, name: str, counts: dict[str, int]) -> Any:
@@ -78,4 +78,4 @@ def _row_of(arrays: Any, number: int) -> Any:
 
 
 def _not_alike(found: str) -> BackendError:
-    return BackendError(f"the answers to the rows cannot form one: {found}; map() returns a list with one for each")
+    return BackendError(f"the responses to the rows cannot form one: {found}; map() returns a list with one for each")

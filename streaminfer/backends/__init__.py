@@ -1,4 +1,4 @@
-"""Backends: what answers a batch. Each one is loaded at first use, with whatever it needs."""
+"""Backends, which run batches. Each one is loaded at first use, with its dependencies."""
 
 from typing import TYPE_CHECKING
 
@@ -41,5 +41,5 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and reject others
     __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

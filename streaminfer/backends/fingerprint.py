@@ -1,13 +1,13 @@
-"""What a backend is, as a short text: two that may answer differently never have the same one.
+"""Identity of a backend as a short text: two that can return different results never have the same one.
 
 It becomes part of every key of a cache in front (``fingerprint``, found inward), so it has to be the same in another
-process, on another machine and after a restart, or what is kept on disk or in Redis is never found again.
+process, on another machine and after a restart, or stored responses on disk or in Redis are never found again.
 
 **An ONNX model** is its bytes and those of the files of weights beside it, which it names (external data); where they
-lie does not count. Also how it is asked: the batch axes, the values of shared inputs, and the execution providers, in
+lie does not count. Also its settings: the batch axes, the values of shared inputs, and the execution providers, in
 order, with their options, since TensorFloat-32 or half precision give other numbers. Options that only say where and
 with how much memory it runs are left out. So are the version of onnxruntime and what ``session_options`` of one's own
-say: whoever changes these in a way that matters gives the cache another ``version``. The digest is BLAKE2b, 128 bits:
+say: a change of these that matters needs another ``version`` of the cache. The digest is BLAKE2b, 128 bits:
 in the standard library, not to be forged, and about a second per gigabyte, once a load.
 
 It is made of the bytes that are loaded. The files of weights are read once, and onnxruntime gets what was read: left to
@@ -53,7 +53,7 @@ _ELSEWHERE = frozenset(
         "user_compute_stream",
     }
 )
-"""Options of providers that change no answer."""
+"""Options of providers that change no result."""
 
 _Mark = tuple[int, int, int, int, int]
 """Device, inode, size, and times of change of contents and of inode: the last one cannot be set back."""
@@ -129,7 +129,7 @@ class ModelFiles:
 
 
 def digest_of_bytes(model: bytes) -> str | None:
-    """Of a model that was given as bytes; ``None`` where some of it lies in files, since nobody knows where."""
+    """Return the digest of a model given as bytes; ``None`` if some of it is in files, whose place is not known."""
     if external_files(model):
         return None
     return hashlib.blake2b(model, digest_size=_DIGEST_BYTES).hexdigest()
@@ -142,7 +142,7 @@ def fingerprint_of_model(
     shared: Mapping[str, npt.NDArray[Any]],
     providers: Sequence[str | tuple[str, Mapping[str, Any]]],
 ) -> str:
-    """A model and how it is asked, as 32 hexadecimal digits.
+    """Return the digest of a model and its settings, as 32 hexadecimal digits.
 
     Args:
         digest: of its contents.
@@ -150,13 +150,13 @@ def fingerprint_of_model(
         shared: the values of shared inputs.
         providers: best first.
     """
-    asked = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    asked.update(repr((digest, tuple(axes), [_provider(one) for one in providers])).encode())
+    settings = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    settings.update(repr((digest, tuple(axes), [_provider(one) for one in providers])).encode())
     for name in sorted(shared):
         value = np.ascontiguousarray(shared[name])
-        asked.update(repr((name, value.dtype.str, shared[name].shape, value.nbytes)).encode())
-        asked.update(value.tobytes())
-    return asked.hexdigest()
+        settings.update(repr((name, value.dtype.str, shared[name].shape, value.nbytes)).encode())
+        settings.update(value.tobytes())
+    return settings.hexdigest()
 
 
 def fingerprint_of_function(function: Callable[..., Any], version: str | None) -> str | None:

@@ -21,7 +21,7 @@ class Job:
     Args:
         function: called with the worker and ``arguments``.
         arguments: further positional arguments.
-        interrupt: asks a running call to end early; ``None``: it cannot be asked.
+        interrupt: tells a running call to end early; ``None``: it cannot.
 
     Attributes:
         finished: its end has reached the event loop that waits.
@@ -70,7 +70,7 @@ class Job:
         self._tell()
 
     def abort(self, error: Closed) -> None:
-        """End it with ``error`` if no thread has begun it, else ask it to end early; from any thread."""
+        """End it with ``error`` if no thread has begun it, else interrupt it; from any thread."""
         if self._claim.acquire(blocking=False):
             self._error = error
             self._tell()

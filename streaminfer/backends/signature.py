@@ -38,7 +38,7 @@ class TensorSpec:
 
     Attributes:
         name: as the model says.
-        dtype: of the arrays that callers bring or get; object for strings; ``None`` for an output that is no tensor (a
+        dtype: of the arrays of callers; object for strings; ``None`` for an output that is no tensor (a
             list of mappings, say).
         shape: as the model says, batch axis included; a size that is a name or ``None`` is free.
         batch_axis: the axis on which requests are stacked; ``None`` for an input or output of the whole batch.
@@ -55,7 +55,7 @@ class TensorSpec:
 
     @property
     def row_shape(self) -> tuple[int | str | None, ...]:
-        """The shape of what one request brings: without the batch axis."""
+        """Shape in one request: without the batch axis."""
         if self.batch_axis is None:
             return self.shape
         return self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
@@ -114,21 +114,21 @@ class _Check:
     def explain(self, value: Any) -> None:
         """The slow pass: raises what is wrong, or returns since nothing is."""
         if isinstance(value, np.ma.MaskedArray):
-            self._refuse(value, "its mask would be lost: fill it with .filled()")
+            self._reject(value, "its mask would be lost: fill it with .filled()")
         if self.dtype == TEXT:
             value = self._as_text(value)
         if not isinstance(value, (np.ndarray, np.generic)):
-            self._refuse(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
+            self._reject(value, f"make an array of it: np.asarray(x, dtype={str(self.dtype)!r})")
         if value.dtype != self.dtype:
-            self._refuse(value, f"convert it: x.astype({str(self.dtype)!r})")
+            self._reject(value, f"convert it: x.astype({str(self.dtype)!r})")
         if value.ndim != self.rank:
             more = "a request carries no batch axis" if value.ndim == self.rank + 1 else ""
-            self._refuse(value, more or f"{value.ndim} dimensions instead of {self.rank}")
+            self._reject(value, more or f"{value.ndim} dimensions instead of {self.rank}")
         for axis, size in self.fixed:
             if value.shape[axis] != size:
-                self._refuse(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
+                self._reject(value, f"axis {axis} has {value.shape[axis]} instead of {size}")
         if 0 in value.shape:
-            self._refuse(value, f"axis {value.shape.index(0)} is empty")
+            self._reject(value, f"axis {value.shape.index(0)} is empty")
         if self.finite:
             self._explain_values(value)
 
@@ -147,12 +147,12 @@ class _Check:
         if isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind in "UT"):
             return np.asarray(value).astype(object)
         if isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype.kind == "S"):
-            self._refuse(value, "bytes are no text: decode them")
+            self._reject(value, "bytes are no text: decode them")
         if isinstance(value, np.ndarray) and value.dtype == TEXT and not is_all_text(value):
-            self._refuse(value, "an element is no str")
+            self._reject(value, "an element is no str")
         return value
 
-    def _refuse(self, value: Any, reason: str) -> NoReturn:
+    def _reject(self, value: Any, reason: str) -> NoReturn:
         raise InvalidInput(
             f"input {self.name!r}: expected {describe_shape(self.dtype, self.shape)}, got {describe(value)}: {reason}"
         )
@@ -163,12 +163,12 @@ class Signature:
 
     Args:
         inputs: what the model reads, in its order; those with ``batch_axis=None`` are shared by the whole batch.
-        outputs: what it answers, in its order.
-        non_finite: ``"reject"`` refuses requests whose floats are not all finite.
+        outputs: of the model, in its order.
+        non_finite: ``"reject"`` rejects requests whose floats are not all finite.
 
     Attributes:
-        batch_axes: the axis on which each input that a request brings is stacked, by name.
-        only_input: the name of the input, where a request brings just one.
+        batch_axes: the axis on which each input of a request is stacked, by name.
+        only_input: the name of the input, if a request has just one.
         rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
     """
 
@@ -189,23 +189,23 @@ class Signature:
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        brought = [spec for spec in self.inputs if spec.batch_axis is not None]
+        per_request = [spec for spec in self.inputs if spec.batch_axis is not None]
         self._shared = frozenset(spec.name for spec in self.inputs if spec.batch_axis is None)
-        sizes = (spec.shape[spec.batch_axis or 0] for spec in brought)
+        sizes = (spec.shape[spec.batch_axis or 0] for spec in per_request)
         self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
-        self._checks = tuple(_Check(spec, finite=finite) for spec in brought if not spec.is_optional)
-        self._optional = {spec.name: _Check(spec, finite=finite) for spec in brought if spec.is_optional}
+        self._checks = tuple(_Check(spec, finite=finite) for spec in per_request if not spec.is_optional)
+        self._optional = {spec.name: _Check(spec, finite=finite) for spec in per_request if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None
-        if self._optional and brought[0].batch_axis:  # a batcher stacks what has no name on the first axis
+        if self._optional and per_request[0].batch_axis:  # a batcher stacks what has no name on the first axis
             self._only = None
         self.only_input = None if self._only is None else self._only.name
         self.batch_axes: Mapping[str, int] = MappingProxyType(
-            {spec.name: spec.batch_axis for spec in brought if spec.batch_axis is not None}
+            {spec.name: spec.batch_axis for spec in per_request if spec.batch_axis is not None}
         )
 
     def check(self, inputs: Any) -> None:
-        """Checks what one request brings: one array where the model reads one, or a mapping of name to array.
+        """Check the inputs of one request: one array if the model reads one, or a mapping of name to array.
 
         Raises:
             InvalidInput: it does not fit; says which input, what was expected, and what came.
@@ -255,7 +255,7 @@ class Signature:
 
 
 def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, Any] | None:
-    """Zeros of the shapes that a model states, as one request brings them.
+    """Return zeros of the shapes that a model states, as the inputs of one request.
 
     Args:
         specs: the inputs of the model.
@@ -277,7 +277,7 @@ def guess_inputs(specs: Sequence[TensorSpec], free_size: int = 1) -> dict[str, A
 
 
 def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
-    """By input name the axes of what a request brings whose sizes the model leaves open; only inputs that have any."""
+    """Return, by input name, the axes in a request whose sizes the model leaves open; only inputs that have any."""
     axes = {
         spec.name: tuple(axis for axis, size in enumerate(spec.row_shape) if not isinstance(size, int))
         for spec in specs
@@ -287,10 +287,10 @@ def free_axes(specs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def signature_of_example(example: Any, free: Sequence[int] | Mapping[str, Sequence[int]] = ()) -> Signature | None:
-    """Return what every request must bring, where the example of one is an array or a mapping of arrays.
+    """Return the specs of every request's inputs, if the example of one is an array or a mapping of arrays.
 
     Args:
-        example: what one request brings, without a batch axis.
+        example: one request's inputs, without a batch axis.
         free: axes whose size may be another one, of every input or by name.
 
     Returns:

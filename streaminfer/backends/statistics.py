@@ -1,9 +1,9 @@
-"""What a backend counts: batches by how they ended, and how long its workers were busy.
+"""Counters of a backend: batches by outcome, and the time of its workers.
 
-Counting rules: a batch counts once, when ``infer`` ends, as answered (then its rows count, rows that answered with an
-exception too), as an error, or as cancelled (nobody waited for it any more). A batch that was refused since the
-backend is stopped does not count. Warm-up does not count. A batch is busy from the moment a worker takes it, assembly
-of its inputs included, until the worker is free again, whether or not somebody still waits.
+Counting rules: a batch counts once, when ``infer`` ends, as completed (then its rows count, rows whose result is an
+exception too), as an error, or as cancelled. A batch that was rejected because the backend is stopped does not count.
+Warm-up does not count. A batch is busy from the moment a worker takes it, assembly of its inputs included, until the
+worker is free again, even if it is cancelled.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @attrs.frozen
 class BackendStatistics(Snapshot):
-    """What a backend did since it was made; a snapshot.
+    """Counters of a backend since it was made; a snapshot.
 
     Attributes:
-        batches: batches answered.
-        rows: requests in them, those answered with an exception of their own included.
+        batches: completed batches.
+        rows: requests in them, those whose result is an exception included.
         errors: batches that ended with an error for all of their rows.
-        cancelled: batches that nobody waited for any more.
+        cancelled: batches whose callers had left.
         busy_s: seconds that workers spent on batches, summed over the workers.
         workers: how many batches can run at the same time.
     """
@@ -62,10 +62,10 @@ class BackendRecorder:
         self._lock = threading.Lock()
         self._batches = self._rows = self._errors = self._cancelled = self._busy_ns = 0
 
-    async def count(self, rows: int, answer: Coroutine[Any, Any, T]) -> T:
-        """Awaits the answer to a batch of ``rows`` requests and counts how it ended."""
+    async def count(self, rows: int, results: Coroutine[Any, Any, T]) -> T:
+        """Await the results of a batch of ``rows`` requests, and count its outcome."""
         try:
-            value = await answer
+            value = await results
         except BaseException as error:
             self._count_error(error)
             raise
@@ -95,7 +95,7 @@ class BackendRecorder:
                 self._errors += 1
 
     def busy(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Calls ``work``, on whatever thread this is, and counts the time it took."""
+        """Call ``work``, on any thread, and count its duration."""
         started_ns = self._clock()
         try:
             return work(*arguments)
@@ -103,7 +103,7 @@ class BackendRecorder:
             self.add_busy(started_ns)
 
     async def busy_awaiting(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        """The same for work that is awaited."""
+        """Await ``work``, and count its duration."""
         started_ns = self._clock()
         try:
             return await work(*arguments)
@@ -111,7 +111,7 @@ class BackendRecorder:
             self.add_busy(started_ns)
 
     def snapshot(self) -> BackendStatistics:
-        """All counts at one moment."""
+        """Return all counters of one moment."""
         with self._lock:
             return BackendStatistics(
                 batches=self._batches,
@@ -123,7 +123,7 @@ class BackendRecorder:
             )
 
     def add_busy(self, started_ns: int) -> None:
-        """A worker that began at ``started_ns`` is free again now."""
+        """Count the time of a worker that started at ``started_ns`` and is free now."""
         busy_ns = self._clock() - started_ns
         with self._lock:
             self._busy_ns += busy_ns

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS
+from streaminfer._internal.listeners import LISTENER_ERRORS
 from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RecordedService(SyncService):
         try:
             self._answer(outcome, token, now_ns)
         except LISTENER_ERRORS as failure:
-            self._telemetry._failures.report(self._telemetry, "an answer", failure)
+            self._telemetry._failures.report(self._telemetry, "a response", failure)
 
     def __repr__(self) -> str:
         return f"{self._telemetry!r} in front of {self.inner!r}"

@@ -1,4 +1,4 @@
-"""`Telemetry`: the outermost primitive, which sees every request, hits and refusals included."""
+"""`Telemetry`: the outermost layer, which records every request, cache hits and rejections included."""
 
 import asyncio
 import functools
@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
 from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.telemetry._recorded_service_cy import RecordedService
@@ -85,9 +85,9 @@ class Telemetry:
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
-        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
+        from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
-        degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
+        degraded = self._recorder.degraded  # before the histogram, which counts a response last
         latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
@@ -115,7 +115,7 @@ class Telemetry:
         return found
 
     def fail(self, error: BaseException) -> None:
-        """Counts a request that ended without an answer."""
+        """Count a request that completed without a response."""
         self._recorder.fail("cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__)
         if self.slo is not None:
             self.slo.record(error)
@@ -136,7 +136,7 @@ class Telemetry:
         try:
             self._recorder.record(started_ns, self.clock())
         except LISTENER_ERRORS as failure:
-            self._failures.report(self, "an answer", failure)
+            self._failures.report(self, "a response", failure)
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -173,7 +173,7 @@ class Telemetry:
 
 
 def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:
-    # who has no objective does not load what feeds one
+    # without an objective its recorder is not loaded
     from streaminfer.telemetry.objectives._budget_recorder_cy import BudgetRecorder  # noqa: PLC0415
     from streaminfer.telemetry.objectives.slo import SLO  # noqa: PLC0415
 

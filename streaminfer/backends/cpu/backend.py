@@ -83,10 +83,10 @@ class _AwaitAndCopy:
 
 
 class CpuBackend(Node):
-    """Answers batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
+    """Runs batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
     ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
-    behind a batcher with ``stack=False``, the list of what each request brought. The result is an array with a leading
+    with a batcher that has ``stack=False``, the list of the requests' inputs. The result is an array with a leading
     batch axis, a mapping or tuple of such arrays, which is cut row by row, or a list with one result per row, where
     one that is an exception goes to that row's caller alone. Numba functions work
     like Python ones: arrays in, arrays out; compile them (one call, or explicit signatures) before live traffic, and
@@ -105,11 +105,11 @@ class CpuBackend(Node):
         executor: ``"thread"``, ``"process"``, or ``"inline"``: on the event loop, which stands still meanwhile.
         workers: threads or processes: how many batches can run at the same time. An inline function runs wherever it
             is awaited.
-        version: of what the function does; changes whenever the same name answers otherwise, so that a cache does not
-            give yesterday's answers.
-        example: what a request brings, without a batch axis: a batcher calls the function with batches of it before it
+        version: of the function's behavior; change it when the same name returns other results, so that a cache does
+            not return old ones.
+        example: one request's inputs, without a batch axis: a batcher calls the function with batches of it before it
             accepts requests, and measures them. ``None``: the first live batches are measured.
-            An array, or a mapping of arrays, also says what every request brings: another dtype or shape is
+            An array, or a mapping of arrays, also says the inputs of every request: another dtype or shape is
             `InvalidInput` before the request is queued. Examples of other types check nothing.
         free_axes: axes whose size may differ from the example's, such as that of length buckets: a sequence of axes
             for every input, or a mapping of input name to such sequences.
@@ -209,13 +209,13 @@ class CpuBackend(Node):
             Closed: stopped.
         """
         if self._threads is not None:
-            answer = self._threads.run(self._call, batch, self._recorder.busy)
+            results = self._threads.run(self._call, batch, self._recorder.busy)
         elif self._asynchronous:
-            answer = self._await_inline(batch, self._recorder.busy_awaiting)
+            results = self._await_inline(batch, self._recorder.busy_awaiting)
         else:
-            results: Sequence[Any] = self._infer_now(batch)
-            return results
-        return await self._recorder.count(len(batch.rows), answer)
+            now: Sequence[Any] = self._infer_now(batch)
+            return now
+        return await self._recorder.count(len(batch.rows), results)
 
     def capabilities(self) -> Capabilities:
         """What a batcher and caches need to know of the function."""
@@ -233,7 +233,7 @@ class CpuBackend(Node):
         return self._recorder.count_now(len(batch.rows), self._call_inline, batch, self._recorder.busy)
 
     def example_inputs(self) -> ExampleInputs | None:
-        """What one request brings, as far as the constructor was told."""
+        """Return the constructor's ``example``, with the function that measures it."""
         if self._example is None:
             return None
         on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
@@ -243,10 +243,10 @@ class CpuBackend(Node):
         """Ends the workers and waits for them; :meth:`start` starts new ones.
 
         At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
-        :class:`~streaminfer.errors.Closed`: processes are killed, and threads left behind.
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads abandoned.
 
         Args:
-            drain: batches that wait for a worker are answered first; else they end with
+            drain: queued batches run first; else they end with
                 :class:`~streaminfer.errors.Closed`.
         """
         self._closed = True
@@ -340,7 +340,7 @@ def _name(function: Callable[[Any], Any]) -> str:
 
 
 def _process_workers(function: Callable[[Any], Any], name: str, count: int) -> list["ProcessWorker"]:
-    # multiprocessing and what it brings: more to import than everything else here
+    # multiprocessing and its imports: more to import than everything else here
     from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415
 
     try:

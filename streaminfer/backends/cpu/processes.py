@@ -1,6 +1,6 @@
-"""A worker process that answers batches with one function, driven by one thread.
+"""Worker process that runs batches with one function, driven by one thread.
 
-Idea: each worker thread has a process of its own and talks to it over one pipe, batch out, answer back. A process
+Idea: each worker thread has a process of its own and talks to it over one pipe, batch out, results back. A process
 that dies takes its own batch with it and nothing else (a shared pool would fail every batch in flight), and is
 started again for the next one. Arrays travel outside the pickle (protocol 5): written to the pipe from where they
 lie, and read into their final place.
@@ -108,7 +108,7 @@ class ProcessWorker:
         return True
 
     def forget(self) -> None:
-        """The process answers the parent; a forked one starts its own."""
+        """In a forked process, drop the parent's worker process and start another."""
         pipe, process = self._pipe, self._process
         self._pipe = self._process = self._begun = None
         self._lock = threading.Lock()
@@ -173,7 +173,7 @@ class ProcessWorker:
     def _died(self, error: BaseException) -> BackendError:
         if self._process is None:
             return BackendError(f"{self._name}: a worker process could not be started: {error}")
-        return BackendError(f"{self._name}: the worker process ended with exit code {self._end()} before it answered")
+        return BackendError(f"{self._name}: the worker process ended with exit code {self._end()} before it responded")
 
     def _end(self) -> int | None:
         """Closes the pipe, which ends the process, and waits for it; returns its exit code."""

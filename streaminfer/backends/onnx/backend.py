@@ -12,7 +12,7 @@ compiled for as long as it runs, TensorRT's for one.
 A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every
 batch that a thread takes from there on, and of the fingerprint.
 
-A batch that nobody waits for any more is told to end (``RunOptions.terminate``): onnxruntime looks at that between
+A batch whose callers have left is told to end (``RunOptions.terminate``): onnxruntime looks at that between
 two nodes of the graph.
 """
 
@@ -47,7 +47,7 @@ from streaminfer.backends.onnx.model import (
     make_options,
     read_specs,
 )
-from streaminfer.backends.onnx.serving import LoadedModel, Seat, Serving
+from streaminfer.backends.onnx.serving import LoadedModel, ReloadableWorker, Serving
 from streaminfer.backends.onnx.session import SessionWorker, stack_example
 from streaminfer.backends.signature import (
     NonFinite,
@@ -66,11 +66,11 @@ __all__ = ["OnnxBackend"]
 
 
 class OnnxBackend(Node):
-    """Answers batches with an ONNX model; needs the extra ``onnx``.
+    """Runs batches on an ONNX model; needs the extra ``onnx``.
 
-    A request brings one array where the model reads one input, or a mapping of input name to array, never with a
-    batch axis. It is answered with one array where the model has one output, or with a ``dict`` of output name to
-    array. These arrays are views of the batch's outputs: copy one that is kept long after the others are gone.
+    A request has one array if the model reads one input, or a mapping of input name to array, never with a
+    batch axis. Its result is one array if the model has one output, or a ``dict`` of output name to array. These
+    arrays are views of the batch's outputs: copy one that is stored for long.
     :meth:`validate` checks a request against the model before it is queued; read-only and non-contiguous arrays are
     fine.
 
@@ -96,21 +96,21 @@ class OnnxBackend(Node):
         batch_axes: the batch axis of inputs and outputs, by name. Of those it does not name, inputs have axis 0, and
             outputs the axis for which the model declares the same symbol as for the inputs' batch axis.
         shared_inputs: inputs that the whole batch shares (a sample rate), by name: arrays of the model's dtype and
-            shape. Requests do not bring them.
+            shape. Requests do not have them.
         shared_outputs: names of outputs that belong to the whole batch: each caller gets such an output whole,
             read-only.
         outputs: names of the outputs to compute and return, in this order; ``None``: all, in the model's order.
         session_options: an ``onnxruntime.SessionOptions``, used as it is instead of ours; then it says the threads, on
             the CPU of all batches together, and the providers if it has any. onnxruntime then reads external files of
             weights itself, and maps them: never write into such a file while the model is loaded.
-        example: what a request brings, for the warm-up and for what a batcher measures before it accepts requests.
+        example: one request's inputs, for the warm-up and for what a batcher measures before it accepts requests.
             ``None``: zeros; where the model leaves sizes open, ``warmup`` sets these to 1, and a batcher measures
             nothing unless its length buckets name them.
-        binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in memory that is kept for each
+        binding: ``"pinned"``, what ``None`` means on a GPU: inputs and outputs lie in reused memory of each
             shape of a batch, and go to the GPU from page-locked memory; ``"pageable"``: the same without page-locked
-            memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Kept memory
+            memory; ``"off"``, what ``None`` means elsewhere: onnxruntime makes the memory of each batch. Reused memory
             trusts the shapes that the model states for its outputs.
-        non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
+        non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite, ``"allow"`` does not check.
         hang_grace_s: seconds that a batch may run on after it was told to end; then it hangs, another thread takes its
             place on the same session, and a warning says so.
         clock: monotonic nanoseconds, for ``busy_s``; ``None``: the system's.
@@ -118,9 +118,9 @@ class OnnxBackend(Node):
     Attributes:
         inputs: what the model reads, in its order.
         outputs: the outputs that callers get; ``batch_axis`` is ``None`` for shared ones.
-        batch_axes: the axis on which a batcher stacks each input that a request brings, by name.
+        batch_axes: the axis on which a batcher stacks each input of a request, by name.
         max_batch_size: the batch size at which the model is fixed, above 1; ``None``: any.
-        fingerprint: of the model and how it is asked; :meth:`reload` changes it.
+        fingerprint: of the model and its settings; :meth:`reload` changes it.
         queued_workers: ``sessions``, which take batches from one queue.
 
     Raises:
@@ -180,9 +180,9 @@ class OnnxBackend(Node):
         self.max_batch_size = None if fixed == 1 else fixed
         self.queued_workers = sessions
         self._recorder = BackendRecorder(sessions, clock)
-        seats = [Seat(self._serving, number) for number in range(sessions)]
+        workers = [ReloadableWorker(self._serving, number) for number in range(sessions)]
         name = f"OnnxBackend({self._serving.model.name})"
-        self._threads = WorkerThreads(seats, name, hang_grace_s=hang_grace_s)
+        self._threads = WorkerThreads(workers, name, hang_grace_s=hang_grace_s)
 
     def _load(self, path_or_bytes: object) -> LoadedModel:
         """A model with its sessions, not warmed yet.
@@ -199,7 +199,7 @@ class OnnxBackend(Node):
         if sharing and not is_given:  # one pool of threads for all batches that run
             options.intra_op_num_threads = self._sessions * (options.intra_op_num_threads - 1) + 1
         files = None if isinstance(source, bytes) else ModelFiles.read(Path(source))
-        if files is not None and not is_given:  # those of the user may make other sessions, and keep no memory alive
+        if files is not None and not is_given:  # those of the user may make other sessions, and hold no memory
             give_weights(options, files.weights)
         count = 1 if sharing else self._sessions
         loaded = [load(runtime, source, name, options, chosen) for _ in range(count)]
@@ -246,10 +246,10 @@ class OnnxBackend(Node):
 
     @property
     def fingerprint(self) -> str | None:
-        """The same for backends that answer alike, in any process and on any machine: part of a cache's keys.
+        """Identity, equal for backends with equal results in any process and on any machine: part of a cache's keys.
 
         It is made of the model's bytes and its external files of weights, wherever they lie, the batch axes, the shared
-        inputs and the providers with those of their options that change answers; not of ``session_options``, nor of
+        inputs and the providers with those of their options that change results; not of ``session_options``, nor of
         onnxruntime's version. The files are read when the model is loaded, about a second per gigabyte. ``None`` for a
         model that was given as bytes and has external files.
         """
@@ -304,7 +304,7 @@ class OnnxBackend(Node):
         )
 
     def validate(self, request: Request) -> None:
-        """Checks what a request brings against the model.
+        """Check a request's inputs against the model.
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
@@ -312,7 +312,7 @@ class OnnxBackend(Node):
         self._signature.check(request.inputs)
 
     def example_inputs(self) -> ExampleInputs | None:
-        """What one request brings: ``example``, else zeros; ``None`` where the model reads something else."""
+        """Return ``example``, else zeros; ``None`` if the model reads something else than arrays."""
         on_each = self._infer_on_each if self._recorder.snapshot().workers > 1 else None
         if self._example is not None:
             return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
@@ -337,16 +337,16 @@ class OnnxBackend(Node):
             BackendError: the model failed on this batch.
             Closed: stopped.
         """
-        return await self._recorder.count(len(batch.rows), self._infer(batch, self._answer))
+        return await self._recorder.count(len(batch.rows), self._infer(batch, self._run))
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
 
         At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
-        :class:`~streaminfer.errors.Closed`, and their threads are left behind.
+        :class:`~streaminfer.errors.Closed`, and their threads are abandoned.
 
         Args:
-            drain: batches that wait or run are answered first; else they end with
+            drain: queued and running batches end first; else they end with
                 :class:`~streaminfer.errors.Closed`.
         """
         await self._threads.stop(drain=drain)
@@ -361,21 +361,21 @@ class OnnxBackend(Node):
         return guess if guess is None or only is None else guess[only]
 
     async def _infer_on_each(self, batch: Batch) -> None:
-        await self._threads.run_for_each(Seat.record, batch, self._new_options())
+        await self._threads.run_for_each(ReloadableWorker.record, batch, self._new_options())
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        return await self._infer(batch, Seat.record)
+        return await self._infer(batch, ReloadableWorker.record)
 
-    async def _infer(self, batch: Batch, answer: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+    async def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
         options = self._new_options()
 
         def end_early() -> None:
             options.terminate = True
 
-        return await self._threads.run(answer, batch, options, interrupt=end_early)
+        return await self._threads.run(run, batch, options, interrupt=end_early)
 
-    def _answer(self, worker: Seat, batch: Batch, options: Any) -> Sequence[Any]:
-        return self._recorder.busy(worker.answer, batch, options)
+    def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Sequence[Any]:
+        return self._recorder.busy(worker.infer, batch, options)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

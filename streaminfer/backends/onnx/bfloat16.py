@@ -1,6 +1,6 @@
 """Runs of models that have bfloat16, the upper half of a float32, for which neither NumPy nor onnxruntime has arrays.
 
-Callers bring and get float32, which has a value for each of bfloat16's; what they bring is rounded to the nearest,
+Callers send and get float32, which has a value for each of bfloat16's; inputs are rounded to the nearest,
 ties to even, as casts in a model are.
 """
 

@@ -1,4 +1,4 @@
-"""Runs of a session with inputs and outputs bound to memory that is kept.
+"""Runs of a session with inputs and outputs bound to reused memory.
 
 Idea: ``InferenceSession.run`` makes new memory on the device for every input, copies into it from memory that the
 GPU's copy engine cannot read (so that the driver copies once more, through a small buffer of its own), and makes new
@@ -7,16 +7,16 @@ once, and *pinned* (page-locked) memory here, which the copy engine reads at the
 
 CUDA graphs: a slot's addresses stay the same, so the work of a batch can be recorded, and replayed by later batches of
 that shape. Each slot has a graph with a number of its own, ``gpu_graph_id``, made in a warm-up run and never in a live
-one, because recording takes several runs. onnxruntime keeps graphs by thread, so new threads record again; and a
+one, because recording takes several runs. onnxruntime stores graphs by thread, so new threads record again; and a
 session with graphs may be run by one thread only.
 
 Lifetime: the slot's memory is written again by the next batch of that shape, so results are copied out of it: on a GPU
 that is the copy to the host, which must be made in any case; on the CPU it is one copy more. Nothing that a caller
 holds changes later.
 
-Outputs are bound to kept memory where the model says their shape: each size is a number, the batch's, or has the name
-of a size of an input. Else onnxruntime makes them anew, and they are bound again before each run: a bound output whose
-size has changed would be refused.
+Outputs are bound to reused memory if the model says their shape: each size is a number, the batch's, or has the name of
+a size of an input. Else onnxruntime allocates them in each run, and they are bound again before it: a bound output
+whose size has changed is an error.
 
 onnxruntime has no pinned memory to give from Python (its ``OrtValue`` knows the devices ``cpu``, ``cuda`` and others,
 and no ``cuda_pinned``), so ours is registered with the CUDA runtime that onnxruntime has loaded.
@@ -52,13 +52,13 @@ _Shapes = tuple[tuple[int, ...] | None, ...]
 """By input of the model; ``None`` for one that is left out."""
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-_MAX_SLOTS = 16  # shapes whose memory is kept: more than there are buckets, and a bound where shapes are free
+_MAX_SLOTS = 16  # shapes with reused memory: more than there are buckets, and a bound where shapes are free
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
 
 
-def choose_binding(asked: object, providers: Sequence[Provider], signature: Signature) -> tuple[Binding, Device]:
+def choose_binding(setting: object, providers: Sequence[Provider], signature: Signature) -> tuple[Binding, Device]:
     """How batches run, and on which device; ``None`` means pinned on a GPU, and plain runs elsewhere.
 
     Raises:
@@ -69,13 +69,13 @@ def choose_binding(asked: object, providers: Sequence[Provider], signature: Sign
     name, options = (first, {}) if isinstance(first, str) else first
     device = ("cuda", int(options.get("device_id", 0))) if name in _GPU_PROVIDERS else ("cpu", 0)
     odd = next((spec for spec in (*signature.inputs, *signature.outputs) if not _is_bindable(spec)), None)
-    if asked is None:
+    if setting is None:
         return ("pinned" if device[0] == "cuda" and odd is None else "off"), device
-    binding: Binding = check_choice("binding", asked, get_args(Binding))
+    binding: Binding = check_choice("binding", setting, get_args(Binding))
     if binding == "pinned" and device[0] != "cuda":
-        raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", asked))
+        raise ValueError(expected("binding", f"'off' or 'pageable' on {name}, which has no device memory", setting))
     if binding != "off" and odd is not None:
-        raise ValueError(expected("binding", f"'off', since {odd.name!r} is no tensor of NumPy's numbers", asked))
+        raise ValueError(expected("binding", f"'off', since {odd.name!r} is no tensor of NumPy's numbers", setting))
     return binding, device
 
 
@@ -128,7 +128,7 @@ def load_cuda_runtime() -> Any:
 
 
 class BoundRuns:
-    """Runs of one session on kept memory; thread-safe, one run at a time.
+    """Runs of one session on reused memory; thread-safe, one run at a time.
 
     Args:
         runtime: the module ``onnxruntime``.

@@ -47,7 +47,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint64)": np.dtype(np.uint64),
     "tensor(bool)": np.dtype(np.bool_),
     "tensor(string)": TEXT,
-    "tensor(bfloat16)": np.dtype(np.float32),  # what callers bring and get
+    "tensor(bfloat16)": np.dtype(np.float32),  # for callers
 }
 
 
@@ -88,11 +88,11 @@ def find_source(path_or_bytes: object) -> tuple[str, str | bytes]:
 def choose_providers(
     runtime: ModuleType, providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None, options: Any, *, given: bool
 ) -> list[Provider]:
-    """The providers asked for, else those of the session options, else the CPU's.
+    """Return the requested providers, else those of the session options, else the CPU's.
 
     Args:
         runtime: the module ``onnxruntime``.
-        providers: those asked for.
+        providers: the requested ones.
         options: the session options; a provider that comes from a plugin is added to them, if they are ours.
         given: the options are the user's.
 
@@ -142,7 +142,7 @@ def _is_provider(value: Any) -> bool:
 
 
 def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
-    """The devices of a provider that a plugin brought (``onnxruntime.register_execution_provider_library``)."""
+    """The devices of a provider that a plugin per_request (``onnxruntime.register_execution_provider_library``)."""
     devices = list(getattr(runtime, "get_ep_devices", list)())
     own = [device for device in devices if device.ep_name == name]
     if not own:
@@ -184,7 +184,7 @@ def load(runtime: ModuleType, source: str | bytes, name: str, options: Any, prov
 
 
 def check_loaded(session: Any, providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> None:
-    """Checks that a session runs on the providers that were asked for.
+    """Check that a session runs on the requested providers.
 
     Raises:
         ValueError: on others.
@@ -286,7 +286,7 @@ def _check_together(inputs: Sequence[TensorSpec], shared_outputs: Sequence[str])
 
 
 def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
-    """Refuse an input of one row beside inputs of many, which would turn batching off, or of another number of rows.
+    """Reject an input of one row beside inputs of many, which would turn batching off, or of another number of rows.
 
     Returns:
         The batch size of a model for which it is fixed, else 0.
@@ -294,18 +294,18 @@ def _check_batch_axes(inputs: Sequence[TensorSpec]) -> int:
     Raises:
         ValueError: there is one.
     """
-    brought = [(spec, spec.shape[spec.batch_axis]) for spec in inputs if spec.batch_axis is not None]
-    single = [spec for spec, size in brought if size == 1]
-    if single and len(single) < len(brought):
-        free = next(spec for spec, size in brought if size != 1)
+    per_request = [(spec, spec.shape[spec.batch_axis]) for spec in inputs if spec.batch_axis is not None]
+    single = [spec for spec, size in per_request if size == 1]
+    if single and len(single) < len(per_request):
+        free = next(spec for spec, size in per_request if size != 1)
         raise ValueError(
             f"shared_inputs: expected a value for input {single[0].name!r}, got none: "
             f"{describe_shape(single[0].dtype, single[0].shape)} has one row, while {free.name!r} has as many as there "
             "are requests: name it here if the batch shares it, or another axis with batch_axes"
         )
-    fixed = [(spec, size) for spec, size in brought if isinstance(size, int)]
+    fixed = [(spec, size) for spec, size in per_request if isinstance(size, int)]
     for spec, size in fixed:
-        if any(other != size for _, other in brought):
+        if any(other != size for _, other in per_request):
             raise ValueError(
                 f"batch_axes[{spec.name!r}]: expected an axis whose size is free, got axis {spec.batch_axis} of "
                 f"{describe_shape(spec.dtype, spec.shape)}: name another one, or export the model with a free batch "
@@ -328,10 +328,10 @@ def _spec(node: Any, axis: int | None, *, is_optional: bool = False) -> TensorSp
 def _optional_spec(
     node: Any, axes: Mapping[str, int], shared: Mapping[str, object], symbols: set[int | str | None]
 ) -> TensorSpec | None:
-    """An input for which the model has a default; ``None`` where requests cannot bring it.
+    """An input for which the model has a default; ``None`` if requests cannot have it.
 
     Many exported models declare all their weights like this, so that only a shape with the batch size of the others
-    tells that requests may bring it.
+    tells that requests may have it.
     """
     if node.name in shared or node.name in axes:
         spec = _input_spec(node, axes, shared)

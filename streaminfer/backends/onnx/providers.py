@@ -1,7 +1,7 @@
 """Options of onnxruntime's GPU providers, for :class:`~streaminfer.backends.OnnxBackend` and for Triton.
 
 A provider of onnxruntime takes dozens of options, as strings. These are the few that a server with batches of known
-sizes wants set, and they are the same inside Triton, whose backend hands them on.
+sizes wants set, and they are the same inside Triton, whose backend passes them on.
 
 TensorRT compiles an *engine* for a range of shapes, the *optimisation profile*: which shapes it must accept, and for
 which one it is tuned. Where no profile is given, onnxruntime makes one of the shapes that it has seen, and compiles
@@ -40,7 +40,7 @@ def cuda_provider(
     """
     options = {
         "device_id": str(check_count("device_id", device_id, at_least=0)),
-        # what is asked for, and not the next power of two: sessions share one GPU
+        # what is requested, and not the next power of two: sessions share one GPU
         "arena_extend_strategy": "kSameAsRequested",
         # exhaustive search runs at every new shape, for seconds
         "cudnn_conv_algo_search": "HEURISTIC",
@@ -68,7 +68,7 @@ def tensorrt_provider(
 
     Args:
         cache: a folder for compiled engines and timings, of this model only; made if missing. ``None``: each start
-            compiles anew, for minutes. Whoever may write there may run code here: no folder that others share.
+            compiles again, for minutes. A process that can write there can run code here: no folder that others share.
         batch_sizes: the sizes that batches have, as in ``buckets=``; the engine accepts from the smallest to the
             largest.
         rows: the shape of one request, by input; needed with ``batch_sizes``.
@@ -95,7 +95,7 @@ def tensorrt_provider(
 
 
 def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
-    """Engines and timings are kept in a folder; onnxruntime's binding refuses "1" for true, which Triton takes."""
+    """Store engines and timings in a folder; onnxruntime's binding rejects "1" for true, which Triton takes."""
     return {
         "trt_engine_cache_enable": true,
         "trt_engine_cache_path": folder,

@@ -27,7 +27,7 @@ from streaminfer.backends.signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
 
-__all__ = ["LoadedModel", "Seat", "Serving"]
+__all__ = ["LoadedModel", "ReloadableWorker", "Serving"]
 
 
 @attrs.frozen
@@ -137,7 +137,7 @@ class Serving:
     async def turn(self) -> AsyncIterator[None]:
         """Wait until all earlier turns have ended, on whichever event loops they are."""
         mine: Future[None] = Future()
-        mine.set_running_or_notify_cancel()  # so that who waits for it cannot cancel it
+        mine.set_running_or_notify_cancel()  # so that no waiter can cancel it
         with self._lock:
             before, self._last = self._last, mine
         try:
@@ -151,7 +151,7 @@ class Serving:
                 before.add_done_callback(lambda _: mine.set_result(None))
 
 
-class Seat:
+class ReloadableWorker:
     """A worker thread's place at the model that serves.
 
     Args:
@@ -169,16 +169,16 @@ class Seat:
     def _worker(self) -> SessionWorker:
         return self._serving.model.workers[self._number]
 
-    def answer(self, batch: Batch, options: Any) -> Sequence[Any]:
+    def infer(self, batch: Batch, options: Any) -> Sequence[Any]:
         """Return one result per row, of the model that serves when this begins.
 
         Raises:
             BackendError: the model failed.
         """
-        return self._worker.answer(batch, options)
+        return self._worker.infer(batch, options)
 
     def record(self, batch: Batch, options: Any) -> Sequence[Any]:
-        """Answer a batch that warms up or is measured, as :meth:`SessionWorker.record` does."""
+        """Run a batch that warms up or is measured, as :meth:`SessionWorker.record` does."""
         return self._worker.record(batch, options)
 
     def warm(self) -> None:
@@ -190,18 +190,18 @@ class Seat:
         self._worker.warm()
 
     def close(self) -> None:
-        """Keep the session: loading it again would make every restart slow."""
+        """Leave the session: loading it again would make every restart slow."""
 
     def kill(self) -> bool:
         """Return False: ``RunOptions.terminate`` is all that ends a run, and whatever gives it up has set it."""
         return False
 
     def forget(self) -> None:
-        """In a forked process: refuse to run until another model is loaded."""
+        """In a forked process, raise until another model is loaded."""
         self._serving.forget()
         self._worker.forget()
 
-    def renew(self) -> "Seat":
+    def renew(self) -> "ReloadableWorker":
         """Give the worker memory of its own, because a run that hangs may still write to what it has."""
         self._serving.model.workers[self._number] = self._worker.renew()
         return self

@@ -23,7 +23,7 @@ MAX_SHAPES = 32
 
 
 class SessionWorker:
-    """One onnxruntime session and what it needs to answer a batch.
+    """One onnxruntime session and its settings for a batch.
 
     Args:
         session: the ``onnxruntime.InferenceSession``.
@@ -32,7 +32,7 @@ class SessionWorker:
         shared: the inputs that every run is fed.
         warmup: batches for :meth:`warm`.
         new_options: makes the ``onnxruntime.RunOptions`` of a run.
-        bound: runs on kept memory; ``None``: plain runs.
+        bound: runs on reused memory; ``None``: plain runs.
 
     Attributes:
         shapes: of the runs that succeeded, the last :data:`MAX_SHAPES` new ones.
@@ -86,7 +86,7 @@ class SessionWorker:
                 shapes = ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
                 raise BackendError(
                     f"{self._name}: warm-up with {shapes} failed (where the model does not accept every size, "
-                    f"example= says what a request brings): {error}"
+                    f"example= gives the inputs of a request): {error}"
                 ) from error
         if self._bound is not None:
             self._bound.record_again(self._new_options)
@@ -107,7 +107,7 @@ class SessionWorker:
             raise self._failure(rows, error) from error
 
     def forget(self) -> None:
-        """From here on refuses to run: onnxruntime's threads, and its GPU, stay with the parent."""
+        """Raise in all later runs: onnxruntime's threads, and its GPU, stay with the parent."""
         self._lost = True
 
     def _check_process(self) -> None:
@@ -118,7 +118,7 @@ class SessionWorker:
             )
 
     def renew(self) -> "SessionWorker":
-        """The same session, which several threads may run at once, with kept memory of its own."""
+        """The same session, which several threads may run at once, with reused memory of its own."""
         worker = SessionWorker(
             self._session,
             name=self._name,
@@ -132,14 +132,14 @@ class SessionWorker:
         return worker
 
     def record(self, batch: Batch, options: Any) -> Sequence[Any]:
-        """Answers a batch that warms up or is measured: a CUDA graph, where there are any, is recorded of it."""
-        return self.answer(batch, options, record=True)
+        """Run a batch that warms up or is measured; CUDA graphs, if any, are recorded of it."""
+        return self.infer(batch, options, record=True)
 
-    def answer(self, batch: Batch, options: Any, *, record: bool = False) -> Sequence[Any]:
+    def infer(self, batch: Batch, options: Any, *, record: bool = False) -> Sequence[Any]:
         """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
 
         Args:
-            batch: what to answer; its inputs are read here, once.
+            batch: its inputs are read here, once.
             options: the ``onnxruntime.RunOptions`` through which the run can be ended early.
             record: as :meth:`record` does.
 
@@ -147,7 +147,7 @@ class SessionWorker:
             One result per row: an array, or a mapping of output name to array, all of them views.
 
         Raises:
-            BackendError: the model failed, or answered another number of rows.
+            BackendError: the model failed, or returned another number of rows.
         """
         rows = len(batch.rows)
         try:
@@ -248,7 +248,7 @@ def stack_example(signature: Signature, example: Any, rows: int) -> Arrays:
 
     Args:
         signature: of the model.
-        example: what a request brings; ``None``: zeros and empty strings, with free sizes set to 1.
+        example: one request's inputs; ``None``: zeros and empty strings, with free sizes set to 1.
         rows: how many.
 
     Raises:

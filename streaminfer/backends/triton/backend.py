@@ -24,7 +24,7 @@ from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape
 from streaminfer.backends.statistics import BackendRecorder
 from streaminfer.backends.triton.endpoint import Protocol, Tls, find_endpoint
 from streaminfer.backends.triton.messages import Transport
-from streaminfer.backends.triton.model import ModelDescription, Server, describe_server
+from streaminfer.backends.triton.model import ModelDescription, Server
 from streaminfer.backends.triton.request_splitter import RequestSplitter
 from streaminfer.backends.triton.server_statistics import ServerStatistics, StatisticsReader, TritonStatistics
 from streaminfer.backends.triton.session import Session
@@ -129,8 +129,10 @@ class TritonBackend(Node):
         check_choice("non_finite", non_finite, ("allow", "reject"))
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
-        self._every_s = _optional("statistics_every_s", statistics_every_s)
-        self._keepalive_s = _optional("keepalive_s", keepalive_s)
+        for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
+            if seconds is not None:
+                check_duration(name, seconds, positive=True)
+        self._every_s, self._keepalive_s = statistics_every_s, keepalive_s
         self._max_streams = check_count("max_streams", max_streams)
         self._address = find_endpoint(url, protocol, tls, insecure)
         if shared_memory and not self._address.local:
@@ -256,19 +258,10 @@ class TritonBackend(Node):
         if self._starting:
             raise RuntimeError(f"{self._what()} is starting already")
         self._starting = True
-        transport: Transport | None = None
-        session: Session | None = None
         try:
-            transport = self._connect()
-            server, description = await describe_server(transport, self.model, self._version, self._timeout_s)
-            if isinstance(transport, HttpTransport):
-                transport.binary = "binary_tensor_data" in server.extensions
-            if self._shared_memory:
-                server.check_shared_memory()
-            session = Session(
-                transport,
-                server,
-                description,
+            session = await Session.open(
+                self._connect(),
+                self.model,
                 version=self._version,
                 changed=self._update_description,
                 non_finite=self._non_finite,
@@ -277,14 +270,9 @@ class TritonBackend(Node):
                 timeout_s=self._timeout_s,
                 clock=self._clock,
             )
-            await session.prepare()
-        except BaseException:
-            if begun := session or transport:
-                await begun.close()
-            raise
         finally:
             self._starting = False
-        self.server = server
+        self.server = session.server
         self._splitter = RequestSplitter(session, self._what(), self._timeout_s, self._clock)
         self._update_description()
         self._reader.start(self._splitter, self._every_s)
@@ -460,7 +448,3 @@ class TritonBackend(Node):
         ]
         caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._protocol}"
         return html_table(rows, head=("", "name", "type of one request"), caption=caption)
-
-
-def _optional(name: str, value: float | None) -> float | None:
-    return None if value is None else check_duration(name, value, positive=True)

@@ -72,6 +72,9 @@ class Transport(Protocol):
     :class:`~streaminfer.errors.Closed` when :meth:`close` ended it.
     """
 
+    binary: bool
+    """Tensors travel as bytes, not as JSON; gRPC has no other form."""
+
     async def server(self, timeout_s: float) -> Mapping[str, Any]:
         """Name, version and extensions of the server."""
         ...

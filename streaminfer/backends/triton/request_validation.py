@@ -70,12 +70,12 @@ class RequestValidator:
     def _of(self, names: frozenset[str]) -> Signature:
         signature = self._sets.get(names)
         if signature is None:
-            brought = [spec for spec in self._model.inputs if spec.name in names]
-            if not brought:
+            present = [spec for spec in self._model.inputs if spec.name in names]
+            if not present:
                 raise InvalidInput(f"inputs: expected at least one input of model {self._model.name!r}, got none")
             if len(self._sets) >= _MOST_SETS:
                 self._sets.clear()
-            signature = Signature(brought, self._model.outputs, non_finite=self._non_finite)
+            signature = Signature(present, self._model.outputs, non_finite=self._non_finite)
             self._sets[names] = signature
         return signature
 

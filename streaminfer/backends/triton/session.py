@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -21,7 +21,7 @@ from streaminfer.backends.triton.decode import decode_rows
 from streaminfer.backends.triton.dtypes import TEXT, is_text
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.messages import InferRequest, InferResponse, SharedMemoryRef, Tensor, Transport
-from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, latest_version
+from streaminfer.backends.triton.model import ModelDescription, Server, describe_model, describe_server, latest_version
 from streaminfer.backends.triton.request_validation import RequestValidator
 from streaminfer.backends.triton.sequences import Sequences
 from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
@@ -122,6 +122,45 @@ class Session:
         self.streams = InFlightCounter()
         self.round_trips = 0
         self.round_trip_ns = 0
+
+    @classmethod
+    async def open(
+        cls, transport: Transport, model: str, *, version: str, shared_memory: bool, timeout_s: float, **settings: Any
+    ) -> Self:
+        """Return a session for a model whose description it reads from the server; close all of it on a failure.
+
+        Args:
+            transport: to the server.
+            model: its name.
+            version: its version; empty: the server chooses.
+            shared_memory: tensors go through shared memory.
+            timeout_s: seconds for each call.
+            settings: the other arguments of the constructor.
+
+        Raises:
+            ValueError: the server has no such model or version, or cannot share memory.
+            BackendError, DeadlineExceeded: the server or the model cannot be used, or does not respond.
+        """
+        opened: Transport | Self = transport
+        try:
+            server, description = await describe_server(transport, model, version, timeout_s)
+            transport.binary = "binary_tensor_data" in server.extensions
+            if shared_memory:
+                server.check_shared_memory()
+            session = opened = cls(
+                transport,
+                server,
+                description,
+                version=version,
+                shared_memory=shared_memory,
+                timeout_s=timeout_s,
+                **settings,
+            )
+            await session.prepare()
+        except BaseException:
+            await opened.close()
+            raise
+        return session
 
     async def infer(
         self, arrays: Arrays, rows: int, parameters: Parameters, timeout_s: float, *, batched: bool

@@ -8,17 +8,15 @@ few rounds; the rest waits for the next operation, so that a listener that fills
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.listeners import Listeners
 
 __all__ = ["CacheEvent", "CacheEvents"]
 
-_ROUNDS = 8
-_FIELDS = 4  # of one event, as the table notes it
+_EVENT_FIELDS = 4
+"""Places of one event in the table's list."""
 
 
 class CacheEvent(NamedTuple):
@@ -38,32 +36,33 @@ class CacheEvent(NamedTuple):
 
 
 class CacheEvents:
-    """Listeners of one cache. Thread-safe."""
+    """Delivers the events of one cache. Thread-safe."""
 
     def __init__(self) -> None:
-        self.errors = 0
-        self._failures = ListenerFailures("streaminfer.caching", "cache")
-        self._listeners: tuple[Callable[[CacheEvent], object], ...] = ()
-        self._changing = threading.Lock()
-        self._telling = threading.Lock()  # acquired without blocking
+        # the log gets the kind only: keys and values can be personal data
+        self._listeners: Listeners[CacheEvent] = Listeners(
+            "streaminfer.caching",
+            "cache",
+            "a function of a CacheEvent",
+            lambda event: f"an entry that was {event.kind}",
+        )
+
+    @property
+    def errors(self) -> int:
+        """Exceptions of listeners."""
+        return self._listeners.errors
 
     def listen(self, cache: Any, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
-        """Deliver every event from now on to ``listener``; return a function that ends that.
+        """Add a listener for all later events; the result removes it.
 
         Raises:
             TypeError: not a callable.
         """
-        check_instance("listener", listener, callable, "a function of a CacheEvent")
-        with self._changing:
-            self._listeners = (*self._listeners, listener)
-            cache.listening = True
 
-        def stop() -> None:
-            with self._changing:
-                self._listeners = tuple(other for other in self._listeners if other is not listener)
-                cache.listening = bool(self._listeners)
+        def set_listening(listening: bool) -> None:
+            cache.listening = listening
 
-        return stop
+        return self._listeners.add(listener, set_listening)
 
     def deliver(self, drain: Callable[[], list[Any]]) -> None:
         """Deliver what was noted, unless another thread does already.
@@ -71,23 +70,13 @@ class CacheEvents:
         Args:
             drain: returns kind, key, value and labels in turn; a kind of ``None`` is only freed.
         """
-        if not self._telling.acquire(blocking=False):
-            return
-        try:
-            for _ in range(_ROUNDS):
-                noted = drain()
-                if not noted:
-                    return
-                for start in range(0, len(noted), _FIELDS):
-                    if noted[start] is not None:
-                        self._tell(CacheEvent(*noted[start : start + _FIELDS]))
-        finally:
-            self._telling.release()
 
-    def _tell(self, event: CacheEvent) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except LISTENER_ERRORS as failure:
-                self.errors += 1
-                self._failures.report(listener, f"an entry that was {event.kind}", failure)
+        def take() -> list[CacheEvent]:
+            noted = drain()
+            return [
+                CacheEvent(*noted[place : place + _EVENT_FIELDS])
+                for place in range(0, len(noted), _EVENT_FIELDS)
+                if noted[place] is not None
+            ]
+
+        self._listeners.deliver(take)

@@ -6,13 +6,11 @@ delivering leaves its event to that one and does not wait: a listener can call t
 returns delays no other call.
 """
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
-from streaminfer._internal.validation import check_instance
+from streaminfer._internal.listeners import Listeners
 from streaminfer.resilience.breaker._state_machine_cy import REASONS, STATES, BreakerMachine
 
 __all__ = ["BreakerEvent", "BreakerEvents"]
@@ -51,48 +49,27 @@ class BreakerEvents:
 
     def __init__(self, name: str, machine: BreakerMachine) -> None:
         self._name = name
-        self._failures = ListenerFailures("streaminfer.resilience", f"circuit breaker {name!r}")
         self._machine = machine
-        self._listeners: tuple[Callable[[BreakerEvent], object], ...] = ()
-        self._changing = threading.Lock()
-        self._delivering = threading.Lock()  # never waited for
+        self._listeners: Listeners[BreakerEvent] = Listeners(
+            "streaminfer.resilience", f"circuit breaker {name!r}", "a function of a BreakerEvent"
+        )
 
     def listen(self, listener: Callable[[BreakerEvent], object]) -> Callable[[], None]:
-        """Deliver every event from now on to ``listener``; return a function that ends it.
+        """Add a listener for all later events; the result removes it.
 
         Raises:
             TypeError: not a callable.
         """
-        check_instance("listener", listener, callable, "a function of a BreakerEvent")
-        with self._changing:
-            self._listeners = (*self._listeners, listener)
-            self._machine.listening = True
-
-        def stop() -> None:
-            nonlocal listener
-            with self._changing:
-                self._listeners = tuple(other for other in self._listeners if other is not listener)
-                self._machine.listening = bool(self._listeners)
-
-        return stop
+        return self._listeners.add(listener, self._set_listening)
 
     def deliver(self) -> None:
-        """Deliver the pending events, unless another thread does already."""
-        while self._machine.transitions.pending and self._delivering.acquire(blocking=False):
-            try:
-                event = self._machine.next_event()
-                while event is not None:
-                    self._deliver(event)
-                    event = self._machine.next_event()
-            finally:
-                self._delivering.release()
-            # an event that came between the last pop and the release was left to this thread
+        """Tell the pending events, unless another thread does."""
+        self._listeners.deliver(self._take)
 
-    def _deliver(self, event: tuple[int, ...]) -> None:
-        before, after, reason, *numbers = event
-        event_ = BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)
-        for listener in self._listeners:
-            try:
-                listener(event_)
-            except LISTENER_ERRORS as failure:
-                self._failures.report(listener, event_, failure)
+    def _set_listening(self, listening: bool) -> None:
+        self._machine.listening = listening
+
+    def _take(self) -> Iterator[BreakerEvent]:
+        while (event := self._machine.next_event()) is not None:
+            before, after, reason, *numbers = event
+            yield BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)

@@ -45,7 +45,7 @@ class Header:
     Attributes:
         lowest_ns: shortest duration that is told from zero.
         highest_ns: longest duration.
-        significant_digits: decimal digits kept.
+        significant_digits: decimal digits of a duration.
         compressed: header and payload, still compressed.
     """
 
@@ -56,12 +56,12 @@ class Header:
 
 
 def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDArray[np.int64]) -> str:
-    """The text of a histogram.
+    """Return the text of a histogram.
 
     Args:
         lowest_ns: shortest duration that is told from zero.
         highest_ns: longest duration.
-        significant_digits: decimal digits kept.
+        significant_digits: decimal digits of a duration.
         counts: shape (n,), int64, none negative.
     """
     payload = _leb128(_with_runs(counts))
@@ -71,7 +71,7 @@ def encode(lowest_ns: int, highest_ns: int, significant_digits: int, counts: NDA
 
 
 def decode_header(text: str | bytes) -> Header:
-    """Reads the layout, and leaves the counts compressed until their number is known to be sound.
+    """Read the layout; the counts stay compressed until their number is checked.
 
     Raises:
         TypeError: neither text nor bytes.
@@ -103,7 +103,7 @@ def decode_header(text: str | bytes) -> Header:
 
 
 def decode_counts(header: Header, counts_length: int) -> NDArray[np.int64]:
-    """The counts behind a header.
+    """Return the counts of an encoded histogram.
 
     Args:
         header: what :func:`decode_header` gave.

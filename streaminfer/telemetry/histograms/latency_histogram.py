@@ -6,18 +6,14 @@ without overriding what runs once a request. What is here works on snapshots: ar
 
 from __future__ import annotations
 
-import functools
 import math
-import sys
-import threading
-import types
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.html_table import html_table
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, expected
 from streaminfer.telemetry.histograms import hdr_encoding as encoding
@@ -45,35 +41,10 @@ _OPERATIONS = (
 )
 
 
-def _guarded(state: type[HistogramState]) -> type[HistogramState]:
-    """A state class whose every operation holds a lock, for where compiled code is not atomic by itself."""
-
-    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(operation)
-        def locked(self: Any, *arguments: Any) -> Any:
-            with self._lock:
-                return operation(self, *arguments)
-
-        return locked
-
-    def prepare(self: Any, lowest_ns: int, highest_ns: int, significant_digits: int) -> None:
-        self._lock = threading.Lock()
-        state.__init__(self, lowest_ns, highest_ns, significant_digits)
-
-    operations = {name: under_lock(getattr(state, name)) for name in _OPERATIONS if hasattr(state, name)}
-    return type("GuardedHistogramState", (state,), {"__slots__": ("_lock",), "__init__": prepare, **operations})
-
-
-def _is_atomic(state: type[HistogramState]) -> bool:
-    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
-    locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return locked and not isinstance(state.record, types.FunctionType)
-
-
 if TYPE_CHECKING:
     from streaminfer.telemetry.histograms._histogram_cy import HistogramState as _State
 else:
-    _State = HistogramState if _is_atomic(HistogramState) else _guarded(HistogramState)
+    _State = thread_safe(HistogramState, _OPERATIONS)
 
 
 class LatencyHistogram(_State):
@@ -252,7 +223,7 @@ class LatencyHistogram(_State):
 
     @classmethod
     def decode(cls, text: str | bytes) -> LatencyHistogram:
-        """A histogram from HdrHistogram's V2 compressed text, whoever wrote it; its values are taken as nanoseconds.
+        """A histogram from HdrHistogram's V2 compressed text of any library; its values are taken as nanoseconds.
 
         The extremes are those of its first and last part.
 
@@ -375,7 +346,7 @@ class LatencyHistogram(_State):
 def _restored(
     cls: type[LatencyHistogram], text: str, minimum_ns: int, maximum_ns: int, clamped: int
 ) -> LatencyHistogram:
-    """What pickling keeps beyond the text: exact extremes and the number clamped."""
+    """Restore what pickling adds to the text: exact extremes and the number clamped."""
     header = encoding.decode_header(text)
     histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
     histogram.add_counts(encoding.decode_counts(header, histogram.counts_length), minimum_ns, maximum_ns, clamped)

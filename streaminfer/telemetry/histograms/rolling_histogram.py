@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, _reals
 
@@ -39,7 +39,7 @@ _OPERATIONS = (
 if TYPE_CHECKING:
     from streaminfer.telemetry.histograms._rolling_cy import RollingState as _State
 else:
-    _State = atomic(RollingState, _OPERATIONS)
+    _State = thread_safe(RollingState, _OPERATIONS)
 
 
 class RollingHistogram(_State):

@@ -1,21 +1,21 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True
 """The compiled state of an error budget: good and bad events over any window up to a period, in bounded memory.
 
-The idea: keep *running totals at instants*, not counts of intervals. Time is cut into buckets at several levels, each
+It stores *running totals at instants*, not counts of intervals. Time is cut into buckets at several levels, each
 four times as wide as the one before it. Where a bucket of a level begins, the totals so far are noted in that level's
 ring of 256. The sum of a window is then one subtraction, the totals now less those noted at the last boundary at or
 before the window's beginning, at the finest level that still holds it. An event costs an increment, a boundary a note,
 a window of any length two reads.
 
-Error: a window is rounded outward to a boundary. It is never shorter than asked, and longer by less than one bucket of
-its level. A window that needs level ``k > 0`` is longer than 255 buckets of level ``k - 1``, so a bucket is at most
-4/255 of it: **every window is at most 1/63 longer than asked**, or by ``width_ns`` where that is more. Within the
+Error: a window is rounded outward to a boundary. It is never shorter than requested, and longer by less than one bucket
+of its level. A window that needs level ``k > 0`` is longer than 255 buckets of level ``k - 1``, so a bucket is at most
+4/255 of it: **every window is at most 1/63 longer than requested**, or by ``width_ns`` where that is more. Within the
 window it really covers, a sum is exact.
 
 Memory: ``levels · 256 · 3`` whole numbers. Ten levels, 61 KiB, span 39 ms to 30 days.
 
 Idle time costs nothing while it lasts; the first call after it notes the same totals at every boundary that passed and
-that a ring can still be asked for, at most 256 a level.
+that a ring can still need, at most 256 per level.
 
 The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
 matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
@@ -64,7 +64,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         period_ns: the longest window.
         width_ns: of a bucket of level 0.
         levels: so many that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
-        rejections: exceptions that refuse a request at once.
+        rejections: exceptions that reject a request at once.
         ignoring: exceptions that are no events.
         burn_window_ns: the long window of ``burning``.
         burn_short_ns: its short window.
@@ -77,7 +77,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
     Attributes:
         total: events since the beginning.
         bad: bad ones, the sum of the next three.
-        late: answers after the threshold.
+        late: responses after the threshold.
         failed: errors other than rejections.
         rejected: rejections.
         ignored: outcomes that were no events.
@@ -176,7 +176,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         """Counts how one request ended.
 
         Args:
-            outcome: the seconds that its answer took, or the exception that it ended with.
+            outcome: the seconds to its response, or the exception that it ended with.
 
         Raises:
             ValueError: NaN or negative seconds.
@@ -192,13 +192,13 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             _count(self, _FAILED)
 
     def count_ns(self, latency_ns: int) -> int:
-        """Counts one answer whose latency the caller knows to be sound: the call for compiled callers."""
+        """Count one response whose latency was checked: the call for compiled callers."""
         return _count(self, _LATE if latency_ns > self.threshold_ns else _GOOD)
 
     def burning(self) -> bool:
         """Whether the budget burns so fast, now and for a while, that the service should do less.
 
-        For callers who ask at each request: it costs about as much as a record. It starts at most once in each of its
+        Made for a call per request: it costs about as much as a record. It starts at most once in each of its
         windows. Rejections do not keep it alight.
         """
         return _burning(self)

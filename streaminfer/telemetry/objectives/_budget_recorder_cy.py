@@ -1,4 +1,4 @@
-"""A recorder that also feeds an error budget: a class of its own, so that who has none neither loads nor asks."""
+"""Recorder that also feeds an error budget: a class of its own, so that others neither load nor check it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BudgetRecorder"]
 
 
 class BudgetRecorder(_recorder_cy.Recorder):
-    """A :class:`Recorder` whose answers are events of an error budget too.
+    """A :class:`Recorder` whose responses are also events of an error budget.
 
     Args:
         budget: the error budget.
@@ -28,6 +28,6 @@ class BudgetRecorder(_recorder_cy.Recorder):
         self._budget = budget
 
     def record(self, started_ns: int, now_ns: int) -> None:
-        """Counts one answer's duration; :meth:`answer` ends here as well."""
+        """Count one response's duration; :meth:`answer` ends here as well."""
         _recorder_cy.Recorder.record(self, started_ns, now_ns)
         self._budget.count_ns(now_ns - started_ns)

@@ -1,4 +1,4 @@
-"""When a budget burns fast enough to tell somebody: the multiwindow, multi-burn-rate alerts of the SRE workbook.
+"""Alerts of a budget that burns fast: the multiwindow, multi-burn-rate alerts of the SRE workbook.
 
 The idea (Google, *The Site Reliability Workbook*, chapter 5): a burn rate of 1 spends exactly the budget of the period;
 a rate ``r`` over a window ``w`` spends ``r · w / period`` of it. A pair of windows is watched for each rate. The long
@@ -73,7 +73,7 @@ class AlertPair:
         burn_rate: the rate, > 0; 1 spends the whole budget in the period.
         long_s: seconds of the long window.
         short_s: seconds of the short one.
-        severity: ``"page"``, somebody must act now, or ``"ticket"``, within days.
+        severity: ``"page"``, an operator must act now, or ``"ticket"``, within days.
 
     Raises:
         ValueError: not positive, or a short window that is not the shorter.

@@ -10,15 +10,15 @@ import concurrent.futures
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import Listeners
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
-from streaminfer.telemetry._guard import atomic
 from streaminfer.telemetry.objectives._budget_cy import SLOTS, BudgetState
 from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, AlertStates, check_rate, workbook_pairs
 
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.statistics import SloStatistics
 else:
     _OPERATIONS = ("record", "_ages", "_take", "burn_over", "burning", "count_ns", "history", "window")
-    _State = atomic(BudgetState, _OPERATIONS)
+    _State = thread_safe(BudgetState, _OPERATIONS)
 
 __all__ = ["SLO", "BurnSignal"]
 
 _REACHABLE = 0.8
+_CALLBACK = "a callable that takes an Alert"
 _LONGEST_S = 100 * 365 * 86400.0
 _FINEST_SHARE = 64  # a bucket is at most this part of the shortest window that is watched
 _Callback = TypeVar("_Callback", bound=Callable[[Alert], Any])
@@ -75,20 +76,20 @@ class BurnSignal:
 
 
 class SLO(_State):
-    """A share of requests that must be answered within a time, over a rolling period.
+    """Share of requests that must have a response within a time, over a rolling period.
 
-    A request is a *good event* when its answer came within ``threshold_s``, a degraded answer included, and a *bad*
+    A request is a *good event* when its response came within ``threshold_s``, a degraded response included, and a *bad*
     one when it came later or when the request ended with an error: `Overloaded`, `CircuitOpen`, `DeadlineExceeded`,
     `BackendError`, `Closed` and any other ``Exception``. What the caller did is no event and only counted in
     ``ignored``: `InvalidInput`, cancellation, whatever is named in ``ignore``, and exceptions that are no ``Exception``
     (``KeyboardInterrupt``: the process ends).
 
     The *budget* is the share of bad events that the objective allows. Windows are sums of a ring of buckets in bounded
-    memory (about 60 KiB): at most 1/63 longer than asked, or by ``resolution_s`` where that is more, never shorter.
+    memory (about 60 KiB): at most 1/63 longer than requested, or by ``resolution_s`` where that is more, never shorter.
 
     Args:
         name: for reports and alerts.
-        threshold_s: seconds within which an answer is good, > 0.
+        threshold_s: seconds within which a response is good, > 0.
         objective: share of events that must be good, above 0 and below 1.
         period_s: seconds over which the budget is counted, from 1 second to a hundred years.
         alert_pairs: what :meth:`alerts` watches; ``None``: those of the SRE workbook, scaled to the period; ``()``:
@@ -119,15 +120,12 @@ class SLO(_State):
     # no dictionary: looking up `record` is a third faster without
     __slots__ = (
         "__weakref__",
-        "_callbacks",
+        "_changes",
         "_clock_given",
-        "_failures",
+        "_listeners",
         "_looking",
         "_states",
-        "_telling",
-        "_untold",
         "alert_pairs",
-        "callback_errors",
         "name",
         "objective",
         "period_s",
@@ -192,11 +190,8 @@ class SLO(_State):
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
         self._looking = threading.Lock()
-        self._telling = threading.Lock()
-        self._untold: deque[Alert] = deque()
-        self._callbacks: tuple[Callable[[Alert], Any], ...] = ()
-        self.callback_errors = 0
-        self._failures = ListenerFailures("streaminfer.slo", f"SLO {name!r}")
+        self._changes: deque[Alert] = deque()
+        self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 
     def bind_clock(self, clock: Callable[[], int]) -> None:
         """Takes over the clock of a `Stack`, unless one was given; time goes on from where it stands."""
@@ -230,7 +225,7 @@ class SLO(_State):
             ValueError: not positive, or longer than the period.
             TypeError: not a number.
         """
-        # the check in full only where a short one is not enough: policies ask at each request
+        # the check in full only where a short one is not enough: policies call this at each request
         if not (type(window_s) is float and 0.0 < window_s <= self.period_s) and (
             check_duration("window_s", window_s, positive=True) > self.period_s
         ):
@@ -246,15 +241,15 @@ class SLO(_State):
         with self._looking:
             self._look()
             firing = self._states.firing()
-        self._tell()
+        self._listeners.deliver(self._take_changes)
         return firing
 
     def on_alert(self, callback: _Callback) -> _Callback:
         """Has a function called with each :class:`Alert` that begins and, with ``firing=False``, that ends.
 
-        It runs where the change was found, often inside a request: it should hand over and return. What it raises is
-        logged (logger ``streaminfer.slo``), counted in ``callback_errors``, and harms nobody. May be used as a
-        decorator.
+        It runs where the change was found, often inside a request: it should start its work elsewhere and return. Its
+        exceptions are logged (logger ``streaminfer.slo``), counted in ``callback_errors``, and affect no request. Can
+        be used as a decorator.
 
         Args:
             callback: takes one alert.
@@ -265,14 +260,19 @@ class SLO(_State):
         Raises:
             TypeError: it cannot be called.
         """
-        check_instance("callback", callback, callable, "a callable that takes an Alert")
-        self._callbacks = (*self._callbacks, callback)
+        check_instance("callback", callback, callable, _CALLBACK)
+        self._listeners.add(callback)
         self._watch()
         return callback
 
     def remove_callback(self, callback: Callable[[Alert], Any]) -> None:
         """No longer calls a function that :meth:`on_alert` was given; one that is unknown is left alone."""
-        self._callbacks = tuple(kept for kept in self._callbacks if kept != callback)
+        self._listeners.discard(callback)
+
+    @property
+    def callback_errors(self) -> int:
+        """Exceptions of callbacks."""
+        return self._listeners.errors
 
     def statistics(self) -> SloStatistics:
         """A frozen snapshot: events and budget of the period, burn rates, alerts."""
@@ -326,39 +326,25 @@ class SLO(_State):
 
     def _check(self) -> None:
         """Looks, from a record, unless another thread does."""
-        if not self._callbacks or not self._looking.acquire(blocking=False):
+        if not self._listeners or not self._looking.acquire(blocking=False):
             return
         try:
             self._look()
         finally:
             self._looking.release()
-        self._tell()
+        self._listeners.deliver(self._take_changes)
 
     def _look(self) -> None:
         elapsed_ns, now_ns = self._ages()
-        self._untold.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
+        self._changes.extend(self._states.update(now_ns, elapsed_ns / 1e9, self._events_and_rate))
 
     def _events_and_rate(self, window_s: float) -> tuple[int, float]:
         seen, bad, _ = self.window(max(int(window_s * 1e9), 1))
         return seen, bad / seen / self.allowed if seen else 0.0
 
-    def _tell(self) -> None:
-        """Hands the changes to the callbacks, in order: one thread at a time, which takes those of the others too."""
-        while self._untold and self._telling.acquire(blocking=False):
-            try:
-                while self._untold:
-                    alert = self._untold.popleft()
-                    for callback in self._callbacks:
-                        self._call(callback, alert)
-            finally:
-                self._telling.release()
-
-    def _call(self, callback: Callable[[Alert], Any], alert: Alert) -> None:
-        try:
-            callback(alert)
-        except LISTENER_ERRORS as failure:
-            self.callback_errors += 1
-            self._failures.report(callback, alert, failure)
+    def _take_changes(self) -> Iterator[Alert]:
+        while self._changes:
+            yield self._changes.popleft()
 
 
 def _allowed(objective: object) -> float:

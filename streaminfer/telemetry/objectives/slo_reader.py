@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
+from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer.telemetry.objectives.feeding import FeedingCheck
 
 __all__ = ["SloReader"]

@@ -181,7 +181,7 @@ def test_a_killed_process_fails_its_own_batch_and_is_replaced_for_the_next(funct
             task = asyncio.create_task(backend.infer(batch(str(fifo), rows=3)))
             pid = int(await asyncio.to_thread(fifo.read_text))
             os.kill(pid, signal.SIGKILL)
-            with pytest.raises(errors.BackendError, match="ended with exit code -9 before it answered"):
+            with pytest.raises(errors.BackendError, match="ended with exit code -9 before it responded"):
                 await task
         assert backend.statistics().errors == 2
         await backend.stop(drain=True)

@@ -338,14 +338,14 @@ def _with_shape(model_bytes, shape):
 def test_batcher_warms_each_worker_at_each_size(monkeypatch, assets):
     """Without ``warmup`` or ``example``: the model leaves no size open but that of the batch."""
     seen = set()
-    answer = SessionWorker.answer
+    answer = SessionWorker.infer
 
     def recorded(self, batch, options, **how):
         seen.add((id(self), batch.size))
         return answer(self, batch, options, **how)
 
     async def scenario():
-        monkeypatch.setattr(SessionWorker, "answer", recorded)
+        monkeypatch.setattr(SessionWorker, "infer", recorded)
         backend = OnnxBackend(assets / "blaze_front.onnx", sessions=2)
         batcher = AdaptiveBatcher(max_batch_size=4, max_in_flight=2, slo_s=10.0)
         async with Stack(batcher, backend) as stack:

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from streaminfer._internal.locking import is_atomic, locked_subclass
 from streaminfer.telemetry.histograms import latency_histogram as built_module
 
 RECORDS = {"built": 60_000, "plain": 3_000}
@@ -41,7 +42,7 @@ def run_together(*functions):
 
 @pytest.fixture
 def records(build):
-    return RECORDS["built" if build is built_module and build._is_atomic(build.HistogramState) else "plain"]
+    return RECORDS["built" if build is built_module and is_atomic(build.HistogramState, "record") else "plain"]
 
 
 def test_no_record_is_lost(histogram_class, records):
@@ -183,7 +184,7 @@ class CountedLock:
     ],
 )
 def test_where_code_is_not_atomic_every_call_holds_the_lock_once(build, call):
-    state = build._guarded(build.HistogramState)(1000, 10**9, 3)
+    state = locked_subclass(build.HistogramState, build._OPERATIONS)(1000, 10**9, 3)
     state._lock = CountedLock()
     call(state)
     assert state._lock.held == 1
@@ -207,11 +208,11 @@ def test_an_error_gives_the_lock_back(builds):
 
 def test_which_builds_take_a_lock(builds, monkeypatch):
     plain, built = builds["plain"], builds["built"]
-    assert not plain._is_atomic(plain.HistogramState)
+    assert not is_atomic(plain.HistogramState, "record")
     assert hasattr(plain.LatencyHistogram, "_lock")
-    assert hasattr(built.LatencyHistogram, "_lock") is not built._is_atomic(built.HistogramState)
-    if built._is_atomic(built.HistogramState):
+    assert hasattr(built.LatencyHistogram, "_lock") is not is_atomic(built.HistogramState, "record")
+    if is_atomic(built.HistogramState, "record"):
         # nothing may stand between a caller and the compiled method
         assert built.LatencyHistogram.record is built.HistogramState.record
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
-    assert not built._is_atomic(built.HistogramState)
+    assert not is_atomic(built.HistogramState, "record")

@@ -105,6 +105,7 @@ class GrpcTransport:
             self._credentials = require("grpc", extra="triton", purpose="TritonBackend").ssl_channel_credentials(
                 ca, key, certificate
             )
+        self.binary = True
         self._headers = headers
         self._clock = clock
         self._closed = False

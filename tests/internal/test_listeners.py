@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections import deque
 
 import pytest
 
 import streaminfer as si
-from streaminfer._internal.listener_failures import ListenerFailures
+from streaminfer._internal.listeners import MAX_ROUNDS, ListenerFailures, Listeners
 from streaminfer.testing import FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -125,3 +126,75 @@ def test_each_listener_is_reported_once(caplog):
         "a test: the listener Fails()",
         "a test: the listener test_each_listener_is_reported_once.<locals>.other",
     ]
+
+
+class TestListeners:
+    """Delivery of events to listeners."""
+
+    @pytest.fixture
+    def pending(self):
+        return deque()
+
+    @pytest.fixture
+    def listeners(self):
+        return Listeners("streaminfer", "source", "a function")
+
+    @pytest.fixture
+    def deliver(self, listeners, pending):
+        def take():
+            while pending:
+                yield pending.popleft()
+
+        return lambda: listeners.deliver(take)
+
+    def test_events_of_a_listener_come_after_its_return(self, listeners, pending, deliver):
+        """A listener that causes an event gets it when it has returned, in order."""
+        told = []
+
+        def listener(event):
+            told.append(("begin", event))
+            if event == 1:
+                pending.append(2)
+                deliver()
+            told.append(("end", event))
+
+        listeners.add(listener)
+        pending.append(1)
+        deliver()
+
+        assert told == [("begin", 1), ("end", 1), ("begin", 2), ("end", 2)]
+
+    def test_endless_events_stop_after_some_rounds(self, listeners, deliver):
+        """A listener whose work always causes an event does not hold its caller for ever."""
+        told = []
+        listeners.add(told.append)
+        listeners.deliver(lambda: [len(told)])
+
+        assert told == list(range(MAX_ROUNDS))
+
+    def test_an_interrupt_leaves_later_events(self, listeners, pending, deliver):
+        """An interrupt in a listener reaches the caller; later events wait for the next delivery."""
+        told = []
+
+        def listener(event):
+            if event == 1:
+                raise KeyboardInterrupt
+            told.append(event)
+
+        listeners.add(listener)
+        pending.extend([1, 2])
+        with pytest.raises(KeyboardInterrupt):
+            deliver()
+        deliver()
+
+        assert told == [2]
+        assert listeners.errors == 0
+
+    def test_changed_is_told_whether_there_are_any(self, listeners):
+        """The owner knows when to note events."""
+        seen = []
+        remove = listeners.add(print, seen.append)
+        remove()
+
+        assert seen == [True, False]
+        assert len(listeners) == 0
