@@ -285,7 +285,7 @@ class CachedService(Layer):
             response = await self._call(request)
             outputs = freeze(response.outputs)
         except Exception as error:
-            # an error behind a stale answer must not take its place
+            # an error behind a stale value must not replace it
             if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise
