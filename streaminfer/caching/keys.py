@@ -38,7 +38,7 @@ def content_key(
     tenant: str | None = "",
     secret: bytes | None = None,
 ) -> bytes:
-    """Return the key of some inputs to some model: the same contents give the same key, in any process and on any machine.
+    """Return the key of inputs to a model: the same contents give the same key, in any process and on any machine.
 
     Args:
         inputs: arrays of any layout, numbers, strings, bytes, ``None``, and mappings (in any order), lists, tuples and
