@@ -1,24 +1,24 @@
-"""The encoding behind :func:`streaminfer.content_key`: what a value *is*, written so that no two values read the same.
+"""Encoding of values for :func:`streaminfer.content_key`: different values have different encodings.
 
-Every value becomes a tag and, where its length can vary, a length, then its contents; so an encoding says where each
-part ends, and ``("ab", "c")`` cannot be taken for ``("a", "bc")``. Large contents (arrays, long strings) stand in it by
-their own digest, so they are read once and never copied; the key is the digest of the whole: a Merkle tree of two
-levels. With a keyed hash both levels are keyed.
+*Design.* A value becomes a tag, a length if that can vary, and its contents. An encoding therefore says where each part
+ends, and ``("ab", "c")`` differs from ``("a", "bc")``. Large contents (arrays, long strings) are replaced by their own
+digest, so they are read once and never copied. The key is the digest of the whole: a Merkle tree of two levels. With a
+keyed hash both levels are keyed.
 
 * Arrays: dtype with byte order, shape, then the elements in C order, whatever the layout in memory. A header is made
   once for each dtype and shape and remembered.
 * Mappings and sets: the encoded items, sorted, so their order does not matter.
-* Floats by their bits: NaN equals the NaN of the same bits, -0.0 differs from 0.0.
-* Numbers by their type: 1, 1.0 and True differ, as they do for a function that looks.
-* A subclass (a named tuple, an ``IntEnum``, ``np.matrix``) by its class and what it is besides: a model may treat it
-  otherwise. What says only where bytes lie (``bytearray``, ``memoryview``, ``np.memmap``) counts as what it holds.
+* Floats: their bits. NaN equals the NaN of the same bits, -0.0 differs from 0.0.
+* Numbers: their type as well. 1, 1.0 and True differ, because a function can tell them apart.
+* A subclass (a named tuple, an ``IntEnum``, ``np.matrix``): its class and its contents, because a model may treat it
+  differently. Views of bytes (``bytearray``, ``memoryview``, ``np.memmap``) are encoded as their contents.
 
-What has no contents that can be read (any other object) is refused, unless it offers ``fingerprint``. So are subclasses
-of arrays that carry meaning outside their elements, such as units.
+Objects without readable contents are rejected, unless they have a ``fingerprint``. So are subclasses of arrays with a
+meaning outside their elements, such as units.
 
-Cost: one pass over the contents, and about 0.2 µs for an array besides.
+*Complexity.* One pass over the contents, and about 0.2 µs per array.
 
-One source, compiled with the C types of ``_keys_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_keys_cy.pxd`` or run as plain Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from streaminfer.errors import InvalidInput
 __all__ = ["KeyMaker"]
 
 _DEEPEST = 64
-_LONG = 1024  # bytes; what is longer stands in the encoding by its digest
+_LONG = 1024  # bytes; longer contents are replaced by their digest
 _MAX_HEADERS = 4096
 _PLAIN_KINDS = "biufcSUVMm"
 _BUILTIN = (complex, bytes, bytearray, memoryview, set, frozenset)
@@ -70,7 +70,7 @@ class KeyMaker:
         self._before: tuple[Any, Any, bytes] = (None, None, b"")  # read and written in one piece
 
     def key(self, inputs: Any, tenant: str | None = None) -> bytes:
-        """The key of some inputs.
+        """Return the key of some inputs.
 
         Args:
             inputs: arrays, numbers, strings, bytes, ``None``, and mappings, sequences and sets of these.
@@ -84,7 +84,7 @@ class KeyMaker:
         return self._key_of_all(inputs, tenant)
 
     def _key_of_one(self, inputs: Any) -> bytes:
-        """For a function of one array, mostly as the last one was: what stands before its digest is remembered."""
+        """Return the key of one array, remembering what comes before its digest for the next of the same shape."""
         array = inputs[0]
         before = self._before
         shape: Any = len(array) if array.ndim == 1 else array.shape  # a tuple takes longer to make than to compare
@@ -188,7 +188,7 @@ class KeyMaker:
             self._encode_array(array, parts, depth)
 
     def _encode_object(self, value: Any, parts: list[bytes], depth: int) -> None:
-        """What says itself what it is: its class and its fingerprint."""
+        """Encode an object by its class and its fingerprint."""
         mark = value.fingerprint
         if callable(mark):
             mark = mark()
@@ -219,7 +219,7 @@ class KeyMaker:
             return self._digest(_octets(array))
 
     def _header(self, array: Any) -> bytes | None:
-        """Dtype and shape of a plain array, remembered; ``None`` for one whose elements are no plain bytes."""
+        """Return dtype and shape of a plain array, remembered; ``None``: its elements are no plain bytes."""
         dtype = array.dtype
         if dtype.kind not in _PLAIN_KINDS or dtype.names is not None or dtype.char in "gG":
             return None
@@ -230,7 +230,7 @@ class KeyMaker:
         return header
 
     def _encode_composite(self, array: Any, parts: list[bytes], depth: int) -> None:
-        """Fields one after another, so that the padding between them does not count; or objects one by one."""
+        """Encode field after field, so that the padding between them does not count; or object after object."""
         dtype = array.dtype
         shape = _length(array.ndim) + b"".join(map(_length, array.shape))
         if depth >= _DEEPEST:
@@ -279,7 +279,7 @@ def _number(value: Any) -> bytes:
 
 
 def _octets(array: Any) -> Any:
-    """Its elements as bytes in C order, copied only where they lie otherwise."""
+    """Return the elements as bytes in C order, copied only if they lie in another order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 

@@ -187,8 +187,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """`FlightStatistics` of what was wrapped: how many computations were shared; ``None`` before anything was."""
         return None if self._flights is None else self._flights.statistics()
 
-    # -- the rest of a mapping ----------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[Any]:
         return iter(self._memory.snapshot(0))
 
@@ -208,8 +206,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         if default is _ABSENT:
             raise KeyError(key)
         return default
-
-    # -- what a mapping does not have ----------------------------------------------------------------------------
 
     def put(
         self,

@@ -26,6 +26,8 @@ Labels = tuple[Any, ...] | None
 
 def duration_ns(name: str, seconds: object, *, positive: bool = False) -> int:
     """Return a duration in whole nanoseconds, at most 31 years, so that instants fit 64 bits."""
+    if seconds.__class__ is float and 0.0 < seconds < LONGEST_S:  # else the checks are most of a `put`
+        return round(seconds * 1e9)
     return round(min(check_duration(name, seconds, positive=positive), LONGEST_S) * 1e9)
 
 

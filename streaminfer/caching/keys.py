@@ -38,7 +38,7 @@ def content_key(
     tenant: str | None = "",
     secret: bytes | None = None,
 ) -> bytes:
-    """The key of some inputs to some model: the same contents give the same key, in any process and on any machine.
+    """Return the key of inputs to a model: the same contents give the same key, in any process and on any machine.
 
     Args:
         inputs: arrays of any layout, numbers, strings, bytes, ``None``, and mappings (in any order), lists, tuples and
@@ -84,7 +84,7 @@ def content_key(
 
 @functools.lru_cache(maxsize=256)
 def key_maker(model: str, version: str = "", preprocessing: str = "", secret: bytes | None = None) -> KeyMaker:
-    """What makes the keys of one model; arguments and errors as of :func:`content_key`."""
+    """Return the maker of the keys of one model; arguments and errors as of :func:`content_key`."""
     _check(model, version, preprocessing, secret)
     digest = _fast() if secret is None else _keyed(secret)
     prefix = b"".join(
@@ -117,7 +117,7 @@ def _check(model: Any, version: Any, preprocessing: Any, secret: Any) -> None:
 
 
 def check_secret(secret: Any) -> None:
-    """Whether it is one, or none; messages do not show it.
+    """Check that it is a secret or ``None``; messages do not show it.
 
     Raises:
         TypeError, ValueError: it is too short, or something else.

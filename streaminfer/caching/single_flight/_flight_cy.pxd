@@ -39,6 +39,7 @@ cdef class Flight:
 
 @cython.final
 cdef class FlightTable:
+    cdef FlightCounts _counts
     cdef dict _flights
     cdef object _is_waiting
     cdef int _max_attempts

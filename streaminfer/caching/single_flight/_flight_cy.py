@@ -153,17 +153,21 @@ class Flight:
 
 
 class FlightTable:
-    """Flights of one cache, on one event loop or of threads.
+    """Flights of one cache, on one event loop or of threads; it counts what they do.
 
     Args:
+        counts: of the cache.
         max_attempts: failures of one flight after which all waiters get the error, ≥ 1.
         pause_ns: nanoseconds from the beginning of a refresh that failed, for which its key is not refreshed.
         is_waiting: says of a caller whether it can still be told, and so may lead.
     """
 
-    __slots__ = ("_flights", "_is_waiting", "_max_attempts", "_pause_ns")
+    __slots__ = ("_counts", "_flights", "_is_waiting", "_max_attempts", "_pause_ns")
 
-    def __init__(self, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, counts: FlightCounts, max_attempts: int, pause_ns: int, is_waiting: Callable[[Any], bool]
+    ) -> None:
+        self._counts = counts
         self._flights: dict[bytes, Flight] = {}
         self._max_attempts = max_attempts
         self._pause_ns = pause_ns
@@ -190,11 +194,14 @@ class FlightTable:
         if flight is None:
             flight = self._flights[key] = Flight(key)
             flight.leader = caller
+            self._counts.computations += 1
         elif inside is not None and _reaches(flight, inside):
             raise RuntimeError(
                 "re-entrant: the computation of this key calls for the key itself, directly or through another one "
                 "that waits for it, and would wait for ever"
             )
+        else:
+            self._counts.collapsed += 1
         flight.waiting[caller] = None
         if inside is not None:
             inside.waits_for[flight] = inside.waits_for.get(flight, 0) + 1
@@ -220,6 +227,7 @@ class FlightTable:
         if flight.waiting or flight.is_refresh:
             return False
         self._end(flight)
+        self._counts.abandoned += 1
         return True
 
     def refresh(self, key: bytes, now_ns: int, refreshes: Refreshes) -> Flight | None:
@@ -227,6 +235,8 @@ class FlightTable:
         if key in self._flights or not refreshes.may_begin(key, now_ns):
             return None
         refreshes.running += 1
+        self._counts.computations += 1
+        self._counts.refreshes += 1
         flight = self._flights[key] = Flight(key, refreshes, now_ns)
         return flight
 
@@ -249,7 +259,9 @@ class FlightTable:
         flight.waiting.clear()
         return told
 
-    def fail(self, flight: Flight, now_ns: int, *, counts: bool = True, final: bool = False) -> tuple[list[Any], Any]:
+    def fail(
+        self, flight: Flight, now_ns: int, *, counts: bool = True, final: bool = False
+    ) -> tuple[list[Any], Any, bool]:
         """End the present attempt of a flight with an error.
 
         Args:
@@ -259,11 +271,16 @@ class FlightTable:
             final: whether another attempt cannot succeed.
 
         Returns:
-            The callers to tell, and the next leader (it must compute), or ``None``.
+            The callers to tell, the next leader (it must compute), or ``None``, and whether to log the error: it is the
+            first of a refresh since one succeeded.
         """
         if flight.over:
-            return [], None
+            return [], None, False
+        self._counts.failures += 1
+        is_news = False
         if flight.refreshes is not None and flight.leader is None:
+            self._counts.refresh_failures += 1
+            is_news = not flight.refreshes.failing
             flight.refreshes.failed(flight.key, flight.begun_ns + self._pause_ns, now_ns)
         told = []
         if flight.leader is not None:
@@ -275,11 +292,13 @@ class FlightTable:
             for caller in flight.waiting:
                 if self._is_waiting(caller):
                     flight.leader = caller
-                    return told, caller
+                    self._counts.leader_changes += 1
+                    self._counts.computations += 1
+                    return told, caller, is_news
         self._end(flight)
         told += flight.waiting
         flight.waiting.clear()
-        return told, None
+        return told, None, is_news
 
     def forget(self) -> None:
         """End all flights and tell no caller, because the threads that computed them are gone."""

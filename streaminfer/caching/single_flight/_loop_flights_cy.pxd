@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightTable as CFlightTable, FlightCounts as CCounts, Refreshes as CRefreshes
+from streaminfer.caching.single_flight._flight_cy cimport Flight as CFlight, FlightTable as CFlightTable, Refreshes as CRefreshes
 
 cdef int _FRESH
 cdef int _WAITS
@@ -44,7 +44,6 @@ cdef class Caller:
 cdef class LoopFlights:
     cdef readonly CFlightTable table
     cdef readonly object loop
-    cdef CCounts _counts
     cdef readonly dict _owners
     cdef readonly set _stopping
     cdef readonly set _late
@@ -53,7 +52,7 @@ cdef class LoopFlights:
     cdef _leave(self, CFlight flight, Caller caller, CFlight around)
     @cython.locals(caller=Caller)
     cdef _succeed(self, CFlight flight, object value)
-    @cython.locals(caller=Caller, leader=Caller, refreshed=bint, known=bint)
+    @cython.locals(caller=Caller, leader=Caller, is_news=bint)
     cdef _fail(self, CFlight flight, BaseException error, object now, bint final=*)
 
 cpdef bint _waits(Caller caller) noexcept

@@ -137,11 +137,7 @@ class Caller:
         self._state = _OVER
         with FLIGHTS_LOCK:
             flight = flights.table.join(self.key, self, around)
-            leads = flight.leader is self
-            if leads:
-                flights._counts.computations += 1
-            else:
-                flights._counts.collapsed += 1
+        leads = flight.leader is self
         self._state = _WAITS
         self._flight = flight
         self._around = around
@@ -233,12 +229,11 @@ class LoopFlights:
         loop: a weak reference to the loop.
     """
 
-    __slots__ = ("_counts", "_late", "_owners", "_stopping", "loop", "table")
+    __slots__ = ("_late", "_owners", "_stopping", "loop", "table")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.table = FlightTable(max_attempts, pause_ns, _waits)
+        self.table = FlightTable(counts, max_attempts, pause_ns, _waits)
         self.loop = weakref.ref(loop)  # the dictionary of loops must not keep its own keys alive
-        self._counts = counts
         # each running computation: its owner, its flight and the cache's clock
         self._owners: dict[asyncio.Task[Any], tuple[Any, Flight, Callable[[], int]]] = {}
         self._stopping: set[asyncio.Task[Any]] = set()
@@ -312,10 +307,8 @@ class LoopFlights:
         """
         with FLIGHTS_LOCK:
             flight = self.table.refresh(key, now(), refreshes)
-            if flight is None:
-                return
-            self._counts.computations += 1
-            self._counts.refreshes += 1
+        if flight is None:
+            return
         self._begin(flight, self.share(key, compute, arguments, now, owner=owner), copy_context())
         loop: Any = self.loop()
         timer = loop.call_later(limit_s, self._on_late_refresh, flight, limit_s, now, context=Context())
@@ -372,10 +365,8 @@ class LoopFlights:
 
     def _leave(self, flight: Flight, caller: Caller, around: Flight | None) -> None:
         with FLIGHTS_LOCK:
-            if not self.table.leave(flight, caller, around):
-                return
-            self._counts.abandoned += 1
-        if flight.computing is not None:
+            abandoned = self.table.leave(flight, caller, around)
+        if abandoned and flight.computing is not None:
             flight.computing.cancel()
 
     def _on_task_done(self, flight: Flight, now: Callable[[], int], task: asyncio.Task[Any]) -> None:
@@ -405,17 +396,11 @@ class LoopFlights:
         _wake(told)
 
     def _fail(self, flight: Flight, error: BaseException, now: Callable[[], int], final: bool = False) -> None:
-        refreshed = flight.is_refresh and flight.leader is None
         original = flight.leader
         final = final or isinstance(error, InvalidInput)
         with FLIGHTS_LOCK:
-            known = flight.refreshes is not None and flight.refreshes.failing
-            self._counts.failures += 1
-            self._counts.refresh_failures += refreshed
-            told, leader = self.table.fail(flight, now(), counts=is_shared_error(error), final=final)
-            self._counts.leader_changes += leader is not None
-            self._counts.computations += leader is not None
-        if refreshed and not known:
+            told, leader, is_news = self.table.fail(flight, now(), counts=is_shared_error(error), final=final)
+        if is_news:
             log_refresh_failure(error)
         for caller in told:
             if _waits(caller):

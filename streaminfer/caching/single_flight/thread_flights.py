@@ -62,8 +62,7 @@ class ThreadFlights:
     """
 
     def __init__(self, counts: FlightCounts, max_attempts: int, pause_ns: int) -> None:
-        self.table = FlightTable(max_attempts, pause_ns, lambda _: True)
-        self._counts = counts
+        self.table = FlightTable(counts, max_attempts, pause_ns, lambda _: True)
         self._refreshing = 0
         _THREAD_FLIGHTS.add(self)
 
@@ -95,10 +94,6 @@ class ThreadFlights:
         with FLIGHTS_LOCK:
             flight = self.table.join(key, waiter, inside)
             waiter.leads = flight.leader is waiter
-            if waiter.leads:
-                self._counts.computations += 1
-            else:
-                self._counts.collapsed += 1
         error: BaseException = RuntimeError("the thread that computed this was interrupted")
         try:
             while not waiter.leads and not waiter.event.wait(_left_s(flight)):
@@ -153,8 +148,6 @@ class ThreadFlights:
                 return
             flight.late_s = time.monotonic() + limit_s
             self._refreshing += 1
-            self._counts.computations += 1
-            self._counts.refreshes += 1
         work = partial(copy_context().run, self._refresh, flight, compute, arguments, now)
         try:
             threading.Thread(target=work, name="streaminfer-cache-refresh", daemon=True).start()
@@ -191,18 +184,14 @@ class ThreadFlights:
         with FLIGHTS_LOCK:
             if as_refresh and (flight.over or flight.leader is not None):
                 return  # it was late, and a waiter computes
-            refreshed = flight.is_refresh and flight.leader is None
-            known = flight.refreshes is not None and flight.refreshes.failing
             original = flight.leader
-            self._counts.failures += 1
-            self._counts.refresh_failures += refreshed
             counts = isinstance(error, Exception) and is_shared_error(error)
-            told, leader = self.table.fail(flight, now_ns, counts=counts, final=isinstance(error, InvalidInput))
+            told, leader, is_news = self.table.fail(
+                flight, now_ns, counts=counts, final=isinstance(error, InvalidInput)
+            )
             if leader is not None:
-                self._counts.leader_changes += 1
-                self._counts.computations += 1
                 leader.leads = True
-        if refreshed and not known:
+        if is_news:
             log_refresh_failure(error)
         for waiter in told:
             if waiter is not original:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streaminfer.caching.defensive_copy import copy_error, freeze
@@ -77,23 +78,9 @@ class CachedCalls(Layer):
             return copy_out(missed.value)
         return copy_out(value)
 
-    async def _look_and_compute(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Any:
-        lookup = self.lookup(key, None, is_refresh=not stores_errors)
-        found = await lookup.find()
-        if found is not None and not found.is_stale:
-            return found.value
-        if found is not None and self.is_usable(found):
-            return found
-        try:
-            with lookup:
-                return await self._compute(key, call, stores_errors and found is None, lookup.erasures)
-        except Exception as error:
-            if found is None:
-                raise
-            self.failure.note(error)
-            return found
-        finally:
-            await lookup.end()
+    def _look_and_compute(self, key: Any, call: Callable[[], Any], stores_errors: bool) -> Coroutine[Any, Any, Any]:
+        compute = partial(self._compute, key, call)
+        return self.read_or_compute(key, None, stores_errors, compute, lambda found: found.value)
 
     async def _compute(
         self, key: Any, call: Callable[[], Any], stores_errors: bool, erasures: int | None = None

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer._internal.validation import expected
@@ -51,6 +52,7 @@ from streaminfer.resilience._targets import kind_of
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
     from streaminfer.caching.tiers.async_access import TierAccess
+    from streaminfer.caching.tiers.tier_hit import TierHit
 
 __all__ = ["CachedService", "put_in_front"]
 
@@ -127,6 +129,10 @@ def _check_names(subject: Any, tags: Any) -> None:
     if subject is not None or tuple(tags):
         what = "no names of parameters for a service, whose requests have a subject and tags of their own"
         raise TypeError(expected("subject, tags", what, (subject, tags)))
+
+
+def _fresh_response(found: TierHit) -> Response:
+    return Response(found.value, False, found.source)
 
 
 class CachedService(Layer, Wrapper):
@@ -226,7 +232,7 @@ class CachedService(Layer, Wrapper):
             return Response(copy_out(found.value), True, "cache")
         if found.state == NEGATIVE:
             raise copy_error(found.value)
-        arguments = (key, request, not outdated, version)
+        arguments = (key, request, version, not outdated)
         try:
             return await self._share(key, self._computing, arguments, request, found.now_ns, version)
         except Exception as error:
@@ -238,7 +244,7 @@ class CachedService(Layer, Wrapper):
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
         refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
-        self.refresh(key, (key, refresh, False, version))
+        self.refresh(key, (key, refresh, version, False))
 
     async def _share(
         self,
@@ -268,26 +274,14 @@ class CachedService(Layer, Wrapper):
             return await self._call(request)
         return await self._share(object(), self._call, (request,), request, now_ns)
 
-    async def _look_and_compute(self, key: Any, request: Request, stores_errors: bool, version: int) -> Any:
-        lookup = self.lookup(key, request.deadline_ns, is_refresh=not stores_errors)
-        found = await lookup.find()
-        if found is not None and not found.is_stale:
-            return Response(found.value, False, found.source)
-        if found is not None and self.is_usable(found):
-            return found
-        try:
-            with lookup:
-                return await self._compute(key, request, stores_errors and found is None, version, lookup.erasures)
-        except Exception as error:
-            if found is None:
-                raise
-            self.failure.note(error)
-            return found
-        finally:
-            await lookup.end()
+    def _look_and_compute(
+        self, key: Any, request: Request, version: int, stores_errors: bool
+    ) -> Coroutine[Any, Any, Any]:
+        compute = partial(self._compute, key, request, version)
+        return self.read_or_compute(key, request.deadline_ns, stores_errors, compute, _fresh_response)
 
     async def _compute(
-        self, key: Any, request: Request, stores_errors: bool, version: int, erasures: int | None = None
+        self, key: Any, request: Request, version: int, stores_errors: bool, erasures: int | None = None
     ) -> Response:
         erasures = self.memory.erasures if erasures is None else erasures
         begun_ns = self.hit_path.now()
@@ -295,7 +289,7 @@ class CachedService(Layer, Wrapper):
             response = await self._call(request)
             outputs = freeze(response.outputs)
         except Exception as error:
-            # an error behind a stale answer must not take its place
+            # an error behind a stale value must not replace it
             if stores_errors and not self._changed_since(version):
                 self.store_error(key, error, erasures, request.tags, request.subject)
             raise

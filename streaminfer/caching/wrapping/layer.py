@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from streaminfer.caching.defensive_copy import strip_traceback
@@ -16,7 +16,6 @@ from streaminfer.errors import CircuitOpen, Closed, DeadlineExceeded, Overloaded
 if TYPE_CHECKING:
     from streaminfer.caching.memory import Memory
     from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.lookup import TierLookup
     from streaminfer.caching.tiers.tier_hit import TierHit
 
 __all__ = ["NEGATIVE", "OUTDATED", "STALE", "Layer"]
@@ -60,11 +59,42 @@ class Layer:
         else:
             self._tier_hit = None
 
-    def lookup(self, key: Any, deadline_ns: int | None, *, is_refresh: bool) -> TierLookup:
-        """Return a look into the tiers, to be followed by a computation if they have nothing."""
-        from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - the same
+    async def read_or_compute(
+        self,
+        key: Any,
+        deadline_ns: int | None,
+        stores_errors: bool,
+        compute: Callable[[bool, int], Awaitable[Any]],
+        make_fresh: Callable[[TierHit], Any],
+    ) -> Any:
+        """Return what the tiers have of a key, else what a computation returns.
 
-        return TierLookup(self.access, self._budget, self.hit_path.now, key, deadline_ns, is_refresh)
+        Args:
+            key: of the value.
+            deadline_ns: of the request; ``None``: none.
+            stores_errors: whether errors of the computation are stored; a refresh stores none.
+            compute: begins the computation; takes whether it stores errors, and the erasures before it.
+            make_fresh: makes the result of a fresh hit; a stale one is returned itself.
+        """
+        from streaminfer.caching.tiers.lookup import TierLookup  # noqa: PLC0415 - only with tiers
+
+        is_refresh = not stores_errors
+        lookup = TierLookup(self.access, self._budget, self.hit_path.now, key, deadline_ns, is_refresh)
+        found = await lookup.find()
+        if found is not None and not found.is_stale:
+            return make_fresh(found)
+        if found is not None and self.is_usable(found):
+            return found
+        try:
+            with lookup:
+                return await compute(stores_errors and found is None, lookup.erasures)
+        except Exception as error:
+            if found is None:
+                raise
+            self.failure.note(error)
+            return found
+        finally:
+            await lookup.end()
 
     def is_usable(self, found: TierHit) -> bool:
         """Return whether a stale value of a tier is the response at once, with a refresh behind it."""

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from streaminfer.caching.single_flight._flight_cy import FlightTable, Refreshes
+from streaminfer.caching.single_flight._flight_cy import FlightCounts, FlightTable, Refreshes
 
 pytestmark = pytest.mark.uncompiled
 
@@ -24,7 +24,7 @@ class SingleFlight(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.board = FlightTable(3, 100, lambda caller: not caller.gone)
+        self.table = FlightTable(FlightCounts(), 3, 100, lambda caller: not caller.gone)
         self.refreshes = Refreshes()
         self.now_ns = 0
         self.waiting = {key: [] for key in KEYS}  # who is owed an answer, in order
@@ -44,7 +44,7 @@ class SingleFlight(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def join(self, key):
         caller = Caller(key)
-        caller.flight = self.board.join(key, caller, None)
+        caller.flight = self.table.join(key, caller, None)
         leads = caller.flight.leader is caller
         assert leads == (key not in self.computing)
         assert caller in caller.flight.waiting
@@ -57,7 +57,7 @@ class SingleFlight(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS), step_ns=st.integers(0, 60))
     def refresh(self, key, step_ns):
         self.now_ns += step_ns
-        flight = self.board.refresh(key, self.now_ns, self.refreshes)
+        flight = self.table.refresh(key, self.now_ns, self.refreshes)
         may = key not in self.computing and self.paused_ns.get(key, 0) <= self.now_ns
         assert (flight is not None) == may
         if flight is not None:
@@ -79,7 +79,7 @@ class SingleFlight(RuleBasedStateMachine):
         if self.leader[key] is caller:
             self.leader[key] = None
         last = not self.waiting[key] and not self.refreshing[key]
-        assert self.board.leave(caller.flight, caller, None) == last
+        assert self.table.leave(caller.flight, caller, None) == last
         assert caller.flight.over == last
         if last:
             self.over(key)
@@ -89,7 +89,7 @@ class SingleFlight(RuleBasedStateMachine):
     def succeed(self, data):
         key = data.draw(st.sampled_from(sorted(self.computing)))
         flight = self.computing[key]
-        assert self.board.succeed(flight) == self.waiting[key]
+        assert self.table.succeed(flight) == self.waiting[key]
         left = self.waiting[key]
         self.over(key)
         self.told(flight, left)
@@ -101,11 +101,13 @@ class SingleFlight(RuleBasedStateMachine):
         flight = self.computing[key]
         if self.refreshing[key] and self.leader[key] is None:
             self.paused_ns[key] = flight.begun_ns + 100
+        refreshed, failing = self.refreshing[key] and self.leader[key] is None, self.refreshes.failing
         self.failures[key] += counts
         owed = [self.leader[key]] if self.leader[key] is not None else []
         rest = [caller for caller in self.waiting[key] if caller not in owed]
         able = [caller for caller in rest if not caller.gone]
-        told, leader = self.board.fail(flight, self.now_ns, counts=counts, final=final)
+        told, leader, is_news = self.table.fail(flight, self.now_ns, counts=counts, final=final)
+        assert is_news == (refreshed and not failing)
         if final or self.failures[key] >= 3 or not able:
             assert leader is None
             assert told == owed + rest
@@ -120,14 +122,14 @@ class SingleFlight(RuleBasedStateMachine):
     def told(self, flight, callers):
         """Who was told leaves as well, later, and that changes nothing; nobody is told twice."""
         for caller in callers:
-            assert not self.board.leave(flight, caller, None)
+            assert not self.table.leave(flight, caller, None)
         if flight.over:
-            assert self.board.succeed(flight) == []
-            assert self.board.fail(flight, self.now_ns) == ([], None)
+            assert self.table.succeed(flight) == []
+            assert self.table.fail(flight, self.now_ns) == ([], None, False)
 
     @invariant()
-    def board_holds_what_flies(self):
-        assert len(self.board) == len(self.computing)
+    def table_holds_what_flies(self):
+        assert len(self.table) == len(self.computing)
         for key, flight in self.computing.items():
             assert list(flight.waiting) == self.waiting[key]
             assert flight.leader is self.leader[key]
@@ -139,97 +141,97 @@ TestFlights = SingleFlight.TestCase
 
 
 def test_a_computation_may_not_wait_for_itself():
-    board = FlightTable(3, 0, lambda _: True)
-    flight = board.join("a", "first", None)
+    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    flight = table.join("a", "first", None)
     assert flight.leader == "first"
     with pytest.raises(RuntimeError, match="re-entrant"):
-        board.join("a", "second", flight)
+        table.join("a", "second", flight)
     assert list(flight.waiting) == ["first"]
 
 
 def test_nor_for_one_that_waits_for_it():
-    board = FlightTable(3, 0, lambda _: True)
-    a = board.join("a", 1, None)
-    b = board.join("b", 2, a)
+    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    a = table.join("a", 1, None)
+    b = table.join("b", 2, a)
     assert b.leader == 2
-    c = board.join("c", 3, b)
+    c = table.join("c", 3, b)
     for key in "abc":
         with pytest.raises(RuntimeError, match="re-entrant"):
-            board.join(key, 4, c)
+            table.join(key, 4, c)
     # and when the wait is over, so is the cycle
-    board.leave(c, 3, b)
+    table.leave(c, 3, b)
     assert c.over
-    fresh = board.join("c", 5, None)
+    fresh = table.join("c", 5, None)
     assert fresh.leader == 5
-    assert board.join("b", 6, fresh) is b
+    assert table.join("b", 6, fresh) is b
     with pytest.raises(RuntimeError, match="re-entrant"):
-        board.join("c", 7, b)
+        table.join("c", 7, b)
 
 
 def test_two_waits_for_one_key_are_two():
-    board = FlightTable(3, 0, lambda _: True)
-    a = board.join("a", 1, None)
-    b = board.join("b", 2, a)
-    board.join("b", 3, a)
-    board.leave(b, 2, a)
+    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    a = table.join("a", 1, None)
+    b = table.join("b", 2, a)
+    table.join("b", 3, a)
+    table.leave(b, 2, a)
     with pytest.raises(RuntimeError, match="re-entrant"):
-        board.join("a", 4, b)
-    board.leave(b, 3, a)
+        table.join("a", 4, b)
+    table.leave(b, 3, a)
     assert a.waits_for == {}
 
 
 def test_refreshes_are_bounded():
     """Of one wrapped thing 256 keys are refreshed or left alone; others wait for these, and not for another thing's."""
-    board = FlightTable(1, 10, lambda _: True)
+    table = FlightTable(FlightCounts(), 1, 10, lambda _: True)
     refreshes = Refreshes()
-    begun = [flight for key in range(5000) if (flight := board.refresh(key, 0, refreshes)) is not None]
+    begun = [flight for key in range(5000) if (flight := table.refresh(key, 0, refreshes)) is not None]
     assert len(begun) == refreshes.running == 256
     for flight in begun:
-        board.fail(flight, 0)
+        table.fail(flight, 0)
     assert refreshes.running == 0
     assert refreshes.failing
-    assert all(board.refresh(key, 9, refreshes) is None for key in range(5000))
-    assert board.refresh("other", 9, Refreshes()) is not None
-    assert board.succeed(board.refresh(4999, 10, refreshes)) == []
+    assert all(table.refresh(key, 9, refreshes) is None for key in range(5000))
+    assert table.refresh("other", 9, Refreshes()) is not None
+    assert table.succeed(table.refresh(4999, 10, refreshes)) == []
     assert not refreshes.failing
 
 
 def test_a_refresh_that_took_as_long_as_a_pause_is_followed_at_once():
     """The pause counts from when the refresh began: one that hung has been a pause."""
-    board = FlightTable(1, 10, lambda _: True)
+    table = FlightTable(FlightCounts(), 1, 10, lambda _: True)
     refreshes = Refreshes()
-    board.fail(board.refresh("a", 0, refreshes), 10)
-    assert board.refresh("a", 10, refreshes) is not None
+    table.fail(table.refresh("a", 0, refreshes), 10)
+    assert table.refresh("a", 10, refreshes) is not None
 
 
 def test_forgotten_flights_are_over():
-    board = FlightTable(3, 0, lambda _: True)
-    flight = board.join("a", 1, None)
-    board.forget()
-    assert board.succeed(flight) == []
-    assert not board.leave(flight, 1, None)
-    assert board.join("a", 2, None).leader == 2
+    table = FlightTable(FlightCounts(), 3, 0, lambda _: True)
+    flight = table.join("a", 1, None)
+    table.forget()
+    assert table.succeed(flight) == []
+    assert not table.leave(flight, 1, None)
+    assert table.join("a", 2, None).leader == 2
 
 
 def test_who_was_told_or_cancelled_and_has_not_left_yet_does_not_lead():
-    board = FlightTable(3, 0, lambda caller: caller != "gone")
-    flight = board.join("a", "first", None)
+    table = FlightTable(FlightCounts(), 3, 0, lambda caller: caller != "gone")
+    flight = table.join("a", "first", None)
     for caller in ("gone", "second"):
-        board.join("a", caller, None)
-    assert board.fail(flight, 0) == (["first"], "second")
+        table.join("a", caller, None)
+    assert table.fail(flight, 0) == (["first"], "second", False)
     assert flight.failures == 1
-    assert board.fail(flight, 0, counts=False, final=True) == (["second", "gone"], None)
+    assert table.fail(flight, 0, counts=False, final=True) == (["second", "gone"], None, False)
     assert flight.leader is None
     assert flight.waiting == {}
 
 
 def test_only_a_refresh_that_nobody_led_pauses():
-    board = FlightTable(2, 100, lambda _: True)
-    plain = board.join("a", 1, None)
-    board.join("a", 2, None)
-    board.leave(plain, 1, None)
-    board.fail(plain, 0, final=True)
-    assert board.refresh("a", 1, Refreshes()) is not None
-    board.join("b", 1, None)
-    board.fail(board.join("b", 2, None), 0, final=True)
-    assert board.refresh("b", 1, Refreshes()) is not None
+    table = FlightTable(FlightCounts(), 2, 100, lambda _: True)
+    plain = table.join("a", 1, None)
+    table.join("a", 2, None)
+    table.leave(plain, 1, None)
+    table.fail(plain, 0, final=True)
+    assert table.refresh("a", 1, Refreshes()) is not None
+    table.join("b", 1, None)
+    table.fail(table.join("b", 2, None), 0, final=True)
+    assert table.refresh("b", 1, Refreshes()) is not None
