@@ -120,30 +120,35 @@ class Listeners(Generic[E]):
         with self._changing:
             self._functions = tuple(other for other in self._functions if other != listener)
 
-    def deliver(self, take: Callable[[], Iterable[E]]) -> None:
+    def deliver(self, take: Callable[..., Iterable[E]], *arguments: Any) -> bool:
         """Tell the pending events, unless another thread does.
 
-        Args:
-            take: iterates over the pending events and removes each; called again until there are none, because a
-                thread that found this one delivering left its events to it.
-        """
-        for _ in range(MAX_ROUNDS):
-            if not self._delivering.acquire(blocking=False):
-                return
-            found = False
-            try:
-                for event in take():
-                    found = True
-                    self._tell(event)
-            finally:
-                self._delivering.release()
-            if not found:
-                return
+        An event that comes between the last look and the return can be left to this thread: a caller that cannot leave
+        it to its next call repeats this while events are pending and the result is true.
 
-    def _tell(self, event: E) -> None:
-        for listener in self._functions:
-            try:
-                listener(event)
-            except LISTENER_ERRORS as failure:
-                self.errors += 1
-                self._failures.report(listener, self._describe(event) if self._describe else event, failure)
+        Args:
+            take: iterates over the pending events and removes each; called until there are none.
+            arguments: of ``take``.
+
+        Returns:
+            False if another thread delivers, or if listeners cause events without end.
+        """
+        if not self._delivering.acquire(blocking=False):
+            return False
+        try:
+            for _ in range(MAX_ROUNDS):
+                found = False
+                for event in take(*arguments):
+                    found = True
+                    for listener in self._functions:
+                        try:
+                            listener(event)
+                        except LISTENER_ERRORS as failure:
+                            self.errors += 1
+                            told = self._describe(event) if self._describe else event
+                            self._failures.report(listener, told, failure)
+                if not found:
+                    return True
+        finally:
+            self._delivering.release()
+        return False

@@ -8,7 +8,7 @@ few rounds; the rest waits for the next operation, so that a listener that fills
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from streaminfer._internal.listeners import Listeners
@@ -70,13 +70,15 @@ class CacheEvents:
         Args:
             drain: returns kind, key, value and labels in turn; a kind of ``None`` is only freed.
         """
+        self._listeners.deliver(_take, drain)
 
-        def take() -> list[CacheEvent]:
-            noted = drain()
-            return [
-                CacheEvent(*noted[place : place + _EVENT_FIELDS])
-                for place in range(0, len(noted), _EVENT_FIELDS)
-                if noted[place] is not None
-            ]
 
-        self._listeners.deliver(take)
+def _take(drain: Callable[[], list[Any]]) -> Sequence[CacheEvent]:
+    noted = drain()
+    if len(noted) <= _EVENT_FIELDS:  # one event or none, as a rule
+        return (CacheEvent(*noted),) if noted and noted[0] is not None else ()
+    return [
+        CacheEvent(*noted[place : place + _EVENT_FIELDS])
+        for place in range(0, len(noted), _EVENT_FIELDS)
+        if noted[place] is not None
+    ]

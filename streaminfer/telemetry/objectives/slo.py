@@ -241,7 +241,7 @@ class SLO(_State):
         with self._looking:
             self._look()
             firing = self._states.firing()
-        self._listeners.deliver(self._take_changes)
+        self._deliver()
         return firing
 
     def on_alert(self, callback: _Callback) -> _Callback:
@@ -332,7 +332,7 @@ class SLO(_State):
             self._look()
         finally:
             self._looking.release()
-        self._listeners.deliver(self._take_changes)
+        self._deliver()
 
     def _look(self) -> None:
         elapsed_ns, now_ns = self._ages()
@@ -341,6 +341,10 @@ class SLO(_State):
     def _events_and_rate(self, window_s: float) -> tuple[int, float]:
         seen, bad, _ = self.window(max(int(window_s * 1e9), 1))
         return seen, bad / seen / self.allowed if seen else 0.0
+
+    def _deliver(self) -> None:
+        while self._changes and self._listeners.deliver(self._take_changes):
+            pass  # a change that came before the return was left to this thread
 
     def _take_changes(self) -> Iterator[Alert]:
         while self._changes:
