@@ -1,9 +1,12 @@
-"""`make bench`: every figure beside its baseline, measured in the same run; each benchmark also runs alone.
+"""`make bench`: every figure beside its baseline, measured in the same run.
 
-python benchmarks/run.py [NAME ...]     names as in the list below; without any, all of them
+python benchmarks/run.py [NAME ...]             names as in the list below; without any, all of them
+python benchmarks/run.py NAME [ARGUMENT ...]    one, with arguments of its own; `NAME --help` lists them
+
+A benchmark is `benchmarks/<family>/bench_<name>.py`. What several share is in `_lib`; the peers are in `peers`, and
+real servers in `servers`.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,6 +18,7 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers"
 BENCHMARKS = {
     "batching": "CPU per request through AdaptiveBatcher and Stack, over a minimal batcher",
+    "frames": "coroutine frames, tasks and CPU per request, from a minimal batcher to the whole stack",
     "planner": "the lookahead planner beside greedy batching, the clairvoyant optimum and the peers, in virtual time",
     "noise": "the default policy under noise, outages, classes, shapes and tight deadlines, in virtual time",
     "real_time": "an ONNX model behind ours, the peers and a minimal batcher, in real time",
@@ -67,9 +71,15 @@ def peers_python() -> str:
     return str(python)
 
 
+def environment() -> dict[str, str]:
+    """This process's, with the folders from which benchmarks import: the peers' environment has no streaminfer."""
+    folders = [HERE, HERE / "peers", HERE.parent, HERE.parent / "examples"]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])}
+
+
 def commands(name: str) -> list[list[str]]:
     """What to run for a name: some of it, or all, in the peers' environment."""
-    own = [sys.executable, str(HERE / f"bench_{name}.py")]
+    own = [sys.executable, *(str(path) for path in HERE.glob(f"*/bench_{name}.py"))]
     match name:
         case "planner":
             return [own, [peers_python(), str(HERE / "peers" / "planner.py")]]
@@ -86,14 +96,23 @@ def commands(name: str) -> list[list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
-    names = parser.parse_args().names or list(BENCHMARKS)
+    words = sys.argv[1:]
+    count = next((number for number, word in enumerate(words) if word not in BENCHMARKS), len(words))
+    names, arguments = words[:count] or list(BENCHMARKS), words[count:]
+    if arguments and count != 1:
+        helps = arguments[0] in {"-h", "--help"}
+        print(__doc__, *(f"{name:22}{text}" for name, text in BENCHMARKS.items()), sep="\n")
+        if not helps:
+            sys.exit(f"expected names of benchmarks, got {arguments[0]!r}")
+        return 0
     failed = []
     for number, name in enumerate(names, 1):
         print(f"\n=== [{number}/{len(names)}] {name}: {BENCHMARKS[name]}", flush=True)
         started = time.perf_counter()
-        codes = [subprocess.run(command, check=False).returncode for command in commands(name)]
+        codes = [
+            subprocess.run([*command, *arguments], env=environment(), check=False).returncode
+            for command in commands(name)
+        ]
         if any(codes):
             failed.append(name)
         print(f"--- {time.perf_counter() - started:.0f} s", flush=True)

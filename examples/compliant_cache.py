@@ -14,7 +14,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +81,8 @@ async def demonstrate(folder: Path) -> list[str]:
         await serve(stack)
     async with make_stack(cache) as stack:  # stopping wrote what waited for the disk
         await serve(stack)
-        erased: Any = cache.erase(subject=PEOPLE[0])
-        done = await erased
-        shown.append(f"erased of one person: {dict(done.counts)}, complete: {done.complete}")
+        erased = await cache.erase_everywhere(subject=PEOPLE[0])
+        shown.append(f"erased of one person: {dict(erased.counts)}, complete: {erased.complete}")
         report = await cache.retention_report()
         report.to_html(folder / "report.html")
         shown += ["", str(report), "", str(si.audit(stack))]

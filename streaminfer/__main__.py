@@ -28,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _warm_up() -> int:
-    from streaminfer.batching.assembly import padding  # noqa: PLC0415 - not to parse arguments
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - not to parse arguments
     from streaminfer.errors import MissingExtra  # noqa: PLC0415
     from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - not to parse arguments
@@ -36,7 +35,6 @@ def _warm_up() -> int:
 
     steps = {
         "planner": kernel_loader.load,
-        "padding": padding.load_kernels,
         "bulk histogram": kernels.warm_up,
         "offline optimum": offline_optimum_kernels.warm_up,
     }

@@ -15,6 +15,8 @@ cdef class Request:
     cdef readonly object key
     cdef readonly object store
 
+    cdef _fill(self, object inputs, object deadline_ns, object priority, object stream_id, object tenant, object subject, object tags, object key, object store)
+
 @cython.freelist(128)
 cdef class Timings:
     cdef readonly long long enqueued_ns
@@ -30,3 +32,8 @@ cdef class Response:
     cdef readonly bint degraded
     cdef readonly object source
     cdef readonly Timings timings
+
+@cython.locals(request=Request)
+cpdef Request make_request(object inputs, object deadline_ns, object priority, object stream_id, object tenant, object subject, object tags, object key, object store)
+@cython.locals(response=Response)
+cpdef Response make_response(object outputs, object source, Timings timings)

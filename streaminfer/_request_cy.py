@@ -13,7 +13,7 @@ from typing import Any
 from streaminfer._internal.validation import brief
 from streaminfer.errors import InvalidInput
 
-__all__ = ["Request", "Response", "Timings", "check_priority"]
+__all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response"]
 
 
 class Request:
@@ -60,6 +60,20 @@ class Request:
         tags: Iterable[str] = (),
         key: Hashable = None,
         store: bool = True,
+    ) -> None:
+        self._fill(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
+
+    def _fill(
+        self,
+        inputs: Any,
+        deadline_ns: int | None,
+        priority: int,
+        stream_id: Hashable,
+        tenant: str | None,
+        subject: str | None,
+        tags: Iterable[str],
+        key: Hashable,
+        store: bool,
     ) -> None:
         if deadline_ns is not None and (type(deadline_ns) is not int or not -(2**63) <= deadline_ns < 2**63):
             raise InvalidInput(
@@ -192,6 +206,33 @@ class Response:
     def __repr__(self) -> str:
         mark = ", degraded=True" if self.degraded else ""
         return f"Response({_brief(self.outputs)}, source={self.source!r}{mark}, timings={self.timings!r})"
+
+
+def make_request(
+    inputs: Any,
+    deadline_ns: int | None,
+    priority: int,
+    stream_id: Hashable,
+    tenant: str | None,
+    subject: str | None,
+    tags: Iterable[str],
+    key: Hashable,
+    store: bool,
+) -> Request:
+    """Return a `Request`; for compiled callers, which need no keywords here and so build no dictionary of them."""
+    request = Request.__new__(Request)
+    request._fill(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
+    return request
+
+
+def make_response(outputs: Any, source: str, timings: Timings | None) -> Response:
+    """Return the `Response` of a batcher; for compiled callers."""
+    response = Response.__new__(Response)
+    response.outputs = outputs
+    response.degraded = False
+    response.source = source
+    response.timings = timings
+    return response
 
 
 def check_priority(priority: Any) -> None:

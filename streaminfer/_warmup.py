@@ -13,12 +13,10 @@ def warmup() -> None:
     Raises:
         MissingExtra: no kernels were compiled ahead of time, nor is Numba installed.
     """
-    from streaminfer.batching.assembly import padding  # noqa: PLC0415 - loaded when needed
     from streaminfer.batching.planner import kernel_loader  # noqa: PLC0415 - loaded when needed
     from streaminfer.simulation import offline_optimum_kernels  # noqa: PLC0415 - loaded when needed
     from streaminfer.telemetry.histograms import kernels  # noqa: PLC0415
 
     kernel_loader.load()
-    padding.load_kernels()
     kernels.warm_up()
     offline_optimum_kernels.warm_up()

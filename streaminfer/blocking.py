@@ -14,9 +14,10 @@ from typing import Any, Self, Unpack
 
 from streaminfer._internal.validation import check_duration
 from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._stack.served_stack import ServedStack
+from streaminfer._stack.statistics import StackStatistics
 from streaminfer.errors import Closed
 from streaminfer.request import CallSettings, MapSettings, Request, Response
-from streaminfer.stack import Stack, StackStatistics
 
 __all__ = ["BlockingStack"]
 
@@ -32,7 +33,7 @@ class BlockingStack:
         stack: a stack that does not run.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: ServedStack) -> None:
         self.stack = stack
         self._lock = threading.Lock()
         self._pending: set[concurrent.futures.Future[Any]] = set()

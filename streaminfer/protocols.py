@@ -1,81 +1,51 @@
-"""What everything depends on: a service answers one request, a backend a batch, a layer wraps either.
+"""Protocols of services, backends and layers; the record of what each offers beyond answering; and `adapt`.
 
-The protocols are tiny and near frozen. An object need not inherit from them; having the methods is enough.
+A service answers one request, a backend a batch, a layer wraps either. An object need not inherit from anything here:
+having ``call``, ``infer`` or ``wrap`` is enough.
 
-A wrapper keeps what it wraps in ``inner``, so that a capability that only some objects offer can be *found
-inward* (:func:`find_inward`) through wrappers that know nothing of it:
-
-``validate(request) -> None``
-    raises :class:`~streaminfer.InvalidInput` when what the request brings does not fit the model; called once, by
-    the `Stack`, before anything is queued.
-``admission(request, now_ns) -> Admission``
-    says without side effects whether the request would be accepted now, and when it would be answered.
-``slo_s``, ``slo_ns``
-    the latency objective from which the `Stack` stamps a deadline on requests that bring none; one that may change
-    while it runs is offered as ``slo_ns``, whole nanoseconds or ``None``, and read at each request.
-``fingerprint``
-    text or bytes, or a function that returns them: what answers, the same in every process. It is part of a cache's
-    keys.
-``fingerprint_changes() -> int``
-    how often the fingerprint has changed, where it may while requests are answered. A cache looks at it for each
-    request, and does not store what was computed while it changed. It changes no later than the first answer under the
-    new fingerprint begins, and whatever begins later is answered under that. Also what the batcher has measured at an
-    earlier start holds only as long as this number. Not offered: the fingerprint is read once, when something is
-    wrapped.
-``max_batch_size``
-    the most rows of a batch that the backend takes, ``None`` for any number; read when what it stands behind starts.
-``returns_new_arrays``
-    true where no later batch writes to the arrays that a batch was answered with, so that callers may keep them.
-    Otherwise a batcher copies the outputs of each batch before it sends the next one, because a model may reuse its
-    output memory.
-``isolates_rows``
-    true where the backend itself sends a failed batch again in parts, so that its error for a whole batch is none of a
-    single row. Otherwise a batcher does that.
-``queued_workers``
-    how many batches the model works on at once, where further ones that are sent wait at the model for their turn: a
-    batcher with as many in flight sends the next one a little early, provided that the backend also declares
-    ``returns_new_arrays``. Read when what it stands behind starts.
-``example_inputs() -> ExampleInputs | None``
-    what one request brings, for the batches that a batcher measures before it accepts requests, and the way on which
-    these batches reach the backend; ``None``: not known. Called at start. Wrappers that do not offer it are passed by:
-    calibration is no outcome for a breaker, and no attempt for a retry.
-``server_parts() -> Mapping[str, float]``
-    mean seconds of the parts of a call, as a server behind the backend says, by a name that no other backend has;
-    `TelemetryStatistics` shows them.
-``enforces_deadline``
-    true where a request ends at its deadline without help from the `Stack`.
-``start()`` and ``stop(*, drain)``
-    coroutines; the `Stack` starts from the innermost and stops from the outermost.
+What only some objects offer is a *capability*. The classes of this package are `Node` objects and say theirs in
+:meth:`Node.capabilities`; a `Wrapper` adds what it wraps, kept in ``inner``, offers. :func:`adapt` makes a node of any
+other object: it takes the attributes named like the fields of `Capabilities` and, where one is missing or ``None``,
+what ``inner`` offers, so that capabilities are found through wrappers that do not know of them. It also takes
+``slo_ns``, or ``slo_s``, as the objective, and ``name``, ``children``, ``needs``, ``start()``,
+``stop(*, drain)``, ``bind_clock(clock)`` and ``statistics()``, as `Node` describes them. No other place looks for a
+capability by name.
 """
 
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from streaminfer._internal.validation import expected
-from streaminfer.request import Batch, Request, Response
+from streaminfer.request import Batch, Request, Response, timeout_ns
 
 __all__ = [
     "Admission",
+    "AdmissionReason",
     "Backend",
+    "Capabilities",
     "Clock",
     "ExampleInputs",
     "Layer",
-    "Observer",
+    "Node",
+    "Objective",
     "Service",
+    "Wrapper",
+    "adapt",
     "check_infer",
-    "find_inward",
     "is_backend",
+    "is_layer",
     "is_service",
+    "name_of",
     "sooner",
 ]
 
 Clock = Callable[[], int]
 """Returns monotonic nanoseconds; `time.monotonic_ns` unless a test or a simulation says otherwise."""
 
-T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -116,29 +86,27 @@ class Layer(Protocol):
         ...
 
 
-class Observer(Protocol):
-    """Sees each request begin and end and changes nothing.
+class AdmissionReason(StrEnum):
+    """Why a service rejects a request, in `Admission`, statistics and logs."""
 
-    A wrapper that only observes offers itself as ``observer``, so that the `Stack`, where that wrapper is its outermost
-    one, calls it in its own frame instead of awaiting one more coroutine for each request.
-
-    Attributes:
-        clock: whose instants it is given.
-    """
-
-    clock: Clock
-
-    def begin(self) -> None:
-        """A request came."""
-        ...
-
-    def fail(self, error: BaseException) -> None:
-        """It ended without an answer."""
-        ...
-
-    def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
-        """It was answered."""
-        ...
+    QUEUE_FULL = "queue_full"
+    """The queue of the batcher, or of the model, has no place left."""
+    LIMIT = "limit"
+    """A concurrency limit has no permit left."""
+    RATE_LIMIT = "rate_limit"
+    """The tenant has used up its rate."""
+    INFEASIBLE = "infeasible"
+    """It would miss its deadline even if it ran now."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """Its deadline has passed."""
+    SHED = "shed"
+    """It was queued, and made room for a more urgent request."""
+    CIRCUIT_OPEN = "circuit_open"
+    """A circuit breaker is open."""
+    NO_REPLICA = "no_replica"
+    """There is no replica that could take it."""
+    CLOSED = "closed"
+    """The service does not run."""
 
 
 class Admission(NamedTuple):
@@ -146,7 +114,7 @@ class Admission(NamedTuple):
 
     Attributes:
         ok: it would be accepted and, as far as is known, answered by its deadline.
-        reason: why not; empty where ``ok``.
+        reason: why not: an `AdmissionReason`, or a word of the user's own service; empty where ``ok``.
         retry_after_s: seconds after which asking again makes sense; ``None``: unknown.
         predicted_finish_ns: instant at which the answer is expected; ``None``: unknown.
     """
@@ -188,9 +156,241 @@ class ExampleInputs(NamedTuple):
     exclusive: bool = True
 
 
+class Objective(Protocol):
+    """Owner of a latency objective, which may change while requests are answered."""
+
+    @property
+    def slo_ns(self) -> int | None:
+        """Nanoseconds from which a `Stack` stamps the deadline of requests that bring none; ``None``: no objective."""
+        ...
+
+
+class _FixedObjective(NamedTuple):
+    slo_ns: int
+
+
+class Capabilities(NamedTuple):
+    """What a node offers beyond answering, its own or that of what it wraps.
+
+    Attributes:
+        validate: raises :class:`~streaminfer.InvalidInput` when what a request brings does not fit the model. The
+            `Stack` calls it once, before anything is queued, and so offers none itself.
+        admission: says without side effects whether a request would be accepted at an instant, and when it would be
+            answered.
+        slo: read at each request.
+        fingerprint: text or bytes that name the model, the same in every process, or a function that returns them. It
+            is part of a cache's keys.
+        fingerprint_changes: how often the fingerprint has changed, if it can while requests are answered. A cache looks
+            at it for each request, and does not store what was computed while it changed. It changes no later than the
+            first response under the new fingerprint begins. What a batcher measured at an earlier start holds only as
+            long as this number. ``None``: the fingerprint is read once, when the node is wrapped.
+        max_batch_size: the most rows in a batch that the backend takes; ``None``: any number. Read at start.
+        returns_new_arrays: no later batch writes to the arrays of a response. Otherwise a batcher copies the outputs of
+            each batch before it sends the next one.
+        isolates_rows: the backend sends a failed batch again in parts, so that its error for a whole batch is that of
+            no single row. Otherwise a batcher does that.
+        queued_workers: how many batches the model runs at once, if further ones wait at the model for their turn. A
+            batcher with as many in flight sends the next one a little early, if outputs are new arrays. Read at start.
+        example_inputs: returns what one request brings, for the batches that a batcher measures at start; ``None``: not
+            known. Layers in between are not asked: calibration is no outcome for a breaker.
+        server_parts: mean seconds of the parts of a call, by a name that no other backend has; for `Telemetry`.
+        enforces_deadline: each request ends at its deadline without help from the `Stack`.
+        idempotent: whether a request may be sent more than once; ``None``: only those that belong to no stream.
+        batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
+        max_in_flight: how many batches a batcher runs at once.
+        full_load: how many requests keep every worker of a batcher busy with full batches.
+    """
+
+    validate: Callable[[Request], None] | None = None
+    admission: Callable[[Request, int], Admission] | None = None
+    slo: Objective | None = None
+    fingerprint: str | bytes | Callable[[], str | bytes | None] | None = None
+    fingerprint_changes: Callable[[], int] | None = None
+    max_batch_size: int | None = None
+    returns_new_arrays: bool = False
+    isolates_rows: bool = False
+    queued_workers: int | None = None
+    example_inputs: Callable[[], ExampleInputs | None] | None = None
+    server_parts: Callable[[], Mapping[str, float]] | None = None
+    enforces_deadline: bool = False
+    idempotent: bool | None = None
+    batch_axes: Mapping[str, int] = MappingProxyType({})
+    max_in_flight: int | None = None
+    full_load: Callable[[], int] | None = None
+
+
+_NONE = Capabilities()
+_NAMES = tuple(name for name in Capabilities._fields if name != "slo")
+
+
+class Node:
+    """A part of a stack; a service, backend or layer that inherits it says what it offers without being probed.
+
+    Each method has a default body.
+
+    Attributes:
+        name: for responses, errors and reports; empty: that of its class.
+        needs: ``"backend"`` for a layer that a `Stack` must put around a backend, else empty.
+        calibration: what the latest start measured, for the report of the start.
+    """
+
+    __slots__ = ()
+
+    name: str = ""
+    needs: str = ""
+    calibration: Any = None
+
+    @property
+    def start_progress(self) -> str:
+        """What :meth:`start` does at this moment, for the log; empty when there is nothing to say."""
+        return ""
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """What it sends requests to, by a label: the routes of a router, what a wrapper wraps."""
+        return {}
+
+    @property
+    def starts(self) -> bool:
+        """Whether it has a start of its own."""
+        return type(self).start is not Node.start
+
+    @property
+    def stops(self) -> bool:
+        """Whether it has a stop of its own."""
+        return type(self).stop is not Node.stop
+
+    def capabilities(self) -> Capabilities:
+        """What it offers at this moment."""
+        return _NONE
+
+    async def start(self) -> None:
+        """Returns when it is ready to answer; a `Stack` starts from the innermost."""
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Accepts nothing more; a `Stack` stops from the outermost.
+
+        Args:
+            drain: answer first what was accepted.
+        """
+
+    async def load_kernels(self) -> None:
+        """Loads what plans and pads, before the garbage collector's heap is frozen."""
+        for child in self.children.values():
+            await adapt(child).load_kernels()
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Takes over the clock of a `Stack`, unless one was given."""
+        for child in self.children.values():
+            adapt(child).bind_clock(clock)
+
+    def statistics(self) -> Any:
+        """A frozen snapshot; ``None``: it keeps none."""
+        return None
+
+
+class Wrapper(Node):
+    """A node around another object: it offers what that offers, and may add to it.
+
+    Args:
+        inner: what it wraps.
+        layer: the primitive that it belongs to, whose clock and statistics are those of the wrapper.
+    """
+
+    def __init__(self, inner: Any, layer: Any = None) -> None:
+        self.inner = inner
+        self.layer = layer
+        self.name = name_of(inner)
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """Its layer and what it wraps."""
+        return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
+
+    def capabilities(self) -> Capabilities:
+        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``."""
+        return adapt(self.inner).capabilities()
+
+
+def adapt(thing: Any) -> Node:
+    """Return ``thing`` if it is a `Node`, else a node that finds by name what it offers."""
+    return thing if isinstance(thing, Node) else _Adapted(thing)
+
+
+class _Adapted(Node):
+    """A user's object as a node; each attribute is read when it is needed."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+        self.name = str(getattr(thing, "name", None) or getattr(thing, "__name__", None) or "")
+        self.needs = getattr(thing, "needs", None) or ""
+
+    @property
+    def start_progress(self) -> str:
+        return getattr(self._thing, "start_progress", None) or ""
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        given = getattr(self._thing, "children", None)
+        if isinstance(given, Mapping):
+            return given
+        return {} if self._inner is None else {"inner": self._inner}
+
+    @property
+    def _inner(self) -> Any:
+        if hasattr(self._thing, "no object has this attribute"):
+            return None  # but a mock has any, and so any number of inner objects
+        return getattr(self._thing, "inner", None)
+
+    @property
+    def starts(self) -> bool:
+        return callable(getattr(self._thing, "start", None))
+
+    @property
+    def stops(self) -> bool:
+        return callable(getattr(self._thing, "stop", None))
+
+    def capabilities(self) -> Capabilities:
+        thing = self._thing
+        own = {name: value for name in _NAMES if (value := getattr(thing, name, None)) is not None}
+        if hasattr(thing, "slo_ns"):
+            own["slo"] = thing
+        elif (slo_s := getattr(thing, "slo_s", None)) is not None:
+            own["slo"] = _FixedObjective(timeout_ns(slo_s))
+        inner = self._inner
+        return (_NONE if inner is None else adapt(inner).capabilities())._replace(**own)
+
+    async def start(self) -> None:
+        if self.starts:
+            await self._thing.start()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        if self.stops:
+            await self._thing.stop(drain=drain)
+
+    def bind_clock(self, clock: Clock) -> None:
+        bind = getattr(self._thing, "bind_clock", None)
+        if bind is not None:
+            bind(clock)
+
+    def statistics(self) -> Any:
+        take = getattr(self._thing, "statistics", None)
+        return take() if callable(take) else None
+
+
+def name_of(thing: Any) -> str:
+    """Return what responses, errors and reports call it: its name, or that of its class."""
+    return adapt(thing).name or type(thing).__name__
+
+
 def is_service(thing: object) -> bool:
     """An object with ``call`` answers one request."""
     return callable(getattr(thing, "call", None))
+
+
+def is_layer(thing: object) -> bool:
+    """An object with ``wrap`` is put around a service, a backend or a function."""
+    return callable(getattr(thing, "wrap", None))
 
 
 def is_backend(thing: object) -> bool:
@@ -214,14 +414,3 @@ def check_infer(argument: str, backend: Any) -> None:
             "returns an awaitable is annotated so)"
         )
         raise TypeError(f"{expected(argument, what, backend)}, whose infer is not async")
-
-
-def find_inward(outermost: object, name: str, default: T) -> Any | T:
-    """The nearest capability called ``name``: of ``outermost``, else of what it wraps, and so on inward."""
-    current: object | None = outermost
-    while current is not None:
-        value = getattr(current, name, None)
-        if value is not None:
-            return value
-        current = getattr(current, "inner", None)
-    return default

@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.validation import check_duration
 from streaminfer._request_cy import Request, Response, Timings, check_priority
 from streaminfer.errors import InvalidInput
@@ -22,9 +23,6 @@ __all__ = [
     "time_left_s",
     "timeout_ns",
 ]
-
-NEVER_NS = 2**63 - 1
-"""The deadline of a request that has none, whatever the objective of a batcher says."""
 
 _LONGEST_S = 2**62 / 1e9
 _DOUBTFUL_S = 60.0  # so late comes no request whose deadline was meant

@@ -5,42 +5,42 @@ refusals and queueing; a breaker under the batcher counts a failed batch of 32 a
 """
 
 import asyncio
+import functools
+import itertools
 import os
 import time
-from asyncio import get_running_loop
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S
+from streaminfer._stack._chain_cy import Chain
 from streaminfer._stack.composition import compose
 from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._stack.run import StackRun
 from streaminfer._stack.start_report import PartStart, StartReport, names_of_parts
-from streaminfer._stack.statistics import StackState, StackStatistics
+from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics, statistics_inside
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
-from streaminfer.protocols import Admission, Clock, Observer, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
 from streaminfer.request import (
     MapSettings,
     Request,
     Response,
-    deadline_after,
     passed_on_arrival,
     time_left_s,
 )
+from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
     from streaminfer.blocking import BlockingStack
 
-__all__ = ["PartStart", "Stack", "StackStatistics", "StartReport"]
+__all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
 
 
-class Stack:
+class Stack(Wrapper):
     """A service made of layers in front of a backend or of another service.
 
     ::
@@ -72,28 +72,19 @@ class Stack:
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
         if clock is not None:
-            self._bind(clock)
+            super().bind_clock(clock)
         self._parts, self._single = compose(layers, self.clock)
         self.inner = self._parts[-1]
-        # an outermost layer that only observes is called in the stack's own frame: a coroutine less for each request
-        observer = getattr(self.inner, "observer", None)
-        self._observer: Observer | None = observer if observer is not None and observer.clock is self.clock else None
-        self._observer_failures = ListenerFailures("streaminfer", "stack")
-        served = self.inner if self._observer is None else self.inner.inner
-        self._call = served.call
-        # and a batcher behind it is handed the request outright, for the same reason
-        self._batcher: BatchedService | None = served if type(served) is BatchedService else None
-        self._validate = find_inward(self.inner, "validate", None)
-        self._enforced = bool(find_inward(self.inner, "enforces_deadline", False))
-        self._slo = find_slo(self.inner)
-        self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
+        self._offered = adapt(self.inner).capabilities()
+        self._admission = self._offered.admission
         self._run: StackRun | None = None  # the latest
         self._calls = DeadlineCalls()
         self._places = PlaceQueue(self)
+        self._chain = self._join()
 
     # -- callers ------------------------------------------------------------------------------------------------
 
-    async def __call__(  # noqa: C901, PLR0912 - every call that is saved here is saved for each request
+    async def __call__(
         self,
         inputs: Any,
         *,
@@ -129,63 +120,18 @@ class Stack:
         Raises:
             StreamInferError: it could not be answered; the class says why.
         """
-        if get_running_loop() is not self._loop:
-            self._refuse()
-        observer = None if wait else self._observer  # one that waits is a call of its own when there is a place
-        now_ns = self.clock()
-        if observer is not None:
-            try:
-                observer.begin()
-            except LISTENER_ERRORS as failure:
-                self._observer_failures.report(observer, "the begin of a request", failure)
+        chain = self._chain
+        passage = chain.open(inputs, timeout_s, priority, stream_id, tenant, subject, tags, key, store, wait)
         try:
-            deadline_ns = None
-            if timeout_s is not None:
-                deadline_ns = deadline_after(now_ns, timeout_s)
-            elif self._slo is not None:
-                slo_ns = self._slo.slo_ns
-                if slo_ns is not None:
-                    deadline_ns = now_ns + slo_ns
-            request = Request(
-                inputs,
-                deadline_ns=deadline_ns,
-                priority=priority,
-                stream_id=stream_id,
-                tenant=tenant,
-                subject=subject,
-                tags=tags,
-                key=key,
-                store=store,
-            )
-            if wait:
-                return (await self._places.call(request)).outputs
-            if self._validate is not None:
-                self._validate(request)
-            batcher = self._batcher
-            if batcher is not None:
-                ticket = batcher.submit(request, inputs, deadline_ns, priority)
-                try:
-                    outputs = await ticket.future
-                except BaseException:
-                    batcher.abandon(ticket)
-                    raise
-                if observer is None:
-                    return outputs
-                response = Response(outputs, False, batcher.source, ticket.timings)
-            else:
-                response = await (self._call(request) if self._enforced else self._call_enforced(request))
+            outcome = await passage.awaited
         except BaseException as error:
-            if observer is not None:
-                self._observe_error(observer, error)
-            raise
-        if observer is not None:
-            try:
-                observer.answer(response, now_ns, self.clock())
-            except LISTENER_ERRORS as failure:
-                self._observer_failures.report(observer, "an answer", failure)
-        return response.outputs
+            response = chain.failed(passage, error)
+            if response is None:
+                raise
+            return response.outputs
+        return chain.outputs(passage, outcome)
 
-    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:  # noqa: C901, PLR0912 - as above
+    async def call(self, request: Request, *, timeout_s: float | None = None) -> Response:
         """Answers one request, with all that is known about the answer.
 
         Args:
@@ -196,45 +142,18 @@ class Stack:
             StreamInferError: it could not be answered; the class says why.
             TypeError: no `Request`.
         """
-        if get_running_loop() is not self._loop:
-            self._refuse()
         if not isinstance(request, Request):
             raise TypeError(expected("request", "a Request (calling the stack itself takes inputs)", request))
-        observer = self._observer
-        now_ns = self.clock()
-        if observer is not None:
-            try:
-                observer.begin()
-            except LISTENER_ERRORS as failure:
-                self._observer_failures.report(observer, "the begin of a request", failure)
+        chain = self._chain
+        passage = chain.open_request(request, timeout_s)
         try:
-            if timeout_s is not None:
-                request = request.replace(deadline_ns=deadline_after(now_ns, timeout_s))
-            elif request.deadline_ns is None and self._slo is not None and self._slo.slo_ns is not None:
-                request = request.replace(deadline_ns=now_ns + self._slo.slo_ns)
-            if self._validate is not None:
-                self._validate(request)
-            batcher = self._batcher
-            if batcher is not None:
-                ticket = batcher.submit(request, request.inputs, request.deadline_ns, request.priority)
-                try:
-                    outputs = await ticket.future
-                except BaseException:
-                    batcher.abandon(ticket)
-                    raise
-                response = Response(outputs, False, batcher.source, ticket.timings)
-            else:
-                response = await (self._call(request) if self._enforced else self._call_enforced(request))
+            outcome = await passage.awaited
         except BaseException as error:
-            if observer is not None:
-                self._observe_error(observer, error)
-            raise
-        if observer is not None:
-            try:
-                observer.answer(response, now_ns, self.clock())
-            except LISTENER_ERRORS as failure:
-                self._observer_failures.report(observer, "an answer", failure)
-        return response
+            response = chain.failed(passage, error)
+            if response is None:
+                raise
+            return response
+        return chain.response(passage, outcome)
 
     async def map(
         self,
@@ -261,7 +180,7 @@ class Stack:
             StreamInferError: the first request that could not be answered.
         """
         if concurrency is None:
-            concurrency = default_concurrency(self.inner)
+            concurrency = default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
 
@@ -291,17 +210,30 @@ class Stack:
             BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
             StreamInferError: the first row that could not be answered.
         """
-        return await answer_rows(self, self._places, inputs, **settings)
+        return await answer_rows(self._places, self.clock(), self._offered, inputs, **settings)
 
-    def validate(self, request: Request) -> None:
-        """Nothing: a stack inside another one validates what it is given when it is called, and once is enough."""
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """Its layers by the name of their class, outermost first; a second one of a class has ``#2`` behind it."""
+        named: dict[str, Any] = {}
+        for layer in self.layers:
+            kind = name = type(layer).__name__
+            number = 1
+            while name in named:
+                number += 1
+                name = f"{kind}#{number}"
+            named[name] = layer
+        return named
+
+    def capabilities(self) -> Capabilities:
+        """What the layers offer together; it validates requests itself, and each ends at its deadline."""
+        return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
-        if self._loop is None:
-            return Admission(False, "closed")
-        ask = find_inward(self.inner, "admission", None)
-        return Admission(True) if ask is None else ask(request, now_ns)
+        if self._chain.loop is None:
+            return Admission(False, AdmissionReason.CLOSED)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def blocking(self) -> "BlockingStack":
         """The same service for synchronous callers, on an event loop in a thread of its own.
@@ -331,12 +263,13 @@ class Stack:
         """
         if self._run is not None and self._run.state != "stopped" and not self._run.is_orphaned:
             raise RuntimeError(f"this stack is {self._run.state} already")
-        self._loop = None
+        self._chain.loop = None
         run = self._run = StackRun(self, self._parts)
         self._calls, self._places = run.calls, run.places
         title = f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}"
-        await run.start(title, names_of_parts(self._parts, self.layers, self._single), self._load_kernels)
-        self._loop = run.loop
+        await run.start(title, names_of_parts(self._parts, self.layers, self._single))
+        self._chain = self._join()
+        self._chain.loop = run.loop
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
         """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
@@ -361,7 +294,7 @@ class Stack:
             self._refuse()
         if run.state == "starting":
             raise RuntimeError("this stack is starting: stop it when it has started")
-        self._loop = None
+        self._chain.loop = None
         await run.stop(drain=drain, timeout_s=timeout_s)
 
     def __enter__(self) -> NoReturn:
@@ -387,9 +320,9 @@ class Stack:
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of an outer `Stack`, unless one was given."""
         if not self._clock_given:
-            self.clock = clock
+            self.clock = self._chain.clock = clock
             self._clock_given = True
-            self._bind(clock)
+            super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
 
@@ -402,18 +335,15 @@ class Stack:
         return self._run is not None and self._run.state == "running" and not self._run.is_orphaned
 
     def statistics(self) -> StackStatistics:
-        """A frozen snapshot of every layer that keeps statistics."""
-        snapshots: dict[str, Any] = {}
-        for layer in self.layers:
-            take = getattr(layer, "statistics", None)
-            if take is not None:
-                name = type(layer).__name__
-                number = 2
-                while name in snapshots:
-                    name = f"{type(layer).__name__}#{number}"
-                    number += 1
-                snapshots[name] = take()
-        return StackStatistics(self._state, snapshots, None if self._run is None else self._run.report)
+        """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""
+        layers = self.children
+        snapshots = {name: adapt(layer).statistics() for name, layer in layers.items()}
+        return StackStatistics(
+            self._state,
+            {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None},
+            None if self._run is None else self._run.report,
+            {name: inside for name, layer in layers.items() if (inside := statistics_inside(layer))},
+        )
 
     def __repr__(self) -> str:
         return f"<Stack, {self._state}: {' → '.join(type(layer).__name__ for layer in self.layers)}>"
@@ -423,25 +353,34 @@ class Stack:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _observe_error(self, observer: Any, error: BaseException) -> None:
-        try:
-            observer.fail(error)
-        except LISTENER_ERRORS as failure:
-            self._observer_failures.report(observer, repr(error), failure)
+    def _join(self) -> Chain:
+        """Join the layers that await nothing, in front of what has to be awaited."""
+        services: list[SyncService] = []
+        current = self.inner
+        offered = adapt(current).capabilities()
+        is_enforced = offered.enforces_deadline
+        # a call that the stack has to end at its deadline may go on for a while: layers that count it see its real end
+        while (
+            isinstance(current, SyncService) and current.clock is self.clock and (is_enforced or current.sees_invalid)
+        ):
+            services.append(current)
+            current = current.inner
+        sees_invalid = list(itertools.takewhile(lambda service: service.sees_invalid, services))
+        return Chain(
+            [service.enter for service in services],
+            [service.exit for service in services],
+            offered.validate,
+            len(sees_invalid),
+            offered.slo,
+            current if type(current) is BatchedService else None,
+            current.call if is_enforced else functools.partial(self._call_enforced, current.call),
+            self._refuse,
+            self.clock,
+            self._wait_for_place,
+        )
 
-    def _bind(self, clock: Clock) -> None:
-        for layer in self.layers:
-            bind = getattr(layer, "bind_clock", None)
-            if bind is not None:
-                bind(clock)
-
-    async def _load_kernels(self) -> None:
-        """Load what plans and pads, before the heap is frozen: Numba, where no kernels were compiled ahead of time."""
-        for part in self._parts:
-            if isinstance(part, BatchedService):
-                await part.load_kernels()
-            elif isinstance(part, Stack):
-                await part._load_kernels()
+    async def _wait_for_place(self, request: Request) -> Response:
+        return await self._places.call(request)
 
     @property
     def _pid(self) -> int:
@@ -452,20 +391,22 @@ class Stack:
         return "new" if self._run is None else self._run.state
 
     def _refuse(self) -> None:
-        if self._loop is not None and self._loop.is_closed() and os.getpid() == self._pid:
+        if self._chain.loop is not None and self._chain.loop.is_closed() and os.getpid() == self._pid:
             raise Closed(
                 "this stack belongs to an event loop that has ended (one asyncio.run each?): start it again on "
                 "this one with `async with stack`"
             )
-        if self._loop is None:
+        if self._chain.loop is None:
             raise Closed(f"this stack is {self._state}: use it inside `async with stack`")
         if os.getpid() != self._pid:
             raise RuntimeError("this stack was started in another process: a forked process starts a stack of its own")
         raise RuntimeError("this stack belongs to the event loop that started it; other threads use stack.blocking()")
 
-    async def _call_enforced(self, request: Request) -> Response:
-        """Calls a service that does not end requests at their deadline itself; one timer does it here."""
+    async def _call_enforced(
+        self, call: Callable[[Request], Coroutine[Any, Any, Response]], request: Request
+    ) -> Response:
+        """Call a service that does not end requests at their deadline itself; one timer does it here."""
         now_ns = self.clock()
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
             raise DeadlineExceeded(passed_on_arrival(now_ns, request.deadline_ns))
-        return await self._calls.end_within(time_left_s(request.deadline_ns, now_ns), self._call(request), "the stack")
+        return await self._calls.end_within(time_left_s(request.deadline_ns, now_ns), call(request), "the stack")

@@ -23,13 +23,13 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
-from workload import BATCH, Contestant
+from _lib.workload import BATCH, Contestant
 
 REFUSED = object()
 
 
 def minimal(infer, *, max_batch_size=BATCH):
-    from floor import MinimalGreedy
+    from _lib.floor import MinimalGreedy
 
     return MinimalGreedy(infer, max_batch_size), None
 

@@ -1,4 +1,4 @@
-"""What the peers' circuit breakers add to a call, measured as benchmarks/bench_breaker.py measures ours; see run.py.
+"""What the peers' circuit breakers add to a call, measured as benchmarks/run.py breaker measures ours; see run.py.
 
 Each stands at its defaults but for the thresholds and times of the half-open figure. interlock has its slow-call clock
 on; the others have none.
@@ -6,12 +6,9 @@ on; the others have none.
 
 import contextlib
 import importlib.metadata
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from guarded_calls import async_bare, awaits_of, bare, calls_of, eight_threads_s, least_ns, let_through
+from _lib.guarded_calls import async_bare, awaits_of, bare, calls_of, eight_threads_s, least_ns, let_through
 
 OPEN_S = 0.05
 

@@ -1,4 +1,4 @@
-"""How each cache is made and used, ours and the peers', for benchmarks/bench_cache.py.
+"""How each cache is made and used, ours and the peers', for benchmarks/run.py cache.
 
 Each has a time to live where it can: the per-entry one is given with every entry, as its users do.
 """

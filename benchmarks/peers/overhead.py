@@ -7,14 +7,10 @@ import asyncio
 import gc
 import importlib.metadata
 import statistics
-import sys
 from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _lib.floor import MinimalBatcher, cpu_per_request, no_op
 from batchers import async_batcher, batched_aio, bentoml_cork, ray_serve_batch, smartbatch
-from floor import MinimalBatcher, cpu_per_request, no_op
 
 BATCH = 64
 REQUESTS = {1: 2_000, 64: 64 * 60, 1024: 4 * 1024}

@@ -7,14 +7,10 @@ alone and knowing its load, and the figure with the shipped defaults. Ours has n
 import importlib.metadata
 import logging
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _lib.workload import ROWS, figures
 from batchers import DEFAULTS, TUNED
-from workload import ROWS, figures
 
 
 def measure(number, name, tuned):

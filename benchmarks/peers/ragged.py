@@ -15,17 +15,13 @@ import argparse
 import asyncio
 import gc
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from _lib.floor import MinimalGreedy
 from batching_executor.process_manager import ComputeExecutor
-from floor import MinimalGreedy
 from razors_edge_task import LONGEST, MAX_BATCH_SIZE, MODEL, TASKS, pad, session
 
 import streaminfer as si

@@ -110,6 +110,7 @@ class Report:
         excused: of the late ones, those that the machine made late.
         mended_s: for each round, from the mending to the first answer of the best route; infinite where none came.
         full_s: likewise, to the instant since when the best route answers all requests.
+        crashed: the server has ended, though every fault was mended: of a defect of its own.
         tasks: tasks left when everything was stopped.
         connections: of the network proxy, left by the backend.
         longest_gap_s: for which the event loop did not run at all.
@@ -123,6 +124,7 @@ class Report:
     excused: int
     mended_s: Sequence[float]
     full_s: Sequence[float]
+    crashed: bool
     tasks: int
     connections: int
     longest_gap_s: float
@@ -290,6 +292,7 @@ async def drill(
         excused=excused,
         mended_s=mended_s,
         full_s=full_s,
+        crashed=not server.running,
         tasks=len(asyncio.all_tasks() - before),
         connections=connections,
         longest_gap_s=heart.longest_gap_s(),

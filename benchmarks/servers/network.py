@@ -15,6 +15,7 @@ from servers.process import HOST, free_ports
 __all__ = ["Proxy"]
 
 CHUNK = 64 * 1024
+LINGER_S = 1.0  # longer than a server works on what was in flight when its client was cut off
 
 
 class Proxy:
@@ -48,15 +49,16 @@ class Proxy:
         self._requests_flow = asyncio.Event()
         self._answers_flow = asyncio.Event()
         self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.StreamWriter, asyncio.StreamWriter | None] = {}
+        self._open: set[asyncio.StreamWriter] = set()
         self._forgotten: set[asyncio.StreamWriter] = set()
+        self._cut_off: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._random = random.Random(5)
         self.flow()
 
     @property
     def connections(self) -> int:
-        return len(self._open.keys() - self._forgotten)
+        return len(self._open - self._forgotten)
 
     def stall(self, *, requests: bool = True, answers: bool = True) -> None:
         """Stops forwarding; connections stay open, new ones are accepted and get nothing either."""
@@ -80,11 +82,13 @@ class Proxy:
         self.flow()
 
     def cut(self) -> None:
-        """Aborts all connections."""
-        for client, server in tuple(self._open.items()):
+        """Aborts the connections of all clients. The target completes what was in flight, for ``LINGER_S``, and sees no
+        call cancelled: a Triton before 2.57 can crash when a gRPC call is cancelled while it completes
+        (triton-inference-server/server, issues 7368 and 8034).
+        """
+        self._cut_off.update(self._open)
+        for client in self._open:
             client.transport.abort()
-            if server is not None:
-                server.transport.abort()
 
     async def refuse(self) -> None:
         """Cuts, and refuses new connections."""
@@ -120,13 +124,12 @@ class Proxy:
 
     async def _carry(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        self._open[to_client] = None
+        self._open.add(to_client)
         to_server: asyncio.StreamWriter | None = None
         requests_flow, answers_flow = self._requests_flow, self._answers_flow
         try:
             await requests_flow.wait()
             from_server, to_server = await asyncio.open_connection(self._target, self._target_port)
-            self._open[to_client] = to_server
             pumps = [
                 asyncio.create_task(self._pump(from_client, to_server, requests_flow, answers=False)),
                 asyncio.create_task(self._pump(from_server, to_client, answers_flow, answers=True)),
@@ -138,15 +141,26 @@ class Proxy:
                 for pump in pumps:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
-            to_client.close()  # what was written still goes out
-            await to_client.wait_closed()
+            if to_client in self._cut_off:
+                self._open.discard(to_client)
+                await self._drop_answers(from_server)
+            else:
+                to_client.close()  # what was written still goes out
+                await to_client.wait_closed()
         except OSError:
             pass  # the target refuses, or a connection was cut: so is this one
         finally:
             for writer in (to_client, to_server):
                 if writer is not None:
                     writer.transport.abort()
-            del self._open[to_client]
+            self._open.discard(to_client)
+            self._cut_off.discard(to_client)
+
+    async def _drop_answers(self, from_server: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):  # the time is up, or the target has ended the connection
+            async with asyncio.timeout(LINGER_S):
+                while await from_server.read(CHUNK):
+                    pass
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event, *, answers: bool

@@ -29,7 +29,6 @@ __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "so
 
 MODULES = (
     "streaminfer.batching.planner.kernels",
-    "streaminfer.batching.assembly.padding_kernels",
     "streaminfer.simulation.offline_optimum_kernels",
     "streaminfer.telemetry.histograms.kernels",
 )

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 __all__ = ["own_arrays"]
+
+_PLAIN = frozenset({float, int, str})
 
 
 def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
@@ -24,14 +27,15 @@ def own_arrays(results: Any) -> Any:  # noqa: PLR0911 - one for each kind
         The same structure; plain values and exceptions are the same objects.
     """
     kind = type(results)
-    if kind is np.ndarray:
+    if kind is ndarray:
         if results.dtype.hasobject:
             return _own_objects(results)
         return results.copy()
-    if kind is float or kind is int or kind is str:
+    if kind in _PLAIN:
         return results
     if kind is list:
-        return [own_arrays(entry) for entry in results]
+        # numbers, the most frequent entries, take no call each
+        return [entry if type(entry) in _PLAIN else own_arrays(entry) for entry in results]
     if isinstance(results, tuple):
         entries = [own_arrays(entry) for entry in results]
         return getattr(kind, "_make", tuple)(entries)  # a named tuple stays one

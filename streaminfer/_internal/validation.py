@@ -14,7 +14,9 @@ __all__ = [
     "check_duration",
     "check_instance",
     "check_number",
+    "check_secret",
     "expected",
+    "field_check",
 ]
 
 LONGEST_S = 1e9
@@ -139,3 +141,35 @@ def check_instance(name: str, value: Any, test: Callable[[Any], bool], expectati
     """
     if not test(value):
         raise TypeError(expected(name, expectation, value))
+
+
+def check_secret(name: str, value: object, *, at_least: int, at_most: int | None = None) -> bytes:
+    """Secret bytes; the message does not show them.
+
+    Raises:
+        TypeError: not bytes.
+        ValueError: too few or too many.
+    """
+    what = f"{'' if at_least == at_most else 'at least '}{at_least} bytes"
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name}: expected {what}, got {type(value).__name__}")
+    if len(value) < at_least or (at_most is not None and len(value) > at_most):
+        raise ValueError(f"{name}: expected {what}, got {len(value)}")
+    return value
+
+
+def field_check(check: Callable[..., object], *args: Any, optional: bool = False, **options: Any) -> Any:
+    """Return an attrs validator that calls a check of this module with the field's name and value.
+
+    Args:
+        check: the check.
+        args: for it, after name and value.
+        optional: whether ``None`` is fine.
+        options: for it, by name.
+    """
+
+    def validate(_instance: object, attribute: Any, value: Any) -> None:
+        if not (optional and value is None):
+            check(attribute.name, value, *args, **options)
+
+    return validate

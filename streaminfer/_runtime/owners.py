@@ -5,12 +5,14 @@ not count. Thread-safe; owners may be on several event loops.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
+
+from streaminfer._internal.forking import at_fork
+from streaminfer.protocols import adapt
 
 __all__ = ["last_owner", "start_owned"]
 
@@ -48,8 +50,7 @@ def _after_fork() -> None:
     _owned.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)
 
 
 async def start_owned(owner: object, part: Any) -> None:
@@ -58,13 +59,13 @@ async def start_owned(owner: object, part: Any) -> None:
     Raises:
         BaseException: what its ``start`` raised; then ``owner`` does not own it.
     """
-    start = getattr(part, "start", None)
-    if start is None and getattr(part, "stop", None) is None:
+    node = adapt(part)
+    if not node.starts and not node.stops:
         return
     async with _turn(part) as ownership:
         shared = ownership.others(owner)
-        if start is not None and not shared:
-            await start()
+        if not shared:
+            await node.start()
         ownership.owners[id(owner)] = asyncio.get_running_loop()
 
 

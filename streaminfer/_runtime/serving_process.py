@@ -11,8 +11,10 @@ A stack whose event loop was closed without a stop does not count: the next stac
 
 import asyncio
 import gc
-import os
 import threading
+
+from streaminfer._internal.forking import at_fork
+from streaminfer._runtime.loops import is_virtual
 
 __all__ = ["Hold", "enter", "leave"]
 
@@ -45,7 +47,7 @@ def enter(loop: asyncio.AbstractEventLoop) -> Hold | None:
         What to leave with; ``None`` in virtual time, where nothing takes long and nothing is done.
     """
     global _froze  # noqa: PLW0603 - one heap per process
-    if getattr(loop, "is_virtual", False):
+    if is_virtual(loop):
         return None
     hold = Hold(loop)
     with _lock:
@@ -82,5 +84,4 @@ def _after_fork() -> None:
     _drop(set(_holds))  # the parent's stacks do not run here
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)

@@ -12,14 +12,15 @@ from contextvars import ContextVar
 from typing import Any
 
 from streaminfer._runtime.owners import last_owner
+from streaminfer.protocols import adapt
 
 __all__ = ["KILL_GRACE_S", "STOP_LIMIT_S", "seconds_left", "stop_all", "stop_within", "until_limit"]
 
 STOP_LIMIT_S = 30.0
-"""Seconds that a stop waits for what is in hand, unless it is told otherwise."""
+"""Seconds that a stop waits for requests in flight by default."""
 
 KILL_GRACE_S = 0.1
-"""Seconds in which a thread that was interrupted at the limit can still end by itself."""
+"""Seconds that a thread, interrupted at the limit, has to end."""
 
 _RETURN_GRACE_S = 0.15  # for a part that keeps to the limit itself, to return
 _CANCEL_GRACE_S = 0.25  # for a part that was cancelled at the limit, to stop what is inside it
@@ -63,20 +64,20 @@ async def stop_all(owner: object, parts: Iterable[Any], *, drain: bool) -> None:
 
     A part that has another owner is left running.
 
-    A part that does not return by the limit is cancelled, and soon afterwards left behind with a warning.
+    A part that does not return by the limit is cancelled, and soon afterwards abandoned with a warning.
     """
     failure: BaseException | None = None
     for part in parts:
-        stop = getattr(part, "stop", None)
-        if stop is None:
+        node = adapt(part)
+        if not node.stops:
             continue
         try:
             async with last_owner(owner, part) as last:
                 if last:
-                    await _stop(part, stop(drain=drain))
+                    await _stop(part, node.stop(drain=drain))
         except BaseException as error:  # noqa: BLE001 - raised below, after the others had their turn
             failure = failure or error
-            drain = False  # whoever waits for a drain that failed or was cancelled waits for nothing
+            drain = False  # a drain that failed or was cancelled is not repeated for the other parts
     if failure is not None:
         raise failure
 
@@ -97,7 +98,7 @@ async def _stop(part: Any, stopping: Any) -> None:
         task.cancel()
         await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
     if not task.done():
-        _log.warning("%r did not stop within its time limit: it is left behind", part)
+        _log.warning("%r did not stop within its time limit: it is abandoned", part)
     elif not task.cancelled():
         task.result()
     else:

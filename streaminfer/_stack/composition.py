@@ -6,7 +6,7 @@ from typing import Any
 from streaminfer._internal.validation import expected
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import Greedy
-from streaminfer.protocols import Clock, check_infer, is_backend, is_service
+from streaminfer.protocols import Clock, adapt, check_infer, is_backend, is_layer, is_service
 
 __all__ = ["compose"]
 
@@ -19,7 +19,7 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
     current = layers[-1]
     _check_layers(layers)
     parts = [current]
-    if not is_service(current) and not any(getattr(layer, "needs", None) == "backend" for layer in layers[:-1]):
+    if not is_service(current) and not any(adapt(layer).needs == "backend" for layer in layers[:-1]):
         current = single = BatchedService(
             current,
             policy=Greedy(1),
@@ -32,7 +32,7 @@ def compose(layers: tuple[Any, ...], clock: Clock) -> tuple[list[Any], BatchedSe
         )
         parts.append(current)
     for layer in reversed(layers[:-1]):
-        if not callable(getattr(layer, "wrap", None)):
+        if not is_layer(layer):
             raise TypeError(expected("layers", "layers (objects with wrap) before the last one", layer))
         try:
             current = layer.wrap(current)
@@ -70,8 +70,8 @@ def _needs_no_instance(layer: type, name: str) -> bool:
 
 def _order(layers: tuple[Any, ...]) -> str:
     """The order that works for layers that were given in another one; empty where none is known."""
-    ends = [layer for layer in layers if not callable(getattr(layer, "wrap", None))]
-    batchers = [layer for layer in layers if getattr(layer, "needs", None) == "backend"]
+    ends = [layer for layer in layers if not is_layer(layer)]
+    batchers = [layer for layer in layers if adapt(layer).needs == "backend"]
     others = [layer for layer in layers if layer not in ends and layer not in batchers]
     ordered = [*others, *batchers, *ends]
     if len(ends) != 1 or len(batchers) > 1 or ordered == list(layers):

@@ -7,20 +7,21 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
-from streaminfer._runtime.objective import find_slo
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
+    from streaminfer._stack.served_stack import ServedStack
     from streaminfer.request import Response
-    from streaminfer.stack import Stack
 
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
+_PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
+"""Reasons that end by themselves when other requests complete."""
 
 
 class PlaceQueue:
@@ -30,7 +31,7 @@ class PlaceQueue:
         stack: whose places.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: ServedStack) -> None:
         self._stack = stack
         self._turn = asyncio.Lock()
         self._closed = asyncio.Event()
@@ -66,7 +67,7 @@ class PlaceQueue:
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
             # the queue tells nobody of a free place: it is asked again when it expects one
-            while (place := self._stack.admission(request, self._stack.clock())).reason == "overloaded":
+            while (place := self._stack.admission(request, self._stack.clock())).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
 
     async def _pause(self, seconds: float) -> None:
@@ -75,10 +76,9 @@ class PlaceQueue:
                 await self._closed.wait()
 
 
-def default_concurrency(outermost: Any) -> int:
+def default_concurrency(full_load: Callable[[], int] | None) -> int:
     """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
-    batcher = find_inward(outermost, "full_load", None)
-    return _DEFAULT_CONCURRENCY if batcher is None else max(_DEFAULT_CONCURRENCY, batcher())
+    return _DEFAULT_CONCURRENCY if full_load is None else max(_DEFAULT_CONCURRENCY, full_load())
 
 
 async def answer_all(
@@ -118,12 +118,15 @@ async def answer_all(
     return [answers[number] for number in range(len(answers))]
 
 
-async def answer_rows(stack: Stack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+async def answer_rows(
+    places: PlaceQueue, now_ns: int, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
+) -> Any:
     """Ask for each row of some inputs by one deadline.
 
     Args:
-        stack: which is asked.
-        places: its own.
+        places: those of the stack that is asked.
+        now_ns: the present instant.
+        offered: what its layers offer.
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
         **settings: of the request.
 
@@ -131,17 +134,18 @@ async def answer_rows(stack: Stack, places: PlaceQueue, inputs: Any, **settings:
         The answers as one, with as many rows.
     """
     rows = cut_rows(inputs)
-    now_ns = stack.clock()
     fields: dict[str, Any] = {**settings}
     timeout_s = fields.pop("timeout_s", None)
     deadline_ns = None
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
-    elif (slo := find_slo(stack.inner)) is not None and slo.slo_ns is not None:
-        deadline_ns = now_ns + slo.slo_ns
+    elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
+        deadline_ns = now_ns + slo_ns
 
     def ask(row: Any) -> Awaitable[Response]:
         return places.call(Request(row, key=None, deadline_ns=deadline_ns, **fields))
 
-    responses = await answer_all(rows, ask, min(len(rows), default_concurrency(stack.inner)), return_exceptions=False)
+    responses = await answer_all(
+        rows, ask, min(len(rows), default_concurrency(offered.full_load)), return_exceptions=False
+    )
     return join_rows([response.outputs for response in responses])

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streaminfer._internal import compiled_modules
 from streaminfer._runtime import serving_process
+from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
 from streaminfer._stack.start_report import StartReport, StartTimer
+from streaminfer.protocols import adapt
 
 if TYPE_CHECKING:
+    from streaminfer._stack.served_stack import ServedStack
     from streaminfer._stack.statistics import StackState
-    from streaminfer.stack import Stack
 
 __all__ = ["StackRun"]
 
@@ -38,7 +40,7 @@ class StackRun:
         places: callers that wait for a place.
     """
 
-    def __init__(self, stack: Stack, parts: Sequence[Any]) -> None:
+    def __init__(self, stack: ServedStack, parts: Sequence[Any]) -> None:
         self.loop = asyncio.get_running_loop()
         self.pid = os.getpid()
         self.state: StackState = "starting"
@@ -55,23 +57,22 @@ class StackRun:
         """Whether its loop was closed without stopping it, or this is a forked process."""
         return self.loop.is_closed() or os.getpid() != self.pid
 
-    async def start(self, title: str, names: Sequence[str], load_kernels: Callable[[], Any]) -> None:
+    async def start(self, title: str, names: Sequence[str]) -> None:
         """Start the parts; what started is stopped again where one fails.
 
         Args:
             title: of the report.
             names: what the report calls the parts.
-            load_kernels: loads what plans and pads, before the heap is frozen.
         """
         started: list[Any] = []
         try:
             with StartTimer(title) as timer:
-                if not getattr(self.loop, "is_virtual", False):  # in virtual time it does not matter
+                if not is_virtual(self.loop):  # in virtual time it does not matter
                     compiled_modules.warn_if_unused()
-                await load_kernels()
+                await self._stack.load_kernels()  # before the heap is frozen
                 self._hold = serving_process.enter(self.loop)
                 for part, name in zip(self._parts, names, strict=True):
-                    if getattr(part, "start", None) is not None:
+                    if adapt(part).starts:
                         timer.begin(part, name)
                     await start_owned(self._stack, part)
                     started.append(part)

@@ -9,8 +9,11 @@ from typing import Any, Self
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._runtime.loops import is_virtual
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
+from streaminfer.protocols import adapt
 
 __all__ = ["PartStart", "StartReport", "StartTimer"]
 
@@ -61,16 +64,9 @@ class StartReport(Snapshot):
         return f"ready after {self.seconds:.3f} s{parts}"
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        rows = "".join(
-            f"<tr><td>{html.escape(part.name)}</td><td>{part.seconds:.3f} s</td></tr>" for part in self.parts
-        )
-        calibration = self.calibration
-        return (
-            f"<table><caption>start: {self.seconds:.3f} s</caption><thead><tr><th>layer</th><th>time</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>{'' if calibration is None else calibration._repr_html_()}"
-        )
+        rows = [(part.name, f"{part.seconds:.3f} s") for part in self.parts]
+        table = html_table(rows, head=("layer", "time"), caption=f"start: {self.seconds:.3f} s")
+        return table if self.calibration is None else table + self.calibration._repr_html_()
 
 
 class StartTimer:
@@ -112,7 +108,7 @@ class StartTimer:
         """It has started; nothing where none began."""
         if self._part is None:
             return
-        calibration = getattr(self._part, "calibration", None)
+        calibration = adapt(self._part).calibration
         self._parts.append(
             PartStart(
                 self._name,
@@ -129,13 +125,13 @@ class StartTimer:
         return report
 
     def _now_s(self) -> float:
-        return self._loop.time() if getattr(self._loop, "is_virtual", False) else time.monotonic()
+        return self._loop.time() if is_virtual(self._loop) else time.monotonic()
 
     def _schedule(self) -> None:
         self._handle = self._loop.call_later(PROGRESS_INTERVAL_S, self._log_progress)
 
     def _log_progress(self) -> None:
-        progress = getattr(self._part, "start_progress", "")
+        progress = "" if self._part is None else adapt(self._part).start_progress
         doing = f"{self._name}{f', {progress}' if progress else ''}"
         _LOGGER.info("%s starts, for %.0f s now: %s", self._what, self._now_s() - self._began_s, doing)
         self._schedule()

@@ -7,8 +7,9 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._stack.start_report import StartReport
+from streaminfer.protocols import adapt
 
-__all__ = ["StackState", "StackStatistics"]
+__all__ = ["PartStatistics", "StackState", "StackStatistics", "statistics_inside"]
 
 StackState = Literal["new", "starting", "running", "stopping", "stopped"]
 
@@ -22,11 +23,15 @@ class StackStatistics(Snapshot):
         layers: class name → the layer's own frozen statistics, outermost first; a second layer of one class has ``#2``
             behind its name.
         start: how long the parts of the latest start took, and what was measured; ``None`` before it ended.
+        children: class name → label → statistics of what is inside a layer: the routes of a router, replicas, both
+            sides of a `Canary`, the copy of a `Shadow`. A `StackStatistics`, a `PartStatistics`, or the statistics of
+            an object that has nothing inside.
     """
 
     state: StackState
     layers: Mapping[str, Any]
     start: StartReport | None = None
+    children: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -40,7 +45,53 @@ class StackStatistics(Snapshot):
 
         parts = [] if self.start is None else [self.start._repr_html_()]
         for name, statistics in self.layers.items():
-            drawn = getattr(statistics, "_repr_html_", None)
-            body = drawn() if drawn else f"<pre>{html.escape(repr(statistics))}</pre>"
-            parts.append(f"<h4>{html.escape(name)}</h4>{body}")
+            parts.append(f"<h4>{html.escape(name)}</h4>{_drawn(statistics)}")
+            parts.append(_drawn_inside(self.children.get(name, {})))
+        parts += [_drawn_inside(inside) for name, inside in self.children.items() if name not in self.layers]
         return f"<div><p>Stack, {self.state}</p>{''.join(parts)}</div>"
+
+
+@attrs.frozen
+class PartStatistics(Snapshot):
+    """Snapshots of an object that is inside a layer and has others inside.
+
+    Attributes:
+        statistics: its own; ``None``: it keeps none.
+        children: label → statistics, as those of a `StackStatistics`.
+    """
+
+    statistics: Any
+    children: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        return ("" if self.statistics is None else _drawn(self.statistics)) + _drawn_inside(self.children)
+
+
+def statistics_inside(thing: Any) -> dict[str, Any]:
+    """Return the statistics of what a layer or service sends requests to, by label, without those that keep none."""
+    found = {label: _statistics_of(child) for label, child in adapt(thing).children.items()}
+    return {label: statistics for label, statistics in found.items() if statistics is not None}
+
+
+def _statistics_of(thing: Any) -> Any:
+    own = adapt(thing).statistics()
+    if isinstance(own, StackStatistics):
+        return own
+    inside = statistics_inside(thing)
+    return PartStatistics(own, inside) if inside else own
+
+
+def _drawn(statistics: Any) -> str:
+    import html  # noqa: PLC0415 - a notebook's need, not every import's
+
+    draw = getattr(statistics, "_repr_html_", None)
+    return str(draw()) if draw else f"<pre>{html.escape(repr(statistics))}</pre>"
+
+
+def _drawn_inside(children: Mapping[str, Any]) -> str:
+    import html  # noqa: PLC0415 - the same
+
+    return "".join(
+        f"<details><summary>{html.escape(label)}</summary>{_drawn(statistics)}</details>"
+        for label, statistics in children.items()
+    )

@@ -64,8 +64,8 @@ class Remain(Snapshot):
 
 
 @attrs.frozen
-class Proof:
-    """What a look at every place found.
+class Proof(Snapshot):
+    """Remains that were found in every place.
 
     Attributes:
         counts: place → number of remains; every place that was looked at is there.
@@ -84,9 +84,8 @@ class Proof:
         return not any(self.counts.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for strict JSON."""
-        remains = [it.to_dict() for it in self.remains]
-        return {"ok": self.ok, "counts": dict(self.counts), "remains": remains, "held": dict(self.held)}
+        """Return all of it as plain values, for strict JSON."""
+        return {"ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
         counts = ", ".join(f"{place} {count}" for place, count in self.counts.items())
@@ -96,7 +95,7 @@ class Proof:
 
 
 def prove_caches(caches: Iterable[EdgeCache], *, http_caches: Iterable[NginxFolder] = ()) -> Proof:
-    """Looks for remains in caches and all that belongs to them.
+    """Look for remains in caches and all that belongs to them.
 
     Args:
         caches: the caches; their tiers need not run.
@@ -150,7 +149,7 @@ class _Remains:
 
 
 class _Judge:
-    """What the log and the policy of one cache say about entries.
+    """Judgment of entries by the log and the policy of one cache.
 
     Args:
         cache: the cache.
@@ -162,7 +161,7 @@ class _Judge:
 
     def __init__(self, cache: EdgeCache) -> None:
         retention = cache._memory.retention
-        if retention is not None and retention.counts is not None:
+        if retention is not None:
             retention.counts.drain()  # a thread writes what the cache has recorded
         self._policy = None if retention is None else retention.policy
         self._log: RetentionLog | None = cache.erasure_log
@@ -184,7 +183,7 @@ class _Judge:
                         ages[label] = log_now_ns - event.at_ns  # the latest erasure counts
 
     def is_erased(self, subject: str | None, tags: Iterable[str], age_ns: int) -> bool:
-        """Whether an entry of that age was there when its subject or one of its tags was erased."""
+        """Return whether an entry of that age was there when its subject or one of its tags was erased."""
         if subject is not None and self._subject_ages and self._log is not None:
             name = self._names.get(subject)
             if name is None:
@@ -194,11 +193,11 @@ class _Judge:
         return any(age_ns >= self._tag_ages.get(tag, NEVER) for tag in tags)
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
-        """Whether a legal hold is about an entry."""
+        """Return whether a legal hold is about an entry."""
         return self._log is not None and self._log.is_held(subject, tags)
 
     def is_too_old(self, tags: Iterable[str], age_ns: int, bound_ns: int) -> bool:
-        """Whether the policy allows no entry of that age, nor the place any time more."""
+        """Return whether an entry of that age is older than the policy and the place's bound allow."""
         return self._policy is not None and age_ns > _ns(self._policy.rule(tags).max_age_s) + bound_ns
 
 
@@ -234,7 +233,7 @@ def _look_into_memory(cache: EdgeCache, judge: _Judge, remains: _Remains) -> Non
 
 
 def _look_at_objects(judges: list[_Judge], remains: _Remains) -> None:
-    """Entries on their way to and from tiers: in queues, threads, or wherever something keeps them."""
+    """Look at entries on their way to and from tiers: in queues, in threads, or held by any object."""
     remains.add("objects", "", "", 0)
     for thing in gc.get_objects():
         if type(thing) is Entry:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import Audit
-from streaminfer.compliance.html_report import html_table, text_table, write_page
+from streaminfer.compliance.document import Document
+from streaminfer.compliance.html_report import text_table
 
 __all__ = ["ChecklistAnswer", "PrivacyChecklist", "privacy_checklist"]
 
-_SCHEMA = "streaminfer.privacy-checklist"
-_VERSION = 1
 _QUESTIONS = (
     ("Is there a longest time for which an answer is kept?", ("max-age", "ttl")),
     ("Is what must be kept for a minimum time kept that long?", ("min-age",)),
@@ -51,7 +48,7 @@ class ChecklistAnswer:
 
 
 @attrs.frozen
-class PrivacyChecklist:
+class PrivacyChecklist(Document):
     """Questions and answers; the answers are as good as the audit that they come from.
 
     Attributes:
@@ -59,25 +56,14 @@ class PrivacyChecklist:
     """
 
     answers: tuple[ChecklistAnswer, ...]
+    schema = "streaminfer.privacy-checklist"
+    title = "Privacy checklist"
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        return {"schema": _SCHEMA, "version": _VERSION, "answers": [attrs.asdict(it) for it in self.answers]}
-
-    def to_json(self) -> str:
-        """The same as JSON, indented."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return a page to print; with a path, write it to that file too.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        return write_page("Privacy checklist", f"<h1>Privacy checklist</h1>{self._repr_html_()}", path)
+    def _page(self) -> str:
+        return f"<h1>{self.title}</h1>{self._repr_html_()}"
 
     def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows(), _mark)
+        return html_table(self._rows(), head=_HEAD, mark=_mark)
 
     def __str__(self) -> str:
         return text_table(_HEAD, self._rows())

@@ -7,24 +7,23 @@ missing. It holds settings and names of classes and places, and no data.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_instance
 from streaminfer.auditing.stack_audit import audit
 from streaminfer.auditing.traversal import is_a, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
-from streaminfer.compliance.html_report import age, html_table, list_of, write_page
+from streaminfer.compliance.document import Document
+from streaminfer.compliance.html_report import list_of
 from streaminfer.stack import Stack
 
 __all__ = ["ProcessingRecord", "record_of_processing"]
 
-_SCHEMA = "streaminfer.record-of-processing"
-_VERSION = 1
 _STATED = {
     "controller": "Controller and contact (Art. 30(1)(a))",
     "purpose": "Purpose (Art. 30(1)(b))",
@@ -43,7 +42,7 @@ _NOT_GIVEN = "not given"
 
 
 @attrs.frozen(kw_only=True)
-class ProcessingRecord:
+class ProcessingRecord(Document):
     """A record of processing activities, as far as it is known.
 
     Attributes:
@@ -61,39 +60,33 @@ class ProcessingRecord:
     places: tuple[tuple[str, str, bool, bool, bool], ...]
     residual: tuple[tuple[str, str, float | None], ...]
     measures: tuple[tuple[str, str, str, str], ...]
+    schema = "streaminfer.record-of-processing"
+    title = "Record of processing"
 
     @property
     def missing(self) -> list[str]:
-        """What must still be said for a complete record, by name."""
+        """Names of what a complete record still needs."""
         return [name for name, said in self.stated.items() if not said]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
         tables = {
             name: [dict(zip(head.split(), row, strict=True)) for row in getattr(self, name)]
             for name, (_, head) in _TABLES.items()
         }
-        return {"schema": _SCHEMA, "version": _VERSION, "missing": self.missing, "stated": dict(self.stated), **tables}
+        first = {"schema": self.schema, "version": self.version, "missing": self.missing, "stated": dict(self.stated)}
+        return {**first, **tables}
 
-    def to_json(self) -> str:
-        """The same as JSON, indented."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return a page to print; with a path, write it to that file too.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        return write_page("Record of processing", f"<h1>Record of processing activities</h1>{self._repr_html_()}", path)
+    def _page(self) -> str:
+        return f"<h1>Record of processing activities</h1>{self._repr_html_()}"
 
     def _repr_html_(self) -> str:
         rows = [(_STATED[name], said or _NOT_GIVEN) for name, said in self.stated.items()]
         parts = [list_of((f"missing: {_STATED[name]}" for name in self.missing), "bad") if self.missing else ""]
-        parts.append(html_table(("", ""), rows, lambda _: ""))
+        parts.append(html_table(rows))
         for name, (title, head) in _TABLES.items():
             cells = [tuple(map(_in_words, row)) for row in getattr(self, name)]
-            parts.append(f"<h2>{title}</h2>{html_table(head.split(), cells, lambda _: '')}" if cells else "")
+            parts.append(f"<h2>{title}</h2>{html_table(cells, head=head.split())}" if cells else "")
         return "\n".join(parts)
 
 
@@ -174,4 +167,4 @@ def _in_words(cell: Any) -> str:
         return "no limit known"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return age(cell) if isinstance(cell, float) else str(cell)
+    return format_duration(cell) if isinstance(cell, float) else str(cell)

@@ -44,13 +44,15 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import expected
 from streaminfer.auditing.traversal import NOTHING, Found, inner_of, is_a, is_ours, read, walk
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.caching.tiers.disk.tier import DiskTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.caching.tiers.redis.tier import RedisTier
-from streaminfer.compliance.html_report import age, html_table
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
@@ -87,7 +89,7 @@ class Finding:
 
 
 @attrs.frozen
-class Audit:
+class Audit(Snapshot):
     """A checklist: what is as it should be as well as what is not.
 
     Attributes:
@@ -102,9 +104,8 @@ class Audit:
         return all(finding.severity != "fail" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        found = [attrs.asdict(finding) for finding in self.findings]
-        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, "findings": found}
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        return {"schema": _SCHEMA, "version": _VERSION, "ok": self.ok, **super().to_dict()}
 
     def __str__(self) -> str:
         lines = []
@@ -116,7 +117,7 @@ class Audit:
 
     def _repr_html_(self) -> str:
         rows = [(it.severity, it.check, it.where, it.what, it.remedy) for it in self._by_severity()]
-        return f"<p>{self._summary()}</p>" + html_table(_HEAD, rows, _mark)
+        return f"<p>{self._summary()}</p>" + html_table(rows, head=_HEAD, mark=_mark)
 
     def _by_severity(self) -> list[Finding]:
         return sorted(self.findings, key=lambda it: _SEVERITIES.index(it.severity))
@@ -127,7 +128,7 @@ class Audit:
 
 
 def audit(stack: Stack) -> Audit:
-    """Checks a stack and everything in it: nested stacks, the routes of routers, replicas.
+    """Check a stack and everything in it: nested stacks, the routes of routers, replicas.
 
     It reads settings, runs nothing of anybody's, and may be called of a stack that runs, in its thread, or does not.
 
@@ -180,7 +181,7 @@ def _check_cache(cache: EdgeCache, where: str) -> Iterator[Finding]:
 
 
 def _of(cache: EdgeCache, name: str) -> Any:
-    """An attribute of a cache as this package defines it, whatever a subclass makes of it."""
+    """Return an attribute of a cache as this package defines it, whatever a subclass makes of it."""
     return getattr(EdgeCache, name).__get__(cache, EdgeCache)
 
 
@@ -188,8 +189,9 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
     ttl_s, stale_s = _of(cache, "ttl_s"), _of(cache, "stale_s")
     kept_s = None if ttl_s is None else ttl_s + stale_s
     if policy is not None:
-        classes = "".join(f", {name!r} {age(rule.max_age_s)}" for name, rule in sorted(policy.classes.items()))
-        yield _ok("max-age", where, f"the policy keeps nothing longer than {age(policy.max_age_s)}{classes}")
+        rules = [("", policy), *((f", {name!r} ", rule) for name, rule in sorted(policy.classes.items()))]
+        longest = "".join(f"{name}{format_duration(rule.max_age_s)}" for name, rule in rules)
+        yield _ok("max-age", where, f"the policy keeps nothing longer than {longest}")
         shortest_s = policy.shortest_s
         if kept_s is None or kept_s <= shortest_s:
             yield _ok("ttl", where, "no time to live of the cache is longer than the policy allows")
@@ -197,14 +199,14 @@ def _check_age(cache: EdgeCache, policy: Retention | None, where: str) -> Iterat
             yield _attention(
                 "ttl",
                 where,
-                f"ttl_s and stale_s make {age(kept_s)}, and the policy allows {age(shortest_s)} for some of it, "
-                "at which it is cut",
+                f"ttl_s and stale_s make {format_duration(kept_s)}, and the policy allows "
+                f"{format_duration(shortest_s)} for some of it, at which it is cut",
                 f"set ttl_s to at most {shortest_s - stale_s:g} or raise max_age_s"
                 if shortest_s > stale_s
                 else "set stale_s below the shortest max_age_s, or raise that",
             )
     elif kept_s is not None:
-        yield _ok("max-age", where, f"an answer is kept for {age(kept_s)} unless put() says otherwise")
+        yield _ok("max-age", where, f"an answer is kept for {format_duration(kept_s)} unless put() says otherwise")
     else:
         yield _fail(
             "max-age",
@@ -274,14 +276,14 @@ def _check_residual(policy: Retention, where: str) -> Iterator[Finding]:
             remedy = "bound them, and say so: Residual(name, within_s=…); or encrypt, and destroy the keys of a subject"
             yield _attention("residual", where, what, remedy)
         else:
-            yield _ok("residual", where, f"{it.name}: gone at most {age(it.within_s)} after an erasure")
+            yield _ok("residual", where, f"{it.name}: gone at most {format_duration(it.within_s)} after an erasure")
 
 
 def _check_min_age(policy: Retention, tiers: Sequence[Any], where: str) -> Iterator[Finding]:
     for rule in (policy.rule(()), *(policy.rule((name,)) for name in sorted(policy.classes))):
         if rule.min_age_s:
             named = f"class {rule.data_class!r}" if rule.data_class else "the default class"
-            what = f"{named} must be kept for at least {age(rule.min_age_s)}"
+            what = f"{named} must be kept for at least {format_duration(rule.min_age_s)}"
             if any(is_a(tier, DiskTier) and rule.permits(tier) for tier in tiers):
                 yield _ok("min-age", where, f"{what}, and lies on a disk")
             else:
@@ -379,7 +381,7 @@ def _judge_hop(address: Any, encrypted: Any, where: str, *, known: bool) -> Iter
 
 
 def _host_of(address: str) -> str:
-    """The host of an address, without what may be secret in a URL."""
+    """Return the host of an address, without what may be secret in a URL."""
     if address.startswith(("unix:", "/")):
         return ""
     try:
@@ -389,7 +391,7 @@ def _host_of(address: str) -> str:
 
 
 def _stays_here(address: str) -> bool:
-    """Whether what is sent there cannot leave this machine: a Unix socket, ``localhost``, a loopback address."""
+    """Return whether what is sent there stays on this machine: a Unix socket, ``localhost``, a loopback address."""
     if address.startswith(("unix:", "/")):
         return True
     host = _host_of(address)

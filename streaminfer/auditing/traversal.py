@@ -14,19 +14,14 @@ from typing import Any
 from streaminfer.caching.edge_cache import EdgeCache
 from streaminfer.routing.fallback.fallback_router import FallbackRouter
 from streaminfer.routing.replicas.replica_set import Replicas
-from streaminfer.routing.split.canary import Canary
-from streaminfer.routing.split.shadow import Shadow
 from streaminfer.stack import Stack
 
-__all__ = ["CHOOSERS", "NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", "walk"]
+__all__ = ["NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", "walk"]
 
 NOTHING: Any = type("_Nothing", (), {"__repr__": lambda _: "nothing"})()
 """There is no such attribute."""
 UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
 """There is one, and only somebody else's code could say what it is."""
-
-CHOOSERS = (FallbackRouter, Replicas, Canary)
-"""What answers nothing itself: its services do."""
 
 _PACKAGE = "streaminfer."
 
@@ -84,8 +79,8 @@ def inner_of(thing: object) -> Any:
 def walk(stack: Stack) -> Iterator[Found]:
     """Everything in a stack, outermost first, each once.
 
-    Layers, what they wrapped (``inner``), nested stacks, the routes of routers, the replicas of `Replicas`, both sides
-    of a `Canary`, what gets the copies of a `Shadow`.
+    Layers, what they wrapped (``inner``), nested stacks, and the ``children`` of objects of this package: the routes of
+    routers, replicas, both sides of a `Canary`, what gets the copies of a `Shadow` or the extra requests of a `Hedge`.
     """
     seen: set[int] = set()
     waiting: list[Found] = [Found(stack, "stack", False)]
@@ -100,30 +95,23 @@ def walk(stack: Stack) -> Iterator[Found]:
 
 def _inside(found: Found) -> Iterator[Found]:
     thing, where = found.thing, found.where
-    if is_a(thing, Stack):
-        last = len(thing.layers) - 1
-        for number, layer in enumerate(thing.layers):
-            yield Found(layer, f"{where} → {_name(layer)}", number == last)
-    for label, service in _services_of(thing):
-        yield Found(service, f"{where} → {label}{_inner_name(service)}", True)
-    cache = read(thing, "cache")
-    if is_a(cache, EdgeCache):
-        yield Found(cache, f"{where} → {_name(cache)}", False)
+    children = read(thing, "children")
+    for label, child in children.items() if is_a(children, dict) else ():
+        if is_a(thing, Stack):
+            yield Found(child, f"{where} → {_name(child)}", child is thing.layers[-1])
+        elif label == "layer":
+            yield Found(child, f"{where} → {_name(child)}", False)
+        elif label != "inner":
+            yield Found(child, f"{where} → {_label(thing, label)}{_inner_name(child)}", True)
     inner = inner_of(thing)
     if inner is not None:
         yield Found(inner, f"{where} → {_name(inner)}", found.answers and not is_a(thing, Stack))
 
 
-def _services_of(thing: Any) -> list[tuple[str, Any]]:
-    """What answers in place of something that only chooses or copies, each with its name."""
+def _label(thing: Any, label: str) -> str:
     if is_a(thing, FallbackRouter):
-        return [(f"route {route.name!r}", route.service) for route in thing.routes]
-    if is_a(thing, Replicas):
-        places = (*thing._places.values(), *thing._leaving)
-        return [(f"replica {place.replica.name!r}", place.replica.service) for place in places]
-    if is_a(thing, Canary):
-        return list(zip(("stable", "canary"), thing.services, strict=True))
-    return [("shadow", thing.copy)] if is_a(thing, Shadow) else []
+        return f"route {label!r}"
+    return f"replica {label!r}" if is_a(thing, Replicas) else label
 
 
 def _name(thing: object) -> str:

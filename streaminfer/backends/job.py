@@ -11,7 +11,8 @@ from streaminfer.errors import Closed
 __all__ = ["Job"]
 
 
-_LOOK_AGAIN_S = 1.0  # after a hung call whose thread was not replaced
+_RECHECK_S = 1.0
+"""Seconds to the next attempt to replace the thread of a hung call."""
 
 
 class Job:
@@ -27,12 +28,12 @@ class Job:
     """
 
     __slots__ = (
+        "_abandoned",
         "_arguments",
         "_claim",
         "_error",
         "_function",
         "_future",
-        "_given_up",
         "_interrupt",
         "_interrupted",
         "_loop",
@@ -55,7 +56,7 @@ class Job:
         self._value: Any = None
         self._error: BaseException | None = None
         self._interrupted: Closed | None = None
-        self._given_up: Closed | None = None
+        self._abandoned: Closed | None = None
         self.finished = False
 
     def execute(self, worker: Any) -> None:
@@ -77,9 +78,9 @@ class Job:
             self._interrupted = error
             self._interrupt()
 
-    def give_up(self, error: Closed) -> None:
+    def abandon(self, error: Closed) -> None:
         """End the wait with ``error`` though a thread still runs it, whose result is dropped; from any thread."""
-        self._given_up = error
+        self._abandoned = error
         self._tell()
 
     async def wait(self, hang_grace_s: float, replace: Callable[["Job"], bool]) -> Any:
@@ -99,38 +100,38 @@ class Job:
                     self._interrupt()
                 await self._until_free(hang_grace_s, replace)
             raise
-        error = self._given_up or self._error
+        error = self._abandoned or self._error
         if error is None:
             return self._value
         try:
-            if self._interrupted is not None and error is not self._given_up:
+            if self._interrupted is not None and error is not self._abandoned:
                 raise self._interrupted from error
             raise error
         finally:
             # or its traceback would hold this frame, and the frame it
-            self._error = self._interrupted = self._given_up = None
+            self._error = self._interrupted = self._abandoned = None
             del error
 
     async def _until_free(self, hang_grace_s: float, replace: Callable[["Job"], bool]) -> None:
-        looks_at = self._loop.time() + hang_grace_s
+        checks_at = self._loop.time() + hang_grace_s
         while not self.finished:
             self._future = self._loop.create_future()
-            watchdog = self._loop.call_at(looks_at, self._future_done, self._future)
+            watchdog = self._loop.call_at(checks_at, self._future_done, self._future)
             # cancelled once is enough; a second time makes the thread no faster
             with contextlib.suppress(asyncio.CancelledError):
                 await self._future
             watchdog.cancel()
-            if self._has_finished() or self._loop.time() < looks_at:
+            if self._has_finished() or self._loop.time() < checks_at:
                 continue
             if replace(self):
                 return
-            looks_at = self._loop.time() + max(hang_grace_s, _LOOK_AGAIN_S)
+            checks_at = self._loop.time() + max(hang_grace_s, _RECHECK_S)
 
     def _has_finished(self) -> bool:
         return self.finished  # may have changed since it was last read, which mypy does not expect
 
     def _tell(self) -> None:
-        # a closed loop has nobody left who waits
+        # on a closed loop nothing waits for it
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish)
 

@@ -1,24 +1,27 @@
-"""The live batcher as its callers see it: a request is taken in hand, or turned away at once, and ends exactly once.
+"""Request path of the batcher: each request is accepted or rejected on arrival and completes exactly once.
 
-Every awaited call ends: with its row, its error, ``DeadlineExceeded`` from the alarm, ``Closed`` at the stop, or its
-own cancellation. ``RequestQueue.end`` and ``deliver`` say yes once per ticket, and whoever hears it settles the future.
+Every awaited call completes: with its row, its error, ``DeadlineExceeded`` from the timer, ``Closed`` at the stop, or
+its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per ticket; their caller settles the future.
 """
 
 import asyncio
 import functools
 from asyncio import get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
+from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
-from streaminfer.batching.policy import Greedy, Policy
+from streaminfer.batching.policy import Greedy, Policy, adapt_policy
+from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
+from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, ExampleInputs, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, name_of
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
@@ -34,21 +37,32 @@ _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admissi
 
 def make_assembler(inner: Any, **settings: Any) -> Assembler:
     """An `Assembler` of some settings for what a backend or function reads."""
-    return Assembler(batch_axes=find_inward(inner, "batch_axes", {}), **settings)
+    return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)
 
 
-class BatchedService(Dispatcher):
+class BatchedService(Node):
     """A backend or batch function as a service of single requests; made by :meth:`AdaptiveBatcher.wrap`.
 
-    Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in hand.
+    Not thread-safe: it belongs to one event loop at a time, and moves to another only while nothing is in flight.
 
     Attributes:
+        inner: the backend or function that is sent the batches.
+        source: its name, for messages and `Response.source`.
+        clock: returns monotonic nanoseconds.
+        journal: what it did lately.
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
         enforces_deadline: every request ends at its deadline, queued or running.
-        max_in_flight: how many batches may run at once.
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
+
+    # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
+    __slots__ = (
+        *("__weakref__", "calibration", "clock", "inner", "journal", "slo_ns", "slo_s", "source", "validate"),
+        *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
+        *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
+        *("_stack", "_stopping", "_submitted"),
+    )
 
     enforces_deadline = True
 
@@ -66,20 +80,31 @@ class BatchedService(Dispatcher):
         assembler: Assembler | None = None,
         policy_for: Callable[[int], Policy] | None = None,
     ) -> None:
-        super().__init__(
+        self.inner = inner
+        self.clock = clock
+        self.source = name_of(inner)
+        self._stack = stack
+        self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
+        self._queue = RequestQueue(max_queue_size)
+        self.journal = self._queue.journal
+        self._outcomes = RequestOutcomes(self._queue, self.source)
+        self._dispatcher = Dispatcher(
             inner,
+            queue=self._queue,
+            outcomes=self._outcomes,
             policy=policy,
-            max_queue_size=max_queue_size,
             max_in_flight=max_in_flight,
-            assembler=assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size),
+            assembler=self._assembler,
             stack=stack,
+            source=self.source,
             clock=clock,
         )
+        self._ask_inward = adapt(inner).capabilities().admission
         self._policy_for = policy_for
-        self._max_batch_size = max_batch_size
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        inner_validate = find_inward(inner, "validate", None)
+        inner_validate = adapt(inner).capabilities().validate
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
@@ -88,8 +113,11 @@ class BatchedService(Dispatcher):
         self._calibrator: Calibration | None = None
         self._calibrated_model = 0
         self._submitted = 0
-        self._overloaded = 0
-        self._closed = 0
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many batches may run at once."""
+        return self._dispatcher.max_in_flight
 
     async def call(self, request: Request) -> Response:
         """Answers one request as a row of a batch.
@@ -110,14 +138,27 @@ class BatchedService(Dispatcher):
         return Response(outputs, False, self.source, ticket.timings)
 
     def submit(  # noqa: C901, PLR0912 - a call more for each request costs more than the branch
-        self, request: Request | None, inputs: Any, deadline_ns: int | None, priority: int
+        self,
+        request: Request | None,
+        inputs: Any,
+        deadline_ns: int | None,
+        priority: int,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> Ticket:
-        """Takes a request in hand; the caller awaits ``ticket.future`` and calls :meth:`abandon` if it gives up.
+        """Accept a request; the caller awaits ``ticket.future`` and calls :meth:`abandon` if that raises.
+
+        Args:
+            request: to be a row; ``None``: a function sees inputs alone.
+            inputs: of the request.
+            deadline_ns: of the request; ``None``: that of the objective.
+            priority: of the request.
+            loop: the running loop, from a caller that knows it: to find it out is a system call.
 
         Raises:
             Closed, DeadlineExceeded, InvalidInput, Overloaded: as :meth:`call`.
         """
-        loop = get_running_loop()
+        if loop is None:
+            loop = get_running_loop()
         if loop is not self._loop:
             self._enter(loop)
         self._submitted += 1
@@ -137,7 +178,7 @@ class BatchedService(Dispatcher):
                     bucket = self._assembler.bucket_of(inputs)
                     cost = self._assembler.cost_of(inputs)
             except InvalidInput:
-                self._failed += 1
+                self._outcomes.failed += 1
                 raise
         queue = self._queue
         if queue.full:
@@ -145,50 +186,70 @@ class BatchedService(Dispatcher):
         ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
         if cost:
             ticket.cost = cost
-        if self._free:
-            if not self._dispatching:
-                self._dispatching = True
-                loop.call_soon(self._dispatch, context=self._context)
+        dispatcher = self._dispatcher
+        if dispatcher.free:
+            if not dispatcher.is_scheduled:
+                dispatcher.is_scheduled = True
+                loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
         else:
-            if deadline_ns < self._alarm_ns:
-                self._arm()
+            if deadline_ns < dispatcher.timer_ns:
+                dispatcher.set_timer()
             if (
-                self._choose_ahead is not None
-                and queue.waiting == self._policy.full_size  # type: ignore[attr-defined] # who chooses ahead has one
-                and not self._dispatching
+                dispatcher.pipeline.choose is not None
+                and queue.waiting == dispatcher.policy.full_size  # type: ignore[attr-defined] # who chooses early has one
+                and not dispatcher.is_scheduled
             ):
-                self._dispatching = True
-                loop.call_soon(self._dispatch, context=self._context)
+                dispatcher.is_scheduled = True
+                loop.call_soon(dispatcher.dispatch, context=dispatcher.runner.context)
         return ticket
 
     def abandon(self, ticket: Ticket) -> None:
         """Frees the place of a request whose caller has gone; nothing for one that has ended already."""
         if ticket.future is None:
-            return  # whoever ended it has settled what follows
+            return  # it has completed, and what follows from that was done
         run = ticket.run
+        dispatcher = self._dispatcher
         if self._queue.end(ticket):
-            self._cancelled += 1
+            self._outcomes.cancelled += 1
             if run is not None:
-                self._cancel_if_abandoned(run)
-        self._settle()
+                dispatcher.runner.cancel_if_abandoned(run)
+        dispatcher.settle()
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The backend or function."""
+        return {"inner": self.inner}
+
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, and what the batcher adds; read after a start, which may change it."""
+        offered = adapt(self.inner).capabilities()
+        return offered._replace(
+            validate=self.validate or offered.validate,
+            admission=self.admission,
+            slo=self,
+            enforces_deadline=True,
+            max_in_flight=self.max_in_flight,
+            full_load=self.full_load,
+        )
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._stopping:
-            return Admission(False, "closed")
+            return Admission(False, AdmissionReason.CLOSED)
         if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-            return Admission(False, "deadline")
-        if self._queue.full and not self._free:
+            return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
+        if self._queue.full and not self._dispatcher.free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, "overloaded", self._retry_after_s(now_ns))
+                return Admission(False, AdmissionReason.QUEUE_FULL, self._retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
-        finish_ns = self._predicted_finish_ns(request.inputs, now_ns)
+        bucket = 0 if self._plain else self._assembler.bucket_of(request.inputs)
+        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, "late", self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
         return _admit(Admission, (True, "", 0.0, finish_ns))  # a router asks often, and this takes half as long
 
     def check_max_batch_size(self, max_batch_size: int) -> None:
@@ -197,7 +258,7 @@ class BatchedService(Dispatcher):
         Raises:
             ValueError: they are.
         """
-        limit = find_inward(self.inner, "max_batch_size", None)
+        limit = adapt(self.inner).capabilities().max_batch_size
         if limit is not None and max_batch_size > limit:
             raise ValueError(
                 expected("max_batch_size", f"at most {limit}, the most rows that the model takes", max_batch_size)
@@ -207,24 +268,17 @@ class BatchedService(Dispatcher):
         """Goes on with other settings; what is in hand keeps its deadline and its place."""
         self.slo_s = slo_s
         self.slo_ns = None if slo_s is None else timeout_ns(slo_s)
-        self._max_batch_size = self._full_at = max_batch_size
-        self._set_assembler(assembler)
+        self._max_batch_size = self._dispatcher.full_at = max_batch_size
+        self._assembler = assembler
+        self._plain = assembler.plain
+        self._dispatcher.set_assembler(assembler)
         self._configured_policy = policy
-        self._isolator.memory_limits.clear()
+        self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._stopping:
-            self._set_policy(policy)
+            self._dispatcher.set_policy(policy)
             if self._loop is not None:
                 self._prepare_policy()
-                self._schedule()  # what the policy before was waiting for need not come
-
-    def _predicted_finish_ns(self, inputs: Any, now_ns: int) -> int | None:
-        if self._predict is None:
-            return None
-        running = () if self._free else self._turns()
-        bucket = 0 if self._plain else self._assembler.bucket_of(inputs)
-        if self._ahead is None:
-            return self._predict(self._queue, now_ns, running, bucket)
-        return self._predict(self._queue, now_ns, running, bucket, len(self._ahead.tickets))
+                self._dispatcher.schedule()  # what the policy before was waiting for need not come
 
     def full_load(self) -> int:
         """How many requests keep every worker busy with full batches, and one more full batch in the queue."""
@@ -232,7 +286,7 @@ class BatchedService(Dispatcher):
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`."""
-        self.clock = clock
+        self.clock = self._dispatcher.clock = clock
 
     async def start(self) -> None:
         """Runs batches of the backend's example inputs, so that nothing is learned on callers, and accepts requests.
@@ -246,13 +300,13 @@ class BatchedService(Dispatcher):
             BackendError: it failed on an example that the user gave.
         """
         self.check_max_batch_size(self._max_batch_size)
-        workers = find_inward(self.inner, "queued_workers", self.max_in_flight)
-        if self._policy_for is not None and workers != self.max_in_flight and not self._runs:
-            self.max_in_flight = self._free = workers
+        workers = adapt(self.inner).capabilities().queued_workers or self.max_in_flight
+        if self._policy_for is not None and workers != self.max_in_flight and not self._dispatcher.runner.batches:
+            self._dispatcher.set_workers(workers)
             self._configured_policy = self._policy_for(workers)
         await self.load_kernels()
         self._enter(asyncio.get_running_loop())
-        self._set_policy(self._configured_policy)
+        self._dispatcher.set_policy(self._configured_policy)
         self._prepare_policy()
         await self._calibrate()
         self._stopping = False
@@ -263,10 +317,8 @@ class BatchedService(Dispatcher):
         Raises:
             MissingExtra: nothing was compiled ahead of time, and Numba is not installed.
         """
-        prepare = getattr(self._configured_policy, "prepare", None)
-        # in virtual time nothing may depend on how long a thread takes
-        is_virtual = getattr(asyncio.get_running_loop(), "is_virtual", False)
-        if prepare is not None and not is_virtual and prepare(wait=False) is False:
+        prepare = adapt_policy(self._configured_policy).prepare
+        if prepare is not None and not is_virtual(asyncio.get_running_loop()) and prepare(wait=False) is False:
             await asyncio.to_thread(prepare, wait=True)
 
     @property
@@ -274,28 +326,23 @@ class BatchedService(Dispatcher):
         """What :meth:`start` does at this moment; empty when it does nothing."""
         return "" if self._calibrator is None else self._calibrator.progress
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """Accepts nothing more and waits until nothing is in hand.
 
         Args:
             drain: answer what is in hand first; otherwise it ends with ``Closed`` and running batches are cancelled.
                 When a draining stop is itself cancelled, what is left ends with ``Closed``.
         """
-        loop = asyncio.get_running_loop()
-        self._enter(loop)
+        self._enter(asyncio.get_running_loop())
         self._stopping = True
-        self._set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
-        if drain and (self._queue.waiting or self._queue.running or self._runs):
-            self._schedule()
-            drained = loop.create_future()
-            self._drains.append(drained)
-            try:
-                await asyncio.wait({drained}, timeout=seconds_left())
-            finally:
-                self._drains.remove(drained)
-                self._close()
-        self._close()
-        tasks = [run.task for run in self._runs]
+        dispatcher = self._dispatcher
+        dispatcher.set_policy(Greedy(self._max_batch_size))  # nothing is gained by waiting for company any more
+        try:
+            if drain:
+                await dispatcher.drain(seconds_left())
+        finally:
+            dispatcher.close()
+        tasks = [run.task for run in dispatcher.runner.batches]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
 
@@ -303,26 +350,28 @@ class BatchedService(Dispatcher):
         """A snapshot of the counters."""
         from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
+        queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
+        runner = dispatcher.runner
         return BatcherStatistics(
             submitted=self._submitted,
-            waiting=self._queue.waiting,
-            running=self._queue.running,
-            answered=self._queue.answered,
-            failed=self._queue.failed + self._failed,
-            expired=self._expired,
-            cancelled=self._cancelled,
-            overloaded=self._overloaded,
-            refused=self._refused,
-            closed=self._closed,
+            waiting=queue.waiting,
+            running=queue.running,
+            answered=queue.answered,
+            failed=queue.failed + outcomes.failed,
+            expired=outcomes.deadline_exceeded,
+            cancelled=outcomes.cancelled,
+            overloaded=outcomes.overloaded,
+            refused=outcomes.rejected,
+            closed=outcomes.closed,
             batches=self.journal.launches,
-            running_batches=len(self._runs),
-            abandoned_batches=self._abandoned_batches,
-            sent_ahead=self._sent_ahead,
-            split_batches=self._isolator.split_batches,
-            memory_limits=dict(self._isolator.memory_limits),
-            batch_sizes=dict(sorted(self._batch_sizes.items())),
+            running_batches=len(runner.batches),
+            abandoned_batches=runner.abandoned_batches,
+            sent_ahead=dispatcher.pipeline.sent,
+            split_batches=runner.isolator.split_batches,
+            memory_limits=dict(runner.isolator.memory_limits),
+            batch_sizes=dict(sorted(dispatcher.batch_sizes.items())),
             released=self.journal.released_by_reason,
-            batch_s=self._queue.batch_s,
+            batch_s=queue.batch_s,
             calibration=self.calibration,
         )
 
@@ -331,27 +380,26 @@ class BatchedService(Dispatcher):
 
     def _turn_away(self, now_ns: int, deadline_ns: int) -> NoReturn:
         if self._stopping:
-            self._closed += 1
+            self._outcomes.closed += 1
             raise Closed("the batcher has stopped")
-        self._expired += 1
+        self._outcomes.deadline_exceeded += 1
         self.journal.dropped(now_ns, "expired_on_arrival", 1)
         raise DeadlineExceeded(passed_on_arrival(now_ns, deadline_ns))
 
     def _prepare_policy(self) -> None:
         """Wait until the policy is ready to decide; at once where its kernels are loaded."""
-        prepare = getattr(self._policy, "prepare", None)
+        prepare = self._dispatcher.offered.prepare
         if prepare is not None:
             prepare(wait=True)
 
     async def _calibrate(self) -> None:
-        offer: Callable[[], ExampleInputs | None] | None = find_inward(self.inner, "example_inputs", None)
-        example = None if offer is None else offer()
+        offered = adapt(self.inner).capabilities()
+        example = None if offered.example_inputs is None else offered.example_inputs()
         if example is None:
             return
         from streaminfer.batching.service_time.calibration import Calibration  # noqa: PLC0415 - who is started loads it
 
-        changes: Callable[[], int] | None = find_inward(self.inner, "fingerprint_changes", None)
-        model = 0 if changes is None else changes()
+        model = 0 if offered.fingerprint_changes is None else offered.fingerprint_changes()
         if self._calibrator is None or model != self._calibrated_model:
             self._calibrator, self._calibrated_model = Calibration(self.source), model
         self.calibration = await self._calibrator.run(
@@ -359,8 +407,8 @@ class BatchedService(Dispatcher):
             example,
             self._assembler,
             slo_ns=self.slo_ns,
-            learn=self._learn,
-            validate=self.validate or find_inward(self.inner, "validate", None),
+            learn=self._dispatcher.learn,
+            validate=self.validate or offered.validate,
         )
 
     def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":
@@ -387,79 +435,49 @@ class BatchedService(Dispatcher):
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
         least urgent waiting requests gives way if the newcomer is more urgent.
         """
-        if self._free:
+        if self._dispatcher.free:
             try:
-                self._context.copy().run(self._dispatch)
+                self._dispatcher.runner.context.copy().run(self._dispatcher.dispatch)
             except BaseException:
-                self._failed += 1  # an interrupt out of another batch ends this call too
+                self._outcomes.failed += 1  # an interrupt out of another batch ends this call too
                 raise
             if not self._queue.full:
                 return
         last = self._queue.least_urgent()
         if last is not None and last.future.done():
-            self._drop_cancelled(last)
+            self._outcomes.drop_cancelled(last)
             return
         now_ns = self.clock()
         retry_after_s = self._retry_after_s(now_ns)
         message = f"{self._queue.waiting} requests wait already (max_queue_size={self._queue.max_size})"
-        self._overloaded += 1
-        if last is None or last.priority <= priority:
-            self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
-            self.journal.dropped(now_ns, "overloaded", 1)
-            raise Overloaded(message, retry_after_s=retry_after_s)
-        self.journal.dropped(now_ns, "displaced", 1)
-        future = last.future
-        self._queue.end(last)
-        if not future.done():
-            future.set_exception(
-                Overloaded(f"displaced by a more urgent request; {message}", retry_after_s=retry_after_s)
-            )
+        if last is not None and last.priority > priority:
+            self._outcomes.shed(last, now_ns, message, retry_after_s)
+            return
+        self._outcomes.overloaded += 1
+        self.journal.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
+        self.journal.dropped(now_ns, "overloaded", 1)
+        raise Overloaded(message, retry_after_s=retry_after_s)
 
     def _retry_after_s(self, now_ns: int) -> float | None:
         """When a place is expected: the time to serve what waits, as recent batches took; ``None``: there was none."""
         batch_s = self._queue.batch_s
         if not batch_s:  # before the first: the age of the oldest that runs
-            if not self._runs:
+            batches = self._dispatcher.runner.batches
+            if not batches:
                 return None
-            batch_s = (now_ns - min(run.started_ns for run in self._runs)) / 1e9
-        batches = -(-self._queue.waiting // self._max_batch_size)
-        return batch_s * batches / self.max_in_flight
-
-    def _in_hand(self) -> list[Ticket]:
-        return [*self._queue, *(ticket for run in self._runs for ticket in run.tickets)]
-
-    def _close(self) -> None:
-        for run in self._runs:
-            if run.begun:
-                run.task.cancel()
-        for ticket in self._in_hand():
-            future = ticket.future
-            if self._queue.end(ticket):
-                if future.done():
-                    self._cancelled += 1
-                else:
-                    self._closed += 1
-                    future.set_exception(Closed("the batcher stopped before it could answer"))
-        self._settle()
+            batch_s = (now_ns - min(run.started_ns for run in batches)) / 1e9
+        return batch_s * -(-self._queue.waiting // self._max_batch_size) / self.max_in_flight
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:
             return
-        if self._loop is not None and not self._loop.is_closed() and (self._queue.waiting or self._runs):
+        dispatcher = self._dispatcher
+        if self._loop is not None and not self._loop.is_closed() and (self._queue.waiting or dispatcher.runner.batches):
             raise RuntimeError(
                 f"{self!r} serves requests of another event loop; a batcher belongs to one loop at a time"
             )
-        for ticket in self._in_hand():  # left behind by a closed loop: its callers are gone with it
-            if self._queue.end(ticket):
-                self._closed += 1
-        for run in self._runs:
-            self.journal.finished(run.sequence, self.clock(), False)
-        self._runs.clear()
-        self._free = self.max_in_flight
-        self._ahead = None
-        self._dispatching = False
-        self._alarm = None
-        self._alarm_ns = NEVER
+        self._outcomes.forget(dispatcher.tickets())
+        dispatcher.bind_loop(loop)
         self._loop = loop
         self._prepare_policy()
         if type(loop).create_future is asyncio.BaseEventLoop.create_future:  # which makes just this, one call later

@@ -11,7 +11,7 @@ from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
 from streaminfer.batching.batched_service import BatchedService, make_assembler
 from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName, Timer
-from streaminfer.protocols import Backend, Clock, check_infer, find_inward, is_backend, is_service
+from streaminfer.protocols import Backend, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class BatchedFunction(Protocol):
         ...
 
 
-class AdaptiveBatcher:
+class AdaptiveBatcher(Node):
     """Turns a backend or a batch function into a service of single requests.
 
     Requests that wait while a worker is busy form the next batch, so that batches are as large as the load makes them
@@ -184,7 +184,7 @@ class AdaptiveBatcher:
         if not is_backend(inner) and not callable(inner):
             raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
         if not self._in_flight_given:
-            self.max_in_flight = find_inward(inner, "queued_workers", 1)
+            self.max_in_flight = adapt(inner).capabilities().queued_workers or 1
         if is_backend(inner):
             check_infer("inner", inner)
         service = self._service = BatchedService(
@@ -200,6 +200,11 @@ class AdaptiveBatcher:
             policy_for=None if self._in_flight_given else self._policy_for,
         )
         return service if is_backend(inner) else _as_function(service, inner)
+
+    async def load_kernels(self) -> None:
+        """Loads what the policy computes with."""
+        if self._service is not None:
+            await self._service.load_kernels()
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`, unless one was given."""

@@ -12,15 +12,25 @@ something waits, so it needs no tuning; it is what most servers do.
 latency for fuller batches where the cost of a batch is mostly fixed, and is here to compare with.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import attrs
 
 from streaminfer.batching.queue._queue_cy import RequestQueue
-from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.queue._ticket_cy import Run, Ticket
 
-__all__ = ["POLICY_NAMES", "Decision", "Greedy", "Policy", "PolicyName", "Timer"]
+__all__ = [
+    "POLICY_NAMES",
+    "Decision",
+    "Greedy",
+    "Policy",
+    "PolicyCapabilities",
+    "PolicyName",
+    "Timer",
+    "adapt_policy",
+    "is_policy",
+]
 
 PolicyName = Literal["lookahead", "greedy", "timer"]
 """The policies that a batcher and a simulation know by name."""
@@ -52,16 +62,7 @@ class Decision(NamedTuple):
 class Policy(Protocol):
     """Decides what to send, what to refuse, and when to look again.
 
-    A policy that learns offers ``finished(size, duration_ns, now_ns, cancelled, bucket)``, called after a batch that
-    succeeded and, with ``cancelled``, after one that was cancelled because all its callers had left. One that can say
-    when a request would be answered offers ``predicted_finish_ns(waiting, now_ns, running, bucket, ahead)``. One that
-    loads or compiles something offers ``prepare(wait=...)``, called before requests are accepted; with ``wait=False``
-    it returns ``False`` instead of blocking. One that chooses batches before a worker is free, for models that keep a
-    queue, offers ``ahead(waiting, now_ns, running)``, called when ``full_size`` are queued, ``turn_ns(sent_ns,
-    ended_ns)`` and ``finished_ahead(size, busy_ns, now_ns, early_ns, bucket)``. One that chooses by the size
-    of a batch offers ``limit_rows(bucket, most)``, called when the memory was not enough for a batch of more rows than
-    ``most``; until it is replaced, such batches are cut to that many rows.
-    `Lookahead` describes them.
+    It may also have any of the methods that are the fields of `PolicyCapabilities`.
     """
 
     def decide(self, waiting: RequestQueue, now_ns: int, free_workers: int) -> Decision:
@@ -73,6 +74,48 @@ class Policy(Protocol):
             free_workers: how many batches may start now, at least 1.
         """
         ...
+
+
+class PolicyCapabilities(NamedTuple):
+    """What a policy offers beyond deciding, under the same names; `Lookahead` describes the arguments.
+
+    Attributes:
+        finished: learns from a batch that succeeded, or that was cancelled because all its callers had left, by
+            ``(size, duration_ns, now_ns, cancelled, bucket)``.
+        absorb: learns from a short batch by the mean of several, by ``(run, ended_ns)``: called before ``finished`` for
+            models that keep no queue, which is not called if this returns true.
+        predicted_finish_ns: predicts when a request would be answered, by ``(waiting, now_ns, running, bucket,
+            ahead)``.
+        prepare: loads or compiles what it decides with, before requests are accepted; with ``wait=False`` it returns
+            ``False`` instead of blocking.
+        ahead: chooses a batch before a worker is free, for models that keep a queue, by ``(waiting, now_ns, running)``;
+            called when ``full_size`` requests are queued, an attribute of such a policy.
+        turn_ns: from when a batch that was sent early counts as running, by ``(sent_ns, ended_ns)``.
+        finished_ahead: learns from such a batch, by ``(size, busy_ns, now_ns, early_ns, bucket)``.
+        limit_rows: learns that the memory was not enough for more rows in a batch, by ``(bucket, most)``; until it is
+            replaced, such batches are cut to that many rows.
+        mixed: learns that a batch was chosen whose rows cannot be stacked.
+    """
+
+    finished: Callable[..., object] | None = None
+    absorb: Callable[[Run, int], bool] | None = None
+    predicted_finish_ns: Callable[..., int | None] | None = None
+    prepare: Callable[..., bool] | None = None
+    ahead: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
+    turn_ns: Callable[[int, int], int] | None = None
+    finished_ahead: Callable[[int, int, int, int, int], object] | None = None
+    limit_rows: Callable[[int, int], None] | None = None
+    mixed: Callable[[], None] | None = None
+
+
+def adapt_policy(policy: Policy) -> PolicyCapabilities:
+    """Return what a policy offers; the only place where that is looked for by name."""
+    return PolicyCapabilities(**{name: getattr(policy, name, None) for name in PolicyCapabilities._fields})
+
+
+def is_policy(value: Any) -> bool:
+    """An object with ``decide`` is a policy."""
+    return callable(getattr(value, "decide", None))
 
 
 @attrs.frozen

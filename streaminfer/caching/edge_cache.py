@@ -18,7 +18,7 @@ from streaminfer.caching.tiers.async_access import LONGEST_READ_S, TierAccess
 from streaminfer.protocols import Clock, P, R, Service
 
 if TYPE_CHECKING:
-    from streaminfer.caching.erasure.erasure import Erasure
+    from streaminfer.caching.erasure.erasure import Erasure, PendingErasure
     from streaminfer.caching.tiers.tier_set import TierSet
     from streaminfer.caching.wrapping.memoize import CachedFunction
     from streaminfer.compliance.retention import Retention
@@ -229,9 +229,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
         Returns:
             Whether it was stored. A value larger than the whole cache is not, and the one before it has gone.
-
-        Raises:
-            TypeError, ValueError: an argument of the wrong type or out of range.
         """
         return self._memory.put(key, value, ttl_s, tags, subject, size)
 
@@ -248,29 +245,40 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """Free every entry that is past its time, the stale time included; return how many went."""
         return self._memory.expire()
 
-    def erase(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
-        """Remove every entry of a subject, or with a tag, from memory and the tiers: fresh, stale or a failure.
+    def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
+        """Remove every entry of a subject, or with a tag, from memory, and have the tiers remove theirs.
 
-        Takes about 5 ms for a million entries in memory. The tiers are erased whether or not the result is awaited (in
-        a thread without an event loop this waits for them), and the subject's keys are destroyed. A tier that fails is
-        tried again until it is done; until then the cache uses nothing that it has of the subject or with the tag.
+        The tiers carry it out after this returns, and the subject's keys are destroyed; :meth:`erase_everywhere` waits
+        for them. A tier that fails is tried again until it succeeds; until then the cache uses nothing of that tier
+        that belongs to the subject or has the tag. Callable in any thread; takes about 5 ms for a million entries.
 
         Returns:
-            How many went from memory, an ``int``; awaited, from the tiers as well, with a count for each and what
-            failed.
+            Entries removed from memory: fresh, stale and failures.
 
         Raises:
             TypeError: neither or both, or no string.
             ErasureHeld: a legal hold, or a minimum age of the policy, forbids it; nothing was erased.
         """
-        from streaminfer.caching.erasure.erasure import Erasure, check_selection  # noqa: PLC0415 - not every cache is erased
+        return self._begin_erasure(subject, tag).in_memory
+
+    async def erase_everywhere(self, *, subject: str | None = None, tag: str | None = None) -> Erasure:
+        """Erase as :meth:`erase` does, and wait until each tier has been tried; on any event loop.
+
+        Cancelling the caller does not end the erasure.
+        """
+        return await self._begin_erasure(subject, tag).wait()
+
+    def _begin_erasure(self, subject: str | None, tag: str | None) -> PendingErasure:
+        from streaminfer.caching.erasure.erasure import PendingErasure, check_selection  # noqa: PLC0415 - not every cache is erased
 
         subject, tag = check_selection(subject, tag)
         memory = self._memory
         memory.check_erasure(subject, tag)
         if self.tiers is not None:
             return self.tiers.erase(subject, tag, partial(memory.erase, subject, tag))
-        return Erasure({"memory": memory.erase(subject, tag)}, {}, True)
+        erasing = PendingErasure(subject, tag)
+        erasing.arm(memory.erase(subject, tag))
+        return erasing
 
     def listen(self, listener: Callable[[CacheEvent], object]) -> Callable[[], None]:
         """Call ``listener`` with each :class:`CacheEvent` from now on; return a function that ends it.
@@ -319,8 +327,6 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         """Which entries go if there is no room."""
         return self._settings[2]
 
-    # -- memory and tiers ---------------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
         """Start the tiers, unless they run; what a `Stack` does with its service."""
         if self.tiers is not None:
@@ -336,10 +342,7 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
     ) -> Coroutine[Any, Any, Any]:
         """Return, awaited, the fresh value of a key: from memory, else from the fastest tier, and then into memory.
 
-        Args:
-            key: of the entry, a string or bytes.
-            default: what is returned if there is none.
-            timeout_s: seconds that the tiers may take together, > 0, at most 1.
+        The tiers may take ``timeout_s`` together, at most 1 s. The key is a string or bytes.
         """
         return self._access.fetch(key, default, timeout_s)
 
@@ -374,13 +377,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
         Returns:
             Whether all of them are without it. This cache does not use what a tier that failed still has; other
             processes that read the tier may still see it.
-
-        Raises:
-            TypeError: the key is neither a string nor bytes.
         """
         return self._access.delete(key)
-
-    # -- retention ----------------------------------------------------------------------------------------------
 
     async def hold(self, *, subject: str | None = None, data_class: str | None = None, reason: str) -> tuple[str, ...]:
         """Begin a legal hold: until it is released nothing of a subject, or of a class, is erased or purged.

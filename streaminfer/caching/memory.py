@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
 from streaminfer.caching._locking import guarded, is_atomic
@@ -106,11 +107,7 @@ class CacheStatistics(Snapshot):
         return found / (found + self.misses) if found + self.misses else float("nan")
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{field.name.replace('_', ' ')}</th><td>{getattr(self, field.name):,}</td></tr>"
-            for field in attrs.fields(type(self))
-        )
-        return f"<table><caption>cache</caption>{rows}</table>"
+        return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")
 
 
 class Memory(_Table):
@@ -196,6 +193,11 @@ class Memory(_Table):
         return self.store_negative(key, error, ttl_ns, labels)
 
     # -- erasing ------------------------------------------------------------------------------------------------
+
+    def delete(self, key: Any, reason: str) -> None:
+        """Remove what there is of a key: fresh, stale or a failure; count it for the log."""
+        if self.discard(key) and self.retention is not None:
+            self.retention.counts.count("removed", "memory", "", reason)
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
         """Raise `ErasureHeld` if a legal hold, or a minimum age, forbids an erasure."""

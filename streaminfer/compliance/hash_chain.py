@@ -41,8 +41,8 @@ class RetentionEvent:
     Attributes:
         number: its place in the log, from 0.
         at_ns: when it was noted, nanoseconds of the wall clock.
-        action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"purged"``, ``"refused"``, ``"held"``,
-            ``"released"`` or ``"erase_held"``.
+        action: ``"expired"``, ``"evicted"``, ``"erased"``, ``"erase_failed"``, ``"removed"``, ``"purged"``,
+            ``"disallowed"``, ``"held"``, ``"released"`` or ``"erase_held"``.
         where: the memory, tier or key store.
         data_class: of the retention policy; ``""``: the default one, or all of them.
         count: entries, ≥ 0.
@@ -66,13 +66,13 @@ class RetentionEvent:
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields by name."""
+        """Return its fields by name."""
         return attrs.asdict(self)
 
 
 @attrs.frozen(kw_only=True)
 class Verification:
-    """Whether a log is as it was written.
+    """Outcome of a check whether a log is as it was written.
 
     Attributes:
         ok: nothing was found.
@@ -112,19 +112,19 @@ class Chain:
         self.head = self._digest(b"nothing yet")
 
     def pseudonym(self, subject: str) -> str:
-        """What stands in the log for a subject: 32 hexadecimal digits, the same for the same name and secret."""
+        """Return what stands in the log for a subject: 32 hexadecimal digits, the same for the same name and secret."""
         name = subject.encode("utf-8", "surrogatepass")
         return hmac.digest(self._subjects, name, hashlib.sha256).hex()[:32]
 
     def seal(self, **fields: Any) -> tuple[RetentionEvent, bytes]:
-        """The next record as an event and as a line; :meth:`advance` adds it."""
+        """Return the next record as an event and as a line; :meth:`advance` adds it."""
         body = _body({"number": self.number, **fields, "previous": self.head})
         digest = self._digest(body)
         event = RetentionEvent(number=self.number, **fields, previous=self.head, digest=digest)
         return event, body + b',"digest":"' + digest.encode() + b'"}\n'
 
     def open(self, line: bytes) -> RetentionEvent:
-        """The event of the next line, which has its end of line.
+        """Return the event of the next line, which has its end of line.
 
         Raises:
             Altered: it is not what was written behind the record in front.
@@ -140,7 +140,7 @@ class Chain:
         return event
 
     def check(self, event: RetentionEvent) -> None:
-        """The same for an event in memory. Raises `Altered`."""
+        """Check an event in memory in the same way. Raises `Altered`."""
         fields = event.to_dict()
         digest = fields.pop("digest")
         if self._digest(_body(fields)) != digest:
@@ -148,19 +148,19 @@ class Chain:
         self.check_place(event)
 
     def check_place(self, event: RetentionEvent) -> None:
-        """Raises `Altered` for a record that does not follow the one in front."""
+        """Raise `Altered` for a record that does not follow the one in front."""
         if event.previous != self.head:  # and with it the number
             raise Altered(f"records before it were removed or moved: it is record {event.number}")
 
     def follow(self, events: Iterable[RetentionEvent]) -> Iterator[RetentionEvent]:
-        """The events of a part of the chain, each checked; moves on with them. Raises `Altered`."""
+        """Yield the events of a part of the chain, each checked; moves on with them. Raises `Altered`."""
         for event in events:
             self.check(event)
             self.advance(event)
             yield event
 
     def advance(self, event: RetentionEvent) -> None:
-        """Goes on behind a record."""
+        """Move on behind a record."""
         self.number, self.head = event.number + 1, event.digest
 
     def _digest(self, body: bytes) -> str:
@@ -168,7 +168,7 @@ class Chain:
 
 
 def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, str], head: str | None) -> Verification:
-    """What a check of events finds.
+    """Return what a check of events finds.
 
     Args:
         chain: at the place before the events; it moves on as they are taken.
@@ -196,7 +196,7 @@ def verified(chain: Chain, events: Iterable[RetentionEvent], known: tuple[int, s
 
 
 def is_torn(rest: bytes) -> bool:
-    """Whether what stands behind the last end of line is a write that was cut short, and no altered record.
+    """Return whether the bytes after the last end of line are a write that was cut short, and no altered record.
 
     A write that was cut short has at most all of a record but its end of line. Zeros are what a file system may leave
     of a page that a power cut kept from the disk.

@@ -1,15 +1,17 @@
-"""Tables as text and as HTML: one page without anything from elsewhere, every cell escaped."""
+"""Reports as text, and as one HTML page that loads nothing, with every cell escaped."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-__all__ = ["age", "cells", "html_table", "instant", "list_of", "size", "text_table", "write_page"]
+from streaminfer._internal.units import format_duration
+
+__all__ = ["cells", "instant", "list_of", "text_table", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; --so: #9a6700; }
@@ -22,8 +24,6 @@ td { overflow-wrap: anywhere; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { :root { --good: #3fb950; --bad: #ff7b72; --so: #d29922; } }
 """
-_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
-_UNITS_SHOWN = 2.0
 _KB = 1000
 
 
@@ -56,31 +56,14 @@ def cells(record: Any, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _cell(name: str, value: Any) -> str:
-    shown = {"bytes": size, "s": age, "ns": instant}.get(name.rpartition("_")[2])
+    shown = {"bytes": format_size, "s": format_duration, "ns": instant}.get(name.rpartition("_")[2])
+    if value is None:
+        return "not known" if shown is not None or name == "entries" else "–"
     if shown is not None:
         return shown(value)
-    if value is None:
-        return "not known" if name == "entries" else "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else value or ("(default)" if name == "data_class" else "")
-
-
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], mark: Callable[[Sequence[str]], str]) -> str:
-    """A table of plain texts.
-
-    Args:
-        head: of the columns.
-        rows: their cells.
-        mark: gives the class of a row's first cell: ``"good"``, ``"bad"``, ``"so"`` or ``""``.
-    """
-    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
-    lines = []
-    for row in rows:
-        kind = mark(row)
-        first = f'<td class="{kind}">' if kind else "<td>"
-        lines.append(f"<tr>{first}" + "</td><td>".join(escape(cell) for cell in row) + "</td></tr>")
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
 
 
 def list_of(texts: Iterable[str], kind: str) -> str:
@@ -103,20 +86,8 @@ def instant(at_ns: int) -> str:
         return f"{at_ns} ns"
 
 
-def age(seconds: float | None) -> str:
-    """A duration."""
-    if seconds is None:
-        return "not known"
-    for length, unit in _UNITS:
-        if seconds >= _UNITS_SHOWN * length:
-            return f"{seconds / length:,.3g} {unit}"
-    return f"{seconds:,.3g} s"
-
-
-def size(number: int | None) -> str:
-    """Bytes."""
-    if number is None:
-        return "not known"
+def format_size(number: int) -> str:
+    """Return a number of bytes to three digits, in units of powers of 1,000."""
     value, units = float(number), ["B", "kB", "MB", "GB", "TB"]
     while value >= _KB and len(units) > 1:
         value /= _KB

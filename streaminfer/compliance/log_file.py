@@ -31,7 +31,7 @@ _SEEN = 80
 
 
 class RetentionFile:
-    """Where a log lies. One thread at a time.
+    """File of a log. One thread at a time.
 
     Args:
         path: made with access for its owner only, if missing.
@@ -59,7 +59,7 @@ class RetentionFile:
         self.refresh()
 
     def append(self, make: Callable[[], tuple[RetentionEvent, bytes]], *, durable: bool) -> None:
-        """Adds a record behind all that is there; all of it or nothing.
+        """Add a record behind all that is there; all of it or nothing.
 
         Args:
             make: gives the record, once the chain is at the end of the file.
@@ -80,17 +80,17 @@ class RetentionFile:
             self._advance(event, line)
 
     def refresh(self) -> None:
-        """Reads what other processes have added. Raises as `append` does."""
+        """Read what other processes have added. Raises as `append` does."""
         with self._locked() as number:
             self._catch_up(number)
 
     def size(self) -> int:
-        """The bytes up to which it can be read without a lock: no process is writing them."""
+        """Return the number of bytes that can be read without a lock: no process is writing them."""
         with self._locked() as number:
             return os.fstat(number).st_size
 
     def _catch_up(self, number: int) -> None:
-        """Reads what came since, checks it, and removes a write that was cut short."""
+        """Read what came since, check it, and remove a write that was cut short."""
         os.lseek(number, self._end - len(self._seen), os.SEEK_SET)
         with open(number, "rb", closefd=False) as file:
             if file.read(len(self._seen)) != self._seen:
@@ -135,12 +135,12 @@ class RetentionFile:
             raise self.failed(error) from error
 
     def failed(self, error: Exception) -> BackendError:
-        """What to raise for an error of the disk."""
+        """Return what to raise for an error of the disk."""
         return BackendError(f"the retention log {self.path} failed: {type(error).__name__}: {error}")
 
 
 def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[RetentionEvent]:
-    """The events of a file, each checked; the chain moves on with them.
+    """Yield the events of a file, each checked; the chain moves on with them.
 
     Args:
         path: of the file, which is only read.
@@ -166,7 +166,7 @@ def read_events(path: Path, chain: Chain, size: int | None = None) -> Iterator[R
 
 
 def _lock(number: int) -> None:
-    """Waits for other processes, each of which holds the lock for one append; not for one that was stopped."""
+    """Wait for other processes, each of which holds the lock for one append; not for one that was stopped."""
     until = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -188,7 +188,7 @@ def _write(number: int, line: bytes, *, durable: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the file's name on the disk."""
+    """Have the file's name on the disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -16,18 +16,18 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import attrs
 
-from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected
+from streaminfer._internal.validation import LONGEST_S, check_duration, check_instance, expected, field_check
 
-__all__ = ["PRESERVED", "Holding", "Log", "Place", "Residual", "Retention", "Rule"]
-
-PRESERVED = "preserved"
-"""Where a report and a log say that entries are which left memory and must not be erased yet."""
+__all__ = ["PRESERVED", "Holding", "Log", "Residual", "Retention", "Rule", "StorageTraits"]
 
 _MOST_REMEMBERED = 1024
 
+PRESERVED = "preserved"
+"""The place of what a legal hold or a minimum age keeps after its time, in records and reports."""
+
 
 class Holding(NamedTuple):
-    """What one place holds of one data class; the inventory of a retention report is made of these.
+    """Entries of one data class in one place; a retention report is made of these.
 
     Attributes:
         where: ``"memory"``, or the tier's name.
@@ -44,13 +44,15 @@ class Holding(NamedTuple):
     size_bytes: int | None
 
 
-Action = Literal["expired", "evicted", "erased", "erase_failed", "purged", "refused", "held", "released", "erase_held"]
+Action = Literal[
+    "expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed", "held", "released", "erase_held"
+]
 """What a log records."""
 
 
 @runtime_checkable
 class Log(Protocol):
-    """What keeps the record of expiries, evictions and erasures; ``RetentionLog`` does. Thread-safe."""
+    """Record of expiries, evictions and erasures, such as a ``RetentionLog``. Thread-safe."""
 
     def record(
         self,
@@ -63,17 +65,17 @@ class Log(Protocol):
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Adds a record; ``data_class`` ``""``: the default one, or all."""
+        """Add a record; ``data_class`` ``""``: the default one, or all."""
         ...
 
     @property
     def events(self) -> Any:
-        """What was recorded."""
+        """The recorded events."""
         ...
 
 
-class Place(Protocol):
-    """What a policy asks of a tier.
+class StorageTraits(Protocol):
+    """Traits of a tier that decide what a policy allows there.
 
     Attributes:
         on_disk: it writes to a disk of this machine.
@@ -87,7 +89,7 @@ class Place(Protocol):
 
 
 class Rule(NamedTuple):
-    """What holds for one entry.
+    """Rule for one entry.
 
     Attributes:
         data_class: of several, the one that may be kept for the shortest time; ``""``: the default one.
@@ -105,13 +107,17 @@ class Rule(NamedTuple):
     allow_shared: bool
     min_age_s: float = 0.0
 
-    def permits(self, place: Place) -> bool:
-        """Whether it may be kept there."""
+    def permits(self, storage: StorageTraits) -> bool:
+        """Return whether the entry may be stored there."""
         return (
-            (self.allow_disk or not place.on_disk)
-            and (self.allow_shared or not place.shared)
-            and (place.encrypted or not self.encrypt)
+            (self.allow_disk or not storage.on_disk)
+            and (self.allow_shared or not storage.shared)
+            and (storage.encrypted or not self.encrypt)
         )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 @attrs.frozen
@@ -124,21 +130,23 @@ class Residual:
             which the audit warns of.
     """
 
-    name: str = attrs.field()
-    within_s: float | None = attrs.field(default=None)
-
-    @name.validator
-    def _check_name(self, _attribute: Any, value: Any) -> None:
-        check_instance("name", value, lambda it: isinstance(it, str) and it != "", "words")
-
-    @within_s.validator
-    def _check_bound(self, _attribute: Any, value: Any) -> None:
-        if value is not None:
-            check_duration("within_s", value, positive=True)
+    name: str = attrs.field(validator=field_check(check_instance, _is_name, "words"))
+    within_s: float | None = attrs.field(
+        default=None, validator=field_check(check_duration, positive=True, optional=True)
+    )
 
 
 def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _are_residual(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(it, Residual) for it in value)
+
+
+def _flag(*, default: bool) -> Any:
+    check = field_check(check_instance, lambda it: isinstance(it, bool), "True or False")
+    return attrs.field(default=default, kw_only=True, validator=check)
 
 
 def _classes(value: Any) -> Any:
@@ -149,7 +157,7 @@ def _classes(value: Any) -> Any:
 
 @attrs.frozen(eq=False)
 class Retention:
-    """How long data may be kept, and where.
+    """Policy that says for how long data may be stored, and where.
 
     Args:
         max_age_s: seconds > 0 after which nothing of an answer is left, counted from when it was computed.
@@ -161,7 +169,7 @@ class Retention:
             cache preserves what leaves its memory earlier. It is served no longer for that.
         classes: rules by name of the data class, each a `Retention` without classes, residual copies or log of its own.
         residual: copies that no erasure here reaches, each a `Residual`.
-        log: records what expired, was evicted, erased or refused: a ``RetentionLog``; ``None``: nobody does.
+        log: records what expired, was evicted, erased or disallowed: a ``RetentionLog``; ``None``: nobody does.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -172,53 +180,38 @@ class Retention:
         (60.0, 3600.0)
     """
 
-    max_age_s: float = attrs.field()
-    encrypt: bool = attrs.field(default=False, kw_only=True)
-    allow_disk: bool = attrs.field(default=True, kw_only=True)
-    allow_shared: bool = attrs.field(default=True, kw_only=True)
-    min_age_s: float = attrs.field(default=0.0, kw_only=True)
-    residual: tuple[Residual, ...] = attrs.field(default=(), kw_only=True, converter=_several)
+    max_age_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    encrypt: bool = _flag(default=False)
+    allow_disk: bool = _flag(default=True)
+    allow_shared: bool = _flag(default=True)
+    min_age_s: float = attrs.field(default=0.0, kw_only=True, validator=field_check(check_duration))
+    residual: tuple[Residual, ...] = attrs.field(
+        default=(),
+        kw_only=True,
+        converter=_several,
+        validator=field_check(check_instance, _are_residual, "several Residual"),
+    )
     classes: Mapping[str, Retention] = attrs.field(default=None, kw_only=True, converter=_classes)
-    log: Log | None = attrs.field(default=None, kw_only=True, repr=False)
+    log: Log | None = attrs.field(
+        default=None,
+        kw_only=True,
+        repr=False,
+        validator=field_check(check_instance, lambda it: isinstance(it, Log), "a RetentionLog or None", optional=True),
+    )
     _rules: dict[frozenset[str], Rule] = attrs.field(factory=dict, init=False, repr=False)
 
-    @max_age_s.validator
-    def _check_age(self, _attribute: Any, value: Any) -> None:
-        check_duration("max_age_s", value, positive=True)
-
-    @encrypt.validator
-    @allow_disk.validator
-    @allow_shared.validator
-    def _check_flag(self, attribute: Any, value: Any) -> None:
-        check_instance(attribute.name, value, lambda it: isinstance(it, bool), "True or False")
-
-    @min_age_s.validator
-    def _check_min_age(self, _attribute: Any, value: Any) -> None:
-        if check_duration("min_age_s", value) > self.max_age_s:
-            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", value))
-
-    @residual.validator
-    def _check_residual(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, tuple) or not all(isinstance(it, Residual) for it in value):
-            raise TypeError(expected("residual", "several Residual", value))
-
-    @classes.validator
-    def _check_classes(self, _attribute: Any, value: Any) -> None:
-        check_instance("classes", value, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
-        for name, inner in value.items():
-            if not isinstance(name, str) or not name:
-                raise TypeError(expected("classes", "names that are strings and not empty", name))
-            if not isinstance(inner, Retention):
-                raise TypeError(expected(f"classes[{name!r}]", "a Retention", inner))
+    def __attrs_post_init__(self) -> None:
+        if self.min_age_s > self.max_age_s:
+            raise ValueError(expected("min_age_s", f"at most max_age_s, {self.max_age_s:g}", self.min_age_s))
+        check_instance("classes", self.classes, lambda it: isinstance(it, Mapping), "a mapping of name to Retention")
+        for name, inner in self.classes.items():
+            check_instance("classes", name, _is_name, "names that are strings and not empty")
+            check_instance(f"classes[{name!r}]", inner, lambda it: isinstance(it, Retention), "a Retention")
             if inner.classes or inner.residual or inner.log is not None:
                 raise ValueError(f"classes[{name!r}]: expected a Retention without classes, residual or log of its own")
 
-    @log.validator
-    def _check_log(self, _attribute: Any, value: Any) -> None:
-        check_instance("log", value, lambda it: it is None or isinstance(it, Log), "a RetentionLog or None")
-
     def rule(self, tags: Iterable[str]) -> Rule:
-        """What holds for an entry with these tags."""
+        """Return the rule for an entry with these tags."""
         named = frozenset(tag for tag in tags if tag in self.classes)
         found = self._rules.get(named)
         if found is None:
@@ -248,17 +241,17 @@ class Retention:
 
     @property
     def has_min_age(self) -> bool:
-        """Whether anything must be kept for some time."""
+        """True if anything must be kept for some time."""
         return any(policy.min_age_s for policy in (self, *self.classes.values()))
 
-    def check_tier(self, name: str, place: Place) -> None:
-        """Whether the default class can be kept on a tier where it is allowed to be.
+    def check_tier(self, name: str, storage: StorageTraits) -> None:
+        """Check that the default class can be stored on a tier where it is allowed to be.
 
         Raises:
             ValueError: it must be encrypted, and the tier does not.
         """
         rule = self.rule(())
-        if rule.encrypt and not rule.permits(place) and rule._replace(encrypt=False).permits(place):
+        if rule.encrypt and not rule.permits(storage) and rule._replace(encrypt=False).permits(storage):
             raise ValueError(
                 f"tiers: the policy says encrypt=True, and the tier {name!r} has no keys: give it "
                 "keys=StoredKeys(path, master=…) of streaminfer.caching.tiers.encryption, or forbid it by "

@@ -26,7 +26,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_choice, check_count, check_instance, expected
+from streaminfer._internal.validation import check_choice, check_count, check_instance, check_secret, expected
 from streaminfer.compliance.hash_chain import Altered, Chain, RetentionEvent, Verification, verified
 from streaminfer.compliance.log_file import RetentionFile, read_events
 from streaminfer.compliance.retention import Action
@@ -48,8 +48,9 @@ ACTIONS: dict[Action, str] = {
     "evicted": "it gave way to others",
     "erased": "somebody asked for it: by subject or tag",
     "erase_failed": "somebody asked for it, and it may still be there",
+    "removed": "it was deleted by its key",
     "purged": "its time had passed, and it was removed from the medium",
-    "refused": "it was not kept: the policy does not allow it there",
+    "disallowed": "it was not stored: the policy does not allow it there",
     "held": "a legal hold began: by subject or class",
     "released": "that hold ended",
     "erase_held": "it was asked for, and a legal hold or a minimum age forbids it",
@@ -57,14 +58,14 @@ ACTIONS: dict[Action, str] = {
 """What can be recorded, in words."""
 
 _DURABLE = frozenset({"erased", "erase_failed", "held", "released", "erase_held"})
-_LEAST_SECRET = 16
+MIN_SECRET_BYTES = 16
 _MOST_KEPT = 10_000
 _HIDDEN = "[the subject]"
 
 
 @attrs.frozen(kw_only=True)
 class RetentionTotal:
-    """How often something went, of one place and class.
+    """Number of records of one action, place and class.
 
     Attributes:
         action: as in `RetentionEvent`.
@@ -123,7 +124,7 @@ class RetentionLog:
             if path is not None:
                 raise ValueError("secret: expected secret bytes that outlive the process, for a log in a file")
             secret = secrets.token_bytes(32)
-        self._secret = _check_secret(secret)
+        self._secret = check_secret("secret", secret, at_least=MIN_SECRET_BYTES)
         self._now = wall_clock or time.time_ns
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -146,7 +147,7 @@ class RetentionLog:
         subject: str | None = None,
         tag: str | None = None,
     ) -> None:
-        """Adds a record. Erasures and failed ones wait until the disk has them; others may be lost by a power cut.
+        """Add a record. Erasures and failed ones wait until the disk has them; a power cut may lose others.
 
         Args:
             action: one of ``ACTIONS``.
@@ -206,7 +207,7 @@ class RetentionLog:
 
     @property
     def records(self) -> int:
-        """How many records there are, those included that memory no longer holds."""
+        """Number of records, those included that memory no longer holds."""
         with self._locked():
             return self._chain.number
 
@@ -231,24 +232,24 @@ class RetentionLog:
         return tuple(self._holds.values())  # never changed in place: who evicts waits for no lock of a file
 
     def is_held(self, subject: str | None, tags: Iterable[str]) -> bool:
-        """Whether a legal hold is about an entry."""
+        """Return whether a legal hold is about an entry."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return any(hold.data_class in tags if hold.subject is None else hold.subject == name for hold in holds)
 
     def holds_against(self, subject: str | None, tag: str | None) -> tuple[RetentionEvent, ...]:
-        """The legal holds that an erasure may touch. Entries of a subject may be of any class, and the reverse."""
+        """Return the legal holds that an erasure may touch: a subject's entries may be of any class, and vice versa."""
         holds = self.holds
         name = None if subject is None or not holds else self._chain.pseudonym(subject)
         return tuple(hold for hold in holds if hold.subject in {None, name} or tag is not None)
 
     def totals(self) -> tuple[RetentionTotal, ...]:
-        """How often each action was recorded, by place and class, since the log began."""
+        """Return how often each action was recorded, by place and class, since the log began."""
         with self._locked():
             return tuple(self._totals.values())
 
     def pseudonym(self, subject: str) -> str:
-        """What stands in the log for a subject.
+        """Return what stands in the log for a subject.
 
         Raises:
             TypeError: not a string.
@@ -257,7 +258,7 @@ class RetentionLog:
         return self._chain.pseudonym(subject)
 
     def events_about(self, subject: str) -> tuple[RetentionEvent, ...]:
-        """What was recorded of a subject, oldest first: in the whole file, or, without one, as far as memory goes.
+        """Return the records of a subject, oldest first: of the whole file, or, without one, of what memory holds.
 
         Raises:
             TypeError: not a string.
@@ -267,7 +268,7 @@ class RetentionLog:
         return tuple(event for event in self._all() if event.subject == name)
 
     def verify(self, *, head: str | None = None) -> Verification:
-        """Checks every record of the file, or of what memory holds.
+        """Check every record of the file, or of what memory holds.
 
         Args:
             head: one that was kept elsewhere: the log must reach it. ``None``: none was.
@@ -287,7 +288,7 @@ class RetentionLog:
         return _verify(self._file.path, self._secret, size, known, head)
 
     def refresh(self) -> None:
-        """Takes note of what other processes have recorded; `record` does so too.
+        """Read what other processes have recorded; `record` does so too.
 
         Raises:
             BackendError: the file cannot be read or locked.
@@ -309,7 +310,7 @@ class RetentionLog:
             raise self._file.failed(error) from error
 
     def _absorb(self, event: RetentionEvent) -> None:
-        """An event that is in the log, this process's or another's."""
+        """Take in an event of the log, this process's or another's."""
         note_pending(self._pending, event)
         add_to(self._totals, event)
         if event.action == "held":
@@ -332,7 +333,7 @@ class RetentionLog:
 
 
 def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None = None) -> Verification:
-    """Checks the file of a log without changing it.
+    """Check the file of a log without changing it.
 
     Args:
         path: of the file.
@@ -343,7 +344,7 @@ def verify_file(path: str | os.PathLike[str], *, secret: bytes, head: str | None
         TypeError, ValueError: no secret.
         OSError: the file cannot be read.
     """
-    return _verify(Path(path), _check_secret(secret), None, (0, ""), head)
+    return _verify(Path(path), check_secret("secret", secret, at_least=MIN_SECRET_BYTES), None, (0, ""), head)
 
 
 def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str], head: str | None) -> Verification:
@@ -352,7 +353,7 @@ def _verify(path: Path, secret: bytes, size: int | None, known: tuple[int, str],
 
 
 def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> None:
-    """Keeps the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
+    """Note the latest failure of each erasure, or that it is held, until the same succeeds in the same place."""
     asked = (event.where, event.subject, event.tag)
     if event.action in {"erase_failed", "erase_held"}:
         pending[asked] = event
@@ -361,7 +362,7 @@ def note_pending(pending: dict[Any, RetentionEvent], event: RetentionEvent) -> N
 
 
 def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionEvent) -> None:
-    """Adds an event to the total of its action, place and class."""
+    """Add an event to the total of its action, place and class."""
     key = (event.action, event.where, event.data_class)
     so_far = totals.get(key)
     totals[key] = RetentionTotal(
@@ -373,11 +374,3 @@ def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionE
         first_ns=so_far.first_ns if so_far else event.at_ns,
         last_ns=event.at_ns,
     )
-
-
-def _check_secret(secret: Any) -> bytes:
-    if not isinstance(secret, bytes):
-        raise TypeError(f"secret: expected bytes, got {type(secret).__name__}")  # not shown
-    if len(secret) < _LEAST_SECRET:
-        raise ValueError(f"secret: expected at least {_LEAST_SECRET} bytes, got {len(secret)}")
-    return secret

@@ -11,16 +11,17 @@ much). What cannot be known is never called good.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_duration, check_instance
-from streaminfer.compliance.html_report import age, cells, html_table, instant, list_of, text_table, write_page
+from streaminfer.compliance.document import Document
+from streaminfer.compliance.html_report import cells, instant, list_of, text_table
 from streaminfer.compliance.retention import PRESERVED, Holding, Retention, Rule
 from streaminfer.compliance.retention_log import (
     RetentionEvent,
@@ -34,11 +35,9 @@ from streaminfer.compliance.retention_log import (
 __all__ = ["PURGE_BOUNDS_S", "ReportedHolding", "RetentionReport", "build_report"]
 
 PURGE_BOUNDS_S: Mapping[str, float] = {"memory": 0.25, "disk": 30.0}
-"""How long a place may hold what has expired, where nothing else is said: an `EdgeCache` without a clock, and a
-`DiskTier` that runs with its usual ``purge_every_s``."""
+"""How long a place may hold what has expired, where nothing else is said: of a swept `EdgeCache`, and of a `DiskTier`
+that runs with its usual ``purge_every_s``."""
 
-_SCHEMA = "streaminfer.retention-report"
-_VERSION = 1
 _ON_A_PAGE = 500
 _MARKS = {"within": "good", "empty": "good", "due": "so", "held": "so", "unknown": "so", "over": "bad"}
 _HOLDINGS = (
@@ -62,7 +61,7 @@ _Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 @attrs.frozen(kw_only=True)
 class ReportedHolding:
-    """What one place holds of one class, against the policy.
+    """Entries of one class in one place, against the policy.
 
     Attributes:
         where: the place.
@@ -86,8 +85,8 @@ class ReportedHolding:
 
 
 @attrs.frozen(kw_only=True)
-class RetentionReport:
-    """What is kept, what went, and what is wrong with it, at one instant; made by :func:`build_report`.
+class RetentionReport(Document):
+    """Inventory, deletions and violations at one instant; made by :func:`build_report`.
 
     Attributes:
         at_ns: that instant, nanoseconds of the wall clock.
@@ -106,18 +105,20 @@ class RetentionReport:
     totals: tuple[RetentionTotal, ...]
     erasures: tuple[RetentionEvent, ...]
     pending: tuple[RetentionEvent, ...]
-    log: Verification | None
     holds: tuple[RetentionEvent, ...] = ()
+    log: Verification | None
+    schema = "streaminfer.retention-report"
+    title = "Retention report"
 
     @property
     def violations(self) -> list[str]:
-        """What must not be so, in words; empty: nothing that is known."""
+        """Violations in words; empty: none is known."""
         found = []
         for it in self.holdings:
             if it.state == "over":
                 found.append(
-                    f"{it.where} holds {_class(it.data_class)} that is {age(it.oldest_age_s)} old: {age(it.max_age_s)} "
-                    f"are allowed, and {age(it.purge_bound_s)} to remove it"
+                    f"{it.where} holds {_class(it.data_class)} that is {format_duration(it.oldest_age_s)} old: "
+                    f"{format_duration(it.max_age_s)} are allowed, and {format_duration(it.purge_bound_s)} to remove it"
                 )
             elif it.max_age_s is None and it.entries:
                 found.append(f"{it.where} holds {it.entries} entries of {_class(it.data_class)}: the policy has none")
@@ -135,35 +136,12 @@ class RetentionReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values, in the layout that ``schema`` and ``version`` name."""
-        return {
-            "schema": _SCHEMA,
-            "version": _VERSION,
-            "at_ns": self.at_ns,
-            "violations": self.violations,
-            "rules": [rule._asdict() for rule in self.rules],
-            "holdings": [attrs.asdict(it) for it in self.holdings],
-            "totals": [attrs.asdict(it) for it in self.totals],
-            "erasures": [event.to_dict() for event in self.erasures],
-            "pending": [event.to_dict() for event in self.pending],
-            "holds": [event.to_dict() for event in self.holds],
-            "log": None if self.log is None else attrs.asdict(self.log),
-        }
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        first = {"schema": self.schema, "version": self.version, "at_ns": self.at_ns, "violations": self.violations}
+        return {**first, **super().to_dict()}
 
-    def to_json(self) -> str:
-        """The same as JSON, indented; the same report gives the same text."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """A page to read, with nothing in it that comes from elsewhere.
-
-        Args:
-            path: of a file to write it to; ``None``: only returned.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        return write_page(f"Retention report, {instant(self.at_ns)}", self._body("h1", "h2"), path)
+    def _page(self) -> str:
+        return self._body("h1", "h2")
 
     def _repr_html_(self) -> str:
         return self._body("h3", "h4")
@@ -183,7 +161,7 @@ class RetentionReport:
         for name, columns, records in sections:
             if records:
                 rows = (cells(it, columns[0]) for it in records)
-                table = html_table(columns[1], rows, _mark_holding if columns is _HOLDINGS else _no_mark)
+                table = html_table(rows, head=columns[1], mark=_mark_holding if columns is _HOLDINGS else None)
                 parts.append(f"<{heading}>{name}</{heading}>{table}")
             if name == "Erasures" and len(self.erasures) > _ON_A_PAGE:
                 parts.append(f"<p>{len(self.erasures) - _ON_A_PAGE} earlier ones are in the JSON.</p>")
@@ -211,7 +189,7 @@ def build_report(
     at_ns: int | None = None,
     purge_bounds_s: Mapping[str, float] = PURGE_BOUNDS_S,
 ) -> RetentionReport:
-    """Puts together what is kept, what may be kept, and what went.
+    """Build a report of what is stored, what may be stored, and what went.
 
     Args:
         policy: what may be kept, and for how long.
@@ -281,10 +259,6 @@ def _text_of(columns: _Columns, records: Iterable[Any]) -> str:
 
 def _mark_holding(row: Sequence[str]) -> str:
     return _MARKS[row[0]]
-
-
-def _no_mark(_: Sequence[str]) -> str:
-    return ""
 
 
 def _class(name: str) -> str:

@@ -25,7 +25,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
 
 
 def content_path(body: bytes | bytearray | memoryview, *, version: str, prefix: str = "/v1/infer") -> str:
-    """The path under which the answer to a posted body can be had with GET.
+    """Return the path under which GET returns the response to a posted body.
 
     Args:
         body: the whole body of the request, as sent. All bodies under one prefix are of one content type: the same

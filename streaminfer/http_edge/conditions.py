@@ -35,7 +35,7 @@ def answer_conditional(
     response_headers: Mapping[str, str],
     body: bytes = b"",
 ) -> tuple[int, dict[str, str], bytes]:
-    """What to send where the answer would be a 200.
+    """Return what to send where the response would be a 200.
 
     Call it with what the 200 would bear. Where that is known before the body is (a weak tag from the content key),
     a 304 saves computing it: call it without a body first.
@@ -70,7 +70,7 @@ def answer_conditional(
 
 
 def _conditions(headers: Mapping[str, str] | Pairs) -> dict[str, str]:
-    """The fields of conditions, by name in lower case; several of one name are one list (RFC 9110 §5.3)."""
+    """Return the fields of conditions, by name in lower case; several of one name are one list (RFC 9110 §5.3)."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     found: dict[str, str] = {}
     for name, value in pairs:
@@ -107,7 +107,7 @@ def _status(method: str, conditions: dict[str, str], headers: Mapping[str, str])
 
 
 def _changed_since(date: str | None, headers: Mapping[str, str]) -> bool | None:
-    """Whether the answer is later than a date; ``None``: there is no date, or none to compare it with."""
+    """Return whether the response is later than a date; ``None``: there is no date, or none to compare it with."""
     if date is None or "last-modified" not in headers:
         return None
     changed_s = parse_http_date(headers["last-modified"], 0)

@@ -1,4 +1,4 @@
-"""What the header of an answer says to caches on its way: who may keep it, for how long, and how to ask again.
+"""Header fields of a response for the caches on its way: which may store it, for how long, and how to revalidate it.
 
 **Who.** An answer that is degraded, that belongs to a live stream, that the request or the computation forbids to keep,
 or that carries somebody's data (``subject``) is ``no-store``: a copy outside cannot be erased. An answer to a tenant,
@@ -42,7 +42,7 @@ def _names(value: Any) -> Any:
 
 @attrs.frozen(kw_only=True)
 class EdgePolicy:
-    """What caches outside the process may do with the answers of one service.
+    """Policy for the caches outside the process that store the responses of one service.
 
     Args:
         fresh_s: for how long a copy is used without asking, seconds ≥ 1. An erasure takes this long to reach it.
@@ -111,7 +111,9 @@ def edge_headers(
     store: bool = True,
     authorized: bool = False,
 ) -> dict[str, str]:
-    """The header fields about caching of a successful answer (2xx); an error wants ``cache-control: no-store``.
+    """Return the header fields about caching of a successful response (2xx).
+
+    An error wants ``cache-control: no-store``.
 
     Args:
         policy: what caches may do.
@@ -176,7 +178,7 @@ def edge_headers(
 
 
 def _cache_control(policy: EdgePolicy, fresh: int, age: int, beyond_s: float, *, personal: bool) -> str:
-    """Both windows begin when freshness ends, and end with the lifetime, ``beyond_s`` later."""
+    """Return the field; both windows begin when freshness ends, and end with the lifetime, ``beyond_s`` later."""
     who = ""
     if personal:
         who = "public, " if policy.share_tenants else "private, "
@@ -201,7 +203,7 @@ def _ending(policy: EdgePolicy, beyond_s: float) -> str:
 
 
 def _whole(name: str, seconds: Any) -> int:
-    """The whole second of an instant."""
+    """Return the whole second of an instant."""
     if type(seconds) is not float and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
         raise TypeError(expected(name, "seconds since 1970", seconds))
     if not 0 <= seconds <= _LATEST_S:

@@ -29,7 +29,7 @@ _digest: Callable[[Any], str] | None = None
 
 
 def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -> str:
-    """The value of an ``ETag`` field.
+    """Return the value of an ``ETag`` field.
 
     Args:
         content: for a strong tag the body as it is sent, with its content coding; for a weak one anything that says
@@ -58,12 +58,12 @@ def entity_tag(content: bytes | bytearray | memoryview, *, weak: bool = False) -
 
 
 def is_entity_tag(text: str) -> bool:
-    """Whether this is one well-formed tag."""
+    """Return whether this is one well-formed tag."""
     return _ONE.fullmatch(text) is not None
 
 
 def compares_weakly(field: str, tag: str) -> bool:
-    """Whether a list of tags names this one, strong or weak, as ``If-None-Match`` compares.
+    """Return whether a list of tags names this one, strong or weak, as ``If-None-Match`` compares.
 
     A list that is not well formed names nothing.
     """
@@ -71,7 +71,7 @@ def compares_weakly(field: str, tag: str) -> bool:
 
 
 def compares_strongly(field: str, tag: str) -> bool:
-    """Whether a list of tags names this very one, and it is strong, as ``If-Match`` compares."""
+    """Return whether a list of tags names this very one, and it is strong, as ``If-Match`` compares."""
     return not tag.startswith("W/") and tag in _tags(field)
 
 

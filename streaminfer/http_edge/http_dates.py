@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from datetime import UTC, datetime
+from email.utils import formatdate
 
 __all__ = ["http_date", "parse_http_date"]
 
@@ -26,7 +27,7 @@ _FORMS = (
 
 @functools.lru_cache(maxsize=64)
 def http_date(second: int) -> str:
-    """An instant as ``Sun, 06 Nov 1994 08:49:37 GMT``.
+    """Return an instant as ``Sun, 06 Nov 1994 08:49:37 GMT``.
 
     Args:
         second: whole seconds since 1970, UTC.
@@ -34,15 +35,11 @@ def http_date(second: int) -> str:
     Raises:
         ValueError, OverflowError, OSError: not within the years 1 to 9999.
     """
-    at = datetime.fromtimestamp(second, UTC)
-    return (
-        f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} "
-        f"{at.hour:02}:{at.minute:02}:{at.second:02} GMT"
-    )
+    return formatdate(second, usegmt=True)
 
 
 def parse_http_date(text: str, now_s: int) -> int | None:
-    """The instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
+    """Return the instant that a date names, in whole seconds since 1970; ``None``: this is no date of HTTP.
 
     Args:
         text: what the field holds.

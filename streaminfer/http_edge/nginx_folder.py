@@ -37,7 +37,7 @@ class NginxFolder:
         self.purge_bound_s = check_duration("purge_bound_s", purge_bound_s)
 
     def remains(self, now_s: float, max_age_s: float) -> Iterator[tuple[str, str]]:
-        """The names of files that must not be there, and why.
+        """Yield the names of files that must not be there, and why.
 
         Args:
             now_s: the present by the wall clock, seconds since 1970.

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import find_inward, is_backend, is_service
+from streaminfer.protocols import adapt, is_backend, is_service
 from streaminfer.request import Batch, Request
 
-__all__ = ["kind_of", "may_repeat", "name_of", "refuse_awaitable", "refuse_copy", "repeats"]
+__all__ = ["kind_of", "may_repeat", "refuse_awaitable", "refuse_copy", "repeats"]
 
 
 def kind_of(inner: Any) -> str:
@@ -50,11 +50,6 @@ def refuse_copy(guard: Any) -> Any:
     raise TypeError(f"{guard!r} holds the state of calls in flight and cannot be copied; make another one")
 
 
-def name_of(inner: Any) -> str:
-    """What errors and answers call it."""
-    return str(getattr(inner, "name", None) or type(inner).__name__)
-
-
 def repeats(inner: Any, idempotent: bool | None) -> bool | None:
     """Whether requests may be sent more than once.
 
@@ -65,7 +60,7 @@ def repeats(inner: Any, idempotent: bool | None) -> bool | None:
     Returns:
         True: all; False: none; ``None``: those that belong to no stream.
     """
-    return idempotent if idempotent is not None else find_inward(inner, "idempotent", None)
+    return idempotent if idempotent is not None else adapt(inner).capabilities().idempotent
 
 
 def may_repeat(sent: Request | Batch, rule: bool | None) -> bool:
@@ -76,4 +71,4 @@ def may_repeat(sent: Request | Batch, rule: bool | None) -> bool:
     if rule is not None:
         return rule
     rows: Iterable[Any] = sent.rows if isinstance(sent, Batch) else (sent,)
-    return all(getattr(row, "stream_id", None) is None for row in rows)
+    return all(row is None or row.stream_id is None for row in rows)

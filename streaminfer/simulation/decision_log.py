@@ -5,19 +5,17 @@ in NumPy arrays, to be read, drawn, tabulated, or replayed with another policy. 
 times: each holds the last so many entries. Only the counters by reason cover everything since the start.
 """
 
-from html import escape
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_count, check_duration, check_instance
 from streaminfer.batching.queue._event_ring_cy import EventRing
 from streaminfer.simulation.timeline_plot import draw_timeline
-
-if TYPE_CHECKING:
-    from streaminfer.simulation.trace import Trace
+from streaminfer.simulation.trace import Trace
 
 __all__ = ["DROP_REASONS", "RELEASE_REASONS", "DecisionLog"]
 
@@ -167,11 +165,19 @@ class DecisionLog:
             running=running[drawn],
         )
 
-    def to_trace(self) -> "Trace":
-        """The arrivals as a `Trace`, to be simulated again with other settings."""
-        from streaminfer.simulation.trace import Trace  # noqa: PLC0415 - a trace knows logs, not the reverse
+    def to_trace(self) -> Trace:
+        """Return the arrivals as a `Trace`, to simulate them with other settings.
 
-        return Trace.from_log(self)
+        The log may begin in the middle of a burst: requests that were queued by then are not part of the trace.
+        """
+        order = np.argsort(self.arrivals_ns, kind="stable")
+        arrivals_ns, limits_ns = self.arrivals_ns[order], self.limits_ns[order]
+        # the difference first: float64 would round an instant of a clock that has run for months
+        return Trace(
+            (arrivals_ns - arrivals_ns[:1]) / 1e9,
+            np.where(limits_ns > 0, limits_ns / 1e9, np.inf),
+            self.priorities[order],
+        )
 
     def _batch_in_words(self, at: int) -> str:
         reason, start_ns, end_ns = self.reasons[at], self.batch_starts_ns[at], self.batch_ends_ns[at]
@@ -214,12 +220,8 @@ class DecisionLog:
             ("drops", reason, count, "", DROP_REASONS.get(reason, _NO_WORDS))
             for reason, count in _most_first(self.dropped)
         ]
-        head = "".join(f"<th>{cell}</th>" for cell in ("", "reason", "since the start", "recent mean size", "because"))
-        body = "".join(
-            "<tr>" + "".join(f'<td style="text-align:left">{escape(str(cell))}</td>' for cell in row) + "</tr>"
-            for row in rows
-        )
-        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = ("", "reason", "since the start", "recent mean size", "because")
+        return html_table(rows, head=head, caption=repr(self))
 
 
 def _requests(count: Any) -> str:

@@ -31,7 +31,7 @@ from streaminfer.batching.assembly.unbatch import split_rows
 from streaminfer.batching.service_time.isotonic import isotonic_curve
 from streaminfer.batching.service_time.service_time import ServiceTime
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, find_inward, is_backend
+from streaminfer.protocols import Clock, adapt, is_backend
 from streaminfer.request import Request
 
 __all__ = ["profile"]
@@ -116,7 +116,7 @@ async def profile(
     given = as_buckets(buckets)
     assembler = Assembler(
         stack=stack,
-        batch_axes=find_inward(inner, "batch_axes", {}),
+        batch_axes=adapt(inner).capabilities().batch_axes,
         max_batch_size=max_batch_size,
         buckets=given,
         preferred_sizes=preferred_sizes,
@@ -206,7 +206,7 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
         raise TypeError(expected("examples", what, examples))
     if not examples:
         raise ValueError(expected("examples", what, examples))
-    validate = find_inward(inner, "validate", None)
+    validate = adapt(inner).capabilities().validate
     rows: dict[int, list[Any]] = {}
     for number, example in enumerate(examples):
         row = assembler.prepare(example)

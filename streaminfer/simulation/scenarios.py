@@ -12,13 +12,13 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import attrs
 import numpy as np
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_duration, check_instance, expected
 from streaminfer.batching.policy import PolicyName
 from streaminfer.batching.service_time.service_time import ServiceTime
@@ -216,12 +216,7 @@ class ScenarioTable(Sequence[Scenario]):
 
     def _repr_html_(self) -> str:
         title, (head, *rows) = self._table()
-
-        def cells(row: list[str], tag: str) -> str:
-            return "".join(f'<{tag} style="text-align:right">{escape(cell)}</{tag}>' for cell in row)
-
-        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-        return f"<p>{escape(title)}</p><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(rows, head=head, caption=title)
 
 
 def what_if(

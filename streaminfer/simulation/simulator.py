@@ -16,7 +16,7 @@ Complexity: O(log n) an event, with 2 events a request and 1 a batch, and what t
 with the greedy policy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -27,7 +27,16 @@ from numpy.typing import ArrayLike, NDArray
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.batching.planner import kernel_loader
 from streaminfer.batching.planner.lookahead import Lookahead
-from streaminfer.batching.policy import POLICY_NAMES, Decision, Greedy, Policy, PolicyName, Timer
+from streaminfer.batching.policy import (
+    POLICY_NAMES,
+    Decision,
+    Greedy,
+    Policy,
+    PolicyName,
+    Timer,
+    adapt_policy,
+    is_policy,
+)
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Run, Ticket
 from streaminfer.batching.service_time.service_time import ServiceTime
@@ -159,11 +168,13 @@ class _Simulation:
     free: list[int] = attrs.field(init=False)  # heap of workers
     running: list[tuple[int, int, Run]] = attrs.field(init=False, factory=list)  # heap of end, worker, batch
     look_again_ns: int = attrs.field(init=False, default=NEVER)
+    finished: Callable[..., object] | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.ends_ns = [-1] * len(self.arrivals_ns)
         self.queue = RequestQueue(max(1, len(self.arrivals_ns)))
         self.free = list(range(self.workers))
+        self.finished = adapt_policy(self.policy).finished
 
     def run(self) -> None:
         """Moves from event to event until nothing is left to happen."""
@@ -241,9 +252,8 @@ class _Simulation:
         heappush(self.free, worker)
         if run.live:
             self.queue.deliver(run, run.inputs, run.started_ns, now_ns)
-        finished = getattr(self.policy, "finished", None)
-        if finished is not None:
-            finished(len(run.inputs), now_ns - run.started_ns, now_ns)
+        if self.finished is not None:
+            self.finished(len(run.inputs), now_ns - run.started_ns, now_ns)
 
 
 class _Caller:
@@ -267,7 +277,7 @@ def _policy(
     if delay_s and not (isinstance(policy, str) and policy == "timer"):
         raise ValueError(expected("max_queue_delay_s", f"0 with policy={policy!r}", delay_s))
     if not isinstance(policy, str):
-        if not callable(getattr(policy, "decide", None)):
+        if not is_policy(policy):
             raise TypeError(expected("policy", "a policy's name or an object with decide", policy))
         made = policy
     elif check_choice("policy", policy, POLICY_NAMES) == "greedy":

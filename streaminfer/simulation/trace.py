@@ -13,9 +13,8 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import expected
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
-from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["Trace"]
 
@@ -58,26 +57,6 @@ class Trace:
     ) -> None:
         arrivals = _from_zero(arrivals_s)
         self.__attrs_init__(arrivals, _limits(limits_s, arrivals.size), _priorities(priorities, arrivals.size))
-
-    @classmethod
-    def from_log(cls, log: DecisionLog) -> Self:
-        """The arrivals that a decision log still knows.
-
-        Args:
-            log: of a batcher. Its window may begin in the middle of a rush: what waited then is not part of the trace.
-
-        Raises:
-            TypeError: something else.
-        """
-        check_instance("log", log, lambda value: isinstance(value, DecisionLog), "a DecisionLog")
-        order = np.argsort(log.arrivals_ns, kind="stable")
-        arrivals_ns, limits_ns = log.arrivals_ns[order], log.limits_ns[order]
-        # the difference first: float64 would round an instant of a clock that has run for months
-        return cls(
-            (arrivals_ns - arrivals_ns[:1]) / 1e9,
-            np.where(limits_ns > 0, limits_ns / 1e9, np.inf),
-            log.priorities[order],
-        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -4,10 +4,10 @@ from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CH
 
 cdef class Recorder:
     cdef CHistogramState _latency
-    cdef CHistogramState _queued
-    cdef CHistogramState _assembled
-    cdef CHistogramState _inferred
-    cdef CHistogramState _handed_back
+    cdef CHistogramState _queue
+    cdef CHistogramState _assembly
+    cdef CHistogramState _inference
+    cdef CHistogramState _delivery
     cdef readonly Py_ssize_t started
     cdef readonly Py_ssize_t degraded
     cdef readonly dict errors

@@ -1,4 +1,4 @@
-"""What one request adds to a service's telemetry: five durations, its outcome and its batch size, in one compiled call.
+"""Recorder of one service: five durations, the outcome and the batch size of a request, in one compiled call.
 
 One source, compiled with the C types of ``_recorder_cy.pxd`` or run as it is. In the compiled build under the
 interpreter lock each method is atomic: the keys of its dictionaries are plain strings and small integers, which are
@@ -17,28 +17,28 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Histograms of the whole latency and of its parts, and how many answers came from batches of which size.
+    """Histograms of the whole latency and of its parts, and responses by batch size.
 
     Args:
-        latency: from the call of the service to its answer.
-        queued: waiting for a worker and for company.
-        assembled: from the release of the batch until its inputs stood together, waiting for a thread included.
-        inferred: the model.
-        handed_back: from the model's answer until the caller of the service had it.
+        latency: from the call of the service to its response.
+        queue: until the batch was released to a worker.
+        assembly: from the release of the batch until its inputs were assembled, the wait for a thread included.
+        inference: the model.
+        delivery: from the model's return until the caller of the service had the response.
 
     Attributes:
-        started: requests that came.
-        degraded: how many answers were lesser ones.
-        errors: how many requests ended without an answer, by the name of the reason.
-        batch_sizes: how many answers came from batches of which size.
+        started: requests.
+        degraded: degraded responses.
+        errors: requests that completed without a response, by error.
+        batch_sizes: responses by the size of their batch.
     """
 
     __slots__ = (
-        "_assembled",
-        "_handed_back",
-        "_inferred",
+        "_assembly",
+        "_delivery",
+        "_inference",
         "_latency",
-        "_queued",
+        "_queue",
         "batch_sizes",
         "degraded",
         "errors",
@@ -48,36 +48,36 @@ class Recorder:
     def __init__(
         self,
         latency: HistogramState,
-        queued: HistogramState,
-        assembled: HistogramState,
-        inferred: HistogramState,
-        handed_back: HistogramState,
+        queue: HistogramState,
+        assembly: HistogramState,
+        inference: HistogramState,
+        delivery: HistogramState,
     ) -> None:
         self._latency = latency
-        self._queued = queued
-        self._assembled = assembled
-        self._inferred = inferred
-        self._handed_back = handed_back
+        self._queue = queue
+        self._assembly = assembly
+        self._inference = inference
+        self._delivery = delivery
         self.started = 0
         self.degraded = 0
         self.errors: dict[str, int] = {}
         self.batch_sizes: dict[int, int] = {}
 
     def begin(self) -> None:
-        """Counts a request that came."""
+        """Count a request."""
         self.started += 1
 
     def fail(self, reason: str) -> None:
-        """Counts a request that ended without an answer."""
+        """Count a request that completed without a response."""
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
     def answer(self, response: Response, started_ns: int, now_ns: int) -> None:
-        """Counts one answer.
+        """Count one response.
 
         Args:
-            response: the answer, with its batch's timings if one took part.
-            started_ns: when the service was called.
-            now_ns: when its answer came.
+            response: with the timings of its batch, if there was one.
+            started_ns: the instant of the call.
+            now_ns: the instant of the response.
         """
         if response.degraded:
             self.degraded += 1
@@ -85,13 +85,13 @@ class Recorder:
         timings = response.timings
         if timings is None:
             return
-        self._queued.count_ns(max(timings.started_ns - timings.enqueued_ns, 0))
-        self._assembled.count_ns(max(timings.assembled_ns - timings.started_ns, 0))
-        self._inferred.count_ns(max(timings.inferred_ns - timings.assembled_ns, 0))
-        self._handed_back.count_ns(max(now_ns - timings.inferred_ns, 0))
+        self._queue.count_ns(max(timings.started_ns - timings.enqueued_ns, 0))
+        self._assembly.count_ns(max(timings.assembled_ns - timings.started_ns, 0))
+        self._inference.count_ns(max(timings.inferred_ns - timings.assembled_ns, 0))
+        self._delivery.count_ns(max(now_ns - timings.inferred_ns, 0))
         size = timings.batch_size
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
 
     def record(self, started_ns: int, now_ns: int) -> None:
-        """Counts one duration that has no parts: a function's."""
+        """Count one duration without parts: a function's."""
         self._latency.count_ns(max(now_ns - started_ns, 0))

@@ -1,9 +1,10 @@
-"""What a service did so far, as frozen snapshots with histograms of their own."""
+"""Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.objectives.alerts import Alert
@@ -13,25 +14,25 @@ __all__ = ["SloStatistics", "TelemetryStatistics"]
 
 @attrs.frozen(kw_only=True)
 class SloStatistics(Snapshot):
-    """How an objective stands.
+    """State of an objective.
 
-    Counting rule: answers within ``threshold_s`` are good; later ones and errors are bad; what the caller did (invalid
-    input, cancellation) is neither.
+    Counting rule: responses within ``threshold_s`` are good; later ones and errors are bad; the caller's own outcomes
+    (invalid input, cancellation) are neither.
 
     Attributes:
         name: the objective.
-        threshold_s: seconds within which an answer is good.
+        threshold_s: seconds within which a response is good.
         objective: share of events that must be good.
         period_s: seconds over which the budget is counted.
         good: good events in the period.
-        bad: bad events in the period, refusals included.
-        refused: refusals in the period: `Overloaded` and `CircuitOpen`.
-        ignored: outcomes since the beginning that were no events.
+        bad: bad events in the period, rejections included.
+        rejected: rejections in the period: `Overloaded` and `CircuitOpen`.
+        ignored: outcomes since the start that were no events.
         budget_remaining: share of the period's budget that is left; may be negative.
         burn_rates: burn rate of each watched window, by its seconds, ascending.
-        burning: what :meth:`SLO.burning` said.
-        alerts: those that fired.
-        callback_errors: how often a callback raised.
+        burning: the result of :meth:`SLO.burning`.
+        alerts: those that fire.
+        callback_errors: exceptions of callbacks.
     """
 
     name: str
@@ -40,7 +41,7 @@ class SloStatistics(Snapshot):
     period_s: float
     good: int
     bad: int
-    refused: int
+    rejected: int
     ignored: int
     budget_remaining: float
     burn_rates: Mapping[float, float]
@@ -62,75 +63,71 @@ class SloStatistics(Snapshot):
         )
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         rows = [
             ("objective", f"{self.objective:.6g} within {self.threshold_s:g} s"),
             ("good", f"{self.good:,}"),
-            ("bad", f"{self.bad:,} ({self.refused:,} refused)"),
+            ("bad", f"{self.bad:,} ({self.rejected:,} rejected)"),
             ("budget left", f"{self.budget_remaining:.1%}"),
             ("burning", "yes" if self.burning else "no"),
             *((f"burn rate, {seconds:g} s", f"{rate:.3g}") for seconds, rate in self.burn_rates.items()),
             *((f"since {alert.since_ns} ns", str(alert)) for alert in self.alerts),
         ]
-        cells = "".join(f"<tr><th>{head}</th><td>{html.escape(text)}</td></tr>" for head, text in rows)
-        return f"<table><caption>{html.escape(self.name)}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name)
 
 
 @attrs.frozen(kw_only=True)
 class TelemetryStatistics(Snapshot):
     """Latency, its parts and the outcomes of the requests of one service.
 
-    Counting rule: every request that ended is counted once in ``outcomes``; only answers are in the histograms, and
-    only answers that a batcher took part in are in those of the parts.
+    Counting rule: every completed request is counted once in ``outcomes``; only responses are in the histograms, and
+    only those of a batcher are in the histograms of the parts.
 
     Attributes:
         name: the service.
-        in_flight: requests that have not ended yet.
-        outcomes: how many requests ended how: ``"ok"``, ``"degraded"``, ``"cancelled"``, or the class name of their
+        in_flight: requests that have not completed.
+        outcomes: completed requests by outcome: ``"ok"``, ``"degraded"``, ``"cancelled"``, or the class name of their
             error.
-        latency: from the call of the service to its answer.
-        queued: waiting for a worker and for company.
-        assembled: from the release of the batch until its inputs stood together, waiting for a thread included.
-        inferred: the model.
-        handed_back: from the model's answer until the caller had it.
-        batch_sizes: how many answers came from batches of which size.
-        server_parts: means, in seconds, of what the servers behind say of their own times, by part: they divide
-            ``inferred``. A server counts the requests of all its clients, and since it was first asked; empty without a
-            server that says any.
-        slo: how its objective stands; ``None`` without one.
+        latency: from the call of the service to its response.
+        queue: until the batch was released to a worker.
+        assembly: from the release of the batch until its inputs were assembled, the wait for a thread included.
+        inference: the model.
+        delivery: from the model's return until the caller had the response.
+        batch_sizes: responses by the size of their batch.
+        server_parts: mean seconds inside the servers, by part: they divide ``inference``. A server counts the requests
+            of all its clients, since it was first read; empty without a server that has statistics.
+        slo: state of its objective; ``None`` without one.
     """
 
     name: str
     in_flight: int
     outcomes: Mapping[str, int]
     latency: LatencyHistogram
-    queued: LatencyHistogram
-    assembled: LatencyHistogram
-    inferred: LatencyHistogram
-    handed_back: LatencyHistogram
+    queue: LatencyHistogram
+    assembly: LatencyHistogram
+    inference: LatencyHistogram
+    delivery: LatencyHistogram
     batch_sizes: Mapping[int, int]
     server_parts: Mapping[str, float] = attrs.field(factory=dict)
     slo: SloStatistics | None = None
 
     @property
     def requests(self) -> int:
-        """Requests that ended."""
+        """Completed requests."""
         return sum(self.outcomes.values())
 
     @property
-    def answered(self) -> int:
-        """Requests that got an answer, degraded ones included."""
+    def succeeded(self) -> int:
+        """Requests that got a response, degraded ones included."""
         return self.latency.count
 
     @property
     def mean_batch_size(self) -> float:
-        """Mean size of the batches that answered, each batch counted once; 0.0 before the first."""
+        """Mean size of the batches that succeeded, each batch counted once; 0.0 before the first."""
         batches = sum(count / size for size, count in self.batch_sizes.items())
         return sum(self.batch_sizes.values()) / batches if batches else 0.0
 
     def share_on_time(self, threshold_s: float) -> float:
-        """Share of all requests that ended with an answer within ``threshold_s``; refusals and errors are not on time.
+        """Return the share of completed requests with a response within ``threshold_s``; errors are not on time.
 
         Args:
             threshold_s: seconds.
@@ -140,15 +137,15 @@ class TelemetryStatistics(Snapshot):
         """
         if not self.requests:
             return float("nan")
-        return self.latency.share_within(threshold_s) * self.answered / self.requests if self.answered else 0.0
+        return self.latency.share_within(threshold_s) * self.succeeded / self.requests if self.succeeded else 0.0
 
     def parts(self) -> Mapping[str, LatencyHistogram]:
-        """The parts of the latency in the order in which they happen."""
+        """Return the parts of the latency in the order in which they happen."""
         return {
-            "queued": self.queued,
-            "assembled": self.assembled,
-            "inferred": self.inferred,
-            "handed back": self.handed_back,
+            "queue": self.queue,
+            "assembly": self.assembly,
+            "inference": self.inference,
+            "delivery": self.delivery,
         }
 
     def __repr__(self) -> str:
@@ -156,21 +153,17 @@ class TelemetryStatistics(Snapshot):
         return f"<TelemetryStatistics {self.name!r}: {ended}; latency {self.latency!r}>"
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        quantiles = (0.5, 0.99, 0.999, 1.0)
-        rows = []
-        for name, histogram in {"latency": self.latency, **self.parts()}.items():
-            cells = "".join(f"<td>{histogram.quantile(q) * 1e3:.3f}</td>" for q in quantiles)
-            rows.append(f"<tr><th>{name}</th><td>{histogram.count}</td>{cells}</tr>")
-        for name, mean_s in self.server_parts.items():
-            cells = f'<td colspan="4">mean {mean_s * 1e3:.3f}, of all its clients</td>'
-            rows.append(f"<tr><th>{html.escape(name)}</th><td></td>{cells}</tr>")
-        ended = html.escape(", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items()))
-        return (
-            f"<table><caption>{html.escape(self.name)} — {ended}; mean batch {self.mean_batch_size:.1f}</caption>"
-            "<tr><th>ms</th><th>count</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th></tr>"
-            + "".join(rows)
-            + "</table>"
-            + (self.slo._repr_html_() if self.slo is not None else "")
+        rows: list[tuple[str, ...]] = [
+            (name, f"{histogram.count:,}", *(f"{histogram.quantile(q) * 1e3:.3f}" for q in (0.5, 0.99, 0.999, 1.0)))
+            for name, histogram in {"latency": self.latency, **self.parts()}.items()
+        ]
+        rows += [
+            (name, "", f"mean {mean_s * 1e3:.3f}, of all its clients") for name, mean_s in self.server_parts.items()
+        ]
+        ended = ", ".join(f"{outcome} {count}" for outcome, count in self.outcomes.items())
+        table = html_table(
+            rows,
+            head=("ms", "count", "p50", "p99", "p99.9", "max"),
+            caption=f"{self.name}: {ended}; mean batch {self.mean_batch_size:.1f}",
         )
+        return table if self.slo is None else table + self.slo._repr_html_()

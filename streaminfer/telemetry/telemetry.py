@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
-from streaminfer.protocols import Clock, P, R, Service, find_inward, is_backend, is_service
+from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import Request, Response
+from streaminfer.sync_layer import SyncService
 from streaminfer.telemetry._recorder_cy import Recorder
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
@@ -88,7 +89,7 @@ class Telemetry:
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
         degraded = self._recorder.degraded  # before the histogram, to which an answer comes last
-        latency, queued, assembled, inferred, handed_back = (histogram.copy() for histogram in self._histograms)
+        latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
         outcomes = {outcome: count for outcome, count in outcomes.items() if count}
@@ -97,10 +98,10 @@ class Telemetry:
             in_flight=recorder.started - sum(outcomes.values()),
             outcomes=outcomes,
             latency=latency,
-            queued=queued,
-            assembled=assembled,
-            inferred=inferred,
-            handed_back=handed_back,
+            queue=queue,
+            assembly=assembly,
+            inference=inference,
+            delivery=delivery,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
@@ -109,7 +110,7 @@ class Telemetry:
     def _server_parts(self) -> Mapping[str, float]:
         found: dict[str, float] = {}
         for service in tuple(self._services):
-            ask = find_inward(service.inner, "server_parts", None)
+            ask = adapt(service.inner).capabilities().server_parts
             if ask is not None:
                 found.update(ask())
         return found
@@ -172,31 +173,39 @@ class Telemetry:
         return f"<Telemetry({self.name!r}): {self._recorder.started} requests>"
 
 
-class _RecordedService:
+class _RecordedService(SyncService):
     """A service whose every request is recorded."""
 
-    def __init__(self, telemetry: Telemetry, inner: Any) -> None:
-        self.inner = inner
-        self.observer = telemetry
-        self._call = inner.call
+    sees_invalid = True
 
-    async def call(self, request: Request) -> Response:
-        observer = self.observer
-        observer._begin_safely()
-        started_ns = observer.clock()
+    def __init__(self, telemetry: Telemetry, inner: Any) -> None:
+        super().__init__(inner, telemetry)
+        self._telemetry = telemetry
+
+    @property
+    def clock(self) -> Clock:
+        return self._telemetry.clock
+
+    def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request counts
+        telemetry = self._telemetry
         try:
-            response: Response = await self._call(request)
-        except BaseException as error:
-            observer._fail_safely(error)
-            raise
-        try:
-            observer.answer(response, started_ns, observer.clock())
+            telemetry.begin()
         except LISTENER_ERRORS as failure:
-            observer._failures.report(observer, "an answer", failure)
-        return response
+            telemetry._failures.report(telemetry, "the begin of a request", failure)
+        return now_ns
+
+    def exit(self, request: Request, token: int, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
+        telemetry = self._telemetry
+        if isinstance(outcome, BaseException):
+            telemetry._fail_safely(outcome)
+            return
+        try:
+            telemetry.answer(outcome, token, now_ns)
+        except LISTENER_ERRORS as failure:
+            telemetry._failures.report(telemetry, "an answer", failure)
 
     def __repr__(self) -> str:
-        return f"{self.observer!r} in front of {self.inner!r}"
+        return f"{self._telemetry!r} in front of {self.inner!r}"
 
 
 def _recorder_with(slo: "SLO", histograms: list[LatencyHistogram], clock: Clock | None) -> Recorder:

@@ -1,14 +1,13 @@
 """`si.prove`: it finds every remain that is planted, in each place, and nothing where nothing remains."""
 
 import asyncio
-import importlib.util
-import pathlib
 import random
 import shutil
 import time
 
 import numpy as np
 import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
@@ -16,24 +15,9 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.http_edge import NginxFolder
 
-_spec = importlib.util.spec_from_file_location(
-    "_redis_server", pathlib.Path(__file__).parents[1] / "caching/tiers/test_redis.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-
 S = 10**9
 MASTER = b"m" * 32
 FACE = b"a face that must not be found on any medium"
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _module.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -76,12 +60,12 @@ class Site:
 
     async def ask(self, service, number, subject, tags=()):
         await service(float(number), subject=subject, tags=tags)
-        while any(tier.waiting for tier in self.cache.tiers.statistics()):
+        while any(tier.queued for tier in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
     async def erase(self, **selection):
         self.wall.now_ns += 1
-        assert (await self.cache.erase(**selection)).complete
+        assert (await self.cache.erase_everywhere(**selection)).complete
         self.wall.now_ns += 1
 
     def prove(self, **options):
@@ -426,7 +410,7 @@ def test_subject_without_keys_reaches_no_medium(tmp_path, caplog):
     seen = asyncio.run(main())
 
     assert seen.stored == 1
-    assert site.cache.tiers.statistics()[0].forbidden == 1
+    assert site.cache.tiers.statistics()[0].disallowed == 1
     assert "gets no answers that have a subject" in caplog.text
 
 
@@ -484,7 +468,7 @@ def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):
             await service(1.0, subject="anna", tags=("face",))
         shutil.copy(tmp_path / "cache" / "cache.db", tmp_path / "copy")
         async with stack:
-            assert (await cache.erase(tag="face")).complete
+            assert (await cache.erase_everywhere(tag="face")).complete
             clean = await asyncio.to_thread(si.prove, stack)
         shutil.copy(tmp_path / "copy", tmp_path / "cache" / "copy")
         return clean, si.prove(stack)

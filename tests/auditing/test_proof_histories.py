@@ -9,25 +9,18 @@ crash while an erasure is not done, and a backup from before an erasure by tag.
 """
 
 import asyncio
-import importlib.util
 import os
-import pathlib
 import random
 import shutil
 
 import numpy as np
 import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
-
-_spec = importlib.util.spec_from_file_location(
-    "_redis_server", pathlib.Path(__file__).parents[1] / "caching/tiers/test_redis.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
 
 S = 10**9
 EPOCH = 1_700_000_000 * S
@@ -35,15 +28,6 @@ HISTORIES = int(os.environ.get("STREAMINFER_HISTORIES", "25"))
 STEPS = 25
 SUBJECTS = [f"person {number} of the histories" for number in range(5)]
 TAGS = ["face", "voice", "door 3"]
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _module.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 class Wall:
@@ -121,7 +105,7 @@ class History:
 
     async def settled(self):
         """No refresh and no write is on its way: on the server it would be as old as when it began."""
-        while len(self.cache._flights.here().table) or any(it.waiting for it in self.cache.tiers.statistics()):
+        while len(self.cache._flights.here().table) or any(it.queued for it in self.cache.tiers.statistics()):
             await asyncio.sleep(0)
 
     async def put(self):
@@ -153,7 +137,7 @@ class History:
         await self.erase(tag=self.random.choice(TAGS))
 
     async def erase(self, **selection):
-        erasure = await self.cache.erase(**selection)
+        erasure = await self.cache.erase_everywhere(**selection)
         assert erasure.complete, erasure
 
     async def time_passes(self):

@@ -71,7 +71,7 @@ backend = CpuBackend(np.negative)
 answer(backend)
 held, go = threading.Event(), threading.Event()
 def hold():
-    with backend._threads._lock, backend._threads._crew._lock, _processes._lifecycle:
+    with backend._threads._lock, backend._threads._pool._lock, _processes._lifecycle:
         held.set()
         go.wait()
 threading.Thread(target=hold).start()

@@ -14,8 +14,7 @@ import pytest
 
 import streaminfer as si
 from streaminfer._runtime import stopping
-from streaminfer.backends import CpuBackend
-from streaminfer.backends import workers as _workers
+from streaminfer.backends import CpuBackend, worker_pool
 from streaminfer.backends.workers import WorkerThreads
 from streaminfer.request import Batch, Request
 
@@ -185,7 +184,7 @@ def test_a_part_that_ignores_the_limit_is_left_behind(caplog, took_s):
 
     released = None
     run(main())
-    assert "left behind" in caplog.text
+    assert "abandoned" in caplog.text
 
 
 def test_without_a_limit_a_stop_waits(hanging):
@@ -266,7 +265,7 @@ def test_the_pool_keeps_its_size_and_all_threads_end():
 
 
 def test_too_many_hung_threads_are_not_replaced(monkeypatch, caplog):
-    monkeypatch.setattr(_workers, "MAX_HUNG_PER_WORKER", 1)
+    monkeypatch.setattr(worker_pool, "MAX_HUNG_PER_WORKER", 1)
     hangs = Hanging(times=2)
 
     async def main():
@@ -351,9 +350,9 @@ import asyncio, multiprocessing, os, sys
 sys.path.insert(0, {str(tmp_path)!r})
 from hang import hang
 from streaminfer.backends import CpuBackend
-from streaminfer.backends import workers as _workers
+from streaminfer.backends import worker_pool
 from streaminfer.request import Batch, Request
-_workers.EXIT_LIMIT_S = 0.1
+worker_pool.EXIT_LIMIT_S = 0.1
 begun = {str(tmp_path / "begun")!r}
 backend = CpuBackend(hang, executor={executor!r})
 async def main():

@@ -356,6 +356,42 @@ def test_a_proxy_cuts_refuses_and_accepts_on_the_same_port():
     asyncio.run(echoing(use))
 
 
+def test_a_target_completes_what_was_in_flight_when_its_client_was_cut_off():
+    """A gRPC call of a connection that ends is cancelled, of which a Triton before 2.57 can crash."""
+
+    async def main():
+        sent, cut = asyncio.Event(), asyncio.Event()
+        ends = asyncio.get_running_loop().create_future()
+
+        async def serve(reader, writer):
+            await reader.readexactly(5)
+            sent.set()
+            await cut.wait()
+            writer.write(b"hello")
+            try:
+                async with asyncio.timeout(0.05):
+                    at_once = await reader.read()
+            except TimeoutError:
+                at_once = None
+            ends.set_result((at_once, await reader.read()))
+            writer.close()
+
+        server = await asyncio.start_server(serve, HOST, 0)
+        async with server, Proxy(f"{HOST}:{server.sockets[0].getsockname()[1]}") as proxy:
+            reader, writer = await connect(proxy)
+            writer.write(b"hello")
+            await asyncio.wait_for(sent.wait(), LONG_S)
+            proxy.cut()
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1)
+            cut.set()
+            assert await asyncio.wait_for(ends, LONG_S) == (None, b"")
+            assert proxy.connections == 0
+        hang_up()
+
+    asyncio.run(main())
+
+
 def test_a_proxy_whose_target_refuses_ends_the_connection():
     async def main():
         (port,) = free_ports(1)

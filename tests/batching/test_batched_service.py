@@ -95,7 +95,7 @@ async def test_a_drain_ends_when_the_last_waiting_caller_leaves(loop):
 async def test_admission_refuses_what_is_late_and_says_so(loop):
     service = si.AdaptiveBatcher(max_batch_size=1, clock=loop.clock).wrap(ScriptedBackend())
     late = service.admission(si.Request(1.0, deadline_ns=5), 5)
-    assert (late.ok, late.reason) == (False, "deadline")
+    assert (late.ok, late.reason) == (False, "deadline_exceeded")
     assert service.admission(si.Request(1.0, deadline_ns=6), 5).ok
     await service.stop(drain=True)
     assert service.admission(si.Request(1.0), 5) == (False, "closed", None, None)

@@ -190,8 +190,8 @@ async def live(loop, life):
     await asyncio.wait(tasks)
     assert backend.running == 0
     assert all(task.done() for task in tasks)
-    assert service._free == life.max_in_flight
-    assert service._ahead is None
+    assert service._dispatcher.free == life.max_in_flight
+    assert service._dispatcher.pipeline.batch is None
     if life.ahead:
         assert policy.impossible == []
     return ends, batcher.statistics(), backend, gave_up_ns, stopped_ns

@@ -1,11 +1,13 @@
 """Dispatching at its edges: refusals of a policy, interrupts, batches given up early, the alarm."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable
 
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.planner.lookahead import Lookahead
 from streaminfer.batching.policy import Decision
 from streaminfer.testing import HANG, ScriptedBackend
 
@@ -45,7 +47,7 @@ class RefusesOdd:
 async def test_what_the_policy_refuses_ends_at_once_and_the_rest_is_served(loop):
     batcher = si.AdaptiveBatcher(max_batch_size=8, clock=loop.clock)
     service = batcher.wrap(ScriptedBackend(duration_s=1.0))
-    service._policy = RefusesOdd()
+    service._dispatcher.policy = RefusesOdd()
 
     async def ask(x):
         try:
@@ -149,7 +151,7 @@ async def test_a_batch_given_up_before_its_first_step_gives_its_worker_back(loop
     assert (await held).outputs == 1.0
     await asyncio.sleep(0.001)
     s = batcher.statistics()
-    assert (s.running_batches, s.abandoned_batches, service._free) == (0, 1, 2)
+    assert (s.running_batches, s.abandoned_batches, service._dispatcher.free) == (0, 1, 2)
 
 
 async def test_no_alarm_is_left_when_the_answers_came_before_the_deadlines(loop):
@@ -224,3 +226,25 @@ async def test_an_alarm_that_fires_early_counts_as_the_instant_it_was_set_for(lo
     with pytest.raises(si.DeadlineExceeded):
         await service.call(si.Request(1.0, deadline_ns=50_000_000))
     assert loop.now_ns == 50_000_000
+
+
+async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
+    """Of short batches that alternately seem long and short the policy hears twice a mean, which is of both."""
+    told = []
+    finished = Lookahead.finished
+    monkeypatch.setattr(Lookahead, "finished", lambda *of: (told.append(of), finished(*of)))
+    durations_ns = itertools.chain([100_000] * 17, itertools.cycle([150_000, 50_000]))
+
+    def model(rows):
+        loop.now_ns += next(durations_ns)
+        return rows
+
+    batcher = si.AdaptiveBatcher(max_batch_size=4, stack=False, clock=loop.clock)
+    predict = batcher.wrap(model)
+    for _ in range(17 + 400):
+        await predict(1.0)
+
+    # a batch counts for at least what was expected: four milliseconds are 32 of these
+    assert batcher.service_time.observations == 17 + 400 // 32
+    assert len(told) <= 17 + 2 * 13
+    assert batcher.service_time.expected_ns(4)[1] == pytest.approx(100_000, rel=0.03)

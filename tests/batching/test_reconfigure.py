@@ -192,7 +192,7 @@ def test_admission_says_when_a_request_would_be_answered():
         # four run since a millisecond, four go behind them, and it is the second of the next batch
         assert behind.predicted_finish_ns == now - 1_000_000 + takes[4] + takes[4] + takes[2]
         late = service.admission(si.Request(0, deadline_ns=now + 20_000_000), now)
-        assert (late.ok, late.reason) == (False, "late")
+        assert (late.ok, late.reason) == (False, "infeasible")
         assert late.retry_after_s > 0
         assert late.predicted_finish_ns == behind.predicted_finish_ns
         await asyncio.gather(*asked)

@@ -41,7 +41,7 @@ class Rejections:
         await self.stack.start()
         self.occupying = []
         if self.counter == "refused":
-            self.stack.inner._policy = RefusesAll()
+            self.stack.inner._dispatcher.policy = RefusesAll()
         if self.busy:
             for _ in range(2):  # one runs, one waits
                 self.occupying.append(asyncio.ensure_future(self.stack.call(si.Request(1.0))))

@@ -287,22 +287,11 @@ def test_every_operation_takes_a_lock_where_needed(plain):
 
 
 DOCUMENTED = {
-    *("bind_clock", "clear", "delete", "erase", "erasure_log", "eviction", "expire", "fetch", "flights", "get", "hold"),
-    *(
-        "items",
-        "keys",
-        "listen",
-        "max_bytes",
-        "maxsize",
-        "negative_ttl_s",
-        "peek",
-        "pop",
-        "popitem",
-        "preserved",
-        "put",
-    ),
-    *("put_negative", "put_through", "release", "retention_report", "setdefault", "size", "stale_s", "statistics"),
-    *("tiers", "ttl_s", "update", "values", "wrap"),
+    *("clear", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"),
+    *("expire", "flights", "listen", "peek", "put", "put_negative", "statistics", "wrap"),
+    *("bind_clock", "eviction", "max_bytes", "maxsize", "negative_ttl_s", "size", "stale_s", "ttl_s"),
+    *("delete", "erase", "erase_everywhere", "fetch", "put_through", "tiers"),
+    *("erasure_log", "hold", "preserved", "release", "retention_report"),
 }
 
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import functools
-import importlib.util
-import pathlib
 import types
 
 import pytest
+from scripted_tier import ScriptedTier
 
 import streaminfer as si
 from streaminfer.caching import fresh_for
@@ -17,11 +16,6 @@ from streaminfer.testing import ScriptedBackend, run
 pytestmark = pytest.mark.uncompiled
 
 S = 10**9
-_spec = importlib.util.spec_from_file_location(
-    "_tiers", pathlib.Path(__file__).parents[2] / "tests/caching/tiers/test_tier_set.py"
-)
-_tiered = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiered)
 
 
 def answers_until_s(cache, loop, function, *arguments, every_s=1.0, most=100):
@@ -348,7 +342,7 @@ def test_outdated_of_a_tier():
     """What a tier has counts as if memory had had it: computed first, given where that fails."""
 
     async def main(loop):
-        model, tier = Model(), _tiered.Scripted(loop.clock)
+        model, tier = Model(), ScriptedTier(loop.clock)
         cache = windows(loop, tiers=[tier])
         async with si.Stack(cache, model, clock=loop.clock) as service:
             request = si.Request(1)

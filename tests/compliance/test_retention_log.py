@@ -594,7 +594,7 @@ def test_a_failed_erasure_is_remembered_until_the_same_succeeds_there(monkeypatc
 
 
 def test_the_words_for_actions_are_those_that_can_be_recorded():
-    went = ["expired", "evicted", "erased", "erase_failed", "purged", "refused"]
+    went = ["expired", "evicted", "erased", "erase_failed", "removed", "purged", "disallowed"]
     assert list(retention_log.ACTIONS) == [*went, "held", "released", "erase_held"]
     assert set(retention_log.ACTIONS) == set(get_args(Action))
 

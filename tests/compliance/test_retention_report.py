@@ -284,7 +284,7 @@ def test_as_text_it_is_a_table(log):
     assert lines[0] == "Retention report, 2023-11-14 22:13:20 UTC"
     assert lines[2].split() == ["state", "where", "class", "entries", "size", "oldest", "allowed", "purge", "bound"]
     assert re.split(r" {2,}", lines[3]) == ["over", "disk", "face", "3", "5 MB", "5 min", "60 s", "30 s"]
-    assert re.split(r" {2,}", lines[4]) == ["within", "memory", "(default)", "3", "4.1 kB", "5 s", "60 min", "0.25 s"]
+    assert re.split(r" {2,}", lines[4]) == ["within", "memory", "(default)", "3", "4.1 kB", "5 s", "60 min", "250 ms"]
     assert "1 erasures of 2 entries, the latest:" in lines
     assert lines[-1].startswith("VIOLATION: disk holds")
     assert "\x1b" not in text

@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 from typing import NamedTuple
 
+import attrs
 import pytest
 
 import streaminfer
@@ -60,9 +61,9 @@ def _blocks(path):
 
 
 @pytest.fixture
-def page_namespace(monkeypatch):
-    """The namespace of a script that a reader starts in the checkout."""
-    monkeypatch.chdir(ROOT)
+def page_namespace(request, monkeypatch, tmp_path):
+    """The namespace of a script that a reader starts in the checkout, or, of the README, in any folder."""
+    monkeypatch.chdir(tmp_path if request.getfixturevalue("path").name == "README.md" else ROOT)
     script = types.ModuleType("__main__")
     script.__file__ = __file__
     monkeypatch.setitem(sys.modules, "__main__", script)
@@ -110,11 +111,36 @@ def test_links_lead_to_files_of_the_checkout(path):
 
 def test_readme_and_pages_have_code_that_runs():
     running = {path.name for path in PAGES if any(block.info == "python" for block in _blocks(path))}
-    assert {"README.md", "getting-started.md", "batching.md", "stacks.md", "backends.md", "telemetry.md"} <= running
+    shown = {"README.md", "getting-started.md", "batching.md", "stacks.md", "backends.md", "telemetry.md"}
+    assert shown | {"CONTRIBUTING.md", "calls.md", "live-audio.md"} <= running
+
+
+@pytest.mark.parametrize("group", ["Tutorials", "How-to guides", "Explanation", "Reference"])
+def test_index_lists_every_page_under_its_group(group):
+    """Each folder of pages is one section of the index, with a link to each of its pages."""
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## {group}$(.*?)(?=^## |^```)", index, re.MULTILINE | re.DOTALL)
+    folder = ROOT / "docs" / group.lower().removesuffix(" guides")
+
+    assert section is not None
+    assert {f"{folder.name}/{page.name}" for page in folder.glob("*.md")} == set(LINK.findall(section[1]))
+
+
+@pytest.mark.parametrize(
+    "statistics", ["batching.BatcherStatistics", "backends.BackendStatistics"], ids=lambda name: name.partition(".")[2]
+)
+def test_statistics_page_defines_every_counter(statistics):
+    """The page of counting rules names each field of the snapshot, as it is called today."""
+    page = (ROOT / "docs" / "reference" / "statistics.md").read_text(encoding="utf-8")
+    module, _, name = statistics.partition(".")
+    snapshot = getattr(importlib.import_module(f"streaminfer.{module}"), name)
+
+    assert {field.name for field in attrs.fields(snapshot)} <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_reference_documents_every_public_name():
-    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    pages = (ROOT / "docs" / "reference").glob("api*.md")
+    reference = "".join(page.read_text(encoding="utf-8") for page in pages)
     documented = set()
     for kind, path in re.findall(r"auto(class|exception|function|data|module):: ([\w.]+)", reference):
         documented |= set(importlib.import_module(path).__all__) if kind == "module" else {path.rpartition(".")[2]}

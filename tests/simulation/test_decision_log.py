@@ -203,7 +203,27 @@ def test_it_becomes_a_trace(journal):
     assert trace.priorities.tolist() == [0, 1, 0, 2, 0]
 
 
+def test_a_trace_keeps_nanoseconds_of_an_old_clock():
+    journal = EventRing()
+    start = 10**9 * 86400 * 365
+    for at_ns, limit_ns in [(0, 50_000_001), (3, 0), (10, 7)]:
+        journal.arrived(start + at_ns, limit_ns, 4)
+    trace = DecisionLog.of(journal).to_trace()
+    assert trace.arrivals_s.tolist() == [0.0, 3e-9, 1e-8]
+    assert trace.limits_s.tolist() == [0.050000001, np.inf, 7e-9]
+    assert trace.priorities.tolist() == [4, 4, 4]
+
+
+def test_a_trace_orders_arrivals_of_an_uneven_clock():
+    journal = EventRing()
+    for at_ns, priority in [(10, 1), (5, 2), (20, 3)]:
+        journal.arrived(at_ns, 0, priority)
+    trace = DecisionLog.of(journal).to_trace()
+    assert trace.arrivals_s.tolist() == [0.0, 5e-9, 15e-9]
+    assert trace.priorities.tolist() == [2, 1, 3]
+
+
 def test_the_page_explains_every_reason():
-    page = (Path(__file__).parents[2] / "docs" / "explaining.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "explaining.md").read_text(encoding="utf-8")
     for reason, words in (RELEASE_REASONS | DROP_REASONS).items():
         assert f"| `{reason}` | {words} |" in page

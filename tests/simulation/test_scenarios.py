@@ -184,7 +184,7 @@ def test_html_escapes():
     assert "&lt;i&gt;" in html
     assert "<i>" not in html
     assert html.count("<tr>") == 3
-    assert html.count("<th ") == 8
+    assert html.count("<th>") == 8
 
 
 @pytest.fixture

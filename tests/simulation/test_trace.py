@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.queue._event_ring_cy import EventRing
-from streaminfer.simulation.decision_log import DecisionLog
 from streaminfer.simulation.trace import Trace
 
 pytestmark = pytest.mark.uncompiled
@@ -75,31 +73,6 @@ def test_its_arrays_are_its_own_and_constant():
 def test_what_is_no_trace(arguments, error, message):
     with pytest.raises(error, match=message):
         Trace(*arguments)
-
-
-def test_from_a_log_keeps_nanoseconds_of_a_clock_that_has_run_for_a_year():
-    journal = EventRing()
-    start = 10**9 * 86400 * 365
-    for at_ns, limit_ns in [(0, 50_000_001), (3, 0), (10, 7)]:
-        journal.arrived(start + at_ns, limit_ns, 4)
-    trace = Trace.from_log(DecisionLog.of(journal))
-    assert trace.arrivals_s.tolist() == [0.0, 3e-9, 1e-8]
-    assert trace.limits_s.tolist() == [0.050000001, INF, 7e-9]
-    assert trace.priorities.tolist() == [4, 4, 4]
-
-
-def test_from_a_log_whose_clock_went_back_a_little():
-    journal = EventRing()
-    for at_ns, priority in [(10, 1), (5, 2), (20, 3)]:
-        journal.arrived(at_ns, 0, priority)
-    trace = Trace.from_log(DecisionLog.of(journal))
-    assert trace.arrivals_s.tolist() == [0.0, 5e-9, 15e-9]
-    assert trace.priorities.tolist() == [2, 1, 3]
-
-
-def test_from_something_else():
-    with pytest.raises(TypeError, match="log: expected a DecisionLog"):
-        Trace.from_log([1, 2])
 
 
 @given(

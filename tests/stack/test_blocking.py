@@ -18,9 +18,9 @@ def test_answers_and_statistics():
     with stack_of(si.CpuBackend(lambda x: x * 2)).blocking() as infer:
         assert infer(3.0) == 6.0
         assert infer.call(si.Request(4.0)).outputs == 8.0
-        assert infer.statistics()["Telemetry"].answered == 2
+        assert infer.statistics()["Telemetry"].succeeded == 2
         assert "blocking <Stack, running" in repr(infer)
-    assert infer.statistics()["Telemetry"].answered == 2
+    assert infer.statistics()["Telemetry"].succeeded == 2
 
 
 def test_calls_of_many_threads_share_batches():

@@ -142,5 +142,5 @@ def test_waiting_for_a_thread_and_copying_is_recorded_as_assembly():
             return stack.statistics()["Telemetry"]
 
     s = run(main)
-    assert s.assembled.max == pytest.approx(0.004, rel=1e-2)
-    assert s.inferred.max == pytest.approx(0.010, rel=1e-2)
+    assert s.assembly.max == pytest.approx(0.004, rel=1e-2)
+    assert s.inference.max == pytest.approx(0.010, rel=1e-2)

@@ -219,4 +219,5 @@ def test_a_deadline_behind_routes_says_whose_time_it_was():
 
     text, notes = run(main)
     assert text == "the deadline passed 0.050000 s after small got the request, its batch was running"
-    assert notes == ["no other route answered in the 0.200000 s since the request came (large: overdue, small: late)"]
+    routes = "large: attempt_timeout, small: deadline_exceeded"
+    assert notes == [f"no other route responded in the 0.200000 s since the request came ({routes})"]

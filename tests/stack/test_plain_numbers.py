@@ -94,7 +94,7 @@ def layers():
 
 
 def test_timers_timings_and_statistics_have_plain_numbers(monkeypatch):
-    monkeypatch.setattr("streaminfer.testing.VirtualLoop", WatchedLoop)
+    monkeypatch.setattr("streaminfer.testing.virtual_time.VirtualLoop", WatchedLoop)
 
     async def main(loop):
         telemetry, batcher, model = layers()

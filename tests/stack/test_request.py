@@ -11,7 +11,6 @@ import pytest
 import streaminfer as si
 from streaminfer import errors
 from streaminfer._internal.validation import check_count, check_duration
-from streaminfer.protocols import find_inward
 
 pytestmark = pytest.mark.uncompiled
 
@@ -137,16 +136,3 @@ def test_checks_accept_numpy_numbers():
     for bad in (np.bool_(True), "1", None, 1j):
         with pytest.raises(TypeError, match="x: expected"):
             check_duration("x", bad)
-
-
-def test_capabilities_are_found_inward():
-    class Layer:
-        def __init__(self, inner, **own):
-            self.inner = inner
-            self.__dict__.update(own)
-
-    innermost = type("Innermost", (), {"slo_s": 0.1})()
-    assert find_inward(Layer(Layer(innermost)), "slo_s", None) == 0.1
-    assert find_inward(Layer(Layer(innermost, slo_s=0.2)), "slo_s", None) == 0.2
-    assert find_inward(Layer(innermost, slo_s=None), "slo_s", None) == 0.1
-    assert find_inward(Layer(innermost), "nothing", "default") == "default"

@@ -278,7 +278,7 @@ def test_what_a_batch_left_on_a_closed_loop_frees_no_worker_twice():
     dead.run_until_complete(asyncio.sleep(0.01))
     dead.close()
     left._log_destroy_pending = False
-    for run_ in service._runs:
+    for run_ in service._dispatcher.runner.batches:
         run_.task._log_destroy_pending = False
     del left, run_
 
@@ -289,7 +289,7 @@ def test_what_a_batch_left_on_a_closed_loop_frees_no_worker_twice():
         await call
 
     asyncio.run(main())
-    assert service._free == 1
+    assert service._dispatcher.free == 1
 
 
 def test_layers_under_the_batcher_keep_the_batch_axes():

@@ -52,7 +52,7 @@ def test_what_exists_is_left_out_until_the_last_unfreeze(loop):
 def test_objects_that_the_interpreter_froze_are_no_reason():
     """CPython 3.12 begins with some."""
     code = "import gc; gc.get_freeze_count = lambda: 375\n"
-    code += "import asyncio; from streaminfer import _serving_process as process\n"
+    code += "import asyncio; from streaminfer._runtime import serving_process as process\n"
     code += "frozen = []; gc.freeze = lambda: frozen.append(1)\n"
     code += "process.enter(asyncio.new_event_loop()); print(frozen)"
 

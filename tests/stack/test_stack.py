@@ -417,7 +417,7 @@ def test_statistics_are_frozen_and_drawn():
 
     stack, statistics = run(main)
     assert list(statistics.layers) == ["Telemetry", "Telemetry#2", "AdaptiveBatcher"]
-    assert statistics["Telemetry"].answered == 1
+    assert statistics["Telemetry"].succeeded == 1
     for frozen in (statistics, statistics["Telemetry"], statistics["AdaptiveBatcher"]):
         with pytest.raises(AttributeError):
             frozen.state = frozen.answered = 5

@@ -50,7 +50,7 @@ def test_report_names_each_part():
     assert start.seconds == pytest.approx(1.350)
     assert start.calibration == statistics["AdaptiveBatcher"].calibration
     assert str(start) == (
-        "ready after 1.350 s: Slow 1.250 s, AdaptiveBatcher 0.100 s (batches of 1, 2 take 10 to 10 ms)"
+        "ready after 1.350 s: Slow 1.250 s, AdaptiveBatcher 0.100 s (batches of 1, 2 take 10 ms to 10 ms)"
     )
     assert "<td>Slow</td><td>1.250 s</td>" in statistics._repr_html_()
     assert "<td>10 ms</td>" in statistics._repr_html_()

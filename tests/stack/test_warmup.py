@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from streaminfer.__main__ import main
-from streaminfer.batching.assembly import padding
 from streaminfer.batching.planner import kernel_loader
 
 SERVING = """
@@ -60,9 +59,8 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
         "from streaminfer.batching.planner import kernel_loader\n"
         "logging.basicConfig(stream=sys.stdout, level=logging.INFO, format='%(message)s')\n"
         "asyncio.run(main())\n"
-        "from streaminfer.batching.assembly import padding_kernels\n"
         "from streaminfer.batching.planner import kernels\n"
-        "for kernel in (kernels.choose, kernels.choose_lane, padding_kernels.pad_rows, padding_kernels.fill_mask):\n"
+        "for kernel in (kernels.choose, kernels.choose_lane):\n"
         "    print(sum(kernel.stats.cache_hits.values()) > 0, sum(kernel.stats.cache_misses.values()))\n"
         "print([t.name for t in threading.enumerate() if 'compile' in t.name])\n"
     )
@@ -70,7 +68,7 @@ def test_without_compiled_kernels_a_child_compiles_before_requests(tmp_path):
     out = [line for line in printed if not line.startswith(("stack ", "streaminfer serves uncompiled"))]
     assert "a child process compiles them" in out[0]
     assert "the kernels are compiled after" in out[1]
-    assert out[2:] == ["True 0"] * 4 + ["[]"]
+    assert out[2:] == ["True 0"] * 2 + ["[]"]
 
 
 def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog):
@@ -78,11 +76,10 @@ def test_a_child_that_fails_leaves_the_work_to_this_process(monkeypatch, caplog)
     monkeypatch.setattr(kernel_loader, "_loaded", None)
     monkeypatch.setattr(kernel_loader, "is_compiled_ahead", lambda: False)
     monkeypatch.setattr(kernel_loader, "load", lambda: loaded.append("planner"))
-    monkeypatch.setattr(padding, "load_kernels", lambda: loaded.append("padding"))
     for executable in ("/nonexistent/python", ""):
         monkeypatch.setattr(sys, "executable", executable)
         kernel_loader.prepare()
-    assert loaded == ["planner", "padding"] * 2
+    assert loaded == ["planner"] * 2
     assert caplog.text.count("the child process did not compile the kernels") == 2
 
 
@@ -110,7 +107,7 @@ def test_the_warmup_command_loads_every_kernel(ahead, monkeypatch, capsys):
     first, *steps = capsys.readouterr().out.splitlines()
     assert first == ("kernels: compiled ahead of time" if ahead else "kernels: compiled by Numba, once on a machine")
     assert [step.split("...")[0].strip() for step in steps] == [
-        "planner", "padding", "bulk histogram", "offline optimum",
+        "planner", "bulk histogram", "offline optimum",
     ]  # fmt: skip
 
 

@@ -29,17 +29,17 @@ def test_latency_and_its_parts():
             return stack.statistics()["Telemetry"]
 
     s = run(main)
-    assert (s.name, s.requests, s.answered, s.in_flight) == ("t", 3, 3, 0)
+    assert (s.name, s.requests, s.succeeded, s.in_flight) == ("t", 3, 3, 0)
     assert s.outcomes == {"ok": 3}
     assert s.latency.min == pytest.approx(0.010, rel=1e-3)
     assert s.latency.max == pytest.approx(0.016, rel=1e-3)
-    assert s.queued.max == pytest.approx(0.006, rel=1e-3)
-    assert s.queued.min == 0
-    assert s.inferred.min == pytest.approx(0.010, rel=1e-3)
-    assert s.assembled.max == s.handed_back.max == 0
+    assert s.queue.max == pytest.approx(0.006, rel=1e-3)
+    assert s.queue.min == 0
+    assert s.inference.min == pytest.approx(0.010, rel=1e-3)
+    assert s.assembly.max == s.delivery.max == 0
     assert s.batch_sizes == {1: 1, 2: 2}
     assert s.mean_batch_size == 1.5
-    assert list(s.parts()) == ["queued", "assembled", "inferred", "handed back"]
+    assert list(s.parts()) == ["queue", "assembly", "inference", "delivery"]
     assert s.share_on_time(0.012) == pytest.approx(1 / 3)
     assert s.share_on_time(0.020) == 1.0
 
@@ -63,7 +63,7 @@ def test_every_outcome_is_counted_by_its_name():
 
     s = run(main)
     assert s.outcomes == {"ok": 1, "ValueError": 1, "BackendError": 1, "DeadlineExceeded": 1, "cancelled": 1}
-    assert (s.requests, s.answered, s.in_flight) == (5, 1, 0)
+    assert (s.requests, s.succeeded, s.in_flight) == (5, 1, 0)
     assert s.share_on_time(1.0) == 0.2
     assert "DeadlineExceeded 1" in repr(s)
     assert math.isnan(si.Telemetry().statistics().share_on_time(1.0))
@@ -81,8 +81,8 @@ def test_degraded_answers_are_told_apart():
 
     s = run(main)
     assert s.outcomes == {"ok": 1, "degraded": 2}
-    assert s.answered == 3
-    assert s.queued.count == 0
+    assert s.succeeded == 3
+    assert s.queue.count == 0
     assert s.mean_batch_size == 0.0
 
 
@@ -119,7 +119,7 @@ def test_a_snapshot_does_not_change():
     call()
     before = telemetry.statistics()
     call()
-    assert (before.answered, before.latency.count, telemetry.statistics().answered) == (1, 1, 2)
+    assert (before.succeeded, before.latency.count, telemetry.statistics().succeeded) == (1, 1, 2)
     page = telemetry.statistics()._repr_html_()
     assert "<td>2</td>" in page
     assert "100" in page
@@ -139,7 +139,7 @@ def test_nothing_is_lost_when_threads_record_at_once():
     for thread in threads:
         thread.join()
     s = telemetry.statistics()
-    assert (s.answered, s.in_flight, s.outcomes) == (20_000, 0, {"ok": 20_000})
+    assert (s.succeeded, s.in_flight, s.outcomes) == (20_000, 0, {"ok": 20_000})
 
 
 @pytest.mark.parametrize("inner", [ScriptedBackend(), 3])
@@ -213,10 +213,10 @@ def test_a_server_behind_says_its_own_parts():
             assert "server queue, m on &lt;host&gt;" in said._repr_html_()
             assert "mean 12.500, of all its clients" in said._repr_html_()
             assert list(said.parts()) == [
-                "queued",
-                "assembled",
-                "inferred",
-                "handed back",
+                "queue",
+                "assembly",
+                "inference",
+                "delivery",
             ]  # they add up to the latency
             async with si.Stack(telemetry, ScriptedBackend(), clock=loop.clock):
                 assert telemetry.statistics().server_parts == said.server_parts

@@ -23,7 +23,7 @@ from streaminfer.backends.signature import Signature, signature_of_example
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads
 from streaminfer.errors import BackendError, Closed, StreamInferError
-from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class _AwaitAndCopy:
         return own_arrays(await self._function(inputs))
 
 
-class CpuBackend:
+class CpuBackend(Node):
     """Answers batches with a function: ``fn(inputs)`` returns outputs with the batch axis, or one result per row.
 
     ``inputs`` is what a batch holds: one array with a leading batch axis, a mapping of name to such arrays, or,
@@ -135,6 +135,7 @@ class CpuBackend:
 
     batch_axes: Mapping[str, int] = MappingProxyType({})
     returns_new_arrays = True
+    idempotent: bool | None = None
 
     def __init__(
         self,
@@ -212,6 +213,18 @@ class CpuBackend:
         else:
             answer = self._call_inline(batch, self._recorder.busy)
         return await self._recorder.count(len(batch.rows), answer)
+
+    def capabilities(self) -> Capabilities:
+        """What a batcher and caches need to know of the function."""
+        return Capabilities(
+            validate=self.validate,
+            fingerprint=self.fingerprint,
+            returns_new_arrays=self.returns_new_arrays,
+            queued_workers=self.queued_workers,
+            example_inputs=self.example_inputs,
+            idempotent=self.idempotent,
+            batch_axes=self.batch_axes,
+        )
 
     def example_inputs(self) -> ExampleInputs | None:
         """What one request brings, as far as the constructor was told."""

@@ -18,7 +18,6 @@ Invariants:
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from streaminfer._internal.forking import at_fork
 from streaminfer.errors import BackendError
 
 __all__ = ["ProcessWorker"]
@@ -52,8 +52,7 @@ def _after_fork() -> None:
     _forked = True
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)
 
 
 class ProcessWorker:

@@ -6,7 +6,7 @@ cores are shared with an event loop. Idle onnxruntime threads spin by default, o
 they do not.
 
 On the CPU the threads run one session, so that the weights are in memory once: onnxruntime allows that, and it costs no
-throughput (``benchmarks/bench_sessions.py``). Elsewhere each has a session of its own, because providers lock what they
+throughput (``benchmarks/run.py sessions``). Elsewhere each has a session of its own, because providers lock what they
 compiled for as long as it runs, TensorRT's for one.
 
 A reload makes and warms another :class:`LoadedModel` off the loop; one assignment then makes it the model of every
@@ -19,7 +19,6 @@ two nodes of the graph.
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy.typing as npt
 
 from streaminfer._internal.extras import require
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance
 from streaminfer.backends.fingerprint import ModelFiles, digest_of_bytes, fingerprint_of_model
 from streaminfer.backends.onnx.binding import (
@@ -59,13 +59,13 @@ from streaminfer.backends.signature import (
 )
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.workers import HANG_GRACE_S, WorkerThreads, call_apart
-from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["OnnxBackend"]
 
 
-class OnnxBackend:
+class OnnxBackend(Node):
     """Answers batches with an ONNX model; needs the extra ``onnx``.
 
     A request brings one array where the model reads one input, or a mapping of input name to array, never with a
@@ -131,6 +131,7 @@ class OnnxBackend:
     """
 
     returns_new_arrays = True
+    idempotent: bool | None = None
 
     def __init__(
         self,
@@ -288,6 +289,20 @@ class OnnxBackend:
         self._serving.warm(model)
         return model
 
+    def capabilities(self) -> Capabilities:
+        """What a batcher, caches and the `Stack` need to know of the model."""
+        return Capabilities(
+            validate=self.validate,
+            fingerprint=self.fingerprint,
+            fingerprint_changes=self.fingerprint_changes,
+            max_batch_size=self.max_batch_size,
+            returns_new_arrays=self.returns_new_arrays,
+            queued_workers=self.queued_workers,
+            example_inputs=self.example_inputs,
+            idempotent=self.idempotent,
+            batch_axes=self.batch_axes,
+        )
+
     def validate(self, request: Request) -> None:
         """Checks what a request brings against the model.
 
@@ -369,16 +384,17 @@ class OnnxBackend:
 
     def _repr_html_(self) -> str:
         rows = [
-            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td><td>{escape(describe_shape(spec.dtype, spec.shape))}</td>"
-            f"<td>{'shared' if spec.batch_axis is None else spec.batch_axis}</td></tr>"
+            (
+                kind,
+                spec.name,
+                describe_shape(spec.dtype, spec.shape),
+                "shared" if spec.batch_axis is None else spec.batch_axis,
+            )
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
         ]
-        return (
-            f"<table><caption>OnnxBackend({escape(self._serving.model.name)}): {escape(self._manner())}</caption>"
-            "<thead><tr><th></th><th>name</th><th>type</th><th>batch axis</th></tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table>"
-        )
+        caption = f"OnnxBackend({self._serving.model.name}): {self._manner()}"
+        return html_table(rows, head=("", "name", "type", "batch axis"), caption=caption)
 
     def _manner(self) -> str:
         sessions, model = self._sessions, self._serving.model

@@ -3,7 +3,7 @@
 From the outside in: :mod:`~streaminfer.backends.triton.backend` is what users make; ``asking`` decides which requests a
 batch becomes; ``session`` is one start, with what the server said then (``model``, ``check``), ``shared_memory`` and
 ``sequences``; ``grpc_transport`` and ``http_transport`` carry a ``call`` there and back, with ``wire``, ``dtypes``,
-``headers`` and ``address``; ``answer`` and ``errors`` read what came.
+``headers`` and ``endpoint``; ``decode`` and ``errors`` read responses.
 """
 
 from streaminfer.backends.triton.backend import TritonBackend

@@ -1,14 +1,13 @@
-"""Models behind a server that speaks the Open Inference Protocol: NVIDIA Triton, and peers without its extensions.
+"""Models of a server that speaks the Open Inference Protocol: NVIDIA Triton, and peers without its extensions.
 
-Idea: one batch is one request. The batching is ours, so the server's own has nothing to add but a delay: switch it off
+One batch is one request. The batcher batches already, so the server's own batching adds only a delay: switch it off
 (``dynamic_batching`` out of the model's configuration, or ``max_queue_delay_microseconds: 0``). Three kinds of models
-are asked row by row instead, all rows of a batch at once: those without a batch axis; those that keep state for each
-sequence, whose requests are steps of one; and decoupled ones, each of whose requests has a stream of answers.
+get one request per row instead, all rows of a batch at once: models without a batch axis; models that keep state for
+each sequence, whose requests are steps of one; and decoupled models, each of whose requests has a stream of responses.
 
-**Deadlines** are enforced here. The server's own timeouts fire late: a queued request is only looked at when the next
-batch is formed (asked for 10 ms, seen: 600). gRPC carries the deadline along and tells the server when it has passed,
-which then drops a request that waits. Where the model's queue takes timeouts it gets one too, which is all that HTTP
-can do.
+**Deadlines** are enforced here. The server's own timeouts fire late: it checks a queued request only when it forms the
+next batch (set to 10 ms, measured: 600). gRPC sends the deadline along and tells the server when it has passed, which
+then drops a queued request. If the model's queue takes timeouts it gets one too, which is all that HTTP can do.
 """
 
 import asyncio
@@ -16,9 +15,9 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
-from html import escape
 from typing import Any
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
@@ -33,24 +32,24 @@ from streaminfer.backends.triton.transport.grpc_transport import GrpcTransport
 from streaminfer.backends.triton.transport.headers import Headers, HeadersLike
 from streaminfer.backends.triton.transport.http_transport import HttpTransport
 from streaminfer.errors import Closed
-from streaminfer.protocols import Clock, ExampleInputs
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 __all__ = ["TritonBackend"]
 
 
-class TritonBackend:
-    """Answers batches with a model of a Triton server; needs the extra ``triton``.
+class TritonBackend(Node):
+    """Runs batches on a model of a Triton server; needs the extra ``triton``.
 
-    A request brings one array where the model reads one input, or a mapping of input name to array, never with a
-    batch axis; text as arrays of ``str`` or ``bytes``. It is answered with one array where the model has one output,
-    or with a ``dict`` of output name to array. These arrays are read-only views of the whole answer: copy one that is
-    kept for long or written to.
+    A request has one array if the model reads one input, or a mapping of input name to array, never with a batch axis;
+    text as arrays of ``str`` or ``bytes``. Its result is one array if the model has one output, or a ``dict`` of output
+    name to array. These arrays are read-only views of the whole response: copy one that is stored for long or written
+    to.
 
-    What the model reads is known once :meth:`start` has asked the server; a `Stack` does that.
+    The inputs are known after :meth:`start`, which reads them from the server; a `Stack` calls it.
 
-    Where no version is named, the backend follows the server to another one: at the first answer of that, it asks again
-    what the model reads and answers, and :attr:`fingerprint` changes.
+    If no version is given, the backend follows the server to a new one: at its first response the backend reads the
+    model's description again, and :attr:`fingerprint` changes.
 
     Thread-safety: none; it belongs to the event loop that started it.
 
@@ -66,17 +65,17 @@ class TritonBackend:
         headers: sent with every call, by name, or a function that returns them, called before each: a token, say.
             Never shown.
         shared_memory: tensors go through system shared memory; for a server on this machine, Linux only.
-        timeout_s: seconds for a batch without a deadline, for each answer of a stream without one, and for each
-            question at the start.
+        timeout_s: seconds for a batch without a deadline, for each response of a stream without one, and for each
+            call of the start.
         statistics_every_s: seconds between readings of the server's own statistics; ``None``: only when
             :meth:`read_statistics` is called.
         keepalive_s: seconds between pings of a quiet gRPC connection; ``None``: none. A server with default options
             ends connections that ping more often than every 300 seconds.
         max_streams: how many streams of a model with sequences are remembered.
-        non_finite: ``"reject"`` refuses requests with a float that is NaN or infinite, ``"allow"`` does not look.
-        example: what a request brings, for what a batcher measures before it accepts requests. ``None``: zeros, where
-            the model leaves no sizes open or the batcher's length buckets name them; else nothing is measured. Models
-            with sequences and decoupled ones never are.
+        non_finite: ``"reject"`` rejects requests with a float that is NaN or infinite, ``"allow"`` does not check.
+        example: one request's inputs, which a batcher measures before it accepts requests. ``None``: zeros, if the
+            model leaves no sizes open or the batcher's length buckets name them; else nothing is measured. Models
+            with sequences and decoupled ones are never measured.
         clock: monotonic nanoseconds; ``None``: the `Stack`'s, else the system's.
 
     Attributes:
@@ -84,14 +83,13 @@ class TritonBackend:
         encrypted: whether the connection is.
         model: its name.
         inputs: what the model reads, in its order; empty before the first start.
-        outputs: what it answers, in its order; empty before the first start.
+        outputs: what it returns, in its order; empty before the first start.
         batch_axes: the axis on which a batcher stacks each input, by name; always the first.
-        max_batch_size: the most rows of a batch; ``None`` where the server sets no limit or is asked row by row, or
-            before the first start.
-        description: all that the server said of the model; ``None`` before the first start.
-        server: what the server said of itself; ``None`` before the first start.
-        missing_extensions: of Triton's extensions that are made use of, those that the server lacks: what hangs on
-            them is not there.
+        max_batch_size: the most rows of a batch; ``None`` where the server sets no limit or gets one
+            request per row, or before the first start.
+        description: the server's description of the model; ``None`` before the first start.
+        server: the server's description of itself; ``None`` before the first start.
+        missing_extensions: the extensions that the backend can use and the server lacks; their features are off.
 
     Raises:
         ValueError: an argument is wrong, or the address needs TLS.
@@ -100,6 +98,7 @@ class TritonBackend:
 
     returns_new_arrays = True
     isolates_rows = True
+    idempotent: bool | None = None
 
     def __init__(
         self,
@@ -155,14 +154,14 @@ class TritonBackend:
         self.max_batch_size: int | None = None
         self.description: ModelDescription | None = None
         self.server: Server | None = None
-        self._asker: RequestSplitter | None = None
+        self._splitter: RequestSplitter | None = None
         self._starting = False
         self._recorder = BackendRecorder(1, self._clock)
         self._reader = StatisticsReader(self._what())
 
     @property
     def fingerprint(self) -> str:
-        """Which model this is: server, model and the version that answers.
+        """Identity of the model: server, model and the version that responds.
 
         Before the version is known it is a text that no other backend has. A model whose file changes under the same
         version has the same fingerprint: nothing in the protocol tells.
@@ -182,39 +181,55 @@ class TritonBackend:
     def queued_workers(self) -> int | None:
         """How many copies of the model work behind the server's queue.
 
-        ``None``: not known (before the first start, or the server does not say), an ensemble, or asked row by row.
+        ``None``: not known (before the first start, or the server does not say), an ensemble, or one request per row.
         """
         description = self.description
         if description is None or description.by_row or description.ensemble or description.max_batch_size is None:
             return None
         return description.instances
 
+    def capabilities(self) -> Capabilities:
+        """What a batcher, caches and the `Stack` need to know of the model, as far as the server has said it."""
+        return Capabilities(
+            validate=self.validate,
+            fingerprint=self.fingerprint,
+            fingerprint_changes=self.fingerprint_changes,
+            max_batch_size=self.max_batch_size,
+            returns_new_arrays=self.returns_new_arrays,
+            isolates_rows=self.isolates_rows,
+            queued_workers=self.queued_workers,
+            example_inputs=self.example_inputs,
+            server_parts=self.server_parts,
+            idempotent=self.idempotent,
+            batch_axes=self.batch_axes,
+        )
+
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Use the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self._clock = clock
             self._clock_given = True
             self._recorder = BackendRecorder(1, clock)
 
     def validate(self, request: Request) -> None:
-        """Checks what a request brings against the model.
+        """Check a request's inputs against the model.
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
             Closed: not started.
         """
-        if self._asker is None:
-            raise Closed(f"{self._what()} is not started: what it reads is not known")
-        self._asker.validate(request)
+        if self._splitter is None:
+            raise Closed(f"{self._what()} is not started: its inputs are not known")
+        self._splitter.validate(request)
 
     def example_inputs(self) -> ExampleInputs | None:
-        """What one request brings, ``example`` or zeros; ``None`` before the start, or where batches change a state."""
-        asker = self._asker
-        if asker is None or asker.session.model.sequence or asker.session.model.decoupled:
+        """Return ``example`` or zeros; ``None`` before the start, or if batches change a state."""
+        splitter = self._splitter
+        if splitter is None or splitter.session.model.sequence or splitter.session.model.decoupled:
             return None
         if self._example is not None:
             return ExampleInputs(self._example, self._infer_uncounted, exclusive=False)
-        required = [spec for spec in self.inputs if spec.name not in asker.session.model.optional]
+        required = [spec for spec in self.inputs if spec.name not in splitter.session.model.optional]
         guess = guess_inputs(required)
         if not guess:
             return None
@@ -224,19 +239,19 @@ class TritonBackend:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connects, and asks the server about the model; does nothing where that is done.
+        """Connect, and read the model's description from the server; do nothing if that is done.
 
         Raises:
             ValueError: the server has no such model or version, or lacks what was asked for; or a file of ``tls`` is
                 not what it should be.
             OSError: a file of ``tls`` cannot be read.
             BackendError: the server cannot be reached, or the model is not ready or cannot be used.
-            DeadlineExceeded: the server does not answer.
+            DeadlineExceeded: the server does not respond.
             MissingExtra: the extra ``triton`` is not installed.
             RuntimeError: another loop started it.
         """
-        if self._asker is not None and not self._asker.session.loop.is_closed():
-            self._on_my_loop(self._asker.session)
+        if self._splitter is not None and not self._splitter.session.loop.is_closed():
+            self._check_loop(self._splitter.session)
             return
         if self._starting:
             raise RuntimeError(f"{self._what()} is starting already")
@@ -255,7 +270,7 @@ class TritonBackend:
                 server,
                 description,
                 version=self._version,
-                changed=self._take_over,
+                changed=self._update_description,
                 non_finite=self._non_finite,
                 max_streams=self._max_streams,
                 shared_memory=self._shared_memory,
@@ -270,32 +285,32 @@ class TritonBackend:
         finally:
             self._starting = False
         self.server = server
-        self._asker = RequestSplitter(session, self._what(), self._timeout_s, self._clock)
-        self._take_over()
-        self._reader.start(self._asker, self._every_s)
+        self._splitter = RequestSplitter(session, self._what(), self._timeout_s, self._clock)
+        self._update_description()
+        self._reader.start(self._splitter, self._every_s)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Ends the connections; :meth:`start` makes new ones. May be repeated.
+        """End the connections; :meth:`start` makes new ones. May be repeated.
 
-        The server is told nothing of sequences that have not ended; it forgets them when they are idle.
+        Sequences that have not ended are left to the server, which forgets them when they are idle.
 
         Args:
-            drain: what runs is answered first; else it ends with :class:`~streaminfer.errors.Closed`. Streams of
-                answers have ``timeout_s`` to come to their end, since nobody may be taking them any more.
+            drain: running calls end first; else they end with :class:`~streaminfer.errors.Closed`. Streams of responses
+                have ``timeout_s`` to end, because their callers may have left them.
 
         Raises:
             RuntimeError: another loop started it.
         """
-        asker = self._asker
-        if asker is None or asker.session.loop.is_closed():
-            self._asker = None
+        splitter = self._splitter
+        if splitter is None or splitter.session.loop.is_closed():
+            self._splitter = None
             self._reader.forget()
             return
-        session = asker.session
-        self._on_my_loop(session)
-        self._asker = None
+        session = splitter.session
+        self._check_loop(session)
+        self._splitter = None
         try:
-            await self._reader.stop(asker)
+            await self._reader.stop(splitter)
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._timeout_s)
@@ -304,57 +319,57 @@ class TritonBackend:
                 await until_limit(session.calls.until_none())
         finally:
             await session.close()
-            await session.calls.until_none()  # what was ended there says so to its callers before this returns
+            await session.calls.until_none()  # their callers have the errors before this returns
 
-    # -- answers ------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """One result per row, or its error where rows are asked one by one.
+        """Return one result per row, or its error if each row is a request of its own.
 
         Raises:
             DeadlineExceeded: the deadline of the batch passed.
-            Overloaded: the server has no place for it.
-            InvalidInput: the model refused a batch of one.
-            BackendError: the server cannot be reached, failed, or answered something impossible.
+            Overloaded: the server's queue is full.
+            InvalidInput: the server rejected a batch of one.
+            BackendError: the server cannot be reached, failed, or returned something impossible.
             Closed: not started, or stopped.
             RuntimeError: another loop started it.
         """
-        asker = self._running()
+        splitter = self._running()
         started_ns = self._clock()
-        with asker.session.calls:
+        with splitter.session.calls:
             try:
-                return await self._recorder.count(len(batch.rows), asker.infer(batch))
+                return await self._recorder.count(len(batch.rows), splitter.infer(batch))
             finally:
                 self._recorder.add_busy(started_ns)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The answers of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
+        """Yield the responses of a decoupled model as they come: ``async for outputs in backend.stream(request)``.
 
-        It ends when the model says that nothing follows. Who leaves the loop before should close it, with
-        ``contextlib.aclosing``: the request is then cancelled at once, and not when the collector comes by.
+        It ends when the model says that nothing follows. Close it with ``contextlib.aclosing`` if the loop can end
+        earlier: the request is then cancelled at once, not by the garbage collector.
 
         Args:
-            request: what the model reads, without a batch axis.
+            request: its inputs have no batch axis.
 
         Yields:
             One array where the model has one output, or a mapping of output name to array.
 
         Raises:
-            InvalidInput: it does not fit, or the model refused it.
+            InvalidInput: wrong inputs, or the server rejected it.
             DeadlineExceeded: its deadline passed; without one, nothing came for ``timeout_s``.
-            BackendError: the server cannot be reached, failed, or answered something impossible; or it speaks HTTP.
+            BackendError: the server cannot be reached, failed, or returned something impossible; or it speaks HTTP.
             Closed: not started, or stopped.
         """
-        async with contextlib.aclosing(self._running().stream(request)) as answers:
-            async for answer in answers:
-                yield answer
+        async with contextlib.aclosing(self._running().stream(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def end_stream(self, stream_id: Hashable, inputs: Any = None, *, timeout_s: float | None = None) -> Any:
-        """Takes the last step of a stream, after those that run or wait, and lets the server forget its state.
+        """Run the last step of a stream, after queued and running ones, and let the server forget its state.
 
         Args:
             stream_id: as requests have it. One without a sequence is left alone, unless there are ``inputs``.
-            inputs: of the last step; ``None``: zeros and empty text, for models that only want to be told.
+            inputs: of the last step; ``None``: zeros and empty text, for models that only need the end flag.
             timeout_s: seconds; ``None``: as for a batch without a deadline.
 
         Returns:
@@ -370,41 +385,39 @@ class TritonBackend:
     # -- statistics ---------------------------------------------------------------------------------------------
 
     async def read_statistics(self) -> ServerStatistics:
-        """Reads the server's statistics of the model now.
+        """Read the server's statistics of the model now.
 
         Returns:
             Means since the backend first read them, at its first start; of all clients of the model.
 
         Raises:
             RuntimeError: the server keeps none.
-            StreamInferError: it did not answer.
+            StreamInferError: it did not respond.
         """
         return await self._reader.read(self._running())
 
     def statistics(self) -> TritonStatistics:
-        """What was counted until now, and what the server said when it was last asked."""
+        """Return the backend's counters, and the server's as last read."""
         workers = 1 if self.description is None else self.description.instances
-        return self._reader.statistics(self._recorder, self._asker, workers)
+        return self._reader.statistics(self._recorder, self._splitter, workers)
 
     def server_parts(self) -> Mapping[str, float]:
-        """What :meth:`TritonStatistics.parts` says, named after the model and where it is, for `Telemetry`."""
+        """Return :meth:`TritonStatistics.parts`, named after model and server, for `Telemetry`."""
         where = f"{self.model} on {self.address}"
         return {f"{part}, {where}": mean_s for part, mean_s in self.statistics().parts().items()}
 
-    # -- inside -------------------------------------------------------------------------------------------------
-
-    def _take_over(self) -> None:
-        """What the server says of the model now."""
-        assert self._asker is not None  # noqa: S101 - it runs
-        session = self._asker.session
+    def _update_description(self) -> None:
+        """Publish the session's description of the model."""
+        assert self._splitter is not None  # noqa: S101 - it runs
+        session = self._splitter.session
         description = self.description = session.model
         self._set_version(description.version)
         self.inputs, self.outputs = description.inputs, description.outputs
-        self.batch_axes = session.check.whole.batch_axes
+        self.batch_axes = session.validator.whole.batch_axes
         self.max_batch_size = None if description.by_row else description.max_batch_size
 
     def _set_version(self, version: str) -> None:
-        self._answering = version
+        self._served_version = version
         mark = version or f"unknown {uuid.uuid4().hex}"
         fingerprint = f"triton {self._protocol}://{self.address} {self.model} {mark}"
         self._fingerprint_changes += fingerprint != self._fingerprint
@@ -416,17 +429,17 @@ class TritonBackend:
         return GrpcTransport(self._address, self._headers, self._keepalive_s, self._clock)
 
     def _running(self) -> RequestSplitter:
-        if self._asker is None:
+        if self._splitter is None:
             raise Closed(f"{self._what()} is not started, or stopped")
-        self._on_my_loop(self._asker.session)
-        return self._asker
+        self._check_loop(self._splitter.session)
+        return self._splitter
 
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
-        asker = self._running()
-        with asker.session.calls:
-            return await asker.infer(batch)
+        splitter = self._running()
+        with splitter.session.calls:
+            return await splitter.infer(batch)
 
-    def _on_my_loop(self, session: Session) -> None:
+    def _check_loop(self, session: Session) -> None:
         if asyncio.get_running_loop() is not session.loop:
             raise RuntimeError(f"{self._what()} belongs to the event loop that started it")
 
@@ -436,21 +449,17 @@ class TritonBackend:
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
         read = f": {inputs} → {outputs}" if inputs else ", not started yet"
-        version = f"{self._answering} " if self._answering else ""
+        version = f"{self._served_version} " if self._served_version else ""
         return f"TritonBackend({self.model} {version}on {self.address}{read})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{kind}</td><td>{escape(spec.name)}</td>"
-            f"<td>{escape(describe_shape(spec.dtype, spec.row_shape))}</td></tr>"
+        rows = [
+            (kind, spec.name, describe_shape(spec.dtype, spec.row_shape))
             for kind, specs in (("input", self.inputs), ("output", self.outputs))
             for spec in specs
-        )
-        caption = escape(f"{self.model} {self._answering} on {self.address}, {self._protocol}")
-        return (
-            f"<table><caption>TritonBackend: {caption}</caption>"
-            f"<thead><tr><th></th><th>name</th><th>type of one request</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        ]
+        caption = f"TritonBackend: {self.model} {self._served_version} on {self.address}, {self._protocol}"
+        return html_table(rows, head=("", "name", "type of one request"), caption=caption)
 
 
 def _optional(name: str, value: float | None) -> float | None:

@@ -1,6 +1,6 @@
-"""From an answer to rows, each of them checked: what does not fit is an error of the batch, never a row of a caller.
+"""Decoding of a response into one result per row; a response that does not match the model fails the batch.
 
-A server behind a proxy, a model that was replaced, a model with a fault: each can answer with another name, type, rank
+A server behind a proxy, a model that was replaced, a model with a fault: each can respond with another name, type, rank
 or number of rows, or with fewer bytes than it says. Rows are views of the message, read-only, since nothing was copied
 (but where its bytes lie unaligned, which not every library reads).
 """
@@ -21,24 +21,24 @@ from streaminfer.errors import BackendError
 __all__ = ["decode_rows"]
 
 
-def decode_rows(model: ModelDescription, answer: InferResponse, rows: int, *, batched: bool) -> list[Any]:
-    """One result per row: an array, or a mapping of output name to array.
+def decode_rows(model: ModelDescription, response: InferResponse, rows: int, *, batched: bool) -> list[Any]:
+    """Return one result per row: an array, or a mapping of output name to array.
 
     Args:
-        model: what the server said at start.
-        answer: what it answered; the content of shared outputs is already an array.
-        rows: how many were asked.
-        batched: whether outputs have the batch axis; otherwise there is one row, and it is the whole.
+        model: its description.
+        response: of the server; the content of shared outputs is already an array.
+        rows: of the request.
+        batched: outputs have the batch axis; otherwise the response is one row.
 
     Raises:
-        BackendError: it is not what the model answers; says which output, what was expected, and what came.
+        BackendError: it does not match the description; names the output, the expectation and what came.
     """
     columns = []
     for spec in model.outputs:
-        tensor = answer.outputs.get(spec.name)
+        tensor = response.outputs.get(spec.name)
         if tensor is None:
-            came = ", ".join(map(repr, answer.outputs)) or "none"
-            raise BackendError(f"model {model.name!r}: output {spec.name!r}: expected one, got {came}: it is missing")
+            came = ", ".join(map(repr, response.outputs)) or "none"
+            raise BackendError(f"model {model.name!r}: response has no output {spec.name!r}, got {came}")
         array = _array(model, spec, tensor)
         _check_shape(model, spec, array, rows if batched else None)
         columns.append(list(array) if batched else [array])

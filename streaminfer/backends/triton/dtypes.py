@@ -1,7 +1,7 @@
 """The protocol's data types as NumPy's, and strings as the protocol writes them.
 
 A ``BYTES`` tensor is, element by element, four bytes of length, least significant first, and the content. Requests
-bring it as an array of ``str`` (sent as UTF-8), ``bytes`` or objects that are either; it is answered with an array of
+bring it as an array of ``str`` (sent as UTF-8), ``bytes`` or objects that are either; its response is an array of
 ``bytes`` objects. NumPy's own arrays of bytes drop zeros at the end of an element; arrays of objects do not.
 """
 

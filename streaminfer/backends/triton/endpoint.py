@@ -2,7 +2,7 @@
 
 Rule: TLS is required, unless the address cannot leave this machine (a Unix socket, ``localhost``, an address that the
 standard library calls loopback) or the caller takes it upon himself (``insecure=True``). A host is judged by what it
-*is* once parsed, never by how it begins: ``127.0.0.1.evil.com`` is a name in somebody's domain.
+*is* once parsed, never by how it begins: ``127.0.0.1.evil.com`` is a name in another domain.
 """
 
 import ipaddress

@@ -1,26 +1,24 @@
-"""What a server or the way to it answered instead of an answer, as the one tree of errors.
+"""Errors of a server or its connection, as errors of the package.
 
-Both protocols are read into one form, :class:`ServerError`: the canonical name of a gRPC status and a text. What it
-means
+Both protocols are read into one form, :class:`ServerError`: the canonical name of a gRPC status and a text. Its meaning
 is decided in one place:
 
 =====================  =====================================================================================
 status                 becomes
 =====================  =====================================================================================
 ``DEADLINE_EXCEEDED``  `DeadlineExceeded`
-``UNAVAILABLE``        `Overloaded` where a queue was full or the server says when to come again,
-                       `DeadlineExceeded` where the server's own queue timeout passed, else `BackendError`: it cannot
-                       be reached, or stops
+``UNAVAILABLE``        `Overloaded` if a queue was full or the server says when to retry, `DeadlineExceeded` if the
+                       server's own queue timeout passed, else `BackendError`: it cannot be reached, or stops
 ``RESOURCE_EXHAUSTED`` `Overloaded`, unless a message was too large
 ``INVALID_ARGUMENT``   `InvalidInput`
 everything else        `BackendError`
 =====================  =====================================================================================
 
-When to come again (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushback-ms`` of gRPC) is what
-`Overloaded` says as ``retry_after_s``.
+When to retry (``Retry-After`` of HTTP, ``retry-after`` and ``grpc-retry-pushback-ms`` of gRPC) becomes
+``Overloaded.retry_after_s``.
 
-``NOT_FOUND`` is no permanent state: Triton answers it after SIGTERM, and while a model is reloaded. What asking again
-cannot mend (no such method, no permission) is marked ``retryable = False``, which `RetryBudget` reads.
+``NOT_FOUND`` is no permanent state: Triton responds so after SIGTERM, and while a model is reloaded. Errors that a
+retry cannot mend (no such method, no permission) are marked ``retryable = False``, which `RetryBudget` reads.
 """
 
 import math
@@ -34,7 +32,7 @@ __all__ = ["ServerError", "from_status", "of_http_status", "retry_after", "too_l
 _FULL = ("exceeds maximum queue size", "queue full", "too many pending requests")
 _TOO_LARGE = ("larger than max", "too large")
 _EXPIRED = ("request timeout expired", "timeout expired")
-_HOPELESS = frozenset(("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"))
+_PERMANENT = frozenset(("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED"))
 _HTTP = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -51,7 +49,7 @@ _HTTP = {
     503: "UNAVAILABLE",
     504: "UNAVAILABLE",
 }
-# Triton's HTTP front said 400 whatever it was for many versions: what a batch cannot be blamed for, by the text
+# for many versions Triton's HTTP front end said 400 for every failure: the text tells those that are not the input's
 _NOT_THE_INPUT = {
     "unknown model": "NOT_FOUND",
     "is not found": "NOT_FOUND",
@@ -62,12 +60,12 @@ _NOT_THE_INPUT = {
 
 
 class ServerError(Exception):
-    """What came instead of an answer.
+    """Failure of a server or its connection.
 
     Attributes:
         status: the canonical name of a gRPC status.
-        text: what the server or the transport said.
-        retry_after_s: seconds after which the server wants to be called again; ``None``: it does not say.
+        text: of the server or the transport.
+        retry_after_s: seconds after which to retry; ``None``: the server does not say.
     """
 
     def __init__(self, status: str, text: str, retry_after_s: float | None = None) -> None:
@@ -78,7 +76,7 @@ class ServerError(Exception):
 
 
 def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
-    """Seconds until a server wants to be called again; ``None``: it says nothing that can be read.
+    """Return the seconds after which to retry; ``None`` without a readable value.
 
     Args:
         said: a number, or a date of HTTP.
@@ -96,13 +94,13 @@ def retry_after(said: str | None, *, seconds: float = 1.0) -> float | None:
     return max(after_s, 0.0) if math.isfinite(after_s) else None
 
 
-def too_large(refused: ServerError) -> bool:
-    """Whether the server does not take so large a message: fewer rows may pass."""
-    return refused.status == "RESOURCE_EXHAUSTED" and any(words in refused.text.lower() for words in _TOO_LARGE)
+def too_large(failure: ServerError) -> bool:
+    """Return whether the message is too large for the server: fewer rows may pass."""
+    return failure.status == "RESOURCE_EXHAUSTED" and any(words in failure.text.lower() for words in _TOO_LARGE)
 
 
 def of_http_status(status: int, text: str) -> str:
-    """The canonical name for an HTTP status other than 200."""
+    """Return the canonical name for an HTTP status other than 200."""
     name = _HTTP.get(status, "INTERNAL" if status >= 500 else "UNKNOWN")
     if name == "INVALID_ARGUMENT":
         lower = text.lower()
@@ -112,40 +110,40 @@ def of_http_status(status: int, text: str) -> str:
     return name
 
 
-def from_status(refused: ServerError, what: str) -> StreamInferError:
-    """The error that callers get; its ``__cause__`` is the transport's own.
+def from_status(failure: ServerError, what: str) -> StreamInferError:
+    """Return the error for callers; its ``__cause__`` is the transport's own.
 
     Args:
-        refused: what came.
-        what: who answered, and to what.
+        failure: of the server.
+        what: the backend and the request, for the message.
     """
-    status, text = refused.status, refused.text
+    status, text = failure.status, failure.text
     lower = text.lower()
     error: StreamInferError
     if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and any(words in lower for words in _EXPIRED)):
-        error = DeadlineExceeded(f"{what}: the deadline passed before the server answered ({text})")
-    elif too_large(refused):
+        error = DeadlineExceeded(f"{what}: the deadline passed before the server responded ({text})")
+    elif too_large(failure):
         error = BackendError(f"{what}: the message is larger than the server takes: {text}")
         error.retryable = False  # type: ignore[attr-defined]
     elif status == "RESOURCE_EXHAUSTED" or (
-        status == "UNAVAILABLE" and (refused.retry_after_s is not None or any(words in lower for words in _FULL))
+        status == "UNAVAILABLE" and (failure.retry_after_s is not None or any(words in lower for words in _FULL))
     ):
-        after_s = refused.retry_after_s or 0.0
-        error = Overloaded(f"{what}: the server has no place for it: {text}", retry_after_s=after_s)
+        after_s = failure.retry_after_s or 0.0
+        error = Overloaded(f"{what}: the server's queue is full: {text}", retry_after_s=after_s)
     elif status == "INVALID_ARGUMENT":
-        error = InvalidInput(f"{what}: the server refused it: {text}")
+        error = InvalidInput(f"{what}: the server rejected it: {text}")
     else:
         error = BackendError(f"{what} failed with {status}: {text}")
-        if status in _HOPELESS:
+        if status in _PERMANENT:
             error.retryable = False  # type: ignore[attr-defined]
-    error.__cause__ = refused.__cause__ or refused
+    error.__cause__ = failure.__cause__ or failure
     return error
 
 
-def without_input(refused: ServerError, what: str) -> StreamInferError:
-    """The same for a question that carries nobody's input: a refusal is the server's or the configuration's fault."""
-    error = from_status(refused, what)
+def without_input(failure: ServerError, what: str) -> StreamInferError:
+    """Return the error of a call without a request's input, which is the server's or the configuration's fault."""
+    error = from_status(failure, what)
     if isinstance(error, InvalidInput):
-        cause, error = error.__cause__, BackendError(f"{what} failed with {refused.status}: {refused.text}")
+        cause, error = error.__cause__, BackendError(f"{what} failed with {failure.status}: {failure.text}")
         error.__cause__ = cause
     return error

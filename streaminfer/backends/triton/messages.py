@@ -1,4 +1,4 @@
-"""What travels between the backend and a transport, whichever protocol that speaks."""
+"""Requests and responses between the backend and a transport of either protocol."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,15 +15,14 @@ class SharedMemoryRef(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor of a call or an answer.
+    """One tensor of a call or a response.
 
     Attributes:
         name: of the input or output.
         datatype: the protocol's name for it.
         shape: sizes of all axes.
         content: of an input, a C-contiguous array, or where it lies as :class:`SharedMemoryRef`; of an output, its
-        bytes,
-            its elements in a list where the server sends no bytes, or the array.
+            bytes, its elements in a list where the server sends no bytes, or the array.
     """
 
     name: str
@@ -33,14 +32,14 @@ class Tensor(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """One question to a model.
+    """Request to a model.
 
     Attributes:
         model: its name.
         version: its version; empty: the one that the server chooses.
-        inputs: what it reads.
-        outputs: those that are wanted, by name, and where to write them: ``None``, with the answer. ``None``: all of
-            them, with the answer.
+        inputs: of the model.
+        outputs: those to return, by name, and where to write them; ``None``: into the response. ``None``: all of them,
+            into the response.
         parameters: of the request.
     """
 
@@ -52,12 +51,12 @@ class InferRequest(NamedTuple):
 
 
 class InferResponse(NamedTuple):
-    """What a model answered.
+    """Response of a model.
 
     Attributes:
         outputs: by name.
         final: nothing follows on a stream.
-        version: of the model that answered; empty: the server does not say.
+        version: of the model that responded; empty: the server does not say.
     """
 
     outputs: Mapping[str, Tensor]
@@ -68,8 +67,8 @@ class InferResponse(NamedTuple):
 class Transport(Protocol):
     """A connection to a server; belongs to one event loop.
 
-    Every method raises :class:`~streaminfer.backends.triton.errors.ServerError` when the server or the way to it says
-    no, :class:`~streaminfer.errors.BackendError` for an answer that cannot be read, and
+    Every method raises :class:`~streaminfer.backends.triton.errors.ServerError` when the server or the connection
+    fails, :class:`~streaminfer.errors.BackendError` for a response that cannot be read, and
     :class:`~streaminfer.errors.Closed` when :meth:`close` ended it.
     """
 
@@ -110,11 +109,11 @@ class Transport(Protocol):
         ...
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One answer."""
+        """One response."""
         ...
 
     def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
-        """Each answer as it comes, the final one included."""
+        """Each response as it comes, the final one included."""
         ...
 
     async def close(self) -> None:

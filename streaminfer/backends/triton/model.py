@@ -1,10 +1,10 @@
 """What a server says of itself and of a model, read into what the backend needs: names, types, shapes, how it is asked.
 
-It is asked for its extensions, whether the model is there and ready, what that reads and answers, and its
+It is asked for its extensions, whether the model is there and ready, what that reads and returns, and its
 configuration. A peer of the protocol that lacks one of Triton's extensions is used without it
 (:attr:`Server.missing_extensions`), unless what it lacks was asked for.
 
-A question that names no version is answered by the one that the server would choose now, so no version can be gone
+A question that names no version is resolved by the one that the server would choose now, so no version can be gone
 between one question and the next.
 """
 
@@ -42,10 +42,10 @@ class ModelDescription:
         version: the one that this describes; empty: the server names none.
         platform: what runs it, in the server's words.
         inputs: what it reads, batch axis included.
-        outputs: what it answers.
+        outputs: what it returns.
         datatypes: the protocol's name for the type of each input and output.
         max_batch_size: the most rows of one request; 0: requests have no batch axis; ``None``: the server does not say.
-        decoupled: a request has any number of answers.
+        decoupled: a request has any number of responses.
         sequence: the model keeps state for each sequence, and a request is one step of one.
         correlation: the protocol's type of a sequence's id.
         sequence_idle_s: after which the server forgets a sequence.
@@ -123,7 +123,7 @@ def read_model(
             outputs=tuple(specs[1]),
             datatypes={one["name"]: one["datatype"] for one in (*inputs, *outputs)},
             max_batch_size=batch,
-            **_manner(config or {}),
+            **_settings(config or {}),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BackendError(f"{what}: the server describes it in a way that cannot be read: {error!r}") from error
@@ -148,7 +148,7 @@ def _spec(what: str, described: Mapping[str, Any], batch: int | None) -> TensorS
     return TensorSpec(name, dtype, tuple(shape), 0)
 
 
-def _manner(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     dynamic, sequence = config.get("dynamic_batching"), config.get("sequence_batching")
     levels = int((dynamic or {}).get("priority_levels") or 0)
     policies = [
@@ -232,7 +232,7 @@ async def describe_server(
 
     Raises:
         ValueError: the server has no such model, or not in this version.
-        DeadlineExceeded, BackendError: it does not answer, or the model is not ready, or cannot be used.
+        DeadlineExceeded, BackendError: it does not respond, or the model is not ready, or cannot be used.
     """
     what = f"model {model!r}" + (f" version {version!r}" if version else "")
     try:
@@ -240,15 +240,15 @@ async def describe_server(
         server = Server(str(said.get("name", "")), str(said.get("version", "")), frozenset(said.get("extensions", ())))
         try:
             metadata = await transport.metadata(model, version, timeout_s)
-        except ServerError as refused:
-            if refused.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
-                raise await _unknown(transport, server, model, version, refused, timeout_s) from refused
+        except ServerError as failure:
+            if failure.status in {"NOT_FOUND", "INVALID_ARGUMENT"}:
+                raise await _unknown(transport, server, model, version, failure, timeout_s) from failure
             raise
         if not await transport.ready(model, version, timeout_s):
             raise BackendError(f"{what} is not ready: the server loads it, or could not")
         return server, await _read(transport, server, model, version, metadata, timeout_s)
-    except ServerError as refused:
-        raise without_input(refused, f"asking the server about {what}") from refused.__cause__
+    except ServerError as failure:
+        raise without_input(failure, f"describing {what}") from failure.__cause__
 
 
 async def describe_model(
@@ -257,20 +257,20 @@ async def describe_model(
     """Asks a server about a model that it had, as :func:`describe_server` does.
 
     Raises:
-        DeadlineExceeded, BackendError: it does not answer, or the model is not there, or cannot be used.
+        DeadlineExceeded, BackendError: it does not respond, or the model is not there, or cannot be used.
     """
     try:
         metadata = await transport.metadata(model, version, timeout_s)
         return await _read(transport, server, model, version, metadata, timeout_s)
-    except ServerError as refused:
-        raise without_input(refused, f"asking the server about model {model!r}") from refused.__cause__
+    except ServerError as failure:
+        raise without_input(failure, f"describing model {model!r}") from failure.__cause__
 
 
 async def latest_version(transport: Transport, model: str, timeout_s: float) -> str:
     """The version that a server chooses now; empty where it names none.
 
     Raises:
-        ServerError: it does not answer.
+        ServerError: it does not respond.
     """
     return latest((await transport.metadata(model, "", timeout_s)).get("versions") or ())
 
@@ -285,7 +285,7 @@ async def _read(
 
 
 async def _unknown(
-    transport: Transport, server: Server, model: str, version: str, refused: ServerError, timeout_s: float
+    transport: Transport, server: Server, model: str, version: str, failure: ServerError, timeout_s: float
 ) -> ValueError | BackendError:
     """Says which models and versions there are instead."""
     known: list[str] = []
@@ -300,11 +300,11 @@ async def _unknown(
                     known.append(f"{one.get('name')!r} {number}")
         except ServerError as without:
             known = [f"(its list cannot be read: {without.text})"]
-    if "no available versions" in refused.text.lower():
-        return BackendError(f"model {model!r} is not ready: {refused.text}")
+    if "no available versions" in failure.text.lower():
+        return BackendError(f"model {model!r} is not ready: {failure.text}")
     argument, value = ("version", version) if version else ("model", model)
     there = f"; it has {', '.join(known)}" if known else ""
     return ValueError(
         f"{argument}: expected {f'a version of model {model!r}' if version else 'a model'} of the server, got {value!r}"
-        f"{there} ({refused.text})"
+        f"{there} ({failure.text})"
     )

@@ -3,8 +3,8 @@
 What is set, and why:
 
 * **No ``dynamic_batching`` block**: a request runs as it is. The batch is made here, where deadlines and queue are
-  known; a second batcher behind it would wait again, and merge batches into sizes whose service time nobody has
-  learned. (``preserve_ordering`` belongs to that block. It would hold finished answers back behind slower ones.)
+  known; a second batcher after it would wait again, and merge batches into sizes whose service time nobody has
+  learned. (``preserve_ordering`` belongs to that block. It would hold finished responses back behind slower ones.)
   ``priority_levels`` needs the block: then it is there with a delay of zero, and only requests that wait anyway merge.
 * **Inputs and outputs are written out**, and not left to auto-completion, which adds ``dynamic_batching`` to an ONNX
   model that does not say them. For a plan it adds it in any case, unless ``max_batch_size`` is 0 or the server runs
@@ -14,7 +14,7 @@ What is set, and why:
   input that the whole batch shares.
 * **``instance_group``**: how many batches run at the same time, on each GPU that is used; the batcher's
   ``max_in_flight`` is the same number.
-* **``response_cache`` off**: it keeps error answers, and replays them as empty successes.
+* **``response_cache`` off**: it keeps error responses, and replays them as empty successes.
 * **``model_warmup``**: Triton says that a model is ready after these batches. TensorRT compiles in them.
 
 A repository that a server polls never holds half a model: everything is written beside the repository and moved into

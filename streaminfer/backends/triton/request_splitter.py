@@ -1,10 +1,10 @@
-"""How the rows of a batch are asked: all in one request, or each in one of its own.
+"""Requests of a batch: one for all rows, or one for each.
 
-A server refuses a request as a whole, so a batch that is refused is asked again in halves: of 32 rows, one that the
-model does not take fails alone, after at most 2·log₂ 32 more requests, and the others get their answers. So is a
-batch whose message is larger than the server takes.
+A server rejects a request as a whole, so a rejected batch is sent again in halves: of 32 rows, one that the model does
+not take fails alone, after at most 2·log₂ 32 more requests, and the others get their responses. The same holds for a
+batch whose message is too large for the server.
 
-Models without a batch axis, models with sequences and decoupled ones are asked row by row, all rows at once.
+Models without a batch axis, models with sequences and decoupled ones get one request per row, all rows at once.
 """
 
 import asyncio
@@ -24,23 +24,23 @@ from streaminfer.request import NEVER_NS, Batch, Request
 
 __all__ = ["RequestSplitter", "without_axis", "zeros_for"]
 
-_FORGOTTEN = "must specify the start flag"
-_OTHER_FORM = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
+_SEQUENCE_UNKNOWN = "must specify the start flag"
+_MODEL_REPLACED = ("unexpected shape for input", "unexpected inference input", "unexpected inference output",
                "data-type is", "but missing required input")  # fmt: skip
 _END: Any = object()
 
 
 class RequestSplitter:
-    """Asks one model, through one session.
+    """Sends batches to one model, through one session.
 
     Args:
         session: to the server.
         what: the backend, for messages.
-        timeout_s: seconds for what has no deadline.
+        timeout_s: seconds for a request without a deadline.
         clock: monotonic nanoseconds.
 
     Attributes:
-        split: batches that were refused and asked again in halves.
+        split: batches that were rejected and sent again in halves.
     """
 
     def __init__(self, session: Session, what: str, timeout_s: float, clock: Callable[[], int]) -> None:
@@ -52,34 +52,34 @@ class RequestSplitter:
 
     @property
     def has_batch_axis(self) -> bool:
-        """Whether requests have one."""
+        """True if requests have one."""
         return self.session.model.max_batch_size != 0
 
     def validate(self, request: Request) -> None:
-        """Checks what a request brings against what the server says now.
+        """Check a request's inputs against the model's present description.
 
         Raises:
             InvalidInput: names the input, what was expected, and what came.
         """
         session = self.session
-        session.check.check(request.inputs)
+        session.validator.validate(request.inputs)
         if session.sequences is not None and request.stream_id is None:
             raise InvalidInput(
                 f"stream_id: expected one, since model {session.model.name!r} keeps state for each stream, got None"
             )
 
     async def infer(self, batch: Batch) -> Sequence[Any]:
-        """One result per row, or its error where rows are asked one by one.
+        """Return one result per row, or its error if each row is a request of its own.
 
         Raises:
             StreamInferError: for the whole batch.
         """
-        inputs = self.session.check.by_name(batch.inputs)
+        inputs = self.session.validator.by_name(batch.inputs)
         if inputs is None:
-            names = ", ".join(map(repr, self.session.check.whole.batch_axes))
+            names = ", ".join(map(repr, self.session.validator.whole.batch_axes))
             raise BackendError(
                 f"{self.what}: expected a batch of stacked arrays for {names}, got "
-                f"{describe(batch.inputs)}; a batcher in front of it needs stack=True"
+                f"{describe(batch.inputs)}; a batcher around it needs stack=True"
             )
         limit = self.session.model.max_batch_size
         model = self.session.model
@@ -89,7 +89,7 @@ class RequestSplitter:
                     f"{self.what}: expected at most {limit} rows in a batch, the model's max_batch_size, got "
                     f"{batch.size}: give the batcher max_batch_size={limit}"
                 )
-            return await self._ask(inputs, batch.size, batch.rows, batch.deadline_ns)
+            return await self._infer_rows(inputs, batch.size, batch.rows, batch.deadline_ns)
         singles = [{name: array[row : row + 1] for name, array in inputs.items()} for row in range(len(batch.rows))]
         calls: list[Coroutine[Any, Any, Any]] = []
         for row, arrays in zip(batch.rows, singles, strict=True):
@@ -97,12 +97,12 @@ class RequestSplitter:
             if self.session.sequences is not None:
                 calls.append(self.step(row, arrays, deadline_ns, end=False))
             elif model.decoupled:
-                calls.append(self._only_answer(row, arrays, deadline_ns))
+                calls.append(self._only_response(row, arrays, deadline_ns))
             else:
-                calls.append(self._single(row, arrays, deadline_ns))
+                calls.append(self._infer_row(row, arrays, deadline_ns))
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    async def _ask(
+    async def _infer_rows(
         self,
         inputs: Mapping[str, Any],
         size: int,
@@ -117,11 +117,11 @@ class RequestSplitter:
         error: StreamInferError
         fewer = False
         try:
-            results = await self.session.ask(inputs, size, parameters, timeout_s, batched=True)
-        except ServerError as refused:
-            fewer = too_large(refused)
-            error = await self._error(refused, f"{self.what}, a batch of {len(rows)}", inputs, changes)
-        except InvalidInput as unsendable:  # text that cannot be written down: of one row, not of all
+            results = await self.session.infer(inputs, size, parameters, timeout_s, batched=True)
+        except ServerError as failure:
+            fewer = too_large(failure)
+            error = await self._error(failure, f"{self.what}, a batch of {len(rows)}", inputs, changes)
+        except InvalidInput as unsendable:  # text that cannot be encoded: of one row, not of all
             error = unsendable
         else:
             return results[: len(rows)]
@@ -130,9 +130,9 @@ class RequestSplitter:
         self.split += 1
         middle = (len(rows) + 1) // 2
         halves = [slice(0, middle), slice(middle, len(rows))]
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(
-                self._ask(
+                self._infer_rows(
                     {name: array[part] for name, array in inputs.items()},
                     part.stop - part.start,
                     rows[part],
@@ -143,33 +143,33 @@ class RequestSplitter:
             return_exceptions=True,
         )
         results = []
-        for part, answer in zip(halves, answers, strict=True):
-            results += [answer] * (part.stop - part.start) if isinstance(answer, BaseException) else answer
+        for part, response in zip(halves, responses, strict=True):
+            results += [response] * (part.stop - part.start) if isinstance(response, BaseException) else response
         return results
 
-    async def _single(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
+    async def _infer_row(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
         """A row of a model without a batch axis."""
         alone = without_axis(arrays)
         changes = self.session.changes
         try:
-            results = await self.session.ask(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
-        except ServerError as refused:
-            error = await self._error(refused, self.what, arrays, changes)
+            results = await self.session.infer(alone, 1, self.parameters((row,)), self.left(deadline_ns), batched=False)
+        except ServerError as failure:
+            error = await self._error(failure, self.what, arrays, changes)
         else:
             return results[0]
         raise error
 
     async def step(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None, *, end: bool) -> Any:
-        """One step of a sequence, in its turn.
+        """Run one step of a sequence, in its turn.
 
         Args:
-            row: whose step it is.
+            row: its request.
             arrays: its inputs, as a batch of one.
             deadline_ns: of the step.
             end: it is the sequence's last.
 
         Raises:
-            StreamInferError: it was not taken, or nobody knows.
+            StreamInferError: it failed, or its outcome is not known.
         """
         assert self.session.sequences is not None  # noqa: S101 - both callers look
         if row.stream_id is None:
@@ -189,96 +189,97 @@ class RequestSplitter:
                 changes = self.session.changes
                 parameters = {**self.parameters((row,)), **stream.parameters(end=end)}
                 try:
-                    results = await self.session.ask(sent, 1, parameters, timeout_s, batched=batched)
-                except ServerError as refused:
-                    failure = await self._of_step(refused, row.stream_id, arrays, changes)
-                    raise failure from failure.__cause__
+                    results = await self.session.infer(sent, 1, parameters, timeout_s, batched=batched)
+                except ServerError as failure:
+                    error = await self._step_error(failure, row.stream_id, arrays, changes)
+                    raise error from error.__cause__
                 except InvalidInput as unsendable:
                     raise NotSent(unsendable) from unsendable.__cause__
         except TimeoutError as error:
             if isinstance(error, DeadlineExceeded):
                 raise
-            raise DeadlineExceeded(f"{self.what}: the deadline passed before the step was answered") from error
+            raise DeadlineExceeded(f"{self.what}: the deadline passed before the step completed") from error
         return results[0]
 
     async def _error(
-        self, refused: ServerError, what: str, arrays: Mapping[str, Any], changes: int
+        self, failure: ServerError, what: str, arrays: Mapping[str, Any], changes: int
     ) -> StreamInferError:
-        """What callers get; they are not blamed for a model that is not the one that was described.
+        """Return the error for callers; it does not blame them if the model was replaced.
 
-        Where it is another one, the server is asked what that reads, and later requests are checked by it.
+        In that case the model's description is read again, and later requests are validated by it.
 
         Args:
-            refused: what the server said.
-            what: of whom, and to what.
-            arrays: what it was asked, with a batch axis.
-            changes: how many changes of the model were known when it was asked.
+            failure: of the server.
+            what: the backend and the request, for the message.
+            arrays: the inputs, with a batch axis.
+            changes: the session's when the request was sent.
         """
-        error = from_status(refused, what)
-        if not isinstance(error, InvalidInput) or not any(words in refused.text.lower() for words in _OTHER_FORM):
+        error = from_status(failure, what)
+        if not isinstance(error, InvalidInput) or not any(words in failure.text.lower() for words in _MODEL_REPLACED):
             return error
         try:
-            self.session.check.check({name: array[0, ...] for name, array in arrays.items()})
+            self.session.validator.validate({name: array[0, ...] for name, array in arrays.items()})
         except InvalidInput:
             return error
         replaced = BackendError(
-            f"{what}: the server refused what it had said that the model reads: the model was replaced ({refused.text})"
+            f"{what}: the server rejected inputs that match the model's description: the model was replaced "
+            f"({failure.text})"
         )
         replaced.retryable = False  # type: ignore[attr-defined]
         replaced.__cause__ = error.__cause__
-        await self.session.describe_again(changes)
+        await self.session.refresh_model(changes)
         return replaced
 
-    async def _of_step(
-        self, refused: ServerError, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
+    async def _step_error(
+        self, failure: ServerError, stream_id: Hashable, arrays: Mapping[str, Any], changes: int
     ) -> StreamInferError:
-        if _FORGOTTEN in refused.text.lower():
+        if _SEQUENCE_UNKNOWN in failure.text.lower():
             lost = SequenceLost(
                 f"{self.what}: the server has forgotten the state of stream {stream_id!r}: it was idle too long, or "
-                f"the model was started anew ({refused.text})"
+                f"the model was restarted ({failure.text})"
             )
-            lost.__cause__ = refused.__cause__ or refused
+            lost.__cause__ = failure.__cause__ or failure
             return lost
-        return await self._error(refused, f"{self.what}, a step of stream {stream_id!r}", arrays, changes)
+        return await self._error(failure, f"{self.what}, a step of stream {stream_id!r}", arrays, changes)
 
-    async def _only_answer(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
-        """A row of a decoupled model that answers it once, as some do."""
+    async def _only_response(self, row: Request, arrays: Mapping[str, Any], deadline_ns: int | None) -> Any:
+        """Return the result of a decoupled model that sends one response per request."""
         if deadline_ns is None:
             deadline_ns = self.clock() + round(self._timeout_s * 1e9)
         if not self.has_batch_axis:
             arrays = without_axis(arrays)
         found = []
-        async with contextlib.aclosing(self.answers(arrays, self.parameters((row,)), deadline_ns)) as answers:
-            async for answer in answers:
-                found.append(answer)
+        async with contextlib.aclosing(self.responses(arrays, self.parameters((row,)), deadline_ns)) as responses:
+            async for response in responses:
+                found.append(response)
                 if len(found) > 1:
                     break
         if len(found) != 1:
             raise BackendError(
-                f"{self.what}: expected one answer to a request, got {'more' if found else 'none'}: the model is "
-                "decoupled, TritonBackend.stream(request) takes all of its answers"
+                f"{self.what}: expected one response to a request, got {'more' if found else 'none'}: the model is "
+                "decoupled; TritonBackend.stream(request) yields all responses"
             )
         return found[0]
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The answers to a request that was not checked yet, as they come; see ``TritonBackend.stream``."""
+        """Validate a request and yield its responses as they come; see ``TritonBackend.stream``."""
         self.validate(request)
         arrays = self.batch_of_one(request)
         if not self.has_batch_axis:
             arrays = without_axis(arrays)
         with self.session.streams:
             deadline_ns = None if request.deadline_ns == NEVER_NS else request.deadline_ns
-            answers = self.answers(arrays, self.parameters((request,)), deadline_ns)
-            async with contextlib.aclosing(answers):
+            responses = self.responses(arrays, self.parameters((request,)), deadline_ns)
+            async with contextlib.aclosing(responses):
                 while True:
-                    with self.session.calls:  # and not while the caller is at work on an answer, or has forgotten us
-                        answer = await anext(answers, _END)
-                    if answer is _END:
+                    with self.session.calls:  # not while the caller works on a response, or has left
+                        response = await anext(responses, _END)
+                    if response is _END:
                         return
-                    yield answer
+                    yield response
 
     async def end_stream(self, stream_id: Hashable, inputs: Any, timeout_s: float) -> Any:
-        """The last step of a stream; see ``TritonBackend.end_stream``."""
+        """Run the last step of a stream; see ``TritonBackend.end_stream``."""
         session = self.session
         if session.sequences is None:
             raise RuntimeError(f"model {session.model.name!r} has no sequences, so there is none to end")
@@ -290,15 +291,15 @@ class RequestSplitter:
         with session.calls:
             return await self.step(request, self.batch_of_one(request), deadline_ns, end=True)
 
-    async def answers(
+    async def responses(
         self, arrays: Mapping[str, Any], parameters: dict[str, Any], deadline_ns: int | None
     ) -> AsyncGenerator[Any, None]:
-        """The answers to one request, as they come.
+        """Yield the responses to one request, as they come.
 
         Args:
             arrays: its inputs, as the model reads them.
             parameters: of the request.
-            deadline_ns: of the last answer; ``None``: there is none, but each answer has ``timeout_s``.
+            deadline_ns: of the last response; ``None``: there is none, but each response has ``timeout_s``.
 
         Raises:
             StreamInferError: the stream did not come to its end.
@@ -312,33 +313,33 @@ class RequestSplitter:
         try:
             async with contextlib.aclosing(
                 self.session.transport.stream(self.session.call(arrays, parameters), timeout_s)
-            ) as answers:
+            ) as responses:
                 while True:
                     async with asyncio.timeout(silence_s):
-                        answer = await anext(answers, _END)
-                    if answer is _END:
+                        response = await anext(responses, _END)
+                    if response is _END:
                         break
-                    if answer.final and not answer.outputs:
+                    if response.final and not response.outputs:
                         return
-                    yield (await self.session.read(answer, 1, changes, batched=batched))[0]
-                    if answer.final:
+                    yield (await self.session.read(response, 1, changes, batched=batched))[0]
+                    if response.final:
                         return
-        except ServerError as refused:
-            error = from_status(refused, f"{self.what}, a stream of answers")
+        except ServerError as failure:
+            error = from_status(failure, f"{self.what}, a stream of responses")
         except TimeoutError as silent:
-            error = DeadlineExceeded(f"{self.what}, a stream of answers: nothing came for {silence_s} s")
+            error = DeadlineExceeded(f"{self.what}, a stream of responses: nothing came for {silence_s} s")
             error.__cause__ = silent
-        raise error or BackendError(f"{self.what}: the stream of answers ended without a final one")
+        raise error or BackendError(f"{self.what}: the stream of responses ended without a final one")
 
     def batch_of_one(self, request: Request) -> dict[str, Any]:
-        """What a request that fits brings, by name, with a batch axis."""
-        inputs = self.session.check.by_name(request.inputs)
+        """Return the inputs of a valid request by name, with a batch axis."""
+        inputs = self.session.validator.by_name(request.inputs)
         if inputs is None:  # a plain number for an input without axes
-            inputs = {next(iter(self.session.check.whole.batch_axes)): request.inputs}
+            inputs = {next(iter(self.session.validator.whole.batch_axes)): request.inputs}
         return {name: np.asarray(value)[np.newaxis] for name, value in inputs.items()}
 
     def parameters(self, rows: Sequence[Request]) -> dict[str, int | bool | str]:
-        """The most urgent row's priority, where the model has levels: ours is counted from the model's default."""
+        """Return the most urgent row's priority, if the model has levels; ours is relative to the model's default."""
         model = self.session.model
         if not model.priority_levels:
             return {}
@@ -346,7 +347,7 @@ class RequestSplitter:
         return {"priority": min(max(model.default_priority + urgent, 1), model.priority_levels)} if urgent else {}
 
     def left(self, deadline_ns: int | None) -> float:
-        """Seconds until a deadline.
+        """Return the seconds until a deadline.
 
         Raises:
             DeadlineExceeded: it has passed.
@@ -355,17 +356,17 @@ class RequestSplitter:
             return self._timeout_s
         left_s = (deadline_ns - self.clock()) / 1e9
         if left_s <= 0:
-            raise DeadlineExceeded(f"{self.what}: the deadline had passed {-left_s:.6f} s before it was asked")
+            raise DeadlineExceeded(f"{self.what}: the deadline had passed {-left_s:.6f} s before the request was sent")
         return left_s
 
 
 def without_axis(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """What a batch of one brings, for a model without a batch axis; arrays, of scalars too."""
+    """Return the inputs of a batch of one without the batch axis; arrays, of scalars too."""
     return {name: array[0, ...] for name, array in arrays.items()}
 
 
 def zeros_for(specs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """A request of zeros and empty text, with free sizes set to 1."""
+    """Return inputs of zeros and empty text, with free sizes set to 1."""
     request: dict[str, Any] = {}
     for spec in specs:
         shape = [size if isinstance(size, int) else 1 for size in spec.row_shape]

@@ -1,4 +1,4 @@
-"""The check of a request against what the server said of the model: :class:`Signature`, and what Triton adds to it.
+"""Validation of a request by the model's description: :class:`Signature`, and two additions for Triton.
 
 Text is one of the two additions: NumPy has many types for it (a width in each), the protocol one; what is checked is
 its shape. The other are inputs that a request may leave out: there is one signature for each set that was seen.
@@ -21,11 +21,11 @@ _MOST_SETS = 1024
 
 
 class RequestValidator:
-    """Checks what requests bring for a model.
+    """Validates the inputs of requests.
 
     Args:
-        model: what the server said.
-        non_finite: ``"reject"`` refuses floats that are not all finite.
+        model: its description.
+        non_finite: ``"reject"`` rejects floats that are not all finite.
 
     Attributes:
         whole: the signature with every input.
@@ -42,11 +42,11 @@ class RequestValidator:
         required = frozenset(spec.name for spec in model.inputs) - model.optional
         self._required = self.whole if not model.optional or not required else self._of(required)
 
-    def check(self, inputs: Any) -> None:
-        """Checks what one request brings.
+    def validate(self, inputs: Any) -> None:
+        """Validate the inputs of one request.
 
         Raises:
-            InvalidInput: it does not fit; says which input, what was expected, and what came.
+            InvalidInput: names the input, the expectation and what came.
         """
         if self._text:
             inputs = self._without_text(inputs)
@@ -60,7 +60,7 @@ class RequestValidator:
         signature.check(inputs)
 
     def by_name(self, inputs: Any) -> Mapping[str, Any] | None:
-        """A batch's arrays by name; ``None`` where it brings something else."""
+        """Return a batch's arrays by name; ``None`` if it has none."""
         if isinstance(inputs, Mapping):
             return inputs
         if isinstance(inputs, np.ndarray) and self._required.only_input is not None:

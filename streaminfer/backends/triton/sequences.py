@@ -1,16 +1,16 @@
-"""Which sequence of the server a live stream is, and whose turn it is.
+"""Sequences of the server for live streams, and the order of their steps.
 
 A model with a sequence batcher keeps state for each *correlation id*. The first request of a sequence carries a start
 flag, the last one an end flag, and each is one step. A stream gets an id when it first comes; its steps go out one at
 a time, in the order in which they came. Ids begin at a random number, so that two clients of one server, or one that
-was started anew, do not step on each other's sequences.
+was restarted, do not disturb each other's sequences.
 
-**What a failed step means.** When a step fails, is cancelled or runs out of time, nobody knows whether the model has
-taken it, so the state is not to be trusted any more, and the sequence is *lost*: those steps of the stream that wait
+**What a failed step means.** When a step fails, is cancelled or runs out of time, it is not known whether the model has
+taken it, so the state cannot be trusted, and the sequence is *lost*: those steps of the stream that wait
 behind it end with :class:`SequenceLost`, and the next one that comes begins a new sequence, with another id, from
-nothing. Who sees an error for a step knows by it that the stream begins anew. Two failures cost nothing, since the
+nothing. An error of a step tells the caller that the stream starts again. Two failures cost nothing, since the
 model cannot have seen the step: a deadline that had passed before the step was sent, and a full queue. A server that
-has forgotten the sequence (it was idle too long, or the server or the model was started anew) says so to the next
+has forgotten the sequence (it was idle too long, or the server or the model was restarted) says so to the next
 step, which ends with :class:`SequenceLost`.
 """
 
@@ -49,18 +49,18 @@ class Stream:
         losses: how many sequences were lost.
     """
 
-    __slots__ = ("correlation", "hands", "losses", "seen_ns", "started", "turn")
+    __slots__ = ("correlation", "in_flight", "losses", "seen_ns", "started", "turn")
 
     def __init__(self, correlation: int | str) -> None:
         self.correlation = correlation
         self.started = False
         self.losses = 0
-        self.hands = 0
+        self.in_flight = 0
         self.seen_ns = 0
         self.turn = asyncio.Lock()
 
     def parameters(self, *, end: bool) -> dict[str, int | bool | str]:
-        """What says to the server which step this is."""
+        """Return the parameters that tell the server which step this is."""
         return {"sequence_id": self.correlation, "sequence_start": not self.started, "sequence_end": end}
 
 
@@ -71,7 +71,7 @@ class Sequences:
         kind: the protocol's type of a sequence's id.
         idle_s: after which the server forgets a sequence; 0: it does not say.
         max_streams: how many are remembered. When there is no room, those are forgotten that the server has forgotten
-            too; if there are none, a new stream is refused.
+            too; if there are none, a new stream is rejected.
     """
 
     def __init__(self, kind: str, idle_s: float, max_streams: int) -> None:
@@ -86,16 +86,16 @@ class Sequences:
         return len(self._streams)
 
     def knows(self, stream_id: Hashable) -> bool:
-        """Whether a stream has a sequence, or a step in hand."""
+        """Return whether a stream has a sequence, or a step in flight."""
         stream = self._streams.get(stream_id)
-        return stream is not None and (stream.started or stream.hands > 0)
+        return stream is not None and (stream.started or stream.in_flight > 0)
 
     @contextlib.asynccontextmanager
     async def step(self, stream_id: Hashable, now_ns: int, *, end: bool = False) -> AsyncIterator[Stream]:
-        """Waits for the turn of one step; what is raised inside decides what becomes of the sequence.
+        """Wait for the turn of one step; an error inside decides whether the sequence is lost.
 
         Args:
-            stream_id: whose step it is.
+            stream_id: of the request.
             now_ns: when.
             end: it is the last one: the stream is forgotten, and its next step begins a new sequence.
 
@@ -104,7 +104,7 @@ class Sequences:
             Overloaded: there are too many streams.
         """
         stream = self._find(stream_id, now_ns)
-        stream.hands += 1
+        stream.in_flight += 1
         losses = stream.losses
         try:
             async with stream.turn:
@@ -123,9 +123,9 @@ class Sequences:
                 if end:
                     stream.correlation = self._new_id()
         finally:
-            stream.hands -= 1
+            stream.in_flight -= 1
             stream.seen_ns = now_ns
-            if not stream.hands and not stream.started:  # there is nothing to remember
+            if not stream.in_flight and not stream.started:  # there is nothing to remember
                 self._streams.pop(stream_id, None)
 
     def _find(self, stream_id: Hashable, now_ns: int) -> Stream:
@@ -139,7 +139,7 @@ class Sequences:
     def _make_room(self, now_ns: int) -> None:
         idle_ns = self._idle_ns or 3_600_000_000_000
         for stream_id, stream in list(self._streams.items()):
-            if stream.hands == 0 and now_ns - stream.seen_ns > idle_ns:
+            if stream.in_flight == 0 and now_ns - stream.seen_ns > idle_ns:
                 del self._streams[stream_id]
         if len(self._streams) >= self._max:
             raise Overloaded(f"{len(self._streams)} streams are remembered already (max_streams={self._max})")

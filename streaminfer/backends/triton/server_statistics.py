@@ -1,6 +1,6 @@
-"""What a server says about its own time: how long requests waited there, and how long they were computed.
+"""Times of requests inside a server: queue and computation.
 
-An answer carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
+A response carries no times, so they are read from the model's counters, which only grow: a mean over some time is the
 difference of two readings, nanoseconds over requests. The counters are those of *all* clients of the model, one set for
 each version. A counter that shrank means that the server or the model was started again; what it says since then is
 added to what was known. A version that is unloaded takes its counters with it, and what they said remains.
@@ -26,17 +26,17 @@ _NAMES = ("success", "fail", "rows", "executions", *(f"{part}_ns" for part in _P
 
 @attrs.frozen(kw_only=True)
 class ServerStatistics(Snapshot):
-    """Means over the requests that a model of a server answered, whoever asked.
+    """Means over the requests that a model of a server completed, of all clients.
 
     Attributes:
-        requests: answered.
+        requests: those that completed.
         failures: requests that ended with an error there.
-        rows: in the answered requests, those of answers from the server's cache left out.
+        rows: in the completed requests, those of responses from the server's cache left out.
         executions: runs of the model; fewer than requests where the server puts some together.
         queue_s: mean seconds that a request waited in the server.
-        input_s: mean seconds until its inputs were where the model reads.
-        infer_s: mean seconds in the model.
-        output_s: mean seconds until its outputs were where they are sent from.
+        compute_input_s: mean seconds until its inputs were where the model reads.
+        compute_infer_s: mean seconds in the model.
+        compute_output_s: mean seconds until its outputs were where they are sent from.
     """
 
     requests: int
@@ -44,26 +44,26 @@ class ServerStatistics(Snapshot):
     rows: int
     executions: int
     queue_s: float
-    input_s: float
-    infer_s: float
-    output_s: float
+    compute_input_s: float
+    compute_infer_s: float
+    compute_output_s: float
 
     @property
     def compute_s(self) -> float:
         """Mean seconds of work on a request: input, model and output."""
-        return self.input_s + self.infer_s + self.output_s
+        return self.compute_input_s + self.compute_infer_s + self.compute_output_s
 
 
 @attrs.frozen(kw_only=True)
 class TritonStatistics(BackendStatistics):
-    """What a backend did since it was made, and what its server says about itself.
+    """Counters of a backend, and those of its server.
 
     Attributes:
-        round_trip_s: mean seconds of this backend's calls that were answered, from the request to its answer.
-        server: since the backend first read it; ``None``: the server keeps no such statistics, or has not been read.
+        round_trip_s: mean seconds of this backend's calls that completed, from the request to its response.
+        server: since the backend first read it; ``None``: the server has no statistics, or has not been read.
         recent: the same between the last two readings; ``None`` before the second.
-        server_error: why the last reading failed; empty where it did not.
-        split_batches: batches that were refused as a whole and asked again in halves.
+        server_error: why the last reading failed; empty if it did not.
+        split_batches: batches that were rejected as a whole and sent again in halves.
     """
 
     round_trip_s: float
@@ -73,10 +73,10 @@ class TritonStatistics(BackendStatistics):
     split_batches: int
 
     def parts(self) -> Mapping[str, float]:
-        """Mean seconds of a call by where they went: the server's queue, its work, and the way there and back.
+        """Return the mean seconds of a call by part: the server's queue, its computation, and the transport.
 
-        True as far as this backend is the model's only client, since the server's means are those of all; and the
-        server counts until a little after the answer was sent. Empty before the first reading.
+        Exact only if this backend is the model's only client, because the server's means are those of all; and the
+        server counts until a little after the response was sent. Empty before the first reading.
         """
         if self.server is None or not self.server.requests:
             return {}
@@ -106,16 +106,12 @@ class _Reading:
 
     def times(self) -> ServerStatistics:
         requests = self.values["success"]
-        queue, given, infer, taken = (self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS)
         return ServerStatistics(
             requests=requests,
             failures=self.values["fail"],
             rows=self.values["rows"],
             executions=self.values["executions"],
-            queue_s=queue,
-            input_s=given,
-            infer_s=infer,
-            output_s=taken,
+            **{f"{part}_s": self.values[f"{part}_ns"] / 1e9 / max(requests, 1) for part in _PARTS},
         )
 
 
@@ -153,7 +149,7 @@ class CounterReader:
 
 
 class StatisticsReader:
-    """Reads what the server of a backend says, now and then, and counts what its starts have done.
+    """Reads the counters of a backend's server periodically, and adds up those of the backend's starts.
 
     Args:
         what: the backend, for messages.
@@ -170,39 +166,39 @@ class StatisticsReader:
         self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
         self._reading: asyncio.Task[None] | None = None
 
-    def start(self, asker: RequestSplitter, every_s: float | None) -> None:
-        """Reads again and again, every so many seconds, where the server has statistics."""
-        if every_s is not None and "statistics" in asker.session.server.extensions:
-            self._reading = asyncio.create_task(self._read_again_and_again(asker, every_s))
+    def start(self, splitter: RequestSplitter, every_s: float | None) -> None:
+        """Read every so many seconds, if the server has statistics."""
+        if every_s is not None and "statistics" in splitter.session.server.extensions:
+            self._reading = asyncio.create_task(self._read_periodically(splitter, every_s))
 
-    async def stop(self, asker: RequestSplitter) -> None:
-        """Ends that, and keeps what this start has counted."""
-        self._before = self._totals(asker)
+    async def stop(self, splitter: RequestSplitter) -> None:
+        """Stop reading, and add the counters of this start."""
+        self._before = self._totals(splitter)
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
             await asyncio.wait([reading])
 
     def forget(self) -> None:
-        """The event loop of the start has ended, and the reading with it."""
+        """Forget the reading task, whose event loop has ended."""
         self._reading = None
 
-    async def read(self, asker: RequestSplitter) -> ServerStatistics:
-        """Reads the server's statistics of the model, of all its versions, now.
+    async def read(self, splitter: RequestSplitter) -> ServerStatistics:
+        """Read the server's statistics of the model, of all its versions.
 
         Raises:
-            RuntimeError: the server keeps none.
-            StreamInferError: it did not answer.
+            RuntimeError: the server has none.
+            StreamInferError: it did not respond.
         """
-        session = asker.session
+        session = splitter.session
         if "statistics" not in session.server.extensions:
             raise RuntimeError(f"{self._what}: the server has no statistics")
         with session.calls:
             try:
                 said = await session.statistics()
                 self.counters.read(said)
-            except ServerError as refused:
-                error: StreamInferError = without_input(refused, f"reading the statistics of {self._what}")
+            except ServerError as failure:
+                error: StreamInferError = without_input(failure, f"reading the statistics of {self._what}")
             except (AttributeError, KeyError, TypeError, ValueError) as unreadable:
                 error = BackendError(f"the statistics of {self._what} cannot be read: {unreadable!r}")
                 error.__cause__ = unreadable
@@ -213,9 +209,9 @@ class StatisticsReader:
         self.error = str(error)
         raise error
 
-    def statistics(self, recorder: BackendRecorder, asker: RequestSplitter | None, workers: int) -> TritonStatistics:
-        """What was counted until now, and what the server said when it was last asked."""
-        split, trips, took_ns = self._totals(asker)
+    def statistics(self, recorder: BackendRecorder, splitter: RequestSplitter | None, workers: int) -> TritonStatistics:
+        """Return the backend's counters, and the server's as last read."""
+        split, trips, took_ns = self._totals(splitter)
         return TritonStatistics(
             **{**attrs.asdict(recorder.snapshot()), "workers": workers},
             round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
@@ -225,19 +221,19 @@ class StatisticsReader:
             split_batches=split,
         )
 
-    def _totals(self, asker: RequestSplitter | None) -> tuple[int, int, int]:
+    def _totals(self, splitter: RequestSplitter | None) -> tuple[int, int, int]:
         split, trips, took_ns = self._before
-        if asker is None:
+        if splitter is None:
             return self._before
-        session = asker.session
-        return split + asker.split, trips + session.round_trips, took_ns + session.round_trip_ns
+        session = splitter.session
+        return split + splitter.split, trips + session.round_trips, took_ns + session.round_trip_ns
 
-    async def _read_again_and_again(self, asker: RequestSplitter, every_s: float) -> None:
+    async def _read_periodically(self, splitter: RequestSplitter, every_s: float) -> None:
         while True:
             try:
-                await self.read(asker)
-                await asker.session.look()
-            except StreamInferError as error:  # it may answer later; the statistics say so meanwhile
+                await self.read(splitter)
+                await splitter.session.check_version()
+            except StreamInferError as error:  # it may respond later; the statistics say so meanwhile
                 self.error = str(error)
             await asyncio.sleep(every_s)
 

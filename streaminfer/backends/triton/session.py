@@ -1,9 +1,9 @@
-"""One start of a backend: a connection, what the server said of the model, and the way of one batch there and back.
+"""One start of a backend: a connection, the model's description, and the path of one batch.
 
-**Versions.** Where no version was asked for, a call names none either: the server chooses, so that no call can name one
-that was unloaded meanwhile. Each answer says which version it is of. At the first answer of another one the server is
-asked again what the model is, and the answer is read by that. An answer to a call that was sent before such a change
-says nothing of what the server chooses now: it is read by the description of its own version, and changes nothing.
+**Versions.** If the user gave no version, a call names none either: the server chooses, so that no call can name one
+that was unloaded meanwhile. Each response has its version. At the first response of another version the model's
+description is read again, and the response is decoded by it. A response to a call that was sent before such a change
+says nothing of the server's present choice: it is decoded by the description of its own version, and changes nothing.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Parameters = Mapping[str, int | bool | str]
 
 
 class InFlightCounter:
-    """Counts what is at work, and lets others wait until nothing is: ``with hands: ...``."""
+    """Counts the calls that have not completed: ``with counter: ...``."""
 
     __slots__ = ("_count", "_none")
 
@@ -55,35 +55,35 @@ class InFlightCounter:
             self._none.set()
 
     async def until_none(self) -> None:
-        """Returns when nothing is at work."""
+        """Wait until no call is in flight."""
         while self._count:
             await self._none.wait()
 
 
 class Session:
-    """From a start of the backend to its stop; belongs to the loop that made it.
+    """State of the backend from a start to its stop; belongs to the loop that made it.
 
     Args:
         transport: to the server; closed with the session.
-        server: what it said of itself.
-        model: what it said of the model.
-        version: the one that calls name; empty: the server chooses.
-        changed: called when the server says something else of the model.
-        non_finite: of the check of requests.
-        max_streams: how many sequences are remembered.
+        server: its description.
+        model: the model's description.
+        version: of the model in calls; empty: the server chooses.
+        changed: called when the model's description changes.
+        non_finite: for the validation of requests.
+        max_streams: the most sequences that are remembered.
         shared_memory: tensors go through shared memory.
-        timeout_s: seconds for a question to the server that belongs to no request.
+        timeout_s: seconds for a call that belongs to no request.
         clock: monotonic nanoseconds.
 
     Attributes:
-        model: what the server says of the model now.
-        check: of requests, by that.
-        sequences: those of the model, where it has any.
-        changes: how often the server has said something else of the model.
-        calls: what somebody awaits.
-        streams: those that have not ended; between two answers nobody awaits one.
-        round_trips: calls that were answered.
-        round_trip_ns: what they took, together.
+        model: the model's present description.
+        validator: of requests, by that description.
+        sequences: those of the model, if it has any.
+        changes: how often the description has changed.
+        calls: those that a caller awaits.
+        streams: those that have not ended; between two responses no caller awaits one.
+        round_trips: calls that completed.
+        round_trip_ns: their total duration.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Session:
         self._max_streams = max_streams
         self._describing = asyncio.Lock()
         self._earlier: dict[str, ModelDescription] = {}
-        self._manner: tuple[str, float] | None = None
+        self._sequence_settings: tuple[str, float] | None = None
         self.sequences: Sequences | None = None
         self.changes = 0
         self._set_model(model)
@@ -123,75 +123,75 @@ class Session:
         self.round_trips = 0
         self.round_trip_ns = 0
 
-    async def ask(
+    async def infer(
         self, arrays: Arrays, rows: int, parameters: Parameters, timeout_s: float, *, batched: bool
     ) -> list[Any]:
-        """Asks the model once.
+        """Run the model once.
 
         Args:
             arrays: by input.
             rows: how many there are.
             parameters: of the request.
-            timeout_s: seconds after which nobody wants the answer.
+            timeout_s: seconds after which the response is late.
             batched: the arrays have the batch axis.
 
         Returns:
             One result per row.
 
         Raises:
-            ServerError: the server or the way to it said no.
+            ServerError: the server or the connection failed.
             InvalidInput: the arrays are not of the types that the model reads now.
-            BackendError: the answer is not what the model answers.
+            BackendError: the response is not what the model returns.
         """
         changes = self.changes
         started_ns = self._clock()
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
         if self.pool is None:
-            answer = await self.transport.infer(
+            response = await self.transport.infer(
                 InferRequest(self.model.name, self._version, inputs, parameters=parameters), timeout_s
             )
         else:
-            answer = await self._ask_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
-        results = await self.read(answer, rows, changes, batched=batched)
+            response = await self._infer_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
+        results = await self.read(response, rows, changes, batched=batched)
         self.round_trips += 1
         self.round_trip_ns += self._clock() - started_ns
         return results
 
-    async def read(self, answer: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
-        """One result per row of an answer, read by the description of the version that gave it.
+    async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:
+        """Return one result per row of a response, decoded by the description of its version.
 
         Args:
-            answer: what came.
-            rows: how many were asked.
-            changes: how many there had been when the call was sent.
+            response: of the server.
+            rows: of the request.
+            changes: :attr:`changes` when the call was sent.
             batched: the outputs have the batch axis.
 
         Raises:
-            BackendError, DeadlineExceeded: the answer is not what the model answers; or it is of another version, and
+            BackendError, DeadlineExceeded: the response is not what the model returns; or it is of another version, and
                 the server does not say what that is.
         """
         model = self.model
-        if not self._version and answer.version not in {"", model.version}:
-            if changes == self.changes or answer.version not in self._earlier:
-                await self.describe_again(self.changes, answer.version)
-            model = self._earlier.get(answer.version, self.model)
-        return decode_rows(model, answer, rows, batched=batched)
+        if not self._version and response.version not in {"", model.version}:
+            if changes == self.changes or response.version not in self._earlier:
+                await self.refresh_model(self.changes, response.version)
+            model = self._earlier.get(response.version, self.model)
+        return decode_rows(model, response, rows, batched=batched)
 
-    async def describe_again(self, changes: int, version: str = "") -> None:
-        """Asks the server what the model is now, once for all calls that see a change.
+    async def refresh_model(self, changes: int, version: str = "") -> None:
+        """Read the model's description again, once for all calls that see a change.
 
         Args:
-            changes: how many the caller knows; where there were more, nothing is done.
-            version: the one that answers now; empty: the one that the server names.
+            changes: :attr:`changes` as the caller knows it; if there were more, nothing is done.
+            version: the one that responds now; empty: the one that the server names.
 
         Raises:
-            BackendError, DeadlineExceeded: it does not say.
+            BackendError, DeadlineExceeded: the server does not describe it.
         """
         async with self._describing:
             if changes != self.changes:
                 return
             model = await describe_model(self.transport, self.server, self.model.name, self._version, self._timeout_s)
-            if version:  # the server may have gone on to the next one meanwhile, whose answer will say so
+            if version:  # the server may have gone on to the next one meanwhile, whose response will say so
                 model = attrs.evolve(model, version=version)
             self._earlier[self.model.version] = self.model
             self._earlier.pop(model.version, None)
@@ -199,8 +199,8 @@ class Session:
             self.changes += 1
             self._changed()
 
-    async def look(self) -> None:
-        """Asks which version the server chooses now, for those whose requests are not sent to it: a cache answers them.
+    async def check_version(self) -> None:
+        """Read which version the server chooses now, for callers whose requests a cache serves.
 
         Raises:
             BackendError, DeadlineExceeded: the server does not say, or not what that version is.
@@ -210,54 +210,54 @@ class Session:
             return
         try:
             version = await latest_version(self.transport, self.model.name, self._timeout_s)
-        except ServerError as refused:
-            raise without_input(refused, "asking the server for its version") from refused.__cause__
+        except ServerError as failure:
+            raise without_input(failure, "reading the server's version") from failure.__cause__
         if version not in {"", self.model.version}:
-            await self.describe_again(changes)
+            await self.refresh_model(changes)
 
     def _set_model(self, model: ModelDescription) -> None:
-        """Takes over what the server says; streams keep their sequences where the model still has such."""
+        """Use a description; streams keep their sequences if the model still has sequences of this kind."""
         self.model = model
-        self.check = RequestValidator(model, self._non_finite)
+        self.validator = RequestValidator(model, self._non_finite)
         self._text = frozenset(spec.name for spec in model.inputs if spec.dtype == TEXT)
         self._inputs = {spec.name: spec for spec in model.inputs}
         self._outputs = {spec.name: spec for spec in model.outputs}
-        manner = (model.correlation, model.sequence_idle_s) if model.sequence else None
-        if manner is None:
+        settings = (model.correlation, model.sequence_idle_s) if model.sequence else None
+        if settings is None:
             self.sequences = None
-        elif self.sequences is None or manner != self._manner:
-            self.sequences = Sequences(*manner, self._max_streams)
-        self._manner = manner
+        elif self.sequences is None or settings != self._sequence_settings:
+            self.sequences = Sequences(*settings, self._max_streams)
+        self._sequence_settings = settings
 
     def call(self, arrays: Arrays, parameters: Parameters) -> InferRequest:
-        """What is sent for arrays without shared memory."""
+        """Return the request for arrays without shared memory."""
         inputs = [self._tensor(name, array) for name, array in arrays.items()]
         return InferRequest(self.model.name, self._version, inputs, parameters=parameters)
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
-        """The server's counters of the model, by version.
+        """Return the server's counters of the model, by version.
 
         Raises:
-            ServerError: it does not say.
+            ServerError: it has none.
         """
         return await self.transport.statistics(self.model.name, self._version, self._timeout_s)
 
     async def prepare(self) -> None:
-        """Makes sure that the server can map shared memory, where that is wanted, and frees what others left there.
+        """Check that the server can map shared memory, if it is used, and free regions of ended processes.
 
         Raises:
             BackendError: it cannot: it has another ``/dev/shm``, for one.
-            DeadlineExceeded: it does not answer.
+            DeadlineExceeded: it does not respond.
         """
         if self.pool is None:
             return
         await self.pool.start()
         region = await self.pool.acquire(1)
         if region is not None:
-            self.pool.release(region, answered=True)
+            self.pool.release(region, completed=True)
 
     async def close(self) -> None:
-        """Forgets the shared memory and ends the connections, whatever fails on the way."""
+        """Free the shared memory and end the connections, whatever fails on the way."""
         try:
             if self.pool is not None:
                 await self.pool.close()
@@ -268,7 +268,7 @@ class Session:
         spec = self._inputs.get(name)
         came = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
         if spec is None or not (is_text(array) if spec.dtype == TEXT else came == spec.dtype):
-            # checked by what the model read before it was replaced; as bytes of another type it would be misread
+            # validated by the description of a replaced model; sent as another type it would be misread
             what = "none" if spec is None else f"type {spec.dtype}"
             raise InvalidInput(f"model {self.model.name!r}: input {name!r}: expected {what}, got {array.dtype}")
         if not array.flags.c_contiguous or not array.dtype.isnative:
@@ -277,12 +277,12 @@ class Session:
 
     # -- shared memory ------------------------------------------------------------------------------------------
 
-    async def _ask_shared(
+    async def _infer_shared(
         self, pool: RegionPool, inputs: Sequence[Tensor], rows: int | None, parameters: Parameters, timeout_s: float
     ) -> InferResponse:
-        """Through one region: inputs at its start, outputs whose size is known behind them.
+        """Run through one region: inputs at its start, outputs whose size is known behind them.
 
-        To make the server map memory is a part of the request's time.
+        The time in which the server maps memory counts as the request's.
         """
         end_s = self.loop.time() + timeout_s
         model, outputs_of = self.model, self._outputs
@@ -297,7 +297,7 @@ class Session:
             return await self.transport.infer(
                 InferRequest(model.name, self._version, inputs, parameters=parameters), timeout_s
             )
-        answered = False
+        completed = False
         try:
             places = region.write(arrays)
             room = region.reserve(sizes)
@@ -317,26 +317,26 @@ class Session:
                 parameters,
             )
             try:
-                answer = await self.transport.infer(call, end_s - self.loop.time())
-            except ServerError as refused:
-                answered = refused.status == "INVALID_ARGUMENT"
-                if not any(words in refused.text.lower() for words in _UNKNOWN_REGION):
+                response = await self.transport.infer(call, end_s - self.loop.time())
+            except ServerError as failure:
+                completed = failure.status == "INVALID_ARGUMENT"
+                if not any(words in failure.text.lower() for words in _UNKNOWN_REGION):
                     raise
-                answered = False
+                completed = False
                 async with _mapped_by(end_s):
                     await pool.reregister(region)
-                answer = await self.transport.infer(call, end_s - self.loop.time())
-            answered = True
+                response = await self.transport.infer(call, end_s - self.loop.time())
+            completed = True
             outputs = {
                 name: self._read_shared(region, room[name], outputs_of[name], tensor) if name in room else tensor
-                for name, tensor in answer.outputs.items()
+                for name, tensor in response.outputs.items()
             }
         finally:
-            pool.release(region, answered=answered)
-        return answer._replace(outputs=outputs)
+            pool.release(region, completed=completed)
+        return response._replace(outputs=outputs)
 
     def _read_shared(self, region: Region, place: tuple[int, int], spec: TensorSpec, tensor: Tensor) -> Tensor:
-        """An output with its content from the place that it was given; the server does not say that it is there."""
+        """Return an output with its content from shared memory; the server does not send where it is."""
         offset, size = place
         dtype = spec.dtype
         if dtype is None or min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) * dtype.itemsize > size:
@@ -349,25 +349,25 @@ class Session:
     async def _register(self, name: str, key: str, byte_size: int) -> None:
         try:
             await self.transport.register(name, key, byte_size, self._timeout_s)
-        except ServerError as refused:
-            raise without_input(refused, "registering shared memory") from refused.__cause__
+        except ServerError as failure:
+            raise without_input(failure, "registering shared memory") from failure.__cause__
 
     async def _unregister(self, name: str) -> None:
         try:
             await self.transport.unregister(name, self._timeout_s)
-        except ServerError as refused:
-            raise without_input(refused, "unregistering shared memory") from refused.__cause__
+        except ServerError as failure:
+            raise without_input(failure, "unregistering shared memory") from failure.__cause__
 
     async def _registered(self) -> Sequence[str]:
         try:
             return await self.transport.registered(self._timeout_s)
-        except ServerError as refused:
-            raise without_input(refused, "asking for shared memory") from refused.__cause__
+        except ServerError as failure:
+            raise without_input(failure, "listing shared memory") from failure.__cause__
 
 
 @contextlib.asynccontextmanager
 async def _mapped_by(end_s: float) -> AsyncIterator[None]:
-    """Around what makes the server map memory.
+    """Limit the time in which the server maps memory.
 
     Raises:
         ServerError: it was not done at this time of the loop.
@@ -384,7 +384,7 @@ def _shared(region: str, place: tuple[int, int]) -> SharedMemoryRef:
 
 
 def _size_of(spec: TensorSpec, rows: int | None) -> int | None:
-    """How many bytes an output has; ``None``: that depends on what is asked."""
+    """Return the bytes of an output; ``None`` if they depend on the request."""
     sizes = [size for size in spec.row_shape if isinstance(size, int)]
     if spec.dtype is None or spec.dtype == TEXT or len(sizes) < len(spec.row_shape):
         return None

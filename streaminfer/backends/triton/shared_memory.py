@@ -1,7 +1,7 @@
 """System shared memory between this process and a Triton on the same machine.
 
 Idea: a batch is copied once into memory that the server has mapped, instead of being serialised, sent through a
-socket and parsed; the answer comes back the same way. A *region* is one such piece of memory. It is registered with
+socket and parsed; the response comes back the same way. A *region* is one such piece of memory. It is registered with
 the server once and used for many batches: the pool hands out the smallest idle region that is large enough, so that
 it soon holds as many regions as batches run at a time, each as large as the largest batch.
 
@@ -12,9 +12,9 @@ Invariants:
   process that maps it: nothing is left behind by an exception, a cancellation, the end of the interpreter, SIGTERM or
   SIGKILL. (``multiprocessing.shared_memory``, and ``tritonclient`` on top of it, keep the name, hand it to a tracker
   process that removes names which other processes still need, and leave it behind where the tracker dies too.)
-* **A region whose request ended without an answer is never used again** (``release(region, answered=False)``:
+* **A region whose request ended without a response is never used again** (``release(region, completed=False)``:
   cancelled, timed out, connection lost). The server may still read it and will still write to it. It is *retired*:
-  nobody here looks at it again, and the server is asked, now and then, to forget it. Triton from 2.50 on refuses, or
+  it is not read again, and the server is told periodically to forget it. Triton from 2.50 on refuses, or
   puts off, to forget a region that a request still uses, so asking too early is harmless; older ones crash, which is
   why :data:`OLDEST_SERVER` is the oldest that may be used.
 * **Results never change under the caller**: :meth:`Region.read` copies. The copy is one ``memcpy`` a batch. Views
@@ -60,7 +60,7 @@ OLDEST_SERVER = (2, 50)
 
 _ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions want
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
-_REST_S = 0.1  # between two rounds of asking the server to forget regions
+_REST_S = 0.1  # between two rounds of calls that make the server forget regions
 
 Unregister = Callable[[str], Awaitable[None]]
 Place = tuple[int, int]
@@ -232,7 +232,7 @@ class RegionPool:
                     await self._forget(name)
 
     async def acquire(self, byte_size: int) -> Region | None:
-        """A region of at least ``byte_size`` bytes that nobody else uses, until :meth:`release`.
+        """Return a free region of at least ``byte_size`` bytes; it is the caller's until :meth:`release`.
 
         Returns:
             The region; ``None`` where memory is short: send this batch as payload.
@@ -256,19 +256,19 @@ class RegionPool:
             await self.reregister(region)
         return region
 
-    def release(self, region: Region, *, answered: bool) -> None:
+    def release(self, region: Region, *, completed: bool) -> None:
         """Gives a region back.
 
         Args:
             region: from :meth:`acquire`.
-            answered: the server's answer to the request that named it has come (or no request ever named it). Say
+            completed: the server's response to the request that named it has come (or no request ever named it). Say
                 false for a request that was cancelled or ran out of time, and for an error that the connection may
                 have made: the server may still use the region.
         """
         if region not in self._held:
             return  # retired by a renewal that failed, or closed meanwhile
         self._held.remove(region)
-        if not answered:
+        if not completed:
             self._retire(region)
             return
         self._idle.append(region)
@@ -278,7 +278,7 @@ class RegionPool:
             self._retire(smallest)
 
     async def reregister(self, region: Region) -> None:
-        """The server did not know ``region``, so it was started anew: registers it again, with what is written in it.
+        """Register a region again, with its contents, because the server was restarted and does not know it.
 
         The other regions are registered again when they are next acquired.
 
@@ -288,7 +288,7 @@ class RegionPool:
         for other in (*self._idle, *self._held):
             other._stale = True
         try:
-            # the server that was not started anew after all forgets the old memory first
+            # a server that was not restarted forgets the old memory first
             await self._unregister(region.name)
             memory = await self._map(region.name, region.byte_size)
         except BaseException:
@@ -304,7 +304,7 @@ class RegionPool:
         """Makes the server forget every region. May be repeated.
 
         The memory of a region that a request still uses stays with the server until that ends; where the server does
-        not answer, until it ends itself or a next client starts.
+        not respond, until it ends itself or a next client starts.
         """
         self._closed = True
         try:
@@ -395,7 +395,7 @@ class RegionPool:
     async def _forget(self, name: str) -> bool:
         try:
             await self._unregister(name)
-        except Exception:  # noqa: BLE001 - a request still uses it, or nobody answers: it is asked again, or has gone
+        except Exception:  # noqa: BLE001 - a request still uses it, or the server does not respond: it is asked again, or has gone
             return False
         return True
 

@@ -5,7 +5,7 @@ that a model was compiled for. It checks each request where it arrives, chooses 
 them, large ones into reused buffers (:mod:`~streaminfer.batching.assembly.buffers`).
 
 *When.* Rows are written by whoever reads :attr:`AssembledBatch.inputs`: the backend's worker thread, just before the
-model. Writing each row where it arrives was measured (``benchmarks/bench_assembly.py``) and is not done. A copy costs
+model. Writing each row where it arrives was measured (``benchmarks/run.py assembly``) and is not done. A copy costs
 the same at either time, 0.3 µs for 1 KB and 50 for 600 KB, but on the event loop it delays everybody's requests; and
 the policy orders rows by deadline, drops some and leaves others for later, and callers leave, so that rows written in
 the order of arrival are moved again. What it would save is the copy's share of a worker's time, 2 % for silero and

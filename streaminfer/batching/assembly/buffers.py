@@ -19,7 +19,7 @@ Who finds the pool in use, by another thread or by the very call that a finalize
 Sizes are powers of two, and a batch takes the buffer that was used last among those it fits in: batches of varying
 size share buffers, and few of them stay warm in the cache.
 
-Where it helps, measured by ``benchmarks/bench_assembly.py`` (CPU time in a worker thread, batches of 1 to 32 rows
+Where it helps, measured by ``benchmarks/run.py assembly`` (CPU time in a worker thread, batches of 1 to 32 rows
 beside a model's other allocations) against ``numpy.array``: 1.1 to 1.3 times as fast for rows of 1.2 MB, 1.3 to 1.7 for
 rows of 3 MB. glibc asks the kernel for every block from 32 MB on. Below it keeps pages itself, mostly: for batches up
 to 20 MB both are within 15 % of each other, until some pattern of allocations makes malloc give pages back; then 19 MB

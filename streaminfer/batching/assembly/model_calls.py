@@ -10,7 +10,7 @@ from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
 from streaminfer.errors import BackendError
-from streaminfer.protocols import Clock, find_inward
+from streaminfer.protocols import Clock, adapt, is_backend
 from streaminfer.request import Batch
 
 __all__ = ["ModelCalls", "Part"]
@@ -60,8 +60,8 @@ class ModelCalls:
         self._source = source
         self._clock = clock
         self.assembler = assembler
-        self.copies = not find_inward(inner, "returns_new_arrays", False)
-        self.infer: Callable[[Batch], Any] | None = getattr(inner, "infer", None)
+        self.copies = not adapt(inner).capabilities().returns_new_arrays
+        self.infer: Callable[[Batch], Any] | None = inner.infer if is_backend(inner) else None
 
     def make_batch(self, part: Part, kind: type[AssembledBatch] = AssembledBatch) -> AssembledBatch:
         """Return what a backend is given."""

@@ -47,6 +47,7 @@ class RowIsolator:
 
     Attributes:
         split_batches: batches that were sent again in parts.
+        unsplit: failed batches that are not split after the latest vain attempt; 0: the latest attempt was not vain.
         tell_limit: told a length bucket and its new limit.
         memory_limits: by length bucket the most rows for which the memory is enough, as far as a failure told.
     """
@@ -65,7 +66,7 @@ class RowIsolator:
         self._expire = expire
         self._fail = fail
         self._clock = clock
-        self._unsplit = 0  # failed batches that are not split after the latest vain attempt
+        self.unsplit = 0
         self._unsplit_left = 0
         self.tell_limit: Callable[[int, int], None] | None = None
         self.split_batches = 0
@@ -73,7 +74,7 @@ class RowIsolator:
 
     def succeeded(self) -> None:
         """Note that the model answered a whole batch."""
-        self._unsplit = self._unsplit_left = 0
+        self.unsplit = self._unsplit_left = 0
 
     def may_split(self, run: Run, error: BaseException) -> bool:
         """Return whether a part of a batch may succeed where the whole failed; learns from lack of memory."""
@@ -130,8 +131,8 @@ class RowIsolator:
         if succeeded:
             self.succeeded()
         elif sent:
-            self._unsplit = min(max(2 * self._unsplit, 1), _MAX_UNSPLIT)
-            self._unsplit_left = self._unsplit
+            self.unsplit = min(max(2 * self.unsplit, 1), _MAX_UNSPLIT)
+            self._unsplit_left = self.unsplit
 
     def _awaited(self, run: Run, rows: list[int], now_ns: int) -> list[int]:
         """Return those rows whose callers still wait."""

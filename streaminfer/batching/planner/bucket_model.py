@@ -11,7 +11,8 @@ every eighth batch, which costs less than a hundredth of the throughput.
 is learned is the mean of the batches of about the same size within four milliseconds of work. A busy event loop notices
 the ends of two short batches almost at once, so that the first seems to take long and the second nothing: a sample
 would be one or the other, and their mean is neither. Longer batches, and a size that has not run for long, are learned
-one by one.
+one by one. `BatchMeans`, which is compiled, counts what is not learned yet, so that of each size of a mean the
+dispatcher tells the policy the first batch only, and the one that completes the work.
 """
 
 import math
@@ -22,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.planner._feasibility_cy import DurationTable
-from streaminfer.batching.service_time.latency_model import nearest_size
+from streaminfer.batching.service_time._batch_means_cy import BatchMeans
+from streaminfer.batching.service_time.latency_model import size_steps
+from streaminfer.batching.service_time.service_time import ServiceTime
 
 __all__ = ["BucketModel"]
 
@@ -50,6 +53,7 @@ class BucketModel:
     Attributes:
         cap: the same, or less once the memory was not enough.
         service_time: the same.
+        recent: the batches that count towards the next mean.
         timetable: the mean durations up to the size of best throughput; ``None`` before anything is known.
         upper_timetable: the same of ``upper``.
         durations: the same as an array, shape (size of best throughput + 1,), int64 nanoseconds.
@@ -63,13 +67,12 @@ class BucketModel:
         "_compare_from",
         "_mean",
         "_padded",
-        "_recent",
-        "_recent_ns",
         "_version",
         "_workers",
         "cap",
         "durations",
         "learns",
+        "recent",
         "service_time",
         "steps",
         "sure_ns",
@@ -81,7 +84,7 @@ class BucketModel:
     def __init__(self, cap: int, service_time: Any, *, workers: int, padded: Callable[[int], int] | None) -> None:
         self.cap = cap
         self.service_time = service_time
-        self.learns = hasattr(service_time, "observe")
+        self.learns = not isinstance(service_time, ServiceTime)
         self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
         self.timetable: DurationTable | None = None
@@ -89,8 +92,7 @@ class BucketModel:
         self.durations: NDArray[np.int64] = np.zeros(1, np.int64)
         self.steps = self.upper = self.durations
         self.sure_ns = 0
-        self._recent: dict[int, tuple[int, int]] = {}  # batches not learned yet, by about their size, and their total
-        self._recent_ns = 0
+        self.recent = BatchMeans(_MEAN_OVER_NS)
         self._workers = workers
         self._padded = None if padded is None else np.array([0, *(padded(size) for size in range(1, cap + 1))])
         self._version = -1
@@ -106,31 +108,23 @@ class BucketModel:
             cancelled: it was cancelled then: a lower bound, which teaches nothing where more was expected. Where about
                 as much was, the batch is taken to have needed half as long again.
         """
-        if not self.learns:
+        if not self.learns or (not cancelled and self.recent.absorb(size, duration_ns)):
             return
-        expected_ns = int(self._mean[size]) if size < len(self._mean) else 0
-        if self._padded is not None and size <= self.cap:
-            size = int(self._padded[size])
+        rows = size if self._padded is None or size > self.cap else int(self._padded[size])
         model = self.service_time
         if cancelled and model.known:
-            largest = max(size, self.cap)
-            mean_ns = int(model.expected_ns(largest)[size])
+            largest = max(rows, self.cap)
+            mean_ns = int(model.expected_ns(largest)[rows])
             if mean_ns > duration_ns:
                 return
             if mean_ns > _ABOUT * duration_ns:
                 duration_ns = int(_CENSORED * mean_ns)
-        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(size) < _COMPARE_AFTER:
-            near = nearest_size(size)
-            count, total_ns = self._recent.get(near, (0, 0))
-            count, total_ns = count + 1, total_ns + duration_ns
-            self._recent_ns += max(duration_ns, expected_ns)  # a model that has become fast is learned soon
-            if self._recent_ns < _MEAN_OVER_NS:
-                self._recent[near] = count, total_ns
+        elif model.observations > _ONE_BY_ONE and not model.in_doubt and model.batches_since(rows) < _COMPARE_AFTER:
+            if self.recent.absorb(size, duration_ns, opens=True):
                 return
-            duration_ns = total_ns // count
-        self._recent.clear()
-        self._recent_ns = 0
-        model.observe(size, duration_ns, now_ns)
+            duration_ns = self.recent.mean_ns(size, duration_ns)
+        self.recent.clear()
+        model.observe(rows, duration_ns, now_ns)
         self.refresh()
 
     def refresh(self) -> None:
@@ -149,6 +143,9 @@ class BucketModel:
         if self._padded is not None:
             mean, upper = mean[self._padded], upper[self._padded]
             best = int(np.searchsorted(self._padded, self._padded[best], side="right")) - 1
+        if self.learns:
+            steps = size_steps(self.cap)
+            self.recent.expect(mean, steps if self._padded is None else steps[self._padded])
         self._mean = mean
         planned = mean[: best + 1]
         if self.learns:

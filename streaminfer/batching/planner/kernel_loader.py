@@ -1,4 +1,4 @@
-"""Load the kernels of the planner and of padding: compiled ahead of time, or else by Numba before requests come.
+"""Load the kernels of the planner: compiled ahead of time, or else by Numba before requests come.
 
 Where the package was built with its kernels, loading them takes a millisecond and Numba is not imported. Where it was
 built without, :func:`prepare` lets a child process compile them into Numba's cache on disk, once on a machine, and
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaminfer import _compiled_kernels
-from streaminfer.batching.assembly import padding
 from streaminfer.errors import MissingExtra
 
 __all__ = ["PlannerKernels", "is_compiled_ahead", "load", "prepare"]
@@ -72,7 +71,7 @@ def load() -> PlannerKernels:
 
 
 def prepare() -> None:
-    """Make decisions and padding ready for the first request; blocks for seconds where Numba has to compile.
+    """Make decisions ready for the first request; blocks for seconds where Numba has to compile.
 
     Thread-safe. Call it off the event loop unless :func:`is_compiled_ahead`.
 
@@ -83,7 +82,6 @@ def prepare() -> None:
         _check_numba()
         _compile_in_child()
     load()
-    padding.load_kernels()
 
 
 def _check_numba() -> None:
@@ -101,11 +99,7 @@ def _compile_in_child() -> None:
     began = time.perf_counter()
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    code = (
-        "from streaminfer.batching.assembly import padding\n"
-        "from streaminfer.batching.planner import kernel_loader\n"
-        "kernel_loader.load()\npadding.load_kernels()"
-    )
+    code = "from streaminfer.batching.planner import kernel_loader\nkernel_loader.load()"
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter and a constant
             [sys.executable, "-P", "-c", code],

@@ -95,6 +95,10 @@ class Lookahead:
         masked: with length buckets, whether a row may be padded to a longer bucket than its own.
         kind_of: tells shapes that cannot be stacked apart; ``None``: all can.
         hand_over: what is known of the overhead that sending a batch early hides; ``None``: nothing.
+
+    Attributes:
+        absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_run`; ``None`` with several
+            buckets.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Lookahead:
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
         self._model = self._models[0] if len(self._models) == 1 else None
+        self.absorb = None if self._model is None else self._model.recent.absorb_run
         self._lengths = lengths
         self._masked = masked
         self._kind_of = kind_of
@@ -195,14 +200,13 @@ class Lookahead:
                 return Decision(waiting.first(model.cap), "exploration")
             batch = waiting.batch_if_all_on_time(table, now_ns)
             if batch is not None:
-                if len(batch) >= table.cap and model.compares:
+                is_full = len(batch) >= table.cap
+                if is_full and model.compares:
                     size = model.size_to_compare(waiting.waiting)
                     if size and _leaves_time(model, size, waiting, now_ns):
                         return Decision(waiting.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
-                return _new_decision(
-                    Decision, (batch, "full" if len(batch) >= table.cap else "idle_worker", (), None, False, "")
-                )
+                return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
         return self._decide_for_late(waiting, now_ns)
 
     def ahead(self, waiting: RequestQueue, now_ns: int, running: Sequence[tuple[int, int]]) -> Decision:

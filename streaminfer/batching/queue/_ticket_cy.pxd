@@ -3,6 +3,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 
 cdef class Ticket
 
+@cython.freelist(8)
 cdef class Run:
     cdef readonly list tickets
     cdef readonly list inputs

@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 import numpy as np
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -76,26 +78,20 @@ class CalibrationStatistics(Snapshot):
         for length, durations in self.durations_s.items():
             sizes = sorted(durations)
             bucket = f" of length {length}" if length else ""
-            span = f"{durations[sizes[0]] * 1e3:.3g}"
-            if len(sizes) > 1:
-                span += f" to {durations[sizes[-1]] * 1e3:.3g}"
-            parts.append(f"batches{bucket} of {', '.join(map(str, sizes))} take {span} ms")
+            span = " to ".join(format_duration(durations[size]) for size in sizes[:1] + sizes[1:][-1:])
+            parts.append(f"batches{bucket} of {', '.join(map(str, sizes))} take {span}")
             if self.skipped.get(length):
                 parts[-1] += f" (without {', '.join(map(str, self.skipped[length]))}, which take too long)"
         return "; ".join([*parts, self.note] if self.note else parts)
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        rows = "".join(
-            f"<tr><td>{length or ''}</td><td>{size}</td><td>{duration * 1e3:.3g} ms</td></tr>"
+        rows = [
+            (length or "", size, format_duration(duration_s))
             for length, durations in self.durations_s.items()
-            for size, duration in sorted(durations.items())
-        )
-        return (
-            f"<table><caption>calibration: {self.seconds:.3g} s {html.escape(self.note)}</caption><thead><tr>"
-            f"<th>bucket</th><th>batch size</th><th>median</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+            for size, duration_s in sorted(durations.items())
+        ]
+        caption = f"calibration: {format_duration(self.seconds)} {self.note}"
+        return html_table(rows, head=("bucket", "batch size", "median"), caption=caption)
 
 
 class Observation(NamedTuple):

@@ -28,12 +28,15 @@ Statistical Inference under Order Restrictions.
 import math
 from bisect import insort
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streaminfer._internal.validation import check_count, check_instance
 from streaminfer.batching.service_time.isotonic import isotonic_curve
 from streaminfer.batching.service_time.residual_quantile import ResidualQuantile
 from streaminfer.batching.service_time.service_time import ServiceTime
 
-__all__ = ["LatencyModel", "nearest_size"]
+__all__ = ["LatencyModel", "nearest_size", "size_steps"]
 
 _SPEED_GAIN = 0.1
 _VISITS_COUNTED = 20  # a size's own gain is never below the inverse of this
@@ -300,3 +303,10 @@ def nearest_size(size: int) -> int:
     if size <= 4:
         return size
     return round(2 ** (round(math.log2(size) * _PER_OCTAVE) / _PER_OCTAVE))
+
+
+def size_steps(largest: int) -> NDArray[np.int64]:
+    """Return a number for each size up to the largest, the same for those of one `nearest_size`; entry 0 is 0."""
+    sizes = np.maximum(np.arange(largest + 1), 1)
+    steps: NDArray[np.int64] = np.rint(np.log2(sizes) * _PER_OCTAVE).astype(np.int64)
+    return steps

@@ -1,32 +1,35 @@
-"""Erasure in memory and several tiers.
+"""Erasure of a subject or a tag in memory and in several tiers.
 
-Memory is erased at once, so an :class:`Erasure` is that count, an ``int``, from the start. The tiers begin at once too:
-awaiting the `Erasure` returns another, whose number is the total.
-
-A :class:`PendingErasure` is one erasure as the tiers see it. Until a tier has made it, nothing that it matches is read
-from that tier or written there. It is registered with every tier before memory is erased, and armed after, so that
-nothing is written in between.
+A `PendingErasure` is one erasure while the tiers carry it out. Until a tier has done so, the cache uses nothing of that
+tier that the erasure matches, and writes nothing there that it matches. It begins *unarmed*: the cache registers it
+with every tier, then erases memory, then arms it, so that no entry slips through in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.protocol import Entry
 
-__all__ = ["Erasure", "PendingErasure", "check_selection", "is_erased"]
+__all__ = ["MEMORY", "Erasure", "PendingErasure", "check_selection", "is_erased"]
+
+MEMORY = "memory"
+"""Name of the process's memory among the places of a cache."""
 
 
 def check_selection(subject: Any, tag: Any) -> tuple[str | None, str | None]:
-    """Return exactly one of both, as a plain string.
+    """Check that exactly one is given; return both as plain strings.
 
     Raises:
         TypeError: neither or both, or no string.
@@ -43,57 +46,32 @@ def is_erased(entry: Entry, pending: Iterable[PendingErasure]) -> bool:
     return any(it.matches(entry.subject, entry.tags) for it in pending)
 
 
-class Erasure(int):
-    """Number of entries that were erased; awaited, over all tiers.
-
-    The tiers are erased whether or not it is awaited. Awaiting ends when each tier has been tried once: what failed is
-    in ``failed``, and is tried again until it is done.
+@attrs.frozen
+class Erasure(Snapshot):
+    """Outcome of an erasure, once the cache has tried every tier.
 
     Attributes:
-        counts: entries by place: ``"memory"`` and the names of the tiers that have finished.
-        failed: by place, why it may still hold some; a tier that does not run is tried when it starts.
-        complete: every place has finished, and none failed.
+        counts: entries erased, by place: ``"memory"`` and the names of the tiers that succeeded.
+        failed: by tier, why it may still hold some. The cache tries it again until it succeeds; a tier that does not
+            run is tried when it starts.
     """
 
     counts: Mapping[str, int]
     failed: Mapping[str, str]
-    complete: bool
-    _outcome: Future[Erasure] | None
 
-    def __new__(
-        cls,
-        counts: Mapping[str, int],
-        failed: Mapping[str, str],
-        complete: bool,
-        outcome: Future[Erasure] | None = None,
-    ) -> Self:
-        """Make the integer."""
-        made = super().__new__(cls, sum(counts.values()))
-        made.counts = MappingProxyType(dict(counts))
-        made.failed = MappingProxyType(dict(failed))
-        made.complete = complete
-        made._outcome = outcome
-        return made
+    @property
+    def count(self) -> int:
+        """Entries erased in all places."""
+        return sum(self.counts.values())
 
-    def __await__(self) -> Generator[Any, None, Erasure]:
-        if self._outcome is None:
-            return self
-        # shielded: a waiter that is cancelled leaves the others alone
-        return (yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__())
-
-    def __reduce__(self) -> Any:
-        return (int, (int(self),))
-
-    def __str__(self) -> str:
-        return str(int(self))
-
-    def __repr__(self) -> str:
-        failed = f", failed: {', '.join(self.failed)}" if self.failed else ""
-        return f"<Erasure {int(self)}: {dict(self.counts)}{failed}{'' if self.complete else ', not complete'}>"
+    @property
+    def complete(self) -> bool:
+        """True if every place was erased."""
+        return not self.failed
 
 
 class PendingErasure:
-    """Erasure that tiers have still to make. Thread-safe.
+    """One erasure that tiers have to carry out. Thread-safe.
 
     Args:
         subject: whose entries; or
@@ -101,63 +79,60 @@ class PendingErasure:
         places: names of the tiers.
 
     Attributes:
-        armed: memory was erased, and tiers may begin.
+        in_memory: entries erased from memory.
         outcome: the `Erasure`, once each tier has been tried.
     """
 
-    __slots__ = ("_counts", "_failed", "_lock", "_open", "armed", "outcome", "subject", "tag")
+    __slots__ = ("_counts", "_failed", "_lock", "_untried", "in_memory", "outcome", "subject", "tag")
 
-    def __init__(self, subject: str | None, tag: str | None, places: Collection[str]) -> None:
+    def __init__(self, subject: str | None, tag: str | None, places: Collection[str] = ()) -> None:
         self.subject = subject
         self.tag = tag
-        self.armed = False
+        self.in_memory = 0
         self.outcome: Future[Erasure] = Future()
         self._lock = threading.Lock()
-        self._open = set(places)
+        self._untried = {MEMORY, *places}
         self._counts: dict[str, int] = {}
         self._failed: dict[str, str] = {}
 
     def matches(self, subject: str | None, tags: Collection[str]) -> bool:
-        """Return whether an entry is to be erased."""
+        """Return whether it erases an entry with this subject and these tags."""
         return subject == self.subject if self.tag is None else self.tag in tags
 
-    def is_covered_by(self, other: PendingErasure) -> bool:
-        """Return whether making the other, later one makes this one as well."""
+    def is_same_as(self, other: PendingErasure) -> bool:
+        """Return whether carrying out the other, later one carries out this one as well."""
         return (self.subject, self.tag) == (other.subject, other.tag)
 
     def arm(self, in_memory: int) -> None:
-        """Note that memory was erased."""
-        with self._lock:
-            self._counts["memory"] = in_memory
-            self.armed = True
+        """Note that memory is erased, and how many entries that were."""
+        self.in_memory = in_memory
+        self._note(MEMORY, self._counts, in_memory)
 
-    def is_open(self, place: str) -> bool:
+    @property
+    def armed(self) -> bool:
+        """True if memory has been erased, so that tiers may begin."""
+        return MEMORY not in self._untried
+
+    def is_untried(self, place: str) -> bool:
         """Return whether a tier has not been tried yet."""
-        return place in self._open
+        return place in self._untried
 
-    def done(self, place: str, count: int) -> None:
-        """Note that a tier has erased so many."""
-        with self._lock:
-            self._counts[place] = self._counts.get(place, 0) + count
-            self._failed.pop(place, None)
-        self._close(place)
+    def succeed(self, place: str, count: int) -> None:
+        """Note that a tier has erased ``count`` entries."""
+        self._note(place, self._counts, count)
 
     def fail(self, place: str, why: str) -> None:
-        """Note that a tier failed; it will be tried again."""
-        with self._lock:
-            self._failed[place] = why
-        self._close(place)
+        """Note that a tier has failed and will be tried again."""
+        self._note(place, self._failed, why)
 
-    def so_far(self) -> Erasure:
-        """Return what is known; awaiting it waits for the rest."""
-        with self._lock:
-            complete = not self._open and not self._failed
-            return Erasure(self._counts, self._failed, complete, self.outcome)
+    async def wait(self) -> Erasure:
+        """Wait until each tier has been tried; a waiter that is cancelled leaves the erasure running."""
+        return await asyncio.shield(asyncio.wrap_future(self.outcome))
 
-    def _close(self, place: str) -> None:
+    def _note(self, place: str, outcomes: dict[str, Any], outcome: Any) -> None:
         with self._lock:
-            self._open.discard(place)
-            over = not self._open and not self.outcome.done()
-            result = Erasure(self._counts, self._failed, not self._failed) if over else None
-        if result is not None:
-            self.outcome.set_result(result)
+            if not self.outcome.done():  # later attempts are for statistics and the log
+                outcomes[place] = outcome
+                self._untried.discard(place)
+                if not self._untried:
+                    self.outcome.set_result(Erasure(MappingProxyType(self._counts), MappingProxyType(self._failed)))

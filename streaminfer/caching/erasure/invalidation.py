@@ -40,7 +40,7 @@ def drop(memory: CacheTable, tiers: ErasableTiers, position: int, notice: Notice
         ErasureHeld: a legal hold, or a minimum age, forbids the erasure in this process; nothing went.
     """
     if notice.key is not None:
-        memory.discard(notice.key)
+        memory.delete(notice.key, "deleted by its key in another process")
         tiers.begin_delete(notice.key, before=position)
     else:
         memory.check_erasure(notice.subject, notice.tag)

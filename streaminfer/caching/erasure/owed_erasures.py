@@ -1,8 +1,8 @@
-"""File of erasures that a tier failed to make, so that another process makes them after this one has died.
+"""Erasures that a tier could not make, in a file, so that another process makes them after this one has died.
 
-The file lies beside the retention log, as ``<log>.owed``: one line of JSON for each, readable by its owner only. It
-holds the plain names of subjects, because a tier finds nothing by less; a line is removed when its erasure is made.
-Processes of one machine may share the file.
+The file lies beside the retention log, as ``<log>.owed``, with one line of JSON for each, readable by its owner only.
+It holds the names of subjects in the clear, because a tier finds nothing by their hashes; a name leaves the file when
+the erasure is made. Processes of one machine can share the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Owed", "OwedErasures"]
 
 
 class Owed(NamedTuple):
-    """Erasure that one tier owes.
+    """One erasure of one tier.
 
     Attributes:
         place: the tier and its medium.
@@ -35,7 +35,7 @@ class Owed(NamedTuple):
 
 
 class OwedErasures:
-    """Contents of the file. Thread-safe.
+    """Erasures in the file. Thread-safe.
 
     Args:
         log: path of the retention log.
@@ -53,17 +53,13 @@ class OwedErasures:
         self._change(lambda known: [*known, owed] if owed not in known else known)
 
     def remove(self, owed: Owed) -> None:
-        """Remove one that was made; raises as :meth:`add` does."""
+        """Remove one that was made. Raises as `add` does."""
         if self.path.exists():
             self._change(lambda known: [one for one in known if one != owed])
 
     def of(self, place: str) -> list[Owed]:
-        """Return those of one tier.
-
-        Raises:
-            BackendError: the file cannot be read.
-        """
-        with self._reporting():
+        """Return those of one tier. Raises as `add` does."""
+        with self._failures():
             return [owed for owed in self._read() if owed.place == place]
 
     def _read(self) -> list[Owed]:
@@ -74,36 +70,36 @@ class OwedErasures:
         return [Owed(*json.loads(line)) for line in text.splitlines()]
 
     def _change(self, change: Callable[[list[Owed]], list[Owed]]) -> None:
-        with self._reporting(), self._locked():
+        with self._failures(), folder_locked(self.path.parent):
             before = self._read()
             after = change(before)
-            if after == before:
-                return
             if not after:
-                self.path.unlink()
-                return
-            fresh = self.path.with_name(self.path.name + ".new")
-            number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="ascii") as file:
-                file.writelines(json.dumps(owed) + "\n" for owed in after)
-                file.flush()
-                os.fsync(number)
-            fresh.replace(self.path)
+                self.path.unlink(missing_ok=True)
+            elif after != before:
+                fresh = self.path.with_name(self.path.name + ".new")
+                number = os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with os.fdopen(number, "w", encoding="ascii") as file:
+                    file.writelines(json.dumps(owed) + "\n" for owed in after)
+                    file.flush()
+                    os.fsync(number)
+                fresh.replace(self.path)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        number = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX)
-            yield
-            os.fsync(number)
-        finally:
-            os.close(number)  # and with it the lock
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def _failures(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, TypeError) as error:
             what = f"{self.path}, which holds erasures that are owed, failed: {type(error).__name__}: {error}"
             raise BackendError(what) from error
+
+
+@contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Hold a lock between processes, and have the folder's changes on the disk at the end."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+        os.fsync(number)
+    finally:
+        os.close(number)  # and with it the lock

@@ -1,13 +1,13 @@
-"""Counts of a cache for the log of its retention policy: one record for many entries, never one for each.
+"""Events of a cache for the log of its retention policy: one record for many entries, never one for each.
 
-Expiries and evictions are counted by place and class, and recorded when expired entries are freed, when a report is
-made, and otherwise about once a second. Erasures are recorded one by one, at once.
+Expiries and evictions are counted by place and class, and recorded when the cache is swept, when a report is made, and
+otherwise about once a second while they go on. Erasures are recorded one by one, at once.
 
-To lock a file and have it on the disk takes milliseconds, and seconds if the disk or another process stalls. A log in a
-file is therefore written by a thread, in order, which ends when there is nothing to write; the process does not end
-before it. What a failing disk did not take is written again until it does, or until the cache stops or the process
-ends. Then it is lost, and so are records beyond 10,000 that wait. Lost records are logged as errors
-(``streaminfer.caching``); a log that fails affects nothing else.
+**A file.** To lock a file and have it on the disk takes milliseconds, and seconds where the disk or another process
+stalls. So a log in a file is written by a thread, in order, which ends when there is nothing to write; the process does
+not end before it. What a disk that fails did not take is written again until it does, or until the cache stops or the
+process ends: then it is lost, as is what comes when 10,000 wait. Whatever is lost is logged as an error
+(``streaminfer.caching``); a log that fails takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from streaminfer.compliance.retention import Action, Log
 from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 
-__all__ = ["RetentionCounts"]
+__all__ = ["DELETED", "REASONS", "RetentionCounts"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_FLUSH_INTERVAL_NS = 1_000_000_000
-_REASONS = {"expired": "its time had passed", "evicted": "no room"}
-_MAX_WAITING = 10_000
-_RETRY_S = 1.0
+_PATIENCE_NS = 1_000_000_000
+REASONS = {"expired": "its time had passed", "evicted": "no room"}
+_MOST_WAITING = 10_000
+_AGAIN_S = 1.0
+DELETED = "deleted by its key"
 _LOST = "the retention log failed; not recorded: %s"
 
 
 class RetentionCounts:
-    """Counts of one cache. Thread-safe.
+    """Counts for a log. Thread-safe.
 
     Args:
-        log: of the policy.
+        log: of the policy; ``None``: there is none, and nothing is counted.
         now: reads the cache's clock.
     """
 
-    def __init__(self, log: Log, now: Callable[[], int]) -> None:
+    def __init__(self, log: Log | None, now: Callable[[], int]) -> None:
         self._log = log
         self._now = now
         self._lock = threading.Lock()
@@ -54,18 +55,13 @@ class RetentionCounts:
         self._owed = None if path is None else OwedErasures(path)
         self._writer = None if path is None and isinstance(log, RetentionLog) else _Writer()
 
-    @property
-    def events(self) -> Any:
-        """Events of the log."""
-        return self._log.events
-
     def is_held(self, subject: str | None, tag: str | None) -> bool:
         """Return whether a legal hold forbids an erasure."""
         return isinstance(self._log, RetentionLog) and bool(self._log.holds_against(subject, tag))
 
     def on_event(self, event: CacheEvent) -> None:
-        """Count an event of the cache."""
-        reason = _REASONS.get(event.kind)
+        """Count an event of the cache's memory."""
+        reason = REASONS.get(event.kind)
         if reason is not None:  # `MemoryRetention` records erasures
             labels: Any = event.labels
             self.count(event.kind, "memory", "" if labels is None else labels[2], reason)
@@ -73,9 +69,11 @@ class RetentionCounts:
     def count(self, action: Action, where: str, data_class: str, reason: str, number: int = 1) -> None:
         """Add to what is recorded next."""
         key = (action, where, data_class, reason)
+        if self._log is None or number <= 0:
+            return
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + number
-        if self._now() - self._flushed_ns >= _FLUSH_INTERVAL_NS:
+        if self._now() - self._flushed_ns >= _PATIENCE_NS:
             self.flush()
 
     def flush(self) -> None:
@@ -100,30 +98,23 @@ class RetentionCounts:
         tag: str | None = None,
     ) -> None:
         """Record one event at once; in a file, soon."""
-        write = partial(
-            self._log.record,
-            action,
-            where=where,
-            data_class=data_class,
-            count=count,
-            reason=reason,
-            subject=subject,
-            tag=tag,
-        )
-        self._put(write, f"{action} in {where}, {count} entries")
+        if self._log is not None:
+            what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+            write = partial(self._log.record, action, **what, subject=subject, tag=tag)
+            self._put(write, f"{action} in {where}, {count} entries")
 
     def owe(self, owed: Owed) -> None:
-        """Store an erasure that failed beside the log, if that is a file, until it is made."""
+        """Note a failed erasure beside the log, if that lies in a file, until it is made."""
         if self._owed is not None:
             self._put(partial(self._owed.add, owed), f"an erasure that {owed.place} owes")
 
     def settle(self, owed: Owed) -> None:
-        """Remove an erasure that was made."""
+        """Remove an owed erasure that was made."""
         if self._owed is not None:
             self._put(partial(self._owed.remove, owed), f"an erasure that {owed.place} no longer owes")
 
     def owed_by(self, place: str) -> list[Owed]:
-        """Return erasures that a tier owes since before this process.
+        """Return the erasures that a tier owes since before this process.
 
         Raises:
             BackendError: the file cannot be read.
@@ -141,7 +132,7 @@ class RetentionCounts:
 
     @property
     def is_behind(self) -> bool:
-        """Whether records wait to be written."""
+        """True if records are queued for the file."""
         return self._writer is not None and self._writer.runs
 
     def drain(self) -> None:
@@ -151,7 +142,7 @@ class RetentionCounts:
 
 
 class _Writer:
-    """Thread that writes records one after another. Thread-safe."""
+    """Makes writes one after another in a thread. Thread-safe."""
 
     def __init__(self) -> None:
         self._begin()
@@ -168,10 +159,10 @@ class _Writer:
         return self._thread is not None and self._pid == os.getpid()
 
     def put(self, write: Callable[[], None], what: str) -> None:
-        if self._pid != os.getpid():  # a fork: the parent writes what waits
+        if self._pid != os.getpid():  # a fork: what waits is written by the other process
             self._begin()
         with self._changed:
-            is_full = len(self._waiting) >= _MAX_WAITING
+            is_full = len(self._waiting) >= _MOST_WAITING
             if not is_full:
                 self._waiting.append((write, what))
             if self._thread is None:
@@ -181,7 +172,7 @@ class _Writer:
                 except RuntimeError:  # no more threads, or the interpreter ends
                     self._run()
         if is_full:
-            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MAX_WAITING, what)
+            _LOGGER.error("the retention log is %d records behind; not recorded: %s", _MOST_WAITING, what)
 
     def drain(self) -> None:
         with self._changed:
@@ -209,7 +200,7 @@ class _Writer:
                     with self._changed:
                         if not self._is_last():
                             _LOGGER.warning("the retention log failed, and is tried again: %s", error)
-                            self._changed.wait_for(self._is_last, _RETRY_S)
+                            self._changed.wait_for(self._is_last, _AGAIN_S)
                             continue
                         lost = [what for _, what in self._waiting]  # each could take as long to fail
                 for what in lost:

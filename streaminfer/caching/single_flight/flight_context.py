@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import threading
 
+from streaminfer._internal.forking import at_fork
 from streaminfer._internal.validation import check_duration
 from streaminfer.caching.single_flight._flight_cy import Flight
 from streaminfer.errors import Closed, DeadlineExceeded
@@ -33,10 +33,8 @@ LOG = logging.getLogger("streaminfer.caching")
 FLIGHTS_LOCK = threading.Lock()
 """One for all flight tables: the graph of flights that wait for each other goes from cache to cache."""
 
-if hasattr(os, "register_at_fork"):  # so that no table is in the middle of a change in the child
-    os.register_at_fork(
-        before=FLIGHTS_LOCK.acquire, after_in_parent=FLIGHTS_LOCK.release, after_in_child=FLIGHTS_LOCK.release
-    )
+# so that no table is in the middle of a change in the child
+at_fork(before=FLIGHTS_LOCK.acquire, in_parent=FLIGHTS_LOCK.release, in_child=FLIGHTS_LOCK.release)
 
 
 class FlightContext:

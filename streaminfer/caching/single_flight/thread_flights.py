@@ -9,7 +9,6 @@ that computed are in its parent.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from streaminfer._internal.forking import at_fork
 from streaminfer.caching.defensive_copy import copy_error
 from streaminfer.caching.single_flight._flight_cy import Flight, FlightCounts, FlightTable, Refreshes
 from streaminfer.caching.single_flight.flight_context import (
@@ -209,8 +209,7 @@ def _after_fork() -> None:
         flights.forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+at_fork(in_child=_after_fork)
 
 
 def _left_s(flight: Flight) -> float | None:

@@ -11,7 +11,7 @@
 * stale: expired entries that can still be used. They are evicted first.
 * negative: remembered failures, first in, first out, in at most a sixteenth of the room.
 
-It departs from the paper where real traces gained by it (``benchmarks/bench_cache.py``):
+It departs from the paper where real traces gained by it (``benchmarks/run.py cache``):
 
 * While main is not full, entries that leave small go there, hit or not. Otherwise a loop over more than the cache holds
   leaves main empty and is a plain FIFO without a hit. Main counts as full until it has lost a quarter.

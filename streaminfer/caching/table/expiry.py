@@ -16,13 +16,13 @@ clock runs: a fake one stands still. Storing a value and ``expire()`` free what 
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from streaminfer._internal.forking import at_fork
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 
 __all__ = ["GRAIN_S", "THREAD", "Expirable", "ExpiryThread"]
@@ -133,5 +133,4 @@ class ExpiryThread:
 
 
 THREAD = ExpiryThread()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=THREAD.forget)
+at_fork(in_child=THREAD.forget)

@@ -1,16 +1,17 @@
-"""What tiers have in common: names and records on a medium, sealed if there are keys, and the counters."""
+"""Names and records of entries on a medium, sealed if there are keys, and the counters of a tier."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from streaminfer._internal.validation import expected
+from streaminfer._internal.validation import check_instance
 from streaminfer.caching.codec import RECORD_MARK, CorruptRecord, decode, encode, first_items
+from streaminfer.caching.erasure.erasure import check_selection
 from streaminfer.caching.tiers.encryption import SEALED_HEAD, SEALED_MARK, Cipher, KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, RecordCopy, TierStatistics
 
-__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "selection"]
+__all__ = ["GLIMPSED", "Counters", "NotHeld", "Records", "check_key", "selection"]
 
 GLIMPSED = 2000
 """Bytes of a record that are looked at; SQLite leaves at least these of a large one in one piece."""
@@ -19,7 +20,7 @@ _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "va
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
-    """A value that cannot be encoded."""
+    """A value that cannot be serialised."""
 
 
 class Records:
@@ -37,17 +38,13 @@ class Records:
         self._cipher = None if keys is None else Cipher(keys)
 
     def name(self, kind: bytes, text: str | bytes) -> bytes:
-        """What stands on the medium for a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
-        if isinstance(text, str):
-            plain = kind + b"s" + text.encode("utf-8", "surrogatepass")
-        elif isinstance(text, bytes):
-            plain = kind + b"b" + text
-        else:
-            raise TypeError(expected("key", "a string or bytes", text))
+        """Return the name on the medium of a key (``b"k"``), subject (``b"s"``), tag (``b"t"``) or class (``b"c"``)."""
+        check_key(text)
+        plain = kind + (b"b" + text if isinstance(text, bytes) else b"s" + text.encode("utf-8", "surrogatepass"))
         return plain if self._cipher is None else self._cipher.blind(plain)
 
     def pack(self, name: bytes, entry: Entry) -> bytes:
-        """The record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
+        """Return the record of an entry. Raises `NotHeld` for a value that cannot be encoded."""
         fields = tuple(sorted(entry.tags) if field == "tags" else getattr(entry, field) for field in _FIELDS)
         try:
             record = encode((name, *fields))
@@ -56,7 +53,7 @@ class Records:
         return record if self._cipher is None else self._cipher.seal(record, name=name, subject=entry.subject)
 
     def unpack(self, name: bytes, record: Any) -> Entry:
-        """The entry of a record. Raises `CorruptRecord` for anything that is not exactly a record of that name."""
+        """Return the entry of a record. Raises `CorruptRecord` for anything that is no record of exactly that name."""
         if not isinstance(record, bytes):
             raise CorruptRecord(f"expected a record, got {type(record).__name__}")
         if self._cipher is not None:
@@ -71,7 +68,7 @@ class Records:
         return entry
 
     def copies(self, raw: bytes, place: str) -> Iterator[RecordCopy]:
-        """Every record whose beginning lies in some bytes and can be read with the keys that there are.
+        """Yield every record whose beginning lies in some bytes and can be read with the keys that there are.
 
         Args:
             raw: of a medium.
@@ -97,31 +94,32 @@ class Records:
 
 
 class Counters:
-    """What `TierStatistics` shows, as it is counted; one thread at a time."""
+    """Counters behind a `TierStatistics`. A counter belongs to one thread at a time."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.hits = self.misses = self.stored = self.refused = self.skipped = self.errors = self.unreadable = 0
+        self.hits = self.misses = self.stored = self.rejected = self.skipped = self.errors = self.unreadable = 0
         self.evicted = self.erased = self.purged = self.rebuilds = 0
         self.entries: int | None = None
         self.size_bytes: int | None = None
         self.last_error = ""
 
     def failed(self, error: BaseException) -> None:
-        """An operation failed on the medium."""
+        """Count an operation that failed on the medium."""
         self.errors += 1
         self.last_error = f"{type(error).__name__}: {error}"
 
     def snapshot(self) -> TierStatistics:
-        """All of them, frozen."""
+        """Return all of them, frozen."""
         return TierStatistics(**vars(self))
 
 
+def check_key(key: Any) -> None:
+    """Raise ``TypeError`` for a key that a tier cannot name."""
+    check_instance("key", key, lambda it: isinstance(it, (str, bytes)), "a string or bytes")
+
+
 def selection(subject: Any, tag: Any) -> tuple[bytes, str]:
-    """Which index an erasure goes by, and what to look up there."""
-    if (subject is None) == (tag is None):
-        raise TypeError("erase: expected either a subject or a tag")
-    name, given = ("subject", subject) if tag is None else ("tag", tag)
-    if not isinstance(given, str):
-        raise TypeError(expected(name, "a string", given))
-    return (b"s" if tag is None else b"t"), given
+    """Return the kind of name that an erasure goes by (``b"s"``, ``b"t"``), and the name. Raises ``TypeError``."""
+    subject, tag = check_selection(subject, tag)
+    return (b"s", subject) if tag is None else (b"t", tag)

@@ -50,8 +50,8 @@ class CacheTable(Protocol):
         """Remove a fresh entry and return its value."""
         ...
 
-    def discard(self, key: Any) -> bool:
-        """Remove what there is of a key; return whether there was anything."""
+    def delete(self, key: Any, reason: str) -> None:
+        """Remove what there is of a key, and count it for the log."""
         ...
 
     def erased_since(self, key: Any, erasures: int) -> bool:

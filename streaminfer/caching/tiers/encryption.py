@@ -33,14 +33,17 @@ import secrets
 import sqlite3
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from streaminfer._internal.extras import require
-from streaminfer._internal.validation import check_instance, expected
+from streaminfer._internal.validation import check_instance, check_secret, expected
 from streaminfer.caching.codec import CorruptRecord
+from streaminfer.caching.tiers._sqlite import transaction
 
 __all__ = [
     "SEALED_HEAD",
@@ -93,25 +96,25 @@ class Key:
 
 @runtime_checkable
 class KeyProvider(Protocol):
-    """Where keys come from: ``StoredKeys``, or ``ServiceKeys`` of ``service_keys``.
+    """Source of keys: ``StoredKeys``, or ``ServiceKeys`` of ``service_keys``.
 
     Called from the threads of tiers, several at once; it may block.
     """
 
     def current(self, subject: str | None) -> Key:
-        """The key that seals now what belongs to a subject, or to nobody (``None``); made if there is none."""
+        """Return the key that seals now what belongs to a subject, or to none (``None``); make it if there is none."""
         ...
 
     def find(self, key_id: bytes) -> Key | None:
-        """The key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key of that id; ``None``: destroyed, or never one of these."""
         ...
 
     def destroy(self, subject: str) -> int:
-        """Destroys all keys of a subject, for good; how many there were."""
+        """Destroy all keys of a subject, for good; return how many there were."""
         ...
 
     def index_secret(self) -> bytes:
-        """At least 16 secret bytes that stay the same; names of entries, subjects and tags are hidden by them."""
+        """Return at least 16 secret bytes that stay the same; they hide the names of entries, subjects and tags."""
         ...
 
 
@@ -135,7 +138,7 @@ class Cipher:
         self._index_secret = keys.index_secret()
 
     def seal(self, data: bytes, *, name: bytes, subject: str | None = None) -> bytes:
-        """Encrypts a record.
+        """Encrypt a record.
 
         Args:
             data: what to hide.
@@ -152,7 +155,7 @@ class Cipher:
         return header + sealed
 
     def open(self, sealed: bytes, *, name: bytes) -> bytes:
-        """Decrypts a record.
+        """Decrypt a record.
 
         Args:
             sealed: what :meth:`seal` returned.
@@ -183,7 +186,7 @@ class Cipher:
         return data
 
     def glimpse(self, sealed: bytes) -> bytes | None:
-        """Decrypts the beginning of a record whose end may be missing, without proof that nobody altered it.
+        """Decrypt the beginning of a record whose end may be missing, without proof that it was not altered.
 
         Args:
             sealed: bytes that begin with a sealed record.
@@ -206,7 +209,7 @@ class Cipher:
         return begun
 
     def blind(self, text: bytes) -> bytes:
-        """A name that tells nothing: 32 bytes, the same for the same text, by HMAC-SHA-256 with the index secret."""
+        """Return a name that tells nothing: HMAC-SHA-256 of the text with the index secret, 32 bytes."""
         return hmac.digest(self._index_secret, text, hashlib.sha256)
 
 
@@ -229,7 +232,7 @@ class StoredKeys:
 
     def __init__(self, path: str | os.PathLike[str], *, master: bytes) -> None:
         self._aes = _aes_gcm()
-        self._master = _check_master(master)
+        self._master = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         self._lock = threading.Lock()
         self._path = Path(path)
         self._unscrubbed = False
@@ -267,7 +270,7 @@ class StoredKeys:
         return secret
 
     def current(self, subject: str | None) -> Key:
-        """The key of the present generation for a subject, or for what has none; made if there is none."""
+        """Return the key of the present generation for a subject, or for what has none; make it if there is none."""
         owner = self._owner(subject)
         select = "SELECT id, wrapped FROM keys WHERE owner = ? AND generation = (SELECT generation FROM ring)"
         with self._lock:
@@ -285,13 +288,13 @@ class StoredKeys:
         return Key(row[0], self._unwrap(row[1], row[0]))
 
     def find(self, key_id: bytes) -> Key | None:
-        """The key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key of that id; ``None``: destroyed, or never one of these."""
         with self._lock:
             row = self._db.execute("SELECT wrapped FROM keys WHERE id = ?", (bytes(key_id),)).fetchone()
         return None if row is None else Key(bytes(key_id), self._unwrap(row[0], bytes(key_id)))
 
     def destroy(self, subject: str) -> int:
-        """Destroys all keys of a subject: what they sealed can never be read again.
+        """Destroy all keys of a subject: what they sealed can never be read again.
 
         Returns:
             How many there were. What is written for the subject later gets a new key.
@@ -300,16 +303,16 @@ class StoredKeys:
         return self._destroy("owner = ?", self._owner(subject))
 
     def index_secret(self) -> bytes:
-        """32 bytes that stay the same for the life of the file."""
+        """Return 32 bytes that stay the same for the life of the file."""
         return self._secret
 
     def rotate(self) -> None:
-        """Begins a new generation: what is written from now on is sealed by new keys; the old ones still read."""
+        """Begin a new generation: new keys seal what is written from now on; the old ones still read."""
         with self._writing():
             self._db.execute("UPDATE ring SET generation = generation + 1")
 
     def retire(self) -> int:
-        """Destroys the keys of all earlier generations; what they sealed is gone.
+        """Destroy the keys of all earlier generations; what they sealed is gone.
 
         Returns:
             How many there were.
@@ -317,7 +320,7 @@ class StoredKeys:
         return self._destroy("generation < (SELECT generation FROM ring)")
 
     def recoverable(self) -> int:
-        """How many destroyed keys can still be read from the bytes of the file: 0, or the keys are not destroyed.
+        """Return how many destroyed keys can still be read from the bytes of the file: 0, or they are not destroyed.
 
         Looks at every byte, freed pages and the journal included, with the master key; about 0.5 s for 100,000 keys.
         """
@@ -340,12 +343,12 @@ class StoredKeys:
         return True
 
     def _raw(self) -> bytes:
-        """The bytes of the file, as the pager reads them, and of its journal; to open the file would cost its locks."""
+        """Return the bytes of the file, through the pager, and of its journal; to open it would cost its locks."""
         journal = self._path.with_name(self._path.name + "-journal")
         return self._db.serialize() + (journal.read_bytes() if journal.exists() else b"")
 
     def _destroy(self, where: str, *values: bytes) -> int:
-        """Deletes keys, and the copies that SQLite leaves of rows which it has moved."""
+        """Delete keys, and the copies that SQLite leaves of rows which it has moved."""
         with self._writing():
             wrapped = [row[0] for row in self._db.execute(f"SELECT wrapped FROM keys WHERE {where}", values)]  # noqa: S608 - literals
             destroyed = self._db.execute(f"DELETE FROM keys WHERE {where}", values).rowcount  # noqa: S608 - the same
@@ -359,7 +362,7 @@ class StoredKeys:
         return destroyed
 
     def rewrap(self, master: bytes) -> None:
-        """Changes the master key; other processes must be started again with it.
+        """Change the master key; other processes must be started again with it.
 
         Args:
             master: the new one, 32 bytes.
@@ -367,7 +370,7 @@ class StoredKeys:
         Raises:
             TypeError, ValueError: of another size.
         """
-        new = _check_master(master)
+        new = check_secret("master", master, at_least=_KEY_SIZE, at_most=_KEY_SIZE)
         with self._writing():
             rows = self._db.execute("SELECT id, wrapped FROM keys").fetchall()
             opened = [(key_id, self._unwrap(wrapped, key_id)) for key_id, wrapped in rows]
@@ -379,15 +382,17 @@ class StoredKeys:
         self._master = new
 
     def close(self) -> None:
-        """Closes the file; idempotent."""
+        """Close the file; idempotent."""
         with self._lock:
             self._db.close()
 
-    def _writing(self) -> _Transaction:
-        return _Transaction(self._db, self._lock)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock, transaction(self._db):
+            yield
 
     def _owner(self, subject: str | None) -> bytes:
-        """Names of subjects are personal data themselves: the file has only their keyed hashes."""
+        """Return the keyed hash of a subject: names of subjects are personal data themselves, and not in the file."""
         text = b"-" if subject is None else b"s" + subject.encode("utf-8", "surrogatepass")
         return hmac.digest(self._secret, text, hashlib.sha256)
 
@@ -407,40 +412,6 @@ class StoredKeys:
 
     def __repr__(self) -> str:
         return "<StoredKeys>"
-
-
-class _Transaction:
-    """One writing transaction under the lock."""
-
-    def __init__(self, db: sqlite3.Connection, lock: threading.Lock) -> None:
-        self._db = db
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-        finally:
-            self._lock.release()
-
-
-def _check_master(master: Any) -> bytes:
-    if not isinstance(master, bytes):
-        raise TypeError(f"master: expected {_KEY_SIZE} bytes, got {type(master).__name__}")
-    if len(master) != _KEY_SIZE:
-        raise ValueError(f"master: expected {_KEY_SIZE} bytes, got {len(master)}")
-    return master
 
 
 def _aes_gcm() -> Any:

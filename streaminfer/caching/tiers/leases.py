@@ -17,7 +17,7 @@ class Leases(Protocol):
     lease_s: float
 
     async def take(self, key: str | bytes, token: bytes) -> bool:
-        """Takes the lease of a key, unless another has it; raises nothing of the medium.
+        """Take the lease of a key, unless another has it; raises nothing of the medium.
 
         Returns:
             Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
@@ -26,7 +26,7 @@ class Leases(Protocol):
         ...
 
     async def open(self, key: str | bytes, token: bytes) -> None:
-        """Ends a lease of this token without an entry: who waits for it computes at once. A put ends it as well."""
+        """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
         ...
 
 

@@ -68,5 +68,5 @@ class MachineFlight:
 
     async def end(self) -> None:
         """The computation is over: if nothing of it is about to be put, who waits for it need not."""
-        if not self._worker.has_waiting(self._key):
+        if not self._worker.has_queued(self._key):
             await self._leases.open(self._key, self._token)

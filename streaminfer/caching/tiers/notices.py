@@ -1,4 +1,4 @@
-"""What users of a shared tier tell one another: which entries they deleted or erased there."""
+"""Notices among the users of a shared tier: which entries they deleted or erased there."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class Announces(Protocol):
     """A shared tier whose users hear of what others of them deleted and erased."""
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Calls ``listener`` with each notice from now on, on the event loop of the tier."""
+        """Call ``listener`` with each notice from now on, on the event loop of the tier."""
         ...

@@ -1,4 +1,4 @@
-"""What a tier is, and what it holds.
+"""The protocol of tiers, and the entries that they hold.
 
 A tier may forget, and may fail: both are misses, counted. It never answers wrongly, never blocks the event loop, and
 never keeps silent about an erasure that it could not make.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import attrs
 
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_duration, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, field_check
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
@@ -25,6 +25,14 @@ unknown, so it counts as expired."""
 
 def _tags(tags: Any) -> Any:
     return frozenset(tags) if isinstance(tags, Iterable) and not isinstance(tags, (str, bytes)) else tags
+
+
+def _are_tags(value: Any) -> bool:
+    return isinstance(value, frozenset) and all(map(_is_string, value))
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 @attrs.frozen(kw_only=True)
@@ -45,43 +53,16 @@ class Entry:
     """
 
     value: Any = attrs.field(repr=False)
-    stored_ns: int = attrs.field()
-    ttl_s: float | None = attrs.field(default=None)
-    stale_s: float = attrs.field(default=0.0)
-    tags: frozenset[str] = attrs.field(default=frozenset(), converter=_tags)
-    subject: str | None = attrs.field(default=None)
-    data_class: str = attrs.field(default="")
-
-    @stored_ns.validator
-    def _check_stored(self, _attribute: Any, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(expected("stored_ns", "a whole number of nanoseconds", value))
-        if not 0 <= value < 2**63:
-            raise ValueError(expected("stored_ns", "nanoseconds since 1970", value))
-
-    @ttl_s.validator
-    def _check_ttl(self, _attribute: Any, value: Any) -> None:
-        if value is not None:
-            check_duration("ttl_s", value)
-
-    @stale_s.validator
-    def _check_stale(self, _attribute: Any, value: Any) -> None:
-        check_duration("stale_s", value)
-
-    @tags.validator
-    def _check_tags(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, frozenset) or not all(isinstance(tag, str) for tag in value):
-            raise TypeError(expected("tags", "strings", value))
-
-    @subject.validator
-    def _check_subject(self, _attribute: Any, value: Any) -> None:
-        if value is not None and not isinstance(value, str):
-            raise TypeError(expected("subject", "a string or None", value))
-
-    @data_class.validator
-    def _check_class(self, _attribute: Any, value: Any) -> None:
-        if not isinstance(value, str):
-            raise TypeError(expected("data_class", "a string", value))
+    stored_ns: int = attrs.field(validator=field_check(check_count, at_least=0, at_most=2**63 - 1))
+    ttl_s: float | None = attrs.field(default=None, validator=field_check(check_duration, optional=True))
+    stale_s: float = attrs.field(default=0.0, validator=field_check(check_duration))
+    tags: frozenset[str] = attrs.field(
+        default=frozenset(), converter=_tags, validator=field_check(check_instance, _are_tags, "strings")
+    )
+    subject: str | None = attrs.field(
+        default=None, validator=field_check(check_instance, _is_string, "a string", optional=True)
+    )
+    data_class: str = attrs.field(default="", validator=field_check(check_instance, _is_string, "a string"))
 
     @property
     def expires_ns(self) -> int | None:
@@ -89,7 +70,7 @@ class Entry:
         return None if self.ttl_s is None else self.stored_ns + round(self.ttl_s * 1e9)
 
     def is_expired(self, now_ns: int) -> bool:
-        """Whether it may no longer be used, at an instant of the wall clock."""
+        """Return whether it may no longer be used, at an instant of the wall clock."""
         expires_ns = self.expires_ns
         return (expires_ns is not None and now_ns >= expires_ns) or self.stored_ns > now_ns + SKEW_NS
 
@@ -99,15 +80,15 @@ class TierStatistics(Snapshot):
     """Counters of a tier since it was made.
 
     Counting rule: each ``get`` is a hit or a miss. A miss may also be one of ``errors``, ``skipped`` or ``unreadable``.
-    Each ``put`` is one of ``stored``, ``errors``, ``skipped`` or ``refused``.
+    Each ``put`` is one of ``stored``, ``errors``, ``skipped`` or ``rejected``.
 
     Attributes:
         name: of the kind of tier.
         hits: gets that gave an entry.
         misses: gets that did not.
         stored: puts that are on the medium.
-        refused: puts of what the tier cannot hold: of a type that is not encoded, too large, or expired already; and
-            those during which something was erased on a shared server.
+        rejected: puts of what the tier cannot hold (a type that cannot be encoded, too large, or expired already), and
+            puts during which something was erased on a shared server.
         skipped: gets and puts that were not tried: the tier is not running, its breaker is open, or too many wait.
         errors: operations that failed on the medium.
         unreadable: records that were damaged, or whose key is gone; they were removed.
@@ -124,7 +105,7 @@ class TierStatistics(Snapshot):
     hits: int
     misses: int
     stored: int
-    refused: int
+    rejected: int
     skipped: int
     errors: int
     unreadable: int
@@ -138,7 +119,7 @@ class TierStatistics(Snapshot):
 
 
 class Held(NamedTuple):
-    """What a tier has of one data class.
+    """Entries that a tier has of one data class.
 
     Attributes:
         data_class: its name; ``""``: the default one.
@@ -196,30 +177,33 @@ class Tier(Protocol):
     wall_clock: Clock
 
     async def start(self) -> None:
-        """Opens the medium; what cannot be reached yet is not an error where it may come later."""
+        """Open the medium; one that cannot be reached yet is no error if it may come later."""
         ...
 
     async def stop(self) -> None:
-        """Closes it; idempotent. Operations after this are misses."""
+        """Close it; idempotent. Operations after this are misses."""
         ...
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, unless it expired or cannot be had; arrays are read-only. The medium raises nothing."""
+        """Return the entry of a key, unless it expired or cannot be read; arrays are read-only.
+
+        Raises nothing of the medium.
+        """
         ...
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry in place of any of that key; whether it is kept now. Raises nothing of the medium."""
+        """Store an entry in place of any of that key; return whether it is stored. Raises nothing of the medium."""
         ...
 
     async def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key; whether there is none now. Raises nothing of the medium.
+        """Remove the entry of a key; return whether there is none now. Raises nothing of the medium.
 
         A put of this key that ended before, or was cancelled, has no effect after it.
         """
         ...
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag; how many there were.
+        """Remove all entries of a subject, or with a tag; return how many there were.
 
         Raises:
             TypeError: not exactly one of both.
@@ -228,7 +212,7 @@ class Tier(Protocol):
         ...
 
     async def purge(self, now_ns: int | None = None) -> int:
-        """Removes what had expired by an instant of the wall clock (``None``: now) from the medium; how many.
+        """Remove what had expired by an instant of the wall clock (``None``: now) from the medium; return how many.
 
         Raises:
             BackendError, CircuitOpen, Closed: some may still be there.
@@ -236,7 +220,7 @@ class Tier(Protocol):
         ...
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What it holds, by data class; ``None``: it cannot say without holding others up.
+        """Return what it holds, by data class; ``None``: it cannot say without delaying others.
 
         Args:
             classes: names of data classes; an encrypted tier cannot read others off its medium, and calls them ``"?"``.
@@ -247,7 +231,7 @@ class Tier(Protocol):
         ...
 
     def scan(self) -> Iterable[RecordCopy]:
-        """Every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
+        """Yield every copy of a record that can be read off the medium with the keys that there are, for ``si.prove``.
 
         Looks at the medium itself and not at indices: raw bytes of all files, freed pages included, every key of a
         server. For any thread, whether or not the tier runs; blocks.
@@ -258,16 +242,16 @@ class Tier(Protocol):
         ...
 
     def statistics(self) -> TierStatistics:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         ...
 
 
 @runtime_checkable
 class HoldingTier(Protocol):
-    """What a tier has besides, if it can preserve entries under a legal hold."""
+    """Tier that can preserve entries under a legal hold."""
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begins or ends a hold: while it lasts no purge, and no need of room, removes what it matches.
+        """Begin or end a hold: while it lasts no purge and no eviction removes what it matches.
 
         Raises:
             TypeError: not exactly one of subject and tag.

@@ -36,7 +36,7 @@ class KeyService(Protocol):
         ...
 
     def destroy(self, name: str) -> bool:
-        """Destroy the secret of a name, for good and for all; whether there was one."""
+        """Destroy the secret of a name, for good and for all; return whether there was one."""
         ...
 
 
@@ -62,22 +62,22 @@ class ServiceKeys:
         Key(bytes(_ID_SIZE), self._secret)  # of the right size
 
     def current(self, subject: str | None) -> Key:
-        """The key of a subject, or of what has none; made if there is none."""
+        """Return the key of a subject, or of what has none; make it if there is none."""
         key_id = self._id_of(subject)
         return Key(key_id, self._service.get(key_id.hex(), create=True) or b"")
 
     def find(self, key_id: bytes) -> Key | None:
-        """The key of that id; ``None``: destroyed, or never one of these."""
+        """Return the key of that id; ``None``: destroyed, or never one of these."""
         secret = self._service.get(bytes(key_id).hex(), create=False)
         return None if secret is None else Key(bytes(key_id), secret)
 
     def destroy(self, subject: str) -> int:
-        """Destroys the key of a subject: what it sealed can never be read again; how many there were."""
+        """Destroy the key of a subject: what it sealed can never be read again; return how many there were."""
         check_instance("subject", subject, lambda it: isinstance(it, str), "a string")
         return int(self._service.destroy(self._id_of(subject).hex()))
 
     def index_secret(self) -> bytes:
-        """32 bytes that stay the same for as long as the service keeps them."""
+        """Return 32 bytes that stay the same for as long as the service stores them."""
         return self._secret
 
     def _id_of(self, subject: str | None) -> bytes:

@@ -1,25 +1,25 @@
-"""A cache's tiers: asked where memory has no answer, written behind the caller's back, erased with it.
+"""The tiers of a cache: read when memory has no value, written behind the callers, erased together with memory.
 
-**Reading** happens inside single flight, once for all who ask. Tiers are asked in order, the fastest first. What is
-found is *promoted*: kept in memory and written to the faster tiers, as old as it was, with its tags, subject and class.
+**Reading** happens inside single flight, once for all callers of a key (``tier_reader``). The cache *promotes* a value
+that a tier had: it stores it in memory and in the faster tiers, as old as it was, with its tags, subject and class.
 
-**Time.** What the tiers may take together is decided by ``tier_lookup``: never more than a second; of the time that a
-request has left, what the computation does not need, as far as is known from those before, and at most half. So a tier
-that stalls makes no request late that could have been computed in time.
+**Time.** ``lookup`` decides how long the tiers may take together: never more than a second; of the time that a request
+has left, what the computation does not need, as far as earlier ones show, and at most half. So a tier that stalls makes
+no request late that could have been computed in time.
 
-**Writing** is the business of one worker for each tier (``tier_worker``). What was computed is written with the time
-for which it is fresh and stale, counted from the instant at which it was computed.
+**Writing.** Each tier has one `TierWriter`. A computed value is written with the time for which it is fresh and stale,
+counted from the instant at which it was computed.
 
-**PendingErasure.** Three rules together keep out what was there before:
+**Erasing.** Three rules together keep out what was there before:
 
-* an erasure is registered with every tier, then memory is erased, which changes the cache's ``erasures``; then the
-  tiers begin;
-* nothing is stored, in memory or a tier, that was computed, or read from a tier, before its key was erased
+* the cache registers an erasure with every tier, then erases memory, which changes its ``erasures``, then the tiers
+  begin;
+* it stores nothing, in memory or a tier, that was computed, or read from a tier, before its key was erased
   (``erased_since``);
-* a tier's puts and erasures run one after another, and until an erasure is done nothing that it matches is read from
-  that tier or put there; nor is the answer to a read that began before it used after it.
+* a tier makes puts and erasures one after another; until an erasure is done the cache reads nothing from that tier, and
+  puts nothing there, that it matches; nor does it use the result of a read that began before the erasure.
 
-**Life.** Whoever uses the cache on an event loop holds its tiers: they start with the first and stop with the last.
+**Life.** Each user of the cache on an event loop holds its tiers: they start with the first and stop with the last.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, is_erased
+from streaminfer.caching.erasure.erasure import PendingErasure
 from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
@@ -41,6 +40,7 @@ from streaminfer.caching.tiers.leases import Leases, Leasing
 from streaminfer.caching.tiers.notices import Announces
 from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
 from streaminfer.caching.tiers.tier_hit import TierHit
+from streaminfer.caching.tiers.tier_reader import TierReader
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter
 from streaminfer.compliance.retention import Holding, Rule
 
@@ -48,7 +48,6 @@ __all__ = ["TierSet"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
 _TELL_S = 5.0
-_ERASE_WAIT_S = 60.0
 
 
 class TierSet:
@@ -57,7 +56,7 @@ class TierSet:
     Args:
         tiers: the fastest first.
         memory: of the cache.
-        ledger: of the policy's log, if there is one.
+        counts: what goes into the policy's log, if there is one.
 
     Raises:
         TypeError: something that is no tier.
@@ -68,9 +67,10 @@ class TierSet:
         self,
         tiers: Sequence[Any],
         memory: CacheTable,
-        ledger: RetentionCounts | None,
+        counts: RetentionCounts | None,
     ) -> None:
         policy = memory.freshness.policy
+        self._counts = counts or RetentionCounts(None, memory.now)
         self.workers: list[TierWriter] = []
         self.leasing: tuple[TierWriter, Leases] | None = None
         for position, tier in enumerate(tiers):
@@ -82,14 +82,13 @@ class TierSet:
             name = tier.name if not same else f"{tier.name} {same + 1}"
             if policy is not None:
                 policy.check_tier(name, tier)
-            self.workers.append(TierWriter(tier, name, position, ledger))
+            self.workers.append(TierWriter(tier, name, position, self._counts))
             if self.leasing is None and isinstance(tier, Leasing) and tier.leases is not None:
                 self.leasing = self.workers[-1], tier.leases
             if isinstance(tier, Announces):
                 tier.hear(partial(drop, memory, self, position))
         self._stale_ns = memory.freshness.stale_ns
         self._policy = policy
-        self._ledger = ledger
         self._memory = memory
         self.ttl_ns = memory.freshness.ttl_ns
         self._home: asyncio.AbstractEventLoop | None = None
@@ -98,13 +97,12 @@ class TierSet:
         self._teller: asyncio.TimerHandle | None = None
         self._warned = False
         self._without_keys: set[str] = set()
-        self._latest: PendingErasure | None = None
-        self._reads: dict[object, str | bytes] = {}  # whose key was not deleted since they began
+        self._reader = TierReader(self.workers, memory)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def hold(self) -> None:
-        """Starts the tiers, unless somebody holds them already.
+        """Start the tiers, unless they are held already.
 
         Raises:
             RuntimeError: they run on another event loop, or somebody else started one of them.
@@ -124,7 +122,7 @@ class TierSet:
             self._holders += 1
 
     async def let_go(self, *, drain: bool) -> None:
-        """Stops the tiers, unless somebody else holds them.
+        """Stop the tiers, unless another user holds them.
 
         Args:
             drain: write what waits first.
@@ -136,7 +134,7 @@ class TierSet:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
-        """One starts or stops at a time; when the last has let go, another loop may begin."""
+        """Let one start or stop at a time; when the last has let go, another loop may begin."""
         assert self._changing is not None  # noqa: S101 - it is there as long as anybody holds them
         self._entering += 1
         try:
@@ -159,8 +157,7 @@ class TierSet:
             await self._stop(self.workers, drain=False)  # those that did not start are left alone
             raise
         self._warned = False
-        if self._ledger is not None:
-            self._tell()
+        self._tell()
 
     async def _stop(self, workers: Sequence[TierWriter], *, drain: bool) -> None:
         if self._teller is not None:
@@ -168,24 +165,22 @@ class TierSet:
             self._teller = None
         # all at once: no tier waits for another's timeouts
         outcomes = await asyncio.gather(*(worker.stop(drain=drain) for worker in workers), return_exceptions=True)
-        if self._ledger is not None:
-            self._ledger.flush()
-            if self._ledger.is_behind:
-                await asyncio.to_thread(self._ledger.drain)
+        self._counts.flush()
+        if self._counts.is_behind:
+            await asyncio.to_thread(self._counts.drain)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     def _tell(self) -> None:
-        """Sees to it that the log of an idle cache is not behind for long."""
-        assert self._ledger is not None  # noqa: S101 - or nobody calls this
+        """Write to the log every 5 s, so that the log of an idle cache is not behind for long."""
         self.tell_what_went()
-        self._ledger.flush()
+        self._counts.flush()
         self._teller = asyncio.get_running_loop().call_later(_TELL_S, self._tell)
 
     @property
     def run_here(self) -> bool:
-        """Whether they run on this event loop; says so, once, where they do not."""
+        """True if they run on this event loop; logs a warning, once, if they do not."""
         if self._holders and self._home is asyncio.get_running_loop():
             return True
         if not self._warned:
@@ -201,85 +196,10 @@ class TierSet:
     async def read(
         self, key: str | bytes, *, granted_ns: int, longest_ns: int = NEVER, only_fresh: bool = False
     ) -> TierHit | None:
-        """What the tiers have.
-
-        Args:
-            key: whose answer.
-            granted_ns: how long they may take together.
-            longest_ns: how long an answer is fresh at most, from when it was computed.
-            only_fresh: no stale answer.
-
-        Returns:
-            A fresh answer of the fastest tier that has one, else a stale one, else ``None``.
-        """
+        """Return what the tiers have of a key, if they run on this event loop; see `TierReader.read`."""
         if granted_ns <= 0 or not self.run_here:
             return None
-        read = object()
-        self._reads[read] = key
-        try:
-            return await self._read(read, key, granted_ns, longest_ns, only_fresh)
-        finally:
-            self._reads.pop(read, None)
-
-    async def _read(
-        self, read: object, key: str | bytes, granted_ns: int, longest_ns: int, only_fresh: bool
-    ) -> TierHit | None:
-        until = asyncio.get_running_loop().time() + granted_ns / 1e9
-        latest = self._latest
-        stale: TierHit | None = None
-        for worker in self.workers:
-            limit = asyncio.timeout_at(until)
-            pending = worker.pending  # it may be done before the answer comes, which is from before it all the same
-            try:
-                async with limit:
-                    entry = await worker.tier.get(key)
-            except Exception as error:
-                worker.cut += 1
-                if limit.expired():
-                    break
-                _LOGGER.warning("the tier %s failed on a read: %s", worker.name, error, exc_info=error)
-                continue
-            if self._latest is not latest or read not in self._reads:  # it may be what was erased or deleted
-                worker.withheld += 1
-                return None
-            found = None if entry is None else self._judge(worker, key, entry, longest_ns, pending)
-            if entry is None:
-                worker.misses += 1
-            elif found is None:
-                continue
-            elif not found.is_stale:
-                worker.hits += 1
-                return found
-            else:
-                worker.stale_hits += 1
-                stale = stale or found
-        if stale is None or only_fresh or self._latest is not latest or read not in self._reads:
-            return None
-        return (
-            stale if self._memory.now() - stale.read_ns < stale.left_ns else None
-        )  # slower tiers have taken their time
-
-    def _judge(
-        self, worker: TierWriter, key: str | bytes, entry: Entry, longest_ns: int, pending: tuple[PendingErasure, ...]
-    ) -> TierHit | None:
-        rule = None if self._policy is None else self._policy.rule(entry.tags)
-        forbidden = rule is not None and not rule.permits(worker.tier)
-        if forbidden or is_erased(entry, pending) or worker.is_replaced(key, entry):
-            worker.withheld += 1
-            return None
-        age_ns = max(worker.tier.wall_clock() - entry.stored_ns, 0)
-        stale_ns = min(_ns(entry.stale_s), self._stale_ns)
-        fresh_ns = longest_ns
-        if entry.ttl_s is not None:
-            fresh_ns = min(fresh_ns, max(_ns(entry.ttl_s) - _ns(entry.stale_s), 0))
-        if rule is not None:
-            fresh_ns = min(fresh_ns, _ns(rule.max_age_s) - self._stale_ns)
-        if fresh_ns != NEVER and age_ns >= fresh_ns + stale_ns:
-            worker.misses += 1
-            return None
-        past_ns = age_ns - fresh_ns
-        left_ns = NEVER if fresh_ns == NEVER else (stale_ns if past_ns >= 0 else 0) - past_ns
-        return TierHit(entry, worker.name, worker.position, past_ns, left_ns, age_ns, self._memory.now())
+        return await self._reader.read(key, granted_ns, longest_ns, only_fresh)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -296,7 +216,7 @@ class TierSet:
         before: int | None = None,
         wait: bool = False,
     ) -> list[asyncio.Future[bool]]:
-        """Has an answer written to the tiers that may have it.
+        """Queue a value to be written to the tiers that may have it.
 
         Args:
             key: whose answer.
@@ -322,13 +242,11 @@ class TierSet:
         rule = None if self._policy is None else self._policy.rule(tags)
         for worker in self.workers[:before]:
             if subject is not None and not worker.tier.encrypted:  # only destroying a key erases all copies of it
-                worker.forbidden += 1
-                self._refused(worker, rule, "it has a subject, and the tier has no keys")
+                self._count_disallowed(worker, rule, "it has a subject, and the tier has no keys")
                 self._warn_of_keys(worker)
                 continue
             if rule is not None and not rule.permits(worker.tier):
-                worker.forbidden += 1
-                self._refused(worker, rule, "the policy does not allow it there")
+                self._count_disallowed(worker, rule, "the policy does not allow it there")
                 continue
             kept_ns = ttl_ns if ttl_ns == NEVER else ttl_ns + self._stale_ns
             if rule is not None and kept_ns != NEVER:  # beyond its own time it is not served
@@ -343,15 +261,13 @@ class TierSet:
                 data_class="" if rule is None else rule.data_class,
             )
             write = PendingWrite(key, entry)
-            if wait:
-                write.done = asyncio.get_running_loop().create_future()
-                waiting.append(write.done)
             worker.put(write)
+            waiting.append(write.done)
         return waiting
 
-    def _refused(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
-        if self._ledger is not None:
-            self._ledger.count("refused", worker.name, "" if rule is None else rule.data_class, why)
+    def _count_disallowed(self, worker: TierWriter, rule: Rule | None, why: str) -> None:
+        worker.disallowed += 1
+        self._counts.count("disallowed", worker.name, "" if rule is None else rule.data_class, why)
 
     def _warn_of_keys(self, worker: TierWriter) -> None:
         if worker.name not in self._without_keys:
@@ -365,7 +281,7 @@ class TierSet:
     # -- erasing ------------------------------------------------------------------------------------------------
 
     def begin_delete(self, key: str | bytes, *, before: int | None = None) -> list[asyncio.Future[bool]]:
-        """Has what the tiers have of one key removed.
+        """Queue the removal of a key from the tiers.
 
         Args:
             key: whose.
@@ -374,8 +290,7 @@ class TierSet:
         Returns:
             Whether each of them is without it.
         """
-        for read in [read for read, of in self._reads.items() if of == key]:
-            del self._reads[read]
+        self._reader.interrupt(key)
         workers = self.workers[:before]
         for worker in workers:  # what one that fails still has is not used
             worker.replace(key, worker.tier.wall_clock() + 1)
@@ -385,8 +300,8 @@ class TierSet:
 
     def erase(
         self, subject: str | None, tag: str | None, in_memory: Callable[[], int], *, before: int | None = None
-    ) -> Erasure:
-        """Erases memory and the tiers.
+    ) -> PendingErasure:
+        """Erase memory, and begin to erase the tiers.
 
         Args:
             subject: whose entries; or
@@ -395,32 +310,23 @@ class TierSet:
             before: only tiers before this position.
 
         Returns:
-            The count in memory, to be awaited for the rest. In a thread without an event loop: the whole, if that of
-            the tiers runs.
+            The erasure, on its way through the tiers.
         """
         workers = self.workers[:before]
-        self._latest = erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
+        self._reader.interrupt()
+        erasing = PendingErasure(subject, tag, [worker.name for worker in workers])
         for worker in workers:
             worker.register(erasing)
         erasing.arm(in_memory())
         home = self._home
-        try:
-            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        if home is not None and home is not here:
+        if home is None or home is _running_loop():
+            self._begin(erasing, workers)
+        else:
             try:
                 home.call_soon_threadsafe(self._begin, erasing, workers)
             except RuntimeError:  # closed, without having stopped its tiers
                 self._begin(erasing, workers)
-            if here is None and home.is_running():
-                try:
-                    return erasing.outcome.result(_ERASE_WAIT_S)
-                except FutureTimeout:
-                    return erasing.so_far()
-        else:
-            self._begin(erasing, workers)
-        return erasing.so_far()
+        return erasing
 
     def _begin(self, erasing: PendingErasure, workers: Sequence[TierWriter]) -> None:
         for worker in workers:
@@ -432,7 +338,7 @@ class TierSet:
             worker.begin(erasing)
 
     async def legal_hold(self, subject: str | None, tag: str | None, *, on: bool) -> list[str]:
-        """Begins or ends a legal hold on each tier that can hold; the names of the others.
+        """Begin or end a legal hold on each tier that can hold; return the names of the others.
 
         Raises:
             BackendError, Closed: a tier did not learn of it.
@@ -445,24 +351,24 @@ class TierSet:
     # -- what there is ------------------------------------------------------------------------------------------
 
     async def inventory(self) -> list[Holding]:
-        """What each tier holds, by data class; where one cannot say, or does not run, a holding without numbers."""
+        """Return what each tier holds, by data class; without numbers if a tier cannot say or does not run."""
         classes = () if self._policy is None else tuple(self._policy.classes)
         here = self._home is asyncio.get_running_loop()
         return [held for worker in self.workers for held in await worker.inventory(classes, here=here)]
 
     def purge_bounds_s(self) -> dict[str, float]:
-        """How long each tier may hold what has expired, seconds; one that says nothing is not there."""
+        """Return how long each tier may hold what has expired, seconds; one that states nothing is left out."""
         return {
             worker.name: worker.tier.purge_bound_s for worker in self.workers if worker.tier.purge_bound_s is not None
         }
 
     def tell_what_went(self) -> None:
-        """Counts, for the log, what the tiers have purged and evicted."""
+        """Count, for the log, what the tiers have purged and evicted."""
         for worker in self.workers:
             worker.tell_what_went()
 
     def statistics(self) -> tuple[TierUsage, ...]:
-        """A frozen snapshot for each tier."""
+        """Return a frozen snapshot for each tier."""
         return tuple(worker.statistics() for worker in self.workers)
 
 
@@ -470,6 +376,13 @@ def _settled(result: bool) -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(result)
     return future
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _ns(seconds: float) -> int:

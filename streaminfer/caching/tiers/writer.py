@@ -1,18 +1,15 @@
-"""What is written to one tier, and erased from it: one thing after another, off the callers' paths.
+"""Writes to one tier and erasures from it, one after another, off the callers' paths.
 
-The order is what erasing rests on. Puts and erasures of one tier go through one task, so that none runs beside another:
+Erasures rely on that order. One task makes the puts and erasures of a tier, so that no two run at once:
 
-* an erasure goes before all puts that wait, and takes those that it matches with it;
-* a put that is under way when it comes is waited for, and then erased;
-* until it has succeeded nothing that it matches is put.
+* an erasure goes before all queued puts, and drops those that it matches;
+* it waits for the put that is running, and then erases what that stored;
+* until it has succeeded, the writer puts nothing that it matches.
 
-What would be put later was computed before the erasure, and is refused where it is handed in, or after it, and is no
-concern of it.
-
-**Bounds.** A tier has at most 256 puts, or 64 MiB, waiting; what comes beyond is dropped and counted. The later answer
-to a key replaces one that waits. A put is given 5 s, an erasure 30 s a time. An erasure that failed is tried again:
-after the time that an open breaker names, else after 1, 2, 4, … 30 s; where the policy has a log in a file, also by
-the next process (``owed_erasures``).
+**Bounds.** A tier has at most 256 puts, or 64 MiB, queued; the writer drops and counts what comes beyond. A later value
+of a key replaces a queued one. A put has 5 s, one attempt of an erasure 30 s. The writer tries a failed erasure again
+when an open breaker allows it, else after 1, 2, 4, … 30 s; if the policy has a log in a file, the next process does so
+too (``owed_erasures``).
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ import attrs
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.caching.erasure.erasure import PendingErasure, is_erased
 from streaminfer.caching.erasure.owed_erasures import Owed
-from streaminfer.caching.erasure.retention_counts import RetentionCounts
+from streaminfer.caching.erasure.retention_counts import DELETED, REASONS, RetentionCounts
 from streaminfer.caching.tiers.protocol import Entry, Tier, TierStatistics
 from streaminfer.caching.weigher import payload_bytes
 from streaminfer.compliance.retention import Action, Holding
@@ -36,58 +33,58 @@ from streaminfer.compliance.retention import Action, Holding
 __all__ = ["PendingWrite", "TierUsage", "TierWriter"]
 
 _LOGGER = logging.getLogger("streaminfer.caching")
-_MOST_WAITING = 256
-_MOST_REPLACED = 10_000
-_MOST_BYTES = 64 * 2**20
-_PUT_S = 5.0
-_ERASE_S = 30.0
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
+MAX_QUEUED_WRITES = 256
+MAX_REPLACED_KEYS = 10_000
+MAX_QUEUED_BYTES = 64 * 2**20
+PUT_TIMEOUT_S = 5.0
+ERASE_TIMEOUT_S = 30.0
+FIRST_RETRY_S = 1.0
+MAX_RETRY_S = 30.0
 
 
 @attrs.frozen(kw_only=True)
 class TierUsage(Snapshot):
-    """What a cache did with one of its tiers; counts since the cache was made.
+    """Use that a cache made of one tier; counts since the cache was made.
 
-    Counting rule: each read is one of ``hits``, ``stale_hits``, ``misses``, ``cut`` or ``withheld``; each write is one
-    of ``stored``, ``refused``, ``dropped``, or one of ``waiting``.
+    Counting rule: each read is one of ``hits``, ``stale_hits``, ``misses``, ``read_timeouts`` or ``discarded``; each
+    write is one of ``stored``, ``rejected`` or ``dropped``, or still ``queued``.
 
     Attributes:
         name: of the tier.
-        hits: reads that gave a fresh answer.
-        stale_hits: reads that gave a stale one.
-        misses: reads that gave nothing.
-        cut: reads that were given up, since the request could wait no longer, and reads that failed.
-        withheld: answers that were not used: something was erased during the read, an erasure of them is pending, the
-            policy does not allow them there, or ``put_through`` put a newer one, which the tier did not take.
-        stored: writes that the tier took; a deletion of one key is a write.
-        refused: writes that it did not take.
-        dropped: writes that were not tried: too many waited, a later answer to the same key came, the tier was stopped,
-            or what was to be written had been erased.
-        forbidden: answers that the policy does not allow there, or that have a subject where the tier does not encrypt;
+        hits: reads that returned a fresh value.
+        stale_hits: reads that returned a stale value.
+        misses: reads that returned nothing.
+        read_timeouts: reads that the request could not wait for, and reads that failed.
+        discarded: values that were read and not used: something was erased during the read, an erasure of them is
+            pending, the policy does not allow them there, or ``put_through`` put a newer one, which the tier rejected.
+        stored: writes that the tier took; the deletion of a key is a write.
+        rejected: writes that the tier did not take.
+        dropped: writes that were not tried: the queue was full, a later value of the key came, the tier was stopped, or
+            the value had been erased.
+        disallowed: values that the policy does not allow there, or that have a subject where the tier does not encrypt;
             they are no writes.
-        waiting: writes that wait at present.
-        pending: erasures that are not done at present.
-        tier: the tier's own.
+        queued: writes that are queued or running.
+        pending: erasures that the tier has not carried out.
+        tier: the tier's own statistics.
     """
 
     name: str
     hits: int
     stale_hits: int
     misses: int
-    cut: int
-    withheld: int
+    read_timeouts: int
+    discarded: int
     stored: int
-    refused: int
+    rejected: int
     dropped: int
-    forbidden: int
-    waiting: int
+    disallowed: int
+    queued: int
     pending: int
     tier: TierStatistics
 
 
 class PendingWrite:
-    """A put that waits, or, without an entry, a deletion."""
+    """A queued put, or, without an entry, a deletion."""
 
     __slots__ = ("done", "entry", "key", "size")
 
@@ -95,11 +92,11 @@ class PendingWrite:
         self.key = key
         self.entry = entry
         self.size = 0 if entry is None else payload_bytes(entry.value)
-        self.done: asyncio.Future[bool] | None = None
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def settle(self, stored: bool) -> None:
-        """Tells who waits for it."""
-        if self.done is not None and not self.done.done():
+        """Note whether the tier took it."""
+        if not self.done.done():
             self.done.set_result(stored)
 
 
@@ -110,74 +107,74 @@ class TierWriter:
         tier: the tier.
         name: what it is called here.
         position: 0 for the fastest.
-        ledger: of the policy's log, if there is one.
+        counts: what goes into the policy's log.
 
     Attributes:
         pending: erasures that it has not done.
     """
 
-    def __init__(self, tier: Tier, name: str, position: int, ledger: RetentionCounts | None) -> None:
+    def __init__(self, tier: Tier, name: str, position: int, counts: RetentionCounts) -> None:
         self.tier = tier
         self.name = name
         self.position = position
         self.pending: tuple[PendingErasure, ...] = ()
-        self.hits = self.stale_hits = self.misses = self.cut = self.withheld = 0
-        self.forbidden = 0
-        self._stored = self._refused = self._dropped = 0
-        self._ledger = ledger
+        self.hits = self.stale_hits = self.misses = self.read_timeouts = self.discarded = 0
+        self.disallowed = 0
+        self._stored = self._rejected = self._dropped = 0
+        self._counts = counts
         self._place = f"{name} {getattr(tier, 'place', '')}".strip()
         self._registering = threading.Lock()
         self._replaced: dict[str | bytes, int] = {}
         self._all_replaced_ns = 0
-        self._waiting: dict[str | bytes, PendingWrite] = {}
+        self._queue: dict[str | bytes, PendingWrite] = {}
         self._bytes = 0
         self._at_work = 0
         self._task: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
         self._closing = False
-        self._pause_s = _FIRST_PAUSE_S
+        self._pause_s = FIRST_RETRY_S
         self._retry: asyncio.TimerHandle | None = None
         self._gone = (0, 0)
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
     def register(self, erasing: PendingErasure) -> None:
-        """From here on nothing that it matches is used of what the tier answers."""
+        """Add a pending erasure: from here on the cache uses nothing of the tier that it matches."""
         with self._registering:
-            again = [it for it in self.pending if it.is_open(self.name) or not it.is_covered_by(erasing)]
+            again = [it for it in self.pending if it.is_untried(self.name) or not it.is_same_as(erasing)]
             self.pending = (*again, erasing)
 
     def replace(self, key: str | bytes, stored_ns: int) -> None:
-        """From here on nothing older is used of what the tier has for a key, until it has taken something newer."""
+        """Note a newer value of a key: the cache uses nothing older of the tier, until the tier has taken one."""
         self._replaced.pop(key, None)
-        while len(self._replaced) >= _MOST_REPLACED:  # what is not known of each is held of all
+        while len(self._replaced) >= MAX_REPLACED_KEYS:  # what is not known of each is held of all
             oldest = next(iter(self._replaced))
             self._all_replaced_ns = max(self._all_replaced_ns, self._replaced.pop(oldest))
         self._replaced[key] = stored_ns
 
     def is_replaced(self, key: str | bytes, entry: Entry) -> bool:
-        """Whether a newer value of this key was put, which the tier does not have."""
+        """Return whether a newer value of this key was put, which the tier does not have."""
         return entry.stored_ns < self._replaced.get(key, self._all_replaced_ns)
 
     def withdraw(self, erasing: PendingErasure) -> None:
-        """It is done."""
+        """Remove an erasure that the tier has carried out."""
         with self._registering:
             self.pending = tuple(it for it in self.pending if it is not erasing)
 
     def statistics(self) -> TierUsage:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         return TierUsage(
             name=self.name,
             hits=self.hits,
             stale_hits=self.stale_hits,
             misses=self.misses,
-            cut=self.cut,
-            withheld=self.withheld,
+            read_timeouts=self.read_timeouts,
+            discarded=self.discarded,
             stored=self._stored,
-            refused=self._refused,
+            rejected=self._rejected,
             dropped=self._dropped,
-            forbidden=self.forbidden,
-            waiting=len(self._waiting) + self._at_work,
+            disallowed=self.disallowed,
+            queued=len(self._queue) + self._at_work,
             pending=len(self.pending),
             tier=self.tier.statistics(),
         )
@@ -185,13 +182,12 @@ class TierWriter:
     # -- on the loop --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the tier and begins with what is pending, also from before this process."""
-        if self._ledger is not None:
-            for owed in self._ledger.owed_by(self._place):
-                erasing = PendingErasure(owed.subject, owed.tag, [self.name])
-                if not any(it.is_covered_by(erasing) for it in self.pending):
-                    self.register(erasing)
-                    erasing.arm(0)
+        """Start the tier, and begin with the pending erasures, also those from before this process."""
+        for owed in self._counts.owed_by(self._place):
+            erasing = PendingErasure(owed.subject, owed.tag, [self.name])
+            if not any(it.is_same_as(erasing) for it in self.pending):
+                self.register(erasing)
+                erasing.arm(0)
         await self.tier.start()
         self._closing = False
         self._wake = asyncio.Event()
@@ -199,7 +195,7 @@ class TierWriter:
         self._task = asyncio.get_running_loop().create_task(self._work(), name=f"streaminfer cache to {self.name}")
 
     async def stop(self, *, drain: bool) -> None:
-        """Ends what waits and stops the tier.
+        """End what is queued and stop the tier.
 
         Args:
             drain: write it first; otherwise it is dropped. A tier that takes too long for one put gets no more.
@@ -220,55 +216,54 @@ class TierWriter:
                 self._retry = None
             self._drop(lambda _: True)
             for erasing in self.pending:
-                if erasing.armed and erasing.is_open(self.name):
+                if erasing.armed and erasing.is_untried(self.name):
                     self._failed(erasing, "the tier was stopped; erased when it starts again")
             self.tell_what_went()
             await self.tier.stop()
 
     @property
     def runs(self) -> bool:
-        """Whether it takes anything: it was started, and its event loop still lives."""
+        """True if it takes writes: it was started, and its event loop still lives."""
         task = self._task
         return task is not None and not task.done() and not task.get_loop().is_closed()
 
     def begin(self, erasing: PendingErasure) -> None:
-        """An erasure is armed: it begins now, or when the tier starts."""
+        """Begin an armed erasure, now or when the tier starts."""
         if not self.runs:
-            if erasing.is_open(self.name):
+            if erasing.is_untried(self.name):
                 self._failed(erasing, "the tier does not run; erased when it starts")
         else:
             self.wake()
 
     def wake(self) -> None:
-        """There is something to do."""
+        """Wake the task of the tier, because there is something to do."""
         if self._wake is not None:
             self._wake.set()
 
     def put(self, write: PendingWrite) -> None:
-        """Puts something into the queue, if there is room."""
-        before = self._waiting.pop(write.key, None)
+        """Queue a write, if there is room."""
+        before = self._queue.pop(write.key, None)
         if before is not None:
             self._bytes -= before.size
             self._dropped += 1
             before.settle(False)
-        full = len(self._waiting) >= _MOST_WAITING or (self._waiting and self._bytes + write.size > _MOST_BYTES)
+        full = len(self._queue) >= MAX_QUEUED_WRITES or (self._queue and self._bytes + write.size > MAX_QUEUED_BYTES)
         if full or not self.runs or self._closing:
             self._dropped += 1
             write.settle(False)
             return
-        self._waiting[write.key] = write
+        self._queue[write.key] = write
         self._bytes += write.size
         self.wake()
 
     def delete(self, key: str | bytes) -> asyncio.Future[bool]:
-        """Puts the deletion of a key into the queue; whether the tier made it."""
+        """Queue the deletion of a key; the future says whether the tier made it."""
         write = PendingWrite(key, None)
-        write.done = done = asyncio.get_running_loop().create_future()
         self.put(write)
-        return done
+        return write.done
 
     async def inventory(self, classes: tuple[str, ...], *, here: bool) -> list[Holding]:
-        """What the tier holds, by data class; where it cannot say, or does not run, a holding without numbers.
+        """Return what the tier holds, by data class; a holding without numbers if it cannot say or does not run.
 
         Args:
             classes: names of data classes.
@@ -288,20 +283,15 @@ class TierWriter:
             for data_class, entries, oldest_ns, size in held
         ]
 
-    def has_waiting(self, key: str | bytes) -> bool:
-        """Whether something waits to be put under a key."""
-        return key in self._waiting
+    def has_queued(self, key: str | bytes) -> bool:
+        """Return whether a write of a key is queued."""
+        return key in self._queue
 
     def tell_what_went(self) -> None:
-        """Counts, for the log, what the tier purged and evicted since the last time."""
-        if self._ledger is not None:
-            before, self._gone = self._gone, self._gone_by_itself()
-            ways: tuple[Action, Action] = ("purged", "evicted")
-            for action, reason, then, now in zip(
-                ways, ("its time had passed", "no room"), before, self._gone, strict=True
-            ):
-                if now > then:
-                    self._ledger.count(action, self.name, "", reason, now - then)
+        """Count, for the log, what the tier purged and evicted since the last time."""
+        before, self._gone = self._gone, self._gone_by_itself()
+        self._counts.count("purged", self.name, "", REASONS["expired"], self._gone[0] - before[0])
+        self._counts.count("evicted", self.name, "", REASONS["evicted"], self._gone[1] - before[1])
 
     def _gone_by_itself(self) -> tuple[int, int]:
         seen = self.tier.statistics()
@@ -314,7 +304,7 @@ class TierWriter:
             erasing = self._next_erasing()
             if erasing is not None:
                 await self._erase(erasing)
-            elif self._waiting:
+            elif self._queue:
                 await self._put(self._take_next())  # no local name: it would keep the answer while nothing is written
             elif self._closing:
                 return
@@ -323,13 +313,13 @@ class TierWriter:
                 await wake.wait()
 
     def _take_next(self) -> PendingWrite:
-        write = self._waiting.pop(next(iter(self._waiting)))
+        write = self._queue.pop(next(iter(self._queue)))
         self._bytes -= write.size
         return write
 
     def _next_erasing(self) -> PendingErasure | None:
         for erasing in self.pending:
-            if erasing.armed and (erasing.is_open(self.name) or self._retry is None):
+            if erasing.armed and (erasing.is_untried(self.name) or self._retry is None):
                 return erasing
         return None
 
@@ -341,13 +331,13 @@ class TierWriter:
         stored = False
         self._at_work = 1
         try:
-            async with asyncio.timeout(_PUT_S):
+            async with asyncio.timeout(PUT_TIMEOUT_S):
                 if write.entry is None:
-                    stored = await self.tier.delete(write.key)
+                    stored = await self._delete(write.key)
                 else:
                     stored = await self.tier.put(write.key, write.entry)
         except TimeoutError:
-            _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, _PUT_S)
+            _LOGGER.warning("the tier %s did not take an answer within %g s", self.name, PUT_TIMEOUT_S)
             if self._closing:
                 self._drop(lambda _: True)
         except Exception as error:  # a tier raises nothing of its medium; whatever it is costs one write
@@ -357,12 +347,18 @@ class TierWriter:
             if stored:
                 self._replaced.pop(write.key, None)
             self._stored += stored
-            self._refused += not stored
+            self._rejected += not stored
             write.settle(stored)
 
+    async def _delete(self, key: str | bytes) -> bool:
+        before = self.tier.statistics().erased
+        deleted = await self.tier.delete(key)
+        self._counts.count("removed", self.name, "", DELETED, self.tier.statistics().erased - before)
+        return deleted
+
     async def _erase(self, erasing: PendingErasure) -> None:
-        if self._ledger is not None and self._ledger.is_held(erasing.subject, erasing.tag):
-            self._try_again(_LONGEST_PAUSE_S)
+        if self._counts.is_held(erasing.subject, erasing.tag):
+            self._try_again(MAX_RETRY_S)
             self._failed(erasing, "a legal hold began before it was made")
             return
         self._drop(lambda it: it.entry is not None and erasing.matches(it.entry.subject, it.entry.tags))
@@ -375,39 +371,35 @@ class TierWriter:
             except Exception as error:  # noqa: BLE001 - reported, and tried again
                 failures.append(error)
         try:
-            async with asyncio.timeout(_ERASE_S):
+            async with asyncio.timeout(ERASE_TIMEOUT_S):
                 count = await self.tier.erase(subject=erasing.subject, tag=erasing.tag)
         except Exception as error:  # noqa: BLE001 - the same
             failures.append(error)
         if not failures:
-            self._pause_s = _FIRST_PAUSE_S
+            self._pause_s = FIRST_RETRY_S
             self.withdraw(erasing)
             self._record("erased", erasing, count, "asked for")
-            if self._ledger is not None:
-                self._ledger.settle(Owed(self._place, erasing.subject, erasing.tag))
-            erasing.done(self.name, count)
+            self._counts.settle(Owed(self._place, erasing.subject, erasing.tag))
+            erasing.succeed(self.name, count)
             return
         self._try_again(max(getattr(error, "retry_after_s", 0.0) or 0.0 for error in failures))
         self._failed(erasing, "; ".join(f"{type(error).__name__}: {error}" for error in failures))
 
     def _failed(self, erasing: PendingErasure, why: str) -> None:
-        if erasing.is_open(self.name):  # once, and not at every attempt
+        if erasing.is_untried(self.name):  # once, and not at every attempt
             self._record("erase_failed", erasing, 0, why)
-            if self._ledger is not None:
-                self._ledger.owe(Owed(self._place, erasing.subject, erasing.tag))
+            self._counts.owe(Owed(self._place, erasing.subject, erasing.tag))
         erasing.fail(self.name, why)
 
     def _record(self, action: Action, erasing: PendingErasure, count: int, reason: str) -> None:
-        if self._ledger is not None:
-            self._ledger.record(
-                action, where=self.name, count=count, reason=reason, subject=erasing.subject, tag=erasing.tag
-            )
+        about: dict[str, Any] = {"subject": erasing.subject, "tag": erasing.tag}
+        self._counts.record(action, where=self.name, count=count, reason=reason, **about)
 
     def _try_again(self, after_s: float) -> None:
         if self._retry is not None:
             return  # others failed before; new failures do not put them off
         after_s = after_s or self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s = min(2 * self._pause_s, MAX_RETRY_S)
         self._retry = asyncio.get_running_loop().call_later(after_s, self._again)
 
     def _again(self) -> None:
@@ -415,9 +407,9 @@ class TierWriter:
         self.wake()
 
     def _drop(self, which: Callable[[PendingWrite], Any]) -> None:
-        for key, write in list(self._waiting.items()):
+        for key, write in list(self._queue.items()):
             if which(write):
-                del self._waiting[key]
+                del self._queue[key]
                 self._bytes -= write.size
                 self._dropped += 1
                 write.settle(False)

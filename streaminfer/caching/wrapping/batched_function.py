@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, Protocol
 
+from streaminfer.protocols import Capabilities, Node
 from streaminfer.request import Request, Response, deadline_after, time_left_s
 
 __all__ = ["FunctionAsService", "as_function", "is_batched"]
@@ -36,7 +37,7 @@ def is_batched(function: Any) -> bool:
     return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} >= _REQUEST_FIELDS
 
 
-class FunctionAsService:
+class FunctionAsService(Node):
     """Service over a batched function."""
 
     enforces_deadline = True
@@ -44,6 +45,10 @@ class FunctionAsService:
     def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
         self._function = function
         self._now = now
+
+    def capabilities(self) -> Capabilities:
+        """Each request ends at its deadline."""
+        return Capabilities(enforces_deadline=True)
 
     async def call(self, request: Request) -> Response:
         """Respond to a request."""

@@ -45,9 +45,9 @@ from streaminfer.caching.wrapping.layer import NEGATIVE, OUTDATED, STALE, Layer
 from streaminfer.caching.wrapping.memoize import cached_function
 from streaminfer.caching.wrapping.wrapped_identity import identity_of
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
 
 if TYPE_CHECKING:
     from streaminfer.caching.table._table_cy import EdgeTable
@@ -135,7 +135,7 @@ def _fresh_response(found: TierHit) -> Response:
     return Response(found.value, False, found.source)
 
 
-class CachedService(Layer):
+class CachedService(Layer, Wrapper):
     """Service with a cache in front of it; made by ``EdgeCache.wrap``.
 
     Attributes:
@@ -156,15 +156,19 @@ class CachedService(Layer):
     ) -> None:
         self.cache = cache
         self._make_hit_path = make_hit_path
-        self._changes: Callable[[], int] | None = find_inward(inner, "fingerprint_changes", None)
+        offered = adapt(inner).capabilities()
+        self._changes = offered.fingerprint_changes
         self._version = 0 if self._changes is None else self._changes()  # before the fingerprint itself, see _follow
-        super().__init__(access, flights, make_hit_path())
-        self.inner = inner
-        self.name = name_of(inner)
+        Layer.__init__(self, access, flights, make_hit_path())
+        Wrapper.__init__(self, inner, cache)
         self._call: Callable[[Request], Coroutine[Any, Any, Response]] = inner.call
-        self._enforced = bool(find_inward(inner, "enforces_deadline", False))
+        self._enforced = offered.enforces_deadline
         self._holds = False
         self._computing = self._compute if self.tiers is None else self._look_and_compute
+
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers; each request ends at its deadline."""
+        return super().capabilities()._replace(enforces_deadline=True)
 
     async def start(self) -> None:
         """Start the tiers.
@@ -300,7 +304,7 @@ class CachedService(Layer):
         """Return whether another model than the key's may have responded."""
         return self._changes is not None and self._changes() != version
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """End its computations, refreshes included; a `Stack` calls it.
 
         Args:

@@ -16,14 +16,15 @@ from typing import Any
 
 from streaminfer._internal.qualified_name import name_of_function
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import find_inward
+from streaminfer.protocols import adapt
 
 __all__ = ["identity_of"]
 
 
 def identity_of(inner: Any) -> tuple[str, bool]:
     """Return its name, and whether another process would find the same."""
-    mark = find_inward(inner, "fingerprint", None)
+    offered = adapt(inner).capabilities()
+    mark = offered.fingerprint
     if callable(mark):
         mark = mark()
     if isinstance(mark, bytes):
@@ -36,8 +37,7 @@ def identity_of(inner: Any) -> tuple[str, bool]:
     if name is not None:
         return name, True
     named = inner if hasattr(inner, "__qualname__") else type(inner)
-    changes = find_inward(inner, "fingerprint_changes", None)
-    version = "" if changes is None else f" {changes()}"
+    version = "" if offered.fingerprint_changes is None else f" {offered.fingerprint_changes()}"
     return f"{named.__module__}:{named.__qualname__} {_token_of(inner)}{version}", False
 
 

@@ -99,10 +99,3 @@ cdef Guard _guard_of(BreakerCore core)
 @cython.final
 cdef class _Done:
     pass
-
-@cython.final
-cdef class GuardedFunction:
-    cdef dict __dict__
-    cdef object __weakref__
-    cdef BreakerCore _core
-    cdef object _function

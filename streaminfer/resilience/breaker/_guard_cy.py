@@ -1,19 +1,17 @@
 # cython: infer_types=True, binding=True
-"""What stands between a call and the circuit breaker's state machine: the clock, and what an outcome means.
+"""Calls under a circuit breaker: when they begin and end, and what their outcomes mean.
 
-Once a call: read the clock, ask for a permit, run the call with no lock held, read the clock again, and give the permit
-back with the outcome. This is compiled, since a Python closure around compiled state costs more than both.
+Per call: read the clock, take a permit, run the call with no lock held, read the clock again, and give the permit back
+with the outcome. This is compiled, because a Python closure around compiled state costs more than both. The outcome:
 
-What a call's end means:
+* A call that returns is a success, unless a predicate says of the result that it is a failure, or no outcome.
+* A call that raises an ``Exception`` is a failure, unless the exception is ignored.
+* For a call that its deadline ended (``DeadlineExceeded`` from inside, or a cancellation after the call's deadline)
+  ``BreakerMachine.cut_off`` decides by how long it had run. A deadline that had passed before the call began counts
+  neither way.
+* A call that is cancelled otherwise, closed as a generator, or interrupted has no outcome: the permit is free again.
 
-* It returned: a success, unless a predicate says of the result that it is a failure, or no outcome.
-* It raised an ``Exception``: a failure, unless that is one to be ignored.
-* It was cut off by its deadline (``DeadlineExceeded`` from inside, or cancelled when the deadline that came with it had
-  passed): ``BreakerMachine.cut_off`` decides by how long it had run. A call whose deadline had passed before it began
-  is none.
-* It was cancelled otherwise, closed as a generator, or interrupted: no outcome, the permit is free again.
-
-One source, compiled with the C types of ``_guard_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_guard_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -21,19 +19,17 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
-from functools import update_wrapper
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from streaminfer._internal.validation import check_duration
 from streaminfer.errors import CircuitOpen, DeadlineExceeded
-from streaminfer.resilience._targets import refuse_awaitable
 
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
     from streaminfer.resilience.breaker._state_machine_cy import BreakerMachine
 
-__all__ = ["BreakerCore", "Guard", "GuardedFunction"]
+__all__ = ["BreakerCore", "Guard"]
 
 monotonic_ns = time.monotonic_ns
 
@@ -48,6 +44,9 @@ _OVER = 2
 
 class BreakerCore:
     """A state machine with a clock, and with rules for what is an outcome.
+
+    It is a compiled base class of ``CircuitBreaker``, and not its field: a field would cost each call one more Python
+    attribute look-up and method call.
 
     Args:
         machine: the state.
@@ -96,22 +95,22 @@ class BreakerCore:
         self._ramp: Any = None
 
     def try_acquire(self) -> int:
-        """Asks for permission to make one call.
+        """Take a permit for one call.
 
         Returns:
-            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0 when it is refused. It
-            carries the generation of the state: once that has changed, it counts for nothing.
+            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0: the call is rejected.
+            It carries the generation of the state: once that has changed, it counts for nothing.
         """
         now_ns = self._now()
         if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
             return 0
         permit = self._machine.try_acquire(now_ns)
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             self._deliver()
         return permit
 
     def record(self, ok: bool, duration_s: float, permit: int = 0) -> None:
-        """Tells the outcome of a call; a stale permit is ignored.
+        """Record the outcome of a call; a stale permit is ignored.
 
         Args:
             ok: whether it succeeded.
@@ -123,54 +122,54 @@ class BreakerCore:
             TypeError: not a number.
         """
         self._machine.record(bool(ok), _nanoseconds(duration_s), permit, self._now())
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             self._deliver()
 
     def release(self, permit: int) -> None:
-        """Gives back a permit whose call has no outcome: cancelled, or never made; a stale one and 0 are ignored."""
+        """Give back a permit whose call has no outcome: cancelled, or never made; a stale one and 0 are ignored."""
         self._machine.release(permit, self._now())
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             self._deliver()
 
     def permits(self) -> bool:
-        """Whether :meth:`try_acquire` would give a permit now; takes none."""
+        """Return whether :meth:`try_acquire` would give a permit now; takes none."""
         return self.permits_at(self._now())
 
     def permits_at(self, now_ns: int) -> bool:
-        """As :meth:`permits`, at an instant that is known already."""
+        """Return what :meth:`permits` does, at a given instant."""
         if self._ramp is not None and self._ramp.active and not self._ramp.would_admit(now_ns):
             return False
         return self._machine.permits(now_ns)
 
     def guard(self) -> Guard:
-        """A context manager for one call, sync or async; a fresh one each time.
+        """Return a new context manager for one call, sync or async.
 
         An exception that leaves the block is the call's outcome. The ``with`` statement gives the guard, whose
         ``fail()`` and ``ignore()`` say that a block that raises nothing did not succeed.
 
         Raises:
-            CircuitOpen: on entry, when the call may not be made.
-            RuntimeError: on entry, when it was entered before.
+            CircuitOpen: on entry, if the circuit does not let the call pass.
+            RuntimeError: on entry, if the guard was entered before.
         """
         return _guard_of(self)
 
     def enter(self) -> Guard:
-        """A guard that was entered, for a wrapper, which calls ``returned``, ``raised`` or ``judged`` at the end.
+        """Return a guard that was entered, for a wrapper, which ends it with ``returned``, ``raised`` or ``judged``.
 
         Raises:
-            CircuitOpen: the call may not be made.
+            CircuitOpen: the circuit does not let the call pass.
         """
         guard = _guard_of(self)
         guard._enter()
         return guard
 
     def begin(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Guard, Any]:
-        """A guard that was entered, and what an async function returned for these arguments, to be awaited.
+        """Return a guard that was entered, and what an async function returned for these arguments, to be awaited.
 
         The arguments are passed on as they came; the closure that has them would copy them to pass them on.
 
         Raises:
-            CircuitOpen: the call may not be made.
+            CircuitOpen: the circuit does not let the call pass.
         """
         guard = _guard_of(self)
         guard._enter()
@@ -182,18 +181,18 @@ class BreakerCore:
         return guard, awaitable
 
     def retry_after_ns(self, now_ns: int) -> int:
-        """Nanoseconds until asking again makes sense; 0 while all calls pass."""
+        """Return the nanoseconds until a call may pass; 0 while all calls pass."""
         left_ns: int = self._machine.retry_after_ns(now_ns)
         return left_ns if left_ns or self._ramp is None else self._ramp.left_ns(now_ns)
 
     def counts(self, error: BaseException) -> bool:
-        """Whether an exception is an outcome: an ``Exception`` that is not to be ignored."""
+        """Return whether an exception is an outcome: an ``Exception`` that is not ignored."""
         if not isinstance(error, Exception) or isinstance(error, self._ignored):
             return False
         return self._ignores is None or not self._ignores(error)
 
     def now(self) -> int:
-        """The present instant on its clock, monotonic nanoseconds."""
+        """Return the present instant on its clock, monotonic nanoseconds."""
         return self._now()
 
     def _now(self) -> int:
@@ -202,7 +201,7 @@ class BreakerCore:
         return self._clock()
 
     def _begin(self, now_ns: int) -> int:
-        """A permit, or ``CircuitOpen``."""
+        """Return a permit, or raise ``CircuitOpen``."""
         if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
             retry_after_s = self._ramp.left_ns(now_ns) / 1e9
             raise CircuitOpen(
@@ -211,10 +210,10 @@ class BreakerCore:
                 retry_after_s=retry_after_s,
             )
         permit = self._machine.try_acquire(now_ns)
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             try:
                 self._deliver()
-            except BaseException:  # an interrupt that hit a listener: the call will not be made
+            except BaseException:  # an interrupt that hit a listener: there will be no call
                 self._machine.release(permit, now_ns)
                 raise
         if permit == 0:
@@ -228,17 +227,17 @@ class BreakerCore:
         return f"circuit breaker {self.name!r}" if self.name else "the circuit breaker"
 
     def _end(self, permit: int, started_ns: int, outcome: Any) -> None:
-        """A call whose outcome is known: success, failure, or none."""
+        """End a call whose outcome is known: success, failure, or none."""
         ended_ns = self._now()
         if outcome is None:
             self._machine.release(permit, ended_ns)
         else:
             self._machine.record(outcome is True, max(ended_ns - started_ns, 0), permit, ended_ns)
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             self._deliver()
 
     def _return(self, permit: int, started_ns: int, result: Any) -> None:
-        """A call that returned."""
+        """End a call that returned."""
         if self._ignore_result is None and self._failure_result is None:
             self._end(permit, started_ns, True)
         else:
@@ -249,7 +248,7 @@ class BreakerCore:
                 self._end(permit, started_ns, outcome)
 
     def outcome_of(self, result: Any) -> bool | None:
-        """Whether a result is a success, a failure, or no outcome (``None``)."""
+        """Return whether a result is a success, a failure, or no outcome (``None``)."""
         return self._outcome_of(result)
 
     def _outcome_of(self, result: Any) -> bool | None:
@@ -258,7 +257,7 @@ class BreakerCore:
         return not (self._failure_result is not None and self._failure_result(result))
 
     def _raise(self, permit: int, started_ns: int, error: BaseException, deadline_ns: Any) -> None:
-        """A call that ended with an exception."""
+        """End a call that raised an exception."""
         outcome = None
         cut_off = False
         try:
@@ -279,7 +278,7 @@ class BreakerCore:
             self._machine.release(permit, ended_ns)  # it had no time at all
         else:
             self._machine.cut_off(max(ended_ns - started_ns, 0), permit, ended_ns)
-        if self._machine.pending:
+        if self._machine.transitions.pending:
             self._deliver()
 
 
@@ -292,7 +291,7 @@ def _nanoseconds(duration_s: Any) -> int:
 
 
 class Guard:
-    """One call's way through the circuit breaker; made by ``CircuitBreaker.guard``."""
+    """Context manager of one call; made by ``CircuitBreaker.guard``."""
 
     __slots__ = ("_core", "_outcome", "_permit", "_phase", "_started_ns")
 
@@ -322,7 +321,7 @@ class Guard:
         return _NOTHING
 
     def fail(self) -> None:
-        """The call failed, though nothing is raised.
+        """Record a failure, although the block raises nothing.
 
         Raises:
             RuntimeError: outside the block.
@@ -331,7 +330,7 @@ class Guard:
         self._outcome = False
 
     def ignore(self) -> None:
-        """The call has no outcome: its permit goes back unused.
+        """Record no outcome: the permit goes back unused.
 
         Raises:
             RuntimeError: outside the block.
@@ -340,28 +339,28 @@ class Guard:
         self._outcome = None
 
     def returned(self, result: Any) -> None:
-        """For a wrapper: the call returned this."""
+        """End the call of a wrapper with a result."""
         self._leave()
         self._core._return(self._permit, self._started_ns, result)
 
     def raised(self, error: BaseException, deadline_ns: int | None = None) -> None:
-        """For a wrapper: the call raised this.
+        """End the call of a wrapper with an exception.
 
         Args:
-            error: what it raised.
+            error: raised by the call.
             deadline_ns: the deadline that came with the call.
         """
         self._leave()
         self._core._raise(self._permit, self._started_ns, error, deadline_ns)
 
     def judged(self, outcome: bool | None) -> None:
-        """For a wrapper: the call succeeded, failed, or has no outcome (``None``)."""
+        """End the call of a wrapper with success, failure, or no outcome (``None``)."""
         self._leave()
         self._core._end(self._permit, self._started_ns, outcome)
 
     def _enter(self) -> None:
         if self._phase != _FRESH:
-            raise RuntimeError("a guard is for one call: ask the breaker for another with guard()")
+            raise RuntimeError("a guard is for one call; make another one with guard()")
         self._started_ns = self._core._now()
         self._permit = self._core._begin(self._started_ns)
         self._phase = _ENTERED
@@ -396,12 +395,12 @@ def _guard_of(core: BreakerCore) -> Guard:
 
 
 async def _given(guard: Guard) -> Guard:
-    """A compiled coroutine, which hands its result over without the exception that an iterator needs for it."""
+    """Return the guard from a compiled coroutine, which needs no exception for it, as an iterator would."""
     return guard
 
 
 class _Done:
-    """An awaitable that is done already, with nothing to give."""
+    """Awaitable that is done and returns ``None``."""
 
     __slots__ = ()
 
@@ -416,43 +415,3 @@ class _Done:
 
 
 _NOTHING = _Done()
-
-
-class GuardedFunction:
-    """A function behind a circuit breaker; it is called, bound and documented like the function itself.
-
-    Args:
-        core: the breaker.
-        function: what is called.
-    """
-
-    __slots__ = ("__dict__", "__weakref__", "_core", "_function")
-
-    def __init__(self, core: BreakerCore, function: Callable[..., Any]) -> None:
-        self._core = core
-        self._function = function
-        update_wrapper(self, function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        core = self._core
-        started_ns = core._now()
-        permit = core._begin(started_ns)
-        try:
-            result = self._function(*args, **kwargs) if kwargs else self._function(*args)
-        except BaseException as error:
-            core._raise(permit, started_ns, error, None)
-            raise
-        if hasattr(type(result), "__await__"):
-            core._end(permit, started_ns, None)
-            refuse_awaitable(self._function, result)
-        core._return(permit, started_ns, result)
-        return result
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        return self if instance is None else MethodType(self, instance)
-
-    def __reduce__(self) -> str:
-        return self.__qualname__  # type: ignore[no-any-return, attr-defined] # found by its name, as functions are
-
-    def __repr__(self) -> str:
-        return f"<guarded {self._function!r}>"

@@ -1,49 +1,43 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The circuit breaker's state machine: whether a call may pass, and what its outcome changes.
+"""The circuit breaker's state machine: permits for calls, and what their outcomes change.
 
-The idea (Nygard's circuit breaker, with resilience4j's rules where the documentation's table does not say otherwise):
-*closed*, calls pass and their outcomes fill a window; when enough of them failed, or were slow, the circuit *opens* and
-refuses; after a time, which doubles with each trip in a row, it is *half open* and lets a few probes through, whose
-outcomes close or reopen it.
+*Design* (Nygard's circuit breaker, with resilience4j's rules where the documentation's table does not say otherwise).
+*Closed*, it lets calls pass, and their outcomes fill a window; when enough of them failed, or were slow, the circuit
+*opens* and rejects calls; after a time, which doubles with each consecutive trip, it is *half open* and lets a few
+probes pass, whose outcomes close or reopen it. Three rules keep it from getting stuck:
 
-Three things keep it from getting stuck:
+* *Generations.* Each change of state begins a generation, and a permit carries its generation. An outcome that comes
+  after the state has changed says nothing about the present one and is ignored.
+* *Probes are owed.* Each probe's permit is in a table until it comes back, with or without an outcome. A permit that
+  comes back twice is ignored the second time.
+* *Half-open ends.* ``half_open_ns`` after the first probe the known outcomes decide: a probe still in flight speaks for
+  a hang, so the circuit reopens; otherwise the outcomes so far are judged, few as they are. With no outcome and no
+  probe in flight there is nothing to wait for: the next call is a probe as if it were the first.
 
-* *Generations.* Each change of state begins a generation, and a permit carries the one that it was given in. A result
-  that comes after the state has changed says nothing about the present one and is ignored.
-* *Probes are owed.* Each probe's permit is in a table until it comes back: with an outcome, or unused, when its place
-  is free again. One that comes back twice is ignored the second time.
-* *Half-open ends.* ``half_open_ns`` after its first probe what is known decides: a probe that is still out speaks for a
-  hang, so the circuit reopens; with none out the outcomes so far are judged, few as they are. With no outcome and
-  nothing out there is nothing to wait for: the next call is a probe as if it were the first.
+There is no timer: changes that time alone makes follow from instants that are fixed when a state begins.
 
-No timer: time passes when somebody asks. What the clock alone changes is worked out from instants that are fixed when a
-state begins (the jitter of the next open time included), so that reading the state changes nothing and yet is exact.
+*Complexity.* O(1) in the closed state, O(``half_open_calls``) for a probe.
 
-Invariants: probes out + probes judged ≤ ``half_open_calls``, unless outcomes are recorded without a permit; the
-generation never falls; ``OPEN`` is left by a call or by force, never by a result; a trip happens only in a record or at
-the limit of half-open.
+*Invariants.* Probes in flight + probes judged ≤ ``half_open_calls``, unless outcomes are recorded without a permit; the
+generation never falls; ``OPEN`` is left by a call or by force, never by an outcome; a trip happens only in a record or
+at the end of half-open.
 
-Cost: O(1) in the closed state, O(``half_open_calls``) for a probe.
-
-Threads: in the compiled build under the interpreter lock every method is atomic; between its first and its last write
-none calls Python, drops a reference or allocates anything that the garbage collector tracks. Events are written into a
-ring of numbers for the same reason, and told to listeners later by the shell. Run uncompiled, or without an interpreter
-lock, a caller takes a lock around each call, as ``CircuitBreaker`` does.
-
-One source, compiled with the C types of ``_state_machine_cy.pxd`` or run as it is. The directives above are safe:
-indexes come from loops over a ring's own length or are kept below it.
+One source, compiled with the C types of ``_state_machine_cy.pxd`` or run uncompiled. In the compiled build under the
+interpreter lock every method is atomic: between its first and its last write none calls Python, drops a reference or
+allocates anything that the garbage collector tracks. Otherwise ``CircuitBreaker`` takes a lock around each call.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import MutableSequence
-
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer.resilience.breaker._open_time_cy import OpenTime
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
+from streaminfer.resilience.breaker._probes_cy import HalfOpenProbes
+from streaminfer.resilience.breaker._recent_durations_cy import RecentDurations
+from streaminfer.resilience.breaker._transitions_cy import TransitionRing
 
-__all__ = ["MODES", "NEVER", "REASONS", "STATES", "BreakerMachine"]
+__all__ = ["MODES", "REASONS", "STATES", "BreakerMachine"]
 
-NEVER = 2**63 - 1
 STATES = ("closed", "open", "half_open")
 MODES = ("automatic", "metrics_only", "disabled", "forced_open")
 REASONS = (
@@ -61,7 +55,7 @@ REASONS = (
 )
 
 # C variables in the compiled module, not visible from Python
-_NEVER = NEVER
+_NEVER = NEVER_NS
 _CLOSED = 0
 _OPEN = 1
 _HALF_OPEN = 2
@@ -78,27 +72,20 @@ _HALF_OPEN_TIME_PASSED = 6
 _FORCED = 7
 _NOTHING = -1
 _SERIAL_BITS = 20
-_SERIALS = 2**20 - 1
-_EVENTS_KEPT = 64
-_EVENT_FIELDS = 7
-_SUCCESSES_KEPT = 16  # a power of two
-_FEWEST_SUCCESSES = 3  # of fewer the median is any of them: one call that loaded the model, for instance
-_JITTER = 0.1
-_LCG_SPAN = 2**31
 
 
 class BreakerMachine:
     """Closed, open or half open.
 
-    The arguments are taken as they are; ``CircuitBreaker`` checks them.
+    The arguments are not checked; ``CircuitBreaker`` does that.
 
     Args:
         failure_rate: share of failures at which it trips, above 0 and at most 1.
         slow_rate: share of slow calls at which it trips, above 0 and at most 1.
-        slow_ns: a longer call is slow; :data:`NEVER`: none is.
+        slow_ns: a longer call is slow; :data:`NEVER_NS`: none is.
         window: the outcomes it judges by while closed.
         minimum_calls: below so many outcomes nothing is judged, unless the window, or half-open, cannot hold so many.
-        open_ns: how long it refuses after the first trip.
+        open_ns: how long it rejects calls after the first trip.
         max_open_ns: to what that doubles, trip by trip; at least ``open_ns``.
         half_open_calls: how many probes half-open lets through.
         half_open_ns: how long after its first probe half-open ends.
@@ -106,76 +93,51 @@ class BreakerMachine:
 
     Attributes:
         mode: 0 automatic, 1 metrics only, 2 disabled, 3 forced open (see :data:`MODES`).
-        listening: whether events are kept for somebody.
-        pending: how many events wait to be told.
-        lost: how many were overwritten before they were told.
+        listening: whether transitions are written for listeners.
+        transitions: those that were not delivered yet.
         permitted: permits given.
-        refused: calls refused.
+        rejected: calls rejected.
         succeeded: outcomes that counted as success.
         failed: outcomes that counted as failure.
         slow: outcomes that were slow.
-        released: permits that came back without an outcome.
-        stale: outcomes and permits that came after their state, or twice.
+        ignored: permits that came back without an outcome.
+        stale_permits: outcomes and permits that came after their state, or twice.
         trips: how often it opened.
         consecutive_trips: how often since it was last closed.
     """
 
     __slots__ = (
-        "_base_open_ns",
-        "_event_head",
-        "_events",
+        "_durations",
         "_exceeded",
         "_failure_rate",
         "_generation",
-        "_half_open_calls",
         "_half_open_ns",
-        "_max_open_ns",
         "_minimum_calls",
         "_minimum_probes",
-        "_next_open_ns",
-        "_open_ns",
-        "_out",
+        "_open_time",
         "_permit",
-        "_probe_failures",
-        "_probe_slow",
         "_probes",
-        "_random",
-        "_serial",
-        "_slots",
         "_slow_ns",
         "_slow_rate",
         "_state",
-        "_successes",
-        "_took_ns",
         "_until_ns",
         "_window",
         "consecutive_trips",
         "failed",
+        "ignored",
         "listening",
-        "lost",
         "mode",
-        "pending",
         "permitted",
-        "refused",
-        "released",
+        "rejected",
         "slow",
-        "stale",
+        "stale_permits",
         "succeeded",
+        "transitions",
         "trips",
     )
 
-    _slots: MutableSequence[int]
-    _took_ns: MutableSequence[int]
-    _events: MutableSequence[int]
     _permit: int
-    _out: int
-    _probes: int
-    _probe_failures: int
-    _probe_slow: int
-    _serial: int
     _until_ns: int
-    _base_open_ns: int
-    _next_open_ns: int
     _exceeded: bool
 
     def __init__(
@@ -198,29 +160,22 @@ class BreakerMachine:
         never_full = 0 < window.capacity < minimum_calls
         self._minimum_calls = window.capacity if never_full else minimum_calls
         self._minimum_probes = minimum_calls if minimum_calls < half_open_calls else half_open_calls
-        self._open_ns = open_ns
-        self._max_open_ns = max_open_ns
-        self._half_open_calls = half_open_calls
+        self._open_time = OpenTime(open_ns, max_open_ns, seed)
+        self._probes = HalfOpenProbes(half_open_calls)
         self._half_open_ns = half_open_ns
-        self._random = seed
-        self._slots = array("q", [0]) * half_open_calls
-        self._events = array("q", [0]) * (_EVENTS_KEPT * _EVENT_FIELDS)
-        self._event_head = 0
-        self._took_ns = array("q", [0]) * _SUCCESSES_KEPT
-        self._successes = 0
+        self.transitions = TransitionRing()
+        self._durations = RecentDurations()
         self._generation = 0
         self._state = _CLOSED
         self.mode = _AUTOMATIC
         self.listening = False
-        self.pending = 0
-        self.lost = 0
         self.permitted = 0
-        self.refused = 0
+        self.rejected = 0
         self.succeeded = 0
         self.failed = 0
         self.slow = 0
-        self.released = 0
-        self.stale = 0
+        self.ignored = 0
+        self.stale_permits = 0
         self.trips = 0
         self.consecutive_trips = 0
         self._begin_closed()
@@ -228,10 +183,10 @@ class BreakerMachine:
     # -- calls --------------------------------------------------------------------------------------------------
 
     def try_acquire(self, now_ns: int) -> int:
-        """A permit for one call, which comes back through :meth:`record`, :meth:`cut_off` or :meth:`release`.
+        """Give a permit for one call, which comes back through :meth:`record`, :meth:`cut_off` or :meth:`release`.
 
         Returns:
-            The permit, above 0; 0: refused.
+            The permit, above 0; 0: the call is rejected.
         """
         if self._state == _CLOSED:
             self.permitted += 1
@@ -239,12 +194,12 @@ class BreakerMachine:
         return self._acquire_probe(now_ns)
 
     def record(self, ok: bool, duration_ns: int, permit: int, now_ns: int) -> bool:
-        """The outcome of a call.
+        """Record the outcome of a call.
 
         Args:
             ok: it succeeded.
             duration_ns: how long it took.
-            permit: its permit; 0: a call without one, which counts in whatever state there is, except open.
+            permit: its permit; 0: a call without one, which counts in every state but open.
             now_ns: when it ended.
 
         Returns:
@@ -253,13 +208,13 @@ class BreakerMachine:
         if self._state == _HALF_OPEN:
             self._settle(now_ns)
         if (permit != 0 and permit >> _SERIAL_BITS != self._generation) or self._state == _OPEN:
-            self.stale += 1
+            self.stale_permits += 1
             return False
         if self.mode == _DISABLED:
-            self.released += 1
+            self.ignored += 1
             return False
         if self._state == _HALF_OPEN and not self._take_probe(permit, now_ns):
-            self.stale += 1
+            self.stale_permits += 1
             return False
         slow = duration_ns > self._slow_ns
         self._count(ok, slow, duration_ns)
@@ -267,26 +222,26 @@ class BreakerMachine:
             self._window.add(not ok, slow, now_ns)
             self._judge_window(now_ns)
         else:
-            self._count_probe(ok, slow)
-            if self._probes >= self._minimum_probes:
-                self._judge_probes(now_ns)
+            self._probes.add(ok, slow)
+            if self._probes.calls >= self._minimum_probes:
+                self._conclude(self._verdict_of_probes(), now_ns)
         return True
 
     def cut_off(self, duration_ns: int, permit: int, now_ns: int) -> bool:
-        """A call that was ended by its deadline: a failure if it had run as long as a successful one usually takes.
+        """Record a call that its deadline ended: a failure if it had run as long as a successful one usually takes.
 
-        One that had less time than that proves nothing: its permit comes back unused.
+        A call that had less time than that proves nothing: its permit comes back without an outcome.
 
         Returns:
             Whether it counted.
         """
-        if duration_ns >= self._usual_ns():
+        if duration_ns >= self._durations.median_ns():
             return self.record(False, duration_ns, permit, now_ns)
         self.release(permit, now_ns)
         return False
 
     def release(self, permit: int, now_ns: int) -> bool:
-        """A permit that comes back without an outcome.
+        """Take back a permit without an outcome.
 
         Returns:
             Whether it was one of the present state.
@@ -295,92 +250,81 @@ class BreakerMachine:
             return False
         if self._state == _HALF_OPEN:
             self._settle(now_ns)
-        if permit >> _SERIAL_BITS != self._generation or (self._state == _HALF_OPEN and not self._take_back(permit)):
-            self.stale += 1
+        is_current = permit >> _SERIAL_BITS == self._generation
+        if not is_current or (self._state == _HALF_OPEN and not self._probes.take_back(permit)):
+            self.stale_permits += 1
             return False
-        self.released += 1
+        self.ignored += 1
         return True
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def state(self, now_ns: int) -> int:
-        """0 closed, 1 open, 2 half open (see :data:`STATES`); changes nothing."""
+        """Return 0 closed, 1 open or 2 half open (see :data:`STATES`); changes nothing."""
         if self._state == _OPEN:
             return _HALF_OPEN if now_ns >= self._until_ns else _OPEN
         if self._state == _HALF_OPEN and self._is_over(now_ns):
             if self._verdict_at_limit() == _PROBES_SUCCEEDED:
                 return _CLOSED
-            return _HALF_OPEN if now_ns - self._until_ns >= self._next_open_ns else _OPEN
+            return _HALF_OPEN if now_ns - self._until_ns >= self._open_time.next_ns else _OPEN
         return self._state
 
     def permits(self, now_ns: int) -> bool:
-        """Whether :meth:`try_acquire` would give a permit; changes nothing."""
+        """Return whether :meth:`try_acquire` would give a permit; changes nothing."""
         if self._state == _HALF_OPEN and not self._is_over(now_ns):
-            return self._out + self._probes < self._half_open_calls
+            return not self._probes.is_full()
         return self.state(now_ns) != _OPEN
 
     def retry_after_ns(self, now_ns: int) -> int:
-        """Nanoseconds until asking again makes sense; 0 while calls pass.
+        """Return the nanoseconds until a call may pass; 0 while calls pass.
 
-        Open: until half-open. Half open with all probes out: until it ends, at most one open time. Forced open, which
-        nobody knows the end of: the longest open time.
+        Open: until half-open. Half open with all probes in flight: until it ends, at most one open time. Forced open,
+        which has no known end: the longest open time.
         """
         if self.permits(now_ns):
             return 0
         if self.mode == _FORCED_OPEN:
-            return self._max_open_ns
+            return self._open_time.longest_ns
         left_ns = self._until_ns - now_ns
         if self._state == _HALF_OPEN:
             if left_ns <= 0:
-                return left_ns + self._next_open_ns  # reopened when its time was up
-            if left_ns > self._open_ns:
-                return self._open_ns
+                return left_ns + self._open_time.next_ns  # reopened when its time was up
+            if left_ns > self._open_time.first_ns:
+                return self._open_time.first_ns
         return left_ns
 
     def snapshot(self, now_ns: int) -> tuple[int, ...]:
-        """State, outcomes that it is judged by (calls, failures, slow), probes out, and counters, of one moment."""
+        """Return state, judged outcomes (calls, failures, slow), probes in flight, and counters, of one moment."""
         state = self.state(now_ns)
         self._window.advance(now_ns)
         probing = self._state == _HALF_OPEN
         return (
             state,
             self.mode,
-            self._probes if probing else self._window.calls,
-            self._probe_failures if probing else self._window.failures,
-            self._probe_slow if probing else self._window.slow,
-            self._out if probing else 0,
+            self._probes.calls if probing else self._window.calls,
+            self._probes.failures if probing else self._window.failures,
+            self._probes.slow if probing else self._window.slow,
+            self._probes.in_flight if probing else 0,
             self.permitted,
-            self.refused,
+            self.rejected,
             self.succeeded,
             self.failed,
             self.slow,
-            self.released,
-            self.stale,
+            self.ignored,
+            self.stale_permits,
             self.trips,
             self.consecutive_trips,
-            self.lost,
+            self.transitions.lost,
         )
 
     def next_event(self) -> tuple[int, ...] | None:
-        """The oldest event that waits: state before, after, reason, instant, calls, failures, slow; ``None``: none."""
-        if self.pending == 0:
-            return None
-        place = self._event_head * _EVENT_FIELDS
-        before = self._events[place]
-        after = self._events[place + 1]
-        reason = self._events[place + 2]
-        at_ns = self._events[place + 3]
-        calls = self._events[place + 4]
-        failures = self._events[place + 5]
-        slow = self._events[place + 6]
-        self._event_head = (self._event_head + 1) & (_EVENTS_KEPT - 1)
-        self.pending -= 1
-        return (before, after, reason, at_ns, calls, failures, slow)
+        """Remove the oldest transition: before, after, reason, instant, calls, failures, slow; ``None``: none."""
+        return self.transitions.pop()
 
     # -- by hand ------------------------------------------------------------------------------------------------
 
     def set_mode(self, mode: int, now_ns: int) -> None:
-        """Automatic (a reset: closed, nothing remembered but the counters), metrics only, disabled, or forced open."""
+        """Set a mode: automatic (a reset that forgets all but the counters), metrics only, disabled, or forced open."""
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
             self._generation += 1
@@ -403,35 +347,19 @@ class BreakerMachine:
             return self._permit
         if self._state == _OPEN and now_ns >= self._until_ns:
             self._begin_half_open(now_ns)
-        if self._state == _OPEN or self._out + self._probes >= self._half_open_calls:
-            self.refused += 1
+        if self._state == _OPEN or self._probes.is_full():
+            self.rejected += 1
             return 0
-        if self._out == 0 and self._probes == 0:
+        if self._probes.is_unused():
             self._until_ns = now_ns + self._half_open_ns
-        self._serial = self._serial + 1 if self._serial < _SERIALS else 1
-        permit = self._permit | self._serial
-        for place in range(self._half_open_calls):
-            if self._slots[place] == 0:
-                self._slots[place] = permit
-                break
-        self._out += 1
         self.permitted += 1
-        return permit
-
-    def _take_back(self, permit: int) -> bool:
-        """Strikes a probe off the table, if it is on it."""
-        for place in range(self._half_open_calls):
-            if self._slots[place] == permit:
-                self._slots[place] = 0
-                self._out -= 1
-                return True
-        return False
+        return self._probes.begin(self._permit)
 
     def _take_probe(self, permit: int, now_ns: int) -> bool:
-        """Whether an outcome is that of a probe, or of a call without a permit, which may be the first to tell."""
+        """Return whether an outcome is that of a probe, or of a call without a permit, which can be the first."""
         if permit != 0:
-            return self._take_back(permit)
-        if self._out == 0 and self._probes == 0:
+            return self._probes.take_back(permit)
+        if self._probes.is_unused():
             self._until_ns = now_ns + self._half_open_ns
         return True
 
@@ -442,66 +370,33 @@ class BreakerMachine:
             self.failed += 1
             return
         self.succeeded += 1
-        self._took_ns[self._successes & (_SUCCESSES_KEPT - 1)] = duration_ns
-        self._successes += 1
-
-    def _usual_ns(self) -> int:
-        """What half of the last successes took at least; 0: too few are known.
-
-        The median, not the mean: one call that loads a model would raise that above every deadline, and calls that
-        hang would count for nothing from then on.
-        """
-        known = self._successes if self._successes < _SUCCESSES_KEPT else _SUCCESSES_KEPT
-        if known < _FEWEST_SUCCESSES:
-            return 0
-        for place in range(known):
-            below = 0
-            for other in range(known):
-                if self._took_ns[other] < self._took_ns[place] or (
-                    self._took_ns[other] == self._took_ns[place] and other < place
-                ):
-                    below += 1
-            if below == known >> 1:
-                break
-        return self._took_ns[place]
-
-    def _count_probe(self, ok: bool, slow: bool) -> None:
-        self._probes += 1
-        if not ok:
-            self._probe_failures += 1
-        if slow:
-            self._probe_slow += 1
+        self._durations.add(duration_ns)
 
     def _is_over(self, now_ns: int) -> bool:
-        """Half-open's time is up, and there is something to decide by."""
-        return now_ns >= self._until_ns and self._out + self._probes > 0
+        """Return whether the time of half-open has passed and there is something to judge."""
+        return now_ns >= self._until_ns and not self._probes.is_unused()
 
     def _settle(self, now_ns: int) -> None:
-        """What the clock alone did to half-open since somebody last asked, at the instant at which it did."""
-        if not self._is_over(now_ns):
-            return
-        reason = self._verdict_at_limit()
-        at_ns = self._until_ns
-        if reason == _PROBES_SUCCEEDED:
-            self._close(at_ns)
-        else:
-            self._open(reason, at_ns, self._probes, self._probe_failures, self._probe_slow)
+        """Make the change that time alone made to half-open, at the instant at which it did."""
+        if self._is_over(now_ns):
+            self._conclude(self._verdict_at_limit(), self._until_ns)
 
     def _verdict_at_limit(self) -> int:
-        if self._out:
-            return _HALF_OPEN_TIME_PASSED
-        return self._verdict_of_probes()
+        return _HALF_OPEN_TIME_PASSED if self._probes.in_flight else self._verdict_of_probes()
 
     def _verdict_of_probes(self) -> int:
-        why = self._exceeds(self._probes, self._probe_failures, self._probe_slow)
+        why = self._exceeds(self._probes.calls, self._probes.failures, self._probes.slow)
         return _PROBES_SUCCEEDED if why == _NOTHING else _PROBES_FAILED + why
 
-    def _judge_probes(self, now_ns: int) -> None:
-        reason = self._verdict_of_probes()
+    def _conclude(self, reason: int, at_ns: int) -> None:
+        calls = self._probes.calls
+        failures = self._probes.failures
+        slow = self._probes.slow
         if reason == _PROBES_SUCCEEDED:
-            self._close(now_ns)
+            self._begin_closed()
+            self._note(_HALF_OPEN, _CLOSED, reason, at_ns, calls, failures, slow)
         else:
-            self._open(reason, now_ns, self._probes, self._probe_failures, self._probe_slow)
+            self._open(reason, at_ns, calls, failures, slow)
 
     def _judge_window(self, now_ns: int) -> None:
         window = self._window
@@ -529,28 +424,16 @@ class BreakerMachine:
         self._state = _CLOSED
         self._window.clear()
         self._exceeded = False
-        self._probes = 0
-        self._probe_failures = 0
-        self._probe_slow = 0
-        self._out = 0
-        self._serial = 0
+        self._probes.clear()
         self._until_ns = 0
         self.consecutive_trips = 0
-        self._base_open_ns = self._open_ns
-        self._draw()
-
-    def _close(self, at_ns: int) -> None:
-        calls = self._probes
-        failures = self._probe_failures
-        slow = self._probe_slow
-        self._begin_closed()
-        self._note(_HALF_OPEN, _CLOSED, _PROBES_SUCCEEDED, at_ns, calls, failures, slow)
+        self._open_time.reset()
 
     def _open(self, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
         before = self._state
         self._generation += 1
         self._state = _OPEN
-        self._until_ns = at_ns + self._next_open_ns
+        self._until_ns = at_ns + self._open_time.next_ns
         self.trips += 1
         self.consecutive_trips += 1
         self._note(before, _OPEN, reason, at_ns, calls, failures, slow)
@@ -559,38 +442,10 @@ class BreakerMachine:
         self._generation += 1
         self._permit = self._generation << _SERIAL_BITS
         self._state = _HALF_OPEN
-        self._probes = 0
-        self._probe_failures = 0
-        self._probe_slow = 0
-        self._out = 0
-        for place in range(self._half_open_calls):
-            self._slots[place] = 0
-        if self._base_open_ns >= self._max_open_ns - self._base_open_ns:
-            self._base_open_ns = self._max_open_ns
-        else:
-            self._base_open_ns *= 2
-        self._draw()
+        self._probes.clear()
+        self._open_time.lengthen()
         self._note(_OPEN, _HALF_OPEN, _OPEN_TIME_PASSED, now_ns, 0, 0, 0)
 
-    def _draw(self) -> None:
-        """The next open time: jitter shortens it by up to a tenth, so that not all clients come back at once."""
-        self._random = (self._random * 1103515245 + 12345) & (_LCG_SPAN - 1)
-        shorter = _JITTER * self._random / _LCG_SPAN
-        self._next_open_ns = self._base_open_ns - int(shorter * self._base_open_ns)
-
     def _note(self, before: int, after: int, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
-        if not self.listening:
-            return
-        if self.pending == _EVENTS_KEPT:  # a listener that does not come back: the newest events are worth more
-            self._event_head = (self._event_head + 1) & (_EVENTS_KEPT - 1)
-            self.pending -= 1
-            self.lost += 1
-        place = ((self._event_head + self.pending) & (_EVENTS_KEPT - 1)) * _EVENT_FIELDS
-        self._events[place] = before
-        self._events[place + 1] = after
-        self._events[place + 2] = reason
-        self._events[place + 3] = at_ns
-        self._events[place + 4] = calls
-        self._events[place + 5] = failures
-        self._events[place + 6] = slow
-        self.pending += 1
+        if self.listening:
+            self.transitions.add(before, after, reason, at_ns, calls, failures, slow)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import re
-import sys
-import threading
-import types
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
-from streaminfer.resilience.breaker._state_machine_cy import MODES, NEVER, STATES, BreakerMachine
+from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
 from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
 from streaminfer.resilience.breaker.layers import put_in_front
 from streaminfer.resilience.breaker.ramp_up import RampUp
-from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
     from streaminfer.resilience.breaker.statistics import BreakerStatistics
@@ -38,10 +35,10 @@ _MOST_PROBES = 1024
 _SEEDS = 2**31
 _SECONDS = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s\s*")
 _OPERATIONS = (
+    "record",
     "cut_off",
     "next_event",
     "permits",
-    "record",
     "release",
     "retry_after_ns",
     "set_mode",
@@ -51,37 +48,8 @@ _OPERATIONS = (
 )
 
 
-def _guarded(machine: type[BreakerMachine]) -> type[BreakerMachine]:
-    """A machine whose every operation holds a lock, for where compiled code is not atomic by itself.
-
-    It can be entered again by the thread that holds it: a generator that is collected in the midst gives its permit
-    back through one of these operations.
-    """
-
-    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(operation)
-        def locked(self: Any, *arguments: Any) -> Any:
-            with self._lock:
-                return operation(self, *arguments)
-
-        return locked
-
-    def prepare(self: Any, *arguments: Any) -> None:
-        self._lock = threading.RLock()
-        machine.__init__(self, *arguments)
-
-    operations = {name: under_lock(getattr(machine, name)) for name in _OPERATIONS}
-    return type("GuardedBreakerMachine", (machine,), {"__slots__": ("_lock",), "__init__": prepare, **operations})
-
-
-def _is_atomic(machine: type[BreakerMachine]) -> bool:
-    """Whether the interpreter lock keeps others out of its methods: compiled code, and a lock to hold."""
-    locked: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return locked and not isinstance(machine.record, types.FunctionType)
-
-
-_RampUp: type[RampUp] = atomic(RampUp, ("begin", "stop", "admits", "would_admit"))
-_Machine = BreakerMachine if _is_atomic(BreakerMachine) else _guarded(BreakerMachine)
+_RampUp: type[RampUp] = thread_safe(RampUp, ("begin", "stop", "admits", "would_admit"))
+_Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
 
 
 class CircuitBreaker(BreakerCore):
@@ -172,7 +140,7 @@ class CircuitBreaker(BreakerCore):
         machine = _Machine(
             _share("failure_rate_threshold", failure_rate_threshold),
             _share("slow_rate_threshold", slow_rate_threshold),
-            NEVER if slow_call_s is None else _duration_ns("slow_call_s", slow_call_s),
+            NEVER_NS if slow_call_s is None else _duration_ns("slow_call_s", slow_call_s),
             _window(window),
             check_count("minimum_calls", minimum_calls, at_most=_MOST_CALLS),
             open_ns,
@@ -277,7 +245,7 @@ class CircuitBreaker(BreakerCore):
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
         ramp = self._ramp
         state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
-        permitted, refused, succeeded, failed, slow_calls, released, stale, trips, in_a_row, lost = counters
+        permitted, rejected, succeeded, failed, slow_calls, ignored, stale_permits, trips, in_a_row, lost = counters
         return BreakerStatistics(
             name=self.name,
             state=STATES[state],
@@ -289,12 +257,12 @@ class CircuitBreaker(BreakerCore):
             retry_after_s=retry_after_s,
             permitted=permitted,
             share=1.0 if ramp is None else ramp.share(now_ns),
-            refused=refused if ramp is None else refused + ramp.refused,
+            rejected=rejected if ramp is None else rejected + ramp.rejected,
             succeeded=succeeded,
             failed=failed,
             slow_calls=slow_calls,
-            released=released,
-            stale=stale,
+            ignored=ignored,
+            stale_permits=stale_permits,
             trips=trips,
             consecutive_trips=in_a_row,
             events_lost=lost,

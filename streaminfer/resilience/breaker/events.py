@@ -78,7 +78,7 @@ class BreakerEvents:
 
     def deliver(self) -> None:
         """Tells what is pending, unless somebody does already."""
-        while self._machine.pending and self._telling.acquire(blocking=False):
+        while self._machine.transitions.pending and self._telling.acquire(blocking=False):
             try:
                 event = self._machine.next_event()
                 while event is not None:

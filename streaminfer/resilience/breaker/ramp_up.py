@@ -2,8 +2,8 @@
 
 *Design.* The share grows in a straight line from ``FIRST_SHARE`` to all. Each call adds the share of its instant to a
 sum, and a call that brings the sum to 1 passes and takes 1 away, so that of any few calls in a row the right number
-passes, without a draw. A look that says no counts as a call that was refused, because its request goes elsewhere: if it
-did not, a router that looks before each request would never see the sum grow.
+passes, without a draw. A look that says no counts as a rejected call, because its request goes elsewhere: otherwise a
+router that looks before each request would never see the sum grow.
 
 Threads: none; a caller takes a lock.
 """
@@ -24,17 +24,17 @@ class RampUp:
 
     Attributes:
         active: it has begun, and has been neither stopped nor seen to be over.
-        refused: calls that did not pass.
+        rejected: calls that did not pass.
     """
 
-    __slots__ = ("_began_ns", "_duration_ns", "_sum", "active", "refused")
+    __slots__ = ("_began_ns", "_duration_ns", "_sum", "active", "rejected")
 
     def __init__(self, duration_ns: int) -> None:
         self._duration_ns = duration_ns
         self._began_ns = 0
         self._sum = 0.0
         self.active = False
-        self.refused = 0
+        self.rejected = 0
 
     def begin(self, at_ns: int) -> None:
         """Start with the smallest share; the first call passes."""
@@ -67,14 +67,14 @@ class RampUp:
         if self._sum + _TINY >= 1.0:
             self._sum -= 1.0
             return True
-        self.refused += 1
+        self.rejected += 1
         return False
 
     def would_admit(self, now_ns: int) -> bool:
-        """Say whether the next call would pass; one that would not counts as refused."""
+        """Say whether the next call would pass; one that would not counts as rejected."""
         share = self.share(now_ns)
         if share >= 1.0 or self._sum + share + _TINY >= 1.0:
             return True
         self._sum += share
-        self.refused += 1
+        self.rejected += 1
         return False

@@ -1,7 +1,8 @@
-"""What a circuit breaker saw and did, as a frozen snapshot."""
+"""Frozen snapshot of a circuit breaker."""
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["BreakerStatistics"]
@@ -12,8 +13,8 @@ class BreakerStatistics(Snapshot):
     """State and counters of a `CircuitBreaker`, of one moment.
 
     Counting rule: every permit is counted in ``permitted``, and in exactly one of ``succeeded``, ``failed``,
-    ``released`` and ``stale`` when it comes back. What was recorded without a permit is counted in ``succeeded`` and
-    ``failed`` only. The counters never fall, whatever happens to the state.
+    ``ignored`` and ``stale_permits`` when it comes back. Outcomes recorded without a permit are counted in
+    ``succeeded`` and ``failed`` only. The counters never fall, whatever happens to the state.
 
     Attributes:
         name: the breaker.
@@ -24,19 +25,19 @@ class BreakerStatistics(Snapshot):
         failures: how many of them failed.
         slow: how many of them were slow.
         half_open_in_flight: probes whose permit has not come back.
-        retry_after_s: seconds until asking again makes sense; 0.0 while all calls pass.
+        retry_after_s: seconds until a call may pass; 0.0 while all calls pass.
         share: share of the calls that pass; below 1.0 for ``ramp_up_s`` after it was closed by its probes.
         permitted: permits given since it was made.
-        refused: calls refused.
+        rejected: calls rejected.
         succeeded: outcomes that counted as success.
         failed: outcomes that counted as failure.
         slow_calls: how many of these outcomes were slow.
-        released: permits that came back without an outcome: cancelled, ignored, cut off before they could tell
-            anything.
-        stale: permits and outcomes that came after their state had ended, or twice.
+        ignored: permits that came back without an outcome: of calls that were cancelled, had an ignored error, or
+            exceeded a deadline that was too short to prove anything.
+        stale_permits: permits and outcomes that came after their state had ended, or twice.
         trips: how often it opened by itself.
         consecutive_trips: how often since it was last closed; each doubles the open time.
-        events_lost: events that no listener heard because one did not come back from an earlier one.
+        events_lost: events that no listener got because one did not return from an earlier one.
     """
 
     name: str
@@ -49,12 +50,12 @@ class BreakerStatistics(Snapshot):
     retry_after_s: float
     share: float
     permitted: int
-    refused: int
+    rejected: int
     succeeded: int
     failed: int
     slow_calls: int
-    released: int
-    stale: int
+    ignored: int
+    stale_permits: int
     trips: int
     consecutive_trips: int
     events_lost: int
@@ -70,18 +71,15 @@ class BreakerStatistics(Snapshot):
         return self.slow / self.calls if self.calls else float("nan")
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         judged = f"{self.failures} failed and {self.slow} slow of {self.calls}" if self.calls else "nothing yet"
         counters = (
-            "permitted", "refused", "succeeded", "failed", "slow_calls", "released", "stale", "trips",
+            "permitted", "rejected", "succeeded", "failed", "slow_calls", "ignored", "stale_permits", "trips",
         )  # fmt: skip
         rows = [
             ("state", self.state + ("" if self.mode == "automatic" else f" ({self.mode})")),
             ("judged by", judged),
             ("share of calls", f"{self.share:.0%}"),
-            ("ask again in", f"{self.retry_after_s:.3f} s"),
-            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+            ("retry after", f"{self.retry_after_s:.3f} s"),
+            *counter_rows(self, counters),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'circuit breaker')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "circuit breaker")

@@ -27,17 +27,17 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.stopping import stop_all
-from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, find_inward
+from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import kind_of, may_repeat, name_of, refuse_copy, repeats
-from streaminfer.telemetry._guard import atomic
+from streaminfer.resilience._targets import kind_of, may_repeat, refuse_copy, repeats
 from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hedge"]
 
-_Share: type[CallBudget] = atomic(CallBudget, ("grant", "count", "left"))
+_Share: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
 _MOST = 8
 _REFRESH_NS = 50_000_000
 _DIGITS = 2
@@ -146,6 +146,11 @@ class Hedge:
         self._measure(self._clock())
         return self._delay_s
 
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The replica that gets the extra requests."""
+        return {} if self.to is None else {"hedge": self.to}
+
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
@@ -153,9 +158,7 @@ class Hedge:
             self._clock_given = True
             self._took.bind_clock(clock)
             self._measure_ns = 0
-            bind = getattr(self.to, "bind_clock", None)
-            if bind is not None:
-                bind(clock)
+            adapt(self.to).bind_clock(clock)
 
     def statistics(self) -> HedgeStatistics:
         """A frozen snapshot."""
@@ -327,11 +330,10 @@ class _Race:
         self.over.set_result(None)
 
 
-class _Hedged:
+class _Hedged(Wrapper):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, hedge)
         self.hedge = hedge
-        self.name = name_of(inner)
         self._again = inner if hedge.to is None else hedge.to
         self._repeats = repeats(inner, hedge.idempotent)
 
@@ -339,7 +341,7 @@ class _Hedged:
         """Starts the replica that gets the extra requests."""
         await start_owned(self, self.hedge.to)
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """Waits for losers that could not be cancelled at once, and stops the replica."""
         await self.hedge.settle()
         await stop_all(self, [self.hedge.to], drain=drain)
@@ -351,7 +353,7 @@ class _Hedged:
 class _HedgedService(_Hedged):
     def __init__(self, hedge: Hedge, inner: Any) -> None:
         super().__init__(hedge, inner)
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(self._again, "admission", None)
+        self._admission = adapt(self._again).capabilities().admission
 
     async def call(self, request: Request) -> Response:
         """Answers the request: with the first answer, or the first error when all fail."""

@@ -2,7 +2,9 @@
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 
 __all__ = ["HedgeStatistics"]
 
@@ -42,14 +44,11 @@ class HedgeStatistics(Snapshot):
         return self.hedges / self.requests if self.requests else 0.0
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         counters = ("requests", "hedges", "won", "over_cap", "not_admitted", "no_time", "losers")
-        delay = "unknown yet" if self.delay_s is None else f"{self.delay_s * 1e3:.2f} ms"
+        delay = "unknown yet" if self.delay_s is None else format_duration(self.delay_s)
         rows = [
             ("delay", delay),
             ("extra load", f"{self.extra:.2%}"),
-            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+            *counter_rows(self, counters),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'hedge')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "hedge")

@@ -4,7 +4,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLimitMachine
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
-cdef int _FULL, _LATE, _FRESH, _ENTERED, _OVER, _WAITS
+cdef int _FULL, _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine
@@ -19,7 +19,7 @@ cdef class LimitCore:
     cpdef long long enter(self, object priority, object deadline_ns, object request, object admission) except -2
 
     @cython.locals(now_ns=cython.longlong, queued_ns=cython.longlong, batch_ns=cython.longlong, timings=CTimings)
-    cpdef object leave(self, long long permit, object response, bint waits)
+    cpdef object leave(self, long long permit, object response, bint timed)
 
     @cython.locals(now_ns=cython.longlong, allowed_ns=cython.longlong, ended=bint)
     cpdef object fail(self, long long permit, object error, object deadline_ns)
@@ -32,10 +32,10 @@ cdef class LimitCore:
     cdef int _aim(self) except -1
 
     @cython.final
-    cdef int _ask(self, object admission, object request, object deadline_ns, long long now_ns) except -1
+    cdef int _check_inner(self, object admission, object request, object deadline_ns, long long now_ns) except -1
 
     @cython.final
-    cdef int _refuse(self, long long verdict, object deadline_ns, long long now_ns) except -1
+    cdef int _reject(self, long long verdict, object deadline_ns, long long now_ns) except -1
 
 @cython.final
 @cython.freelist(64)

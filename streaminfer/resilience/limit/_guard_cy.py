@@ -1,18 +1,16 @@
 # cython: infer_types=True, binding=True
-"""What stands between a call and the concurrency limit's state machine: the clock, and what a call's end teaches.
+"""Calls under a concurrency limit: when they begin and end, and what their outcomes teach.
 
-Once a call: read the clock, ask for a permit, run the call with no lock held, read the clock again, and give the permit
-back with what is known. It is compiled, since it runs once a request.
+Per call: read the clock, take a permit, run the call with no lock held, read the clock again, and give the permit back
+with the outcome:
 
-What a call's end means:
+* A response is a sample. If it comes through a batcher, its timings tell queueing from service.
+* After ``DeadlineExceeded`` or another ``TimeoutError``, or a cancellation after the call's deadline, the call would
+  have taken longer than all the time that it had.
+* After ``Overloaded`` the call was rejected further in.
+* Any other error or cancellation teaches nothing. A model that fails at once is not fast.
 
-* It was answered: a sample. Where a batcher stands behind, the answer's timings tell waiting from service.
-* ``DeadlineExceeded`` or any other ``TimeoutError`` came out of it, or it was cancelled when the deadline that came
-  with it had passed: it would have taken longer than all the time that it had.
-* ``Overloaded`` came out of it: there was no place further in.
-* Anything else, an error or a cancellation: nothing. A model that fails at once is not fast.
-
-One source, compiled with the C types of ``_guard_cy.pxd`` or run as it is.
+One source, compiled with the C types of ``_guard_cy.pxd`` or run uncompiled.
 """
 
 from __future__ import annotations
@@ -24,8 +22,10 @@ from functools import update_wrapper
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
+from streaminfer.protocols import AdmissionReason
 from streaminfer.resilience._targets import refuse_awaitable
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
@@ -37,19 +37,24 @@ __all__ = ["LimitCore", "LimitGuard", "LimitedFunction"]
 
 _EARLY_NS = round(time.get_clock_info("monotonic").resolution * 1e9)  # loops fire early by so much
 
+_TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCEEDED})
+
 # C variables in the compiled module, not visible from Python
-_NEVER = 2**63 - 1
+_NEVER = NEVER_NS
 _FULL = 0
-_LATE = -1
+_INFEASIBLE = -1
 _UNKNOWN = -1
 _FRESH = 0
 _ENTERED = 1
 _OVER = 2
-_WAITS = 3
+_QUEUED = 3
 
 
 class LimitCore:
     """A state machine with a clock, and with rules for what is learned from a call.
+
+    It is a compiled base class of ``ConcurrencyLimit``, and not its field: a field would cost each call one more Python
+    attribute look-up and method call.
 
     Args:
         machine: the state.
@@ -74,63 +79,63 @@ class LimitCore:
         self._aim()
 
     def enter(self, priority: int, deadline_ns: int | None, request: Any, admission: Any) -> int:
-        """A permit, for a wrapper.
+        """Return a permit, for a wrapper.
 
         Args:
             priority: of the call.
             deadline_ns: of the call, or ``None``.
             request: the `Request`.
-            admission: asks what stands behind whether it can be on time, where that is in doubt; or ``None``.
+            admission: of the inner object, called if it is in doubt whether the request can be on time; or ``None``.
 
         Raises:
-            Overloaded: there is no place.
-            DeadlineExceeded: it would be late.
+            Overloaded: the limit is reached.
+            DeadlineExceeded: the call would miss its deadline.
         """
         now_ns = self._now()
         if deadline_ns is None:
             permit = self._machine.try_acquire(priority, _NEVER, now_ns)
         else:
             if admission is not None and self._machine.is_tight(deadline_ns, now_ns):
-                self._ask(admission, request, deadline_ns, now_ns)
+                self._check_inner(admission, request, deadline_ns, now_ns)
             permit = self._machine.try_acquire(priority, deadline_ns, now_ns)
         if permit <= 0:
-            self._refuse(permit, deadline_ns, now_ns)
+            self._reject(permit, deadline_ns, now_ns)
         return permit
 
-    def leave(self, permit: int, response: Any, waits: bool) -> None:
-        """A call that was answered.
+    def leave(self, permit: int, response: Any, timed: bool) -> None:
+        """End a call with a response.
 
         Args:
-            permit: what :meth:`enter` gave.
-            response: what it was answered with.
-            waits: whether the response's timings tell waiting from service.
+            permit: from :meth:`enter`.
+            response: of the call.
+            timed: whether the response's timings tell queueing from service.
         """
         now_ns = self._now()
         queued_ns = _UNKNOWN
         batch_ns = 0
-        if waits:
+        if timed:
             timings = getattr(response, "timings", None)
             if type(timings) is Timings and timings.started_ns:
                 batch_ns = timings.started_ns
                 queued_ns = batch_ns - timings.enqueued_ns
                 if queued_ns < 0:
                     queued_ns = 0
-        if self._machine.answer(permit, queued_ns, batch_ns, now_ns):
+        if self._machine.succeed(permit, queued_ns, batch_ns, now_ns):
             self._aim()
         if self._queue is not None:
             self._queue.freed()
 
     def fail(self, permit: int, error: BaseException | None, deadline_ns: int | None) -> None:
-        """A call that was not answered; ``None``: nothing is known."""
+        """End a call without response; ``error`` is ``None``: it teaches nothing."""
         now_ns = self._now()
         ended = False
         if isinstance(error, Overloaded):
-            ended = self._machine.overload(permit, now_ns)
+            ended = self._machine.reject_inside(permit, now_ns)
         elif isinstance(error, TimeoutError) or (
             isinstance(error, CancelledError) and deadline_ns is not None and now_ns + _EARLY_NS >= deadline_ns
         ):
             allowed_ns = (now_ns if deadline_ns is None or deadline_ns == _NEVER else deadline_ns) - permit
-            ended = self._machine.time_out(permit, allowed_ns, now_ns)
+            ended = self._machine.exceed_deadline(permit, allowed_ns, now_ns)
         else:
             self._machine.release(now_ns)
         if ended:
@@ -139,25 +144,25 @@ class LimitCore:
             self._queue.freed()
 
     def guard(self, *, priority: int = 0, deadline_ns: int | None = None) -> LimitGuard:
-        """A context manager for one call, sync or async; a fresh one each time.
+        """Return a new context manager for one call, sync or async.
 
         Args:
             priority: a lower number is more urgent.
             deadline_ns: monotonic instant after which the call is worthless.
 
         Raises:
-            Overloaded: on entry, when there is no place.
-            DeadlineExceeded: on entry, when it would be late.
-            RuntimeError: on entry, when it was entered before.
+            Overloaded: on entry, if the limit is reached.
+            DeadlineExceeded: on entry, if the call would miss its deadline.
+            RuntimeError: on entry, if the guard was entered before.
         """
         return LimitGuard(self, priority, deadline_ns)
 
     def aim(self) -> None:
-        """Looks at the objective and at what is left of its budget, as after each round."""
+        """Read the objective and the state of its budget, as after each window."""
         self._aim()
 
     def now(self) -> int:
-        """The present instant on its clock, monotonic nanoseconds."""
+        """Return the present instant on its clock, monotonic nanoseconds."""
         return self._now()
 
     def _now(self) -> int:
@@ -166,45 +171,46 @@ class LimitCore:
         return self._clock()
 
     def _aim(self) -> None:
-        """After each round: the objective, which may change, and whether its budget burns."""
+        """Read the objective, which may change, and whether its budget burns."""
         objective_ns = 0.0
         burning = False
         if self._slo is not None:
             objective_ns = self._budget.threshold_ns()
-            burning = self._budget.burning(self._machine.answered)
+            burning = self._budget.burning(self._machine.succeeded)
         elif self._objective is not None:
             objective_ns = self._objective() or 0.0
         self._machine.aim(objective_ns, burning)
 
-    def _ask(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:
-        answer = admission(request, now_ns)
-        if not answer.ok and answer.reason in {"late", "deadline"}:
-            self._machine.refuse_late()
+    def _check_inner(self, admission: Callable[..., Any], request: Any, deadline_ns: int, now_ns: int) -> None:
+        verdict = admission(request, now_ns)
+        if not verdict.ok and verdict.reason in _TOO_LATE:
+            self._machine.reject_infeasible()
             raise DeadlineExceeded(
-                f"{self.called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
-                f"what stands behind it says that it would be {answer.reason}"
+                f"{self.called()} rejected a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"its service rejects it: {verdict.reason}"
             )
 
-    def _refuse(self, verdict: int, deadline_ns: int | None, now_ns: int) -> None:
-        if verdict == _LATE and deadline_ns is not None:
+    def _reject(self, verdict: int, deadline_ns: int | None, now_ns: int) -> None:
+        if verdict == _INFEASIBLE and deadline_ns is not None:
             raise DeadlineExceeded(
-                f"{self.called()} refused a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
-                f"no call took so little lately"
+                f"{self.called()} rejected a request with {(deadline_ns - now_ns) / 1e9:.6f} s left: "
+                f"no recent call took so little"
             )
         retry_after_s = self._machine.drain_ns(now_ns) / 1e9
+        allowed = self._machine.adaptation.allowed
         raise Overloaded(
-            f"{self.called()} is reached: {self._machine.in_flight} calls are in flight, of {self._machine.allowed} "
-            f"that it allows; retry after {retry_after_s:.3f} s",
+            f"{self.called()} is reached: {self._machine.in_flight} calls are in flight, of {allowed} that it allows; "
+            f"retry after {retry_after_s:.3f} s",
             retry_after_s=retry_after_s,
         )
 
     def called(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return f"concurrency limit {self.name!r}" if self.name else "the concurrency limit"
 
 
 class LimitGuard:
-    """One call's way through the concurrency limit; made by ``ConcurrencyLimit.guard``."""
+    """Context manager of one call; made by ``ConcurrencyLimit.guard``."""
 
     __slots__ = ("_core", "_deadline_ns", "_learns", "_permit", "_phase", "_priority")
 
@@ -231,7 +237,7 @@ class LimitGuard:
             self._enter()
         else:
             self._check_fresh()
-            self._phase = _WAITS
+            self._phase = _QUEUED
             try:
                 self._permit = await queue.enter(self._priority, self._deadline_ns, None, None)
             except BaseException:
@@ -246,7 +252,7 @@ class LimitGuard:
         self._exit(error)
 
     def ignore(self) -> None:
-        """Nothing is to be learned from how long this call took.
+        """Learn nothing from this call.
 
         Raises:
             RuntimeError: outside the block.
@@ -257,7 +263,7 @@ class LimitGuard:
 
     def _check_fresh(self) -> None:
         if self._phase != _FRESH:
-            raise RuntimeError("a guard is for one call: ask the limit for another with guard()")
+            raise RuntimeError("a guard is for one call; make another one with guard()")
 
     def _enter(self) -> None:
         self._check_fresh()
@@ -274,15 +280,15 @@ class LimitGuard:
             self._core.fail(self._permit, error, self._deadline_ns)
 
     def __repr__(self) -> str:
-        return f"<LimitGuard, {('fresh', 'entered', 'over', 'waits')[self._phase]}>"
+        return f"<LimitGuard, {('fresh', 'entered', 'over', 'queued')[self._phase]}>"
 
 
 class LimitedFunction:
-    """A function behind a concurrency limit; it is called, bound and documented like the function itself.
+    """A function under a concurrency limit; it is called, bound and documented like the function itself.
 
     Args:
         core: the limit.
-        function: what is called.
+        function: the function.
     """
 
     __slots__ = ("__dict__", "__weakref__", "_core", "_function")

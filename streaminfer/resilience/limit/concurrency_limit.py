@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
-from streaminfer.protocols import Backend, Clock, P, R, Service, is_backend, is_service
+from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._targets import refuse_copy
+from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
-from streaminfer.resilience.limit._state_machine_cy import NEVER, UNKNOWN, LimitMachine
+from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
 from streaminfer.resilience.limit.layers import put_in_front
 from streaminfer.resilience.limit.permit_queue import PermitQueue
-from streaminfer.telemetry._guard import atomic
 
 if TYPE_CHECKING:
     from streaminfer.resilience.limit.statistics import LimitStatistics
@@ -24,49 +28,48 @@ __all__ = ["ConcurrencyLimit"]
 _MOST = 1_000_000
 _LONGEST_S = 1e9
 _OPERATIONS = (
-    "answer",
     "aim",
+    "check",
     "discard",
     "drain_ns",
+    "exceed_deadline",
     "is_tight",
-    "look",
-    "overload",
-    "refuse_late",
+    "reject_infeasible",
+    "reject_inside",
     "release",
-    "time_out",
+    "succeed",
     "try_acquire",
 )
-_Machine: type[LimitMachine] = atomic(LimitMachine, _OPERATIONS)
+_Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
 
 
 class ConcurrencyLimit(LimitCore):
-    """Lets only so many calls be under way at once as can be answered in good time, and refuses the others at once.
+    """Limits how many calls are in flight, and rejects further ones at once.
 
-    Without ``limit`` it finds out how many that is: as many as keep the workers busy while calls wait no longer than
-    they should, by Little's law. Behind it, a batcher's answers tell waiting from service, so that bigger batches,
-    which take longer, are not taken for congestion. How it learns is explained in ``_state_machine_cy``.
+    Without ``limit`` it learns the limit: as many calls as keep the workers busy while calls are queued no longer than
+    they should be, by Little's law. A batcher's timings tell queueing from service, so that bigger batches, which take
+    longer, do not count as congestion. How it learns is explained in ``_adaptation_cy``.
 
-    It stands in front of a service, a backend or a function, with :meth:`wrap` or as a decorator; around a block, with
-    :meth:`guard`; or is asked by hand, with :meth:`try_acquire` and :meth:`record`. What shares the object shares the
-    places.
+    It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator; or a block, with :meth:`guard`; or
+    it is used by hand, with :meth:`try_acquire` and :meth:`record`. All uses of one object share its permits.
 
     Args:
         limit: a fixed limit; ``None``: it learns.
         initial: where learning starts.
         min_limit: the lowest that it learns, ≥ 1.
         max_limit: the highest.
-        queue_delay_s: how long a call may wait before its batch begins, on average, when the limit is reached; a
-            batch's own time at least. ``None``: so long that waiting and service are 0.7 of the objective: of ``slo``,
-            else of the batcher behind; without one, as long as two batches take, or one call without load.
+        queue_delay_s: seconds that a call may be queued before its batch begins, on average, when the limit is reached;
+            a batch's own time at least. ``None``: so long that queueing and service are 0.7 of the objective of ``slo``
+            or of the batcher inside; without one, as long as two batches take, or one call without load.
         reserve: the share of the limit that each step of priority above 0 leaves to more urgent calls: with 0.2,
-            priority 1 sees 0.8 of it and priority 2 sees 0.64; at least one place.
-        max_wait_s: how long a call may wait for a place, within its deadline, before it is refused; 0.0: it is refused
-            at once. The most urgent call gets the next place, then the one that came first. Services, backends, async
-            functions, ``async with guard()`` and :meth:`acquire` wait; what is synchronous does not.
-        max_waiting: how many calls may wait at once; further ones are refused at once.
+            priority 1 sees 0.8 of it and priority 2 sees 0.64; at least one permit.
+        max_wait_s: seconds that a call may be queued for a permit, within its deadline; 0.0: it is rejected at once.
+            The most urgent call gets the next permit, then the one that came first. Services, backends, async
+            functions, ``async with guard()`` and :meth:`acquire` are queued; synchronous calls are not.
+        max_waiting: how many calls may be queued; further ones are rejected at once.
         slo: an `SLO`; while its budget burns (``slo.burning()``) the limit is tightened.
-        tighten: to what share of itself the goal of an adaptive limit, or a fixed limit, falls while the SLO burns; it
-            returns over half a minute. Above 0 and at most 1.
+        tighten: to what share of itself the target of an adaptive limit, or a fixed limit, falls while the SLO burns;
+            it returns within half a minute. Above 0 and at most 1.
         name: for reports.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else the monotonic clock, read in C.
 
@@ -109,18 +112,17 @@ class ConcurrencyLimit(LimitCore):
             delay_ns = min(check_duration("queue_delay_s", queue_delay_s), _LONGEST_S) * 1e9
         reserve = check_number("reserve", reserve, "a share of at least 0 and below 1", lambda it: 0.0 <= it < 1.0)
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
-        check_instance("slo", slo, _is_slo, "an SLO or None")
+        check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
         check_count("max_waiting", max_waiting, at_most=_MOST)
         fixed = limit is not None
-        machine = _Machine(
+        adaptation = LimitAdaptation(
             float(initial if limit is None else limit),
             1 if fixed else min_limit,
             _MOST if fixed else max_limit,
             not fixed,
-            reserve,
             tighten,
             delay_ns,
         )
@@ -129,7 +131,7 @@ class ConcurrencyLimit(LimitCore):
         self._clock_given = clock is not None
         self._serial = itertools.count(1)
         self._permits: dict[int, int] = {}  # those given by hand → when their calls began
-        super().__init__(machine, clock, slo)
+        super().__init__(_Machine(adaptation, reserve), clock, slo)
         if wait_s:
             self._queue = PermitQueue(self, max(round(wait_s * 1e9), 1), max_waiting)
 
@@ -138,24 +140,22 @@ class ConcurrencyLimit(LimitCore):
     @overload
     def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
     def wrap(self, inner: Any) -> Any:
-        """Puts the limit in front of a service, a backend or a function; also what ``@limit`` does.
+        """Wrap a service, a backend or a function; also as a decorator, ``@limit``.
 
         Args:
             inner: a service (an object with ``call``), a backend (an object with ``infer``), whose batches are counted,
                 or a sync or async function, which stays one.
 
         Returns:
-            The same kind of thing. A limited service or backend keeps ``inner`` and answers ``admission``.
+            The same kind of object. A limited service or backend has ``inner`` and ``admission``.
 
         Raises:
             TypeError: none of these, or a generator function, whose call ends before its work begins.
             ValueError: a backend, and the limit is not fixed: batches of different sizes take different times, which
-                would pass for congestion. An adaptive limit stands in front of the batcher.
+                would count as congestion. An adaptive limit wraps the batcher.
         """
         if self.adaptive and is_backend(inner) and not is_service(inner):
-            raise ValueError(
-                expected("inner", "a service or a function (an adaptive limit stands before the batcher)", inner)
-            )
+            raise ValueError(expected("inner", "a service or a function (an adaptive limit wraps the batcher)", inner))
         if self._objective is None:
             self._objective = _objective_of(inner)
             self.aim()
@@ -164,24 +164,24 @@ class ConcurrencyLimit(LimitCore):
     __call__ = wrap
 
     def try_acquire(self, *, priority: int = 0, deadline_ns: int | None = None) -> int:
-        """Asks for permission to make one call.
+        """Take a permit for one call, if there is one.
 
         Args:
             priority: a lower number is more urgent.
             deadline_ns: monotonic instant after which the call is worthless.
 
         Returns:
-            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0 when it is refused.
+            A permit, to be given to :meth:`record` or :meth:`release` when the call is over; 0: there is none.
 
         Raises:
             InvalidInput: ``priority`` is no whole number of 32 bits.
         """
         check_priority(priority)
-        began_ns = self._machine.try_acquire(priority, NEVER if deadline_ns is None else deadline_ns, self.now())
-        return self._give_out(began_ns) if began_ns > 0 else 0
+        began_ns = self._machine.try_acquire(priority, NEVER_NS if deadline_ns is None else deadline_ns, self.now())
+        return self._issue(began_ns) if began_ns > 0 else 0
 
     async def acquire(self, *, priority: int = 0, deadline_ns: int | None = None) -> int:
-        """Waits for permission to make one call, at most ``max_wait_s``.
+        """Wait for a permit for one call, at most ``max_wait_s``.
 
         Args:
             priority: a lower number is more urgent.
@@ -192,27 +192,27 @@ class ConcurrencyLimit(LimitCore):
 
         Raises:
             InvalidInput: ``priority`` is no whole number of 32 bits.
-            Overloaded: there was no place in that time, or too many calls wait.
-            DeadlineExceeded: there was none before the deadline, or the call would be late.
+            Overloaded: there was no permit in that time, or too many calls are queued.
+            DeadlineExceeded: there was none before the deadline, or the call would miss it.
         """
         check_priority(priority)
         if self._queue is None:
-            return self._give_out(self.enter(priority, deadline_ns, None, None))
-        return self._give_out(await self._queue.enter(priority, deadline_ns, None, None))
+            return self._issue(self.enter(priority, deadline_ns, None, None))
+        return self._issue(await self._queue.enter(priority, deadline_ns, None, None))
 
-    def _give_out(self, began_ns: int) -> int:
+    def _issue(self, began_ns: int) -> int:
         permit = next(self._serial)
         self._permits[permit] = began_ns
         return permit
 
     def record(self, permit: int, *, queued_s: float | None = None) -> None:
-        """Gives a permit back after a call that was answered, and learns from it.
+        """Give a permit back after a call that succeeded, and learn from it.
 
-        0 is ignored, and so is a permit that is not out, which ``statistics().stale`` counts.
+        0 is ignored, and so is a permit that is not out, which ``statistics().stale_permits`` counts.
 
         Args:
             permit: what :meth:`try_acquire` gave.
-            queued_s: how long the call waited before its batch began; ``None``: nothing tells.
+            queued_s: seconds that the call was queued before its batch began; ``None``: unknown.
 
         Raises:
             TypeError, ValueError: ``queued_s`` is no duration; the permit is given back all the same.
@@ -226,22 +226,22 @@ class ConcurrencyLimit(LimitCore):
         except (TypeError, ValueError):
             self.fail(began_ns, None, None)
             raise
-        if self._machine.answer(began_ns, queued_ns, now_ns, now_ns):
+        if self._machine.succeed(began_ns, queued_ns, now_ns, now_ns):
             self.aim()
         if self._queue is not None:
             self._queue.freed()
 
     def release(self, permit: int) -> None:
-        """Gives a permit back with nothing learned: the call failed, was cancelled or never made.
+        """Give a permit back without learning: the call failed, was cancelled or never made.
 
-        0 is ignored, and so is a permit that is not out, which ``statistics().stale`` counts.
+        0 is ignored, and so is a permit that is not out, which ``statistics().stale_permits`` counts.
         """
         began_ns = self._take_back(permit)
         if began_ns:
             self.fail(began_ns, None, None)
 
     def _take_back(self, permit: int) -> int:
-        """When the call of a permit began; 0: it is not out."""
+        """Return when the call of a permit began; 0: the permit is not out."""
         began_ns = self._permits.pop(permit, 0)
         if permit and not began_ns:
             self._machine.discard()
@@ -249,52 +249,53 @@ class ConcurrencyLimit(LimitCore):
 
     @property
     def in_flight(self) -> int:
-        """How many calls are under way."""
+        """How many calls are in flight."""
         return self._machine.in_flight
 
     @property
     def allowed(self) -> int:
-        """How many calls may be under way now."""
-        return self._machine.allowed
+        """How many calls may be in flight now."""
+        return self._machine.adaptation.allowed
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds in which what is under way is expected to be done, as fast as calls came back lately."""
+        """Seconds in which the calls in flight should complete, at the recent rate."""
         return self._machine.drain_ns(self.now()) / 1e9
 
     def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
+        """Take over the clock of a `Stack`, unless one was given."""
         if not self._clock_given:
             self._clock = clock
             self._clock_given = True
 
     def statistics(self) -> LimitStatistics:
-        """A frozen snapshot."""
+        """Return a frozen snapshot."""
         from streaminfer.resilience.limit.statistics import LimitStatistics  # noqa: PLC0415 - who asks for a snapshot loads what it is made of
 
         machine = self._machine
+        adaptation = machine.adaptation
         return LimitStatistics(
             name=self.name,
             adaptive=self.adaptive,
-            limit=machine.limit,
-            allowed=machine.allowed,
+            limit=adaptation.limit,
+            allowed=adaptation.allowed,
             in_flight=machine.in_flight,
-            waiting=0 if self._queue is None else len(self._queue),
-            abandoned=0 if self._queue is None else self._queue.abandoned,
-            goal_s=machine.goal_ns / 1e9,
-            waited_s=machine.waited_ns / 1e9,
-            service_s=machine.service_ns / 1e9,
+            queued=0 if self._queue is None else len(self._queue),
+            cancelled=0 if self._queue is None else self._queue.cancelled,
+            target_s=adaptation.target_ns / 1e9,
+            queue_delay_s=adaptation.queue_delay_ns / 1e9,
+            service_s=adaptation.service_ns / 1e9,
             rate_per_s=1e9 / machine.interval_ns if machine.interval_ns else 0.0,
             retry_after_s=self.retry_after_s,
-            burning=machine.burning,
-            refused=machine.refused,
-            late=machine.late,
-            answered=machine.answered,
-            timed_out=machine.timed_out,
-            overloaded=machine.overloaded,
-            released=machine.released,
-            stale=machine.stale,
-            rounds=machine.rounds,
+            burning=adaptation.burning,
+            rejected=machine.rejected,
+            infeasible=machine.infeasible,
+            succeeded=machine.succeeded,
+            deadline_exceeded=machine.deadline_exceeded,
+            inner_rejected=machine.inner_rejected,
+            ignored=machine.ignored,
+            stale_permits=machine.stale_permits,
+            windows=adaptation.windows,
         )
 
     __reduce__ = refuse_copy
@@ -307,20 +308,7 @@ class ConcurrencyLimit(LimitCore):
         return self.statistics()._repr_html_()
 
 
-def _is_slo(value: Any) -> bool:
-    return value is None or (callable(getattr(value, "burning", None)) and hasattr(value, "threshold_s"))
-
-
 def _objective_of(inner: Any) -> Callable[[], int | None] | None:
-    """What reads the objective of the nearest thing behind that has one: it may change while it runs."""
-    current = inner
-    while current is not None:
-        if hasattr(current, "slo_ns"):
-            owner = current
-            return lambda: owner.slo_ns
-        slo_s = getattr(current, "slo_s", None)
-        if slo_s is not None:
-            fixed_ns = round(slo_s * 1e9)
-            return lambda: fixed_ns
-        current = getattr(current, "inner", None)
-    return None
+    """Return a reader of the objective of the nearest inner object that has one: it can change at any time."""
+    slo = adapt(inner).capabilities().slo
+    return None if slo is None else lambda: slo.slo_ns

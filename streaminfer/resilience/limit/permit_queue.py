@@ -1,4 +1,4 @@
-"""Calls that wait for a permit of a `ConcurrencyLimit`.
+"""Calls that are queued for a permit of a `ConcurrencyLimit`.
 
 *Design.* Waiting calls are kept in the order in which they get permits: the most urgent first, and in the order of
 arrival among equals. A permit that comes back is given at once to the first of them, before any later call can take it,
@@ -18,8 +18,9 @@ import bisect
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer.errors import DeadlineExceeded
-from streaminfer.resilience.limit._state_machine_cy import FULL, NEVER
+from streaminfer.resilience.limit._state_machine_cy import FULL
 
 if TYPE_CHECKING:
     from streaminfer.resilience.limit._guard_cy import LimitCore
@@ -36,7 +37,7 @@ class PermitQueue:
         max_waiting: how many calls may wait.
 
     Attributes:
-        abandoned: calls that were cancelled while they waited.
+        cancelled: calls that were cancelled while they were queued.
     """
 
     def __init__(self, limit: LimitCore, max_wait_ns: int, max_waiting: int) -> None:
@@ -46,12 +47,12 @@ class PermitQueue:
         self._waiting: list[tuple[int, int, _Waiter]] = []  # by priority, then by number
         self._serial = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.abandoned = 0
+        self.cancelled = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def has_place(self, deadline_ns: int, now_ns: int) -> bool:
+    def accepts(self, deadline_ns: int, now_ns: int) -> bool:
         """Say whether one more call may wait, and may get a permit before its deadline; changes nothing."""
         return len(self._waiting) < self._max_waiting and now_ns + self._limit._machine.drain_ns(now_ns) < deadline_ns
 
@@ -63,9 +64,9 @@ class PermitQueue:
             DeadlineExceeded: there was none before its deadline, or the call would be late.
             RuntimeError: calls of another event loop wait.
         """
-        until_ns = NEVER if deadline_ns is None else deadline_ns
+        until_ns = NEVER_NS if deadline_ns is None else deadline_ns
         waits_behind = bool(self._waiting) and self._waiting[0][0] <= priority
-        if not waits_behind and self._limit._machine.look(priority, until_ns, self._limit.now()) != FULL:
+        if not waits_behind and self._limit._machine.check(priority, until_ns, self._limit.now()) != FULL:
             return self._limit.enter(priority, deadline_ns, request, admission)
         if len(self._waiting) >= self._max_waiting:
             return self._limit.enter(priority, deadline_ns, request, admission)  # which refuses it
@@ -80,7 +81,7 @@ class PermitQueue:
             return await waiter.future
         except BaseException:
             if not waiter.future.done() or waiter.future.cancelled():
-                self.abandoned += 1
+                self.cancelled += 1
             elif waiter.future.exception() is None:  # it was cancelled when it had a permit and did not know it
                 self._limit.fail(waiter.future.result(), None, None)
             raise
@@ -103,9 +104,9 @@ class PermitQueue:
     def _give(self) -> None:
         while self._waiting:
             priority, _, waiter = self._waiting[0]
-            deadline_ns = NEVER if waiter.deadline_ns is None else waiter.deadline_ns
+            deadline_ns = NEVER_NS if waiter.deadline_ns is None else waiter.deadline_ns
             if not waiter.future.done():
-                if self._limit._machine.look(priority, deadline_ns, self._limit.now()) == FULL:
+                if self._limit._machine.check(priority, deadline_ns, self._limit.now()) == FULL:
                     return
                 self._try(waiter)
             self._waiting.pop(0)
@@ -115,9 +116,9 @@ class PermitQueue:
         if waiter.future.done():
             return
         if waiter.ends_at_deadline:
-            self._limit._machine.refuse_late()
+            self._limit._machine.reject_infeasible()
             name = self._limit.called()
-            waiter.future.set_exception(DeadlineExceeded(f"{name} had no place for a call before its deadline"))
+            waiter.future.set_exception(DeadlineExceeded(f"{name} had no permit for a call before its deadline"))
         else:
             self._try(waiter)
 

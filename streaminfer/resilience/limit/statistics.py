@@ -1,8 +1,10 @@
-"""What a concurrency limit learned and did, as a frozen snapshot."""
+"""Frozen snapshot of a concurrency limit."""
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 
 __all__ = ["LimitStatistics"]
 
@@ -11,31 +13,31 @@ __all__ = ["LimitStatistics"]
 class LimitStatistics(Snapshot):
     """State and counters of a `ConcurrencyLimit`, of one moment.
 
-    Counting rule: each call that asked is in exactly one of ``waiting``, ``abandoned``, ``refused``, ``late``,
-    ``in_flight``, ``answered``, ``timed_out``, ``overloaded`` and ``released``.
+    Counting rule: each call is in exactly one of ``queued``, ``cancelled``, ``rejected``, ``infeasible``,
+    ``in_flight``, ``succeeded``, ``deadline_exceeded``, ``inner_rejected`` and ``ignored``.
 
     Attributes:
         name: the limit's.
         adaptive: whether it learns.
         limit: the limit that it has learned, not rounded.
-        allowed: how many calls may be under way now: the limit, or less during a probe or while an SLO burns.
-        in_flight: how many are.
-        waiting: how many calls wait for a place.
-        abandoned: calls that were cancelled while they waited for a place.
-        goal_s: seconds that a call should take at most, waiting included; 0.0 before the first decision.
-        waited_s: mean wait of the last round in seconds; 0.0 where nothing tells it from service.
-        service_s: mean service time of the last round in seconds, or the latency without load.
+        allowed: how many calls may be in flight now: the limit, or less during a probe or while an SLO burns.
+        in_flight: calls in flight.
+        queued: calls that wait for a permit.
+        cancelled: calls that were cancelled while they were queued.
+        target_s: seconds that a call should take at most, queueing included; 0.0 before the first decision.
+        queue_delay_s: mean seconds queued in the last window; 0.0 where timings do not tell it from service.
+        service_s: mean service time of the last window in seconds, or the latency without load.
         rate_per_s: completions a second while busy; 0.0 before the first decision.
-        retry_after_s: seconds in which what is under way is expected to be done.
+        retry_after_s: seconds in which the calls in flight should complete.
         burning: whether the SLO burned at the last decision.
-        refused: calls refused because there was no place.
-        late: calls refused because they could not be on time.
-        answered: calls that were answered.
-        timed_out: calls that their deadline ended.
-        overloaded: calls that what stands behind refused for want of a place.
-        released: calls of which nothing was learned: they failed or were cancelled.
-        stale: permits that came back and were not out.
-        rounds: decisions made.
+        rejected: calls that the limit rejected.
+        infeasible: calls that were rejected because they would miss their deadline.
+        succeeded: calls that succeeded.
+        deadline_exceeded: calls that exceeded their deadline.
+        inner_rejected: calls that were rejected further in.
+        ignored: calls that taught nothing: they failed or were cancelled.
+        stale_permits: permits that came back and were not out.
+        windows: decisions made.
     """
 
     name: str
@@ -43,47 +45,44 @@ class LimitStatistics(Snapshot):
     limit: float
     allowed: int
     in_flight: int
-    waiting: int
-    abandoned: int
-    goal_s: float
-    waited_s: float
+    queued: int
+    cancelled: int
+    target_s: float
+    queue_delay_s: float
     service_s: float
     rate_per_s: float
     retry_after_s: float
     burning: bool
-    refused: int
-    late: int
-    answered: int
-    timed_out: int
-    overloaded: int
-    released: int
-    stale: int
-    rounds: int
+    rejected: int
+    infeasible: int
+    succeeded: int
+    deadline_exceeded: int
+    inner_rejected: int
+    ignored: int
+    stale_permits: int
+    windows: int
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         kind = "adaptive" if self.adaptive else "fixed"
         counters = (
-            "refused",
-            "late",
-            "abandoned",
-            "answered",
-            "timed_out",
-            "overloaded",
-            "released",
-            "stale",
-            "rounds",
+            "rejected",
+            "infeasible",
+            "cancelled",
+            "succeeded",
+            "deadline_exceeded",
+            "inner_rejected",
+            "ignored",
+            "stale_permits",
+            "windows",
         )
         rows = [
             ("limit", f"{self.limit:.1f} ({kind}{', SLO burning' if self.burning else ''})"),
-            ("under way", f"{self.in_flight} of {self.allowed}"),
-            ("waiting", f"{self.waiting:,}"),
-            ("waited + served", f"{self.waited_s * 1e3:.2f} + {self.service_s * 1e3:.2f} ms"),
-            ("goal", f"{self.goal_s * 1e3:.2f} ms"),
+            ("in flight", f"{self.in_flight} of {self.allowed}"),
+            ("queued", f"{self.queued:,}"),
+            ("queued + served", f"{format_duration(self.queue_delay_s)} + {format_duration(self.service_s)}"),
+            ("target", format_duration(self.target_s)),
             ("rate", f"{self.rate_per_s:,.1f} / s"),
-            ("ask again in", f"{self.retry_after_s:.3f} s"),
-            *((name.replace("_", " "), f"{getattr(self, name):,}") for name in counters),
+            ("retry after", f"{self.retry_after_s:.3f} s"),
+            *counter_rows(self, counters),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'concurrency limit')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "concurrency limit")

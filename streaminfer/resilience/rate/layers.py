@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from streaminfer._internal.validation import expected
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, adapt
 from streaminfer.request import Request, Response
-from streaminfer.resilience._targets import kind_of, name_of
+from streaminfer.resilience._targets import kind_of
+from streaminfer.sync_layer import SyncService
 
-if TYPE_CHECKING:
-    from streaminfer.resilience.rate.rate_limit import RateLimit
-
-__all__ = ["RateLimitedService", "wrap_with_rate"]
+__all__ = ["RateLimitedService", "TenantLimit", "wrap_with_rate"]
 
 
-def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
+class TenantLimit(Protocol):
+    """The part of a `RateLimit` that a wrapper uses."""
+
+    _clock: Clock
+
+    def acquire(self, tenant: Hashable) -> None:
+        """Admit one request of a tenant, or raise `Overloaded`."""
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds until the next request of a tenant is admitted; changes nothing."""
+
+
+def wrap_with_rate(limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> Any:
     """Return a limited object of the same kind; see ``RateLimit.wrap``.
 
     Raises:
@@ -32,7 +42,7 @@ def wrap_with_rate(limit: RateLimit, inner: Any, by: Callable[..., Hashable] | N
     return _limit_async(limit, inner, by) if kind == "async function" else _limit_sync(limit, inner, by)
 
 
-class RateLimitedService:
+class RateLimitedService(SyncService):
     """A service that takes so many requests a second of each tenant.
 
     Attributes:
@@ -41,29 +51,37 @@ class RateLimitedService:
         name: of the limited service.
     """
 
-    def __init__(self, limit: RateLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
-        self.inner = inner
+    def __init__(self, limit: TenantLimit, inner: Any, by: Callable[..., Hashable] | None) -> None:
+        super().__init__(inner, limit)
         self.limit = limit
-        self.name = name_of(inner)
-        self._call: Callable[[Request], Any] = inner.call
         self._by = _tenant if by is None else by
-        self._admission: Callable[[Request, int], Admission] | None = find_inward(inner, "admission", None)
+        self._admission = adapt(inner).capabilities().admission
 
-    async def call(self, request: Request) -> Response:
-        """Answer the request, where its tenant has not sent too many.
+    def capabilities(self) -> Capabilities:
+        """What the inner service offers, with the limit's answer to `admission`."""
+        return super().capabilities()._replace(admission=self.admission)
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock of the limit."""
+        return self.limit._clock
+
+    def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - the limit reads its clock
+        """Draw from the bucket of the request's tenant.
 
         Raises:
-            Overloaded: it has.
+            Overloaded: it is empty.
         """
         self.limit.acquire(self._by(request))
-        response: Response = await self._call(request)
-        return response
+
+    def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
+        """Do nothing: what was drawn remains drawn."""
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Say whether the request would be admitted now, here and further in; changes nothing."""
-        wait_ns = self.limit._buckets.wait_ns(self._by(request), now_ns)
+        wait_ns = self.limit.wait_ns(self._by(request), now_ns)
         if wait_ns:
-            return Admission(False, "overloaded", wait_ns / 1e9)
+            return Admission(False, AdmissionReason.RATE_LIMIT, wait_ns / 1e9)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def __repr__(self) -> str:
@@ -78,7 +96,7 @@ def _no_tenant(*_: Any, **__: Any) -> None:
     """Return the tenant of all calls of a function that names none."""
 
 
-def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_async(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)
@@ -89,7 +107,7 @@ def _limit_async(limit: RateLimit, function: Callable[..., Any], by: Callable[..
     return limited
 
 
-def _limit_sync(limit: RateLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
+def _limit_sync(limit: TenantLimit, function: Callable[..., Any], by: Callable[..., Hashable] | None) -> Any:
     tenant_of = by or _no_tenant
 
     @functools.wraps(function)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -10,6 +9,8 @@ from typing import Any, overload
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_instance, check_number
 from streaminfer.errors import Overloaded
@@ -17,7 +18,6 @@ from streaminfer.protocols import Clock, P, R, Service
 from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.rate.buckets import Bucket, TenantBuckets
 from streaminfer.resilience.rate.layers import wrap_with_rate
-from streaminfer.telemetry._guard import atomic
 
 __all__ = ["Rate", "RateLimit", "RateLimitStatistics"]
 
@@ -26,7 +26,7 @@ _MIN_PER_S = 1e-6
 _MAX_BURST = 1_000_000
 _MAX_TENANTS = 10_000_000
 _OPERATIONS = ("take", "wait_ns", "set_bucket")
-_Buckets: type[TenantBuckets] = atomic(TenantBuckets, _OPERATIONS)
+_Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, _OPERATIONS)
 
 
 def _check_per_s(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
@@ -81,9 +81,8 @@ class RateLimitStatistics(Snapshot):
     tenants: int
 
     def _repr_html_(self) -> str:
-        counters = ("admitted", "refused", "shared", "tenants")
-        cells = "".join(f"<tr><th>{name}</th><td>{getattr(self, name):,}</td></tr>" for name in counters)
-        return f"<table><caption>{html.escape(self.name or 'rate limit')}</caption>{cells}</table>"
+        rows = counter_rows(self, ("admitted", "refused", "shared", "tenants"))
+        return html_table(rows, caption=self.name or "rate limit")
 
 
 class RateLimit:
@@ -178,7 +177,12 @@ class RateLimit:
 
     def retry_after_s(self, tenant: Hashable = None) -> float:
         """Return the seconds after which the next request of a tenant is admitted; 0.0: now. Takes nothing."""
-        return self._buckets.wait_ns(tenant, self._clock()) / 1e9
+        return self.wait_ns(tenant, self._clock()) / 1e9
+
+    def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
+        """Return the nanoseconds after which the next request of a tenant is admitted; 0: now. Takes nothing."""
+        wait_ns: int = self._buckets.wait_ns(tenant, now_ns)
+        return wait_ns
 
     def set_rate(self, tenant: str | None, rate: Rate | None) -> None:
         """Give a tenant a rate of its own from now on; ``None``: no limit. What it has drawn remains drawn.

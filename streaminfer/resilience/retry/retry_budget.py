@@ -24,20 +24,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Backend, Clock, P, R, Service
+from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
-from streaminfer.resilience._targets import kind_of, may_repeat, name_of, refuse_awaitable, refuse_copy, repeats
-from streaminfer.telemetry._guard import atomic
+from streaminfer.resilience._targets import kind_of, may_repeat, refuse_awaitable, refuse_copy, repeats
 
 if TYPE_CHECKING:
     from streaminfer.resilience.retry.statistics import RetryStatistics
 
 __all__ = ["RetryBudget"]
 
-_Share: type[CallBudget] = atomic(CallBudget, ("grant", "count", "left"))
+_Share: type[CallBudget] = thread_safe(CallBudget, ("grant", "count", "left"))
 _NEVER_BY_ITSELF = (CircuitOpen, Closed, DeadlineExceeded, InvalidInput)
 _DEFAULT = (BackendError, Overloaded)
 _MOST = 100
@@ -235,11 +235,10 @@ class RetryBudget:
         return self.statistics()._repr_html_()
 
 
-class _Retried:
+class _Retried(Wrapper):
     def __init__(self, budget: RetryBudget, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, budget)
         self.budget = budget
-        self.name = name_of(inner)
         self._repeats = repeats(inner, budget.idempotent)
 
     async def _try(self, ask: Callable[[Any], Any], sent: Any) -> Any:

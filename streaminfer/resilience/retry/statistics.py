@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.units import format_duration
 
 __all__ = ["RetryStatistics"]
 
@@ -35,15 +37,12 @@ class RetryStatistics(Snapshot):
     gave_up: Mapping[str, int]
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
         rows = [
             ("requests", f"{self.requests:,}"),
             ("retries", f"{self.retries:,}"),
             ("recovered", f"{self.recovered:,}"),
             ("retries left", f"{self.left:.1f}"),
-            ("an attempt takes", f"{self.usual_s * 1e3:.2f} ms"),
+            ("an attempt takes", format_duration(self.usual_s)),
             *((f"not retried: {why}", f"{count:,}") for why, count in self.gave_up.items()),
         ]
-        cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
-        return f"<table><caption>{html.escape(self.name or 'retry budget')}</caption>{cells}</table>"
+        return html_table(rows, caption=self.name or "retry budget")

@@ -4,7 +4,7 @@ cdef long long _NEVER
 
 @cython.locals(last_ns=cython.longlong, wanted_ns=cython.longlong, overrun_ns=cython.longlong)
 cpdef long long switch_at(
-    long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long keep_ns) noexcept
+    long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, long long default_ns) noexcept
 
 @cython.freelist(128)
 cdef class Attempt:

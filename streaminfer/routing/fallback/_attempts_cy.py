@@ -1,49 +1,50 @@
-"""The attempts in flight of a `FallbackRouter`: who is to be interrupted when, with one timer for all of them.
+"""The attempts in flight of a `FallbackRouter`, and when each is interrupted, with one timer for all of them.
 
-*Idea.* A request waits for its route in its caller's own task: no task and no timer of its own. The task is kept with
-the instant at which it is to give up on the route; one alarm is set for the earliest. When that rings, whoever is due
-is interrupted the way ``asyncio.timeout`` does it, by a cancellation that the router takes back. Most attempts have
-ended long before: they unlink themselves and leave the alarm alone, so that it rings about once for each time limit
-and not once for each request.
+*Design.* A request waits for its route in its caller's task: no task and no timer of its own. An attempt holds the task
+and the instant at which it is interrupted; one timer is set for the earliest. When it fires, the attempts that are due
+are interrupted as ``asyncio.timeout`` does it, by a cancellation that the router takes back. Most attempts have ended
+long before: they unlink themselves and leave the timer alone, so that it fires about once per time limit and not once
+per request.
+
+*Complexity.* O(1) per request; an interruption is O(attempts in flight).
 
 *Invariants.* An attempt is linked from :meth:`Attempts.enter` to :meth:`Attempts.leave` and interrupted at most once.
-The alarm is never set later than the earliest attempt that has not been interrupted.
+The timer is never set later than the earliest attempt that has not been interrupted.
 
-*Cost.* O(1) for each request; an interruption is O(attempts in flight).
-
-One source, compiled with the C types of ``_attempts_cy.pxd`` or run as it is. It knows no loop and no clock; tasks are
-objects with ``cancel`` and ``cancelling``. Not thread-safe.
+One source, compiled with the C types of ``_attempts_cy.pxd`` or run uncompiled. It knows no loop and no clock; tasks
+are objects with ``cancel`` and ``cancelling``. Not thread-safe.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["NEVER", "Attempt", "Attempts", "switch_at"]
+from streaminfer._internal.instants import NEVER_NS
 
-NEVER = 2**63 - 1
-_NEVER = 2**63 - 1
+__all__ = ["Attempt", "Attempts", "switch_at"]
+
+_NEVER = NEVER_NS
 
 
-def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, keep_ns: int) -> int:
-    """When to give up on a route so that the next one still has time.
+def switch_at(now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, default_ns: int) -> int:
+    """Return when to interrupt an attempt so that the next route still has time.
 
-    The next route's time is reserved at the end of the time limit, unless this route's own prediction, and a quarter
-    more, says that it needs it itself: then it has all. A prediction that is overrun by as much as was predicted, and
-    by a quarter of the time limit, was wrong: then the next route gets the request at once, with the others of its herd
-    in the order of their arrival, and not when none of them has time left.
+    The next route's time is reserved before the deadline, unless this route's own prediction, and a quarter more, says
+    that it needs that time itself: then it has all. A prediction that is overrun by as much as was predicted, and by a
+    quarter of the time limit, was wrong: then the next route gets the request at once. So requests that hang together
+    move on in the order of their arrival, and not when none of them has time left.
 
     Args:
         now_ns: the present instant.
         deadline_ns: of the request.
-        finish_ns: when this route is predicted to answer; 0: unknown.
-        reserve_ns: what the next route is predicted to take; 0: there is none.
-        keep_ns: what is kept in any case, for a default answer.
+        finish_ns: when this route is predicted to respond; 0: unknown.
+        reserve_ns: the time that the next route needs; 0: there is none.
+        default_ns: the time that is reserved in any case, for a default response.
 
     Returns:
-        An instant after now, at most ``deadline_ns - keep_ns``.
+        An instant after now, at most ``deadline_ns - default_ns``.
     """
-    last_ns = deadline_ns - keep_ns
+    last_ns = deadline_ns - default_ns
     wanted_ns = deadline_ns - reserve_ns
     if wanted_ns > last_ns:
         wanted_ns = last_ns
@@ -63,10 +64,10 @@ class Attempt:
     """One request at one route.
 
     Attributes:
-        started_ns: when it went there.
+        started_ns: when it began.
         switch_ns: when it is interrupted.
         deadline_ns: of the request.
-        interrupted: it was.
+        interrupted: it was interrupted.
     """
 
     __slots__ = (
@@ -90,26 +91,25 @@ class Attempt:
         self.deadline_ns = deadline_ns
         self.interrupted = False
 
-    def was_given_up_early(self) -> bool:
-        """Whether more than half of its time was left: no reserve is so long, so it overran its prediction."""
+    def was_interrupted_early(self) -> bool:
+        """Return whether more than half of the time was left: no reserve is so long, so it overran its prediction."""
         return self.switch_ns - self.started_ns < self.deadline_ns - self.switch_ns
 
     def was_cancelled_too(self, cancellations: int) -> bool:
-        """Whether, beside the interruption, somebody else asked for the task's cancellation since it began.
+        """Return whether the task was also cancelled by another than the router since the attempt began.
 
         Args:
-            cancellations: how many the task still has to answer for, the interruption taken back.
+            cancellations: ``task.cancelling()``, the interruption taken back.
         """
         return cancellations > self._cancellations
 
 
 class Attempts:
-    """Those in flight.
+    """The attempts in flight.
 
     Attributes:
         count: how many.
-        timer_ns: for when an alarm is set; the shell sets it when :meth:`enter` says so, and after
-        :meth:`interrupt_due`.
+        timer_ns: for when the timer is set; the router sets it after :meth:`enter` and :meth:`interrupt_due`.
     """
 
     __slots__ = ("_head", "count", "timer_ns")
@@ -117,17 +117,17 @@ class Attempts:
     def __init__(self) -> None:
         self._head: Attempt | None = None
         self.count = 0
-        self.timer_ns = NEVER
+        self.timer_ns = NEVER_NS
 
     def enter(self, task: Any, cancellations: int, now_ns: int, switch_ns: int, deadline_ns: int) -> Attempt:
-        """A request goes to a route; set the alarm if its ``switch_ns`` is before ``timer_ns``.
+        """Begin an attempt; set the timer if ``switch_ns`` is before ``timer_ns``.
 
         Args:
-            task: where it waits.
-            cancellations: what ``task.cancelling()`` says now.
+            task: of the caller.
+            cancellations: ``task.cancelling()`` now.
             now_ns: the present instant.
-            switch_ns: when to interrupt it; ``NEVER``: not at all.
-            deadline_ns: of the request; ``NEVER``: none.
+            switch_ns: when to interrupt it; ``NEVER_NS``: not at all.
+            deadline_ns: of the request; ``NEVER_NS``: none.
         """
         attempt = Attempt(task, cancellations, now_ns, switch_ns, deadline_ns)
         attempt._next = self._head
@@ -138,7 +138,7 @@ class Attempts:
         return attempt
 
     def leave(self, attempt: Attempt) -> None:
-        """It has ended there."""
+        """End an attempt."""
         if attempt._previous is None:
             self._head = attempt._next
         else:
@@ -150,10 +150,10 @@ class Attempts:
         self.count -= 1
 
     def interrupt_due(self, now_ns: int) -> int:
-        """Interrupts those that are due.
+        """Interrupt the attempts that are due.
 
         Returns:
-            For when the alarm is to be set next; ``NEVER``: not at all.
+            For when the timer is to be set next; ``NEVER_NS``: not at all.
         """
         earliest_ns = _NEVER
         attempt = self._head
@@ -170,7 +170,7 @@ class Attempts:
         return earliest_ns
 
     def interrupt_all(self) -> None:
-        """Interrupts whoever is there: the router stops."""
+        """Interrupt all attempts: the router stops."""
         self.interrupt_due(_NEVER)
 
     def __repr__(self) -> str:

@@ -1,36 +1,37 @@
 cimport cython
 from streaminfer._request_cy cimport Response
 from streaminfer.routing.fallback._attempts_cy cimport Attempt, Attempts, switch_at
-from streaminfer.routing.fallback._degradation_cy cimport DegradationController, RouteShare
+from streaminfer.routing.fallback._degradation_cy cimport DegradationController
+from streaminfer.routing.fallback._route_share_cy cimport RouteShare
 
-cdef long long _NEVER, _TRUSTED_NS, _LEAST_KEPT_NS
+cdef long long _NEVER, _TRUSTED_NS, _MIN_DEFAULT_RESERVE_NS
 cdef int _GOOD, _TRUSTED
 
-@cython.locals(kept=cython.longlong)
-cpdef long long kept_ns(long long left_ns) noexcept
+@cython.locals(reserve_ns=cython.longlong)
+cpdef long long default_reserve_ns(long long left_ns) noexcept
 
 cdef class FastPath:
-    cdef DegradationController _ladder
-    cdef RouteShare _rung
+    cdef DegradationController _degradation
+    cdef RouteShare _share
     cdef object _name, _admission
-    cdef bint _enforces, _backed
+    cdef bint _enforces, _has_default
     cdef int _trusted
     cdef long long _trusted_until_ns, _trusted_finish_ns
     cdef public bint is_open
     cdef public Attempts attempts
     cdef public long long reserve_ns, reserve_until_ns
-    cdef readonly long long taken, answered, degraded
+    cdef readonly long long taken, succeeded, degraded
 
     @cython.locals(
-        rung=RouteShare, deadline_ns=cython.longlong, finish_ns=cython.longlong, switch_ns=cython.longlong)
+        share=RouteShare, deadline_ns=cython.longlong, finish_ns=cython.longlong, switch_ns=cython.longlong)
     cpdef Attempt take(self, object request, long long now_ns, object task)
 
-    @cython.locals(left_ns=cython.longlong, keep_ns=cython.longlong, switch_ns=cython.longlong)
+    @cython.locals(left_ns=cython.longlong, default_ns=cython.longlong, switch_ns=cython.longlong)
     cpdef long long switch_ns(
         self, long long now_ns, long long deadline_ns, long long finish_ns, long long reserve_ns, bint enforces
     ) noexcept
 
     @cython.locals(limit_ns=cython.longlong)
-    cpdef Response answered_by(self, Attempt attempt, object response, long long now_ns)
+    cpdef Response respond(self, Attempt attempt, object response, long long now_ns)
 
     cpdef object distrust(self)

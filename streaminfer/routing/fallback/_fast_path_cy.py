@@ -1,15 +1,15 @@
-"""The gate: the common case of a `FallbackRouter`, in which its best route takes the request and answers.
+"""The common case of a `FallbackRouter`: its best route accepts the request and responds.
 
-*Idea.* All that this case needs, but for the await, is in two compiled calls: :meth:`FastPath.take` looks and enters,
-:meth:`FastPath.answered` counts and marks the answer. Whatever is not common, ``take`` leaves to the router, before it
-has changed anything.
+*Design.* All that this case needs, but for the await, is in two compiled calls: :meth:`FastPath.take` begins the
+attempt, :meth:`FastPath.respond` counts and marks the response. ``take`` leaves every other case to the router, before
+it has changed anything.
 
-*Trust.* A look at ``admission`` costs a microsecond or two. One that said that the request would be answered within a
-quarter of its time, or that did not say when, is good for the next seven requests too, within a millisecond: what came
-in between cannot have used up the other three quarters, and a route that refuses when it is called costs nothing but
-the call. Any answer that is not a good one ends the trust.
+*Trust.* A call of ``admission`` costs a microsecond or two. If it predicts a response within a quarter of the request's
+time, or predicts nothing, it is good for the next seven requests too, within a millisecond: requests that came in
+between cannot have used up the other three quarters, and a route that rejects an attempt costs nothing but the call.
+Any response that is not good ends the trust.
 
-One source, compiled with the C types of ``_fast_path_cy.pxd`` or run as it is. It belongs to one loop.
+One source, compiled with the C types of ``_fast_path_cy.pxd`` or run uncompiled. It belongs to one loop.
 """
 
 from __future__ import annotations
@@ -17,80 +17,82 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._request_cy import Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
-from streaminfer.routing.fallback._degradation_cy import DegradationController, RouteShare
+from streaminfer.routing.fallback._degradation_cy import DegradationController
+from streaminfer.routing.fallback._route_share_cy import RouteShare
 
-__all__ = ["FastPath", "kept_ns"]
+__all__ = ["FastPath", "default_reserve_ns"]
 
-_NEVER = 2**63 - 1
+_NEVER = NEVER_NS
 _GOOD = 0
-_TRUSTED = 7
+_TRUSTED = 7  # requests
 _TRUSTED_NS = 1_000_000
-_LEAST_KEPT_NS = 1_000_000
+_MIN_DEFAULT_RESERVE_NS = 1_000_000
 
 
-def kept_ns(left_ns: int) -> int:
-    """What is kept of a time limit for a default answer."""
-    kept = max(_LEAST_KEPT_NS, left_ns >> 6)
-    return min(kept, left_ns >> 1)
+def default_reserve_ns(left_ns: int) -> int:
+    """Return the part of the time left that is reserved for a default response."""
+    reserve_ns = max(_MIN_DEFAULT_RESERVE_NS, left_ns >> 6)
+    return min(reserve_ns, left_ns >> 1)
 
 
 class FastPath:
-    """In front of the best route.
+    """Attempts at the best route.
 
     Args:
-        ladder: the shares.
-        rung: the best route's.
-        name: the best route's.
-        admission: the best route's; ``None``: it takes everything.
-        enforces: its requests end at their deadline without help.
-        backed: a default answer stands behind it.
+        degradation: the controller of the shares.
+        share: of the best route.
+        name: of the best route.
+        admission: of the best route; ``None``: it accepts everything.
+        enforces: the best route ends its requests at their deadline.
+        has_default: the router has a default response.
 
     Attributes:
         is_open: requests are accepted.
-        attempts: those in flight.
-        reserve_ns: what the routes behind the best one need; -1: there is one, and it is unknown.
-        reserve_until_ns: when that is to be looked at again.
-        taken: requests that passed.
-        answered: answers that passed.
-        degraded: how many of them the route itself had marked as lesser ones.
+        attempts: attempts in flight, of all routes.
+        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
+        reserve_until_ns: when the router asks for that again.
+        taken: requests that took the fast path.
+        succeeded: responses that took it.
+        degraded: how many of them the route itself had marked as degraded.
     """
 
     __slots__ = (
         "_admission",
-        "_backed",
+        "_degradation",
         "_enforces",
-        "_ladder",
+        "_has_default",
         "_name",
-        "_rung",
+        "_share",
         "_trusted",
         "_trusted_finish_ns",
         "_trusted_until_ns",
-        "answered",
         "attempts",
         "degraded",
         "is_open",
         "reserve_ns",
         "reserve_until_ns",
+        "succeeded",
         "taken",
     )
 
     def __init__(
         self,
-        ladder: DegradationController,
-        rung: RouteShare,
+        degradation: DegradationController,
+        share: RouteShare,
         name: str,
         admission: Callable[[Any, int], Any] | None,
         enforces: bool,
-        backed: bool,
+        has_default: bool,
     ) -> None:
-        self._ladder = ladder
-        self._rung = rung
+        self._degradation = degradation
+        self._share = share
         self._name = name
         self._admission = admission
         self._enforces = enforces
-        self._backed = backed
+        self._has_default = has_default
         self._trusted = 0
         self._trusted_finish_ns = 0
         self._trusted_until_ns = 0
@@ -99,17 +101,17 @@ class FastPath:
         self.reserve_ns = 0
         self.reserve_until_ns = -(2**62)
         self.taken = 0
-        self.answered = 0
+        self.succeeded = 0
         self.degraded = 0
 
     def take(self, request: Any, now_ns: int, task: Any) -> Attempt | None:  # noqa: C901 - a call more costs more
-        """Sends the request to the best route.
+        """Begin an attempt at the best route.
 
         Returns:
-            The attempt; ``None``, and nothing has changed, where the case is not the common one.
+            The attempt; ``None``, and nothing has changed, if this is not the common case.
         """
-        rung = self._rung
-        if not self.is_open or rung.share < 1.0 or now_ns >= self._ladder.next_step_ns or rung.stalled:
+        share = self._share
+        if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
         deadline_ns = _NEVER
         if request.deadline_ns is not None:
@@ -127,7 +129,7 @@ class FastPath:
                     return None
                 if verdict[3] is not None:
                     finish_ns = verdict[3]
-                    if rung.risks(now_ns, deadline_ns, finish_ns):
+                    if share.risks(now_ns, deadline_ns, finish_ns):
                         return None
                 if finish_ns - now_ns <= (deadline_ns - now_ns) >> 2:
                     self._trusted = _TRUSTED
@@ -139,20 +141,20 @@ class FastPath:
         if switch_ns < self.attempts.timer_ns:
             return None
         self.taken += 1
-        self._ladder._requests += 1
-        rung._offered += 1
-        rung._taken += 1
-        rung.in_flight += 1
+        self._degradation._requests += 1
+        share._offered += 1
+        share._taken += 1
+        share.in_flight += 1
         return self.attempts.enter(task, task.cancelling(), now_ns, switch_ns, deadline_ns)
 
     def switch_ns(self, now_ns: int, deadline_ns: int, finish_ns: int, reserve_ns: int, enforces: bool) -> int:
-        """When a request gives up on a route; ``NEVER`` where the route itself ends it in time.
+        """Return when an attempt is interrupted; ``NEVER_NS`` if the route itself ends it in time.
 
         Args:
             now_ns: the present instant.
             deadline_ns: of the request.
-            finish_ns: when the route is predicted to answer; 0: unknown.
-            reserve_ns: what the routes behind it need; -1: there is one, and it is unknown.
+            finish_ns: when the route is predicted to respond; 0: unknown.
+            reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
             enforces: the route ends its requests at their deadline.
         """
         if deadline_ns == _NEVER:
@@ -162,21 +164,22 @@ class FastPath:
             reserve_ns = left_ns >> 2
         elif reserve_ns > left_ns >> 1:
             reserve_ns = left_ns >> 1
-        keep_ns = 0
-        if self._backed:
-            keep_ns = kept_ns(left_ns)
-        if reserve_ns == 0 and keep_ns == 0 and enforces:
+        default_ns = 0
+        if self._has_default:
+            default_ns = default_reserve_ns(left_ns)
+        if reserve_ns == 0 and default_ns == 0 and enforces:
             return _NEVER
-        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, keep_ns)
+        switch_ns = switch_at(now_ns, deadline_ns, finish_ns, reserve_ns, default_ns)
         if enforces and switch_ns >= deadline_ns:
             return _NEVER
         return switch_ns
 
-    def answered_by(self, attempt: Attempt, response: Any, now_ns: int) -> Response | None:
-        """The answer has come.
+    def respond(self, attempt: Attempt, response: Any, now_ns: int) -> Response | None:
+        """End an attempt with a response.
 
         Returns:
-            It, marked with the route's name; ``None``, and nothing has changed, where it is late or interrupted.
+            The response, marked with the route's name; ``None``, and nothing has changed, if the attempt is late or
+            interrupted.
         """
         if attempt.interrupted or now_ns > attempt.deadline_ns:
             return None
@@ -184,12 +187,12 @@ class FastPath:
         limit_ns = 0
         if attempt.deadline_ns != _NEVER:
             limit_ns = attempt.deadline_ns - attempt.started_ns
-        self._rung.settle(_GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
-        self.answered += 1
+        self._share.settle(_GOOD, now_ns - attempt.started_ns, limit_ns, now_ns)
+        self.succeeded += 1
         if response.degraded:
             self.degraded += 1
         return Response(response.outputs, response.degraded, self._name, response.timings)
 
     def distrust(self) -> None:
-        """The next request is to ask."""
+        """Call ``admission`` for the next request."""
         self._trusted = 0

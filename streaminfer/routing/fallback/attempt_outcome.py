@@ -1,71 +1,73 @@
-"""How an attempt at a route ended without an answer: its name, whether it counts, and whether another is asked."""
+"""Outcome of an attempt at a route that gave no response."""
 
 import asyncio
 from typing import Any, NamedTuple
 
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.protocols import AdmissionReason
 from streaminfer.routing.fallback._attempts_cy import Attempt
-from streaminfer.routing.fallback._degradation_cy import BAD, LATE, NEUTRAL
+from streaminfer.routing.fallback._route_share_cy import BAD, IGNORED, LATE
 
 __all__ = ["AttemptOutcome", "classify"]
 
-_TABLE: tuple[tuple[type[BaseException], str, int], ...] = (
-    (Overloaded, "overloaded", NEUTRAL),
-    (CircuitOpen, "circuit_open", NEUTRAL),
-    (InvalidInput, "invalid", NEUTRAL),
-    (DeadlineExceeded, "late", LATE),
-    (Closed, "closed", BAD),
+_BY_ERROR: tuple[tuple[type[BaseException], str, int], ...] = (
+    (Overloaded, "rejected", IGNORED),
+    (CircuitOpen, AdmissionReason.CIRCUIT_OPEN, IGNORED),
+    (InvalidInput, "invalid", IGNORED),
+    (DeadlineExceeded, AdmissionReason.DEADLINE_EXCEEDED, LATE),
+    (Closed, AdmissionReason.CLOSED, BAD),
     (Exception, "failed", BAD),
 )
-"""The first that fits; what is no ``Exception`` ends the request as it is."""
+"""The first class that fits; an error that is no ``Exception`` ends the request."""
 
 
 class AttemptOutcome(NamedTuple):
-    """The end of an attempt.
+    """The end of an attempt without a response.
 
     Attributes:
         reason: one word for statistics and for ``Response.source``.
-        outcome: of the ladder: ``BAD``, ``LATE`` or ``NEUTRAL``.
-        error: what the request ends with if nobody else answers.
-        final: nobody else is asked.
+        effect: on the route's share: ``BAD``, ``LATE`` or ``IGNORED``.
+        error: ends the request if no other route responds.
+        final: no other route is tried.
     """
 
     reason: str
-    outcome: int
+    effect: int
     error: BaseException
     final: bool = False
 
 
 def classify(
-    name: str, attempt: Attempt, error: BaseException, task: "asyncio.Task[Any]", now_ns: int, *, cutting: bool
+    name: str, attempt: Attempt, error: BaseException, task: "asyncio.Task[Any]", now_ns: int, *, stopping: bool
 ) -> AttemptOutcome:
-    """What the end of an attempt means; takes back the router's own interruption of the task.
+    """Return the outcome of an attempt; takes back the router's own interruption of the task.
 
     Args:
         name: of the route.
         attempt: the attempt.
-        error: what the route raised.
-        task: the caller's.
+        error: raised by the route.
+        task: of the caller.
         now_ns: the present instant.
-        cutting: the router stops and has interrupted everybody.
+        stopping: the router stops and has interrupted all attempts.
     """
     cancelled = isinstance(error, asyncio.CancelledError)
     left = task.uncancel() if attempt.interrupted else task.cancelling()
     if attempt.was_cancelled_too(left):
-        return AttemptOutcome("cancelled", NEUTRAL, error, final=True)
+        return AttemptOutcome("cancelled", IGNORED, error, final=True)
     if attempt.interrupted and cancelled:
-        if cutting:
-            return AttemptOutcome("closed", NEUTRAL, Closed("the router stopped before it could answer"), final=True)
+        if stopping:
+            closed = Closed("the router stopped before the response")
+            return AttemptOutcome(AdmissionReason.CLOSED, IGNORED, closed, final=True)
         took_s = (now_ns - attempt.started_ns) / 1e9
         return AttemptOutcome(
-            "overdue", LATE, DeadlineExceeded(f"the route {name!r} had not answered after {took_s:.6f} s")
+            "attempt_timeout", LATE, DeadlineExceeded(f"route {name!r} had not responded after {took_s:.6f} s")
         )
-    if cancelled:  # nobody asked for it: the route's own work was cancelled
-        failure = BackendError(f"the route {name!r} was cancelled from inside")
+    if cancelled:  # by the route itself
+        failure = BackendError(f"route {name!r} was cancelled from inside")
         failure.__cause__ = error
         return AttemptOutcome("failed", BAD, failure)
-    for kind, reason, outcome in _TABLE:
+    for kind, reason, effect in _BY_ERROR:
         if isinstance(error, kind):
-            final = reason == "invalid" or (cutting and reason == "closed")
-            return AttemptOutcome(reason, outcome, error, final)
-    return AttemptOutcome("cancelled", NEUTRAL, error, final=True)
+            final = reason == "invalid" or (stopping and reason == AdmissionReason.CLOSED)
+            return AttemptOutcome(reason, effect, error, final)
+    return AttemptOutcome("cancelled", IGNORED, error, final=True)

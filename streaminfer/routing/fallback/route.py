@@ -10,7 +10,7 @@ from streaminfer._internal.validation import check_instance, check_number, expec
 from streaminfer.protocols import is_backend, is_service
 from streaminfer.stack import Stack
 
-__all__ = ["Route", "as_service"]
+__all__ = ["Route", "as_service", "check_routes"]
 
 _Adapt = Callable[[Any], Any]
 
@@ -96,3 +96,22 @@ class Route:
 def _number(name: str, value: object, *, positive: bool) -> float:
     what = "a finite number " + ("> 0" if positive else "≥ 0")
     return check_number(name, value, what, lambda it: 0.0 < it < math.inf or (it == 0.0 and not positive))
+
+
+def check_routes(routes: Sequence[Route]) -> None:
+    """Check the routes of one router.
+
+    Raises:
+        TypeError: no route, or an object that is none.
+        ValueError: two routes of one name, or not the best first.
+    """
+    if not routes:
+        raise TypeError("routes: expected at least one Route, got none")
+    for route in routes:
+        check_instance("routes", route, lambda value: isinstance(value, Route), "Route objects")
+    names = [route.name for route in routes]
+    if len(set(names)) < len(names):
+        raise ValueError(expected("routes", "different names", names))
+    qualities = [route.quality for route in routes]
+    if qualities != sorted(qualities, reverse=True):
+        raise ValueError(expected("routes", "the best first, by quality", qualities))

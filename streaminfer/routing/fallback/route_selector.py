@@ -1,153 +1,146 @@
-"""Which route a request goes to, and until when: what a `FallbackRouter` decides, apart from how it ends."""
+"""Choice of the route for one request, and of the instant at which an attempt there is interrupted."""
 
-import asyncio
-from asyncio import get_running_loop
-from typing import Any
+from collections.abc import Sequence
 
-from streaminfer.protocols import Admission, Clock
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer.protocols import Admission, AdmissionReason, sooner
 from streaminfer.request import Request
-from streaminfer.routing.fallback._attempts_cy import NEVER
-from streaminfer.routing.fallback._degradation_cy import NEUTRAL, DegradationController
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
+from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_state import RouteState
 
-__all__ = ["TOOK_IT", "Chooser", "deadline_of"]
+__all__ = ["RouteSelector", "deadline_of"]
 
-TOOK_IT = Admission(True)
-_RESERVE_LOOKS_NS = 5_000_000
+_ACCEPTED = Admission(True)
+_RESERVE_INTERVAL_NS = 5_000_000  # the time of the next route is asked for so often at most
 _JITTER_NS = 500_000
-_PATIENCE = 10
 
 
 def deadline_of(request: Request) -> int:
-    """The deadline, or ``NEVER``."""
-    return NEVER if request.deadline_ns is None else request.deadline_ns
+    """Return the deadline, or ``NEVER_NS``."""
+    return NEVER_NS if request.deadline_ns is None else request.deadline_ns
 
 
-class Chooser:
-    """Looks at the routes; sends nothing there but probes."""
+class RouteSelector:
+    """Selects the next route for a request.
 
-    clock: Clock
-    _lanes: list[RouteState]
-    _ladder: DegradationController
-    _gate: FastPath
-    _probes: bool
-    _shadows: set["asyncio.Task[Any]"]
+    Args:
+        states: of the routes, best first.
+        fast_path: of the best route; gets the time that later routes need.
+        probes: sends probes to routes that predict only late responses; ``None``: no probes.
+    """
 
-    def _choose(self, request: Request, journey: AttemptHistory, now_ns: int) -> RouteState | None:
-        """The best route that was not asked yet and takes the request now."""
+    def __init__(self, states: Sequence[RouteState], fast_path: FastPath, probes: RouteProbes | None) -> None:
+        self._states = states
+        self._fast_path = fast_path
+        self._probes = probes
+
+    def select(self, request: Request, history: AttemptHistory, now_ns: int) -> RouteState | None:
+        """Return the best untried route that accepts the request now; ``None``: there is none.
+
+        A route beyond its share, or one that may hang, is better than no response, unless it takes the time of other
+        requests. The last choice is the cheapest idle route that predicts a late response: it can learn from this one.
+        """
         held_back: list[RouteState] = []
-        for lane in self._lanes:
-            position = lane.position
-            if position in journey.tried:
+        for state in self._states:
+            position = state.position
+            if position in history.tried:
                 continue
-            offered = journey.offered.get(position)
+            offered = history.offered.get(position)
             if offered is None:
-                offered = journey.offered[position] = lane.rung.offers()
+                offered = history.offered[position] = state.share.offers()
             if not offered:
-                journey.note(lane, "burning" if lane.rung.closed else "share")
-                held_back.append(lane)
-            elif lane.rung.stalled and lane.rung.in_flight:
-                journey.note(lane, "stalled")
-                held_back.append(lane)
-            elif self._takes(lane, request, journey, now_ns):
-                return lane
-        # better a route beyond its share, or one that may hang, than no answer, unless that takes others' time
-        for lane in held_back:
-            if not journey.busy >> lane.rung.device & 1 and self._takes(lane, request, journey, now_ns):
-                return lane
-        return self._nothing_to_lose(journey)
+                history.note(state, "burning" if state.share.closed else "share")
+                held_back.append(state)
+            elif state.share.stalled and state.share.in_flight:
+                history.note(state, "stalled")
+                held_back.append(state)
+            elif self._accepts(state, request, history, now_ns):
+                return state
+        for state in held_back:
+            if not history.busy >> state.share.device & 1 and self._accepts(state, request, history, now_ns):
+                return state
+        return self._idle_route(history)
 
-    def _nothing_to_lose(self, journey: AttemptHistory) -> RouteState | None:
-        """The cheapest route that has nothing to do and would be late as far as it knows: now it can find out."""
-        for lane in reversed(self._lanes):
-            late = journey.reasons.get(lane.position) == "late" and lane.position not in journey.tried
-            if late and lane.rung.in_flight == 0:
-                journey.finish_ns = 0
-                return lane
-        return None
+    def admission(self, request: Request, now_ns: int) -> Admission:
+        """Return the answer of the best open route that accepts the request, else of the best open one.
 
-    def _takes(self, lane: RouteState, request: Request, journey: AttemptHistory, now_ns: int) -> bool:
-        verdict = TOOK_IT if lane.admission is None else lane.admission(request, now_ns)
+        Routes get the request unchanged, before any ``prepare``. Changes nothing.
+        """
+        rejection: Admission | None = None
+        for state in self._states:
+            if state.share.closed:
+                continue
+            verdict = _admission(state, request, now_ns)
+            if verdict.ok:
+                return verdict
+            if rejection is None:
+                rejection = verdict
+            else:
+                rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
+        return _ACCEPTED if rejection is None else rejection
+
+    def switch_ns(
+        self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int, deadline_ns: int
+    ) -> int:
+        """Return when an attempt is interrupted; ``NEVER_NS`` where the route itself ends it in time."""
+        if deadline_ns == NEVER_NS:
+            return NEVER_NS
+        if now_ns >= state.reserve_until_ns:
+            state.reserve_until_ns = now_ns + _RESERVE_INTERVAL_NS
+            state.reserve_ns = self._reserve_ns(state, request, now_ns)
+            if state.position == 0:
+                self._fast_path.reserve_ns = state.reserve_ns
+                self._fast_path.reserve_until_ns = state.reserve_until_ns
+        left = len(self._states) - len(history.tried) - 1
+        reserve_ns = state.reserve_ns if left else 0
+        return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
+
+    def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:
+        verdict = _admission(state, request, now_ns)
         finish_ns = verdict.predicted_finish_ns or 0
-        if verdict.ok and not (finish_ns and lane.rung.risks(now_ns, deadline_of(request), finish_ns)):
-            journey.finish_ns = finish_ns
+        if verdict.ok and not (finish_ns and state.share.risks(now_ns, deadline_of(request), finish_ns)):
+            history.finish_ns = finish_ns
             return True
-        self._refused(lane, request, journey, verdict, now_ns)
+        if verdict.ok:  # too close to the deadline
+            history.note(state, AdmissionReason.INFEASIBLE)
+        else:
+            history.skip(state, verdict)
+        if self._probes is not None and (verdict.ok or verdict.reason == AdmissionReason.INFEASIBLE):
+            self._probes.consider(state, request, now_ns)
         return False
 
-    def _refused(
-        self, lane: RouteState, request: Request, journey: AttemptHistory, verdict: Admission, now_ns: int
-    ) -> None:
-        rung = lane.rung
-        late = verdict.ok or verdict.reason == "late"
-        if verdict.ok:  # too close to the deadline
-            journey.note(lane, "late")
-        else:
-            journey.skip(lane, verdict)
-        if (
-            late
-            and lane.position < len(self._lanes) - 1
-            and rung.in_flight == 0
-            and now_ns - rung.idle_since_ns >= self._ladder.step_ns
-            and request.stream_id is None
-            and self._probes
-            and lane.is_idempotent
-        ):
-            self._probe(lane, request, now_ns)
+    def _idle_route(self, history: AttemptHistory) -> RouteState | None:
+        for state in reversed(self._states):
+            reason = history.reasons.get(state.position)
+            infeasible = reason == AdmissionReason.INFEASIBLE and state.position not in history.tried
+            if infeasible and state.share.in_flight == 0:
+                history.finish_ns = 0
+                return state
+        return None
 
-    def _switch_ns(
-        self, lane: RouteState, request: Request, journey: AttemptHistory, now_ns: int, deadline_ns: int
-    ) -> int:
-        """When a request gives up on a route; ``NEVER`` where the route itself ends it in time."""
-        if deadline_ns == NEVER:
-            return NEVER
-        if now_ns >= lane.reserve_until_ns:
-            lane.reserve_until_ns = now_ns + _RESERVE_LOOKS_NS
-            lane.reserve_ns = self._time_behind_ns(lane, request, now_ns)
-            if lane.position == 0:
-                self._gate.reserve_ns, self._gate.reserve_until_ns = lane.reserve_ns, lane.reserve_until_ns
-        left = len(self._lanes) - len(journey.tried) - 1
-        reserve_ns = lane.reserve_ns if left else 0
-        return self._gate.switch_ns(now_ns, deadline_ns, journey.finish_ns, reserve_ns, lane.enforces)
-
-    def _time_behind_ns(self, lane: RouteState, request: Request, now_ns: int) -> int:
-        """What the next route that would take the request needs, and a little more.
+    def _reserve_ns(self, state: RouteState, request: Request, now_ns: int) -> int:
+        """Return the time that the next route needs which would accept the request.
 
         Returns:
-            An eighth and half a millisecond more than it says or took lately; 0: none would take it; -1: unknown.
+            An eighth and half a millisecond more than it predicts or took lately; 0: none would accept it; -1: unknown.
         """
-        for other in self._lanes[lane.position + 1 :]:
-            if other.rung.closed:
+        for other in self._states[state.position + 1 :]:
+            if other.share.closed:
                 continue
-            verdict = TOOK_IT if other.admission is None else other.admission(request, now_ns)
+            verdict = _admission(other, request, now_ns)
             if not verdict.ok:
                 continue
             if verdict.predicted_finish_ns is not None:
                 needs_ns = verdict.predicted_finish_ns - now_ns
-            elif other.rung.latency_ns:
-                needs_ns = other.rung.latency_ns * 3 // 2
+            elif other.share.latency_ns:
+                needs_ns = other.share.latency_ns * 3 // 2
             else:
                 return -1
             return needs_ns + (needs_ns >> 3) + _JITTER_NS
         return 0
 
-    def _probe(self, lane: RouteState, request: Request, now_ns: int) -> None:
-        """Sends a copy of a request to a route that would be late, to see whether that is still so."""
-        left_ns = max((request.deadline_ns or now_ns) - now_ns, 1)
-        patient = request.replace(deadline_ns=now_ns + _PATIENCE * left_ns, store=False)
-        lane.rung.take()
-        lane.probes += 1
-        shadow = get_running_loop().create_task(self._shadow(lane, patient, _PATIENCE * left_ns / 1e9))
-        self._shadows.add(shadow)
-        shadow.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, lane: RouteState, request: Request, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await lane.call(request)
-        except Exception:  # noqa: BLE001 - a probe that fails has told the route's own primitives all there is to tell
-            lane.skipped["probe_failed"] += 1
-        finally:
-            lane.rung.settle(NEUTRAL, 0, 0, self.clock())
+def _admission(state: RouteState, request: Request, now_ns: int) -> Admission:
+    return _ACCEPTED if state.admission is None else state.admission(request, now_ns)

@@ -1,4 +1,4 @@
-"""A route while it is in use: what was found inward of its service, its rung, and what is counted."""
+"""A route in use: its service, its share of the traffic, and its counters."""
 
 import inspect
 from collections import Counter
@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 from streaminfer.errors import InvalidInput, for_caller
-from streaminfer.protocols import Admission, find_inward
+from streaminfer.protocols import adapt
 from streaminfer.request import Request, Response
-from streaminfer.routing.fallback._degradation_cy import NEUTRAL, RouteShare
+from streaminfer.routing.fallback._route_share_cy import IGNORED, RouteShare
 from streaminfer.routing.fallback.attempt_outcome import AttemptOutcome
 from streaminfer.routing.fallback.route import Route
 from streaminfer.routing.fallback.statistics import RouteStatistics
-from streaminfer.stack import Stack
 
 __all__ = ["RouteState", "make_route_states"]
 
@@ -23,37 +22,34 @@ class RouteState:
     Attributes:
         route: the settings.
         position: 0 is the best.
-        rung: its share of the traffic.
-        call: answers one request: the service's own ``call`` where nothing has to be adapted.
-        admission: of the service; ``None``: it takes everything.
-        enforces: requests end at their deadline without help.
+        share: its share of the traffic.
+        call: serves one request: the service's own ``call`` where nothing has to be adapted.
+        admission: of the service; ``None``: it accepts everything.
+        enforces: the service ends its requests at their deadline.
         is_idempotent: its service did not declare that it must not see a request twice.
-        degraded: answers are lesser ones.
-        reserve_ns: what the routes behind it need, as far as is known; -1: there is one, and it is unknown.
-        reserve_until_ns: when that is to be looked at again.
+        degraded: its responses are marked as degraded.
+        reserve_ns: the time that a later route needs; 0: there is none; -1: unknown.
+        reserve_until_ns: when that is asked for again.
     """
 
     __slots__ = (
-        "_finish", "_inner_call", "_prepare", "_sources", "_validate", "admission", "answered", "call", "degraded",
-        "enforces", "failed", "given_up", "is_idempotent",
-        "late", "overdue", "position", "probes", "reserve_ns", "reserve_until_ns",
-        "route", "rung", "skipped", "turned_away",
+        "_finish", "_inner_call", "_prepare", "_sources", "_validate", "admission", "attempt_timeouts", "call",
+        "cancelled", "deadline_misses", "degraded", "enforces", "failed", "is_idempotent", "position", "probes",
+        "rejected", "reserve_ns", "reserve_until_ns", "route", "share", "skipped", "succeeded",
     )  # fmt: skip
 
-    def __init__(self, route: Route, position: int, rung: RouteShare, *, degraded: bool) -> None:
+    def __init__(self, route: Route, position: int, share: RouteShare, *, degraded: bool) -> None:
         service = route.service
         self.route = route
         self.position = position
-        self.rung = rung
+        self.share = share
         self.degraded = degraded
-        self.admission: Callable[[Request, int], Admission] | None = find_inward(service, "admission", None)
-        self.is_idempotent = find_inward(service, "idempotent", None) is not False
-        self.enforces = bool(find_inward(service, "enforces_deadline", False))
-        # a stack validates what it is called with; the first route's check is offered to the stack around the router
-        offered = position == 0 and route.prepare is None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(service, Stack) and not offered:
-            self._validate = find_inward(service, "validate", None)
+        offered = adapt(service).capabilities()
+        self.admission = offered.admission
+        self.is_idempotent = offered.idempotent is not False
+        self.enforces = offered.enforces_deadline
+        # the first route's check is offered to the stack around the router
+        self._validate = None if position == 0 and route.prepare is None else offered.validate
         self._prepare = None if route.prepare is None else _adapter(route.prepare)
         self._finish = None if route.finish is None else _adapter(route.finish)
         self._inner_call: Callable[[Request], Awaitable[Response]] = service.call
@@ -63,8 +59,8 @@ class RouteState:
         self.reserve_until_ns = -(2**63)
         self._sources: dict[tuple[str, str], str] = {}
         self.skipped: Counter[str] = Counter()
-        self.answered = self.late = self.failed = self.overdue = 0
-        self.turned_away = self.given_up = self.probes = 0
+        self.succeeded = self.deadline_misses = self.failed = self.attempt_timeouts = 0
+        self.rejected = self.cancelled = self.probes = 0
 
     async def _adapted(self, request: Request) -> Response:
         if self._prepare is not None:
@@ -78,75 +74,75 @@ class RouteState:
         return Response(outputs, response.degraded, response.source, response.timings)
 
     def source(self, better: str, reason: str) -> str:
-        """How its answers are marked: its name, and why the best route did not answer."""
+        """Return the ``source`` of a response: the route's name, and why the best route gave none."""
         source = self._sources.get((better, reason))
         if source is None:
             source = self._sources[better, reason] = f"{self.route.name} ({better}: {reason})"
         return source
 
-    def count(self, ending: AttemptOutcome) -> None:
-        """Counts an attempt that ended without an answer."""
-        if ending.reason == "overdue":
-            self.overdue += 1
-        elif ending.reason == "cancelled" or (ending.final and ending.reason == "closed"):
-            self.given_up += 1
-        elif ending.outcome == NEUTRAL:
-            self.turned_away += 1
+    def count(self, outcome: AttemptOutcome) -> None:
+        """Count an attempt that gave no response."""
+        if outcome.reason == "attempt_timeout":
+            self.attempt_timeouts += 1
+        elif outcome.reason == "cancelled" or (outcome.final and outcome.reason == "closed"):
+            self.cancelled += 1
+        elif outcome.effect == IGNORED:
+            self.rejected += 1
         else:
             self.failed += 1
 
-    def statistics(self, answered: int) -> RouteStatistics:
-        """A snapshot.
+    def statistics(self, succeeded: int) -> RouteStatistics:
+        """Return a frozen snapshot.
 
         Args:
-            answered: answers that it gave, those of the common case included.
+            succeeded: responses, those of the fast path included.
         """
-        rung = self.rung
+        share = self.share
         return RouteStatistics(
             name=self.route.name,
             quality=self.route.quality,
-            share=rung.share,
-            closed=rung.closed,
-            answered=answered,
-            late=self.late,
+            share=share.fraction,
+            closed=share.closed,
+            succeeded=succeeded,
+            deadline_misses=self.deadline_misses,
             failed=self.failed,
-            overdue=self.overdue,
-            turned_away=self.turned_away,
-            given_up=self.given_up,
-            in_flight=rung.in_flight,
+            attempt_timeouts=self.attempt_timeouts,
+            rejected=self.rejected,
+            cancelled=self.cancelled,
+            in_flight=share.in_flight,
             skipped=dict(sorted(self.skipped.items())),
             probes=self.probes,
-            cuts=rung.cuts,
-            departures=rung.departures,
-            latency_s=rung.latency_ns / 1e9,
+            cuts=share.cuts,
+            flaps=share.flaps,
+            latency_s=share.latency_ns / 1e9,
         )
 
 
-def make_route_states(routes: Sequence[Route], *, backed: bool) -> tuple[list[RouteState], int]:
-    """The lanes of a router, and the number of its devices.
+def make_route_states(routes: Sequence[Route], *, has_default: bool) -> list[RouteState]:
+    """Return the states of a router's routes.
 
     Args:
         routes: best first.
-        backed: a default answer stands behind the last one.
+        has_default: the router has a default response.
     """
     devices: dict[Hashable, int] = {}
-    lanes = []
+    states = []
     for position, route in enumerate(routes):
         device = devices.setdefault(route.device, len(devices))
         cheaper = [other for other in routes[position + 1 :] if route.costs_more_than(other)]
-        rung = RouteShare(
+        share = RouteShare(
             device,
             any(other.device == route.device for other in cheaper),
             bool(cheaper),
             position == len(routes) - 1,
-            position == len(routes) - 1 and not backed,
+            position == len(routes) - 1 and not has_default,
         )
-        lanes.append(RouteState(route, position, rung, degraded=route.quality < routes[0].quality))
-    return lanes, len(devices)
+        states.append(RouteState(route, position, share, degraded=route.quality < routes[0].quality))
+    return states
 
 
 def _adapter(function: Callable[[Any], Any]) -> Callable[[Any, str], Awaitable[Any]]:
-    """A function of the user as a coroutine whose failure says what failed."""
+    """Return a user's function as a coroutine function whose errors name it."""
     awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
     async def adapt(value: Any, context: str) -> Any:

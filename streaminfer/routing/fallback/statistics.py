@@ -1,9 +1,10 @@
-"""What a fallback router did so far, as a frozen snapshot."""
+"""Frozen snapshots of a fallback router's counters."""
 
 from collections.abc import Mapping
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 
 __all__ = ["RouteStatistics", "RouterStatistics"]
@@ -13,43 +14,43 @@ __all__ = ["RouteStatistics", "RouterStatistics"]
 class RouteStatistics(Snapshot):
     """Counters of one route.
 
-    Counting rule: each attempt is in exactly one of ``in_flight``, ``answered``, ``failed``, ``overdue``,
-    ``turned_away`` and ``given_up``. ``skipped`` counts looks and not attempts.
+    Counting rule: each attempt is in exactly one of ``in_flight``, ``succeeded``, ``failed``, ``attempt_timeouts``,
+    ``rejected`` and ``cancelled``. ``skipped`` counts decisions and not attempts.
 
     Attributes:
         name: of the route.
-        quality: of an answer.
+        quality: of a response.
         share: the part of the traffic that it is offered now.
-        closed: closed because the error budget burns.
-        answered: answers that it gave to callers.
-        late: how many of them came after the deadline.
-        failed: ended with an error that counts against the route.
-        overdue: given up by the router so that another route or the default still had time, or at the deadline.
-        turned_away: refused after its ``admission`` had said yes, or ended by the caller's own invalid input.
-        given_up: ended by the caller's cancellation or the stop of the router.
+        closed: it is offered nothing, because the error budget burns.
+        succeeded: responses.
+        deadline_misses: how many of them came after the deadline.
+        failed: attempts that ended with an error that counts against the route.
+        attempt_timeouts: attempts that the router cancelled, at the deadline or to leave time for a later route.
+        rejected: attempts that the route rejected after its ``admission`` had accepted them, and invalid inputs.
+        cancelled: attempts that ended with their caller's cancellation or the stop of the router.
         in_flight: attempts now, probes included.
-        skipped: how often it was passed over, by reason.
-        probes: copies of requests sent to see whether it is still too slow.
+        skipped: how often it gave no response, by reason.
+        probes: copies of requests that were sent to find out whether it is still too slow.
         cuts: how often its share was cut.
-        departures: how often it was cut from the whole traffic: one more is one more flap.
-        latency_s: recent mean time of its good answers in seconds, exponentially weighted; 0.0 before the first.
+        flaps: how often it was cut from the whole traffic.
+        latency_s: recent mean time of good responses in seconds, exponentially weighted; 0.0 before the first.
     """
 
     name: str
     quality: float
     share: float
     closed: bool
-    answered: int
-    late: int
+    succeeded: int
+    deadline_misses: int
     failed: int
-    overdue: int
-    turned_away: int
-    given_up: int
+    attempt_timeouts: int
+    rejected: int
+    cancelled: int
     in_flight: int
     skipped: Mapping[str, int]
     probes: int
     cuts: int
-    departures: int
+    flaps: int
     latency_s: float
 
 
@@ -57,32 +58,32 @@ class RouteStatistics(Snapshot):
 class RouterStatistics(Snapshot):
     """Counters of a `FallbackRouter` since it was made.
 
-    Counting rule: each request is in exactly one of ``in_flight``, ``answered``, ``defaulted``, ``failed`` and
+    Counting rule: each request is in exactly one of ``in_flight``, ``succeeded``, ``defaulted``, ``failed`` and
     ``cancelled``.
 
     Attributes:
-        requests: that came.
-        answered: by a route.
-        degraded: how many of these answers were marked as lesser ones.
-        defaulted: got the default answer.
-        failed: ended with an error.
-        cancelled: given up by their caller.
-        in_flight: now.
-        missed: ended with no route's answer by the deadline, the default included.
-        mean_quality: of the answers, a default one counting 0; NaN before the first.
-        cost: of the answers of routes whose cost was given.
-        reasons: how many answers came from another route than the best one, by the reason of the best one.
+        requests: requests that came.
+        succeeded: requests to which a route responded.
+        degraded: how many of these responses were degraded.
+        defaulted: requests that got the default response.
+        failed: requests that ended with an error.
+        cancelled: requests that their callers cancelled.
+        in_flight: requests now.
+        deadline_misses: requests without a route's response by the deadline, those that got the default included.
+        mean_quality: of the responses, a default one counting 0; NaN before the first.
+        cost: of the responses of routes whose cost was given.
+        reasons: how many responses did not come from the best route, by the reason of the best one.
         routes: one :class:`RouteStatistics` for each, best first.
     """
 
     requests: int
-    answered: int
+    succeeded: int
     degraded: int
     defaulted: int
     failed: int
     cancelled: int
     in_flight: int
-    missed: int
+    deadline_misses: int
     mean_quality: float
     cost: float
     reasons: Mapping[str, int]
@@ -95,21 +96,18 @@ class RouterStatistics(Snapshot):
         raise KeyError(name)
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        columns = ("route", "share", "answered", "late", "failed", "overdue", "in flight", "skipped")
-        head = "".join(f"<th>{column}</th>" for column in columns)
+        columns = ("route", "share", "succeeded", "late", "failed", "timeouts", "in flight", "skipped")
         rows = []
         for route in self.routes:
             skipped = ", ".join(f"{reason} {count:,}" for reason, count in route.skipped.items())
             share = "burning" if route.closed else f"{route.share:.1%}"
             cells = (
-                route.name, share, f"{route.answered:,}", f"{route.late:,}", f"{route.failed:,}",
-                f"{route.overdue:,}", f"{route.in_flight:,}", skipped,
+                route.name, share, f"{route.succeeded:,}", f"{route.deadline_misses:,}", f"{route.failed:,}",
+                f"{route.attempt_timeouts:,}", f"{route.in_flight:,}", skipped,
             )  # fmt: skip
-            rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+            rows.append(cells)
         caption = (
-            f"{self.requests:,} requests: {self.answered:,} answered ({self.degraded:,} degraded), "
+            f"{self.requests:,} requests: {self.succeeded:,} succeeded ({self.degraded:,} degraded), "
             f"{self.defaulted:,} by default, {self.failed:,} failed; mean quality {self.mean_quality:.3f}"
         )
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+        return html_table(rows, head=columns, caption=caption)

@@ -1,21 +1,22 @@
 cimport cython
+from streaminfer.routing.replicas._ejection_cy cimport OutlierEjection
 from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
+from streaminfer.routing.replicas._splitmix_cy cimport SplitMix, mixed, uniform
 
-cdef int _FREE, _ACTIVE, _TRIAL, _EJECTED, _DRAINING
-cdef int _SUCCESS, _FAILURE, _REFUSED
-cdef double _OUTCOME, _RETRY_SHARE, _RETRY_BURST, _UNIT
-cdef long long _ENOUGH, _SLOTS, _PLACES, _GENERATIONS
+cdef int _FREE, _ACTIVE, _PROBING, _EJECTED, _DRAINING
+cdef int _SUCCESS, _FAILURE, _REJECTED
+cdef double _OUTCOME_WEIGHT, _RETRY_SHARE, _RETRY_BURST
+cdef long long _SLOTS, _PLACES
 cdef int _SLOT_BITS, _GENERATION_BITS
-cdef long long _NEVER
-cdef unsigned long long _MASK, _STEP, _MIX_1, _MIX_2
 
 @cython.final
 cdef class P2CBalancer:
-    cdef readonly long long replicas, ejected, panics
-    cdef long long _choices, _decay_ns, _consecutive_failures, _eject_ns, _max_eject_ns, _slow_start_ns
-    cdef double _latency_factor, _max_ejected, _mean_ns, _own, _others, _retry_tokens
-    cdef unsigned long long _random
+    cdef readonly long long panics
+    cdef long long _choices, _decay_ns, _slow_start_ns
+    cdef double _mean_ns, _own, _others, _retry_tokens
+    cdef SplitMix _random
     cdef list _slots
+    cdef OutlierEjection _ejection
 
     @cython.locals(number=Py_ssize_t, slot=CReplicaStats)
     cpdef Py_ssize_t add(
@@ -28,10 +29,7 @@ cdef class P2CBalancer:
     @cython.locals(slot=CReplicaStats)
     cpdef object remove(self, Py_ssize_t number)
 
-    @cython.locals(slot=CReplicaStats)
     cpdef object hold_out(self, Py_ssize_t number)
-
-    @cython.locals(slot=CReplicaStats)
     cpdef object let_back(self, Py_ssize_t number, long long now_ns)
 
     @cython.locals(slot=CReplicaStats)
@@ -68,7 +66,6 @@ cdef class P2CBalancer:
 
     cdef void _succeeded(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
     cdef void _failed(self, CReplicaStats slot, long long duration_ns, long long places, long long now_ns) noexcept
-    cdef void _settle(self, CReplicaStats slot, long long now_ns) noexcept
 
     @cython.locals(
         own=double, others=double, known=cython.longlong, total_ns=double, number=Py_ssize_t, slot=CReplicaStats)
@@ -80,22 +77,8 @@ cdef class P2CBalancer:
     @cython.locals(slot=CReplicaStats, left=double, last=Py_ssize_t, number=Py_ssize_t)
     cdef Py_ssize_t _draw(self, double total, bint own) noexcept
 
-    cdef double _random_unit(self) noexcept
-
     @cython.locals(one=CReplicaStats, other=CReplicaStats, mean_ns=double, decay_ns=cython.longlong)
     cdef Py_ssize_t _better(self, Py_ssize_t first, Py_ssize_t second, long long now_ns) noexcept
 
-    @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
-    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
-
-    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CReplicaStats)
-    cdef bint _took_too_long(self, CReplicaStats slot, double duration_ns) noexcept
-
-    @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
-    cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept
-
     @cython.locals(best=Py_ssize_t, number=Py_ssize_t, slot=CReplicaStats)
     cdef Py_ssize_t _least_bad(self, Py_ssize_t excluded, long long now_ns) noexcept
-
-cdef unsigned long long _mixed(unsigned long long value) noexcept
-cdef double _uniform(unsigned long long value) noexcept

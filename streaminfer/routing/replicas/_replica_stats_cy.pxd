@@ -8,12 +8,12 @@ cdef long long _ENOUGH, _GENERATIONS
 cdef class ReplicaStats:
     cdef readonly int state
     cdef readonly double weight, penalty, latency_ns, per_place_ns, success
-    cdef readonly long long in_flight, chosen, succeeded, failed, refused, ejections, until_ns
+    cdef readonly long long in_flight, attempts, succeeded, failed, rejected, ejections, until_ns
     cdef readonly int zone
     cdef unsigned long long key
     cdef double share, places
-    cdef long long level, samples, failures_in_a_row, generation, heard_ns, busy_ns, since_ns, trial_ns
-    cdef bint slowly, trial_out
+    cdef long long level, samples, consecutive_failures, generation, heard_ns, busy_ns, since_ns, probe_began_ns
+    cdef bint slow_start, probe_in_flight
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
     cdef void forget(self, long long now_ns) noexcept

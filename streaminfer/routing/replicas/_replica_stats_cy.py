@@ -24,9 +24,9 @@ Cost: O(1) each. Threads: none. One source, compiled with the C types of ``_repl
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "TRIAL", "ReplicaStats"]
+__all__ = ["ACTIVE", "DRAINING", "EJECTED", "FREE", "PROBING", "ReplicaStats"]
 
-FREE, ACTIVE, TRIAL, EJECTED, DRAINING = range(5)
+FREE, ACTIVE, PROBING, EJECTED, DRAINING = range(5)
 """States of a slot; ``FREE`` has no replica, one that starts slowly is ``ACTIVE``."""
 
 # C variables in the compiled module, not visible from Python
@@ -52,20 +52,20 @@ class ReplicaStats:
         latency_ns: decaying mean of the latency of successful requests.
         per_place_ns: latency over the number in flight, of the same requests.
         success: decaying share of outcomes that were successes.
-        chosen: requests given to it since it was added.
-        succeeded: how many of them were answered.
+        attempts: requests sent to it since it was added.
+        succeeded: how many of them it served.
         failed: how many failed.
-        refused: how many it had no place for.
+        rejected: how many it rejected.
         ejections: how often it was ejected.
         until_ns: end of the ejection.
     """
 
     __slots__ = (
+        "attempts",
         "busy_ns",
-        "chosen",
+        "consecutive_failures",
         "ejections",
         "failed",
-        "failures_in_a_row",
         "generation",
         "heard_ns",
         "in_flight",
@@ -75,16 +75,16 @@ class ReplicaStats:
         "penalty",
         "per_place_ns",
         "places",
-        "refused",
+        "probe_began_ns",
+        "probe_in_flight",
+        "rejected",
         "samples",
         "share",
         "since_ns",
-        "slowly",
+        "slow_start",
         "state",
         "succeeded",
         "success",
-        "trial_ns",
-        "trial_out",
         "until_ns",
         "weight",
         "zone",
@@ -105,36 +105,36 @@ class ReplicaStats:
         self.share = 0.0
         self.level = 0
         self.ejections = 0
-        self.chosen = 0
+        self.attempts = 0
         self.succeeded = 0
         self.failed = 0
-        self.refused = 0
+        self.rejected = 0
         self.until_ns = 0
-        self.slowly = False
+        self.slow_start = False
         self.forget(now_ns)
 
     def forget(self, now_ns: int) -> None:
         """What was measured, and what is still in flight, says nothing about now."""
         self.generation = (self.generation + 1) & _GENERATIONS
-        self.trial_out = False
-        self.trial_ns = now_ns
+        self.probe_in_flight = False
+        self.probe_began_ns = now_ns
         self.samples = 0
         self.latency_ns = 0.0
         self.places = 0.0
         self.per_place_ns = 0.0
         self.success = 1.0
-        self.failures_in_a_row = 0
+        self.consecutive_failures = 0
         self.heard_ns = now_ns
         self.busy_ns = now_ns
         self.since_ns = now_ns
 
     def ramp(self, now_ns: int, slow_start_ns: int) -> float:
         """Which share of its weight it has: 1.0, or less while it starts slowly."""
-        if not self.slowly:
+        if not self.slow_start:
             return 1.0
         elapsed_ns = now_ns - self.since_ns
         if elapsed_ns >= slow_start_ns:
-            self.slowly = False
+            self.slow_start = False
             return 1.0
         part = 1.0 * elapsed_ns / slow_start_ns  # of whole numbers, compiled, it would be a whole number
         return part if part > _LEAST_RAMP else _LEAST_RAMP

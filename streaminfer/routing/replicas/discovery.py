@@ -1,9 +1,9 @@
-"""`DnsDiscovery`: the replicas that a name resolves to, looked up again every so often.
+"""`DnsDiscovery`: the replicas that a name resolves to, looked up at intervals.
 
-*Design.* Each look compares the addresses with those of the look before. A new address gets a replica, which starts
-slowly; the replica of an address that is gone ends its requests and is stopped, in a task of its own, so that one that
-drains for long holds up no look. New ones come before old ones go. A look that fails, or finds nothing, changes
-nothing: a name server that is down says nothing about the servers that it knew.
+*Design.* Each lookup compares the addresses with those of the previous one. A new address gets a replica, which starts
+slowly. The replica of an address that is gone ends its requests and is stopped, in a task of its own, so that a long
+drain delays no lookup. New replicas are added before old ones are removed. A lookup that fails, or finds nothing,
+changes nothing: a name server that is down says nothing about the servers that it knew.
 
 Lookups never block the event loop: without ``resolve`` the system's resolver runs in a thread of the loop's executor.
 """
@@ -14,7 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -22,9 +22,6 @@ from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.routing.replicas.replica import Replica
-
-if TYPE_CHECKING:
-    from streaminfer.routing.replicas.replica_set import Replicas
 
 __all__ = ["DnsDiscovery", "Finder"]
 
@@ -56,8 +53,8 @@ class DnsDiscovery:
     Args:
         host: the name that is resolved, for instance that of a headless Kubernetes service.
         make: a function of an address that returns its `Replica`.
-        interval_s: seconds from the end of one look to the next.
-        timeout_s: seconds that a look may take.
+        interval_s: seconds from the end of one lookup to the next.
+        timeout_s: seconds that a lookup may take.
         resolve: an async function of the name that returns its addresses, as text; the default resolves it as the
             system does, in a thread.
 
@@ -78,28 +75,42 @@ class Finder:
     """Keeps the replicas of `Replicas` as a name resolves.
 
     Args:
-        owner: whose replicas they are.
         discovery: where they are found.
+        add: adds a replica.
+        remove: removes the replica of a name.
+        count: returns how many replicas there are, those that were not found here included.
 
     Attributes:
-        looks: how often the name was resolved.
+        lookups: how often the name was resolved.
         failed: how often that failed, or found nothing.
     """
 
-    def __init__(self, owner: Replicas, discovery: DnsDiscovery) -> None:
-        self._owner = owner
+    def __init__(
+        self,
+        discovery: DnsDiscovery,
+        *,
+        add: Callable[[Replica], Awaitable[None]],
+        remove: Callable[[str], Awaitable[None]],
+        count: Callable[[], int],
+    ) -> None:
         self._discovery = discovery
+        self._add_replica = add
+        self._remove_replica = remove
+        self._count = count
         self._names: dict[str, str] = {}  # address → name of its replica
         self._calls = DeadlineCalls()
         self._removals: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._ending: list[asyncio.Task[Any]] = []
         self._is_failing = False
-        self.looks = 0
+        self.lookups = 0
         self.failed = 0
 
-    async def look(self) -> BaseException | None:
+    async def look_up(self, *, strict: bool = False) -> BaseException | None:
         """Resolve the name once, and add and remove replicas accordingly.
+
+        Args:
+            strict: raise the error of a replica that cannot be added, instead of logging it.
 
         Returns:
             Why nothing was found; ``None``: something was.
@@ -114,20 +125,18 @@ class Finder:
         self._is_failing = False
         for address in found:
             if address not in self._names:
-                await self._add(address)
-        removable = max(
-            len(self._owner._places) - 1, 0
-        )  # where the new ones could not be added, one of the old ones stays
+                await self._add(address, strict)
+        removable = max(self._count() - 1, 0)  # if no new replica could be added, one of the old ones stays
         for address in [address for address in self._names if address not in found][:removable]:
             self._remove(self._names.pop(address))
         return None
 
     def begin(self) -> None:
-        """Look again every so often from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._look_for_ever())
+        """Look the name up every ``interval_s`` from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._look_up_for_ever())
 
     def cancel(self) -> None:
-        """Look no more."""
+        """Stop looking the name up."""
         self._ending = [*([] if self._task is None else [self._task]), *self._calls]
         self._task = None
         for task in self._ending:
@@ -142,15 +151,15 @@ class Finder:
             task.cancel()
         self._ending.clear()
 
-    async def _look_for_ever(self) -> None:
+    async def _look_up_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self._discovery.interval_s)
-            await self.look()
+            await self.look_up()
 
     async def _addresses(self) -> tuple[dict[str, None], BaseException | None]:
         """Return the addresses, each once, in their order; or why there are none."""
         discovery = self._discovery
-        self.looks += 1
+        self.lookups += 1
         try:
             answer: Any = _awaited(discovery.resolve, discovery.host)
             found: Any = await self._calls.end_within(
@@ -161,15 +170,15 @@ class Finder:
             return {}, error
         return addresses, None if addresses else LookupError(f"{discovery.host!r} has no address")
 
-    async def _add(self, address: str) -> None:
+    async def _add(self, address: str, strict: bool) -> None:
         try:
             replica = self._discovery.make(address)
             check_instance("make", replica, lambda it: isinstance(it, Replica), "a function that returns a Replica")
-            await self._owner.add(replica)
+            await self._add_replica(replica)
         except Exception as error:
-            if not self._owner._running:
+            if strict:
                 raise
-            _log.exception("the replica at %r could not be added; the next look tries again", address, exc_info=error)
+            _log.exception("the replica at %r could not be added; the next lookup tries again", address, exc_info=error)
         else:
             self._names[address] = replica.name
 
@@ -180,7 +189,7 @@ class Finder:
 
     async def _leave(self, name: str) -> None:
         try:
-            await self._owner.remove(name)
+            await self._remove_replica(name)
         except Exception as error:  # noqa: BLE001 - no caller waits for the end of this task
             _log.exception("replica %r left and could not be stopped", name, exc_info=error)
 

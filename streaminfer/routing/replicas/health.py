@@ -17,19 +17,17 @@ import inspect
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
-from streaminfer.routing.replicas._p2c_cy import NEVER
+from streaminfer.protocols import Clock
+from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
-
-if TYPE_CHECKING:
-    from streaminfer.routing.replicas._p2c_cy import P2CBalancer
-    from streaminfer.routing.replicas.replica_set import Replicas
 
 __all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
 
@@ -109,8 +107,9 @@ class ReplicaProbes:
     """The probes of a fleet: one task for each replica.
 
     Args:
-        owner: whose replicas they are.
         check: how they are probed.
+        balancer: chooses among the replicas.
+        clock: returns monotonic nanoseconds.
         seed: of the instants of the first probes.
 
     Attributes:
@@ -118,9 +117,10 @@ class ReplicaProbes:
         sent: probes that were sent.
     """
 
-    def __init__(self, owner: Replicas, check: HealthCheck, seed: int | None) -> None:
-        self._owner = owner
+    def __init__(self, check: HealthCheck, balancer: P2CBalancer, clock: Clock, seed: int | None) -> None:
         self._check = check
+        self._balancer = balancer
+        self._clock = clock
         self._random = random.Random(seed)  # noqa: S311 - spreads probes, keeps no secret
         self._tasks: dict[ReplicaHandle, asyncio.Task[None]] = {}
         self._calls = DeadlineCalls()
@@ -128,15 +128,15 @@ class ReplicaProbes:
         self.sent = 0
         self.failed = 0
 
-    def watch(self, place: ReplicaHandle) -> None:
+    def watch(self, handle: ReplicaHandle) -> None:
         """Probe a replica from now on."""
-        if place not in self._tasks:
+        if handle not in self._tasks:
             delay_s = self._random.random() * self._check.interval_s
-            self._tasks[place] = asyncio.get_running_loop().create_task(self._probe_for_ever(place, delay_s))
+            self._tasks[handle] = asyncio.get_running_loop().create_task(self._probe_for_ever(handle, delay_s))
 
-    def forget(self, place: ReplicaHandle) -> None:
+    def forget(self, handle: ReplicaHandle) -> None:
         """Probe a replica no more."""
-        task = self._tasks.pop(place, None)
+        task = self._tasks.pop(handle, None)
         if task is not None:
             task.cancel()
 
@@ -153,16 +153,16 @@ class ReplicaProbes:
             await asyncio.wait(self._ending, timeout=seconds_left())
         self._ending.clear()
 
-    async def _probe_for_ever(self, place: ReplicaHandle, delay_s: float) -> None:
-        is_out = self._owner._balance.slot(place.slot).until_ns == NEVER  # since before an earlier stop
+    async def _probe_for_ever(self, handle: ReplicaHandle, delay_s: float) -> None:
+        is_out = self._balancer.slot(handle.slot).until_ns == NEVER_NS  # since before an earlier stop
         record = HealthRecord(self._check.unhealthy_after, self._check.healthy_after, healthy=not is_out)
         loop = asyncio.get_running_loop()
         due_s = loop.time() + delay_s
         while True:
             await asyncio.sleep(due_s - loop.time())
-            failure = await self._failure_of(place.replica)
+            failure = await self._failure_of(handle.replica)
             if record.note(failure is None):
-                self._tell(place, record.healthy, failure)
+                self._tell(handle, record.healthy, failure)
             due_s = max(due_s + self._check.interval_s, loop.time())
 
     async def _failure_of(self, replica: Replica) -> BaseException | None:
@@ -179,15 +179,14 @@ class ReplicaProbes:
         self.failed += failure is not None
         return failure
 
-    def _tell(self, place: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
-        balance: P2CBalancer = self._owner._balance
-        name = place.replica.name
+    def _tell(self, handle: ReplicaHandle, healthy: bool, failure: BaseException | None) -> None:
+        name = handle.replica.name
         if healthy:
-            balance.let_back(place.slot, self._owner.clock())
+            self._balancer.let_back(handle.slot, self._clock())
             _log.info("replica %r is healthy again", name)
         else:
-            balance.hold_out(place.slot)
-            _log.warning("replica %r is unhealthy and left out: its last probe failed with %r", name, failure)
+            self._balancer.hold_out(handle.slot)
+            _log.warning("replica %r is unhealthy and ejected: its last probe failed with %r", name, failure)
 
 
 async def _awaited(probe: Callable[[Replica], Awaitable[Any]], replica: Replica) -> Any:

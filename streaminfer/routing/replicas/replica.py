@@ -1,11 +1,11 @@
-"""One replica: what the user gives, and how `Replicas` asks, starts and stops it."""
+"""One replica: its description, and the handle by which `Replicas` calls, starts and stops it."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -13,11 +13,9 @@ from streaminfer._internal.validation import check_instance, check_number
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
-from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.protocols import Clock, adapt, is_service
 from streaminfer.request import Request, Response, time_left_s
-
-if TYPE_CHECKING:
-    from streaminfer.routing.replicas.replica_set import Replicas
+from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 
 __all__ = ["Replica", "ReplicaHandle"]
 
@@ -56,47 +54,65 @@ class Replica:
 
 
 class ReplicaHandle:
-    """A replica in its slot: how it is asked, started and stopped.
+    """A replica in its slot of the balancer.
+
+    Args:
+        replica: the description.
+        balancer: knows what is in flight.
+        clock: returns monotonic nanoseconds.
+        on_drained: called with the handle once the last request of a removed replica has ended.
 
     Attributes:
-        replica: what the user gave.
-        slot: its number in the state machine.
-        leaving: somebody waits for its last request to end.
-        admission: what answers for it whether it would accept a request; ``None``: nothing does.
-        call: how it is asked.
-        changes: how often its model has changed; ``None``: it does not.
+        replica: the description.
+        slot: its number in the balancer; -1: none yet.
+        is_removed: it is removed, and keeps its slot until its last request has ended.
+        is_draining: each request that ends calls :meth:`check_drained`.
+        validate: checks a request's inputs; ``None``: nothing does.
+        slo: the latency objective of the service; ``None``: it has none.
+        admission: of the service; ``None``: it accepts everything.
+        call: of the service, which ends at the request's deadline.
+        is_idempotent: a request may be sent to it a second time.
+        changes: returns how often its model has changed; ``None``: it never does.
     """
 
-    def __init__(self, replica: Replica, owner: Replicas) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        balancer: P2CBalancer,
+        clock: Clock,
+        on_drained: Callable[[ReplicaHandle], None],
+    ) -> None:
         self.replica = replica
         self.slot = -1
-        self.leaving = False
-        self.admission: Any = find_inward(replica.service, "admission", None)
-        self.is_idempotent = find_inward(replica.service, "idempotent", None) is not False
-        self.changes: Callable[[], int] | None = find_inward(replica.service, "fingerprint_changes", None)
-        self._owner = owner
+        self.is_removed = False
+        self.is_draining = False
+        offered = adapt(replica.service).capabilities()
+        self.validate, self.slo = offered.validate, offered.slo
+        self.admission: Any = offered.admission
+        self.is_idempotent = offered.idempotent is not False
+        self.changes = offered.fingerprint_changes
+        self._balancer = balancer
+        self._clock = clock
+        self._on_drained = on_drained
         self._tasks = DeadlineCalls()
         self._empty: asyncio.Future[None] | None = None
-        # what does not end requests itself runs in a task that can be left behind
-        enforces = bool(find_inward(replica.service, "enforces_deadline", False))
-        self.call: Any = replica.service.call if enforces else self._call_until_deadline
+        # a service that does not enforce deadlines runs in a task that can be abandoned
+        self.call: Any = replica.service.call if offered.enforces_deadline else self._call_until_deadline
 
     def bind(self, clock: Clock) -> None:
-        """Gives the service the clock."""
-        bind = getattr(self.replica.service, "bind_clock", None)
-        if bind is not None:
-            bind(clock)
+        """Give the service the clock."""
+        adapt(self.replica.service).bind_clock(clock)
 
     async def start(self) -> None:
-        """Starts the service, where that means anything."""
+        """Start the service."""
         await start_owned(self, self.replica.service)
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops the service in any case, also where waiting for it to drain is cancelled."""
+        """Stop the service, also if the wait for its requests is cancelled."""
         failure: BaseException | None = None
         try:
             if drain:
-                await until_limit(self.left())
+                await until_limit(self.drained())
         except BaseException as error:  # noqa: BLE001 - raised below
             failure, drain = error, False
         for task in tuple(self._tasks):
@@ -107,30 +123,34 @@ class ReplicaHandle:
         if failure is not None:
             raise failure
 
-    async def left(self) -> None:
-        """Until nothing is in flight here."""
-        while self._owner._balance.slot(self.slot).in_flight:
+    async def drained(self) -> None:
+        """Wait until no request is in flight here."""
+        while self._balancer.slot(self.slot).in_flight:
             if self._empty is None:
                 self._empty = asyncio.get_running_loop().create_future()
-                self.leaving = True
+                self.is_draining = True
             await asyncio.shield(self._empty)
 
-    def check_left(self) -> None:
-        """Whoever waits for the last request to end is told; one that was removed gives its slot back."""
-        owner = self._owner
-        if owner._balance.slot(self.slot).in_flight:
+    def remove(self) -> None:
+        """Keep the slot for the requests in flight only."""
+        self._balancer.drain(self.slot)
+        self.is_removed = self.is_draining = True
+
+    def check_drained(self) -> None:
+        """Wake those who wait for the last request; a removed replica gives its slot back."""
+        if self._balancer.slot(self.slot).in_flight:
             return
         if self._empty is not None:
             if not self._empty.done():
                 self._empty.set_result(None)
             self._empty = None
-        if self in owner._leaving:
-            owner._leaving.remove(self)
-            owner._balance.remove(self.slot)
-        else:
-            self.leaving = False
+        self.is_draining = False
+        if self.is_removed:
+            self.is_removed = False
+            self._balancer.remove(self.slot)
+            self._on_drained(self)
 
     async def _call_until_deadline(self, request: Request) -> Response:
-        left_s = time_left_s(request.deadline_ns, self._owner.clock())
+        left_s = time_left_s(request.deadline_ns, self._clock())
         timeout_s = None if left_s is None else max(left_s, 0.0)
         return await self._tasks.end_within(timeout_s, self.replica.service.call(request), self.replica.name)

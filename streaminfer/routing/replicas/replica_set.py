@@ -1,4 +1,4 @@
-"""`Replicas`: one model at several places, as one service.
+"""`Replicas`: several replicas of one model as one service.
 
 The shell of :mod:`streaminfer.routing.replicas._p2c_cy`, which chooses, learns and ejects: it reads the clock, asks the
 replica that was chosen, says what became of it, and asks another one where the first failed and there is time. Each
@@ -17,12 +17,12 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, Clock, find_inward, sooner
-from streaminfer.request import Request, Response, timeout_ns
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, sooner
+from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._p2c_cy import (
     FAILURE,
-    NEUTRAL,
-    REFUSED,
+    IGNORED,
+    REJECTED,
     SUCCESS,
     P2CBalancer,
 )
@@ -39,7 +39,7 @@ _BITS = 2**64 - 1
 _SAYS_NOTHING = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
-class Replicas:
+class Replicas(Node):
     """Several replicas of one model as one service; each request goes to the one of two that should answer sooner.
 
     ::
@@ -116,7 +116,7 @@ class Replicas:
             factor = check_number("latency_factor", latency_factor, "a number above 1, or None", is_above_1)
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = duration_ns("eject_s", eject_s)
-        self._balance = P2CBalancer(
+        self._balancer = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
             duration_ns("decay_s", decay_s),
             min(in_a_row, 2**31),
@@ -132,18 +132,20 @@ class Replicas:
         self._clock_given = clock is not None
         self._retry = retry
         self._zones: dict[str, int] = {}
-        self._places: dict[str, ReplicaHandle] = {}
+        self._handles: dict[str, ReplicaHandle] = {}
         self._by_slot: list[ReplicaHandle] = []
         self._leaving: list[ReplicaHandle] = []
-        self._probes = None if health is None else ReplicaProbes(self, health, seed)
-        self._finder = None if discovery is None else Finder(self, discovery)
+        self._probes = None if health is None else ReplicaProbes(health, self._balancer, self._now, seed)
+        self._finder: Finder | None = None
+        if discovery is not None:
+            self._finder = Finder(discovery, add=self.add, remove=self.remove, count=lambda: len(self._handles))
         self._running = False
         self._closed = not replicas
         self._retried = 0
         self._earlier_changes = 0  # of replicas that were removed
         for replica in replicas:
             self._check_new(replica)
-            self._put(ReplicaHandle(replica, self), slowly=False)
+            self._put(self._handle_of(replica), slowly=False)
         if clock is not None:
             self._bind(clock)
 
@@ -159,29 +161,29 @@ class Replicas:
         """
         if self._closed:
             raise Closed("these replicas do not run")
-        balance = self._balance
+        balancer = self._balancer
         now_ns = self.clock()
         deadline_ns = request.deadline_ns
         if deadline_ns is not None and now_ns >= deadline_ns:
             raise DeadlineExceeded(f"the deadline had passed {(now_ns - deadline_ns) / 1e9:.6f} s before arrival")
         if request.stream_id is None:
-            token = balance.choose(-1, now_ns)
+            token = balancer.choose(-1, now_ns)
             may_retry = self._retry
         else:
-            token = balance.choose_for_stream(_stream_key(request.stream_id), now_ns)
+            token = balancer.choose_for_stream(_stream_key(request.stream_id), now_ns)
             may_retry = False
         while True:
-            place = self._by_slot[token & _SLOT]
+            handle = self._by_slot[token & _SLOT]
             started_ns = now_ns
             try:
-                response = await place.call(request)
+                response = await handle.call(request)
             except BaseException as error:
                 now_ns = self.clock()
                 outcome = _outcome_of(error)
-                balance.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
-                if place.leaving:
-                    place.check_left()
-                may_retry = may_retry and place.is_idempotent and outcome != NEUTRAL
+                balancer.done(token, outcome, max(now_ns - started_ns, 0), now_ns)
+                if handle.is_draining:
+                    handle.check_drained()
+                may_retry = may_retry and handle.is_idempotent and outcome != IGNORED
                 if not may_retry or (deadline_ns is not None and now_ns >= deadline_ns):
                     raise
                 token = self._second(token & _SLOT, now_ns)
@@ -190,11 +192,11 @@ class Replicas:
                 may_retry = False
                 continue
             now_ns = self.clock()
-            balance.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
-            if place.leaving:
-                place.check_left()
+            balancer.done(token, SUCCESS, max(now_ns - started_ns, 0), now_ns)
+            if handle.is_draining:
+                handle.check_drained()
             source = response.source
-            name = place.replica.name
+            name = handle.replica.name
             return Response(
                 response.outputs, response.degraded, f"{name}/{source}" if source else name, response.timings
             )
@@ -202,14 +204,14 @@ class Replicas:
     def admission(self, request: Request, now_ns: int) -> Admission:
         """What the replica says that should answer first, else the next that would accept it; changes nothing."""
         if self._closed:
-            return Admission(False, "closed")
-        balance = self._balance
+            return Admission(False, AdmissionReason.CLOSED)
+        balancer = self._balancer
         if request.stream_id is not None:
-            return self._admission_at(balance.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
+            return self._admission_at(balancer.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
         asked = 0
         refused: Admission | None = None
-        for _ in range(min(balance.replicas, 62)):
-            slot = balance.best(asked, now_ns)
+        for _ in range(min(balancer.replicas, 62)):
+            slot = balancer.best(asked, now_ns)
             answer = self._admission_at(slot, request, now_ns)
             if answer.ok:
                 return answer
@@ -218,32 +220,42 @@ class Replicas:
             else:
                 refused = refused._replace(retry_after_s=sooner(refused.retry_after_s, answer.retry_after_s))
             asked |= 1 << slot
-        return refused or Admission(False, "no replica")
+        return refused or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
         """As the first replica does, since all serve the same model."""
-        check = find_inward(self._first(), "validate", None)
-        if check is not None:
-            check(request)
+        first = self._first()
+        if first is not None and first.validate is not None:
+            first.validate(request)
 
     def fingerprint_changes(self) -> int:
         """Return how often the models of the replicas have changed, for caches in front."""
-        now = (place.changes() for place in self._places.values() if place.changes is not None)
+        now = (handle.changes() for handle in self._handles.values() if handle.changes is not None)
         return self._earlier_changes + sum(now)
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The services of the replicas by name; one that ends its last requests has ``(leaving)`` behind it."""
+        services = {name: handle.replica.service for name, handle in self._handles.items()}
+        for handle in self._leaving:
+            services[f"{handle.replica.name} (leaving)"] = handle.replica.service
+        return services
+
+    def capabilities(self) -> Capabilities:
+        """What the first replica offers, since all serve the same model, and what the set itself does."""
+        return Capabilities(
+            validate=self.validate,
+            admission=self.admission,
+            slo=self,
+            fingerprint_changes=self.fingerprint_changes,
+            enforces_deadline=True,
+        )
 
     @property
     def slo_ns(self) -> int | None:
         """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
-        current = self._first()
-        while current is not None:
-            if hasattr(current, "slo_ns"):
-                found: int | None = current.slo_ns
-                return found
-            slo_s = getattr(current, "slo_s", None)
-            if slo_s is not None:
-                return timeout_ns(slo_s)
-            current = getattr(current, "inner", None)
-        return None
+        first = self._first()
+        return None if first is None or first.slo is None else first.slo.slo_ns
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -253,24 +265,24 @@ class Replicas:
         Raises:
             BaseException: what a replica's start raised; or why no replica was found, where there is no other.
         """
-        failure = None if self._finder is None else await self._finder.look()
-        if failure is not None and not self._places:
+        failure = None if self._finder is None else await self._finder.look_up(strict=True)
+        if failure is not None and not self._handles:
             raise failure
         started: list[ReplicaHandle] = []
 
-        async def start(place: ReplicaHandle) -> None:
-            await place.start()
-            started.append(place)
+        async def start(handle: ReplicaHandle) -> None:
+            await handle.start()
+            started.append(handle)
 
         try:
-            _raise_first(await asyncio.gather(*map(start, self._places.values()), return_exceptions=True))
+            _raise_first(await asyncio.gather(*map(start, self._handles.values()), return_exceptions=True))
         except BaseException:
-            await asyncio.gather(*(place.stop(drain=False) for place in started), return_exceptions=True)
+            await asyncio.gather(*(handle.stop(drain=False) for handle in started), return_exceptions=True)
             raise
         self._running, self._closed = True, False
         if self._probes is not None:
-            for place in self._places.values():
-                self._probes.watch(place)
+            for handle in self._handles.values():
+                self._probes.watch(handle)
         if self._finder is not None:
             self._finder.begin()
 
@@ -284,8 +296,8 @@ class Replicas:
         upkeep = [each for each in (self._finder, self._probes) if each is not None]
         for each in upkeep:
             each.cancel()
-        places = (*self._places.values(), *self._leaving)
-        outcomes = await asyncio.gather(*(place.stop(drain=drain) for place in places), return_exceptions=True)
+        handles = (*self._handles.values(), *self._leaving)
+        outcomes = await asyncio.gather(*(handle.stop(drain=drain) for handle in handles), return_exceptions=True)
         for each in upkeep:
             await each.ended()
         _raise_first(outcomes)
@@ -298,18 +310,18 @@ class Replicas:
             BaseException: it could not be started; nothing has changed.
         """
         self._check_new(replica)
-        place = ReplicaHandle(replica, self)
+        handle = self._handle_of(replica)
         if self._clock_given:
-            place.bind(self.clock)
+            handle.bind(self.clock)
         if self._running:
-            await place.start()
-            if replica.name in self._places or self._closed:
-                await place.stop(drain=False)
+            await handle.start()
+            if replica.name in self._handles or self._closed:
+                await handle.stop(drain=False)
                 self._check_new(replica)
                 raise Closed("these replicas were stopped while one was added")
-        self._put(place, slowly=self._running)
+        self._put(handle, slowly=self._running)
         if self._running and self._probes is not None:
-            self._probes.watch(place)
+            self._probes.watch(handle)
 
     async def remove(self, name: str, *, drain: bool = True) -> None:
         """Takes a replica out: it is given nothing more, ends what it has, and is stopped where it was started.
@@ -321,89 +333,93 @@ class Replicas:
         Raises:
             ValueError: there is none of that name, or no other.
         """
-        if name not in self._places:
-            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._places)), name))
-        if len(self._places) == 1:
+        if name not in self._handles:
+            raise ValueError(expected("name", "one of " + ", ".join(map(repr, self._handles)), name))
+        if len(self._handles) == 1:
             raise ValueError(f"{name!r} is the last replica: stop all of them instead")
-        place = self._places.pop(name)
-        self._earlier_changes += 0 if place.changes is None else place.changes()
+        handle = self._handles.pop(name)
+        self._earlier_changes += 0 if handle.changes is None else handle.changes()
         if self._probes is not None:
-            self._probes.forget(place)
-        self._balance.drain(place.slot)
-        self._leaving.append(place)
-        place.leaving = True
+            self._probes.forget(handle)
+        handle.remove()
+        self._leaving.append(handle)
         try:
             if self._running:
-                await place.stop(drain=drain)
+                await handle.stop(drain=drain)
             elif drain:
-                await place.left()
+                await handle.drained()
         finally:
-            place.check_left()
+            handle.check_drained()
 
     def bind_clock(self, clock: Clock) -> None:
         """Takes over the clock of an outer `Stack`, unless one was given."""
         if not self._clock_given:
             self.clock = clock
             self._clock_given = True
-            self._balance.begin(clock())
+            self._balancer.begin(clock())
             self._bind(clock)
 
     def statistics(self) -> ReplicasStatistics:
         """A frozen snapshot."""
         now_ns = self.clock()
-        self._balance.settle(now_ns)
-        places = (*self._places.values(), *self._leaving)
+        self._balancer.settle(now_ns)
+        handles = (*self._handles.values(), *self._leaving)
         return ReplicasStatistics(
-            replicas=tuple(replica_statistics(place, self._balance, now_ns) for place in places),
+            replicas=tuple(replica_statistics(handle, self._balancer, now_ns) for handle in handles),
             retried=self._retried,
-            ejected=self._balance.ejected,
-            panics=self._balance.panics,
+            ejected=self._balancer.ejected,
+            panics=self._balancer.panics,
             probes=0 if self._probes is None else self._probes.sent,
             failed_probes=0 if self._probes is None else self._probes.failed,
-            looks=0 if self._finder is None else self._finder.looks,
-            failed_looks=0 if self._finder is None else self._finder.failed,
+            lookups=0 if self._finder is None else self._finder.lookups,
+            failed_lookups=0 if self._finder is None else self._finder.failed,
         )
 
     def __repr__(self) -> str:
-        return f"<Replicas: {', '.join(self._places)}>"
+        return f"<Replicas: {', '.join(self._handles)}>"
 
     def _repr_html_(self) -> str:
         return self.statistics()._repr_html_()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _first(self) -> Any:
-        place = next(iter(self._places.values()), None)
-        return None if place is None else place.replica.service
+    def _now(self) -> int:
+        return self.clock()
+
+    def _handle_of(self, replica: Replica) -> ReplicaHandle:
+        return ReplicaHandle(replica, self._balancer, self._now, self._leaving.remove)
+
+    def _first(self) -> ReplicaHandle | None:
+        return next(iter(self._handles.values()), None)
 
     def _check_new(self, replica: Replica) -> None:
         check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
-        if replica.name in self._places:
+        if replica.name in self._handles:
             raise ValueError(f"name: {replica.name!r} is the name of another replica")
 
-    def _put(self, place: ReplicaHandle, *, slowly: bool) -> None:
-        replica = place.replica
+    def _put(self, handle: ReplicaHandle, *, slowly: bool) -> None:
+        replica = handle.replica
         penalty = 1.0
         if replica.zone != self.zone:
             penalty = self._penalties.get(replica.zone, self._usual_penalty)
         zone = self._zones.setdefault(replica.zone, len(self._zones))
         key = _stream_key(replica.name)
-        place.slot = self._balance.add(float(replica.weight), penalty, zone, key, slowly, self.clock())
-        self._places[replica.name] = place
-        if place.slot == len(self._by_slot):
-            self._by_slot.append(place)
+        handle.slot = self._balancer.add(float(replica.weight), penalty, zone, key, slowly, self.clock())
+        self._handles[replica.name] = handle
+        if handle.slot == len(self._by_slot):
+            self._by_slot.append(handle)
         else:
-            self._by_slot[place.slot] = place
+            self._by_slot[handle.slot] = handle
 
     def _bind(self, clock: Clock) -> None:
-        for place in self._places.values():
-            place.bind(clock)
+        for handle in self._handles.values():
+            handle.bind(clock)
 
     def _second(self, first: int, now_ns: int) -> int:
         """Another replica for a request that failed at the first; -1: there is none, or too many do that."""
-        if self._closed or not self._balance.may_retry():
+        if self._closed or not self._balancer.may_retry():
             return -1
-        token = self._balance.choose(first, now_ns)
+        token = self._balancer.choose(first, now_ns)
         if token >= 0:
             self._retried += 1
         return token
@@ -413,7 +429,7 @@ class Replicas:
         answer = Admission(True) if ask is None else ask(request, now_ns)
         if not answer.ok or answer.predicted_finish_ns is not None:
             return answer
-        expected_ns = self._balance.expected_ns(slot, now_ns)
+        expected_ns = self._balancer.expected_ns(slot, now_ns)
         return answer._replace(predicted_finish_ns=now_ns + expected_ns) if expected_ns else answer
 
 
@@ -425,9 +441,9 @@ def _raise_first(outcomes: Iterable[object]) -> None:
 
 def _outcome_of(error: BaseException) -> int:
     if isinstance(error, Overloaded):
-        return REFUSED
+        return REJECTED
     if isinstance(error, _SAYS_NOTHING) or not isinstance(error, Exception):
-        return NEUTRAL
+        return IGNORED
     return FAILURE
 
 

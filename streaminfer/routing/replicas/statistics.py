@@ -1,45 +1,45 @@
-"""What `Replicas` saw of each replica, as a frozen snapshot."""
+"""Frozen snapshots of `Replicas` and of each replica."""
 
 import math
-from typing import TYPE_CHECKING
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, NEVER, TRIAL, P2CBalancer
-
-if TYPE_CHECKING:
-    from streaminfer.routing.replicas.replica import ReplicaHandle
+from streaminfer._internal.units import format_duration
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, PROBING, P2CBalancer
+from streaminfer.routing.replicas.replica import ReplicaHandle
 
 __all__ = ["ReplicaStatistics", "ReplicasStatistics", "replica_statistics"]
 
-_STATES = {ACTIVE: "active", TRIAL: "trial", EJECTED: "ejected", DRAINING: "draining"}
+_STATES = {ACTIVE: "active", PROBING: "probing", EJECTED: "ejected", DRAINING: "draining"}
 
 
 @attrs.frozen(kw_only=True)
 class ReplicaStatistics(Snapshot):
     """One replica at one moment.
 
-    Counting rule: every attempt counts in ``asked``, and when it ends in one of ``answered``, ``failed``, ``refused``,
-    or, when it was cut off or the request was at fault, in none. A request that is asked twice counts at both replicas.
+    Counting rule: every attempt counts in ``attempts``, and when it ends in one of ``succeeded``, ``failed`` and
+    ``rejected``, or in none if it was interrupted or its inputs were invalid. A retried request counts at both.
 
     Attributes:
         name: the replica.
         zone: where it is.
         weight: its share among equally fast ones.
-        state: ``"active"``, ``"slow_start"``, ``"trial"`` (back from ejection, no success yet), ``"ejected"``,
-            ``"unhealthy"`` (left out by the health check) or ``"draining"``.
+        state: ``"active"``, ``"slow_start"``, ``"probing"`` (back from ejection, no success yet), ``"ejected"``,
+            ``"unhealthy"`` (ejected by the health check) or ``"draining"``.
         in_flight: attempts that have not ended.
-        asked: attempts since it was added.
-        answered: how many of them were answered.
-        failed: how many failed, those that were cut off after an unusual time included.
-        refused: how many it had no place for.
-        ejections: how often it was left out.
+        attempts: attempts since it was added.
+        succeeded: how many of them it served.
+        failed: how many failed, those that were interrupted after an unusual time included.
+        rejected: how many it rejected.
+        ejections: how often it was ejected.
         returns_in_s: seconds until its ejection ends; 0.0 where it is not ejected, infinity where it is
             unhealthy.
-        latency_s: decaying mean of the latency of its answers; NaN: not known.
+        latency_s: decaying mean of the latency of its responses; NaN: not known.
         expected_s: what the next request would take; NaN: not known.
-        success: decaying share of attempts that were answered.
+        success: decaying share of attempts that succeeded.
     """
 
     name: str
@@ -47,10 +47,10 @@ class ReplicaStatistics(Snapshot):
     weight: float
     state: str
     in_flight: int
-    asked: int
-    answered: int
+    attempts: int
+    succeeded: int
     failed: int
-    refused: int
+    rejected: int
     ejections: int
     returns_in_s: float
     latency_s: float
@@ -64,13 +64,13 @@ class ReplicasStatistics(Snapshot):
 
     Attributes:
         replicas: one for each, in the order in which they were added; those that drain at the end.
-        retried: requests that were asked a second time.
-        ejected: how many replicas are left out at present.
+        retried: requests that were sent to a second replica.
+        ejected: how many replicas are ejected at present.
         panics: attempts at an ejected replica because there was no other.
         probes: probes of the health check that were sent.
         failed_probes: how many of them failed.
-        looks: how often the discovery resolved its name.
-        failed_looks: how often it found nothing.
+        lookups: how often the discovery resolved its name.
+        failed_lookups: how often it found nothing.
     """
 
     replicas: tuple[ReplicaStatistics, ...]
@@ -79,8 +79,8 @@ class ReplicasStatistics(Snapshot):
     panics: int
     probes: int = 0
     failed_probes: int = 0
-    looks: int = 0
-    failed_looks: int = 0
+    lookups: int = 0
+    failed_lookups: int = 0
 
     def __getitem__(self, name: str) -> ReplicaStatistics:
         for replica in self.replicas:
@@ -89,45 +89,43 @@ class ReplicasStatistics(Snapshot):
         raise KeyError(name)
 
     def _repr_html_(self) -> str:
-        import html  # noqa: PLC0415 - a notebook's need, not every import's
-
-        total = sum(replica.asked for replica in self.replicas) or 1
+        total = sum(replica.attempts for replica in self.replicas) or 1
         names = (
-            "replica", "zone", "state", "share", "in flight", "answered", "failed", "refused", "latency", "success",
+            "replica", "zone", "state", "share", "in flight", "succeeded", "failed", "rejected", "latency", "success",
         )  # fmt: skip
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = "".join(
-            f"<tr><td>{html.escape(it.name)}</td><td>{html.escape(it.zone)}</td><td>{it.state}</td>"
-            f"<td>{it.asked / total:.1%}</td><td>{it.in_flight}</td><td>{it.answered:,}</td><td>{it.failed:,}</td>"
-            f"<td>{it.refused:,}</td><td>{it.latency_s * 1e3:.1f} ms</td><td>{it.success:.1%}</td></tr>"
+        rows = [
+            (
+                it.name, it.zone, it.state, f"{it.attempts / total:.1%}", it.in_flight, f"{it.succeeded:,}",
+                f"{it.failed:,}", f"{it.rejected:,}", format_duration(it.latency_s), f"{it.success:.1%}",
+            )
             for it in self.replicas
-        )
-        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests asked twice"
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{rows}</table>"
+        ]  # fmt: skip
+        caption = f"{len(self.replicas)} replicas, {self.ejected} ejected, {self.retried:,} requests retried"
+        return html_table(rows, head=names, caption=caption)
 
 
-def replica_statistics(place: "ReplicaHandle", balance: P2CBalancer, now_ns: int) -> ReplicaStatistics:
+def replica_statistics(handle: ReplicaHandle, balancer: P2CBalancer, now_ns: int) -> ReplicaStatistics:
     """Return the snapshot of one replica."""
-    slot = balance.slot(place.slot)
-    expected_ns = balance.expected_ns(place.slot, now_ns)
+    slot = balancer.slot(handle.slot)
+    expected_ns = balancer.expected_ns(handle.slot, now_ns)
     state = _STATES[slot.state]
     returns_in_s = 0.0
-    if state == "active" and balance.ramp(place.slot, now_ns) < 1.0:
+    if state == "active" and balancer.ramp(handle.slot, now_ns) < 1.0:
         state = "slow_start"
-    elif state == "ejected" and slot.until_ns == NEVER:
+    elif state == "ejected" and slot.until_ns == NEVER_NS:
         state, returns_in_s = "unhealthy", math.inf
     elif state == "ejected":
         returns_in_s = (slot.until_ns - now_ns) / 1e9
     return ReplicaStatistics(
-        name=place.replica.name,
-        zone=place.replica.zone,
-        weight=place.replica.weight,
+        name=handle.replica.name,
+        zone=handle.replica.zone,
+        weight=handle.replica.weight,
         state=state,
         in_flight=slot.in_flight,
-        asked=slot.chosen,
-        answered=slot.succeeded,
+        attempts=slot.attempts,
+        succeeded=slot.succeeded,
         failed=slot.failed,
-        refused=slot.refused,
+        rejected=slot.rejected,
         ejections=slot.ejections,
         returns_in_s=returns_in_s,
         latency_s=slot.latency_ns / 1e9 if slot.latency_ns else float("nan"),

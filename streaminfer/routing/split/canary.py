@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance, check_number
-from streaminfer._runtime.objective import find_slo
-from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.stopping import stop_all
-from streaminfer.protocols import Admission, Clock, find_inward
+from streaminfer.protocols import Admission, Capabilities, Node, adapt
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
-from streaminfer.stack import Stack
 
 __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 
@@ -58,16 +56,14 @@ class CanaryStatistics(Snapshot):
 
     def _repr_html_(self) -> str:
         names = ("requests", "answered", "failed", "cancelled")
-        head = "".join(f"<th>{name}</th>" for name in names)
-        rows = "".join(
-            f"<tr><th>{side}</th>" + "".join(f"<td>{getattr(counts, name):,}</td>" for name in names) + "</tr>"
+        rows = [
+            (side, *(f"{getattr(counts, name):,}" for name in names))
             for side, counts in (("stable", self.stable), ("canary", self.canary))
-        )
-        caption = html.escape(f"{self.share:.1%} of the requests to the canary")
-        return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{rows}</table>"
+        ]
+        return html_table(rows, head=("", *names), caption=f"{self.share:.1%} of the requests to the canary")
 
 
-class Canary:
+class Canary(Node):
     """Two services as one, of which the second gets a fixed share of the requests.
 
     It is a service: the last layer of a `Stack`, or of a route, which starts and stops it, and so both services. Each
@@ -105,13 +101,29 @@ class Canary:
         self._share = RequestShare(_checked(share), name)
         self._stable = _Side("stable", as_service("stable", stable), offers_its_check=True)
         self._canary = _Side("canary", as_service("canary", canary), offers_its_check=False)
-        self._objective: Any = find_slo(self._stable.service)
-        self.validate: Callable[[Request], None] | None = find_inward(self._stable.service, "validate", None)
+        offered = adapt(self._stable.service).capabilities()
+        self._objective = offered.slo
+        self.validate = offered.validate
 
     @property
     def services(self) -> tuple[Any, Any]:
         """The stable service and the canary."""
         return self._stable.service, self._canary.service
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """Both services."""
+        return dict(zip(("stable", "canary"), self.services, strict=True))
+
+    def capabilities(self) -> Capabilities:
+        """What both services offer, and the objective and the check of the stable one."""
+        return Capabilities(
+            validate=self.validate,
+            admission=self.admission,
+            slo=self,
+            enforces_deadline=self.enforces_deadline,
+            idempotent=self.idempotent,
+        )
 
     @property
     def share(self) -> float:
@@ -134,12 +146,12 @@ class Canary:
     @property
     def enforces_deadline(self) -> bool:
         """Whether both services end every request at its deadline."""
-        return all(find_inward(service, "enforces_deadline", False) for service in self.services)
+        return all(adapt(service).capabilities().enforces_deadline for service in self.services)
 
     @property
     def idempotent(self) -> bool | None:
         """Whether a request may be sent twice: what both say, or ``False`` where one of them does."""
-        said = {find_inward(service, "idempotent", None) for service in self.services}
+        said = {adapt(service).capabilities().idempotent for service in self.services}
         return False if False in said else None if None in said else True
 
     async def call(self, request: Request) -> Response:
@@ -161,14 +173,7 @@ class Canary:
 
     async def start(self) -> None:
         """Start both services; where one fails what started is stopped again."""
-        started: list[Any] = []
-        try:
-            for service in self.services:
-                await start_owned(self, service)
-                started.append(service)
-        except BaseException:
-            await stop_all(self, started[::-1], drain=False)
-            raise
+        await start_all(self, self.services)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop both services.
@@ -177,13 +182,6 @@ class Canary:
             drain: answer what they have first; otherwise it ends with `Closed`.
         """
         await stop_all(self, self.services, drain=drain)
-
-    def bind_clock(self, clock: Clock) -> None:
-        """Give both services the clock of a `Stack`."""
-        for service in self.services:
-            bind = getattr(service, "bind_clock", None)
-            if bind is not None:
-                bind(clock)
 
     def statistics(self) -> CanaryStatistics:
         """Return a frozen snapshot."""
@@ -202,11 +200,10 @@ class _Side:
     def __init__(self, name: str, service: Any, *, offers_its_check: bool) -> None:
         self.name = name
         self.service = service
-        self.admission: Callable[[Request, int], Admission] | None = find_inward(service, "admission", None)
-        # a stack validates what it is called with; the check of the stable side is made by the stack around
-        self._validate: Callable[[Request], None] | None = None
-        if not offers_its_check and not isinstance(service, Stack):
-            self._validate = find_inward(service, "validate", None)
+        offered = adapt(service).capabilities()
+        self.admission = offered.admission
+        # the check of the stable side is made by the stack around
+        self._validate = None if offers_its_check else offered.validate
         self._requests = self._answered = self._failed = self._cancelled = 0
 
     async def call(self, request: Request) -> Response:

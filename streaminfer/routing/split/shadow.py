@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import html
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,17 +16,17 @@ from typing import Any
 
 import attrs
 
+from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all
-from streaminfer.protocols import Clock, find_inward, is_service
+from streaminfer.protocols import Clock, Wrapper, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
-from streaminfer.resilience._targets import may_repeat, name_of, repeats
+from streaminfer.resilience._targets import may_repeat, repeats
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
-from streaminfer.stack import Stack
 
 __all__ = ["Shadow", "ShadowStatistics"]
 
@@ -61,10 +60,9 @@ class ShadowStatistics(Snapshot):
     skipped: Mapping[str, int]
 
     def _repr_html_(self) -> str:
-        rows = [(name, getattr(self, name)) for name in ("sent", "in_flight", "answered", "failed", "cancelled")]
-        rows += [(f"skipped: {reason}", count) for reason, count in self.skipped.items()]
-        cells = "".join(f"<tr><th>{name.replace('_', ' ')}</th><td>{count:,}</td></tr>" for name, count in rows)
-        return f"<table><caption>{html.escape(self.name or 'shadow')}</caption>{cells}</table>"
+        rows = counter_rows(self, ("sent", "in_flight", "answered", "failed", "cancelled"))
+        rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in self.skipped.items()]
+        return html_table(rows, caption=self.name or "shadow")
 
 
 class Shadow:
@@ -111,9 +109,7 @@ class Shadow:
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
-        self._validate: Callable[[Request], None] | None = None
-        if not isinstance(self.copy, Stack):  # a stack validates what it is called with
-            self._validate = find_inward(self.copy, "validate", None)
+        self._validate = adapt(self.copy).capabilities().validate
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
         self._skipped = {"max_in_flight": 0, "not_repeatable": 0}
@@ -132,6 +128,11 @@ class Shadow:
         """
         check_instance("inner", inner, is_service, "a service (the shadow stands before the batcher)")
         return _ShadowedService(self, inner)
+
+    @property
+    def children(self) -> Mapping[str, Any]:
+        """The service that gets the copies."""
+        return {"shadow": self.copy}
 
     def bind_clock(self, clock: Clock) -> None:
         """Take over the clock of a `Stack`, unless one was given."""
@@ -197,9 +198,7 @@ class Shadow:
             _log.warning(message, self.name, exc_info=failure)
 
     def _bind(self, clock: Clock) -> None:
-        bind = getattr(self.copy, "bind_clock", None)
-        if bind is not None:
-            bind(clock)
+        adapt(self.copy).bind_clock(clock)
 
     def __repr__(self) -> str:
         return f"<Shadow({self._share.share:.1%} of the requests to {self.copy!r})>"
@@ -208,13 +207,12 @@ class Shadow:
         return self.statistics()._repr_html_()
 
 
-class _ShadowedService:
+class _ShadowedService(Wrapper):
     """A service whose requests are copied."""
 
     def __init__(self, shadow: Shadow, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner, shadow)
         self.shadow = shadow
-        self.name = name_of(inner)
         self._call: Callable[[Request], Any] = inner.call
 
     async def call(self, request: Request) -> Response:
@@ -227,7 +225,7 @@ class _ShadowedService:
         """Start the service that gets the copies."""
         await start_owned(self, self.shadow.copy)
 
-    async def stop(self, *, drain: bool) -> None:
+    async def stop(self, *, drain: bool = True) -> None:
         """End the copies and stop the service that gets them."""
         await self.shadow.end_copies()
         await stop_all(self, [self.shadow.copy], drain=drain)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.html_table import html_table
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, expected
 from streaminfer.telemetry.histograms import hdr_encoding as encoding
 from streaminfer.telemetry.histograms import kernels
@@ -316,8 +318,8 @@ class LatencyHistogram(_State):
         p50, p99, p999 = now.quantiles([0.5, 0.99, 0.999]).tolist()
         clamped = f", clamped={now.clamped}" if now.clamped else ""
         return (
-            f"{type(self).__name__}(count={now.count}, p50={plot.readable(p50)}, p99={plot.readable(p99)}, "
-            f"p99.9={plot.readable(p999)}, max={plot.readable(now.max)}{clamped})"
+            f"{type(self).__name__}(count={now.count}, p50={format_duration(p50)}, p99={format_duration(p99)}, "
+            f"p99.9={format_duration(p999)}, max={format_duration(now.max)}{clamped})"
         )
 
     def _repr_html_(self) -> str:
@@ -327,9 +329,9 @@ class LatencyHistogram(_State):
             shares = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "p99.99": 0.9999, "max": 1.0}
             seconds = [*now.quantiles(list(shares.values())).tolist(), now.mean, now.stddev]
             names = [*shares, "mean", "standard deviation"]
-            rows += [(name, plot.readable(value)) for name, value in zip(names, seconds, strict=True)]
+            rows += [(name, format_duration(value)) for name, value in zip(names, seconds, strict=True)]
         rows.append(("clamped", f"{now.clamped:,}"))
-        return plot.table(rows)
+        return html_table(rows)
 
     def _layout(self) -> tuple[int, int, int]:
         return self.lowest_ns, self.highest_ns, self.significant_digits

@@ -1,4 +1,4 @@
-"""How a histogram is shown: durations in readable units, a small table for notebooks, latency by percentile.
+"""Plot of latency by percentile.
 
 The percentile axis is logarithmic in ``1 / (1 - q)``: each decade is one more nine, so the tail, where latency is lost,
 takes as much room as the body. The line is the exact quantile function of the counts, a step per part that is not
@@ -12,29 +12,7 @@ from numpy.typing import NDArray
 
 from streaminfer._internal.extras import require
 
-__all__ = ["plot_percentiles", "readable", "table"]
-
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-_WHOLE_SECONDS_FROM = 9999.5
-
-
-def readable(seconds: float) -> str:
-    """A duration in the unit that suits it, to four digits: ``12.34 ms``."""
-    if seconds >= _WHOLE_SECONDS_FROM:
-        return f"{seconds:.0f} s"
-    for size, unit in _UNITS:
-        if seconds >= size:
-            return f"{seconds / size:.4g} {unit}"
-    return "nan" if np.isnan(seconds) else f"{seconds * 1e9:.4g} ns"
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Two columns of HTML that loads nothing; the cells are plain words and figures, nothing to escape."""
-    cells = "".join(
-        f'<tr><th style="text-align:left">{name}</th><td style="text-align:right">{value}</td></tr>'
-        for name, value in rows
-    )
-    return f"<table><tbody>{cells}</tbody></table>"
+__all__ = ["plot_percentiles"]
 
 
 def plot_percentiles(ax: Any, values_s: NDArray[np.float64], counts: NDArray[np.int64]) -> Any:

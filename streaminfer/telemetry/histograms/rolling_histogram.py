@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.telemetry._guard import atomic
-from streaminfer.telemetry.histograms import percentile_plot as plot
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, _reals
 
@@ -169,7 +169,7 @@ class RollingHistogram(_State):
 
     def __repr__(self) -> str:
         inside = repr(self.snapshot()).partition("(")[2]
-        return f"{type(self).__name__}(last {plot.readable(self.window_s)}, {inside}"
+        return f"{type(self).__name__}(last {format_duration(self.window_s)}, {inside}"
 
     def _repr_html_(self) -> str:
         return self.snapshot()._repr_html_()

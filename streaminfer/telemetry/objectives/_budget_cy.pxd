@@ -5,7 +5,7 @@ from streaminfer.telemetry.histograms cimport _histogram_cy
 from streaminfer.telemetry.histograms._monotonic_cy cimport MonotonicClock as CMonotonicClock
 from streaminfer.telemetry.histograms._histogram_cy cimport HistogramState as CHistogramState
 
-cdef int _GOOD, _LATE, _FAILED, _REFUSED
+cdef int _GOOD, _LATE, _FAILED, _REJECTED
 cdef int _SLOTS, _LEVEL_BITS
 cdef long long _FAR_NS
 
@@ -13,18 +13,19 @@ cdef class BudgetState(_monotonic_cy.MonotonicClock):
     cdef readonly long long threshold_ns, period_ns, width_ns
     cdef readonly double allowed
     cdef readonly int levels
-    cdef readonly long long total, bad, late, failed, refused, ignored
-    cdef readonly tuple refusals, ignoring
+    cdef readonly long long total, bad, late, failed, rejected, ignored
+    cdef readonly tuple rejections, ignoring
     cdef readonly long long burn_window_ns, burn_short_ns
     cdef readonly double burn_starts_at, burn_ends_at
-    cdef readonly long long burn_minimum
+    cdef readonly long long burn_minimum, burn_grace_ns
+    cdef long long _grace_ends_ns, _grace_seen, _grace_bad
     cdef bint _burning
     cdef long long _burning_since_ns
     cdef long long _check_every_ns, _next_check_ns
     cdef long long _current, _next_ns
     cdef long long[::1] _all
     cdef long long[::1] _bad
-    cdef long long[::1] _refused
+    cdef long long[::1] _rejected
 
     # For compiled callers, which know the latency to be sound
     @cython.final
@@ -50,11 +51,12 @@ cdef int _count(BudgetState state, int kind) except -1
 
 @cython.locals(
     first=cython.longlong, last=cython.longlong, index=cython.longlong, level=cython.int, slot=cython.int,
-    total=cython.longlong, bad=cython.longlong, refused=cython.longlong)
+    total=cython.longlong, bad=cython.longlong, rejected=cython.longlong)
 cdef void _advance(BudgetState state, long long elapsed_ns) noexcept
 
 @cython.locals(edge_ns=cython.longlong, width_ns=cython.longlong, level=cython.int)
 cdef int _slot_before(BudgetState state, long long window_ns) noexcept
 
-@cython.locals(slot=cython.int, seen=cython.double, bad=cython.double)
+@cython.locals(
+    slot=cython.int, seen_before=cython.longlong, bad_before=cython.longlong, seen=cython.double, bad=cython.double)
 cdef double _admitted_burn(BudgetState state, long long window_ns, long long minimum) noexcept

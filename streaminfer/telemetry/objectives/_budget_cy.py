@@ -20,8 +20,9 @@ that a ring can still be asked for, at most 256 a level.
 The decision ``burning`` reads two windows. It starts when both burn at ``burn_starts_at`` or more (the long one: it
 matters; the short one: it still happens) and ends when the long one burns below ``burn_ends_at``, not before a whole
 long window has passed. So it starts at most once in each window, however the load reacts to it. It reads *admitted*
-events only: refusals are bad events like others for the budget, but a signal that made somebody refuse would otherwise
-be kept alight by these refusals.
+events only: rejections are bad events like others for the budget, but a signal that makes a guard reject would keep
+itself alight by these rejections. Nor does it read the events of the grace time, the first ``burn_grace_ns`` after the
+first event: totals only grow, so the totals at the end of the grace time replace smaller ones as a window's beginning.
 
 Invariants: ``_current`` is the bucket of level 0 that is open and ends at ``_next_ns``; every boundary up to it is
 noted; elapsed time, and so every total at a later boundary, only grows.
@@ -47,7 +48,7 @@ SLOTS = 256
 _GOOD = 0
 _LATE = 1
 _FAILED = 2
-_REFUSED = 3
+_REJECTED = 3
 _SLOTS = 256
 _LEVEL_BITS = 8
 _FAR_NS = 2**62
@@ -63,21 +64,22 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         period_ns: the longest window.
         width_ns: of a bucket of level 0.
         levels: so many that ``255 * width_ns * 4**(levels - 1) >= period_ns``.
-        refusals: exceptions that refuse a request at once.
+        rejections: exceptions that refuse a request at once.
         ignoring: exceptions that are no events.
         burn_window_ns: the long window of ``burning``.
         burn_short_ns: its short window.
         burn_starts_at: burn rate of both windows at which it starts.
         burn_ends_at: burn rate of the long window below which it ends.
         burn_minimum: fewer admitted events in the long window do not start it.
+        burn_grace_ns: ``burning`` does not count events so soon after the first one.
         check_every_ns: how often ``_check`` is called at most, from records.
 
     Attributes:
         total: events since the beginning.
         bad: bad ones, the sum of the next three.
         late: answers after the threshold.
-        failed: errors other than refusals.
-        refused: refusals.
+        failed: errors other than rejections.
+        rejected: rejections.
         ignored: outcomes that were no events.
     """
 
@@ -88,12 +90,16 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         "_burning_since_ns",
         "_check_every_ns",
         "_current",
+        "_grace_bad",
+        "_grace_ends_ns",
+        "_grace_seen",
         "_next_check_ns",
         "_next_ns",
-        "_refused",
+        "_rejected",
         "allowed",
         "bad",
         "burn_ends_at",
+        "burn_grace_ns",
         "burn_minimum",
         "burn_short_ns",
         "burn_starts_at",
@@ -104,8 +110,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         "late",
         "levels",
         "period_ns",
-        "refusals",
-        "refused",
+        "rejected",
+        "rejections",
         "threshold_ns",
         "total",
         "width_ns",
@@ -113,7 +119,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
 
     _all: MutableSequence[int]
     _bad: MutableSequence[int]
-    _refused: MutableSequence[int]
+    _rejected: MutableSequence[int]
 
     def __init__(
         self,
@@ -123,13 +129,14 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         period_ns: int,
         width_ns: int,
         levels: int,
-        refusals: tuple[type[BaseException], ...],
+        rejections: tuple[type[BaseException], ...],
         ignoring: tuple[type[BaseException], ...],
         burn_window_ns: int,
         burn_short_ns: int,
         burn_starts_at: float,
         burn_ends_at: float,
         burn_minimum: int,
+        burn_grace_ns: int,
         check_every_ns: int,
     ) -> None:
         _monotonic_cy.MonotonicClock.__init__(self, clock)
@@ -138,28 +145,32 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         self.period_ns = period_ns
         self.width_ns = width_ns
         self.levels = levels
-        self.refusals = refusals
+        self.rejections = rejections
         self.ignoring = ignoring
         self.burn_window_ns = burn_window_ns
         self.burn_short_ns = burn_short_ns
         self.burn_starts_at = burn_starts_at
         self.burn_ends_at = burn_ends_at
         self.burn_minimum = burn_minimum
+        self.burn_grace_ns = burn_grace_ns
         self.total = 0
         self.bad = 0
         self.late = 0
         self.failed = 0
-        self.refused = 0
+        self.rejected = 0
         self.ignored = 0
         self._burning = False
         self._burning_since_ns = 0
+        self._grace_ends_ns = _FAR_NS if burn_grace_ns > 0 else 0
+        self._grace_seen = 0
+        self._grace_bad = 0
         self._check_every_ns = check_every_ns
         self._next_check_ns = _FAR_NS
         self._current = 0
         self._next_ns = width_ns
         self._all = array("q", [0]) * (levels * SLOTS)
         self._bad = array("q", [0]) * (levels * SLOTS)
-        self._refused = array("q", [0]) * (levels * SLOTS)
+        self._rejected = array("q", [0]) * (levels * SLOTS)
 
     def record(self, outcome: float | BaseException, /) -> None:
         """Counts how one request ended.
@@ -175,8 +186,8 @@ class BudgetState(_monotonic_cy.MonotonicClock):
             self.count_ns(_histogram_cy._nanoseconds(_histogram_cy._duration("outcome", outcome)))
         elif not isinstance(outcome, Exception) or isinstance(outcome, self.ignoring):
             self.ignored += 1
-        elif isinstance(outcome, self.refusals):
-            _count(self, _REFUSED)
+        elif isinstance(outcome, self.rejections):
+            _count(self, _REJECTED)
         else:
             _count(self, _FAILED)
 
@@ -188,7 +199,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         """Whether the budget burns so fast, now and for a while, that the service should do less.
 
         For callers who ask at each request: it costs about as much as a record. It starts at most once in each of its
-        windows. Refusals do not keep it alight.
+        windows. Rejections do not keep it alight.
         """
         return _burning(self)
 
@@ -197,7 +208,7 @@ class BudgetState(_monotonic_cy.MonotonicClock):
         return _burn(self, window_ns)
 
     def window(self, window_ns: int) -> tuple[int, int, int]:
-        """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and refusals among them."""
+        """Events of a window that ends now, at most ``period_ns`` long: all, bad ones, and rejections among them."""
         return _window(self, window_ns)
 
     def history(self) -> tuple[list[tuple[int, int, int]], int]:
@@ -268,8 +279,8 @@ def _window(state: BudgetState, window_ns: int) -> tuple[int, int, int]:
         _advance(state, state._elapsed_ns)
     slot = _slot_before(state, window_ns)
     if slot < 0:
-        return state.total, state.bad, state.refused
-    return state.total - state._all[slot], state.bad - state._bad[slot], state.refused - state._refused[slot]
+        return state.total, state.bad, state.rejected
+    return state.total - state._all[slot], state.bad - state._bad[slot], state.rejected - state._rejected[slot]
 
 
 def _count(state: BudgetState, kind: int) -> int:
@@ -284,7 +295,12 @@ def _count(state: BudgetState, kind: int) -> int:
         elif kind == _FAILED:
             state.failed += 1
         else:
-            state.refused += 1
+            state.rejected += 1
+    if elapsed_ns < state._grace_ends_ns:
+        if state._grace_ends_ns == _FAR_NS:
+            state._grace_ends_ns = elapsed_ns + state.burn_grace_ns
+        state._grace_seen = state.total - state.rejected
+        state._grace_bad = state.bad - state.rejected
     if elapsed_ns >= state._next_check_ns:
         state._next_check_ns = elapsed_ns + state._check_every_ns
         state._check()
@@ -295,7 +311,7 @@ def _advance(state: BudgetState, elapsed_ns: int) -> None:
     """Notes the totals at every boundary that has passed, at every level."""
     total = state.total
     bad = state.bad
-    refused = state.refused
+    rejected = state.rejected
     first = state._current + 1
     last = elapsed_ns // state.width_ns
     state._current = last
@@ -308,7 +324,7 @@ def _advance(state: BudgetState, elapsed_ns: int) -> None:
             slot = (level << _LEVEL_BITS) + (index & (_SLOTS - 1))
             state._all[slot] = total
             state._bad[slot] = bad
-            state._refused[slot] = refused
+            state._rejected[slot] = rejected
             index += 1
         first = (first + 3) >> 2
         last = last >> 2
@@ -329,13 +345,15 @@ def _slot_before(state: BudgetState, window_ns: int) -> int:
 
 
 def _admitted_burn(state: BudgetState, window_ns: int, minimum: int) -> float:
-    """The burn rate among events that were not refused; 0.0 where there are fewer than ``minimum``, which is ≥ 1."""
+    """The burn rate among admitted events after the grace time; 0.0 where there are fewer than ``minimum`` (≥ 1)."""
     slot = _slot_before(state, window_ns)
-    seen = state.total - state.refused
-    bad = state.bad - state.refused
-    if slot >= 0:
-        seen -= state._all[slot] - state._refused[slot]
-        bad -= state._bad[slot] - state._refused[slot]
+    seen_before = state._grace_seen
+    bad_before = state._grace_bad
+    if slot >= 0 and state._all[slot] - state._rejected[slot] > seen_before:
+        seen_before = state._all[slot] - state._rejected[slot]
+        bad_before = state._bad[slot] - state._rejected[slot]
+    seen = state.total - state.rejected - seen_before
+    bad = state.bad - state.rejected - bad_before
     if seen < minimum:
         return 0.0
     return bad / seen / state.allowed

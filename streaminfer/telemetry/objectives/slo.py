@@ -47,6 +47,8 @@ class BurnSignal:
         starts_at: burn rate of both windows at which it starts.
         ends_at: burn rate of the long window below which it ends, at most ``starts_at``.
         minimum_events: fewer events in the long window do not start it.
+        grace_s: seconds after the first event whose events do not count towards it, so that a cold start's late
+            responses do not start it; they count in the budget and for the alerts. 0.0: all events count.
 
     Raises:
         ValueError: an impossible value.
@@ -58,6 +60,7 @@ class BurnSignal:
     starts_at: float = 6.0
     ends_at: float = 1.0
     minimum_events: int = 30
+    grace_s: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         check_duration("window_s", self.window_s, positive=True)
@@ -68,6 +71,7 @@ class BurnSignal:
         if self.ends_at > self.starts_at:
             raise ValueError(expected("ends_at", f"at most starts_at={self.starts_at!r}", self.ends_at))
         check_count("minimum_events", self.minimum_events)
+        check_duration("grace_s", self.grace_s)
 
 
 class SLO(_State):
@@ -183,6 +187,7 @@ class SLO(_State):
             self.signal.starts_at,
             self.signal.ends_at,
             self.signal.minimum_events,
+            round(self.signal.grace_s * 1e9),
             _every(self.alert_pairs),
         )
         self._states = AlertStates(name, self.alert_pairs, minimum_events)
@@ -275,7 +280,7 @@ class SLO(_State):
 
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
-        seen, bad, refused = self.window(self.period_ns)
+        seen, bad, rejected = self.window(self.period_ns)
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
@@ -283,7 +288,7 @@ class SLO(_State):
             period_s=self.period_s,
             good=seen - bad,
             bad=bad,
-            refused=refused,
+            rejected=rejected,
             ignored=self.ignored,
             budget_remaining=1.0 - bad / seen / self.allowed if seen else 1.0,
             burn_rates={seconds: self.burn_rate(seconds) for seconds in windows_s},

@@ -416,12 +416,12 @@ def test_a_profile_spans_all_sizes(rows, sizes):
         assert read == {name: [size, *row] for name, row in rows.items()}
 
 
-# ---------------------------------------------------------------------------------------------- benchmarks/gpu.py
+# ---------------------------------------------------------------------------------------------- benchmarks/backends/gpu.py
 
 
 @pytest.fixture
 def gpu():
-    import gpu
+    from backends import gpu
 
     return gpu
 

@@ -335,8 +335,8 @@ def test_the_interpreter_ends_though_a_reload_hangs(tmp_path):
 import asyncio, threading
 import onnxruntime
 from streaminfer.backends import OnnxBackend
-from streaminfer.backends import workers as _workers
-_workers.EXIT_LIMIT_S = 0.1
+from streaminfer.backends import worker_pool
+worker_pool.EXIT_LIMIT_S = 0.1
 path = {str(tmp_path / "model.onnx")!r}
 backend = OnnxBackend(path)
 begun = threading.Event()

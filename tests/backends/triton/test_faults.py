@@ -1,6 +1,6 @@
 """TritonBackend behind breaker and router while a real server, or the way to it, breaks: `servers.drill` says how.
 
-Here each fault strikes once; `benchmarks/bench_triton_faults.py` lets each strike twenty times and measures how late
+Here each fault strikes once; `benchmarks/run.py triton_faults` lets each strike twenty times and measures how late
 the latest request is, which a busy machine must not decide here.
 """
 
@@ -64,6 +64,7 @@ def strike(name, server, protocol="grpc", **options):
     assert [one for one in report.endings if not one.typed] == []
     assert [one for one in report.endings if not one.right] == []
     assert report.count("calm", routed=True)["triton"] > 0
+    assert not report.crashed, server.log.read_text(errors="replace")[-4000:]
     assert math.isfinite(max(report.mended_s)), "the server was not asked again"
     assert report.tasks == 0
     assert report.connections == 0
@@ -71,6 +72,17 @@ def strike(name, server, protocol="grpc", **options):
     assert after.threads <= before.threads
     assert after.shared_memory <= before.shared_memory
     return report
+
+
+def test_a_server_that_crashed_is_told_from_one_that_was_not_asked_again(fragile_triton):
+    async def leave_it(rig):
+        assert not rig.server.running
+
+    fault = attrs.evolve(FAULTS["killed and restarted"], mend=leave_it)
+    plan = Plan(recovery_s=0.0)
+    report = asyncio.run(drill(fault, fragile_triton, lambda url: TritonBackend(url, "mlp"), plan))
+    assert report.crashed
+    assert report.mended_s == [math.inf]
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -163,7 +163,7 @@ def test_results_do_not_change_when_the_region_is_used_again(server):
             (target,) = region.reserve({"y": x.nbytes}).values()
             server.double(region.name, source, target)
             results.append(region.read(target[0], F32, x.shape))
-            pool.release(region, answered=True)
+            pool.release(region, completed=True)
         assert np.array_equal(results[1], results[0] * 10)
         assert results[0][1].tolist() == [8, 10, 12, 14]
         assert len(server.known) == 1
@@ -181,8 +181,8 @@ def test_regions_are_reused_the_smallest_that_fits(server):
         pool = make(server)
         small, large = [await pool.acquire(size) for size in (5_000, 100_000)]
         assert (small.byte_size, large.byte_size) == (8192, 114688)
-        pool.release(small, answered=True)
-        pool.release(large, answered=True)
+        pool.release(small, completed=True)
+        pool.release(large, completed=True)
         assert await pool.acquire(8192) is small
         assert await pool.acquire(10) is large
         third = await pool.acquire(10)
@@ -190,8 +190,8 @@ def test_regions_are_reused_the_smallest_that_fits(server):
         assert pool.byte_size == 8192 + 114688 + 4096
         assert left() == []
         for region in (small, large, third):
-            pool.release(region, answered=True)
-            pool.release(region, answered=True)  # a second time does nothing
+            pool.release(region, completed=True)
+            pool.release(region, completed=True)  # a second time does nothing
         assert len({id(await pool.acquire(1)) for _ in range(3)}) == 3
         await pool.close()
 
@@ -211,7 +211,7 @@ def test_few_idle_regions_are_kept_the_largest(server):
         pool = make(server, max_idle=2)
         regions = [await pool.acquire(4096 * size) for size in (2, 1, 4)]
         for region in regions:
-            pool.release(region, answered=True)
+            pool.release(region, completed=True)
         again = await pool.acquire(1)  # asks the server to forget the one too many
         assert again is regions[0]
         await settle(pool)
@@ -227,7 +227,7 @@ def test_where_memory_is_short_there_is_no_region(server, monkeypatch):
         pool = make(server, max_bytes=4096 * 4)
         first = await pool.acquire(4096 * 3)
         assert await pool.acquire(4096 * 2) is None
-        pool.release(first, answered=True)
+        pool.release(first, completed=True)
         assert await pool.acquire(4096 * 4) is None  # the idle one is too small, and goes first
         await asyncio.sleep(0)
         pool._next_sweep_s = 0.0
@@ -276,7 +276,7 @@ def test_a_region_without_an_answer_is_never_used_again(server):
         region = await pool.acquire(4096)
         source = region.write({"x": np.ones(8, F32)})["x"]
         server.used.add(region.name)
-        pool.release(region, answered=False)
+        pool.release(region, completed=False)
         other = await pool.acquire(4096)
         assert other is not region
         await settle(pool)
@@ -286,12 +286,12 @@ def test_a_region_without_an_answer_is_never_used_again(server):
         assert not other.read(64, F32, [8]).any()
         server.used.clear()
         asked = len(server.calls)
-        pool.release(other, answered=True)
+        pool.release(other, completed=True)
         pool._next_sweep_s = asyncio.get_running_loop().time() + 1000
         assert await pool.acquire(4096) is other
         await settle(pool)
         assert len(server.calls) == asked  # not at every batch
-        pool.release(other, answered=True)
+        pool.release(other, completed=True)
         pool._next_sweep_s = 0.0
         assert await pool.acquire(4096) is other
         await settle(pool)
@@ -307,8 +307,8 @@ def test_one_region_that_is_in_use_keeps_no_other_from_being_forgotten(server):
         pool = make(server)
         used, unused = [await pool.acquire(4096) for _ in range(2)]
         server.used.add(used.name)
-        pool.release(used, answered=False)
-        pool.release(unused, answered=False)
+        pool.release(used, completed=False)
+        pool.release(unused, completed=False)
         other = await pool.acquire(4096)
         await settle(pool)
         assert set(server.known) == {used.name, other.name}
@@ -324,7 +324,7 @@ def test_a_retired_region_counts_until_the_server_forgot_it(server):
         pool = make(server, max_bytes=8192)
         server.gone = True
         for _ in range(2):
-            pool.release(await pool.acquire(4096), answered=False)
+            pool.release(await pool.acquire(4096), completed=False)
         assert await pool.acquire(4096) is None
         server.gone = False
         pool._next_sweep_s = 0.0
@@ -373,7 +373,7 @@ def test_after_a_restart_regions_are_registered_again(server):
     async def main():
         pool = make(server)
         held, idle = [await pool.acquire(4096) for _ in range(2)]
-        pool.release(idle, answered=True)
+        pool.release(idle, completed=True)
         place = held.write({"x": np.arange(8, dtype=F32)})["x"]
         server.restart()
         await pool.reregister(held)
@@ -385,12 +385,12 @@ def test_after_a_restart_regions_are_registered_again(server):
         await pool.reregister(idle)  # nothing was restarted this time
         server.double(idle.name, idle.write({"x": np.ones(8, F32)})["x"], (64, 32))
         assert idle.read(64, F32, [8]).tolist() == [2] * 8
-        pool.release(idle, answered=True)
+        pool.release(idle, completed=True)
         server.restart()
         server.registering = fail_once(server)
         with pytest.raises(ConnectionError):
             await pool.reregister(held)
-        pool.release(held, answered=True)  # retired already
+        pool.release(held, completed=True)  # retired already
         assert await pool.acquire(4096) is idle
         assert await pool.acquire(4096) is not held
         await settle(pool)
@@ -414,7 +414,7 @@ def test_close_ends_everything_and_a_late_acquire_too(server):
     async def main():
         pool = make(server)
         held = await pool.acquire(4096)
-        pool.release(await pool.acquire(4096), answered=False)
+        pool.release(await pool.acquire(4096), completed=False)
         reached, go_on = asyncio.Event(), asyncio.Event()
 
         async def wait():
@@ -433,7 +433,7 @@ def test_close_ends_everything_and_a_late_acquire_too(server):
         os.close(module._hold(pool._owner))  # its socket is free
         with pytest.raises(errors.Closed):
             await pool.acquire(1)
-        pool.release(held, answered=True)
+        pool.release(held, completed=True)
         assert held.read(0, F32, [4]).tolist() == [0] * 4  # still this process's own memory
 
     run(main())
@@ -627,7 +627,7 @@ def test_a_real_triton_reads_and_writes_a_region_without_a_name(triton, grpc):
                 region = await client.pool.acquire(required_bytes([x.nbytes, x.nbytes]))
                 assert left() == []
                 assert np.array_equal(await client.infer(region, "image_identity", "y", x=x), x)
-                client.pool.release(region, answered=True)
+                client.pool.release(region, completed=True)
             assert len(await client.registered()) == 1
 
     run(main())
@@ -646,13 +646,13 @@ def test_a_real_triton_keeps_a_region_until_its_request_ends(triton, grpc):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            client.pool.release(region, answered=False)
+            client.pool.release(region, completed=False)
             other = await client.pool.acquire(4096)
             await settle(client.pool)
             assert region.name in await client.registered()  # asked to forget it, and refused
             while region.name in await client.registered():
                 client.pool._next_sweep_s = 0.0
-                client.pool.release(other, answered=True)
+                client.pool.release(other, completed=True)
                 other = await client.pool.acquire(4096)
             assert region.read(128, F32, [1]) == 7  # written when nobody waited any more
 

@@ -149,7 +149,7 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
     check = RequestValidator(model, "reject")
     x = np.zeros(2, np.float32)
     for inputs in (x, {"x": x}, {"x": x, "t": np.array(["long text"])}, {"x": x, "t": np.array([b"t"], object)}):
-        check.check(inputs)
+        check.validate(inputs)
     for inputs, message in [
         ({"x": x, "t": np.array(["a", "b"])}, "input 't': expected str"),
         ({"x": x, "t": "a"}, "input 't'"),
@@ -159,7 +159,7 @@ def test_requests_are_checked_as_for_other_backends_and_text_by_its_shape():
         (np.array([np.nan, 0], np.float32), "expected finite"),
     ]:
         with pytest.raises(InvalidInput, match=message):
-            check.check(inputs)
+            check.validate(inputs)
 
 
 TWO = described(outputs={"y": ("FP32", [-1, 2]), "t": ("BYTES", [-1])})
@@ -193,7 +193,7 @@ def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
             del outputs[name]
         else:
             outputs[name] = outputs[name]._replace(**changes)
-    with pytest.raises(BackendError, match=f"model 'm': output '{next(iter(wrong))}': expected"):
+    with pytest.raises(BackendError, match=f"model 'm': (response has no )?output '{next(iter(wrong))}'"):
         decode_rows(read_model("m", "1", TWO, config()), InferResponse(outputs), 2, batched=True)
 
 
@@ -204,7 +204,7 @@ def test_an_answer_that_is_not_the_models_is_an_error_that_says_why(wrong):
      (b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}]}', "88")],
 )  # fmt: skip
 def test_an_http_answer_that_cannot_be_read_is_an_error(body, head_length):
-    with pytest.raises(BackendError, match="the server's answer"):
+    with pytest.raises(BackendError, match="the server's response"):
         http._read(body, head_length)
 
 

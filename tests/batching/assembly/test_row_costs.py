@@ -138,6 +138,6 @@ def test_planner_is_not_told_of_mixed_shapes():
         service = batcher.wrap(backend)
         await asyncio.gather(*(service.call(si.Request(6.0)) for _ in range(3)))
         assert backend.batch_sizes == [1, 1, 1]
-        assert not service._policy._mixed_for
+        assert not service._dispatcher.policy._mixed_for
 
     run(main)

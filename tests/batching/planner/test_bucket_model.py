@@ -268,6 +268,27 @@ def test_ends_that_are_noticed_in_pairs(first):
     assert 0.9 * 1_200_000 < model.expected_ns(8) < 1.15 * 1_200_000
 
 
+def test_a_size_beyond_the_tables_is_learned_at_once():
+    """A batch that is larger than the cap, as after a change of the cap, is in no mean."""
+    model = bucket(8)
+    run(model, *[8, 32] * 20, seconds=lambda size: 0.0005)
+    before = model.service_time.observations
+
+    run(model, 32, seconds=lambda size: 0.0005)
+
+    assert model.service_time.observations == before + 1
+
+
+def test_a_cancelled_batch_ends_a_mean():
+    """What was absorbed before a cancelled batch taught more counts for no later mean."""
+    model = bucket()
+    ended_ns = run(model, *[8] * 23, seconds=lambda size: 0.001)
+    model.observe(8, 30 * MS, ended_ns + 30 * MS, cancelled=True)
+
+    assert model.recent.mean_ns(8, 1_000_000) == 1_000_000
+    assert not model.recent.absorb(8, 1_000_000)
+
+
 def test_only_batches_of_about_the_size_are_in_a_mean():
     """Batches of other sizes count towards the four milliseconds, and not towards what this size takes."""
     model = bucket()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy
 from streaminfer.simulation import arrivals
 from streaminfer.testing import VirtualLoop, run
@@ -236,8 +237,9 @@ def test_the_request_that_fills_a_batch_in_the_window_sends_it():
     scene(server, scenario)
 
 
-def test_a_batch_that_is_not_full_costs_no_timer():
+def test_a_batch_that_is_not_full_costs_no_timer(monkeypatch):
     server = Server()
+    set_timer = Dispatcher.set_timer
 
     async def main(loop):
         batcher = batcher_of(slo_s=None)
@@ -245,8 +247,7 @@ def test_a_batch_that_is_not_full_costs_no_timer():
             for size in (1, 2, 4, 8, 12, FULL) * 3:
                 await asyncio.gather(*(service(0) for _ in range(size)))
             armed = []
-            arm = batcher._service._arm
-            batcher._service._arm = lambda: (armed.append(batcher._service._look_again_ns), arm())
+            monkeypatch.setattr(Dispatcher, "set_timer", lambda self: (armed.append(self._recheck_ns), set_timer(self)))
             for _ in range(50):
                 await asyncio.gather(*(service(0) for _ in range(FULL - 1)))
             assert set(armed) <= {2**63 - 1}
@@ -312,7 +313,7 @@ def test_sizes_that_are_padded_are_expected_to_take_what_they_are_padded_to():
         async with si.Stack(batcher, server, clock=loop.clock) as service:
             for size in (1, 3, 4, 9, FULL) * 6:
                 await asyncio.gather(*(service(1.0) for _ in range(size)), return_exceptions=True)
-            model = batcher._service._policy._model
+            model = batcher._service._dispatcher.policy._model
             for size in (2, 5, 9, FULL):
                 assert 0 <= model.upper[size] - model.expected_ns(size) < 0.5 * model.expected_ns(size)
             assert model.expected_ns(5) == model.expected_ns(FULL)
@@ -468,10 +469,10 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
         server.begin()
         left.extend(dead.create_task(service.call(si.Request(number))) for number in range(2 * FULL))
         await until_sent(dead, server, 2)
-        left.extend(run.task for run in service._runs)
+        left.extend(run.task for run in service._dispatcher.runner.batches)
 
     dead.run_until_complete(leave())
-    assert service._ahead is not None
+    assert service._dispatcher.pipeline.batch is not None
     dead.close()
 
     async def go_on(loop):
@@ -479,7 +480,7 @@ def test_a_loop_that_was_closed_in_the_middle_leaves_no_turn_behind():
         server._free_at_s = [0.0]
         calls = [service.call(si.Request(number, deadline_ns=loop.now_ns + 10**10)) for number in range(3 * FULL)]
         assert [response.outputs for response in await asyncio.gather(*calls)] == list(range(3 * FULL))
-        assert service._free == 1
+        assert service._dispatcher.free == 1
 
     batcher.reconfigure(slo_s=1.0)  # which waits for nobody of that loop
     run(go_on)
@@ -555,7 +556,7 @@ def test_a_policy_without_it_takes_over_what_is_under_way():
 
 
 class Told(Greedy):
-    """Sends ahead whatever waits, and keeps what it is told of batches that were."""
+    """Sends ahead whatever waits, and keeps what it is told: of each batch, though it would absorb all."""
 
     full_size = 1
 
@@ -568,6 +569,9 @@ class Told(Greedy):
 
     def turn_ns(self, sent_ns, ended_ns):
         return max(sent_ns, ended_ns - MS)
+
+    def absorb(self, run, ended_ns):
+        return True
 
     def finished(self, size, duration_ns, now_ns, cut_short, bucket):
         self.told.append(("alone", size, duration_ns, cut_short))

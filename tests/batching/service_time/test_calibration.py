@@ -440,7 +440,7 @@ def test_report_is_readable():
     report = CalibrationStatistics(0.5, {16: {1: 0.001, 8: 0.0042}, 64: {1: 0.002}}, {64: (8,)}, "a <note>")
 
     assert str(report) == (
-        "batches of length 16 of 1, 8 take 1 to 4.2 ms; "
+        "batches of length 16 of 1, 8 take 1 ms to 4.2 ms; "
         "batches of length 64 of 1 take 2 ms (without 8, which take too long); a <note>"
     )
     assert "<td>16</td><td>8</td><td>4.2 ms</td>" in report._repr_html_()

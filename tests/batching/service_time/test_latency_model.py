@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaminfer.batching.service_time.latency_model import LatencyModel
+from streaminfer.batching.service_time.latency_model import LatencyModel, nearest_size, size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime
 
 pytestmark = pytest.mark.uncompiled
@@ -527,3 +527,13 @@ def test_whole_numbers_of_numpy_are_taken():
     numpy.observe(np.int64(4), np.int64(1000), np.int64(5))
 
     assert plain.seen() == numpy.seen()
+
+
+def test_size_steps_are_of_nearest_sizes():
+    """Two sizes have one step where one nearest size stands for both; an octave has two."""
+    steps = size_steps(5000).tolist()
+    nearest = [nearest_size(size) for size in range(1, 5001)]
+
+    assert len(set(steps[1:])) == len(set(nearest)) == len(set(zip(steps[1:], nearest, strict=True)))
+    assert steps == sorted(steps)
+    assert steps[4096] == 24

@@ -1,40 +1,19 @@
 """One key deleted: in memory, in what is computed, and in every tier."""
 
 import asyncio
-import importlib.util
-import pathlib
 
 import numpy as np
 import pytest
+from redis_server import PATIENT
+from scripted_tier import Model, ScriptedTier, cache_of
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
+from streaminfer.compliance.retention_log import RetentionLog
 from streaminfer.errors import BackendError
 from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled
-
-
-def _beside(name):
-    spec = importlib.util.spec_from_file_location(
-        f"_{name}", pathlib.Path(__file__).parents[1] / "tiers" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_tiered = _beside("test_tier_set")
-_redis = _beside("test_redis")
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _redis.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_delete_removes_fresh_stale_and_failed():
@@ -64,8 +43,8 @@ def test_delete_during_a_computation():
     """What was begun before the deletion is answered and not stored, in memory or a tier."""
 
     async def main(loop):
-        tier, model = _tiered.Scripted(loop.clock), _tiered.Model(after_s=1.0)
-        cache = _tiered.cache_of(loop, tier)
+        tier, model = ScriptedTier(loop.clock), Model(after_s=1.0)
+        cache = cache_of(loop, tier)
         wrapped = cache.wrap(model)
         request = si.Request(np.ones(2))
         async with cache:
@@ -83,8 +62,8 @@ def test_delete_during_a_read():
     """What a tier answers to a read that began before the deletion is not used."""
 
     async def main(loop):
-        tier = _tiered.Scripted(loop.clock)
-        async with _tiered.cache_of(loop, tier) as cache:
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
             await cache.put_through("k", 1)
             cache.clear()
             tier.get_s = 0.2
@@ -92,7 +71,7 @@ def test_delete_during_a_read():
             await asyncio.sleep(0.1)
             assert await cache.delete("k")
             assert await read is None
-            assert (len(cache), cache.tiers.statistics()[0].withheld) == (0, 1)
+            assert (len(cache), cache.tiers.statistics()[0].discarded) == (0, 1)
 
     run(main)
 
@@ -101,8 +80,8 @@ def test_delete_that_a_tier_fails_is_not_used():
     """A tier that did not delete is said so, and its old entry is used no more; a newer one is."""
 
     async def main(loop):
-        tier = _tiered.Scripted(loop.clock)
-        async with _tiered.cache_of(loop, tier) as cache:
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
             await cache.put_through("k", 1)
             tier.erase_error = BackendError("gone")
             assert not await cache.delete("k")
@@ -119,8 +98,8 @@ def test_delete_before_a_put_that_waits():
     """A deletion takes a write of the same key that still waits along; the later write wins."""
 
     async def main(loop):
-        tier = _tiered.Scripted(loop.clock)
-        async with _tiered.cache_of(loop, tier) as cache:
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier) as cache:
             tier.put_s = 1.0
             first = asyncio.create_task(cache.put_through("other", 0))
             await asyncio.sleep(0.1)
@@ -137,7 +116,7 @@ def test_delete_without_tiers_started():
     """Tiers that do not run are not reached, and the answer says so."""
 
     async def main(loop):
-        cache = _tiered.cache_of(loop, _tiered.Scripted(loop.clock))
+        cache = cache_of(loop, ScriptedTier(loop.clock))
         cache.put("k", 1)
         assert not await cache.delete("k")
         assert len(cache) == 0
@@ -157,9 +136,25 @@ def test_delete_on_disk_and_server(tmp_path, server):
             assert [await tier.get("k") for tier in tiers] == [None, None]
             assert [(await tier.get(b"k")).value for tier in tiers] == [b"k", b"k"]
             assert [it.tier.erased for it in cache.tiers.statistics()] == [1, 1]
-            assert dict((await cache.erase(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
+            assert dict((await cache.erase_everywhere(tag="a")).counts) == {"memory": 1, "disk": 1, "redis": 1}
 
     asyncio.run(main())
+
+
+def test_delete_is_recorded(tmp_path):
+    """The retention log counts what a deletion by key removed from memory and from each tier, and nothing twice."""
+
+    async def main():
+        log = RetentionLog()
+        tiers = [DiskTier(tmp_path, max_bytes=2**22)]
+        async with si.EdgeCache(retention=si.Retention(60.0, log=log), tiers=tiers) as cache:
+            await cache.put_through("k", 1)
+            await cache.put_through("only in memory", lambda: None)
+            for key in ("k", "k", "only in memory", "absent"):
+                await cache.delete(key)
+        return [(it.where, it.count) for it in log.totals() if it.action == "removed"]
+
+    assert sorted(asyncio.run(main())) == [("disk", 1), ("memory", 2)]
 
 
 def test_delete_on_a_server_that_is_gone():

@@ -1,44 +1,53 @@
-"""PendingErasure: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
+"""Erasure: nothing of a subject is anywhere once an erasure is complete, whatever else goes on meanwhile."""
 
 import asyncio
-import importlib.util
 import json
-import pathlib
 import threading
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from scripted_tier import Model, ScriptedTier
 
 import streaminfer as si
 from streaminfer.caching.erasure.erasure import Erasure, PendingErasure, check_selection
-from streaminfer.caching.tiers import DiskTier
+from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.errors import BackendError
 from streaminfer.testing import FakeClock, VirtualLoop, run
 
 pytestmark = pytest.mark.uncompiled
 
-_spec = importlib.util.spec_from_file_location(
-    "_scripted", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-Scripted = _module.Scripted
+
+def test_erase_is_a_count():
+    """`erase` returns a plain number: the entries that memory had."""
+    cache = si.EdgeCache()
+    cache.put("k", 1, tags=["x"])
+
+    assert type(cache.erase(tag="x")) is int
+    assert cache.erase(tag="x") == 0
 
 
-def test_an_erasure_is_a_number_that_can_be_awaited():
-    whole = Erasure({"memory": 1, "disk": 2}, {"redis": "down"}, False)
-    assert (whole, whole + 1, f"{whole}", json.dumps([whole])) == (3, 4, "3", "[3]")
-    assert repr(whole) == "<Erasure 3: {'memory': 1, 'disk': 2}, failed: redis, not complete>"
-    assert repr(Erasure({"memory": 1}, {}, True)) == "<Erasure 1: {'memory': 1}>"
+def test_erasure_adds_up():
+    """An `Erasure` is complete if no tier failed, and counts the entries of all places."""
+    erasure = Erasure({"memory": 1, "disk": 2}, {"redis": "down"})
 
-    async def main(loop):
-        assert await whole is whole
-        return await si.EdgeCache().erase(tag="x")
+    assert (erasure.count, erasure.complete) == (3, False)
+    assert json.loads(json.dumps(erasure.to_dict())) == {
+        "counts": {"memory": 1, "disk": 2},
+        "failed": {"redis": "down"},
+    }
 
-    assert run(main).complete
+
+def test_erase_everywhere_without_tiers():
+    """A cache without tiers is erased at once."""
+    cache = si.EdgeCache()
+    cache.put("k", 1, tags=["x"])
+
+    erasure = asyncio.run(cache.erase_everywhere(tag="x"))
+
+    assert (dict(erasure.counts), erasure.complete) == ({"memory": 1}, True)
 
 
 @pytest.mark.parametrize(("subject", "tag"), [(None, None), ("a", "b"), (3, None), (None, 3)])
@@ -51,61 +60,56 @@ def test_who_stops_waiting_takes_nothing_away():
     async def main(loop):
         erasing = PendingErasure("anna", None, ["disk"])
         erasing.arm(1)
-        waiters = [asyncio.ensure_future(_wait(erasing.so_far())) for _ in range(2)]
+        waiters = [asyncio.ensure_future(erasing.wait()) for _ in range(2)]
         await asyncio.sleep(0)
         waiters[0].cancel()
         await asyncio.sleep(0)
-        erasing.done("disk", 2)
+        erasing.succeed("disk", 2)
         assert (await waiters[1]).counts == {"memory": 1, "disk": 2}
-
-    async def _wait(erasure):
-        return await erasure
 
     run(main)
 
 
 def test_a_tier_that_fails_is_tried_until_it_is_done_and_not_believed_until_then():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
-        before = cache.erase(subject="anna")  # nobody runs
-        assert not before.complete
-        assert "does not run" in (await before).failed["disk"]
+        before = await cache.erase_everywhere(subject="anna")  # nobody runs
+        assert "does not run" in before.failed["disk"]
         async with cache:
             await asyncio.sleep(0.01)
             assert cache.tiers.statistics()[0].pending == 0  # done at the start
             await cache.put_through("k", 1, subject="anna")
             await cache.put_through("other", 2)
             disk.erase_error = BackendError("the disk is gone")
-            outcome = await cache.erase(subject="anna")
-            assert (outcome, outcome.counts, outcome.complete) == (1, {"memory": 1}, False)
+            outcome = await cache.erase_everywhere(subject="anna")
+            assert (outcome.counts, outcome.complete) == ({"memory": 1}, False)
             assert outcome.failed == {"disk": "BackendError: the disk is gone"}
             assert "k" in disk.held
             assert await cache.fetch("k") is None
             assert await cache.fetch("other") == 2
             assert not await cache.put_through("again", 1, subject="anna")
-            again = cache.erase(subject="anna")
-            assert not (await again).complete
+            assert not (await cache.erase_everywhere(subject="anna")).complete
             assert cache.tiers.statistics()[0].pending == 1
             disk.erase_error = None
             await asyncio.sleep(40.0)
             assert "k" not in disk.held
             seen = cache.tiers.statistics()[0]
-            assert (seen.pending, seen.withheld) == (0, 1)
+            assert (seen.pending, seen.discarded) == (0, 1)
             assert await cache.put_through("k", 3, subject="anna")
-            assert await cache.erase(subject="anna") == 2
+            assert (await cache.erase_everywhere(subject="anna")).count == 2
 
     run(main)
 
 
 def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         disk.put_s = 1.0
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             writes = [asyncio.ensure_future(cache.put_through(str(n), n, tags=("t",))) for n in range(3)]
             await asyncio.sleep(0.5)
-            outcome = await cache.erase(tag="t")
+            outcome = await cache.erase_everywhere(tag="t")
             assert outcome.counts == {"memory": 3, "disk": 1}
             assert await asyncio.gather(*writes) == [True, False, False]
             assert disk.held == {}
@@ -115,11 +119,11 @@ def test_a_write_under_way_is_erased_and_one_that_waits_is_dropped():
 
 def test_a_stop_ends_who_waits_for_an_erasure():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         disk.erase_s = 3600.0
         cache = si.EdgeCache(clock=loop.clock, tiers=[disk])
         await cache.__aenter__()
-        erasure = cache.erase(tag="t")
+        erasure = asyncio.ensure_future(cache.erase_everywhere(tag="t"))
         await asyncio.sleep(0.1)
         await cache.__aexit__(RuntimeError, None, None)
         assert "stopped" in (await erasure).failed["disk"]
@@ -131,20 +135,27 @@ def test_a_stop_ends_who_waits_for_an_erasure():
     run(main)
 
 
-def test_another_thread_waits_for_the_tiers(tmp_path):
+def test_erase_everywhere_in_another_thread(tmp_path):
+    """A thread waits for the tiers through their event loop, or on one of its own."""
     keys = StoredKeys(":memory:", master=b"m" * 32)
 
     async def main():
         async with si.EdgeCache(tiers=[DiskTier(tmp_path / "c", max_bytes=2**22, keys=keys)]) as cache:
             await cache.put_through("k", 1, subject="anna")
-            outcome = await asyncio.to_thread(cache.erase, subject="anna")
-            assert (outcome, outcome.complete, outcome.counts) == (2, True, {"memory": 1, "disk": 1})
+            home = asyncio.get_running_loop()
+
+            def wait():
+                return asyncio.run_coroutine_threadsafe(cache.erase_everywhere(subject="anna"), home).result()
+
+            outcome = await asyncio.to_thread(wait)
+            assert (outcome.complete, outcome.counts) == (True, {"memory": 1, "disk": 1})
+            assert await asyncio.to_thread(cache.erase, subject="anna") == 0
 
             found = []
 
             def elsewhere():
                 async def other():
-                    found.append(await cache.erase(subject="anna"))
+                    found.append(await cache.erase_everywhere(subject="anna"))
                     with pytest.raises(RuntimeError, match="another event loop"):
                         await cache.__aenter__()
                     assert not cache.tiers.run_here
@@ -154,22 +165,22 @@ def test_another_thread_waits_for_the_tiers(tmp_path):
             thread = threading.Thread(target=elsewhere)
             thread.start()
             await asyncio.to_thread(thread.join)
-            assert (found[0], found[0].complete) == (0, True)
+            assert (found[0].counts, found[0].complete) == ({"memory": 0, "disk": 0}, True)
 
     asyncio.run(main())
 
 
 def test_tiers_know_before_memory_is_erased_and_begin_after():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             await cache.put_through("k", 1, subject="anna")
             (worker,) = cache.tiers.workers
             seen = []
-            outcome = cache.tiers.erase("anna", None, lambda: seen.append([it.subject for it in worker.pending]) or 5)
-            assert (seen, outcome) == ([["anna"]], 5)
-            assert (await outcome).counts == {"memory": 5, "disk": 1}
-            disk.held["k"] = _module.Entry(value=1, stored_ns=0, subject="anna")
+            begun = cache.tiers.erase("anna", None, lambda: seen.append([it.subject for it in worker.pending]) or 5)
+            assert (seen, begun.in_memory) == ([["anna"]], 5)
+            assert (await begun.wait()).counts == {"memory": 5, "disk": 1}
+            disk.held["k"] = Entry(value=1, stored_ns=0, subject="anna")
             erasing = PendingErasure("anna", None, ["disk"])
             worker.register(erasing)
             worker.wake()
@@ -195,7 +206,7 @@ class Interleavings(RuleBasedStateMachine):
         self.loop = VirtualLoop()
         asyncio.set_event_loop(self.loop)
         clock = self.loop.clock
-        self.tiers = [Scripted(clock), Scripted(clock, "redis", shared=True, on_disk=False)]
+        self.tiers = [ScriptedTier(clock), ScriptedTier(clock, "redis", shared=True, on_disk=False)]
         self.cache = si.EdgeCache(clock=clock, tiers=self.tiers, ttl_s=20.0, stale_s=10.0)
         machine = self
 
@@ -238,7 +249,9 @@ class Interleavings(RuleBasedStateMachine):
     def erase(self, subject, by_tag):
         async def begin():
             asked = {"tag": "t" + subject} if by_tag else {"subject": subject}
-            return self.cache.erase(**asked)
+            erasing = asyncio.ensure_future(self.cache.erase_everywhere(**asked))
+            await asyncio.sleep(0)
+            return erasing
 
         self.play(asyncio.sleep(1e-6))
         self.erasures.append((subject, self.loop.now_ns, self.play(begin())))
@@ -284,8 +297,7 @@ class Interleavings(RuleBasedStateMachine):
     def what_was_erased_is_nowhere(self):
         for subject, at_ns, erasure in self.erasures:
             assert all(value >= at_ns for value in self.values_of(subject, "memory"))
-            outcome = erasure._outcome
-            if outcome.done() and outcome.result().complete:
+            if erasure.done() and erasure.result().complete:
                 for tier in self.tiers:
                     assert all(value >= at_ns for value in self.values_of(subject, tier)), (tier.name, at_ns)
 
@@ -304,7 +316,7 @@ class Interleavings(RuleBasedStateMachine):
         assert all(task.done() for task in self.tasks)
         for task in self.tasks:
             task.exception()
-        assert all(erasure._outcome.done() for _, _, erasure in self.erasures)
+        assert all(erasure.done() for _, _, erasure in self.erasures)
         asyncio.set_event_loop(None)
         self.loop.close()
 
@@ -316,9 +328,9 @@ TestInterleavings = Interleavings.TestCase
 @pytest.mark.parametrize("stale", [False, True])
 def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
     async def main(loop):
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis")
+        disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
         cache = si.EdgeCache(clock=loop.clock, ttl_s=10.0, stale_s=10.0, tiers=[disk, redis])
-        model = _module.Model()
+        model = Model()
         request = si.Request(1, subject="anna")
         async with si.Stack(cache, model, clock=loop.clock) as service:
             await service.call(request)
@@ -328,12 +340,12 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
             call = asyncio.ensure_future(service.call(request))
             fetch = asyncio.ensure_future(cache.fetch(next(iter(disk.held))))
             await asyncio.sleep(0.1)
-            assert (await cache.erase(subject="anna")).complete
+            assert (await cache.erase_everywhere(subject="anna")).complete
             late = asyncio.ensure_future(service.call(request))
             assert [(await each).source for each in (call, late)] == ["model", "model"]
             assert await fetch is None
             assert model.asked == 2
-            assert sum(each.withheld for each in cache.tiers.statistics()) == 2
+            assert sum(each.discarded for each in cache.tiers.statistics()) == 2
 
     run(main)
 
@@ -341,13 +353,13 @@ def test_what_was_read_before_an_erasure_is_not_answered_after_it(stale):
 @pytest.mark.parametrize("selection", [{"subject": "anna"}, {"tag": "t"}])
 def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection):
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with si.EdgeCache(clock=loop.clock, tiers=[disk]) as cache:
             for key, subject in [("k", "anna"), ("other", "ben")]:
                 assert await cache.put_through(key, 1, subject=subject, tags=["t"] if subject == "anna" else [])
             cache.clear()
             disk.erase_s, disk.get_s = 0.2, 0.3
-            erasure = cache.erase(**selection)
+            erasure = asyncio.ensure_future(cache.erase_everywhere(**selection))
             await asyncio.sleep(0.1)
             reads = [asyncio.ensure_future(cache.fetch(key)) for key in ("k", "other")]
             assert (await erasure).complete
@@ -359,7 +371,7 @@ def test_what_was_read_while_it_was_being_erased_is_not_answered_after(selection
 
 def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
     clock = FakeClock()
-    disk = Scripted(clock)
+    disk = ScriptedTier(clock)
     cache = si.EdgeCache(clock=clock, tiers=[disk])
 
     async def lose():
@@ -367,30 +379,27 @@ def test_an_erasure_ends_where_the_event_loop_of_the_tiers_was_closed():
         cache.put("k", 1, subject="anna")
 
     asyncio.run(lose())
-    erased = cache.erase(subject="anna")
-    assert (erased.counts, erased.complete) == ({"memory": 1}, False)
+    erased = asyncio.run(cache.erase_everywhere(subject="anna"))
+    assert erased.counts == {"memory": 1}
     assert "does not run" in erased.failed["disk"]
 
     async def later():
-        assert "disk" in (await cache.erase(subject="ben")).failed
+        assert "disk" in (await cache.erase_everywhere(subject="ben")).failed
         with pytest.raises(RuntimeError, match="not stopped before their event loop was closed"):
             await cache.__aenter__()
 
     asyncio.run(later())
 
 
-def test_an_erasure_does_not_wait_for_an_event_loop_that_stands_still():
+def test_erase_does_not_wait_for_a_stopped_event_loop():
     loop = VirtualLoop()
-    cache = si.EdgeCache(clock=loop.clock, tiers=[Scripted(loop.clock)])
+    cache = si.EdgeCache(clock=loop.clock, tiers=[ScriptedTier(loop.clock)])
     try:
         loop.run_until_complete(cache.__aenter__())
-        erased = cache.erase(subject="anna")
-        assert not erased.complete
-        assert loop.run_until_complete(_awaited(erased)).complete
+        assert cache.erase(subject="anna") == 0
+        assert cache.tiers.statistics()[0].pending == 1
+        loop.run_until_complete(asyncio.sleep(1.0))
+        assert cache.tiers.statistics()[0].pending == 0
         loop.run_until_complete(cache.__aexit__(None, None, None))
     finally:
         loop.close()
-
-
-async def _awaited(erasure):
-    return await erasure

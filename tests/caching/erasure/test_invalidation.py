@@ -2,29 +2,21 @@
 
 import asyncio
 import contextlib
-import importlib.util
-import pathlib
 import signal
 import sys
 
 import pytest
+from redis_server import PATIENT, RedisServer
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 
-_spec = importlib.util.spec_from_file_location(
-    "_redis_told", pathlib.Path(__file__).parents[2] / "caching/tiers/test_redis.py"
-)
-_redis = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_redis)
-
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
 
 @pytest.fixture
 def server(tmp_path):
-    server = _redis.Server(tmp_path)
+    """A server for each test: they stop it, and count its clients."""
+    server = RedisServer(tmp_path)
     server.start()
     yield server
     server.stop()
@@ -80,7 +72,7 @@ def test_an_erasure_reaches_memory_and_faster_tiers(server, tmp_path, selection)
             stack.callback(keys.close)
             await other.put_through("k", 1, subject="anna", tags=("face",))
             await other.put_through("stays", 1, subject="ben")
-            assert await one.erase(**selection) == 1
+            assert (await one.erase_everywhere(**selection)).count == 1
             await until(lambda: disk.statistics().erased)
             assert ("k" in other, await disk.get("k"), await other.fetch("k")) == (False, None, None)
             assert other.get("stays") == 1
@@ -103,7 +95,7 @@ def test_a_computation_that_an_erasure_overtakes_is_not_stored(server):
             model.fingerprint = "model 1"
             asked = asyncio.create_task(other.wrap(model, subject="patient")(1, "anna"))
             await begun.wait()
-            await one.erase(subject="anna")
+            await one.erase_everywhere(subject="anna")
             await until(lambda: other.tiers.workers[0].tier.notices.heard)
             ends.set()
             assert (await asked, len(other)) == (1, 0)
@@ -135,7 +127,7 @@ def test_notices_are_sealed(server, tmp_path):
             spy.subscribe(b"{told}:n")
             async with cache_of(tier_of(server, keys=keys)) as one, cache_of(tier_of(server, keys=keys)) as other:
                 other.put("k", 1, subject="anna")
-                await one.erase(subject="anna")
+                await one.erase_everywhere(subject="anna")
                 await until(lambda: not len(other))
             seen = [spy.get_message(timeout=30.0) for _ in range(2)]
         keys.close()
@@ -241,7 +233,7 @@ from streaminfer.caching.tiers import RedisTier
 async def main():
     tier = RedisTier(sys.argv[1], namespace="told", invalidate=True, timeout_s=30.0, erase_timeout_s=30.0)
     async with si.EdgeCache(tiers=[tier]) as cache:
-        print(int(await cache.erase(tag="face")))
+        print((await cache.erase_everywhere(tag="face")).count)
 
 
 asyncio.run(main())

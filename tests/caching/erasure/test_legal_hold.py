@@ -332,7 +332,7 @@ def test_an_erasure_that_a_tier_owes_waits_for_the_end_of_a_hold(tmp_path, log, 
         cache = si.EdgeCache(retention=Retention(3600.0, log=log), tiers=[disk])
         async with cache:
             await cache.put_through("k", 1, subject="anna")
-        assert not cache.erase(subject="anna").complete  # the tiers do not run
+        assert not (await cache.erase_everywhere(subject="anna")).complete  # the tiers do not run
         with pytest.raises(Closed):  # the disk cannot be told, and the log has it
             await cache.hold(subject="anna", reason="case 17")
         async with cache:

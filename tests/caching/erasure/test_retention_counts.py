@@ -91,7 +91,7 @@ def test_a_stop_waits_until_all_is_recorded(tmp_path):
         async with cache:
             for number in range(20):
                 await cache.put_through(f"k{number}", number, subject=f"subject {number}")
-                await cache.erase(subject=f"subject {number}")
+                await cache.erase_everywhere(subject=f"subject {number}")
 
     asyncio.run(main())
     erased = [event for event in log_in(tmp_path).events if event.action == "erased"]
@@ -184,17 +184,18 @@ def test_an_erasure_that_failed_is_made_by_the_next_process(tmp_path):
             assert await cache.fetch("hers") is None
             assert await cache.fetch("tagged") is None
             assert await cache.fetch("other") == 3
-            await cache.erase(tag="nothing")  # behind the others
+            await cache.erase_everywhere(tag="nothing")  # behind the others
             assert cache.tiers.statistics()[0].pending == 0
 
     async def use_another():
         async with on_disk(tmp_path, "another") as cache:
-            await cache.erase(tag="nothing")
+            await cache.erase_everywhere(tag="nothing")
 
     asyncio.run(fill("disk"))
     cache = on_disk(tmp_path)  # whose tier is not started
-    assert cache.erase(subject="anna \udc80").failed
-    assert cache.erase(tag="face").failed
+    assert cache.erase(subject="anna \udc80") == 0
+    assert cache.erase(tag="face") == 0
+    assert cache.tiers.statistics()[0].pending == 2
     cache._memory.retention.counts.drain()
     assert [json.loads(line)[1:] for line in owed.read_text().splitlines()] == [["anna \udc80", None], [None, "face"]]
     assert owed.stat().st_mode & 0o777 == 0o600

@@ -250,7 +250,7 @@ def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(tier, w
                 assert await tier.get("k") is None
             return tier.statistics()
 
-    assert asyncio.run(main()).refused == 3
+    assert asyncio.run(main()).rejected == 3
 
 
 def test_a_tier_that_does_not_run_misses_and_says_of_an_erasure_that_it_was_not_made(tier):

@@ -2,32 +2,15 @@
 
 import asyncio
 import contextlib
-import importlib.util
-import pathlib
 import sys
 
 import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching import no_store
 from streaminfer.caching.tiers import RedisTier
 from streaminfer.errors import BackendError
-
-_spec = importlib.util.spec_from_file_location(
-    "_redis_leased", pathlib.Path(__file__).parents[2] / "caching/tiers/test_redis.py"
-)
-_redis = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_redis)
-
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _redis.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,9 @@
 """A `Stack` over a cache with a real disk tier and a real Valkey server: restarts, encryption, policy, dead servers."""
 
 import asyncio
-import importlib.util
-import pathlib
 
 import numpy as np
-import pytest
+from redis_server import PATIENT
 
 import streaminfer as si
 from streaminfer.caching.tiers import DiskTier, RedisTier
@@ -13,21 +11,8 @@ from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
 
-_spec = importlib.util.spec_from_file_location("_redis_server", pathlib.Path(__file__).with_name("test_redis.py"))
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-
 SECRET = b"a face that must not be found on any medium"
 MASTER = b"m" * 32
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = _module.Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 class Model:
@@ -78,7 +63,7 @@ def test_a_site_shares_its_answers_and_the_disk_is_filled_from_it(tmp_path, serv
         assert model.asked == 1
         tiers = [disk(tmp_path / "two", keys=keys), RedisTier(server.url, namespace="site", keys=keys, **PATIENT)]
         async with si.EdgeCache(tiers=tiers) as cache:
-            outcome = await cache.erase(subject="anna")
+            outcome = await cache.erase_everywhere(subject="anna")
         assert outcome.counts == {"memory": 0, "disk": 1, "redis": 1}
 
     asyncio.run(main())
@@ -93,14 +78,14 @@ def test_an_encrypted_folder_says_nothing_before_and_after_an_erasure(tmp_path):
         async with si.Stack(cache, Model()) as service:
             await service.call(si.Request(1.0, subject="anna of the street", tags=("a tag of hers",)))
             await service.call(si.Request(2.0))
-            while cache.tiers.statistics()[0].waiting:
+            while cache.tiers.statistics()[0].queued:
                 await asyncio.sleep(0)
             sealed = keys.current("anna of the street").id
             for word in (SECRET, b"anna of the street", b"a tag of hers"):
                 assert word not in on_disk(tmp_path)
             report = await cache.retention_report()
             assert {it.where: it.entries for it in report.holdings} == {"memory": 2, "disk": 2}
-            assert await cache.erase(subject="anna of the street") == 2
+            assert (await cache.erase_everywhere(subject="anna of the street")).count == 2
             assert keys.find(sealed) is None
             assert sealed not in on_disk(tmp_path)
             assert SECRET not in on_disk(tmp_path)
@@ -120,7 +105,7 @@ def test_keys_are_destroyed_also_where_the_tier_does_not_run(tmp_path):
         async with cache:
             await cache.put_through("k", SECRET, subject="anna")
         sealed = keys.current("anna").id
-        assert not cache.erase(subject="anna").complete
+        assert not (await cache.erase_everywhere(subject="anna")).complete
         assert keys.find(sealed) is None
         async with cache:
             assert await cache.fetch("k") is None
@@ -137,7 +122,7 @@ def test_what_may_not_lie_on_a_disk_does_not(tmp_path):
             await service.call(si.Request(1.0, tags=("face",)))
         assert SECRET not in on_disk(tmp_path)
         seen = cache.tiers.statistics()[0]
-        assert (seen.forbidden, seen.stored, seen.tier.stored) == (1, 0, 0)
+        assert (seen.disallowed, seen.stored, seen.tier.stored) == (1, 0, 0)
 
     asyncio.run(main())
 
@@ -150,7 +135,7 @@ def test_a_dead_server_costs_only_misses_and_leaves_the_erasure_pending(tmp_path
         async with si.Stack(cache, Model()) as service:
             for n in range(8):
                 assert (await service.call(si.Request(float(n), subject="anna"))).source == "model"
-            outcome = await cache.erase(subject="anna")
+            outcome = await cache.erase_everywhere(subject="anna")
             assert (outcome.counts, set(outcome.failed)) == ({"memory": 8, "disk": 8}, {"redis"})
             assert cache.tiers.statistics()[1].pending == 1
 

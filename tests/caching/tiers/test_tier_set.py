@@ -4,9 +4,10 @@ import asyncio
 
 import numpy as np
 import pytest
+from scripted_tier import EPOCH, Model, ScriptedTier, cache_of
 
 import streaminfer as si
-from streaminfer.caching.tiers import Entry, TierStatistics
+from streaminfer.caching.tiers import Entry
 from streaminfer.caching.tiers.lookup import ReadBudget
 from streaminfer.compliance.retention import Retention
 from streaminfer.compliance.retention_log import RetentionLog
@@ -16,127 +17,11 @@ from streaminfer.testing import ScriptedBackend, run
 pytestmark = pytest.mark.uncompiled
 
 S = 10**9
-EPOCH = 1_700_000_000 * S
-
-
-class Scripted:
-    """A tier in memory: as slow and as faulty as it is told to be. What is put counts from the end of the put."""
-
-    purge_bound_s = None
-    keys = None
-
-    def __init__(self, clock, name="disk", *, shared=False, on_disk=True, encrypted=True):
-        self.clock = clock
-        self.name = name
-        self.shared, self.on_disk, self.encrypted = shared, on_disk, encrypted
-        self.held = {}
-        self.get_s = self.put_s = self.erase_s = 0.0
-        self.erase_error = None
-        self.started = self.stopped = self.gets = 0
-        self.running = False
-
-    def wall_clock(self):
-        return EPOCH + self.clock()
-
-    async def start(self):
-        if self.running:
-            raise RuntimeError("it runs already")
-        self.running = True
-        self.started += 1
-
-    async def stop(self):
-        self.running = False
-        self.stopped += 1
-
-    async def get(self, key):
-        self.gets += 1
-        entry = self.held.get(key)
-        await asyncio.sleep(self.get_s)
-        return None if entry is None or entry.is_expired(self.wall_clock()) else entry
-
-    async def put(self, key, entry):
-        await asyncio.sleep(self.put_s)
-        self.held[key] = entry
-        return True
-
-    async def delete(self, key):
-        await asyncio.sleep(self.erase_s)
-        if self.erase_error is not None:
-            return False
-        self.held.pop(key, None)
-        return True
-
-    async def erase(self, *, subject=None, tag=None):
-        await asyncio.sleep(self.erase_s)
-        if self.erase_error is not None:
-            raise self.erase_error
-        gone = [k for k, it in self.held.items() if (it.subject == subject if tag is None else tag in it.tags)]
-        for key in gone:
-            del self.held[key]
-        return len(gone)
-
-    async def purge(self, now_ns=None):
-        return 0
-
-    def scan(self):
-        return ()
-
-    async def inventory(self, classes=()):
-        return None
-
-    def statistics(self):
-        return _NOTHING_HAPPENED
-
-
-_NOTHING_HAPPENED = TierStatistics(
-    name="scripted",
-    last_error="",
-    entries=None,
-    size_bytes=None,
-    **dict.fromkeys(
-        [
-            "hits",
-            "misses",
-            "stored",
-            "refused",
-            "skipped",
-            "errors",
-            "unreadable",
-            "evicted",
-            "erased",
-            "purged",
-            "rebuilds",
-        ],
-        0,
-    ),
-)
-
-
-class Model:
-    fingerprint = "model 1"
-    enforces_deadline = False
-
-    def __init__(self, after_s=0.01):
-        self.after_s = after_s
-        self.asked = 0
-        self.error = None
-
-    async def call(self, request):
-        self.asked += 1
-        await asyncio.sleep(self.after_s)
-        if self.error is not None:
-            raise self.error
-        return si.Response(np.asarray(request.inputs) * 2, False, "model")
-
-
-def cache_of(loop, *tiers, **settings):
-    settings.setdefault("ttl_s", 10.0)
-    return si.EdgeCache(clock=loop.clock, tiers=tiers, **settings)
 
 
 def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was():
     async def main(loop):
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis", shared=True, on_disk=False)
+        disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis", shared=True, on_disk=False)
         model = Model()
         request = si.Request(np.ones(3), subject="anna", tags=("a", "b"))
         async with si.Stack(cache_of(loop, disk, redis, stale_s=3.0), model, clock=loop.clock) as service:
@@ -163,14 +48,14 @@ def test_an_answer_goes_to_every_tier_and_comes_back_promoted_as_old_as_it_was()
         assert model.asked == 2
         seen = cache.tiers.statistics()
         assert [(it.name, it.hits, it.misses) for it in seen] == [("disk", 0, 1), ("redis", 1, 0)]
-        assert seen[0].withheld == 1  # the refresh began, and then it was erased
+        assert seen[0].discarded == 1  # the refresh began, and then it was erased
 
     run(main)
 
 
 def test_a_stale_answer_of_a_tier_is_the_answer_and_begins_a_refresh():
     async def main(loop):
-        disk, model = Scripted(loop.clock), Model()
+        disk, model = ScriptedTier(loop.clock), Model()
         async with si.Stack(cache_of(loop, disk, stale_s=5.0), model, clock=loop.clock) as service:
             await service(1.0)
         await asyncio.sleep(12.0)
@@ -195,7 +80,7 @@ def test_a_stale_answer_of_a_tier_is_the_answer_and_begins_a_refresh():
 
 def test_a_stalled_tier_makes_no_request_late():
     async def main(loop):
-        disk, model = Scripted(loop.clock), Model(0.06)
+        disk, model = ScriptedTier(loop.clock), Model(0.06)
         cache = cache_of(loop, disk)
         async with si.Stack(cache, model, clock=loop.clock) as service:
             await service(0.0)
@@ -208,14 +93,14 @@ def test_a_stalled_tier_makes_no_request_late():
             await service(9.0)  # no deadline: a second
             assert loop.time() - began == pytest.approx(1.06)
             disk.get_s = 0.0
-        assert cache.tiers.statistics()[0].cut == 6
+        assert cache.tiers.statistics()[0].read_timeouts == 6
 
     run(main)
 
 
 def test_a_computation_that_is_slower_than_known_costs_one_late_request():
     async def main(loop):
-        disk, model = Scripted(loop.clock), Model(0.06)
+        disk, model = ScriptedTier(loop.clock), Model(0.06)
         disk.get_s = 3600.0
         async with si.Stack(cache_of(loop, disk), model, clock=loop.clock) as service:
             with pytest.raises(DeadlineExceeded):
@@ -244,7 +129,7 @@ def test_the_allowance_of_reads():
 
 def test_writes_are_off_the_path_ordered_bounded_and_drained():
     async def main(loop):
-        disk, model = Scripted(loop.clock), Model(0.0)
+        disk, model = ScriptedTier(loop.clock), Model(0.0)
         disk.put_s = 0.5
         cache = cache_of(loop, disk, ttl_s=1000.0)
         service = si.Stack(cache, model, clock=loop.clock)
@@ -254,11 +139,11 @@ def test_writes_are_off_the_path_ordered_bounded_and_drained():
             await service(float(n))
             assert loop.time() - began < 0.001
         seen = cache.tiers.statistics()[0]
-        assert seen.waiting == 257
+        assert seen.queued == 257
         assert seen.dropped == 300 - 257
         await service.stop(timeout_s=None)
         seen = cache.tiers.statistics()[0]
-        assert (seen.stored, seen.waiting) == (257, 0)
+        assert (seen.stored, seen.queued) == (257, 0)
         assert len(disk.held) == 257
         assert disk.stopped == 1
 
@@ -268,7 +153,7 @@ def test_writes_are_off_the_path_ordered_bounded_and_drained():
 def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_put():
     async def main(loop):
         for drain in (False, True):
-            disk = Scripted(loop.clock)
+            disk = ScriptedTier(loop.clock)
             disk.put_s = 3600.0
             cache = cache_of(loop, disk, ttl_s=1000.0)
             stack = si.Stack(cache, Model(0.0), clock=loop.clock)
@@ -279,7 +164,7 @@ def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_pu
             await stack.stop(drain=drain)
             assert loop.time() - began == pytest.approx(5.0 if drain else 0.0, abs=0.1)
             seen = cache.tiers.statistics()[0]
-            assert (seen.stored, seen.waiting, seen.dropped + seen.refused) == (0, 0, 10)
+            assert (seen.stored, seen.queued, seen.dropped + seen.rejected) == (0, 0, 10)
             assert not disk.running
 
     run(main)
@@ -287,7 +172,7 @@ def test_a_stop_without_draining_drops_what_waits_and_a_stalled_tier_gets_one_pu
 
 def test_tiers_start_with_the_first_and_stop_with_the_last():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         cache = cache_of(loop, disk)
         async with si.Stack(cache, Model(), clock=loop.clock) as first:
             async with si.Stack(cache, Model(), clock=loop.clock), cache:
@@ -301,7 +186,7 @@ def test_tiers_start_with_the_first_and_stop_with_the_last():
         with pytest.raises(RuntimeError, match="a cache starts its tiers itself"):
             await cache.__aenter__()
         assert disk.running  # somebody else's
-        other = Scripted(loop.clock)
+        other = ScriptedTier(loop.clock)
         with pytest.raises(RuntimeError, match="tier disk 2"):
             await cache_of(loop, other, disk).__aenter__()
         assert not other.running
@@ -311,7 +196,7 @@ def test_tiers_start_with_the_first_and_stop_with_the_last():
 
 def test_what_another_process_would_not_find_is_refused():
     async def main(loop):
-        cache = cache_of(loop, Scripted(loop.clock))
+        cache = cache_of(loop, ScriptedTier(loop.clock))
         for inner in (ScriptedBackend, lambda x: x):
             with pytest.raises(TypeError):
                 cache.wrap(inner)
@@ -339,7 +224,7 @@ def test_functions_and_the_mapping_use_the_tiers_too():
     double.fingerprint = "double"
 
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with cache_of(loop, disk) as cache:
             assert await cache.wrap(double)(3) == 6
             assert await cache.put_through("k", [1, 2], tags=("t",), subject="anna", ttl_s=5.0)
@@ -374,8 +259,8 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             },
             log=log,
         )
-        disk = Scripted(loop.clock, encrypted=False)
-        redis = Scripted(loop.clock, "redis", shared=True, on_disk=False, encrypted=False)
+        disk = ScriptedTier(loop.clock, encrypted=False)
+        redis = ScriptedTier(loop.clock, "redis", shared=True, on_disk=False, encrypted=False)
         cache = cache_of(loop, disk, redis, ttl_s=None, stale_s=1.0, retention=policy)
         model = Model(0.0)
         async with si.Stack(cache, model, clock=loop.clock) as service:
@@ -394,10 +279,10 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
             cache._memory.expire_due(loop.clock(), 256)  # as the thread does by the system's clock
             assert recorded("expired", "memory", "face") == 2
             await asyncio.sleep(5.0)
-            assert recorded("refused", "disk", "voice") == recorded("refused", "redis", "face") == 1
+            assert recorded("disallowed", "disk", "voice") == recorded("disallowed", "redis", "face") == 1
             report = await cache.retention_report()
             assert {it.where for it in report.holdings} == {"memory", "disk", "redis"}
-            assert (await cache.erase(tag="all")).complete
+            assert (await cache.erase_everywhere(tag="all")).complete
         assert recorded("erased", "disk", "") == recorded("erased", "memory", "") == 1
         assert redis.held == {} == disk.held
 
@@ -406,7 +291,7 @@ def test_a_policy_decides_where_an_answer_may_lie_and_for_how_long():
 
 def test_what_comes_from_a_tier_obeys_the_reading_cache():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         entry = Entry(value=1, stored_ns=EPOCH, ttl_s=100.0, tags=["face"])
 
         async def read(**settings):
@@ -425,7 +310,7 @@ def test_what_comes_from_a_tier_obeys_the_reading_cache():
 
 def test_only_faster_tiers_are_written_on_a_promotion_and_the_fastest_stale_answer_is_taken():
     async def main(loop):
-        tiers = [Scripted(loop.clock, name) for name in ("a", "b", "c")]
+        tiers = [ScriptedTier(loop.clock, name) for name in ("a", "b", "c")]
         entry = Entry(value="b", stored_ns=EPOCH, ttl_s=15.0, stale_s=5.0)
         cache = cache_of(loop, *tiers, stale_s=5.0)
         async with cache:
@@ -444,7 +329,7 @@ def test_only_faster_tiers_are_written_on_a_promotion_and_the_fastest_stale_answ
 
 def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasure_is_not_kept():
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         cache = cache_of(loop, disk)
         async with cache:
             disk.held["k"] = Entry(value=1, stored_ns=EPOCH, ttl_s=10.0)
@@ -472,7 +357,7 @@ def test_what_waits_to_be_promoted_grows_older_and_what_was_read_before_an_erasu
 
 def test_an_erasure_while_the_tiers_are_read_or_while_memory_stores_keeps_the_answer_out():
     async def main(loop):
-        disk, model = Scripted(loop.clock), Model()
+        disk, model = ScriptedTier(loop.clock), Model()
         disk.get_s = 0.5
         cache = cache_of(loop, disk, maxsize=1)
         async with si.Stack(cache, model, clock=loop.clock) as service:
@@ -501,7 +386,7 @@ def test_a_stale_answer_to_a_function_begins_a_refresh():
     double.fingerprint = "double"
 
     async def main(loop):
-        disk = Scripted(loop.clock)
+        disk = ScriptedTier(loop.clock)
         async with cache_of(loop, disk, stale_s=5.0) as cache:
             await cache.wrap(double)(3)
         await asyncio.sleep(12.0)
@@ -522,7 +407,7 @@ def test_a_cache_may_be_used_on_one_loop_after_another():
             return self.now_ns
 
     clock = Fixed()
-    disk = Scripted(clock)
+    disk = ScriptedTier(clock)
     cache = si.EdgeCache(clock=clock, tiers=[disk])
 
     async def main(loop):
@@ -549,22 +434,22 @@ def test_evictions_are_recorded_together():
 
 def test_a_tier_that_runs_out_of_its_own_time_takes_none_from_the_next():
     async def main(loop):
-        class Impatient(Scripted):
+        class Impatient(ScriptedTier):
             async def get(self, key):
                 raise TimeoutError
 
-        first, second = Impatient(loop.clock), Scripted(loop.clock, "redis")
+        first, second = Impatient(loop.clock), ScriptedTier(loop.clock, "redis")
         second.held["k"] = Entry(value=1, stored_ns=EPOCH)
         async with cache_of(loop, first, second) as cache:
             assert await cache.fetch("k") == 1
-            assert [each.cut for each in cache.tiers.statistics()] == [1, 0]
+            assert [each.read_timeouts for each in cache.tiers.statistics()] == [1, 0]
 
     run(main)
 
 
 def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked():
     async def main(loop):
-        disk, redis = Scripted(loop.clock), Scripted(loop.clock, "redis")
+        disk, redis = ScriptedTier(loop.clock), ScriptedTier(loop.clock, "redis")
         cache = cache_of(loop, disk, redis, ttl_s=10.0, stale_s=5.0, retention=Retention(15.0))
         model = Model()
         async with si.Stack(cache, model, clock=loop.clock) as service:
@@ -579,12 +464,12 @@ def test_a_stale_answer_does_not_outlive_its_time_while_slower_tiers_are_asked()
     run(main)
 
 
-@pytest.mark.parametrize("why", ["refused", "slow", "forbidden"])
+@pytest.mark.parametrize("why", ["rejected", "slow", "disallowed"])
 def test_a_value_that_was_replaced_does_not_come_back(why):
     """Where a tier does not take a second value, the first is not used again; a third that it takes is."""
 
     async def play(loop):
-        tier = Scripted(loop.clock)
+        tier = ScriptedTier(loop.clock)
         policy = Retention(1000.0, classes={"face": Retention(1000.0, allow_disk=False)})
         async with si.EdgeCache(ttl_s=500.0, tiers=[tier], retention=policy, clock=loop.clock) as cache:
             assert await cache.put_through("k", 1)
@@ -594,10 +479,12 @@ def test_a_value_that_was_replaced_does_not_come_back(why):
             async def refuse(key, entry):
                 return False
 
-            if why == "refused":
+            if why == "rejected":
                 tier.put = refuse
             tier.put_s = 60.0 if why == "slow" else 0.0
-            assert await cache.put_through("k", 2, tags=["face"] if why == "forbidden" else ()) is (why == "forbidden")
+            assert await cache.put_through("k", 2, tags=["face"] if why == "disallowed" else ()) is (
+                why == "disallowed"
+            )
             assert await cache.fetch("k") == 2
             cache.pop("k")
             assert await cache.fetch("k") is None
@@ -615,7 +502,7 @@ def test_a_read_that_began_before_a_put_does_not_undo_it():
     """What a tier had is not kept over a value that was put while it was asked."""
 
     async def play(loop):
-        tier = Scripted(loop.clock)
+        tier = ScriptedTier(loop.clock)
         async with si.EdgeCache(ttl_s=500.0, tiers=[tier], clock=loop.clock) as cache:
             await cache.put_through("k", 1)
             cache.pop("k")

@@ -1,10 +1,9 @@
 """Subject and tags of what a wrapped function answers: values of the parameters that are named."""
 
 import asyncio
-import importlib.util
-import pathlib
 
 import pytest
+from scripted_tier import Model, ScriptedTier, cache_of
 
 import streaminfer as si
 from streaminfer.compliance.retention import Retention
@@ -12,12 +11,6 @@ from streaminfer.errors import InvalidInput
 from streaminfer.testing import run
 
 pytestmark = pytest.mark.uncompiled
-
-_spec = importlib.util.spec_from_file_location(
-    "_labelled", pathlib.Path(__file__).parents[2] / "caching/tiers/test_tier_set.py"
-)
-_tiered = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_tiered)
 
 
 def embed(image, patient=None, *, site="north", words=()):
@@ -57,8 +50,8 @@ def test_labels_reach_the_tiers():
     """What is stored in a tier has them too, and a refresh and an error as well."""
 
     async def main(loop):
-        tier = _tiered.Scripted(loop.clock)
-        async with _tiered.cache_of(loop, tier, stale_s=5.0, negative_ttl_s=60.0) as cache:
+        tier = ScriptedTier(loop.clock)
+        async with cache_of(loop, tier, stale_s=5.0, negative_ttl_s=60.0) as cache:
             wrapped = cache.wrap(embed_later, subject="patient", tags=("site",))
             await wrapped(1, "anna")
             await asyncio.sleep(11.0)
@@ -69,7 +62,7 @@ def test_labels_reach_the_tiers():
             assert cache.statistics().stale == 0
             with pytest.raises(TypeError):
                 await wrapped(None, "anna")
-            erasure = await cache.erase(subject="anna")
+            erasure = await cache.erase_everywhere(subject="anna")
             assert dict(erasure.counts) == {"memory": 2, "disk": 1}
 
     run(main)
@@ -146,4 +139,4 @@ def test_names_that_are_no_parameters():
 def test_names_for_a_service_are_refused():
     """Requests have a subject and tags of their own."""
     with pytest.raises(TypeError, match="subject, tags: expected no names of parameters"):
-        si.EdgeCache().wrap(_tiered.Model(), subject="patient")
+        si.EdgeCache().wrap(Model(), subject="patient")

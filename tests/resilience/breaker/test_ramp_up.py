@@ -46,7 +46,7 @@ def test_the_share_grows_from_a_tenth_to_all(breaker, clock):
         clock.advance(2.0)
     assert seen == pytest.approx([10, 28, 46, 64, 82, 100], abs=1)
     assert breaker.statistics().share == 1.0
-    assert breaker.statistics().refused == 600 - sum(seen)
+    assert breaker.statistics().rejected == 600 - sum(seen)
 
 
 def test_without_ramp_up_all_pass_at_once(clock):

@@ -1,4 +1,4 @@
-"""Each row of the table in docs/circuit-breaker.md, in its order."""
+"""Each row of the table in docs/reference/breaker-states.md, in its order."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-PAGE = Path(__file__).parents[3] / "docs" / "circuit-breaker.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "breaker-states.md"
 TESTS = {}
 
 
@@ -120,7 +120,7 @@ def test_4_open_refuses():
     assert breaker.try_acquire() == 0
     assert not breaker.permits()
     assert 0.9 <= breaker.retry_after_s <= 1.0
-    assert breaker.statistics().refused == 1
+    assert breaker.statistics().rejected == 1
     assert breaker.state == "open"
 
 
@@ -133,7 +133,7 @@ def test_5_open_ignores_outcomes_of_earlier_calls():
     breaker.record(True, 0.0)
     breaker.release(late)
     seen = breaker.statistics()
-    assert (seen.state, seen.succeeded, seen.stale) == ("open", 0, 3)
+    assert (seen.state, seen.succeeded, seen.stale_permits) == ("open", 0, 3)
 
 
 @row(6)
@@ -247,7 +247,7 @@ def test_13_half_open_opens_when_a_probe_never_returns():
     assert breaker.try_acquire() == 0
     assert breaker.heard == [("half_open", "open", "half_open_time_passed")]
     breaker.record(True, 10.0, lost)
-    assert breaker.statistics().stale == 1
+    assert breaker.statistics().stale_permits == 1
     breaker._clock.advance(2.0)
     record(breaker, True, True)
     assert breaker.state == "closed"
@@ -325,7 +325,7 @@ def test_16_half_open_ignores_late_and_double_returns():
     breaker.record(True, 0.0, other)
     breaker.record(True, 0.0, other)
     seen = breaker.statistics()
-    assert (seen.state, seen.calls, seen.half_open_in_flight, seen.stale) == ("half_open", 1, 1, 4)
+    assert (seen.state, seen.calls, seen.half_open_in_flight, seen.stale_permits) == ("half_open", 1, 1, 4)
 
 
 @row(17)
@@ -351,7 +351,7 @@ def test_18_disabled_lets_all_pass_and_counts_nothing(start):
     breaker.disable()
     record(breaker, *[False] * 20)
     seen = breaker.statistics()
-    assert (seen.state, seen.mode, seen.calls, seen.failed, seen.released) == ("closed", "disabled", 0, failed, 20)
+    assert (seen.state, seen.mode, seen.calls, seen.failed, seen.ignored) == ("closed", "disabled", 0, failed, 20)
     breaker.reset()
     record(breaker, False, False, False, False)
     assert breaker.state == "open"

@@ -28,7 +28,9 @@ class Model:
         self.random = seed
         self.generation = 0
         self.mode = "automatic"
-        self.trips = self.refused = self.succeeded = self.failed = self.released = self.stale = self.permitted = 0
+        self.trips = self.rejected = self.succeeded = self.failed = self.ignored = self.stale_permits = (
+            self.permitted
+        ) = 0
         self.took_ns = []
         self.reasons = []
         self.close(None)
@@ -107,7 +109,7 @@ class Model:
         if self.state == "open" or (
             self.state == "half_open" and len(self.probes) + len(self.outcomes) >= self.half_open_calls
         ):
-            self.refused += 1
+            self.rejected += 1
             return None
         self.permitted += 1
         probe = Probe(self.generation)
@@ -131,20 +133,20 @@ class Model:
     def release(self, probe, now):
         self.settle(now)
         if self.take_back(probe):
-            self.released += 1
+            self.ignored += 1
         else:
-            self.stale += 1
+            self.stale_permits += 1
 
     def record(self, ok, duration_ns, probe, now):
         self.settle(now)
         if (probe and probe.generation != self.generation) or self.state == "open":
-            self.stale += 1
+            self.stale_permits += 1
             return
         if self.mode == "disabled":
-            self.released += 1
+            self.ignored += 1
             return
         if probe and not self.take_back(probe):
-            self.stale += 1
+            self.stale_permits += 1
             return
         if self.state == "half_open" and not probe and not self.probes and not self.outcomes:
             self.until = now + self.half_open_ns
@@ -309,11 +311,11 @@ class Life(RuleBasedStateMachine):
         model, seen = self.model, self.breaker.statistics()
         assert (seen.state, seen.mode) == (model.read(now), model.mode)
         assert self.breaker.state == seen.state
-        assert (seen.permitted, seen.refused, seen.released, seen.stale) == (
+        assert (seen.permitted, seen.rejected, seen.ignored, seen.stale_permits) == (
             model.permitted,
-            model.refused,
-            model.released,
-            model.stale,
+            model.rejected,
+            model.ignored,
+            model.stale_permits,
         )
         assert (seen.succeeded, seen.failed) == (model.succeeded, model.failed)
         assert (seen.trips, seen.consecutive_trips) == (model.trips, model.in_a_row)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import streaminfer as si
+from streaminfer._internal.locking import is_atomic, locked_subclass
 from streaminfer.resilience import CircuitBreaker
 from streaminfer.resilience.breaker import circuit_breaker
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
@@ -15,7 +16,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-ATOMIC = circuit_breaker._is_atomic(circuit_breaker.BreakerMachine)
+ATOMIC = is_atomic(circuit_breaker.BreakerMachine, "record")
 ROUNDS = 20_000 if ATOMIC else 1_000
 
 
@@ -58,7 +59,7 @@ def test_no_outcome_is_lost():
 
     run_together(use, use, use, use)
     seen = breaker.statistics()
-    assert (seen.permitted, seen.succeeded, seen.failed, seen.released) == (
+    assert (seen.permitted, seen.succeeded, seen.failed, seen.ignored) == (
         8 * ROUNDS,
         3 * ROUNDS,
         ROUNDS,
@@ -121,8 +122,8 @@ def test_states_change_among_threads_and_every_permit_is_accounted_for():
 
     run_together(*[lambda seed=seed: use(seed) for seed in range(6)])
     seen = breaker.statistics()
-    assert seen.permitted == seen.succeeded + seen.failed + seen.released + seen.stale
-    assert seen.permitted + seen.refused == 6 * (ROUNDS // 4)
+    assert seen.permitted == seen.succeeded + seen.failed + seen.ignored + seen.stale_permits
+    assert seen.permitted + seen.rejected == 6 * (ROUNDS // 4)
     assert seen.half_open_in_flight == 0
     # told in order, and all but those that came too fast for the one that told them
     assert 0 <= seen.trips - sum(event.after == "open" for event in heard) <= seen.events_lost
@@ -174,7 +175,7 @@ class CountedLock:
 
 @pytest.mark.parametrize("operation", circuit_breaker._OPERATIONS)
 def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
-    machine = circuit_breaker._guarded(circuit_breaker.BreakerMachine)(
+    machine = locked_subclass(circuit_breaker.BreakerMachine, circuit_breaker._OPERATIONS)(
         0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0
     )
     machine._lock = CountedLock()
@@ -197,13 +198,15 @@ def test_every_operation_of_the_machine_is_one_of_those():
 
 def test_which_builds_take_a_lock(monkeypatch, plain):
     assert hasattr(CircuitBreaker()._machine, "_lock") is not ATOMIC
-    assert not circuit_breaker._is_atomic(plain("resilience.breaker._state_machine_cy").BreakerMachine)
+    assert not is_atomic(plain("resilience.breaker._state_machine_cy").BreakerMachine, "record")
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
-    assert not circuit_breaker._is_atomic(circuit_breaker.BreakerMachine)
+    assert not is_atomic(circuit_breaker.BreakerMachine, "record")
 
 
 def test_compiled_callers_go_through_the_lock_of_a_guarded_machine(monkeypatch):
-    monkeypatch.setattr(circuit_breaker, "_Machine", circuit_breaker._guarded(circuit_breaker.BreakerMachine))
+    monkeypatch.setattr(
+        circuit_breaker, "_Machine", locked_subclass(circuit_breaker.BreakerMachine, circuit_breaker._OPERATIONS)
+    )
     breaker = CircuitBreaker()
     lock = breaker._machine._lock = CountedLock()
     breaker.wrap(lambda: None)()

@@ -182,7 +182,7 @@ def test_whoever_would_refuse_it_is_not_asked():
         await hedged.call(Request(0.0))
         assert seen(hedge, "hedges", "not_admitted") == (0, 1)
 
-    full = Service((0.05, 1.0), admission=lambda request, now_ns: Admission(False, "overloaded"))
+    full = Service((0.05, 1.0), admission=lambda request, now_ns: Admission(False, "queue_full"))
     scenario(test, service=full)
 
 

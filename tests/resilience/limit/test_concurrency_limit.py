@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import Admission, find_inward, is_backend, is_service
+from streaminfer.protocols import Admission, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response, Timings
 from streaminfer.resilience.limit.concurrency_limit import ConcurrencyLimit
 from streaminfer.testing import HANG, ScriptedBackend, run
@@ -43,7 +43,7 @@ def limit(clock):
 
 def counted(limit):
     seen = limit.statistics()
-    return seen.in_flight, seen.answered, seen.released, seen.timed_out, seen.overloaded
+    return seen.in_flight, seen.succeeded, seen.ignored, seen.deadline_exceeded, seen.inner_rejected
 
 
 # -- services ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock
             clock.advance(0.1)
             if round_ == 3:
                 answer = limited.admission(Request(1.0), clock())
-                assert answer == Admission(False, "overloaded", pytest.approx(0.1))
+                assert answer == Admission(False, "limit", pytest.approx(0.1))
                 with pytest.raises(si.Overloaded, match="2 calls are in flight, of 2 that it allows") as refused:
                     await limited.call(Request(1.0))
                 assert refused.value.retry_after_s == pytest.approx(0.1)  # two at twenty a second
@@ -110,7 +110,7 @@ def test_one_too_many_is_refused_at_once_and_told_when_to_come_back(limit, clock
         assert limited.admission(Request(1.0), clock()) == Admission(True)
 
     run(main)
-    assert limit.statistics().refused == 1
+    assert limit.statistics().rejected == 1
     assert len(service.asked) == 8
 
 
@@ -123,7 +123,7 @@ def test_what_stands_behind_answers_for_itself(limit, clock):
     assert not is_backend(limited)
     assert limited.inner is service
     assert limited.name == "scripted"
-    assert find_inward(limited, "asked", None) is service.asked
+    assert adapt(limited).capabilities().admission == limited.admission
     assert repr(limit) in repr(limited)
 
 
@@ -138,7 +138,7 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         for future in service.asked:
             future.set_result(Response(1.0))
         await asyncio.gather(*tasks)
-        late = Admission(False, "late", 0.2, clock() + 999 * MS)
+        late = Admission(False, "infeasible", 0.2, clock() + 999 * MS)
         hurried = Request(1.0, deadline_ns=clock() + 80 * MS)
         for _ in range(25):
             tasks = [asyncio.ensure_future(limited.call(Request(1.0))) for _ in range(2)]
@@ -152,14 +152,14 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         alone = asyncio.ensure_future(limited.call(hurried))  # nothing is under way: the service decides
         await asyncio.sleep(0)
         assert not alone.done()
-        with pytest.raises(si.DeadlineExceeded, match="behind it says that it would be late"):
+        with pytest.raises(si.DeadlineExceeded, match="its service rejects it: infeasible"):
             await limited.call(hurried)
         with pytest.raises(
-            si.DeadlineExceeded, match=r"refused a request with 0\.049000 s left: no call took so little"
+            si.DeadlineExceeded, match=r"rejected a request with 0\.049000 s left: no recent call took so little"
         ):
             service.says = Admission(True)
             await limited.call(Request(1.0, deadline_ns=clock() + 49 * MS))
-        assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "late"
+        assert limited.admission(Request(1.0, deadline_ns=clock() + 49 * MS), clock()).reason == "infeasible"
         service.says = Admission(False, "circuit_open", 1.0)  # that is for the circuit to say
         passed = asyncio.ensure_future(limited.call(hurried))
         await asyncio.sleep(0)
@@ -173,7 +173,7 @@ def test_it_asks_inside_whether_a_request_in_a_hurry_can_be_on_time(clock):
         await asyncio.gather(alone, passed, relaxed, return_exceptions=True)
 
     run(main)
-    assert limit.statistics().late == 2
+    assert limit.statistics().infeasible == 2
     assert limit.in_flight == 0
 
 
@@ -199,11 +199,11 @@ def test_timings_of_a_batcher_tell_waiting_from_service(clock):
         return limit.statistics()
 
     seen = answered(Batching())
-    assert (seen.waited_s, seen.service_s) == (pytest.approx(0.04), pytest.approx(0.02))
+    assert (seen.queue_delay_s, seen.service_s) == (pytest.approx(0.04), pytest.approx(0.02))
     unbounded = Batching()
     unbounded.max_in_flight = 2**31 - 1  # it never keeps anything waiting: what waits, waits further in
-    assert answered(unbounded).rounds == 0  # thirty samples, and none tells waiting from service
-    assert answered(Service()).waited_s == 0.0
+    assert answered(unbounded).windows == 0  # thirty samples, and none tells waiting from service
+    assert answered(Service()).queue_delay_s == 0.0
 
 
 def test_in_a_stack_it_takes_over_clock_and_objective():
@@ -216,12 +216,12 @@ def test_in_a_stack_it_takes_over_clock_and_objective():
             for _ in range(3):
                 await asyncio.gather(*[service(1.0) for _ in range(20)])
             assert limit.now() == loop.now_ns
-            assert limit.statistics().goal_s == pytest.approx(0.14)
+            assert limit.statistics().target_s == pytest.approx(0.14)
             batcher.reconfigure(slo_s=0.4)
             for _ in range(4):
                 await asyncio.gather(*[service(1.0) for _ in range(20)])
-            assert limit.statistics().goal_s == pytest.approx(0.28)
-            assert service.statistics()["ConcurrencyLimit"].answered == 140
+            assert limit.statistics().target_s == pytest.approx(0.28)
+            assert service.statistics()["ConcurrencyLimit"].succeeded == 140
 
     run(main)
 
@@ -258,7 +258,7 @@ def test_more_urgent_requests_have_places_of_their_own(clock):
     async def main(_):
         tasks = [asyncio.ensure_future(limited.call(Request(1.0, priority=1))) for _ in range(2)]
         await asyncio.sleep(0)
-        assert limited.admission(Request(1.0, priority=1), clock()).reason == "overloaded"
+        assert limited.admission(Request(1.0, priority=1), clock()).reason == "limit"
         with pytest.raises(si.Overloaded):
             await limited.call(Request(1.0, priority=1))
         tasks += [asyncio.ensure_future(limited.call(Request(1.0))) for _ in range(2)]
@@ -299,7 +299,7 @@ def test_a_backend_is_limited_by_batches():
 
 
 def test_an_adaptive_limit_does_not_judge_batches():
-    with pytest.raises(ValueError, match=r"inner: expected a service or a function .*before the batcher"):
+    with pytest.raises(ValueError, match=r"inner: expected a service or a function .*wraps the batcher"):
         ConcurrencyLimit().wrap(ScriptedBackend())
 
 
@@ -403,7 +403,7 @@ def test_by_hand(limit, clock):
     assert counted(limit) == (0, 1, 1, 0, 0)
     limit.release(limit.try_acquire())
     limit.release(permits[0])
-    assert limit.statistics().stale == 1
+    assert limit.statistics().stale_permits == 1
     with pytest.raises(si.InvalidInput, match="priority"):
         limit.try_acquire(priority=1.5)
     assert limit.in_flight == 0
@@ -421,7 +421,7 @@ def test_a_permit_given_back_twice_frees_one_place(first, second):
 
     assert permit != other
     assert limit.in_flight == 1
-    assert limit.statistics().stale == 1
+    assert limit.statistics().stale_permits == 1
 
 
 def test_threads_never_exceed_it():
@@ -447,7 +447,7 @@ def test_threads_never_exceed_it():
         thread.join()
     assert 1 <= most[0] <= 3
     seen = limit.statistics()
-    assert (seen.in_flight, seen.stale, seen.answered + seen.refused) == (0, 0, 2400)
+    assert (seen.in_flight, seen.stale_permits, seen.succeeded + seen.rejected) == (0, 0, 2400)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def test_a_long_delay_of_its_own(clock):
         clock.advance(0.1)
         for permit in permits:
             limit.record(permit, queued_s=0.04)
-    assert limit.statistics().goal_s == pytest.approx(0.56)
+    assert limit.statistics().target_s == pytest.approx(0.56)
     assert limit.statistics().limit == 6.0
 
 

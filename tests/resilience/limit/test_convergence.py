@@ -182,7 +182,7 @@ def burning(rate, seconds, slower=lambda _: 1.0, tighten=0.5):
             await load.offer(
                 rate,
                 seconds,
-                lambda now: seen.append((now, limit.statistics().limit, slo.burning(), limit.statistics().goal_s)),
+                lambda now: seen.append((now, limit.statistics().limit, slo.burning(), limit.statistics().target_s)),
             )
         return load
 

@@ -31,11 +31,11 @@ def test_a_call_gets_the_place_that_comes_back():
         second = asyncio.ensure_future(limit.acquire())
         await asyncio.sleep(0.4)
         seen = limit.statistics()
-        assert (seen.in_flight, seen.waiting, seen.refused) == (1, 1, 0)
+        assert (seen.in_flight, seen.queued, seen.rejected) == (1, 1, 0)
         limit.record(first)
         limit.release(await second)
         seen = limit.statistics()
-        assert (seen.in_flight, seen.waiting, seen.answered, seen.released) == (0, 0, 1, 1)
+        assert (seen.in_flight, seen.queued, seen.succeeded, seen.ignored) == (0, 0, 1, 1)
 
     run(main)
 
@@ -49,7 +49,7 @@ def test_a_call_waits_so_long_and_no_longer():
         with pytest.raises(si.Overloaded, match=r"^concurrency limit 'faces' is reached: 1 calls are in flight, of 1"):
             await limit.acquire(deadline_ns=loop.clock() + 10**9)
         assert loop.time() == 0.25
-        assert (limit.statistics().refused, limit.statistics().waiting) == (1, 0)
+        assert (limit.statistics().rejected, limit.statistics().queued) == (1, 0)
 
     run(main)
 
@@ -60,10 +60,10 @@ def test_the_deadline_ends_the_wait():
     async def main(loop):
         limit = waiting_limit(loop, name="faces")
         await limit.acquire()
-        with pytest.raises(si.DeadlineExceeded, match=r"^concurrency limit 'faces' had no place for a call before"):
+        with pytest.raises(si.DeadlineExceeded, match=r"^concurrency limit 'faces' had no permit for a call before"):
             await limit.acquire(deadline_ns=loop.clock() + 50_000_000)
         assert loop.time() == 0.05
-        assert (limit.statistics().late, limit.statistics().refused) == (1, 0)
+        assert (limit.statistics().infeasible, limit.statistics().rejected) == (1, 0)
 
     run(main)
 
@@ -139,8 +139,8 @@ def test_a_cancelled_call_leaves_the_queue(gives_back_first):
         assert leaves.cancelled()
         limit.release(permit)
         seen = limit.statistics()
-        assert (seen.in_flight, seen.waiting, seen.abandoned) == (0, 0, 0 if gives_back_first else 1)
-        assert seen.released == (3 if gives_back_first else 2)
+        assert (seen.in_flight, seen.queued, seen.cancelled) == (0, 0, 0 if gives_back_first else 1)
+        assert seen.ignored == (3 if gives_back_first else 2)
 
     run(main)
 
@@ -236,10 +236,10 @@ def test_admission_counts_the_places_to_wait_in():
         await limit.acquire()
         assert limited.admission(Request(1.0), loop.clock()).ok
         soon = Request(1.0, deadline_ns=loop.clock() + 1000)
-        assert limited.admission(soon, loop.clock()).reason == "overloaded"
+        assert limited.admission(soon, loop.clock()).reason == "limit"
         task = asyncio.ensure_future(limit.acquire())
         await settle()
-        assert limited.admission(Request(1.0), loop.clock()).reason == "overloaded"
+        assert limited.admission(Request(1.0), loop.clock()).reason == "limit"
         task.cancel()
 
     run(main)

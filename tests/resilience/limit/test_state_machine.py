@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from streaminfer.resilience.limit import _state_machine_cy as compiled
-from streaminfer.resilience.limit._state_machine_cy import FULL, LATE, NEVER, UNKNOWN, LimitMachine
+from streaminfer._internal.instants import NEVER_NS
+from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
+from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE, UNKNOWN, LimitMachine
 
 pytestmark = pytest.mark.uncompiled
 
@@ -16,100 +17,112 @@ MS = 1_000_000
 S = 1_000 * MS
 
 
-def make(limit=10, low=1, high=100, adaptive=True, reserve=0.1, tighten=0.5, delay_ms=-1.0, of=LimitMachine):
-    return of(float(limit), low, high, adaptive, reserve, tighten, delay_ms * MS if delay_ms >= 0 else -1.0)
+def make(
+    limit=10,
+    low=1,
+    high=100,
+    adaptive=True,
+    reserve=0.1,
+    tighten=0.5,
+    delay_ms=-1.0,
+    of=(LimitAdaptation, LimitMachine),
+):
+    delay_ns = delay_ms * MS if delay_ms >= 0 else -1.0
+    adaptation_type, machine_type = of
+    adaptation = adaptation_type(float(limit), low, high, adaptive, tighten, delay_ns)
+    return machine_type(adaptation, reserve)
 
 
-def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER):
+def round_of(machine, now, queued_ms, served_ms, count=10, deadline=NEVER_NS):
     """One round of calls that are all under way at once; gives the instant at which they end."""
     permits = [machine.try_acquire(0, deadline, now) for _ in range(count)]
     assert all(permit > 0 for permit in permits)
     end = now + int((queued_ms + served_ms) * MS)
-    rounds = machine.rounds
+    rounds = machine.adaptation.windows
     for permit in permits:
-        machine.answer(permit, int(queued_ms * MS), now, end)
-    last = machine.try_acquire(0, NEVER, end)
-    machine.answer(last, int(queued_ms * MS), end, end + int((queued_ms + served_ms) * MS))
-    assert machine.rounds == rounds + 1
+        machine.succeed(permit, int(queued_ms * MS), now, end)
+    last = machine.try_acquire(0, NEVER_NS, end)
+    machine.succeed(last, int(queued_ms * MS), end, end + int((queued_ms + served_ms) * MS))
+    assert machine.adaptation.windows == rounds + 1
     return end + int((queued_ms + served_ms) * MS)
 
 
 def test_waiting_longer_than_the_goal_lowers_it_to_where_littles_law_points():
     machine = make(limit=10, delay_ms=20)
     round_of(machine, S, 50, 10)
-    assert machine.goal_ns == 30 * MS
-    assert machine.limit == pytest.approx(10 * 30 / 60)
+    assert machine.adaptation.target_ns == 30 * MS
+    assert machine.adaptation.limit == pytest.approx(10 * 30 / 60)
 
 
 def test_it_never_falls_by_more_than_half_in_a_round():
     machine = make(limit=10, delay_ms=10)
     round_of(machine, S, 1000, 10)
-    assert machine.limit == 5.0
+    assert machine.adaptation.limit == 5.0
 
 
 def test_waiting_less_raises_it_by_the_root_at_most_and_never_past_where_littles_law_points():
     machine = make(limit=16, delay_ms=1000)
     now = round_of(machine, S, 10, 10, count=10)
-    assert machine.limit == 16 + 4
+    assert machine.adaptation.limit == 16 + 4
     near = make(limit=16, delay_ms=11)
     round_of(near, now, 10, 10, count=10)
-    assert near.limit == pytest.approx(16 * 21 / 20)
+    assert near.adaptation.limit == pytest.approx(16 * 21 / 20)
 
 
 def test_slower_batches_alone_change_nothing():
     machine = make(limit=10)
     now = round_of(machine, S, 20, 10)
-    before = machine.limit
+    before = machine.adaptation.limit
     for service_ms in (20, 40, 80):  # all wait for two batches, whatever those take
         now = round_of(machine, now, 2 * service_ms, service_ms)
-        assert machine.limit == before
+        assert machine.adaptation.limit == before
 
 
 def test_to_wait_for_one_batch_is_never_congestion():
     machine = make(limit=10, delay_ms=0)
     round_of(machine, S, 30, 30)
-    assert machine.limit == 10
+    assert machine.adaptation.limit == 10
 
 
 def test_what_is_not_used_does_not_grow_but_falls():
     machine = make(limit=80, delay_ms=1000)
     now = round_of(machine, S, 1, 10, count=10)
-    assert machine.limit == 80
+    assert machine.adaptation.limit == 80
     congested = make(limit=80, delay_ms=10)
     round_of(congested, now, 50, 10, count=10)
-    assert congested.limit == pytest.approx(2 * 10 * 0.5)
+    assert congested.adaptation.limit == pytest.approx(2 * 10 * 0.5)
 
 
 def test_a_round_counts_calls_that_began_after_the_last_decision():
     machine = make(limit=10, delay_ms=20)
-    early = machine.try_acquire(0, NEVER, S)
+    early = machine.try_acquire(0, NEVER_NS, S)
     round_of(machine, S + MS, 50, 10, count=9)
-    limit, rounds = machine.limit, machine.rounds
+    limit, rounds = machine.adaptation.limit, machine.adaptation.windows
     for _ in range(3):
-        machine.answer(early, 500 * MS, S, 3 * S)  # it knew nothing of the present limit
-        early = machine.try_acquire(0, NEVER, S)
-    assert (machine.limit, machine.rounds) == (limit, rounds)
+        machine.succeed(early, 500 * MS, S, 3 * S)  # it knew nothing of the present limit
+        early = machine.try_acquire(0, NEVER_NS, S)
+    assert (machine.adaptation.limit, machine.adaptation.windows) == (limit, rounds)
 
 
 def test_latencies_that_vary_are_judged_by_their_mean_less_its_standard_error():
     machine = make(limit=4, delay_ms=2.5)
     now = S
     for _ in range(9):
-        fast, slow = (machine.try_acquire(0, NEVER, now) for _ in range(2))
-        machine.answer(fast, UNKNOWN, 0, now + 5 * MS)
-        machine.answer(slow, UNKNOWN, 0, now + 15 * MS)
+        fast, slow = (machine.try_acquire(0, NEVER_NS, now) for _ in range(2))
+        machine.succeed(fast, UNKNOWN, 0, now + 5 * MS)
+        machine.succeed(slow, UNKNOWN, 0, now + 15 * MS)
         now += 15 * MS
-    assert machine.rounds == 1
-    assert machine.goal_ns == pytest.approx(12.5 * MS)
-    assert machine.limit == pytest.approx(4 * 12.5 / (10 - 5 / math.sqrt(18)))
+    assert machine.adaptation.windows == 1
+    assert machine.adaptation.target_ns == pytest.approx(12.5 * MS)
+    assert machine.adaptation.limit == pytest.approx(4 * 12.5 / (10 - 5 / math.sqrt(18)))
 
 
 def test_the_objective_is_a_target_for_waiting_and_service():
     machine = make(limit=10)
     machine.aim(100.0 * MS, False)
     round_of(machine, S, 50, 10)
-    assert machine.goal_ns == pytest.approx(70 * MS)
-    assert machine.limit == pytest.approx(10 * 70 / 60)
+    assert machine.adaptation.target_ns == pytest.approx(70 * MS)
+    assert machine.adaptation.limit == pytest.approx(10 * 70 / 60)
 
 
 def test_a_burning_slo_lowers_the_goal_once_and_it_returns_in_half_a_minute():
@@ -117,27 +130,27 @@ def test_a_burning_slo_lowers_the_goal_once_and_it_returns_in_half_a_minute():
     machine.aim(1000.0 * MS, True)
     now = round_of(machine, S, 300, 50)
     now = round_of(machine, now, 300, 50)
-    assert machine.goal_ns == pytest.approx(350 * MS)
-    assert machine.limit == pytest.approx(10)
+    assert machine.adaptation.target_ns == pytest.approx(350 * MS)
+    assert machine.adaptation.limit == pytest.approx(10)
     machine.aim(1000.0 * MS, False)
     goals = []
     start = now
     while now < start + 29 * S:
         now = round_of(machine, now, 300, 50, count=5)
-        goals.append(machine.goal_ns)
+        goals.append(machine.adaptation.target_ns)
         machine.aim(1000.0 * MS, False)
     assert goals == sorted(goals)
     assert goals[len(goals) // 2] == pytest.approx(0.75 * 700 * MS, rel=0.05)
     while now < start + 32 * S:
         now = round_of(machine, now, 300, 50, count=5)
-    assert machine.goal_ns == pytest.approx(700 * MS)
+    assert machine.adaptation.target_ns == pytest.approx(700 * MS)
 
 
 def test_a_burning_slo_tightens_a_fixed_limit():
     machine = make(limit=10, adaptive=False, tighten=0.4)
     machine.aim(0.0, True)
-    assert machine.allowed == 4
-    assert machine.limit == 10
+    assert machine.adaptation.allowed == 4
+    assert machine.adaptation.limit == 10
 
 
 def test_priorities_leave_places_to_more_urgent_ones():
@@ -145,79 +158,79 @@ def test_priorities_leave_places_to_more_urgent_ones():
     given = {}
     for priority in (9, 3, 2, 1, 0, -5):
         given[priority] = 0
-        while machine.try_acquire(priority, NEVER, S) > 0:
+        while machine.try_acquire(priority, NEVER_NS, S) > 0:
             given[priority] += 1
     assert given == {9: 1, 3: 3, 2: 1, 1: 2, 0: 3, -5: 0}  # up to 1, 4, 5, 7, 10, 10
-    assert machine.refused == 6
+    assert machine.rejected == 6
 
 
 def test_without_reserve_all_are_alike():
     machine = make(limit=3, adaptive=False, reserve=0.0)
-    assert [machine.try_acquire(2**31 - 1, NEVER, S) > 0 for _ in range(4)] == [True, True, True, False]
+    assert [machine.try_acquire(2**31 - 1, NEVER_NS, S) > 0 for _ in range(4)] == [True, True, True, False]
 
 
 def test_who_has_less_time_than_any_call_took_is_refused_while_others_are_under_way():
     machine = make(limit=10)
     now = round_of(machine, S, 20, 10)
     assert machine.try_acquire(0, now + MS, now) > 0  # nothing is under way: how else would a stall be unlearned?
-    assert machine.look(0, now + 29 * MS, now) == LATE
-    assert machine.try_acquire(0, now + 29 * MS, now) == LATE
+    assert machine.check(0, now + 29 * MS, now) == INFEASIBLE
+    assert machine.try_acquire(0, now + 29 * MS, now) == INFEASIBLE
     assert machine.try_acquire(0, now + 30 * MS, now) > 0
-    assert machine.late == 1
-    fast = machine.try_acquire(0, NEVER, now)
-    machine.answer(fast, 0, now, now + 5 * MS)  # one fast answer is enough
-    assert machine.look(0, now + 29 * MS, now) == 1
+    assert machine.infeasible == 1
+    fast = machine.try_acquire(0, NEVER_NS, now)
+    machine.succeed(fast, 0, now, now + 5 * MS)  # one fast answer is enough
+    assert machine.check(0, now + 29 * MS, now) == 1
 
 
 def test_late_calls_count_as_twice_the_goal_unless_they_never_had_a_chance():
     machine = make(limit=20, delay_ms=20)
     now = round_of(machine, S, 20, 10, count=19)
-    goal, limit = machine.goal_ns, machine.limit
+    goal, limit = machine.adaptation.target_ns, machine.adaptation.limit
     assert (goal, limit) == (30 * MS, 20)
     for _ in range(30):  # less than the 10 ms of service: no evidence
-        machine.time_out(machine.try_acquire(0, NEVER, now), 9 * MS, now + 9 * MS)
-    assert machine.limit == limit
+        machine.exceed_deadline(machine.try_acquire(0, NEVER_NS, now), 9 * MS, now + 9 * MS)
+    assert machine.adaptation.limit == limit
     for _ in range(10):
-        machine.time_out(machine.try_acquire(0, NEVER, now), 11 * MS, now + 11 * MS)
-    assert machine.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
+        machine.exceed_deadline(machine.try_acquire(0, NEVER_NS, now), 11 * MS, now + 11 * MS)
+    assert machine.adaptation.limit == pytest.approx(2 * 1 * 0.5)  # base: twice the one that was under way at once
 
 
 def test_before_the_first_answer_late_calls_halve_it():
     machine = make(limit=16)
-    permits = [machine.try_acquire(0, NEVER, S) for _ in range(16)]
+    permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(16)]
     for permit in permits:
-        machine.time_out(permit, 50 * MS, 2 * S)
-    assert machine.limit == 8
+        machine.exceed_deadline(permit, 50 * MS, 2 * S)
+    assert machine.adaptation.limit == 8
 
 
 def test_refusals_further_in_lower_it_by_a_tenth():
     machine = make(limit=20)
-    permits = [machine.try_acquire(0, NEVER, S) for _ in range(20)]
+    permits = [machine.try_acquire(0, NEVER_NS, S) for _ in range(20)]
     for permit in permits[:10]:
-        machine.overload(permit, S)
-    assert machine.limit == 18
-    assert machine.overloaded == 10
+        machine.reject_inside(permit, S)
+    assert machine.adaptation.limit == 18
+    assert machine.inner_rejected == 10
 
 
 def test_the_drain_time_is_calls_under_way_over_the_rate_and_grows_in_a_lull():
     machine = make(limit=20, adaptive=False)
     assert machine.drain_ns(S) == 0
     now = S
-    first = machine.try_acquire(0, NEVER, now)
+    first = machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now + 7 * MS) == 7 * MS  # nothing is known but that it takes so long
-    machine.answer(first, 0, now, now + 10 * MS)
+    machine.succeed(first, 0, now, now + 10 * MS)
     now += 10 * MS
     for _ in range(2):
-        machine.try_acquire(0, NEVER, now)
+        machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now) == 20 * MS
     for _ in range(2):
         now += 10 * MS
         machine.release(now)
     for _ in range(15):
-        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        machine.succeed(machine.try_acquire(0, NEVER_NS, now), 0, now, now + 10 * MS)
         now += 10 * MS
     for _ in range(5):
-        machine.try_acquire(0, NEVER, now)
+        machine.try_acquire(0, NEVER_NS, now)
     assert machine.drain_ns(now) == pytest.approx(50 * MS, rel=0.01)
     assert machine.drain_ns(now + 40 * MS) == pytest.approx(50 * MS, rel=0.01)
     assert machine.drain_ns(now + 300 * MS) == 300 * MS
@@ -227,13 +240,13 @@ def test_idle_time_is_not_counted_into_the_rate():
     machine = make(limit=20, adaptive=False)
     now = S
     for _ in range(40):
-        machine.answer(machine.try_acquire(0, NEVER, now), 0, now, now + 10 * MS)
+        machine.succeed(machine.try_acquire(0, NEVER_NS, now), 0, now, now + 10 * MS)
         now += 1010 * MS  # a second of rest
     assert machine.interval_ns == pytest.approx(10 * MS)
 
 
 def test_a_permit_is_above_0_where_the_clock_begins_at_0():
-    assert make().try_acquire(0, NEVER, 0) > 0
+    assert make().try_acquire(0, NEVER_NS, 0) > 0
 
 
 class Twins(RuleBasedStateMachine):
@@ -251,8 +264,8 @@ class Twins(RuleBasedStateMachine):
         settings = {"low": 1 if not adaptive else min(2, limit), "high": 60}
         self.adaptive = adaptive
         self.machines = [
-            make(limit, adaptive=adaptive, delay_ms=delay, reserve=reserve, of=kind.LimitMachine, **settings)
-            for kind in (compiled, type(self).twin)
+            make(limit, adaptive=adaptive, delay_ms=delay, reserve=reserve, of=kind, **settings)
+            for kind in ((LimitAdaptation, LimitMachine), type(self).twin)
         ]
         self.first = limit
         self.out = []
@@ -270,37 +283,37 @@ class Twins(RuleBasedStateMachine):
 
     @rule(priority=st.integers(-2, 4), slack=st.sampled_from([None, -5, 0, 10, 1000]), count=st.integers(1, 12))
     def ask(self, priority, slack, count):
-        deadline = NEVER if slack is None else self.now + slack * MS
+        deadline = NEVER_NS if slack is None else self.now + slack * MS
         for _ in range(count):
-            looked = self.each("look", priority, deadline, self.now)
+            looked = self.each("check", priority, deadline, self.now)
             permit = self.each("try_acquire", priority, deadline, self.now)
             assert permit == self.now if looked == 1 else permit == looked
             self.asked += 1
             if permit > 0:
                 self.given += 1
                 self.out.append(permit)
-                assert len(self.out) <= self.machines[0].allowed
+                assert len(self.out) <= self.machines[0].adaptation.allowed
             elif permit == FULL:
                 assert len(self.out) >= 1
 
     @precondition(lambda self: self.out)
     @rule(
         count=st.integers(1, 40),
-        how=st.sampled_from(["answer", "batch", "time_out", "overload", "release"]),
+        how=st.sampled_from(["succeed", "batch", "exceed_deadline", "reject_inside", "release"]),
         queued=st.integers(0, 500),
         place=st.integers(0, 100),
     )
     def end(self, count, how, queued, place):
         for _ in range(min(count, len(self.out))):
             permit = self.out.pop(place % len(self.out))
-            if how == "answer":
-                self.each("answer", permit, UNKNOWN, 0, self.now)
+            if how == "succeed":
+                self.each("succeed", permit, UNKNOWN, 0, self.now)
             elif how == "batch":
-                self.each("answer", permit, queued * MS, self.now, self.now)
-            elif how == "time_out":
-                self.each("time_out", permit, queued * MS, self.now)
-            elif how == "overload":
-                self.each("overload", permit, self.now)
+                self.each("succeed", permit, queued * MS, self.now, self.now)
+            elif how == "exceed_deadline":
+                self.each("exceed_deadline", permit, queued * MS, self.now)
+            elif how == "reject_inside":
+                self.each("reject_inside", permit, self.now)
             else:
                 self.each("release", self.now)
 
@@ -314,24 +327,29 @@ class Twins(RuleBasedStateMachine):
             return
         one, two = self.machines
         for name in (
-            "limit", "allowed", "in_flight", "admitted", "refused", "late", "answered", "timed_out", "overloaded",
-            "released", "stale", "rounds", "goal_ns", "waited_ns", "service_ns", "interval_ns", "burning",
+            "in_flight", "admitted", "rejected", "infeasible", "succeeded", "deadline_exceeded", "inner_rejected",
+            "ignored", "stale_permits", "interval_ns",
         ):  # fmt: skip
             assert getattr(one, name) == getattr(two, name), name
+        for name in (
+            "limit", "allowed", "windows", "target_ns", "queue_delay_ns", "service_ns", "mean_ns", "fastest_ns", "burning",
+        ):  # fmt: skip
+            assert getattr(one.adaptation, name) == getattr(two.adaptation, name), name
         assert one.in_flight == len(self.out)
         assert one.admitted == self.given
-        assert one.admitted + one.refused + one.late == self.asked
-        ended = one.answered + one.timed_out + one.overloaded + one.released
+        assert one.admitted + one.rejected + one.infeasible == self.asked
+        ended = one.succeeded + one.deadline_exceeded + one.inner_rejected + one.ignored
         assert one.admitted == ended + one.in_flight
-        assert 1 <= one.allowed <= math.floor(one.limit)
-        assert one.limit == self.first if not self.adaptive else 1 <= one.limit <= 60
+        assert 1 <= one.adaptation.allowed <= math.floor(one.adaptation.limit)
+        assert one.adaptation.limit == self.first if not self.adaptive else 1 <= one.adaptation.limit <= 60
         assert self.each("drain_ns", self.now) >= 0
         assert (self.each("drain_ns", self.now) == 0) or self.out
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _twin(plain):
-    Twins.twin = plain("resilience.limit._state_machine_cy")
+    machine = plain("resilience.limit._state_machine_cy")
+    Twins.twin = machine.LimitAdaptation, machine.LimitMachine
 
 
 TestTwins = Twins.TestCase
@@ -342,7 +360,7 @@ def test_whatever_it_measures_the_limit_stays_within_its_bounds(rounds):
     machine = make(limit=20, low=4, high=40, delay_ms=30)
     now = S
     for queued_ms, served_ms in rounds:
-        before = machine.limit
-        now = round_of(machine, now, queued_ms, served_ms, count=min(10, machine.allowed))
-        assert 4 <= machine.limit <= 40
-        assert machine.limit <= before + math.sqrt(before) + 1e-9
+        before = machine.adaptation.limit
+        now = round_of(machine, now, queued_ms, served_ms, count=min(10, machine.adaptation.allowed))
+        assert 4 <= machine.adaptation.limit <= 40
+        assert machine.adaptation.limit <= before + math.sqrt(before) + 1e-9

@@ -207,7 +207,7 @@ def test_admission_tells_and_takes_nothing(clock):
         assert limited.admission(request, clock()).reason == "closed"
     limit.acquire("a")
     verdict = limited.admission(request, clock())
-    assert (verdict.ok, verdict.reason, verdict.retry_after_s) == (False, "overloaded", 1.0)
+    assert (verdict.ok, verdict.reason, verdict.retry_after_s) == (False, "rate_limit", 1.0)
     assert len(asked) == 3
 
 

@@ -397,7 +397,7 @@ def test_in_front_of_a_limit_it_comes_back_when_there_is_place():
             assert loop.time() == pytest.approx(0.15, abs=0.01)
 
     run(main)
-    assert limit.statistics().refused == 1
+    assert limit.statistics().rejected == 1
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,14 @@ def test_the_best_route_answers():
             assert (response.outputs, response.source, response.degraded) == (("best", 1.0), "best", False)
         assert not second.asked
         seen = router.statistics()
-        assert (seen.requests, seen.answered, seen.degraded, seen.in_flight) == (20, 20, 0, 0)
+        assert (seen.requests, seen.succeeded, seen.degraded, seen.in_flight) == (20, 20, 0, 0)
         assert seen.mean_quality == 1.0
         assert "best" in seen._repr_html_()
 
     play(main)
 
 
-@pytest.mark.parametrize("reason", ["late", "overloaded", "circuit_open", "closed", "anything"])
+@pytest.mark.parametrize("reason", ["infeasible", "queue_full", "limit", "circuit_open", "closed", "anything"])
 def test_a_refusal_of_admission_skips_a_route(reason):
     async def main(loop, best, second, router):
         best.verdict = Admission(False, reason, 1.5)
@@ -104,9 +104,9 @@ def test_a_refusal_of_admission_skips_a_route(reason):
     [
         (si.BackendError("broken"), "failed"),
         (RuntimeError("broken"), "failed"),
-        (si.Overloaded("full"), "overloaded"),
+        (si.Overloaded("full"), "rejected"),
         (si.CircuitOpen("open"), "circuit_open"),
-        (si.DeadlineExceeded("refused early"), "late"),
+        (si.DeadlineExceeded("rejected early"), "deadline_exceeded"),
         (si.errors.Closed("stopped"), "closed"),
         (asyncio.CancelledError(), "failed"),
     ],
@@ -140,36 +140,36 @@ def test_a_hanging_route_leaves_the_next_one_its_time(enforces):
     async def main(loop, best, second, router):
         best.enforces_deadline = enforces
         router = FallbackRouter(Route("best", best), Route("second", second, quality=0.5), clock=loop.clock)
-        best.verdict = Admission(False, "late")
+        best.verdict = Admission(False, "infeasible")
         assert (await ask(router)).source.startswith("second")  # now it is known what the second takes
         best.verdict, best.hangs = None, True
         for _ in range(5):
             begun = loop.time()
             response = await ask(router)
-            assert response.source == "second (best: overdue)"
+            assert response.source == "second (best: attempt_timeout)"
             assert 0.09 < loop.time() - begun < 0.1
         assert best.cancelled == 5
         assert asyncio.current_task().cancelling() == 0
-        assert router.statistics()["best"].overdue == 5
+        assert router.statistics()["best"].attempt_timeouts == 5
 
     play(main)
 
 
-def test_a_route_is_not_given_up_before_its_own_prediction():
+def test_no_attempt_is_interrupted_before_its_prediction():
     async def main(loop, best, second, router):
         best.takes_s, second.takes_s = 0.08, 0.04
         second.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 40 * MS)
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 81 * MS)
         assert (await ask(router)).source == "best"
         best.verdict = lambda request, now_ns: Admission(True, predicted_finish_ns=now_ns + 5 * MS)
-        assert (await ask(router)).source == "second (best: overdue)"
+        assert (await ask(router)).source == "second (best: attempt_timeout)"
 
     play(main)
 
 
 def test_with_slack_left_it_goes_up_again():
     async def main(loop, best, second, router):
-        best.verdict = Admission(False, "overloaded")
+        best.verdict = Admission(False, "queue_full")
         second.error, second.takes_s = si.BackendError("broken"), 0.01
 
         async def free_again():
@@ -188,9 +188,9 @@ def test_the_choice_is_made_for_each_request_by_its_own_time():
     async def main(loop, best, second, router):
         best.takes_s = 0.05
         best.verdict = lambda request, now_ns: Admission(
-            now_ns + 50 * MS <= request.deadline_ns, "late", 0.0, now_ns + 50 * MS
+            now_ns + 50 * MS <= request.deadline_ns, "infeasible", 0.0, now_ns + 50 * MS
         )
-        for timeout_s, source in ((0.1, "best"), (0.02, "second (best: late)"), (0.1, "best")):
+        for timeout_s, source in ((0.1, "best"), (0.02, "second (best: infeasible)"), (0.1, "best")):
             assert (await ask(router, timeout_s=timeout_s, stream_id=1)).source == source
 
     play(main)
@@ -199,7 +199,7 @@ def test_the_choice_is_made_for_each_request_by_its_own_time():
 def test_every_route_refuses():
     async def main(loop, best, second, router):
         for reasons, error in (
-            (("late", "overloaded"), si.Overloaded),
+            (("infeasible", "queue_full"), si.Overloaded),
             (("circuit_open", "circuit_open"), si.CircuitOpen),
             (("closed", "closed"), si.errors.Closed),
         ):
@@ -210,7 +210,7 @@ def test_every_route_refuses():
             if hasattr(caught.value, "retry_after_s"):
                 assert caught.value.retry_after_s == 0.5
         assert router.admission(si.Request(1.0), 0).reason == "closed"
-        assert router.statistics().failed == router.statistics().missed == 3
+        assert router.statistics().failed == router.statistics().deadline_misses == 3
 
     async def with_in_flight(loop, best, second, router):
         best.hangs = True
@@ -242,10 +242,10 @@ def test_the_default_comes_before_the_deadline(default):
         begun = loop.time()
         response = await ask(router)
         assert response.outputs == ("default", 1.0)
-        assert (response.degraded, response.source) == (True, "default (best: overdue)")
+        assert (response.degraded, response.source) == (True, "default (best: attempt_timeout)")
         assert loop.time() - begun < 0.1
         seen = router.statistics()
-        assert (seen.defaulted, seen.missed, seen.mean_quality) == (1, 1, 0.0)
+        assert (seen.defaulted, seen.deadline_misses, seen.mean_quality) == (1, 1, 0.0)
         assert router.admission(si.Request(1.0), loop.now_ns).ok
 
     play(main, default=default)
@@ -256,15 +256,15 @@ def test_a_default_that_fails_is_an_error_that_says_so():
         raise ValueError("no cache")
 
     async def main(loop, best, second, router):
-        best.verdict = second.verdict = Admission(False, "overloaded")
+        best.verdict = second.verdict = Admission(False, "queue_full")
         with pytest.raises(si.BackendError, match="default raised ValueError: no cache") as caught:
             await ask(router)
-        assert "best: overloaded" in caught.value.__notes__[0]
+        assert "best: queue_full" in caught.value.__notes__[0]
 
     play(main, default=broken)
 
 
-def test_an_expired_request_is_turned_away():
+def test_a_request_after_its_deadline_is_rejected():
     async def main(loop, best, second, router):
         with pytest.raises(si.DeadlineExceeded):
             await ask(router, timeout_s=0)
@@ -286,7 +286,7 @@ def test_prepare_and_finish_are_each_routes_own():
             clock=loop.clock,
         )
         assert (await ask(router, inputs=1)).outputs == 2
-        best.verdict = Admission(False, "overloaded")
+        best.verdict = Admission(False, "queue_full")
         request = si.Request(5, deadline_ns=10**9)
         assert (await router.call(request)).outputs == ("second", 10)
         assert request.inputs == 5
@@ -413,7 +413,7 @@ def test_a_burning_budget_closes_the_best_route_and_lets_it_return_gradually():
         assert shares[0] < 60
         assert shares == sorted(shares)
         assert shares[-1] == 100
-        assert router.statistics()["best"].departures == 1
+        assert router.statistics()["best"].flaps == 1
 
     play(main, slo=budget)
 
@@ -424,11 +424,11 @@ def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
 
         def verdict(request, now_ns):
             finish_ns = now_ns + (500 if slow else 1) * MS
-            return Admission(finish_ns <= request.deadline_ns, "late", 0.0, finish_ns)
+            return Admission(finish_ns <= request.deadline_ns, "infeasible", 0.0, finish_ns)
 
         best.verdict = verdict
         for _ in range(100):
-            assert (await ask(router)).source == "second (best: late)"
+            assert (await ask(router)).source == "second (best: infeasible)"
             await asyncio.sleep(0.009)
         assert 2 <= router.statistics()["best"].probes <= 4
         assert len(best.asked) == router.statistics()["best"].probes
@@ -438,9 +438,27 @@ def test_a_route_that_thinks_it_is_slow_is_probed_and_comes_back():
     play(main)
 
 
+def test_a_probe_that_is_stopped_before_it_begins_is_not_in_flight():
+    """A route with something in flight is not probed, and only probes show that it is fast again."""
+
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, "infeasible")
+        await asyncio.sleep(0.3)
+        closed, _ = await asyncio.gather(ask(router), router.stop(drain=False), return_exceptions=True)
+        assert isinstance(closed, si.errors.Closed)
+        assert not best.asked
+        assert (router.statistics()["best"].probes, router.statistics()["best"].in_flight) == (1, 0)
+        await router.start()
+        await asyncio.sleep(0.3)
+        await ask(router)
+        assert best.asked
+
+    play(main)
+
+
 def test_a_lone_route_that_thinks_it_is_slow_is_asked_when_idle():
     async def main(loop):
-        only = Scripted("only", verdict=Admission(False, "late"))
+        only = Scripted("only", verdict=Admission(False, "infeasible"))
         router = FallbackRouter(Route("only", only), clock=loop.clock)
         assert (await ask(router)).source == "only"
 
@@ -474,7 +492,7 @@ def test_beyond_its_share_a_route_helps_out_unless_that_takes_time_from_others(d
             await asyncio.sleep(0.02)
         assert router.statistics()["best"].share < 0.1
         best.error, second.hangs = None, True
-        second.verdict = Admission(False, "overloaded")
+        second.verdict = Admission(False, "queue_full")
         sources = set()
         for _ in range(3):
             try:
@@ -498,7 +516,7 @@ def test_inside_a_stack_with_real_batchers():
         assert router.slo_ns == 200 * MS
         async with si.Stack(si.Telemetry("routed"), router, clock=loop.clock) as service:
             first = await service.call(si.Request(1.0))
-            assert first.source == "b (a: overdue)"
+            assert first.source == "b (a: attempt_timeout)"
             assert loop.time() < 0.2
             assert await service(2.0) == 2.0
             assert service.statistics()["Telemetry"].outcomes["degraded"] >= 1
@@ -573,7 +591,7 @@ def test_a_route_is_not_probed_where_copies_are_not_allowed(probes, idempotent):
     """No copy of a request goes to a service that is not idempotent, and none at all without probes."""
 
     async def main(loop):
-        best, second = Scripted("best", verdict=Admission(False, "late")), Scripted("second")
+        best, second = Scripted("best", verdict=Admission(False, "infeasible")), Scripted("second")
         best.idempotent = idempotent
         router = FallbackRouter(
             Route("best", best), Route("second", second, quality=0.5), probes=probes, clock=loop.clock
@@ -591,7 +609,7 @@ def test_the_time_to_retry_is_the_least_that_is_known(known, expected):
     """A route that does not know when to retry says nothing about the others; unknown is not zero."""
 
     async def main(loop, best, second, router):
-        best.verdict, second.verdict = (Admission(False, "overloaded", seconds) for seconds in known)
+        best.verdict, second.verdict = (Admission(False, "queue_full", seconds) for seconds in known)
         with pytest.raises(si.Overloaded) as refused:
             await ask(router)
         assert refused.value.retry_after_s == expected

@@ -66,7 +66,7 @@ def test_replicas_come_and_go_as_the_name_resolves():
             assert names.names() == ["10.0.0.4"]
             await service(1.0)
         assert names.asked == ["models"] * 3
-        assert names.replicas.statistics().looks == 3
+        assert names.replicas.statistics().lookups == 3
 
     run(main)
 
@@ -82,7 +82,7 @@ def test_replicas_stay_when_the_name_is_not_resolved(says, caplog):
             await asyncio.sleep(40.0)
             assert names.names() == ["10.0.0.1", "10.0.0.2"]
             await service(1.0)
-            assert names.replicas.statistics().failed_looks >= 3
+            assert names.replicas.statistics().failed_lookups >= 3
             names.says = ["10.0.0.2", "10.0.0.5"]
             await asyncio.sleep(15.0)
             assert names.names() == ["10.0.0.2", "10.0.0.5"]

@@ -61,23 +61,23 @@ def test_an_unhealthy_replica_gets_no_requests_and_comes_back(broken, caplog):
             await asyncio.sleep(2.5)
             seen = fleet.replicas.statistics()
             assert (seen["a"].state, seen["a"].returns_in_s, seen.ejected) == ("unhealthy", math.inf, 1)
-            asked = seen["a"].asked
+            asked = seen["a"].attempts
             for _ in range(50):
                 await service(1.0)
-            assert fleet.replicas.statistics()["a"].asked == asked
+            assert fleet.replicas.statistics()["a"].attempts == asked
             del fleet.broken["a"]
             await asyncio.sleep(2.5)
-            assert fleet.states()["a"] == "trial"
+            assert fleet.states()["a"] == "probing"
             for _ in range(50):
                 await service(1.0)
             assert fleet.states() == {"a": "active", "b": "active"}
-            assert fleet.replicas.statistics()["a"].asked > asked + 10
+            assert fleet.replicas.statistics()["a"].attempts > asked + 10
             seen = fleet.replicas.statistics()
             assert seen.failed_probes >= 3
             assert seen.probes == len(fleet.probes)
 
     run(main)
-    assert [record.message.split(":")[0] for record in caplog.records] == ["replica 'a' is unhealthy and left out"]
+    assert [record.message.split(":")[0] for record in caplog.records] == ["replica 'a' is unhealthy and ejected"]
 
 
 def test_requests_go_on_where_all_are_unhealthy():
@@ -158,7 +158,7 @@ def test_an_unhealthy_replica_can_come_back_after_a_restart():
         fleet.broken = {}
         async with stack:
             await asyncio.sleep(3.5)
-            assert fleet.states()["a"] == "trial"
+            assert fleet.states()["a"] == "probing"
 
     run(main)
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from streaminfer.routing.replicas import _p2c_cy as balance_cy
-from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, FAILURE, NEUTRAL, REFUSED, SUCCESS, TRIAL
+from streaminfer.routing.replicas._p2c_cy import ACTIVE, DRAINING, EJECTED, FAILURE, IGNORED, PROBING, REJECTED, SUCCESS
 
 pytestmark = pytest.mark.uncompiled
 
@@ -54,7 +54,7 @@ def give(balance, number, outcome, took, now):
         held.append(token)
         assert len(held) < 2_000
     for other in held:
-        balance.done(other, NEUTRAL, 0, now)
+        balance.done(other, IGNORED, 0, now)
     balance.done(token, outcome, took, now)
 
 
@@ -167,9 +167,9 @@ def test_refusals_steer_away_but_do_not_eject():
     balance = made(2)
     for now in range(200):
         token = balance.choose(-1, now * MS)
-        balance.done(token, REFUSED if token & SLOT else SUCCESS, MS, now * MS)
+        balance.done(token, REJECTED if token & SLOT else SUCCESS, MS, now * MS)
     assert balance.slot(1).state == ACTIVE
-    assert balance.slot(1).refused == balance.slot(1).chosen < 40
+    assert balance.slot(1).rejected == balance.slot(1).attempts < 40
 
 
 # -- ejection ---------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_back_on_trial_then_slowly():
     balance.settle(S - 1)
     assert balance.slot(2).state == EJECTED
     balance.settle(S)
-    assert (balance.slot(2).state, balance.ejected) == (TRIAL, 0)
+    assert (balance.slot(2).state, balance.ejected) == (PROBING, 0)
     trials = [token for _ in range(100) if (token := balance.choose(-1, S)) & SLOT == 2]
     assert len(trials) == 1  # one at a time
     balance.done(trials[0], SUCCESS, MS, S + MS)
@@ -254,7 +254,7 @@ def test_a_trial_without_an_end_is_a_failure():
     while balance.choose(-1, S) & SLOT != 2:
         pass
     balance.settle(2 * S)
-    assert balance.slot(2).state == TRIAL
+    assert balance.slot(2).state == PROBING
     balance.settle(2 * S + 1)
     assert balance.slot(2).state == EJECTED
 
@@ -265,7 +265,7 @@ def test_a_trial_that_says_nothing_makes_room_for_the_next():
     for _ in range(3):
         trials = [token for _ in range(100) if (token := balance.choose(-1, S)) & SLOT == 2]
         assert len(trials) == 1
-        balance.done(trials[0], NEUTRAL, 0, S)
+        balance.done(trials[0], IGNORED, 0, S)
 
 
 def test_what_was_sent_before_an_ejection_says_nothing_after_it():
@@ -274,9 +274,9 @@ def test_what_was_sent_before_an_ejection_says_nothing_after_it():
     fail(balance, 2, 0)
     balance.settle(S)
     balance.done(old.pop(), FAILURE, S, S)
-    assert balance.slot(2).state == TRIAL
+    assert balance.slot(2).state == PROBING
     balance.done(old.pop(), SUCCESS, S, S)
-    assert balance.slot(2).state == TRIAL
+    assert balance.slot(2).state == PROBING
     assert balance.slot(2).in_flight == len(old)
 
 
@@ -321,9 +321,9 @@ def test_what_was_cut_off_late_is_a_failure():
     balance = made(2)
     now = teach(balance, 1, 10 * MS, teach(balance, 0, 10 * MS, 0))
     before = balance.slot(0).failed, balance.slot(1).failed
-    ask(balance, now, NEUTRAL, took=29 * MS)
+    ask(balance, now, IGNORED, took=29 * MS)
     assert (balance.slot(0).failed, balance.slot(1).failed) == before
-    number = ask(balance, now, NEUTRAL, took=32 * MS)
+    number = ask(balance, now, IGNORED, took=32 * MS)
     assert balance.slot(number).failed == before[number] + 1
 
 
@@ -371,7 +371,7 @@ def test_a_slot_is_used_again_once_it_is_empty():
     balance.done(token, SUCCESS, MS, MS)
     balance.remove(0)
     assert balance.add(1.0, 1.0, 0, 5, False, 0) == 0
-    assert balance.slot(0).chosen == 0
+    assert balance.slot(0).attempts == 0
 
 
 def test_draining_an_ejected_one_frees_its_place_among_the_ejected():
@@ -536,7 +536,7 @@ def test_plain_and_compiled_agree(plain, seed):
         elif out:
             token, at = out.pop(draw.randrange(len(out)))
             bad = token & SLOT == 3 and (now // (5 * S)) % 2
-            outcome = FAILURE if bad else draw.choice([SUCCESS] * 8 + [FAILURE, REFUSED, NEUTRAL])
+            outcome = FAILURE if bad else draw.choice([SUCCESS] * 8 + [FAILURE, REJECTED, IGNORED])
             for fleet in fleets:
                 fleet.done(token, outcome, now - at, now)
             tokens = set()

@@ -12,10 +12,10 @@ from streaminfer.routing.replicas._p2c_cy import (
     EJECTED,
     FAILURE,
     FREE,
-    NEUTRAL,
-    REFUSED,
+    IGNORED,
+    PROBING,
+    REJECTED,
     SUCCESS,
-    TRIAL,
     P2CBalancer,
 )
 
@@ -68,7 +68,7 @@ class FleetMachine(RuleBasedStateMachine):
         out = sum(each.state == EJECTED for each in self.members.values())
         most = max(int(self.share * count), 1 if self.share else 0)
         if out >= most or out + 1 >= count:
-            if member.state == TRIAL:
+            if member.state == PROBING:
                 member.state, member.since = ACTIVE, self.now
             return
         member.level = max(member.level - (self.now - member.since) // EJECT, 0) + 1
@@ -79,9 +79,9 @@ class FleetMachine(RuleBasedStateMachine):
         for number in sorted(self.members):
             member = self.members[number]
             if member.state == EJECTED and self.now >= member.until:
-                member.state, member.in_a_row, member.trial = TRIAL, 0, None
+                member.state, member.in_a_row, member.trial = PROBING, 0, None
                 member.since, member.turn = self.now, member.turn + 1
-            elif member.state == TRIAL and member.trial is not None and self.now - member.trial > EJECT:
+            elif member.state == PROBING and member.trial is not None and self.now - member.trial > EJECT:
                 member.trial = None
                 self.eject(member)
 
@@ -92,11 +92,11 @@ class FleetMachine(RuleBasedStateMachine):
         member.trial = None
         if outcome == SUCCESS:
             member.in_a_row = 0
-            if member.state == TRIAL:
+            if member.state == PROBING:
                 member.state, member.since = ACTIVE, self.now
         elif outcome == FAILURE:
             member.in_a_row += 1
-            if member.state == TRIAL or (member.state == ACTIVE and member.in_a_row >= self.in_a_row):
+            if member.state == PROBING or (member.state == ACTIVE and member.in_a_row >= self.in_a_row):
                 self.eject(member)
 
     # what happens
@@ -108,11 +108,11 @@ class FleetMachine(RuleBasedStateMachine):
         free = {
             each
             for each, it in self.members.items()
-            if each != excluded and (it.state == ACTIVE or (it.state == TRIAL and it.trial is None))
+            if each != excluded and (it.state == ACTIVE or (it.state == PROBING and it.trial is None))
         }
         # a slow start may leave all that are free out of one choice
         assert number in free or not free or all(self.balance.ramp(each, self.now) < 1.0 for each in free)
-        if member.state == TRIAL:
+        if member.state == PROBING:
             member.trial = self.now
         self.sent.append(Sent(token, member, member.turn))
 
@@ -134,7 +134,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.take(token)
 
     @precondition(lambda self: self.sent)
-    @rule(data=st.data(), outcome=st.sampled_from([SUCCESS, FAILURE, FAILURE, REFUSED, NEUTRAL]))
+    @rule(data=st.data(), outcome=st.sampled_from([SUCCESS, FAILURE, FAILURE, REJECTED, IGNORED]))
     def end(self, data, outcome):
         sent = self.sent.pop(data.draw(st.integers(0, len(self.sent) - 1)))
         self.balance.done(sent.token, outcome, 0, self.now)
@@ -187,7 +187,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert slot.state == member.state
             assert slot.in_flight == sum(sent.member is member for sent in self.sent)
             assert member.state != EJECTED or slot.until_ns == member.until
-            assert slot.chosen >= slot.succeeded + slot.failed + slot.refused
+            assert slot.attempts >= slot.succeeded + slot.failed + slot.rejected
         assert self.balance.replicas == len(self.members)
         assert self.balance.ejected == sum(it.state == EJECTED for it in self.members.values())
         assert self.balance.ejected < max(len(self.members), 1) or self.balance.ejected == 0 or self.leaving

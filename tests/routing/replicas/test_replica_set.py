@@ -88,7 +88,7 @@ def test_a_failed_request_is_asked_elsewhere():
     statistics = run(main)
     assert statistics["a"].failed == statistics.retried == 10
     assert statistics["a"].state == "ejected"
-    assert statistics["b"].answered == 200
+    assert statistics["b"].succeeded == 200
 
 
 def test_a_service_that_is_not_idempotent_is_asked_once():
@@ -142,7 +142,7 @@ def test_it_is_asked_twice_at_most_and_the_last_error_is_raised():
         replicas = Replicas(*(Replica(str(n), failing(OSError(str(n)))) for n in range(4)), seed=1, clock=loop.clock)
         with pytest.raises(OSError, match=r"^[0-3]$") as caught:
             await replicas.call(si.Request(0))
-        asked = [it.name for it in replicas.statistics().replicas if it.asked]
+        asked = [it.name for it in replicas.statistics().replicas if it.attempts]
         assert len(asked) == 2
         assert str(caught.value) in asked
 
@@ -282,7 +282,7 @@ def test_streams_stick_and_move_when_their_replica_is_out():
 def test_a_stream_has_the_same_place_in_every_process():
     replicas = Replicas(*(Replica(f"r{n}", Echo()) for n in range(5)))
     ids = ["camera 1", b"\x00\xff", 7, 2**70]
-    assert [replicas._balance.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
+    assert [replicas._balancer.of_stream(key, 0) for key in map(stream_key, ids)] == [4, 0, 1, 4]
 
 
 def stream_key(stream_id):
@@ -442,8 +442,8 @@ class Asked(Echo):
 
 
 def test_admission_is_the_best_that_accepts():
-    full = Admission(False, "overloaded", 2.0)
-    fuller = Admission(False, "overloaded", 3.0)
+    full = Admission(False, "queue_full", 2.0)
+    fuller = Admission(False, "queue_full", 3.0)
     taken = Admission(True, predicted_finish_ns=77)
     request = si.Request(0)
 
@@ -451,7 +451,7 @@ def test_admission_is_the_best_that_accepts():
         replicas = Replicas(*(Replica(str(n), Asked(it)) for n, it in enumerate(answers)), seed=1, clock=FakeClock())
         for _ in range(2):  # it changes nothing
             answer = replicas.admission(request, 0)
-        assert all(not it.asked for it in replicas.statistics().replicas)
+        assert all(not it.attempts for it in replicas.statistics().replicas)
         return answer
 
     assert ask(full, taken, fuller) == taken
@@ -481,7 +481,7 @@ def test_statistics():
 
     replicas, statistics = run(main)
     good, bad = statistics.replicas
-    assert (good.answered, good.failed, good.in_flight, good.state, good.zone, good.weight) == (
+    assert (good.succeeded, good.failed, good.in_flight, good.state, good.zone, good.weight) == (
         10,
         0,
         0,
@@ -491,7 +491,7 @@ def test_statistics():
     )
     assert good.latency_s == pytest.approx(0.020)
     assert good.expected_s == pytest.approx(0.020)
-    assert bad.asked == bad.failed == statistics.retried > 0
+    assert bad.attempts == bad.failed == statistics.retried > 0
     assert bad.success < 1.0
     assert np.isnan(bad.latency_s)
     with pytest.raises(KeyError):

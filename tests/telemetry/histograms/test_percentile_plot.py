@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from streaminfer._internal.units import format_duration
 from streaminfer.errors import MissingExtra
 from streaminfer.telemetry.histograms import kernels
-from streaminfer.telemetry.histograms import percentile_plot as plot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 
@@ -20,28 +20,9 @@ def recorded(milliseconds, **layout):
     return histogram
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0 ns"),
-        (3e-9, "3 ns"),
-        (999e-9, "999 ns"),
-        (1e-6, "1 µs"),
-        (0.00099999, "1000 µs"),
-        (0.012345678, "12.35 ms"),
-        (1.0, "1 s"),
-        (3600.0, "3600 s"),
-        (123456.7, "123457 s"),
-        (float("nan"), "nan"),
-    ],
-)
-def test_durations_in_readable_units(seconds, text):
-    assert plot.readable(seconds) == text
-
-
 def test_repr_tells_count_quantiles_and_maximum():
     histogram = recorded(range(1, 1001))
-    p50, p99, p999 = (plot.readable(histogram.quantile(q)) for q in (0.5, 0.99, 0.999))
+    p50, p99, p999 = (format_duration(histogram.quantile(q)) for q in (0.5, 0.99, 0.999))
     assert repr(histogram) == f"LatencyHistogram(count=1000, p50={p50}, p99={p99}, p99.9={p999}, max=1 s)"
     assert p50.startswith("500")
     assert p99.startswith("990")
@@ -91,10 +72,10 @@ def test_html_is_a_small_table_that_loads_nothing():
     ]  # fmt: skip
     assert rows["count"] == "2,001"
     assert rows["min"] == "1 ms"
-    assert rows["max"] == "3600 s"
+    assert rows["max"] == "60 min"
     assert rows["clamped"] == "1"
-    assert rows["p90"] == plot.readable(histogram.quantile(0.9))
-    assert rows["mean"] == plot.readable(histogram.mean)
+    assert rows["p90"] == format_duration(histogram.quantile(0.9))
+    assert rows["mean"] == format_duration(histogram.mean)
     assert cells.open == []
     assert set(cells.tags) == {"table", "tbody", "tr", "th", "td"}
     assert cells.attributes <= {"style"}

@@ -16,7 +16,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-OUTCOMES = {"good": 0.1, "late": 0.2, "failed": KeyError("x"), "refused": Overloaded(), "ignored": InvalidInput("x")}
+OUTCOMES = {"good": 0.1, "late": 0.2, "failed": KeyError("x"), "rejected": Overloaded(), "ignored": InvalidInput("x")}
 PERIOD_S = 1000.0
 
 
@@ -80,11 +80,11 @@ class RingAgainstList(RuleBasedStateMachine):
 
     def check(self, window_ns):
         longer_ns = window_ns + max(self.slo.width_ns, window_ns // 63)
-        seen, bad, refused = self.slo.window(window_ns)
+        seen, bad, rejected = self.slo.window(window_ns)
         for figure, kinds in (
-            (seen, {"good", "late", "failed", "refused"}),
-            (bad, {"late", "failed", "refused"}),
-            (refused, {"refused"}),
+            (seen, {"good", "late", "failed", "rejected"}),
+            (bad, {"late", "failed", "rejected"}),
+            (rejected, {"rejected"}),
         ):
             ages = [self.now - at for at, kind in self.events if kind in kinds]
             assert sum(age <= window_ns for age in ages) <= figure <= sum(age < longer_ns for age in ages)
@@ -93,8 +93,8 @@ class RingAgainstList(RuleBasedStateMachine):
     @rule()
     def somebody_asks_whether_it_burns(self):
         def burn(window_s, least=1):
-            seen, bad, refused = self.slo.window(int(window_s * 1e9))
-            return (bad - refused) / (seen - refused) / 0.1 if seen - refused >= least else 0.0
+            seen, bad, rejected = self.slo.window(int(window_s * 1e9))
+            return (bad - rejected) / (seen - rejected) / 0.1 if seen - rejected >= least else 0.0
 
         if self.was_burning:
             self.was_burning = not (self.now - self.since >= 24e9 and burn(24.0) < 1.0)
@@ -107,8 +107,8 @@ class RingAgainstList(RuleBasedStateMachine):
         kinds = [kind for _, kind in self.events]
         slo = self.slo
         assert slo.total == len(kinds)
-        assert (slo.late, slo.failed, slo.refused) == tuple(map(kinds.count, ("late", "failed", "refused")))
-        assert slo.bad == slo.late + slo.failed + slo.refused
+        assert (slo.late, slo.failed, slo.rejected) == tuple(map(kinds.count, ("late", "failed", "rejected")))
+        assert slo.bad == slo.late + slo.failed + slo.rejected
 
     @invariant()
     def history_agrees_with_the_list(self):
@@ -196,7 +196,21 @@ def twins(plain, monkeypatch):
 def budget_story(state_class, clock):
     rng = random.Random(5)
     state = state_class(
-        clock, 10**8, 0.1, 10**12, 10**9 // 32, 9, (Overloaded,), (InvalidInput,), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+        clock,
+        10**8,
+        0.1,
+        10**12,
+        10**9 // 32,
+        9,
+        (Overloaded,),
+        (InvalidInput,),
+        24 * 10**9,
+        2 * 10**9,
+        2.0,
+        1.0,
+        3,
+        60 * 10**9,
+        1,
     )
     told = []
     for _ in range(3000):
@@ -232,7 +246,7 @@ def test_compiled_and_plain_rolling_states_agree(twins):
 def test_the_plain_recorder_feeds_the_plain_budget(twins):
     clock = FakeClock()
     budget = twins["_budget_cy"].BudgetState(
-        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 1
+        clock, 10, 0.1, 10**12, 10**9, 9, (), (), 24 * 10**9, 2 * 10**9, 2.0, 1.0, 3, 0, 1
     )
     histograms = [twins["_histogram_cy"].HistogramState(1, 1000, 1) for _ in range(5)]
     recorder = twins["_budget_recorder_cy"].BudgetRecorder(budget, *histograms)

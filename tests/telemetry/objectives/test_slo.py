@@ -41,8 +41,8 @@ class Unsuitable(Exception):
         (0.050000001, "late"),
         (1, "late"),
         (math.inf, "late"),
-        (si.Overloaded(), "refused"),
-        (si.CircuitOpen(), "refused"),
+        (si.Overloaded(), "rejected"),
+        (si.CircuitOpen(), "rejected"),
         (si.DeadlineExceeded(), "failed"),
         (si.BackendError(), "failed"),
         (si.Closed(), "failed"),
@@ -64,7 +64,7 @@ def test_each_outcome_is_counted_once(clock, outcome, counted_as):
         "good": slo.total - slo.bad,
         "late": slo.late,
         "failed": slo.failed,
-        "refused": slo.refused,
+        "rejected": slo.rejected,
         "ignored": slo.ignored,
     }
     assert figures == {**dict.fromkeys(figures, 0), counted_as: 1}
@@ -213,7 +213,7 @@ def test_statistics_and_how_it_shows_itself(slo, clock):
     slo.record(si.InvalidInput())
     s = slo.statistics()
     assert isinstance(s, SloStatistics)
-    assert (s.good, s.bad, s.refused, s.ignored, s.share_good) == (98, 2, 1, 1, 0.98)
+    assert (s.good, s.bad, s.rejected, s.ignored, s.share_good) == (98, 2, 1, 1, 0.98)
     assert s.budget_remaining == slo.budget_remaining() == pytest.approx(-1.0)
     assert list(s.burn_rates) == [300.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0, 259200.0]
     assert s.burn_rates[300.0] == pytest.approx(2.0)
@@ -283,7 +283,7 @@ def test_telemetry_feeds_its_objective():
         return slo, stack.statistics()["Telemetry"]
 
     slo, s = run(main)
-    assert (slo.total, slo.late, slo.failed, slo.refused) == (3, 1, 1, 0)
+    assert (slo.total, slo.late, slo.failed, slo.rejected) == (3, 1, 1, 0)
     assert s.outcomes["cancelled"] == 1
     assert slo.ignored == s.requests - 3
     assert s.slo == slo.statistics()

@@ -100,7 +100,7 @@ def test_after_the_overload_it_ends_though_all_that_was_shed_was_bad(sheds):
     episodes = len(plant.starts)
     plant.run(120.0, 0.5)
     assert len(plant.starts) == episodes
-    assert plant.slo.refused > 0
+    assert plant.slo.rejected > 0
     assert plant.slo.burn_rate(3600.0) > 1.0, "the refusals are in the budget all the same"
 
 
@@ -118,6 +118,68 @@ def test_few_events_do_not_start_it():
     assert not slo.burning()
     burst(slo, 1, 0)
     assert slo.burning()
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 2.0])
+def test_cold_start_burns_only_without_grace(grace_s):
+    """Late responses in the grace time after the first event do not start the signal, and are in the budget."""
+    clock = FakeClock()
+    slo = make(clock, grace_s=grace_s)
+    clock.advance(100.0)  # the grace time begins with the first event
+
+    started = []
+    for _ in range(20):
+        burst(slo, 0, 10)
+        started.append(slo.burning())
+        clock.advance(0.0999)
+    for _ in range(500):
+        burst(slo, 1, 0)
+        started.append(slo.burning())
+        clock.advance(0.01)
+
+    assert any(started) is (grace_s == 0.0)
+    assert slo.bad == 200
+    assert slo.budget_remaining() < 0.0
+
+
+def test_events_after_the_grace_start_it():
+    """Only events after the grace time count, at least ``minimum_events`` of them."""
+    clock = FakeClock()
+    slo = make(clock, grace_s=2.0, minimum_events=30)
+    burst(slo, 10_000, 100)
+    clock.advance(1.999)
+    burst(slo, 0, 100)
+    assert not slo.burning()
+
+    clock.advance(0.001)
+    burst(slo, 0, 29)
+    assert not slo.burning()
+    burst(slo, 0, 1)
+    assert slo.burning()
+
+
+@pytest.mark.parametrize("window_s", [0.3, 6.0, 40.0])
+def test_grace_leaves_later_windows_alone(window_s):
+    """Once the windows hold no event of the grace time, the signal is the same as without it."""
+    clocks = FakeClock(), FakeClock()
+    graced, plain = (
+        SLO("x", threshold_s=THRESHOLD_S, clock=clock, signal=BurnSignal(window_s=window_s, grace_s=grace_s))
+        for clock, grace_s in zip(clocks, (1.0, 0.0), strict=True)
+    )
+    rng = random.Random(5)
+    for slo, clock in zip((graced, plain), clocks, strict=True):
+        burst(slo, 50, 0)
+        clock.advance(1.0 + 1.1 * window_s)
+    seen = []
+    for _ in range(3000):
+        outcome = 1.0 if rng.random() < 0.08 else 0.01
+        for slo, clock in zip((graced, plain), clocks, strict=True):
+            slo.record(outcome)
+            clock.advance(0.01)
+        seen.append((graced.burning(), plain.burning()))
+
+    assert all(one == other for one, other in seen)
+    assert any(one for one, _ in seen)
 
 
 def test_old_news_does_not_start_it():

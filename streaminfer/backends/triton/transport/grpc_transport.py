@@ -3,13 +3,13 @@
 Calls go through ``tritonclient``'s generated messages and methods; inference, once a batch, through a method of our
 own that takes and gives bytes (:mod:`~streaminfer.backends.triton.transport.wire`).
 
-**Reconnecting.** A connection that breaks is made anew by gRPC, with waits from 0.1 s to at most 0.25 s: its own go up
+**Reconnecting.** A broken connection is made again by gRPC, with waits from 0.1 s to at most 0.25 s: its own go up
 to two minutes, during which every call fails although the server is back. A connection can also fall *silent*, without
 breaking: a machine that vanished, a router that forgot it. TCP notices that after many minutes, and gRPC's pings cannot
 be used to find out, since a server with default options ends connections that ping more than once in five minutes. So
-silence is measured by the calls themselves: when one runs out of time or is given up, and nothing has come for two
-seconds since the first that got no answer, later calls get a new connection. Those that run stay on the old one, which
-is closed after the last.
+silence is measured by the calls themselves: when one runs out of time or is cancelled, and nothing has come for two
+seconds since the first that got no response, later calls get a new connection. Running calls stay on the old one,
+which is closed after the last.
 
 **Whose cancellation?** gRPC raises ``CancelledError`` for a call that the caller's task cancelled, and for one that
 :meth:`GrpcTransport.close` ended. Only the first is told to the task.
@@ -47,7 +47,7 @@ def _options(address: Endpoint, keepalive_s: float | None) -> list[tuple[str, An
         ("grpc.service_config_disable_resolution", 1),
     ]
     if address.tls is None:
-        options.append(("grpc.enable_http_proxy", 0))  # what is not encrypted goes through nobody's hands
+        options.append(("grpc.enable_http_proxy", 0))  # an unencrypted call uses no proxy
     elif address.tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", address.tls.server_name))
     if keepalive_s is not None:
@@ -112,7 +112,7 @@ class GrpcTransport:
         self._heads: dict[Any, bytes] = {}
         self._input_tag = tag_of(self._messages.ModelInferRequest, "raw_input_contents")
         self._output_tag = tag_of(self._messages.ModelInferResponse, "raw_output_contents")
-        self._answer_tag = tag_of(self._messages.ModelStreamInferResponse, "infer_response")
+        self._response_tag = tag_of(self._messages.ModelStreamInferResponse, "infer_response")
         # when a call began since which nothing was heard
         self._unanswered_ns: int | None = None
         self._link = self._connect()
@@ -134,8 +134,8 @@ class GrpcTransport:
     async def config(self, model: str, version: str, timeout_s: float) -> Mapping[str, Any]:
         """The model's configuration."""
         message = self._messages.ModelConfigRequest(name=model, version=version)
-        answer: Mapping[str, Any] = (await self._control("ModelConfig", message, timeout_s)).get("config", {})
-        return answer
+        response: Mapping[str, Any] = (await self._control("ModelConfig", message, timeout_s)).get("config", {})
+        return response
 
     async def index(self, timeout_s: float) -> Sequence[Mapping[str, Any]]:
         """What the server's repository holds."""
@@ -163,20 +163,20 @@ class GrpcTransport:
         return list((await self._control("SystemSharedMemoryStatus", message, timeout_s)).get("regions", {}))
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One answer."""
+        """One response."""
         message = self._encode(call)
-        link = self._here()
-        return self._read(await self._ask(link, link.infer, message, timeout_s))
+        link = self._open_link()
+        return self._read(await self._call(link, link.infer, message, timeout_s))
 
     async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
-        """Each answer as it comes, the final one included."""
+        """Each response as it comes, the final one included."""
         message = self._encode(call)
-        link = self._here()
+        link = self._open_link()
         # an error comes as a text without a status; the header that asks for one, triton_grpc_error, makes Triton 2.51
         # crash when the model goes on after its error
         rpc = link.stream(timeout=timeout_s, metadata=self._headers.now())
         link.calls.add(rpc)
-        refused: ServerError | None = None
+        failure: ServerError | None = None
         try:
             try:
                 await rpc.write(message)
@@ -185,20 +185,20 @@ class GrpcTransport:
                 pass  # it has ended: reading says how
             while (part := await rpc.read()) is not self._grpc.EOF:
                 self._unanswered_ns = None
-                answer = self._read_part(part)
-                yield answer
-                if answer.final:
+                response = self._read_part(part)
+                yield response
+                if response.final:
                     return
         except asyncio.CancelledError:
             self._explain_cancellation()
             raise
         except self._grpc.AioRpcError as error:
-            refused = self._refused(error)
+            failure = self._server_error(error)
         finally:
             rpc.cancel()
             self._forget(link, rpc)
-        if refused is not None:
-            raise refused
+        if failure is not None:
+            raise failure
 
     async def close(self) -> None:
         """Ends every call that runs, and the connections. May be repeated."""
@@ -210,57 +210,57 @@ class GrpcTransport:
     # -- calls --------------------------------------------------------------------------------------------------
 
     async def _control(self, method: str, message: Any, timeout_s: float) -> Mapping[str, Any]:
-        link = self._here()
-        answer = await self._ask(link, getattr(link.stub, method), message, timeout_s)
-        described: Mapping[str, Any] = self._to_dict(answer, preserving_proto_field_name=True)
+        link = self._open_link()
+        response = await self._call(link, getattr(link.stub, method), message, timeout_s)
+        described: Mapping[str, Any] = self._to_dict(response, preserving_proto_field_name=True)
         return described
 
-    async def _ask(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
+    async def _call(self, link: _Link, method: Any, message: Any, timeout_s: float) -> Any:
         rpc = method(message, timeout=timeout_s, metadata=self._headers.now())
         link.calls.add(rpc)
         if self._unanswered_ns is None:
             self._unanswered_ns = self._clock()
         try:
-            answer = await rpc
+            response = await rpc
         except asyncio.CancelledError:
             self._explain_cancellation()
-            # a batcher gives up at the deadline, before gRPC says that it has passed
+            # a batcher cancels at the deadline, before gRPC reports that it has passed
             self._replace_if_silent()
             raise
         except self._grpc.AioRpcError as error:
-            refused = self._refused(error)
+            failure = self._server_error(error)
         else:
             self._unanswered_ns = None
-            return answer
+            return response
         finally:
             self._forget(link, rpc)
-        raise refused
+        raise failure
 
-    def _refused(self, error: Any) -> ServerError:
+    def _server_error(self, error: Any) -> ServerError:
         status, text = error.code().name, str(error.details() or "")
         if status not in _HEARD_NOTHING:
             self._unanswered_ns = None
         elif status == "DEADLINE_EXCEEDED":
             self._replace_if_silent()
         shown = self._headers.scrub(text)
-        refused = ServerError(status, shown, _come_again(error.trailing_metadata()))
+        failure = ServerError(status, shown, _retry_after(error.trailing_metadata()))
         # an error that quotes a token is not kept, or its traceback would show it
-        refused.__cause__ = error if shown == text else None
-        return refused
+        failure.__cause__ = error if shown == text else None
+        return failure
 
     def _explain_cancellation(self) -> None:
         task = asyncio.current_task()
         if self._closed and not (task is not None and task.cancelling()):
-            self._refuse_closed()
+            self._raise_closed()
 
-    def _refuse_closed(self) -> NoReturn:
+    def _raise_closed(self) -> NoReturn:
         raise Closed("the connection to the server was closed")
 
     # -- connections --------------------------------------------------------------------------------------------
 
-    def _here(self) -> _Link:
+    def _open_link(self) -> _Link:
         if self._closed:
-            self._refuse_closed()
+            self._raise_closed()
         return self._link
 
     def _connect(self) -> _Link:
@@ -327,10 +327,10 @@ class GrpcTransport:
 
     def _read_part(self, message: bytes) -> InferResponse:
         try:
-            rest, parts = split_contents(message, self._answer_tag)
+            rest, parts = split_contents(message, self._response_tag)
             said = self._messages.ModelStreamInferResponse.FromString(rest).error_message
         except Exception as error:
-            raise BackendError(f"the server's answer cannot be read: {error}") from error
+            raise BackendError(f"the server's response cannot be read: {error}") from error
         if said:
             raise ServerError("UNKNOWN", self._headers.scrub(said))
         return self._read(parts[-1] if parts else b"")
@@ -340,12 +340,12 @@ class GrpcTransport:
             rest, contents = split_contents(message, self._output_tag)
             response = self._messages.ModelInferResponse.FromString(rest)
         except Exception as error:
-            raise BackendError(f"the server's answer cannot be read: {error}") from error
+            raise BackendError(f"the server's response cannot be read: {error}") from error
         parameters = response.parameters
         final = "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
         described = response.outputs
         if contents and len(contents) != len(described):  # what lies in shared memory has an empty place here
-            raise BackendError(f"the server's answer has {len(contents)} contents for {len(described)} outputs")
+            raise BackendError(f"the server's response has {len(contents)} contents for {len(described)} outputs")
         outputs = {
             one.name: Tensor(one.name, one.datatype, tuple(one.shape), contents[place] if contents else _listed(one))
             for place, one in enumerate(described)
@@ -353,8 +353,8 @@ class GrpcTransport:
         return InferResponse(outputs, final, response.model_version)
 
 
-def _come_again(metadata: Any) -> float | None:
-    """When a server wants to be called again, in either of the forms that front ends use."""
+def _retry_after(metadata: Any) -> float | None:
+    """Return the seconds after which to retry, in either of the forms that front ends use."""
     said = {name: value for name, value in metadata or () if isinstance(value, str)}
     pushback = said.get("grpc-retry-pushback-ms")
     return retry_after(said.get("retry-after")) if pushback is None else retry_after(pushback, seconds=1e-3)

@@ -1,8 +1,8 @@
-"""What goes along with every call, a token perhaps: checked here, so that nobody further down shows it in an error.
+"""Headers of every call, such as a token, which no error shows.
 
-gRPC and aiohttp both put a header that they refuse, value and all, into the message of the error; and a server may
-quote a token that it does not accept. So headers are checked before they go out, and every text that comes back is
-rid of their values.
+gRPC and aiohttp both put a header that they reject, value and all, into the message of the error; and a server may
+quote a token that it does not accept. So headers are checked before they are sent, and their values are removed from
+every text that comes back.
 """
 
 import re

@@ -4,7 +4,7 @@ The requests are ``aiohttp``'s, which ``tritonclient.http.aio`` uses too. That c
 each tensor three times, raises aiohttp's warning for bodies above 1 MiB, knows no Unix sockets, and has one timeout
 for all calls.
 
-A call that is cancelled or late closes its connection; the server answers it all the same (HTTP has no way to say so).
+A call that is cancelled or late closes its connection; the server runs it all the same (HTTP has no way to say so).
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class HttpTransport:
         self._closed = False
         tls = address.tls
         self._server_name = None if tls is None else tls.server_name
-        options: dict[str, Any] = {"limit": 0}  # how many calls run is the batcher's to say
+        options: dict[str, Any] = {"limit": 0}  # the batcher limits the calls
         if tls is not None:
             options["ssl"] = tls.context()
         connector = http.TCPConnector(**options) if address.host else http.UnixConnector(address.path, limit=0)
@@ -60,7 +60,7 @@ class HttpTransport:
             # tensors hardly get smaller, and a Triton that may compress does: 19 MB then take 0.6 s more
             headers={"Accept-Encoding": "identity"},
             timeout=http.ClientTimeout(total=None),
-            trust_env=tls is not None,  # what is not encrypted goes through nobody's proxy
+            trust_env=tls is not None,  # an unencrypted call uses no proxy
             cookie_jar=http.DummyCookieJar(),
         )
 
@@ -71,10 +71,10 @@ class HttpTransport:
     async def ready(self, model: str, version: str, timeout_s: float) -> bool:
         """Whether the model is loaded."""
         try:
-            await self._ask("GET", f"{_path(model, version)}/ready", timeout_s)
-        except ServerError as refused:
+            await self._call("GET", f"{_path(model, version)}/ready", timeout_s)
+        except ServerError as failure:
             # Triton says 400 where it means no
-            if refused.status in {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"} and refused.__cause__ is None:
+            if failure.status in {"INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE"} and failure.__cause__ is None:
                 return False
             raise
         return True
@@ -106,11 +106,11 @@ class HttpTransport:
 
     async def registered(self, timeout_s: float) -> Sequence[str]:
         """Names of the shared memory that it knows."""
-        answer, _ = await self._ask("GET", "/systemsharedmemory/status", timeout_s)
-        return [str(region["name"]) for region in _parsed(answer, list)]
+        content, _ = await self._call("GET", "/systemsharedmemory/status", timeout_s)
+        return [str(region["name"]) for region in _parsed(content, list)]
 
     async def infer(self, call: InferRequest, timeout_s: float) -> InferResponse:
-        """One answer."""
+        """One response."""
         contents: list[Any] = []
         head = json.dumps(self._head(call, contents)).encode()
         headers = {"Content-Type": "application/json"}
@@ -123,10 +123,10 @@ class HttpTransport:
         else:
             headers["Content-Length"] = str(size)
             body = _in_parts(head, contents)
-        answer, head_length = await self._ask(
+        content, head_length = await self._call(
             "POST", f"{_path(call.model, call.version)}/infer", timeout_s, body, headers
         )
-        return _read(answer, head_length)
+        return _read(content, head_length)
 
     async def stream(self, call: InferRequest, timeout_s: float | None) -> AsyncGenerator[InferResponse, None]:
         """HTTP has none.
@@ -135,7 +135,7 @@ class HttpTransport:
             BackendError: always.
         """
         del timeout_s
-        raise BackendError(f"model {call.model!r}: a stream of answers needs protocol='grpc'")
+        raise BackendError(f"model {call.model!r}: a stream of responses needs protocol='grpc'")
         yield  # pragma: no cover - makes it the generator that the protocol wants
 
     async def close(self) -> None:
@@ -144,20 +144,20 @@ class HttpTransport:
         await self._session.close()
 
     async def _get(self, path: str, timeout_s: float) -> Mapping[str, Any]:
-        answer, _ = await self._ask("GET", path, timeout_s)
-        described: Mapping[str, Any] = _parsed(answer, dict)
+        content, _ = await self._call("GET", path, timeout_s)
+        described: Mapping[str, Any] = _parsed(content, dict)
         return described
 
     async def _post(self, path: str, body: Any, timeout_s: float) -> bytes:
-        answer, _ = await self._ask(
+        content, _ = await self._call(
             "POST", path, timeout_s, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        return answer
+        return content
 
-    async def _ask(
+    async def _call(
         self, method: str, path: str, timeout_s: float, body: Any = None, extra: Mapping[str, str] | None = None
     ) -> tuple[bytes, str | None]:
-        """The body of an answer, and how long its JSON part is."""
+        """The body of a response, and how long its JSON part is."""
         if self._closed:
             raise Closed("the connection to the server was closed")
         headers = dict(self._headers.now())
@@ -172,34 +172,34 @@ class HttpTransport:
                     headers=headers,
                     server_hostname=self._server_name,
                     allow_redirects=False,  # a token is for this server
-                ) as response,
+                ) as reply,
             ):
-                answer: bytes = await response.read()
-                status = response.status
-                come_again = response.headers.get("Retry-After")
-                head_length = response.headers.get(_HEAD_LENGTH)
+                content: bytes = await reply.read()
+                status = reply.status
+                retry_header = reply.headers.get("Retry-After")
+                head_length = reply.headers.get(_HEAD_LENGTH)
         except TimeoutError as error:
-            refused = ServerError("DEADLINE_EXCEEDED", f"no answer within {timeout_s:.6f} s")
-            refused.__cause__ = error
+            failure = ServerError("DEADLINE_EXCEEDED", f"no response within {timeout_s:.6f} s")
+            failure.__cause__ = error
         except (self._http.ClientError, OSError) as error:
             if self._closed:
                 raise Closed("the connection to the server was closed") from error
-            refused = self._unreachable(error)
+            failure = self._unreachable(error)
         else:
             if status == 200:
-                return answer, head_length
-            text = self._headers.scrub(_error_text(answer)) or f"HTTP status {status}"
+                return content, head_length
+            text = self._headers.scrub(_error_text(content)) or f"HTTP status {status}"
             if status == 413:
                 text = f"too large: {text}"  # front ends have many words for it
-            refused = ServerError(of_http_status(status, text), text, retry_after(come_again))
-        raise refused
+            failure = ServerError(of_http_status(status, text), text, retry_after(retry_header))
+        raise failure
 
     def _unreachable(self, error: Exception) -> ServerError:
         text = str(error) or type(error).__name__
         shown = self._headers.scrub(text)
-        refused = ServerError("UNAVAILABLE", shown)
-        refused.__cause__ = error if shown == text else None
-        return refused
+        failure = ServerError("UNAVAILABLE", shown)
+        failure.__cause__ = error if shown == text else None
+        return failure
 
     def _head(self, call: InferRequest, contents: list[Any]) -> dict[str, Any]:
         parameters = dict(call.parameters)
@@ -263,10 +263,10 @@ def _parsed(body: bytes | memoryview, kind: type) -> Any:
     try:
         value = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
-        raise BackendError(f"the server's answer cannot be read: {error}") from error
+        raise BackendError(f"the server's response cannot be read: {error}") from error
     if not isinstance(value, kind):
         raise BackendError(
-            f"the server's answer cannot be read: expected a {kind.__name__}, got {type(value).__name__}"
+            f"the server's response cannot be read: expected a {kind.__name__}, got {type(value).__name__}"
         )
     return value
 
@@ -288,11 +288,13 @@ def _read(body: bytes, head_length: str | None) -> InferResponse:
     except BackendError:
         raise
     except Exception as error:
-        raise BackendError(f"the server's answer cannot be read: {type(error).__name__}: {error}") from error
+        raise BackendError(f"the server's response cannot be read: {type(error).__name__}: {error}") from error
     return InferResponse(outputs, version=str(said.get("model_version") or ""))
 
 
 def _part(view: memoryview, start: int, end: int) -> memoryview:
     if not start <= end <= len(view):
-        raise BackendError(f"the server's answer is cut short: {len(view)} bytes, of which {start} to {end} are wanted")
+        raise BackendError(
+            f"the server's response is cut short: {len(view)} bytes, of which {start} to {end} are wanted"
+        )
     return view[start:end]

@@ -3,7 +3,7 @@
 Idea: in protobuf, messages of one type that follow each other *are* one message, its fields merged. So the small part
 of a request (names, shapes, parameters) is a protobuf message like any other, and the tensors are appended by hand,
 each behind its tag and length: one ``b"".join`` is the only copy. The other way round, tensors are cut out of the
-answer as views, and protobuf reads the rest. Through ``tritonclient`` a tensor is copied four times out (``tobytes``,
+response as views, and protobuf reads the rest. Through ``tritonclient`` a tensor is copied four times out (``tobytes``,
 into the message, out of it, and in gRPC) and three times in.
 
 The tags come from the descriptors of ``tritonclient``'s messages; the encoding is that of the protobuf documentation.

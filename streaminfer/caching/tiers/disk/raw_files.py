@@ -32,7 +32,7 @@ for path in sys.argv[1:]:
 
 
 def read_raw(paths: Sequence[Path], overlap: int) -> Iterator[tuple[Path, bytes]]:
-    """The bytes of files, in pieces of 4 MiB.
+    """Yield the bytes of files, in pieces of 4 MiB.
 
     Args:
         paths: the files; one that is gone meanwhile has no bytes.

@@ -1,4 +1,4 @@
-"""What the thread of a `DiskTier` runs: entries in a SQLite file. Blocking; one thread at a time.
+"""Entries of a `DiskTier` in a SQLite file. Blocking; one thread at a time.
 
 SQLite in WAL mode is what survives a kill at any moment: a transaction is in the log whole, with checksums, or not at
 all. Opening reads the log, which is kept to a few megabytes, and one index, to count. Records have a checksum of their
@@ -18,12 +18,13 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import GLIMPSED, Counters, NotHeld, Records
+from streaminfer.caching.tiers._sqlite import transaction
 from streaminfer.caching.tiers.disk.raw_files import read_raw
 from streaminfer.caching.tiers.encryption import SEALED_HEAD
 from streaminfer.caching.tiers.protocol import SKEW_NS, Entry, Held, RecordCopy
@@ -51,6 +52,9 @@ CREATE INDEX IF NOT EXISTS by_class ON entries (data_class, stored_ns, size);
 CREATE TABLE IF NOT EXISTS tags (tag BLOB, entry INTEGER REFERENCES entries (id) ON DELETE CASCADE,
     PRIMARY KEY (tag, entry)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS of_entry ON tags (entry);
+"""
+_INSERT = """
+INSERT INTO entries (key, subject, data_class, stored_ns, expires_ns, size, record) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _HOLDS = "CREATE TABLE IF NOT EXISTS holds (name BLOB PRIMARY KEY) WITHOUT ROWID"  # files from before have none
 _FREE = """
@@ -84,7 +88,7 @@ class DiskStore:
         self._leftovers = True  # as far as is known
 
     def open(self) -> None:
-        """Opens the file or makes it. Raises ``OSError`` or ``sqlite3.Error``."""
+        """Open the file or make it. Raises ``OSError`` or ``sqlite3.Error``."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
@@ -101,7 +105,7 @@ class DiskStore:
             raise
 
     def close(self) -> None:
-        """Closes it; idempotent."""
+        """Close it; idempotent."""
         db, self._db = self._db, None
         lock, self._lock = self._lock, -1
         try:
@@ -112,31 +116,26 @@ class DiskStore:
                 os.close(lock)
 
     def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, or ``None``; failures are counted."""
-        entry = self._guarded(lambda: self._get(self._records.name(b"k", key)), None)
-        if entry is None:
-            self._counters.misses += 1
-        else:
-            self._counters.hits += 1
-        return entry
+        """Return the entry of a key, or ``None``; count failures."""
+        return self._guarded(None, self._get, self._records.name(b"k", key))
 
     def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry; whether that succeeded; failures are counted."""
-        return self._guarded(lambda: self._put(key, entry), False)
+        """Store an entry; return whether that succeeded; count failures."""
+        return self._guarded(False, self._put, key, entry)
 
     def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key; whether that succeeded; failures are counted."""
-        return self._guarded(lambda: self._delete_one(self._records.name(b"k", key)), False)
+        """Remove the entry of a key; return whether that succeeded; count failures."""
+        return self._guarded(False, self._delete_one, self._records.name(b"k", key))
 
     def erase(self, kind: bytes, text: str) -> int:
-        """Removes up to `CHUNK` entries of a subject or with a tag. Raises on failure."""
+        """Remove up to `CHUNK` entries of a subject or with a tag; return how many. Raises on failure."""
         where = "subject = ?" if kind == b"s" else "id IN (SELECT entry FROM tags WHERE tag = ?)"
         erased = self._delete(where, self._records.name(kind, text))
         self._counters.erased += erased
         return erased
 
     def purge(self, now_ns: int | None) -> int:
-        """Removes up to `CHUNK` entries that had expired by then. Raises on failure."""
+        """Remove up to `CHUNK` entries that had expired by then; return how many. Raises on failure."""
         now_ns = self._now() if now_ns is None else now_ns
         purged = self._delete("expires_ns <= ?" + _FREE, now_ns) or self._delete(
             "stored_ns > ?" + _FREE, now_ns + SKEW_NS
@@ -145,26 +144,26 @@ class DiskStore:
         return purged
 
     def hold(self, kind: bytes, text: str, on: bool) -> None:
-        """Begins or ends a hold on a subject or tag. Raises on failure."""
+        """Begin or end a hold on a subject or tag. Raises on failure."""
         change = "INSERT OR IGNORE INTO holds VALUES (?)" if on else "DELETE FROM holds WHERE name = ?"
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             db.execute(change, (self._records.name(kind, text),))
 
     def inventory(self, classes: tuple[str, ...]) -> list[Held]:
-        """What there is of each data class; the index has all of it. Raises on failure."""
+        """Return what there is of each data class; the index has all of it. Raises on failure."""
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         grouped = "SELECT data_class, count(*), min(stored_ns), sum(size) FROM entries GROUP BY data_class"
         rows = self._opened().execute(grouped)
         return [Held(known.get(name, "?"), *numbers) for name, *numbers in rows]
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in any file of the folder that can be read with the keys that there are."""
+        """Yield every copy of a record in any file of the folder that can be read with the keys that there are."""
         files = sorted(path for path in self._folder.rglob("*") if path.is_file())
         for path, raw in read_raw(files, GLIMPSED):
             yield from self._records.copies(raw, path.name)
 
     def flush(self, *, erased: bool) -> None:
-        """Empties the log, and with it what was deleted, and overwrites what SQLite left of that in moved cells.
+        """Empty the log, and with it what was deleted, and overwrite what SQLite left of that in moved cells.
 
         Args:
             erased: what was deleted must go; else what has expired of it.
@@ -186,7 +185,7 @@ class DiskStore:
             self._count()
 
     def _has_leftovers(self, erased: bool) -> bool:
-        """Whether the file has copies of what was deleted that must not be there."""
+        """Return whether the file has copies of what was deleted that must not be there."""
         size = SEALED_HEAD
         held = {row[0] for row in self._opened().execute(f"SELECT substr(record, 1, {size}) FROM entries")}  # noqa: S608 - a number
         self._leftovers = False
@@ -228,7 +227,7 @@ class DiskStore:
         self._count()
 
     def _rebuild(self) -> None:
-        """Begins anew, empty. Raises when another process has the file open."""
+        """Replace the file by an empty one. Raises if another process has it open."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -243,9 +242,9 @@ class DiskStore:
         self._connect()
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
-    def _guarded(self, operation: Callable[[], T], otherwise: T) -> T:
+    def _guarded(self, otherwise: T, operation: Callable[..., T], *args: Any) -> T:
         try:
-            return operation()
+            return operation(*args)
         except Exception as error:  # noqa: BLE001 - of the medium or of the keys: a miss, counted
             self._counters.failed(error)
             if _is_damage(error):
@@ -282,25 +281,17 @@ class DiskStore:
             record = b""
         pages = len(record) // (_PAGE - 4) + 1
         if not record or entry.is_expired(self._now()) or pages > self._max_pages // 4:
-            counters.refused += 1
+            counters.rejected += 1
             self._delete("key = ?", name)  # what it would have replaced is not what was put last
             return False
+        data_class = records.name(b"c", entry.data_class)
         subject = None if entry.subject is None else records.name(b"s", entry.subject)
         expires_ns = None if entry.expires_ns is None else min(entry.expires_ns, 2**63 - 1)
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             deleted = db.execute("DELETE FROM entries WHERE key = ?", (name,)).rowcount
             deleted += self._make_room(pages + _SPARE_PAGES)
-            row = (
-                name,
-                subject,
-                records.name(b"c", entry.data_class),
-                entry.stored_ns,
-                expires_ns,
-                len(record),
-                record,
-            )
-            columns = "key, subject, data_class, stored_ns, expires_ns, size, record"
-            number = db.execute(f"INSERT INTO entries ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row).lastrowid  # noqa: S608 - the same
+            row = (name, subject, data_class, entry.stored_ns, expires_ns, len(record), record)
+            number = db.execute(_INSERT, row).lastrowid
             db.executemany("INSERT INTO tags VALUES (?, ?)", [(records.name(b"t", tag), number) for tag in entry.tags])
         counters.stored += 1
         self._leftovers = self._leftovers or deleted > 0
@@ -312,7 +303,7 @@ class DiskStore:
         return True
 
     def _make_room(self, pages: int) -> int:
-        """Deletes until so many pages are free: what has expired first, then what was stored first; how many."""
+        """Delete until so many pages are free: first what has expired, then what was stored first; return how many."""
         db = self._opened()
         deleted = 0
         while self._max_pages - self._used_pages() < pages:
@@ -331,7 +322,7 @@ class DiskStore:
 
     def _delete(self, where: str, value: bytes | int) -> int:
         chosen = f"DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE {where} LIMIT {CHUNK})"  # noqa: S608 - only literals come here
-        with self._transaction() as db:
+        with transaction(self._opened()) as db:
             deleted = db.execute(chosen, (value,)).rowcount
         if deleted:
             self._leftovers = True
@@ -339,7 +330,7 @@ class DiskStore:
         return deleted
 
     def _count(self, change: int | None = None) -> None:
-        """Adds to the number of entries, or counts them, which reads an index from end to end."""
+        """Add to the number of entries, or count them, which reads an index from end to end."""
         if change is None:
             self._counters.entries = self._opened().execute("SELECT count(*) FROM entries").fetchone()[0]
         else:
@@ -353,18 +344,6 @@ class DiskStore:
         value: int = self._opened().execute(f"PRAGMA {name}").fetchone()[0]
         return value
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._opened()
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # a full disk rolls back by itself
-                db.execute("ROLLBACK")
-            raise
-
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
             raise sqlite3.OperationalError("the file is not open")
@@ -372,6 +351,6 @@ class DiskStore:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the file is damaged; a message about a damaged table has its name in it, which may be no text."""
+    """Return whether the file is corrupt; a message about a corrupt table has its name in it, which may be no text."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else None)
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -1,7 +1,7 @@
 """`DiskTier`: entries in a folder of this machine, which outlive the process.
 
-All that touches the disk runs in one thread of the tier; the event loop only waits. A slow disk costs misses and not
-memory: beyond ``max_pending`` operations, gets and puts are skipped. What the thread does is in ``_disk_store``.
+One thread of the tier makes all disk operations; the event loop only waits. A slow disk costs misses and not memory:
+the tier skips gets and puts beyond ``max_pending`` queued operations. ``DiskStore`` is what the thread runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.caching.tiers._records import Counters, Records, selection
+from streaminfer.caching.tiers._records import Counters, Records, check_key, selection
 from streaminfer.caching.tiers.disk.store import DiskStore
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
@@ -29,7 +29,7 @@ __all__ = ["DiskTier"]
 
 T = TypeVar("T")
 
-_LEAST_BYTES = 2**20
+MIN_BYTES = 2**20
 
 
 class DiskTier:
@@ -79,12 +79,11 @@ class DiskTier:
         self.keys = keys
         self.encrypted = keys is not None
         self.wall_clock = wall_clock or time.time_ns
-        self._places = threading.Semaphore(check_count("max_pending", max_pending))
+        self._slots = threading.Semaphore(check_count("max_pending", max_pending))
         self._counters = Counters("disk")
-        self._skipped_gets = self._skipped_puts = 0
         self._store = DiskStore(
             self.folder,
-            check_count("max_bytes", max_bytes, at_least=_LEAST_BYTES),
+            check_count("max_bytes", max_bytes, at_least=MIN_BYTES),
             Records(keys),
             self._counters,
             self.wall_clock,
@@ -93,7 +92,7 @@ class DiskTier:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Opens the file or makes it, and begins to purge.
+        """Open the file or make it, and begin to purge.
 
         Raises:
             BackendError: the folder cannot be made or written, or the file must be begun anew while others use it.
@@ -110,7 +109,7 @@ class DiskTier:
         self._sweeper = asyncio.create_task(self._sweep(), name="streaminfer disk tier purge")
 
     async def stop(self) -> None:
-        """Ends what waits and closes the file; idempotent."""
+        """End what is queued and close the file; idempotent."""
         thread, self._thread = self._thread, None
         sweeper, self._sweeper = self._sweeper, None
         if sweeper is not None:
@@ -119,25 +118,23 @@ class DiskTier:
         if thread is not None:
             closing = asyncio.wrap_future(thread.submit(self._store.close))
             try:
-                await asyncio.shield(closing)  # the file is closed even where whoever stops it gives up waiting
+                await asyncio.shield(closing)  # a cancelled caller does not keep the file open
             finally:
                 thread.shutdown(wait=closing.done())
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
 
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        _check_key(key)
-        future = self._submit(self._store.get, key)
-        if future is None:
-            self._skipped_gets += 1
-            return None
-        return await future
+        entry = await self._attempt(self._store.get, key)
+        self._counters.hits += entry is not None
+        self._counters.misses += entry is None
+        return entry
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry in place of any of that key.
+        """Store an entry in place of any of that key.
 
         Returns:
             Whether it is on the medium.
@@ -145,16 +142,11 @@ class DiskTier:
         Raises:
             TypeError: the key is neither a string nor bytes, or ``entry`` is none.
         """
-        _check_key(key)
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        future = self._submit(self._store.put, key, entry)
-        if future is None:
-            self._skipped_puts += 1
-            return False
-        return await future
+        return bool(await self._attempt(self._store.put, key, entry))
 
     async def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key, at the latest from the log with the next purge.
+        """Remove the entry of a key, at the latest from the log with the next purge.
 
         Returns:
             Whether the file has none now.
@@ -162,15 +154,10 @@ class DiskTier:
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
-        _check_key(key)
-        future = self._submit(self._store.delete, key)
-        if future is None:
-            self._skipped_puts += 1
-            return False
-        return await future
+        return bool(await self._attempt(self._store.delete, key))
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag, from the file and its log.
+        """Remove all entries of a subject, or with a tag, from the file and its log.
 
         Returns:
             How many there were, expired ones that had not been purged included.
@@ -184,7 +171,7 @@ class DiskTier:
         return await self._in_chunks(True, self._store.erase, kind, text)
 
     async def purge(self, now_ns: int | None = None) -> int:
-        """Removes what had expired by an instant of the wall clock, ``None``: now.
+        """Remove what had expired by an instant of the wall clock, ``None``: now.
 
         Returns:
             How many.
@@ -196,7 +183,7 @@ class DiskTier:
         return await self._in_chunks(False, self._store.purge, now_ns)
 
     async def hold(self, *, subject: str | None = None, tag: str | None = None, on: bool) -> None:
-        """Begins or ends a legal hold; it lies in the file, and binds every process that opens it.
+        """Begin or end a legal hold; it lies in the file, and binds every process that opens it.
 
         While it lasts, what it matches is neither purged nor makes room for others. It is not served beyond its time.
 
@@ -209,7 +196,7 @@ class DiskTier:
         await self._run(self._store.hold, kind, text, on)
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What the file holds, by data class.
+        """Return what the file holds, by data class.
 
         Args:
             classes: names of data classes, for what the medium has only as keyed hashes; others are called ``"?"``.
@@ -221,7 +208,7 @@ class DiskTier:
         return await self._run(self._store.inventory, tuple(classes))
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in the bytes of all files of the folder: freed pages, logs and strange files too.
+        """Yield every copy of a record in the bytes of all files of the folder, freed pages and logs included.
 
         For any thread, whether or not the tier runs; blocks, about a second for 1 GB.
 
@@ -234,12 +221,8 @@ class DiskTier:
             raise BackendError(f"the disk tier in {self.folder} failed: {error}") from error
 
     def statistics(self) -> TierStatistics:
-        """A frozen snapshot; size and entries as of the last write or purge."""
-        import attrs  # noqa: PLC0415 - as in all snapshots
-
-        skipped_gets, skipped_puts = self._skipped_gets, self._skipped_puts
-        seen = self._counters.snapshot()
-        return attrs.evolve(seen, misses=seen.misses + skipped_gets, skipped=skipped_gets + skipped_puts)
+        """Return a frozen snapshot; size and entries as of the last write or purge."""
+        return self._counters.snapshot()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -250,11 +233,8 @@ class DiskTier:
 
     async def _in_chunks(self, erased: bool, step: Callable[..., int], *args: Any) -> int:
         total = 0
-        while True:
-            removed = await self._run(step, *args)
+        while removed := await self._run(step, *args):
             total += removed
-            if removed == 0:
-                break
         await self._run(partial(self._store.flush, erased=erased))
         return total
 
@@ -266,13 +246,15 @@ class DiskTier:
             except BackendError as error:  # the next one tries again
                 self._counters.failed(error)
 
-    def _submit(self, operation: Callable[..., T], *args: Any) -> asyncio.Future[T] | None:
-        """A get or a put, unless too many wait or the tier does not run."""
-        if self._thread is None or not self._places.acquire(blocking=False):
+    async def _attempt(self, operation: Callable[..., T], key: Any, *args: Any) -> T | None:
+        """Run a get or a put, unless too many are queued or the tier does not run; ``None`` if it was skipped."""
+        check_key(key)
+        if self._thread is None or not self._slots.acquire(blocking=False):
+            self._counters.skipped += 1
             return None
-        future = self._thread.submit(operation, *args)
-        future.add_done_callback(lambda _: self._places.release())
-        return asyncio.wrap_future(future)
+        future = self._thread.submit(operation, key, *args)
+        future.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.wrap_future(future)
 
     async def _run(self, operation: Callable[..., T], *args: Any) -> T:
         if self._thread is None:
@@ -284,8 +266,3 @@ class DiskTier:
 
     def __repr__(self) -> str:
         return f"<DiskTier({str(self.folder)!r}, {'running' if self._thread else 'stopped'})>"
-
-
-def _check_key(key: Any) -> None:
-    if not isinstance(key, (str, bytes)):
-        raise TypeError(expected("key", "a string or bytes", key))

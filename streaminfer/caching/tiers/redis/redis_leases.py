@@ -45,9 +45,9 @@ class RedisLeases:
         self._lease_ms = max(round(lease_s * 1e3), 1)
 
     async def take(self, key: str | bytes, token: bytes) -> bool:
-        """Takes the lease of a key; whether to compute."""
+        """Take the lease of a key; return whether to compute."""
         return bool(await self._run(TAKE, self._prefix, self._records.name(b"k", key), token, self._lease_ms))
 
     async def open(self, key: str | bytes, token: bytes) -> None:
-        """Ends a lease without an entry."""
+        """End a lease without an entry."""
         await self._run(OPEN, self._prefix, self._records.name(b"k", key), token, self._lease_ms)

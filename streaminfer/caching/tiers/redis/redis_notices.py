@@ -55,11 +55,11 @@ class RedisNotices:
         self._task: asyncio.Task[None] | None = None
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Calls ``listener`` with each notice of others."""
+        """Call ``listener`` with each notice of others."""
         self._listeners.append(listener)
 
     def start(self, client: Any) -> None:
-        """Begins to listen.
+        """Begin to listen.
 
         Args:
             client: of connections of its own, at least one.
@@ -69,7 +69,7 @@ class RedisNotices:
         self._task = asyncio.get_running_loop().create_task(self._listen(), name="streaminfer redis notices")
 
     async def stop(self) -> None:
-        """Ends it; idempotent."""
+        """End it; idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -77,7 +77,7 @@ class RedisNotices:
             await self._client.aclose()
 
     async def record(self, notice: Notice) -> bytes:
-        """What to publish."""
+        """Return what to publish."""
         value = (self._own, notice.key, notice.subject, notice.tag)
         record: bytes = await self._blocking(self._records.pack, _NAME, Entry(value=value, stored_ns=time.time_ns()))
         return record
@@ -97,7 +97,7 @@ class RedisNotices:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _subscribe(self) -> None:
-        """Listens until the connection is lost, which raises."""
+        """Listen until the connection is lost, which raises."""
         pubsub = self._client.pubsub()
         try:
             async with asyncio.timeout(_QUIET_S):

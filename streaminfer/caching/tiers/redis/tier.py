@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
@@ -25,7 +24,8 @@ from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selec
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.caching.tiers.notices import Notice
 from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
-from streaminfer.caching.tiers.redis.connection import client_of
+from streaminfer.caching.tiers.redis.connection import client_of, tls_options
+from streaminfer.caching.tiers.redis.raw_keys import SCAN_CHUNK, literally, read_raw
 from streaminfer.caching.tiers.redis.redis_leases import RedisLeases
 from streaminfer.caching.tiers.redis.redis_notices import RedisNotices
 from streaminfer.caching.tiers.redis.scripts import BEGIN, ERASE, LOOK, PUT, SCRIPTS
@@ -37,12 +37,10 @@ __all__ = ["RedisTier"]
 
 T = TypeVar("T")
 
-_CHUNK = 256
-_ERASE_CHUNK = 1024
-_WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
-_MOST_COUNTED = 100_000
-_URL_OPTIONS = frozenset({"client_name", "db", "password", "protocol", "username"})
-_LONGEST_MS = 2**53  # what a Lua number holds exactly
+ERASE_CHUNK = 1024
+WRONG_TYPE = "WRONGTYPE"  # a reply to a command on a key that holds something else
+MAX_COUNTED_KEYS = 100_000
+MAX_TTL_MS = 2**53  # what a Lua number holds exactly
 
 
 class RedisTier:
@@ -63,7 +61,7 @@ class RedisTier:
         erase_timeout_s: the same for each step of an erasure, which looks at 1,024 keys.
         breaker: a `CircuitBreaker`; ``None``: one that opens for 5 s when half of the last 20 operations failed.
         max_connections: at most so many at once; who finds none free waits within the timeout.
-        max_value_bytes: larger records are refused.
+        max_value_bytes: larger records are rejected.
         tls_ca: path of the authorities' certificates; ``None``: the system's.
         tls_certificate, tls_key: paths of a client's certificate and key, where the server wants one.
         wall_clock: returns nanoseconds since 1970; ``None``: ``time.time_ns``. It and the server's clock must agree to
@@ -99,30 +97,10 @@ class RedisTier:
         tls_key: str | None = None,
         wall_clock: Clock | None = None,
     ) -> None:
-        check_instance("url", url, lambda it: isinstance(it, str), "a string")
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("url: expected redis://…, rediss://… or unix://…")  # it may hold a password: not shown
-        options = sorted(set(parse_qs(urlsplit(url).query, keep_blank_values=True)) - _URL_OPTIONS)
-        if options:  # an option of the client library would win over what this tier sets, checks of TLS included
-            raise ValueError(
-                f"url: expected no options but {', '.join(sorted(_URL_OPTIONS))}, got {', '.join(options)}"
-            )
+        self._tls = tls_options(url, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key)
         check_instance("namespace", namespace, lambda it: isinstance(it, str), "a string")
         if not namespace or "{" in namespace or "}" in namespace:
             raise ValueError(expected("namespace", "a name without braces", namespace))
-        self._tls: dict[str, Any] = {
-            name: value
-            for name, value in (
-                ("ssl_ca_certs", tls_ca),
-                ("ssl_certfile", tls_certificate),
-                ("ssl_keyfile", tls_key),
-            )
-            if value is not None
-        }
-        if url.startswith("rediss://"):
-            self._tls |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
-        elif self._tls:
-            raise ValueError("tls_ca, tls_certificate, tls_key: expected a url that begins with rediss://")
         check_instance("breaker", breaker, lambda it: it is None or isinstance(it, CircuitBreaker), "a CircuitBreaker")
         check_instance("wall_clock", wall_clock, lambda it: it is None or callable(it), "a callable or None")
         self._redis = require("redis.asyncio", extra="redis", purpose="the Redis tier")
@@ -150,7 +128,7 @@ class RedisTier:
         self._sealer: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
-        """Gets ready; the server is connected to at the first operation, and may come later.
+        """Get ready; the first operation connects to the server, which may come later.
 
         Raises:
             RuntimeError: it runs already.
@@ -165,7 +143,7 @@ class RedisTier:
             self.notices.start(self._connect(1))
 
     async def stop(self) -> None:
-        """Closes the connections; idempotent. Operations in flight end as misses."""
+        """Close the connections; idempotent. Operations in flight end as misses."""
         if self.notices is not None:
             await self.notices.stop()
         client, self._client = self._client, None
@@ -177,13 +155,13 @@ class RedisTier:
             await client.aclose()
 
     async def get(self, key: str | bytes) -> Entry | None:
-        """The entry of a key, unless it expired or cannot be had. Arrays are read-only.
+        """Return the entry of a key, unless it expired or cannot be read. Arrays are read-only.
 
         Raises:
             TypeError: the key is neither a string nor bytes.
         """
         name = self._records.name(b"k", key)
-        entry = await self._attempt(lambda: self._get(name), None)
+        entry = await self._attempt(self._get, name, otherwise=None)
         if entry is None:
             self._counters.misses += 1
         else:
@@ -191,7 +169,7 @@ class RedisTier:
         return entry
 
     async def put(self, key: str | bytes, entry: Entry) -> bool:
-        """Keeps an entry in place of any of that key.
+        """Store an entry in place of any of that key.
 
         Returns:
             Whether the server has it.
@@ -201,10 +179,10 @@ class RedisTier:
         """
         name = self._records.name(b"k", key)
         check_instance("entry", entry, lambda it: isinstance(it, Entry), "an Entry")
-        return await self._attempt(lambda: self._put(name, entry), False)
+        return await self._attempt(self._put, name, entry, otherwise=False)
 
     async def delete(self, key: str | bytes) -> bool:
-        """Removes the entry of a key.
+        """Remove the entry of a key.
 
         Returns:
             Whether the server has none now.
@@ -213,10 +191,10 @@ class RedisTier:
             TypeError: the key is neither a string nor bytes.
         """
         name = self._records.name(b"k", key)
-        return await self._attempt(lambda: self._delete(name, key), False)
+        return await self._attempt(self._delete, name, key, otherwise=False)
 
     async def erase(self, *, subject: str | None = None, tag: str | None = None) -> int:
-        """Removes all entries of a subject, or with a tag; goes through all that the namespace holds.
+        """Remove all entries of a subject, or with a tag; goes through all that the namespace holds.
 
         Returns:
             How many there were; what the server had removed as expired does not count.
@@ -228,17 +206,17 @@ class RedisTier:
         """
         kind, text = selection(subject, tag)
         label = b"l" + kind + self._records.name(kind, text)
-        await self._demand(partial(self._call, "unlink", self._prefix + b"g"))  # puts that have begun have no effect
+        await self._demand(self._call, "unlink", self._prefix + b"g")  # puts that have begun have no effect
         total = 0
-        async for keys in self._entries(_ERASE_CHUNK):
-            erased = await self._demand(partial(self._script, ERASE, label, *keys))
+        async for keys in self._entries(ERASE_CHUNK):
+            erased = await self._demand(self._script, ERASE, label, *keys)
             total += erased
             self._counters.erased += erased
-        await self._demand(partial(self._announce, Notice(subject=subject, tag=tag)))
+        await self._demand(self._announce, Notice(subject=subject, tag=tag))
         return total
 
     async def purge(self, now_ns: int | None = None) -> int:  # noqa: ARG002 - the server goes by its own clock
-        """Removes nothing: the server removes what has expired by its own clock.
+        """Remove nothing: the server removes what has expired by its own clock.
 
         Args:
             now_ns: not used.
@@ -246,7 +224,7 @@ class RedisTier:
         return 0
 
     async def inventory(self, classes: Iterable[str] = ()) -> list[Held] | None:
-        """What the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
+        """Return what the namespace holds, by data class, in steps of 256 keys, between which the server serves others.
 
         Args:
             classes: names of data classes, for what the server has only as keyed hashes; others are called ``"?"``.
@@ -258,26 +236,28 @@ class RedisTier:
             BackendError, CircuitOpen: the server did not answer.
             Closed: the tier does not run.
         """
-        if await self._demand(partial(self._call, "dbsize")) > _MOST_COUNTED:
+        if await self._demand(self._call, "dbsize") > MAX_COUNTED_KEYS:
             return None
         known = {self._records.name(b"c", name): name for name in ("", *classes)}
         seen: set[bytes] = set()
         held: dict[str, Held] = {}
-        async for keys in self._entries(_CHUNK):
+        async for keys in self._entries(SCAN_CHUNK):
             fresh = set(keys) - seen  # a scan may name a key twice
             seen |= fresh
-            for one in await self._demand(partial(self._look, fresh, known)) if fresh else ():
-                before = held.get(one.data_class)
-                held[one.data_class] = one if before is None else _both(before, one)
+            for name, stored_ns, size in await self._demand(self._script, LOOK, *fresh):
+                data_class = known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace"))
+                one = held.get(data_class) or Held(data_class, 0, int(stored_ns), 0)
+                oldest_ns = min(one.oldest_ns, int(stored_ns))
+                held[data_class] = Held(data_class, one.entries + 1, oldest_ns, one.size_bytes + size)
         return list(held.values())
 
     def hear(self, listener: Callable[[Notice], object]) -> None:
-        """Calls ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
+        """Call ``listener`` with what others deleted and erased, with ``invalidate``, while the tier runs."""
         if self.notices is not None:
             self.notices.hear(listener)
 
     def scan(self) -> Iterator[RecordCopy]:
-        """Every copy of a record in any key of the namespace, of whatever type, found by SCAN and not by index.
+        """Yield every copy of a record in any key of the namespace, of any type, found by SCAN and not by an index.
 
         For any thread, whether or not the tier runs; blocks, with a connection of its own.
 
@@ -290,14 +270,13 @@ class RedisTier:
             with redis.Redis.from_url(
                 self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, **self._tls
             ) as server:
-                for key in server.scan_iter(match=_literally(self._prefix) + b"*", count=_CHUNK):
-                    for part in _parts(server, key):
-                        yield from self._records.copies(part, "redis key")
+                for part in read_raw(server, self._prefix):
+                    yield from self._records.copies(part, "redis key")
         except self._redis.RedisError as error:
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
 
     def statistics(self) -> TierStatistics:
-        """A frozen snapshot; how much the server holds is for the server to say."""
+        """Return a frozen snapshot; how much the server holds is for the server to say."""
         return self._counters.snapshot()
 
     async def __aenter__(self) -> Self:
@@ -307,19 +286,12 @@ class RedisTier:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def _look(self, keys: Iterable[bytes], known: Mapping[bytes, str]) -> list[Held]:
-        """What these keys hold, each by itself."""
-        return [
-            Held(known.get(name, "?" if self.encrypted else str(name[2:], "utf-8", "replace")), 1, int(stored_ns), size)
-            for name, stored_ns, size in await self._script(LOOK, *keys)
-        ]
-
     async def _entries(self, chunk: int) -> AsyncIterator[list[bytes]]:
-        """The keys of all entries that are there all the while, about so many at once."""
-        pattern = _literally(self._prefix + b"e") + b"*"
+        """Yield the keys of all entries that are there all the while, about so many at once."""
+        pattern = literally(self._prefix + b"e") + b"*"
         cursor = -1
         while cursor:
-            cursor, keys = await self._demand(partial(self._call, "scan", max(cursor, 0), pattern, chunk))
+            cursor, keys = await self._demand(self._call, "scan", max(cursor, 0), pattern, chunk)
             if keys:
                 yield keys
 
@@ -327,7 +299,7 @@ class RedisTier:
         try:
             record = await self._client.hget(self._prefix + b"e" + name, b"d")
         except self._redis.ResponseError as error:
-            if _WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
+            if WRONG_TYPE in str(error):  # what somebody else put there makes way, as a damaged record does
                 await self._drop(name)
             raise
         if record is None:
@@ -353,12 +325,12 @@ class RedisTier:
             record = b""
         now_ns = self._now()
         if not 0 < len(record) <= self._max_value_bytes or entry.is_expired(now_ns):
-            self._counters.refused += 1
+            self._counters.rejected += 1
             await self._drop(name)  # what it would have replaced is not what was put last
             return False
         left_ms = -1
         if entry.expires_ns is not None:
-            left_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, _LONGEST_MS)
+            left_ms = min((entry.expires_ns - now_ns) // 10**6 + 1, MAX_TTL_MS)
         places = [(b"t", tag) for tag in sorted(entry.tags)]
         if entry.subject is not None:
             places.append((b"s", entry.subject))
@@ -366,7 +338,7 @@ class RedisTier:
         about = self._records.name(b"c", entry.data_class), entry.stored_ns
         stored = await self._script(PUT, self._prefix, name, record, left_ms, *about, token, *labels)
         if stored != 1:
-            self._counters.refused += 1
+            self._counters.rejected += 1
             self._counters.last_error = "not put: something was erased meanwhile"
             return False
         self._counters.stored += 1
@@ -379,42 +351,42 @@ class RedisTier:
         return True
 
     async def _announce(self, notice: Notice) -> None:
-        """After the deletion: who hears of it finds nothing here any more."""
+        """Publish a notice; after the deletion, so that its receivers find nothing here."""
         if self.notices is not None:
             await self._client.publish(self.notices.channel, await self.notices.record(notice))
 
-    async def _attempt(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
-        """A get or a put: within the timeout, if the breaker permits; failures are counted."""
-        counters = self._counters
-        if self._client is None:
-            counters.skipped += 1
-            return otherwise
+    async def _attempt(self, operation: Callable[..., Awaitable[T]], *args: Any, otherwise: T) -> T:
+        """Run a get or a put within the timeout, if the breaker permits; count a failure and return ``otherwise``."""
         try:
+            self._check_running()
             async with self.breaker.guard(), asyncio.timeout(self._timeout_s):
                 try:
-                    return await operation()
-                except self._redis.ResponseError as error:  # the server answers: it is this key that is wrong
-                    if _WRONG_TYPE not in str(error):
+                    return await operation(*args)
+                except self._redis.ResponseError as error:  # the server responds: this one key is wrong
+                    if WRONG_TYPE not in str(error):
                         raise
-                    counters.failed(error)
-        except CircuitOpen:
-            counters.skipped += 1
+                    self._counters.failed(error)
+        except (CircuitOpen, Closed):
+            self._counters.skipped += 1
         except Exception as error:  # noqa: BLE001 - whatever a broken server or provider leads to: a miss, counted
-            counters.failed(error)
+            self._counters.failed(error)
         return otherwise
 
-    async def _demand(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """A step of an erasure: its failure is the caller's to know."""
-        if self._client is None:
-            raise Closed("the Redis tier does not run")
+    async def _demand(self, operation: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Run a step of an erasure, whose failure the caller must know."""
+        self._check_running()
         try:
             async with self.breaker.guard(), asyncio.timeout(self._erase_timeout_s):
-                return await operation()
+                return await operation(*args)
         except CircuitOpen:
             raise
         except Exception as error:
             self._counters.failed(error)
             raise BackendError(f"the Redis tier {self.namespace!r} failed: {type(error).__name__}: {error}") from error
+
+    def _check_running(self) -> None:
+        if self._client is None:
+            raise Closed("the Redis tier does not run")
 
     def _connect(self, most: int) -> Any:
         return client_of(self._redis, self._url, max_connections=most, wait_s=self._erase_timeout_s, tls=self._tls)
@@ -426,7 +398,7 @@ class RedisTier:
         return await self._scripts[source](args=args)
 
     async def _try_script(self, source: str, *args: Any) -> Any:
-        return await self._attempt(lambda: self._script(source, *args), 1)
+        return await self._attempt(self._script, source, *args, otherwise=1)
 
     async def _blocking(self, operation: Callable[..., T], *args: Any) -> T:
         if self._sealer is None:
@@ -435,33 +407,3 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"<RedisTier({self.namespace!r}, {'running' if self._client else 'stopped'})>"
-
-
-def _both(held: Held, other: Held) -> Held:
-    oldest_ns = min(held.oldest_ns, other.oldest_ns)
-    return Held(held.data_class, held.entries + other.entries, oldest_ns, held.size_bytes + other.size_bytes)
-
-
-def _parts(server: Any, key: bytes) -> Iterator[bytes]:
-    """The key and all bytes under it."""
-    yield key
-    match server.type(key):
-        case b"string":
-            yield server.get(key) or b""
-        case b"hash":
-            for name, value in server.hscan_iter(key, count=_CHUNK):
-                yield from (name, value)
-        case b"set":
-            yield from server.sscan_iter(key, count=_CHUNK)
-        case b"zset":
-            yield from (member for member, _ in server.zscan_iter(key, count=_CHUNK))
-        case b"list":
-            yield from server.lrange(key, 0, -1)
-        case b"stream":
-            for _, fields in server.xrange(key):
-                yield from (*fields, *fields.values())
-
-
-def _literally(text: bytes) -> bytes:
-    """A pattern that matches this text and no other."""
-    return b"".join(b"\\" + bytes((byte,)) if byte in b"*?[]\\^-" else bytes((byte,)) for byte in text)

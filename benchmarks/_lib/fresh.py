@@ -1,0 +1,196 @@
+"""Contestants that each run in a new process, as a fresh server would: what `real`, `start` and `overload` share.
+
+A process serves one model at given loads and says which share of the requests was on time, window by window; see
+`fresh_process.py`. Numba caches what it compiles in a folder that is empty for some runs and filled for others;
+Python's own byte code is warm for all.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+WINDOW_S = 0.5
+PATIENCE_S = 180.0
+DISTURBED = 0.05
+"""On a quiet machine a loop waits less than this for a core."""
+CONTESTANTS = ("default", "greedy", "minimal")
+BUSY_S, PERIOD_S = 0.033, 0.1
+"""A noisy neighbour: it takes a core for so long in each period."""
+
+
+@attrs.frozen
+class Setting:
+    """How a model is served.
+
+    Attributes:
+        model: its name in `fresh_process.py`.
+        title: for the tables.
+        slo_s: seconds that a request may take from when it was due.
+        max_batch_size: the most rows in a batch.
+        sizes: of batches, over which capacity is the best.
+    """
+
+    model: str
+    title: str
+    slo_s: float
+    max_batch_size: int
+    sizes: tuple[int, ...]
+
+
+SETTINGS = {
+    "silero": Setting("silero", "silero VAD", 0.050, 32, (8, 32)),
+    # a convolution that fills a core with one image: a batch of 8 takes 20 to 50 ms, so more would not fit the SLO
+    "blazeface": Setting("blazeface", "BlazeFace full", 0.100, 8, (1, 8)),
+}
+
+
+def run(specification: dict[str, Any], numba_cache: str) -> dict[str, Any]:
+    """What a new process found out."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": numba_cache}
+    command = [sys.executable, str(HERE / "fresh_process.py"), json.dumps(specification)]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def capacity(setting: Setting, caches: "Caches", seconds: float = 0.7) -> float:
+    """Requests a second that the minimal batcher answers in a closed loop, at its best size."""
+    specification = {"do": "capacity", "model": setting.model, "sizes": setting.sizes, "seconds": seconds}
+    return float(run(specification, caches.warm)["capacity"])
+
+
+def serve(
+    setting: Setting,
+    contestant: str,
+    segments: Sequence[tuple[float, float]],
+    *,
+    seed: int,
+    numba_cache: str,
+    collect: bool = False,
+) -> dict[str, Any]:
+    """One run of a contestant.
+
+    Args:
+        setting: the model and how it is served.
+        contestant: one of `CONTESTANTS`.
+        segments: of each, its seconds and its requests a second.
+        seed: of the arrivals.
+        numba_cache: the folder of what Numba compiles.
+        collect: also measure a full garbage collection at the end.
+    """
+    specification = {
+        "do": "serve",
+        "model": setting.model,
+        "contestant": contestant,
+        "segments": [list(segment) for segment in segments],
+        "slo_s": setting.slo_s,
+        "max_batch_size": setting.max_batch_size,
+        "seed": seed,
+        "window_s": WINDOW_S,
+        "collect": collect,
+    }
+    return run(specification, numba_cache)
+
+
+@attrs.frozen
+class Caches:
+    """Where Numba keeps what it compiled.
+
+    Attributes:
+        warm: a folder that holds all that serving compiles.
+        folder: where empty ones are made.
+    """
+
+    warm: str
+    folder: Path
+
+    def empty(self) -> str:
+        """A folder that was never used."""
+        return tempfile.mkdtemp(dir=self.folder)
+
+
+@contextlib.contextmanager
+def caches() -> Iterator[Caches]:
+    """Makes a warm cache by what the documentation tells users to do, and removes all folders at the end."""
+    with tempfile.TemporaryDirectory() as name:
+        made = Caches(str(Path(name) / "warm"), Path(name))
+        command = [sys.executable, "-c", "import streaminfer as si; si.warmup()"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": made.warm}
+        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+        yield made
+
+
+@contextlib.contextmanager
+def neighbour(wanted: bool) -> Iterator[None]:
+    """Another process that takes a core a third of the time, if wanted."""
+    if not wanted:
+        yield
+        return
+    busy = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), "neighbour"])
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def take_a_third() -> None:
+    """What the neighbour does, until it is killed or its parent has gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        begun = time.monotonic()
+        while time.monotonic() < begun + BUSY_S:
+            pass
+        time.sleep(PERIOD_S - BUSY_S)
+
+
+def parser(description: str | None, *, seconds: float, rounds: int) -> argparse.ArgumentParser:
+    """The options that these benchmarks share."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    made.add_argument("models", nargs="*", choices=[*SETTINGS, []], metavar="MODEL", help=", ".join(SETTINGS))
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--seconds", type=float, default=seconds, help="of each run")
+    made.add_argument("--noisy", action="store_true", help="beside a process that takes a core a third of the time")
+    return made
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The names in an order that turns from round to round."""
+    at = number % len(names)
+    return [*names[at:], *names[:at]]
+
+
+def shares(found: Sequence[float | None]) -> str:
+    """Windows as text: .97 for 0.97, 1. for 1."""
+    return " ".join("--" if share is None else "1.0" if share >= 0.995 else f"{share:.2f}"[1:] for share in found)
+
+
+def disturbance(runs: Sequence[dict[str, Any]]) -> str:
+    """For how long the event loop of some runs had no core, in words: of minimal, it is the neighbours' doing."""
+    share = max(run["waited_s"] / run["wall_s"] for run in runs)
+    warning = ": neighbours disturb these figures, measure again" if share > DISTURBED else ""
+    return f"minimal's event loop waited for a core up to {share:.0%} of the time{warning}"
+
+
+def progress(text: str) -> None:
+    """One line that the next one overwrites, where somebody looks."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["neighbour"]:
+    take_a_third()

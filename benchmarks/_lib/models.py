@@ -1,0 +1,92 @@
+"""The real models that are measured, each with what its requests bring and how a batch of it is put together."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+import streaminfer as si
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ASSETS = EXAMPLES / "assets"
+DOCS = EXAMPLES.parent / "docs"
+sys.path.insert(0, str(EXAMPLES))
+
+from demo.audio import SILENCE, load_clip  # noqa: E402 - from a folder of scripts
+from ragged_text import buckets, encode  # noqa: E402 - the same
+
+
+@attrs.frozen
+class Model:
+    """A model under measurement.
+
+    Attributes:
+        name: for the tables.
+        make: the backend, one session of one thread.
+        inputs: what requests bring, in turn.
+        assemble: what anybody would write to make a batch of such inputs.
+        buckets: of rows of different lengths, for the planner.
+    """
+
+    name: str
+    make: Callable[[], si.OnnxBackend]
+    inputs: list[Any]
+    assemble: Callable[[list[Any]], Any]
+    buckets: si.batching.Buckets | None = None
+
+
+def silero() -> Model:
+    """Chunks of 32 ms of a recording, each with the state of a detector that has heard nothing yet."""
+    chunks = load_clip(ASSETS / "librivox_0870.wav").chunks
+    return Model(
+        "silero VAD",
+        lambda: si.OnnxBackend(
+            ASSETS / "silero_vad_16k_op15.onnx",
+            batch_axes={"state": 1, "stateN": 1},
+            shared_inputs={"sr": np.array(16000)},
+            example={"input": chunks[0], "state": SILENCE},
+        ),
+        [{"input": chunk, "state": SILENCE} for chunk in chunks],
+        lambda rows: {
+            "input": np.stack([row["input"] for row in rows]),
+            "state": np.stack([row["state"] for row in rows], axis=1),
+        },
+    )
+
+
+def blazeface() -> Model:
+    """Noise: what a convolution costs does not depend on what it sees."""
+    images = np.random.default_rng(0).uniform(-1, 1, (8, 192, 192, 3)).astype(np.float32)
+    return Model("BlazeFace full", lambda: si.OnnxBackend(ASSETS / "blaze_full.onnx"), list(images), np.stack)
+
+
+def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ragged rows as one array, padded to the longest, with a mask."""
+    letters = np.zeros((len(rows), max(len(row["letters"]) for row in rows)), np.int64)
+    mask = np.zeros_like(letters)
+    for number, row in enumerate(rows):
+        length = len(row["letters"])
+        letters[number, :length] = row["letters"]
+        mask[number, :length] = 1
+    return {"letters": letters, "attention_mask": mask}
+
+
+def phonemes() -> Model:
+    """The distinct words of this project's documentation, shuffled: 2 to 20 letters."""
+    text = " ".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
+    words = sorted(set(re.findall(r"\b[a-z]{2,20}\b", text.lower())))
+    np.random.default_rng(0).shuffle(words)
+    return Model(
+        "G2P, ragged words",
+        lambda: si.OnnxBackend(ASSETS / "g2p_en.onnx"),
+        [{"letters": encode(word)} for word in words],
+        pad,
+        buckets(),
+    )
+
+
+MODELS = {"silero": silero, "blazeface": blazeface, "g2p": phonemes}

@@ -1,0 +1,134 @@
+"""System shared memory with a Triton on this machine, over the payload of gRPC: 32 × 600 KB a batch, same model.
+
+python benchmarks/run.py triton_shared_memory [--rounds N]
+
+The server is a real Triton (benchmarks/servers); its model hands back what it gets, so that transport is what is
+measured, both ways: through `TritonBackend` over either protocol, and through a raw ``tritonclient``. Every way is
+timed in turn in each round; the figures are medians. The bar: over gRPC, shared memory is at least 2 × faster than the
+payload.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc.aio as triton
+from servers.environments import supported
+from servers.triton_server import TritonServer
+
+from streaminfer.backends.triton import TritonBackend
+from streaminfer.request import Batch, Request
+
+BAR = 2.0
+ROWS = 32
+SHAPE = (ROWS, 3, 224, 224)
+Array = npt.NDArray[Any]
+Way = Callable[[Array], Awaitable[Sequence[Any]]]
+RAW, PAYLOAD, SHARED = "tritonclient gRPC", "gRPC", "gRPC, shared memory"
+WAYS: dict[str, tuple[Literal["grpc", "http"], bool]] = {
+    PAYLOAD: ("grpc", False),
+    SHARED: ("grpc", True),
+    "HTTP": ("http", False),
+    "HTTP, shared memory": ("http", True),
+}
+"""Of `TritonBackend`: the protocol, and whether tensors go through shared memory."""
+OUTPUTS = {"image_identity": "y", "image_ends": "ends"}
+
+
+def by_tritonclient(client: Any, model: str) -> Way:
+    async def ask(x: Array) -> Sequence[Any]:
+        asked = triton.InferInput("x", x.shape, "FP32")
+        asked.set_data_from_numpy(x)
+        answer = await client.infer(model, [asked], outputs=[triton.InferRequestedOutput(OUTPUTS[model])])
+        rows: Array = answer.as_numpy(OUTPUTS[model])
+        return list(rows)
+
+    return ask
+
+
+def by_backend(backend: TritonBackend) -> Way:
+    requests = [Request(None)] * ROWS
+
+    async def ask(x: Array) -> Sequence[Any]:
+        return await backend.infer(Batch(x, requests, time.monotonic_ns() + 60 * 10**9))
+
+    return ask
+
+
+async def measure(server: TritonServer, model: str, rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in (RAW, *WAYS)}
+    x = np.random.default_rng(0).random(SHAPE, np.float32)
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(triton.InferenceServerClient(server.grpc_url))
+        every = {RAW: by_tritonclient(client, model)}
+        for name, (protocol, shared_memory) in WAYS.items():
+            url = server.grpc_url if protocol == "grpc" else server.http_url
+            backend = TritonBackend(url, model, protocol=protocol, shared_memory=shared_memory, statistics_every_s=None)
+            await backend.start()
+            stack.push_async_callback(backend.stop)
+            every[name] = by_backend(backend)
+        for number in range(-3, rounds):
+            x[0, 0, 0, 0] = number
+            for name, way in every.items():
+                started = time.perf_counter()
+                rows = await way(x)
+                took = time.perf_counter() - started
+                assert rows[0].flat[0] == number, f"{name}: a wrong answer"
+                if number >= 0:
+                    times[name].append(took)
+    return times
+
+
+def copying(rounds: int) -> tuple[float, float]:
+    """Seconds to copy a batch into warm memory, and out of it into new memory."""
+    x, warm = np.ones(SHAPE, np.float32), np.empty(SHAPE, np.float32)
+    into, out = [], []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        np.copyto(warm, x)
+        middle = time.perf_counter()
+        copy = warm.copy()
+        out.append(time.perf_counter() - middle)
+        into.append(middle - started)
+        del copy
+    return statistics.median(into), statistics.median(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    if not supported():
+        print("no Triton for this machine: it is a wheel for Linux on x86-64")
+        return 2
+    megabytes = 4 * np.prod(SHAPE) / 1e6
+    print(f"{ROWS} rows, {megabytes:.1f} MB a batch, medians of {rounds} batches, one at a time")
+    missed = False
+    with TritonServer(["image_identity", "image_ends"]) as server:
+        for model, what in (("image_identity", "as much back"), ("image_ends", "8 bytes a row back")):
+            times = asyncio.run(measure(server, model, rounds))
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            for name, values in times.items():
+                slow = float(np.quantile(values, 0.9))
+                print(f"  {what:20} {name:20} {medians[name] * 1e3:7.1f} ms   p90 {slow * 1e3:7.1f} ms")
+            for payload in (RAW, PAYLOAD):
+                ratio = medians[payload] / medians[SHARED]
+                missed |= ratio < BAR
+                print(
+                    f"  {what:20} {ratio:7.2f} × faster than {payload:20} "
+                    f"bar ≥ {BAR:g}   {'ok' if ratio >= BAR else 'MISSED'}"
+                )
+    into, out = copying(rounds)
+    print(f"  of which copies here: {into * 1e3:.1f} ms in, {out * 1e3:.1f} ms out (what views would save)")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

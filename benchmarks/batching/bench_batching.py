@@ -1,0 +1,108 @@
+"""CPU for each request through `AdaptiveBatcher` and a whole `Stack`, over a minimal asyncio batcher in the same run.
+
+Each round measures every variant once, in turn; ratios are taken within a round and their median is printed, so that a
+neighbour on the machine disturbs one round and not one variant.
+
+    python benchmarks/run.py batching [--rounds 9]
+"""
+
+import argparse
+import asyncio
+import gc
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+from _lib.floor import MinimalBatcher, cpu_per_request, no_op
+
+import streaminfer as si
+
+BATCH = 64
+REQUESTS = {1: 6_000, 64: 40 * 64 * 8, 1024: 20 * 1024}
+BARS = {
+    ("batcher, lists", 1): 1.5, ("batcher, lists", 64): 1.6, ("batcher, lists", 1024): 1.6,
+    ("batcher, arrays", 1): 1.5, ("batcher, arrays", 64): 1.6, ("batcher, arrays", 1024): 1.6,
+    ("batcher, lists, SLO", 1): 1.5, ("batcher, lists, SLO", 64): 1.6, ("batcher, lists, SLO", 1024): 1.6,
+    ("stack, lists", 64): 2.2, ("stack, arrays", 64): 2.2,
+}  # fmt: skip
+
+Call = Callable[[Any], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def minimal() -> AsyncIterator[Call]:
+    yield MinimalBatcher(no_op, BATCH)
+
+
+def batcher(**options: Any) -> Callable[[], Any]:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Call]:
+        yield si.AdaptiveBatcher(max_batch_size=BATCH, max_queue_size=4096, **options).wrap(no_op)
+
+    return make
+
+
+def stack(**options: Any) -> Callable[[], Any]:
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Call]:
+        layers = (
+            si.Telemetry("bench"),
+            si.AdaptiveBatcher(max_batch_size=BATCH, **options),
+            si.CpuBackend(no_op, executor="inline"),
+        )
+        async with si.Stack(*layers) as service:
+            yield service
+
+    return make
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "minimal": minimal,
+    "batcher, lists": batcher(stack=False),
+    "batcher, arrays": batcher(),
+    "batcher, lists, SLO": batcher(stack=False, slo_s=0.05),
+    "stack, lists": stack(stack=False),
+    "stack, arrays": stack(),
+    "stack, arrays, SLO": stack(slo_s=0.05),
+}
+
+
+async def measure(make: Callable[[], Any], callers: int) -> float:
+    async with make() as call:
+        gc.collect()
+        return await cpu_per_request(call, callers, REQUESTS[callers])
+
+
+def table(title: str, run: Callable[[Any], float], rounds: int, bars: dict[tuple[str, int], float]) -> None:
+    print(f"\n{title}\n{'':22}" + "".join(f"{callers:>7} callers       " for callers in REQUESTS))
+    rows: dict[str, list[str]] = {name: [] for name in VARIANTS}
+    for callers in REQUESTS:
+        seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        for _ in range(rounds):
+            for name, make in VARIANTS.items():
+                seconds[name].append(run(measure(make, callers)))
+        for name, values in seconds.items():
+            ratio = statistics.median(ours / floor for ours, floor in zip(values, seconds["minimal"], strict=True))
+            bar = bars.get((name, callers))
+            verdict = "" if bar is None else f" (≤ {bar}{' ✓' if ratio <= bar else ' ✗'})"
+            rows[name].append(f"{statistics.median(values) * 1e6:6.2f} {ratio:5.2f}×{verdict:10}")
+    for name, cells in rows.items():
+        print(f"{name:22}" + "".join(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    si.warmup()
+    gc.collect()
+    gc.freeze()  # full collections of the benchmark's own objects are not what is measured
+    print("CPU µs for each request, and times the minimal batcher's; no-op batch function, up to 64 a batch")
+    table("asyncio's own loop", asyncio.run, rounds, BARS)
+    table("uvloop", uvloop.run, max(3, rounds // 3), {})
+
+
+if __name__ == "__main__":
+    main()

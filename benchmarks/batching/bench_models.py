@@ -1,0 +1,321 @@
+"""Real ONNX models under open load: the planner over a minimal greedy batcher, both in front of the same backend.
+
+    python benchmarks/run.py models [silero] [blazeface] [g2p] [--rounds 5] [--seconds 3]
+
+One session of one thread, which runs in the backend's worker; one batch in flight; at most 32 rows; 50 ms for each
+request, counted from the instant at which it was due, whether or not it could be sent then. Nothing else is set, and
+the planner learns the model from the batches that it sends.
+
+*Capacity* is the best throughput of the minimal batcher over fixed batch sizes, with twice as many callers as rows: so
+it counts what the event loop costs, which is as much as the model where that answers a row in 40 µs. *p99* is compared
+at half and at three quarters of it, as the median of the ratios of interleaved rounds. *On time* is measured at 1.1×
+of it, where at most 1/1.1 = 0.909 can be. *The size chosen* is the best size of what was learned under full load.
+"""
+
+import argparse
+import asyncio
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+from _lib.models import MODELS, Model
+
+import streaminfer as si
+from streaminfer.batching.assembly.assembler import AssembledBatch
+from streaminfer.simulation import arrivals
+from streaminfer.simulation.profiling import profile
+
+CAP = 32
+SIZES = (1, 2, 4, 8, 16, 32)
+SLO_S = 0.050
+LOADS = (0.5, 0.75)
+OVERLOAD = 1.1
+BAR_P99, BAR_ON_TIME, BAR_THROUGHPUT = 1.1, 0.86, 0.95
+Assemble = Callable[[list[Any]], Any]
+Ask = Callable[[si.Request], Awaitable[Any]]
+
+
+class Greedy:
+    """What anybody would write: a list, a future a request; whenever the backend is free, all that wait up to a cap."""
+
+    def __init__(self, backend: si.OnnxBackend, max_batch_size: int, assemble: Assemble) -> None:
+        self.backend = backend
+        self.max_batch_size = max_batch_size
+        self.assemble = assemble
+        self.waiting: list[tuple[si.Request, asyncio.Future[Any]]] = []
+        self.running: asyncio.Task[None] | None = None
+
+    async def call(self, request: si.Request) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append((request, future))
+        if self.running is None:
+            self.running = asyncio.ensure_future(self.serve())
+        return await future
+
+    async def serve(self) -> None:
+        while self.waiting:
+            chosen, self.waiting = self.waiting[: self.max_batch_size], self.waiting[self.max_batch_size :]
+            requests = [request for request, _ in chosen]
+            assemble = functools.partial(self.assemble, [request.inputs for request in requests])
+            # put together in the worker's thread, as the planner's batches are
+            results = await self.backend.infer(
+                AssembledBatch(assemble, requests, None, time.monotonic_ns, len(requests))
+            )
+            for (_, future), result in zip(chosen, results, strict=True):
+                future.set_result(result)
+        self.running = None
+
+
+@attrs.define
+class Served:
+    """An open-loop run.
+
+    Attributes:
+        latencies_s: of the requests that were answered.
+        on_time: share of all that was answered within the SLO.
+        lag_s: 99th percentile of how late requests were sent.
+    """
+
+    latencies_s: list[float]
+    on_time: float
+    lag_s: float
+
+    @property
+    def p99_s(self) -> float:
+        return float(np.quantile(self.latencies_s, 0.99))
+
+
+async def open_loop(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) -> Served:
+    """Sends each request when it is due; all that are due at one wake-up go at once."""
+    latencies: list[float] = []
+    lags: list[float] = []
+    late = left = 0
+    answered = asyncio.Event()
+    start_ns = time.monotonic_ns() + 20_000_000
+    due_ns = [start_ns + round(at * 1e9) for at in trace]
+    slo_ns = round(SLO_S * 1e9)
+    clock = time.monotonic_ns
+
+    async def one(number: int) -> None:
+        nonlocal late, left
+        due = due_ns[number]
+        try:
+            await ask(si.Request(inputs[number % len(inputs)], deadline_ns=due + slo_ns))
+        except si.DeadlineExceeded:
+            pass
+        else:
+            took = clock() - due
+            latencies.append(took / 1e9)
+            late += took > slo_ns
+        left -= 1
+        if not left:
+            answered.set()
+
+    # tasks are not kept, since the garbage collector would look at all of them again and again: each is referred to
+    # by the future that it waits for
+    number = 0
+    while number < len(due_ns):
+        now = clock()
+        while number < len(due_ns) and due_ns[number] <= now:
+            left += 1
+            asyncio.create_task(one(number))  # noqa: RUF006 - see above
+            lags.append((now - due_ns[number]) / 1e9)
+            number += 1
+        if number < len(due_ns):
+            await asyncio.sleep((due_ns[number] - now) / 1e9)
+    while left:
+        answered.clear()
+        await answered.wait()
+    return Served(latencies, (len(latencies) - late) / len(trace), float(np.quantile(lags, 0.99)))
+
+
+async def closed_loop(ask: Ask, inputs: Sequence[Any], callers: int, seconds: float) -> float:
+    """Answers a second, of callers that each ask again as soon as they are answered."""
+    answered = 0
+    ends = time.monotonic() + seconds
+
+    async def one(number: int) -> None:
+        nonlocal answered
+        await ask(si.Request(inputs[number % len(inputs)]))
+        answered += 1
+
+    async def caller(number: int) -> None:
+        while time.monotonic() < ends:
+            await asyncio.create_task(one(number))  # a task a request, as in a server and in the open loop
+            number += callers
+
+    started = time.monotonic()
+    await asyncio.gather(*map(caller, range(callers)))
+    return answered / (time.monotonic() - started)
+
+
+class Arms:
+    """Both ways to serve one model."""
+
+    def __init__(self, model: Model, backend: si.OnnxBackend) -> None:
+        self.model = model
+        self.backend = backend
+
+    def greedy(self, cap: int = CAP) -> Ask:
+        return Greedy(self.backend, cap, self.model.assemble).call
+
+    def planner(self, slo_s: float | None, in_flight: int = 1) -> tuple[Ask, si.AdaptiveBatcher]:
+        batcher = si.AdaptiveBatcher(
+            max_batch_size=CAP,
+            slo_s=slo_s,
+            buckets=self.model.buckets,
+            max_in_flight=in_flight,
+            max_queue_size=10**5,  # what comes within the SLO may be more than by default
+        )
+        call: Ask = batcher.wrap(self.backend).call
+        return call, batcher
+
+
+async def throughputs(
+    arms: Arms, seconds: float, rounds: int, sizes: Sequence[int], planner: Ask | None = None
+) -> dict[int, float]:
+    """Median answers a second of each fixed size, interleaved; 0: of the planner."""
+    ways = {size: (arms.greedy(size), 2 * size) for size in sizes}
+    if planner is not None:
+        ways[0] = (planner, 2 * CAP)
+    seen: dict[int, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, (ask, callers) in ways.items():
+            seen[way].append(await closed_loop(ask, arms.model.inputs, callers, seconds))
+    return {way: statistics.median(rates) for way, rates in seen.items()}
+
+
+@attrs.define
+class Findings:
+    """Of one model.
+
+    Attributes:
+        by_size: median answers a second of each fixed size.
+        chosen: the size of best throughput, by where the service time comes from; of each bucket where there are.
+        share: throughput at each of these sizes, at 0 of the planner itself, over the best fixed size, interleaved.
+        p99: seconds, planner and greedy, of each round, by load.
+        on_time: shares at overload, planner and greedy, of each round.
+        ahead: the same of a planner that may hand the worker a second batch while the first runs.
+        lag_s: the 99th percentile of how late requests were sent, of the worst run.
+        learned: what the open loop taught.
+    """
+
+    name: str
+    by_size: dict[int, float]
+    chosen: dict[str, list[int]]
+    share: dict[int, float]
+    p99: dict[float, list[tuple[float, float]]]
+    on_time: list[tuple[float, float]]
+    ahead: list[float]
+    lag_s: float
+    learned: Any
+
+
+async def measure(model: Model, seconds: float, rounds: int) -> Findings:
+    backend = model.make()
+    await backend.start()
+    arms = Arms(model, backend)
+    by_size = await throughputs(arms, seconds / 4, rounds, SIZES)
+    capacity = max(by_size.values())
+    best = max(by_size, key=lambda size: by_size[size])
+
+    saturated, learner = arms.planner(None)
+    ours, batcher = arms.planner(SLO_S)
+    two_ahead, pipelined = arms.planner(SLO_S, in_flight=2)
+    p99: dict[float, list[tuple[float, float]]] = {load: [] for load in LOADS}
+    on_time = []
+    ahead = []
+    lags = []
+
+    async def run(ask: Ask, load: float, seed: int) -> Served:
+        gc.collect()
+        trace = arrivals.poisson(load * capacity, round(load * capacity * seconds), seed).tolist()
+        served = await open_loop(ask, model.inputs, trace)
+        lags.append(served.lag_s)
+        return served
+
+    for seed in range(rounds):
+        for load in (*LOADS, OVERLOAD):
+            greedy = arms.greedy()
+            runs = [await run(ask, load, seed) for ask in ((ours, greedy) if seed % 2 else (greedy, ours))]
+            mine, theirs = runs if seed % 2 else runs[::-1]
+            if load == OVERLOAD:
+                on_time.append((mine.on_time, theirs.on_time))
+                ahead.append((await run(two_ahead, load, seed)).on_time)
+            else:
+                p99[load].append((mine.p99_s, theirs.p99_s))
+
+    await closed_loop(saturated, model.inputs, 2 * CAP, max(4.0, seconds))  # sizes of 0.2 s are tried in it
+    chosen = {
+        "under full load": best_sizes(learner.service_time),
+        "in the open loop": best_sizes(batcher.service_time),
+        "from a profile": best_sizes(
+            await profile(backend, model.inputs[:256], max_batch_size=CAP, buckets=model.buckets)
+        ),
+    }
+    sizes = {best}.union(*chosen.values()) if model.buckets is None else {best}
+    again = await throughputs(arms, seconds / 2, rounds, sorted(sizes), saturated)
+    share = {way: rate / again[best] for way, rate in again.items()}
+    learned = batcher.service_time
+    await learner.stop()
+    await pipelined.stop()
+    await batcher.stop()
+    await backend.stop()
+    return Findings(model.name, by_size, chosen, share, p99, on_time, ahead, max(lags), learned)
+
+
+def best_sizes(known: Any) -> list[int]:
+    """The size of best throughput, of each bucket where there are some."""
+    every = known.values() if isinstance(known, dict) else [known]
+    return [
+        one.best_batch_size(CAP) for one in every if not isinstance(one, si.batching.LearnedServiceTime) or one.known
+    ]
+
+
+def report(found: Findings) -> None:
+    rates = "  ".join(f"{size}: {rate:,.0f}" for size, rate in found.by_size.items())
+    print(f"\n{found.name}: capacity {max(found.by_size.values()):,.0f}/s")
+    print(f"  fixed sizes, answers a second: {rates}")
+    tables = found.learned if isinstance(found.learned, dict) else {"": found.learned}
+    for length, model in tables.items():
+        if model.known:
+            table = model.fitted()
+            learned = "  ".join(f"{size}: {1e3 * table.seconds(size):.2f}" for size in SIZES)
+            print(f"  learned, ms a batch{f' of length {length}' if length else ''}: {learned}; {model}")
+    print(f"  requests were sent up to {1e3 * found.lag_s:.1f} ms late (p99 of the worst run)")
+    rows = [("throughput under full load, over the best size", f"{found.share[0]:.3f}", "", f"≥ {BAR_THROUGHPUT}")]
+    for how, sizes in found.chosen.items():
+        beside = ", ".join(map(str, sizes))
+        value = f"{found.share[sizes[0]]:.3f}" if len(sizes) == 1 and sizes[0] in found.share else ""
+        rows.append((f"throughput at the size chosen {how}", value, f"size {beside}", f"≥ {BAR_THROUGHPUT}"))
+    for load, pairs in found.p99.items():
+        ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+        mine, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+        rows.append((f"p99 at {load}×, over greedy", f"{ratio:.3f}", f"{mine:.2f} / {theirs:.2f} ms", f"≤ {BAR_P99}"))
+    mine, theirs = (statistics.median(column) for column in zip(*found.on_time, strict=True))
+    rows.append((f"on time at {OVERLOAD}×", f"{mine:.3f}", f"greedy {theirs:.3f}", f"≥ {BAR_ON_TIME}"))
+    rows.append(("the same, max_in_flight=2", f"{statistics.median(found.ahead):.3f}", "", ""))
+    for name, value, beside, bar in rows:
+        print(f"  {name:56}{value:>8}{beside:>24}   {bar}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each open-loop run")
+    options = parser.parse_args()
+    si.warmup()
+    gc.collect()
+    gc.freeze()  # full collections of the benchmark's own objects are not what is measured
+    for name in options.models or MODELS:
+        report(asyncio.run(measure(MODELS[name](), options.seconds, options.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What overload costs: the CPU of a rejected request over an answered one, and how soon a burst is forgotten.
+
+    python benchmarks/run.py overload [silero] [blazeface] [--noisy] [--rounds 2] [--seconds 4]
+
+*Cost*: waves of 64 requests through a `Stack` of an `AdaptiveBatcher` as shipped. Answered ones are answered by the
+model; rejected ones meet a backend that is held up, so that they end for one reason: the deadline had passed on
+arrival; the queue is full; a batch takes longer than there is time, as the planner is told; the deadline passes in the
+queue. CPU is that of the whole process, the caller's task included. The bar is the ratio to an answered request of
+silero, the cheapest of the real models; *net* is the same without what 64 tasks cost that do nothing.
+
+*Under load*: the same ratio from runs in real time, at 0.8 and at 3 times capacity, in new processes: what a run at 3×
+took beyond what its answers take at 0.8×, for each request that was rejected. It includes the planner. For BlazeFace
+it can be negative, since batches are larger at 3×.
+
+*Recovery*: for each model in real time, so many seconds at 0.6 of capacity, one at 3×, as many at 0.6 again. A
+half-second window from one second after the burst is *short* where less is on time than in the worst window before it.
+"""
+
+import asyncio
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+import numpy as np
+from _lib import fresh
+from _lib.fresh import (
+    CONTESTANTS,
+    SETTINGS,
+    WINDOW_S,
+    Caches,
+    Setting,
+    caches,
+    capacity,
+    in_turn,
+    neighbour,
+    parser,
+    progress,
+    serve,
+)
+from _lib.models import silero
+
+import streaminfer as si
+from streaminfer.batching import ServiceTime
+
+BAR_COST = 0.5
+SLACK = 0.01
+WAVE = 64
+WAVES, ROUNDS = 60, 5
+LOAD, BURST = 0.6, 3.0
+BURST_S = 1.0
+NEVER_S = 3600.0
+
+
+class HeldUp:
+    """A backend whose batches take as long as is said; it answers nothing that anybody looks at."""
+
+    name = "held up"
+
+    def __init__(self, takes_s: float) -> None:
+        self.takes_s = takes_s
+
+    async def infer(self, batch: Any) -> list[Any]:
+        await asyncio.sleep(self.takes_s)
+        return [None] * len(batch.rows)
+
+
+@attrs.frozen
+class Case:
+    """One way in which requests end.
+
+    Attributes:
+        name: for the table.
+        counters: of the batcher's statistics, which then must have counted nearly all of them.
+        within_s: from sending to the deadline.
+        takes_s: of a batch, where the backend is held up; ``None``: the model answers.
+        blocked: one batch runs for ever, and one request waits.
+        settings: of the batcher.
+    """
+
+    name: str
+    counters: tuple[str, ...]
+    within_s: float
+    takes_s: float | None = None
+    blocked: bool = False
+    settings: dict[str, Any] = attrs.Factory(dict)
+
+
+CASES = (
+    Case("answered by silero", ("answered",), 10.0),
+    Case("expired on arrival", ("expired",), -0.001, NEVER_S, blocked=True),
+    Case("queue full", ("overloaded",), 10.0, NEVER_S, blocked=True, settings={"max_queue_size": 1}),
+    Case("infeasible", ("refused", "expired"), 0.002, 0.02, settings={"service_time": ServiceTime.affine(0.02, 1e-4)}),
+    Case("expired in the queue", ("expired",), 0.002, NEVER_S, blocked=True),
+)
+
+
+async def wave(send: Callable[[int], Awaitable[Any]]) -> None:
+    async def one(number: int) -> None:
+        with contextlib.suppress(si.StreamInferError):
+            await send(number)
+
+    await asyncio.gather(*(asyncio.create_task(one(number)) for number in range(WAVE)))
+
+
+async def cpu_s(send: Callable[[int], Awaitable[Any]]) -> float:
+    """CPU seconds for each request, of waves of them."""
+    for _ in range(10):
+        await wave(send)
+    gc.collect()
+    started = time.process_time()
+    for _ in range(WAVES):
+        await wave(send)
+    return (time.process_time() - started) / (WAVES * WAVE)
+
+
+async def nothing(_number: int) -> None:
+    """What a caller's task costs by itself."""
+
+
+async def cost(case: Case) -> float:
+    """CPU seconds of a request that ends in this way."""
+    model = silero()
+    backend = model.make() if case.takes_s is None else HeldUp(case.takes_s)
+    batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.05, **case.settings)
+    stack = si.Stack(batcher, backend)
+    await stack.start()
+    inputs = model.inputs
+    within_ns = round(case.within_s * 1e9)
+    blockers = []
+    if case.blocked:
+        for _ in range(2):
+            blockers.append(asyncio.create_task(stack(inputs[0], timeout_s=NEVER_S)))
+            await asyncio.sleep(0.01)
+
+    async def send(number: int) -> None:
+        await stack.call(si.Request(inputs[number], deadline_ns=time.monotonic_ns() + within_ns))
+
+    try:
+        taken = await cpu_s(send)
+        seen = batcher.statistics()
+        counted = sum(getattr(seen, counter) for counter in case.counters) / (seen.submitted - len(blockers))
+        if counted < 0.9:
+            raise RuntimeError(f"{case.name}: expected nearly all requests as {case.counters}, got {seen}")
+    finally:
+        for blocker in blockers:
+            blocker.cancel()
+        await asyncio.gather(*blockers, return_exceptions=True)
+        await stack.stop(drain=False)
+    return taken
+
+
+def costs() -> None:
+    """Measures every case in turn and prints the table."""
+    found: dict[str, list[float]] = {case.name: [] for case in CASES}
+    floor = []
+    for number in range(ROUNDS):
+        progress(f"cost, round {number + 1} of {ROUNDS}")
+        floor.append(asyncio.run(cpu_s(nothing)))
+        for case in CASES:
+            found[case.name].append(asyncio.run(cost(case)))
+    progress("")
+    print(f"\nCPU of a request, median of {ROUNDS} interleaved rounds; of a task that does nothing: ", end="")
+    print(f"{1e6 * statistics.median(floor):.1f} µs")
+    answered = found[CASES[0].name]
+    for case in CASES:
+        taken = found[case.name]
+        line = f"  {case.name:24}{1e6 * statistics.median(taken):7.1f} µs"
+        if case is not CASES[0]:
+            ratios = [one / other for one, other in zip(taken, answered, strict=True)]
+            net = [(one - bare) / (other - bare) for one, other, bare in zip(taken, answered, floor, strict=True)]
+            line += f"   {statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+            line += f"   net {statistics.median(net):.2f}×   bar ≤ {BAR_COST}"
+        print(line)
+
+
+def under_load(setting: Setting, made: Caches, rounds: int, seconds: float) -> None:
+    """The cost of a rejected request in real time."""
+    ratios, shares = [], []
+    for number in range(rounds):
+        rate = capacity(setting, made)
+        runs = []
+        for load in (0.8, BURST):
+            progress(f"{setting.title}, cost under load, round {number + 1} of {rounds}, load {load}")
+            run = serve(setting, "default", [(seconds, load * rate)], seed=number, numba_cache=made.warm)
+            runs.append((run["cpu_s"], run["statistics"]))
+        (calm_s, calm), (busy_s, busy) = runs
+        if calm["answered"] < 0.9 * calm["submitted"]:
+            progress("")
+            answered = calm["answered"] / calm["submitted"]
+            print(f"  at 0.8× capacity only {answered:.0%} of the requests were answered: nothing to compare with")
+            continue
+        answer_s = calm_s / calm["answered"]
+        rejected = busy["submitted"] - busy["answered"]
+        ratios.append((busy_s - busy["answered"] * answer_s) / rejected / answer_s)
+        shares.append(rejected / busy["submitted"])
+    progress("")
+    if not ratios:
+        return
+    print(
+        f"  at {BURST}× capacity, {statistics.median(shares):.0%} of the requests rejected: {spread(ratios)} of the ",
+        end="",
+    )
+    print(f"CPU of an answered one   bar ≤ {BAR_COST}")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def recovery(setting: Setting, made: Caches, rounds: int, seconds: float) -> None:
+    """What a burst leaves behind, of each contestant."""
+    before = slice(1, round(seconds / WINDOW_S))
+    after = slice(round((seconds + BURST_S + 1.0) / WINDOW_S), None)
+    short = dict.fromkeys(CONTESTANTS, 0)
+    lines: dict[str, list[str]] = {name: [] for name in CONTESTANTS}
+    of = 0
+    for number in range(rounds):
+        rate = capacity(setting, made)
+        segments = [(seconds, LOAD * rate), (BURST_S, BURST * rate), (seconds + 1.0, LOAD * rate)]
+        of += round(seconds / WINDOW_S)
+        for name in in_turn(CONTESTANTS, number):
+            progress(f"{setting.title}, recovery, round {number + 1} of {rounds}, {name}")
+            windows = serve(setting, name, segments, seed=number, numba_cache=made.warm)["windows"]
+            known = [1.0 if share is None else share for share in windows]
+            worst = min(known[before])
+            short[name] += sum(share < worst - SLACK for share in known[after])
+            burst = float(np.mean(known[before.stop : after.start]))
+            lines[name].append(
+                f"{fresh.shares(windows[before])} → burst and the second after it {burst:.2f} → "
+                f"{fresh.shares(windows[after])}"
+            )
+    progress("")
+    for name in CONTESTANTS:
+        bar = "   bar: 0" if name == "default" else ""
+        print(f"  {name:8} {short[name]:2} of {of} windows short{bar}")
+        for line in lines[name]:
+            print(f"           {line}")
+
+
+def main() -> None:
+    options = parser(__doc__, seconds=4.0, rounds=2).parse_args()
+    si.warmup()
+    costs()
+    with caches() as made, neighbour(options.noisy):
+        for name in options.models or SETTINGS:
+            print(f"\n{SETTINGS[name].title}")
+            under_load(SETTINGS[name], made, options.rounds, options.seconds)
+            recovery(SETTINGS[name], made, options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Real models in real time, from the first request on: the default policy beside greedy and a minimal batcher.
+
+    python benchmarks/run.py real [silero] [blazeface] [--loads .3 .6 .8 1.1] [--noisy] [--rounds 2] [--seconds 4]
+
+Each run is a new process, as a fresh server would be; *cold* ones find an empty Numba cache. Callers are an open loop
+of Poisson arrivals, at shares of what the minimal batcher answers in a closed loop, measured again before each round.
+*minimal* is 25 lines: a list, a future for each request and one thread around onnxruntime itself. Nothing is set but
+the SLO and the largest batch: silero has 50 ms and 32 rows; BlazeFace, which loses from batching, 100 ms and 8.
+
+Printed is the share on time, from the instant at which a request was due, of each half second since ``start()``
+returned, and of the whole run. A window is *short* where the default policy has less than the better of greedy and
+minimal in the same window of the same round, on the same arrivals, less 0.01.
+"""
+
+import statistics
+from typing import Any
+
+import attrs
+from _lib.fresh import (
+    CONTESTANTS,
+    SETTINGS,
+    Caches,
+    Setting,
+    caches,
+    capacity,
+    disturbance,
+    in_turn,
+    neighbour,
+    parser,
+    progress,
+    serve,
+)
+from _lib.fresh import shares as as_text
+
+LOADS = (0.3, 0.6, 0.8, 1.1)
+SLACK = 0.01
+BAR_OVERLOAD = 0.86
+RUNS = ("default, warm", "default, cold", "greedy, warm", "greedy, cold", "minimal")
+Runs = dict[str, dict[str, Any]]
+
+
+@attrs.frozen
+class Comparison:
+    """The windows of the default policy beside the better of the others, of one round.
+
+    Attributes:
+        short: how many windows fell short.
+        of: of how many.
+        worst: the largest shortfall in a window, before the slack; negative where the default is always better.
+        whole: the same over the whole run.
+    """
+
+    short: int
+    of: int
+    worst: float
+    whole: float
+
+
+def compare(runs: Runs, cache: str) -> Comparison:
+    """The default policy of one cache beside greedy of the same and minimal."""
+    mine = runs[f"default, {cache}"]
+    others = [runs[f"greedy, {cache}"], runs["minimal"]]
+    gaps = []
+    for window, share in enumerate(mine["windows"]):
+        beside = [other["windows"][window] for other in others]
+        if share is not None:  # the same arrivals: where one has none, none has
+            gaps.append(max(beside) - share)
+    whole = max(other["on_time"] for other in others) - mine["on_time"]
+    return Comparison(sum(gap > SLACK for gap in gaps), len(gaps), max(gaps), whole)
+
+
+def measure(setting: Setting, caches: Caches, loads: list[float], rounds: int, seconds: float) -> None:
+    found: dict[float, list[Runs]] = {load: [] for load in loads}
+    capacities = []
+    for number in range(rounds):
+        capacities.append(capacity(setting, caches))
+        for load in loads:
+            runs: Runs = {}
+            for name in in_turn(RUNS, number):
+                progress(f"{setting.title}, round {number + 1} of {rounds}, load {load}, {name}")
+                contestant, _, cache = name.partition(", ")
+                runs[name] = serve(
+                    setting,
+                    contestant,
+                    [(seconds, load * capacities[-1])],
+                    seed=number,
+                    numba_cache=caches.empty() if cache == "cold" else caches.warm,
+                )
+            found[load].append(runs)
+    progress("")
+    rates = ", ".join(f"{rate:,.0f}" for rate in capacities)
+    print(f"\n{setting.title}: SLO {1e3 * setting.slo_s:.0f} ms, batches of up to {setting.max_batch_size}, ", end="")
+    print(f"{rates} a second in a closed loop of minimal")
+    print("  " + disturbance([runs["minimal"] for every in found.values() for runs in every]))
+    for load, every in found.items():
+        report(load, every)
+
+
+def report(load: float, every: list[Runs]) -> None:
+    print(f"\n  load {load}")
+    for name in RUNS:
+        whole = [runs[name]["on_time"] for runs in every]
+        lag = max(runs[name]["lag_s"] for runs in every)
+        print(f"    {name:14} whole run {statistics.median(whole):.3f} ({min(whole):.3f}–{max(whole):.3f})", end="")
+        print(f"   sent up to {1e3 * lag:4.0f} ms late (p99)   ", end="")
+        print(" | ".join(as_text(runs[name]["windows"]) for runs in every))
+    for cache in ("warm", "cold"):
+        if load > 1:
+            whole = [runs[f"default, {cache}"]["on_time"] for runs in every]
+            print(f"    {cache}: on time {statistics.median(whole):.3f}, worst {min(whole):.3f}   bar ≥ {BAR_OVERLOAD}")
+        compared = [compare(runs, cache) for runs in every]
+        short, of = sum(one.short for one in compared), sum(one.of for one in compared)
+        worst = max(one.worst for one in compared)
+        bar = f"   bar: none beyond {SLACK}" if load < 1 else ""
+        print(f"    {cache}: {short} of {of} windows short, the worst by {worst:.3f}{bar}")
+
+
+def main() -> None:
+    options_parser = parser(__doc__, seconds=4.0, rounds=2)
+    options_parser.add_argument("--loads", type=float, nargs="+", default=LOADS, help="shares of capacity")
+    options = options_parser.parse_args()
+    print(f"contestants: {', '.join(CONTESTANTS)}; a new process each" + (", a noisy neighbour" * options.noisy))
+    with caches() as made, neighbour(options.noisy):
+        for name in options.models or SETTINGS:
+            measure(SETTINGS[name], made, list(options.loads), options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

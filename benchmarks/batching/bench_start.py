@@ -1,0 +1,93 @@
+"""The first ten seconds of a fresh server, in half-second windows, and what its process is made of by then.
+
+    python benchmarks/run.py start [silero] [blazeface] [--load .6] [--noisy] [--rounds 1] [--seconds 10]
+
+As `bench_real.py`, at one load. Beside the windows: how long ``start()`` took; whether Numba was loaded; the threads;
+and what a full garbage collection takes, over a process that has imported numpy and onnxruntime only. What Numba keeps
+makes each of them 45 to 75 ms long, during which nothing else runs.
+"""
+
+import statistics
+from typing import Any
+
+from _lib import fresh
+from _lib.fresh import (
+    SETTINGS,
+    WINDOW_S,
+    Caches,
+    Setting,
+    caches,
+    capacity,
+    in_turn,
+    neighbour,
+    parser,
+    progress,
+    serve,
+)
+
+SLACK = 0.01
+BAR_COLLECT = 1.3
+RUNS = ("default, warm", "default, cold", "greedy, cold", "minimal")
+
+
+def measure(setting: Setting, caches: Caches, load: float, rounds: int, seconds: float) -> None:
+    found: list[dict[str, dict[str, Any]]] = []
+    rates = []
+    bare = []
+    for number in range(rounds):
+        rates.append(capacity(setting, caches))
+        runs = {}
+        for name in in_turn(RUNS, number):
+            progress(f"{setting.title}, round {number + 1} of {rounds}, {name}")
+            contestant, _, cache = name.partition(", ")
+            runs[name] = serve(
+                setting,
+                contestant,
+                [(seconds, load * rates[-1])],
+                seed=number,
+                numba_cache=caches.empty() if cache == "cold" else caches.warm,
+                collect=True,
+            )
+            bare.append(fresh.run({"do": "collect"}, caches.warm)["collect_s"])
+        found.append(runs)
+    progress("")
+    print(f"\n{setting.title}: load {load} of {', '.join(f'{rate:,.0f}' for rate in rates)} a second")
+    for name in RUNS:
+        print(f"  {name:14} " + " | ".join(fresh.shares(runs[name]["windows"]) for runs in found))
+    for cache in ("warm", "cold"):
+        gaps = [
+            max(runs["greedy, cold"]["windows"][window], runs["minimal"]["windows"][window]) - share
+            for runs in found
+            for window, share in enumerate(runs[f"default, {cache}"]["windows"])
+            if share is not None
+        ]
+        short = sum(gap > SLACK for gap in gaps)
+        print(f"  {cache}: {short} of {len(gaps)} windows short of the better of greedy and minimal,", end="")
+        print(f" the worst by {max(gaps):.3f}   bar: none beyond {SLACK}")
+    print("  " + fresh.disturbance([runs["minimal"] for runs in found]))
+    base = statistics.median(bare)
+    print(f"  a full collection after importing numpy and onnxruntime: {1e3 * base:.1f} ms")
+    for name in RUNS:
+        seen = [runs[name] for runs in found]
+        took = statistics.median(one["collect_s"] for one in seen)
+        bar = f" (bar ≤ {BAR_COLLECT})" if name.startswith("default") else ""
+        print(f"  {name:14} start() {statistics.median(one['start_s'] for one in seen):6.2f} s", end="")
+        print(f"   full collection {1e3 * took:5.1f} ms, {took / base:.2f}×{bar}", end="")
+        print(f"   Numba {'loaded' if any(one['numba'] for one in seen) else 'not loaded'}", end="")
+        print(f"   {seen[-1]['os_threads']} threads, of Python: {', '.join(seen[-1]['threads'])}")
+
+
+def main() -> None:
+    options_parser = parser(__doc__, seconds=10.0, rounds=1)
+    options_parser.add_argument("--load", type=float, default=0.6, help="share of capacity")
+    options = options_parser.parse_args()
+    print(
+        f"windows of {WINDOW_S} s since start() returned; a new process each" + (", a noisy neighbour" * options.noisy)
+    )
+    with caches() as made, neighbour(options.noisy):
+        for name in options.models or SETTINGS:
+            measure(SETTINGS[name], made, options.load, options.rounds, options.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""EdgeCache as a mapping beside the caches that users would pick instead: speed, memory, collector, expiry, eviction.
+
+    python benchmarks/run.py cache        in the peers' environment; alone, without peers, it measures ours only
+
+Speed: all caches in one process, in turn and in random order, 1,000 operations a round; the ratio of each to cachebox's
+TTL cache is taken within a round, and the median over the rounds is printed. A loop around the call is part of the
+time. Keys that are asked for are equal to those held but other objects, as keys that are made anew for each request
+are. "replace" stores under a key that is there, "evict" a new one in a full cache, "new" fills an empty one.
+
+Memory: what the C library has handed out, before and after, where Python takes all of its memory from there
+(``PYTHONMALLOC=malloc``): neither pages nor tracing are part of it. Keys and values exist before. A peer that brings
+an allocator of its own (moka) cannot be measured so, and shows a dash.
+"""
+
+import argparse
+import ctypes
+import gc
+import importlib.metadata
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from _lib.cache_traces import compare
+from caches import (  # type: ignore[import-not-found]  # of the peers, which are not checked
+    BASELINE,
+    OURS,
+    PEERS,
+    Contender,
+)
+
+ALL = {**OURS, **PEERS}
+BATCH = 1_000
+ROUNDS = 40
+BARS = {"hit": 1.1, "miss": 1.5, "replace": 0.8, "evict": 0.8}
+ENTRIES = 200_000
+VALUE = b"v" * 100
+IDLE_TTL_S = 0.5
+IDLE_BOUND_S = 0.25
+IDLE_PATIENCE_S = 4.0
+
+
+def keys(kind: type, prefix: str, count: int, rng: random.Random) -> list[Any]:
+    names = [f"{prefix}{number:015d}" for number in range(count)]
+    rng.shuffle(names)
+    return names if kind is str else [name.encode() for name in names]
+
+
+def look_up(contender: Contender, wanted: Sequence[Any]) -> None:
+    get = contender.get
+    for key in wanted:
+        get(key)
+
+
+def ns_each(operation: Callable[..., None], contender: Contender, *arguments: Any) -> float:
+    started = time.perf_counter_ns()
+    operation(contender, *arguments)
+    return (time.perf_counter_ns() - started) / BATCH
+
+
+def store(contender: Contender, wanted: Sequence[Any]) -> None:
+    contender.store(wanted, VALUE)
+
+
+def speed(kind: type, entries: int) -> bool:
+    """Prints a table of medians; whether ours are within the bars."""
+    rng = random.Random(0)
+    held, wanted = (keys(kind, "k", entries, rng) for _ in range(2))
+    absent = keys(kind, "a", entries, rng)
+    fresh = keys(kind, "f", 3 * entries, rng)  # each comes again after two rounds of the whole cache: long gone
+    for key in (*wanted, *absent, *fresh):
+        hash(key)
+    filled = {name: make(entries) for name, make in ALL.items()}
+    full = {name: make(entries) for name, make in ALL.items()}
+    for name in ALL:
+        filled[name].store(held, VALUE)
+        full[name].store(fresh[-entries:], VALUE)
+    took: dict[str, dict[str, list[float]]] = {
+        step: {name: [] for name in ALL} for step in ("hit", "miss", "replace", "evict", "new")
+    }
+    gc.collect()
+    gc.disable()
+    for number in range(ROUNDS):
+        at = number * BATCH % entries
+        new = fresh[number * BATCH % len(fresh) :][:BATCH]
+        for step, of, operation, which in (
+            ("hit", filled, look_up, wanted[at : at + BATCH]),
+            ("miss", filled, look_up, absent[at : at + BATCH]),
+            ("replace", filled, store, wanted[at : at + BATCH]),
+            ("evict", full, store, new),
+            ("new", None, store, new),
+        ):
+            for name in rng.sample(list(ALL), len(ALL)):
+                contender = ALL[name](entries) if of is None else of[name]
+                took[step][name].append(ns_each(operation, contender, which))
+    gc.enable()
+    print(f"\n{entries:,} {kind.__name__} keys: ns (over {BASELINE})")
+    print(f"  {'':20}" + "".join(f"{step:>15}" for step in took))
+    met = True
+    for name in ALL:
+        cells = []
+        for step, of in took.items():
+            cell = f"{statistics.median(of[name]):.0f}"
+            if BASELINE in ALL:
+                ratio = statistics.median(own / base for own, base in zip(of[name], of[BASELINE], strict=True))
+                over = name in OURS and ratio > BARS.get(step, float("inf"))
+                met = met and not over
+                cell += f" ({ratio:.2f}{'!' if over else ''})"
+            cells.append(f"{cell:>15}")
+        print(f"  {name:20}" + "".join(cells), flush=True)
+    return met
+
+
+class Allocated(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def allocated_bytes() -> int:
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = Allocated
+    now = library.mallinfo2()
+    return int(now.uordblks + now.hblkhd)
+
+
+def measure_memory(name: str, bounded: bool) -> None:
+    rng = random.Random(0)
+    held = keys(str, "k", ENTRIES, rng)
+    values = [number.to_bytes(8, "big") for number in range(ENTRIES)]
+    contender = ALL[name](10) if name else None
+    gc.collect()
+    before = allocated_bytes()
+    if name:
+        contender = ALL[name](ENTRIES if bounded else None)
+        for key, value in zip(held, values, strict=True):
+            contender.store((key,), value)
+    gc.collect()
+    found = (allocated_bytes() - before) / ENTRIES
+    print(found if found > 1 else float("nan"))
+
+
+def measure_collector(name: str) -> None:
+    rng = random.Random(0)
+    held = keys(str, "k", ENTRIES, rng)
+    values = [number.to_bytes(8, "big") for number in range(ENTRIES)]
+    contender = ALL[name](None) if name else None
+    if contender is not None:
+        for key, value in zip(held, values, strict=True):
+            contender.store((key,), value)
+        del key, value
+    del held, values  # lists that the collector would walk, cache or no cache
+    times = []
+    for _ in range(25):
+        started = time.perf_counter_ns()
+        gc.collect()
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    print(statistics.median(times))
+
+
+def _note_now(times: list[float]) -> None:
+    times.append(time.monotonic())
+
+
+def measure_idle(name: str) -> None:
+    """After how many seconds more than its time an entry of an idle cache is out of memory."""
+
+    class Value:
+        pass
+
+    contender = ALL[name](1_000, IDLE_TTL_S)
+    late = []
+    for number in range(3):
+        value = Value()
+        gone_at: list[float] = []
+        weakref.finalize(value, _note_now, gone_at)
+        stored_at = time.monotonic()
+        contender.store((f"k{number}",), value)
+        del value
+        while not gone_at and time.monotonic() < stored_at + IDLE_TTL_S + IDLE_PATIENCE_S:
+            time.sleep(0.01)
+        late.append(gone_at[0] - stored_at - IDLE_TTL_S if gone_at else float("inf"))
+        if not gone_at:
+            break
+    print(max(late))
+
+
+def alone(what: str, name: str = "", **environment: str) -> float:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", what, name]
+    done = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def in_processes_of_their_own() -> bool:
+    empty = statistics.median(alone("collector") for _ in range(3))
+    print(f"\n{ENTRIES:,} entries, no limit on their number; a full collection without them takes {empty:.2f} ms")
+    print(f"  {'':20}{'bytes an entry':>16}{'with maxsize':>14}{'collection over none':>22}{'idle: late by s':>17}")
+    met = True
+    for name in ALL:
+        size = alone("memory", name, PYTHONMALLOC="malloc")
+        bounded = alone("bounded", name, PYTHONMALLOC="malloc")
+        ratio = statistics.median(alone("collector", name) for _ in range(3)) / empty
+        late = alone("idle", name) if "no TTL" not in name else float("nan")
+        if name in OURS:
+            met = met and max(size, bounded) <= 130 and ratio <= 1.5 and late <= IDLE_BOUND_S
+        print(f"  {name:20}{size:16.0f}{bounded:14.0f}{ratio:22.2f}{late:17.2f}", flush=True)
+    return met
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "NAME"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("speed", "processes", "eviction"))
+    options = parser.parse_args()
+    if options.measure:
+        what, name = options.measure
+        match what:
+            case "memory" | "bounded":
+                measure_memory(name, what == "bounded")
+            case "collector":
+                measure_collector(name)
+            case "idle":
+                measure_idle(name)
+        return
+    packages = {"cachebox": "cachebox", "lru-dict (no TTL)": "lru-dict", "moka": "moka-py", "theine": "theine"}
+    packages["cachetools TTL"] = "cachetools"
+    packages[BASELINE] = packages.pop("cachebox")
+    versions = [f"{of} {importlib.metadata.version(of)}" for name, of in packages.items() if name in PEERS]
+    print("peers: " + (", ".join(versions) if PEERS else "not installed here; run it through benchmarks/run.py"))
+    verdicts = {}
+    if options.only in (None, "speed"):
+        found = [speed(kind, entries) for kind in (str, bytes) for entries in (1_000, 100_000)]
+        verdicts["speed (hit 1.1, miss 1.5, set 0.8 of cachebox TTL)"] = all(found)
+    if options.only in (None, "processes"):
+        verdicts["130 bytes, collection 1.5, idle 0.25 s"] = in_processes_of_their_own()
+    if options.only in (None, "eviction"):
+        mean, worst = compare(ALL)["EdgeCache S3-FIFO"]
+        verdicts["S3-FIFO: mean 35 %, worst -5 %"] = mean >= 35 and worst >= -5
+    for bar, met in verdicts.items():
+        print(f"bar {bar}: {'met' if met else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The disk tier: what a get and a put take, a restart with a gigabyte, and 200 kills during a write storm.
+
+    python benchmarks/run.py disk_tier [--kills 200] [--gigabytes 1.0]
+
+Part 1: microseconds per operation for a 4 KB and a 600 KB array, in the tier's own thread and as its callers see it,
+one after another; plain and encrypted. Part 2: from making a `DiskTier` to its first hit, over a full file, in a fresh
+process after a kill. Part 3: a child writes and erases; it is killed at a random moment; all that can be read is
+checked.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streaminfer.caching.tiers import DiskTier, Entry
+from streaminfer.caching.tiers.encryption import StoredKeys
+
+MIB = 2**20
+KEYS = 40
+SIZES = (1, 300, 5000, 40_000)
+
+
+def entry(value: Any, **more: Any) -> Entry:
+    return Entry(value=value, stored_ns=time.time_ns(), ttl_s=3600.0, **more)
+
+
+def median_us(operation: Callable[[int], object], rounds: int) -> float:
+    spent = []
+    for number in range(rounds):
+        begun = time.perf_counter_ns()
+        operation(number)
+        spent.append(time.perf_counter_ns() - begun)
+    return statistics.median(spent) / 1e3
+
+
+async def awaited_us(operation: Callable[[int], Any], rounds: int) -> float:
+    spent = []
+    for number in range(rounds):
+        begun = time.perf_counter_ns()
+        await operation(number)
+        spent.append(time.perf_counter_ns() - begun)
+    return statistics.median(spent) / 1e3
+
+
+async def operations(folder: Path) -> None:
+    print("1. median µs, in the tier's thread / awaited")
+    for name, size, rounds in (("4 KB", 1024, 400), ("600 KB", 150_528, 60)):
+        for encrypted in (False, True):
+            keys = StoredKeys(folder / "keys.db", master=bytes(32)) if encrypted else None
+            made = [entry(np.full(size, number, np.float32), tags=["model"]) for number in range(rounds)]
+            async with DiskTier(folder / f"{size}{encrypted}", max_bytes=256 * MIB, keys=keys) as tier:
+                store = tier._store
+                put = await tier._run(median_us, lambda at: store.put(f"k{at}", made[at]), rounds)  # noqa: B023
+                put_awaited = await awaited_us(lambda at: tier.put(f"a{at}", made[at]), rounds)  # noqa: B023
+                get = await tier._run(median_us, lambda at: store.get(f"k{at}"), rounds)  # noqa: B023
+                get_awaited = await awaited_us(lambda at: tier.get(f"k{at}"), rounds)
+                miss = await tier._run(median_us, lambda at: store.get(f"no{at}"), rounds)  # noqa: B023
+            kind = "encrypted" if encrypted else "plain"
+            print(
+                f"   {name:>6} {kind:>9}: put {put:6.0f} / {put_awaited:6.0f}, get {get:6.0f} / {get_awaited:6.0f},"
+                f" miss {miss:4.0f}"
+            )
+            if keys is not None:
+                keys.close()
+
+
+async def fill(folder: str, gigabytes: float) -> None:
+    """Writes until the file is full, then goes on until it is killed."""
+    limit = int(gigabytes * 2**30)
+    async with DiskTier(folder, max_bytes=limit) as tier:
+        number = 0
+        while True:
+            value = np.full(1024, number, np.int32)
+            await asyncio.gather(*(tier.put(f"k{number + one}", entry(value)) for one in range(64)))
+            number += 64
+            if tier.statistics().evicted and number % 8192 == 0:
+                print(number - 1, flush=True)
+
+
+async def first_hit(folder: str, gigabytes: float, newest: int) -> None:
+    begun = time.perf_counter()
+    async with DiskTier(folder, max_bytes=int(gigabytes * 2**30)) as tier:
+        started = time.perf_counter()
+        got = await tier.get(f"k{newest}")
+        ended = time.perf_counter()
+        assert got is not None
+        assert tier.statistics().rebuilds == 0
+        print(
+            f"   {(tier.statistics().size_bytes or 0) / 2**30:.2f} GB, {tier.statistics().entries:,} entries:"
+            f" started in {(started - begun) * 1e3:.1f} ms, first hit after {(ended - begun) * 1e3:.1f} ms"
+        )
+
+
+def restart(folder: Path, gigabytes: float) -> None:
+    print("2. restart after a kill")
+    arguments = [sys.executable, __file__, "--folder", str(folder), "--gigabytes", str(gigabytes)]
+    with subprocess.Popen([*arguments, "--fill"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        newest = int(child.stdout.readline())
+        child.kill()
+    subprocess.run([*arguments, "--first-hit", str(newest)], check=True)
+
+
+async def storm(folder: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    async with DiskTier(folder, max_bytes=2 * MIB) as tier:
+        while True:
+            key, stamp = draw.randrange(KEYS), draw.randrange(2**31)
+            value = np.full(draw.choice(SIZES), stamp * 64 + key, np.int64)
+            await tier.put(f"{key}", entry(value, subject=f"{key % 4}"))
+            if draw.random() < 0.02:
+                await tier.erase(subject=f"{key % 4}")
+
+
+async def check(folder: Path) -> tuple[int, int]:
+    """How many entries were read, and how many of them were wrong or torn."""
+    read = wrong = 0
+    async with DiskTier(folder, max_bytes=2 * MIB) as tier:
+        for key in range(KEYS):
+            got = await tier.get(f"{key}")
+            if got is not None:
+                value = got.value
+                read += 1
+                wrong += not (len(value) in SIZES and (value == value[0]).all() and value[0] % 64 == key)
+        seen = tier.statistics()
+    return read, wrong + seen.unreadable + seen.errors + seen.rebuilds
+
+
+def kills(folder: Path, count: int) -> None:
+    draw = random.Random(secrets.randbits(32))
+    read = wrong = 0
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            try:
+                asyncio.run(storm(folder, number))
+            finally:
+                os._exit(1)
+        time.sleep(draw.uniform(0.002, 0.06))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        checked = asyncio.run(check(folder))
+        read += checked[0]
+        wrong += checked[1]
+    print(f"3. {count} kills during a write storm: {read:,} entries read afterwards, {wrong} wrong, torn or unreadable")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--folder")
+    parser.add_argument("--fill", action="store_true")
+    parser.add_argument("--first-hit", type=int)
+    chosen = parser.parse_args()
+    if chosen.fill:
+        asyncio.run(fill(chosen.folder, chosen.gigabytes))
+    elif chosen.first_hit is not None:
+        asyncio.run(first_hit(chosen.folder, chosen.gigabytes, chosen.first_hit))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(operations(Path(folder)))
+            restart(Path(folder) / "full", chosen.gigabytes)
+            kills(Path(folder) / "storm", chosen.kills)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""Replicas beside simpler choices, in virtual time, so all but part 5 is deterministic.
+
+    python benchmarks/run.py replicas
+
+A replica is a queue in front of its workers, with exponential service times of 10 ms in the mean; Poisson arrivals;
+every policy gets the same arrivals and the same service times. The ideal is the same policy without the slow replica;
+least in flight without it, which knows all queues, is shown beside it.
+
+Part 1: one of eight is five times slower. Part 2: replicas of different speeds. Part 3: one breaks and recovers.
+Part 4: the own zone is overloaded. Part 5: what a choice costs.
+"""
+
+import asyncio
+import functools
+import heapq
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import streaminfer as si
+from streaminfer.routing import Replica, Replicas
+from streaminfer.testing import ScriptedBackend, VirtualLoop, run
+from streaminfer.testing.faults import FaultPlan, Faulty, delay, error, hang
+
+MEAN_S = 0.010
+REQUESTS = 30_000
+Floats = NDArray[np.float64]
+
+
+class Place:
+    """A queue in front of workers; how long a request takes is drawn by its number, and the same for every policy."""
+
+    def __init__(self, loop: VirtualLoop, services: Floats, *, slower: float = 1.0, workers: int = 1) -> None:
+        self._loop = loop
+        self._services = services
+        self._slower = slower
+        self._free = [0.0] * workers
+        self.in_flight = self.asked = 0
+
+    async def call(self, request: si.Request) -> si.Response:
+        self.in_flight += 1
+        self.asked += 1
+        try:
+            now = self._loop.time()
+            ends = max(now, self._free[0]) + float(self._services[request.inputs]) * self._slower
+            heapq.heapreplace(self._free, ends)
+            await asyncio.sleep(ends - now)
+        finally:
+            self.in_flight -= 1
+        return si.Response(request.inputs)
+
+
+class Policy:
+    """A service over places, chosen by what a subclass of it does."""
+
+    def __init__(self, places: Sequence[Any], loop: VirtualLoop) -> None:
+        self.places = places
+        self.loop = loop
+        self.random = random.Random(7)
+
+    def choose(self) -> int:
+        raise NotImplementedError
+
+    def ended(self, number: int, seconds: float) -> None:
+        """A request ended."""
+
+    async def call(self, request: si.Request) -> si.Response:
+        number = self.choose()
+        began = self.loop.time()
+        response: si.Response = await self.places[number].call(request)
+        self.ended(number, self.loop.time() - began)
+        return response
+
+
+class Random(Policy):
+    def choose(self) -> int:
+        return self.random.randrange(len(self.places))
+
+
+class RoundRobin(Policy):
+    turn = -1
+
+    def choose(self) -> int:
+        self.turn += 1
+        return self.turn % len(self.places)
+
+
+class LeastInFlight(Policy):
+    def choose(self) -> int:
+        least = min(place.in_flight for place in self.places)
+        return self.random.choice([n for n, place in enumerate(self.places) if place.in_flight == least])
+
+
+class TwoByInFlight(Policy):
+    def choose(self) -> int:
+        one, other = self.random.sample(range(len(self.places)), 2)
+        return one if self.places[one].in_flight <= self.places[other].in_flight else other
+
+
+class PeakEwma(Policy):
+    """Finagle's: two choices, the cost is (in flight + 1) times an average that jumps to each peak; decay of 10 s."""
+
+    def __init__(self, places: Sequence[Any], loop: VirtualLoop) -> None:
+        super().__init__(places, loop)
+        self.average = [0.0] * len(places)
+        self.at = [0.0] * len(places)
+
+    def cost(self, number: int) -> float:
+        decayed = self.average[number] * math.exp((self.at[number] - self.loop.time()) / 10.0)
+        in_flight: int = self.places[number].in_flight
+        return decayed * (in_flight + 1)
+
+    def choose(self) -> int:
+        one, other = self.random.sample(range(len(self.places)), 2)
+        return one if self.cost(one) <= self.cost(other) else other
+
+    def ended(self, number: int, seconds: float) -> None:
+        now = self.loop.time()
+        weight = math.exp((self.at[number] - now) / 10.0)
+        average = self.average[number]
+        self.average[number] = seconds if seconds > average else average * weight + seconds * (1.0 - weight)
+        self.at[number] = now
+
+
+def ours(**options: Any) -> Callable[[Sequence[Any], VirtualLoop], Any]:
+    def make(places: Sequence[Any], loop: VirtualLoop) -> Any:
+        named = [Replica(str(number), place) for number, place in enumerate(places)]
+        return Replicas(*named, seed=1, clock=loop.clock, **options)
+
+    return make
+
+
+POLICIES: dict[str, Callable[[Sequence[Any], VirtualLoop], Any]] = {
+    "random": Random,
+    "round robin": RoundRobin,
+    "least in flight": LeastInFlight,
+    "two choices by in flight": TwoByInFlight,
+    "two choices by peak EWMA (Finagle)": PeakEwma,
+    "Replicas": ours(),
+    "Replicas(choices=8)": ours(choices=8),
+}
+
+
+async def offer(service: Any, loop: VirtualLoop, arrivals: Floats, timeout_s: float | None = None) -> Floats:
+    """The latency of each request; NaN where it failed."""
+    latencies = np.full(len(arrivals), np.nan)
+
+    async def one(number: int) -> None:
+        began = loop.clock()
+        deadline = None if timeout_s is None else began + round(timeout_s * 1e9)
+        try:
+            await service.call(si.Request(number, deadline_ns=deadline))
+        except Exception:
+            return
+        latencies[number] = (loop.clock() - began) / 1e9
+
+    tasks = []
+    for number, at in enumerate(arrivals):
+        if at > loop.time():
+            await asyncio.sleep(at - loop.time())
+        tasks.append(asyncio.ensure_future(one(number)))
+    await asyncio.gather(*tasks)
+    return latencies
+
+
+def trace(rate: float, count: int = REQUESTS) -> Floats:
+    return np.cumsum(np.random.default_rng(1).exponential(1.0 / rate, count))
+
+
+def services(count: int = REQUESTS) -> Floats:
+    return np.random.default_rng(2).exponential(MEAN_S, count)
+
+
+def p99(make: Callable[..., Any], slower: Sequence[float], rate: float, workers: int = 1) -> tuple[float, float]:
+    """Milliseconds, after the first tenth; and the last replica's share."""
+
+    async def main(loop: VirtualLoop) -> tuple[float, float]:
+        times = services()
+        places = [Place(loop, times, slower=factor, workers=workers) for factor in slower]
+        latencies = await offer(make(places, loop), loop, trace(rate))
+        return float(np.quantile(latencies[REQUESTS // 10 :], 0.99)) * 1e3, places[-1].asked / REQUESTS
+
+    return run(main)
+
+
+def one_slow() -> None:
+    print(
+        "\n1. one of eight is five times slower: p99, over the ideal, share of the slow one   bar: ≤ 1.15 of the ideal"
+    )
+    seven, eight = [1.0] * 7, [1.0] * 7 + [5.0]
+    for workers, load in ((1, 0.2), (1, 0.5), (1, 0.7), (1, 0.85), (4, 0.7)):
+        rate = load * 7 * workers / MEAN_S
+        strongest, _ = p99(LeastInFlight, seven, rate, workers)
+        print(f"load {load} of the seven, workers {workers}: least in flight of the seven {strongest:.1f} ms")
+        for name, make in POLICIES.items():
+            ideal, _ = p99(make, seven, rate, workers)
+            took, share = p99(make, eight, rate, workers)
+            verdict = "" if not name.startswith("Replicas") else "  met" if took <= 1.15 * ideal else "  MISSED"
+            print(
+                f"  {name:38}{took:10.1f} ms{took / ideal:9.2f} of its own ideal"
+                f"{took / strongest:9.2f} of the strongest{share:9.2%}{verdict}",
+                flush=True,
+            )
+
+
+def batching() -> None:
+    """The same with real batchers: 4 + 0.25·n ms, up to 32 a batch."""
+
+    def batch_s(factor: float, size: int) -> float:
+        return (0.004 + 0.00025 * size) * factor
+
+    def stacks(loop: VirtualLoop, slower: Sequence[float]) -> list[si.Stack]:
+        return [
+            si.Stack(
+                si.AdaptiveBatcher(max_batch_size=32, max_queue_size=10**6, policy="greedy", stack=False),
+                ScriptedBackend(duration_s=functools.partial(batch_s, factor)),
+                clock=loop.clock,
+            )
+            for factor in slower
+        ]
+
+    def figure(make: Callable[..., Any], slower: Sequence[float]) -> float:
+        async def main(loop: VirtualLoop) -> float:
+            members = stacks(loop, slower)
+            for member in members:
+                await member.start()
+            count = 20_000
+            latencies = await offer(make(members, loop), loop, trace(0.6 * 7 * 32 / 0.012, count))
+            for member in members:
+                await member.stop()
+            return float(np.quantile(latencies[count // 10 :], 0.99)) * 1e3
+
+        return run(main)
+
+    print("real batchers, 4 + 0.25·n ms, load 0.6 of the seven")
+    for name in ("random", "round robin", "Replicas", "Replicas(choices=8)"):
+        ideal, took = figure(POLICIES[name], [1.0] * 7), figure(POLICIES[name], [1.0] * 7 + [5.0])
+        verdict = "" if not name.startswith("Replicas") else "  met" if took <= 1.15 * ideal else "  MISSED"
+        print(f"  {name:38}{took:10.1f} ms{took / ideal:9.2f} of its own ideal{verdict}")
+
+
+def heterogeneous() -> None:
+    slower = [0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 3.0]
+    rate = 0.7 * sum(1.0 / factor for factor in slower) / MEAN_S
+    print("\n2. replicas of 0.5 to 3 times the service time, load 0.7 of all: p99")
+    for name, make in POLICIES.items():
+        took, _ = p99(make, slower, rate)
+        print(f"  {name:38}{took:10.1f} ms", flush=True)
+
+
+def broken() -> None:
+    print("\n3. one of eight breaks at 5 s and recovers at 15 s; 2,000 requests/s, 50 ms to answer")
+    rate, count, step = 2000.0, 70_000, 0.1
+
+    async def main(loop: VirtualLoop, fault: Any) -> tuple[float, float, float, int]:
+        times = np.random.default_rng(2).exponential(0.0025, count)
+        seen: list[float] = []
+
+        class Counted(Place):
+            async def call(self, request: si.Request) -> si.Response:
+                seen.append(loop.time())
+                response: si.Response = await plan.call(request)
+                return response
+
+        bad = Place(loop, times)
+        plan = Faulty(bad, FaultPlan(fault.between(5.0, 15.0), clock=loop.clock))
+        places = [*(Place(loop, times) for _ in range(7)), Counted(loop, times)]
+        plan.plan.begin()
+        replicas = ours()(places, loop)
+        latencies = await offer(replicas, loop, trace(rate, count), timeout_s=0.050)
+        shares = np.histogram(seen, bins=np.arange(0.0, count / rate, step))[0] / (rate * step)
+        above = np.flatnonzero(shares[: round(15 / step)] >= 0.02)
+        smooth = np.convolve(shares, np.ones(10) / 10, "valid")  # over one second
+        full = np.flatnonzero(smooth[round(15 / step) :] >= 0.9 / 8)
+        failed = np.isnan(latencies[(trace(rate, count) >= 5.0) & (trace(rate, count) < 15.0)])
+        asked = int(((np.array(seen) >= 5.0) & (np.array(seen) < 15.0)).sum())
+        return (above[-1] + 1) * step - 5.0, float(full[0]) * step if len(full) else math.nan, failed.mean(), asked
+
+    for name, fault in (("fails at once", error(OSError("gone"))), ("hangs", hang())):
+        until, back, failed, asked = run(functools.partial(main, fault=fault))
+        print(
+            f"  {name:16} under 2 % of traffic after {until:.1f} s ({asked} requests asked there in 10 s), "
+            f"callers' requests failed {failed:.3%}; nine tenths of its share {back:.1f} s after it recovered",
+            flush=True,
+        )
+
+
+def zones() -> None:
+    print("\n4. four replicas at home, four in another zone, 20 ms away: share that leaves, p99; at home alone")
+
+    def figure(load: float, away: int, broken_at_home: int = 0) -> tuple[float, float]:
+        async def main(loop: VirtualLoop) -> tuple[float, float]:
+            count = 15_000
+            times = services(count)
+            home = [Place(loop, times) for _ in range(4)]
+            far = [Place(loop, times) for _ in range(away)]
+            failing = FaultPlan(error(OSError("gone")), clock=loop.clock)
+            at_home = [Faulty(place, failing) if n < broken_at_home else place for n, place in enumerate(home)]
+            travel = FaultPlan(delay(0.020), clock=loop.clock)
+            named = [Replica(f"home{n}", place, zone="home") for n, place in enumerate(at_home)]
+            named += [Replica(f"far{n}", Faulty(place, travel), zone="far") for n, place in enumerate(far)]
+            replicas = Replicas(*named, zone="home", seed=1, clock=loop.clock)
+            latencies = await offer(replicas, loop, trace(load * 4 / MEAN_S, count))
+            answered = latencies[count // 10 :]
+            return sum(place.asked for place in far) / count, float(np.nanquantile(answered, 0.99)) * 1e3
+
+        return run(main)
+
+    for load in (0.3, 0.6, 0.9, 1.2, 1.5):
+        left, took = figure(load, 4)
+        _, alone = figure(load, 0)
+        print(
+            f"  load {load} of home: {left:7.2%} leave, p99 {took:7.1f} ms; at home alone {alone:9.1f} ms", flush=True
+        )
+    left, took = figure(0.6, 4, broken_at_home=2)
+    print(f"  load 0.6, two of four at home broken: {left:7.2%} leave, p99 {took:.1f} ms")
+
+
+def cost() -> None:
+    class Nothing:
+        enforces_deadline = True
+
+        async def call(self, _: si.Request) -> si.Response:
+            return response
+
+    response, request, calls = si.Response(0.0), si.Request(0.0), 500
+    inner = Nothing()
+    replicas = Replicas(*(Replica(str(number), inner) for number in range(8)), seed=1)
+    balance = replicas._balancer
+
+    async def direct() -> None:
+        for _ in range(calls):
+            await inner.call(request)
+
+    async def chosen() -> None:
+        for _ in range(calls):
+            await replicas.call(request)
+
+    async def machine() -> None:
+        for now in range(calls):
+            balance.done(balance.choose(-1, now), 0, 1_000, now)
+
+    best = dict.fromkeys((direct, chosen, machine), math.inf)
+    for _ in range(300):
+        for each in best:
+            began = time.perf_counter_ns()
+            try:
+                each().send(None)
+            except StopIteration:
+                best[each] = min(best[each], (time.perf_counter_ns() - began) / calls)
+    print("\n5. CPU of a choice among 8, least of 300 rounds")
+    print(
+        f"  choose and done: {best[machine]:.0f} ns; "
+        f"a request through Replicas adds {best[chosen] - best[direct]:.0f} ns"
+    )
+
+
+def main() -> None:
+    one_slow()
+    batching()
+    heterogeneous()
+    broken()
+    zones()
+    cost()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,482 @@
+"""The fallback router, what it costs and what it keeps under overload: ``python benchmarks/run.py router``.
+
+The figures under load run on a virtual clock and repeat exactly. Simulated models, ``full`` 4 + 3·n ms and ``front``
+five times cheaper, or three with ``middle`` half as dear as ``full``, behind batchers that learn their times; Poisson
+arrivals, 100 ms for each request. *Own*: a device for each model. *One*: all on one device that takes one batch at a
+time, which is what two models on one accelerator or one CPU are. Quality 1.0, 0.9, 0.8.
+
+*Capacity* is the rate at which the full model alone has 99 % on time. *Quality per request* is the sum of the qualities
+of the answers on time over all requests, so that nobody gains by not answering.
+"""
+
+import asyncio
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from _lib.floor import cpu_per_request
+
+import streaminfer as si
+from streaminfer.batching import PolicyName
+from streaminfer.request import Batch
+from streaminfer.routing import FallbackRouter, Route
+from streaminfer.testing import VirtualLoop, run
+
+LIMIT_S = 0.1
+SEEDS = (1, 2, 3)
+
+
+class Model(NamedTuple):
+    """A simulated model: a batch of n takes ``setup_s + each_s · n``."""
+
+    name: str
+    quality: float
+    cost: float
+    setup_s: float
+    each_s: float
+
+
+FULL = Model("full", 1.0, 5.0, 0.004, 0.003)
+MIDDLE = Model("middle", 0.9, 2.5, 0.002, 0.0015)
+FRONT = Model("front", 0.8, 1.0, 0.0008, 0.0006)
+TWO, THREE = (FULL, FRONT), (FULL, MIDDLE, FRONT)
+QUALITY = {model.name: model.quality for model in THREE}
+
+
+class Device:
+    """Takes one batch at a time; ``slowness`` multiplies what it takes."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Lock()
+        self.slowness = 1.0
+
+
+class OnDevice:
+    """A model's backend."""
+
+    def __init__(self, device: Device, model: Model) -> None:
+        self.device = device
+        self.model = model
+
+    async def infer(self, batch: Batch) -> list[float]:
+        async with self.device.free:
+            took_s = self.model.setup_s + self.model.each_s * len(batch)
+            await asyncio.sleep(took_s * self.device.slowness)
+        return [1.0] * len(batch)
+
+
+class Mix:
+    """Sends each request to a route by chance, with fixed probabilities: what the router is compared with."""
+
+    enforces_deadline = True
+
+    def __init__(self, routes: Sequence[Route], shares: Sequence[float]) -> None:
+        self.routes = routes
+        self.edges = np.cumsum(shares)
+        self.random = np.random.default_rng(7)
+
+    async def call(self, request: si.Request) -> si.Response:
+        route = self.routes[min(int(np.searchsorted(self.edges, self.random.random(), "right")), len(self.routes) - 1)]
+        response = await route.service.call(request)
+        return si.Response(response.outputs, False, route.name)
+
+    async def start(self) -> None:
+        for route in self.routes:
+            await route.service.start()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        for route in self.routes:
+            await route.service.stop(drain=drain)
+
+    def bind_clock(self, clock: Callable[[], int]) -> None:
+        for route in self.routes:
+            route.service.bind_clock(clock)
+
+
+class Answer(NamedTuple):
+    """How one request ended: ``route`` is empty where nobody answered."""
+
+    arrived_s: float
+    on_time: bool
+    route: str
+
+
+def play(
+    models: Sequence[Model],
+    rate: Callable[[float], float],
+    *,
+    one_device: bool,
+    until_s: float,
+    shares: Sequence[float] | None = None,
+    slowness: Callable[[float], float] | None = None,
+    seed: int = 1,
+) -> list[Answer]:
+    """Poisson requests at a rate that may change, to a router or to a fixed mix, and how each ended."""
+
+    async def main(loop: VirtualLoop) -> list[Answer]:
+        shared = Device()
+        devices = [shared if one_device else Device() for _ in models]
+        routes = [
+            Route(
+                model.name,
+                [si.AdaptiveBatcher(max_batch_size=32, slo_s=LIMIT_S), OnDevice(device, model)],
+                quality=model.quality,
+                cost=model.cost,
+                device="" if one_device else model.name,
+            )
+            for model, device in zip(models, devices, strict=True)
+        ]
+        service: Any = FallbackRouter(*routes) if shares is None else Mix(routes, shares)
+        answers: list[Answer] = []
+
+        async def ask(stack: si.Stack) -> None:
+            arrived_ns = loop.now_ns
+            route = ""
+            try:
+                response = await stack.call(si.Request(1.0, deadline_ns=arrived_ns + round(LIMIT_S * 1e9)))
+                route = response.source.split(" ")[0]
+            except si.errors.StreamInferError:
+                pass
+            on_time = bool(route) and loop.now_ns <= arrived_ns + LIMIT_S * 1e9
+            answers.append(Answer(arrived_ns / 1e9, on_time, route))
+
+        random = np.random.default_rng(seed)
+        async with si.Stack(service, clock=loop.clock) as stack:
+            asked, instant_s = [], 0.0
+            while instant_s < until_s:
+                instant_s += random.exponential(1 / rate(instant_s))
+                await asyncio.sleep(max(instant_s - loop.time(), 0))
+                for device in devices:
+                    device.slowness = 1.0 if slowness is None else slowness(instant_s)
+                asked.append(asyncio.ensure_future(ask(stack)))
+            await asyncio.gather(*asked)
+        return answers
+
+    return run(main)
+
+
+class Score(NamedTuple):
+    """Of the requests that arrived in an interval."""
+
+    goodput: float
+    on_time: float
+    on_time_of_answered: float
+    quality_per_request: float
+    mean_quality: float
+
+
+def score(answers: list[Answer], from_s: float, to_s: float) -> Score:
+    """What became of the requests of an interval."""
+    asked = [answer for answer in answers if from_s <= answer.arrived_s < to_s]
+    answered = [answer for answer in asked if answer.route]
+    good = [answer for answer in asked if answer.on_time]
+    worth = sum(QUALITY[answer.route] for answer in good)
+    return Score(
+        len(good) / (to_s - from_s),
+        len(good) / max(len(asked), 1),
+        len(good) / max(len(answered), 1),
+        worth / max(len(asked), 1),
+        worth / max(len(good), 1),
+    )
+
+
+def mean(scores: Sequence[Score]) -> Score:
+    return Score(*(float(value) for value in np.mean(scores, axis=0)))
+
+
+@functools.cache
+def capacity() -> float:
+    """The rate at which the full model alone, with no router, has 99 % on time."""
+    low, high = 50.0, 400.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        answers = play([FULL], _steadily(middle), one_device=False, until_s=12.0, shares=[1.0])
+        low, high = (middle, high) if score(answers, 2.0, 12.0).on_time >= 0.99 else (low, middle)
+    return low
+
+
+def _steadily(rate: float) -> Callable[[float], float]:
+    return lambda _t: rate
+
+
+def _after_4_s(factor: float) -> Callable[[float], float]:
+    return lambda t: capacity() * (factor if t >= 4 else 1)
+
+
+def _from_5_to_15_s(slow: float) -> Callable[[float], float]:
+    return lambda t: slow if 5 <= t < 15 else 1.0
+
+
+def verdict(value: float, bar: float, *, at_most: bool = False) -> str:
+    """Whether a bar is reached."""
+    reached = value <= bar if at_most else value >= bar
+    return f"bar {'≤' if at_most else '≥'} {bar:g}: {'reached' if reached else 'MISSED'}"
+
+
+def bench_step() -> None:
+    """Capacity for 4 s, then two or four times that."""
+    print(f"A step to overload; capacity {capacity():.0f}/s, two routes, mean of {len(SEEDS)} seeds")
+    print("                                goodput over that at capacity     of answered  quality")
+    print("                                in 1 s   in 2 s   after 2 s       on time      per request")
+    for one_device in (False, True):
+        for factor in (2, 4):
+            for name, shares in (("router", None), ("full alone", [1.0])):
+                rows = []
+                for seed in SEEDS:
+                    answers = play(
+                        TWO if shares is None else [FULL],
+                        _after_4_s(factor),
+                        one_device=one_device,
+                        until_s=14.0,
+                        shares=shares,
+                        seed=seed,
+                    )
+                    before = score(answers, 1.0, 4.0).goodput
+                    parts = [score(answers, *span) for span in ((4.0, 5.0), (5.0, 6.0), (6.0, 14.0))]
+                    late = score(answers, 4.0, 14.0)
+                    rows.append([*(part.goodput / before for part in parts), late[2], parts[2][3]])
+                first, second, after, of_answered, quality = np.mean(rows, axis=0)
+                device = "one device" if one_device else "own devices"
+                bar = f"  {verdict(after, 0.97)}, {verdict(of_answered, 0.99)}" if shares is None else ""
+                print(
+                    f"  {device:<12}{factor}× {name:<14}{first:8.2f} {second:8.2f} {after:8.2f}{of_answered:16.4f}"
+                    f"{quality:14.3f}{bar}"
+                )
+
+
+def bench_quality() -> None:
+    """1.3 times the capacity of the best model, a ladder of three."""
+    rate = 1.3 * capacity()
+    print(
+        f"\nQuality kept at 1.3× overload ({rate:.0f}/s), ladder of three, seconds 4 to 16, mean of {len(SEEDS)} seeds"
+    )
+    for one_device in (False, True):
+        device = "one device" if one_device else "own devices"
+        mixes = {}
+        for full in np.arange(0.0, 1.01, 0.05):
+            for middle in np.arange(0.0, 1.01 - full, 0.1):
+                shares = (full, middle, 1.0 - full - middle)
+                load = 1.3 * sum(share * model.cost for share, model in zip(shares, THREE, strict=True)) / FULL.cost
+                if not 0.6 < load < 1.15 and one_device:
+                    continue  # far from what the device can do: nothing to find there
+                answers = play(THREE, lambda _t: rate, one_device=one_device, until_s=10.0, shares=shares)
+                mixes[shares] = score(answers, 4.0, 10.0)
+        best = max(mixes, key=lambda shares: mixes[shares].quality_per_request)
+        on_time = [shares for shares in mixes if mixes[shares].on_time >= 0.99]
+        safe = max(on_time, key=lambda shares: mixes[shares].mean_quality)
+        found = {}
+        ways: list[tuple[str, Any]] = [("best mix", best), ("best with 99 % on time", safe), ("router", None)]
+        for name, shares in ways:
+            found[name] = mean(
+                [
+                    score(
+                        play(THREE, lambda _t: rate, one_device=one_device, until_s=16.0, shares=shares, seed=seed),
+                        4.0,
+                        16.0,
+                    )
+                    for seed in SEEDS
+                ]
+            )
+            mix = "" if shares is None else " ".join(f"{share:.2f}" for share in shares)
+            print(
+                f"  {device:<12}{name:<24}{mix:<16} per request {found[name].quality_per_request:.4f}, "
+                f"mean of answers {found[name].mean_quality:.4f}, on time {found[name].on_time:.4f}"
+            )
+        per_request = found["router"].quality_per_request / found["best mix"].quality_per_request
+        of_answers = found["router"].mean_quality / found["best with 99 % on time"].mean_quality
+        print(f"    router over best mix, per request: {per_request:.4f}   {verdict(per_request, 0.97)}")
+        print(
+            f"    router over best with 99 % on time, mean of answers: {of_answers:.4f}   {verdict(of_answers, 0.97)}"
+        )
+
+
+def bench_brown_out() -> None:
+    """Half the capacity; everything is slower from second 5 to 15."""
+    print(
+        "\nReturn after a brown-out of 10 s at 0.6× capacity: seconds until ≥ 99 % of the answers are the best route's"
+    )
+    rate = 0.6 * capacity()
+    for one_device in (False, True):
+        for slow in (2.5, 10.0):
+            waits, flaps, meanwhile = [], [], []
+            for seed in SEEDS:
+                answers = play(
+                    TWO,
+                    _steadily(rate),
+                    one_device=one_device,
+                    until_s=40.0,
+                    slowness=_from_5_to_15_s(slow),
+                    seed=seed,
+                )
+                full = [
+                    score(answers, 15 + step / 4, 15.5 + step / 4).quality_per_request > 0.995 for step in range(96)
+                ]
+                returned = full.index(True)
+                waits.append(returned / 4)
+                flaps.append(sum(a and not b for a, b in zip(full[returned:-1], full[returned + 1 :], strict=True)))
+                meanwhile.append(score(answers, 5.0, 15.0).on_time)
+            device = "one device" if one_device else "own devices"
+            print(
+                f"  {device:<12}{slow:>4.1f}× slower: {max(waits):.2f} s, flaps {max(flaps)}, "
+                f"meanwhile {np.mean(meanwhile):.3f} on time   "
+                f"{verdict(max(waits), 5.0, at_most=True)}, {verdict(max(flaps), 1, at_most=True)}"
+            )
+
+
+class Outage:
+    """A backend that answers in 1 ms and 0.1 ms for each row; while it is down it fails, or hangs."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.up = asyncio.Event()
+        self.up.set()
+
+    async def infer(self, batch: Batch) -> list[float]:
+        if not self.up.is_set():
+            if self.kind == "fails":
+                raise ConnectionError("down")
+            await self.up.wait()
+        await asyncio.sleep(0.001 + 0.0001 * len(batch))
+        return [1.0] * len(batch)
+
+
+class Recovery(NamedTuple):
+    """Of one outage: the share without an answer on time, and what came before all answers were the best route's."""
+
+    lost: float
+    seconds: float
+    requests: int
+
+
+def outage(rate: float, kind: str, *, batched: bool, seed: int = 1) -> Recovery:
+    """Ten seconds, or twelve requests, in which the better of two routes is down."""
+
+    async def main(loop: VirtualLoop) -> Recovery:
+        best = Outage(kind)
+
+        def route(name: str, backend: Any, quality: float) -> Route:
+            layers = [si.AdaptiveBatcher(max_batch_size=32, slo_s=LIMIT_S), backend] if batched else [backend]
+            return Route(name, layers, quality=quality, device=name)
+
+        router = FallbackRouter(route("best", best, 1.0), route("other", Outage(kind), 0.8))
+        random = np.random.default_rng(seed)
+        answers: list[Answer] = []
+
+        async def ask(stack: si.Stack) -> None:
+            arrived_ns = loop.now_ns
+            source = ""
+            with contextlib.suppress(si.errors.StreamInferError):
+                source = (await stack.call(si.Request(1.0, deadline_ns=arrived_ns + round(LIMIT_S * 1e9)))).source
+            on_time = bool(source) and loop.now_ns <= arrived_ns + LIMIT_S * 1e9
+            answers.append(Answer(arrived_ns / 1e9, on_time, source.split(" ")[0]))
+
+        async def load(stack: si.Stack, requests: int, seconds: float) -> None:
+            until_s = loop.time() + max(requests / rate, seconds)
+            while loop.time() < until_s:
+                asked.append(asyncio.ensure_future(ask(stack)))
+                await asyncio.sleep(random.exponential(1 / rate))
+
+        asked: list[asyncio.Future[None]] = []
+        async with si.Stack(router, clock=loop.clock) as stack:
+            await load(stack, 12, 3.0)
+            down_s = loop.time()
+            best.up.clear()
+            await load(stack, 12, 10.0)
+            up_s = loop.time()
+            best.up.set()
+            await load(stack, 24, 15.0)
+            await asyncio.gather(*asked)
+        during = [answer for answer in answers if down_s <= answer.arrived_s < up_s]
+        after = sorted(answer for answer in answers if answer.arrived_s >= up_s)
+        lesser = [number for number, answer in enumerate(after) if answer.route != "best" or not answer.on_time]
+        requests = lesser[-1] + 1 if lesser else 0
+        lost = sum(not answer.on_time for answer in during) / len(during)
+        return Recovery(lost, after[requests - 1].arrived_s - up_s if requests else 0.0, requests)
+
+    return run(main)
+
+
+def bench_outage() -> None:
+    """The better of two routes fails or hangs, at every rate; and how soon it has all requests again."""
+    print("\nAn outage of the better of two routes, 10 s or twelve requests: lost meanwhile; after it, until all")
+    print("requests have its answer (bar: 10 s or three requests; lost in a hang at most 1 %)")
+    for kind in ("fails", "hangs"):
+        for batched in (False, True):
+            for rate in (1 / 60, 0.1, 1.0, 10.0, 100.0, 1000.0):
+                lost, seconds, requests = outage(rate, kind, batched=batched)
+                soon = "reached" if seconds <= 10.0 or requests <= 3 else "MISSED"
+                print(
+                    f"  {kind} {'batcher' if batched else 'plain  '} {rate:9.3f}/s: lost {lost:.2%}"
+                    f" {verdict(lost, 0.01, at_most=True)}; {seconds:8.2f} s, {requests} requests: {soon}"
+                )
+
+
+class Answering:
+    """A service that costs next to nothing."""
+
+    enforces_deadline = True
+    response = si.Response(1.0, False, "bench")
+
+    async def call(self, _request: si.Request) -> si.Response:
+        return self.response
+
+
+class NoOp:
+    """A backend that costs nothing."""
+
+    async def infer(self, batch: Batch) -> list[float]:
+        return [1.0] * len(batch)
+
+
+def bench_cost() -> None:
+    """CPU per request through a stack, with and without three healthy routes."""
+
+    def batched(policy: PolicyName) -> Any:
+        return si.AdaptiveBatcher(max_batch_size=64, slo_s=0.05, policy=policy).wrap(NoOp())
+
+    async def measure(service: Any, callers: int) -> float:
+        async with si.Stack(service) as stack:
+            return await cpu_per_request(functools.partial(stack, timeout_s=0.5), callers, 20_000)
+
+    def routed(make: Callable[[], Any]) -> FallbackRouter:
+        return FallbackRouter(*(Route(name, make(), quality=1.0 - number / 10) for number, name in enumerate("abc")))
+
+    print("\nCPU per request, µs, least of 10               bare    with router    added   (three healthy routes)")
+    services: dict[str, Callable[[], Any]] = {
+        "a service that does nothing": Answering,
+        "batcher, greedy": lambda: batched("greedy"),
+        "batcher, lookahead": lambda: batched("lookahead"),
+    }
+    for callers in (1, 32):
+        for name, make in services.items():
+            bare = routed_s = float("inf")
+            for _ in range(10):
+                bare = min(bare, asyncio.run(measure(make(), callers)))
+                routed_s = min(routed_s, asyncio.run(measure(routed(make), callers)))
+            added = (routed_s - bare) * 1e6
+            label = f"{name}, {callers} callers"
+            figures = f"{bare * 1e6:8.2f}{routed_s * 1e6:12.2f}{added:12.2f}"
+            print(f"  {label:<42}{figures}   {verdict(added, 2.0, at_most=True)}")
+
+
+PARTS = {
+    "step": bench_step,
+    "quality": bench_quality,
+    "brown-out": bench_brown_out,
+    "outage": bench_outage,
+    "cost": bench_cost,
+}
+
+
+def main() -> None:
+    """All parts, or those that are named on the command line."""
+    si.warmup()
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main()

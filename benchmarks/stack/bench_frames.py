@@ -1,0 +1,197 @@
+"""Coroutine frames, tasks and CPU per request, from a minimal batcher to the whole stack.
+
+    python benchmarks/run.py frames [--rounds 9]
+
+Frames and tasks are counted, once, for one request alone: every coroutine that a step of Python enters, every compiled
+one that is alive while the model runs, and every task in which one of them runs. CPU is taken with 64 callers that each
+send the next request as soon as the last one has been answered, over the minimal batcher in the same round; the median
+of the rounds is printed.
+"""
+
+import argparse
+import asyncio
+import gc
+import inspect
+import itertools
+import statistics
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import CoroutineType, FrameType
+from typing import Any, NamedTuple
+
+from _lib.floor import MinimalBatcher, cpu_per_request, no_op
+
+import streaminfer as si
+
+BATCH = 64
+CALLERS = 64
+REQUESTS = 64 * 200
+FULL, ADDED = "full stack, cached miss", "telemetry, limit, batcher, breaker"
+FRAMES_BARS = {FULL: (9, 1)}
+CPU_BARS = {"batcher": 1.3, "batcher, backend": 1.7}
+
+Call = Callable[[Any], Awaitable[Any]]
+
+
+class Counted(NamedTuple):
+    """Coroutine frames and tasks of one request."""
+
+    frames: int
+    tasks: int
+
+
+class FrameCounter:
+    """Counts coroutines and their tasks between ``start`` and ``stop``; keeps the frames, so that ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.frames: dict[int, FrameType] = {}
+        self.tasks: set[asyncio.Task[Any] | None] = set()
+        self.compiled: set[int] = set()
+
+    def start(self) -> None:
+        self.own = asyncio.current_task()
+        self.compiled_before = _compiled_coroutines()
+        sys.setprofile(self._on_call)
+
+    def stop(self) -> Counted:
+        sys.setprofile(None)
+        return Counted(len(self.frames) + len(self.compiled), len(self.tasks - {self.own, None}))
+
+    def look(self) -> None:
+        """Count the compiled coroutines that are alive now."""
+        self.compiled |= _compiled_coroutines() - self.compiled_before
+
+    def _on_call(self, frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_flags & inspect.CO_COROUTINE and code not in OWN:
+            self.frames[id(frame)] = frame
+            self.tasks.add(asyncio.current_task())
+
+
+def _compiled_coroutines() -> set[int]:
+    return {id(it) for it in gc.get_objects() if type(it).__name__ == "coroutine" and type(it) is not CoroutineType}
+
+
+counter: FrameCounter | None = None
+
+
+def model(items: Any) -> Any:
+    """A batch function that costs nothing."""
+    if counter is not None:
+        counter.look()
+    return items
+
+
+@asynccontextmanager
+async def minimal() -> AsyncIterator[Call]:
+    yield MinimalBatcher(model, BATCH)
+
+
+@asynccontextmanager
+async def batcher() -> AsyncIterator[Call]:
+    yield si.AdaptiveBatcher(max_batch_size=BATCH, max_queue_size=4096, stack=False).wrap(model)
+
+
+def stack(make_layers: Callable[[], list[Any]], *, repeats: bool = True) -> Callable[[], Any]:
+    """A stack of some layers; ``repeats``: every request brings the same, so that a cache has it."""
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Call]:
+        numbers = itertools.count()
+        async with si.Stack(*make_layers()) as service:
+            yield service if repeats else lambda _: service(float(next(numbers)))
+
+    return make
+
+
+def batched(*, breaker: bool = False) -> list[Any]:
+    layers: list[Any] = [si.AdaptiveBatcher(max_batch_size=BATCH, stack=False)]
+    return [*layers, *([si.CircuitBreaker()] if breaker else []), si.CpuBackend(model, executor="inline")]
+
+
+def protected() -> list[Any]:
+    return [si.ConcurrencyLimit(limit=1024), *batched(breaker=True)]
+
+
+def routed() -> list[Any]:
+    return [si.Telemetry("bench"), si.FallbackRouter(si.Route("full", protected()))]
+
+
+def full() -> list[Any]:
+    telemetry, router = routed()
+    return [telemetry, si.EdgeCache(maxsize=1024), router]
+
+
+VARIANTS: dict[str, Callable[[], AbstractAsyncContextManager[Call]]] = {
+    "minimal batcher": minimal,
+    "batcher": batcher,
+    "batcher, backend": stack(batched),
+    ADDED: stack(lambda: [si.Telemetry("bench"), *protected()]),
+    "telemetry, router, the same behind": stack(routed),
+    FULL: stack(full, repeats=False),
+    "full stack, hit": stack(full),
+}
+"""All but the first two are stacks; the full one is telemetry, cache, router and, in its route, limit, batcher, breaker
+and backend."""
+
+
+async def count(make: Callable[[], AbstractAsyncContextManager[Call]]) -> Counted:
+    """Count what one request alone takes, when others went before it."""
+    global counter  # noqa: PLW0603 - the model is one function for all variants
+    async with make() as call:
+        for _ in range(3):
+            await call(1.0)
+            await asyncio.sleep(0)
+        counted = FrameCounter()
+        counter = counted
+        try:
+            counted.start()
+            await call(1.0)
+            await asyncio.sleep(0)  # the batch's task may end after its requests
+            return counted.stop()
+        finally:
+            counter = None
+
+
+OWN = {count.__code__, asyncio.sleep.__code__}
+"""Coroutines of the counting itself."""
+
+
+async def measure(make: Callable[[], AbstractAsyncContextManager[Call]]) -> float:
+    async with make() as call:
+        gc.collect()
+        return await cpu_per_request(call, CALLERS, REQUESTS)
+
+
+def verdict(value: float, bar: float | None) -> str:
+    return "" if bar is None else f" (≤ {bar} {'✓' if value <= bar else '✗'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    si.warmup()
+    gc.collect()
+    gc.freeze()
+    assert no_op(1) == model(1)
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(rounds):
+        for name, make in VARIANTS.items():
+            seconds[name].append(asyncio.run(measure(make)))
+    gc.unfreeze()
+    print(f"{'':36}{'frames':>14}{'tasks':>14}{'CPU µs':>9}  over the minimal batcher, {CALLERS} callers")
+    for name, make in VARIANTS.items():
+        frames, tasks = asyncio.run(count(make))
+        frames_bar, tasks_bar = FRAMES_BARS.get(name, (None, None))
+        values = seconds[name]
+        ratio = statistics.median(ours / floor for ours, floor in zip(values, seconds["minimal batcher"], strict=True))
+        print(
+            f"{name:36}{f'{frames}{verdict(frames, frames_bar)}':>14}{f'{tasks}{verdict(tasks, tasks_bar)}':>14}"
+            f"{statistics.median(values) * 1e6:9.2f}  {ratio:.2f}×{verdict(ratio, CPU_BARS.get(name))}"
+        )
+
+
+if __name__ == "__main__":
+    main()

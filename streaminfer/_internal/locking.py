@@ -1,0 +1,88 @@
+"""A lock around each method of a state machine that is not compiled."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+__all__ = ["is_atomic", "locked_subclass", "thread_safe"]
+
+
+def thread_safe(state: type[Any], operations: Iterable[str]) -> type[Any]:
+    """Return ``state`` where its methods cannot be interrupted, else a subclass that holds a lock in each of them.
+
+    Args:
+        state: a class of a ``_cy`` module.
+        operations: its methods, each of which is one step for other threads.
+    """
+    operations = tuple(operations)
+    return state if is_atomic(state, operations[0]) else locked_subclass(state, operations)
+
+
+def is_atomic(state: type[Any], operation: str) -> bool:
+    """Return whether a method cannot be interrupted: it is compiled, and runs under the interpreter lock."""
+    has_interpreter_lock: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return has_interpreter_lock and not isinstance(getattr(state, operation), types.FunctionType)
+
+
+def locked_subclass(
+    state: type[Any],
+    operations: Iterable[str],
+    *,
+    after: Callable[[Any], object] | None = None,
+    not_after: Iterable[str] = (),
+) -> type[Any]:
+    """Return a subclass whose operations hold one lock per object.
+
+    The thread that holds the lock can take it again: an operation can call a user's function, or collect a generator
+    that calls another operation.
+
+    Args:
+        state: the class.
+        operations: names of its methods that hold the lock; names that it does not have are left out.
+        after: called with the object, without the lock, when the outermost operation has ended.
+        not_after: operations that ``after`` does not follow.
+    """
+
+    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
+            with self._lock:
+                return operation(self, *arguments, **options)
+
+        return locked
+
+    def followed(operation: Callable[..., Any], after: Callable[[Any], object]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
+            is_outermost = False
+            try:
+                with self._lock:
+                    is_outermost = self._depth == 0
+                    self._depth += 1
+                    try:
+                        return operation(self, *arguments, **options)
+                    finally:
+                        self._depth -= 1
+            finally:
+                if is_outermost:
+                    after(self)
+
+        return locked
+
+    def prepare(self: Any, *arguments: Any, **options: Any) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        state.__init__(self, *arguments, **options)
+
+    body: dict[str, Any] = {"__slots__": ("_depth", "_lock"), "__init__": prepare}
+    quiet = frozenset(not_after)
+    for name in operations:
+        if hasattr(state, name):
+            operation = getattr(state, name)
+            body[name] = under_lock(operation) if after is None or name in quiet else followed(operation, after)
+    return type(f"Locked{state.__name__}", (state,), body)

@@ -1,0 +1,30 @@
+"""Quantities as text, in the unit that suits their size."""
+
+import math
+
+__all__ = ["format_duration"]
+
+_UNITS = (
+    (86400.0, "days", 2.0),
+    (3600.0, "h", 2.0),
+    (60.0, "min", 2.0),
+    (1.0, "s", 1.0),
+    (1e-3, "ms", 1.0),
+    (1e-6, "µs", 1.0),
+    (1e-9, "ns", -math.inf),
+)
+"""Seconds of each unit, its name, and the figure from which on it is used: 90 s, but 2 min."""
+
+_WHOLE_FROM = 1000.0
+"""Figure from which on there are no decimals, because four digits would need an exponent."""
+
+
+def format_duration(seconds: float | None) -> str:
+    """Return a duration to four digits: ``12.34 ms``, ``5 min``, ``30 days``; ``None`` is ``not known``."""
+    if seconds is None:
+        return "not known"
+    if math.isnan(seconds):
+        return "nan"
+    size, unit = next((size, unit) for size, unit, least in _UNITS if seconds >= least * size)
+    figure = seconds / size
+    return f"{figure:,.0f} {unit}" if figure >= _WHOLE_FROM else f"{figure:.4g} {unit}"

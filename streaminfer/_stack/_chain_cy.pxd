@@ -1,0 +1,37 @@
+cimport cython
+from streaminfer._request_cy cimport Request as CRequest, Response as CResponse, make_request, make_response
+
+@cython.final
+@cython.freelist(128)
+cdef class Passage:
+    cdef readonly CRequest request
+    cdef readonly object awaited
+    cdef readonly object ticket
+    cdef list _tokens
+
+@cython.final
+cdef class Chain:
+    cdef tuple _enters
+    cdef tuple _exits
+    cdef object _validate
+    cdef int _validate_at
+    cdef object _objective
+    cdef object _batcher
+    cdef object _submit
+    cdef object _call
+    cdef object _refuse
+    cdef object _wait
+    cdef public object clock
+    cdef public object loop
+
+    @cython.locals(request=CRequest, passage=Passage)
+    cpdef Passage open(self, object inputs, object timeout_s, object priority, object stream_id, object tenant, object subject, object tags, object key, object store, object waits)
+    cpdef Passage open_request(self, CRequest request, object timeout_s)
+    cpdef object outputs(self, Passage passage, object outcome)
+    cpdef object response(self, Passage passage, object outcome)
+    cpdef object failed(self, Passage passage, object error)
+    cdef object _deadline_ns(self, object own_ns, object timeout_s, object now_ns)
+    @cython.locals(passage=Passage, tokens=list, position=int)
+    cdef Passage _enter(self, CRequest request, object now_ns)
+    @cython.locals(position=Py_ssize_t)
+    cdef object _exit(self, object request, list tokens, object outcome)

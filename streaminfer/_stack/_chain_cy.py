@@ -1,0 +1,270 @@
+"""One coroutine per request: the layers of a stack that act before and after it, around one awaited terminal.
+
+*Design.* A `SyncLayer` says what it does before a request (``enter``) and after it (``exit``), and awaits nothing. So
+layers that follow one another need no coroutine each: the stack enters them in order, awaits the terminal, and exits
+those that were entered in reverse order. The terminal is what has to be awaited: the ticket of a batcher, else the
+``call`` of the first service that is no such layer.
+
+*Invariants.* Each ``enter`` that returned is followed by exactly one ``exit``, whatever ends the request: a response,
+an error of the terminal, of another layer's ``enter`` or ``exit``, or a cancellation. The outcome that a layer sees is
+that of what is behind it.
+
+One source, compiled with the C types of ``_chain_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import get_running_loop
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._request_cy import Request, make_request, make_response
+from streaminfer.request import deadline_after
+
+if TYPE_CHECKING:
+    from streaminfer._request_cy import Response
+    from streaminfer.protocols import Clock
+
+__all__ = ["Chain", "Passage"]
+
+
+class Passage:
+    """One request on its way through a chain.
+
+    Attributes:
+        request: what was sent.
+        awaited: what the caller awaits.
+        ticket: of the batcher, where that is the terminal.
+    """
+
+    __slots__ = ("_tokens", "awaited", "request", "ticket")
+
+    request: Request
+    awaited: Any
+    ticket: Any
+    _tokens: list[Any] | None  # of the layers that were entered; None: there are none
+
+
+class Chain:
+    """Layers and the terminal behind them; belongs to one event loop at a time.
+
+    Args:
+        enters: ``enter`` of each layer, outermost first.
+        exits: ``exit`` of each, in the same order.
+        validate: raises `InvalidInput` for a request that does not fit; or ``None``.
+        validate_at: how many layers are entered before that.
+        objective: has ``slo_ns``, for requests without a deadline; or ``None``.
+        batcher: the terminal, where it gives tickets; or ``None``.
+        call: otherwise the terminal's.
+        refuse: raises what a call of another event loop gets.
+        clock: returns monotonic nanoseconds.
+        wait: sends a request when there is a place for it.
+
+    Attributes:
+        loop: of callers; ``None``: it accepts nothing.
+        clock: as above.
+    """
+
+    __slots__ = (
+        "_batcher",
+        "_call",
+        "_enters",
+        "_exits",
+        "_objective",
+        "_refuse",
+        "_submit",
+        "_validate",
+        "_validate_at",
+        "_wait",
+        "clock",
+        "loop",
+    )
+
+    def __init__(
+        self,
+        enters: Sequence[Callable[..., Any]],
+        exits: Sequence[Callable[..., Any]],
+        validate: Callable[[Request], None] | None,
+        validate_at: int,
+        objective: Any,
+        batcher: Any,
+        call: Callable[[Request], Awaitable[Response]],
+        refuse: Callable[[], None],
+        clock: Clock,
+        wait: Callable[[Request], Awaitable[Response]],
+    ) -> None:
+        self._enters = tuple(enters)
+        self._exits = tuple(exits)
+        self._validate = validate
+        self._validate_at = validate_at
+        self._objective = objective
+        self._batcher = batcher
+        self._submit: Callable[..., Any] | None = None if batcher is None else batcher.submit
+        self._call = call
+        self._refuse = refuse
+        self.clock: Clock = clock
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._wait = wait
+
+    def open(
+        self,
+        inputs: Any,
+        timeout_s: float | None,
+        priority: int,
+        stream_id: Hashable,
+        tenant: str | None,
+        subject: str | None,
+        tags: Iterable[str],
+        key: Hashable,
+        store: bool,
+        waits: bool,
+    ) -> Passage:
+        """Make a request and enter the layers with it.
+
+        Args:
+            inputs: of the request, as what follows.
+            timeout_s: seconds from now until its deadline; ``None``: that of the objective.
+            priority: as above.
+            stream_id: as above.
+            tenant: as above.
+            subject: as above.
+            tags: as above.
+            key: as above.
+            store: as above.
+            waits: for a place in the queue, where it is full: it comes back as a request of its own when there is one.
+
+        Returns:
+            The passage; the caller awaits what is ``awaited`` and calls :meth:`outputs`, :meth:`response` or
+            :meth:`failed` once.
+        """
+        if get_running_loop() is not self.loop:
+            self._refuse()
+        now_ns = self.clock()
+        deadline_ns = self._deadline_ns(None, timeout_s, now_ns)
+        request = make_request(inputs, deadline_ns, priority, stream_id, tenant, subject, tags, key, store)
+        if waits:
+            passage = Passage.__new__(Passage)
+            passage.request = request
+            passage.ticket = None
+            passage._tokens = None
+            passage.awaited = self._wait(request)
+            return passage
+        return self._enter(request, now_ns)
+
+    def open_request(self, request: Request, timeout_s: float | None) -> Passage:
+        """Enter the layers with a request, as :meth:`open`."""
+        if get_running_loop() is not self.loop:
+            self._refuse()
+        now_ns = self.clock()
+        deadline_ns = self._deadline_ns(request.deadline_ns, timeout_s, now_ns)
+        if deadline_ns is not request.deadline_ns:
+            request = request.replace(deadline_ns=deadline_ns)
+        return self._enter(request, now_ns)
+
+    def outputs(self, passage: Passage, outcome: Any) -> Any:
+        """Exit the layers after a response, and return its outputs."""
+        if passage._tokens is None:
+            return outcome if passage.ticket is not None else outcome.outputs
+        return self.response(passage, outcome).outputs
+
+    def response(self, passage: Passage, outcome: Any) -> Response:
+        """Exit the layers after a response, and return it, or what a layer made of it.
+
+        Args:
+            passage: of the request.
+            outcome: what was ``awaited``.
+
+        Raises:
+            BaseException: what a layer made of it.
+        """
+        ticket = passage.ticket
+        response = outcome if ticket is None else make_response(outcome, self._batcher.source, ticket.timings)
+        if passage._tokens is not None:
+            response = self._exit(passage.request, passage._tokens, response)
+            if isinstance(response, BaseException):
+                raise response
+        return response
+
+    def failed(self, passage: Passage, error: BaseException) -> Response | None:
+        """Exit the layers after an error, a cancellation included.
+
+        Returns:
+            What a layer made of it; ``None``: it remains.
+
+        Raises:
+            BaseException: what a layer made of it.
+        """
+        passage.awaited = None  # it holds the error, whose traceback holds the passage
+        if passage.ticket is not None:
+            self._batcher.abandon(passage.ticket)
+        if passage._tokens is None:
+            return None
+        outcome = self._exit(passage.request, passage._tokens, error)
+        if outcome is error:
+            return None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        response: Response = outcome
+        return response
+
+    def _deadline_ns(self, own_ns: int | None, timeout_s: Any, now_ns: int) -> int | None:
+        if timeout_s is not None:
+            return deadline_after(now_ns, timeout_s)
+        if own_ns is None and self._objective is not None:
+            slo_ns: int | None = self._objective.slo_ns
+            if slo_ns is not None:
+                return now_ns + slo_ns
+        return own_ns
+
+    def _enter(self, request: Request, now_ns: int) -> Passage:
+        """Enter the layers, and begin what is behind them."""
+        passage = Passage.__new__(Passage)
+        passage.request = request
+        passage.ticket = None
+        tokens: list[Any] = []
+        passage._tokens = tokens if self._enters else None
+        try:
+            position = 0
+            for enter in self._enters:
+                if position == self._validate_at and self._validate is not None:
+                    self._validate(request)
+                tokens.append(enter(request, now_ns))
+                position += 1
+            if position == self._validate_at and self._validate is not None:
+                self._validate(request)
+            if self._submit is None:
+                passage.awaited = self._call(request)
+            else:
+                passage.ticket = self._submit(request, request.inputs, request.deadline_ns, request.priority, self.loop)
+                passage.awaited = passage.ticket.future
+        except BaseException as error:
+            response = self.failed(passage, error)
+            if response is None:
+                raise
+            passage.ticket = passage._tokens = None
+            passage.awaited = _given(response)
+        return passage
+
+    def _exit(self, request: Request, tokens: list[Any], outcome: Any) -> Any:
+        """Exit the layers that were entered, the innermost first.
+
+        Returns:
+            The outcome: the one given, or what a layer made of it.
+        """
+        now_ns = self.clock()
+        position = len(tokens)
+        while position:
+            position -= 1
+            try:
+                changed = self._exits[position](request, tokens[position], outcome, now_ns)
+            except BaseException as error:  # noqa: BLE001 - it is the outcome that the layers around see
+                changed = error
+            if changed is not None:
+                outcome = changed
+        return outcome
+
+
+async def _given(response: Any) -> Any:
+    """Give what a layer made of the error of one behind it."""
+    return response

@@ -1,0 +1,260 @@
+"""Execution of released batches: the call of the model, its task, and the results for the callers."""
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from numpy import array, ndarray
+
+from streaminfer._internal.own_arrays import own_arrays
+from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
+from streaminfer.batching.assembly.model_calls import ModelCalls, Part
+from streaminfer.batching.assembly.row_isolation import RowIsolator
+from streaminfer.batching.assembly.stacking import SCALARS
+from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER, Run
+from streaminfer.batching.queue.request_outcomes import RequestOutcomes
+from streaminfer.errors import BackendError
+from streaminfer.protocols import Clock, adapt
+
+__all__ = ["BatchRunner"]
+
+
+class BatchRunner:
+    """Runs the batches of one queue on one backend or function.
+
+    Not thread-safe: it belongs to one event loop at a time.
+
+    Args:
+        inner: the backend or function.
+        queue: the requests.
+        outcomes: completes those that get no response.
+        assembler: puts inputs together.
+        stack: the model is given stacked arrays, not lists.
+        source: name of the model, for messages.
+        clock: returns monotonic nanoseconds.
+        finish: called with a batch that has ended, when its inputs stood together, its results and its error.
+        settle: called when the requests of a batch have been completed that did not end within the call of
+            :attr:`run`.
+
+    Attributes:
+        run: starts a batch; bound to what the model is, so that it costs no call more.
+        is_function: the model is a batch function, which runs on the event loop.
+        copies: outputs are copied before the next call, which may overwrite them.
+        context: of the tasks of batches.
+        loop: the event loop of these tasks; ``None`` before the first.
+        batches: those that run in a task.
+        isolator: sends failed batches again in parts.
+        abandoned_batches: cancelled because no caller was left.
+    """
+
+    __slots__ = (
+        *("_assembler", "_calls", "_finish", "_infer", "_inner", "_isolates", "_outcomes", "_plain", "_queue"),
+        *("_events", "_settle", "_source", "_stack", "_time"),
+        *("abandoned_batches", "batches", "context", "copies", "is_function", "isolator", "loop", "run"),
+    )
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        queue: RequestQueue,
+        outcomes: RequestOutcomes,
+        assembler: Assembler,
+        stack: bool,
+        source: str,
+        clock: Clock,
+        finish: Callable[[Run, int, Any, BaseException | None], None],
+        settle: Callable[[], None],
+    ) -> None:
+        self._inner = inner
+        self._queue = queue
+        self._events = queue.journal
+        self._outcomes = outcomes
+        self._source = source
+        self._stack = stack
+        self._time = clock
+        self._finish = finish
+        self._settle = settle
+        self._calls = ModelCalls(inner, stack=stack, assembler=assembler, source=source, clock=clock)
+        self._infer = self._calls.infer
+        self.is_function = self._infer is None
+        self.run: Callable[[Run], None] = self._call_function if self.is_function else self._call_backend
+        self.copies = self._calls.copies
+        self.set_assembler(assembler)
+        self._isolates = not adapt(inner).capabilities().isolates_rows
+        self.isolator = RowIsolator(queue, send=self._calls.send, expire=self.expire, fail=outcomes.fail, clock=clock)
+        self.batches: set[Run] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        # batches belong to no caller: they must not see the context variables of the one who happened to start them
+        self.context = contextvars.Context()
+        self.abandoned_batches = 0
+
+    def set_assembler(self, assembler: Assembler) -> None:
+        """Put the inputs of later batches together with another assembler."""
+        self._assembler = self._calls.assembler = assembler
+        self._plain = assembler.plain
+
+    def bind_loop(self, loop: asyncio.AbstractEventLoop, now_ns: int) -> None:
+        """Run batches on another event loop; those that a closed loop left behind are forgotten."""
+        for run in self.batches:
+            self._events.finished(run.sequence, now_ns, False)
+        self.batches.clear()
+        self.loop = loop
+
+    def remove(self, run: Run) -> bool:
+        """Forget a batch that ended; false where a closed loop left it behind, and its worker is free since."""
+        known = run in self.batches
+        self.batches.discard(run)
+        return known
+
+    def expire(self, now_ns: int) -> None:
+        """Complete the requests whose deadline has passed."""
+        for run in self._outcomes.expire(now_ns):
+            self.cancel_if_abandoned(run)
+
+    def cancel_if_abandoned(self, run: Run) -> None:
+        """Cancel a batch if none of its callers is left."""
+        if run.live == 0 and run.begun and not run.abandoned and run in self.batches:
+            run.abandoned = True
+            self.abandoned_batches += 1
+            run.task.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the batches that run."""
+        for run in self.batches:
+            if run.begun:
+                run.task.cancel()
+
+    def deliver(
+        self, run: Run, assembled_ns: int, inferred_ns: int, results: Any, error: BaseException | None
+    ) -> BaseException | None:
+        """Complete the requests of a batch that has ended.
+
+        Args:
+            run: the batch.
+            assembled_ns: when its inputs stood together.
+            inferred_ns: when it ended.
+            results: what the model returned.
+            error: what it raised; ``None``: nothing.
+
+        Returns:
+            The error with which the requests ended; ``None``: with their rows.
+        """
+        if self._queue.next_deadline_ns <= inferred_ns:
+            self.expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
+        size = len(run.tickets)
+        rows: Any = ()
+        if run.live and error is None:
+            kind = type(results)
+            if kind is list and len(results) == size:
+                rows = results
+            elif kind is ndarray and results.ndim and len(results) == size:
+                rows = [results[0]] if size == 1 else list(results)
+            else:
+                padded = 0 if self._plain else self._assembler.padded_size(size)
+                rows = split_rows(results, size, self._source, padded)
+                if isinstance(rows, BackendError):
+                    error = rows
+            if error is None:
+                if self.isolator.unsplit:
+                    self.isolator.succeeded()
+                self._queue.deliver(run, rows, assembled_ns, inferred_ns)
+        if error is not None or not rows:
+            self._events.finished(run.sequence, inferred_ns, error is None)
+        if error is not None:
+            self._outcomes.fail(run.tickets, error)
+        return error
+
+    def _call_backend(self, run: Run) -> None:
+        deadline_ns = None if run.deadline_ns == NEVER else run.deadline_ns
+        batch = self._calls.make_batch(Part(run.inputs, [ticket.request for ticket in run.tickets], deadline_ns))
+        try:
+            results = self._infer(batch)  # type: ignore[misc] # this is called where there is one
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it failed before it awaited anything
+            self._fail(run, run.started_ns, error)
+        except BaseException as error:
+            self._interrupt(run, run.started_ns, error)
+            raise
+        else:
+            self._start_task(run, self._complete(run, results, batch, run.started_ns))
+
+    def _call_function(self, run: Run) -> None:
+        assembled_ns = run.started_ns
+        try:
+            if self._stack:
+                rows = run.inputs  # numbers, the cheapest of all rows, need no assembler
+                plain = self._plain and type(rows[0]) in SCALARS
+                stacked = array(rows) if plain else self._assembler.assemble(rows)
+                assembled_ns = self._time()
+                results = self._inner(stacked)
+            else:
+                results = self._inner(run.inputs.copy())  # which it may write to
+            awaitable = type(results) not in PLAIN and inspect.isawaitable(results)
+            if self.copies and not awaitable:
+                results = own_arrays(results)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it belongs to this batch's callers
+            self._fail(run, assembled_ns, error)
+        except BaseException as error:
+            self._interrupt(run, assembled_ns, error)
+            raise
+        else:
+            if awaitable:
+                self._start_task(run, self._complete(run, results, None, assembled_ns))
+            else:
+                self._finish(run, assembled_ns, results, None)
+
+    def _fail(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+        """End a batch whose model raised before it awaited anything."""
+        if self._isolates and isinstance(error, Exception) and len(run.tickets) > 1:
+            self._start_task(run, self._complete(run, _raise(error), None, assembled_ns))
+        else:
+            self._finish(run, assembled_ns, None, error)
+
+    def _interrupt(self, run: Run, assembled_ns: int, error: BaseException) -> None:
+        """Complete the callers of this batch and of later ones before an interrupt goes on to the loop."""
+        self._finish(run, assembled_ns, None, error)
+        self._settle()
+
+    def _start_task(self, run: Run, work: Coroutine[Any, Any, None]) -> None:
+        self.batches.add(run)
+        # never eager: it must not end before it is known
+        run.task = asyncio.Task(work, loop=self.loop, context=self.context)
+
+    async def _complete(
+        self, run: Run, results: Awaitable[Any], batch: AssembledBatch | None, assembled_ns: int
+    ) -> None:
+        """Await what a backend or an async function makes of a batch, and finish it whatever happens."""
+        rows: Any = None
+        error: BaseException | None = None
+        run.begun = True
+        try:
+            if run.live:
+                rows = await results
+                if self.copies:  # before the worker is free for the next batch
+                    rows = own_arrays(rows)
+            else:  # every caller has gone before the first step
+                self.abandoned_batches += 1
+                if inspect.iscoroutine(results):
+                    results.close()
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception):
+                raise
+            if self._isolates and self.isolator.may_split(run, raised):
+                await self.isolator.isolate(run, raised)
+        finally:
+            if batch is not None and batch.assembled_ns:
+                assembled_ns = batch.assembled_ns
+            try:
+                self._finish(run, assembled_ns, rows, error)
+            finally:  # whatever a policy raises, the others are served
+                del rows, error  # an error whose traceback holds this frame would keep the batch's inputs alive
+                self._settle()
+
+
+async def _raise(error: Exception) -> None:
+    raise error

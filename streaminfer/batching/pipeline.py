@@ -1,0 +1,71 @@
+"""Pipelining: a model that keeps a queue is sent one batch more than it has workers, if the policy says so.
+
+The batch starts when another one ends, whose worker is then not free but goes on with it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from streaminfer.batching.policy import Decision
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import UNKNOWN, Run
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """The batch that was sent before a worker was free, and the policy's part in it; belongs to one dispatcher.
+
+    Attributes:
+        batch: the batch that has not started; ``None``: there is none.
+        sent: how many batches were sent early so far.
+        choose: returns the policy's decision for such a batch; ``None``: the policy or the model has no part in it.
+        effective_start_ns: returns from when such a batch counts as running, of when it was sent and when the batch
+            before it ended; ``None``: the policy has no part in it.
+        learn: tells the policy what such a batch took; ``None``: it does not learn.
+    """
+
+    __slots__ = ("batch", "choose", "effective_start_ns", "learn", "sent")
+
+    def __init__(self) -> None:
+        self.batch: Run | None = None
+        self.sent = 0
+        self.choose: Callable[[RequestQueue, int, Sequence[tuple[int, int]]], Decision] | None = None
+        self.effective_start_ns: Callable[[int, int], int] | None = None
+        self.learn: Callable[[int, int, int, int, int], object] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a batch may be sent now."""
+        return self.choose is not None and self.batch is None
+
+    def take(self, batch: Run) -> None:
+        """Note a batch that was sent early."""
+        self.batch = batch
+        self.sent += 1
+
+    def started(self, batches: Iterable[Run]) -> list[tuple[int, int]]:
+        """Return from when each of the batches that have started counts as running, and its rows."""
+        return [(batch.turn_ns, len(batch.tickets)) for batch in batches if batch is not self.batch]
+
+    def start(self, batch: Run, now_ns: int, is_known: bool) -> None:
+        """Note that a worker goes on with the batch that was sent early.
+
+        Args:
+            batch: that batch.
+            now_ns: when the batch before it ended.
+            is_known: whether the model is free for it from then on, so that there is something to learn.
+        """
+        if self.effective_start_ns is None or not is_known:
+            batch.turn_ns, batch.behind_ns = now_ns, UNKNOWN
+        else:
+            batch.turn_ns, batch.behind_ns = self.effective_start_ns(batch.started_ns, now_ns), now_ns
+
+    def observe(self, batch: Run, now_ns: int, bucket: int) -> bool:
+        """Tell the policy what a batch took that was sent early; false for any other."""
+        before_ns: int = batch.behind_ns
+        if before_ns <= 0 or batch.abandoned or self.learn is None:
+            return False
+        early_ns: Any = before_ns - batch.started_ns
+        self.learn(len(batch.tickets), now_ns - before_ns, now_ns, early_ns, bucket)
+        return True

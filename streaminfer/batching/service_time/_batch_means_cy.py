@@ -1,0 +1,97 @@
+"""Batches that are not learned one by one: how many there were of about each size, and what they took together.
+
+Compiled with the C types of ``_batch_means_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from streaminfer.batching.queue._ticket_cy import Run
+
+__all__ = ["BatchMeans"]
+
+_STEPS = 64  # two an octave up to 2**31 rows
+
+
+class BatchMeans:
+    """Counts and totals of one bucket's batches since its model last learned.
+
+    Sizes of one step, which stand for each other, share a mean. A step is closed until a first batch opens it, so that
+    a caller who knows the model decides what may be absorbed, and the others need not ask.
+
+    Args:
+        work_ns: how long the batches of a mean take together, all steps counted.
+    """
+
+    __slots__ = ("_counts", "_expected", "_left_ns", "_steps", "_totals_ns", "_work_ns")
+
+    def __init__(self, work_ns: int) -> None:
+        self._work_ns = self._left_ns = work_ns
+        self._expected: Sequence[int] = array("q", [0])
+        self._steps: Sequence[int] = array("q", [0])
+        self._counts = array("q", [0]) * _STEPS
+        self._totals_ns = array("q", [0]) * _STEPS
+
+    def expect(self, durations: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
+        """Take over what batches are expected to take.
+
+        Args:
+            durations: shape (n,), nanoseconds by size.
+            steps: shape (n,), int64, 0 to 63: the step of each size.
+        """
+        # read through the buffer, an entry is an int of Python
+        self._expected = durations.data
+        self._steps = steps.data
+
+    def absorb(self, size: int, duration_ns: int, opens: bool = False) -> bool:
+        """Count a batch, unless it has to be learned at once.
+
+        Args:
+            size: its rows.
+            duration_ns: how long it took.
+            opens: its step may be opened.
+
+        Returns:
+            False: its step is closed, or it completes the work of a mean; nothing was counted.
+        """
+        if size < 0 or size >= len(self._expected):
+            return False
+        step = self._steps[size]
+        if self._counts[step] == 0 and not opens:
+            return False
+        # a model that has become fast is learned soon
+        work_ns = duration_ns if duration_ns > self._expected[size] else self._expected[size]
+        if work_ns >= self._left_ns:
+            return False
+        self._left_ns -= work_ns
+        self._counts[step] += 1
+        self._totals_ns[step] += duration_ns
+        return True
+
+    def absorb_run(self, run: Run, ended_ns: int) -> bool:
+        """Count a batch that went by itself and was not cancelled, unless it has to be learned at once."""
+        if run.behind_ns != 0 or run.abandoned:
+            return False
+        return self.absorb(len(run.tickets), ended_ns - run.turn_ns)
+
+    def mean_ns(self, size: int, duration_ns: int) -> int:
+        """Return what a batch that was not absorbed, and those of its step that were, took on average."""
+        if size < 0 or size >= len(self._expected):
+            return duration_ns
+        step = self._steps[size]
+        mean_ns: int = (self._totals_ns[step] + duration_ns) // (self._counts[step] + 1)
+        return mean_ns
+
+    def clear(self) -> None:
+        """Forget what was absorbed, and close all steps."""
+        self._left_ns = self._work_ns
+        for step in range(_STEPS):
+            self._counts[step] = 0
+            self._totals_ns[step] = 0

@@ -1,0 +1,48 @@
+"""`Document`: what the reports for a privacy office have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, ClassVar
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.compliance.html_report import write_page
+
+__all__ = ["Document"]
+
+
+class Document(Snapshot):
+    """Report as plain values, as JSON and as a page.
+
+    Attributes:
+        schema: name of the layout of `to_dict`.
+        version: of that layout.
+        title: of the page.
+    """
+
+    __slots__ = ()
+
+    schema: ClassVar[str]
+    version: ClassVar[int] = 1
+    title: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values, in the layout that ``schema`` and ``version`` name."""
+        return {"schema": self.schema, "version": self.version, **super().to_dict()}
+
+    def to_json(self) -> str:
+        """Return the same as JSON, indented; the same report gives the same text."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return a page that loads nothing; with a path, write it to that file too.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return write_page(self.title, self._page(), path)
+
+    def _page(self) -> str:
+        """Return the body of the page."""
+        raise NotImplementedError

@@ -1,0 +1,13 @@
+cimport cython
+
+cdef long long _CAPACITY, _MIN_COUNT
+
+@cython.final
+cdef class RecentDurations:
+    cdef long long[::1] _durations_ns
+    cdef long long _count
+
+    cdef void add(self, long long duration_ns) noexcept
+
+    @cython.locals(known=cython.longlong, place=Py_ssize_t, other=Py_ssize_t, below=cython.longlong)
+    cdef long long median_ns(self) noexcept

@@ -1,0 +1,439 @@
+# cython: cdivision=True, cpow=True
+"""How the concurrency limit learns how many calls may be in flight, from how long they are queued.
+
+*Design.* By Little's law a service that completes ``C`` calls a second has ``C · T`` of them in flight when each takes
+``T``. So the limit at which a call takes the target time is ``limit · target / measured``: that ratio is the gradient.
+Latency alone misleads where calls share batches: a bigger batch takes longer and is *not* congested, and a limit that
+shrinks because of that makes batches small and the service slow. Hence a call's time is split at the instant at which
+its batch began: it was *queued* for ``q`` and then *served* for ``s``. The service time stands on both sides,
+``(s + q_target) / (s + q)``, so only queueing can lower the limit. Queueing for one batch is not congestion: the next
+batch must wait while one runs, or the worker would idle, so ``q_target`` is never less than that. Where timings do not
+tell queueing from service, ``s`` is the latency without load: the least mean of recent windows.
+
+*Windows.* One decision per window, as TCP decides once per round trip: a window counts only calls that began after the
+previous decision, so each decision sees the effect of the previous one. It takes ten samples, or half as many as the
+limit where that is less, and ends where a batch ends; up to thirty without timings.
+
+*Steps.* Down: at once to where Little's law points, at most by half. Up: towards it, at most ``√limit`` per window, and
+only while at least half the limit was in use: capacity that is not used proves nothing. A call that exceeded its
+deadline counts as twice the target, or as all the time that it had where that is more; if it had less than the service
+time alone, it is ignored. A rejection further in lowers the limit by a tenth.
+
+*Latency without load.* It is forgotten after an interval, or a model that became slower would be throttled for ever. It
+is measured again, when calls take longer than it and the limit has rejected more of them than that costs, in one window
+at a quarter of the limit. With a target of twice the latency without load, a quarter is a load under which nothing
+queues. (A half would prove nothing: each measurement would confirm any standing queue.) When calls take little more
+than a quarter then, there was a queue even at that, and the probe goes on at half of it, until calls take no less. The
+first measurement stays in doubt until the limit rejects a call. If calls take as long as before although the limit was
+lowered by a quarter, there is no queue: the service became slower. Latencies that vary must not lower the limit: the
+gradient takes the mean less its standard error, and the least of the means is the least with twice that error added, or
+the luckiest window would set the target.
+
+*An SLO whose budget burns* lowers the target, not the limit: the limit then settles lower and cannot fall without end
+while the alert lasts. Afterwards the target returns within half a minute.
+
+*Complexity.* O(1) per call.
+
+*Invariants.* ``min_limit ≤ limit ≤ max_limit``.
+
+*References.* The split is our own; windows and the unit of increase are TCP Vegas' (Brakmo and Peterson 1995); the
+gradient, ``√limit`` and "half in use" are Gradient2's (Netflix concurrency-limits); the probe is BBR's ProbeRTT
+(Cardwell et al. 2016).
+
+One source, compiled with the C types of ``_adaptation_cy.pxd`` or run uncompiled. Not thread-safe: ``LimitMachine``,
+which owns it, is.
+"""
+
+from __future__ import annotations
+
+from streaminfer._internal.instants import NEVER_NS
+
+__all__ = ["LimitAdaptation"]
+
+# C variables in the compiled module, not visible from Python
+_NEVER = NEVER_NS
+_SAMPLES = 10
+_MAX_UNTIMED_SAMPLES = 30
+_MIN_STEP = 0.5  # to what share one window may lower the limit
+_BACK_OFF = 0.9
+_TARGET_OF_OBJECTIVE = 0.7  # of the mean; the slowest calls of a window are queued for longer than that
+_QUEUED_BATCHES = 2.0  # that a call may be queued for where there is no objective
+_UNLOADED = 1.25  # times the latency without load: no queue worth speaking of
+_STILL_QUEUED = 0.375
+_STILL_FALLING = 0.75
+_LATE_FACTOR = 2.0
+_PROBE_SHARE = 0.25
+_LOWERED = 0.75
+_AS_BEFORE = 0.9
+_PROBE_INTERVAL_NS = 5e9
+_PROBE_INTERVAL_CALLS = 100.0  # an interval is at least so many latencies, so that probes cost little
+_REJECTED_FOR_PROBE = 100  # a probe rejects some 50 calls
+_DOUBT = 2.0  # standard errors that are added to a mean before it counts as the least one
+_TARGET_RETURN_NS = 30e9
+
+
+class LimitAdaptation:
+    """Learns a limit from samples.
+
+    Args:
+        limit: where it starts, or stays.
+        min_limit: it never falls below.
+        max_limit: it never rises above.
+        adaptive: whether it learns.
+        tighten: to what share of itself the target falls while the SLO burns, above 0 and at most 1.
+        queue_delay_ns: how long a call may be queued; negative: from the objective, else from the service time.
+
+    Attributes:
+        limit: the limit that it has learned.
+        allowed: how many calls may be in flight now: the limit, or less during a probe or while an SLO burns.
+        windows: decisions made.
+        target_ns: the longest that a call should take, queueing included; 0.0 before the first decision.
+        queue_delay_ns: mean time queued in the last window; 0.0 where timings do not tell it from service.
+        service_ns: mean service time of the last window, or the latency without load.
+        mean_ns: mean time of a call in the last window.
+        fastest_ns: the fastest response of this and the last window; 0: unknown.
+        burning: whether the SLO burns.
+    """
+
+    __slots__ = (
+        "_adaptive",
+        "_batch_ns",
+        "_began_ns",
+        "_drops",
+        "_fastest_ns",
+        "_full_ns",
+        "_late_calls",
+        "_late_ns",
+        "_lowered_at_ns",
+        "_lowest_ns",
+        "_max_limit",
+        "_max_queue_delay_ns",
+        "_min_limit",
+        "_needed",
+        "_needed_untimed",
+        "_objective_ns",
+        "_peak",
+        "_probe_due_ns",
+        "_probe_share",
+        "_probed",
+        "_probing",
+        "_queued_calls",
+        "_queued_ns",
+        "_rejected_before",
+        "_served_ns",
+        "_settled",
+        "_tight",
+        "_tighten",
+        "_unloaded_ns",
+        "_untimed_calls",
+        "_untimed_ns",
+        "_untimed_squares",
+        "_window_began_ns",
+        "allowed",
+        "burning",
+        "fastest_ns",
+        "limit",
+        "mean_ns",
+        "queue_delay_ns",
+        "service_ns",
+        "target_ns",
+        "windows",
+    )
+
+    allowed: int
+    _queued_ns: float
+    _served_ns: float
+    _untimed_ns: float
+    _untimed_squares: float
+    _late_ns: float
+    _queued_calls: int
+    _untimed_calls: int
+    _late_calls: int
+    _drops: int
+    _peak: int
+    _began_ns: int
+    _window_began_ns: int
+    _needed: int
+    _needed_untimed: int
+    _fastest_ns: int
+
+    def __init__(
+        self, limit: float, min_limit: int, max_limit: int, adaptive: bool, tighten: float, queue_delay_ns: float
+    ) -> None:
+        self.limit = limit
+        self._min_limit = min_limit
+        self._max_limit = max_limit
+        self._adaptive = adaptive
+        self._tighten = tighten
+        self._max_queue_delay_ns = queue_delay_ns
+        self._objective_ns = 0.0
+        self._tight = 1.0
+        self._probing = False
+        self._probe_due_ns = 0.0
+        self._lowest_ns = 0.0
+        self._unloaded_ns = 0.0
+        self.mean_ns = 0.0
+        self._lowered_at_ns = 0.0
+        self._full_ns = 0.0
+        self._settled = False
+        self._probed = False
+        self._probe_share = _PROBE_SHARE
+        self._rejected_before = 0
+        self.fastest_ns = 0
+        self._batch_ns = 0
+        self.burning = False
+        self.windows = 0
+        self.target_ns = 0.0
+        self.queue_delay_ns = 0.0
+        self.service_ns = 0.0
+        self._apply()
+        self._begin_window(0, 0)
+
+    def begin(self, now_ns: int) -> None:
+        """Begin the first window, at the first call."""
+        self._window_began_ns = now_ns
+
+    def aim(self, objective_ns: float, burning: bool) -> None:
+        """Take over the latency objective, 0.0 for none, and whether its budget burns."""
+        self._objective_ns = objective_ns
+        self.burning = burning
+        if burning:
+            self._tight = self._tighten
+        self._apply()
+
+    def resume(self, in_flight: int, now_ns: int) -> None:
+        """Begin to count calls once so few are in flight as a probe allows."""
+        if self._probing and self._began_ns == _NEVER and in_flight <= self.allowed:
+            self._began_ns = now_ns
+
+    def add(
+        self, permit: int, took_ns: int, queued_ns: int, batch_ns: int, in_flight: int, rejected: int, now_ns: int
+    ) -> bool:
+        """Count a call that succeeded.
+
+        Args:
+            permit: when it began.
+            took_ns: how long it took.
+            queued_ns: how long it was queued; negative: timings do not tell.
+            batch_ns: when its batch began.
+            in_flight: calls in flight now.
+            rejected: calls that the limit has rejected.
+            now_ns: the present instant.
+
+        Returns:
+            Whether a window ended.
+        """
+        if took_ns < self._fastest_ns:
+            self._fastest_ns = took_ns
+            if took_ns < self.fastest_ns:
+                self.fastest_ns = took_ns
+        if permit < self._began_ns:
+            return False
+        if queued_ns < 0:
+            self._untimed_ns += took_ns
+            self._untimed_squares += took_ns * 1.0 * took_ns
+            self._untimed_calls += 1
+            return self._end_if_enough(in_flight, rejected, now_ns)
+        if batch_ns != self._batch_ns and self._end_if_enough(in_flight, rejected, now_ns):
+            return True
+        self._batch_ns = batch_ns
+        if queued_ns > took_ns:
+            queued_ns = took_ns
+        self._queued_ns += queued_ns
+        self._served_ns += took_ns - queued_ns
+        self._queued_calls += 1
+        return False
+
+    def add_late(self, permit: int, allowed_ns: int, in_flight: int, rejected: int, now_ns: int) -> bool:
+        """Count a call that exceeded its deadline: it would have taken longer than ``allowed_ns``.
+
+        Returns:
+            Whether a window ended.
+        """
+        if permit < self._began_ns or allowed_ns < self.service_ns:
+            return False
+        least_ns = _LATE_FACTOR * self.target_ns
+        self._late_ns += allowed_ns if allowed_ns > least_ns else least_ns
+        self._late_calls += 1
+        return self._end_if_enough(in_flight, rejected, now_ns)
+
+    def add_drop(self, permit: int, in_flight: int, rejected: int, now_ns: int) -> bool:
+        """Count a call that was rejected further in.
+
+        Returns:
+            Whether a window ended.
+        """
+        if permit < self._began_ns:
+            return False
+        self._drops += 1
+        return self._end_if_enough(in_flight, rejected, now_ns)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _end_if_enough(self, in_flight: int, rejected: int, now_ns: int) -> bool:
+        needed = self._needed_untimed if self._untimed_calls > 0 else self._needed
+        if self._queued_calls + self._untimed_calls + self._late_calls + self._drops < needed:
+            return False
+        self._end_window(in_flight, rejected, now_ns)
+        return True
+
+    def _end_window(self, in_flight: int, rejected: int, now_ns: int) -> None:
+        self.windows += 1
+        self._return_target(now_ns)
+        calls = self._queued_calls + self._untimed_calls + self._late_calls
+        if calls > 0:
+            mean_ns = (self._queued_ns + self._served_ns + self._untimed_ns + self._late_ns) / calls
+            self.mean_ns = mean_ns
+            least_ns = mean_ns - self._untimed_error_ns()
+            probed = self._probing
+            self._measure(least_ns, rejected, now_ns)
+            if self._adaptive and not probed and least_ns > 0.0:
+                before = self.limit
+                self._step(self.target_ns / least_ns)  # 0 before the first success: all calls were late
+                # right after a probe the queue has not filled up to the limit yet: that window compares with nothing
+                lowered = self.limit <= _LOWERED * before and not self._probed
+                self._lowered_at_ns = mean_ns if lowered else 0.0
+            self._probed = probed
+        elif self._adaptive:
+            self._step(1.0)
+        self._apply()
+        self.fastest_ns = self._fastest_ns if self._fastest_ns != _NEVER else 0
+        self._begin_window(in_flight, now_ns)
+
+    def _untimed_error_ns(self) -> float:
+        """Return the standard error of the mean latency; 0.0 where timings tell queueing from service."""
+        if self._untimed_calls == 0 or self._queued_calls > 0:
+            return 0.0
+        mean_ns = self._untimed_ns / self._untimed_calls
+        variance = self._untimed_squares / self._untimed_calls - mean_ns * mean_ns
+        return (variance / self._untimed_calls) ** 0.5 if variance > 0.0 else 0.0
+
+    def _return_target(self, now_ns: int) -> None:
+        if not self.burning and self._tight < 1.0:
+            self._tight += (now_ns - self._window_began_ns) / _TARGET_RETURN_NS * (1.0 - self._tighten)
+            if self._tight > 1.0:
+                self._tight = 1.0
+
+    def _measure(self, least_ns: float, rejected: int, now_ns: int) -> None:
+        """Learn service time and time queued, and set the target."""
+        least = 1.0
+        batches = _QUEUED_BATCHES
+        if self._queued_calls > 0:
+            self.service_ns = self._served_ns / self._queued_calls
+            self.queue_delay_ns = self._queued_ns / self._queued_calls
+        elif self._untimed_calls > 0:
+            self._watch_unloaded(self._untimed_ns / self._untimed_calls, least_ns, rejected, now_ns)
+            self.service_ns = self._unloaded_ns
+            least = _UNLOADED - 1.0
+            batches = 1.0
+        else:
+            return
+        delay_ns = self.service_ns * batches
+        if self._max_queue_delay_ns >= 0.0:
+            delay_ns = self._max_queue_delay_ns
+        elif self._objective_ns > 0.0:
+            delay_ns = self._objective_ns * _TARGET_OF_OBJECTIVE - self.service_ns
+        target_ns = (self.service_ns + delay_ns) * self._tight
+        floor_ns = self.service_ns * (1.0 + least)
+        self.target_ns = target_ns if target_ns > floor_ns else floor_ns
+
+    def _watch_unloaded(self, mean_ns: float, least_ns: float, rejected: int, now_ns: int) -> None:
+        """Keep the least mean latency of a window up to date; begin and end probes."""
+        most_ns = mean_ns + _DOUBT * (mean_ns - least_ns)
+        if self._probing:
+            first = self._probe_share == _PROBE_SHARE
+            deeper = most_ns < (_STILL_QUEUED if first else _STILL_FALLING) * self._full_ns
+            self._settled = True
+            self._unloaded_ns = mean_ns
+            if deeper and self.allowed > self._min_limit:
+                self._probe_share *= 0.5
+                self._full_ns = mean_ns
+            else:
+                self._probing = False
+                self._schedule_probe(rejected, now_ns, False)
+        elif self._unloaded_ns == 0.0 or (self._lowered_at_ns > 0.0 and least_ns >= _AS_BEFORE * self._lowered_at_ns):
+            self._unloaded_ns = mean_ns
+            self._schedule_probe(rejected, now_ns, True)
+        else:
+            if most_ns < self._lowest_ns or self._lowest_ns == 0.0:
+                self._lowest_ns = most_ns
+            if most_ns < self._unloaded_ns:
+                self._unloaded_ns = most_ns
+            if now_ns >= self._probe_due_ns:
+                if self._is_probe_worth_it(mean_ns, rejected):
+                    self._probing = True
+                    self._probe_share = _PROBE_SHARE
+                    self._full_ns = mean_ns
+                elif self._settled:
+                    self._unloaded_ns = self._lowest_ns
+                    self._schedule_probe(rejected, now_ns, False)
+
+    def _is_probe_worth_it(self, mean_ns: float, rejected: int) -> bool:
+        """Return whether a wrong limit may reject more calls than a probe does."""
+        rejected -= self._rejected_before
+        if not self._adaptive or rejected == 0:
+            return False
+        if self._probe_due_ns == 0.0:
+            return True
+        return rejected >= _REJECTED_FOR_PROBE and mean_ns > _UNLOADED * self._unloaded_ns
+
+    def _schedule_probe(self, rejected: int, now_ns: int, doubtful: bool) -> None:
+        """Set when a probe is due; 0.0: as soon as the limit rejects a call, whatever the windows show."""
+        interval_ns = _PROBE_INTERVAL_CALLS * self._unloaded_ns
+        if interval_ns < _PROBE_INTERVAL_NS:
+            interval_ns = _PROBE_INTERVAL_NS
+        self._probe_due_ns = 0.0 if doubtful else now_ns + interval_ns
+        self._lowest_ns = 0.0
+        self._rejected_before = rejected
+
+    def _step(self, gradient: float) -> None:
+        limit = self.limit
+        if self._drops > 0 and gradient > _BACK_OFF:
+            gradient = _BACK_OFF
+        if gradient < 1.0:
+            if limit > 2.0 * self._peak:
+                limit = 2.0 * self._peak
+            limit *= gradient if gradient > _MIN_STEP else _MIN_STEP
+        elif 2.0 * self._peak >= limit:
+            most = limit + limit**0.5
+            limit *= gradient
+            if limit > most:
+                limit = most
+        if limit < self._min_limit:
+            limit = self._min_limit
+        if limit > self._max_limit:
+            limit = self._max_limit
+        self.limit = limit
+
+    def _apply(self) -> None:
+        limit = self.limit
+        if not self._adaptive:
+            limit *= self._tight
+        elif self._probing:
+            limit *= self._probe_share
+        if limit < self._min_limit:
+            limit = self._min_limit
+        self.allowed = int(limit)
+
+    def _begin_window(self, in_flight: int, now_ns: int) -> None:
+        self._window_began_ns = now_ns
+        self._began_ns = now_ns
+        if self._probing and in_flight > self.allowed:
+            self._began_ns = _NEVER  # until so few are in flight as the probe allows
+        self._drops = 0
+        self._queued_ns = 0.0
+        self._served_ns = 0.0
+        self._queued_calls = 0
+        self._untimed_ns = 0.0
+        self._untimed_squares = 0.0
+        self._untimed_calls = 0
+        self._late_ns = 0.0
+        self._late_calls = 0
+        self._fastest_ns = _NEVER
+        self._peak = in_flight
+        self._needed = _SAMPLES
+        if self.limit < 2 * _SAMPLES:
+            self._needed = int(self.limit / 2.0) if self.limit >= 2.0 else 1
+        self._needed_untimed = _MAX_UNTIMED_SAMPLES
+        if self.allowed < _SAMPLES:
+            self._needed_untimed = _SAMPLES + 2 * self.allowed

@@ -1,0 +1,44 @@
+cimport cython
+
+cdef int _GOOD, _BAD, _LATE
+cdef double _MIN_SHARE, _REOPEN_SHARE, _MAX_FAILURE_RATE, _MAX_LATE_RATE, _MIN_GAIN, _MAX_GAIN, _MAX_GROWTH, _HEAVY_CUT
+cdef double _TROUBLE_WIDTH, _MAX_HEADROOM, _SUSPECT_HEADROOM, _MIN_RISE, _MAX_RISE, _HEADROOM_FALL, _LIGHT_USE_DECAY
+cdef long long _MAX_STEPS, _TROUBLE_STEPS
+
+cdef class RouteShare:
+    cdef readonly int device
+    cdef readonly bint costlier_on_device, costlier, last, fixed
+    cdef readonly double fraction
+    cdef readonly bint closed, suspect, stalled
+    cdef public long long in_flight
+    cdef readonly long long idle_since_ns, latency_ns, cuts, flaps
+    cdef readonly double headroom
+    cdef double _credit, _gain, _trouble, _used
+    cdef bint _rests, _was_cut, _settles
+    cdef long long _calm, _offered, _taken, _good, _bad, _late
+
+    cpdef bint offers(self) except -1
+    cpdef object take(self)
+    cpdef object stall(self)
+    cpdef object settle(self, int outcome, long long duration_ns, long long limit_ns, long long now_ns)
+    @cython.locals(headroom=double)
+    cpdef bint risks(self, long long now_ns, long long deadline_ns, long long finish_ns) except -1
+
+    cdef void _begin_step(self) noexcept
+    cdef void _age(self, long long steps) noexcept
+
+    @cython.locals(taken=double)
+    cdef object _cut(self, double factor)
+
+    cdef void _close(self) noexcept
+    cdef void _reopen(self) noexcept
+    cdef object _grow(self, bint lightly_used, long long steps)
+
+    @cython.locals(fraction=double, grown=double)
+    cdef object _grow_once(self, bint lightly_used)
+
+    @cython.locals(bad=cython.longlong)
+    cdef bint _is_failing(self) noexcept
+
+    @cython.locals(rise=double, left=double)
+    cdef object _adjust_headroom(self, bint lightly_used, long long steps)

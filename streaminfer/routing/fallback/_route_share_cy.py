@@ -1,0 +1,280 @@
+"""The part of the traffic that one route of a `FallbackRouter` is offered, and its outcomes since the last step.
+
+*Design.* Which request is offered is decided by adding up the share and offering whenever the sum reaches one
+(Bresenham's line): evenly spread, without a random number. When the share changes is decided by the controller in
+``_degradation_cy``, whose docstring has the rules.
+
+One source, compiled with the C types of ``_route_share_cy.pxd`` or run uncompiled. Not thread-safe: it belongs to one
+loop.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BAD", "GOOD", "IGNORED", "LATE", "RouteShare"]
+
+GOOD = 0
+BAD = 1
+LATE = 2
+IGNORED = 3
+
+# C variables in the compiled module, not visible from Python
+_GOOD = 0
+_BAD = 1
+_LATE = 2
+_MIN_SHARE = 0.01
+_REOPEN_SHARE = 0.05
+_MAX_FAILURE_RATE = 0.1
+_MAX_LATE_RATE = 0.01
+_MAX_STEPS = 8  # that count when no request came for longer
+_MIN_GAIN = 1.05
+_MAX_GAIN = 2.0
+_MAX_GROWTH = 0.1
+_HEAVY_CUT = 0.5
+_TROUBLE_WIDTH = 0.15  # around the share where it last went wrong
+_TROUBLE_STEPS = 16  # for which that share is remembered
+_MAX_HEADROOM = 0.5
+_SUSPECT_HEADROOM = 0.25
+_MIN_RISE = 0.02
+_MAX_RISE = 0.2
+_HEADROOM_FALL = 0.0025
+_LIGHT_USE_DECAY = 0.5  # of the headroom, in a step
+
+
+class RouteShare:
+    """One route's share of the traffic, with the counts of the present step.
+
+    Args:
+        device: number of the device that it runs on, from 0.
+        costlier_on_device: it costs more than a later route of its device.
+        costlier: it costs more than a later route.
+        last: no route comes after it.
+        fixed: its share stays 1.0, because neither a route nor a default comes after it.
+
+    Attributes:
+        fraction: the part of the requests that it is offered.
+        closed: the error budget burns, and it is offered nothing.
+        headroom: the part of a request's time that must be left at its predicted finish.
+        suspect: the last outcome was not good.
+        stalled: an attempt was interrupted there because it took far longer than predicted, and none succeeded since:
+            one request at a time finds out whether that is still so.
+        in_flight: attempts that have not ended.
+        idle_since_ns: when the last of them ended.
+        latency_ns: recent mean time of good responses, exponentially weighted; 0 before the first.
+        cuts: how often its share was cut or closed.
+        flaps: how often that was from the whole traffic.
+    """
+
+    __slots__ = (
+        "_bad",
+        "_calm",
+        "_credit",
+        "_gain",
+        "_good",
+        "_late",
+        "_offered",
+        "_rests",
+        "_settles",
+        "_taken",
+        "_trouble",
+        "_used",
+        "_was_cut",
+        "closed",
+        "costlier",
+        "costlier_on_device",
+        "cuts",
+        "device",
+        "fixed",
+        "flaps",
+        "fraction",
+        "headroom",
+        "idle_since_ns",
+        "in_flight",
+        "last",
+        "latency_ns",
+        "stalled",
+        "suspect",
+    )
+
+    def __init__(self, device: int, costlier_on_device: bool, costlier: bool, last: bool, fixed: bool) -> None:
+        self.device = device
+        self.costlier_on_device = costlier_on_device
+        self.costlier = costlier
+        self.last = last
+        self.fixed = fixed
+        self.fraction = 1.0
+        self.closed = False
+        self.in_flight = 0
+        self.idle_since_ns = 0
+        self.latency_ns = 0
+        self.cuts = 0
+        self.flaps = 0
+        self._credit = 0.0
+        self._gain = _MIN_GAIN
+        self._trouble = 0.0
+        self._calm = 0
+        self.headroom = 0.0
+        self.suspect = False
+        self.stalled = False
+        self._late = 0
+        self._settles = False
+        self._rests = False
+        self._was_cut = False
+        self._offered = 0
+        self._taken = 0
+        self._good = 0
+        self._bad = 0
+        self._used = 0.0
+
+    def offers(self) -> bool:
+        """Return whether this request is part of the share; once per request, before :meth:`take`."""
+        self._offered += 1
+        if self.fraction >= 1.0:
+            return True
+        self._credit = min(self._credit + self.fraction, 1.0)
+        return self._credit >= 1.0
+
+    def take(self) -> None:
+        """Count a request that is sent to the route."""
+        self._taken += 1
+        self.in_flight += 1
+        if self.fraction < 1.0:
+            self._credit = max(self._credit - 1.0, 0.0)
+
+    def risks(self, now_ns: int, deadline_ns: int, finish_ns: int) -> bool:
+        """Return whether a predicted finish leaves too little headroom before the deadline.
+
+        The last route risks nothing: any chance is better than none. A request that would be alone at its route cannot
+        be delayed by a later one, so it needs headroom only if the last one was late already.
+        """
+        if self.last:
+            return False
+        headroom = self.headroom
+        if self.in_flight == 0:
+            headroom = _SUSPECT_HEADROOM if self.suspect else 0.0
+        return finish_ns > deadline_ns - headroom * (deadline_ns - now_ns)
+
+    def stall(self) -> None:
+        """Assume that the route hangs, until it responds or fails."""
+        self.stalled = True
+
+    def settle(self, outcome: int, duration_ns: int, limit_ns: int, now_ns: int) -> None:
+        """Record the outcome of an attempt.
+
+        Args:
+            outcome: ``GOOD``, a response on time; ``BAD``, a failure; ``LATE``, a late response or an attempt timeout;
+                ``IGNORED``, it counts neither way.
+            duration_ns: how long it took.
+            limit_ns: how long it could take; 0: no limit.
+            now_ns: the present instant.
+        """
+        self.in_flight -= 1
+        self.idle_since_ns = now_ns
+        if outcome == _GOOD:
+            self._good += 1
+            self.suspect = False
+            self.stalled = False
+            self._used += duration_ns / limit_ns if limit_ns > 0 else 1.0
+            if self.latency_ns == 0:
+                self.latency_ns = duration_ns
+            else:
+                self.latency_ns += (duration_ns - self.latency_ns) >> 3
+        elif outcome == _BAD:
+            self._bad += 1
+            self.suspect = True
+            self.stalled = False
+        elif outcome == _LATE:
+            self._late += not self.stalled  # an attempt that tests whether a route still hangs says nothing about load
+            self.suspect = True
+
+    # -- for the controller -------------------------------------------------------------------------------------
+
+    def _begin_step(self) -> None:
+        self._offered = 0
+        self._taken = 0
+        self._good = 0
+        self._bad = 0
+        self._late = 0
+        self._used = 0.0
+        if not self.closed:
+            self._credit = 1.0  # one request per step, however small the share
+
+    def _age(self, steps: int) -> None:
+        self._was_cut = False
+        self._calm += steps
+        if self._calm >= _TROUBLE_STEPS:
+            self._trouble = 0.0
+
+    def _cut(self, factor: float) -> None:
+        """Leave the route a part of what it really took."""
+        self.cuts += 1
+        if self.fraction >= 1.0:
+            self.flaps += 1
+        taken = min(self.fraction, self._taken / self._offered) if self._offered else self.fraction
+        if self.fraction < 1.0 and factor > _HEAVY_CUT:  # in a bad moment the route also takes little
+            taken = max(taken, 0.75 * self.fraction)
+        self._trouble = taken
+        self._calm = 0
+        self.fraction = max(_MIN_SHARE, taken * factor)
+        self._gain = _MIN_GAIN
+        self._rests = True
+        self._was_cut = True
+
+    def _close(self) -> None:
+        self.cuts += 1
+        if self.fraction >= 1.0:
+            self.flaps += 1
+        self.closed = True
+        self.fraction = 0.0
+        self._credit = 0.0
+
+    def _reopen(self) -> None:
+        self.closed = False
+        self.fraction = _REOPEN_SHARE
+        self._gain = _MAX_GAIN
+        self._trouble = 0.0
+        self._rests = False
+
+    def _grow(self, lightly_used: bool, steps: int) -> None:
+        for _ in range(min(steps, _MAX_STEPS)):
+            self._grow_once(lightly_used)
+
+    def _grow_once(self, lightly_used: bool) -> None:
+        fraction = self.fraction
+        if lightly_used:
+            self.fraction = min(1.0, fraction * _MAX_GAIN, fraction + 2.0 * _MAX_GROWTH)
+            return
+        if (1.0 - _TROUBLE_WIDTH) * self._trouble < fraction < (1.0 + _TROUBLE_WIDTH) * self._trouble:
+            self._gain = _MIN_GAIN
+            self.fraction = min(1.0, fraction * _MIN_GAIN)
+            return
+        grown = min(fraction * self._gain, fraction + _MAX_GROWTH)
+        if fraction <= (1.0 - _TROUBLE_WIDTH) * self._trouble < grown:
+            grown = (1.0 - _TROUBLE_WIDTH) * self._trouble * 1.0001
+        self.fraction = min(1.0, grown)
+        self._gain = min(_MAX_GAIN, 1.0 + 2.0 * (self._gain - 1.0))
+
+    def _is_failing(self) -> bool:
+        bad = self._bad
+        if self.headroom >= _MAX_HEADROOM:  # more headroom does not help
+            bad += self._late
+        return bad >= 2 and bad > _MAX_FAILURE_RATE * (self._good + self._bad + self._late)
+
+    def _adjust_headroom(self, lightly_used: bool, steps: int) -> None:
+        if self._late >= 2 and self._late > _MAX_LATE_RATE * (self._good + self._bad + self._late):
+            if self._settles:
+                self._settles = False
+            else:
+                rise = self._late / (self._good + self._bad + self._late)
+                self.headroom = min(_MAX_HEADROOM, self.headroom + min(_MAX_RISE, max(_MIN_RISE, rise)))
+                self._settles = True  # requests that were taken before can still be late
+        else:
+            self._settles = False
+            if self._good and not self._late:
+                left = self.headroom
+                if lightly_used and self.fraction >= 1.0:
+                    left *= _LIGHT_USE_DECAY**steps
+                self.headroom = max(0.0, left - _HEADROOM_FALL * steps)
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self.closed else ""
+        return f"<RouteShare: {self.fraction:.3f} of the requests, {self.in_flight} in flight{closed}>"

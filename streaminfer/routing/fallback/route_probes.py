@@ -1,0 +1,75 @@
+"""Copies of requests that find out whether a route is still too slow."""
+
+import asyncio
+import functools
+
+from streaminfer._runtime.stopping import seconds_left
+from streaminfer.protocols import Clock
+from streaminfer.request import Request
+from streaminfer.routing.fallback._route_share_cy import IGNORED
+from streaminfer.routing.fallback.route_state import RouteState
+
+__all__ = ["RouteProbes"]
+
+_PATIENCE = 10  # a probe has so many times the time of its request
+
+
+class RouteProbes:
+    """Sends copies of requests to idle routes that predict only late responses.
+
+    What a route is thought to take is learned from its responses. A route that rejects everything gets no requests, and
+    would never learn that it is fast again.
+
+    Args:
+        idle_ns: how long a route must have had no requests.
+        clock: returns monotonic nanoseconds.
+    """
+
+    def __init__(self, idle_ns: int, clock: Clock) -> None:
+        self._idle_ns = idle_ns
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def consider(self, state: RouteState, request: Request, now_ns: int) -> None:
+        """Send a copy of a request that a route rejected, if the route is idle and the request can be sent twice."""
+        share = state.share
+        if (
+            not share.last
+            and share.in_flight == 0
+            and now_ns - share.idle_since_ns >= self._idle_ns
+            and request.stream_id is None
+            and state.is_idempotent
+        ):
+            self._send(state, request, now_ns)
+
+    def cancel(self) -> None:
+        """Cancel all probes."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def ended(self) -> None:
+        """Wait for the probes, until the time limit of the stop."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds_left())
+
+    def _send(self, state: RouteState, request: Request, now_ns: int) -> None:
+        left_ns = max((request.deadline_ns or now_ns) - now_ns, 1)
+        copy = request.replace(deadline_ns=now_ns + _PATIENCE * left_ns, store=False)
+        state.share.take()
+        state.probes += 1
+        task = asyncio.get_running_loop().create_task(_probe(state, copy, _PATIENCE * left_ns / 1e9))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._end, state))
+
+    def _end(self, state: RouteState, task: asyncio.Task[None]) -> None:
+        # not in the task: one that is cancelled before its first step runs none of its code
+        self._tasks.discard(task)
+        state.share.settle(IGNORED, 0, 0, self._clock())
+
+
+async def _probe(state: RouteState, request: Request, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await state.call(request)
+    except Exception:  # noqa: BLE001 - the route's own layers have recorded the failure
+        state.skipped["probe_failed"] += 1

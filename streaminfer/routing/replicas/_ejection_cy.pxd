@@ -1,0 +1,28 @@
+cimport cython
+from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CReplicaStats
+
+cdef int _ACTIVE, _PROBING, _EJECTED
+cdef double _DEFAULT_LATENCY_FACTOR
+cdef long long _NEVER, _MIN_SAMPLES, _GENERATIONS
+
+@cython.final
+cdef class OutlierEjection:
+    cdef long long replicas, ejected
+    cdef long long _consecutive_failures, _eject_ns, _max_eject_ns, _slow_start_ns
+    cdef double _latency_factor, _max_ejected
+    cdef list _slots
+
+    cdef void hold_out(self, CReplicaStats slot) noexcept
+    cdef void let_back(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void settle(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void succeeded(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void failed(self, CReplicaStats slot, long long now_ns) noexcept
+
+    @cython.locals(factor=double, known=cython.longlong, total_ns=double, other=CReplicaStats)
+    cdef bint took_too_long(self, CReplicaStats slot, double duration_ns) noexcept
+
+    @cython.locals(others=cython.longlong, slower=cython.longlong, other=CReplicaStats)
+    cdef bint _is_outlier(self, CReplicaStats slot) noexcept
+
+    @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
+    cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept

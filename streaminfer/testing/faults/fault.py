@@ -1,0 +1,156 @@
+"""Kinds of faults, and when each is injected."""
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import attrs
+
+from streaminfer._internal.validation import check_count, check_duration, check_number, expected
+
+__all__ = [
+    "Fault",
+    "delay",
+    "error",
+    "garbage",
+    "hang",
+    "kill",
+    "lognormal",
+    "partial",
+    "row_errors",
+    "slow_start",
+    "slowdown",
+    "wrong_shape",
+]
+
+_NORMAL = NormalDist()
+
+
+@attrs.frozen
+class Fault:
+    """One kind of fault and when it is injected; made by the functions of this module.
+
+    Attributes:
+        kind: the name in :attr:`FaultPlan.injected`.
+        rate: the share of calls that get it (of rows: ``row_errors``), 0 to 1.
+        value: the kind's setting: seconds or a distribution, an exception, a factor, a number of rows.
+        over_s: seconds over which it fades, from ``start_s`` on; infinite: it does not.
+        start_s: the first instant, seconds after the plan's start.
+        end_s: the instant at which it ends.
+        calls: the numbers of the calls that can get it, from 0; ``None``: any.
+    """
+
+    kind: str
+    rate: float = attrs.field()
+    value: Any = None
+    over_s: float = math.inf
+    start_s: float = 0.0
+    end_s: float = math.inf
+    calls: frozenset[int] | None = None
+
+    @rate.validator
+    def _check_rate(self, _: Any, value: object) -> None:
+        check_number("rate", value, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
+
+    def between(self, start_s: float, end_s: float) -> "Fault":
+        """Return the same fault for calls that start from ``start_s`` to before ``end_s``, of the plan's time."""
+        check_duration("start_s", start_s)
+        if check_duration("end_s", end_s) <= start_s:
+            raise ValueError(expected("end_s", "more seconds than start_s", end_s))
+        return attrs.evolve(self, start_s=float(start_s), end_s=float(end_s))
+
+    def on(self, *calls: int) -> "Fault":
+        """Return the same fault for the calls with these numbers; the plan's first is 0."""
+        return attrs.evolve(self, calls=frozenset(check_count("calls", number, at_least=0) for number in calls))
+
+
+def lognormal(median_s: float, sigma: float) -> Callable[[float], float]:
+    """Return a distribution for :func:`delay`.
+
+    Args:
+        median_s: half of the delays are shorter.
+        sigma: standard deviation of the logarithm; 1.0: one in a hundred takes ten times the median.
+
+    Returns:
+        A function of a number between 0 and 1 that returns seconds: the quantile function.
+    """
+    median = check_duration("median_s", median_s, positive=True)
+    spread = check_duration("sigma", sigma)
+    return lambda share: median * math.exp(spread * _NORMAL.inv_cdf(share))
+
+
+def delay(seconds: float | Callable[[float], float], *, rate: float = 1.0) -> Fault:
+    """Delay calls.
+
+    Args:
+        seconds: the delay, or a quantile function of it such as :func:`lognormal`.
+        rate: share of calls; a small one makes spikes.
+    """
+    if not callable(seconds):
+        check_duration("seconds", seconds)
+    return Fault("delay", rate, seconds)
+
+
+def slowdown(factor: float, *, rate: float = 1.0) -> Fault:
+    """Make calls take ``factor`` ≥ 1 times as long, injected delays included: a brown-out."""
+    return Fault("slowdown", rate, _factor(factor))
+
+
+def slow_start(factor: float, *, over_s: float) -> Fault:
+    """Make calls take ``factor`` times as long at first, falling linearly to 1 within ``over_s`` seconds."""
+    return Fault("slow_start", 1.0, _factor(factor), over_s=check_duration("over_s", over_s, positive=True))
+
+
+def error(what: BaseException | type[BaseException], *, rate: float = 1.0) -> Fault:
+    """Fail calls, after their delay and before the inner call.
+
+    Args:
+        what: the exception, of which each call gets a copy, or its class.
+        rate: share of calls.
+    """
+    return Fault("error", rate, _exception("what", what))
+
+
+def hang(*, rate: float = 1.0, for_s: float | None = None) -> Fault:
+    """Make calls wait until they are cancelled, or for so many seconds before they go on."""
+    return Fault("hang", rate, None if for_s is None else check_duration("for_s", for_s))
+
+
+def partial(missing: int = 1, *, rate: float = 1.0) -> Fault:
+    """Drop the last ``missing`` rows of a batch's results, or all if there are fewer."""
+    return Fault("partial", rate, check_count("missing", missing))
+
+
+def wrong_shape(*, rate: float = 1.0) -> Fault:
+    """Stack each array of a response twice on a new first axis."""
+    return Fault("wrong_shape", rate)
+
+
+def row_errors(what: BaseException | type[BaseException], *, rate: float) -> Fault:
+    """Replace rows of a batch's results by exceptions, each row with this rate, independently."""
+    return Fault("row_errors", rate, _exception("what", what))
+
+
+def garbage(*, rate: float = 1.0) -> Fault:
+    """Replace the contents of each array of a response by random bytes, of the same shape and dtype."""
+    return Fault("garbage", rate)
+
+
+def kill(*, after_s: float = 0.05, rate: float = 1.0) -> Fault:
+    """Kill the worker processes of a ``CpuBackend``, ``after_s`` after it got the batch.
+
+    A batch that completes earlier kills no process and is not counted. An idle process that is killed is replaced
+    without a failure, so ``after_s`` must lie within the batch's duration. Real time only.
+    """
+    return Fault("kill", rate, check_duration("after_s", after_s))
+
+
+def _exception(name: str, value: Any) -> Any:
+    if not (isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException))):
+        raise TypeError(expected(name, "an exception or a class of exceptions", value))
+    return value
+
+
+def _factor(value: object) -> float:
+    return check_number("factor", value, "a finite number ≥ 1", lambda it: 1.0 <= it < math.inf)

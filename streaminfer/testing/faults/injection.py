@@ -1,0 +1,168 @@
+"""Faults of one call, and killed worker processes."""
+
+import contextlib
+import copy
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streaminfer._internal.validation import expected
+from streaminfer.protocols import adapt
+from streaminfer.testing.faults.fault import Fault
+
+__all__ = ["BATCH_FAULTS", "InjectedFaults", "kill_workers", "process_workers"]
+
+BATCH_FAULTS = ("partial", "row_errors")
+"""Faults of a batch's rows, which a service does not have."""
+
+_CORRUPTIONS = (*BATCH_FAULTS, "wrong_shape", "garbage")
+
+
+class InjectedFaults:
+    """Faults of one call.
+
+    Args:
+        uniform: a number in (0, 1) for a fault's position in the plan and a counter, the same in each run.
+        count: adds to the plan's counters the faults that only the response decides.
+
+    Attributes:
+        kinds: the faults that are decided when the call starts.
+        delay_s: seconds to wait before the inner call.
+        hangs: the call then waits until it is cancelled.
+        error: the call then fails with it.
+        factor: the call takes so many times as long.
+        kill_s: seconds until worker processes are killed; ``None``: they are not.
+    """
+
+    def __init__(self, uniform: Callable[[int, int], float], count: Callable[[str, int], None]) -> None:
+        self.kinds: list[str] = []
+        self.delay_s = 0.0
+        self.hangs = False
+        self.error: BaseException | type[BaseException] | None = None
+        self.factor = 1.0
+        self.kill_s: float | None = None
+        self._uniform = uniform
+        self._count = count
+        self._corruptions: list[tuple[int, Fault]] = []
+
+    def add(self, position: int, fault: Fault, since_s: float) -> None:
+        """Add a fault of the plan, if its rate has it.
+
+        Args:
+            position: the fault's in the plan.
+            fault: the fault.
+            since_s: seconds since the plan's start.
+        """
+        kind = fault.kind
+        if kind != "row_errors" and self._uniform(position, 0) >= fault.rate:
+            return
+        if kind in _CORRUPTIONS:
+            self._corruptions.append((position, fault))
+            return
+        if kind == "kill":
+            self.kill_s = fault.value
+            return
+        if kind == "delay":
+            self.delay_s += fault.value(self._uniform(position, 1)) if callable(fault.value) else fault.value
+        elif kind == "hang" and fault.value is None:
+            self.hangs = True
+        elif kind == "hang":
+            self.delay_s += fault.value
+        elif kind == "error":
+            self.error = self.error or fault.value
+        else:
+            left = max(1.0 - (since_s - fault.start_s) / fault.over_s, 0.0)
+            if not left:
+                return
+            self.factor *= 1.0 + (fault.value - 1.0) * left
+        self.kinds.append(kind)
+
+    def raise_error(self) -> None:
+        """Raise the injected error, if there is one."""
+        if self.error is not None:
+            raise _own_exception(self.error)
+
+    def corrupt_results(self, results: Any) -> Any:
+        """Return the results of a batch with the faults of its rows."""
+        if not self._corruptions:
+            return results
+        results = list(results)
+        for position, fault in self._corruptions:
+            if fault.kind == "partial":
+                results = results[: max(len(results) - fault.value, 0)]
+                self._count("partial", 1)
+            elif fault.kind == "row_errors":
+                failed = [row for row in range(len(results)) if self._uniform(position, row) < fault.rate]
+                for row in failed:
+                    results[row] = _own_exception(fault.value)
+                self._count("row_errors", len(failed))
+            else:
+                results = [self._corrupt(position, fault, row, result) for row, result in enumerate(results)]
+                self._count(fault.kind, 1)
+        return results
+
+    def corrupt_outputs(self, outputs: Any) -> Any:
+        """Return the outputs of one request with the faults of its arrays."""
+        for position, fault in self._corruptions:
+            if fault.kind not in BATCH_FAULTS:
+                outputs = self._corrupt(position, fault, 0, outputs)
+                self._count(fault.kind, 1)
+        return outputs
+
+    def _corrupt(self, position: int, fault: Fault, row: int, outputs: Any) -> Any:
+        if isinstance(outputs, BaseException):
+            return outputs
+        if isinstance(outputs, Mapping):
+            return {name: self._corrupt(position, fault, row, value) for name, value in outputs.items()}
+        array = np.asarray(outputs)
+        if fault.kind == "wrong_shape":
+            return np.stack([array, array])
+        noise = np.random.default_rng(int(self._uniform(position, row + 1) * 2**48))
+        if array.dtype == np.bool_:
+            return noise.random(array.shape) < 0.5
+        if array.dtype.hasobject:
+            return np.full(array.shape, None)
+        return np.frombuffer(noise.bytes(array.nbytes), array.dtype).reshape(array.shape).copy()
+
+
+def kill_workers(backend: Any) -> int:
+    """Send SIGKILL to each running worker process of a ``CpuBackend``; return their number.
+
+    Raises:
+        TypeError: ``backend`` has no worker processes.
+    """
+    killed = 0
+    for worker in process_workers(backend):
+        process = worker._process
+        # the process may end between the two lines, and then its object is closed
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            if process is not None:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def process_workers(backend: Any) -> Sequence[Any]:
+    """Return the workers of a ``CpuBackend`` with processes.
+
+    Raises:
+        TypeError: the backend has no worker processes.
+    """
+    from streaminfer.backends.cpu.backend import CpuBackend  # noqa: PLC0415 - only where a fault kills workers
+    from streaminfer.backends.cpu.processes import ProcessWorker  # noqa: PLC0415 - the same
+
+    found = backend
+    while found is not None and not isinstance(found, CpuBackend):
+        found = adapt(found).children.get("inner")
+    workers: Sequence[Any] = () if found is None or found._threads is None else found._threads._workers
+    if not workers or not isinstance(workers[0], ProcessWorker):
+        raise TypeError(expected("inner", "a CpuBackend with executor='process', whose workers can be killed", backend))
+    return workers
+
+
+def _own_exception(error: BaseException | type[BaseException]) -> BaseException:
+    """Return an exception of its own for a call, because raising adds to its traceback."""
+    return error("injected") if isinstance(error, type) else copy.copy(error)

@@ -1,0 +1,329 @@
+"""Plan of faults, and the wrappers that inject them.
+
+Each call has a number. Whether it gets a fault is a function of the plan's seed, the fault's position in the plan, the
+call's number and its instant; there is no generator whose state depends on the order in which calls end or on the other
+faults. So the same seed gives the same faults, and an added fault changes none of the others.
+
+Order within one call: delays add up and are waited for; then the call hangs; then it fails; else the inner call runs,
+is slowed down, and its response is corrupted. All of it is decided, and counted, when the call starts, except what
+depends on the response: the faults of its rows, and killed processes.
+
+Time is the running event loop's, so virtual on a ``VirtualLoop``; around a sync function outside of a loop, the plan's
+``clock`` and ``sleep``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stopping import stop_all
+from streaminfer.batching.assembly.unbatch import split_rows
+from streaminfer.errors import BackendError
+from streaminfer.protocols import Backend, Capabilities, Clock, P, R, Service, Wrapper, adapt, is_backend, is_service
+from streaminfer.request import Batch, Request, Response
+from streaminfer.testing.faults.fault import Fault
+from streaminfer.testing.faults.injection import BATCH_FAULTS, InjectedFaults, kill_workers, process_workers
+
+__all__ = ["FaultPlan", "Faulty"]
+
+
+class FaultPlan:
+    """Faults by schedule and seed, with counters of what was injected.
+
+    Its time starts with the first call, or when the faulty service or backend starts. As a layer,
+    ``Stack(batcher, plan, backend)``, or by :func:`Faulty`, a plan can be around several services and backends: their
+    calls are numbered together.
+
+    Args:
+        *faults: made by the functions of this module.
+        seed: of all random choices.
+        clock: returns monotonic nanoseconds; ``None``: the running event loop's time, else ``time.monotonic``.
+        sleep: how a sync function waits, ``time.sleep`` unless a test says otherwise, such as ``FakeClock.advance``.
+
+    Raises:
+        TypeError, ValueError: a wrong argument.
+
+    Thread-safe.
+    """
+
+    def __init__(
+        self,
+        *faults: Fault,
+        seed: int = 0,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Any] = time.sleep,
+    ) -> None:
+        for each in faults:
+            check_instance("faults", each, lambda it: isinstance(it, Fault), "faults, such as delay(0.1)")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_instance("sleep", sleep, callable, "a function of seconds")
+        self.faults = faults
+        self.seed = check_count("seed", seed, at_least=0)
+        self.sleep = sleep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._injected: Counter[str] = Counter()
+        self._calls = 0
+        self._began_s: float | None = None
+
+    @property
+    def calls(self) -> int:
+        """Number of calls."""
+        return self._calls
+
+    @property
+    def injected(self) -> Mapping[str, int]:
+        """Calls with each kind of fault, or rows for ``row_errors``; 0 for other kinds."""
+        with self._lock:
+            return Counter(self._injected)
+
+    def restart(self) -> None:
+        """Start again: call 0, time 0, nothing injected. The same calls get the same faults."""
+        with self._lock:
+            self._injected.clear()
+            self._calls = 0
+            self._began_s = None
+
+    @overload
+    def wrap(self, inner: Service | Backend) -> Any: ...
+    @overload
+    def wrap(self, inner: Callable[P, R]) -> Callable[P, R]: ...
+    def wrap(self, inner: Any) -> Any:
+        """Return a faulty backend, service or function around one that it does not start or stop.
+
+        Raises:
+            TypeError: none of these, or a fault that cannot be injected into it.
+        """
+        return _wrap(inner, self, owns=False)
+
+    def now_s(self) -> float:
+        """Return the current instant of its clock, seconds."""
+        if self._clock is not None:
+            return self._clock() / 1e9
+        try:
+            return asyncio.get_running_loop().time()
+        except RuntimeError:
+            return time.monotonic()
+
+    def begin(self) -> None:
+        """Start its time, if it has not started."""
+        with self._lock:
+            if self._began_s is None:
+                self._began_s = self.now_s()
+
+    def draw(self) -> InjectedFaults:
+        """Return the faults of the next call."""
+        self.begin()
+        now_s = self.now_s()
+        with self._lock:
+            number = self._calls
+            self._calls += 1
+            since_s = now_s - (self._began_s or 0.0)
+            injected = InjectedFaults(lambda position, which: self._uniform(position, number, which), self.count)
+            for position, fault in enumerate(self.faults):
+                if fault.start_s <= since_s < fault.end_s and (fault.calls is None or number in fault.calls):
+                    injected.add(position, fault, since_s)
+            self._injected.update(injected.kinds)
+        return injected
+
+    def count(self, kind: str, times: int = 1) -> None:
+        """Count faults that only the response decides."""
+        with self._lock:
+            self._injected[kind] += times
+
+    def _uniform(self, position: int, number: int, which: int) -> float:
+        """Return a number in (0, 1), the same for the same seed and arguments."""
+        text = f"{self.seed}/{position}/{number}/{which}".encode()
+        return (int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") + 0.5) / 2**48
+
+    def __repr__(self) -> str:
+        return f"<FaultPlan: {len(self.faults)} faults, {self._calls} calls, injected {dict(self._injected)}>"
+
+
+def Faulty(inner: Any, plan: FaultPlan) -> Any:  # noqa: N802 - named like the wrappers that it makes
+    """Return a faulty backend, service or function that starts and stops the inner one.
+
+    Args:
+        inner: a backend (``infer``), a service (``call``) or a sync or async function; a list, a tuple or an array with
+            an axis that a function returns counts as the rows of a batch.
+        plan: a :class:`FaultPlan`.
+
+    Returns:
+        The same kind of object.
+
+    Raises:
+        TypeError: none of these, or a fault that cannot be injected into it: ``partial`` and ``row_errors`` need rows,
+            ``kill`` a ``CpuBackend`` with processes, and an endless hang something that can be cancelled.
+    """
+    check_instance("plan", plan, lambda it: isinstance(it, FaultPlan), "a FaultPlan")
+    return _wrap(inner, plan, owns=True)
+
+
+def _wrap(inner: Any, plan: FaultPlan, *, owns: bool) -> Any:
+    kinds = {fault.kind for fault in plan.faults}
+    if "kill" in kinds:
+        process_workers(inner)
+    if is_service(inner):
+        if kinds.intersection(BATCH_FAULTS):
+            raise TypeError(expected("faults", f"none of {', '.join(BATCH_FAULTS)} in front of a service", plan))
+        return _FaultyService(inner, plan, owns)
+    if is_backend(inner):
+        return _FaultyBackend(inner, plan, owns)
+    if not callable(inner) or isinstance(inner, type):
+        raise TypeError(expected("inner", "a backend, a service or a function", inner))
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__):
+        return _async_function(inner, plan)
+    if any(fault.kind == "hang" and fault.value is None for fault in plan.faults):
+        raise TypeError(
+            expected("faults", "hang(for_s=…) in front of a sync function, which cannot be cancelled", plan)
+        )
+    return _sync_function(inner, plan)
+
+
+class _FaultyLayer(Wrapper):
+    """Life cycle of a faulty service or backend."""
+
+    def __init__(self, inner: Any, plan: FaultPlan, owns: bool) -> None:
+        super().__init__(inner)
+        self.plan = plan
+        self._owns = owns
+
+    async def start(self) -> None:
+        """Start the inner service or backend if it is owned, and the plan's time."""
+        if self._owns:
+            await start_owned(self, self.inner)
+        self.plan.begin()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Stop the inner service or backend if it is owned."""
+        if self._owns:
+            await stop_all(self, [self.inner], drain=drain)
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Pass the clock of a `Stack` on."""
+        if self._owns:
+            adapt(self.inner).bind_clock(clock)
+
+    def __repr__(self) -> str:
+        return f"{self.plan!r} around {self.inner!r}"
+
+
+class _FaultyService(_FaultyLayer):
+    """Service that injects the faults of a plan into its calls."""
+
+    def capabilities(self) -> Capabilities:
+        """Return those of the inner service; the delays and hangs happen outside it, whatever it says of deadlines."""
+        return super().capabilities()._replace(enforces_deadline=False)
+
+    async def call(self, request: Request) -> Response:
+        """Return the inner response, with the faults of this call."""
+        plan = self.plan
+        started_s = plan.now_s()
+        injected = plan.draw()
+        await _run_before(injected)
+        response: Response = await self.inner.call(request)
+        await _wait(_extra_s(plan, injected, started_s))
+        outputs = injected.corrupt_outputs(response.outputs)
+        if outputs is response.outputs:
+            return response
+        return Response(outputs, response.degraded, response.source, response.timings)
+
+
+class _FaultyBackend(_FaultyLayer):
+    """Backend that injects the faults of a plan into its batches."""
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """Return the inner results, with the faults of this call."""
+        plan = self.plan
+        started_s = plan.now_s()
+        injected = plan.draw()
+        await _run_before(injected)
+        if injected.kill_s is None:
+            results = await self.inner.infer(batch)
+        else:
+            timer = asyncio.get_running_loop().call_later(injected.kill_s, self._kill)
+            try:
+                results = await self.inner.infer(batch)
+            finally:
+                timer.cancel()
+        await _wait(_extra_s(plan, injected, started_s))
+        if isinstance(results, (tuple, Mapping)):
+            results = _split_rows(results, len(batch), batch.size)
+        corrupted: Sequence[Any] = injected.corrupt_results(results)
+        return corrupted
+
+    def _kill(self) -> None:
+        if kill_workers(self.inner):
+            self.plan.count("kill")
+
+
+def _async_function(inner: Callable[..., Any], plan: FaultPlan) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    async def faulty(*args: Any, **kwargs: Any) -> Any:
+        started_s = plan.now_s()
+        injected = plan.draw()
+        await _run_before(injected)
+        result = await inner(*args, **kwargs)
+        await _wait(_extra_s(plan, injected, started_s))
+        return _corrupt_result(injected, result)
+
+    return faulty
+
+
+def _sync_function(inner: Callable[..., Any], plan: FaultPlan) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        started_s = plan.now_s()
+        injected = plan.draw()
+        if injected.delay_s:
+            plan.sleep(injected.delay_s)
+        injected.raise_error()
+        result = inner(*args, **kwargs)
+        if extra_s := _extra_s(plan, injected, started_s):
+            plan.sleep(extra_s)
+        return _corrupt_result(injected, result)
+
+    return faulty
+
+
+async def _run_before(injected: InjectedFaults) -> None:
+    """Wait, hang or fail, as injected, before the inner call."""
+    await _wait(injected.delay_s)
+    if injected.hangs:
+        await asyncio.Event().wait()
+    injected.raise_error()
+
+
+def _extra_s(plan: FaultPlan, injected: InjectedFaults, started_s: float) -> float:
+    """Return the seconds by which a slowdown delays a response that is ready."""
+    return (plan.now_s() - started_s) * (injected.factor - 1.0) if injected.factor > 1.0 else 0.0
+
+
+async def _wait(seconds: float) -> None:
+    if seconds > 0.0:
+        await asyncio.sleep(seconds)
+
+
+def _split_rows(outputs: Any, count: int, padded: int) -> Any:
+    """Split outputs into results; return them unchanged if they cannot be split, which the batcher reports."""
+    rows = split_rows(outputs, count, "", padded)
+    return outputs if isinstance(rows, BackendError) else rows
+
+
+def _corrupt_result(injected: InjectedFaults, result: Any) -> Any:
+    if isinstance(result, tuple) and result and isinstance(result[0], np.ndarray) and result[0].ndim:
+        result = _split_rows(result, len(result[0]), 0)  # outputs of a batch function
+    has_rows = isinstance(result, (list, tuple)) or (isinstance(result, np.ndarray) and result.ndim > 0)
+    return injected.corrupt_results(result) if has_rows else injected.corrupt_outputs(result)

@@ -1,0 +1,127 @@
+"""A clock, an event loop and a runner in which time passes only when a test lets it."""
+
+import asyncio
+import math
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from streaminfer._internal.validation import check_duration
+
+__all__ = ["FakeClock", "VirtualLoop", "run"]
+
+T = TypeVar("T")
+
+
+class FakeClock:
+    """Clock that moves only when told to; pass it as ``clock=``.
+
+    Args:
+        now_ns: the first instant, monotonic nanoseconds.
+    """
+
+    def __init__(self, now_ns: int = 0) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        """Return the current instant, nanoseconds."""
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward.
+
+        Args:
+            seconds: ≥ 0.
+        """
+        self.now_ns += round(check_duration("seconds", seconds) * 1e9)
+
+    def __repr__(self) -> str:
+        return f"FakeClock({self.now_ns})"
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Event loop whose time is an integer that jumps to the next timer when no callback is ready.
+
+    If nothing can ever happen again, the run ends with ``RuntimeError`` instead of hanging, so that a lost wake-up
+    fails a test at once. A thread or process takes real time, so ``run_in_executor`` raises.
+
+    Args:
+        now_ns: the first instant, nanoseconds.
+    """
+
+    is_virtual = True
+    """Tells a start to do on this loop what it does in a thread elsewhere, so that a run repeats."""
+
+    def __init__(self, now_ns: int = 0) -> None:
+        self.now_ns = now_ns
+        super().__init__(_NoWaiting(self))
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        """Return the virtual time in seconds."""
+        return self.now_ns / 1e9
+
+    def clock(self) -> int:
+        """Return the virtual time in nanoseconds; pass it as ``clock=``."""
+        return self.now_ns
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override] # noqa: ARG002
+        """Raise: a thread takes real time.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            "a VirtualLoop has no executors: a thread or process takes real time, which does not pass here"
+        )
+
+
+class _NoWaiting(selectors.SelectSelector):
+    """Moves the loop's time forward instead of waiting."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("nothing will ever happen on this virtual loop again: a task waits for a lost wake-up")
+        if timeout > 0 or not self._loop._ready:  # type: ignore[attr-defined]
+            # a timer due "now" may lie a rounding error ahead: years of seconds have no nanoseconds in a float
+            self._loop.now_ns += max(1, math.ceil(timeout * 1e9 - 1e-3))
+        return []
+
+
+def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, now_ns: int = 0) -> T:
+    """Run ``main(loop)`` in virtual time, cancel its remaining tasks and close the loop.
+
+    Args:
+        main: returns the coroutine; ``loop.clock`` is the clock for the objects under test.
+        now_ns: the first instant.
+
+    Returns:
+        The coroutine's result.
+
+    Raises:
+        RuntimeError: an event loop already runs in this thread.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "testing.run makes an event loop of its own, and one runs in this thread already: call it from a "
+            "synchronous function, or in a thread (await asyncio.to_thread(run, main))"
+        )
+    loop = VirtualLoop(now_ns)
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main(loop))
+    finally:
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()

@@ -1,0 +1,90 @@
+"""`RequestOutcomes`: each request completes once, with its error, and is counted by it."""
+
+import pytest
+
+import streaminfer as si
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.batching.queue.request_outcomes import RequestOutcomes
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Future:
+    def __init__(self, cancelled=False):
+        self.cancelled = cancelled
+        self.error = None
+
+    def done(self):
+        return self.cancelled or self.error is not None
+
+    def set_exception(self, error):
+        self.error = error
+
+
+@pytest.fixture
+def queue():
+    return RequestQueue(8)
+
+
+@pytest.fixture
+def outcomes(queue):
+    return RequestOutcomes(queue, "faces")
+
+
+def admit(queue, future, deadline_ns=NEVER):
+    return queue.admit(None, 1.0, future, 0, deadline_ns, 0)
+
+
+COMPLETIONS = {
+    "failed": (lambda outcomes, ticket: outcomes.fail([ticket], ValueError("x")), "failed", si.BackendError),
+    "rejected": (lambda outcomes, ticket: outcomes.reject([ticket], "late: no", 0), "rejected", si.DeadlineExceeded),
+    "closed": (lambda outcomes, ticket: outcomes.close([ticket]), "closed", si.Closed),
+    "shed": (lambda outcomes, ticket: outcomes.shed(ticket, 0, "full", 0.1), "overloaded", si.Overloaded),
+    "expired": (lambda outcomes, _: outcomes.expire(10), "deadline_exceeded", si.DeadlineExceeded),
+}
+variants = pytest.mark.parametrize(("complete", "counter", "kind"), COMPLETIONS.values(), ids=list(COMPLETIONS))
+
+
+@variants
+def test_a_request_completes_with_its_error(queue, outcomes, complete, counter, kind):
+    """The caller gets the error of its outcome, and the outcome is counted once."""
+    future = Future()
+    ticket = admit(queue, future, 10)
+
+    complete(outcomes, ticket)
+
+    assert isinstance(future.error, kind)
+    assert getattr(outcomes, counter) == 1
+    assert ticket.state == "done"
+
+
+@pytest.mark.parametrize("name", ["failed", "expired", "closed"])
+def test_a_cancelled_request_is_counted_as_such(queue, outcomes, name):
+    """A future that its caller cancelled is not settled a second time."""
+    complete, counter, _ = COMPLETIONS[name]
+    future = Future(cancelled=True)
+    ticket = admit(queue, future, 10)
+
+    complete(outcomes, ticket)
+
+    assert future.error is None
+    assert (outcomes.cancelled, getattr(outcomes, counter)) == (1, 0)
+
+
+def test_expire_returns_the_batches_of_running_requests(queue, outcomes):
+    """The batch of a running request is returned, so that it can be cancelled."""
+    batch = queue.take([admit(queue, Future(), 10)], 0, "full")
+    admit(queue, Future(), 10)
+
+    assert outcomes.expire(10) == [batch]
+
+
+def test_forget_settles_no_future(queue, outcomes):
+    """The futures of a closed event loop are left alone."""
+    future = Future()
+    ticket = admit(queue, future)
+
+    outcomes.forget([ticket])
+
+    assert (ticket.state, future.error, outcomes.closed) == ("done", None, 1)

@@ -1,0 +1,113 @@
+"""BatchMeans: what is absorbed and what is not, compiled and as plain Python."""
+
+import numpy as np
+import pytest
+
+from streaminfer.batching.queue import _ticket_cy
+from streaminfer.batching.service_time import _batch_means_cy
+from streaminfer.batching.service_time.latency_model import size_steps
+
+pytestmark = pytest.mark.uncompiled
+
+WORK_NS = 1000
+EXPECTED_NS = 100
+
+
+@pytest.fixture(params=["as built", "plain"])
+def twin(request, plain):
+    """The modules of the means and of the runs."""
+    if request.param == "plain":
+        return plain("batching.service_time._batch_means_cy"), plain("batching.queue._ticket_cy")
+    return _batch_means_cy, _ticket_cy
+
+
+@pytest.fixture
+def means(twin):
+    made = twin[0].BatchMeans(WORK_NS)
+    made.expect(np.full(9, EXPECTED_NS), size_steps(8))
+    return made
+
+
+def ran(ticket_cy, size, *, turn_ns=0, behind_ns=0, abandoned=False):
+    run = ticket_cy.Run()
+    run.tickets.extend([None] * size)
+    run.turn_ns, run.behind_ns, run.abandoned = turn_ns, behind_ns, abandoned
+    return run
+
+
+def test_a_closed_step_absorbs_nothing(means):
+    """A size is absorbed from the first batch on that opened its step."""
+    assert not means.absorb(2, 100)
+
+    assert means.absorb(2, 100, opens=True)
+    assert means.absorb(2, 100)
+    assert not means.absorb(3, 100)
+
+
+def test_sizes_of_one_step_share_a_mean(means):
+    """Sizes 7 and 8 stand for each other, 5 does not."""
+    means.absorb(8, 100, opens=True)
+
+    assert means.absorb(7, 200)
+    assert not means.absorb(5, 100)
+    assert means.mean_ns(8, 600) == 300
+    assert means.mean_ns(5, 600) == 600
+
+
+def test_the_batch_that_completes_the_work_is_not_absorbed(means):
+    """It is not counted either, however often it is offered; a shorter one still is."""
+    means.absorb(2, 400, opens=True)
+    means.absorb(3, 400, opens=True)
+
+    assert not means.absorb(2, 200)
+    assert not means.absorb(2, 200, opens=True)
+    assert means.absorb(2, 199)
+    assert means.mean_ns(2, 1) == 200
+
+
+def test_a_batch_counts_as_work_for_what_was_expected(means):
+    """Ten batches that were expected to take a tenth each are a mean, however short they are."""
+    absorbed = [means.absorb(2, 1, opens=True) for _ in range(10)]
+
+    assert absorbed == [True] * 9 + [False]
+
+
+@pytest.mark.parametrize("size", [-1, 9], ids=["negative", "beyond-the-tables"])
+def test_a_size_without_an_expectation_is_not_absorbed(means, size):
+    """Nor is one that the tables do not have part of a mean."""
+    assert not means.absorb(size, 1, opens=True)
+    assert means.mean_ns(size, 7) == 7
+
+
+def test_nothing_is_absorbed_before_anything_is_expected(twin):
+    """Without tables there is only size 0, which no batch has."""
+    assert not twin[0].BatchMeans(WORK_NS).absorb(1, 1, opens=True)
+
+
+def test_clear_closes_all_steps(means):
+    """After a clear all of the work is ahead again, and earlier batches are in no mean."""
+    means.absorb(2, 900, opens=True)
+
+    means.clear()
+
+    assert not means.absorb(2, 1)
+    assert means.mean_ns(2, 5) == 5
+    assert means.absorb(2, 900, opens=True)
+
+
+def test_a_run_counts_from_its_turn(means, twin):
+    """A run is absorbed as a batch of its tickets that took from its turn to its end."""
+    means.absorb(2, 100, opens=True)
+
+    assert means.absorb_run(ran(twin[1], 2, turn_ns=1000), 1300)
+    assert means.mean_ns(2, 200) == 200
+
+
+@pytest.mark.parametrize(
+    "how", [{"behind_ns": 5}, {"behind_ns": -1}, {"abandoned": True}], ids=["ahead", "unknown", "abandoned"]
+)
+def test_other_runs_are_not_absorbed(means, twin, how):
+    """A batch that was sent ahead or cancelled is no batch that went by itself."""
+    means.absorb(2, 100, opens=True)
+
+    assert not means.absorb_run(ran(twin[1], 2, **how), 100)

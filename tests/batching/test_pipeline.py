@@ -1,0 +1,79 @@
+"""`Pipeline`: the one batch that was sent before a worker was free, and when it counts as running."""
+
+import pytest
+
+from streaminfer.batching.pipeline import Pipeline
+from streaminfer.batching.queue._ticket_cy import UNKNOWN, Run
+
+pytestmark = pytest.mark.uncompiled
+
+
+def batch_of(started_ns):
+    batch = Run()
+    batch.turn_ns = started_ns
+    return batch
+
+
+def test_a_pipeline_without_a_policy_is_closed():
+    """No batch is sent early where the policy or the model has no part in it."""
+    assert not Pipeline().is_open
+
+
+def test_a_pipeline_takes_one_batch():
+    """A second batch is not sent early before the first one has started."""
+    pipeline = Pipeline()
+    pipeline.choose = lambda *_: None
+    assert pipeline.is_open
+
+    pipeline.take(batch_of(0))
+
+    assert not pipeline.is_open
+    assert pipeline.sent == 1
+
+
+def test_started_leaves_the_early_batch_out():
+    """A batch that waits at the model is not among those that run."""
+    pipeline = Pipeline()
+    running, early = batch_of(5), batch_of(9)
+    pipeline.take(early)
+
+    assert pipeline.started([running, early]) == [(5, 0)]
+
+
+def test_start_sets_the_effective_start():
+    """The policy says from when on an early batch counts as running."""
+    pipeline = Pipeline()
+    pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
+    early = batch_of(0)
+
+    pipeline.start(early, 100, is_known=True)
+
+    assert (early.turn_ns, early.behind_ns) == (97, 100)
+
+
+def test_start_behind_a_failed_batch_teaches_nothing():
+    """Behind a batch that failed it is unknown when the model is free."""
+    pipeline = Pipeline()
+    pipeline.effective_start_ns = lambda sent_ns, ended_ns: ended_ns - 3
+    learned = []
+    pipeline.learn = lambda *batch: learned.append(batch)
+    early = batch_of(0)
+
+    pipeline.start(early, 100, is_known=False)
+
+    assert (early.turn_ns, early.behind_ns) == (100, UNKNOWN)
+    assert not pipeline.observe(early, 200, 0)
+    assert learned == []
+
+
+def test_observe_tells_what_an_early_batch_took():
+    """The policy learns from the end of the batch before to the end of this one."""
+    pipeline = Pipeline()
+    learned = []
+    pipeline.learn = lambda *batch: learned.append(batch)
+    early = batch_of(0)
+    pipeline.start(early, 100, is_known=True)
+    early.behind_ns = 100
+
+    assert pipeline.observe(early, 250, 2)
+    assert learned == [(0, 150, 250, 100, 2)]

@@ -1,0 +1,69 @@
+"""A replica's handle without the set of replicas that owns it."""
+
+import asyncio
+
+from streaminfer.request import Request, Response
+from streaminfer.routing import Replica
+from streaminfer.routing.replicas._p2c_cy import SUCCESS, P2CBalancer
+from streaminfer.routing.replicas.replica import ReplicaHandle
+from streaminfer.testing import run
+
+S = 10**9
+
+
+class Echo:
+    name = "echo"
+
+    async def call(self, request):
+        return Response(request.inputs)
+
+
+def make():
+    balancer = P2CBalancer(2, 10 * S, 5, 3.0, S, 30 * S, 0.5, 0, 1)
+    drained = []
+    handle = ReplicaHandle(Replica("a", Echo()), balancer, lambda: 0, drained.append)
+    handle.slot = balancer.add(1.0, 1.0, 0, 1, False, 0)
+    return handle, balancer, drained
+
+
+def test_a_removed_replica_keeps_its_slot_until_drained():
+    handle, balancer, drained = make()
+    token = balancer.choose(-1, 0)
+
+    handle.remove()
+    handle.check_drained()
+    assert (drained, handle.is_removed, handle.is_draining) == ([], True, True)
+
+    balancer.done(token, SUCCESS, 1, 1)
+    handle.check_drained()
+    handle.check_drained()
+
+    assert (drained, handle.is_removed, handle.is_draining) == ([handle], False, False)
+    assert balancer.add(1.0, 1.0, 0, 2, False, 0) == handle.slot
+
+
+def test_drained_waits_for_the_last_request():
+    handle, balancer, drained = make()
+
+    async def main(loop):
+        token = balancer.choose(-1, 0)
+        waiting = asyncio.ensure_future(handle.drained())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert handle.is_draining
+        balancer.done(token, SUCCESS, 1, 1)
+        handle.check_drained()
+        await waiting
+
+    run(main)
+
+    assert drained == []
+
+
+def test_a_request_ends_at_its_deadline():
+    handle, _, _ = make()
+
+    async def main(loop):
+        return (await handle.call(Request(3, deadline_ns=10))).outputs
+
+    assert run(main) == 3

@@ -1,0 +1,157 @@
+"""Nodes, wrappers, their capabilities, and users' objects that are adapted."""
+
+from unittest.mock import MagicMock
+
+import pytest
+
+import streaminfer as si
+from streaminfer import testing
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Node, Wrapper, adapt, name_of
+
+
+class Foreign:
+    """A wrapper of a user, that knows of nothing but what it is given."""
+
+    def __init__(self, inner=None, **own):
+        self.inner = inner
+        self.__dict__.update(own)
+
+
+class Model(Node):
+    def capabilities(self):
+        return Capabilities(max_batch_size=8, batch_axes={"x": 1}, enforces_deadline=True)
+
+
+def run(coroutine):
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+def test_capabilities_are_frozen():
+    with pytest.raises(AttributeError):
+        Capabilities().max_batch_size = 3
+
+
+def test_a_node_is_itself():
+    model = Model()
+    assert adapt(model) is model
+
+
+def test_a_node_offers_nothing_by_itself():
+    node = Node()
+    assert node.capabilities() == Capabilities()
+    assert (node.children, node.statistics(), node.starts, node.stops) == ({}, None, False, False)
+    run(node.start())
+    run(node.stop(drain=False))
+
+
+def test_a_wrapper_offers_what_it_wraps():
+    assert Wrapper(Model()).capabilities() == Model().capabilities()
+    assert Wrapper(Foreign(Model())).capabilities() == Model().capabilities()
+
+
+def test_a_wrapper_has_the_name_of_what_it_wraps():
+    assert Wrapper(Wrapper(Foreign(name="faces"))).name == "faces"
+    assert Wrapper(Model()).name == "Model"
+    assert name_of(run) == "run"
+
+
+class TestAdapt:
+    def test_reads_each_name(self):
+        names = set(Capabilities._fields) - {"slo"}
+        said = {name: object() for name in names}
+        offered = adapt(Foreign(**said)).capabilities()
+        assert {name: getattr(offered, name) for name in names} == said
+
+    def test_the_nearest_says_it(self):
+        offered = adapt(Foreign(Foreign(Model(), max_batch_size=4), batch_axes={"y": 0})).capabilities()
+        assert (offered.max_batch_size, offered.batch_axes, offered.enforces_deadline) == (4, {"y": 0}, True)
+
+    def test_none_says_nothing(self):
+        assert adapt(Foreign(Model(), max_batch_size=None)).capabilities().max_batch_size == 8
+
+    def test_false_is_said(self):
+        assert adapt(Foreign(Model(), enforces_deadline=False)).capabilities().enforces_deadline is False
+
+    def test_objective_in_seconds_is_fixed(self):
+        assert adapt(Foreign(Foreign(slo_s=0.1))).capabilities().slo.slo_ns == 100_000_000
+
+    def test_objective_in_nanoseconds_is_read_each_time(self):
+        service = Foreign(Foreign(slo_s=0.1), slo_ns=None, slo_s=0.2)
+        slo = adapt(service).capabilities().slo
+        assert slo.slo_ns is None
+        service.slo_ns = 5
+        assert slo.slo_ns == 5
+
+    def test_starts_stops_and_binds_the_clock(self):
+        calls = []
+
+        class Service:
+            async def start(self):
+                calls.append("start")
+
+            async def stop(self, *, drain):
+                calls.append(f"stop {drain}")
+
+            def bind_clock(self, clock):
+                calls.append(clock)
+
+            def statistics(self):
+                return "counted"
+
+        node = adapt(Service())
+        assert (node.starts, node.stops, node.statistics()) == (True, True, "counted")
+        run(node.start())
+        run(node.stop(drain=False))
+        node.bind_clock("clock")
+        assert calls == ["start", "stop False", "clock"]
+
+    def test_lacks_what_the_object_lacks(self):
+        node = adapt(object())
+        assert (node.starts, node.stops, node.statistics(), node.name, node.children) == (False, False, None, "", {})
+        assert node.capabilities() == Capabilities()
+        run(node.start())
+        run(node.stop())
+        node.bind_clock(lambda: 0)
+
+    def test_a_mock_has_no_inner_one(self):
+        mock = MagicMock()
+        assert adapt(mock).capabilities().max_batch_size is mock.max_batch_size
+        assert adapt(mock).children == {}
+
+
+def test_the_clock_reaches_children():
+    clocks = []
+
+    class Bound(Node):
+        def bind_clock(self, clock):
+            clocks.append((self, clock))
+
+    layer, inner = Bound(), Bound()
+    Wrapper(inner, layer).bind_clock("clock")
+    assert clocks == [(layer, "clock"), (inner, "clock")]
+
+
+def test_reasons_are_words():
+    assert f"{AdmissionReason.QUEUE_FULL}" == "queue_full"
+    assert {AdmissionReason.CLOSED: 1} == {"closed": 1}
+    assert Admission(False, AdmissionReason.LIMIT).reason == "limit"
+
+
+def test_kernels_are_loaded_inside_routers():
+    """They are loaded before the heap is frozen, which the start of the outermost stack does."""
+    loaded = []
+
+    class Planner(Node):
+        async def call(self, request):
+            return si.Response(request.inputs)
+
+        async def load_kernels(self):
+            loaded.append(self)
+
+    async def main(loop):
+        planner = Planner()
+        async with si.Stack(si.FallbackRouter(si.Route("only", si.Stack(si.Telemetry(), planner)))):
+            assert loaded[0] is planner
+
+    testing.run(main)

@@ -1,0 +1,235 @@
+"""Layers that act before and after each request: their order, exactly one exit for each enter, and no coroutine."""
+
+import asyncio
+import contextlib
+import inspect
+import sys
+
+import pytest
+
+import streaminfer as si
+from streaminfer.request import Response
+from streaminfer.sync_layer import SyncLayer, SyncService
+from streaminfer.testing import FakeClock, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Signature(SyncLayer):
+    """All that a layer of one's own needs: here it signs each response."""
+
+    def exit(self, request, token, outcome, now_ns):
+        if isinstance(outcome, Response):
+            return Response((outcome.outputs, "signed"), outcome.degraded, outcome.source, outcome.timings)
+        return None
+
+
+class Recorded(SyncLayer):
+    """Writes down what it is told; ``fails`` names the method that raises."""
+
+    def __init__(self, name, log, fails=""):
+        self.name, self.log, self.fails = name, log, fails
+
+    def enter(self, request, now_ns):
+        self.log.append(f"{self.name} in")
+        if self.fails == "enter":
+            raise KeyError(self.name)
+        return self.name
+
+    def exit(self, request, token, outcome, now_ns):
+        assert token == self.name
+        said = type(outcome).__name__ if isinstance(outcome, BaseException) else "ok"
+        self.log.append(f"{self.name} out: {said}")
+        if self.fails == "exit":
+            raise ValueError(self.name)
+
+
+class Model:
+    """Answers at once, fails, or never answers."""
+
+    enforces_deadline = True
+
+    def __init__(self, behavior=None):
+        self.behavior = behavior
+
+    async def call(self, request):
+        if self.behavior == "hangs":
+            await asyncio.get_running_loop().create_future()
+        if self.behavior == "fails":
+            raise OSError("the model's")
+        return Response(request.inputs)
+
+
+def serve(log, last, *, fails=None, timeout_s=None, cancel=False, batched=False):
+    """The outcome of one request through three recorded layers: its outputs, or its error."""
+
+    async def main(loop):
+        layers = [Recorded(name, log, (fails or {}).get(name, "")) for name in "abc"]
+        behind = [si.AdaptiveBatcher(max_batch_size=1, policy="greedy")] if batched else []
+        async with si.Stack(*layers, *behind, last, clock=loop.clock) as stack:
+            call = asyncio.ensure_future(stack(1.0, timeout_s=timeout_s))
+            if cancel:
+                await asyncio.sleep(0.01)
+                call.cancel()
+            return (await asyncio.gather(call, return_exceptions=True))[0]
+
+    return run(main)
+
+
+IN = ["a in", "b in", "c in"]
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        ({"last": Model()}, "ok"),
+        ({"last": Model("fails")}, "OSError"),
+        ({"last": Model("hangs"), "cancel": True}, "CancelledError"),
+        ({"last": ScriptedBackend(), "batched": True}, "ok"),
+        ({"last": ScriptedBackend(OSError("x")), "batched": True}, "BackendError"),
+        ({"last": ScriptedBackend(duration_s=1.0), "batched": True, "timeout_s": 0.1}, "DeadlineExceeded"),
+        ({"last": ScriptedBackend(duration_s=1.0), "batched": True, "cancel": True}, "CancelledError"),
+    ],
+    ids=["ok", "error", "cancelled", "batched", "batch fails", "deadline", "cancelled in a batch"],
+)
+def test_each_layer_exits_once_in_reverse_order(given, outcome):
+    log = []
+    ended = serve(log, **given)
+    assert (type(ended).__name__ if isinstance(ended, BaseException) else "ok") == outcome
+    assert log == [*IN, f"c out: {outcome}", f"b out: {outcome}", f"a out: {outcome}"]
+
+
+def test_a_layer_that_rejects_on_entry_is_not_exited():
+    log = []
+    assert isinstance(serve(log, Model(), fails={"c": "enter"}), KeyError)
+    assert log == [*IN, "b out: KeyError", "a out: KeyError"]
+
+
+@pytest.mark.parametrize("behavior", [None, "fails"], ids=["ok", "error"])
+def test_an_exit_that_raises_is_the_outcome_of_the_layers_around(behavior):
+    log = []
+    assert isinstance(serve(log, Model(behavior), fails={"b": "exit"}), ValueError)
+    assert log[3:] == ["c out: OSError" if behavior else "c out: ok", log[4], "a out: ValueError"]
+
+
+def test_a_layer_can_replace_an_error_by_a_response():
+    class Default(SyncLayer):
+        def exit(self, request, token, outcome, now_ns):
+            return Response("default", True) if isinstance(outcome, Exception) else None
+
+    class Closed(SyncLayer):
+        def enter(self, request, now_ns):
+            raise si.errors.Closed("always")
+
+    async def main(loop):
+        replies = []
+        for layers in ([Default(), Model("fails")], [Default(), Closed(), Model()]):
+            async with si.Stack(*layers, clock=loop.clock) as stack:
+                replies += [await stack(1.0), (await stack.call(si.Request(1.0))).degraded]
+        replies.append((await Default().wrap(Model("fails")).call(si.Request(1.0))).outputs)
+        return replies
+
+    assert run(main) == ["default", True, "default", True, "default"]
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a stack"])
+def test_a_layer_of_ones_own_changes_the_response(alone):
+    async def main(loop):
+        if alone:
+            return (await Signature().wrap(Model()).call(si.Request(1.0))).outputs
+        async with si.Stack(Signature(), Model(), clock=loop.clock) as stack:
+            assert (await stack.call(si.Request(2.0))).outputs == (2.0, "signed")
+            return await stack(1.0)
+
+    assert run(main) == (1.0, "signed")
+    with pytest.raises(TypeError, match="inner: expected a service"):
+        Signature().wrap(ScriptedBackend())
+
+
+def test_only_layers_that_see_invalid_requests_are_entered_before_the_check():
+    class Checks(Model):
+        def validate(self, request):
+            raise si.InvalidInput("inputs: bad")
+
+    async def main(loop):
+        telemetry, log = si.Telemetry("faces"), []
+        async with si.Stack(telemetry, Recorded("a", log), Checks(), clock=loop.clock) as stack:
+            with pytest.raises(si.InvalidInput):
+                await stack(1.0)
+        return dict(telemetry.statistics().outcomes), log
+
+    assert run(main) == ({"InvalidInput": 1}, [])
+
+
+def test_a_layer_with_a_clock_of_its_own_reads_that():
+    clock, seen = FakeClock(), []
+
+    class Reads(SyncLayer):
+        def bind_clock(self, _):
+            self.clock = clock
+
+        def enter(self, request, now_ns):
+            seen.append(now_ns)
+
+        def exit(self, request, token, outcome, now_ns):
+            seen.append(now_ns)
+
+    async def main(loop):
+        clock.advance(7.0)
+        async with si.Stack(Reads(), Model(), clock=loop.clock) as stack:
+            await stack(1.0)
+
+    run(main)
+    assert seen == [clock(), clock()]
+
+
+def test_the_stack_joins_what_awaits_nothing():
+    """A limit with a queue awaits its permits, so it is no such layer."""
+    model = Model()
+    for layer in (si.Telemetry(), si.ConcurrencyLimit(), si.CircuitBreaker(), si.RateLimit(1.0), Signature()):
+        assert isinstance(layer.wrap(model), SyncService), layer
+    assert not isinstance(si.ConcurrencyLimit(max_wait_s=1.0).wrap(model), SyncService)
+
+
+@contextlib.contextmanager
+def counted_frames(names):
+    """Collect the coroutines that are entered meanwhile, by their qualified names."""
+    frames = {}
+
+    def on_call(frame, event, _):
+        if event == "call" and frame.f_code.co_flags & inspect.CO_COROUTINE:
+            frames[id(frame)] = frame
+
+    sys.setprofile(on_call)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        names += [frame.f_code.co_qualname for frame in frames.values()]
+
+
+def frames_of(*layers):
+    """The coroutines of one request alone, without those of the test."""
+    names = []
+
+    async def main(loop):
+        async with si.Stack(*layers, clock=loop.clock) as stack:
+            await stack(1.0)
+            with counted_frames(names):
+                await stack(2.0)
+
+    run(main)
+    return [name for name in names if "<locals>" not in name]
+
+
+def test_joined_layers_cost_no_coroutine():
+    """A request takes one coroutine however many layers that await nothing are in front of the batcher."""
+
+    def many():
+        return si.Telemetry(), si.RateLimit(100.0), si.ConcurrencyLimit(), Signature(), si.CircuitBreaker()
+
+    def batched():
+        return si.AdaptiveBatcher(max_batch_size=1, policy="greedy"), ScriptedBackend()
+
+    assert frames_of(*many(), *batched()) == frames_of(*batched())
+    assert frames_of(*many(), Model()) == ["Stack.__call__", "Model.call"]
