@@ -20,7 +20,7 @@ _FIELDS = ("stored_ns", "ttl_s", "stale_s", "tags", "subject", "data_class", "va
 
 
 class NotHeld(Exception):  # noqa: N818 - never leaves a tier
-    """A value that cannot be serialised."""
+    """A value that cannot be encoded."""
 
 
 class Records:
