@@ -114,7 +114,7 @@ def test_a_stack_of_every_layer_before_and_after_its_life():
 
     after = asyncio.run(main())
     assert after["layers"]["Telemetry"]["latency"]["count"] == 1
-    assert after["layers"]["FallbackRouter"]["routes"][0]["answered"] == 1
+    assert after["layers"]["FallbackRouter"]["routes"][0]["succeeded"] == 1
     assert after["start"]["seconds"] > 0
 
 

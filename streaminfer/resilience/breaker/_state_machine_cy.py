@@ -77,8 +77,6 @@ _SERIAL_BITS = 20
 class BreakerMachine:
     """Closed, open or half open.
 
-    The arguments are not checked; ``CircuitBreaker`` does that.
-
     Args:
         failure_rate: share of failures at which it trips, above 0 and at most 1.
         slow_rate: share of slow calls at which it trips, above 0 and at most 1.

@@ -111,14 +111,8 @@ class Replicas(Node):
         in_a_row = 0 if consecutive_failures is None else check_count("consecutive_failures", consecutive_failures)
         eject_ns = duration_ns("eject_s", eject_s)
         slow_start_ns = duration_ns("slow_start_s", slow_start_s, positive=False)
-        ejection = OutlierEjection(
-            min(in_a_row, 2**31),
-            factor,
-            eject_ns,
-            max(duration_ns("max_eject_s", max_eject_s), eject_ns),
-            share,
-            slow_start_ns,
-        )
+        max_eject_ns = max(duration_ns("max_eject_s", max_eject_s), eject_ns)
+        ejection = OutlierEjection(min(in_a_row, 2**31), factor, eject_ns, max_eject_ns, share, slow_start_ns)
         self._balancer = P2CBalancer(
             check_count("choices", choices, at_most=_SLOT),
             duration_ns("decay_s", decay_s),
