@@ -172,7 +172,7 @@ def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: 
     priorities = np.zeros(n, np.int64) if workload.priorities is None else workload.priorities(trace, seed)
     inputs = [np.zeros(1 + shape, np.float32) for shape in range(workload.shapes)]
     shapes = np.random.default_rng(seed + 2000).integers(0, workload.shapes, n).tolist()
-    answered_ns = np.full(n, NEVER_NS)
+    completes_ns = np.full(n, NEVER_NS)
     known: dict[str, Any] = {}
 
     async def main(loop: VirtualLoop) -> None:
@@ -191,7 +191,7 @@ def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: 
         def note(number: int) -> Callable[[asyncio.Future[Any]], None]:
             def done(future: asyncio.Future[Any]) -> None:
                 if future.exception() is None:
-                    answered_ns[number] = loop.now_ns
+                    completes_ns[number] = loop.now_ns
 
             return done
 
@@ -215,7 +215,7 @@ def serve(workload: Workload, policy: PolicyName | Literal["early_drop"], seed: 
     run(main)
     statistics = known["statistics"]
     patience = np.where(np.isfinite(limits), limits, 10.0)
-    on_time = answered_ns <= np.rint((trace + patience) * 1e9)
+    on_time = completes_ns <= np.rint((trace + patience) * 1e9)
     rows = sum(size * count for size, count in statistics.batch_sizes.items())
     return Served(on_time, trace, priorities, statistics.batches, rows / max(statistics.batches, 1))
 

@@ -148,7 +148,7 @@ class BatchRunner:
             The error with which the requests ended; ``None``: with their rows.
         """
         if self._queue.next_deadline_ns <= inferred_ns:
-            self.expire(inferred_ns)  # the loop was held up: an answer past its deadline is none
+            self.expire(inferred_ns)  # the loop was held up: a response past its deadline is not delivered
         size = len(execution.tickets)
         rows: Any = ()
         if execution.live and error is None:

@@ -73,7 +73,7 @@ class AdaptiveBatcher(Node):
         max_batch_cost: the most that the rows of a batch cost together, above 0. A request that costs more alone is
             rejected with ``InvalidInput``.
         preferred_sizes: for backends compiled for some batch sizes, the only ones that the model is given, ascending:
-            smaller batches are filled up, and the answers to what fills them are dropped.
+            smaller batches are filled up, and the results of the filling rows are dropped.
         service_time: with ``policy="lookahead"``, what a batch is known to take, from where learning goes on; with
             ``buckets``, a mapping of bucket length to that. ``None``: learned from the first batch on.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
@@ -180,7 +180,7 @@ class AdaptiveBatcher(Node):
         if self._service is not None:
             raise RuntimeError("an AdaptiveBatcher wraps once, and this one has: make another for another model")
         if is_service(inner) and not is_backend(inner):
-            raise TypeError(expected("inner", "a backend or a batch function, which answer batches", inner))
+            raise TypeError(expected("inner", "a backend or a batch function, which take batches", inner))
         if not is_backend(inner) and not callable(inner):
             raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
         if not self._in_flight_given:

@@ -38,7 +38,7 @@ DROP_REASONS = {
     "queue_full": "the queue was full",
     "closed": "it came after the stop",
 }
-"""Why a request ends without having been answered, in words."""
+"""Why a request completes without a result, in words."""
 
 _NO_WORDS = "a reason that the policy gave"
 
@@ -59,9 +59,9 @@ class DecisionLog:
         batch_workers: shape (batches,), int64: the row in the timeline, the lowest that was free.
         batch_sizes: shape (batches,), int64.
         batch_queued: shape (batches,), int64: how many requests stayed queued.
-        batch_ok: shape (batches,), bool: ended, and the model answered.
+        batch_ok: shape (batches,), bool: it succeeded.
         reasons: why each batch went.
-        drops_ns: shape (drops,), int64, when requests ended without having been answered.
+        drops_ns: shape (drops,), int64, when requests completed without a result.
         drop_counts: shape (drops,), int64: how many at that instant, for that reason.
         drop_reasons: why.
         released: how many batches went since the start, by reason.

@@ -1,6 +1,6 @@
-"""What could have been: the most requests that any schedule answers on time, knowing every arrival in advance.
+"""Clairvoyant optimum: the most requests that any schedule serves on time, knowing every arrival in advance.
 
-The problem: requests arrive at r_i and are worth an answer until r_i + SLO; one worker runs batches of at most B, a
+The problem: requests arrive at r_i and are worth a response until r_i + SLO; one worker runs batches of at most B, a
 batch of b takes t(b), begins when all its members have arrived and is not interrupted. Which requests are served, in
 which batches, so that most are on time? A yardstick: what a policy reaches as a share of it says how much is left to
 gain by deciding better, and how much only by a faster model.
@@ -45,14 +45,14 @@ __all__ = ["clairvoyant_optimum"]
 
 
 def clairvoyant_optimum(arrivals_s: ArrayLike, *, slo_s: float, service_time: ServiceTime, max_batch_size: int) -> int:
-    """Most requests that any schedule of one worker could answer within the SLO.
+    """Most requests that any schedule of one worker could serve within the SLO.
 
     Thread-safe; runs without the interpreter lock. Where no kernels were compiled ahead of time, the first call on a
     machine compiles for about a second.
 
     Args:
         arrivals_s: shape (n,), seconds ≥ 0, ascending.
-        slo_s: time limit of every request, from its arrival. An answer at that very instant counts.
+        slo_s: time limit of every request, from its arrival. A response at that very instant counts.
         service_time: what a batch takes, by its size.
         max_batch_size: the most requests in a batch.
 

@@ -28,7 +28,7 @@ Instants = NDArray[np.int64]
 def most_on_time(
     arrivals_ns: Instants, deadlines_ns: Instants, durations_ns: Instants, max_batch_size: int, width: int
 ) -> int:
-    """Most requests that one worker can answer on time; loads the kernel, see :func:`warm_up`.
+    """Most requests that one worker can serve on time; loads the kernel, see :func:`warm_up`.
 
     Args:
         arrivals_ns: shape (n,), int64, ascending, ≥ 0, C-contiguous.
@@ -36,7 +36,7 @@ def most_on_time(
         durations_ns: shape (max_batch_size + 1,), int64, C-contiguous: of a batch by its size, nondecreasing.
         max_batch_size: the most requests in a batch.
         width: a bound on the entries of a front. The numbers served that a front tells apart differ by requests that
-            are answered after the newest arrival: at most those whose deadline has not passed by then.
+            are served after the newest arrival: at most those whose deadline has not passed by then.
 
     Returns:
         How many.

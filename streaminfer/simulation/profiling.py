@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
-from streaminfer.batching.assembly._compatibility_cy import alike
+from streaminfer.batching.assembly._compatibility_cy import are_stackable
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets, as_buckets
 from streaminfer.batching.assembly.unbatch import split_rows
@@ -104,7 +104,7 @@ async def profile(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, no example, or unlike ones.
         InvalidInput: an example cannot be stacked or padded, or does not fit the model.
-        BackendError: the model answered something other than one result a row.
+        BackendError: the model returned something other than one result per row.
         Exception: whatever the model raised, for the batch or for a row.
     """
     check_count("max_batch_size", max_batch_size)
@@ -214,7 +214,7 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
         if validate is not None:
             validate(Request(seen))
         alike_rows = rows.setdefault(assembler.bucket_of(row), [])
-        if alike_rows and stack and not alike(assembler.as_padded(alike_rows[0]), seen):
+        if alike_rows and stack and not are_stackable(assembler.as_padded(alike_rows[0]), seen):
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows

@@ -49,10 +49,10 @@ class Scenario:
         policy: the policy's name.
         workers: how many batches could run at once.
         max_queue_delay_s: the delay of ``"greedy"``; 0.0 with other policies.
-        on_time: requests answered by their deadline.
+        on_time: requests completed by their deadline.
         dropped: requests never part of a batch.
-        late: requests answered after their deadline.
-        p50_s: median latency of the answered ones, from arrival to answer; NaN where none was.
+        late: requests completed after their deadline.
+        p50_s: median latency of the completed ones, from arrival to response; NaN where none was.
         p99_s: the same, of 99 %.
         mean_batch_size: requests a batch; NaN without a batch.
         utilisation: busy time of the workers as a share of the time until the last batch ended.

@@ -1,4 +1,4 @@
-"""What came of a simulated trace: counts, an array per request, an array per batch, and the timeline they make."""
+"""Result of a simulation: counts, an array per request, an array per batch, and the timeline they make."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ __all__ = ["SimulationResult"]
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class SimulationResult:
-    """What came of every request and every batch.
+    """Outcomes of requests and batches.
 
     Counting rule: each arrival is in exactly one of ``on_time``, ``dropped`` and ``late``.
 
     Attributes:
-        on_time: answered by the deadline.
-        dropped: never part of a batch: refused by the policy, or expired while waiting or on arrival.
-        late: answered after the deadline.
+        on_time: completed by the deadline.
+        dropped: never part of a batch: rejected by the policy, or past the deadline in the queue or on arrival.
+        late: completed after the deadline.
         arrivals_s: shape (n,), float64, the arrivals.
-        latencies_s: shape (n,), float64, from arrival to answer; NaN where dropped.
+        latencies_s: shape (n,), float64, from arrival to response; NaN where dropped.
         is_on_time: shape (n,), bool, which requests ``on_time`` counts.
         drops_s: shape (dropped,), float64, ascending: when requests were dropped.
         batch_sizes: shape (batches,), int64, in order of their start.
         batch_starts_s: shape (batches,), float64, ascending.
         batch_ends_s: shape (batches,), float64.
         batch_workers: shape (batches,), int64, 0 to ``workers`` - 1; of several free workers the lowest is taken.
-        reasons: why each batch went, in the words of the policy.
+        reasons: why each batch was released, in the words of the policy.
         workers: how many batches could run at once.
     """
 

@@ -1,7 +1,7 @@
 cimport cython
 
 @cython.locals(kind=object)
-cpdef bint alike(object first, object other)
+cpdef bint are_stackable(object first, object other)
 
 @cython.locals(simple=bint, taken=list)
 cpdef list take_stackable(list tickets, Py_ssize_t limit)
@@ -18,6 +18,6 @@ cdef class RaggedCompatibility:
     cpdef list choose(self, list tickets, Py_ssize_t limit, bint shorter_too)
 
     @cython.locals(shape=tuple, other_shape=tuple, ndim=Py_ssize_t, axis=Py_ssize_t, position=Py_ssize_t)
-    cdef bint _alike_array(self, object first, object other)
+    cdef bint _are_stackable_arrays(self, object first, object other)
 
-    cdef bint _alike(self, object first, object other)
+    cdef bint _are_stackable(self, object first, object other)

@@ -1,8 +1,8 @@
-"""May these rows stand in one batch? One bad item must fail alone, so only rows of one kind are ever stacked.
+"""Compatibility of rows: one bad item must fail alone, so only rows of one kind share a batch.
 
-Rows are alike when they are arrays of one dtype and shape, mappings with the same names and alike values, or plain
-numbers or strings of one type. The dtype of an answer then never depends on who else was in the batch. O(n)
-comparisons; runs once a request.
+Rows are stackable if they are arrays of one dtype and shape, mappings with the same names and stackable values, or
+plain numbers or strings of one type. The dtype of a response then never depends on the other rows of the batch. O(n)
+comparisons; runs once per request.
 
 `RaggedCompatibility` asks the same of rows that are padded: their lengths along one axis may differ, within one bucket.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 from numpy import ndarray
 
-__all__ = ["RaggedCompatibility", "alike", "kind_of", "take_stackable"]
+__all__ = ["RaggedCompatibility", "are_stackable", "kind_of", "take_stackable"]
 
 
-def alike(first: Any, other: Any) -> bool:
+def are_stackable(first: Any, other: Any) -> bool:
     """Whether two rows can be stacked."""
     kind = type(first)
     if type(other) is not kind:
@@ -27,7 +27,7 @@ def alike(first: Any, other: Any) -> bool:
         if len(first) != len(other):
             return False
         for name, value in first.items():
-            if name not in other or not alike(value, other[name]):
+            if name not in other or not are_stackable(value, other[name]):
                 return False
     return True
 
@@ -58,7 +58,7 @@ def take_stackable(tickets: list[Any], limit: int) -> list[Any]:
         if simple:
             if type(row) is not kind:
                 continue
-        elif row is not first and not alike(first, row):
+        elif row is not first and not are_stackable(first, row):
             continue
         taken.append(ticket)
         if len(taken) == limit:
@@ -121,7 +121,7 @@ class RaggedCompatibility:
             own = self.bucket_of(row)
             if own != bucket and not (shorter_too and 0 <= own < bucket):
                 continue
-            if row is first or self._alike(first, row):
+            if row is first or self._are_stackable(first, row):
                 taken.append(ticket)
                 if len(taken) == limit:
                     break
@@ -143,22 +143,22 @@ class RaggedCompatibility:
         axis = self.axis if self.axis >= 0 else self.axis + ndim
         return value.dtype, ndim, shape[:axis], shape[axis + 1 :]
 
-    def _alike(self, first: Any, other: Any) -> bool:
+    def _are_stackable(self, first: Any, other: Any) -> bool:
         if type(first) is not dict:
-            return self._alike_array(first, other)
+            return self._are_stackable_arrays(first, other)
         if type(other) is not dict or len(first) != len(other):
             return False
         for name, value in first.items():
             if name not in other:
                 return False
             if type(value) is ndarray and (self.names is None or name in self.names):
-                if not self._alike_array(value, other[name]):
+                if not self._are_stackable_arrays(value, other[name]):
                     return False
-            elif not alike(value, other[name]):
+            elif not are_stackable(value, other[name]):
                 return False
         return True
 
-    def _alike_array(self, first: Any, other: Any) -> bool:
+    def _are_stackable_arrays(self, first: Any, other: Any) -> bool:
         """Rows of one bucket: their lengths need no second look, since all ragged arrays of a row share theirs."""
         if type(first) is not ndarray or type(other) is not ndarray or first.dtype != other.dtype:
             return False

@@ -100,7 +100,7 @@ class Assembler:
         buckets: lengths that ragged rows are padded to.
         max_batch_bytes: the most bytes of a batch, padding included. Text counts 4 bytes a character.
         preferred_sizes: the only batch sizes that the model is given, ascending: a smaller batch is filled up with
-            copies of its last row, and the answers to these are dropped. The last one is the largest batch.
+            copies of its last row, and the results of these are dropped. The last one is the largest batch.
         cost_limit: the most that a batch may cost.
 
     Attributes:

@@ -73,7 +73,7 @@ class RowIsolator:
         self.memory_limits: dict[int, int] = {}
 
     def succeeded(self) -> None:
-        """Note that the model answered a whole batch."""
+        """Note that a whole batch succeeded."""
         self.unsplit = self._unsplit_left = 0
 
     def may_split(self, execution: Execution, error: BaseException) -> bool:

@@ -59,10 +59,10 @@ def _prepare_array(array: NDArray[Any], inputs: Any) -> Any:
 
 
 def stack_rows(rows: list[Any], batch_axes: Mapping[str, int]) -> Any:
-    """Puts alike rows together along a new axis.
+    """Stack rows along a new axis.
 
     Args:
-        rows: at least one; what :func:`prepare` returned, all alike.
+        rows: at least one; what :func:`prepare` returned, all stackable.
         batch_axes: for mappings, the position of the new axis for each name, 0 where it names none.
 
     Returns:

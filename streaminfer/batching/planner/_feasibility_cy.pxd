@@ -9,8 +9,8 @@ cdef class DurationTable:
     cdef const long long[::1] durations
     cdef const long long[::1] steps
 
-    @cython.locals(full=Py_ssize_t, answered_ns=cython.longlong)
-    cpdef long long answered_ns(self, Py_ssize_t ahead, long long start_ns) noexcept
+    @cython.locals(full=Py_ssize_t, completes_ns=cython.longlong)
+    cpdef long long completes_ns(self, Py_ssize_t ahead, long long start_ns) noexcept
 
     @cython.locals(ends_ns=cython.longlong)
     cpdef long long ends_ns(self, long long started_ns, Py_ssize_t size) noexcept

@@ -41,16 +41,16 @@ class DurationTable:
         self.steps = steps.data
         self.cap = len(durations) - 1
 
-    def answered_ns(self, ahead: int, start_ns: int) -> int:
-        """When a request is answered that is served in full batches behind others.
+    def completes_ns(self, ahead: int, start_ns: int) -> int:
+        """Return when a request completes that is served in full batches behind others.
 
         Args:
             ahead: how many are served before it.
             start_ns: when the first batch starts.
         """
         full = ahead // self.cap
-        answered_ns: int = start_ns + full * self.steps[self.cap] + self.durations[ahead - full * self.cap + 1]
-        return answered_ns
+        completes_ns: int = start_ns + full * self.steps[self.cap] + self.durations[ahead - full * self.cap + 1]
+        return completes_ns
 
     def ends_ns(self, started_ns: int, size: int) -> int:
         """When a batch that was started then ends, as far as is known."""

@@ -17,8 +17,8 @@ With k workers ``T`` is the instant at which the next batch may start, by a step
 as if their batches were spread evenly. That is exact for one worker and a heuristic for more.
 
 The smallest ``m`` with a finite ``T[m, n]`` drops fewest, its value is the earliest finish, and its first batch is
-read off backwards. What is behind the horizon is left out so far: where requests come as fast as the device can answer
-them, its time has a price, what it could answer meanwhile, and one more drop that saves more than that is taken: at
+read off backwards. What is behind the horizon is left out so far: where requests come as fast as the device can serve
+them, its time has a price, what it could serve meanwhile, and one more drop that saves more than that is taken: at
 capacity a batch that is cut short to save its head costs others later. Where the first batch would wait for expected
 arrivals, those of it that are there go now: a worker never idles while something waits, and an expectation is no
 request. O(n · cap · (m + 1)), bounded by ``max_drops``; beyond that many there is no plan, and heads are dropped as
@@ -28,12 +28,12 @@ below.
 al., SOSP 2019). Under sustained overload it is as good as the plan and costs O(n).
 
 *Roll*, for mixed time limits, plays each candidate for the first batch forward over the expected arrivals by a simple
-policy, drop heads or the largest batch that is on time for the head, and takes the candidate that answers most.
+policy, drop heads or the largest batch that is on time for the head, and takes the candidate that serves most.
 Deadline order is not optimal there and neither is this: it is a heuristic, measured in ``benchmarks``.
 
 *Roll buckets*, where requests of several length buckets wait, which do not share a batch: each bucket in turn is played
 forward as the one that is served first, the others after it by latest start or by requests for a second of the device,
-heads that are late are passed over, and the bucket that answers most goes first. A heuristic as well.
+heads that are late are passed over, and the bucket that serves most goes first. A heuristic as well.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ MAX_PLANNED = 512
 _NO_BETTER = 6
 """So many more drops without a better plan end the search for one that finishes earlier."""
 _SCARCE_FROM, _SCARCE = 0.95, 1.05
-"""Shares of the device's capacity between which its time becomes worth what it can answer."""
+"""Shares of the device's capacity between which its time becomes worth what it can serve."""
 
 _Array = NDArray[np.int64]
 
@@ -374,7 +374,7 @@ def roll_buckets(
         durations: shape (buckets, largest cap + 1), nanoseconds.
         steps: the same shape, see :func:`plan`.
         first: the bucket whose batch goes first.
-        by_rate: go on with the bucket that answers most requests for a second of the device, else with the one whose
+        by_rate: go on with the bucket that serves most requests for a second of the device, else with the one whose
             batch has to start first.
 
     Returns:

@@ -255,7 +255,7 @@ class Lookahead:
         bucket: int = 0,
         pipelined: int = 0,
     ) -> int | None:
-        """Return the instant by which a request that came now would be answered, behind everything queued.
+        """Return the instant by which a request that came now would complete, behind everything queued.
 
         Args:
             queue: the requests.
@@ -276,7 +276,7 @@ class Lookahead:
             if pipelined:
                 ends_ns[0] = table.ends_ns(self._overhead.effective_start_ns(now_ns, ends_ns[0]), pipelined)
             start_ns = max(now_ns, min(ends_ns))
-        return int(table.answered_ns(queue.queued, start_ns))
+        return int(table.completes_ns(queue.queued, start_ns))
 
     def _decide_for_late(self, queue: RequestQueue, now_ns: int) -> Decision:
         """Return the next batch where what is queued is of several groups, or not all on time as it stands."""

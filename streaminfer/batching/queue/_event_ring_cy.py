@@ -206,7 +206,7 @@ class EventRing:
         Args:
             number: what :meth:`released` returned.
             now_ns: the instant, ≥ 0.
-            ok: whether the model answered.
+            ok: whether it succeeded.
 
         Returns:
             Whether such a batch ran; nothing happens otherwise.
@@ -241,7 +241,7 @@ class EventRing:
             self._worker[slot] = self._take_row()
 
     def dropped(self, now_ns: int, reason: str, count: int = 1) -> None:
-        """Notes requests that end without having been answered.
+        """Notes requests that complete without a result.
 
         Args:
             now_ns: the instant.

@@ -246,7 +246,7 @@ class RequestQueue:
         """Ends a ticket, wherever it is.
 
         Returns:
-            Whether it was live: the one who gets ``True`` owes the caller an answer.
+            Whether it was live: if so, the caller of this method must settle the future.
         """
         if not ticket._live:
             return False

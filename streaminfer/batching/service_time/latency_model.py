@@ -182,26 +182,26 @@ class LatencyModel:
         """Return what each size's own batches said: nanoseconds and visits, by size."""
         return {size: (math.exp(self._speed + self._costs[size]), self._visits[size]) for size in self._sizes}
 
-    def _learn(self, near: int, residual: float, surprise: float) -> None:
+    def _learn(self, near: int, residual: float, own_residual: float) -> None:
         limit = max(_OUTLIER * self.residuals.deviation, _SMALLEST_OUTLIER)
-        is_outlier = not -limit <= surprise <= limit
-        if self._streak and not (is_outlier and (self._streak[-1] > 0) == (surprise > 0)):
+        is_outlier = not -limit <= own_residual <= limit
+        if self._streak and not (is_outlier and (self._streak[-1] > 0) == (own_residual > 0)):
             for outlier in self._streak:
                 self.residuals.add(outlier)
             self._streak.clear()
         if not is_outlier:
             if self._visits[near] >= _SETTLED:  # before, it would be of what is not known yet
-                self.residuals.add(surprise)
-            self._correct(near, surprise, surprise)
+                self.residuals.add(own_residual)
+            self._correct(near, own_residual, own_residual)
             return
-        if surprise < 0.0 and self._relearn(near, residual):
+        if own_residual < 0.0 and self._relearn(near, residual):
             self._publish()
             return
-        self._streak.append(surprise)
-        if len(self._streak) < (_SLOWER_IN_A_ROW if surprise > 0 else _FASTER_IN_A_ROW):
-            bounded = math.copysign(limit, surprise)
-            hardly_known = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + surprise)
-            self._correct(near, bounded, surprise if hardly_known else bounded)
+        self._streak.append(own_residual)
+        if len(self._streak) < (_SLOWER_IN_A_ROW if own_residual > 0 else _FASTER_IN_A_ROW):
+            bounded = math.copysign(limit, own_residual)
+            hardly_known = self._visits[near] < _SETTLED and self._is_plausible(near, self._costs[near] + own_residual)
+            self._correct(near, bounded, own_residual if hardly_known else bounded)
             return
         jump = min(self._streak, key=abs)
         self._streak.clear()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, alike, kind_of, take_stackable
+from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, are_stackable, kind_of, take_stackable
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.buckets import Buckets
 from streaminfer.batching.assembly.stacking import prepare, stack_rows
@@ -33,7 +33,7 @@ KINDS = [
 @pytest.mark.parametrize("second", range(len(KINDS)))
 def test_kinds_are_told_apart(first, second, plain):
     twin = plain("batching.assembly._compatibility_cy")
-    for function in (alike, twin.alike):
+    for function in (are_stackable, twin.are_stackable):
         assert function(KINDS[first], KINDS[second]) == (first == second)
     tickets = tickets_of([KINDS[first], KINDS[first], KINDS[second]])
     for function in (take_stackable, twin.take_stackable):
@@ -457,8 +457,8 @@ def test_kinds_are_equal_where_rows_are_alike(pair, plain):
     first, other = pair
 
     for kind in (kind_of, plain("batching.assembly._compatibility_cy").kind_of):
-        assert (kind(first) == kind(other)) == alike(first, other)
-        assert not alike(first, other) or hash(kind(first)) == hash(kind(other))
+        assert (kind(first) == kind(other)) == are_stackable(first, other)
+        assert not are_stackable(first, other) or hash(kind(first)) == hash(kind(other))
 
 
 def with_length(value, axis, length):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from streaminfer.batching.assembly._compatibility_cy import alike
+from streaminfer.batching.assembly._compatibility_cy import are_stackable
 from streaminfer.batching.assembly.assembler import POOLED_FROM, Assembler
 from streaminfer.batching.assembly.stacking import prepare, stack_rows
 from streaminfer.errors import InvalidInput
@@ -32,7 +32,7 @@ def rows_of(tickets):
 def test_text_is_stacked_as_objects(texts):
     """A batch has the very strings of its requests, whatever their lengths."""
     rows = [prepare(text) for text in texts]
-    assert alike(*rows)
+    assert are_stackable(*rows)
 
     stacked = stack_rows(rows, {})
 

@@ -522,8 +522,8 @@ async def test_when_a_request_would_be_answered_counts_the_one_that_waits_for_it
         calls = await filled(service, 2 * FULL)
         await until_sent(loop, server, 2)
         admission = service.admission(si.Request(0, deadline_ns=loop.now_ns + 10**10), loop.now_ns)
-        answered_ns = asyncio.ensure_future(service(0, timeout_s=10.0))
-        await answered_ns
+        completes_ns = asyncio.ensure_future(service(0, timeout_s=10.0))
+        await completes_ns
         assert admission.predicted_finish_ns == pytest.approx(loop.now_ns, abs=2 * MS)
         await asyncio.gather(*calls)
 
