@@ -1,4 +1,4 @@
-"""Backends: what answers a batch. Each one is loaded at first use, with whatever it needs."""
+"""Backends run a model on a batch; each one is loaded at first use, with the packages that it needs."""
 
 from typing import TYPE_CHECKING
 

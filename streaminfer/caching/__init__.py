@@ -1,4 +1,4 @@
-"""Answers kept close to who asks: the cache, its keys, single flight, tiers."""
+"""Responses stored close to their callers: the cache, its keys, single flight, tiers."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What keeps a broken or overloaded model from taking its callers with it."""
+"""Protection of callers from a broken or overloaded model: breaker, limits, retries, hedges."""
 
 from typing import TYPE_CHECKING
 
