@@ -74,7 +74,8 @@ async def main() -> None:
         for factor in (0.5, 2.0, 0.5):
             await offer(faces, alone * factor)
         seen = router.statistics()
-        print(f"mean quality {seen.mean_quality:.2f}; why not the full model: {dict(seen.reasons)}")
+        reasons = ", ".join(f"{reason} {count}" for reason, count in seen.reasons.items())
+        print(f"mean quality {seen.mean_quality:.2f}; why not the full model: {reasons}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What runs a service: owners, time limits of stops, pending calls, objectives, the heap of a serving process."""
+"""Running a service: owners, time limits of stops, pending calls, objectives, the heap of a serving process."""

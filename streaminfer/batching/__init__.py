@@ -1,4 +1,4 @@
-"""Adaptive batching: which requests share a batch, and when it goes."""
+"""Adaptive batching: which requests share a batch, and when it is released."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Answers over HTTP: what a CDN, nginx or a browser may keep of them, and for how long (RFC 9110, 9111, 5861).
+"""Responses over HTTP: what a CDN, nginx or a browser may store, and for how long (RFC 9110, 9111, 5861).
 
 Pure functions on plain mappings and bytes: no framework, no clock, no network. `NginxFolder` reads files, for a proof.
 """

@@ -1,4 +1,4 @@
-"""Layers that protect callers from a failing or overloaded model."""
+"""Protection of callers from a broken or overloaded model: breaker, limits, retries, hedges."""
 
 from typing import TYPE_CHECKING
 

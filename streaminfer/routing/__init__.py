@@ -1,4 +1,4 @@
-"""Choice between services: a better or a cheaper one, or one of several alike."""
+"""Choice of a service for each request: a better or a cheaper model, a replica, or a new version."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""Models behind a server of the Open Inference Protocol; see :class:`TritonBackend`.
+"""Models on a server of the Open Inference Protocol; see :class:`TritonBackend`.
 
-From the outside in: :mod:`~streaminfer.backends.triton.backend` is what users make; ``asking`` decides which requests a
-batch becomes; ``session`` is one start, with what the server said then (``model``, ``check``), ``shared_memory`` and
-``sequences``; ``grpc_transport`` and ``http_transport`` carry a ``call`` there and back, with ``wire``, ``dtypes``,
-``headers`` and ``endpoint``; ``decode`` and ``errors`` read responses.
+From the outside in: users make a :mod:`~streaminfer.backends.triton.backend`; ``request_splitter`` decides which
+requests a batch becomes; ``session`` is one start, with the server's metadata (``model``, ``request_validation``),
+``shared_memory`` and ``sequences``; ``transport`` sends ``messages`` to an ``endpoint`` and receives the responses,
+which ``decode`` and ``errors`` read with ``dtypes``.
 """
 
 from streaminfer.backends.triton.backend import TritonBackend

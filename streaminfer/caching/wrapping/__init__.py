@@ -1,1 +1,1 @@
-"""Caches in front of services, batched functions and functions."""
+"""Caches around services, batched functions and functions."""
