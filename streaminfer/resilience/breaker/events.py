@@ -64,7 +64,7 @@ class BreakerEvents:
 
     def deliver(self) -> None:
         """Tell the pending events, unless another thread does."""
-        while self._machine.pending and self._listeners.deliver(self._take):
+        while self._machine.transitions.pending and self._listeners.deliver(self._take):
             pass  # an event that came before the return was left to this thread
 
     def _set_listening(self, listening: bool) -> None:
