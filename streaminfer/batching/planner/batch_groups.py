@@ -19,7 +19,6 @@ __all__ = [
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
-    "pass_over_late",
     "with_rows_for_free",
     "without_late",
 ]
@@ -128,19 +127,6 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
             late.append(group)
     overdue.sort(key=lambda ticket: (ticket.priority, ticket.enqueued_ns))
     return left, late, overdue, rejected
-
-
-def pass_over_late(deadlines: _Array, durations: _Array, now_ns: int) -> tuple[int, int]:
-    """Return how many requests to pass over, and the size of the largest batch behind them that is on time.
-
-    Args:
-        deadlines: shape (n,), ascending; the last is on time alone.
-        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
-        now_ns: the present instant.
-    """
-    sizes = np.minimum(np.arange(deadlines.size, 0, -1), durations.size - 1)
-    head = int(np.argmax(now_ns + durations[sizes] <= deadlines))
-    return head, int(sizes[head])
 
 
 def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
