@@ -19,8 +19,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer.request import Batch, Request, Response, timeout_ns
 
@@ -193,13 +191,11 @@ class Objective(Protocol):
         ...
 
 
-@attrs.frozen
-class _FixedObjective:
+class _FixedObjective(NamedTuple):
     slo_ns: int
 
 
-@attrs.frozen(kw_only=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What a node offers beyond answering, its own or that of what it wraps.
 
     Attributes:
@@ -250,7 +246,7 @@ class Capabilities:
 
 
 _NONE = Capabilities()
-_NAMES = tuple(field.name for field in attrs.fields(Capabilities) if field.name != "slo")
+_NAMES = tuple(name for name in Capabilities._fields if name != "slo")
 
 
 class Node:
@@ -340,7 +336,7 @@ class Wrapper(Node):
         return {"inner": self.inner} if self.layer is None else {"layer": self.layer, "inner": self.inner}
 
     def capabilities(self) -> Capabilities:
-        """What the inner object offers; a wrapper that adds to it overrides this with `attrs.evolve`."""
+        """What the inner object offers; a wrapper that adds to it overrides this with ``_replace``."""
         return adapt(self.inner).capabilities()
 
 
@@ -391,7 +387,7 @@ class _Adapted(Node):
         elif (slo_s := getattr(thing, "slo_s", None)) is not None:
             own["slo"] = _FixedObjective(timeout_ns(slo_s))
         inner = self._inner
-        return attrs.evolve(_NONE if inner is None else adapt(inner).capabilities(), **own)
+        return (_NONE if inner is None else adapt(inner).capabilities())._replace(**own)
 
     async def start(self) -> None:
         if self.starts:

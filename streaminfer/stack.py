@@ -12,8 +12,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
-import attrs
-
 from streaminfer._internal.listener_failures import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
@@ -84,8 +82,9 @@ class Stack(Wrapper):
         self._call = served.call
         # and a batcher behind it is handed the request outright, for the same reason
         self._batcher: BatchedService | None = served if type(served) is BatchedService else None
-        offered = adapt(self.inner).capabilities()
+        offered = self._offered = adapt(self.inner).capabilities()
         self._validate = offered.validate
+        self._admission = offered.admission
         self._enforced = offered.enforces_deadline
         self._slo = offered.slo
         self._loop: asyncio.AbstractEventLoop | None = None  # of callers: set while it accepts requests
@@ -263,7 +262,7 @@ class Stack(Wrapper):
             StreamInferError: the first request that could not be answered.
         """
         if concurrency is None:
-            concurrency = default_concurrency(self.inner)
+            concurrency = default_concurrency(self._offered.full_load)
         check_count("concurrency", concurrency)
         check_instance("inputs", inputs, lambda value: isinstance(value, Iterable), "an iterable of what each brings")
 
@@ -293,7 +292,7 @@ class Stack(Wrapper):
             BackendError: outputs of different shapes, which cannot form one array; :meth:`map` returns a list.
             StreamInferError: the first row that could not be answered.
         """
-        return await answer_rows(self, self._places, inputs, **settings)
+        return await answer_rows(self._places, self.clock(), self._offered, inputs, **settings)
 
     @property
     def children(self) -> Mapping[str, Any]:
@@ -310,14 +309,13 @@ class Stack(Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the layers offer together; it validates requests itself, and each ends at its deadline."""
-        return attrs.evolve(super().capabilities(), validate=None, admission=self.admission, enforces_deadline=True)
+        return super().capabilities()._replace(validate=None, admission=self.admission, enforces_deadline=True)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would be accepted now; changes nothing."""
         if self._loop is None:
             return Admission(False, AdmissionReason.CLOSED)
-        ask = adapt(self.inner).capabilities().admission
-        return Admission(True) if ask is None else ask(request, now_ns)
+        return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
     def blocking(self) -> "BlockingStack":
         """The same service for synchronous callers, on an event loop in a thread of its own.

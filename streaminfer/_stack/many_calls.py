@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from streaminfer._runtime.rows import cut_rows, join_rows
 from streaminfer.errors import DeadlineExceeded, Overloaded
-from streaminfer.protocols import AdmissionReason, adapt
+from streaminfer.protocols import AdmissionReason, Capabilities
 from streaminfer.request import MapSettings, Request, deadline_after, time_left_s
 
 if TYPE_CHECKING:
@@ -76,9 +76,8 @@ class PlaceQueue:
                 await self._closed.wait()
 
 
-def default_concurrency(outermost: Any) -> int:
+def default_concurrency(full_load: Callable[[], int] | None) -> int:
     """Return how many requests keep every worker of a batcher busy with full batches; 64 where there is none."""
-    full_load = adapt(outermost).capabilities().full_load
     return _DEFAULT_CONCURRENCY if full_load is None else max(_DEFAULT_CONCURRENCY, full_load())
 
 
@@ -119,12 +118,15 @@ async def answer_all(
     return [answers[number] for number in range(len(answers))]
 
 
-async def answer_rows(stack: ServedStack, places: PlaceQueue, inputs: Any, **settings: Unpack[MapSettings]) -> Any:
+async def answer_rows(
+    places: PlaceQueue, now_ns: int, offered: Capabilities, inputs: Any, **settings: Unpack[MapSettings]
+) -> Any:
     """Ask for each row of some inputs by one deadline.
 
     Args:
-        stack: which is asked.
-        places: its own.
+        places: those of the stack that is asked.
+        now_ns: the present instant.
+        offered: what its layers offer.
         inputs: an array whose first axis holds the rows, or a mapping of such arrays.
         **settings: of the request.
 
@@ -132,17 +134,18 @@ async def answer_rows(stack: ServedStack, places: PlaceQueue, inputs: Any, **set
         The answers as one, with as many rows.
     """
     rows = cut_rows(inputs)
-    now_ns = stack.clock()
     fields: dict[str, Any] = {**settings}
     timeout_s = fields.pop("timeout_s", None)
     deadline_ns = None
     if timeout_s is not None:
         deadline_ns = deadline_after(now_ns, timeout_s)
-    elif (slo := adapt(stack.inner).capabilities().slo) is not None and slo.slo_ns is not None:
-        deadline_ns = now_ns + slo.slo_ns
+    elif offered.slo is not None and (slo_ns := offered.slo.slo_ns) is not None:
+        deadline_ns = now_ns + slo_ns
 
     def ask(row: Any) -> Awaitable[Response]:
         return places.call(Request(row, key=None, deadline_ns=deadline_ns, **fields))
 
-    responses = await answer_all(rows, ask, min(len(rows), default_concurrency(stack.inner)), return_exceptions=False)
+    responses = await answer_all(
+        rows, ask, min(len(rows), default_concurrency(offered.full_load)), return_exceptions=False
+    )
     return join_rows([response.outputs for response in responses])

@@ -14,7 +14,6 @@ class ServedStack(Protocol):
     """A `Stack`, as its runs, its queue of callers and its blocking facade use it."""
 
     clock: Clock
-    inner: Any
 
     def __call__(self, inputs: Any, **settings: Unpack[CallSettings]) -> Awaitable[Any]:
         """Answers one request."""

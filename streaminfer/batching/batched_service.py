@@ -10,8 +10,6 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.loops import is_virtual
 from streaminfer._runtime.stopping import seconds_left
@@ -212,8 +210,7 @@ class BatchedService(Node):
     def capabilities(self) -> Capabilities:
         """What the backend offers, and what the batcher adds; read after a start, which may change it."""
         offered = adapt(self.inner).capabilities()
-        return attrs.evolve(
-            offered,
+        return offered._replace(
             validate=self.validate or offered.validate,
             admission=self.admission,
             slo=self,

@@ -75,8 +75,7 @@ class Policy(Protocol):
         ...
 
 
-@attrs.frozen(kw_only=True)
-class PolicyCapabilities:
+class PolicyCapabilities(NamedTuple):
     """What a policy offers beyond deciding, under the same names; `Lookahead` describes the arguments.
 
     Attributes:
@@ -107,12 +106,9 @@ class PolicyCapabilities:
     mixed: Callable[[], None] | None = None
 
 
-_NAMES = tuple(field.name for field in attrs.fields(PolicyCapabilities))
-
-
 def adapt_policy(policy: Policy) -> PolicyCapabilities:
     """Return what a policy offers; the only place where that is looked for by name."""
-    return PolicyCapabilities(**{name: getattr(policy, name, None) for name in _NAMES})
+    return PolicyCapabilities(**{name: getattr(policy, name, None) for name in PolicyCapabilities._fields})
 
 
 def is_policy(value: Any) -> bool:

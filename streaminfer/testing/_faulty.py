@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 
 from streaminfer._internal.validation import expected
@@ -208,7 +207,7 @@ class _FaultyService(_FaultyPart):
 
     def capabilities(self) -> Capabilities:
         """What is inside offers; but a delay and a hang happen out here, whatever it says of deadlines."""
-        return attrs.evolve(super().capabilities(), enforces_deadline=False)
+        return super().capabilities()._replace(enforces_deadline=False)
 
     async def call(self, request: Request) -> Response:
         """What is inside answers, unless a fault strikes."""

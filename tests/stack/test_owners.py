@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 import streaminfer as si
+from streaminfer._runtime.lifecycle import start_all
 from streaminfer.testing import ScriptedBackend, VirtualLoop, run
 
 
@@ -160,3 +161,16 @@ def test_a_failed_layer_leaves_the_shared_backend_to_the_other_stack():
 
     run(main)
     assert backend.log == ["start", "stop True"]
+
+
+def test_start_all_starts_each_once_and_stops_what_started():
+    async def main(loop):
+        first, second = Counted(), Counted()
+        await start_all(first, [first, second, first])
+        assert first.log == second.log == ["start"]
+        third = Counted()
+        with pytest.raises(OSError, match="no such device"):
+            await start_all(third, [third, Counted(fails=1)])
+        assert third.log == ["start", "stop False"]
+
+    run(main)

@@ -27,8 +27,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer.caching.keys import key_maker
 from streaminfer.caching.single_flight._loop_flights_cy import LATE_S
@@ -149,7 +147,7 @@ class CachedService(Layer, Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the inner service offers; each request ends at its deadline."""
-        return attrs.evolve(super().capabilities(), enforces_deadline=True)
+        return super().capabilities()._replace(enforces_deadline=True)
 
     async def start(self) -> None:
         """Start the tiers.

@@ -8,8 +8,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt, is_backend, is_service
 from streaminfer.request import Batch, Request, Response
@@ -58,7 +56,7 @@ class _Guarded(Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the inner object offers, with the breaker's answer to `admission`."""
-        return attrs.evolve(super().capabilities(), admission=self.admission)
+        return super().capabilities()._replace(admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would pass the breaker now, and what stands behind it; changes nothing."""

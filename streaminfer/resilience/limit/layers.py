@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
-
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._targets import kind_of
@@ -52,7 +50,7 @@ class _Limited(Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the inner object offers, with the limit's answer to `admission`."""
-        return attrs.evolve(super().capabilities(), admission=self.admission)
+        return super().capabilities()._replace(admission=self.admission)
 
     def admission(self, request: Request, now_ns: int) -> Admission:
         """Whether a request would get a place, or may wait for one, and what stands behind says; changes nothing."""

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from streaminfer._internal.validation import expected
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Wrapper, adapt
 from streaminfer.request import Request, Response
@@ -52,7 +50,7 @@ class RateLimitedService(Wrapper):
 
     def capabilities(self) -> Capabilities:
         """What the inner service offers, with the limit's answer to `admission`."""
-        return attrs.evolve(super().capabilities(), admission=self.admission)
+        return super().capabilities()._replace(admission=self.admission)
 
     async def call(self, request: Request) -> Response:
         """Answer the request, where its tenant has not sent too many.

@@ -61,6 +61,8 @@ class ReplicaHandle:
         replica: what the user gave.
         slot: its number in the state machine.
         leaving: somebody waits for its last request to end.
+        validate: checks what a request brings; ``None``: nothing does.
+        slo: whose objective it has; ``None``: it has none.
         admission: what answers for it whether it would accept a request; ``None``: nothing does.
         call: how it is asked.
         changes: how often its model has changed; ``None``: it does not.
@@ -71,6 +73,7 @@ class ReplicaHandle:
         self.slot = -1
         self.leaving = False
         offered = adapt(replica.service).capabilities()
+        self.validate, self.slo = offered.validate, offered.slo
         self.admission: Any = offered.admission
         self.is_idempotent = offered.idempotent is not False
         self.changes = offered.fingerprint_changes

@@ -17,7 +17,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, sooner
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._p2c_cy import (
     FAILURE,
@@ -222,9 +222,9 @@ class Replicas(Node):
 
     def validate(self, request: Request) -> None:
         """As the first replica does, since all serve the same model."""
-        check = adapt(self._first()).capabilities().validate
-        if check is not None:
-            check(request)
+        first = self._first()
+        if first is not None and first.validate is not None:
+            first.validate(request)
 
     def fingerprint_changes(self) -> int:
         """Return how often the models of the replicas have changed, for caches in front."""
@@ -252,8 +252,8 @@ class Replicas(Node):
     @property
     def slo_ns(self) -> int | None:
         """The latency objective of the first replica, nanoseconds; ``None``: it has none."""
-        objective = adapt(self._first()).capabilities().slo
-        return None if objective is None else objective.slo_ns
+        first = self._first()
+        return None if first is None or first.slo is None else first.slo.slo_ns
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -382,9 +382,8 @@ class Replicas(Node):
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _first(self) -> Any:
-        place = next(iter(self._places.values()), None)
-        return None if place is None else place.replica.service
+    def _first(self) -> ReplicaHandle | None:
+        return next(iter(self._places.values()), None)
 
     def _check_new(self, replica: Replica) -> None:
         check_instance("replica", replica, lambda it: isinstance(it, Replica), "a Replica")
