@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streaminfer.batching.planner._feasibility_cy import fill_deadlines
 from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
+    "leaves_time_to_explore",
     "with_rows_for_free",
     "without_late",
 ]
@@ -139,3 +141,15 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
     taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
     others = [ticket for ticket in group.tickets if id(ticket) not in taken]
     return batch + others[::-1][: most - len(batch)]
+
+
+def leaves_time_to_explore(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
+    table = model.timetable
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )

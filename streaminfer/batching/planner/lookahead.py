@@ -45,6 +45,7 @@ from streaminfer.batching.planner.batch_groups import (
     first_if_all_on_time,
     in_deadline_order,
     in_one_batch,
+    leaves_time_to_explore,
     with_rows_for_free,
     without_late,
 )
@@ -199,7 +200,7 @@ class Lookahead:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
                     size = model.size_to_compare(queue.queued)
-                    if size and _leaves_time(model, size, queue, now_ns):
+                    if size and leaves_time_to_explore(model, size, queue, now_ns):
                         return Decision(queue.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
@@ -442,15 +443,3 @@ class Lookahead:
 
 def _too_late(model: BucketModel) -> str:
     return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
-
-
-def _leaves_time(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
-    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
-    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
-    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
-    table = model.timetable
-    return (
-        table is not None
-        and now_ns + takes_ns <= int(deadlines[0])
-        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
-    )
