@@ -25,8 +25,8 @@ from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Cloc
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
+    from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.service_time.calibration import Calibration, CalibrationStatistics
-    from streaminfer.batching.statistics import BatcherStatistics
 
 __all__ = ["BatchedService"]
 
@@ -324,7 +324,7 @@ class BatchedService(Node):
 
     def statistics(self) -> "BatcherStatistics":
         """Return a snapshot of the counters."""
-        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
+        from streaminfer.batching.batcher_statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
         queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
         runner = dispatcher.runner

@@ -17,10 +17,10 @@ from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.planner.pipelining import PipelineOverhead
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
-    from streaminfer.batching.statistics import BatcherStatistics
     from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["AdaptiveBatcher", "BatchedFunction"]
