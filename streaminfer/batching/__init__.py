@@ -8,11 +8,11 @@ from streaminfer.batching.policy import Decision, Greedy, Policy, PolicyName
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.planner.lookahead import Lookahead
     from streaminfer.batching.service_time.calibration import CalibrationStatistics
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
-    from streaminfer.batching.statistics import BatcherStatistics
     from streaminfer.simulation import arrivals
     from streaminfer.simulation.decision_log import DecisionLog
     from streaminfer.simulation.offline_optimum import clairvoyant_optimum
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatcherStatistics": "batching.statistics",
+    "BatcherStatistics": "batching.batcher_statistics",
     "Buckets": "batching.assembly.buckets",
     "CalibrationStatistics": "batching.service_time.calibration",
     "DecisionLog": "simulation.decision_log",

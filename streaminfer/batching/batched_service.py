@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.loops import is_virtual
-from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
@@ -25,19 +25,14 @@ from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Cloc
 from streaminfer.request import Request, Response, passed_on_arrival, timeout_ns
 
 if TYPE_CHECKING:
+    from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.service_time.calibration import Calibration, CalibrationStatistics
-    from streaminfer.batching.statistics import BatcherStatistics
 
-__all__ = ["BatchedService", "make_assembler"]
+__all__ = ["BatchedService"]
 
 _LARGEST_LOAD = 4096  # a stack without a batcher has as many workers as there are requests
 
 _admit: Callable[[type[Admission], tuple[bool, str, float, int | None]], Admission] = tuple.__new__
-
-
-def make_assembler(inner: Any, **settings: Any) -> Assembler:
-    """An `Assembler` of some settings for what a backend or function reads."""
-    return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)
 
 
 class BatchedService(Node):
@@ -244,7 +239,7 @@ class BatchedService(Node):
         if self._queue.full and not self._dispatcher.free:
             last = self._queue.least_urgent()
             if last is None or last.priority <= request.priority:
-                return Admission(False, AdmissionReason.QUEUE_FULL, self._retry_after_s(now_ns))
+                return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
@@ -252,7 +247,7 @@ class BatchedService(Node):
         bucket = 0 if self._plain else self._assembler.bucket_of(request.inputs)
         finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
-            return Admission(False, AdmissionReason.INFEASIBLE, self._retry_after_s(now_ns), finish_ns)
+            return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
         return _admit(
             Admission, (True, "", 0.0, finish_ns)
         )  # a router calls this often, and a tuple made outright takes half as long
@@ -340,20 +335,12 @@ class BatchedService(Node):
         """
         self._enter(asyncio.get_running_loop())
         self._stopping = True
-        dispatcher = self._dispatcher
-        dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
-        try:
-            if drain:
-                await dispatcher.drain(seconds_left())
-        finally:
-            dispatcher.close()
-        tasks = [execution.task for execution in dispatcher.runner.batches]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+        self._dispatcher.set_policy(Greedy(self._max_batch_size))  # no later request can fill a batch
+        await self._dispatcher.stop(drain=drain)
 
     def statistics(self) -> "BatcherStatistics":
         """Return a snapshot of the counters."""
-        from streaminfer.batching.statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
+        from streaminfer.batching.batcher_statistics import BatcherStatistics  # noqa: PLC0415 - loaded at the first snapshot
 
         queue, outcomes, dispatcher = self._queue, self._outcomes, self._dispatcher
         runner = dispatcher.runner
@@ -452,7 +439,7 @@ class BatchedService(Node):
             self._outcomes.drop_cancelled(last)
             return
         now_ns = self.clock()
-        retry_after_s = self._retry_after_s(now_ns)
+        retry_after_s = self._dispatcher.retry_after_s(now_ns)
         message = f"{self._queue.queued} requests are queued already (max_queue_size={self._queue.max_size})"
         if last is not None and last.priority > priority:
             self._outcomes.shed(last, now_ns, message, retry_after_s)
@@ -460,16 +447,6 @@ class BatchedService(Node):
         self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)
         self._outcomes.count_rejected("queue_full", now_ns)
         raise Overloaded(message, retry_after_s=retry_after_s)
-
-    def _retry_after_s(self, now_ns: int) -> float | None:
-        """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
-        batch_s = self._queue.batch_s
-        if not batch_s:  # before the first: the age of the oldest that runs
-            batches = self._dispatcher.runner.batches
-            if not batches:
-                return None
-            batch_s = (now_ns - min(execution.started_ns for execution in batches)) / 1e9
-        return batch_s * -(-self._queue.queued // self._max_batch_size) / self.max_in_flight
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is loop:

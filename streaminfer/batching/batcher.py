@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
 from streaminfer.batching.assembly.assembler import Assembler
+from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
-from streaminfer.batching.batched_service import BatchedService, make_assembler
+from streaminfer.batching.batched_service import BatchedService
 from streaminfer.batching.policy import POLICY_NAMES, Greedy, Policy, PolicyName
 from streaminfer.protocols import Backend, Clock, Node, adapt, check_infer, is_backend, is_service
 from streaminfer.request import check_priority, deadline_after, timeout_ns
 
 if TYPE_CHECKING:
     from streaminfer.batching.assembly.buckets import Buckets
+    from streaminfer.batching.batcher_statistics import BatcherStatistics
     from streaminfer.batching.planner.pipelining import PipelineOverhead
     from streaminfer.batching.service_time.learned_service_time import LearnedServiceTime
     from streaminfer.batching.service_time.service_time import ServiceTime
-    from streaminfer.batching.statistics import BatcherStatistics
     from streaminfer.simulation.decision_log import DecisionLog
 
 __all__ = ["AdaptiveBatcher", "BatchedFunction"]

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
@@ -143,7 +144,7 @@ class Dispatcher:
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
-        """Return the queued requests, and those of the batches that execution."""
+        """Return the queued requests, and those of the batches that run."""
         return [*self._queue, *(ticket for execution in self.runner.batches for ticket in execution.tickets)]
 
     def predicted_finish_ns(self, now_ns: int, bucket: int) -> int | None:
@@ -327,12 +328,31 @@ class Dispatcher:
         else:
             self.settle()
 
-    async def drain(self, timeout_s: float | None) -> None:
-        """Wait until no request is queued and no batch runs.
+    def retry_after_s(self, now_ns: int) -> float | None:
+        """Return when a place is expected, from the queue and recent batches; ``None``: there was no batch."""
+        batch_s = self._queue.batch_s
+        if not batch_s:  # before the first: the age of the oldest that runs
+            if not self.runner.batches:
+                return None
+            batch_s = (now_ns - min(execution.started_ns for execution in self.runner.batches)) / 1e9
+        return batch_s * -(-self._queue.queued // self.full_at) / self.max_in_flight
+
+    async def stop(self, *, drain: bool) -> None:
+        """Complete every request, with ``Closed`` if not by a drain, and wait for the batches that run.
 
         Args:
-            timeout_s: the most to wait, in seconds; ``None``: as long as it takes.
+            drain: wait until no request is queued and no batch runs, as far as the time for stopping goes.
         """
+        try:
+            if drain:
+                await self._drain(seconds_left())
+        finally:
+            self._close()
+        tasks = [execution.task for execution in self.runner.batches]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds_left())  # at the limit the backend's stop ends them
+
+    async def _drain(self, timeout_s: float | None) -> None:
         if not (self._queue.queued or self._queue.running or self.runner.batches):
             return
         self.schedule()
@@ -343,8 +363,7 @@ class Dispatcher:
         finally:
             self._drains.remove(drained)
 
-    def close(self) -> None:
-        """Complete every request with ``Closed``, and cancel the batches that execution."""
+    def _close(self) -> None:
         self.runner.cancel()
         self._outcomes.close(self.tickets())
         self.settle()

@@ -13,7 +13,7 @@ from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt, is_backend
 from streaminfer.request import Batch
 
-__all__ = ["ModelCalls", "Part"]
+__all__ = ["ModelCalls", "Part", "make_assembler"]
 
 
 class Part(NamedTuple):
@@ -99,3 +99,8 @@ class ModelCalls:
         size = len(part.inputs)
         padded = 0 if self.assembler.plain else self.assembler.padded_size(size)
         return split_rows(results, size, self._source, padded), assembled_ns
+
+
+def make_assembler(inner: Any, **settings: Any) -> Assembler:
+    """Return an `Assembler` of some settings for what a backend or function reads."""
+    return Assembler(batch_axes=adapt(inner).capabilities().batch_axes, **settings)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streaminfer.batching.planner._feasibility_cy import fill_deadlines
 from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
     "first_if_all_on_time",
     "in_deadline_order",
     "in_one_batch",
-    "pass_over_late",
+    "leaves_time_to_explore",
     "with_rows_for_free",
     "without_late",
 ]
@@ -130,19 +131,6 @@ def without_late(groups: list[Group], now_ns: int) -> tuple[list[Group], list[Gr
     return left, late, overdue, rejected
 
 
-def pass_over_late(deadlines: _Array, durations: _Array, now_ns: int) -> tuple[int, int]:
-    """Return how many requests to pass over, and the size of the largest batch behind them that is on time.
-
-    Args:
-        deadlines: shape (n,), ascending; the last is on time alone.
-        durations: shape (cap + 1,), nanoseconds of a batch by its size, nondecreasing.
-        now_ns: the present instant.
-    """
-    sizes = np.minimum(np.arange(deadlines.size, 0, -1), durations.size - 1)
-    head = int(np.argmax(now_ns + durations[sizes] <= deadlines))
-    return head, int(sizes[head])
-
-
 def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket], now_ns: int) -> list[Ticket]:
     """Return the batch, with requests that are likely to be late in it as far as they make it no slower."""
     durations = group.model.durations
@@ -153,3 +141,15 @@ def with_rows_for_free(batch: list[Ticket], group: Group, rejected: list[Ticket]
     taken = {id(ticket) for ticket in batch}.union(map(id, rejected))
     others = [ticket for ticket in group.tickets if id(ticket) not in taken]
     return batch + others[::-1][: most - len(batch)]
+
+
+def leaves_time_to_explore(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
+    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
+    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
+    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
+    table = model.timetable
+    return (
+        table is not None
+        and now_ns + takes_ns <= int(deadlines[0])
+        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
+    )

@@ -5,8 +5,7 @@
 1. If everything queued, cut into full batches in deadline order, is on time, the first of these batches is sent. No
    plan can do better, and this is the common case: one compiled pass over the queue.
 2. Otherwise the planner (``kernels``) chooses. Where time limits are about equal it solves an exact dynamic program
-   over the queued requests and the expected arrivals; where they differ it plays candidates forward. Where durations
-   scatter, a plan is worth less than throughput: the largest batch behind the requests that would be late in it.
+   over the queued requests and the expected arrivals; where they differ it plays candidates forward.
 3. A batch is planned with *mean* durations. A request is rejected only when it surely misses its deadline: with less
    time left than 0.7 of what a batch of one takes, or than all of that once more is queued than a batch holds. One
    that is merely predicted to be late is passed over and stays queued.
@@ -46,7 +45,7 @@ from streaminfer.batching.planner.batch_groups import (
     first_if_all_on_time,
     in_deadline_order,
     in_one_batch,
-    pass_over_late,
+    leaves_time_to_explore,
     with_rows_for_free,
     without_late,
 )
@@ -62,8 +61,6 @@ __all__ = ["Lookahead"]
 
 _UNIFORM = 0.05
 """Time limits that differ by no more than this share are about equal."""
-_NOISY = 0.15
-"""Standard deviation of the logarithm of durations above which an exact plan is no better than `pass_over_late`."""
 _MAX_GROUPS = 16
 """Groups that are compared at a decision, those with the earliest deadlines."""
 _UNMIXED_AFTER = 64
@@ -203,7 +200,7 @@ class Lookahead:
                 is_full = len(batch) >= table.cap
                 if is_full and model.compares:
                     size = model.size_to_compare(queue.queued)
-                    if size and _leaves_time(model, size, queue, now_ns):
+                    if size and leaves_time_to_explore(model, size, queue, now_ns):
                         return Decision(queue.first(size), "exploration")
                 # the common case: a tuple made outright takes half as long
                 return _new_decision(Decision, (batch, "full" if is_full else "idle_worker", (), None, False, ""))
@@ -371,8 +368,6 @@ class Lookahead:
         table = model.timetable
         if table is not None and table.all_on_time(deadlines, now_ns):
             return 0, min(deadlines.size, table.cap)
-        if model.learns and model.service_time.deviation > _NOISY:
-            return pass_over_late(deadlines, model.durations, now_ns)
         limits = queue.events.recent_limits_ns() or [PATIENCE_NS]
         shortest, longest = min(limits), max(limits)
         durations, steps = model.durations, model.steps
@@ -448,15 +443,3 @@ class Lookahead:
 
 def _too_late(model: BucketModel) -> str:
     return f"infeasible: even a batch of one takes {int(model.durations[1]) / 1e9:.6f} s"
-
-
-def _leaves_time(model: BucketModel, size: int, queue: RequestQueue, now_ns: int) -> bool:
-    """Return whether a batch that explores, though it take twice as long, leaves everything else on time."""
-    takes_ns = 2 * max(model.expected_ns(size), int(model.durations[-1]))
-    deadlines = in_deadline_order(model, queue.first(queue.queued)).deadlines
-    table = model.timetable
-    return (
-        table is not None
-        and now_ns + takes_ns <= int(deadlines[0])
-        and table.all_on_time(deadlines[size:], now_ns + takes_ns)
-    )

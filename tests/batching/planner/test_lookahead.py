@@ -395,25 +395,3 @@ def test_noise_does_not_talk_the_planner_out_of_large_batches():
         for seed in (1, 2)
     ]  # fmt: skip
     assert sum(on_time) >= 0.84 * 2 * 7000  # 0.79, were the luckiest believed
-
-
-def test_where_durations_scatter_throughput_decides():
-    """An exact plan would send one request alone to save it; with scattered durations the larger batch is sent."""
-    exact, scattered = LearnedServiceTime(), LearnedServiceTime()
-    source = np.random.default_rng(0)
-    sizes = [1, 2, 3, 4] * 40
-    policies = []
-    for learned, sigma in ((exact, 0.0), (scattered, 0.4)):
-        policy, now = Lookahead(4, learned), 0
-        for size in sizes:
-            duration_ns = round((10 + size) * MS * np.exp(sigma * source.standard_normal()))
-            now += duration_ns
-            policy.observe(size, duration_ns, now)
-        policies.append(policy)
-    assert exact.deviation < 0.15 < scattered.deviation
-
-    for policy in policies:
-        one, full = (int(policy._model.durations[size]) / MS for size in (1, 4))
-        # the first is on time only alone, and those behind it also are if it goes first
-        batch, reason, _ = decide(policy, queue_of(one + 1, *[one + full + 1] * 4))
-        assert (batch, reason) == (([0], "planned") if policy is policies[0] else ([1, 2, 3, 4], "planned"))
