@@ -55,7 +55,7 @@ BENCHMARKS = {
 
 
 def peers_python() -> str:
-    """The peers' environment, made at first use: their dependencies conflict with nobody's there."""
+    """The peers' environment, made at first use: their dependencies conflict with no others there."""
     python = PEERS / ("Scripts" if os.name == "nt" else "bin") / "python"
     requirements = sorted((HERE / "peers").glob("requirements*.txt"))
     alone = HERE / "peers" / "without-dependencies.txt"

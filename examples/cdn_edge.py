@@ -20,7 +20,7 @@ import numpy as np
 import streaminfer as si
 from streaminfer.http_edge import EdgePolicy, answer_conditional, content_path, edge_headers, entity_tag
 
-__all__ = ["Answer", "Edge", "Handler", "normalise", "serve"]
+__all__ = ["Answer", "Edge", "Handler", "normalize", "serve"]
 
 PREFIX = "/v1/infer"
 MOST_BYTES = 1 << 20
@@ -71,7 +71,7 @@ class Edge:
         self.asked = 0
 
     async def __call__(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Answers one HTTP request; every failure is an answer that nobody may keep."""
+        """Answers one HTTP request; every failure is an answer that no cache may store."""
         self.asked += 1
         credentials = headers.get("authorization")
         tenant = self.tenants.get(credentials) if credentials else None
@@ -84,7 +84,7 @@ class Edge:
         return 404, NOT_KEPT, b""
 
     def repeat(self, method: str, path: str, headers: dict[str, str], tenant: str | None) -> Answer:
-        """An answer that was computed before, unless who asks has it already."""
+        """An answer that was computed before, unless the client has it already."""
         kept = self.cache.get((tenant, path))
         if kept is None:
             return 404, NOT_KEPT, b""
@@ -127,7 +127,7 @@ class Edge:
 
 @contextlib.asynccontextmanager
 async def serve(handler: Handler, port: int = 0) -> AsyncIterator[int]:
-    """Serves HTTP/1.1 on loopback while the block runs; only what stands behind a proxy needs.
+    """Serves HTTP/1.1 on loopback while the block runs; only what a server behind a proxy needs.
 
     Args:
         handler: answers a request.
@@ -189,7 +189,7 @@ async def _one(handler: Handler, reader: asyncio.StreamReader, writer: asyncio.S
     return keeps
 
 
-def normalise(batch: np.ndarray) -> np.ndarray:
+def normalize(batch: np.ndarray) -> np.ndarray:
     """The model: each row divided by its length."""
     return batch / np.maximum(np.linalg.norm(batch, axis=1, keepdims=True), 1e-9)  # type: ignore[no-any-return]
 
@@ -198,7 +198,7 @@ async def main() -> None:
     """Serves until interrupted."""
     policy = EdgePolicy(fresh_s=60, lifetime_s=3600, stale_while_revalidate_s=30, stale_if_error_s=600)
     cache = si.EdgeCache(maxsize=100_000, ttl_s=3600)
-    model = si.CpuBackend(normalise)
+    model = si.CpuBackend(normalize)
     async with (
         si.Stack(si.AdaptiveBatcher(max_batch_size=32, slo_s=0.1), model) as service,
         serve(Edge(service, cache, policy, tenants={"Bearer one": "one", "Bearer two": "two"}), 8001) as port,

@@ -68,7 +68,7 @@ def nginx(folder: Path, origin_port: int, *, configuration: str | None = None) -
     written, log = folder / "nginx.conf", folder / "error.log"
     written.write_text(text)
     main = "daemon off;"
-    if os.geteuid() == 0:  # else its workers would be somebody who cannot read the folder
+    if os.geteuid() == 0:  # else its workers would run as a user that cannot read the folder
         main += f" user {pwd.getpwuid(0).pw_name};"
     command = [find_nginx(), "-p", str(folder), "-c", str(written), "-e", str(log), "-g", main]
     process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603

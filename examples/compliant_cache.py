@@ -3,7 +3,7 @@
     python examples/compliant_cache.py [FOLDER]
 
 One policy says how long each class of data may be kept and where. The disk is encrypted with keys for each person;
-what goes is recorded in a log that nobody can change unseen. Then one person asks to be forgotten. The report is
+what goes is recorded in a log that shows every change. Then one person asks to be forgotten. The report is
 written to FOLDER/report.html; without a folder a temporary one is used and removed.
 """
 
@@ -30,7 +30,7 @@ PEOPLE = ("Anna Ångström", "Ben Bernoulli", "Carla Curie")
 
 
 def find_faces(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Stands for a model: where the image is brightest, as a box.
+    """A model for the example: where the image is brightest, as a box.
 
     Args:
         images: shape (batch, height, width), float32.

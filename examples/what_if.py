@@ -14,7 +14,7 @@ GPU = ServiceTime.affine(0.005, 0.001)  # what a batch takes: 5 ms, and 1 ms for
 
 
 async def record(loop: VirtualLoop) -> si.DecisionLog:
-    """Bursty requests to a batcher in front of a simulated GPU, and what it says it did."""
+    """Bursty requests to a batcher around a simulated GPU, and its account of them."""
     batcher = si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050, policy="greedy")
     async with si.Stack(batcher, ScriptedBackend(duration_s=GPU.seconds), clock=loop.clock) as service:
         calls = []

@@ -13,7 +13,7 @@ WARM_UP = 30
 
 
 class MinimalBatcher:
-    """What anybody would write: a list, a future for each item, one flush at the end of the loop's turn."""
+    """The obvious batcher: a list, a future for each item, one flush at the end of the loop's turn."""
 
     def __init__(self, function: Callable[[list[Any]], list[Any]], max_batch_size: int) -> None:
         self.function = function

@@ -187,7 +187,7 @@ def disturbance(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def progress(text: str) -> None:
-    """One line that the next one overwrites, where somebody looks."""
+    """Print one line that the next one overwrites, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

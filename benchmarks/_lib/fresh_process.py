@@ -33,7 +33,7 @@ Rows = list[Any]
 
 
 class Minimal:
-    """What anybody would write: a list, a future for each request, one thread around onnxruntime."""
+    """The obvious batcher: a list, a future for each request, one thread around onnxruntime."""
 
     def __init__(self, infer: Callable[[Rows], Rows], max_batch_size: int) -> None:
         self.infer = infer

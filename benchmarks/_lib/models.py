@@ -28,7 +28,7 @@ class Model:
         name: for the tables.
         make: the backend, one session of one thread.
         inputs: what requests bring, in turn.
-        assemble: what anybody would write to make a batch of such inputs.
+        assemble: the obvious way to make a batch of such inputs.
         buckets: of rows of different lengths, for the planner.
     """
 

@@ -17,7 +17,7 @@ where a refusal is an infinite latency.
 
 Capacity is the most requests a second that 64 callers get answered who always ask again, through Triton's dynamic
 batching or through ours, greedy and with two batches in flight, whichever is more: full batches without a gap, with all
-that single requests cost. It is measured anew before each load. Each round asks every contestant at every load, all on
+that single requests cost. It is measured again before each load. Each round asks every contestant at every load, all on
 the same arrivals; the order turns from round to round. Printed are medians of the rounds; ratios are to Triton's best,
 which is chosen for each load and figure by its own medians.
 
@@ -114,7 +114,7 @@ def add_model(server: TritonServer, name: str, layers: int, batching: str = "") 
 
 
 def pin(pid: int, *, model: bool) -> None:
-    """Gives the models the last core, and all else the others: who asks more of the client does not slow the model."""
+    """Gives the models the last core, and all else the others: a busy client does not slow the model."""
     count = os.cpu_count() or 1
     if count > 1:
         chosen = {count - 1} if model else set(range(count - 1))

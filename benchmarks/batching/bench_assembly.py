@@ -101,7 +101,7 @@ def bench_stacking() -> None:
 
 
 def naive_padding(rows: list[dict[str, Any]], length: int) -> dict[str, Any]:
-    """What anybody would write for 1-D rows with a mask."""
+    """The obvious way for 1-D rows with a mask."""
     lengths = np.array([len(row["x"]) for row in rows])
     padded = np.stack([np.pad(row["x"], (0, length - len(row["x"]))) for row in rows])
     return {"x": padded, "m": (np.arange(length) < lengths[:, None]).astype(np.int64)}

@@ -41,7 +41,7 @@ Ask = Callable[[si.Request], Awaitable[Any]]
 
 
 class Greedy:
-    """What anybody would write: a list, a future a request; whenever the backend is free, all that wait up to a cap."""
+    """The obvious batcher: a list, a future a request; whenever the backend is free, all that wait up to a cap."""
 
     def __init__(self, backend: si.OnnxBackend, max_batch_size: int, assemble: Assemble) -> None:
         self.backend = backend

@@ -56,7 +56,7 @@ NEVER_S = 3600.0
 
 
 class HeldUp:
-    """A backend whose batches take as long as is said; it answers nothing that anybody looks at."""
+    """A backend whose batches take as long as is said; its responses are not read."""
 
     name = "held up"
 

@@ -7,7 +7,7 @@ The model is a chain of matrix products over the batch and 13 rows more, as long
 instant at which the request was due, so that a stall is charged to all that it delayed. A refusal counts as an
 infinite latency.
 
-Each round measures every batcher at every load, the capacity anew before each load, all on the same arrivals; the
+Each round measures every batcher at every load, the capacity again before each load, all on the same arrivals; the
 order turns from round to round. Printed are medians of the rounds, and of the ratios to the minimal greedy batcher
 in the same round.
 """

@@ -4,7 +4,7 @@
 
 Speed: all caches in one process, in turn and in random order, 1,000 operations a round; the ratio of each to cachebox's
 TTL cache is taken within a round, and the median over the rounds is printed. A loop around the call is part of the
-time. Keys that are asked for are equal to those held but other objects, as keys that are made anew for each request
+time. Keys that are asked for are equal to those held but other objects, as keys that are made for each request
 are. "replace" stores under a key that is there, "evict" a new one in a full cache, "new" fills an empty one.
 
 Memory: what the C library has handed out, before and after, where Python takes all of its memory from there

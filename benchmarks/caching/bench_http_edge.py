@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _lib.guarded_calls import least_ns
-from cdn_edge import Edge, normalise, serve
+from cdn_edge import Edge, normalize, serve
 from cdn_nginx import nginx
 
 import streaminfer as si
@@ -94,7 +94,7 @@ def helpers() -> None:
 async def origin() -> None:
     """The application, until its input ends; prints its port."""
     policy = EdgePolicy(fresh_s=3600)
-    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(normalise, executor="inline"))
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(normalize, executor="inline"))
     async with stack as service, serve(Edge(service, si.EdgeCache(maxsize=100), policy)) as port:
         print(port, flush=True)
         await asyncio.to_thread(sys.stdin.read)

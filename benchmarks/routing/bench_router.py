@@ -6,7 +6,7 @@ arrivals, 100 ms for each request. *Own*: a device for each model. *One*: all on
 time, which is what two models on one accelerator or one CPU are. Quality 1.0, 0.9, 0.8.
 
 *Capacity* is the rate at which the full model alone has 99 % on time. *Quality per request* is the sum of the qualities
-of the answers on time over all requests, so that nobody gains by not answering.
+of the answers on time over all requests, so that not answering gains nothing.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ class Mix:
 
 
 class Answer(NamedTuple):
-    """How one request ended: ``route`` is empty where nobody answered."""
+    """How one request ended: ``route`` is empty where no route responded."""
 
     arrived_s: float
     on_time: bool
@@ -248,11 +248,9 @@ def bench_step() -> None:
 
 
 def bench_quality() -> None:
-    """1.3 times the capacity of the best model, a ladder of three."""
+    """1.3 times the capacity of the best model, three routes."""
     rate = 1.3 * capacity()
-    print(
-        f"\nQuality kept at 1.3× overload ({rate:.0f}/s), ladder of three, seconds 4 to 16, mean of {len(SEEDS)} seeds"
-    )
+    print(f"\nQuality kept at 1.3× overload ({rate:.0f}/s), three routes, seconds 4 to 16, mean of {len(SEEDS)} seeds")
     for one_device in (False, True):
         device = "one device" if one_device else "own devices"
         mixes = {}

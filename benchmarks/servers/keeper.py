@@ -16,7 +16,7 @@ PATIENCE_S = 10.0
 
 
 def alive(group: int) -> bool:
-    """Whether the group has a process that is not a zombie: those hold nothing, and may have nobody who reaps them."""
+    """Whether the group has a process that is not a zombie: those hold nothing and may stay unreaped."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]

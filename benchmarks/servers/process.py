@@ -30,9 +30,9 @@ POLL_S = 0.02
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on, below those that outgoing connections get.
+    """Ports of loopback without a listener, below those that outgoing connections get.
 
-    A server that restarts finds them free again: no connection of somebody else takes them in between.
+    A server that restarts finds them free again: no other connection takes them in between.
     """
     ports: list[int] = []
     while len(ports) < count:

@@ -70,7 +70,7 @@ def speech_segments(
     shortest_speech_s: float = 0.25,
     shortest_silence_s: float = 0.1,
 ) -> list[tuple[float, float]]:
-    """Where somebody speaks, from the probability of each chunk; the same rules as silero's own tool.
+    """Spans of speech, from the probability of each chunk; the same rules as silero's own tool.
 
     Args:
         probabilities: shape (chunks,).

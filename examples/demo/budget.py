@@ -6,7 +6,7 @@ sender's side; the budget changes nothing about that.
 
 A month's budget has alerts over hours and days. That of a few seconds has the same two kinds over parts of the period,
 each of which has spent a quarter of the budget when it fires: five times too fast over a twentieth of the period calls
-somebody, twice too fast over an eighth of it can wait.
+a person, twice too fast over an eighth of it can wait.
 """
 
 import asyncio

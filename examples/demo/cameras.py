@@ -8,7 +8,7 @@ import streaminfer as si
 from demo.faces import FULL, Face, find_faces
 from demo.meter import Meter
 from demo.services import face_service
-from demo.video import Frames, normalise
+from demo.video import Frames, normalize
 
 __all__ = ["Cameras", "running_cameras"]
 
@@ -16,10 +16,10 @@ __all__ = ["Cameras", "running_cameras"]
 class Cameras:
     """Some cameras that all play one clip, over and over, each from another place in it.
 
-    A frame that is not answered when the next one is due is dropped: nobody wants to see it any more.
+    A frame that is not answered when the next one is due is dropped: it is no longer of use.
 
     Args:
-        service: answers a normalised frame with ``{"boxes": …, "scores": …}``.
+        service: answers a normalized frame with ``{"boxes": …, "scores": …}``.
         frames: what they play.
         count: how many.
 
@@ -54,7 +54,7 @@ class Cameras:
             try:
                 response = await self._service.call(
                     si.Request(
-                        normalise(self._frames.pixels[place]),
+                        normalize(self._frames.pixels[place]),
                         deadline_ns=due_ns + self.period_ns,
                         stream_id=("camera", camera),
                     )

@@ -1,7 +1,7 @@
 """From BlazeFace's raw answer to faces: anchors, decoding, non-maximum suppression.
 
 The detector says, for each of many anchors (points on one or two grids over the image), how likely a face is there, and
-where its box lies relative to the anchor. Neighbouring anchors see the same face; as in MediaPipe, boxes that overlap
+where its box lies relative to the anchor. Neighboring anchors see the same face; as in MediaPipe, boxes that overlap
 the best one are not thrown away but averaged into it, weighted by their scores, which keeps the box steady from frame
 to frame.
 """

@@ -32,8 +32,8 @@ __all__ = [
 ENOUGH = 0.99
 """The share of chunks that has to be on time."""
 LOST, COMPUTED, SHARED, KEPT = range(4)
-"""What became of an upload: an error; an answer that the model computed for it, one that it computed for somebody who
-had asked before and was still waiting, or one from the cache."""
+"""Outcome of an upload: an error; a response that the model computed for it, one that it computed for an earlier caller
+who was still waiting, or one from the cache."""
 
 
 @attrs.frozen
@@ -167,7 +167,7 @@ class Uploads:
 
     @property
     def share_repeated(self) -> float:
-        """Share of uploads whose picture somebody brought before: more than these no cache can have."""
+        """Share of uploads whose picture was brought before: more than these no cache can have."""
         return 1 - self.different / len(self)
 
 

@@ -151,4 +151,4 @@ class Microphones:
                 meter.answered(self._service.clock() - due_ns)
                 heard.append(response.outputs["output"].item())
                 state = response.outputs["stateN"]
-            state = SILENCE  # the clip begins again: somebody else is on the line
+            state = SILENCE  # the clip begins again: another speaker is on the line

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Frames", "load_frames", "normalise"]
+__all__ = ["Frames", "load_frames", "normalize"]
 
 
 @attrs.frozen(eq=False)
@@ -60,7 +60,7 @@ def load_frames(path: Path, size: int) -> Frames:
     return Frames(path.name, np.stack(pictures), rate)
 
 
-def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def normalize(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the detector reads: 0…255 becomes -1…1."""
     values = pixels.astype(np.float32)
     values *= np.float32(1 / 127.5)

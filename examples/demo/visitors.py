@@ -25,7 +25,7 @@ from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, SHARED, Served, Uploads,
 from demo.machine import CpuClock
 from demo.meter import Meter
 from demo.services import face_service
-from demo.video import Frames, normalise
+from demo.video import Frames, normalize
 from streaminfer.simulation.arrivals import poisson
 
 __all__ = ["capacity_of", "draw_uploads", "make_cache", "receive", "visit"]
@@ -75,7 +75,7 @@ async def capacity_of(service: si.Stack, frames: Frames, seconds: float) -> floa
     async def call_again_and_again(place: int) -> None:
         nonlocal answered
         while clock() < end_ns:
-            await service.call(si.Request(normalise(frames.pixels[place % len(frames)])))
+            await service.call(si.Request(normalize(frames.pixels[place % len(frames)])))
             answered += clock() <= end_ns
             place += CALLERS
 
@@ -90,7 +90,7 @@ class Reception:
     """Takes what visitors bring to a service, each at the instant at which it is due (an open loop).
 
     Attributes:
-        service: answers a normalised picture.
+        service: answers a normalized picture.
         frames: what the visitors bring pictures of.
         meter: of all visitors.
         became: what became of each upload, in their order.
@@ -121,8 +121,8 @@ class Reception:
     async def _ask(self, number: int, picture: int, due_ns: int) -> None:
         self.meter.sent += 1
         try:
-            # made anew each time, as an upload is: the cache knows it by its content and by nothing else
-            response = await self.service.call(si.Request(normalise(self.frames.pixels[picture])))
+            # made again each time, as an upload is: the cache knows it by its content and by nothing else
+            response = await self.service.call(si.Request(normalize(self.frames.pixels[picture])))
         except si.StreamInferError as error:
             self.meter.failed(error)
             self.became[number] = LOST

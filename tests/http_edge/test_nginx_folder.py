@@ -162,7 +162,7 @@ def test_repeats_of_a_real_service_do_not_reach_it(examples, tmp_path):
 
     def model(batch):
         rows.append(len(batch))
-        return cdn_edge.normalise(batch)
+        return cdn_edge.normalize(batch)
 
     async def main():
         service = si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(model, executor="inline"))
