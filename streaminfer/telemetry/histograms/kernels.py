@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer import _compiled_kernels
-
 __all__ = ["EXPORTS", "count_durations", "count_durations_numpy", "indexes_of", "warm_up"]
 
 _FAR_NS = 2**62
@@ -100,6 +98,8 @@ def indexes_of(nanoseconds: NDArray[np.int64], unit_magnitude: int, half_magnitu
 
 @cache
 def _compiled() -> Callable[..., Any] | None:
+    from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
+
     compiled = _compiled_kernels.load()
     return None if compiled is None else compiled.checked("count_durations")
 
