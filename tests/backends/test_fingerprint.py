@@ -26,8 +26,6 @@ from streaminfer.backends.fingerprint import (
 )
 from streaminfer.batching import AdaptiveBatcher
 from streaminfer.caching import EdgeCache
-from streaminfer.caching.single_flight.flights import SingleFlight
-from streaminfer.caching.wrapping.cached_service import put_in_front
 from streaminfer.request import Batch, Request
 from streaminfer.resilience import CircuitBreaker
 from streaminfer.stack import Stack
@@ -396,7 +394,7 @@ def test_a_stacks_keys_are_those_of_another_process(tmp_path):
 def test_a_function_backends_keys_are_those_of_its_name():
     def key(**how):
         batched = AdaptiveBatcher(max_batch_size=4).wrap(CircuitBreaker().wrap(CpuBackend(twice, **how)))
-        return put_in_front(EdgeCache(), batched, SingleFlight()).key_of(Request(1.0))
+        return EdgeCache().wrap(batched).key_of(Request(1.0))
 
     assert key() == key(executor="inline")
     assert key() != key(version="2")

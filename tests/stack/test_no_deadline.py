@@ -165,7 +165,7 @@ def test_a_limit_learns_the_same_from_no_deadline_said_either_way():
         return run(main)
 
     assert learned(NEVER_NS) == learned(None)
-    assert learned(None).rounds > 1
+    assert learned(None).windows > 1
 
 
 def test_instants_and_what_is_left():

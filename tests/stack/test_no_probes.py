@@ -39,7 +39,6 @@ NO_CAPABILITIES = {
     "to_dict": "statistics of users' layers",
     "tolist": "arrays",
     "total": "an `SLO` of a user",
-    "verify": "a `RetentionLog` among the logs of users",
 }
 """Names of attributes that are no capabilities: name → whose they are."""
 

@@ -61,6 +61,8 @@ OLDEST_SERVER = (2, 50)
 _ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions want
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
+_LET_GO_S = 0.01  # a server responds up to some milliseconds before it lets go of the memory of a request
+_LET_GO_ROUNDS = 10
 
 Unregister = Callable[[str], Awaitable[None]]
 Place = tuple[int, int]
@@ -311,11 +313,17 @@ class RegionPool:
             if self._sweep is not None:
                 self._sweep.cancel()
                 await asyncio.wait([self._sweep])
+            completed = {region.name for region in self._idle}
             for region in (*self._idle, *self._held):
                 self._retire(region)
             self._idle.clear()
             self._held.clear()
             await self._sweep_once()
+            for _ in range(_LET_GO_ROUNDS):
+                if completed.isdisjoint(name for name, _ in self._retired):
+                    break
+                await asyncio.sleep(_LET_GO_S)
+                await self._sweep_once()
         finally:
             self._give_up()
 

@@ -449,6 +449,21 @@ def test_close_of_a_server_that_is_gone_ends(server):
     run(main())
 
 
+def test_close_asks_again_for_a_region_that_the_server_lets_go_of_late(server):
+    """A server responds a moment before it lets go of the memory of the request."""
+
+    async def main():
+        pool = make(server)
+        region = await pool.acquire(4096)
+        server.used.add(region.name)
+        pool.release(region, completed=True)
+        asyncio.get_running_loop().call_later(0.02, server.used.clear)
+        await pool.close()
+        assert server.known == {}
+
+    run(main())
+
+
 def test_what_a_killed_client_left_is_removed_by_the_next(server, tmp_path):
     program = f"""
 import asyncio, os, signal, sys
@@ -679,5 +694,6 @@ def test_a_real_triton_that_forgot_its_regions_gets_them_again(triton, grpc):
                 await client.echo(region, 3, 0)
             await client.pool.reregister(region)
             assert await client.echo(region, 3, 0) == 3
+            client.pool.release(region, completed=True)
 
     run(main())

@@ -189,14 +189,14 @@ async def test_each_bucket_is_measured(loop):
     """The example is repeated or cut to a length of each bucket, and padded by the batcher as live rows are."""
     shapes = set()
     backend = ScriptedBackend(example={"tokens": np.arange(1, 6)})
-    take = backend._take
+    take = backend._run
 
     async def spy(batch, step):
         shapes.add((batch.inputs["tokens"].shape[1], batch.inputs["mask"].shape[1], int(batch.inputs["mask"][0].sum())))
         await asyncio.sleep(1e-4 * batch.inputs["tokens"].size)
         return await take(batch, step)
 
-    backend._take = spy
+    backend._run = spy
     stack, batcher = stack_of(loop, backend, max_batch_size=4, buckets=Buckets((4, 16), mask="mask"))
 
     async with stack:
@@ -398,7 +398,7 @@ async def test_hanging_backend_can_be_given_up(loop):
     backend = ScriptedBackend(example=1.0)
 
     async def hang(batch):
-        return await backend._take(batch, HANG)
+        return await backend._run(batch, HANG)
 
     backend._calibrate = hang
     stack, _ = stack_of(loop, backend)
