@@ -4,7 +4,7 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration
 from streaminfer._request_cy import Request, Response, Timings, check_priority
 from streaminfer.errors import InvalidInput

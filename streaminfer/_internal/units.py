@@ -1,8 +1,11 @@
-"""Quantities as text, in the unit that suits their size."""
+"""Instants and durations: the instant that never comes, and durations as text in the unit that suits their size."""
 
 import math
 
-__all__ = ["format_duration"]
+__all__ = ["NEVER_NS", "format_duration"]
+
+NEVER_NS = 2**63 - 1
+"""The largest instant of 64 bits; the deadline of a request that has none, whatever a batcher's objective says."""
 
 _UNITS = (
     (86400.0, "days", 2.0),

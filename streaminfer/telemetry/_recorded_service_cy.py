@@ -13,17 +13,21 @@ from streaminfer.sync_layer import SyncService
 if TYPE_CHECKING:
     from streaminfer.protocols import Clock
     from streaminfer.request import Request, Response
-    from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["RecordedService"]
 
 
 class RecordedService(SyncService):
-    """A service whose every request is recorded."""
+    """A service whose every request is recorded.
+
+    Args:
+        telemetry: the `Telemetry`, which makes this.
+        inner: the service.
+    """
 
     sees_invalid = True
 
-    def __init__(self, telemetry: Telemetry, inner: Any) -> None:
+    def __init__(self, telemetry: Any, inner: Any) -> None:
         super().__init__(inner, telemetry)
         self._telemetry = telemetry
         self._begin = telemetry.begin
@@ -32,7 +36,8 @@ class RecordedService(SyncService):
     @property
     def clock(self) -> Clock:
         """Return the clock of the telemetry."""
-        return self._telemetry.clock
+        clock: Clock = self._telemetry.clock
+        return clock
 
     def enter(self, request: Request, now_ns: int) -> int:  # noqa: ARG002 - any request counts
         """Count the request."""

@@ -45,7 +45,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,17 +64,11 @@ _REST_S = 0.1  # between two rounds of calls that make the server forget regions
 _LET_GO_S = 0.01  # a server responds up to some milliseconds before it lets go of the memory of a request
 _LET_GO_ROUNDS = 10
 
+Register = Callable[[str, str, int], Awaitable[None]]
+"""Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
 Unregister = Callable[[str], Awaitable[None]]
 Place = tuple[int, int]
 """Offset and size of a tensor in a region, in bytes."""
-
-
-class Register(Protocol):
-    """Makes a region known to the server."""
-
-    async def __call__(self, name: str, key: str, byte_size: int) -> None:
-        """Returns once the server has mapped it."""
-        ...
 
 
 def required_bytes(sizes: Iterable[int]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.cache_table import CacheTable
-    from streaminfer.caching.tiers.notices import Notice
+    from streaminfer.caching.tiers.protocol import Notice
 
 __all__ = ["drop"]
 

@@ -18,7 +18,7 @@ from streaminfer.caching.tiers.machine_flight import MachineFlight
 
 if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
-    from streaminfer.caching.tiers.leases import Leases
+    from streaminfer.caching.tiers.protocol import Leases
     from streaminfer.caching.tiers.tier_hit import TierHit
     from streaminfer.caching.tiers.writer import TierWriter
 

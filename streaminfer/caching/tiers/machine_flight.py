@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from streaminfer.caching.tiers.leases import Leases
+    from streaminfer.caching.tiers.protocol import Leases
     from streaminfer.caching.tiers.writer import TierWriter
 
 __all__ = ["MachineFlight"]

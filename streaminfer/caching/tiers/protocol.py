@@ -1,4 +1,4 @@
-"""The protocol of tiers, and the entries that they hold.
+"""Protocols of tiers, and the entries that they hold; leases and notices of shared tiers.
 
 A tier may forget, and may fail: both are misses, counted. It never answers wrongly, never blocks the event loop, and
 never keeps silent about an erasure that it could not make.
@@ -6,7 +6,7 @@ never keeps silent about an erasure that it could not make.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import attrs
@@ -16,7 +16,18 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.caching.tiers.encryption import KeyProvider
 from streaminfer.protocols import Clock
 
-__all__ = ["Entry", "Held", "HoldingTier", "RecordCopy", "Tier", "TierStatistics"]
+__all__ = [
+    "Announces",
+    "Entry",
+    "Held",
+    "HoldingTier",
+    "Leases",
+    "Leasing",
+    "Notice",
+    "RecordCopy",
+    "Tier",
+    "TierStatistics",
+]
 
 SKEW_NS = 60 * 10**9
 """An entry from further in the future than this was written by a clock that has since been set back: its age is
@@ -257,4 +268,58 @@ class HoldingTier(Protocol):
             TypeError: not exactly one of subject and tag.
             BackendError, Closed: it may not have begun, or ended.
         """
+        ...
+
+
+class Leases(Protocol):
+    """The leases of one tier, a key at a time.
+
+    Attributes:
+        lease_s: how long a lease lasts at most, and how long others wait for it.
+    """
+
+    lease_s: float
+
+    async def take(self, key: str | bytes, token: bytes) -> bool:
+        """Take the lease of a key, unless another has it; raises nothing of the medium.
+
+        Returns:
+            Whether to compute: the lease is held by this token now, who held it had nothing to share, or the tier
+            failed. Otherwise another computes.
+        """
+        ...
+
+    async def open(self, key: str | bytes, token: bytes) -> None:
+        """End a lease of this token without an entry: its waiters compute at once. A put ends it as well."""
+        ...
+
+
+@runtime_checkable
+class Leasing(Protocol):
+    """A shared tier that has leases, or ``None`` where they are switched off."""
+
+    leases: Leases | None
+
+
+@attrs.frozen(kw_only=True)
+class Notice:
+    """Another user of the tier deleted or erased something there; exactly one of these is given.
+
+    Attributes:
+        key: whose entry.
+        subject: whose entries.
+        tag: with which tag.
+    """
+
+    key: str | bytes | None = None
+    subject: str | None = None
+    tag: str | None = None
+
+
+@runtime_checkable
+class Announces(Protocol):
+    """A shared tier whose users hear of what others of them deleted and erased."""
+
+    def hear(self, listener: Callable[[Notice], object]) -> None:
+        """Call ``listener`` with each notice from now on, on the event loop of the tier."""
         ...

@@ -36,9 +36,7 @@ from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.table._timer_wheel_cy import NEVER
 from streaminfer.caching.tiers.cache_table import CacheTable
-from streaminfer.caching.tiers.leases import Leases, Leasing
-from streaminfer.caching.tiers.notices import Announces
-from streaminfer.caching.tiers.protocol import Entry, HoldingTier, Tier
+from streaminfer.caching.tiers.protocol import Announces, Entry, HoldingTier, Leases, Leasing, Tier
 from streaminfer.caching.tiers.tier_hit import TierHit
 from streaminfer.caching.tiers.tier_reader import TierReader
 from streaminfer.caching.tiers.writer import PendingWrite, TierUsage, TierWriter

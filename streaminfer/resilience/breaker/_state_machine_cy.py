@@ -29,7 +29,7 @@ allocates anything that the garbage collector tracks. Otherwise ``CircuitBreaker
 
 from __future__ import annotations
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.resilience.breaker._open_time_cy import OpenTime
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._probes_cy import HalfOpenProbes

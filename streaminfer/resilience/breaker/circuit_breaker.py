@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service

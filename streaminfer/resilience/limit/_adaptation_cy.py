@@ -46,7 +46,7 @@ which owns it, is.
 
 from __future__ import annotations
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 
 __all__ = ["LimitAdaptation"]
 

@@ -22,7 +22,7 @@ from functools import update_wrapper
 from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import AdmissionReason

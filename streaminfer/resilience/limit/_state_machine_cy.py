@@ -22,7 +22,7 @@ Otherwise a caller takes a lock around each, as ``ConcurrencyLimit`` does.
 
 from __future__ import annotations
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 
 __all__ = ["FULL", "INFEASIBLE", "UNKNOWN", "LimitMachine"]

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
-from streaminfer._internal.instants import NEVER_NS
 from streaminfer._internal.locking import thread_safe
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service

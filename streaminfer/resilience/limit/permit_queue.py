@@ -18,7 +18,7 @@ import bisect
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.errors import DeadlineExceeded
 from streaminfer.resilience.limit._state_machine_cy import FULL
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 
 __all__ = ["Attempt", "Attempts", "switch_at"]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts, switch_at
 from streaminfer.routing.fallback._degradation_cy import DegradationController

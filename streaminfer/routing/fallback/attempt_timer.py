@@ -2,7 +2,7 @@
 
 import asyncio
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.protocols import Clock
 from streaminfer.routing.fallback._fast_path_cy import FastPath
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
@@ -41,9 +41,8 @@ from streaminfer.routing.fallback._route_share_cy import GOOD, LATE
 from streaminfer.routing.fallback.attempt_history import AttemptHistory
 from streaminfer.routing.fallback.attempt_outcome import classify
 from streaminfer.routing.fallback.attempt_timer import AttemptTimer
-from streaminfer.routing.fallback.default_response import check_default, default_outputs
 from streaminfer.routing.fallback.request_counts import RequestCounts
-from streaminfer.routing.fallback.route import Route, check_routes
+from streaminfer.routing.fallback.route import Route, check_default, check_routes, default_outputs
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states

@@ -1,5 +1,6 @@
-"""`Route`: one of the services of a `FallbackRouter`, with the quality and the cost of its responses."""
+"""`Route`: one of the services of a `FallbackRouter`, with its quality and cost; and the default behind all of them."""
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -8,11 +9,13 @@ import attrs
 
 from streaminfer._internal.validation import check_instance, check_number, expected
 from streaminfer.protocols import is_backend, is_service
+from streaminfer.request import Request
 from streaminfer.stack import Stack
 
-__all__ = ["Route", "as_service", "check_routes"]
+__all__ = ["Route", "as_service", "check_default", "check_routes", "default_outputs"]
 
 _Adapt = Callable[[Any], Any]
+_DEFAULT = "a value or a plain function of the request"
 
 
 def as_service(argument: str, value: Any) -> Any:
@@ -115,3 +118,29 @@ def check_routes(routes: Sequence[Route]) -> None:
     qualities = [route.quality for route in routes]
     if qualities != sorted(qualities, reverse=True):
         raise ValueError(expected("routes", "the best first, by quality", qualities))
+
+
+def check_default(default: Any) -> None:
+    """Check the default of a router.
+
+    Raises:
+        TypeError: an async function, which could take longer than there is time.
+    """
+    check_instance("default", default, lambda it: not inspect.iscoroutinefunction(it), _DEFAULT)
+
+
+def default_outputs(default: Any, request: Request) -> Any:
+    """Return the outputs of the default response to a request.
+
+    Raises:
+        TypeError: the function returned an awaitable.
+        BaseException: raised by the function.
+    """
+    if not callable(default):
+        return default
+    outputs = default(request)
+    if hasattr(type(outputs), "__await__"):
+        if inspect.iscoroutine(outputs):
+            outputs.close()
+        raise TypeError(expected("default", _DEFAULT, default))
+    return outputs

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.protocols import Admission, AdmissionReason, sooner
 from streaminfer.request import Request
 from streaminfer.routing.fallback._fast_path_cy import FastPath

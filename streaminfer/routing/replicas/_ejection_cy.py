@@ -18,7 +18,7 @@ One source, compiled with the C types of ``_ejection_cy.pxd`` or run uncompiled.
 
 from __future__ import annotations
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.routing.replicas._replica_stats_cy import ACTIVE, EJECTED, PROBING, ReplicaStats
 
 __all__ = ["OutlierEjection"]

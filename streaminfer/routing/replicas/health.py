@@ -21,7 +21,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.instants import NEVER_NS
+from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left

@@ -12,8 +12,7 @@ from streaminfer.caching.erasure.invalidation import drop
 from streaminfer.caching.erasure.retention_counts import RetentionCounts
 from streaminfer.caching.tiers import DiskTier, Entry
 from streaminfer.caching.tiers.encryption import StoredKeys
-from streaminfer.caching.tiers.notices import Notice
-from streaminfer.caching.tiers.protocol import HoldingTier
+from streaminfer.caching.tiers.protocol import HoldingTier, Notice
 from streaminfer.caching.tiers.tier_set import TierSet
 from streaminfer.compliance.retention import Residual, Retention
 from streaminfer.compliance.retention_log import RetentionLog

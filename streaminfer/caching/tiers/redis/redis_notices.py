@@ -17,8 +17,7 @@ from typing import Any
 
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Records
-from streaminfer.caching.tiers.notices import Notice
-from streaminfer.caching.tiers.protocol import Entry
+from streaminfer.caching.tiers.protocol import Entry, Notice
 
 __all__ = ["RedisNotices"]
 

@@ -22,8 +22,7 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer.caching.codec import CorruptRecord
 from streaminfer.caching.tiers._records import Counters, NotHeld, Records, selection
 from streaminfer.caching.tiers.encryption import KeyProvider
-from streaminfer.caching.tiers.notices import Notice
-from streaminfer.caching.tiers.protocol import Entry, Held, RecordCopy, TierStatistics
+from streaminfer.caching.tiers.protocol import Entry, Held, Notice, RecordCopy, TierStatistics
 from streaminfer.caching.tiers.redis.connection import client_of, tls_options
 from streaminfer.caching.tiers.redis.raw_keys import SCAN_CHUNK, literally, read_raw
 from streaminfer.caching.tiers.redis.redis_leases import RedisLeases
