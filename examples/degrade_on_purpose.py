@@ -74,8 +74,7 @@ async def main() -> None:
         for factor in (0.5, 2.0, 0.5):
             await offer(faces, alone * factor)
         seen = router.statistics()
-        reasons = ", ".join(f"{reason} {count}" for reason, count in seen.reasons.items())
-        print(f"mean quality {seen.mean_quality:.2f}; why not the full model: {reasons}")
+        print(f"mean quality {seen.mean_quality:.2f}; why not the full model: {seen.reasons}")
 
 
 if __name__ == "__main__":

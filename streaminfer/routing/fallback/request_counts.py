@@ -53,6 +53,6 @@ class RequestCounts:
             deadline_misses=self.deadline_misses,
             mean_quality=quality / responses if responses else float("nan"),
             cost=sum(count * (state.route.cost or 0.0) for count, state in zip(by_route, states, strict=True)),
-            reasons=dict(sorted(self.reasons.items())),
+            reasons={str(reason): count for reason, count in sorted(self.reasons.items())},
             routes=tuple(state.statistics(count) for count, state in zip(by_route, states, strict=True)),
         )

@@ -110,7 +110,7 @@ class RouteState:
             rejected=self.rejected,
             cancelled=self.cancelled,
             in_flight=share.in_flight,
-            skipped=dict(sorted(self.skipped.items())),
+            skipped={str(reason): count for reason, count in sorted(self.skipped.items())},
             probes=self.probes,
             cuts=share.cuts,
             flaps=share.flaps,

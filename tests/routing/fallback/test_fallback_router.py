@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import streaminfer as si
-from streaminfer.protocols import Admission
+from streaminfer.protocols import Admission, AdmissionReason
 from streaminfer.request import Response
 from streaminfer.routing import FallbackRouter, Route
 from streaminfer.testing import HANG, ScriptedBackend, run
@@ -95,6 +95,16 @@ def test_a_refusal_of_admission_skips_a_route(reason):
         assert not best.asked
         assert router.statistics().reasons == {reason: 1}
         assert router.statistics()["best"].skipped == {reason: 1}
+
+    play(main)
+
+
+def test_statistics_have_reasons_as_plain_words():
+    async def main(loop, best, second, router):
+        best.verdict = Admission(False, AdmissionReason.INFEASIBLE)
+        await ask(router, stream_id="no copies of it")
+        seen = router.statistics()
+        assert repr(seen.reasons) == repr(seen["best"].skipped) == "{'infeasible': 1}"
 
     play(main)
 
