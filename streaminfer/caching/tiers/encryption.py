@@ -33,6 +33,7 @@ import secrets
 import sqlite3
 import struct
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,10 +241,11 @@ class StoredKeys:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
+        self._finalizer = weakref.finalize(self, self._db.close)  # a file whose keys are dropped unclosed is closed
         try:
             self._secret = self._prepare()
         except BaseException:
-            self._db.close()
+            self._finalizer()
             raise
 
     def _prepare(self) -> bytes:
@@ -384,7 +386,7 @@ class StoredKeys:
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
-            self._db.close()
+            self._finalizer()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Sealed records: unreadable without their key, unaltered with it, and gone when it is destroyed."""
 
+import gc
 import sqlite3
 import stat
 import threading
@@ -242,3 +243,14 @@ def test_a_key_service_must_give_keys_of_the_right_size(secret):
         ServiceKeys(service)
     with pytest.raises(TypeError, match="service: expected a KeyService"):
         ServiceKeys(object())
+
+
+def test_keys_that_are_dropped_close_their_file(tmp_path):
+    stored = StoredKeys(tmp_path / "keys.db", master=MASTER)
+    db = stored._db
+
+    del stored
+    gc.collect()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        db.execute("SELECT 1")
