@@ -4,6 +4,8 @@ The order is the order of the arguments, outermost first, and it matters: a tele
 refusals and queueing; a breaker under the batcher counts a failed batch of 32 as one failure and not as 32.
 """
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import itertools
@@ -13,6 +15,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
+from streaminfer._internal.lazy import lazy_attributes
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S
@@ -20,8 +23,6 @@ from streaminfer._stack._chain_cy import Chain
 from streaminfer._stack.composition import compose
 from streaminfer._stack.many_calls import PlaceQueue, answer_all, answer_rows, default_concurrency
 from streaminfer._stack.run import StackRun
-from streaminfer._stack.start_report import PartStart, StartReport, names_of_parts
-from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics, statistics_inside
 from streaminfer.batching.batched_service import BatchedService
 from streaminfer.errors import Closed, DeadlineExceeded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Wrapper, adapt
@@ -35,9 +36,21 @@ from streaminfer.request import (
 from streaminfer.sync_layer import SyncService
 
 if TYPE_CHECKING:
+    from streaminfer._stack.start_report import PartStart, StartReport
+    from streaminfer._stack.statistics import PartStatistics, StackState, StackStatistics
     from streaminfer.blocking import BlockingStack
 
 __all__ = ["PartStart", "PartStatistics", "Stack", "StackStatistics", "StartReport"]
+
+_HOMES = {
+    "PartStart": "_stack.start_report",
+    "PartStatistics": "_stack.statistics",
+    "StackStatistics": "_stack.statistics",
+    "StartReport": "_stack.start_report",
+}
+
+if not TYPE_CHECKING:  # loaded by the first start or snapshot, because the package's import should cost little
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
 
 
 class Stack(Wrapper):
@@ -233,7 +246,7 @@ class Stack(Wrapper):
             return Admission(False, AdmissionReason.CLOSED)
         return Admission(True) if self._admission is None else self._admission(request, now_ns)
 
-    def blocking(self) -> "BlockingStack":
+    def blocking(self) -> BlockingStack:
         """The same service for synchronous callers, on an event loop in a thread of its own.
 
         ::
@@ -265,6 +278,8 @@ class Stack(Wrapper):
         run = self._run = StackRun(self, self._parts)
         self._calls, self._places = run.calls, run.places
         title = f"stack {' → '.join(type(layer).__name__ for layer in self.layers)}"
+        from streaminfer._stack.start_report import names_of_parts  # noqa: PLC0415 - not at the package's import
+
         await run.start(title, names_of_parts(self._parts, self.layers, self._single))
         self._chain = self._join()
         self._chain.loop = run.loop
@@ -335,6 +350,8 @@ class Stack(Wrapper):
 
     def statistics(self) -> StackStatistics:
         """A frozen snapshot of every layer that keeps statistics, and of what is inside routers and the like."""
+        from streaminfer._stack.statistics import StackStatistics, statistics_inside  # noqa: PLC0415 - as above
+
         layers = self.children
         snapshots = {name: adapt(layer).statistics() for name, layer in layers.items()}
         return StackStatistics(

@@ -14,11 +14,11 @@ from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import STOP_LIMIT_S, seconds_left, stop_all, stop_within
 from streaminfer._stack.many_calls import PlaceQueue
-from streaminfer._stack.start_report import StartReport, StartTimer
 from streaminfer.protocols import adapt
 
 if TYPE_CHECKING:
     from streaminfer._stack.served_stack import ServedStack
+    from streaminfer._stack.start_report import StartReport
     from streaminfer._stack.statistics import StackState
 
 __all__ = ["StackRun"]
@@ -64,6 +64,8 @@ class StackRun:
             title: of the report.
             names: what the report calls the parts.
         """
+        from streaminfer._stack.start_report import StartTimer  # noqa: PLC0415 - not at the package's import
+
         started: list[Any] = []
         try:
             with StartTimer(title) as timer:

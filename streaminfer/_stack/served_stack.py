@@ -1,11 +1,15 @@
 """What the parts below `Stack` need of one, so that they need not import it."""
 
-from collections.abc import Awaitable, Iterable
-from typing import Any, Protocol, Unpack
+from __future__ import annotations
 
-from streaminfer._stack.statistics import StackStatistics
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
+
 from streaminfer.protocols import Admission, Clock
 from streaminfer.request import CallSettings, MapSettings, Request, Response
+
+if TYPE_CHECKING:
+    from streaminfer._stack.statistics import StackStatistics
 
 __all__ = ["ServedStack"]
 

@@ -7,6 +7,7 @@ without overriding what runs once a request. What is here works on snapshots: ar
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from streaminfer._internal.html_table import html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
 from streaminfer._internal.validation import check_count, check_duration, expected
-from streaminfer.telemetry.histograms import hdr_encoding as encoding
 from streaminfer.telemetry.histograms import kernels
 from streaminfer.telemetry.histograms import percentile_plot as plot
 from streaminfer.telemetry.histograms._histogram_cy import HistogramState
@@ -219,7 +219,9 @@ class LatencyHistogram(_State):
 
         Exact extremes and ``clamped`` are not part of that format.
         """
-        return encoding.encode(*self._layout(), np.frombuffer(self.snapshot()[0], np.int64))
+        encoding = _encoding()
+        text: str = encoding.encode(*self._layout(), np.frombuffer(self.snapshot()[0], np.int64))
+        return text
 
     @classmethod
     def decode(cls, text: str | bytes) -> LatencyHistogram:
@@ -231,6 +233,7 @@ class LatencyHistogram(_State):
             ValueError: not such a text, or a layout that cannot be held.
             TypeError: neither str nor bytes.
         """
+        encoding = _encoding()
         header = encoding.decode_header(text)
         histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
         counts = encoding.decode_counts(header, histogram.counts_length)
@@ -279,7 +282,7 @@ class LatencyHistogram(_State):
 
     def __reduce__(self) -> tuple[Any, ...]:
         counts, minimum_ns, maximum_ns, clamped = self.snapshot()
-        text = encoding.encode(*self._layout(), np.frombuffer(counts, np.int64))
+        text = _encoding().encode(*self._layout(), np.frombuffer(counts, np.int64))
         return _restored, (type(self), text, minimum_ns, maximum_ns, clamped)
 
     def __repr__(self) -> str:
@@ -347,6 +350,7 @@ def _restored(
     cls: type[LatencyHistogram], text: str, minimum_ns: int, maximum_ns: int, clamped: int
 ) -> LatencyHistogram:
     """Restore what pickling adds to the text: exact extremes and the number clamped."""
+    encoding = _encoding()
     header = encoding.decode_header(text)
     histogram = cls._of_layout(header.lowest_ns, header.highest_ns, header.significant_digits)
     histogram.add_counts(encoding.decode_counts(header, histogram.counts_length), minimum_ns, maximum_ns, clamped)
@@ -358,3 +362,10 @@ def _reals(name: str, numbers: ArrayLike) -> NDArray[np.float64]:
     if values.dtype.kind not in "fiu":
         raise TypeError(expected(name, "real numbers", numbers))
     return np.asarray(values, np.float64, order="C")
+
+
+def _encoding() -> ModuleType:
+    """Return the module that encodes and decodes, which the package's import does not load."""
+    from streaminfer.telemetry.histograms import hdr_encoding  # noqa: PLC0415 - see above
+
+    return hdr_encoding
