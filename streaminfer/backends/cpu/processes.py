@@ -189,7 +189,9 @@ class ProcessWorker:
                 process.join()
             code = process.exitcode
             self._process = None
-            process.close()
+            # at the interpreter's end multiprocessing waits for the process too: who comes second sees no exit code
+            with contextlib.suppress(ValueError):
+                process.close()
         return code
 
 
