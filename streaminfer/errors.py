@@ -75,7 +75,7 @@ class BackendError(StreamInferError):
 
 
 class InvalidInput(StreamInferError, ValueError):  # noqa: N818
-    """What the caller brought does not fit the model; nobody else's request is affected."""
+    """What the caller brought does not fit the model; no other request is affected."""
 
 
 class Closed(StreamInferError):  # noqa: N818

@@ -178,7 +178,7 @@ class Stack(Wrapper):
 
         Args:
             inputs: what each request brings; read when its turn comes, so that it may be a generator.
-            concurrency: how many requests are in hand at the same time; ``None``: as many as keep the workers of the
+            concurrency: how many requests are in flight at the same time; ``None``: as many as keep the workers of the
                 batcher busy with full batches.
             return_exceptions: put errors among the answers; otherwise the first one cancels what is left.
             **settings: ``timeout_s``, for each request from its turn on, ``priority``, ``stream_id``, ``tenant``,
@@ -285,13 +285,13 @@ class Stack(Wrapper):
         self._chain.loop = run.loop
 
     async def stop(self, *, drain: bool = True, timeout_s: float | None = STOP_LIMIT_S) -> None:
-        """Accepts nothing more, ends what is in hand and stops the layers, outermost first.
+        """Accept nothing more, complete the requests in flight and stop the layers, outermost first.
 
         A second call waits for the first; a stack that does not run is left alone. A draining stop that is cancelled
         ends what is left with ``Closed`` and still stops every layer.
 
         Args:
-            drain: answer what is in hand first; otherwise it ends with ``Closed``.
+            drain: complete the requests in flight first; otherwise they end with ``Closed``.
             timeout_s: seconds after which what is left ends with ``Closed``, worker processes are killed, and threads
                 in which a batch hangs left behind; the stop returns at most half a second later. ``None``: no limit.
 

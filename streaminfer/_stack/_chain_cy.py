@@ -240,7 +240,11 @@ class Chain:
             if self._submit is None:
                 passage.awaited = self._call(request)
             else:
-                passage.ticket = self._submit(request, request.inputs, request.deadline_ns, request.priority, self.loop)
+                if not self._batcher_has_clock:
+                    now_ns = 0
+                passage.ticket = self._submit(
+                    request, request.inputs, request.deadline_ns, request.priority, self.loop, now_ns
+                )
                 passage.awaited = passage.ticket.future
         except BaseException as error:
             response = self.failed(passage, error)

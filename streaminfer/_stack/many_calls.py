@@ -66,7 +66,7 @@ class PlaceQueue:
 
     async def _wait_for_place(self, request: Request) -> None:
         async with self._turn:
-            # the queue tells nobody of a free place: it is asked again when it expects one
+            # the queue does not announce a free place, so it is asked when it expects one
             while (place := self._stack.admission(request, self._stack.clock())).reason in _PASSING:
                 await self._pause(max(place.retry_after_s or 0.0, _SHORTEST_PAUSE_S))
 

@@ -93,7 +93,7 @@ class StackRun:
         """Stop the parts, outermost first; a second call waits for the first.
 
         Args:
-            drain: end what is in hand first.
+            drain: complete the requests in flight first.
             timeout_s: the limit of the stop; ``None``: it has none of its own.
         """
         if self.state == "stopping":

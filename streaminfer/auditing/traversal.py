@@ -1,7 +1,7 @@
 """What stands inside a `Stack`, found without running anything of anybody's.
 
 Attributes are read as they lie there: values of instances and classes, slots, and properties of this package. A
-property or a ``__getattr__`` of somebody else's class is code, and is not run; what it would say stays `UNREAD`.
+property or a ``__getattr__`` of a class of others is code, and is not run; what it would say stays `UNREAD`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["NOTHING", "UNREAD", "Found", "inner_of", "is_a", "is_ours", "read", 
 NOTHING: Any = type("_Nothing", (), {"__repr__": lambda _: "nothing"})()
 """There is no such attribute."""
 UNREAD: Any = type("_Unread", (), {"__repr__": lambda _: "unread"})()
-"""There is one, and only somebody else's code could say what it is."""
+"""There is one, and only code of others could say what it is."""
 
 _PACKAGE = "streaminfer."
 

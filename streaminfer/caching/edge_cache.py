@@ -174,11 +174,11 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
             MissingExtra: xxhash is not installed.
         """
         from streaminfer.caching.single_flight.flights import SingleFlight  # noqa: PLC0415
-        from streaminfer.caching.wrapping.cached_service import put_in_front  # noqa: PLC0415 - a mapping alone does not need it
+        from streaminfer.caching.wrapping.cached_service import wrap_inner  # noqa: PLC0415 - a mapping alone does not need it
 
         if self._flights is None:
             self._flights = SingleFlight()
-        return put_in_front(
+        return wrap_inner(
             self._access, inner, self._flights, cache=self, secret=self._secret, subject=subject, tags=tags
         )
 

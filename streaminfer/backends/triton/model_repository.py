@@ -3,8 +3,8 @@
 What is set, and why:
 
 * **No ``dynamic_batching`` block**: a request runs as it is. The batch is made here, where deadlines and queue are
-  known; a second batcher after it would wait again, and merge batches into sizes whose service time nobody has
-  learned. (``preserve_ordering`` belongs to that block. It would hold finished responses back behind slower ones.)
+  known; a second batcher after it would wait again, and merge batches into sizes whose service time is not
+  known. (``preserve_ordering`` belongs to that block. It would hold finished responses back behind slower ones.)
   ``priority_levels`` needs the block: then it is there with a delay of zero, and only requests that wait anyway merge.
 * **Inputs and outputs are written out**, and not left to auto-completion, which adds ``dynamic_batching`` to an ONNX
   model that does not say them. For a plan it adds it in any case, unless ``max_batch_size`` is 0 or the server runs

@@ -4,7 +4,7 @@ An `Assembler` knows all that bounds or shapes a batch beside the policy: bucket
 that a model was compiled for. It checks each request where it arrives, chooses rows that can stand together, and writes
 them, large ones into reused buffers (:mod:`~streaminfer.batching.assembly.buffers`).
 
-*When.* Rows are written by whoever reads :attr:`AssembledBatch.inputs`: the backend's worker thread, just before the
+*When.* The reader of :attr:`AssembledBatch.inputs` writes the rows: the backend's worker thread, just before the
 model. Writing each row where it arrives was measured (``benchmarks/run.py assembly``) and is not done. A copy costs
 the same at either time, 0.3 µs for 1 KB and 50 for 600 KB, but on the event loop it delays everybody's requests; and
 the policy orders rows by deadline, drops some and leaves others for later, and callers leave, so that rows written in
@@ -45,7 +45,7 @@ _UNREAD: Any = object()
 
 
 class AssembledBatch(Batch):
-    """A batch whose inputs are put together at the first reading, by whoever reads them.
+    """A batch whose inputs are put together at the first reading, by the reader.
 
     A backend that runs in a thread so copies megabytes of images there and not on the event loop.
     """

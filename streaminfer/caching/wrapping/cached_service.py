@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from streaminfer.caching.tiers.async_access import TierAccess
     from streaminfer.caching.tiers.tier_hit import TierHit
 
-__all__ = ["CachedService", "put_in_front"]
+__all__ = ["CachedService", "wrap_inner"]
 
 
-def put_in_front(
+def wrap_inner(
     access: TierAccess,
     inner: Any,
     flights: SingleFlight,

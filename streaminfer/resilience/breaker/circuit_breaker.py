@@ -18,7 +18,7 @@ from streaminfer.resilience.breaker._guard_cy import BreakerCore
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
 from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
-from streaminfer.resilience.breaker.layers import put_in_front
+from streaminfer.resilience.breaker.layers import wrap_inner
 from streaminfer.resilience.breaker.ramp_up import RampUp
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class CircuitBreaker(BreakerCore):
             TypeError: none of these, or a generator function, whose call ends before its work begins: use
                 :meth:`guard` inside it.
         """
-        return put_in_front(self, inner)
+        return wrap_inner(self, inner)
 
     __call__ = wrap
 

@@ -25,12 +25,12 @@ from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
 from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.sync_layer import SyncService
 
-__all__ = ["GuardedBackend", "GuardedService", "put_in_front"]
+__all__ = ["GuardedBackend", "GuardedService", "wrap_inner"]
 
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
-def put_in_front(breaker: BreakerCore, inner: Any) -> Any:
+def wrap_inner(breaker: BreakerCore, inner: Any) -> Any:
     """A guarded thing of the same kind; see ``CircuitBreaker.wrap``.
 
     Raises:

@@ -17,7 +17,7 @@ from streaminfer.resilience._targets import refuse_copy
 from streaminfer.resilience.limit._adaptation_cy import LimitAdaptation
 from streaminfer.resilience.limit._guard_cy import LimitCore
 from streaminfer.resilience.limit._state_machine_cy import UNKNOWN, LimitMachine
-from streaminfer.resilience.limit.layers import put_in_front
+from streaminfer.resilience.limit.layers import wrap_inner
 from streaminfer.resilience.limit.permit_queue import PermitQueue
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class ConcurrencyLimit(LimitCore):
         if self._objective is None:
             self._objective = _objective_of(inner)
             self.aim()
-        return put_in_front(self, inner)
+        return wrap_inner(self, inner)
 
     __call__ = wrap
 

@@ -15,12 +15,12 @@ from streaminfer.resilience.limit._guard_cy import LimitCore, LimitedFunction
 from streaminfer.resilience.limit._state_machine_cy import FULL, INFEASIBLE
 from streaminfer.sync_layer import SyncService
 
-__all__ = ["LimitedBackend", "LimitedService", "QueuedService", "put_in_front"]
+__all__ = ["LimitedBackend", "LimitedService", "QueuedService", "wrap_inner"]
 
 _UNBOUNDED = 2**31 - 1
 
 
-def put_in_front(limit: LimitCore, inner: Any) -> Any:
+def wrap_inner(limit: LimitCore, inner: Any) -> Any:
     """A limited thing of the same kind; see ``ConcurrencyLimit.wrap``.
 
     Raises:
@@ -151,7 +151,7 @@ def _tells_queueing(inner: Any) -> bool:
 
 
 class LimitedBackend(_Limited):
-    """A backend with so many batches under way at once; the limit is a fixed one."""
+    """A backend with a bound on the batches in flight; the limit is a fixed one."""
 
     def __init__(self, limit: LimitCore, inner: Any) -> None:
         super().__init__(limit, inner)
