@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from streaminfer._internal.snapshot import Snapshot
@@ -12,7 +13,7 @@ from streaminfer.compliance.html_report import write_page
 __all__ = ["Document"]
 
 
-class Document(Snapshot):
+class Document(Snapshot, ABC):
     """Report as plain values, as JSON and as a page.
 
     Attributes:
@@ -43,6 +44,6 @@ class Document(Snapshot):
         """
         return write_page(self.title, self._page(), path)
 
+    @abstractmethod
     def _page(self) -> str:
         """Return the body of the page."""
-        raise NotImplementedError

@@ -62,7 +62,6 @@ _ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions w
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
 _LET_GO_S = 0.01  # a server responds up to some milliseconds before it lets go of the memory of a request
-_LET_GO_ROUNDS = 10
 
 Register = Callable[[str, str, int], Awaitable[None]]
 """Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
@@ -313,7 +312,7 @@ class RegionPool:
             self._idle.clear()
             self._held.clear()
             await self._sweep_once()
-            for _ in range(_LET_GO_ROUNDS):
+            for _ in range(10):
                 if completed.isdisjoint(name for name, _ in self._retired):
                     break
                 await asyncio.sleep(_LET_GO_S)
