@@ -175,12 +175,13 @@ class _Judge:
         self._tag_ages: dict[str, int] = {}
         self._names: dict[str, str] = {}
         if self._log is not None:
-            log_now_ns = self._log._now()
+            log_now_ns = self._log.now_ns()
             for event in self._log._all():
                 if event.action == "erased" and event.where == "memory":  # where each erasure begins
                     ages, label = (self._subject_ages, event.subject) if event.subject else (self._tag_ages, event.tag)
                     if label is not None:
-                        ages[label] = log_now_ns - event.at_ns  # the latest erasure counts
+                        # the latest erasure counts, which need not be the last record
+                        ages[label] = min(ages.get(label, NEVER), log_now_ns - event.at_ns)
 
     def is_erased(self, subject: str | None, tags: Iterable[str], age_ns: int) -> bool:
         """Return whether an entry of that age was there when its subject or one of its tags was erased."""

@@ -1,6 +1,6 @@
 """`prove`: whether anything is left of what a `Stack` should have forgotten, found by looking.
 
-What is looked at, and what counts, is written in ``caching.proof``.
+What is looked at, and what counts, is written in ``auditing.cache_proof``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands inside a `Stack`, found without running anything of anybody's.
+"""What stands inside a `Stack`, found without running anything of users'.
 
 Attributes are read as they lie there: values of instances and classes, slots, and properties of this package. A
 property or a ``__getattr__`` of a class of others is code, and is not run; what it would say stays `UNREAD`.

@@ -2,7 +2,7 @@
 
 The log holds no data and no names: a subject stands there as a keyed hash, so that what concerns one can be found by
 who knows the name and has the secret, and the file names no person. The chain that makes it tamper-evident is in
-``_retention_chain``; the file, which several processes may share, in ``_retention_file``.
+``hash_chain``; the file, which several processes may share, in ``log_file``.
 
 *What can be detected*: any record that was changed, removed, put in or moved, also at the front. *What cannot*: that
 the last records were cut off while no log was open, unless the ``head`` was kept elsewhere (print it, mail it, put it
@@ -136,6 +136,10 @@ class RetentionLog:
         self._holds: dict[tuple[str | None, str], RetentionEvent] = {}
         self._file = None if path is None else RetentionFile(Path(path), self._chain, self._absorb)
 
+    def now_ns(self) -> int:
+        """Return the present instant of the log's clock, nanoseconds."""
+        return int(self._now())
+
     def record(
         self,
         action: Action,
@@ -171,8 +175,7 @@ class RetentionLog:
         for name, label in (("subject", subject), ("tag", tag)):
             check_instance(name, label, lambda it: it is None or isinstance(it, str), "a string or None")
         number = check_count("count", count, at_least=0)
-        if at_ns is not None:
-            check_count("at_ns", at_ns, at_least=0)
+        check_instance("at_ns", at_ns, lambda it: it is None or isinstance(it, int), "an integer or None")
         if subject:
             for written in dict.fromkeys((subject, repr(subject)[1:-1], ascii(subject)[1:-1])):  # as messages quote it
                 reason = reason.replace(written, _HIDDEN)
@@ -181,7 +184,7 @@ class RetentionLog:
 
             def make() -> tuple[RetentionEvent, bytes]:
                 return self._chain.seal(
-                    at_ns=self._now() if at_ns is None else at_ns,
+                    at_ns=self.now_ns() if at_ns is None else at_ns,
                     action=action,
                     where=where,
                     data_class=data_class,
@@ -375,6 +378,7 @@ def add_to(totals: dict[tuple[str, str, str], RetentionTotal], event: RetentionE
         data_class=event.data_class,
         records=1 + (so_far.records if so_far else 0),
         count=event.count + (so_far.count if so_far else 0),
-        first_ns=so_far.first_ns if so_far else event.at_ns,
-        last_ns=event.at_ns,
+        # records may be in another order than their events
+        first_ns=min(so_far.first_ns, event.at_ns) if so_far else event.at_ns,
+        last_ns=max(so_far.last_ns, event.at_ns) if so_far else event.at_ns,
     )

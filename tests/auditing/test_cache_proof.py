@@ -10,6 +10,7 @@ import pytest
 from redis_server import PATIENT
 
 import streaminfer as si
+from streaminfer.auditing.cache_proof import prove_caches
 from streaminfer.caching.tiers import DiskTier, Entry, RedisTier
 from streaminfer.caching.tiers.encryption import StoredKeys
 from streaminfer.compliance.retention_log import RetentionLog
@@ -482,3 +483,22 @@ def test_cache_without_a_log_is_proven_by_its_own_erasures(keys, tmp_path):
 def test_only_a_stack_is_proven():
     with pytest.raises(TypeError, match="stack: expected a Stack"):
         si.prove(si.EdgeCache())
+
+
+def test_the_latest_erasure_counts_whatever_the_order_of_the_records():
+    """Two processes may record their erasures in another order than they made them."""
+    instants = [10**18, 10**18 + 5 * 10**9]
+    found = []
+    for order in (instants, instants[::-1]):
+        log = RetentionLog(secret=b"s" * 32, wall_clock=lambda: instants[1])
+        cache = si.EdgeCache(retention=si.Retention(60.0, log=log))
+        cache.put("k", 1, subject="anna")
+        for at_ns in order:
+            log.record(
+                "erased", where="memory", data_class="", count=0, reason="asked for", subject="anna", at_ns=at_ns
+            )
+        found.append(prove_caches([cache]).counts)
+        (total,) = log.totals()
+        assert [total.first_ns, total.last_ns] == instants
+    assert found[0] == found[1]
+    assert sum(found[0].values()) == 1

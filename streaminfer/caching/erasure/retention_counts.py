@@ -98,12 +98,17 @@ class RetentionCounts:
         tag: str | None = None,
     ) -> None:
         """Record one event at once; in a file, soon."""
-        if self._log is not None:
-            what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
-            if isinstance(self._log, RetentionLog):  # the disk may take it much later
-                what["at_ns"] = self._log._now()
-            write = partial(self._log.record, action, **what, subject=subject, tag=tag)
-            self._put(write, f"{action} in {where}, {count} entries")
+        if self._log is None:
+            return
+        what: dict[str, Any] = {"where": where, "data_class": data_class, "count": count, "reason": reason}
+        label = f"{action} in {where}, {count} entries"
+        if isinstance(self._log, RetentionLog):  # the disk may take it much later
+            try:
+                what["at_ns"] = self._log.now_ns()
+            except Exception:  # a clock of the user's; an erasure goes on without its record
+                _LOGGER.exception(_LOST, label)
+                return
+        self._put(partial(self._log.record, action, **what, subject=subject, tag=tag), label)
 
     def owe(self, owed: Owed) -> None:
         """Note a failed erasure beside the log, if that lies in a file, until it is made."""

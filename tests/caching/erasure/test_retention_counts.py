@@ -58,6 +58,30 @@ def test_a_record_bears_the_time_of_its_event(tmp_path):
     assert [event.at_ns for event in log.events] == [5_000_000_000]
 
 
+def test_a_log_whose_clock_fails_stops_no_erasure(tmp_path):
+    """The record is lost and said so; the tiers are erased all the same."""
+    works = [True]
+
+    def wall_clock():
+        if not works[0]:
+            raise OSError("no clock")
+        return time.time_ns()
+
+    async def main():
+        log = RetentionLog(tmp_path / "log", secret=SECRET, wall_clock=wall_clock)
+        tier = DiskTier(tmp_path / "tier", max_bytes=2**20)
+        cache = si.EdgeCache(retention=Retention(60.0, log=log), tiers=[tier])
+        async with cache:
+            await cache.put_through("k", 1, tags=["face"])
+            works[0] = False
+            erasure = await cache.erase_everywhere(tag="face")
+            works[0] = True
+            assert erasure.complete
+            assert tier.statistics().entries == 0
+
+    asyncio.run(main())
+
+
 class Failing:
     """A log whose disk fails as often as it is told, and which blocks while an event is not set."""
 

@@ -4,8 +4,8 @@ On the server, all under one namespace, with the braces that put it into one slo
 
     {namespace}:e<name>   hash     d: the record   c: its data class   s: when it was computed
                                    ls<name>, lt<name>, …: the subject and the tags that it has
-    {namespace}:l<name>   string   the lease of who computes it, see ``_redis_leases``
-    {namespace}:n         channel  notices of what was deleted and erased, see ``_redis_notices``
+    {namespace}:l<name>   string   the lease of who computes it, see ``redis_leases``
+    {namespace}:n         channel  notices of what was deleted and erased, see ``redis_notices``
     {namespace}:g         string   16 random bytes, others after each erasure or deletion
 
 An entry lists its own labels, so a server that evicts as it pleases takes both or neither: an erasure goes through all

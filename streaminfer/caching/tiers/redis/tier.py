@@ -4,7 +4,7 @@ A server that is down must cost its callers nothing but misses: each operation h
 and a circuit breaker stops asking when they fail. Nothing that the server answers is believed: records have a checksum
 (with keys, a seal) and their own name and age inside.
 
-What lies on the server, and the scripts that change it, are in ``_redis_scripts``.
+What lies on the server, and the scripts that change it, are in ``scripts``.
 """
 
 from __future__ import annotations
