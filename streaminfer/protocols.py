@@ -14,7 +14,7 @@ capability by name.
 
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -35,6 +35,7 @@ __all__ = [
     "Service",
     "Wrapper",
     "adapt",
+    "are_idempotent",
     "check_infer",
     "is_backend",
     "is_layer",
@@ -384,6 +385,12 @@ class _Adapted(Node):
 def name_of(thing: Any) -> str:
     """Return what responses, errors and reports call it: its name, or that of its class."""
     return adapt(thing).name or type(thing).__name__
+
+
+def are_idempotent(services: Iterable[object]) -> bool | None:
+    """Return whether a request may be sent twice to any of them: ``False`` if one says no, ``None`` if one is silent."""
+    said = {adapt(service).capabilities().idempotent for service in services}
+    return False if False in said else None if None in said or not said else True
 
 
 def is_service(thing: object) -> bool:

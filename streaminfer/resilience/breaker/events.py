@@ -71,6 +71,9 @@ class BreakerEvents:
         self._machine.listening = listening
 
     def _take(self) -> Iterator[BreakerEvent]:
-        while (event := self._machine.next_event()) is not None:
+        # what a listener's own calls cause is left to another round, so that its delivery ends
+        for _ in range(self._machine.transitions.pending):
+            if (event := self._machine.next_event()) is None:
+                return
             before, after, reason, *numbers = event
             yield BreakerEvent(self._name, STATES[before], STATES[after], REASONS[reason], *numbers)

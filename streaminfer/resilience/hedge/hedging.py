@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
-from streaminfer._runtime.stopping import stop_all
+from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
@@ -106,6 +106,8 @@ class Hedge:
         self._least_count = math.ceil(round(1.0 / (1.0 - self.quantile), 6))
         self._clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None
+        if clock is not None and to is not None:
+            adapt(to).bind_clock(clock)
         self._delay_s: float | None = None
         self._usual_ns = 0.0
         self._measure_ns = 0
@@ -344,8 +346,10 @@ class _Hedged(Wrapper):
 
     async def stop(self, *, drain: bool = True) -> None:
         """Wait for requests that are still being cancelled, and stop the replica."""
-        await self.hedge.settle()
-        await stop_all(self, [self.hedge.to], drain=drain)
+        try:
+            await until_limit(self.hedge.settle())
+        finally:
+            await stop_all(self, [self.hedge.to], drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.hedge!r} around {self.inner!r}"

@@ -4,7 +4,7 @@ from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLimitMachine
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
-cdef int _FULL, _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
+cdef int _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine

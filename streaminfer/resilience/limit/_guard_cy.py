@@ -41,7 +41,6 @@ _TOO_LATE = frozenset({AdmissionReason.INFEASIBLE, AdmissionReason.DEADLINE_EXCE
 
 # C variables in the compiled module, not visible from Python
 _NEVER = NEVER_NS
-_FULL = 0
 _INFEASIBLE = -1
 _UNKNOWN = -1
 _FRESH = 0

@@ -32,7 +32,7 @@ from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
 from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback._attempts_cy import Attempt, Attempts
 from streaminfer.routing.fallback._degradation_cy import DegradationController
@@ -159,6 +159,7 @@ class FallbackRouter(Node):
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
+            idempotent=are_idempotent(self._services()),
         )
 
     @property
@@ -429,16 +430,16 @@ class FallbackRouter(Node):
             raise RuntimeError(f"{self!r} serves requests of another event loop; it belongs to one loop at a time")
         self._loop = loop
         self._fast_path.attempts = Attempts()  # those of a closed loop ended with it
+        self._drained = None
         self._timer = AttemptTimer(self._fast_path, self._now)
 
     async def _until_drained(self) -> None:
         if self._fast_path.attempts.count:
-            drained = self._drained = asyncio.get_running_loop().create_future()
-            try:
-                await drained
-            finally:
-                self._drained = None
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)  # several stops wait for it; one that is cancelled leaves the others
 
     def _look_whether_drained(self) -> None:
-        if self._fast_path.attempts.count == 0 and self._drained is not None and not self._drained.done():
+        if self._fast_path.attempts.count == 0 and self._drained is not None:
             self._drained.set_result(None)
+            self._drained = None

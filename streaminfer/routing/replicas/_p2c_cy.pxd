@@ -51,7 +51,7 @@ cdef class P2CBalancer:
     cpdef Py_ssize_t of_stream(self, unsigned long long key, long long now_ns) except -2
 
     @cython.locals(number=Py_ssize_t, best=Py_ssize_t, least=double, cost=double, out=bint, is_out=bint, slot=CReplicaStats)
-    cpdef Py_ssize_t best(self, unsigned long long excluded, long long now_ns) except -2
+    cpdef Py_ssize_t best(self, set excluded, long long now_ns) except -2
 
     @cython.locals(slot=CReplicaStats)
     cpdef long long expected_ns(self, Py_ssize_t number, long long now_ns) except *

@@ -248,11 +248,11 @@ class P2CBalancer:
                 most = score
         return best if best >= 0 else self._least_bad(-1, now_ns)
 
-    def best(self, excluded: int, now_ns: int) -> int:
+    def best(self, excluded: set[int], now_ns: int) -> int:
         """Return the slot that is expected to respond first; changes nothing, and draws nothing.
 
         Args:
-            excluded: a bit for each slot that is left out (of the first 62).
+            excluded: slots that are left out.
             now_ns: the present.
 
         Returns:
@@ -263,7 +263,7 @@ class P2CBalancer:
         out = True
         for number in range(len(self._slots)):
             slot = self._slots[number]
-            if slot.state in (_FREE, _DRAINING) or (number < 62 and (excluded >> number) & 1):
+            if slot.state in (_FREE, _DRAINING) or number in excluded:
                 continue
             is_out = slot.state == _EJECTED and now_ns < slot.until_ns
             cost = slot.cost(now_ns, self._mean_ns, self._decay_ns)

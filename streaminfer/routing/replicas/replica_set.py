@@ -16,7 +16,7 @@ from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
-from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, sooner
+from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, are_idempotent, sooner
 from streaminfer.request import Request, Response
 from streaminfer.routing.replicas._ejection_cy import OutlierEjection
 from streaminfer.routing.replicas._p2c_cy import FAILURE, IGNORED, REJECTED, SUCCESS, P2CBalancer
@@ -201,9 +201,9 @@ class Replicas(Node):
         balancer = self._balancer
         if request.stream_id is not None:
             return self._admission_at(balancer.of_stream(_stream_key(request.stream_id), now_ns), request, now_ns)
-        tried = 0
+        tried: set[int] = set()
         rejection: Admission | None = None
-        for _ in range(min(balancer.replicas, 62)):
+        for _ in range(balancer.replicas):
             slot = balancer.best(tried, now_ns)
             verdict = self._admission_at(slot, request, now_ns)
             if verdict.ok:
@@ -212,7 +212,7 @@ class Replicas(Node):
                 rejection = verdict
             else:
                 rejection = rejection._replace(retry_after_s=sooner(rejection.retry_after_s, verdict.retry_after_s))
-            tried |= 1 << slot
+            tried.add(slot)
         return rejection or Admission(False, AdmissionReason.NO_REPLICA)
 
     def validate(self, request: Request) -> None:
@@ -242,6 +242,7 @@ class Replicas(Node):
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
+            idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
         )
 
     @property

@@ -12,7 +12,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_instance, check_number
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.stopping import stop_all
-from streaminfer.protocols import Admission, Capabilities, Node, adapt
+from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idempotent
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
@@ -104,6 +104,8 @@ class Canary(Node):
         offered = adapt(self._stable.service).capabilities()
         self._objective = offered.slo
         self.validate = offered.validate
+        found = (adapt(service).capabilities().fingerprint_changes for service in self.services)
+        self._changes = [changes for changes in found if changes is not None]
 
     @property
     def services(self) -> tuple[Any, Any]:
@@ -121,9 +123,14 @@ class Canary(Node):
             validate=self.validate,
             admission=self.admission,
             slo=self,
+            fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=self.enforces_deadline,
             idempotent=self.idempotent,
         )
+
+    def fingerprint_changes(self) -> int:
+        """Return how often the models of both sides have changed, for caches around the canary."""
+        return sum(changes() for changes in self._changes)
 
     @property
     def share(self) -> float:
@@ -151,8 +158,7 @@ class Canary(Node):
     @property
     def idempotent(self) -> bool | None:
         """Whether a request may be sent twice: what both say, or ``False`` where one of them does."""
-        said = {adapt(service).capabilities().idempotent for service in self.services}
-        return False if False in said else None if None in said else True
+        return are_idempotent(self.services)
 
     async def call(self, request: Request) -> Response:
         """Serve the request, by the service whose share it belongs to.

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -22,11 +22,12 @@ from streaminfer._internal.validation import check_count, check_duration, check_
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all
-from streaminfer.protocols import Clock, Wrapper, adapt, is_service, name_of
+from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.resilience._targets import may_repeat, repeats
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
+from streaminfer.sync_layer import SyncService
 
 __all__ = ["Shadow", "ShadowStatistics"]
 
@@ -207,19 +208,23 @@ class Shadow:
         return self.statistics()._repr_html_()
 
 
-class _ShadowedService(Wrapper):
+class _ShadowedService(SyncService):
     """A service whose requests are copied."""
 
     def __init__(self, shadow: Shadow, inner: Any) -> None:
         super().__init__(inner, shadow)
         self.shadow = shadow
-        self._call: Callable[[Request], Any] = inner.call
 
-    async def call(self, request: Request) -> Response:
-        """Serve the request as the service does."""
-        self.shadow.send(request)  # a task, which begins when this one has been sent
-        response: Response = await self._call(request)
-        return response
+    @property
+    def clock(self) -> Clock:
+        return self.shadow._clock
+
+    def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - a copy has its own instants
+        """Send a copy: a task, which begins when the request itself has been sent."""
+        self.shadow.send(request)
+
+    def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
+        """Nothing: the response does not depend on the copy."""
 
     async def start(self) -> None:
         """Start the service that gets the copies."""
@@ -227,8 +232,10 @@ class _ShadowedService(Wrapper):
 
     async def stop(self, *, drain: bool = True) -> None:
         """End the copies and stop the service that gets them."""
-        await self.shadow.end_copies()
-        await stop_all(self, [self.shadow.copy], drain=drain)
+        try:
+            await self.shadow.end_copies()
+        finally:
+            await stop_all(self, [self.shadow.copy], drain=drain)
 
     def __repr__(self) -> str:
         return f"{self.shadow!r} around {self.inner!r}"

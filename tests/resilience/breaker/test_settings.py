@@ -292,3 +292,17 @@ def test_the_package_loads_lazily():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         resilience.Nothing  # noqa: B018
     assert issubclass(si.CircuitOpen, si.StreamInferError)
+
+
+def test_a_listener_whose_calls_cause_events_does_not_go_on_for_ever():
+    breaker = CircuitBreaker(minimum_calls=1, window=1, clock=FakeClock())
+    heard = []
+
+    def reset(event):
+        heard.append(event)
+        breaker.reset()
+        breaker.force_open()
+
+    breaker.listen(reset)
+    breaker.force_open()
+    assert 1 < len(heard) < 1000

@@ -11,7 +11,7 @@ import streaminfer as si
 from streaminfer.protocols import Admission, is_backend
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience.hedge.hedging import Hedge
-from streaminfer.testing import HANG, ScriptedBackend, run
+from streaminfer.testing import HANG, FakeClock, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
 
@@ -531,3 +531,47 @@ def test_a_second_batch_has_inputs_of_its_own():
         assert hedge.statistics().won == 1
 
     run(main)
+
+
+def test_a_stop_with_a_limit_leaves_what_does_not_end_and_stops_the_replica():
+    class Stubborn(Service):
+        async def call(self, request):
+            try:
+                return await super().call(request)
+            except asyncio.CancelledError:
+                await asyncio.sleep(30.0)
+                raise
+
+    class Replica(Service):
+        stopped = 0
+
+        async def stop(self, *, drain=True):
+            self.stopped += 1
+
+    async def main(loop):
+        replica, service = Replica(), Stubborn()
+        hedge = Hedge(to=replica)
+        stack = si.Stack(hedge, service, clock=loop.clock)
+        await stack.start()
+        for _ in range(40):
+            await stack(0.0)
+        service.script = [(60.0, "never")]
+        await stack(0.0)
+        began = loop.time()
+        await stack.stop(timeout_s=0.2)
+        return loop.time() - began, replica.stopped
+
+    took_s, stopped = run(main)
+    assert (round(took_s, 3), stopped) == (0.2, 1)
+
+
+def test_its_own_clock_is_that_of_the_replica_too():
+    class Bound(Service):
+        clock = None
+
+        def bind_clock(self, clock):
+            self.clock = clock
+
+    clock, replica = FakeClock(), Bound()
+    Hedge(to=replica, clock=clock)
+    assert replica.clock is clock

@@ -626,3 +626,19 @@ def test_the_time_to_retry_is_the_least_that_is_known(known, expected):
         assert router.admission(si.Request(1.0), loop.now_ns).retry_after_s == expected
 
     play(main)
+
+
+@pytest.mark.parametrize("second_drains", [True, False])
+def test_two_stops_of_one_drain_both_return(second_drains):
+    async def main(loop):
+        _, _, router = pair(clock=loop.clock)
+        await router.start()
+        request = asyncio.ensure_future(router.call(si.Request(1.0)))
+        await asyncio.sleep(0)
+        stops = [asyncio.ensure_future(router.stop())]
+        await asyncio.sleep(0)
+        stops.append(asyncio.ensure_future(router.stop(drain=second_drains)))
+        await asyncio.wait_for(asyncio.gather(*stops), 5.0)
+        await asyncio.wait([request])
+
+    run(main)

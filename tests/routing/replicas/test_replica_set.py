@@ -614,3 +614,45 @@ def test_zones_have_their_penalties():
         return in_flight
 
     assert run(main) == pytest.approx([30, 15, 5], abs=2)
+
+
+class Rejecting(Echo):
+    """A replica that accepts nothing."""
+
+    def admission(self, request, now_ns):
+        return Admission(False, "queue_full")
+
+
+def test_admission_passes_over_replicas_beyond_the_first_64():
+    """The replicas that reject are left out, however many there are."""
+
+    async def main(loop):
+        several = [Replica(f"r{number}", Rejecting() if number > 2 else Echo()) for number in range(70)]
+        replicas = Replicas(*several, seed=1, clock=loop.clock)
+        return replicas.admission(si.Request(1.0), loop.clock())
+
+    assert run(main).ok
+
+
+@pytest.mark.parametrize("around", ["replicas", "router", "canary"])
+def test_what_must_not_be_sent_twice_is_not(around):
+    class Once(Echo):
+        idempotent = False
+
+        async def call(self, request):
+            await super().call(request)
+            raise si.BackendError("once")
+
+    async def main(loop):
+        service = Once()
+        chooser = {
+            "replicas": lambda: Replicas(Replica("a", service), clock=loop.clock),
+            "router": lambda: si.FallbackRouter(si.Route("a", service), clock=loop.clock),
+            "canary": lambda: si.routing.Canary(service, service, share=0.5),
+        }[around]()
+        async with si.Stack(si.RetryBudget(max_attempts=3), chooser, clock=loop.clock) as stack:
+            with pytest.raises(si.BackendError):
+                await stack(1.0)
+        return service.asked
+
+    assert run(main) == 1

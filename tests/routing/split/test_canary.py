@@ -199,3 +199,17 @@ def test_the_audit_looks_into_both_sides():
 def test_wrong_arguments_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_a_cache_around_it_notices_a_changed_model():
+    class Changing(ScriptedBackend):
+        changes = 0
+
+        def fingerprint_changes(self):
+            return self.changes
+
+    stable, canary = Changing(), Changing()
+    batcher = si.AdaptiveBatcher(max_batch_size=4), si.AdaptiveBatcher(max_batch_size=4)
+    both = Canary([batcher[0], stable], [batcher[1], canary], share=0.5)
+    stable.changes, canary.changes = 2, 3
+    assert both.capabilities().fingerprint_changes() == 5
