@@ -388,7 +388,7 @@ def name_of(thing: Any) -> str:
 
 
 def are_idempotent(services: Iterable[object]) -> bool | None:
-    """Return whether a request may be sent twice to any of them: ``False`` if one says no, ``None`` if one is silent."""
+    """Return whether a request may be sent twice to any of them: no if one says no, ``None`` if one is silent."""
     said = {adapt(service).capabilities().idempotent for service in services}
     return False if False in said else None if None in said or not said else True
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import os
 import re
 import sys
 import threading
@@ -16,7 +15,6 @@ from streaminfer._internal import compiled_modules
 from streaminfer.testing import FakeClock, run
 
 PACKAGE = Path(__file__).parent.parent / "streaminfer"
-UNCOMPILED = os.environ.get("STREAMINFER_DISABLE_COMPILED") == "1"
 
 compiled_modules.warn_if_unused()  # once, and not in the log of whichever test is the first to serve
 # a shared machine stalls now and then: hypothesis' own deadline would measure that and not the code

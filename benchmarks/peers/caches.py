@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 TTL_S = 3600.0
-LIFE = timedelta(seconds=TTL_S)
 
 Run = Callable[[Iterable[Any], Any], None]
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -174,7 +175,7 @@ class CpuBackend(Node):
         self.queued_workers = None if executor == "inline" else workers
         self._threads: WorkerThreads[_FunctionWorker] | WorkerThreads[ProcessWorker] | None = None
         self._closed = False
-        self._awaited: set[asyncio.Future[None]] = set()  # inline and async: one a batch, done when it is
+        self._awaited: set[Future[None]] = set()  # inline and async: one a batch, done when it is
         if executor == "inline":
             if workers != 1:
                 raise ValueError(expected("workers", "1 with executor='inline'", workers))
@@ -243,7 +244,8 @@ class CpuBackend(Node):
         """Ends the workers and waits for them; :meth:`start` starts new ones.
 
         At the time limit of the stack that stops, else after 30 seconds, batches that still run end with
-        :class:`~streaminfer.errors.Closed`: processes are killed, and threads abandoned.
+        :class:`~streaminfer.errors.Closed`: processes are killed, and threads abandoned. Batches of an async function
+        that runs on the event loop are waited for until then, and left to their callers.
 
         Args:
             drain: queued batches run first; else they end with
@@ -253,7 +255,9 @@ class CpuBackend(Node):
         if self._threads is not None:
             await self._threads.stop(drain=drain)
         elif self._awaited:
-            await asyncio.wait(tuple(self._awaited), timeout=seconds_left(STOP_LIMIT_S))
+            # they may be of other event loops, whose futures would not wake this one
+            waits = [asyncio.wrap_future(ended) for ended in tuple(self._awaited)]
+            await asyncio.wait(waits, timeout=seconds_left(STOP_LIMIT_S))
 
     def statistics(self) -> BackendStatistics:
         """What was counted until now."""
@@ -295,7 +299,8 @@ class CpuBackend(Node):
 
     async def _await_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
         self._check_open()
-        ended = asyncio.get_running_loop().create_future()
+        ended: Future[None] = Future()
+        ended.set_running_or_notify_cancel()  # so that no stop that gives up waiting can cancel it
         self._awaited.add(ended)
         try:
             return await call(self._function, batch.inputs)

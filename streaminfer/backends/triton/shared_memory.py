@@ -61,7 +61,7 @@ OLDEST_SERVER = (2, 50)
 _ALIGNMENT = 64  # of every tensor: a cache line, and what vector instructions want
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux; names are exclusive and unguessable
 _REST_S = 0.1  # between two rounds of calls that make the server forget regions
-_LET_GO_S = 0.01  # a server responds up to some milliseconds before it lets go of the memory of a request
+_LET_GO_S = 0.1  # time for a server that has responded to let go of the memory of the request
 
 Register = Callable[[str, str, int], Awaitable[None]]
 """Makes a region known to the server by its name, its key and its bytes; returns once the server has mapped it."""
@@ -312,11 +312,12 @@ class RegionPool:
             self._idle.clear()
             self._held.clear()
             await self._sweep_once()
-            for _ in range(10):
-                if completed.isdisjoint(name for name, _ in self._retired):
-                    break
-                await asyncio.sleep(_LET_GO_S)
-                await self._sweep_once()
+            # a server responds a moment before it lets go of the memory; a silent one must not be waited for again
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LET_GO_S):
+                    while not completed.isdisjoint(name for name, _ in self._retired):
+                        await asyncio.sleep(0.01)
+                        await self._sweep_once()
         finally:
             self._give_up()
 

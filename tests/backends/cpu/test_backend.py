@@ -12,6 +12,7 @@ import pytest
 import streaminfer as si
 from streaminfer import errors
 from streaminfer.backends import CpuBackend
+from streaminfer.request import Batch, Request
 
 PATIENCE_S = 30
 
@@ -316,3 +317,29 @@ def test_several_outputs_in_every_executor(ramp, executor, rows):
     for row, (boxes, more) in zip(ramp(rows, 3), asyncio.run(main()), strict=True):
         assert np.array_equal(boxes, row[:2] * 2)
         assert more == {"score": row.sum()}
+
+
+def test_a_stop_wakes_for_a_batch_that_another_event_loop_awaits():
+    """The backend serves several loops; the one that stops it hears of the end of the others' batches."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    async def slow(batch):
+        begun.set()
+        await asyncio.to_thread(may_end.wait)
+        return batch
+
+    backend = CpuBackend(slow, executor="inline")
+    other = threading.Thread(target=lambda: asyncio.run(backend.infer(Batch(np.zeros(1), [Request(0.0)]))))
+    other.start()
+    begun.wait()
+
+    async def stop():
+        stopping = asyncio.ensure_future(backend.stop())
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        may_end.set()
+        async with asyncio.timeout(10):  # its own limit is 30
+            await stopping
+
+    asyncio.run(stop())
+    other.join()

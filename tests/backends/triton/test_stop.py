@@ -9,6 +9,7 @@ import pytest
 from streaminfer import AdaptiveBatcher, Stack
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.errors import BackendError, Closed
+from streaminfer.request import Batch, Request
 
 
 @pytest.mark.parametrize("drain", [True, False])
@@ -42,5 +43,26 @@ def test_a_stop_with_a_hung_server_ends_at_its_limit_and_leaves_nothing(triton, 
         async with asyncio.timeout(20):
             while asyncio.all_tasks() != before:  # gRPC's own ends when its core has said so
                 await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_stop_with_shared_memory_and_a_silent_server_asks_each_region_once(triton, protocol, took_s):
+    """A server that does not respond is given one time limit for each region, not one for each further try."""
+    from servers.network import Proxy
+
+    timeout_s = 0.5
+
+    async def scenario():
+        async with Proxy(triton.grpc_url if protocol == "grpc" else triton.http_url) as proxy:
+            backend = TritonBackend(proxy.url, "affine", protocol=protocol, shared_memory=True, timeout_s=timeout_s)
+            await backend.start()
+            rows = np.ones((1, 1), np.float32)
+            assert (await backend.infer(Batch(rows, [Request(rows[0])])))[0].tolist() == [3]
+            proxy.stall()
+            seconds = await took_s(backend.stop())
+            proxy.flow()
+        assert seconds < 3 * timeout_s
 
     asyncio.run(scenario())
