@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from streaminfer._internal.validation import brief
+from streaminfer._internal.validation import expected
 from streaminfer.errors import InvalidInput
 
 __all__ = ["Request", "Response", "Timings", "check_priority", "make_request", "make_response"]
@@ -77,21 +77,21 @@ class Request:
     ) -> None:
         if deadline_ns is not None and (type(deadline_ns) is not int or not -(2**63) <= deadline_ns < 2**63):
             raise InvalidInput(
-                _wrong("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
+                expected("deadline_ns", "a monotonic instant in whole nanoseconds, of 64 bits, or None", deadline_ns)
             )
         if type(priority) is not int or priority != 0:
             check_priority(priority)
         if type(tags) is not tuple or len(tags) > 0:
             tags = _checked_tags(tags)
         if tenant is not None and not isinstance(tenant, str):
-            raise InvalidInput(_wrong("tenant", "a string or None", tenant))
+            raise InvalidInput(expected("tenant", "a string or None", tenant))
         if subject is not None and not isinstance(subject, str):
-            raise InvalidInput(_wrong("subject", "a string or None", subject))
+            raise InvalidInput(expected("subject", "a string or None", subject))
         if stream_id is not None or key is not None:
             _check_hashable("stream_id", stream_id)
             _check_hashable("key", key)
         if store is not True and store is not False:
-            raise InvalidInput(_wrong("store", "True or False", store))
+            raise InvalidInput(expected("store", "True or False", store))
         self.inputs = inputs
         self.deadline_ns = deadline_ns
         self.priority = priority
@@ -243,16 +243,16 @@ def check_priority(priority: Any) -> None:
         InvalidInput: it is none.
     """
     if not isinstance(priority, int) or isinstance(priority, bool) or not -(2**31) <= priority < 2**31:
-        raise InvalidInput(_wrong("priority", "a whole number of 32 bits, lower is more urgent", priority))
+        raise InvalidInput(expected("priority", "a whole number of 32 bits, lower is more urgent", priority))
 
 
 def _checked_tags(tags: Any) -> tuple[str, ...]:
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
+        raise InvalidInput(expected("tags", "a sequence of strings", tags))
     checked = tuple(tags)
     for tag in checked:
         if not isinstance(tag, str):
-            raise InvalidInput(_wrong("tags", "a sequence of strings", tags))
+            raise InvalidInput(expected("tags", "a sequence of strings", tags))
     return checked
 
 
@@ -260,11 +260,7 @@ def _check_hashable(name: str, value: object) -> None:
     try:
         hash(value)
     except TypeError:
-        raise InvalidInput(_wrong(name, "a hashable value or None", value)) from None
-
-
-def _wrong(name: str, expectation: str, value: object) -> str:
-    return f"{name}: expected {expectation}, got {brief(value)} ({type(value).__name__})"
+        raise InvalidInput(expected(name, "a hashable value or None", value)) from None
 
 
 def _brief(value: object) -> str:

@@ -374,7 +374,9 @@ class _Adapted(Node):
 
     def bind_clock(self, clock: Clock) -> None:
         bind = getattr(self._thing, "bind_clock", None)
-        if bind is not None:
+        if bind is None:
+            super().bind_clock(clock)
+        else:
             bind(clock)
 
     def statistics(self) -> Any:

@@ -338,7 +338,9 @@ class Stack(Wrapper):
             super().bind_clock(clock)
             if self._single is not None:
                 self._single.bind_clock(clock)
+            loop = self._chain.loop  # it may be running: an outer stack is made around it
             self._chain = self._join()
+            self._chain.loop = loop
 
     @property
     def ready(self) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlaceQueue", "answer_all", "answer_rows", "default_concurrency"]
 
+_NO_PLACE = "the deadline passed while the request waited for a place in the queue"
 _SHORTEST_PAUSE_S = 0.001  # where a refusal does not say when to ask again
 _DEFAULT_CONCURRENCY = 64
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
@@ -49,17 +50,18 @@ class PlaceQueue:
         """
         while True:
             left_s = time_left_s(request.deadline_ns, self._stack.clock())
+            if left_s is not None and left_s <= 0:
+                raise DeadlineExceeded(_NO_PLACE)
             try:
                 async with asyncio.timeout(left_s):
                     await self._wait_for_place(request)
             except TimeoutError:
-                raise DeadlineExceeded(
-                    "the deadline passed while the request waited for a place in the queue"
-                ) from None
+                raise DeadlineExceeded(_NO_PLACE) from None
             try:
                 return await self._stack.call(request)  # takes the place before anybody else has a turn
             except Overloaded as error:  # of a layer that does not say so beforehand
                 pause_s = max(error.retry_after_s or 0.0, _SHORTEST_PAUSE_S)
+            left_s = time_left_s(request.deadline_ns, self._stack.clock())
             if left_s is not None:
                 pause_s = min(pause_s, max(left_s, 0.0))
             await self._pause(pause_s)

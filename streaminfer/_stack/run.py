@@ -114,8 +114,11 @@ class StackRun:
         try:
             for call in self.calls:
                 call.cancel()
-            if self.calls:
-                await asyncio.wait(self.calls, timeout=seconds_left())
+            try:
+                if self.calls:
+                    await asyncio.wait(self.calls, timeout=seconds_left())
+            except BaseException as error:  # noqa: BLE001 - likewise
+                failure = failure or error
             await stop_all(self._stack, self._parts[::-1], drain=drain and failure is None)
         finally:
             serving_process.leave(self._hold)

@@ -372,6 +372,7 @@ class AdaptiveBatcher(Node):
             padded=padded,
             kind_of=assembler.kind_of,
             masked=self.buckets.mask is not None,
+            overhead=self._overhead,
         )
 
     def __repr__(self) -> str:

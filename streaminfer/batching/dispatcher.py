@@ -140,7 +140,8 @@ class Dispatcher:
         self.pipeline.batch = None
         self.is_scheduled = False
         self._timer = None
-        self.timer_ns = NEVER
+        self.timer_ns = self._recheck_ns = NEVER
+        self._drains.clear()
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
@@ -361,7 +362,8 @@ class Dispatcher:
         try:
             await asyncio.wait({drained}, timeout=timeout_s)
         finally:
-            self._drains.remove(drained)
+            if drained in self._drains:  # not after another loop has taken over
+                self._drains.remove(drained)
 
     def _close(self) -> None:
         self.runner.cancel()

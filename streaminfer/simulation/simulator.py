@@ -43,7 +43,7 @@ from streaminfer.request import timeout_ns
 from streaminfer.simulation.arrivals import arrivals_in_ns, numbers
 from streaminfer.simulation.simulation_result import SimulationResult
 
-__all__ = ["SimulationResult", "durations_in_ns", "simulate"]
+__all__ = ["durations_in_ns", "simulate"]
 
 _FURTHEST_S = 4e9
 _PRIORITIES = np.iinfo(np.int32)

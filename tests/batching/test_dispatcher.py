@@ -248,3 +248,30 @@ async def test_the_policy_hears_of_no_batch_that_it_absorbs(loop, monkeypatch):
     assert batcher.service_time.observations == 17 + 400 // 32
     assert len(told) <= 17 + 2 * 13
     assert batcher.service_time.expected_ns(4)[1] == pytest.approx(100_000, rel=0.03)
+
+
+def test_a_drain_of_a_loop_that_was_closed_does_not_concern_the_next_one():
+    backend = ScriptedBackend(duration_s=0.01)
+    service = si.AdaptiveBatcher(max_batch_size=4).wrap(backend)
+    tasks = []
+
+    async def leave():
+        tasks.append(asyncio.ensure_future(service.call(si.Request(1.0))))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(service.stop()))
+        await asyncio.sleep(0)
+
+    first = asyncio.new_event_loop()
+    first.run_until_complete(leave())
+    for task in tasks:
+        task._log_destroy_pending = False
+    first.close()
+
+    async def again():
+        await service.start()
+        async with asyncio.timeout(5):
+            response = await service.call(si.Request(2.0))
+            await service.stop()
+        return response
+
+    assert asyncio.run(again()) is not None

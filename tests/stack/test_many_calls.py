@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.sync_layer import SyncLayer
 from streaminfer.testing import HANG, ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -159,3 +160,24 @@ def test_a_stop_ends_what_waits_for_a_place(drain):
         await asyncio.gather(*calls, return_exceptions=True)
 
     run(main)
+
+
+def test_a_request_that_waits_ends_at_its_deadline_though_a_layer_always_rejects():
+    """A layer that rejects without saying so beforehand is not sent the request in a loop without end."""
+    sent = 0
+
+    class Full(SyncLayer):
+        def enter(self, request, now_ns):
+            nonlocal sent
+            sent += 1
+            raise si.Overloaded("full", retry_after_s=0.05)
+
+    async def main(loop):
+        async with si.Stack(Full(), si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock) as stack:
+            with pytest.raises(si.DeadlineExceeded, match="waited for a place"):
+                await stack(1.0, timeout_s=0.2, wait=True)
+            return loop.time()
+
+    took_s = run(main)
+    assert took_s == pytest.approx(0.2, abs=0.01)
+    assert sent <= 6

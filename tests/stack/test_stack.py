@@ -424,3 +424,44 @@ def test_statistics_are_frozen_and_drawn():
     page = stack._repr_html_()
     assert "faces &lt;b&gt;" in page
     assert "AdaptiveBatcher" in page
+
+
+def test_a_stack_around_a_running_one_leaves_it_running():
+    async def main(loop):
+        async with si.Stack(ScriptedBackend()) as inner:
+            assert await inner(1.0) == 1.0
+            si.Stack(inner, clock=loop.clock)
+            assert inner.ready
+            assert await inner(2.0) == 2.0
+
+    run(main)
+
+
+def test_a_hard_stop_that_is_cancelled_still_stops_the_layers():
+    class Slow:
+        stopped = 0
+
+        async def call(self, request):
+            try:
+                await asyncio.sleep(100.0)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.2)
+                raise
+
+        async def stop(self, *, drain=True):
+            self.stopped += 1
+
+    async def main(loop):
+        slow = Slow()
+        stack = si.Stack(slow, clock=loop.clock)
+        await stack.start()
+        request = asyncio.ensure_future(stack(1.0))
+        await asyncio.sleep(0.01)
+        stop = asyncio.ensure_future(stack.stop(drain=False))
+        await asyncio.sleep(0.02)
+        stop.cancel()
+        await asyncio.wait([stop, request])
+        assert stop.cancelled()
+        return slow.stopped
+
+    assert run(main) == 1

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaminfer._internal.units import NEVER_NS
 from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time.latency_model import size_steps
@@ -38,7 +39,6 @@ _CENSORED = 1.5  # what a cancelled batch would have taken, over what was expect
 _ABOUT = 0.8
 _EXPLORE_TIMES = 4
 _COMPARE_AFTER, _COMPARE_EVERY = 128, 8  # batches
-_NEVER_NS = 2**63 - 1
 
 
 class BucketModel:
@@ -85,7 +85,7 @@ class BucketModel:
         self.cap = cap
         self.service_time = service_time
         self.learns = not isinstance(service_time, ServiceTime)
-        self._compare_from = _COMPARE_EVERY if self.learns else _NEVER_NS
+        self._compare_from = _COMPARE_EVERY if self.learns else NEVER_NS
         self._mean: NDArray[np.int64] = np.zeros(1, np.int64)
         self.timetable: DurationTable | None = None
         self.upper_timetable: DurationTable | None = None
