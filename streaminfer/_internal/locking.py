@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["is_atomic", "locked_subclass", "thread_safe"]
+__all__ = ["is_atomic", "locked_subclass", "thread_safe", "under_lock"]
 
 
 def thread_safe(state: type[Any], operations: Iterable[str]) -> type[Any]:
@@ -48,32 +48,6 @@ def locked_subclass(
         not_after: operations that ``after`` does not follow.
     """
 
-    def under_lock(operation: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(operation)
-        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
-            with self._lock:
-                return operation(self, *arguments, **options)
-
-        return locked
-
-    def followed(operation: Callable[..., Any], after: Callable[[Any], object]) -> Callable[..., Any]:
-        @functools.wraps(operation)
-        def locked(self: Any, *arguments: Any, **options: Any) -> Any:
-            is_outermost = False
-            try:
-                with self._lock:
-                    is_outermost = self._depth == 0
-                    self._depth += 1
-                    try:
-                        return operation(self, *arguments, **options)
-                    finally:
-                        self._depth -= 1
-            finally:
-                if is_outermost:
-                    after(self)
-
-        return locked
-
     def prepare(self: Any, *arguments: Any, **options: Any) -> None:
         self._lock = threading.RLock()
         self._depth = 0
@@ -83,6 +57,43 @@ def locked_subclass(
     quiet = frozenset(not_after)
     for name in operations:
         if hasattr(state, name):
-            operation = getattr(state, name)
-            body[name] = under_lock(operation) if after is None or name in quiet else followed(operation, after)
+            body[name] = under_lock(getattr(state, name), after=None if name in quiet else after)
     return type(f"Locked{state.__name__}", (state,), body)
+
+
+def under_lock(
+    operation: Callable[..., Any],
+    *,
+    owner: Callable[[Any], Any] = lambda self: self,
+    after: Callable[[Any], object] | None = None,
+) -> Callable[..., Any]:
+    """Return a method that holds the lock of an object of a :func:`locked_subclass`.
+
+    Args:
+        operation: the method.
+        owner: returns that object, of the one whose method it is.
+        after: called with that object, without the lock, when its outermost operation has ended.
+    """
+
+    @functools.wraps(operation)
+    def locked(self: Any, *arguments: Any, **options: Any) -> Any:
+        with owner(self)._lock:
+            return operation(self, *arguments, **options)
+
+    @functools.wraps(operation)
+    def followed(self: Any, *arguments: Any, **options: Any) -> Any:
+        lock_owner = owner(self)
+        is_outermost = False
+        try:
+            with lock_owner._lock:
+                is_outermost = lock_owner._depth == 0
+                lock_owner._depth += 1
+                try:
+                    return operation(self, *arguments, **options)
+                finally:
+                    lock_owner._depth -= 1
+        finally:
+            if is_outermost and after is not None:
+                after(lock_owner)
+
+    return locked if after is None else followed

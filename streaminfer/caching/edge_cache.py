@@ -6,8 +6,9 @@ from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
+from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.validation import check_choice, check_count, check_instance
-from streaminfer.caching._locking import guarded_mapping, is_atomic
+from streaminfer.caching._locking import guarded_mapping
 from streaminfer.caching.freshness import Freshness
 from streaminfer.caching.memory import MAX_BYTES, CacheStatistics, Memory
 from streaminfer.caching.table._mapping_cy import TableMapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     _Mapping = TableMapping
 else:
-    _Mapping = TableMapping if is_atomic(EdgeTable) else guarded_mapping(TableMapping)
+    _Mapping = TableMapping if is_atomic(EdgeTable, "get") else guarded_mapping(TableMapping)
 
 __all__ = ["EdgeCache"]
 

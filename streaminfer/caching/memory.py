@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from streaminfer._internal.html_table import counter_rows, html_table
+from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
-from streaminfer.caching._locking import guarded, is_atomic
+from streaminfer.caching._locking import guarded
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.table._timer_wheel_cy import NEVER
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     _Table = EdgeTable
 else:
-    _Table = EdgeTable if is_atomic(EdgeTable) else guarded(EdgeTable)
+    _Table = EdgeTable if is_atomic(EdgeTable, "get") else guarded(EdgeTable)
 
 __all__ = ["MAX_BYTES", "CacheStatistics", "Memory"]
 
@@ -213,7 +214,7 @@ class Memory(_Table):
             )
         return count
 
-    def delete(self, key: Any, reason: str = "deleted by its key") -> None:
+    def delete(self, key: Any, reason: str) -> None:
         """Remove what there is of a key, and count it for the log."""
         if self.discard(key) and self.retention is not None and self.retention.counts is not None:
             self.retention.counts.count("removed", "memory", "", reason)
@@ -279,5 +280,5 @@ class Memory(_Table):
         """Tell listeners, and free, what the table has noted; operations do so themselves."""
         self.events.deliver(self.drain)
 
-    if is_atomic(EdgeTable):
+    if is_atomic(EdgeTable, "get"):
         _tell = tell

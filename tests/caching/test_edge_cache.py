@@ -9,8 +9,9 @@ import weakref
 import numpy as np
 import pytest
 
+from streaminfer._internal.locking import is_atomic
 from streaminfer.caching import EdgeCache
-from streaminfer.caching._locking import MAPPING_OPERATIONS, OPERATIONS, is_atomic
+from streaminfer.caching._locking import MAPPING_OPERATIONS, OPERATIONS
 from streaminfer.caching.table._mapping_cy import TableMapping
 from streaminfer.caching.table._table_cy import EdgeTable
 from streaminfer.caching.weigher import payload_bytes
@@ -18,7 +19,7 @@ from streaminfer.testing import FakeClock
 
 pytestmark = pytest.mark.uncompiled
 
-ATOMIC = is_atomic(EdgeTable)
+ATOMIC = is_atomic(EdgeTable, "get")
 
 
 @pytest.fixture
@@ -280,8 +281,8 @@ def test_every_operation_takes_a_lock_where_needed(plain):
 
     assert operations == set(OPERATIONS)
     assert methods | special == set(MAPPING_OPERATIONS)
-    assert is_atomic(EdgeTable) == ATOMIC
-    assert not is_atomic(table)
+    assert is_atomic(EdgeTable, "get") == ATOMIC
+    assert not is_atomic(table, "get")
     assert hasattr(EdgeCache()._memory, "_lock") is not ATOMIC
     assert (TableMapping in EdgeCache.__bases__) == ATOMIC
 

@@ -79,7 +79,9 @@ class TierAccess:
     async def delete(self, key: str | bytes) -> bool:
         """Remove what memory and the tiers have of a key; see `EdgeCache.delete`."""
         _check_key(key)
-        self.memory.delete(key)
+        from streaminfer.caching.erasure.retention_counts import DELETED  # noqa: PLC0415 - a mapping alone has no log
+
+        self.memory.delete(key, DELETED)
         if self.tiers is None:
             return True
         import asyncio  # noqa: PLC0415 - a mapping alone does not need it

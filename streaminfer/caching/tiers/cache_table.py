@@ -50,7 +50,7 @@ class CacheTable(Protocol):
         """Remove a fresh entry and return its value."""
         ...
 
-    def delete(self, key: Any, reason: str = "deleted by its key") -> None:
+    def delete(self, key: Any, reason: str) -> None:
         """Remove what there is of a key, and count it for the log."""
         ...
 

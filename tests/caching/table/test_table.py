@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaminfer._internal.locking import is_atomic
 from streaminfer.caching import EdgeCache
-from streaminfer.caching._locking import is_atomic
 from streaminfer.caching.table._eviction_cy import EvictionOrder
 from streaminfer.caching.table._slots_cy import FIRST, NEVER, Slots
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -200,7 +200,7 @@ def test_a_cache_from_which_all_was_removed_waits_for_nothing():
     assert cache._memory.expire_due(clock.now_ns, 1) == NEVER
 
 
-@pytest.mark.skipif(not is_atomic(EdgeTable), reason="plain Python's lists are the collector's")
+@pytest.mark.skipif(not is_atomic(EdgeTable, "get"), reason="plain Python's lists are the collector's")
 def test_the_collector_does_not_walk_the_entries():
     cache = EdgeCache(eviction="s3fifo")
     gc.collect()
