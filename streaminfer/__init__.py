@@ -19,7 +19,18 @@ from streaminfer._internal import compiled_modules as _compiled_modules
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from streaminfer import backends, batching, caching, errors, resilience, routing, simulation, telemetry, testing
+    from streaminfer import (
+        backends,
+        batching,
+        caching,
+        errors,
+        resilience,
+        routing,
+        simulation,
+        streams,
+        telemetry,
+        testing,
+    )
     from streaminfer._warmup import warmup
     from streaminfer.auditing.cache_proof import Proof
     from streaminfer.auditing.checklist import privacy_checklist
@@ -98,6 +109,7 @@ __all__ = [
     "routing",
     "simulate",
     "simulation",
+    "streams",
     "telemetry",
     "testing",
     "warmup",
@@ -165,6 +177,7 @@ _MODULES = {
         "resilience",
         "routing",
         "simulation",
+        "streams",
         "telemetry",
         "testing",
     )

@@ -14,7 +14,7 @@ capability by name.
 
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -33,6 +33,7 @@ __all__ = [
     "Node",
     "Objective",
     "Service",
+    "StreamStates",
     "Wrapper",
     "adapt",
     "are_idempotent",
@@ -166,6 +167,26 @@ class Objective(Protocol):
         ...
 
 
+class StreamStates(Protocol):
+    """Keeper of what a recurrent model remembers of each stream."""
+
+    def reset_stream(self, stream_id: Hashable) -> None:
+        """The next request of the stream starts from the initial state; nothing happens where there is none."""
+        ...
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        """The stream is over: its place is free for another; nothing happens where there is none."""
+        ...
+
+    def export_state(self, stream_id: Hashable) -> Any:
+        """Return a copy of its state, as `import_state` of another keeper of the same model takes it."""
+        ...
+
+    def import_state(self, stream_id: Hashable, state: Any) -> None:
+        """The next request of the stream goes on from ``state``."""
+        ...
+
+
 class _FixedObjective(NamedTuple):
     slo_ns: int
 
@@ -200,6 +221,8 @@ class Capabilities(NamedTuple):
         batch_axes: input name → axis on which a batcher stacks it; 0 for others. Read when the node is wrapped.
         max_in_flight: how many batches a batcher runs at once.
         full_load: how many requests keep every worker of a batcher busy with full batches.
+        stream_states: the state of each stream, of a model that is recurrent; ``None``: requests do not depend on
+            earlier ones.
     """
 
     validate: Callable[[Request], None] | None = None
@@ -218,6 +241,7 @@ class Capabilities(NamedTuple):
     batch_axes: Mapping[str, int] = MappingProxyType({})
     max_in_flight: int | None = None
     full_load: Callable[[], int] | None = None
+    stream_states: StreamStates | None = None
 
 
 _NONE = Capabilities()
