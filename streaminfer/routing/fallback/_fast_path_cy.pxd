@@ -21,6 +21,7 @@ cdef class FastPath:
     cdef public Attempts attempts
     cdef public long long reserve_ns, reserve_until_ns
     cdef readonly long long taken, succeeded, degraded
+    cdef readonly object verdict
 
     @cython.locals(
         share=RouteShare, deadline_ns=cython.longlong, finish_ns=cython.longlong, switch_ns=cython.longlong)

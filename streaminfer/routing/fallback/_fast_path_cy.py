@@ -57,6 +57,7 @@ class FastPath:
         taken: requests that took the fast path.
         succeeded: responses that took it.
         degraded: how many of them the route itself had marked as degraded.
+        verdict: the route's ``admission`` of the request of the last :meth:`take`; ``None``: it was not called.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class FastPath:
         "reserve_until_ns",
         "succeeded",
         "taken",
+        "verdict",
     )
 
     def __init__(
@@ -103,13 +105,15 @@ class FastPath:
         self.taken = 0
         self.succeeded = 0
         self.degraded = 0
+        self.verdict: Any = None
 
     def take(self, request: Any, now_ns: int, task: Any) -> Attempt | None:  # noqa: C901 - a call more costs more
         """Begin an attempt at the best route.
 
         Returns:
-            The attempt; ``None``, and nothing has changed, if this is not the common case.
+            The attempt; ``None``, and nothing has changed but :attr:`verdict`, if this is not the common case.
         """
+        self.verdict = None
         share = self._share
         if not self.is_open or share.fraction < 1.0 or now_ns >= self._degradation.next_step_ns or share.stalled:
             return None
@@ -124,7 +128,7 @@ class FastPath:
                 self._trusted -= 1
                 finish_ns = self._trusted_finish_ns
             else:
-                verdict = self._admission(request, now_ns)
+                verdict = self.verdict = self._admission(request, now_ns)
                 if not verdict[0]:
                     return None
                 if verdict[3] is not None:

@@ -35,12 +35,14 @@ class AttemptHistory:
         error: raised by the last attempt.
         retry_after_s: the least that a rejection named; ``None``: none named any.
         finish_ns: predicted by the route that was selected last; 0: unknown.
+        verdicts: positions of the routes → their answer to ``admission`` that the selector has not used yet.
     """
 
-    __slots__ = ("began_ns", "busy", "error", "finish_ns", "offered", "reasons", "retry_after_s", "tried")
+    __slots__ = ("began_ns", "busy", "error", "finish_ns", "offered", "reasons", "retry_after_s", "tried", "verdicts")
 
-    def __init__(self, began_ns: int) -> None:
+    def __init__(self, began_ns: int, verdict: Admission | None = None) -> None:
         self.began_ns = began_ns
+        self.verdicts = {0: verdict}
         self.reasons: dict[int, str] = {}
         self.tried: set[int] = set()
         self.offered: dict[int, bool] = {}

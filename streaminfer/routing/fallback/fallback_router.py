@@ -188,7 +188,7 @@ class FallbackRouter(Node):
         attempt = fast_path.take(request, now_ns, task)
         if attempt is None:
             self._begin(request, now_ns)
-            return await self._try_routes(request, AttemptHistory(now_ns), task, now_ns)
+            return await self._try_routes(request, AttemptHistory(now_ns, fast_path.verdict), task, now_ns)
         try:
             response = await self._best_call(request)
         except BaseException as error:  # noqa: BLE001 - what ends the request is raised again there

@@ -98,7 +98,7 @@ class RouteSelector:
         return self._fast_path.switch_ns(now_ns, deadline_ns, history.finish_ns, reserve_ns, state.enforces)
 
     def _accepts(self, state: RouteState, request: Request, history: AttemptHistory, now_ns: int) -> bool:
-        verdict = _admission(state, request, now_ns)
+        verdict = history.verdicts.pop(state.position, None) or _admission(state, request, now_ns)
         finish_ns = verdict.predicted_finish_ns or 0
         if verdict.ok and not (finish_ns and state.share.risks(now_ns, deadline_of(request), finish_ns)):
             history.finish_ns = finish_ns

@@ -131,25 +131,35 @@ class _Answers:
         return si.Response(1.0)
 
 
-def test_a_router_sends_the_rest_to_the_next_route():
-    """Behind a router no request is lost: those that do not pass are answered by the fallback."""
+@pytest.mark.parametrize("timeout_s", [None, 1.0], ids=["no deadline", "deadline"])
+def test_a_router_sends_the_rest_to_the_next_route(timeout_s):
+    """Behind a router the share of the requests passes, and the others are answered by the fallback."""
 
     async def main(loop):
-        breaker = CircuitBreaker(minimum_calls=2, open_s=1.0, half_open_calls=1, ramp_up_s=4.0, seed=1)
+        breaker = CircuitBreaker(minimum_calls=2, open_s=1.0, half_open_calls=1, ramp_up_s=40.0, seed=1)
         model = ScriptedBackend(ConnectionError("gone"), ConnectionError("gone"), duration_s=0.001)
         router = si.FallbackRouter(
             si.Route("full", [breaker, model], quality=1.0),
             si.Route("small", ScriptedBackend(duration_s=0.001), quality=0.5),
         )
-        sources = []
         async with si.Stack(router, clock=loop.clock) as service:
-            for _ in range(700):
-                sources.append((await service.call(Request(1.0))).source.split()[0])
+
+            async def answer():
+                deadline_ns = None if timeout_s is None else loop.clock() + round(timeout_s * S)
+                response = await service.call(Request(1.0, deadline_ns=deadline_ns))
                 await asyncio.sleep(0.01)
-        after = sources[-100:].count("full")
-        while_it_ramps = sources[110:300].count("full")
-        assert 5 < while_it_ramps < 120
-        assert after == 100
+                return response.source.split()[0]
+
+            while router.statistics().routes[0].share < 1.0 or breaker.statistics().share == 1.0:
+                await answer()
+            expected = passed_calls = 0
+            for _ in range(2000):
+                expected += breaker.statistics().share
+                passed_calls += await answer() == "full"
+            assert 700 < passed_calls == pytest.approx(expected, abs=2)
+            while breaker.statistics().share < 1.0:
+                await answer()
+            assert [await answer() for _ in range(100)] == ["full"] * 100
 
     run(main)
 

@@ -99,6 +99,21 @@ def test_a_refusal_of_admission_skips_a_route(reason):
     play(main)
 
 
+@pytest.mark.parametrize("timeout_s", [None, 0.1], ids=["no deadline", "deadline"])
+def test_each_route_is_asked_once_for_a_request(timeout_s):
+    """A route whose ``admission`` rejects a request is not asked again for the same choice."""
+
+    async def main(loop, best, second, router):
+        looks = []
+        await ask(router, timeout_s=timeout_s)
+        best.verdict = lambda request, now_ns: looks.append(request) or Admission(False, AdmissionReason.QUEUE_FULL)
+        for count in (1, 2):
+            assert (await ask(router, timeout_s=timeout_s)).source == "second (best: queue_full)"
+            assert len(looks) == count
+
+    play(main)
+
+
 def test_statistics_have_reasons_as_plain_words():
     async def main(loop, best, second, router):
         best.verdict = Admission(False, AdmissionReason.INFEASIBLE)
