@@ -52,7 +52,6 @@ cdef class BreakerCore:
     cdef object _failure_result
     cdef object _ignore_result
     cdef object _deliver
-    cdef public object _ramp
     cdef public str name
 
     @cython.locals(guard=Guard)

@@ -69,7 +69,6 @@ class BreakerCore:
         "_ignored",
         "_ignores",
         "_machine",
-        "_ramp",
         "name",
     )
 
@@ -92,7 +91,6 @@ class BreakerCore:
         self._failure_result = failure_result
         self._ignore_result = ignore_result
         self._deliver = deliver
-        self._ramp: Any = None
 
     def try_acquire(self) -> int:
         """Take a permit for one call.
@@ -102,8 +100,6 @@ class BreakerCore:
             It carries the generation of the state: once that has changed, it counts for nothing.
         """
         now_ns = self._now()
-        if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
-            return 0
         permit = self._machine.try_acquire(now_ns)
         if self._machine.transitions.pending:
             self._deliver()
@@ -137,8 +133,6 @@ class BreakerCore:
 
     def permits_at(self, now_ns: int) -> bool:
         """Return what :meth:`permits` does, at a given instant."""
-        if self._ramp is not None and self._ramp.active and not self._ramp.would_admit(now_ns):
-            return False
         return self._machine.permits(now_ns)
 
     def guard(self) -> Guard:
@@ -182,8 +176,7 @@ class BreakerCore:
 
     def retry_after_ns(self, now_ns: int) -> int:
         """Return the nanoseconds until a call may pass; 0 while all calls pass."""
-        left_ns: int = self._machine.retry_after_ns(now_ns)
-        return left_ns if left_ns or self._ramp is None else self._ramp.left_ns(now_ns)
+        return self._machine.retry_after_ns(now_ns)
 
     def counts(self, error: BaseException) -> bool:
         """Return whether an exception is an outcome: an ``Exception`` that is not ignored."""
@@ -202,13 +195,6 @@ class BreakerCore:
 
     def _begin(self, now_ns: int) -> int:
         """Return a permit, or raise ``CircuitOpen``."""
-        if self._ramp is not None and self._ramp.active and not self._ramp.admits(now_ns):
-            retry_after_s = self._ramp.left_ns(now_ns) / 1e9
-            raise CircuitOpen(
-                f"{self._called()} has just closed and lets {self._ramp.share(now_ns):.0%} of the calls pass; "
-                f"all pass in {retry_after_s:.3f} s",
-                retry_after_s=retry_after_s,
-            )
         permit = self._machine.try_acquire(now_ns)
         if self._machine.transitions.pending:
             try:
@@ -218,9 +204,12 @@ class BreakerCore:
                 raise
         if permit == 0:
             retry_after_s = self._machine.retry_after_ns(now_ns) / 1e9
-            raise CircuitOpen(
-                f"{self._called()} is open; retry after {retry_after_s:.3f} s", retry_after_s=retry_after_s
-            )
+            share = self._machine.share(now_ns)
+            if share < 1.0:
+                fact = f"has just closed and lets {share:.0%} of the calls pass; all pass in {retry_after_s:.3f} s"
+            else:
+                fact = f"is open; retry after {retry_after_s:.3f} s"
+            raise CircuitOpen(f"{self._called()} {fact}", retry_after_s=retry_after_s)
         return permit
 
     def _called(self) -> str:

@@ -2,6 +2,7 @@ cimport cython
 from streaminfer.resilience.breaker._outcome_window_cy cimport OutcomeWindow as COutcomeWindow
 from streaminfer.resilience.breaker._open_time_cy cimport OpenTime
 from streaminfer.resilience.breaker._probes_cy cimport HalfOpenProbes
+from streaminfer.resilience.breaker._ramp_up_cy cimport RampUp
 from streaminfer.resilience.breaker._recent_durations_cy cimport RecentDurations
 from streaminfer.resilience.breaker._transitions_cy cimport TransitionRing
 
@@ -24,6 +25,7 @@ cdef class BreakerMachine:
     cdef long long _slow_ns, _minimum_calls, _minimum_probes, _half_open_ns
     cdef OpenTime _open_time
     cdef HalfOpenProbes _probes
+    cdef RampUp _ramp
     cdef COutcomeWindow _window
     cdef long long _until_ns, _generation, _permit
     cdef int _state
@@ -40,6 +42,7 @@ cdef class BreakerMachine:
     cpdef bint release(self, long long permit, long long now_ns) except -1
     cpdef int state(self, long long now_ns) except -1
     cpdef bint permits(self, long long now_ns) except -1
+    cpdef double share(self, long long now_ns) except -1.0
 
     @cython.locals(left_ns=cython.longlong)
     cpdef long long retry_after_ns(self, long long now_ns) except -1
@@ -52,10 +55,12 @@ cdef class BreakerMachine:
     @cython.locals(before=cython.int, reason=cython.int)
     cpdef object set_mode(self, int mode, long long now_ns)
 
+    cdef long long _admit(self, long long now_ns) noexcept
     cdef long long _acquire_probe(self, long long now_ns) noexcept
 
     cdef bint _take_probe(self, long long permit, long long now_ns) noexcept
     cdef void _count(self, bint ok, bint slow, long long duration_ns) noexcept
+    cdef bint _has_room(self, long long now_ns) noexcept
     cdef bint _is_over(self, long long now_ns) noexcept
 
     cdef void _settle(self, long long now_ns) noexcept

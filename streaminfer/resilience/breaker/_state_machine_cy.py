@@ -14,6 +14,8 @@ probes pass, whose outcomes close or reopen it. Three rules keep it from getting
   a hang, so the circuit reopens; otherwise the outcomes so far are judged, few as they are. With no outcome and no
   probe in flight there is nothing to wait for: the next call is a probe as if it were the first.
 
+Closed by its probes, it lets a growing share of the calls pass (``_ramp_up_cy``), if that takes any time.
+
 There is no timer: changes that time alone makes follow from instants that are fixed when a state begins.
 
 *Complexity.* O(1) in the closed state, O(``half_open_calls``) for a probe.
@@ -33,6 +35,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer.resilience.breaker._open_time_cy import OpenTime
 from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._probes_cy import HalfOpenProbes
+from streaminfer.resilience.breaker._ramp_up_cy import RampUp
 from streaminfer.resilience.breaker._recent_durations_cy import RecentDurations
 from streaminfer.resilience.breaker._transitions_cy import TransitionRing
 
@@ -87,6 +90,7 @@ class BreakerMachine:
         max_open_ns: to what that doubles, trip by trip; at least ``open_ns``.
         half_open_calls: how many probes half-open lets through.
         half_open_ns: how long after its first probe half-open ends.
+        ramp_up_ns: how long it takes to let all calls pass once its probes have closed it; 0: they pass at once.
         seed: of the jitter, 0 ≤ seed < 2^31.
 
     Attributes:
@@ -115,6 +119,7 @@ class BreakerMachine:
         "_open_time",
         "_permit",
         "_probes",
+        "_ramp",
         "_slow_ns",
         "_slow_rate",
         "_state",
@@ -149,6 +154,7 @@ class BreakerMachine:
         max_open_ns: int,
         half_open_calls: int,
         half_open_ns: int,
+        ramp_up_ns: int,
         seed: int,
     ) -> None:
         self._failure_rate = failure_rate
@@ -161,6 +167,7 @@ class BreakerMachine:
         self._open_time = OpenTime(open_ns, max_open_ns, seed)
         self._probes = HalfOpenProbes(half_open_calls)
         self._half_open_ns = half_open_ns
+        self._ramp = RampUp(ramp_up_ns)
         self.transitions = TransitionRing()
         self._durations = RecentDurations()
         self._generation = 0
@@ -187,8 +194,7 @@ class BreakerMachine:
             The permit, above 0; 0: the call is rejected.
         """
         if self._state == _CLOSED:
-            self.permitted += 1
-            return self._permit
+            return self._admit(now_ns)
         return self._acquire_probe(now_ns)
 
     def record(self, ok: bool, duration_ns: int, permit: int, now_ns: int) -> bool:
@@ -268,19 +274,24 @@ class BreakerMachine:
         return self._state
 
     def permits(self, now_ns: int) -> bool:
-        """Return whether :meth:`try_acquire` would give a permit; changes nothing."""
-        if self._state == _HALF_OPEN and not self._is_over(now_ns):
-            return not self._probes.is_full()
-        return self.state(now_ns) != _OPEN
+        """Return whether :meth:`try_acquire` would give a permit; changes nothing but the ramp-up, see there."""
+        if self._ramp.active and not self._ramp.would_admit(now_ns):
+            self.rejected += 1
+            return False
+        return self._has_room(now_ns)
+
+    def share(self, now_ns: int) -> float:
+        """Return the share of the calls that pass while closed; changes nothing."""
+        return self._ramp.share(now_ns)
 
     def retry_after_ns(self, now_ns: int) -> int:
-        """Return the nanoseconds until a call may pass; 0 while calls pass.
+        """Return the nanoseconds until a call may pass; 0 while all calls pass.
 
-        Open: until half-open. Half open with all probes in flight: until it ends, at most one open time. Forced open,
-        which has no known end: the longest open time.
+        Closed, with a share that grows: until all pass. Open: until half-open. Half open with all probes in flight:
+        until it ends, at most one open time. Forced open, which has no known end: the longest open time.
         """
-        if self.permits(now_ns):
-            return 0
+        if self._has_room(now_ns):
+            return self._ramp.left_ns(now_ns)
         if self.mode == _FORCED_OPEN:
             return self._open_time.longest_ns
         left_ns = self._until_ns - now_ns
@@ -327,6 +338,7 @@ class BreakerMachine:
         if mode == _FORCED_OPEN:
             self._generation += 1
             self._state = _OPEN
+            self._ramp.stop()
             self._until_ns = _NEVER
             self._note(before, _OPEN, _FORCED, now_ns, 0, 0, 0)
         else:
@@ -337,12 +349,19 @@ class BreakerMachine:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _admit(self, now_ns: int) -> int:
+        """Give a permit for a call of the closed state, if it belongs to the share that passes."""
+        if self._ramp.active and not self._ramp.admits(now_ns):
+            self.rejected += 1
+            return 0
+        self.permitted += 1
+        return self._permit
+
     def _acquire_probe(self, now_ns: int) -> int:
         if self._state == _HALF_OPEN:
             self._settle(now_ns)
         if self._state == _CLOSED:
-            self.permitted += 1
-            return self._permit
+            return self._admit(now_ns)
         if self._state == _OPEN and now_ns >= self._until_ns:
             self._begin_half_open(now_ns)
         if self._state == _OPEN or self._probes.is_full():
@@ -370,6 +389,12 @@ class BreakerMachine:
         self.succeeded += 1
         self._durations.add(duration_ns)
 
+    def _has_room(self, now_ns: int) -> bool:
+        """Return whether the state itself lets a call pass."""
+        if self._state == _HALF_OPEN and not self._is_over(now_ns):
+            return not self._probes.is_full()
+        return self.state(now_ns) != _OPEN
+
     def _is_over(self, now_ns: int) -> bool:
         """Return whether the time of half-open has passed and there is something to judge."""
         return now_ns >= self._until_ns and not self._probes.is_unused()
@@ -392,6 +417,7 @@ class BreakerMachine:
         slow = self._probes.slow
         if reason == _PROBES_SUCCEEDED:
             self._begin_closed()
+            self._ramp.begin(at_ns)
             self._note(_HALF_OPEN, _CLOSED, reason, at_ns, calls, failures, slow)
         else:
             self._open(reason, at_ns, calls, failures, slow)
@@ -423,6 +449,7 @@ class BreakerMachine:
         self._window.clear()
         self._exceeded = False
         self._probes.clear()
+        self._ramp.stop()
         self._until_ns = 0
         self.consecutive_trips = 0
         self._open_time.reset()
@@ -431,6 +458,7 @@ class BreakerMachine:
         before = self._state
         self._generation += 1
         self._state = _OPEN
+        self._ramp.stop()
         self._until_ns = at_ns + self._open_time.next_ns
         self.trips += 1
         self.consecutive_trips += 1

@@ -19,7 +19,6 @@ from streaminfer.resilience.breaker._outcome_window_cy import OutcomeWindow
 from streaminfer.resilience.breaker._state_machine_cy import MODES, STATES, BreakerMachine
 from streaminfer.resilience.breaker.events import BreakerEvent, BreakerEvents
 from streaminfer.resilience.breaker.layers import wrap_inner
-from streaminfer.resilience.breaker.ramp_up import RampUp
 
 if TYPE_CHECKING:
     from streaminfer.resilience.breaker.statistics import BreakerStatistics
@@ -42,13 +41,12 @@ _OPERATIONS = (
     "release",
     "retry_after_ns",
     "set_mode",
+    "share",
     "snapshot",
     "state",
     "try_acquire",
 )
 
-
-_RampUp: type[RampUp] = thread_safe(RampUp, ("begin", "stop", "admits", "would_admit"))
 _Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
 
 
@@ -146,18 +144,15 @@ class CircuitBreaker(BreakerCore):
             max_open_ns,
             check_count("half_open_calls", half_open_calls, at_most=_MAX_PROBES),
             max_open_ns if half_open_s is None else _duration_ns("half_open_s", half_open_s),
+            math.ceil(min(check_duration("ramp_up_s", ramp_up_s), _MAX_S) * 1e9),
             seed,
         )
         self.name = name
         self._clock_given = clock is not None
         self._events = BreakerEvents(name, machine)
-        ramp_ns = min(check_duration("ramp_up_s", ramp_up_s), _MAX_S) * 1e9
         super().__init__(
             machine, clock, (*_ALWAYS_IGNORED, *ignored), ignores, failure_result, ignore_result, self._events.deliver
         )
-        if ramp_ns:
-            self._ramp = _RampUp(max(round(ramp_ns), 1))
-            self._events.listen(self._move_ramp)
 
     @overload
     def wrap(self, inner: Service | Backend) -> Any: ...
@@ -242,7 +237,6 @@ class CircuitBreaker(BreakerCore):
 
         now_ns = self.now()
         retry_after_s = self.retry_after_ns(now_ns) / 1e9
-        ramp = self._ramp
         state, mode, calls, failures, slow, half_open_in_flight, *counters = self._machine.snapshot(now_ns)
         permitted, rejected, succeeded, failed, slow_calls, ignored, stale_permits, trips, in_a_row, lost = counters
         return BreakerStatistics(
@@ -255,8 +249,8 @@ class CircuitBreaker(BreakerCore):
             half_open_in_flight=half_open_in_flight,
             retry_after_s=retry_after_s,
             permitted=permitted,
-            share=1.0 if ramp is None else ramp.share(now_ns),
-            rejected=rejected if ramp is None else rejected + ramp.rejected,
+            share=self._machine.share(now_ns),
+            rejected=rejected,
             succeeded=succeeded,
             failed=failed,
             slow_calls=slow_calls,
@@ -266,12 +260,6 @@ class CircuitBreaker(BreakerCore):
             consecutive_trips=in_a_row,
             events_lost=lost,
         )
-
-    def _move_ramp(self, event: BreakerEvent) -> None:
-        if event.reason == "probes_succeeded":
-            self._ramp.begin(event.at_ns)
-        else:
-            self._ramp.stop()
 
     def _set(self, mode: str) -> None:
         self._machine.set_mode(MODES.index(mode), self.now())

@@ -7,7 +7,7 @@ import pytest
 import streaminfer as si
 from streaminfer.request import Request
 from streaminfer.resilience import CircuitBreaker
-from streaminfer.resilience.breaker.ramp_up import RampUp
+from streaminfer.resilience.breaker._ramp_up_cy import RampUp
 from streaminfer.testing import ScriptedBackend, run
 
 pytestmark = pytest.mark.uncompiled
@@ -93,6 +93,24 @@ def test_by_hand_all_pass_at_once(breaker, by_hand):
     """A breaker that is closed by hand lets all calls pass: there is no ramp."""
     getattr(breaker, by_hand)()
     assert passed(breaker) == 100
+
+
+def test_the_ramp_begins_while_a_listener_runs(clock):
+    """The ramp is part of the change of state: a listener that has not returned from an earlier event delays nothing."""
+    made = CircuitBreaker(minimum_calls=2, window=4, open_s=1.0, half_open_calls=1, ramp_up_s=10.0, clock=clock, seed=1)
+    shares = []
+
+    def close(event):
+        if event.after == "open":
+            clock.advance(1.0)
+            made.record(True, 0.1, made.try_acquire())
+            shares.append((made.state, made.statistics().share, passed(made, 10)))
+
+    made.listen(close)
+    for _ in range(2):
+        made.record(False, 0.1)
+
+    assert shares == [("closed", 0.1, 1)]
 
 
 def test_the_clock_alone_closes_into_a_ramp(clock):

@@ -176,7 +176,7 @@ class CountedLock:
 @pytest.mark.parametrize("operation", circuit_breaker._OPERATIONS)
 def test_where_code_is_not_atomic_every_operation_holds_the_lock(operation):
     machine = locked_subclass(circuit_breaker.BreakerMachine, circuit_breaker._OPERATIONS)(
-        0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0
+        0.5, 1.0, 10, OutcomeWindow(4, 0), 2, 9, 9, 1, 9, 0, 0
     )
     machine._lock = CountedLock()
     arguments = {

@@ -1,18 +1,21 @@
+# cython: boundscheck=False, cdivision=True
 """A growing share of the calls, after a circuit breaker has closed.
 
-*Design.* The share grows in a straight line from ``FIRST_SHARE`` to all. Each call adds the share of its instant to a
-sum, and a call that brings the sum to 1 passes and takes 1 away, so that of any few calls in a row the right number
-passes, without a draw. A look that says no counts as a rejected call, because its request goes elsewhere: otherwise a
-router that looks before each request would never see the sum grow.
+*Design.* The share grows in a straight line from a tenth to all. Each call adds the share of its instant to a sum, and
+a call that brings the sum to 1 passes and takes 1 away, so that of any few calls in a row the right number passes,
+without a draw. A look that says no counts as a rejected call, because its request goes elsewhere: otherwise a router
+that looks before each request would never see the sum grow. So a router looks once for each request.
 
-Threads: none; a caller takes a lock.
+One source, compiled with the C types of ``_ramp_up_cy.pxd`` or run uncompiled. Not thread-safe: ``BreakerMachine``,
+which owns it, is.
 """
 
 from __future__ import annotations
 
-__all__ = ["FIRST_SHARE", "RampUp"]
+__all__ = ["RampUp"]
 
-FIRST_SHARE = 0.1
+# C variables in the compiled module, not visible from Python
+_FIRST_SHARE = 0.1
 _TINY = 1e-9  # ten tenths are one
 
 
@@ -20,38 +23,36 @@ class RampUp:
     """The share of the calls that pass.
 
     Args:
-        duration_ns: how long the share takes from ``FIRST_SHARE`` to 1, > 0.
+        duration_ns: how long the share takes from a tenth to 1; 0: it never begins.
 
     Attributes:
         active: it has begun, and has been neither stopped nor seen to be over.
-        rejected: calls that did not pass.
     """
 
-    __slots__ = ("_began_ns", "_duration_ns", "_sum", "active", "rejected")
+    __slots__ = ("_began_ns", "_duration_ns", "_sum", "active")
 
     def __init__(self, duration_ns: int) -> None:
         self._duration_ns = duration_ns
         self._began_ns = 0
         self._sum = 0.0
         self.active = False
-        self.rejected = 0
 
     def begin(self, at_ns: int) -> None:
         """Start with the smallest share; the first call passes."""
         self._began_ns = at_ns
-        self._sum = 1.0 - FIRST_SHARE
-        self.active = True
+        self._sum = 1.0 - _FIRST_SHARE
+        self.active = self._duration_ns > 0
 
     def stop(self) -> None:
         """Let all calls pass."""
         self.active = False
 
     def share(self, now_ns: int) -> float:
-        """Return the share of the calls that pass now, from ``FIRST_SHARE`` to 1.0; changes nothing."""
+        """Return the share of the calls that pass now, from a tenth to 1.0; changes nothing."""
         if not self.active:
             return 1.0
-        done = max(now_ns - self._began_ns, 0) / self._duration_ns
-        return min(FIRST_SHARE + (1.0 - FIRST_SHARE) * done, 1.0)
+        elapsed_ns = max(now_ns - self._began_ns, 0)
+        return min(_FIRST_SHARE + (1.0 - _FIRST_SHARE) * elapsed_ns / self._duration_ns, 1.0)
 
     def left_ns(self, now_ns: int) -> int:
         """Return the nanoseconds until all calls pass."""
@@ -67,14 +68,12 @@ class RampUp:
         if self._sum + _TINY >= 1.0:
             self._sum -= 1.0
             return True
-        self.rejected += 1
         return False
 
     def would_admit(self, now_ns: int) -> bool:
-        """Say whether the next call would pass; one that would not counts as rejected."""
+        """Say whether the next call would pass; one that would not is over, and counts like a call."""
         share = self.share(now_ns)
         if share >= 1.0 or self._sum + share + _TINY >= 1.0:
             return True
         self._sum += share
-        self.rejected += 1
         return False
