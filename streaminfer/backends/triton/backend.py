@@ -269,6 +269,7 @@ class TritonBackend(Node):
                 shared_memory=self._shared_memory,
                 timeout_s=self._timeout_s,
                 clock=self._clock,
+                counts=self._reader.counts,
             )
         finally:
             self._starting = False
@@ -298,7 +299,7 @@ class TritonBackend(Node):
         self._check_loop(session)
         self._splitter = None
         try:
-            await self._reader.stop(splitter)
+            await self._reader.stop()
             if drain:
                 with contextlib.suppress(TimeoutError):
                     left_s = seconds_left(self._timeout_s)
@@ -387,7 +388,7 @@ class TritonBackend(Node):
     def statistics(self) -> TritonStatistics:
         """Return the backend's counters, and the server's as last read."""
         workers = 1 if self.description is None else self.description.instances
-        return self._reader.statistics(self._recorder, self._splitter, workers)
+        return self._reader.statistics(self._recorder, workers)
 
     def server_parts(self) -> Mapping[str, float]:
         """Return :meth:`TritonStatistics.parts`, named after model and server, for `Telemetry`."""

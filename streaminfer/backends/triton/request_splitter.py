@@ -38,16 +38,12 @@ class RequestSplitter:
         what: the backend, for messages.
         timeout_s: seconds for a request without a deadline.
         clock: monotonic nanoseconds.
-
-    Attributes:
-        split: batches that were rejected and sent again in halves.
     """
 
     def __init__(self, session: Session, what: str, timeout_s: float, clock: Callable[[], int]) -> None:
         self.session = session
         self.what = what
         self.clock = clock
-        self.split = 0
         self._timeout_s = timeout_s
 
     @property
@@ -127,7 +123,7 @@ class RequestSplitter:
             return results[: len(rows)]
         if not (fewer or isinstance(error, InvalidInput)) or len(rows) == 1:
             raise error
-        self.split += 1
+        self.session.counts.split += 1
         middle = (len(rows) + 1) // 2
         halves = [slice(0, middle), slice(middle, len(rows))]
         responses = await asyncio.gather(

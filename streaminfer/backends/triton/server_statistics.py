@@ -16,6 +16,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer.backends.statistics import BackendRecorder, BackendStatistics
 from streaminfer.backends.triton.errors import ServerError, without_input
 from streaminfer.backends.triton.request_splitter import RequestSplitter
+from streaminfer.backends.triton.session import CallCounts
 from streaminfer.errors import BackendError, StreamInferError
 
 __all__ = ["CounterReader", "ServerStatistics", "StatisticsReader", "TritonStatistics"]
@@ -149,21 +150,22 @@ class CounterReader:
 
 
 class StatisticsReader:
-    """Reads the counters of a backend's server periodically, and adds up those of the backend's starts.
+    """Reads the counters of a backend's server periodically.
 
     Args:
         what: the backend, for messages.
 
     Attributes:
+        counts: of the backend's own calls.
         counters: what was read.
         error: why the last reading failed; empty where it did not.
     """
 
     def __init__(self, what: str) -> None:
+        self.counts = CallCounts()
         self.counters = CounterReader()
         self.error = ""
         self._what = what
-        self._before = (0, 0, 0)  # split batches, round trips and their nanoseconds of earlier starts
         self._reading: asyncio.Task[None] | None = None
 
     def start(self, splitter: RequestSplitter, every_s: float | None) -> None:
@@ -171,9 +173,8 @@ class StatisticsReader:
         if every_s is not None and "statistics" in splitter.session.server.extensions:
             self._reading = asyncio.create_task(self._read_periodically(splitter, every_s))
 
-    async def stop(self, splitter: RequestSplitter) -> None:
-        """Stop reading, and add the counters of this start."""
-        self._before = self._totals(splitter)
+    async def stop(self) -> None:
+        """Stop reading."""
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
@@ -209,24 +210,17 @@ class StatisticsReader:
         self.error = str(error)
         raise error
 
-    def statistics(self, recorder: BackendRecorder, splitter: RequestSplitter | None, workers: int) -> TritonStatistics:
+    def statistics(self, recorder: BackendRecorder, workers: int) -> TritonStatistics:
         """Return the backend's counters, and the server's as last read."""
-        split, trips, took_ns = self._totals(splitter)
+        counts = self.counts
         return TritonStatistics(
             **{**attrs.asdict(recorder.snapshot()), "workers": workers},
-            round_trip_s=took_ns / 1e9 / trips if trips else 0.0,
+            round_trip_s=counts.round_trip_ns / 1e9 / max(counts.round_trips, 1),
             server=self.counters.total,
             recent=self.counters.recent,
             server_error=self.error,
-            split_batches=split,
+            split_batches=counts.split,
         )
-
-    def _totals(self, splitter: RequestSplitter | None) -> tuple[int, int, int]:
-        split, trips, took_ns = self._before
-        if splitter is None:
-            return self._before
-        session = splitter.session
-        return split + splitter.split, trips + session.round_trips, took_ns + session.round_trip_ns
 
     async def _read_periodically(self, splitter: RequestSplitter, every_s: float) -> None:
         while True:

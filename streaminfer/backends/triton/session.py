@@ -27,12 +27,27 @@ from streaminfer.backends.triton.sequences import Sequences
 from streaminfer.backends.triton.shared_memory import Region, RegionPool, required_bytes
 from streaminfer.errors import BackendError, InvalidInput
 
-__all__ = ["Session"]
+__all__ = ["CallCounts", "Session"]
 
 _UNKNOWN_REGION = ("unable to find shared memory region", "unable to find system shared memory region")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Parameters = Mapping[str, int | bool | str]
+
+
+@attrs.define
+class CallCounts:
+    """Counters of a backend's calls, of all its starts.
+
+    Attributes:
+        split: batches that were rejected and sent again in halves.
+        round_trips: calls that completed.
+        round_trip_ns: their total duration.
+    """
+
+    split: int = 0
+    round_trips: int = 0
+    round_trip_ns: int = 0
 
 
 class InFlightCounter:
@@ -74,6 +89,7 @@ class Session:
         shared_memory: tensors go through shared memory.
         timeout_s: seconds for a call that belongs to no request.
         clock: monotonic nanoseconds.
+        counts: of its calls.
 
     Attributes:
         model: the model's present description.
@@ -82,8 +98,6 @@ class Session:
         changes: how often the description has changed.
         calls: those that a caller awaits.
         streams: those that have not ended; between two responses no caller awaits one.
-        round_trips: calls that completed.
-        round_trip_ns: their total duration.
     """
 
     def __init__(
@@ -99,6 +113,7 @@ class Session:
         shared_memory: bool,
         timeout_s: float,
         clock: Callable[[], int],
+        counts: CallCounts,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.transport = transport
@@ -120,8 +135,7 @@ class Session:
         self._clock = clock
         self.calls = InFlightCounter()
         self.streams = InFlightCounter()
-        self.round_trips = 0
-        self.round_trip_ns = 0
+        self.counts = counts
 
     @classmethod
     async def open(
@@ -192,8 +206,8 @@ class Session:
         else:
             response = await self._infer_shared(self.pool, inputs, rows if batched else None, parameters, timeout_s)
         results = await self.read(response, rows, changes, batched=batched)
-        self.round_trips += 1
-        self.round_trip_ns += self._clock() - started_ns
+        self.counts.round_trips += 1
+        self.counts.round_trip_ns += self._clock() - started_ns
         return results
 
     async def read(self, response: InferResponse, rows: int, changes: int, *, batched: bool) -> list[Any]:

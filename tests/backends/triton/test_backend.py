@@ -245,6 +245,8 @@ def test_stopping_drains_or_ends_what_runs_and_it_starts_again(connect):
             await backend.stop()
             with pytest.raises(Closed):
                 await backend.infer(batch(slow))
+            # the call that a draining stop waited for is counted, and stays so
+            assert backend.statistics().round_trip_s >= 0.15
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(scenario())

@@ -10,7 +10,7 @@ import streaminfer as si
 from streaminfer.backends.triton import TritonBackend
 from streaminfer.backends.triton.messages import InferResponse, Tensor
 from streaminfer.backends.triton.model import Server, read_model
-from streaminfer.backends.triton.session import Session
+from streaminfer.backends.triton.session import CallCounts, Session
 
 
 def ask(backend, *, x=7.0):
@@ -125,7 +125,7 @@ def follow():
         model = read_model("m", "1", described(1), None)
         session = Session(
             transport, Server("s", "1", frozenset()), model, version="", changed=lambda: None, non_finite="allow",
-            max_streams=1, shared_memory=False, timeout_s=1.0, clock=lambda: 0,
+            max_streams=1, shared_memory=False, timeout_s=1.0, clock=lambda: 0, counts=CallCounts(),
         )  # fmt: skip
         shapes = []
         for known in changes:
