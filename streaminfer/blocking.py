@@ -133,6 +133,7 @@ class BlockingStack:
             thread, loop, stop = self._thread, self._loop, self._stop
             if thread is None:
                 return False
+            self._check_thread()
             self._drain = drain
             self._timeout_s = timeout_s
             self._closing = True
@@ -140,9 +141,14 @@ class BlockingStack:
                 loop.call_soon_threadsafe(stop.set)
         thread.join()
         with self._lock:
-            self._thread = None
-            self._closing = False
+            if self._thread is thread:  # else another stop has returned, and it was started again
+                self._thread = None
+                self._closing = False
         return True
+
+    def _check_thread(self) -> None:
+        if self._thread is threading.current_thread():
+            raise RuntimeError("a blocking call from the stack's own event loop would wait for itself: await the stack")
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -186,19 +192,18 @@ class BlockingStack:
                     self._loop = self._stop = None
 
     def _wait_for(self, coroutine: Any) -> Any:
-        self._check_process()
-        with self._lock:
-            loop = self._loop
-            if loop is None or self._thread is None or self._closing:
-                coroutine.close()
-                raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
-            if self._thread is threading.current_thread():
-                coroutine.close()
-                raise RuntimeError(
-                    "a blocking call from the stack's own event loop would wait for itself: await the stack"
-                )
-            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-            self._pending.add(future)
+        try:
+            self._check_process()
+            with self._lock:
+                loop = self._loop
+                if loop is None or self._thread is None or self._closing:
+                    raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
+                self._check_thread()
+                future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+                self._pending.add(future)
+        except BaseException:
+            coroutine.close()
+            raise
         try:
             return future.result()
         except concurrent.futures.CancelledError:

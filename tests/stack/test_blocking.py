@@ -186,6 +186,40 @@ def test_start_and_stop_without_a_block():
             infer(1.0)
 
 
+def test_a_stop_leaves_a_later_start_alone():
+    """Of two stops, one that returns after the stack was started again stops the first start only."""
+    infer = stack_of(ScriptedBackend()).blocking()
+    infer.start()
+    thread = infer._thread
+    join = thread.join
+
+    def join_and_restart():
+        join()
+        thread.join = join
+        infer.stop()
+        infer.start()
+
+    thread.join = join_and_restart
+    infer.stop()
+    assert infer(1.0) == 1.0
+    infer.stop()
+
+
+def test_a_stop_from_its_own_loop_would_wait_for_itself():
+    """It is an error that changes nothing."""
+    holder = {}
+
+    def stop(x):
+        with pytest.raises(RuntimeError, match="wait for itself"):
+            holder["infer"].stop()
+        return x
+
+    with stack_of(si.CpuBackend(stop, executor="inline")).blocking() as infer:
+        holder["infer"] = infer
+        assert infer(1.0) == 1.0
+        assert infer(2.0) == 2.0
+
+
 def test_stop_without_drain_ends_what_is_in_hand():
     infer = stack_of(ScriptedBackend(HANG)).blocking()
     infer.start()
