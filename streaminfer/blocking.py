@@ -191,15 +191,17 @@ class BlockingStack:
                 with self._lock:  # before the loop is closed, so that no call is given to a closed one
                     self._loop = self._stop = None
 
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None or self._thread is None or self._closing:
+            raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
+        self._check_thread()
+        return self._loop
+
     def _wait_for(self, coroutine: Any) -> Any:
         try:
             self._check_process()
             with self._lock:
-                loop = self._loop
-                if loop is None or self._thread is None or self._closing:
-                    raise Closed("this blocking stack does not run: use it inside `with stack.blocking() as infer`")
-                self._check_thread()
-                future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+                future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
                 self._pending.add(future)
         except BaseException:
             coroutine.close()

@@ -147,6 +147,7 @@ class ExampleInputs(NamedTuple):
         infer_on_each: runs a batch once on every worker, so that each has done it; counted nowhere. ``None``: there is
             one worker, or no telling which one takes a batch.
         exclusive: other models must not be measured at the same time, because they compute on the same machine.
+        infer_now: does what ``infer`` does at once, if the backend answers live batches so.
     """
 
     inputs: Any
@@ -156,6 +157,7 @@ class ExampleInputs(NamedTuple):
     resize: Callable[[int], Any] | None = None
     infer_on_each: Callable[[Batch], Awaitable[None]] | None = None
     exclusive: bool = True
+    infer_now: Callable[[Batch], Any] | None = None
 
 
 class Objective(Protocol):

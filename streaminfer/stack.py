@@ -75,8 +75,6 @@ class Stack(Wrapper):
         TypeError: a layer that is none, or a last one that is neither backend nor service.
     """
 
-    enforces_deadline = True
-
     def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")

@@ -47,7 +47,6 @@ class BatchedService(Node):
         events: what it did lately.
         slo_s: the objective from which a request without a deadline gets one.
         slo_ns: the same in nanoseconds.
-        enforces_deadline: every request ends at its deadline, queued or running.
         calibration: what the latest start measured; ``None`` before it, and where the backend offers no example.
     """
 
@@ -58,8 +57,6 @@ class BatchedService(Node):
         *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
         *("_stack", "_stopping", "_submitted"),
     )
-
-    enforces_deadline = True
 
     def __init__(
         self,
@@ -400,6 +397,7 @@ class BatchedService(Node):
             slo_ns=self.slo_ns,
             learn=self._dispatcher.learn,
             validate=self.validate or offered.validate,
+            copies=not offered.returns_new_arrays,
         )
 
     def _make_calibration_service(self, inner: Any, policy: Policy) -> "BatchedService":

@@ -238,7 +238,8 @@ class CpuBackend(Node):
         if self._example is None:
             return None
         on_each = self._infer_on_each if self.queued_workers is not None and self.queued_workers > 1 else None
-        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each)
+        now = None if self.infer_now is None else functools.partial(self._call_inline, call=_call_now)
+        return ExampleInputs(self._example, self._infer_uncounted, infer_on_each=on_each, infer_now=now)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the workers and waits for them; :meth:`start` starts new ones.

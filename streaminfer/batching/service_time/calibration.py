@@ -33,7 +33,7 @@ from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.policy import Decision
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.errors import BackendError, InvalidInput
-from streaminfer.protocols import ExampleInputs
+from streaminfer.protocols import Capabilities, ExampleInputs, Node
 from streaminfer.request import Batch, Request
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class Calibration:
         slo_ns: int | None,
         learn: Callable[[int, int, int, bool, int], object] | None,
         validate: Callable[[Request], None] | None,
+        copies: bool,
     ) -> CalibrationStatistics:
         """Runs the batches that were not measured at an earlier start, and tells the policy what they took.
 
@@ -162,6 +163,7 @@ class Calibration:
             learn: the ``observe`` of the batcher's policy; ``None``: it learns nothing, and batches only warm the
                 model.
             validate: checks a request as the live ones are checked.
+            copies: outputs of live batches are copied.
 
         Returns:
             What is known now, that of earlier starts included.
@@ -171,7 +173,7 @@ class Calibration:
             ValueError: they do not fit the model.
         """
         policy = CalibrationPolicy()
-        service = make_service(_Uncounted(example.infer, self._name), policy)
+        service = make_service(_Uncounted(example, self._name, copies), policy)
         bench = _Bench(service, policy, example, assembler, slo_ns)
         try:
             async with _alone_on_this_loop() if example.exclusive else contextlib.nullcontext():
@@ -325,14 +327,17 @@ def _alone_on_this_loop() -> asyncio.Lock:
     return _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
 
-class _Uncounted:
+class _Uncounted(Node):
     """The backend as a calibration calls it: past its counters and the layers around it."""
 
-    __slots__ = ("infer", "name")
-
-    def __init__(self, infer: Callable[[Batch], Any], name: str) -> None:
-        self.infer = infer
+    def __init__(self, example: ExampleInputs, name: str, copies: bool) -> None:
+        self.infer = example.infer
+        self.infer_now = example.infer_now
         self.name = name
+        self._offered = Capabilities(returns_new_arrays=not copies)
+
+    def capabilities(self) -> Capabilities:
+        return self._offered
 
 
 class _Bench:

@@ -40,8 +40,6 @@ def is_batched(function: Any) -> bool:
 class FunctionAsService(Node):
     """Service over a batched function."""
 
-    enforces_deadline = True
-
     def __init__(self, function: Callable[..., Any], now: Callable[[], int]) -> None:
         self._function = function
         self._now = now

@@ -144,8 +144,6 @@ class CachedService(Layer, Wrapper):
         name: of ``inner``.
     """
 
-    enforces_deadline = True
-
     def __init__(
         self,
         cache: object,

@@ -85,16 +85,11 @@ class FallbackRouter(Node):
             ``idempotent = False`` gets no copies.
         clock: returns monotonic nanoseconds; ``None``: that of the `Stack`, else ``time.monotonic_ns``.
 
-    Attributes:
-        enforces_deadline: true: every request ends at its deadline.
-
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or routes that are not best first.
 
     Not thread-safe: it belongs to one event loop at a time.
     """
-
-    enforces_deadline = True
 
     def __init__(
         self,

@@ -74,8 +74,6 @@ class Replicas(Node):
     Threads: none; it belongs to one event loop.
     """
 
-    enforces_deadline = True
-
     def __init__(
         self,
         *replicas: Replica,

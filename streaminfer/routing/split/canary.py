@@ -124,8 +124,8 @@ class Canary(Node):
             admission=self.admission,
             slo=self,
             fingerprint_changes=self.fingerprint_changes,
-            enforces_deadline=self.enforces_deadline,
-            idempotent=self.idempotent,
+            enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
+            idempotent=are_idempotent(self.services),
         )
 
     def fingerprint_changes(self) -> int:
@@ -149,16 +149,6 @@ class Canary(Node):
     def slo_ns(self) -> int | None:
         """The objective of the stable service, from which the `Stack` stamps a deadline."""
         return None if self._objective is None else self._objective.slo_ns
-
-    @property
-    def enforces_deadline(self) -> bool:
-        """Whether both services end every request at its deadline."""
-        return all(adapt(service).capabilities().enforces_deadline for service in self.services)
-
-    @property
-    def idempotent(self) -> bool | None:
-        """Whether a request may be sent twice: what both say, or ``False`` where one of them does."""
-        return are_idempotent(self.services)
 
     async def call(self, request: Request) -> Response:
         """Serve the request, by the service whose share it belongs to.

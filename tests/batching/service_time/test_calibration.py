@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.batching import Buckets
+from streaminfer.batching import Buckets, batch_runner
 from streaminfer.batching.service_time.calibration import CalibrationStatistics
 from streaminfer.protocols import ExampleInputs
 from streaminfer.testing import HANG, ScriptedBackend
@@ -57,6 +57,24 @@ async def test_first_batch_of_a_size_is_not_learned(loop):
         fitted = batcher.service_time.fitted()
 
     assert fitted.table_s(16)[[1, 8, 16]] == pytest.approx([affine(1), affine(8), affine(16)], rel=0.02)
+
+
+async def test_inline_batches_run_as_live_ones_do(loop, monkeypatch):
+    """A batch that is answered at once needs no task of its own, and new arrays are not copied."""
+    tasks, copied = [], []
+    monkeypatch.setattr(batch_runner, "own_arrays", copied.append)
+
+    def double(x):
+        tasks.append(asyncio.current_task())
+        return x * 2
+
+    backend = si.CpuBackend(double, executor="inline", example=np.zeros(1))
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock) as stack:
+        await stack(np.zeros(1))
+
+    assert len(tasks) == len(rounds([1, 2, 4])) + 1
+    assert set(tasks) <= {None, asyncio.current_task()}
+    assert copied == []
 
 
 async def test_without_an_example_nothing_is_measured(loop):

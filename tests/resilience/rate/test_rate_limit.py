@@ -211,6 +211,15 @@ def test_admission_tells_and_takes_nothing(clock):
     assert len(asked) == 3
 
 
+def test_a_layer_draws_at_the_instant_it_is_given(clock):
+    """``enter`` and ``admission`` judge by their ``now_ns``, and do not read the clock again."""
+    service = RateLimit(1.0, burst=1, clock=clock).wrap(_Answers())
+    now_ns = clock()
+    service.enter(Request(1.0), now_ns)
+    assert not service.admission(Request(1.0), now_ns).ok
+    service.enter(Request(1.0), now_ns + S)
+
+
 def test_another_key_than_the_tenant(clock):
     """``by`` says whose bucket a request draws from."""
     limited = RateLimit(1.0, clock=clock).wrap(_Answers(), by=lambda request: request.subject)

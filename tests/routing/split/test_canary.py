@@ -170,10 +170,10 @@ def test_what_both_sides_say_of_themselves():
         async def call(self, request):
             """Never reached."""
 
-    assert Canary(model(), model(), share=0.5).enforces_deadline
-    assert not Canary(model(), Once(), share=0.5).enforces_deadline
-    assert Canary(model(), Once(), share=0.5).idempotent is False
-    assert Canary(model(), model(), share=0.5).idempotent is None
+    both = Canary(model(), model(), share=0.5).capabilities()
+    one = Canary(model(), Once(), share=0.5).capabilities()
+    assert (both.enforces_deadline, both.idempotent) == (True, None)
+    assert (one.enforces_deadline, one.idempotent) == (False, False)
     slow = [si.AdaptiveBatcher(max_batch_size=4, slo_s=0.25), ScriptedBackend()]
     assert Canary(slow, model(), share=0.5).slo_ns == 250_000_000
 
