@@ -23,6 +23,9 @@ class TenantLimit(Protocol):
     def acquire(self, tenant: Hashable) -> None:
         """Admit one request of a tenant, or raise `Overloaded`."""
 
+    def acquire_at(self, tenant: Hashable, now_ns: int) -> None:
+        """Do the same at a given instant."""
+
     def wait_ns(self, tenant: Hashable, now_ns: int) -> int:
         """Return the nanoseconds until the next request of a tenant is admitted; changes nothing."""
 
@@ -66,13 +69,13 @@ class RateLimitedService(SyncService):
         """Return the clock of the limit."""
         return self.limit._clock
 
-    def enter(self, request: Request, now_ns: int) -> None:  # noqa: ARG002 - the limit reads its clock
+    def enter(self, request: Request, now_ns: int) -> None:
         """Draw from the bucket of the request's tenant.
 
         Raises:
             Overloaded: it is empty.
         """
-        self.limit.acquire(self._by(request))
+        self.limit.acquire_at(self._by(request), now_ns)
 
     def exit(self, request: Request, token: None, outcome: Response | BaseException, now_ns: int) -> None:
         """Do nothing: what was drawn remains drawn."""

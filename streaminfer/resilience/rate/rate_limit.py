@@ -166,7 +166,11 @@ class RateLimit:
         Raises:
             Overloaded: it has sent too many; ``retry_after_s`` says when the next one is admitted.
         """
-        wait_ns = self._buckets.take(tenant, self._clock())
+        self.acquire_at(tenant, self._clock())
+
+    def acquire_at(self, tenant: Hashable, now_ns: int) -> None:
+        """Do what :meth:`acquire` does, at a given instant."""
+        wait_ns = self._buckets.take(tenant, now_ns)
         if wait_ns:
             name = f"rate limit {self.name!r}" if self.name else "the rate limit"
             whose = "requests without a tenant" if tenant is None else f"tenant {tenant!r}"
