@@ -78,7 +78,7 @@ class Stack(Wrapper):
     def __init__(self, *layers: Any, clock: Clock | None = None) -> None:
         if not layers:
             raise TypeError("layers: expected at least a backend or a service, got none")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self.layers = layers
         self.clock: Clock = clock or time.monotonic_ns
         self._clock_given = clock is not None

@@ -27,7 +27,7 @@ DISTURBED = 0.05
 """On a quiet machine a loop waits less than this for a core."""
 CONTESTANTS = ("default", "greedy", "minimal")
 BUSY_S, PERIOD_S = 0.033, 0.1
-"""A noisy neighbour: it takes a core for so long in each period."""
+"""A noisy neighbor: it takes a core for so long in each period."""
 
 
 @attrs.frozen
@@ -58,7 +58,8 @@ SETTINGS = {
 
 def run(specification: dict[str, Any], numba_cache: str) -> dict[str, Any]:
     """What a new process found out."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": numba_cache}
+    paths = os.pathsep.join([str(ROOT), str(HERE.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "NUMBA_CACHE_DIR": numba_cache}
     command = [sys.executable, str(HERE / "fresh_process.py"), json.dumps(specification)]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=True
@@ -135,12 +136,12 @@ def caches() -> Iterator[Caches]:
 
 
 @contextlib.contextmanager
-def neighbour(wanted: bool) -> Iterator[None]:
+def neighbor(wanted: bool) -> Iterator[None]:
     """Another process that takes a core a third of the time, if wanted."""
     if not wanted:
         yield
         return
-    busy = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), "neighbour"])
+    busy = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), "neighbor"])
     try:
         yield
     finally:
@@ -149,7 +150,7 @@ def neighbour(wanted: bool) -> Iterator[None]:
 
 
 def take_a_third() -> None:
-    """What the neighbour does, until it is killed or its parent has gone."""
+    """What the neighbor does, until it is killed or its parent has gone."""
     parent = os.getppid()
     while os.getppid() == parent:
         begun = time.monotonic()
@@ -180,9 +181,9 @@ def shares(found: Sequence[float | None]) -> str:
 
 
 def disturbance(runs: Sequence[dict[str, Any]]) -> str:
-    """For how long the event loop of some runs had no core, in words: of minimal, it is the neighbours' doing."""
+    """For how long the event loop of some runs had no core, in words: of minimal, it is the neighbors' doing."""
     share = max(run["waited_s"] / run["wall_s"] for run in runs)
-    warning = ": neighbours disturb these figures, measure again" if share > DISTURBED else ""
+    warning = ": neighbors disturb these figures, measure again" if share > DISTURBED else ""
     return f"minimal's event loop waited for a core up to {share:.0%} of the time{warning}"
 
 
@@ -192,5 +193,5 @@ def progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["neighbour"]:
+if __name__ == "__main__" and sys.argv[1:] == ["neighbor"]:
     take_a_third()

@@ -1,6 +1,6 @@
 """A server and its callers in one new process, as a fresh server would be: run by `fresh.py`, which says what to do.
 
-    python benchmarks/fresh_process.py SPECIFICATION
+    PYTHONPATH=benchmarks python benchmarks/_lib/fresh_process.py SPECIFICATION
 
 The specification is JSON, and so is the answer, on the last line of the output. ``contestant`` is ``default`` or
 ``greedy``, an `AdaptiveBatcher` of that policy and otherwise as shipped in front of an `OnnxBackend`, or ``minimal``,
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from _lib.open_loop import closed_loop, open_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "examples" / "assets"
@@ -53,7 +54,12 @@ class Minimal:
         while self.waiting:
             batch, self.waiting = self.waiting[: self.max_batch_size], self.waiting[self.max_batch_size :]
             rows = [inputs for inputs, _ in batch]
-            results = await asyncio.get_running_loop().run_in_executor(self.worker, self.infer, rows)
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self.worker, self.infer, rows)
+            except Exception as error:
+                for _, future in batch:
+                    future.set_exception(error)
+                continue
             for (_, future), result in zip(batch, results, strict=True):
                 future.set_result(result)
         self.running = None
@@ -127,65 +133,9 @@ def poisson(segments: list[list[float]], seed: int) -> list[float]:
     return found
 
 
-async def open_loop(
-    call: Call, errors: tuple[type[Exception], ...], inputs: Rows, due_s: list[float], slo_ns: int, start_ns: int
-) -> tuple[list[bool], list[float]]:
-    """Which requests were answered on time, and by how many seconds each was sent late."""
-    on_time = [False] * len(due_s)
-    due_ns = [start_ns + round(at * 1e9) for at in due_s]
-    lags = []
-    clock = time.monotonic_ns
-    left = 0
-    answered = asyncio.Event()
-
-    async def one(number: int) -> None:
-        nonlocal left
-        deadline_ns = due_ns[number] + slo_ns
-        try:
-            await call(inputs[number % len(inputs)], deadline_ns)
-        except errors:
-            pass
-        else:
-            on_time[number] = clock() <= deadline_ns
-        left -= 1
-        if not left:
-            answered.set()
-
-    # tasks are not kept, since the garbage collector would look at all of them again and again
-    number = 0
-    while number < len(due_ns):
-        now = clock()
-        while number < len(due_ns) and due_ns[number] <= now:
-            left += 1
-            asyncio.create_task(one(number))  # noqa: RUF006 - see above
-            lags.append((now - due_ns[number]) / 1e9)
-            number += 1
-        if number < len(due_ns):
-            await asyncio.sleep(max(due_ns[number] - now, 0) / 1e9)
-    while left:
-        answered.clear()
-        await answered.wait()
-    return on_time, lags
-
-
-async def closed_loop(call: Call, inputs: Rows, callers: int, seconds: float) -> float:
-    """Answers a second, of callers that each ask again as soon as they are answered."""
-    answered = 0
-    ends = time.monotonic() + seconds
-
-    async def one(number: int) -> None:
-        nonlocal answered
-        await call(inputs[number % len(inputs)], 2**62)
-        answered += 1
-
-    async def caller(number: int) -> None:
-        while time.monotonic() < ends:
-            await asyncio.create_task(one(number))  # a task a request, as in a server and in the open loop
-            number += callers
-
-    started = time.monotonic()
-    await asyncio.gather(*map(caller, range(callers)))
-    return answered / (time.monotonic() - started)
+def endless(call: Call, inputs: Rows) -> Callable[[int], Awaitable[Any]]:
+    """Send the inputs in turn, without a deadline."""
+    return lambda number: call(inputs[number % len(inputs)], 2**62)
 
 
 async def capacity(specification: dict[str, Any]) -> dict[str, Any]:
@@ -195,9 +145,9 @@ async def capacity(specification: dict[str, Any]) -> dict[str, Any]:
     infer = MINIMAL[name]()
     rates = {}
     for size in specification["sizes"]:
-        call = Minimal(infer, size).call
-        await closed_loop(call, inputs, 2 * size, 0.2)
-        rates[str(size)] = await closed_loop(call, inputs, 2 * size, specification["seconds"])
+        ask = endless(Minimal(infer, size).call, inputs)
+        await closed_loop(ask, 2 * size, 0.2)
+        rates[str(size)] = await closed_loop(ask, 2 * size, specification["seconds"])
     return {"rates": rates, "capacity": max(rates.values())}
 
 
@@ -228,7 +178,12 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
     start_ns = time.monotonic_ns()
     start_s = start_ns / 1e9 - started
     cpu_s, waited_s = time.process_time(), waited_for_core_s()
-    on_time, lags = await open_loop(call, errors, inputs, due_s, round(slo_s * 1e9), start_ns)
+    slo_ns = round(slo_s * 1e9)
+    due_ns = [start_ns + round(at * 1e9) for at in due_s]
+    answered_ns, lags = await open_loop(
+        lambda number: call(inputs[number % len(inputs)], due_ns[number] + slo_ns), due_ns, errors
+    )
+    on_time = [0 < at <= due + slo_ns for at, due in zip(answered_ns, due_ns, strict=True)]
     found = {
         "start_s": start_s,
         "cpu_s": time.process_time() - cpu_s,
@@ -243,7 +198,7 @@ async def serve(specification: dict[str, Any]) -> dict[str, Any]:
         "os_threads": os_threads(),
     }
     if specification.get("collect"):
-        del on_time, lags, due_s
+        del on_time, lags, due_s, due_ns, answered_ns
         found["collect_s"] = collect_s()
     if stack is not None:
         found["statistics"] = counters(stack)

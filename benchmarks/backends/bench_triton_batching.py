@@ -417,7 +417,7 @@ async def measure(server: TritonServer, options: argparse.Namespace) -> bool:
                         figures.add(name, load, await latencies(calls[name], trace, expected))
         print(
             f"the model had {spent[1] / spent[0]:.0%} of a core while whole batches were asked of it, two in flight"
-            + (": neighbours disturb these figures, measure again" if spent[1] < 0.93 * spent[0] else "")
+            + (": neighbors disturb these figures, measure again" if spent[1] < 0.93 * spent[0] else "")
         )
         rates = ", ".join(f"{name} {statistics.median(rates):.0f}" for name, rates in reached.items())
         print(f"requests a second at saturation: {rates}; {options.rounds} rounds of {options.seconds:g} s")

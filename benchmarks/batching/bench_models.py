@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 import numpy as np
 from _lib.models import MODELS, Model
+from _lib.open_loop import closed_loop, open_loop
 
 import streaminfer as si
 from streaminfer.batching.assembly.assembler import AssembledBatch
@@ -63,9 +64,14 @@ class Greedy:
             requests = [request for request, _ in chosen]
             assemble = functools.partial(self.assemble, [request.inputs for request in requests])
             # put together in the worker's thread, as the planner's batches are
-            results = await self.backend.infer(
-                AssembledBatch(assemble, requests, None, time.monotonic_ns, len(requests))
-            )
+            try:
+                results = await self.backend.infer(
+                    AssembledBatch(assemble, requests, None, time.monotonic_ns, len(requests))
+                )
+            except Exception as error:
+                for _, future in chosen:
+                    future.set_exception(error)
+                continue
             for (_, future), result in zip(chosen, results, strict=True):
                 future.set_result(result)
         self.running = None
@@ -90,68 +96,24 @@ class Served:
         return float(np.quantile(self.latencies_s, 0.99))
 
 
-async def open_loop(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) -> Served:
-    """Sends each request when it is due; all that are due at one wake-up go at once."""
-    latencies: list[float] = []
-    lags: list[float] = []
-    late = left = 0
-    answered = asyncio.Event()
+async def serve_open(ask: Ask, inputs: Sequence[Any], trace: Sequence[float]) -> Served:
+    """Sends each request when it is due."""
     start_ns = time.monotonic_ns() + 20_000_000
     due_ns = [start_ns + round(at * 1e9) for at in trace]
     slo_ns = round(SLO_S * 1e9)
-    clock = time.monotonic_ns
-
-    async def one(number: int) -> None:
-        nonlocal late, left
-        due = due_ns[number]
-        try:
-            await ask(si.Request(inputs[number % len(inputs)], deadline_ns=due + slo_ns))
-        except si.DeadlineExceeded:
-            pass
-        else:
-            took = clock() - due
-            latencies.append(took / 1e9)
-            late += took > slo_ns
-        left -= 1
-        if not left:
-            answered.set()
-
-    # tasks are not kept, since the garbage collector would look at all of them again and again: each is referred to
-    # by the future that it waits for
-    number = 0
-    while number < len(due_ns):
-        now = clock()
-        while number < len(due_ns) and due_ns[number] <= now:
-            left += 1
-            asyncio.create_task(one(number))  # noqa: RUF006 - see above
-            lags.append((now - due_ns[number]) / 1e9)
-            number += 1
-        if number < len(due_ns):
-            await asyncio.sleep((due_ns[number] - now) / 1e9)
-    while left:
-        answered.clear()
-        await answered.wait()
-    return Served(latencies, (len(latencies) - late) / len(trace), float(np.quantile(lags, 0.99)))
+    answered_ns, lags = await open_loop(
+        lambda number: ask(si.Request(inputs[number % len(inputs)], deadline_ns=due_ns[number] + slo_ns)),
+        due_ns,
+        (si.DeadlineExceeded,),
+    )
+    latencies_ns = [at - due for at, due in zip(answered_ns, due_ns, strict=True) if at]
+    on_time = sum(took <= slo_ns for took in latencies_ns) / len(trace)
+    return Served([took / 1e9 for took in latencies_ns], on_time, float(np.quantile(lags, 0.99)))
 
 
-async def closed_loop(ask: Ask, inputs: Sequence[Any], callers: int, seconds: float) -> float:
-    """Answers a second, of callers that each ask again as soon as they are answered."""
-    answered = 0
-    ends = time.monotonic() + seconds
-
-    async def one(number: int) -> None:
-        nonlocal answered
-        await ask(si.Request(inputs[number % len(inputs)]))
-        answered += 1
-
-    async def caller(number: int) -> None:
-        while time.monotonic() < ends:
-            await asyncio.create_task(one(number))  # a task a request, as in a server and in the open loop
-            number += callers
-
-    started = time.monotonic()
-    await asyncio.gather(*map(caller, range(callers)))
-    return answered / (time.monotonic() - started)
+def endless(ask: Ask, inputs: Sequence[Any]) -> Callable[[int], Awaitable[Any]]:
+    """Sends the inputs in turn, without a deadline."""
+    return lambda number: ask(si.Request(inputs[number % len(inputs)]))
 
 
 class Arms:
@@ -186,7 +148,7 @@ async def throughputs(
     seen: dict[int, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, (ask, callers) in ways.items():
-            seen[way].append(await closed_loop(ask, arms.model.inputs, callers, seconds))
+            seen[way].append(await closed_loop(endless(ask, arms.model.inputs), callers, seconds))
     return {way: statistics.median(rates) for way, rates in seen.items()}
 
 
@@ -235,7 +197,7 @@ async def measure(model: Model, seconds: float, rounds: int) -> Findings:
     async def run(ask: Ask, load: float, seed: int) -> Served:
         gc.collect()
         trace = arrivals.poisson(load * capacity, round(load * capacity * seconds), seed).tolist()
-        served = await open_loop(ask, model.inputs, trace)
+        served = await serve_open(ask, model.inputs, trace)
         lags.append(served.lag_s)
         return served
 
@@ -250,7 +212,7 @@ async def measure(model: Model, seconds: float, rounds: int) -> Findings:
             else:
                 p99[load].append((mine.p99_s, theirs.p99_s))
 
-    await closed_loop(saturated, model.inputs, 2 * CAP, max(4.0, seconds))  # sizes of 0.2 s are tried in it
+    await closed_loop(endless(saturated, model.inputs), 2 * CAP, max(4.0, seconds))  # sizes of 0.2 s are tried in it
     chosen = {
         "under full load": best_sizes(learner.service_time),
         "in the open loop": best_sizes(batcher.service_time),

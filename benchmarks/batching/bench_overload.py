@@ -36,7 +36,7 @@ from _lib.fresh import (
     caches,
     capacity,
     in_turn,
-    neighbour,
+    neighbor,
     parser,
     progress,
     serve,
@@ -261,7 +261,7 @@ def main() -> None:
     options = parser(__doc__, seconds=4.0, rounds=2).parse_args()
     si.warmup()
     costs()
-    with caches() as made, neighbour(options.noisy):
+    with caches() as made, neighbor(options.noisy):
         for name in options.models or SETTINGS:
             print(f"\n{SETTINGS[name].title}")
             under_load(SETTINGS[name], made, options.rounds, options.seconds)

@@ -25,7 +25,7 @@ from _lib.fresh import (
     capacity,
     disturbance,
     in_turn,
-    neighbour,
+    neighbor,
     parser,
     progress,
     serve,
@@ -119,8 +119,8 @@ def main() -> None:
     options_parser = parser(__doc__, seconds=4.0, rounds=2)
     options_parser.add_argument("--loads", type=float, nargs="+", default=LOADS, help="shares of capacity")
     options = options_parser.parse_args()
-    print(f"contestants: {', '.join(CONTESTANTS)}; a new process each" + (", a noisy neighbour" * options.noisy))
-    with caches() as made, neighbour(options.noisy):
+    print(f"contestants: {', '.join(CONTESTANTS)}; a new process each" + (", a noisy neighbor" * options.noisy))
+    with caches() as made, neighbor(options.noisy):
         for name in options.models or SETTINGS:
             measure(SETTINGS[name], made, list(options.loads), options.rounds, options.seconds)
 

@@ -221,7 +221,7 @@ def main() -> None:
                 share[name, load].append(float((measured <= SLO_S).mean()))
     print(
         f"the model's thread had {spent[1] / spent[0]:.0%} of a core while it ran"
-        + (": neighbours disturb these figures, measure again" if spent[1] < 0.95 * spent[0] else "")
+        + (": neighbors disturb these figures, measure again" if spent[1] < 0.95 * spent[0] else "")
     )
     print(f"{'p99 in ms, times minimal; share on time':64}{'at 0.5×':>24}{'at 0.75×':>24}{'at 1.1×':>10}")
     for name in makes:

@@ -19,7 +19,7 @@ from _lib.fresh import (
     caches,
     capacity,
     in_turn,
-    neighbour,
+    neighbor,
     parser,
     progress,
     serve,
@@ -82,9 +82,9 @@ def main() -> None:
     options_parser.add_argument("--load", type=float, default=0.6, help="share of capacity")
     options = options_parser.parse_args()
     print(
-        f"windows of {WINDOW_S} s since start() returned; a new process each" + (", a noisy neighbour" * options.noisy)
+        f"windows of {WINDOW_S} s since start() returned; a new process each" + (", a noisy neighbor" * options.noisy)
     )
-    with caches() as made, neighbour(options.noisy):
+    with caches() as made, neighbor(options.noisy):
         for name in options.models or SETTINGS:
             measure(SETTINGS[name], made, options.load, options.rounds, options.seconds)
 

@@ -33,8 +33,8 @@ class Detector(NamedTuple):
         """The anchors in the order of the model's answers: (anchors, 2), x and y in input pixels."""
         points = []
         for cells, repeats in self.grids:
-            centres = (np.arange(cells, dtype=np.float32) + 0.5) * (self.size / cells)
-            grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)  # row by row, x changing first
+            centers = (np.arange(cells, dtype=np.float32) + 0.5) * (self.size / cells)
+            grid = np.stack(np.meshgrid(centers, centers), axis=-1).reshape(-1, 2)  # row by row, x changing first
             points.append(np.repeat(grid, repeats, axis=0))
         return np.concatenate(points)
 
@@ -58,7 +58,7 @@ def find_faces(
     """The faces in one frame, the surest first.
 
     Args:
-        boxes: (anchors, 16): offset of the centre, width and height in pixels, and six key points, not used here.
+        boxes: (anchors, 16): offset of the center, width and height in pixels, and six key points, not used here.
         logits: (anchors, 1): the score before the sigmoid.
         anchors: (anchors, 2), from :meth:`Detector.anchors`.
         threshold: the least score.
@@ -67,9 +67,9 @@ def find_faces(
     # comparing logits saves the sigmoid of every anchor that sees no face, which is nearly all of them
     seen = np.flatnonzero(logits[:, 0] >= np.log(threshold / (1 - threshold)))
     scores = 1 / (1 + np.exp(-logits[seen, 0]))
-    centres = anchors[seen] + boxes[seen, :2]
+    centers = anchors[seen] + boxes[seen, :2]
     halves = boxes[seen, 2:4] / 2
-    corners = np.concatenate([centres - halves, centres + halves], axis=1)
+    corners = np.concatenate([centers - halves, centers + halves], axis=1)
     faces = []
     while len(scores):
         same = _overlaps(corners[scores.argmax()], corners) >= overlap

@@ -211,7 +211,7 @@ class Visited:
 
     Attributes:
         uploads: who came.
-        catalogue: how many different pictures there are.
+        catalog: how many different pictures there are.
         capacity: pictures a second that the detector answers without a cache, measured just before.
         plain: without a cache.
         cached: with one.
@@ -220,7 +220,7 @@ class Visited:
     """
 
     uploads: Uploads
-    catalogue: int
+    catalog: int
     capacity: float
     plain: Served
     cached: Served

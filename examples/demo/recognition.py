@@ -1,4 +1,4 @@
-"""What was recognised, and whether everybody heard the same.
+"""What was recognized, and whether everybody heard the same.
 
 All microphones play one clip, so the detector must tell them all the same, whatever batches their chunks were in. The
 reference is the clip run once, chunk by chunk, in batches of one, before anything is measured.

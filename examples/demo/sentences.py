@@ -237,7 +237,7 @@ def _say_visitors(visited: Visited) -> str:
     return (
         f"The face detector alone completes {visited.capacity:,.0f} pictures a second here, and {uploads.rate:,.0f} a "
         f"second come ({len(uploads):,} in all, independent of each other). They bring real frames of the clip, "
-        f"chosen by a made-up popularity (Zipf's law over {visited.catalogue} frames, seeded): {uploads.different} "
+        f"chosen by a made-up popularity (Zipf's law over {visited.catalog} frames, seeded): {uploads.different} "
         f"different ones, so {uploads.share_repeated:.0%} of the uploads repeat an earlier one."
     )
 

@@ -2,7 +2,7 @@
 
 The pictures are real, the frames of the clip. Who sends which is made up: visitors come independently of each other
 (Poisson) and choose by Zipf's law, the n-th most popular picture 1/n times as often as the first. That is kinder to a
-cache than the exponents from 0.64 to 0.83 that Breslau et al. (1999) found at web proxies, and a catalogue of 240
+cache than the exponents from 0.64 to 0.83 that Breslau et al. (1999) found at web proxies, and a catalog of 240
 pictures is small. All of it is drawn from one seed.
 
 How many come is set by the machine: a little more than the detector alone answers here, measured just before. The same

@@ -152,7 +152,7 @@ class AdaptiveBatcher(Node):
         self.service_time: Any = None
         if self.policy == "lookahead":
             self.service_time = self._start_learning(service_time)
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
         self._clock = clock
         self._overhead: PipelineOverhead | None = None
         self._service: BatchedService | None = None

@@ -18,7 +18,7 @@ OPERATIONS = (
     "counters",
     "discard",
     "drain",
-    "erase_labelled",
+    "erase_labeled",
     "erased_since",
     "expire",
     "expire_due",

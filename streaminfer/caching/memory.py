@@ -12,6 +12,7 @@ from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.caching._locking import guarded
 from streaminfer.caching.freshness import Freshness, duration_ns, labels_of
 from streaminfer.caching.table._table_cy import EdgeTable
@@ -111,7 +112,7 @@ class CacheStatistics(Snapshot):
         return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")
 
 
-class Memory(_Table):
+class Memory(StackClock, _Table):
     """The table of an `EdgeCache`. Layers, tiers and the thread that expires entries use it; callers use the cache.
 
     Args:
@@ -202,7 +203,7 @@ class Memory(_Table):
 
     def erase(self, subject: str | None, tag: str | None) -> int:
         """Erase what memory has of a subject, or with a tag, and record it; return how many entries went."""
-        count: int = self.erase_labelled(subject, tag)
+        count: int = self.erase_labeled(subject, tag)
         if self.retention is not None:
             count += self.retention.erase(subject, tag, count)
         if self.erasure_log is self._own_log:
@@ -216,7 +217,7 @@ class Memory(_Table):
 
     def delete(self, key: Any, reason: str) -> None:
         """Remove what there is of a key, and count it for the log."""
-        if self.discard(key) and self.retention is not None and self.retention.counts is not None:
+        if self.discard(key) and self.retention is not None:
             self.retention.counts.count("removed", "memory", "", reason)
 
     @property
@@ -227,12 +228,9 @@ class Memory(_Table):
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given; entries keep their instants."""
-        if not self._clock_given:
-            self._clock_given = True
-            self.clock = clock
-            self._await_expiry()
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock  # entries keep their instants
+        self._await_expiry()
 
     def _await_expiry(self) -> None:
         """Have the thread free what is due, unless the cache has a clock that the thread cannot read."""

@@ -121,7 +121,7 @@ class DecisionLog:
         return "\n".join(lines)
 
     def plot(self, ax: Any = None, *, last_s: float | None = None) -> Any:
-        """Draws the timeline: a row per worker, a bar per batch coloured by its reason, ticks of arrivals and drops.
+        """Draws the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
 
         A bar that is wide enough says how many requests the batch had. Batches that failed are hatched, those that
         still ran end at the log's latest entry and are framed with a dashed line. Seconds count from the first entry

@@ -8,10 +8,10 @@ gain by deciding better, and how much only by a faster model.
 *Contiguous batches suffice.* In order of arrival the deadlines ascend too. Take any schedule. (1) Let x < y be
 served with y in an earlier batch than x; swap them. The earlier batch begins after r_y ≥ r_x and ends before the later
 one, which is by d_x. The later one begins after the earlier and so after r_y, and ends by d_x ≤ d_y. Sizes and times
-stay; after finitely many swaps each batch holds requests that are neighbours among the served. (2) Let a batch with
+stay; after finitely many swaps each batch holds requests that are neighbors among the served. (2) Let a batch with
 first member x pass over a dropped request z, x < z < its last. It begins after the arrival of its last, so after r_z,
 and ends by d_x ≤ d_z: serve z in place of x. The number served stays and their positions move up, so this ends too.
-Then each batch is a run of neighbours, and a schedule is a walk over the requests in order: drop one, or batch the next
+Then each batch is a run of neighbors, and a schedule is a walk over the requests in order: drop one, or batch the next
 b. Of t nothing was used.
 
 *The program.* Having handled the first i requests, all that the rest depends on is how many were served and when the

@@ -110,7 +110,7 @@ async def profile(
     check_count("max_batch_size", max_batch_size)
     check_duration("budget_s", budget_s, positive=True)
     check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
-    check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+    check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
     if not is_backend(inner) and not callable(inner):
         raise TypeError(expected("inner", "a backend (an object with infer) or a batch function", inner))
     given = as_buckets(buckets)
@@ -125,10 +125,8 @@ async def profile(
     budget_ns = budget_s * 1e9 / len(rows)
     found: dict[int, ServiceTime] = {}
     for bucket, alike_rows in sorted(rows.items()):
-        cap = assembler.cap_of(bucket)
-        sizes = _sizes(cap) if preferred_sizes is None else [size for size in preferred_sizes if size <= cap]
         bench = _Bench(inner, alike_rows, assembler, clock or time.monotonic_ns)
-        found[bucket] = await _measure(bench, sizes, budget_ns)
+        found[bucket] = await _measure(bench, assembler.sizes_of(bucket), budget_ns)
     return found[0] if given is None else {given.lengths[bucket]: times for bucket, times in found.items()}
 
 
@@ -218,11 +216,6 @@ def _rows(examples: Sequence[Any], inner: Any, assembler: Assembler, stack: bool
             raise ValueError(expected(f"examples[{number}]", "one that can be stacked with the others", example))
         alike_rows.append(row)
     return rows
-
-
-def _sizes(largest: int) -> list[int]:
-    """1, 2, 4, … and the largest."""
-    return [*(1 << power for power in range((largest - 1).bit_length())), largest]
 
 
 def _curve(runs: Mapping[int, list[int]]) -> ServiceTime:

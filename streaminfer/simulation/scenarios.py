@@ -55,7 +55,7 @@ class Scenario:
         p50_s: median latency of the completed ones, from arrival to response; NaN where none was.
         p99_s: the same, of 99 %.
         mean_batch_size: requests a batch; NaN without a batch.
-        utilisation: busy time of the workers as a share of the time until the last batch ended.
+        utilization: busy time of the workers as a share of the time until the last batch ended.
     """
 
     service_time: str
@@ -70,7 +70,7 @@ class Scenario:
     p50_s: float
     p99_s: float
     mean_batch_size: float
-    utilisation: float
+    utilization: float
 
     @property
     def share_on_time(self) -> float:
@@ -202,7 +202,7 @@ class ScenarioTable(Sequence[Scenario]):
                 *(f"{share:.1%}" for share in (it.share_on_time, it.share_dropped, it.share_late)),
                 *(f"{seconds * 1e3:.1f} ms" for seconds in (it.p50_s, it.p99_s)),
                 f"{it.mean_batch_size:.1f}",
-                f"{it.utilisation:.0%}",
+                f"{it.utilization:.0%}",
             ]
             for it in self.outcomes
         ]
@@ -322,7 +322,7 @@ def _outcome(settings: Mapping[str, Any], result: SimulationResult) -> Scenario:
         p50_s=p50_s,
         p99_s=p99_s,
         mean_batch_size=float(sizes.mean()) if sizes.size else np.nan,
-        utilisation=busy_s / (result.workers * float(ends_s.max())) if sizes.size else 0.0,
+        utilization=busy_s / (result.workers * float(ends_s.max())) if sizes.size else 0.0,
     )
 
 

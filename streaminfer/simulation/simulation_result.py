@@ -54,7 +54,7 @@ class SimulationResult:
         return self.on_time / arrivals if arrivals else 1.0
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the timeline: a row per worker, a bar per batch coloured by its reason, ticks of arrivals and drops.
+        """Draws the timeline: a row per worker, a bar per batch colored by its reason, ticks of arrivals and drops.
 
         A bar that is wide enough says how many requests the batch had.
 

@@ -1,6 +1,6 @@
 """The timeline of a batcher, recorded or simulated: a row per worker, a bar per batch, ticks for arrivals and drops.
 
-A reason has the same colour in every timeline, so that two of them can be compared. All bars of a reason are one
+A reason has the same color in every timeline, so that two of them can be compared. All bars of a reason are one
 artist: thousands of batches draw in a fraction of a second. A bar says its size where there is room for the figure.
 """
 
@@ -13,7 +13,7 @@ from streaminfer._internal.extras import require
 
 __all__ = ["draw_timeline"]
 
-_COLOURS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
+_COLORS = ("full", "idle_worker", "max_queue_delay", "planned", "probe", "exploration")
 _HALF = 0.4
 _WIDE_ENOUGH = 1 / 60
 """A bar of at least this share of the whole has room for its size."""
@@ -43,7 +43,7 @@ def draw_timeline(
         ends_s: shape (batches,), seconds; of a batch that runs, where its bar is to end.
         workers: shape (batches,), the row of each, 0 to ``rows`` - 1.
         sizes: shape (batches,).
-        reasons: why each batch went; decides the colour.
+        reasons: why each batch went; decides the color.
         rows: how many rows there are.
         arrivals_s: shape (n,), seconds.
         drops_s: shape (m,), seconds.
@@ -67,15 +67,15 @@ def draw_timeline(
         ax.add_collection(collections.PolyCollection(corners[chosen], label=label, **style))
 
     given = np.array(reasons, dtype=object)
-    for reason, colour in _colours(reasons).items():
-        bars(given == reason, reason, facecolor=colour, edgecolor="white")
+    for reason, color in _colors(reasons).items():
+        bars(given == reason, reason, facecolor=color, edgecolor="white")
     if failed is not None and failed.any():
         bars(failed, "failed", facecolor="none", edgecolor="red", hatch="///")
     if running is not None and running.any():
         bars(running, "still running", facecolor="none", edgecolor="black", linestyle="--")
     ticks = (("arrivals", arrivals_s, -1.0, "black"), ("drops", drops_s, -1.5, "red"))
-    for label, instants_s, row, colour in ticks:
-        ax.plot(instants_s, np.full(instants_s.size, row), "|", color=colour, label=label)
+    for label, instants_s, row, color in ticks:
+        ax.plot(instants_s, np.full(instants_s.size, row), "|", color=color, label=label)
     instants = np.concatenate((starts_s, ends_s, arrivals_s, drops_s))
     whole_s = np.ptp(instants) if instants.size else 0.0
     for at in np.flatnonzero((ends_s - starts_s >= _WIDE_ENOUGH * whole_s) & (ends_s > starts_s)).tolist():
@@ -90,12 +90,12 @@ def draw_timeline(
     return ax
 
 
-def _colours(reasons: tuple[str, ...]) -> dict[str, str]:
-    """Each reason's colour, in order of appearance; those of other policies share what is left of the cycle."""
+def _colors(reasons: tuple[str, ...]) -> dict[str, str]:
+    """Each reason's color, in order of appearance; those of other policies share what is left of the cycle."""
     different = list(dict.fromkeys(reasons))
-    others = [reason for reason in different if reason not in _COLOURS]
-    left = 10 - len(_COLOURS)
+    others = [reason for reason in different if reason not in _COLORS]
+    left = 10 - len(_COLORS)
     return {
-        reason: f"C{_COLOURS.index(reason) if reason in _COLOURS else len(_COLOURS) + others.index(reason) % left}"
+        reason: f"C{_COLORS.index(reason) if reason in _COLORS else len(_COLORS) + others.index(reason) % left}"
         for reason in different
     }

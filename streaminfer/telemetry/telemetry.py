@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._internal.validation import check_instance, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.telemetry._recorded_service_cy import RecordedService
 from streaminfer.telemetry._recorder_cy import Recorder
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Telemetry"]
 
 
-class Telemetry:
+class Telemetry(StackClock):
     """Records, per service, the latency of every request, its parts, how it ended and the size of its batch.
 
     Recording takes well under a microsecond and never blocks. In the compiled build several threads may record
@@ -40,11 +41,10 @@ class Telemetry:
 
     def __init__(self, name: str = "", *, slo: "SLO | None" = None, clock: Clock | None = None) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         self.name = name
         self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._failures = ListenerFailures("streaminfer", f"telemetry {name!r}")
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
@@ -52,13 +52,10 @@ class Telemetry:
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self.clock = clock
-            self._clock_given = True
-            if self.slo is not None:
-                self.slo.bind_clock(clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock
+        if self.slo is not None:
+            self.slo.bind_clock(clock)
 
     @overload
     def wrap(self, inner: Service) -> Any: ...

@@ -160,7 +160,7 @@ class Pair(NamedTuple):
     b: int
 
 
-class Colour(enum.IntEnum):
+class Color(enum.IntEnum):
     RED = 1
 
 
@@ -170,7 +170,7 @@ class Colour(enum.IntEnum):
         object(),
         {1},
         bytearray(b"x"),
-        Colour.RED,
+        Color.RED,
         OrderedDict(a=1),
         Pair(1, 2),
         np.ma.zeros(3),

@@ -182,7 +182,7 @@ def test_an_eq_may_use_the_cache(action, use):
     assert len(list(cache)) == len(cache) == seen.entries <= 50
 
 
-def test_a_finaliser_may_use_the_cache():
+def test_a_finalizer_may_use_the_cache():
     cache = EdgeCache(maxsize=3)
 
     class Value:

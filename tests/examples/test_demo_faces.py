@@ -17,7 +17,7 @@ def video(_examples_can_be_imported):
     return importlib.import_module("demo.video")
 
 
-def test_anchors_are_cell_centres_in_row_order(faces):
+def test_anchors_are_cell_centers_in_row_order(faces):
     anchors = faces.FULL.anchors()
     assert anchors.shape == (48 * 48, 2)
     assert anchors[0].tolist() == [2, 2]

@@ -69,12 +69,12 @@ def test_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata_path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(metadata_path))
-        licence = archive.read(metadata_path.replace("METADATA", "licenses/LICENSE"))
+        text = archive.read(metadata_path.replace("METADATA", "licenses/LICENSE"))
     core = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(line.split(">")[0] for line in core) == ["attrs", "numba", "numpy"]
     assert {"all", "onnx", "plot"} <= set(metadata.get_all("Provides-Extra"))
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert licence == (ROOT / "LICENSE").read_bytes()
+    assert text == (ROOT / "LICENSE").read_bytes()
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -160,16 +160,16 @@ def test_the_timeline_of_the_last_moments(events, axes):
         DecisionLog.of(events).plot(axes, last_s=0)
 
 
-def test_a_reason_keeps_its_colour(axes):
+def test_a_reason_keeps_its_color(axes):
     for reasons in (("full", "planned"), ("planned", "mine", "full")):
         events = EventRing()
         for at, reason in enumerate(reasons):
             events.finished(events.released(at * MS, 1, reason, 0), (at + 1) * MS, True)
         DecisionLog.of(events).plot(axes)
-    colours = [(group.get_label(), tuple(group.get_facecolor()[0])) for group in axes.collections]
-    assert len(colours) == 5
-    assert len(set(colours)) == 3
-    assert len({colour for _, colour in colours}) == 3
+    colors = [(group.get_label(), tuple(group.get_facecolor()[0])) for group in axes.collections]
+    assert len(colors) == 5
+    assert len(set(colors)) == 3
+    assert len({color for _, color in colors}) == 3
 
 
 def test_narrow_bars_carry_no_figures(axes):

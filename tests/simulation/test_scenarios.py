@@ -46,7 +46,7 @@ def test_a_row_is_what_simulate_says(policy):
     assert outcome.p99_s == np.quantile(answered, 0.99)
     assert outcome.mean_batch_size == answered.size / result.batch_sizes.size
     busy = sum(end - start for start, end in zip(result.batch_starts_s, result.batch_ends_s, strict=True))
-    assert outcome.utilisation == pytest.approx(busy / 2 / result.batch_ends_s.max())
+    assert outcome.utilization == pytest.approx(busy / 2 / result.batch_ends_s.max())
     assert outcome.share_on_time == result.share_on_time
     assert outcome.share_on_time + outcome.share_dropped + outcome.share_late == pytest.approx(1)
 
@@ -129,7 +129,7 @@ def test_a_row_can_be_replayed():
 def test_an_empty_trace():
     (outcome,) = table = what_if(Trace(np.empty(0)), service_time=DEVICE, max_batch_size=2)
     assert (outcome.on_time, outcome.dropped, outcome.late) == (0, 0, 0)
-    assert (outcome.share_on_time, outcome.share_dropped, outcome.utilisation) == (1.0, 0.0, 0.0)
+    assert (outcome.share_on_time, outcome.share_dropped, outcome.utilization) == (1.0, 0.0, 0.0)
     assert math.isnan(outcome.p99_s)
     assert math.isnan(outcome.mean_batch_size)
     assert "0 requests" in repr(table)
@@ -173,7 +173,7 @@ def test_the_table_shows_what_differs():
     assert lines[0].split() == [
         "as", "recorded", "1", f"{first.share_on_time:.1%}", f"{first.share_dropped:.1%}", f"{first.share_late:.1%}",
         f"{first.p50_s * 1e3:.1f}", "ms", f"{first.p99_s * 1e3:.1f}", "ms", f"{first.mean_batch_size:.1f}",
-        f"{first.utilisation:.0%}",
+        f"{first.utilization:.0%}",
     ]  # fmt: skip
     assert lines[2].split()[:2] == ["0.05", "1"]
     assert "max_queue_delay_s=0.005" in repr(asked(policy="greedy", max_queue_delay_s=0.005))

@@ -3,7 +3,7 @@
 A provider of onnxruntime takes dozens of options, as strings. These are the few that a server with batches of known
 sizes wants set, and they are the same inside Triton, whose backend passes them on.
 
-TensorRT compiles an *engine* for a range of shapes, the *optimisation profile*: which shapes it must accept, and for
+TensorRT compiles an *engine* for a range of shapes, the *optimization profile*: which shapes it must accept, and for
 which one it is tuned. Where no profile is given, onnxruntime makes one of the shapes that it has seen, and compiles
 again, for minutes and in the middle of traffic, whenever one comes that lies outside. So the profile is said here: as
 many rows as the smallest batch, as the largest, and tuned for the largest, since that is when time is short.
@@ -105,7 +105,7 @@ def cache_options(folder: str, *, true: str = "True") -> dict[str, str]:
 
 
 def profile_shapes(rows: Mapping[str, Shape], batch_sizes: Sequence[int], axes: Mapping[str, int]) -> dict[str, str]:
-    """The optimisation profile, from the smallest batch to the largest.
+    """The optimization profile, from the smallest batch to the largest.
 
     Args:
         rows: the shape of one request, by input.

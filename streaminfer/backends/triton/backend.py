@@ -19,6 +19,7 @@ from typing import Any
 
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, until_limit
 from streaminfer.backends.signature import NonFinite, TensorSpec, describe_shape, free_axes, guess_inputs
 from streaminfer.backends.statistics import BackendRecorder
@@ -38,7 +39,7 @@ from streaminfer.request import Batch, Request
 __all__ = ["TritonBackend"]
 
 
-class TritonBackend(Node):
+class TritonBackend(StackClock, Node):
     """Runs batches on a model of a Triton server; needs the extra ``triton``.
 
     A request has one array if the model reads one input, or a mapping of input name to array, never with a batch axis;
@@ -127,7 +128,7 @@ class TritonBackend(Node):
         check_instance("version", version, lambda it: isinstance(it, str), what)
         check_instance("shared_memory", shared_memory, lambda it: isinstance(it, bool), "True or False")
         check_choice("non_finite", non_finite, ("allow", "reject"))
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
         for name, seconds in (("statistics_every_s", statistics_every_s), ("keepalive_s", keepalive_s)):
             if seconds is not None:
@@ -143,7 +144,6 @@ class TritonBackend(Node):
         self._non_finite: NonFinite = non_finite
         self._example = example
         self._clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self.address = str(self._address)
         self.encrypted = self._address.tls is not None
         self.model = model
@@ -206,12 +206,9 @@ class TritonBackend(Node):
             batch_axes=self.batch_axes,
         )
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Use the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
-            self._recorder = BackendRecorder(1, clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self._clock = clock
+        self._recorder = BackendRecorder(1, clock)
 
     def validate(self, request: Request) -> None:
         """Check a request's inputs against the model.

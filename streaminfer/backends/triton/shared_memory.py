@@ -1,6 +1,6 @@
 """System shared memory between this process and a Triton on the same machine.
 
-Idea: a batch is copied once into memory that the server has mapped, instead of being serialised, sent through a
+Idea: a batch is copied once into memory that the server has mapped, instead of being serialized, sent through a
 socket and parsed; the response comes back the same way. A *region* is one such piece of memory. It is registered with
 the server once and used for many batches: the pool hands out the smallest idle region that is large enough, so that
 it soon holds as many regions as batches run at a time, each as large as the largest batch.

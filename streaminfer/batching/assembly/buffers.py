@@ -71,7 +71,7 @@ class BufferPool:
         return self._held_bytes
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An uninitialised C-contiguous array; its memory is reused when nothing refers to it or its views any more.
+        """An uninitialized C-contiguous array; its memory is reused when nothing refers to it or its views any more.
 
         Args:
             shape: of the array.

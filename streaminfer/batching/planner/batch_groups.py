@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streaminfer.batching.planner._feasibility_cy import fill_deadlines
 from streaminfer.batching.planner.bucket_model import BucketModel
+from streaminfer.batching.queue._feasibility_cy import fill_deadlines
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 

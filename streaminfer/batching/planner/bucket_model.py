@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer.batching.planner._feasibility_cy import DurationTable
+from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.service_time._batch_means_cy import BatchMeans
 from streaminfer.batching.service_time.latency_model import size_steps
 from streaminfer.batching.service_time.service_time import ServiceTime

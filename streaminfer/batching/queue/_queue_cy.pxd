@@ -2,7 +2,7 @@ cimport cython
 from streaminfer._request_cy cimport Timings as CTimings
 from streaminfer.batching.queue._deadlines_cy cimport DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy cimport EventRing
-from streaminfer.batching.planner._feasibility_cy cimport DurationTable
+from streaminfer.batching.queue._feasibility_cy cimport DurationTable
 from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
 
 cdef long long _NEVER

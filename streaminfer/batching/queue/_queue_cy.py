@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
-from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.queue._deadlines_cy import DeadlineHeap
 from streaminfer.batching.queue._event_ring_cy import EventRing
+from streaminfer.batching.queue._feasibility_cy import DurationTable
 from streaminfer.batching.queue._ticket_cy import NEVER, Execution, Ticket
 from streaminfer.errors import for_caller
 

@@ -248,7 +248,7 @@ def whole_ns(table: NDArray[np.float64], unit_ns: float) -> NDArray[np.int64]:
 
 
 def service_time_axes(ax: Any, purpose: str) -> Any:
-    """Axes labelled for the time of a batch by its size.
+    """Axes labeled for the time of a batch by its size.
 
     Raises:
         MissingExtra: matplotlib is not installed.

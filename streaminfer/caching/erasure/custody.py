@@ -27,10 +27,10 @@ class Custody:
     Args:
         policy: with its minimum ages, and holds in its log.
         table: of the cache, which calls :meth:`on_event` for what leaves its memory.
-        counts: of the policy's log, if there is one.
+        counts: what goes into the policy's log.
     """
 
-    def __init__(self, policy: Retention, table: EdgeTable, counts: RetentionCounts | None) -> None:
+    def __init__(self, policy: Retention, table: EdgeTable, counts: RetentionCounts) -> None:
         self.log = policy.log if isinstance(policy.log, RetentionLog) else None
         self._policy = policy
         self._table = table
@@ -54,16 +54,15 @@ class Custody:
         with self._lock:
             until = [(self.until_ns(event.labels), event) for event in self._entries]
             self._entries = [event for until_ns, event in until if until_ns > now_ns]
-        if self._counts is not None:
-            for event in (event for until_ns, event in until if until_ns <= now_ns):
-                labels: Any = event.labels
-                self._counts.count("purged", PRESERVED, labels[2], "its hold or minimum age had ended")
+        for event in (event for until_ns, event in until if until_ns <= now_ns):
+            labels: Any = event.labels
+            self._counts.count("purged", PRESERVED, labels[2], "its hold or minimum age had ended")
         return min((until_ns for until_ns, _ in until if until_ns > now_ns), default=NEVER)
 
     def erase(self, subject: str | None, tag: str | None) -> int:
         """Release what an erasure matches; return how many there were."""
         with self._lock:
-            before = self._entries  # freed when the lock is: a finaliser may use the cache
+            before = self._entries  # freed when the lock is: a finalizer may use the cache
             self._entries = [event for event in before if not _matches(event.labels, subject, tag)]
             return len(before) - len(self._entries)
 
@@ -71,9 +70,8 @@ class Custody:
         """Raise `ErasureHeld`, and record it, if the erasure of a subject or tag is forbidden."""
         objections = self._objections(subject, tag)
         if objections:
-            if self._counts is not None:
-                why = "; ".join(objections)
-                self._counts.record("erase_held", where="memory", count=0, reason=why, subject=subject, tag=tag)
+            why = "; ".join(objections)
+            self._counts.record("erase_held", where="memory", count=0, reason=why, subject=subject, tag=tag)
             raise ErasureHeld(objections)
 
     @property

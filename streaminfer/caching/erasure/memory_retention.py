@@ -35,14 +35,14 @@ class MemoryRetention:
 
     Attributes:
         policy: the policy.
-        counts: what goes into the policy's log; ``None``: it has none.
+        counts: what goes into the policy's log.
         custody: entries that left memory and are preserved; ``None``: nothing ever is.
         departed: arrays of entries that left and still live, for ``si.prove``.
     """
 
     def __init__(self, policy: Retention, table: EdgeTable) -> None:
         self.policy = policy
-        self.counts = None if policy.log is None else RetentionCounts(policy.log, table.now)
+        self.counts = RetentionCounts(policy.log, table.now)
         has_custody = policy.log is not None or policy.has_min_age
         self.custody = Custody(policy, table, self.counts) if has_custody else None
         self.departed = Departed()
@@ -50,7 +50,7 @@ class MemoryRetention:
     @property
     def listeners(self) -> list[Callable[[CacheEvent], object]]:
         """What must hear the events of the cache, in this order."""
-        members = (self.counts, self.custody, self.departed)
+        members = (None if self.policy.log is None else self.counts, self.custody, self.departed)
         return [member.on_event for member in members if member is not None]
 
     @property
@@ -68,8 +68,7 @@ class MemoryRetention:
         next_ns = NEVER
         if self.custody is not None and self.custody.entries:
             next_ns = self.custody.settle(now_ns)
-        if self.counts is not None:
-            self.counts.flush()
+        self.counts.flush()
         return next_ns
 
     def check_erasure(self, subject: str | None, tag: str | None) -> None:
@@ -80,15 +79,14 @@ class MemoryRetention:
     def erase(self, subject: str | None, tag: str | None, in_table: int) -> int:
         """Erase what is preserved of a subject, or with a tag, record it all, and return how many were preserved."""
         count = 0 if self.custody is None else self.custody.erase(subject, tag)
-        if self.counts is not None:
-            self.counts.record(
-                "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
-            )
+        self.counts.record(
+            "erased", where="memory", count=in_table + count, reason="asked for", subject=subject, tag=tag
+        )
         return count
 
     async def settle_log(self) -> None:
         """Wait until the log has what was counted and recorded before."""
-        if self.counts is not None and self.counts.is_behind:
+        if self.counts.is_behind:
             await asyncio.to_thread(self.counts.drain)
 
 
@@ -127,8 +125,7 @@ async def report(
         tiers.tell_what_went()
         holdings += await tiers.inventory()
         bounds |= tiers.purge_bounds_s()
-    if retention.counts is not None:
-        retention.counts.flush()
+    retention.counts.flush()
     await retention.settle_log()
     log: Any = retention.policy.log
     events = () if log is None else log if isinstance(log, RetentionLog) else log.events

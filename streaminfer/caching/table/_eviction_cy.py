@@ -76,7 +76,7 @@ class EvictionOrder:
     """Queues of one table.
 
     Args:
-        slots: where the queue, the neighbours and the bytes of each slot are.
+        slots: where the queue, the neighbors and the bytes of each slot are.
         s3fifo: S3-FIFO; else LRU.
         maxsize: how many entries there is room for, which sets the shares; 2^63 - 1: no limit.
         max_bytes: how many bytes, likewise.

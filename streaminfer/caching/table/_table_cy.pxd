@@ -94,7 +94,7 @@ cdef class EdgeTable(Entries):
     cpdef object expire_due(self, long long now_ns, long long limit)
 
     @cython.locals(slot=Py_ssize_t, count=cython.longlong)
-    cpdef object erase_labelled(self, object subject, object tag)
+    cpdef object erase_labeled(self, object subject, object tag)
 
     @cython.locals(latest=cython.longlong)
     cpdef bint erased_since(self, object key, long long erasures) except -1

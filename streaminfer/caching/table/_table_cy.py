@@ -8,7 +8,7 @@ the parts are.
 An entry is fresh until its instant, then stale for ``stale_ns``, then gone; or it is negative, a remembered failure,
 until its instant. The mapping's methods find and count fresh entries only; limits bound all that are held.
 
-*Complexity.* Operations are O(1) amortized, except ``clear``, ``erase_labelled`` and the snapshots, which are linear.
+*Complexity.* Operations are O(1) amortized, except ``clear``, ``erase_labeled`` and the snapshots, which are linear.
 
 One source, compiled with the C types of ``_table_cy.pxd`` or run as plain Python. The directives above are safe,
 because indexes are slots that the table gave out itself.
@@ -240,7 +240,7 @@ class EdgeTable(Entries):
         due_ns = self._wheel.due_ns
         return now_ns if due_ns < now_ns else due_ns
 
-    def erase_labelled(self, subject: str | None, tag: str | None) -> int:
+    def erase_labeled(self, subject: str | None, tag: str | None) -> int:
         """Remove every entry of a subject or with a tag: fresh, stale or negative; return how many went."""
         self._settle()
         self._erased()

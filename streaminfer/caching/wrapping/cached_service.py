@@ -135,6 +135,11 @@ def _fresh_response(found: TierHit) -> Response:
     return Response(found.value, False, found.source)
 
 
+def _shared_response(response: Response, led: bool) -> Response:
+    timings = response.timings if led else None  # those of another caller's request say nothing about this one
+    return Response(copy_out(response.outputs), response.degraded, response.source, timings)
+
+
 class CachedService(Layer, Wrapper):
     """Service with a cache in front of it; made by ``EdgeCache.wrap``.
 
@@ -232,45 +237,37 @@ class CachedService(Layer, Wrapper):
             raise copy_error(found.value)
         arguments = (key, request, version, not outdated)
         try:
-            return await self._share(key, self._computing, arguments, request, found.now_ns, version)
+            response, led = await self._share(key, self._computing, arguments, request, found.now_ns)
         except Exception as error:
             if not outdated:
                 raise
             self.failure.note(error)
             return Response(copy_out(found.value), True, "cache")
+        if response.__class__ is self._tier_hit:
+            if led and not self.failure.is_recent():
+                self._refresh(key, request, version)
+            response = Response(response.value, True, response.source)
+        return _shared_response(response, led)
 
     def _refresh(self, key: Any, request: Request, version: int) -> None:
         longest_s = self.refresh_s() + LATE_S
         refresh = request.replace(deadline_ns=self.hit_path.now() + round(longest_s * 1e9))
         self.refresh(key, (key, refresh, version, False))
 
-    async def _share(
-        self,
-        key: Any,
-        compute: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        request: Request,
-        now_ns: int,
-        version: int = 0,
-    ) -> Response:
+    def _share(
+        self, key: Any, compute: Callable[..., Any], arguments: tuple[Any, ...], request: Request, now_ns: int
+    ) -> Coroutine[Any, Any, tuple[Any, bool]]:
         timeout_s = time_left_s(request.deadline_ns, now_ns)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded(f"the deadline had passed {-timeout_s:.6f} s before arrival")
-        here = self.flights.here()
-        response, led = await here.share(
+        return self.flights.here().share(
             key, compute, arguments, self.hit_path.now, timeout_s=timeout_s, enforced=self._enforced, owner=self
         )
-        if response.__class__ is self._tier_hit:
-            if led and not self.failure.is_recent():
-                self._refresh(key, request, version)
-            return Response(copy_out(response.value), True, response.source)
-        timings = response.timings if led else None  # those of another caller's request say nothing about this one
-        return Response(copy_out(response.outputs), response.degraded, response.source, timings)
 
     async def _uncached(self, request: Request, now_ns: int) -> Response:
         if self._enforced or request.deadline_ns is None:
             return await self._call(request)
-        return await self._share(object(), self._call, (request,), request, now_ns)
+        return _shared_response(*await self._share(object(), self._call, (request,), request, now_ns))
 
     def _look_and_compute(
         self, key: Any, request: Request, version: int, stores_errors: bool

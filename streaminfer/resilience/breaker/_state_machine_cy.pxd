@@ -78,6 +78,7 @@ cdef class BreakerMachine:
 
     cdef int _exceeds(self, double calls, double failures, double slow) noexcept
     cdef void _begin_closed(self) noexcept
+    cdef void _begin_open(self, long long until_ns) noexcept
 
     @cython.locals(before=cython.int)
     cdef void _open(self, int reason, long long at_ns, long long calls, long long failures, long long slow) noexcept

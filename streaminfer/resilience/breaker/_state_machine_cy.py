@@ -109,35 +109,11 @@ class BreakerMachine:
     """
 
     __slots__ = (
-        "_durations",
-        "_exceeded",
-        "_failure_rate",
-        "_generation",
-        "_half_open_ns",
-        "_minimum_calls",
-        "_minimum_probes",
-        "_open_time",
-        "_permit",
-        "_probes",
-        "_ramp",
-        "_slow_ns",
-        "_slow_rate",
-        "_state",
-        "_until_ns",
-        "_window",
-        "consecutive_trips",
-        "failed",
-        "ignored",
-        "listening",
-        "mode",
-        "permitted",
-        "rejected",
-        "slow",
-        "stale_permits",
-        "succeeded",
-        "transitions",
-        "trips",
-    )
+        "_durations", "_exceeded", "_failure_rate", "_generation", "_half_open_ns", "_minimum_calls",
+        "_minimum_probes", "_open_time", "_permit", "_probes", "_ramp", "_slow_ns", "_slow_rate", "_state",
+        "_until_ns", "_window", "consecutive_trips", "failed", "ignored", "listening", "mode", "permitted",
+        "rejected", "slow", "stale_permits", "succeeded", "transitions", "trips",
+    )  # fmt: skip
 
     _permit: int
     _until_ns: int
@@ -336,10 +312,7 @@ class BreakerMachine:
         """Set a mode: automatic (a reset that forgets all but the counters), metrics only, disabled, or forced open."""
         before = self.state(now_ns)
         if mode == _FORCED_OPEN:
-            self._generation += 1
-            self._state = _OPEN
-            self._ramp.stop()
-            self._until_ns = _NEVER
+            self._begin_open(_NEVER)
             self._note(before, _OPEN, _FORCED, now_ns, 0, 0, 0)
         else:
             self._begin_closed()
@@ -350,7 +323,6 @@ class BreakerMachine:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _admit(self, now_ns: int) -> int:
-        """Give a permit for a call of the closed state, if it belongs to the share that passes."""
         if self._ramp.active and not self._ramp.admits(now_ns):
             self.rejected += 1
             return 0
@@ -456,13 +428,16 @@ class BreakerMachine:
 
     def _open(self, reason: int, at_ns: int, calls: int, failures: int, slow: int) -> None:
         before = self._state
-        self._generation += 1
-        self._state = _OPEN
-        self._ramp.stop()
-        self._until_ns = at_ns + self._open_time.next_ns
+        self._begin_open(at_ns + self._open_time.next_ns)
         self.trips += 1
         self.consecutive_trips += 1
         self._note(before, _OPEN, reason, at_ns, calls, failures, slow)
+
+    def _begin_open(self, until_ns: int) -> None:
+        self._generation += 1
+        self._state = _OPEN
+        self._ramp.stop()
+        self._until_ns = until_ns
 
     def _begin_half_open(self, now_ns: int) -> None:
         self._generation += 1

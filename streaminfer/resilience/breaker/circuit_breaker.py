@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, Closed, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service
 from streaminfer.resilience._targets import exception_classes, refuse_copy
@@ -50,7 +51,7 @@ _OPERATIONS = (
 _Machine: type[BreakerMachine] = thread_safe(BreakerMachine, _OPERATIONS)
 
 
-class CircuitBreaker(BreakerCore):
+class CircuitBreaker(StackClock, BreakerCore):
     """Stops sending requests to a failing or slow backend and probes it until it recovers.
 
     Closed, it lets calls pass and judges the last of them; when enough failed or were slow it opens and rejects calls
@@ -131,7 +132,7 @@ class CircuitBreaker(BreakerCore):
         for argument, function in (("failure_result", failure_result), ("ignore_result", ignore_result)):
             check_instance(argument, function, lambda it: it is None or callable(it), "a function of a result or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         ignored, ignores = exception_classes("ignore", ignore)
         seed = random.getrandbits(31) if seed is None else check_count("seed", seed, at_least=0) % _SEEDS
         machine = _Machine(
@@ -148,7 +149,6 @@ class CircuitBreaker(BreakerCore):
             seed,
         )
         self.name = name
-        self._clock_given = clock is not None
         self._events = BreakerEvents(name, machine)
         super().__init__(
             machine, clock, (*_ALWAYS_IGNORED, *ignored), ignores, failure_result, ignore_result, self._events.deliver
@@ -224,12 +224,6 @@ class CircuitBreaker(BreakerCore):
             A function that ends it.
         """
         return self._events.listen(listener)
-
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
 
     def statistics(self) -> BreakerStatistics:
         """Return a frozen snapshot."""

@@ -9,7 +9,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from streaminfer._internal.validation import expected
 from streaminfer.protocols import (
     Admission,
     AdmissionReason,
@@ -17,10 +16,9 @@ from streaminfer.protocols import (
     Clock,
     Wrapper,
     adapt,
-    is_backend,
-    is_service,
 )
 from streaminfer.request import Batch, Request, Response
+from streaminfer.resilience._targets import kind_of
 from streaminfer.resilience.breaker._guard_cy import BreakerCore, Guard
 from streaminfer.resilience.breaker._guarded_function_cy import GuardedFunction
 from streaminfer.sync_layer import SyncService
@@ -36,19 +34,12 @@ def wrap_inner(breaker: BreakerCore, inner: Any) -> Any:
     Raises:
         TypeError: ``inner`` is neither service, backend nor function.
     """
-    if is_service(inner):
+    kind = kind_of(inner)
+    if kind == "service":
         return GuardedService(breaker, inner)
-    if is_backend(inner):
+    if kind == "backend":
         return GuardedBackend(breaker, inner)
-    if not callable(inner) or isinstance(inner, type):
-        raise TypeError(expected("inner", "a service, a backend or a function", inner))
-    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        what = "a function that ends when its work does (inside a generator, use guard())"
-        raise TypeError(expected("inner", what, inner))
-    if inspect.iscoroutinefunction(called):
-        return _guard_async(breaker, inner)
-    return GuardedFunction(breaker, inner)
+    return _guard_async(breaker, inner) if kind == "async function" else GuardedFunction(breaker, inner)
 
 
 class _Guarded(Wrapper):

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, overload
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer.protocols import Admission, Backend, Clock, P, R, Service, Wrapper, adapt
 from streaminfer.request import Batch, Request, Response
@@ -53,7 +54,7 @@ _DIGITS = 2
 _LONGER = 1.0 + 10.0**-_DIGITS  # than the quantile: the histogram tells durations apart to that
 
 
-class Hedge:
+class Hedge(StackClock):
     """Sends a second request if the first response takes long, and returns the response that comes first.
 
     It wraps a service, a backend or an async function, with :meth:`wrap` or as a decorator. All uses of one object
@@ -96,7 +97,7 @@ class Hedge:
         self.max_hedges = check_count("max_hedges", max_hedges, at_most=_MOST)
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         self._to_kind = None if to is None else kind_of(to)
         self.to: Any = to
         self.idempotent = idempotent
@@ -105,7 +106,6 @@ class Hedge:
         self._took = RollingHistogram(clock=clock, significant_digits=_DIGITS)
         self._least_count = math.ceil(round(1.0 / (1.0 - self.quantile), 6))
         self._clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         if clock is not None and to is not None:
             adapt(to).bind_clock(clock)
         self._delay_s: float | None = None
@@ -154,14 +154,11 @@ class Hedge:
         """The replica that gets the extra requests."""
         return {} if self.to is None else {"hedge": self.to}
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
-            self._took.bind_clock(clock)
-            self._measure_ns = 0
-            adapt(self.to).bind_clock(clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self._clock = clock
+        self._took.bind_clock(clock)
+        self._measure_ns = 0
+        adapt(self.to).bind_clock(clock)
 
     def statistics(self) -> HedgeStatistics:
         """Return a frozen snapshot."""

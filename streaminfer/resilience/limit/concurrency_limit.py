@@ -11,6 +11,7 @@ from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.protocols import Backend, Clock, P, R, Service, adapt, is_backend, is_service
 from streaminfer.request import check_priority
 from streaminfer.resilience._targets import refuse_copy
@@ -43,7 +44,7 @@ _OPERATIONS = (
 _Machine: type[LimitMachine] = thread_safe(LimitMachine, _OPERATIONS)
 
 
-class ConcurrencyLimit(LimitCore):
+class ConcurrencyLimit(StackClock, LimitCore):
     """Limits how many calls are in flight, and rejects further ones at once.
 
     Without ``limit`` it learns the limit: as many calls as keep the workers busy while calls are queued no longer than
@@ -114,7 +115,7 @@ class ConcurrencyLimit(LimitCore):
         tighten = check_number("tighten", tighten, "a share above 0 and at most 1", lambda it: 0.0 < it <= 1.0)
         check_instance("slo", slo, functools.partial(is_slo_or_none, with_threshold=True), "an SLO or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         wait_s = min(check_duration("max_wait_s", max_wait_s), _LONGEST_S)
         check_count("max_waiting", max_waiting, at_most=_MOST)
         fixed = limit is not None
@@ -128,7 +129,6 @@ class ConcurrencyLimit(LimitCore):
         )
         self.name = name
         self.adaptive = not fixed
-        self._clock_given = clock is not None
         self._serial = itertools.count(1)
         self._permits: dict[int, int] = {}  # those given by hand → when their calls began
         super().__init__(_Machine(adaptation, reserve), clock, slo)
@@ -261,12 +261,6 @@ class ConcurrencyLimit(LimitCore):
     def retry_after_s(self) -> float:
         """Seconds in which the calls in flight should complete, at the recent rate."""
         return self._machine.drain_ns(self.now()) / 1e9
-
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
 
     def statistics(self) -> LimitStatistics:
         """Return a frozen snapshot."""

@@ -12,7 +12,8 @@ import attrs
 from streaminfer._internal.html_table import counter_rows, html_table
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.snapshot import Snapshot
-from streaminfer._internal.validation import check_count, check_instance, check_number
+from streaminfer._internal.validation import check_count, check_instance, check_number, field_check
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import Overloaded
 from streaminfer.protocols import Clock, P, R, Service
 from streaminfer.resilience._targets import refuse_copy
@@ -29,14 +30,11 @@ _OPERATIONS = ("take", "wait_ns", "set_bucket")
 _Buckets: type[TenantBuckets] = thread_safe(TenantBuckets, _OPERATIONS)
 
 
-def _check_per_s(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
-    what = f"a number of requests a second from {_MIN_PER_S:g} to {_MAX_PER_S:g}"
-    check_number(attribute.name, value, what, lambda it: _MIN_PER_S <= it <= _MAX_PER_S)
-
-
-def _check_burst(_: Any, attribute: attrs.Attribute[int | None], value: object) -> None:
-    if value is not None:
-        check_count(attribute.name, value, at_most=_MAX_BURST)
+_check_per_s = field_check(
+    check_number,
+    f"a number of requests a second from {_MIN_PER_S:g} to {_MAX_PER_S:g}",
+    lambda it: _MIN_PER_S <= it <= _MAX_PER_S,
+)
 
 
 @attrs.frozen
@@ -52,7 +50,7 @@ class Rate:
     """
 
     per_s: float = attrs.field(validator=_check_per_s)
-    burst: int | None = attrs.field(default=None, validator=_check_burst)
+    burst: int | None = attrs.field(default=None, validator=field_check(check_count, at_most=_MAX_BURST, optional=True))
 
     def _bucket(self) -> Bucket:
         burst = max(math.floor(self.per_s), 1) if self.burst is None else int(self.burst)
@@ -85,7 +83,7 @@ class RateLimitStatistics(Snapshot):
         return html_table(rows, caption=self.name or "rate limit")
 
 
-class RateLimit:
+class RateLimit(StackClock):
     """Admits so many requests a second of each tenant and rejects further ones at once with `Overloaded`.
 
     It wraps a service or a function, with :meth:`wrap` or as a decorator, or is called by hand, with :meth:`acquire`
@@ -125,13 +123,12 @@ class RateLimit:
         self.rate = Rate(per_s, burst)
         check_instance("tenants", tenants, lambda it: it is None or isinstance(it, Mapping), "a mapping or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         check_count("max_tenants", max_tenants, at_most=_MAX_TENANTS)
         own: dict[Hashable, Bucket | None] = {tenant: _bucket_of(rate) for tenant, rate in (tenants or {}).items()}
         self._buckets = _Buckets(self.rate._bucket(), own, max_tenants)
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
 
     @overload
     def wrap(self, inner: Service, *, by: Callable[..., Hashable] | None = None) -> Any: ...
@@ -195,12 +192,6 @@ class RateLimit:
             TypeError: ``rate`` is neither a `Rate` nor ``None``.
         """
         self._buckets.set_bucket(tenant, _bucket_of(rate))
-
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
 
     def statistics(self) -> RateLimitStatistics:
         """Return a frozen snapshot."""

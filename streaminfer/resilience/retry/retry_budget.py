@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import BackendError, CircuitOpen, Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
@@ -52,7 +53,7 @@ _NEWEST_WEIGHT = 1 / 16  # of the newest attempt in the usual duration
 Retryable = type[BaseException] | Iterable[type[BaseException]] | Callable[[Exception], Any]
 
 
-class RetryBudget:
+class RetryBudget(StackClock):
     """Repeats failed calls, as far as the deadline and a share of the traffic allow.
 
     It wraps a service, a backend or a function, with :meth:`wrap` or as a decorator, or is used by hand, with
@@ -111,7 +112,7 @@ class RetryBudget:
         self._max_wait_ns = check_duration("max_wait_s", max_wait_s) * 1e9
         check_instance("idempotent", idempotent, lambda it: it is None or isinstance(it, bool), "True, False or None")
         check_instance("name", name, lambda it: isinstance(it, str), "a string")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         if seed is not None:
             check_count("seed", seed, at_least=0)
         self._classes, self._predicate = exception_classes("retryable", retryable)
@@ -124,7 +125,6 @@ class RetryBudget:
         self.name = name
         self._random = random.Random(seed)  # noqa: S311 - spreads callers, keeps no secret
         self._clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._usual_ns = 0.0
         self._succeeded_after_retry = 0
         self._not_retried = dict.fromkeys(("attempts", "repeatable", "retryable", "time", "throttled"), 0)
@@ -178,12 +178,6 @@ class RetryBudget:
         if isinstance(error, _RETRIED_IF_NAMED):  # a base class does not include these: they must be named
             return any(isinstance(error, each) and issubclass(each, _RETRIED_IF_NAMED) for each in self._classes)
         return isinstance(error, self._classes)
-
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
 
     def statistics(self) -> RetryStatistics:
         """Return a frozen snapshot."""

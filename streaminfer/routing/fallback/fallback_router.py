@@ -30,6 +30,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_duration, check_instance
 from streaminfer._runtime.lifecycle import start_all
 from streaminfer._runtime.objective import is_slo_or_none
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import stop_all, until_limit
 from streaminfer.errors import Closed, DeadlineExceeded, for_caller
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, adapt, are_idempotent
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["FallbackRouter"]
 
 
-class FallbackRouter(Node):
+class FallbackRouter(StackClock, Node):
     """Several services as one, which responds with the best of them that is on time.
 
     ::
@@ -104,13 +105,12 @@ class FallbackRouter(Node):
         check_default(default)
         check_instance("slo", slo, is_slo_or_none, "an SLO")
         check_instance("probes", probes, lambda value: isinstance(value, bool), "True or False")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         step_ns = max(round(check_duration("step_s", step_s, positive=True) * 1e9), 1)
         self.routes = routes
         self.default = default
         self.slo = slo
         self.clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._states = make_route_states(routes, has_default=default is not None)
         self._degradation = DegradationController([state.share for state in self._states], step_ns)
         best = self._states[0]
@@ -281,12 +281,9 @@ class FallbackRouter(Node):
     ) -> None:
         await self.stop(drain=error is None)
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Takes over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self.clock = clock
-            self._clock_given = True
-            self._bind(clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock
+        self._bind(clock)
 
     def statistics(self) -> "RouterStatistics":
         """Return a frozen snapshot: every request's outcome, and the attempts at each route."""

@@ -3,7 +3,7 @@ from streaminfer.routing.replicas._replica_stats_cy cimport ReplicaStats as CRep
 
 cdef int _ACTIVE, _PROBING, _EJECTED
 cdef double _DEFAULT_LATENCY_FACTOR
-cdef long long _NEVER, _MIN_SAMPLES, _GENERATIONS
+cdef long long _NEVER, _MIN_SAMPLES
 
 @cython.final
 cdef class OutlierEjection:
@@ -26,3 +26,4 @@ cdef class OutlierEjection:
 
     @cython.locals(most=cython.longlong, in_service=cython.longlong, lasts_ns=cython.longlong)
     cdef void _eject(self, CReplicaStats slot, long long now_ns) noexcept
+    cdef void _take_out(self, CReplicaStats slot, long long until_ns) noexcept

@@ -30,7 +30,6 @@ _PROBING = PROBING
 _EJECTED = EJECTED
 _MIN_SAMPLES = 8  # by which a latency is judged
 _DEFAULT_LATENCY_FACTOR = 3.0
-_GENERATIONS = 2**22 - 1
 
 
 class OutlierEjection:
@@ -84,12 +83,8 @@ class OutlierEjection:
     def hold_out(self, slot: ReplicaStats) -> None:
         """Eject a replica until :meth:`let_back`, whatever share is ejected already."""
         if slot.state in (_ACTIVE, _PROBING):
-            slot.state = _EJECTED
-            slot.generation = (slot.generation + 1) & _GENERATIONS
-            slot.probe_in_flight = False
-            slot.ejections += 1
-            self.ejected += 1
-        if slot.state == _EJECTED:
+            self._take_out(slot, _NEVER)
+        elif slot.state == _EJECTED:
             slot.until_ns = _NEVER
 
     def let_back(self, slot: ReplicaStats, now_ns: int) -> None:
@@ -168,8 +163,11 @@ class OutlierEjection:
             lasts_ns = self._eject_ns * slot.level
             if lasts_ns > self._max_eject_ns:
                 lasts_ns = self._max_eject_ns
+        self._take_out(slot, now_ns + lasts_ns)
+
+    def _take_out(self, slot: ReplicaStats, until_ns: int) -> None:
         slot.state = _EJECTED
-        slot.generation = (slot.generation + 1) & _GENERATIONS
-        slot.until_ns = now_ns + lasts_ns
+        slot.begin_generation()
+        slot.until_ns = until_ns
         slot.ejections += 1
         self.ejected += 1

@@ -16,6 +16,7 @@ cdef class ReplicaStats:
     cdef bint slow_start, probe_in_flight
 
     cdef void reset(self, double weight, double penalty, int zone, unsigned long long key, long long now_ns) noexcept
+    cdef void begin_generation(self) noexcept
     cdef void forget(self, long long now_ns) noexcept
 
     @cython.locals(elapsed_ns=cython.longlong, part=double)

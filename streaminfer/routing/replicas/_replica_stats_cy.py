@@ -115,10 +115,14 @@ class ReplicaStats:
         self.slow_start = False
         self.forget(now_ns)
 
-    def forget(self, now_ns: int) -> None:
-        """Forget the measurements; requests in flight will count neither way."""
+    def begin_generation(self) -> None:
+        """Let requests in flight count neither way."""
         self.generation = (self.generation + 1) & _GENERATIONS
         self.probe_in_flight = False
+
+    def forget(self, now_ns: int) -> None:
+        """Forget the measurements; requests in flight will count neither way."""
+        self.begin_generation()
         self.probe_began_ns = now_ns
         self.samples = 0
         self.latency_ns = 0.0

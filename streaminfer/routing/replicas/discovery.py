@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_duration, check_instance
+from streaminfer._internal.validation import check_duration, check_instance, field_check
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.routing.replicas.replica import Replica
@@ -34,16 +34,8 @@ async def _resolve(host: str) -> list[str]:
     return [str(address[4][0]) for address in found]
 
 
-def _check_host(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
-    check_instance(attribute.name, value, lambda it: isinstance(it, str) and bool(it), "a name, not empty")
-
-
-def _check_callable(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-    check_instance(attribute.name, value, callable, "a function")
-
-
-def _check_seconds(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
-    check_duration(attribute.name, value, positive=True)
+def _is_name(host: object) -> bool:
+    return isinstance(host, str) and bool(host)
 
 
 @attrs.frozen
@@ -62,12 +54,12 @@ class DnsDiscovery:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    host: str = attrs.field(validator=_check_host)
-    make: Callable[[str], Replica] = attrs.field(validator=_check_callable)
-    interval_s: float = attrs.field(default=10.0, kw_only=True, validator=_check_seconds)
-    timeout_s: float = attrs.field(default=5.0, kw_only=True, validator=_check_seconds)
+    host: str = attrs.field(validator=field_check(check_instance, _is_name, "a name, not empty"))
+    make: Callable[[str], Replica] = attrs.field(validator=field_check(check_instance, callable, "a function"))
+    interval_s: float = attrs.field(default=10.0, kw_only=True, validator=field_check(check_duration, positive=True))
+    timeout_s: float = attrs.field(default=5.0, kw_only=True, validator=field_check(check_duration, positive=True))
     resolve: Callable[[str], Awaitable[Iterable[str]]] = attrs.field(
-        default=_resolve, kw_only=True, validator=_check_callable
+        default=_resolve, kw_only=True, validator=field_check(check_instance, callable, "a function")
     )
 
 

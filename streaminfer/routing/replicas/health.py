@@ -22,7 +22,7 @@ from typing import Any
 import attrs
 
 from streaminfer._internal.units import NEVER_NS
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected, field_check
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.protocols import Clock
@@ -34,20 +34,12 @@ __all__ = ["HealthCheck", "HealthRecord", "ReplicaProbes"]
 _log = logging.getLogger("streaminfer.routing")
 
 
-def _check_probe(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _check_probe(name: str, value: Any) -> None:
     what = "an async function of a Replica"
-    check_instance(attribute.name, value, callable, what)
+    check_instance(name, value, callable, what)
     called = value.func if isinstance(value, functools.partial) else value
     if not inspect.iscoroutinefunction(called) and not inspect.iscoroutinefunction(type(called).__call__):
-        raise TypeError(expected(attribute.name, what, value))
-
-
-def _check_seconds(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
-    check_duration(attribute.name, value, positive=True)
-
-
-def _check_count(_: Any, attribute: attrs.Attribute[int], value: object) -> None:
-    check_count(attribute.name, value)
+        raise TypeError(expected(name, what, value))
 
 
 @attrs.frozen
@@ -67,11 +59,11 @@ class HealthCheck:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
 
-    probe: Callable[[Replica], Awaitable[Any]] = attrs.field(validator=_check_probe)
-    interval_s: float = attrs.field(default=5.0, kw_only=True, validator=_check_seconds)
-    timeout_s: float = attrs.field(default=1.0, kw_only=True, validator=_check_seconds)
-    unhealthy_after: int = attrs.field(default=3, kw_only=True, validator=_check_count)
-    healthy_after: int = attrs.field(default=2, kw_only=True, validator=_check_count)
+    probe: Callable[[Replica], Awaitable[Any]] = attrs.field(validator=field_check(_check_probe))
+    interval_s: float = attrs.field(default=5.0, kw_only=True, validator=field_check(check_duration, positive=True))
+    timeout_s: float = attrs.field(default=1.0, kw_only=True, validator=field_check(check_duration, positive=True))
+    unhealthy_after: int = attrs.field(default=3, kw_only=True, validator=field_check(check_count))
+    healthy_after: int = attrs.field(default=2, kw_only=True, validator=field_check(check_count))
 
 
 class HealthRecord:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from streaminfer._internal.validation import check_instance, check_number
+from streaminfer._internal.validation import check_instance, check_number, field_check
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
 from streaminfer._runtime.stopping import seconds_left, stop_all, until_limit
@@ -20,16 +20,9 @@ from streaminfer.routing.replicas._p2c_cy import P2CBalancer
 __all__ = ["Replica", "ReplicaHandle"]
 
 
-def _check_name(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
-    check_instance(attribute.name, value, lambda it: isinstance(it, str), "a string")
-
-
-def _check_service(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
-    check_instance(attribute.name, value, is_service, "a service (an object with call, such as a Stack)")
-
-
-def _check_weight(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
-    check_number(attribute.name, value, "a finite number above 0", lambda it: 0.0 < it < math.inf)
+_check_name = field_check(check_instance, lambda it: isinstance(it, str), "a string")
+_check_service = field_check(check_instance, is_service, "a service (an object with call, such as a Stack)")
+_check_weight = field_check(check_number, "a finite number above 0", lambda it: 0.0 < it < math.inf)
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import Closed, DeadlineExceeded, InvalidInput, Overloaded
 from streaminfer.protocols import Admission, AdmissionReason, Capabilities, Clock, Node, are_idempotent, sooner
 from streaminfer.request import Request, Response
@@ -33,7 +34,7 @@ _BITS = 2**64 - 1
 _IGNORED_ERRORS = (asyncio.CancelledError, DeadlineExceeded, InvalidInput)
 
 
-class Replicas(Node):
+class Replicas(StackClock, Node):
     """Several replicas of one model as one service; each request goes to the one of two that should respond sooner.
 
     ::
@@ -100,7 +101,7 @@ class Replicas(Node):
         check_instance("discovery", discovery, is_discovery, "a DnsDiscovery or None")
         check_instance("zone", zone, lambda it: isinstance(it, str), "a string")
         check_instance("retry", retry, lambda it: isinstance(it, bool), "True or False")
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         self._penalties, self._usual_penalty = zone_penalties(zone_penalty)
         share = check_number("max_ejected", max_ejected, "a share from 0 to 1", lambda it: 0.0 <= it <= 1.0)
         factor = 0.0
@@ -120,7 +121,6 @@ class Replicas(Node):
         )
         self.zone = zone
         self.clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._retry = retry
         self._zones: dict[str, int] = {}
         self._handles: dict[str, ReplicaHandle] = {}
@@ -343,13 +343,10 @@ class Replicas(Node):
         finally:
             handle.check_drained()
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self.clock = clock
-            self._clock_given = True
-            self._balancer.begin(clock())
-            self._bind(clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self.clock = clock
+        self._balancer.begin(clock())
+        self._bind(clock)
 
     def statistics(self) -> ReplicasStatistics:
         """Return a frozen snapshot."""

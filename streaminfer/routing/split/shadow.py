@@ -21,6 +21,7 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
 from streaminfer._runtime.owners import start_owned
 from streaminfer._runtime.pending_calls import DeadlineCalls
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer._runtime.stopping import seconds_left, stop_all
 from streaminfer.protocols import Clock, adapt, is_service, name_of
 from streaminfer.request import Request, Response, time_left_s
@@ -66,7 +67,7 @@ class ShadowStatistics(Snapshot):
         return html_table(rows, caption=self.name or "shadow")
 
 
-class Shadow:
+class Shadow(StackClock):
     """Sends copies of requests to another service and discards its responses; callers notice nothing.
 
     It is a layer around a service, and starts and stops the service that gets the copies.
@@ -106,10 +107,9 @@ class Shadow:
         self._share = RequestShare(share, name)
         self._max_in_flight = check_count("max_in_flight", max_in_flight, at_most=_MOST)
         self._timeout_s = check_duration("timeout_s", timeout_s, positive=True)
-        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._accept_clock(clock)
         self.name = name
         self._clock: Clock = clock or time.monotonic_ns
-        self._clock_given = clock is not None
         self._validate = adapt(self.copy).capabilities().validate
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = DeadlineCalls()
@@ -135,12 +135,9 @@ class Shadow:
         """The service that gets the copies."""
         return {"shadow": self.copy}
 
-    def bind_clock(self, clock: Clock) -> None:
-        """Take over the clock of a `Stack`, unless one was given."""
-        if not self._clock_given:
-            self._clock = clock
-            self._clock_given = True
-            self._bind(clock)
+    def _use_clock(self, clock: Clock) -> None:
+        self._clock = clock
+        self._bind(clock)
 
     def statistics(self) -> ShadowStatistics:
         """Return a frozen snapshot."""

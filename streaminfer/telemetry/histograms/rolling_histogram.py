@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.units import format_duration
-from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import check_count, check_duration, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.telemetry.histograms._rolling_cy import RollingState
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram, _reals
 
@@ -42,7 +43,7 @@ else:
     _State = thread_safe(RollingState, _OPERATIONS)
 
 
-class RollingHistogram(_State):
+class RollingHistogram(StackClock, _State):
     """Counts durations and forgets them by age.
 
     A duration stays for at least ``window_s * (1 - 1 / slices)`` seconds and is gone after ``window_s``; in between its
@@ -97,23 +98,19 @@ class RollingHistogram(_State):
     ) -> None:
         window_ns = round(check_duration("window_s", window_s, positive=True) * 1e9)
         check_count("slices", slices)
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         if not slices <= window_ns < _FAR_NS:
             raise ValueError(
                 expected("window_s", "at least a nanosecond for each slice, and below 2^62 of them", window_s)
             )
         self.window_s = float(window_s)
-        self._clock_given = clock is not None
         self._layout = LatencyHistogram(
             lowest_s=lowest_s, highest_s=highest_s, significant_digits=significant_digits
         )._layout()
         super().__init__(clock, slices, -(-window_ns // slices), *self._layout)
 
-    def bind_clock(self, clock: Callable[[], int]) -> None:
-        """Takes over the clock of a `Stack`, unless one was given; time goes on from where it stands."""
-        if not self._clock_given:
-            self._take(clock)
-            self._clock_given = True
+    def _use_clock(self, clock: Callable[[], int]) -> None:
+        self._take(clock)  # time goes on from where it stands
 
     def record_many(self, seconds: ArrayLike) -> None:
         """Counts every duration of an array in the present slice, or none; see :meth:`LatencyHistogram.record_many`.

@@ -33,7 +33,7 @@ from typing import Literal, get_args
 
 import attrs
 
-from streaminfer._internal.validation import check_choice, check_duration, check_number, expected
+from streaminfer._internal.validation import check_choice, check_duration, check_number, expected, field_check
 
 __all__ = ["Alert", "AlertPair", "AlertStates", "check_rate", "workbook_pairs"]
 
@@ -53,18 +53,6 @@ def check_rate(name: str, value: object) -> None:
     check_number(name, value, "a finite number > 0", lambda it: 0.0 < it < math.inf)
 
 
-def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:  # noqa: ARG001 - attrs' protocol
-    check_duration(attribute.name, value, positive=True)
-
-
-def _rate(instance: object, attribute: attrs.Attribute[float], value: float) -> None:  # noqa: ARG001 - attrs' protocol
-    check_rate(attribute.name, value)
-
-
-def _severity(instance: object, attribute: attrs.Attribute[str], value: str) -> None:  # noqa: ARG001 - attrs' protocol
-    check_choice(attribute.name, value, get_args(Severity))
-
-
 @attrs.frozen
 class AlertPair:
     """Two windows that must both burn at a rate.
@@ -80,10 +68,10 @@ class AlertPair:
         TypeError: not numbers.
     """
 
-    burn_rate: float = attrs.field(validator=_rate)
-    long_s: float = attrs.field(validator=_positive)
-    short_s: float = attrs.field(validator=_positive)
-    severity: Severity = attrs.field(default="page", validator=_severity)
+    burn_rate: float = attrs.field(validator=field_check(check_rate))
+    long_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    short_s: float = attrs.field(validator=field_check(check_duration, positive=True))
+    severity: Severity = attrs.field(default="page", validator=field_check(check_choice, get_args(Severity)))
 
     def __attrs_post_init__(self) -> None:
         if self.short_s >= self.long_s:

@@ -18,6 +18,7 @@ import attrs
 from streaminfer._internal.listeners import Listeners
 from streaminfer._internal.locking import thread_safe
 from streaminfer._internal.validation import check_count, check_duration, check_instance, check_number, expected
+from streaminfer._runtime.stack_clock import StackClock
 from streaminfer.errors import CircuitOpen, InvalidInput, Overloaded
 from streaminfer.telemetry.objectives._budget_cy import SLOTS, BudgetState
 from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, AlertStates, check_rate, workbook_pairs
@@ -75,7 +76,7 @@ class BurnSignal:
         check_duration("grace_s", self.grace_s)
 
 
-class SLO(_State):
+class SLO(StackClock, _State):
     """Share of requests that must have a response within a time, over a rolling period.
 
     A request is a *good event* when its response came within ``threshold_s``, a degraded response included, and a *bad*
@@ -147,7 +148,7 @@ class SLO(_State):
         clock: Callable[[], int] | None = None,
     ) -> None:
         check_instance("name", name, lambda value: isinstance(value, str), "a string")
-        check_instance("clock", clock, lambda value: value is None or callable(value), "a callable or None")
+        self._accept_clock(clock)
         threshold_ns = round(check_duration("threshold_s", threshold_s, positive=True) * 1e9)
         allowed = _allowed(objective)
         if not 1.0 <= check_duration("period_s", period_s) <= _LONGEST_S:
@@ -170,7 +171,6 @@ class SLO(_State):
             *_checked_errors(ignore),
         )
         width_ns, levels = _levels(period_s, min([short_s, *(pair.short_s for pair in self.alert_pairs)]))
-        self._clock_given = clock is not None
         super().__init__(
             clock,
             min(threshold_ns, 2**62),
@@ -193,11 +193,8 @@ class SLO(_State):
         self._changes: deque[Alert] = deque()
         self._listeners: Listeners[Alert] = Listeners("streaminfer.slo", f"SLO {name!r}", _CALLBACK)
 
-    def bind_clock(self, clock: Callable[[], int]) -> None:
-        """Takes over the clock of a `Stack`, unless one was given; time goes on from where it stands."""
-        if not self._clock_given:
-            self._take(clock)
-            self._clock_given = True
+    def _use_clock(self, clock: Callable[[], int]) -> None:
+        self._take(clock)  # time goes on from where it stands
 
     @property
     def resolution_s(self) -> float:

@@ -85,12 +85,12 @@ def test_labels_choose_the_class():
 def test_labels_set_entries_apart():
     """The same function wrapped with other names shares no entry: what one wrote could not be erased for the other."""
     cache = si.EdgeCache()
-    plain, labelled = cache.wrap(embed), cache.wrap(embed, subject="patient")
+    plain, labeled = cache.wrap(embed), cache.wrap(embed, subject="patient")
 
     plain(1, "anna")
-    labelled(1, "anna")
+    labeled(1, "anna")
 
-    assert plain.key_of(1, "anna") != labelled.key_of(1, "anna")
+    assert plain.key_of(1, "anna") != labeled.key_of(1, "anna")
     assert cache.erase(subject="anna") == 1
 
 

@@ -473,7 +473,7 @@ def test_counts_of_another_length_or_with_impossible_extremes_are_refused(histog
     assert histogram.count == 0
 
 
-def test_an_object_that_was_never_initialised_is_harmless(builds):
+def test_an_object_that_was_never_initialized_is_harmless(builds):
     histogram_class = builds["built"].LatencyHistogram
     blank = histogram_class.__new__(histogram_class)
     with pytest.raises((ValueError, AttributeError)):
