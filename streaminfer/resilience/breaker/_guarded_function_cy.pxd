@@ -1,6 +1,8 @@
 cimport cython
 from streaminfer.resilience.breaker._guard_cy cimport BreakerCore
 
+cdef frozenset _PLAIN
+
 @cython.final
 cdef class GuardedFunction:
     cdef dict __dict__

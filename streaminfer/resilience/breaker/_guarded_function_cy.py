@@ -11,10 +11,12 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any
 
-from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience._targets import PLAIN, refuse_awaitable
 from streaminfer.resilience.breaker._guard_cy import BreakerCore
 
 __all__ = ["GuardedFunction"]
+
+_PLAIN = PLAIN  # a C variable in the compiled module
 
 
 class GuardedFunction:
@@ -41,7 +43,7 @@ class GuardedFunction:
         except BaseException as error:
             core._raise(permit, started_ns, error, None)
             raise
-        if hasattr(type(result), "__await__"):
+        if type(result) not in _PLAIN and hasattr(type(result), "__await__"):
             core._end(permit, started_ns, None)
             refuse_awaitable(self._function, result)
         core._return(permit, started_ns, result)

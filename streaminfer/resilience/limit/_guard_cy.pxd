@@ -5,6 +5,7 @@ from streaminfer.resilience.limit._state_machine_cy cimport LimitMachine as CLim
 
 cdef long long _NEVER, _EARLY_NS, _UNKNOWN
 cdef int _INFEASIBLE, _FRESH, _ENTERED, _OVER, _QUEUED
+cdef frozenset _PLAIN
 
 cdef class LimitCore:
     cdef readonly CLimitMachine _machine

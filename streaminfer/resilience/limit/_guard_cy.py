@@ -26,7 +26,7 @@ from streaminfer._internal.units import NEVER_NS
 from streaminfer._request_cy import Timings
 from streaminfer.errors import DeadlineExceeded, Overloaded
 from streaminfer.protocols import AdmissionReason
-from streaminfer.resilience._targets import refuse_awaitable
+from streaminfer.resilience._targets import PLAIN, refuse_awaitable
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ _FRESH = 0
 _ENTERED = 1
 _OVER = 2
 _QUEUED = 3
+_PLAIN = PLAIN
 
 
 class LimitCore:
@@ -304,7 +305,7 @@ class LimitedFunction:
         except BaseException as error:
             self._core.fail(permit, error, None)
             raise
-        if hasattr(type(result), "__await__"):
+        if type(result) not in _PLAIN and hasattr(type(result), "__await__"):
             self._core.fail(permit, None, None)
             refuse_awaitable(self._function, result)
         self._core.leave(permit, None, False)

@@ -31,6 +31,7 @@ from streaminfer.protocols import Backend, Clock, P, R, Service, Wrapper
 from streaminfer.request import Batch, Request, Response
 from streaminfer.resilience._call_budget_cy import CallBudget
 from streaminfer.resilience._targets import (
+    PLAIN,
     exception_classes,
     kind_of,
     may_repeat,
@@ -313,7 +314,7 @@ def _retry_sync(budget: RetryBudget, function: Callable[..., Any]) -> Callable[.
                 if wait_s is None:
                     raise
             else:
-                if hasattr(type(result), "__await__"):
+                if type(result) not in PLAIN and hasattr(type(result), "__await__"):
                     refuse_awaitable(function, result)
                 budget._succeeded(started_ns, attempt)
                 return result
