@@ -80,7 +80,7 @@ class WorkerThreads(Generic[W]):
         pool = self._open()
         if pool.warm:
             return
-        warmings = (self._run(pool, _warm, (worker,), None) for worker in self._workers)
+        warmings = (self.run(_warm, worker) for worker in self._workers)
         try:
             outcomes = await asyncio.gather(*warmings, return_exceptions=True)
         except asyncio.CancelledError:
@@ -106,7 +106,15 @@ class WorkerThreads(Generic[W]):
         """
         if self._closed:
             raise Closed(f"{self._name} is stopped")
-        value: T = await self._run(self._open(), function, arguments, interrupt)
+        pool = self._open()
+        job = Job(function, arguments, interrupt)
+        if not pool.put(job):
+            raise Closed(f"{self._name} is stopped")
+        try:
+            value: T = await job.wait(self._hang_grace_s, pool.replace)
+        finally:
+            pool.jobs.discard(job)
+            del job
         return value
 
     async def run_for_each(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -122,10 +130,7 @@ class WorkerThreads(Generic[W]):
             Closed: stopped.
             BaseException: what the function raised for the first worker for which it did.
         """
-        if self._closed:
-            raise Closed(f"{self._name} is stopped")
-        pool = self._open()
-        calls = (self._run(pool, _call_for, (worker, function, arguments), None) for worker in self._workers)
+        calls = (self.run(_call_for, worker, function, arguments) for worker in self._workers)
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -158,22 +163,6 @@ class WorkerThreads(Generic[W]):
                 self._dropped = weakref.finalize(self, self._pool.drain)
                 self._dropped.atexit = False  # _join_all also waits
             return self._pool
-
-    async def _run(
-        self,
-        pool: WorkerPool,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        interrupt: Callable[[], None] | None,
-    ) -> Any:
-        job = Job(function, arguments, interrupt)
-        if not pool.put(job):
-            raise Closed(f"{self._name} is stopped")
-        try:
-            return await job.wait(self._hang_grace_s, pool.replace)
-        finally:
-            pool.jobs.discard(job)
-            del job
 
     async def _retire(self, pool: WorkerPool, timeout_s: float | None) -> None:
         """Wait for the end of the threads, up to the limit."""

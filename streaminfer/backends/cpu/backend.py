@@ -9,7 +9,7 @@ import asyncio
 import functools
 import inspect
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,21 +202,15 @@ class CpuBackend(Node):
         if self._threads is not None:
             await self._threads.start()
 
-    async def infer(self, batch: Batch) -> Sequence[Any]:
+    def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
         """What the function returns for the batch; starts first where :meth:`start` was not called.
 
         Raises:
             BackendError: the function raised, or its process died.
             Closed: stopped.
         """
-        if self._threads is not None:
-            results = self._threads.run(self._call, batch, self._recorder.busy)
-        elif self._asynchronous:
-            results = self._await_inline(batch, self._recorder.busy_awaiting)
-        else:
-            now: Sequence[Any] = self._infer_now(batch)
-            return now
-        return await self._recorder.count(len(batch.rows), results)
+        recorder = self._recorder
+        return recorder.count(len(batch.rows), self._answer(batch, recorder.busy, recorder.busy_awaiting))
 
     def capabilities(self) -> Capabilities:
         """What a batcher and caches need to know of the function."""
@@ -268,14 +262,18 @@ class CpuBackend(Node):
         workers = self._recorder.snapshot().workers
         return f"CpuBackend({self._name}, executor={self._executor!r}, workers={workers})"
 
-    async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
+    def _infer_uncounted(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
+        return self._answer(batch, _call_now, _call_now)
+
+    def _answer(
+        self, batch: Batch, call: Callable[..., Any], call_async: Callable[..., Any]
+    ) -> Coroutine[Any, Any, Sequence[Any]]:
         if self._threads is not None:
-            results: Sequence[Any] = await self._threads.run(self._call, batch, _call_now)
-        elif self._asynchronous:
-            results = await self._await_inline(batch, _call_now)
-        else:
-            results = self._call_inline(batch, _call_now)
-        return results
+            return self._threads.run(self._call, batch, call)
+        return self._await_inline(batch, call_async) if self._asynchronous else self._answer_inline(batch, call)
+
+    async def _answer_inline(self, batch: Batch, call: Callable[..., Any]) -> Any:
+        return self._call_inline(batch, call)
 
     async def _infer_on_each(self, batch: Batch) -> None:
         if self._threads is not None:

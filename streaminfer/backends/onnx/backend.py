@@ -18,7 +18,7 @@ two nodes of the graph.
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -330,14 +330,14 @@ class OnnxBackend(Node):
         """
         await self._threads.start()
 
-    async def infer(self, batch: Batch) -> Sequence[Any]:
+    def infer(self, batch: Batch) -> Coroutine[Any, Any, Sequence[Any]]:
         """One result per row; starts, without a warm-up, where :meth:`start` was not called.
 
         Raises:
             BackendError: the model failed on this batch.
             Closed: stopped.
         """
-        return await self._recorder.count(len(batch.rows), self._infer(batch, self._run))
+        return self._recorder.count(len(batch.rows), self._infer(batch, self._run))
 
     async def stop(self, *, drain: bool = True) -> None:
         """Ends the worker threads and waits for them; :meth:`start` starts new ones on the same sessions.
@@ -366,13 +366,13 @@ class OnnxBackend(Node):
     async def _infer_uncounted(self, batch: Batch) -> Sequence[Any]:
         return await self._infer(batch, ReloadableWorker.record)
 
-    async def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Sequence[Any]:
+    def _infer(self, batch: Batch, run: Callable[..., Sequence[Any]]) -> Coroutine[Any, Any, Sequence[Any]]:
         options = self._new_options()
 
         def end_early() -> None:
             options.terminate = True
 
-        return await self._threads.run(run, batch, options, interrupt=end_early)
+        return self._threads.run(run, batch, options, interrupt=end_early)
 
     def _run(self, worker: ReloadableWorker, batch: Batch, options: Any) -> Sequence[Any]:
         return self._recorder.busy(worker.infer, batch, options)
