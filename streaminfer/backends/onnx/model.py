@@ -116,7 +116,7 @@ def choose_providers(
     for provider in providers:
         check_instance("providers", provider, _is_provider, "a name, or a pair of a name and a mapping of options")
         name = provider if isinstance(provider, str) else provider[0]
-        if name not in available:
+        if name not in available or _is_of_plugin(runtime, name):
             plugged[name] = _devices_of(runtime, name, available)
         chosen.append(provider if isinstance(provider, str) else (name, dict(provider[1])))
     if not plugged:
@@ -141,8 +141,14 @@ def _is_provider(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_of_plugin(runtime: ModuleType, name: str) -> bool:
+    """A registered plugin has the provider: onnxruntime lists it as available, yet does not load it by its name."""
+    devices = getattr(runtime, "get_ep_devices", list)()
+    return any(device.ep_name == name and "library_path" in device.ep_metadata for device in devices)
+
+
 def _devices_of(runtime: ModuleType, name: str, available: Sequence[str]) -> list[Any]:
-    """The devices of a provider that a plugin per_request (``onnxruntime.register_execution_provider_library``)."""
+    """The devices of a provider that a plugin registered (``onnxruntime.register_execution_provider_library``)."""
     devices = list(getattr(runtime, "get_ep_devices", list)())
     own = [device for device in devices if device.ep_name == name]
     if not own:

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ from onnx import helper
 
 from streaminfer import backends, errors
 from streaminfer.backends import OnnxBackend
+from streaminfer.backends.onnx.model import choose_providers
 
 PATIENCE_S = 30
 F32 = np.float32
@@ -225,6 +227,19 @@ def test_a_provider_of_a_plugin_is_used_by_its_name(monkeypatch, doubling):
 def test_a_plugin_without_a_device_says_what_was_found(doubling):
     with pytest.raises(ValueError, match=r"'OpenVINOExecutionProvider'.*no device for it here.*CPUExecutionProvider"):
         OnnxBackend(doubling, providers=["OpenVINOExecutionProvider"])
+
+
+def test_a_plugin_that_is_listed_as_available_is_added():
+    """onnxruntime 1.32 lists the providers of plugins, but a session that only names one runs on the CPU."""
+    device = SimpleNamespace(ep_name="Plugin", ep_metadata={"library_path": "plugin.so"})
+    runtime = SimpleNamespace(
+        get_available_providers=lambda: ["Plugin", "CPUExecutionProvider"], get_ep_devices=lambda: [device]
+    )
+    added = []
+    options = SimpleNamespace(add_provider_for_devices=lambda devices, settings: added.append((devices, settings)))
+
+    assert choose_providers(runtime, [("Plugin", {"level": 2})], options, given=False) == []
+    assert added == [([device], {"level": "2"})]
 
 
 PLUGIN = """
