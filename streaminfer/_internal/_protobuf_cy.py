@@ -106,7 +106,7 @@ def _zigzag(value: int) -> int:
 def _append_varint(buffer: bytearray, value: int) -> None:
     if not 0 <= value <= 0xFFFFFFFFFFFFFFFF:
         raise OverflowError(f"value: expected an integer from 0 to 2^64 - 1, got {value!r}")
-    while value > 0x7F:  # noqa: PLR2004 - seven bits a byte
+    while value > 0x7F:  # seven bits a byte
         buffer.append(value & 0x7F | 0x80)
         value >>= 7
     buffer.append(value)
