@@ -44,6 +44,7 @@ BENCHMARKS = {
     "triton_rollout": "a new version of a model rolled out under load, 50 times: requests lost, wrong answers",
     "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
+    "perfetto": "Perfetto trace of a decision log with 100,000 requests, beside Perfetto's own classes",
     "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
