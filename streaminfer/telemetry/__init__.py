@@ -7,6 +7,9 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.cost.cost_meter import CostMeter
+    from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
+    from streaminfer.telemetry.families.label_family import LabelFamily
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
@@ -17,6 +20,11 @@ __all__ = [
     "Alert",
     "AlertPair",
     "BurnSignal",
+    "CostMeter",
+    "CostRow",
+    "CostStatistics",
+    "DeviceCost",
+    "LabelFamily",
     "LatencyHistogram",
     "RollingHistogram",
     "SloStatistics",
@@ -29,6 +37,11 @@ _HOMES = {
     "Alert": "telemetry.objectives.alerts",
     "AlertPair": "telemetry.objectives.alerts",
     "BurnSignal": "telemetry.objectives.slo",
+    "CostMeter": "telemetry.cost.cost_meter",
+    "CostRow": "telemetry.cost.statistics",
+    "CostStatistics": "telemetry.cost.statistics",
+    "DeviceCost": "telemetry.cost.statistics",
+    "LabelFamily": "telemetry.families.label_family",
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
