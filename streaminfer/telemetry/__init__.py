@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics, DeviceCost
     from streaminfer.telemetry.families.label_family import LabelFamily
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
+    from streaminfer.telemetry.interval_log.interval_log import (
+        Interval,
+        IntervalLog,
+        merge_interval_logs,
+        read_interval_log,
+    )
+    from streaminfer.telemetry.interval_log.worker_histograms import WorkerHistograms
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
     from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
@@ -24,12 +31,17 @@ __all__ = [
     "CostRow",
     "CostStatistics",
     "DeviceCost",
+    "Interval",
+    "IntervalLog",
     "LabelFamily",
     "LatencyHistogram",
     "RollingHistogram",
     "SloStatistics",
     "Telemetry",
     "TelemetryStatistics",
+    "WorkerHistograms",
+    "merge_interval_logs",
+    "read_interval_log",
     "workbook_pairs",
 ]
 
@@ -41,11 +53,16 @@ _HOMES = {
     "CostRow": "telemetry.cost.statistics",
     "CostStatistics": "telemetry.cost.statistics",
     "DeviceCost": "telemetry.cost.statistics",
+    "Interval": "telemetry.interval_log.interval_log",
+    "IntervalLog": "telemetry.interval_log.interval_log",
     "LabelFamily": "telemetry.families.label_family",
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
     "TelemetryStatistics": "telemetry.statistics",
+    "WorkerHistograms": "telemetry.interval_log.worker_histograms",
+    "merge_interval_logs": "telemetry.interval_log.interval_log",
+    "read_interval_log": "telemetry.interval_log.interval_log",
     "workbook_pairs": "telemetry.objectives.alerts",
 }
 

@@ -49,6 +49,8 @@ class Telemetry:
         self._histograms = [LatencyHistogram() for _ in range(5)]
         self._recorder = Recorder(*self._histograms) if slo is None else _recorder_with(slo, self._histograms, clock)
         self._services: weakref.WeakSet[RecordedService] = weakref.WeakSet()
+        self._zero: TelemetryStatistics | None = None  # what is no longer reported
+        self._interval: TelemetryStatistics | None = None
         self.begin = self._recorder.begin
         self.answer = self._recorder.answer
 
@@ -85,6 +87,30 @@ class Telemetry:
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
+        return self._totals() if self._zero is None else self._totals().since(self._zero)
+
+    def reset(self) -> None:
+        """Count from now on, as if it were new; requests in flight stay so, and the objective keeps its budget.
+
+        Extremes are from then on those of the histograms' parts.
+        """
+        self._zero = self._interval = self._totals()
+
+    def interval(self) -> "TelemetryStatistics":
+        """Return what was recorded since the last call, or the last :meth:`reset`, for reports by the minute.
+
+        It serves one reader. ``in_flight`` and ``slo`` are of this moment.
+        """
+        now = self._totals()
+        before, self._interval = self._interval, now
+        return now if before is None else now.since(before)
+
+    @property
+    def histograms(self) -> Mapping[str, LatencyHistogram]:
+        """The histograms that it records into, from its start on, by name: the latency and its parts."""
+        return dict(zip(("latency", "queue", "assembly", "inference", "delivery"), self._histograms, strict=True))
+
+    def _totals(self) -> "TelemetryStatistics":
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
         degraded = self._recorder.degraded  # before the histogram, which counts a response last
