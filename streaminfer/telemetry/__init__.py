@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from streaminfer.telemetry.interval_log.worker_histograms import WorkerHistograms
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
+    from streaminfer.telemetry.outcomes.outcome_table import Estimate, OutcomeRow, OutcomeTable
+    from streaminfer.telemetry.outcomes.outcomes import Outcomes
     from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
 
 __all__ = [
@@ -31,10 +33,14 @@ __all__ = [
     "CostRow",
     "CostStatistics",
     "DeviceCost",
+    "Estimate",
     "Interval",
     "IntervalLog",
     "LabelFamily",
     "LatencyHistogram",
+    "OutcomeRow",
+    "OutcomeTable",
+    "Outcomes",
     "RollingHistogram",
     "SloStatistics",
     "Telemetry",
@@ -56,6 +62,10 @@ _HOMES = {
     "Interval": "telemetry.interval_log.interval_log",
     "IntervalLog": "telemetry.interval_log.interval_log",
     "LabelFamily": "telemetry.families.label_family",
+    "Estimate": "telemetry.outcomes.outcome_table",
+    "OutcomeRow": "telemetry.outcomes.outcome_table",
+    "OutcomeTable": "telemetry.outcomes.outcome_table",
+    "Outcomes": "telemetry.outcomes.outcomes",
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
