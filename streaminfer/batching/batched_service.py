@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from streaminfer._internal.validation import expected
 from streaminfer._runtime.batch_observer import BatchObserver
 from streaminfer._runtime.loops import is_virtual
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
-from streaminfer.batching.batch_observers import BatchObservers
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
 from streaminfer.batching.queue._queue_cy import RequestQueue

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from streaminfer._runtime.stopping import seconds_left
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
-from streaminfer.batching.batch_observers import BatchObservers
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
 from streaminfer.batching.policy import Policy, adapt_policy

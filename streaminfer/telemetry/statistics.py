@@ -96,6 +96,7 @@ class TelemetryStatistics(Snapshot):
         inference: the model.
         delivery: from the model's return until the caller had the response.
         batch_sizes: responses by the size of their batch.
+        recent: the latency of the last minute, say; ``None``: it has no rolling histogram.
         server_parts: mean seconds inside the servers, by part: they divide ``inference``. A server counts the requests
             of all its clients, since it was first read; empty without a server that has statistics.
         slo: state of its objective; ``None`` without one.
@@ -110,6 +111,7 @@ class TelemetryStatistics(Snapshot):
     inference: LatencyHistogram
     delivery: LatencyHistogram
     batch_sizes: Mapping[int, int]
+    recent: LatencyHistogram | None = None
     server_parts: Mapping[str, float] = attrs.field(factory=dict)
     slo: SloStatistics | None = None
 

@@ -279,3 +279,24 @@ class TestIntervals:
         before = histogram.copy()
         histogram.record(5.0)
         assert (histogram.since(before).clamped, histogram.since(before).max) == (1, pytest.approx(1.0))
+
+
+class TestRecent:
+    @pytest.mark.parametrize("slo", [False, True])
+    def test_the_latency_of_the_last_minute(self, slo):
+        clock = FakeClock()
+        objective = si.SLO("t", threshold_s=0.15) if slo else None
+        telemetry = si.Telemetry("t", slo=objective, recent=si.RollingHistogram(window_s=60.0), clock=clock)
+        call = telemetry.wrap(clock.advance)
+        call(0.1)
+        clock.advance(30.0)
+        call(0.2)
+        assert telemetry.statistics().recent.count == 2
+        clock.advance(35.0)
+        statistics = telemetry.statistics()
+        assert (statistics.recent.count, statistics.recent.max, statistics.latency.count) == (1, 0.2, 2)
+        assert slo == (objective is not None and objective.statistics().bad == 1)
+
+    def test_something_else_is_refused(self):
+        with pytest.raises(TypeError, match="recent: expected a RollingHistogram or None"):
+            si.Telemetry(recent=LatencyHistogram())

@@ -26,8 +26,11 @@ cdef class DeviceBill:
     cpdef pad(self, long long padding_ns)
     cpdef long long running_ns(self) except? -1
 
+@cython.locals(setup_share=double, padding=double, total=double, setup_ns=cython.longlong)
+cdef tuple _common_parts(long long charge_ns, Py_ssize_t rows, object work)
+
 @cython.locals(
-    setup_share=double, padding=double, setup_ns=cython.longlong, marginal_ns=cython.longlong,
+    setup_ns=cython.longlong, marginal_ns=cython.longlong,
     padding_ns=cython.longlong, total=double, shares=list, left_ns=cython.longlong, each_ns=cython.longlong,
     more=cython.longlong, done=double, given_ns=cython.longlong, share_ns=cython.longlong, row=Py_ssize_t,
     upto_ns=cython.longlong)

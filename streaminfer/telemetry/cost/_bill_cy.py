@@ -181,19 +181,9 @@ def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int
         The share of each row, that of padding, and how much of the shares is set-up. Shares and padding add up to the
         charge.
     """
-    setup_share, weights, padding = work
-    setup_ns = int(charge_ns * setup_share)
-    marginal_ns = charge_ns - setup_ns
-    padding_ns = 0
-    total = 0.0
-    if weights is None:
-        total = rows
-    else:
-        for weight in weights:
-            total += weight
-    if padding > 0.0:
-        padding_ns = int(marginal_ns * (padding / (total + padding)))
-        marginal_ns -= padding_ns
+    _, weights, _ = work
+    padding_ns, setup_ns, total = _common_parts(charge_ns, rows, work)
+    marginal_ns = charge_ns - setup_ns - padding_ns
     shares: list[int] = []
     left_ns = setup_ns
     if weights is None or total <= 0.0:
@@ -212,6 +202,21 @@ def split_ns(charge_ns: int, rows: int, work: BatchWork) -> tuple[list[int], int
             given_ns = upto_ns
         shares.append(share_ns)
     return shares, padding_ns, setup_ns
+
+
+def _common_parts(charge_ns: int, rows: int, work: BatchWork) -> tuple[int, int, float]:
+    """Return the shares of padding and of set-up, and the work of all rows."""
+    setup_share, weights, padding = work
+    total = 0.0
+    if weights is None:
+        total = rows
+    else:
+        for weight in weights:
+            total += weight
+    setup_ns = int(charge_ns * setup_share)
+    if padding <= 0.0:
+        return 0, setup_ns, total
+    return int((charge_ns - setup_ns) * (padding / (total + padding))), setup_ns, total
 
 
 class BatchMeter:
@@ -243,12 +248,16 @@ class BatchMeter:
         begun, requests = token
         rows = len(requests)
         charge_ns = self._bill.end(begun, now_ns)
-        shares, padding_ns, setup_ns = split_ns(charge_ns, rows, work)
-        self._bill.pad(padding_ns)
+        padding_ns, setup_ns, _ = _common_parts(charge_ns, rows, work)
+        if padding_ns:
+            self._bill.pad(padding_ns)
         self._account.charge(rows, charge_ns - padding_ns, setup_ns, padding_ns)
         row = 0
+        shares: list[int] | None = None
         for request in requests:
-            if request is not None:
+            if request is not None and (request.tenant is not None or request.stream_id is not None):
+                if shares is None:
+                    shares, _, _ = split_ns(charge_ns, rows, work)
                 self._charge_callers(request.tenant, request.stream_id, shares[row])
             row += 1
 

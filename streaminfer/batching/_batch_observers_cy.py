@@ -1,14 +1,22 @@
-"""Observers of a batcher's batches: what each is told, and how the work of a batch divides among its rows."""
+"""Observers of a batcher's batches: what each is told, and how the work of a batch divides among its rows.
+
+One source, compiled with the C types of ``_batch_observers_cy.pxd`` or run as it is.
+"""
+
+from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Any
 
 from streaminfer._internal.listeners import LISTENER_ERRORS, ListenerFailures
 from streaminfer._runtime.batch_observer import BatchObserver, BatchWork
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.queue._ticket_cy import Execution
 
-__all__ = ["BatchObservers", "batch_work"]
+__all__ = ["BatchObservers", "batch_work", "setup_share"]
+
+_REFRESH_EVERY = 64
 
 
 class BatchObservers:
@@ -18,8 +26,11 @@ class BatchObservers:
         source: name of the model, for the log.
     """
 
+    __slots__ = ("_failures", "_observers", "_shares")
+
     def __init__(self, source: str) -> None:
         self._observers: tuple[BatchObserver, ...] = ()
+        self._shares: dict[tuple[int, int], _SetupShare] = {}  # by size and bucket
         self._failures = ListenerFailures("streaminfer", f"batcher of {source!r}")
 
     def add(self, observer: BatchObserver) -> None:
@@ -28,8 +39,11 @@ class BatchObservers:
 
     def begin(self, execution: Execution, now_ns: int) -> None:
         """Tell that a batch begins on a worker."""
-        requests = [ticket.request for ticket in execution.tickets]
-        told = execution.observed = []
+        requests: list[Any] = []
+        for ticket in execution.tickets:
+            requests.append(ticket.request)  # noqa: PERF401 - a comprehension has types of its own
+        told: list[Any] = []
+        execution.observed = told
         for observer in self._observers:
             try:
                 told.append((observer, observer.begin(requests, now_ns)))
@@ -49,7 +63,15 @@ class BatchObservers:
         if not told:
             return
         execution.observed = None
-        work = batch_work(execution, assembler, expected_ns, bucket)
+        size = len(execution.tickets)
+        known = self._shares.get((size, bucket))
+        if known is None:
+            known = self._shares[size, bucket] = _SetupShare()
+        if known.uses % _REFRESH_EVERY == 0:
+            share = 0.0 if expected_ns is None else setup_share(size, assembler, expected_ns, bucket)
+            known.work = BatchWork(share)
+        known.uses += 1
+        work = known.work if assembler.plain else batch_work(execution, assembler, known.work.setup_share)
         for observer, token in told:
             try:
                 observer.end(token, work, now_ns)
@@ -57,27 +79,31 @@ class BatchObservers:
                 self._failures.report(observer, "the end of a batch", failure)
 
 
-def batch_work(
-    execution: Execution, assembler: Assembler, expected_ns: Callable[[int, int], int] | None, bucket: int
-) -> BatchWork:
+class _SetupShare:
+    """Work of a batch of one size, with a share of set-up that is computed now and then: durations change slowly."""
+
+    __slots__ = ("uses", "work")
+
+    def __init__(self) -> None:
+        self.uses = 0
+        self.work = BatchWork()
+
+
+def batch_work(execution: Execution, assembler: Assembler, share: float) -> BatchWork:
     """Return how the work of a batch divides among its rows.
 
     Args:
         execution: the batch.
         assembler: put the rows together.
-        expected_ns: the learned duration of a batch by size and bucket; ``None``: not known.
-        bucket: of the batch.
+        share: of its duration that does not depend on the rows.
     """
     inputs = execution.inputs
     size = len(inputs)
-    setup_share = 0.0 if expected_ns is None else _setup_share(size, assembler, expected_ns, bucket)
-    if assembler.plain:
-        return BatchWork(setup_share)
     filling = float(assembler.padded_size(size) - size)
     if assembler.buckets is None:
         costs = [ticket.cost for ticket in execution.tickets]
         total = sum(costs)
-        return BatchWork(setup_share, costs, filling * total / size) if total else BatchWork(setup_share, None, filling)
+        return BatchWork(share, costs, filling * total / size) if total else BatchWork(share, None, filling)
     buckets, first = assembler.buckets, inputs[0]
     if type(first) is dict:
         name = next(name for name, value in first.items() if buckets.is_ragged(name, value))
@@ -85,10 +111,10 @@ def batch_work(
     else:
         lengths = [row.shape[buckets.axis] for row in inputs]
     padded = buckets.lengths[bisect_left(buckets.lengths, max(lengths))]
-    return BatchWork(setup_share, lengths, (size + filling) * padded - sum(lengths))
+    return BatchWork(share, lengths, (size + filling) * padded - sum(lengths))
 
 
-def _setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
+def setup_share(size: int, assembler: Assembler, expected_ns: Callable[[int, int], int], bucket: int) -> float:
     """Return the share of a batch's duration that a line through two sizes leaves for a batch of no rows."""
     other = 1 if assembler.padded_size(size) > assembler.padded_size(1) else assembler.cap_of(bucket)
     rows, other_rows = assembler.padded_size(size), assembler.padded_size(other)
