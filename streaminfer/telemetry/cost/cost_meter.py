@@ -69,6 +69,7 @@ class CostMeter(Node):
     Threads: in the compiled build several threads may use it at once; one object may stand in several stacks.
 
     Example:
+        >>> import streaminfer as si
         >>> meter = CostMeter(per_second=1.10 / 3600, currency="EUR")
         >>> stack = si.Stack(meter, si.AdaptiveBatcher(max_batch_size=8), si.CpuBackend(lambda x: x))
     """
