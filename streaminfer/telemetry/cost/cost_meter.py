@@ -49,7 +49,7 @@ class Device:
 class CostMeter(Node):
     """Layer that counts what each request cost.
 
-    It stands outside the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
+    It is around the cache and the router, beside `Telemetry`, and is told of the batches of every batcher inside.
     The time of a device is paid for by the second, used or not. A batch is charged the time that it ran, divided by the
     batches that ran beside it where these were more than ``workers``. Its requests share what does not depend on their
     number equally, and the rest by their work, by the learned service time; what was spent on padding is shown apart.

@@ -43,7 +43,7 @@ class _Pending:
 class Outcomes(SyncLayer):
     """Layer that remembers how requests were served until it is told what their users did.
 
-    It stands outside the cache and the router, beside `Telemetry`. A request has an id inside ``with
+    It is around the cache and the router, beside `Telemetry`. A request has an id inside ``with
     outcomes.request(id)``; one without is not remembered. A request is counted when ``expires_s`` have passed, so
     that rates do not depend on how soon users react.
 
