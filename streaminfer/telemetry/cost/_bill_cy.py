@@ -83,7 +83,7 @@ class DeviceBill:
 
     Attributes:
         workers: the same.
-        bill_ns: time that passed while it was open.
+        bill_ns: time that passed while it was open, or a batch ran.
         finished_ns: charges of batches that ended, padding left out.
         padding_ns: of padding in these.
         idle_ns: of places where no batch ran.
@@ -110,22 +110,23 @@ class DeviceBill:
 
     def open(self, now_ns: int) -> None:
         """Begin to pay, unless that was so; :meth:`close` ends it when called as often."""
-        if self._openings == 0:
-            self._now_ns = now_ns
+        self.advance(now_ns)
         self._openings += 1
 
     def close(self, now_ns: int) -> None:
-        """Cease to pay; nothing happens where nothing is open."""
+        """Cease to pay once no batch runs; nothing happens where nothing is open."""
         self.advance(now_ns)
         if self._openings:
             self._openings -= 1
 
     def advance(self, now_ns: int) -> None:
         """Bill the time that passed; a clock that jumps back stands still."""
-        if self._openings == 0 or now_ns <= self._now_ns:
+        if now_ns <= self._now_ns:
             return
         passed_ns = now_ns - self._now_ns
         self._now_ns = now_ns
+        if self._openings == 0 and self.in_flight == 0:
+            return
         self.bill_ns += passed_ns
         places = self.workers if self.workers > self.in_flight else self.in_flight
         each_ns = passed_ns // places
@@ -142,8 +143,6 @@ class DeviceBill:
         Returns:
             What :meth:`end` is given.
         """
-        if self._openings == 0:
-            self.open(now_ns)  # it serves without a stack
         self.advance(now_ns)
         self.in_flight += 1
         self._begun += self._total

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.uncompiled
 
 
 class AgainstTime(RuleBasedStateMachine):
-    """Every nanosecond that passed while it was open is in exactly one account."""
+    """Every nanosecond that passed while it was open, or a batch ran, is in exactly one account."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class AgainstTime(RuleBasedStateMachine):
 
     def later(self, passed):
         self.now_ns += passed
-        if self.openings:
+        if self.openings or self.running:
             self.paid_ns += max(passed, 0)
         return self.now_ns
 
@@ -40,14 +40,13 @@ class AgainstTime(RuleBasedStateMachine):
     @rule(passed=st.integers(0, 10**6))
     def begin(self, passed):
         now_ns = self.later(passed)
-        self.openings = self.openings or 1  # a batch without an open bill opens it
         self.running.append(self.bill.begin(now_ns))
 
     @precondition(lambda self: self.running)
     @rule(passed=st.integers(0, 10**6), which=st.integers(0, 99))
     def end(self, passed, which):
-        begun = self.running.pop(which % len(self.running))
-        charge_ns = self.bill.end(begun, self.later(passed))
+        now_ns = self.later(passed)
+        charge_ns = self.bill.end(self.running.pop(which % len(self.running)), now_ns)
         assert charge_ns >= 0
         self.charged_ns += charge_ns
         self.bill.pad(charge_ns // 3)
@@ -101,6 +100,7 @@ def test_equal_rows_differ_by_a_nanosecond_at_most():
 
 def test_batches_share_the_time_that_they_run_together():
     bill = DeviceBill(1)
+    bill.open(0)
     first = bill.begin(0)
     second = bill.begin(100)
     assert bill.end(first, 300) == 100 + 100
@@ -114,6 +114,17 @@ def test_a_free_worker_is_idle():
     begun = bill.begin(0)
     assert bill.end(begun, 100) == 25
     assert (bill.bill_ns, bill.idle_ns) == (100, 75)
+
+
+def test_batches_that_a_stop_drains_are_paid_for():
+    bill = DeviceBill(1)
+    bill.open(0)
+    first = bill.begin(10)
+    bill.close(20)
+    second = bill.begin(30)
+    assert bill.end(first, 40) + bill.end(second, 50) == 40
+    bill.advance(1000)
+    assert (bill.bill_ns, bill.idle_ns) == (50, 10)
 
 
 def test_nothing_is_paid_while_it_is_closed():
