@@ -58,7 +58,7 @@ class Dispatcher:
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_inner", "_plain", "_stack"),
+        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
         *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "timer_ns"),
@@ -128,6 +128,7 @@ class Dispatcher:
         self.policy = policy
         self.offered = offered = adapt_policy(policy)
         self.learn = offered.observe
+        self._bucket_models = offered.bucket_models
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
@@ -218,15 +219,18 @@ class Dispatcher:
     ) -> None:
         if self.runner.isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
-        execution = self._queue.take(chosen, now_ns, reason)
+        models = self._bucket_models
+        if models is None:
+            execution = self._queue.take(chosen, now_ns, reason)
+        else:
+            bucket = 0 if self._plain else max(ticket.bucket for ticket in chosen)
+            execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
                 self._outcomes.drop_cancelled(ticket)
             if not size:
                 return
-        if self.offered.expected_ns is not None:
-            self._events.expected(execution.sequence, self.offered.expected_ns(size, self._bucket(execution)))
         if is_early:
             self.pipeline.take(execution)
         else:
@@ -278,7 +282,7 @@ class Dispatcher:
                 self._learn_from(execution, inferred_ns)
 
     def _learn_from(self, execution: Execution, now_ns: int) -> None:
-        bucket = self._bucket(execution)
+        bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
         if (
             execution.predecessor_end_ns != UNKNOWN
             and not self.pipeline.observe(execution, now_ns, bucket)
@@ -288,12 +292,10 @@ class Dispatcher:
                 len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
             )
 
-    def _bucket(self, execution: Execution) -> int:
-        return 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
-
     def _tell_end(self, execution: Execution, now_ns: int) -> None:
         if self.observers is not None:
-            self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, self._bucket(execution))
+            bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+            self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released."""

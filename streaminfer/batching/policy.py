@@ -94,6 +94,7 @@ class PolicyCapabilities(NamedTuple):
             replaced, such batches are cut to that many rows.
         mixed: learns that a batch was chosen whose rows cannot be stacked.
         expected_ns: returns how long a batch is expected to take, by ``(size, bucket)``; 0: not known.
+        bucket_models: by bucket an object whose ``timetable`` says the same for the decision log.
     """
 
     observe: Callable[..., object] | None = None
@@ -106,6 +107,7 @@ class PolicyCapabilities(NamedTuple):
     limit_rows: Callable[[int, int], None] | None = None
     mixed: Callable[[], None] | None = None
     expected_ns: Callable[[int, int], int] | None = None
+    bucket_models: Sequence[Any] | None = None
 
 
 def adapt_policy(policy: Policy) -> PolicyCapabilities:
