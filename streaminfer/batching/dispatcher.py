@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from streaminfer._runtime.stopping import seconds_left
+from streaminfer.batching._batch_observers_cy import BatchObservers
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
@@ -52,13 +53,14 @@ class Dispatcher:
         pipeline: the batch that was sent before a worker was free.
         runner: runs the batches.
         batch_sizes: how many batches had which size.
+        observers: who is told of each batch; ``None``: nobody.
     """
 
     # with more than thirty attributes in a dict, CPython 3.11 would look each method up again at each call
     __slots__ = (
-        *("_absorb", "_ask_inward", "_assembler", "_inner", "_plain", "_stack"),
+        *("_absorb", "_ask_inward", "_assembler", "_bucket_models", "_inner", "_plain", "_stack"),
         *("_drains", "_events", "_loop", "_outcomes", "_queue", "_recheck_ns", "_timer"),
-        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "offered"),
+        *("batch_sizes", "clock", "free", "full_at", "is_scheduled", "learn", "max_in_flight", "observers", "offered"),
         *("pipeline", "policy", "runner", "timer_ns"),
     )
 
@@ -105,6 +107,7 @@ class Dispatcher:
         self._recheck_ns = NEVER
         self._drains: list[asyncio.Future[None]] = []
         self.batch_sizes: dict[int, int] = {}
+        self.observers: BatchObservers | None = None
 
     def _now(self) -> int:
         return self.clock()  # which a stack may replace
@@ -125,6 +128,7 @@ class Dispatcher:
         self.policy = policy
         self.offered = offered = adapt_policy(policy)
         self.learn = offered.observe
+        self._bucket_models = offered.bucket_models
         self.runner.isolator.tell_limit = offered.limit_rows
         # behind outputs that have to be copied first no batch may wait at the model: it could overwrite them
         keeps_queue = not self.runner.copies and adapt(self._inner).capabilities().queued_workers == self.max_in_flight
@@ -135,6 +139,9 @@ class Dispatcher:
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release batches on another event loop; those that a closed loop left behind are forgotten."""
+        if self.observers is not None:
+            for execution in self.runner.batches:
+                self._tell_end(execution, self.clock())
         self.runner.bind_loop(loop, self.clock())
         self.free = self.max_in_flight
         self.pipeline.batch = None
@@ -212,7 +219,12 @@ class Dispatcher:
     ) -> None:
         if self.runner.isolator.memory_limits or not self._plain or (self._stack and len(chosen) > 1):
             chosen = self._select(list(chosen), shorter_too)
-        execution = self._queue.take(chosen, now_ns, reason)
+        models = self._bucket_models
+        if models is None:
+            execution = self._queue.take(chosen, now_ns, reason)
+        else:
+            bucket = 0 if self._plain else max(ticket.bucket for ticket in chosen)
+            execution = self._queue.take(chosen, now_ns, reason, models[bucket].timetable)
         size = len(execution.tickets)
         if size < len(chosen):
             for ticket in chosen:  # its caller has gone a moment ago: forget it here, or it would be chosen again
@@ -223,6 +235,8 @@ class Dispatcher:
             self.pipeline.take(execution)
         else:
             self.free -= 1
+            if self.observers is not None:
+                self.observers.begin(execution, now_ns)
         self.batch_sizes[size] = self.batch_sizes.get(size, 0) + 1
         self.runner.run(execution)
 
@@ -240,6 +254,8 @@ class Dispatcher:
         in_task = execution.task is not None
         if in_task and not self.runner.remove(execution):
             return
+        if self.observers is not None:
+            self._tell_end(execution, inferred_ns)
         early = self.pipeline.batch
         if early is None:
             self.free += 1
@@ -249,6 +265,8 @@ class Dispatcher:
                 execution.predecessor_end_ns = UNKNOWN  # it ended before the one that it was sent behind
             else:
                 self.pipeline.start(early, inferred_ns, is_known=error is None and not execution.abandoned)
+                if self.observers is not None:
+                    self.observers.begin(early, inferred_ns)
         try:
             # a full batch could not become fuller by what the callers of this one ask next: the worker has it before
             # they wake
@@ -273,6 +291,11 @@ class Dispatcher:
             self.learn(
                 len(execution.tickets), now_ns - execution.effective_start_ns, now_ns, execution.abandoned, bucket
             )
+
+    def _tell_end(self, execution: Execution, now_ns: int) -> None:
+        if self.observers is not None:
+            bucket = 0 if self._plain else max(ticket.bucket for ticket in execution.tickets)
+            self.observers.end(execution, now_ns, self._assembler, self.offered.expected_ns, bucket)
 
     def schedule(self) -> None:
         """Dispatch at the end of this turn of the loop, if a batch could be released."""

@@ -94,6 +94,7 @@ class Lookahead:
         overhead: the learned overhead that pipelining hides; ``None``: nothing is known of it.
 
     Attributes:
+        bucket_models: what is known of the durations, by bucket.
         absorb: counts a batch that need not be learned at once, as `BatchMeans.absorb_execution`; ``None`` with several
             buckets.
     """
@@ -114,11 +115,11 @@ class Lookahead:
         self.max_batch_size = max_batch_size
         self.service_time = service_time
         models = service_time if isinstance(service_time, Sequence) else [service_time]
-        self._models = [
+        self.bucket_models = [
             BucketModel(cap, model, workers=workers, padded=padded)
             for cap, model in zip(caps or [max_batch_size] * len(models), models, strict=True)
         ]
-        self._model = self._models[0] if len(self._models) == 1 else None
+        self._model = self.bucket_models[0] if len(self.bucket_models) == 1 else None
         self.absorb = None if self._model is None else self._model.recent.absorb_execution
         self._lengths = lengths
         self._masked = masked
@@ -163,7 +164,7 @@ class Lookahead:
         else:
             self._probe_size = max(self._probe_size, 2 * size)
             self._overhead.observe_alone(size, duration_ns)
-        self._models[bucket].observe(size, duration_ns, now_ns, cancelled)
+        self.bucket_models[bucket].observe(size, duration_ns, now_ns, cancelled)
 
     def observe_pipelined(self, size: int, busy_ns: int, now_ns: int, early_ns: int, bucket: int = 0) -> None:
         """Learn from a batch that was sent before the one in front of it had ended.
@@ -176,7 +177,7 @@ class Lookahead:
             bucket: the bucket of its requests.
         """
         duration_ns = self._overhead.observe_pipelined(size, busy_ns, early_ns)
-        self._models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
+        self.bucket_models[bucket].observe(size, duration_ns, now_ns, cancelled=False)
 
     def mixed(self) -> None:
         """Tell shapes apart from now on: a batch was chosen whose rows cannot be stacked."""
@@ -184,7 +185,7 @@ class Lookahead:
 
     def limit_rows(self, bucket: int, most: int) -> None:
         """Plan batches of a bucket with at most so many rows from now on: the memory was not enough for more."""
-        self._models[bucket].limit_rows(most)
+        self.bucket_models[bucket].limit_rows(most)
 
     # -- decisions ----------------------------------------------------------------------------------------------
 
@@ -244,6 +245,14 @@ class Lookahead:
         """Return from when a batch that was sent early counts as running, now that the one in front has ended."""
         return self._overhead.effective_start_ns(sent_ns, ended_ns)
 
+    def expected_ns(self, size: int, bucket: int = 0) -> int:
+        """Return how long a batch of ``size`` rows is expected to take; 0 before anything was measured."""
+        model = self.bucket_models[bucket]
+        table = model.timetable
+        if table is None:
+            return 0
+        return table.ends_ns(0, size) if size <= table.cap else model.expected_ns(size)
+
     def predicted_finish_ns(
         self,
         queue: RequestQueue,
@@ -264,7 +273,7 @@ class Lookahead:
         Returns:
             The instant, from the 95 % quantiles of the durations; ``None`` before anything was measured.
         """
-        table = self._models[bucket].upper_timetable
+        table = self.bucket_models[bucket].upper_timetable
         if table is None:
             return None
         start_ns = now_ns
@@ -280,7 +289,9 @@ class Lookahead:
         tickets = queue.first(queue.queued)
         if self._borrow_durations():
             bucket = tickets[0].bucket
-            return Decision([one for one in tickets if one.bucket == bucket][: self._models[bucket].cap], "exploration")
+            return Decision(
+                [one for one in tickets if one.bucket == bucket][: self.bucket_models[bucket].cap], "exploration"
+            )
         groups = self._groups(tickets)
         if self._masked and len(groups) > 1:
             together = in_one_batch(groups, now_ns)
@@ -317,7 +328,7 @@ class Lookahead:
             apart.setdefault(kind, []).append(ticket)
         if self._mixed_for:
             self._mixed_for = _UNMIXED_AFTER if len(apart) > 1 else self._mixed_for - 1
-        groups = [in_deadline_order(self._models[some[0].bucket], some) for some in apart.values()]
+        groups = [in_deadline_order(self.bucket_models[some[0].bucket], some) for some in apart.values()]
         groups.sort(key=lambda group: int(group.deadlines[0]))
         return groups[:_MAX_GROUPS]
 
@@ -408,7 +419,7 @@ class Lookahead:
         return batch[: len(batch) - owed] + overdue[:owed]
 
     def _of_one_group(self, tickets: list[Ticket]) -> list[Ticket]:
-        model = self._models[tickets[0].bucket]
+        model = self.bucket_models[tickets[0].bucket]
         return [ticket for ticket in tickets if ticket.bucket == tickets[0].bucket][: len(model.durations) - 1]
 
     def _probe(self, queue: RequestQueue, late: list[Group], rejected: list[Ticket], rejection: str) -> Decision:
@@ -427,14 +438,16 @@ class Lookahead:
         Returns:
             Whether nothing is known of any bucket.
         """
-        known = [bucket for bucket, model in enumerate(self._models) if not model.learns or model.service_time.known]
+        known = [
+            bucket for bucket, model in enumerate(self.bucket_models) if not model.learns or model.service_time.known
+        ]
         if not known:
             return True
-        lengths = self._lengths or range(1, len(self._models) + 1)
-        for bucket, model in enumerate(self._models):
+        lengths = self._lengths or range(1, len(self.bucket_models) + 1)
+        for bucket, model in enumerate(self.bucket_models):
             if bucket not in known:
                 nearest = min(known, key=lambda other, bucket=bucket: abs(other - bucket))  # type: ignore[misc]
-                model.borrow(self._models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
+                model.borrow(self.bucket_models[nearest], max(1.0, lengths[bucket] / lengths[nearest]))
         return False
 
     def __repr__(self) -> str:

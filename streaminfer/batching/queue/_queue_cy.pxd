@@ -42,7 +42,7 @@ cdef class RequestQueue:
     cpdef Ticket least_urgent(self)
 
     @cython.locals(ticket=Ticket, execution=Execution, taken=list, inputs=list, latest_ns=cython.longlong)
-    cpdef Execution take(self, object tickets, long long now_ns, object reason)
+    cpdef Execution take(self, object tickets, long long now_ns, object reason, DurationTable table=*)
 
     cpdef bint end(self, Ticket ticket)
 

@@ -144,6 +144,7 @@ class RequestQueue:
             self._deadlines.push(ticket)
         else:
             self.events.arrived(now_ns, 0, ticket.priority)
+        ticket._arrival = self.events.arrivals - 1
         return ticket
 
     def first(self, count: int) -> list[Ticket]:
@@ -205,13 +206,16 @@ class RequestQueue:
                 found = level.tail
         return found
 
-    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Execution:
+    def take(
+        self, tickets: Sequence[Ticket], now_ns: int, reason: str, table: DurationTable | None = None
+    ) -> Execution:
         """Moves tickets from queued to running, but for those whose caller has gone, and notes it in the events.
 
         Args:
             tickets: queued tickets; any that is not queued is passed over.
             now_ns: the instant that becomes ``timings.started_ns``.
             reason: why this batch goes.
+            table: what it is expected to take, by its size; ``None``: not known.
 
         Returns:
             The tickets that now run, perhaps none.
@@ -240,6 +244,10 @@ class RequestQueue:
         if execution.live:
             self.running += execution.live
             execution.sequence = self.events.released(now_ns, execution.live, reason, self.queued)
+            for ticket in taken:
+                self.events.joined(ticket._arrival, execution.sequence)
+            if table is not None and execution.live <= table.cap:
+                self.events.expected(execution.sequence, table.durations[execution.live])
         return execution
 
     def end(self, ticket: Ticket) -> bool:
