@@ -1,5 +1,19 @@
 """Live streams: cameras and microphones through one service, in order, with state, never stale."""
 
-from streaminfer.streams.frame import Frame
+from typing import TYPE_CHECKING
 
-__all__ = ["Frame"]
+from streaminfer._internal.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from streaminfer.streams.frame import Frame
+    from streaminfer.streams.state.backend import StatefulBackend
+
+__all__ = ["Frame", "StatefulBackend"]
+
+_HOMES = {
+    "Frame": "streams.frame",
+    "StatefulBackend": "streams.state.backend",
+}
+
+if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)
