@@ -78,6 +78,10 @@ class Batch:
         """How many rows the inputs have: as many as there are requests, or more where a batcher filled them up."""
         return len(self.rows)
 
+    def left(self, now_ns: int) -> Sequence[int]:  # noqa: ARG002 - for a batcher's, which knows its callers
+        """Return the rows whose callers wait no longer: they have cancelled, or their deadline has passed."""
+        return ()
+
     def again(self) -> "Batch":
         """Return the batch for another attempt: a batcher's has inputs of its own, to which no model has written."""
         return self

@@ -7,11 +7,15 @@ from streaminfer._internal.lazy import lazy_attributes
 if TYPE_CHECKING:
     from streaminfer.streams.frame import Frame
     from streaminfer.streams.state.backend import StatefulBackend
+    from streaminfer.streams.state.layout import Growing
+    from streaminfer.streams.state.statistics import StatefulStatistics
 
-__all__ = ["Frame", "StatefulBackend"]
+__all__ = ["Frame", "Growing", "StatefulBackend", "StatefulStatistics"]
 
 _HOMES = {
     "Frame": "streams.frame",
+    "Growing": "streams.state.layout",
+    "StatefulStatistics": "streams.state.statistics",
     "StatefulBackend": "streams.state.backend",
 }
 

@@ -144,8 +144,8 @@ class SessionWorker:
             record: as :meth:`record` does.
 
         Returns:
-            One result per row: an array, or a mapping of output name to array, all of them views; or a mapping of columns
-            where the batch asks for whole outputs.
+            One result per row: an array, or a mapping of output name to array, all of them views. A mapping of all
+            outputs by name where the batch asks for whole ones.
 
         Raises:
             BackendError: the model failed, or returned another number of rows.
@@ -155,7 +155,7 @@ class SessionWorker:
             inputs = self._by_name(batch.inputs)
             if self._signature.rows_a_run is not None:
                 return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
-            outputs = self._run(inputs, options, record=record)
+            outputs = self._run(inputs, options, record=record, whole=batch.whole_outputs)
             if batch.whole_outputs:
                 return self._columns(outputs, batch.size, rows, batch.whole_outputs)
             return self._cut(outputs, batch.size)[:rows]
@@ -175,10 +175,10 @@ class SessionWorker:
             "a batcher in front of it needs stack=True"
         )
 
-    def _run(self, inputs: Arrays, options: Any, *, record: bool) -> list[Any]:
+    def _run(self, inputs: Arrays, options: Any, *, record: bool, whole: frozenset[str] = frozenset()) -> list[Any]:
         self._check_process()
         if self._bound is not None:
-            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record)
+            outputs: list[Any] = self._bound.run({**self._feed, **inputs}, options, record=record, whole=whole)
         else:
             feed = self._feed.copy()
             for name, value in inputs.items():

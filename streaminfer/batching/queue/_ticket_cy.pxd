@@ -31,5 +31,8 @@ cdef class Ticket:
     cdef readonly Execution execution
     cdef bint _live
     cdef bint _queued
+    cdef bint _held
+    cdef object _stream_id
+    cdef Ticket _follower
     cdef Ticket _previous
     cdef Ticket _next

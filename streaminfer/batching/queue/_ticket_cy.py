@@ -6,6 +6,7 @@ underscore.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from streaminfer._request_cy import Timings
@@ -35,10 +36,13 @@ class Ticket:
 
     __slots__ = (
         "__weakref__",
+        "_follower",
+        "_held",
         "_live",
         "_next",
         "_previous",
         "_queued",
+        "_stream_id",
         "bucket",
         "cost",
         "deadline_ns",
@@ -61,6 +65,9 @@ class Ticket:
     cost: float
     _live: bool  # it has not ended
     _queued: bool
+    _held: bool  # it waits for an earlier one of its stream, which is its _previous
+    _stream_id: Hashable  # of a stream that is served in order
+    _follower: Ticket | None  # the next one of its stream
     _previous: Ticket | None
     _next: Ticket | None
 
@@ -72,7 +79,7 @@ class Ticket:
     @property
     def state(self) -> str:
         """``"queued"``, ``"running"`` or ``"done"``."""
-        return "queued" if self._queued else "running" if self._live else "done"
+        return "queued" if self._queued or self._held else "running" if self._live else "done"
 
     def __repr__(self) -> str:
         return f"Ticket({self.request!r}, {self.state})"

@@ -1,14 +1,14 @@
 """Which streams have state, where it is, and whose turn it is.
 
-*Design.* The outputs of a batch stay where the model wrote them: the batch is a `Block`, and each of its streams has its
-state in one row of it. So a step that succeeds moves nothing: :meth:`StreamTable.commit` points the streams at the new
-block. A batch of the same streams in the same order as a block reads that block as its input (*sticky rows*). For other
-batches the rows are gathered from wherever they are. Few blocks are kept: the rows that are left in an older one are
-written back to the arena, to a *slot* of their own, and the block is dropped.
+*Design.* The outputs of a batch stay where the model wrote them: the batch is a `Block`, and each of its streams has
+its state in one row of it. So a step that succeeds moves nothing: :meth:`StreamTable.commit` points the streams at the
+new block. A batch of the same streams in the same order as a block reads that block as its input (*sticky rows*). For
+other batches the rows are gathered from wherever they are. Few blocks are kept: the rows that are left in an older one
+are written back to the arena, to a *slot* of their own, and the block is dropped.
 
-A step that does not succeed leaves the state as it was, because nothing was written: not to the arena, nor to the blocks.
-A stream that was reset, ended or imported while its step ran has another ``version`` then, and the step does not commit
-to it.
+A step that does not succeed leaves the state as it was, because nothing was written, neither to the arena nor to a
+block. A stream that was reset, ended or imported while its step ran has another ``version`` then, and the step does not
+commit to it.
 
 *Turns.* Each stream remembers the last step that was registered for it. A new step waits for those of all its streams,
 and steps are registered in one go, so that steps of one stream run in the order of their registration, one at a time,
@@ -26,144 +26,14 @@ argument, not thread-safe: the caller holds a lock.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
-__all__ = ["Block", "Step", "Stream", "StreamTable", "WriteBack"]
+from streaminfer.streams.state._step_cy import Block, Step, Stream, WriteBack
+
+__all__ = ["StreamTable"]
 
 _SPARE_SLOTS = 64  # of rows that are written back while the slots of streams that have left are still read
-
-
-class Stream:
-    """One stream and where its state is: in a block, in a slot of the arena, given by hand, or nowhere yet.
-
-    Attributes:
-        stream_id: as requests name it.
-        block: the outputs of the batch of its latest step; ``None``: it is elsewhere.
-        row: of the block.
-        slot: of the arena; -1: it is elsewhere.
-        given: a state that was imported; ``None``: it is elsewhere.
-        seen_ns: when its latest step was registered.
-        version: how often a step that runs lost the right to commit.
-    """
-
-    __slots__ = (
-        "_alive",
-        "_next",
-        "_previous",
-        "_tail",
-        "block",
-        "given",
-        "row",
-        "seen_ns",
-        "slot",
-        "stream_id",
-        "version",
-    )
-
-    def __init__(self, stream_id: Hashable, seen_ns: int) -> None:
-        self.stream_id = stream_id
-        self.block: Block | None = None
-        self.row = 0
-        self.slot = -1
-        self.given: Any = None
-        self.seen_ns = seen_ns
-        self.version = 0
-        self._alive = True
-        self._tail: Step | None = None
-        self._previous: Stream | None = None
-        self._next: Stream | None = None
-
-    @property
-    def is_initial(self) -> bool:
-        """Whether its next step starts from the initial state."""
-        return self.block is None and self.slot < 0 and self.given is None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a step of it runs or waits."""
-        return self._tail is not None
-
-
-class Block:
-    """The outputs of one batch, as the next input.
-
-    Args:
-        arrays: by name of the state, in the layout of the model.
-        size: rows of the arrays, padding included.
-
-    Attributes:
-        streams: by row the stream whose state this is; ``None``: nobody's.
-        live: how many rows are somebody's.
-    """
-
-    __slots__ = ("arrays", "live", "size", "streams")
-
-    def __init__(self, arrays: Any, size: int) -> None:
-        self.arrays = arrays
-        self.size = size
-        self.streams: list[Stream | None] = []
-        self.live = 0
-
-
-class Step:
-    """One batch, or a part of it in which no stream stands twice.
-
-    Attributes:
-        streams: of its rows.
-        rows: their positions in the batch.
-        pending: how many steps must end before it may run.
-        waiter: what the shell wakes when it may; ``None``: nothing waits.
-        ended: it has run, or never will.
-        abandoned: nobody waits for it, and it is only there to keep the order.
-    """
-
-    __slots__ = (
-        "_dependents",
-        "_group",
-        "_latest_dependent",
-        "_orphans",
-        "_versions",
-        "_wave",
-        "abandoned",
-        "ended",
-        "pending",
-        "rows",
-        "streams",
-        "waiter",
-    )
-
-    def __init__(self, group: list[Step], wave: int) -> None:
-        self.streams: list[Stream] = []
-        self.rows: list[int] = []
-        self.pending = 0
-        self.waiter: Any = None
-        self.ended = False
-        self.abandoned = False
-        self._group: list[Step] | None = group
-        self._wave = wave
-        self._dependents: list[Step] = []
-        self._latest_dependent: Step | None = None
-        self._orphans: list[int] = []
-        self._versions: list[int] = []
-
-
-class WriteBack:
-    """Rows of a block on their way to slots of the arena.
-
-    Attributes:
-        block: which one.
-        rows: of the block.
-        slots: where each goes.
-    """
-
-    __slots__ = ("block", "rows", "slots", "streams")
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.rows: list[int] = []
-        self.slots: list[int] = []
-        self.streams: list[Stream] = []
 
 
 class StreamTable:
@@ -290,7 +160,7 @@ class StreamTable:
             return block
         return None
 
-    def commit(self, step: Step, block: Block, failed: Sequence[int] = ()) -> None:
+    def commit(self, step: Step, block: Block, failed: Collection[int] = ()) -> None:
         """Let the streams of a step go on from its outputs.
 
         Args:
@@ -306,6 +176,8 @@ class StreamTable:
                 self._leave(stream, None)
                 stream.block = block
                 stream.row = row
+                if block.lengths is not None:
+                    stream.lengths = block.lengths[row]
                 holders.append(stream)
                 block.live += 1
             else:
@@ -315,7 +187,7 @@ class StreamTable:
         if block.live:
             self._blocks.append(block)
 
-    def end(self, step: Step) -> list[Step]:
+    def end(self, step: Step) -> list[Step]:  # noqa: C901 - calls would cost each batch more than the branches
         """End a step, whether it ran or not.
 
         Returns:
@@ -387,7 +259,9 @@ class StreamTable:
         for stream in work.streams:
             slot = work.slots[position]
             if copied and stream.block is work.block:
+                lengths = stream.lengths
                 self._leave(stream, None)
+                stream.lengths = lengths
                 stream.slot = slot
             else:
                 self._free.append(slot)
@@ -493,6 +367,7 @@ class StreamTable:
                 reader._orphans.append(stream.slot)
             stream.slot = -1
         stream.given = None
+        stream.lengths = None
 
     def _take_slot(self) -> int:
         if self._free:

@@ -2,56 +2,30 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import attrs
-import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer._internal.own_arrays import own_arrays
-from streaminfer._internal.snapshot import Snapshot
 from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
 from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
 from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Wrapper, check_infer, is_backend
 from streaminfer.request import Batch, Request
-from streaminfer.streams.state._stream_table_cy import Block, Step
+from streaminfer.streams.state._step_cy import Block, Step
 from streaminfer.streams.state.fed_batch import FedBatch, PartOfBatch
-from streaminfer.streams.state.layout import Initial
-from streaminfer.streams.state.outputs import read_outputs
+from streaminfer.streams.state.layout import Growing, Initial
+from streaminfer.streams.state.outputs import Outputs, read_outputs
 from streaminfer.streams.state.record import read_record, write_record
 from streaminfer.streams.state.signature import StateSignature
-from streaminfer.streams.state.store import StateStore
+from streaminfer.streams.state.statistics import StatefulStatistics
+from streaminfer.streams.state.store import States, StateStore
 
-__all__ = ["StatefulBackend", "StatefulStatistics"]
+__all__ = ["StatefulBackend"]
 
 Array = NDArray[Any]
-
-
-@attrs.frozen
-class StatefulStatistics(Snapshot):
-    """Counters of a `StatefulBackend` since it was made; a snapshot.
-
-    Attributes:
-        streams: that have state, or a step in flight.
-        rows: of the arena, in use.
-        bytes: of all states, and of the outputs that are kept as the next inputs.
-        gathers: batches whose states were gathered.
-        sticky_batches: batches of the same streams as an earlier one, whose outputs they read.
-        expired: streams that were idle for ``idle_ttl_s``.
-        rejected: rows that were rejected: without a stream, or beyond ``max_streams``.
-        restarts: how often all streams started again because the model was replaced.
-    """
-
-    streams: int
-    rows: int
-    bytes: int
-    gathers: int
-    sticky_batches: int
-    expired: int
-    rejected: int
-    restarts: int
 
 
 class StatefulBackend(Wrapper):
@@ -73,6 +47,8 @@ class StatefulBackend(Wrapper):
             along the last axis; for another one a pair: samples, and axis in a request.
         initial: by name of the input what a stream starts from, without the batch axis: an array, or a function of the
             stream's id. Zeros where it names none; needed where the backend does not know shape and type.
+        growing: by name of the input the states that grow with each step. They start empty, unless ``initial`` says
+            otherwise.
         max_streams: the most streams with state; a further one gets `Overloaded`. Address space for their states is
             reserved, memory is used as they come.
         idle_ttl_s: seconds without a request after which a stream is forgotten; ``None``: never.
@@ -90,6 +66,7 @@ class StatefulBackend(Wrapper):
         state: Mapping[str, str],
         context: Mapping[str, int | tuple[int, int]] | None = None,
         initial: Mapping[str, Initial] | None = None,
+        growing: Mapping[str, Growing] | None = None,
         max_streams: int = 1024,
         idle_ttl_s: float | None = None,
         keep_on_reload: bool = False,
@@ -100,9 +77,13 @@ class StatefulBackend(Wrapper):
         super().__init__(backend)
         offered = super().capabilities()
         example = None if offered.example_inputs is None else offered.example_inputs()
-        self._signature = StateSignature(offered, example, state=state, context=context, initial=initial)
+        self._signature = StateSignature(
+            offered, example, state=state, context=context, initial=initial, growing=growing
+        )
         self._max_streams = check_count("max_streams", max_streams)
-        self._ttl_ns = None if idle_ttl_s is None else round(check_duration("idle_ttl_s", idle_ttl_s, positive=True) * 1e9)
+        self._ttl_ns = (
+            None if idle_ttl_s is None else round(check_duration("idle_ttl_s", idle_ttl_s, positive=True) * 1e9)
+        )
         check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
         self._keep_on_reload = keep_on_reload
         check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
@@ -229,7 +210,7 @@ class StatefulBackend(Wrapper):
         try:
             if step.pending:
                 await self._turn(step)
-            fed = self._feed(batch, lambda size: store.read(step, size))
+            fed = self._feed(batch, functools.partial(store.read, step))
             while True:
                 with store.lock:
                     model = self._renew()
@@ -238,9 +219,12 @@ class StatefulBackend(Wrapper):
                     break
                 fed = fed.again()  # which of the models ran is not known: the new one runs from the initial state
             outputs = self._read(results, fed)
+            assert fed.states is not None  # noqa: S101 - else it was not read
+            lengths = store.grow(fed.states, outputs.states)
+            block = Block(outputs.states, outputs.size if store.is_input(outputs.states) else -1, lengths)
+            left = fed.left(self._clock())  # a caller that gets no response can send its step again
             with store.lock:
-                if outputs.states:
-                    store.table.commit(step, Block(outputs.states, fed.size), outputs.failed)
+                store.table.commit(step, block, {*outputs.failed, *left})
             return outputs.rows
         finally:
             self._end(step)
@@ -287,15 +271,17 @@ class StatefulBackend(Wrapper):
                 with contextlib.suppress(RuntimeError):  # of a closed loop
                     loop.call_soon_threadsafe(_wake, woken)
 
-    def _feed(self, batch: Batch, read_states: Callable[[int], Mapping[str, Array]]) -> FedBatch:
+    def _feed(self, batch: Batch, read_states: Callable[[int], States]) -> FedBatch:
         signature = self._signature
-        return FedBatch(batch, read_states, signature.contexts, signature.only_input, signature.state_outputs)
+        return FedBatch(
+            batch, read_states, signature.contexts, signature.only_input, signature.state_outputs, signature.lengths
+        )
 
-    def _read(self, results: Any, fed: FedBatch) -> Any:
+    def _read(self, results: Any, fed: FedBatch) -> Outputs:
         if self._owns:
             results = own_arrays(results)
         outputs = read_outputs(results, self._signature.written, len(fed.rows), fed.size, self.name)
-        if not fed.is_read:
+        if fed.states is None:
             raise BackendError(f"{self.name}: expected a backend that reads batch.inputs, got one that does not")
         outputs.states.update(fed.ends)
         return outputs
@@ -335,8 +321,7 @@ class StatefulBackend(Wrapper):
 
         async def infer(batch: Batch) -> Sequence[Any]:
             fed = self._feed(batch, self._store.read_initial)
-            rows: Sequence[Any] = self._read(await example.infer(fed), fed).rows
-            return rows
+            return self._read(await example.infer(fed), fed).rows
 
         async def infer_on_each(batch: Batch) -> None:
             assert on_each is not None  # noqa: S101 - offered only where there is one

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from streaminfer.batching.assembly.stacking import only_axis
 from streaminfer.errors import BackendError
 from streaminfer.request import Batch
+from streaminfer.streams.state.store import States
 
 __all__ = ["Context", "FedBatch", "PartOfBatch"]
 
@@ -46,25 +47,34 @@ class FedBatch(Batch):
 
     Args:
         batch: what the requests brought.
-        read_states: returns the states, by name, for a number of rows.
+        read_states: returns the states for a number of rows.
         contexts: of the inputs.
         only_input: the name of what the requests brought, where they brought arrays without one.
         whole_outputs: the states.
+        lengths: the inputs that are told the lengths of states that grow, with their type; ``None``: of one that the
+            model does not ask for. In the order of those states.
 
     Attributes:
+        states: what the inputs have of the streams; ``None``: not read yet.
         ends: by name of the input, what the next step begins with.
     """
 
-    __slots__ = ("_batch", "_contexts", "_fed", "_only_input", "_read_states", "ends", "is_part", "whole_outputs")
+    __slots__ = (
+        *("_batch", "_contexts", "_fed", "_lengths", "_only_input", "_read_states"),
+        *("ends", "is_part", "states", "whole_outputs"),
+    )
 
     def __init__(
         self,
         batch: Batch,
-        read_states: Callable[[int], Mapping[str, Array]],
+        read_states: Callable[[int], States],
         contexts: Sequence[Context],
         only_input: str | None,
         whole_outputs: frozenset[str],
+        lengths: Sequence[tuple[str, np.dtype[Any]] | None] = (),
     ) -> None:
+        self.states: States | None = None
+        self._lengths = lengths
         self._batch = batch
         self._read_states = read_states
         self._contexts = contexts
@@ -90,25 +100,35 @@ class FedBatch(Batch):
                 given = {self._only_input: given}
             elif not isinstance(given, Mapping):
                 raise BackendError(
-                    f"expected a batch of stacked arrays by name of the input, got {type(given).__name__}; a batcher in "
-                    "front of a StatefulBackend needs stack=True"
+                    f"expected a batch of stacked arrays by name of the input, got {type(given).__name__}; a batcher "
+                    "in front of a StatefulBackend needs stack=True"
                 )
-            fed = {**given, **self._read_states(self._batch.size)}
+            size = self._batch.size
+            self.states = states = self._read_states(size)
+            fed = {**given, **states.arrays}
+            for position, told in enumerate(self._lengths):
+                if told is not None and states.lengths is not None:
+                    known = [lengths[position] for lengths in states.lengths]
+                    fed[told[0]] = np.array(known + known[-1:] * (size - len(known)), told[1])
             for context in self._contexts:
                 fed[context.name] = joined = context.join(fed[context.name], given[context.name])
                 self.ends[context.name] = context.end_of(joined)
             self._fed = fed
         return self._fed
 
-    @property
-    def is_read(self) -> bool:
-        """Whether the backend has read the inputs."""
-        return self._fed is not None
+    def left(self, now_ns: int) -> Sequence[int]:
+        """Return the rows whose callers wait no longer."""
+        return self._batch.left(now_ns)
 
     def again(self) -> "FedBatch":
         """Return the batch for another attempt, with the states that its streams have then."""
         return type(self)(
-            self._batch.again(), self._read_states, self._contexts, self._only_input, self.whole_outputs
+            self._batch.again(),
+            self._read_states,
+            self._contexts,
+            self._only_input,
+            self.whole_outputs,
+            self._lengths,
         )
 
 
@@ -140,6 +160,11 @@ class PartOfBatch(Batch):
         if isinstance(inputs, np.ndarray):
             return np.take(inputs, self._positions, only_axis(self._axes))
         return [inputs[position] for position in self._positions]
+
+    def left(self, now_ns: int) -> Sequence[int]:
+        """Return the rows whose callers wait no longer."""
+        gone = set(self._batch.left(now_ns))
+        return [row for row, position in enumerate(self._positions) if position in gone]
 
     def again(self) -> "PartOfBatch":
         """Return the same rows of the batch for another attempt."""

@@ -1,7 +1,7 @@
 """Copies of rows between the arena, batches and the outputs of earlier batches.
 
-*Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide; in
-the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
+*Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide;
+in the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
 batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
 copies wide words four times as fast as bytes.
 
@@ -113,13 +113,13 @@ def _copy(
 
 
 _READ = "Array(int64, 1, 'C', readonly=True)"
-_STRIDES = "int64, int64"
+_ARRAYS = ("Array(", ", 1, 'C', readonly=True)"), ("Array(", ", 1, 'C')")
+_COUNTS = "int64, int64, int64, int64"
 
 EXPORTS = {
     f"copy_rows_{word.name}": (
         _copy,
-        f"void(Array({word.name}, 1, 'C', readonly=True), {_READ}, {_STRIDES}, "
-        f"Array({word.name}, 1, 'C'), {_READ}, {_STRIDES}, int64, int64)",
+        f"void({word.name.join(_ARRAYS[0])}, {_READ}, int64, int64, {word.name.join(_ARRAYS[1])}, {_READ}, {_COUNTS})",
     )
     for word in WORDS
 }

@@ -21,19 +21,21 @@ class Outputs(NamedTuple):
         rows: the result of each row, without states.
         states: by name of the state, in the layout of the model.
         failed: rows whose result is an exception.
+        size: rows of the states; -1: not the same in all.
     """
 
     rows: Sequence[Any]
     states: dict[str, Array]
     failed: Sequence[int]
+    size: int
 
 
 def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: int, source: str) -> Outputs:
     """Take the states out of the results of a batch.
 
     Args:
-        results: a mapping of output name to column: states in the layout of their inputs, all others with the batch axis
-            first; or a mapping, or an exception, for each row.
+        results: a mapping of output name to column: states in the layout of their inputs, all others with the batch
+            axis first; or a mapping, or an exception, for each row.
         tensors: the states that the model writes.
         rows: of the batch.
         size: rows that the model was given.
@@ -45,7 +47,7 @@ def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: 
     if isinstance(results, Mapping):
         return _read_columns(results, tensors, rows, size, source)
     if isinstance(results, Sequence) and not isinstance(results, (str, bytes)) and len(results) in (rows, size):
-        return _read_rows(results[:rows], tensors, source)
+        return _read_rows(results[:rows], tensors, size, source)
     raise BackendError(
         f"{source}: expected a mapping of outputs, or a list with a mapping for each of {rows} rows, from a backend "
         f"with state, got {type(results).__name__}"
@@ -57,9 +59,8 @@ def _read_columns(
 ) -> Outputs:
     states: dict[str, Array] = {}
     for tensor in tensors:
-        value = results.get(tensor.output)
-        fits = isinstance(value, np.ndarray) and value.dtype == tensor.dtype
-        if not fits or value.shape not in (tensor.batch_shape(size), tensor.batch_shape(rows)):
+        value: Any = results.get(tensor.output)
+        if not _is_array(value) or not tensor.fits(value, (rows, size)):
             raise _misfit(tensor, tensor.batch_shape(size), value, source)
         states[tensor.name] = _kept(value)
     written = {tensor.output for tensor in tensors}
@@ -73,15 +74,14 @@ def _read_columns(
             )
     if len(columns) == 1:
         only = next(iter(columns.values()))
-        return Outputs(list(only[:rows]), states, ())
+        return Outputs(list(only[:rows]), states, (), _size(states, tensors, size))
     names = list(columns)
     cut = [list(column[:rows]) for column in columns.values()]
-    return Outputs(
-        [dict(zip(names, row, strict=True)) for row in zip(*cut, strict=True)] if cut else [{}] * rows, states, ()
-    )
+    named = [dict(zip(names, row, strict=True)) for row in zip(*cut, strict=True)] if cut else [{}] * rows
+    return Outputs(named, states, (), _size(states, tensors, size))
 
 
-def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], source: str) -> Outputs:
+def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], size: int, source: str) -> Outputs:
     failed = [row for row, result in enumerate(results) if isinstance(result, BaseException)]
     good = next((result for result in results if not isinstance(result, BaseException)), None)
     states: dict[str, Array] = {}
@@ -97,7 +97,7 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], source: s
         for result in results:
             shown = good if isinstance(result, BaseException) else result
             value = np.zeros(tensor.shape, tensor.dtype) if shown is None else shown.get(tensor.output)
-            if not isinstance(value, np.ndarray) or value.dtype != tensor.dtype or value.shape != tensor.shape:
+            if not isinstance(value, np.ndarray) or not tensor.fits(np.expand_dims(value, tensor.axis), (1,)):
                 raise _misfit(tensor, tensor.shape, value, source)
             values.append(value)
         states[tensor.name] = _kept(np.stack(values, axis=tensor.axis))
@@ -108,18 +108,29 @@ def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], source: s
         for result in results
     ]
     rows = [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in kept]
-    return Outputs(rows, states, failed)
+    return Outputs(rows, states, failed, _size(states, tensors, size))
+
+
+def _size(states: Mapping[str, Array], tensors: Sequence[StateTensor], size: int) -> int:
+    return size if all(states[tensor.name].shape[tensor.axis] == size for tensor in tensors) else -1
 
 
 def _kept(value: Array) -> Array:
     """A view to which no later step can write: it may be the input of the next one, and that may fail."""
+    if not isinstance(value, np.ndarray):
+        return value  # on a device
     kept = np.ascontiguousarray(value).view()
     kept.flags.writeable = False
     return kept
 
 
+def _is_array(value: Any) -> bool:
+    """An array of NumPy, or one that it can copy from a device and that the backend takes as an input."""
+    return isinstance(value, np.ndarray) or (hasattr(value, "__array__") and hasattr(value, "shape"))
+
+
 def _misfit(tensor: StateTensor, shape: tuple[int, ...], value: Any, source: str) -> BackendError:
-    came = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    came = f"{value.dtype}{list(value.shape)}" if _is_array(value) else type(value).__name__
     return BackendError(
         f"{source}: output {tensor.output!r}: expected {tensor.dtype}{list(shape)}, as input {tensor.name!r} reads it, "
         f"got {came}"

@@ -63,7 +63,8 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
         raise InvalidInput("state: the checksum differs: the record was cut short or altered")
     try:
         header = json.loads(body[:size])
-        written_by, named = header["fingerprint"], [(name, dtype, tuple(shape)) for name, dtype, shape in header["states"]]
+        written_by = header["fingerprint"]
+        named = [(name, dtype, tuple(shape)) for name, dtype, shape in header["states"]]
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidInput(f"state: the header of the record is malformed ({error!r})") from error
     if written_by != fingerprint:
@@ -72,14 +73,18 @@ def read_record(record: object, tensors: Sequence[StateTensor], fingerprint: str
             "a state means nothing to another model"
         )
     expected = [(tensor.name, tensor.dtype.str, tensor.shape) for tensor in tensors]
-    if named != expected:
+    if [entry[:2] for entry in named] != [entry[:2] for entry in expected] or not all(
+        tensor.fits_row(shape, tensor.shape[tensor.grows or 0])
+        for tensor, (_, _, shape) in zip(tensors, named, strict=True)
+    ):
         raise InvalidInput(f"state: expected the states {expected}, got {named}")
-    if len(body) != size + sum(tensor.nbytes for tensor in tensors):
-        raise InvalidInput(f"state: expected {sum(tensor.nbytes for tensor in tensors)} bytes, got {len(body) - size}")
+    counts = [int(np.prod(shape, dtype=int)) for _, _, shape in named]
+    needed = sum(count * tensor.dtype.itemsize for tensor, count in zip(tensors, counts, strict=True))
+    if len(body) != size + needed:
+        raise InvalidInput(f"state: expected {needed} bytes, got {len(body) - size}")
     states: dict[str, Array] = {}
     offset = size
-    for tensor in tensors:
-        count = int(np.prod(tensor.shape, dtype=int))
-        states[tensor.name] = np.frombuffer(body, tensor.dtype, count, offset).reshape(tensor.shape)
-        offset += tensor.nbytes
+    for tensor, count, (_, _, shape) in zip(tensors, counts, named, strict=True):
+        states[tensor.name] = np.frombuffer(body, tensor.dtype, count, offset).reshape(shape)
+        offset += count * tensor.dtype.itemsize
     return states
