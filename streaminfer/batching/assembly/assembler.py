@@ -27,7 +27,7 @@ from streaminfer._internal.validation import check_count, expected
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
 from streaminfer.batching.assembly.row_costs import first_within
 from streaminfer.batching.assembly.stacking import only_axis, prepare, stack_column
-from streaminfer.batching.queue._ticket_cy import Ticket
+from streaminfer.batching.queue._ticket_cy import Ticket, departed
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
@@ -86,11 +86,7 @@ class AssembledBatch(Batch):
 
     def left(self, now_ns: int) -> Sequence[int]:
         """Return the rows whose callers wait no longer."""
-        return [
-            row
-            for row, ticket in enumerate(self._tickets)
-            if ticket.future is None or ticket.future.done() or ticket.deadline_ns <= now_ns
-        ]
+        return departed(self._tickets, now_ns)
 
     def again(self) -> "AssembledBatch":
         """Return the same rows, whose inputs are put together once more."""

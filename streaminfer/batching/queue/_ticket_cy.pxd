@@ -36,3 +36,6 @@ cdef class Ticket:
     cdef Ticket _follower
     cdef Ticket _previous
     cdef Ticket _next
+
+@cython.locals(found=list, position=Py_ssize_t, ticket=Ticket)
+cpdef list departed(object tickets, long long now_ns)

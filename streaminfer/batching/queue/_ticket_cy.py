@@ -6,12 +6,12 @@ underscore.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
 
-__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket"]
+__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "departed"]
 
 NEVER = 2**63 - 1
 """The deadline of a request that has none."""
@@ -132,3 +132,14 @@ class Execution:
 
     def __repr__(self) -> str:
         return f"Execution({len(self.tickets)} rows, {self.live} live)"
+
+
+def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
+    """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed."""
+    found: list[int] = []
+    position = 0
+    for ticket in tickets:
+        if ticket.future is None or ticket.deadline_ns <= now_ns or ticket.future.done():
+            found.append(position)
+        position += 1
+    return found

@@ -40,3 +40,8 @@ cdef class WriteBack:
     cdef readonly list rows
     cdef readonly list slots
     cdef readonly list streams
+
+cdef class Places:
+    cdef readonly list sources
+    cdef readonly list others
+    cdef readonly list lengths

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-__all__ = ["Block", "Step", "Stream", "WriteBack"]
+__all__ = ["Block", "Places", "Step", "Stream", "WriteBack"]
 
 
 class Stream:
@@ -147,3 +147,20 @@ class WriteBack:
         self.rows: list[int] = []
         self.slots: list[int] = []
         self.streams: list[Stream] = []
+
+
+class Places:
+    """Where the rows of a batch are gathered from.
+
+    Attributes:
+        sources: a block, or ``None`` for the arena; rows of it, or slots; and the rows of the batch that these become.
+        others: rows of the batch whose state is given, or else initial; the stream's id, and what is given.
+        lengths: by row, of the states that grow; ``None``: not known.
+    """
+
+    __slots__ = ("lengths", "others", "sources")
+
+    def __init__(self) -> None:
+        self.sources: list[tuple[Block | None, list[int], list[int]]] = []
+        self.others: list[tuple[int, Hashable, Any]] = []
+        self.lengths: list[Any] = []

@@ -1,5 +1,5 @@
 cimport cython
-from streaminfer.streams.state._step_cy cimport Block, Step, Stream, WriteBack
+from streaminfer.streams.state._step_cy cimport Block, Places, Step, Stream, WriteBack
 
 cdef Py_ssize_t _SPARE_SLOTS
 
@@ -16,10 +16,13 @@ cdef class StreamTable:
     cdef Stream _tail
 
     @cython.locals(group=list, step=Step, stream=Stream, chosen=Step, before=Step, position=Py_ssize_t)
-    cpdef list begin(self, object ids, long long now_ns)
+    cpdef list begin(self, object requests, long long now_ns)
 
     @cython.locals(versions=list, first=Stream, block=Block, row=Py_ssize_t, same=bint, stream=Stream)
     cpdef Block locate(self, Step step)
+
+    @cython.locals(places=Places, latest=Block, here=list, there=list, found=bint, row=Py_ssize_t, stream=Stream, block=Block)
+    cpdef Places places(self, list streams)
 
     @cython.locals(holders=list, versions=list, row=Py_ssize_t, stream=Stream)
     cpdef commit(self, Step step, Block block, object failed=*)

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
-from streaminfer.streams.state._step_cy import Block, Step, Stream, WriteBack
+from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
 
 __all__ = ["StreamTable"]
 
@@ -93,11 +93,11 @@ class StreamTable:
         """Return a stream that has state; ``None``: it has none."""
         return self._streams.get(stream_id)
 
-    def begin(self, ids: Sequence[Hashable], now_ns: int) -> list[Step]:
+    def begin(self, requests: Sequence[Any], now_ns: int) -> list[Step]:
         """Register the rows of a batch; opens the streams that are new.
 
         Args:
-            ids: the stream of each row; ``None``: it has none, and so no place.
+            requests: of each row, with a ``stream_id``; ``None``: it has no stream, and so no place.
             now_ns: the present.
 
         Returns:
@@ -108,7 +108,8 @@ class StreamTable:
         step = Step(group, 0)
         group.append(step)
         position = 0
-        for stream_id in ids:
+        for request in requests:
+            stream_id = request.stream_id
             stream = None if stream_id is None else self._streams.get(stream_id)
             if stream is None:
                 if stream_id is None or len(self._streams) >= self.max_streams:
@@ -159,6 +160,37 @@ class StreamTable:
         if same and block is not None and len(block.streams) == row:
             return block
         return None
+
+    def places(self, streams: list[Stream]) -> Places:
+        """Return where the states of some streams are now, to be gathered as the rows of a batch."""
+        places = Places()
+        latest: Block | None = None
+        here: list[int] = []
+        there: list[int] = []
+        found = False
+        row = 0
+        for stream in streams:
+            places.lengths.append(stream.lengths)
+            block = stream.block
+            if block is None and stream.slot < 0:
+                places.others.append((row, stream.stream_id, stream.given))
+            else:
+                if not found or block is not latest:
+                    found = False
+                    for one, here, there in places.sources:  # noqa: B007 - they are those of the source found
+                        if one is block:
+                            found = True
+                            break
+                    if not found:
+                        here = []
+                        there = []
+                        places.sources.append((block, here, there))
+                        found = True
+                    latest = block
+                here.append(stream.slot if block is None else stream.row)
+                there.append(row)
+            row += 1
+        return places
 
     def commit(self, step: Step, block: Block, failed: Collection[int] = ()) -> None:
         """Let the streams of a step go on from its outputs.

@@ -93,8 +93,11 @@ class StateTensor:
         return (*self.shape[: self.axis], rows, *self.shape[self.axis :])
 
     def in_batch(self, array: Array) -> RowSource:
-        """Return the rows of a batch, which is C-contiguous."""
-        return RowSource(array.reshape(-1).view(self.word), self.run, array.shape[self.axis] * self.run)
+        """Return the rows of a batch, which is C-contiguous; a copy of one that is not aligned for its words."""
+        words = array.reshape(-1).view(self.word)
+        if not words.flags.aligned:
+            words = words.copy()
+        return RowSource(words, self.run, array.shape[self.axis] * self.run)
 
     def in_arena(self, arena: Array) -> RowSource:
         """Return the rows of an arena, of shape (rows, words)."""
@@ -121,7 +124,7 @@ class StateTensor:
 
     def fits(self, array: Any, rows: tuple[int, ...]) -> bool:
         """Return whether an array can be a batch of one of some numbers of rows."""
-        if array.dtype != self.dtype or array.ndim != len(self.shape) + 1 or array.shape[self.axis] not in rows:
+        if array.dtype != self.dtype or len(array.shape) != len(self.shape) + 1 or array.shape[self.axis] not in rows:
             return False
         row = (*array.shape[: self.axis], *array.shape[self.axis + 1 :])
         return self.fits_row(row, at_most=None)

@@ -8,16 +8,16 @@ and a row that is written is nobody's yet.
 
 import math
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.assembly.buffers import BufferPool
-from streaminfer.streams.state._step_cy import Block, Step, Stream, WriteBack
+from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
 from streaminfer.streams.state._stream_table_cy import StreamTable
-from streaminfer.streams.state.layout import StateTensor
+from streaminfer.streams.state.layout import RowSource, StateTensor
 
 __all__ = ["StateStore", "States"]
 
@@ -26,6 +26,10 @@ Array = NDArray[Any]
 _POOL_BYTES = 1 << 30
 _POOLED_FROM = 1 << 20
 """Bytes of a gathered state from which its memory is reused: ``malloc`` gets such blocks from the system each time."""
+
+
+_Moves = list[tuple[Block | None, Array, Array]]
+_Values = list[tuple[int, Mapping[str, Array]]]
 
 
 class States(NamedTuple):
@@ -52,6 +56,7 @@ class StateStore:
         lock: held for each use of ``table``.
         table: which stream's state is where.
         gathers: batches whose rows were gathered.
+        copied_rows: rows that were gathered or written back.
         sticky: batches that read the outputs of an earlier one.
     """
 
@@ -59,6 +64,7 @@ class StateStore:
         self.lock = threading.Lock()
         self.table = StreamTable(max_streams)
         self.gathers = 0
+        self.copied_rows = 0
         self.sticky = 0
         self._tensors = tensors
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
@@ -78,19 +84,20 @@ class StateStore:
             if block is not None and block.size == size:
                 self.sticky += 1
                 return States(block.arrays, block.lengths)
-            places = _Places(step.streams, size)
+            places = self.table.places(step.streams)
             self.gathers += 1
+            self.copied_rows += size
         states = self._gather(places, size)
         self._write_back()
         return states
 
     def read_initial(self, size: int) -> States:
         """Return the initial states for a batch that belongs to no stream."""
-        return self._gather(_Places([Stream(None, 0)], size), size)
+        return self._gather(self.table.places([Stream(None, 0)]), size)
 
     def row(self, stream: Stream) -> dict[str, Array]:
         """Return copies of the states of one stream; the caller holds the lock."""
-        arrays = self._gather(_Places([stream], 1), 1).arrays
+        arrays = self._gather(self.table.places([stream]), 1).arrays
         return {tensor.name: tensor.row_of(arrays[tensor.name], 0) for tensor in self._tensors}
 
     def grow(self, before: States, after: Mapping[str, Array]) -> list[tuple[int, ...]] | None:
@@ -112,7 +119,11 @@ class StateStore:
 
     def bytes_in_use(self) -> int:
         """Return the bytes of all states, the kept outputs as a whole; the caller holds the lock."""
-        kept = sum(int(array.nbytes) for block in self.table.blocks for array in block.arrays.values())
+        kept: int = sum(
+            math.prod(block.arrays[tensor.name].shape) * tensor.dtype.itemsize
+            for block in self.table.blocks
+            for tensor in self._tensors
+        )
         return self.table.slots_in_use * sum(tensor.nbytes for tensor in self._tensors) + kept
 
     def clear(self) -> None:
@@ -121,46 +132,54 @@ class StateStore:
             self.table.clear()
             self._arena = {}
 
-    def _gather(self, places: "_Places", size: int) -> States:
+    def _gather(self, places: Places, size: int) -> States:
+        lengths = places.lengths
+        values: list[tuple[int, Mapping[str, Array]]] = []
         for row, stream_id, given in places.others:
-            values = {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors} if given is None else given
-            places.values.append((row, values))
-            places.lengths[row] = tuple(_length_of_row(tensor, values[tensor.name]) for tensor in self._growing)
-        arrays = {tensor.name: self._gather_one(tensor, places, size) for tensor in self._tensors}
-        return States(arrays, [lengths or () for lengths in places.lengths] if self._growing else None)
+            known = given or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
+            values.append((row, known))
+            lengths[row] = tuple(_length_of_row(tensor, known[tensor.name]) for tensor in self._growing)
+        moves = [(block, np.array(rows), np.array(targets)) for block, rows, targets in places.sources]
+        sizes = len(lengths), size
+        arrays = {
+            tensor.name: self._gather_one(tensor, moves, values, sizes)
+            if tensor.grows is None
+            else self._gather_growing(tensor, moves, values, lengths, size)
+            for tensor in self._tensors
+        }
+        return States(arrays, lengths if self._growing else None)
 
-    def _gather_one(self, tensor: StateTensor, places: "_Places", size: int) -> Array:
-        if tensor.grows is not None:
-            return self._gather_growing(tensor, places, size)
+    def _gather_one(self, tensor: StateTensor, moves: _Moves, values: _Values, sizes: tuple[int, int]) -> Array:
+        rows, size = sizes
         batch = self._new(tensor, tensor.batch_shape(size))
         target = tensor.in_batch(batch)
-        if places.slots:
-            arena = tensor.in_arena(self._arena_of(tensor))
-            tensor.copy(arena, np.array(places.slots), target, np.array(places.slot_rows))
-        for block, rows, target_rows in places.blocks.values():
-            kept = np.ascontiguousarray(block.arrays[tensor.name])
-            tensor.copy(tensor.in_batch(kept), np.array(rows), target, np.array(target_rows))
-        for row, values in places.values:
-            tensor.row_of(batch, row)[...] = values[tensor.name]
-        for row in places.padding:
-            tensor.row_of(batch, row)[...] = tensor.row_of(batch, places.padding[0] - 1)
+        for block, here, there in moves:
+            tensor.copy(self._source(tensor, block), here, target, there)
+        for row, known in values:
+            tensor.row_of(batch, row)[...] = known[tensor.name]
+        for row in range(rows, size):
+            tensor.row_of(batch, row)[...] = tensor.row_of(batch, rows - 1)
         return batch
 
-    def _gather_growing(self, tensor: StateTensor, places: "_Places", size: int) -> Array:
+    def _source(self, tensor: StateTensor, block: Block | None) -> RowSource:
+        if block is None:
+            return tensor.in_arena(self._arena_of(tensor))
+        return tensor.in_batch(np.ascontiguousarray(block.arrays[tensor.name]))
+
+    def _gather_growing(
+        self, tensor: StateTensor, moves: _Moves, values: _Values, all_lengths: list[Any], size: int
+    ) -> Array:
         """Rows of differing lengths: the valid entries at the end, zeros before them."""
         position = self._growing.index(tensor)
-        lengths = [lengths[position] for lengths in places.lengths if lengths is not None]
+        lengths = [lengths[position] for lengths in all_lengths]
         longest = max(lengths)
         shape = tensor.with_length(tensor.shape, longest)
         batch = self._new(tensor, (*shape[: tensor.axis], size, *shape[tensor.axis :]))
-        sources: dict[int, Array] = {row: values[tensor.name] for row, values in places.values}
-        arena = self._arena_of(tensor) if places.slots else None
-        for slot, row in zip(places.slots, places.slot_rows, strict=True):
-            assert arena is not None  # noqa: S101 - there are slots
-            sources[row] = tensor.row_in_arena(arena, slot)
-        for block, rows, target_rows in places.blocks.values():
-            kept = np.asarray(block.arrays[tensor.name])
-            sources.update((row, tensor.row_of(kept, here)) for here, row in zip(rows, target_rows, strict=True))
+        sources: dict[int, Array] = {row: known[tensor.name] for row, known in values}
+        for block, here, there in moves:
+            kept = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
+            view = tensor.row_in_arena if block is None else tensor.row_of
+            sources.update((row, view(kept, source)) for source, row in zip(here.tolist(), there.tolist(), strict=True))
         for row in range(size):
             known = min(row, len(lengths) - 1)
             length, target = lengths[known], tensor.row_of(batch, row)
@@ -178,17 +197,18 @@ class StateStore:
                 return
             copied = False
             try:
+                rows, slots = np.array(work.rows), np.array(work.slots)
                 for tensor in self._tensors:
-                    self._write_back_one(tensor, work)
+                    self._write_back_one(tensor, work, rows, slots)
                 copied = True
             finally:
                 with self.lock:
+                    self.copied_rows += len(work.rows)
                     self.table.taken_back(work, copied)
 
-    def _write_back_one(self, tensor: StateTensor, work: WriteBack) -> None:
+    def _write_back_one(self, tensor: StateTensor, work: WriteBack, rows: Array, slots: Array) -> None:
         kept, arena = np.ascontiguousarray(work.block.arrays[tensor.name]), self._arena_of(tensor)
         if tensor.grows is None:
-            rows, slots = np.array(work.rows), np.array(work.slots)
             tensor.copy(tensor.in_batch(kept), rows, tensor.in_arena(arena), slots)
             return
         position = self._growing.index(tensor)
@@ -206,44 +226,6 @@ class StateStore:
         if arena is None:
             arena = self._arena.setdefault(tensor.name, tensor.new_arena(self.table.capacity))
         return arena
-
-
-class _Places:
-    """Where the rows of a batch are gathered from, as it is now.
-
-    Attributes:
-        slots: of the arena.
-        slot_rows: rows of the batch that these become.
-        blocks: each with its rows, and the rows of the batch that these become.
-        others: rows of the batch whose state is given, or else initial, with the stream's id.
-        values: rows of the batch, and their states, for ``others``.
-        lengths: by row, of the states that grow; ``None``: not known yet.
-        padding: rows of the batch that are copies.
-    """
-
-    __slots__ = ("blocks", "lengths", "others", "padding", "slot_rows", "slots", "values")
-
-    def __init__(self, streams: Sequence[Stream], size: int) -> None:
-        self.slots: list[int] = []
-        self.slot_rows: list[int] = []
-        self.blocks: dict[int, tuple[Block, list[int], list[int]]] = {}
-        self.others: list[tuple[int, Hashable, Mapping[str, Array] | None]] = []
-        self.values: list[tuple[int, Mapping[str, Array]]] = []
-        self.lengths: list[tuple[int, ...] | None] = [stream.lengths for stream in streams]
-        self.padding = range(len(streams), size)
-        for row, stream in enumerate(streams):
-            block = stream.block
-            if block is not None:
-                found = self.blocks.get(id(block))
-                if found is None:
-                    found = self.blocks[id(block)] = (block, [], [])
-                found[1].append(stream.row)
-                found[2].append(row)
-            elif stream.slot >= 0:
-                self.slots.append(stream.slot)
-                self.slot_rows.append(row)
-            else:
-                self.others.append((row, stream.stream_id, stream.given))
 
 
 def _length(tensor: StateTensor, batch: Array) -> int:

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.uncompiled
 
 STREAMS = st.integers(0, 5)
 ACTIONS = st.one_of(
-    st.tuples(st.just("batch"), st.lists(STREAMS, min_size=1, max_size=4, unique=True), st.sampled_from("okay fail".split()), st.integers(1, 5)),
+    st.tuples(
+        st.just("batch"),
+        st.lists(STREAMS, min_size=1, max_size=4, unique=True),
+        st.sampled_from(["okay", "fail"]),
+        st.integers(1, 5),
+    ),
     st.tuples(st.just("wait"), st.integers(1, 4)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("move"), STREAMS, STREAMS),
@@ -33,11 +38,11 @@ class Failed(Exception):
 class Slow:
     """Takes and does what is planned for each batch, by its number."""
 
-    batch_axes = {"h": 1}
     queued_workers = 2
     returns_new_arrays = True
 
     def __init__(self, plans):
+        self.batch_axes = {"h": 1}
         self.plans = plans
 
     def example_inputs(self):

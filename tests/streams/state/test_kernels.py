@@ -39,7 +39,12 @@ def test_rows_arrive_as_numpy_indexes_them(shape, dtype, data):
         assert np.array_equal(tensor.row_in_arena(arena, slot), batch[row])
 
 
-@given(seed=st.integers(0, 1000), outer=st.integers(1, 3), inner=st.integers(1, 4), word=st.sampled_from(["i8", "i4", "u1"]))
+@given(
+    seed=st.integers(0, 1000),
+    outer=st.integers(1, 3),
+    inner=st.integers(1, 4),
+    word=st.sampled_from(["i8", "i4", "u1"]),
+)
 def test_kernel_equals_its_twin(seed, outer, inner, word):
     """The compiled kernel writes what the plain one writes, and nothing else."""
     rng = np.random.default_rng(seed)

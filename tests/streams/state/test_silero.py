@@ -142,7 +142,13 @@ def test_moves_to_another_process(chunks, alone, tmp_path):
     np.save(tmp_path / "chunks.npy", chunks[20:30])
 
     run = subprocess.run(
-        [sys.executable, "-c", EXPORTED.format(folder=str(Path(__file__).parent)), tmp_path / "state", tmp_path / "chunks.npy"],
+        [
+            sys.executable,
+            "-c",
+            EXPORTED.format(folder=str(Path(__file__).parent)),
+            tmp_path / "state",
+            tmp_path / "chunks.npy",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -182,9 +182,7 @@ async def test_step_whose_caller_has_left(loop, end):
     a, b = Reference(), Reference()
     async with stack(loop, model) as service:
         staying = asyncio.ensure_future(service(np.int64(1), stream_id="a"))
-        leaving = asyncio.ensure_future(
-            service(np.int64(1), stream_id="b", timeout_s=None if end == "cancel" else 0.5)
-        )
+        leaving = asyncio.ensure_future(service(np.int64(1), stream_id="b", timeout_s=None if end == "cancel" else 0.5))
         await asyncio.sleep(0.7)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError if end == "cancel" else DeadlineExceeded):
@@ -447,13 +445,14 @@ async def test_backend_that_reads_nothing(loop):
     """A backend that answers without reading its inputs has no state to go on from."""
 
     class Deaf:
-        batch_axes = {"h": 1}
+        def __init__(self):
+            self.batch_axes = {"h": 1}
 
         async def infer(self, batch):
             return {"y": np.zeros(1), "h2": np.zeros((2, 1, 3), np.int64)}
 
     model = stateful(Deaf(), initial={"h": EXAMPLE["h"]})
-    with pytest.raises(BackendError, match="reads batch.inputs"):
+    with pytest.raises(BackendError, match=r"reads batch\.inputs"):
         await model.infer(batch(("a", 1)))
 
 

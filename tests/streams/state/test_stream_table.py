@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+from streaminfer.request import Request
 from streaminfer.streams.state._step_cy import Block
 from streaminfer.streams.state._stream_table_cy import StreamTable
 
@@ -12,6 +13,10 @@ pytestmark = pytest.mark.uncompiled
 
 MAX_STREAMS = 6
 STREAMS = st.integers(0, 8)
+
+
+def rows(ids):
+    return [Request(None, stream_id=stream_id) for stream_id in ids]
 
 
 class TableMachine(RuleBasedStateMachine):
@@ -46,13 +51,13 @@ class TableMachine(RuleBasedStateMachine):
         new = list(dict.fromkeys(each for each in ids if each is not None and each not in known))
         rejected = set(new[place:])
 
-        steps = self.table.begin(ids, self.now_ns)
+        steps = self.table.begin(rows(ids), self.now_ns)
 
-        rows = [[ids[row] for row in step.rows] for step in steps]
-        assert [[stream.stream_id for stream in step.streams] for step in steps] == rows
-        assert all(len(set(step)) == len(step) for step in rows)
+        names = [[ids[row] for row in step.rows] for step in steps]
+        assert [[stream.stream_id for stream in step.streams] for step in steps] == names
+        assert all(len(set(step)) == len(step) for step in names)
         accepted = [each for each in ids if each is not None and each not in rejected]
-        assert sorted(each for step in rows for each in step) == sorted(accepted)
+        assert sorted(each for step in names for each in step) == sorted(accepted)
         for stream_id in known | set(new[:place]):
             self.states.setdefault(stream_id, 0)
         self.registered.extend(step for step in steps if step.rows)
@@ -73,7 +78,9 @@ class TableMachine(RuleBasedStateMachine):
                 continue
             block = self.table.locate(step)
             read = [self.read(stream) for stream in step.streams]
-            assert read == [self.states.get(s.stream_id, 0) if self.table.find(s.stream_id) is s else 0 for s in step.streams]
+            assert read == [
+                self.states.get(s.stream_id, 0) if self.table.find(s.stream_id) is s else 0 for s in step.streams
+            ]
             if block is not None:
                 assert block.arrays == read
                 assert block.size == len(read)
@@ -166,7 +173,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule()
     def restart(self):
         self.table.restart()
-        for stream_id in list(self.states):
+        for stream_id in range(9):
             self.forget(stream_id)
 
     @precondition(lambda self: not self.registered)
@@ -209,7 +216,7 @@ TestTable.settings = settings(max_examples=150, stateful_step_count=40)
 def test_a_step_waits_for_all_before_it():
     """Steps of one stream take turns in the order of their registration, over an abandoned one."""
     table = StreamTable(4)
-    (first,), (second,), (third,) = table.begin("ab", 1), table.begin("bc", 2), table.begin("c", 3)
+    (first,), (second,), (third,) = (table.begin(rows(names), at) for at, names in enumerate(["ab", "bc", "c"]))
 
     assert (first.pending, second.pending, third.pending) == (0, 1, 1)
     assert table.end(second) == []  # abandoned while it waited
@@ -222,13 +229,13 @@ def test_a_step_waits_for_all_before_it():
 def test_slots_are_given_back_when_the_reader_has_ended():
     """The slot of a stream that ends during its step is not another's until the step has ended."""
     table = StreamTable(4)
-    (step,) = table.begin("a", 1)
+    (step,) = table.begin(rows("a"), 1)
     table.locate(step)
     table.commit(step, Block(["state"], 1))
     table.end(step)
     table.taken_back(table.take_back(0), True)
     assert table.slots_in_use == 1
-    (step,) = table.begin("a", 2)
+    (step,) = table.begin(rows("a"), 2)
     table.locate(step)
 
     table.drop("a")
