@@ -1,16 +1,19 @@
 """Recurrent models batched across streams: live streams held on time, and what their states cost.
 
-    python benchmarks/run.py state [--seconds 2] [--rounds 3] [--only copies | steps | live]
+    python benchmarks/run.py state [--seconds 2] [--rounds 3] [--only copies | steps | cpu | live]
 
 *copies*: the states of 32 streams gathered into a batch and written back to the arena, over ``memcpy`` of as many
 bytes.
 
-*steps*: whole steps of a model that only hands memory around, 4 MB of state a stream, with the same streams again and
-with their order changed each time; the memory that Python allocates per step.
+*steps*: whole steps of a model that only hands memory around, 4 MB of state a stream, with the same streams again, in
+another order, and with others; the memory that Python allocates per step.
+
+*cpu*: CPU of a chunk through silero's voice detector, of the session's thread and of the event loop, with as many
+callers as fill batches: over the bare session in a loop. It says what a core can do also where other processes use it.
 
 *live*: microphones that send a chunk every 32 ms to silero's voice detector. A load is held if 99.9 % of the results
-are there within 64 ms of the chunk. Beside it the same session without batches, and the rate of the bare session in a loop
-with batches of 32 and of one. The session computes on one core, the event loop runs on another.
+are there within 64 ms of the chunk. Beside it the same session without batches, and the rate of the bare session in a
+loop with batches of 32 and of one. The session computes on one core, the event loop runs on another.
 """
 
 import argparse
@@ -181,17 +184,84 @@ def detector() -> StatefulBackend:
     return StatefulBackend(backend, state={"state": "stateN"}, context={"input": 64}, max_streams=8192)
 
 
-def bare_rate(rows: int, seconds: float) -> float:
-    """Chunks a second of the session in a loop, without anything around it."""
+def bare_session() -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(MODEL, options)
+    return ort.InferenceSession(MODEL, options)
+
+
+def bare_rate(rows: int, seconds: float) -> float:
+    """Chunks a second of the session in a loop, without anything around it."""
+    session = bare_session()
     feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         _, feed["state"] = session.run(None, feed)
         done += rows
     return done / (time.perf_counter() - began)
+
+
+def bare_cpu_s(rows: int, runs: int) -> float:
+    """CPU of a chunk of the session in a loop."""
+    session = bare_session()
+    feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
+    began = time.process_time()
+    for _ in range(runs):
+        _, feed["state"] = session.run(None, feed)
+    return (time.process_time() - began) / runs / rows
+
+
+async def closed_cpu_s(chunks: Sequence[Any], callers: int, max_batch_size: int, seconds: float) -> tuple[float, float]:
+    """CPU of a chunk in a closed loop of callers: of the event loop's thread, and of the session's."""
+    batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
+    async with si.Stack(batcher, detector()) as service:
+        served, stopped = 0, False
+
+        async def microphone(stream: int) -> None:
+            nonlocal served
+            while not stopped:
+                await service(chunks[(stream + served) % len(chunks)], stream_id=stream)
+                served += 1
+
+        callers_of = [asyncio.ensure_future(microphone(stream)) for stream in range(callers)]
+        await asyncio.sleep(0.2)
+        before, mine, cpu = served, time.thread_time(), time.process_time()
+        while time.process_time() - cpu < seconds:
+            await asyncio.sleep(0.05)
+        mine, cpu = time.thread_time() - mine, time.process_time() - cpu
+        count = served - before
+        stopped = True
+        await asyncio.gather(*callers_of)
+        return mine / count, (cpu - mine) / count
+
+
+def measure_cpu(seconds: float, rounds: int) -> None:
+    """CPU a chunk, in turn."""
+    chunks = load_chunks()
+    found: list[tuple[float, ...]] = []
+    for _ in range(rounds):
+        bare = bare_cpu_s(ROWS, 300), bare_cpu_s(1, 3000)
+        batched = asyncio.run(closed_cpu_s(chunks, 160, 64, seconds))
+        unbatched = asyncio.run(closed_cpu_s(chunks, 4, 1, seconds))
+        found.append((*bare, *batched, *unbatched))
+    many, one, loop, session, loop_1, session_1 = (statistics.median(column) for column in zip(*found, strict=True))
+    print("\n| CPU a chunk, median | event loop | session's thread | streams of 32 ms a core, of the session's |")
+    print("|---|---|---|---|")
+    for name, rest, own in [
+        ("bare session in a loop, batches of 32", 0.0, many),
+        ("bare session in a loop, one at a time", 0.0, one),
+        ("StatefulBackend, 160 streams, batches up to 64", loop, session),
+        ("StatefulBackend, batches of one", loop_1, session_1),
+    ]:
+        print(f"| {name} | {rest * 1e6:.1f} µs | {own * 1e6:.1f} µs | {CHUNK_S / own:.0f} |")
+    print(
+        f"\nthe session's core, batched over unbatched: {session_1 / session:.2f}; over the bare session one at a time:"
+    )
+    print(
+        f"{one / session:.2f} (bar: at least 2.2); over the bare session, batches of 32: {many / session:.2f} (bar: 0.85)"
+    )
+    print(f"all CPU, batched over unbatched: {(loop_1 + session_1) / (loop + session):.2f}")
+    print(f"all CPU, over the bare session, batches of 32: {many / (loop + session):.2f}")
 
 
 async def hold(chunks: Sequence[Any], count: int, max_batch_size: int, seconds: float) -> tuple[float, float, float]:
@@ -272,12 +342,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each load is held")
     parser.add_argument("--rounds", type=int, default=3, help="of the live streams")
-    parser.add_argument("--only", choices=["copies", "steps", "live"], help="one part")
+    parser.add_argument("--only", choices=["copies", "steps", "cpu", "live"], help="one part")
     options = parser.parse_args()
     if options.only in (None, "copies"):
         measure_copies()
     if options.only in (None, "steps"):
         measure_steps()
+    if options.only in (None, "cpu"):
+        measure_cpu(options.seconds, options.rounds)
     if options.only in (None, "live"):
         measure_live(options.seconds, options.rounds)
 

@@ -171,7 +171,8 @@ class StatefulBackend(Wrapper):
             if stream is None or stream.is_initial:
                 raise InvalidInput(f"stream_id: expected a stream that has state, got {stream_id!r}")
             states = self._store.row(stream)
-            return write_record(states, self._fingerprint())
+            fingerprint = self._fingerprint()
+        return write_record(states, fingerprint)
 
     def import_state(self, stream_id: Hashable, state: bytes) -> None:
         """Let the next step of a stream go on from a state that :meth:`export_state` returned.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaminfer.batching.assembly.buffers import BufferPool
+from streaminfer.errors import Closed
 from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
 from streaminfer.streams.state._stream_table_cy import StreamTable
 from streaminfer.streams.state.layout import RowSource, StateTensor
@@ -61,7 +62,7 @@ class StateStore:
     """
 
     def __init__(self, tensors: Sequence[StateTensor], max_streams: int, keep: int) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the thread that holds it can collect a coroutine whose step ends with that
         self.table = StreamTable(max_streams)
         self.gathers = 0
         self.copied_rows = 0
@@ -78,8 +79,13 @@ class StateStore:
         Args:
             step: of at least one row.
             size: rows of the batch; those behind the step's are copies of its last one.
+
+        Raises:
+            Closed: nothing waits for the step any more.
         """
         with self.lock:
+            if step.ended:
+                raise Closed("the batch was abandoned before its inputs were read")
             block = self.table.locate(step)
             if block is not None and block.size == size:
                 self.sticky += 1
