@@ -21,7 +21,8 @@ MICROPHONES = 24
 def load_chunks() -> NDArray[np.float32]:
     """The recording, shape (chunks, 512)."""
     with wave.open(str(ASSETS / "librivox_0870.wav")) as file:
-        sound = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+        sound = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32)
+    sound /= 32768
     return sound[: sound.size // CHUNK * CHUNK].reshape(-1, CHUNK)
 
 

@@ -254,12 +254,8 @@ def measure_cpu(seconds: float, rounds: int) -> None:
         ("StatefulBackend, batches of one", loop_1, session_1),
     ]:
         print(f"| {name} | {rest * 1e6:.1f} µs | {own * 1e6:.1f} µs | {CHUNK_S / own:.0f} |")
-    print(
-        f"\nthe session's core, batched over unbatched: {session_1 / session:.2f}; over the bare session one at a time:"
-    )
-    print(
-        f"{one / session:.2f} (bar: at least 2.2); over the bare session, batches of 32: {many / session:.2f} (bar: 0.85)"
-    )
+    print(f"\nthe core of the session, batched over unbatched: {session_1 / session:.2f} (bar: 2.2)")
+    print(f"over the bare session: {one / session:.2f}; over it in batches of 32: {many / session:.2f} (bar: 0.85)")
     print(f"all CPU, batched over unbatched: {(loop_1 + session_1) / (loop + session):.2f}")
     print(f"all CPU, over the bare session, batches of 32: {many / (loop + session):.2f}")
 
