@@ -1,6 +1,8 @@
 """Steps of many streams in shared batches come to what each stream comes to alone, whatever happens to other steps."""
 
 import asyncio
+import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -555,3 +557,38 @@ def test_arguments():
     with pytest.raises(ValueError, match="max_length"):
         si.streams.Growing(0, 0)
     assert "StatefulBackend(" in repr(stateful(inner))
+
+
+def test_threads_share_the_states():
+    """Event loops of several threads run steps of the same streams: each step counts once."""
+
+    def add(batch):
+        state = batch.inputs["h"] + batch.inputs["x"][None, :, None]
+        return {"y": state.sum(axis=(0, 2)), "h2": state}
+
+    model = stateful(recurrent(then=add))
+    count, streams = 150, 12
+
+    def drive(seed):
+        rng = np.random.default_rng(seed)
+
+        async def main():
+            for _ in range(count):
+                chosen = [int(k) for k in rng.permutation(streams)[:5]]
+                steps = [model.infer(batch(*((k, 1) for k in chosen[at::2]))) for at in (0, 1)]
+                await asyncio.gather(*steps)
+                sent[seed].update(chosen)
+
+        asyncio.run(main())
+
+    sent = [Counter() for _ in range(3)]
+    threads = [threading.Thread(target=drive, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    total = sum(sent, Counter())
+    for k in range(streams):
+        (y,) = asyncio.run(model.infer(batch((k, 0))))
+        assert int(y) == 6 * total[k]
