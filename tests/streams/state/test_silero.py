@@ -217,6 +217,19 @@ def test_reload_starts_all_streams_again(chunks, alone):
     assert backend.statistics().restarts == 1
 
 
+def test_values_are_checked_each_time(chunks):
+    """A backend that rejects NaN sees each chunk, also of a kind that was valid before."""
+    backend = detector(non_finite="reject")
+
+    async def main():
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend) as service:
+            await service(chunks[0], stream_id="a")
+            with pytest.raises(InvalidInput, match="NaN"):
+                await service(np.full(512, np.nan, F32), stream_id="a")
+
+    asyncio.run(main())
+
+
 def test_chunk_of_another_length(chunks):
     """A chunk that does not fit behind its context is rejected before it is queued."""
     backend = detector()
