@@ -53,6 +53,9 @@ class StateStore:
         max_streams: the most streams.
         keep: so many batches' outputs are kept where the model wrote them.
 
+    Raises:
+        ValueError: there is no address space for so many.
+
     Attributes:
         lock: held for each use of ``table``.
         table: which stream's state is where.
@@ -71,7 +74,19 @@ class StateStore:
         self._growing = [tensor for tensor in tensors if tensor.grows is not None]
         self._keep = keep
         self._arena: dict[str, Array] = {}
+        self._reserve()
         self._pool = BufferPool(_POOL_BYTES)
+
+    def _reserve(self) -> None:
+        """Reserve the arenas, so that a lack of address space is no failure of some later batch."""
+        try:
+            for tensor in self._tensors:
+                self._arena_of(tensor)
+        except (MemoryError, ValueError) as error:  # NumPy raises the second for more than it can count
+            rows, size = self.table.max_streams, sum(tensor.nbytes for tensor in self._tensors)
+            raise ValueError(
+                f"max_streams: expected states that fit into memory, got {rows} of {size} bytes ({error})"
+            ) from error
 
     def read(self, step: Step, size: int) -> States:
         """Return the states that a step starts from; called when its turn has come.

@@ -540,6 +540,7 @@ def test_arguments():
         (ValueError, r"initial\['h'\]: expected int64\[2, 3\]", {"initial": {"h": np.zeros(3)}}),
         (TypeError, r"initial\['h'\]: expected an array, or a function", {"initial": {"h": 1}}),
         (ValueError, "max_streams", {"max_streams": 0}),
+        (ValueError, "max_streams: expected states that fit into memory", {"max_streams": 1 << 55}),
         (ValueError, "idle_ttl_s", {"idle_ttl_s": 0}),
         (TypeError, "keep_on_reload", {"keep_on_reload": 1}),
         (TypeError, "clock", {"clock": 1}),
