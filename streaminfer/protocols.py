@@ -199,6 +199,7 @@ class Capabilities(NamedTuple):
     Attributes:
         validate: raises :class:`~streaminfer.InvalidInput` when what a request brings does not fit the model. The
             `Stack` calls it once, before anything is queued, and so offers none itself.
+        validates_kinds: ``validate`` looks at names, types and shapes alone: what fits once, fits always.
         admission: says without side effects whether a request would be accepted at an instant, and when it would be
             answered.
         slo: read at each request.
@@ -229,6 +230,7 @@ class Capabilities(NamedTuple):
     """
 
     validate: Callable[[Request], None] | None = None
+    validates_kinds: bool = False
     admission: Callable[[Request, int], Admission] | None = None
     slo: Objective | None = None
     fingerprint: str | bytes | Callable[[], str | bytes | None] | None = None

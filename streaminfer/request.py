@@ -58,11 +58,14 @@ class Batch:
 
     Attributes:
         is_part: its rows were in a batch that failed, and are sent again to find out on which of them the model fails.
+        whole_outputs: names of outputs that the sender keeps as a whole. A backend that can do so returns a mapping of
+            all outputs by name: these in the layout of the model, the others cut into rows. Another one ignores it.
     """
 
     __slots__ = ("deadline_ns", "inputs", "rows")
 
     is_part: ClassVar[bool] = False
+    whole_outputs: frozenset[str] = frozenset()
     inputs: Any
 
     def __init__(self, inputs: Any, rows: Sequence[Request], deadline_ns: int | None = None) -> None:
@@ -74,6 +77,10 @@ class Batch:
     def size(self) -> int:
         """How many rows the inputs have: as many as there are requests, or more where a batcher filled them up."""
         return len(self.rows)
+
+    def left(self, now_ns: int) -> Sequence[int]:  # noqa: ARG002 - for a batcher's, which knows its callers
+        """Return the rows whose callers wait no longer: they have cancelled, or their deadline has passed."""
+        return ()
 
     def again(self) -> "Batch":
         """Return the batch for another attempt: a batcher's has inputs of its own, to which no model has written."""

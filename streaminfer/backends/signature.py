@@ -169,6 +169,7 @@ class Signature:
     Attributes:
         batch_axes: the axis on which each input of a request is stacked, by name.
         only_input: the name of the input, if a request has just one.
+        checks_kinds: a check looks at names, types and shapes alone.
         rows_a_run: the size at which the model's batch axis is fixed; ``None`` where it is free.
     """
 
@@ -178,6 +179,7 @@ class Signature:
         "_optional",
         "_shared",
         "batch_axes",
+        "checks_kinds",
         "inputs",
         "only_input",
         "outputs",
@@ -194,6 +196,7 @@ class Signature:
         sizes = (spec.shape[spec.batch_axis or 0] for spec in per_request)
         self.rows_a_run = next((size for size in sizes if isinstance(size, int)), None)
         finite = non_finite == "reject"
+        self.checks_kinds = not finite and all(spec.dtype != TEXT for spec in self.inputs)
         self._checks = tuple(_Check(spec, finite=finite) for spec in per_request if not spec.is_optional)
         self._optional = {spec.name: _Check(spec, finite=finite) for spec in per_request if spec.is_optional}
         self._only = self._checks[0] if len(self._checks) == 1 else None

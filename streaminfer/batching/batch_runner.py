@@ -175,7 +175,7 @@ class BatchRunner:
     def _call_backend(self, execution: Execution) -> None:
         deadline_ns = None if execution.deadline_ns == NEVER else execution.deadline_ns
         batch = self._calls.make_batch(
-            Part(execution.inputs, [ticket.request for ticket in execution.tickets], deadline_ns)
+            Part(execution.inputs, [ticket.request for ticket in execution.tickets], deadline_ns, execution.tickets)
         )
         infer: Any = self._infer_now or self._infer
         try:

@@ -56,7 +56,17 @@ class BatchedService(Node):
     __slots__ = (
         *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
         *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
-        *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
+        *(
+            "_ask_inward",
+            "_assembler",
+            "_dispatcher",
+            "_in_order",
+            "_loop",
+            "_new_future",
+            "_outcomes",
+            "_plain",
+            "_queue",
+        ),
         *("_stack", "_stopping", "_submitted"),
     )
 
@@ -93,12 +103,14 @@ class BatchedService(Node):
             source=self.source,
             clock=clock,
         )
-        self._ask_inward = adapt(inner).capabilities().admission
+        offered = adapt(inner).capabilities()
+        self._ask_inward = offered.admission
+        self._in_order = offered.stream_states is not None
         self._policy_for = policy_for
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self.change(slo_s, max_batch_size, policy, self._assembler)
-        inner_validate = adapt(inner).capabilities().validate
+        inner_validate = offered.validate
         self.validate: Callable[[Request], None] | None = None
         if self._assembler.pads and inner_validate is not None:
             self.validate = functools.partial(self._validate_padded, inner_validate)
@@ -180,7 +192,8 @@ class BatchedService(Node):
         queue = self._queue
         if queue.full:
             self._make_room(priority, deadline_ns)
-        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
+        stream_id = request.stream_id if self._in_order and request is not None else None
+        ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket, stream_id)
         if cost:
             ticket.cost = cost
         dispatcher = self._dispatcher
@@ -210,6 +223,8 @@ class BatchedService(Node):
             self._outcomes.cancelled += 1
             if execution is not None:
                 dispatcher.runner.cancel_if_abandoned(execution)
+        if self._in_order:
+            dispatcher.schedule()  # the next request of its stream may be queued now
         dispatcher.settle()
 
     @property
@@ -352,7 +367,7 @@ class BatchedService(Node):
         runner = dispatcher.runner
         return BatcherStatistics(
             submitted=self._submitted,
-            queued=queue.queued,
+            queued=queue.queued + queue.held_back,
             running=queue.running,
             succeeded=queue.succeeded,
             failed=queue.failed + outcomes.failed,

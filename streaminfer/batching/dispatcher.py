@@ -152,8 +152,9 @@ class Dispatcher:
         self._loop = loop
 
     def tickets(self) -> list[Ticket]:
-        """Return the queued requests, and those of the batches that run."""
-        return [*self._queue, *(ticket for execution in self.runner.batches for ticket in execution.tickets)]
+        """Return the queued requests, those held back, and those of the batches that run."""
+        running = (ticket for execution in self.runner.batches for ticket in execution.tickets)
+        return [*self._queue, *self._queue.held(), *running]
 
     def predicted_finish_ns(self, now_ns: int, bucket: int) -> int | None:
         """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""

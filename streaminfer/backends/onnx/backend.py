@@ -293,6 +293,7 @@ class OnnxBackend(Node):
         """What a batcher, caches and the `Stack` need to know of the model."""
         return Capabilities(
             validate=self.validate,
+            validates_kinds=self._signature.checks_kinds,
             fingerprint=self.fingerprint,
             fingerprint_changes=self.fingerprint_changes,
             max_batch_size=self.max_batch_size,

@@ -18,6 +18,10 @@ Outputs are bound to reused memory if the model says their shape: each size is a
 a size of an input. Else onnxruntime allocates them in each run, and they are bound again before it: a bound output
 whose size has changed is an error.
 
+Outputs that the sender keeps whole, the states of a recurrent model, stay on the device: onnxruntime makes the memory
+of each run's, and when they come back as inputs, they are bound as they are. Graphs remember addresses, so with graphs
+such outputs are copied like the others.
+
 onnxruntime has no pinned memory to give from Python (its ``OrtValue`` knows the devices ``cpu``, ``cuda`` and others,
 and no ``cuda_pinned``), so ours is registered with the CUDA runtime that onnxruntime has loaded.
 """
@@ -41,7 +45,15 @@ from streaminfer.backends.onnx.model import Provider
 from streaminfer.backends.signature import TEXT, Signature, TensorSpec
 from streaminfer.errors import BackendError
 
-__all__ = ["Binding", "BoundRuns", "check_cuda_graphs", "choose_binding", "load_cuda_runtime", "records_graphs"]
+__all__ = [
+    "Binding",
+    "BoundRuns",
+    "DeviceArray",
+    "check_cuda_graphs",
+    "choose_binding",
+    "load_cuda_runtime",
+    "records_graphs",
+]
 
 Binding = Literal["off", "pageable", "pinned"]
 """``off``: plain runs; ``pageable``: bound memory; ``pinned``: also page-locked, for GPUs."""
@@ -54,6 +66,16 @@ _Shapes = tuple[tuple[int, ...] | None, ...]
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _MAX_SLOTS = 16  # shapes with reused memory: more than there are buckets, and a bound where shapes are free
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+_DTYPES = {
+    f"tensor({name})": np.dtype(kind)
+    for name, kind in {
+        "float": "f4",
+        "double": "f8",
+        "float16": "f2",
+        "bool": "?",
+        **{f"{sign}int{8 * size}": f"{sign or 'i'}{size}" for sign in ("", "u") for size in (1, 2, 4, 8)},
+    }.items()
+}
 _GRAPH_ID = "gpu_graph_id"
 _NO_GRAPH = -1  # as onnxruntime says it: neither record nor replay
 
@@ -161,13 +183,16 @@ class BoundRuns:
         self._slots: OrderedDict[_Shapes, _Slot] = OrderedDict()
         self._lock = threading.Lock()  # a warm-up may come from any thread while a batch runs
 
-    def run(self, feed: Mapping[str, Array], options: Any, *, record: bool = False) -> list[Array]:
+    def run(
+        self, feed: Mapping[str, Any], options: Any, *, record: bool = False, whole: frozenset[str] = frozenset()
+    ) -> list[Any]:
         """The outputs, in the model's order; the caller owns them.
 
         Args:
             feed: the inputs of the model, by name; optional ones may be left out.
             options: the ``RunOptions``.
             record: a warm-up run, which makes a CUDA graph for batches of this shape, if the session has graphs.
+            whole: outputs that stay on the device, as a :class:`DeviceArray` that may be fed again.
 
         Raises:
             BackendError: memory cannot be pinned.
@@ -181,7 +206,7 @@ class BoundRuns:
                 self._slots[shapes] = slot
             self._slots.move_to_end(shapes)
             if self._graph_ids is None:
-                return slot.run(feed, options)
+                return slot.run(feed, options, whole)
             if record and slot.graph_id == _NO_GRAPH:
                 slot.graph_id = next(self._graph_ids)
             self._set_graph(options, slot.graph_id)
@@ -215,10 +240,39 @@ class BoundRuns:
             self._options = options
 
 
+class DeviceArray:
+    """An output that stayed on the device; NumPy copies it to the host where it is asked to.
+
+    Args:
+        value: the ``OrtValue``.
+
+    Attributes:
+        value: the same.
+        device: its name.
+        shape: of the array.
+        dtype: of the array.
+    """
+
+    __slots__ = ("_host", "device", "dtype", "shape", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.device: str = value.device_name().lower()
+        self.shape: tuple[int, ...] = tuple(value.shape())
+        self.dtype = _DTYPES[value.data_type()]
+        self._host: Array | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if self._host is None:
+            self._host = self.value.numpy()
+        host = self._host if dtype is None or dtype == self.dtype else self._host.astype(dtype)
+        return host.copy() if copy else host
+
+
 class _Slot:
     """The memory of batches of one shape."""
 
-    __slots__ = ("_binding", "_device", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
+    __slots__ = ("_binding", "_device", "_foreign", "_hosts", "_inputs", "_names", "_outputs", "_session", "graph_id")
 
     def __init__(
         self,
@@ -236,6 +290,7 @@ class _Slot:
         self._names = [spec.name for spec in signature.outputs]
         self._hosts: dict[str, Array] = {}
         self._inputs: dict[str, Any] = {}
+        self._foreign: set[str] = set()  # inputs that are bound to outputs of another run
         for spec, shape in zip(signature.inputs, shapes, strict=True):
             assert spec.dtype is not None  # noqa: S101 - no input is without, see read_specs
             if shape is None:
@@ -261,22 +316,42 @@ class _Slot:
                 else runtime.OrtValue.ortvalue_from_numpy(memory)
             )
             self._outputs.append((value, memory))
-            self._binding.bind_ortvalue_output(spec.name, value)
+        self._bind_outputs()
 
-    def run(self, feed: Mapping[str, Array], options: Any) -> list[Array]:
+    def run(self, feed: Mapping[str, Any], options: Any, whole: frozenset[str] = frozenset()) -> list[Any]:
         for name, host in self._hosts.items():
-            np.copyto(host, feed[name])
-            if self._device[0] != "cpu":
-                self._inputs[name].update_inplace(host)
-        if self._outputs is None:
+            self._feed(name, host, feed[name], reuses=not whole)
+        if self._outputs is None or whole:
             for name in self._names:
                 self._binding.bind_output(name, *self._device)
         self.run_bound(options)
+        if whole:
+            made = zip(self._names, self._binding.get_outputs(), strict=True)
+            outputs = [DeviceArray(value) if name in whole else value.numpy() for name, value in made]
+            self._bind_outputs()
+            return outputs
         if self._outputs is None:
             copies: list[Array] = self._binding.copy_outputs_to_cpu()
             return copies
         # what is on a device is copied to the host by numpy()
         return [value.numpy() if memory is None else memory.copy() for value, memory in self._outputs]
+
+    def _feed(self, name: str, host: Array, value: Any, *, reuses: bool) -> None:
+        own = self._inputs[name]
+        if isinstance(value, DeviceArray) and not reuses and value.device == self._device[0]:
+            self._binding.bind_ortvalue_input(name, value.value)
+            self._foreign.add(name)
+            return
+        np.copyto(host, value)
+        if self._device[0] != "cpu":
+            own.update_inplace(host)
+        if name in self._foreign:
+            self._binding.bind_ortvalue_input(name, own)
+            self._foreign.discard(name)
+
+    def _bind_outputs(self) -> None:
+        for name, (value, _) in zip(self._names, self._outputs or (), strict=self._outputs is not None):
+            self._binding.bind_ortvalue_output(name, value)
 
     def run_bound(self, options: Any) -> None:
         """Runs the model on what the memory holds."""

@@ -27,6 +27,7 @@ from streaminfer._internal.validation import check_count, expected
 from streaminfer.batching.assembly._compatibility_cy import RaggedCompatibility, kind_of, take_stackable
 from streaminfer.batching.assembly.row_costs import first_within
 from streaminfer.batching.assembly.stacking import only_axis, prepare, stack_column
+from streaminfer.batching.queue._ticket_cy import Ticket, departed
 from streaminfer.errors import InvalidInput
 from streaminfer.request import Batch, Request
 
@@ -50,7 +51,7 @@ class AssembledBatch(Batch):
     A backend that runs in a thread so copies megabytes of images there and not on the event loop.
     """
 
-    __slots__ = ("_assemble", "_clock", "_size", "_stacked", "assembled_ns")
+    __slots__ = ("_assemble", "_clock", "_size", "_stacked", "_tickets", "assembled_ns")
 
     def __init__(
         self,
@@ -59,7 +60,9 @@ class AssembledBatch(Batch):
         deadline_ns: int | None,
         clock: Callable[[], int],
         size: int | None = None,
+        tickets: Sequence[Ticket] = (),
     ) -> None:
+        self._tickets = tickets
         self._size = len(rows) if size is None else size
         self._assemble = assemble
         self._stacked: Any = _UNREAD
@@ -81,9 +84,13 @@ class AssembledBatch(Batch):
             self.assembled_ns = self._clock()
         return self._stacked
 
+    def left(self, now_ns: int) -> Sequence[int]:
+        """Return the rows whose callers wait no longer."""
+        return departed(self._tickets, now_ns)
+
     def again(self) -> "AssembledBatch":
         """Return the same rows, whose inputs are put together once more."""
-        return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size)
+        return type(self)(self._assemble, self.rows, self.deadline_ns, self._clock, self._size, self._tickets)
 
 
 class Assembler:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from streaminfer._internal.own_arrays import own_arrays
 from streaminfer.batching.assembly.assembler import AssembledBatch, Assembler
 from streaminfer.batching.assembly.unbatch import PLAIN, split_rows
+from streaminfer.batching.queue._ticket_cy import Ticket
 from streaminfer.errors import BackendError
 from streaminfer.protocols import Clock, adapt, is_backend
 from streaminfer.request import Batch
@@ -23,11 +24,13 @@ class Part(NamedTuple):
         inputs: of each row, prepared.
         requests: of each row.
         deadline_ns: the latest deadline of the rows; ``None`` where one has none.
+        tickets: of each row.
     """
 
     inputs: list[Any]
     requests: list[Any]
     deadline_ns: int | None
+    tickets: list[Ticket]
 
 
 class _PartOfBatch(AssembledBatch):
@@ -72,6 +75,7 @@ class ModelCalls:
             part.deadline_ns,
             self._clock,
             size if self.assembler.plain else self.assembler.padded_size(size),
+            part.tickets,
         )
 
     async def send(self, part: Part) -> tuple[list[Any] | BackendError, int]:

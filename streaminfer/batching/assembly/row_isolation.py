@@ -154,6 +154,7 @@ class RowIsolator:
             [execution.inputs[row] for row in rows],
             [ticket.request for ticket in part.tickets],
             None if latest_ns == NEVER else latest_ns,
+            part.tickets,
         )
         try:
             results, assembled_ns = await self._send(sent)

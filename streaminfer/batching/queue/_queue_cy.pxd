@@ -19,6 +19,8 @@ cdef class RequestQueue:
     cdef readonly Py_ssize_t max_size
     cdef readonly Py_ssize_t queued
     cdef readonly Py_ssize_t running
+    cdef readonly Py_ssize_t held_back
+    cdef dict _tails
     cdef readonly Py_ssize_t succeeded
     cdef readonly Py_ssize_t failed
     cdef readonly double batch_s
@@ -27,8 +29,8 @@ cdef class RequestQueue:
     cdef readonly EventRing events
     cdef DeadlineHeap _deadlines
 
-    @cython.locals(ticket=Ticket, level=_Level, tail=Ticket)
-    cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*)
+    @cython.locals(ticket=Ticket, before=Ticket)
+    cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*, object stream_id=*)
 
     @cython.locals(ticket=Ticket, level=_Level, left=Py_ssize_t)
     cpdef list first(self, Py_ssize_t count)
@@ -63,10 +65,22 @@ cdef class RequestQueue:
     @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)
 
+    @cython.locals(tail=Ticket, ticket=Ticket, found=list)
+    cpdef list held(self)
+
+    @cython.locals(level=_Level, tail=Ticket)
+    cdef _link(self, Ticket ticket)
+
+    @cython.locals(before=Ticket, after=Ticket)
+    cdef _let_go(self, Ticket ticket)
+
+    @cython.locals(after=Ticket)
+    cdef _pass_turn(self, Ticket ticket)
+
     @cython.locals(level=_Level, before=Ticket, after=Ticket)
     cdef void _unlink(self, Ticket ticket)
 
     @cython.locals(execution=Execution)
     cdef void _leave(self, Ticket ticket)
 
-    cdef void _finish(self, Ticket ticket)
+    cdef _finish(self, Ticket ticket)

@@ -7,6 +7,10 @@ The idea: three views of one set of tickets, so that each question costs what it
 * *Who expires next?* A heap by deadline over queued and running tickets (``_deadlines_cy``).
 * *How many?* Counters; and what arrived lately, in the event ring (``_event_ring_cy``).
 
+* *Whose turn is it?* A request of a stream whose model keeps state is *held back* while an earlier one of the stream is
+  live: it hangs on that one, is in no list, and is queued when that one ends, so that no policy, bucket or retry can
+  let one overtake the other.
+
 Invariants, which the property tests check: a ticket is queued, then perhaps runs, then has ended, never back; ``end``
 says yes once per ticket; ``len`` counts the queued ones; order of arrival holds within a priority; every live ticket
 with a deadline is in the heap.
@@ -17,7 +21,7 @@ argument, not thread-safe: one event loop, or one simulation, owns a queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
@@ -57,6 +61,7 @@ class RequestQueue:
         events: what arrived, was released and was dropped lately; the queue notes the arrivals.
         queued: how many are queued now.
         running: how many are part of running batches now.
+        held_back: how many wait for an earlier request of their stream.
         succeeded: how many were delivered a result so far.
         failed: how many were delivered an exception as their row so far.
         batch_s: recent mean duration of delivered batches in seconds, about the last ten; 0.0 before the first.
@@ -66,9 +71,11 @@ class RequestQueue:
         "_deadlines",
         "_levels",
         "_recent",
+        "_tails",
         "batch_s",
         "events",
         "failed",
+        "held_back",
         "max_size",
         "queued",
         "running",
@@ -79,6 +86,7 @@ class RequestQueue:
         self.max_size = max_size
         self.queued = 0
         self.running = 0
+        self.held_back = 0
         self.events = EventRing()
         self.succeeded = 0
         self.failed = 0
@@ -86,6 +94,7 @@ class RequestQueue:
         self._levels: list[_Level] = []
         self._recent: _Level | None = None
         self._deadlines = DeadlineHeap()
+        self._tails: dict[Hashable, Ticket] = {}  # the latest request of each stream that is served in order
 
     def __len__(self) -> int:
         return self.queued
@@ -96,7 +105,7 @@ class RequestQueue:
     @property
     def full(self) -> bool:
         """No place for another queued request."""
-        return self.queued >= self.max_size
+        return self.queued + self.held_back >= self.max_size
 
     @property
     def several_priorities(self) -> bool:
@@ -109,9 +118,28 @@ class RequestQueue:
         return self._oldest()
 
     def admit(
-        self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
+        self,
+        request: Any,
+        inputs: Any,
+        future: Any,
+        now_ns: int,
+        deadline_ns: int,
+        priority: int,
+        bucket: int = 0,
+        stream_id: Hashable = None,
     ) -> Ticket:
-        """Accepts a request, behind the queued ones of the same priority."""
+        """Accepts a request, behind the queued ones of the same priority.
+
+        Args:
+            request: the request.
+            inputs: what it brought, ready to be stacked.
+            future: where its response goes.
+            now_ns: the present.
+            deadline_ns: of the request.
+            priority: of the request.
+            bucket: of its inputs.
+            stream_id: the stream behind whose earlier requests it is held back; ``None``: it may be served at any time.
+        """
         ticket = Ticket.__new__(Ticket)
         ticket.request = request
         ticket.inputs = inputs
@@ -123,22 +151,22 @@ class RequestQueue:
         ticket.bucket = bucket
         ticket.cost = 0.0
         ticket._live = True
-        ticket._queued = True
+        ticket._held = False
         ticket._previous = None
         ticket._next = None
-        level = self._recent
-        if level is None or level.priority != ticket.priority:
-            level = self._level_of(ticket.priority)
-            self._recent = level
-        tail = level.tail
-        if tail is None:
-            level.head = ticket
+        ticket._follower = None
+        ticket._stream_id = stream_id
+        before = None if stream_id is None else self._tails.get(stream_id)
+        if stream_id is not None:
+            self._tails[stream_id] = ticket
+        if before is None:
+            self._link(ticket)
         else:
-            tail._next = ticket
-            ticket._previous = tail
-        level.tail = ticket
-        level.count += 1
-        self.queued += 1
+            ticket._queued = False
+            ticket._held = True
+            ticket._previous = before
+            before._follower = ticket
+            self.held_back += 1
         if ticket.deadline_ns != _NEVER:
             self.events.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
             self._deadlines.push(ticket)
@@ -260,10 +288,22 @@ class RequestQueue:
             return False
         if ticket._queued:
             self._unlink(ticket)
+        elif ticket._held:
+            self._let_go(ticket)
         else:
             self._leave(ticket)
         self._finish(ticket)
         return True
+
+    def held(self) -> list[Ticket]:
+        """The requests that wait for an earlier one of their stream."""
+        found: list[Ticket] = []
+        for tail in self._tails.values():
+            ticket: Ticket | None = tail
+            while ticket is not None and ticket._held:
+                found.append(ticket)
+                ticket = ticket._previous
+        return found
 
     def expire(self, now_ns: int) -> list[tuple[Any, Execution | None, Timings]]:
         """Ends the live tickets whose deadline is now or past, earliest first.
@@ -355,6 +395,38 @@ class RequestQueue:
         self._levels.insert(position, fresh)
         return fresh
 
+    def _link(self, ticket: Ticket) -> None:
+        level = self._recent
+        if level is None or level.priority != ticket.priority:
+            level = self._level_of(ticket.priority)
+            self._recent = level
+        tail = level.tail
+        if tail is None:
+            level.head = ticket
+        else:
+            tail._next = ticket
+            ticket._previous = tail
+        level.tail = ticket
+        level.count += 1
+        self.queued += 1
+        ticket._queued = True
+
+    def _let_go(self, ticket: Ticket) -> None:
+        """Take a ticket that was held back out of the order of its stream."""
+        before = ticket._previous
+        after = ticket._follower
+        if before is not None:
+            before._follower = after
+        if after is not None:
+            after._previous = before
+        elif before is not None:
+            self._tails[ticket._stream_id] = before
+        ticket._previous = None
+        ticket._follower = None
+        ticket._held = False
+        ticket._stream_id = None
+        self.held_back -= 1
+
     def _unlink(self, ticket: Ticket) -> None:
         level = self._recent
         if level is None or level.priority != ticket.priority:
@@ -390,3 +462,18 @@ class RequestQueue:
         ticket.execution = None
         if ticket.deadline_ns != _NEVER:
             self._deadlines.ended()
+        if ticket._stream_id is not None:
+            self._pass_turn(ticket)
+
+    def _pass_turn(self, ticket: Ticket) -> None:
+        """Queue the next request of a stream whose request has ended."""
+        after = ticket._follower
+        if after is None:
+            del self._tails[ticket._stream_id]
+        else:
+            ticket._follower = None
+            after._previous = None
+            after._held = False
+            self.held_back -= 1
+            self._link(after)
+        ticket._stream_id = None

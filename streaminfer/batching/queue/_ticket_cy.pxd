@@ -33,5 +33,11 @@ cdef class Ticket:
     cdef long long _arrival
     cdef bint _live
     cdef bint _queued
+    cdef bint _held
+    cdef object _stream_id
+    cdef Ticket _follower
     cdef Ticket _previous
     cdef Ticket _next
+
+@cython.locals(found=list, position=Py_ssize_t, ticket=Ticket)
+cpdef list departed(object tickets, long long now_ns)

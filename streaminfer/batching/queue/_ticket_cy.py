@@ -6,11 +6,12 @@ underscore.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from streaminfer._request_cy import Timings
 
-__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket"]
+__all__ = ["NEVER", "UNKNOWN", "Execution", "Ticket", "departed"]
 
 NEVER = 2**63 - 1
 """The deadline of a request that has none."""
@@ -36,10 +37,13 @@ class Ticket:
     __slots__ = (
         "__weakref__",
         "_arrival",
+        "_follower",
+        "_held",
         "_live",
         "_next",
         "_previous",
         "_queued",
+        "_stream_id",
         "bucket",
         "cost",
         "deadline_ns",
@@ -63,6 +67,9 @@ class Ticket:
     _arrival: int  # its number in the event ring
     _live: bool  # it has not ended
     _queued: bool
+    _held: bool  # it waits for an earlier one of its stream, which is its _previous
+    _stream_id: Hashable  # of a stream that is served in order
+    _follower: Ticket | None  # the next one of its stream
     _previous: Ticket | None
     _next: Ticket | None
 
@@ -74,7 +81,7 @@ class Ticket:
     @property
     def state(self) -> str:
         """``"queued"``, ``"running"`` or ``"done"``."""
-        return "queued" if self._queued else "running" if self._live else "done"
+        return "queued" if self._queued or self._held else "running" if self._live else "done"
 
     def __repr__(self) -> str:
         return f"Ticket({self.request!r}, {self.state})"
@@ -130,3 +137,14 @@ class Execution:
 
     def __repr__(self) -> str:
         return f"Execution({len(self.tickets)} rows, {self.live} live)"
+
+
+def departed(tickets: Sequence[Ticket], now_ns: int) -> list[int]:
+    """Return the positions of those whose callers wait no longer: they cancelled, or their deadline has passed."""
+    found: list[int] = []
+    position = 0
+    for ticket in tickets:
+        if ticket.future is None or ticket.deadline_ns <= now_ns or ticket.future.done():
+            found.append(position)
+        position += 1
+    return found

@@ -1,0 +1,354 @@
+"""Recurrent models batched across streams: live streams held on time, and what their states cost.
+
+    python benchmarks/run.py state [--seconds 2] [--rounds 3] [--only copies | steps | cpu | live]
+
+*copies*: the states of 32 streams gathered into a batch and written back to the arena, over ``memcpy`` of as many
+bytes.
+
+*steps*: whole steps of a model that only hands memory around, 4 MB of state a stream, with the same streams again, in
+another order, and with others; the memory that Python allocates per step.
+
+*cpu*: CPU of a chunk through silero's voice detector, of the session's thread and of the event loop, with as many
+callers as fill batches: over the bare session in a loop. It says what a core can do also where other processes use it.
+
+*live*: microphones that send a chunk every 32 ms to silero's voice detector. A load is held if 99.9 % of the results
+are there within 64 ms of the chunk. Beside it the same session without batches, and the rate of the bare session in a
+loop with batches of 32 and of one. The session computes on one core, the event loop runs on another.
+"""
+
+import argparse
+import asyncio
+import functools
+import statistics
+import time
+import tracemalloc
+import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+import streaminfer as si
+from streaminfer.protocols import ExampleInputs
+from streaminfer.streams import StatefulBackend
+from streaminfer.streams.state.layout import StateTensor
+
+ASSETS = Path(__file__).parents[2] / "examples" / "assets"
+MODEL = ASSETS / "silero_vad_16k_op15.onnx"
+F32 = np.float32
+RATE = np.array(16_000, np.int64)
+CHUNK_S = 0.032
+AGE_S = 0.064
+ENOUGH = 0.999
+ROWS = 32
+
+
+def measure_copies() -> None:
+    """The kernel alone."""
+    print("\n| state a stream | memcpy | gather | ratio | write back | ratio |")
+    print("|---|---|---|---|---|---|")
+    for name, shape, axis in [
+        ("1 KB, batch axis 1 (silero)", (2, 128), 1),
+        ("16 KB", (4096,), 0),
+        ("256 KB", (65_536,), 0),
+        ("4 MB", (1 << 20,), 0),
+        ("4 MB, batch axis 1", (2, 1 << 19), 1),
+    ]:
+        tensor = StateTensor("s", "t", shape, np.dtype(F32), axis, np.zeros(shape, F32))
+        arena, batch = tensor.new_arena(2 * ROWS), np.ones(tensor.batch_shape(ROWS), F32)
+        arena[:] = 1
+        slots, rows = np.random.default_rng(1).permutation(2 * ROWS)[:ROWS], np.arange(ROWS)
+        here, there, plain = tensor.in_arena(arena), tensor.in_batch(batch), np.ones_like(batch)
+        calls: list[Callable[[], object]] = [
+            functools.partial(np.copyto, batch, plain),
+            functools.partial(tensor.copy, here, slots, there, rows),
+            functools.partial(tensor.copy, there, rows, here, slots),
+        ]
+        shortest = [float("inf")] * 3
+        count = max(1, (1 << 21) // batch.nbytes)
+        for _ in range(20):  # in turn: other processes share the memory
+            for position, call in enumerate(calls):
+                began = time.perf_counter()
+                for _ in range(count):
+                    call()
+                shortest[position] = min(shortest[position], (time.perf_counter() - began) / count)
+        copy_s, gather_s, back_s = shortest
+        print(
+            f"| {name} | {copy_s * 1e6:.1f} µs | {gather_s * 1e6:.1f} µs | {gather_s / copy_s:.2f} | "
+            f"{back_s * 1e6:.1f} µs | {back_s / copy_s:.2f} |"
+        )
+
+
+class Handing:
+    """Returns one of a few outputs that it has made before: all that a step costs is ours."""
+
+    returns_new_arrays = True
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.states = [np.ones((ROWS, *shape), F32) for _ in range(6)]
+        self.y = np.zeros(ROWS, F32)
+        self.turn = 0
+
+    def example_inputs(self) -> ExampleInputs:
+        return ExampleInputs({"x": np.zeros((), F32), "state": np.zeros(self.shape, F32)}, self.infer)
+
+    async def infer(self, batch: Any) -> Any:
+        _ = batch.inputs
+        self.turn = (self.turn + 1) % len(self.states)
+        return {"y": self.y, "next": self.states[self.turn]}
+
+
+def measure_steps() -> None:
+    """Whole steps of the backend."""
+    shape = (1 << 20,)
+    backend = Handing(shape)
+    model = StatefulBackend(backend, state={"state": "next"})
+    x = np.zeros(ROWS, F32)
+    rng = np.random.default_rng(2)
+    names = [list(range(ROWS)), list(range(ROWS, 2 * ROWS))]
+
+    def batch(order: Sequence[int]) -> si.Batch:
+        return si.Batch(x, [si.Request(None, stream_id=k) for k in order])
+
+    same = [batch(names[0])]
+    shuffled = [batch([int(k) for k in rng.permutation(names[0])]) for _ in range(8)]
+    mixed = [batch([int(k) for k in rng.permutation(2 * ROWS)[:ROWS]]) for _ in range(16)]
+    loop = asyncio.new_event_loop()
+
+    def run(batches: Sequence[si.Batch]) -> Callable[[], None]:
+        turn = 0
+
+        def once() -> None:
+            nonlocal turn
+            turn += 1
+            loop.run_until_complete(model.infer(batches[turn % len(batches)]))
+
+        return once
+
+    other = np.ones((ROWS, *shape), F32)
+    print(
+        "\n| step with 32 × 4 MB of state | time | states copied | memcpy of 32 | over memcpy | new memory, 5 steps |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, batches in [
+        ("the same streams again", same),
+        ("the same streams in another order", shuffled),
+        ("32 of 64 streams at random: gathered, and others written back", mixed),
+    ]:
+        once = run(batches)
+        for _ in range(20):
+            once()
+        copied = model.statistics().copied_rows
+        took, plain = [], []
+        for turn in range(48):
+            began = time.perf_counter()
+            once()
+            between = time.perf_counter()
+            np.copyto(other, backend.states[turn % len(backend.states)])
+            took.append(between - began)
+            plain.append(time.perf_counter() - between)
+        rows = (model.statistics().copied_rows - copied) / len(took) / ROWS
+        took_s, copy_s = statistics.median(took), statistics.median(plain)
+        tracemalloc.start()
+        once()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(5):
+            once()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        print(
+            f"| {name} | {took_s * 1e3:.3f} ms | {rows * ROWS:.0f} | {copy_s * 1e3:.2f} ms | "
+            f"{took_s / copy_s / (rows or 1):.3f} | {(peak - before) / 1024:.0f} KB |"
+        )
+    loop.close()
+
+
+def load_chunks() -> list[NDArray[np.float32]]:
+    with wave.open(str(ASSETS / "librivox_0870.wav")) as recording:
+        samples = np.frombuffer(recording.readframes(recording.getnframes()), np.int16).astype(F32) / 32768
+    return list(samples[: samples.size // 512 * 512].reshape(-1, 512))
+
+
+def detector() -> StatefulBackend:
+    backend = si.OnnxBackend(
+        MODEL,
+        batch_axes={"state": 1, "stateN": 1},
+        shared_inputs={"sr": RATE},
+        example={"input": np.zeros(576, F32), "state": np.zeros((2, 128), F32)},
+    )
+    return StatefulBackend(backend, state={"state": "stateN"}, context={"input": 64}, max_streams=8192)
+
+
+def bare_session() -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(MODEL, options)
+
+
+def bare_rate(rows: int, seconds: float) -> float:
+    """Chunks a second of the session in a loop, without anything around it."""
+    session = bare_session()
+    feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        _, feed["state"] = session.run(None, feed)
+        done += rows
+    return done / (time.perf_counter() - began)
+
+
+def bare_cpu_s(rows: int, runs: int) -> float:
+    """CPU of a chunk of the session in a loop."""
+    session = bare_session()
+    feed = {"input": np.zeros((rows, 576), F32), "state": np.zeros((2, rows, 128), F32), "sr": RATE}
+    began = time.process_time()
+    for _ in range(runs):
+        _, feed["state"] = session.run(None, feed)
+    return (time.process_time() - began) / runs / rows
+
+
+async def closed_cpu_s(chunks: Sequence[Any], callers: int, max_batch_size: int, seconds: float) -> tuple[float, float]:
+    """CPU of a chunk in a closed loop of callers: of the event loop's thread, and of the session's."""
+    batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
+    async with si.Stack(batcher, detector()) as service:
+        served, stopped = 0, False
+
+        async def microphone(stream: int) -> None:
+            nonlocal served
+            while not stopped:
+                await service(chunks[(stream + served) % len(chunks)], stream_id=stream)
+                served += 1
+
+        callers_of = [asyncio.ensure_future(microphone(stream)) for stream in range(callers)]
+        await asyncio.sleep(0.2)
+        before, mine, cpu = served, time.thread_time(), time.process_time()
+        while time.process_time() - cpu < seconds:
+            await asyncio.sleep(0.05)
+        mine, cpu = time.thread_time() - mine, time.process_time() - cpu
+        count = served - before
+        stopped = True
+        await asyncio.gather(*callers_of)
+        return mine / count, (cpu - mine) / count
+
+
+def measure_cpu(seconds: float, rounds: int) -> None:
+    """CPU a chunk, in turn."""
+    chunks = load_chunks()
+    found: list[tuple[float, ...]] = []
+    for _ in range(rounds):
+        bare = bare_cpu_s(ROWS, 300), bare_cpu_s(1, 3000)
+        batched = asyncio.run(closed_cpu_s(chunks, 160, 64, seconds))
+        unbatched = asyncio.run(closed_cpu_s(chunks, 4, 1, seconds))
+        found.append((*bare, *batched, *unbatched))
+    many, one, loop, session, loop_1, session_1 = (statistics.median(column) for column in zip(*found, strict=True))
+    print("\n| CPU a chunk, median | event loop | session's thread | streams of 32 ms a core, of the session's |")
+    print("|---|---|---|---|")
+    for name, rest, own in [
+        ("bare session in a loop, batches of 32", 0.0, many),
+        ("bare session in a loop, one at a time", 0.0, one),
+        ("StatefulBackend, 160 streams, batches up to 64", loop, session),
+        ("StatefulBackend, batches of one", loop_1, session_1),
+    ]:
+        print(f"| {name} | {rest * 1e6:.1f} µs | {own * 1e6:.1f} µs | {CHUNK_S / own:.0f} |")
+    print(f"\nthe core of the session, batched over unbatched: {session_1 / session:.2f} (bar: 2.2)")
+    print(f"over the bare session: {one / session:.2f}; over it in batches of 32: {many / session:.2f} (bar: 0.85)")
+    print(f"all CPU, batched over unbatched: {(loop_1 + session_1) / (loop + session):.2f}")
+    print(f"all CPU, over the bare session, batches of 32: {many / (loop + session):.2f}")
+
+
+async def hold(chunks: Sequence[Any], count: int, max_batch_size: int, seconds: float) -> tuple[float, float, float]:
+    """The share of chunks on time; CPU a chunk in µs, of the event loop's thread and of all others."""
+    batcher = si.AdaptiveBatcher(max_batch_size=max_batch_size, max_queue_size=16_384)
+    async with si.Stack(batcher, detector()) as service:
+        loop = asyncio.get_running_loop()
+        ages: list[float] = []
+        pending: set[asyncio.Task[None]] = set()
+        counting = False
+
+        async def send(stream: int, due: float, chunk: Any) -> None:
+            await service(chunk, stream_id=stream)
+            if counting:
+                ages.append(loop.time() - due)
+
+        async def play(seconds: float) -> None:
+            began = loop.time() + 0.01
+            for number in range(round(seconds / CHUNK_S * count)):
+                due = began + number * CHUNK_S / count
+                if (left := due - loop.time()) > 0:
+                    await asyncio.sleep(left)
+                task = loop.create_task(send(number % count, due, chunks[number // count % len(chunks)]))
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+
+        await play(0.3)
+        counting = True
+        cpu, mine = time.process_time(), time.thread_time()
+        await play(seconds)
+        sent = round(seconds / CHUNK_S * count)
+        mine, cpu = time.thread_time() - mine, time.process_time() - cpu
+        if pending:
+            await asyncio.wait(set(pending), timeout=2)
+        for task in set(pending):
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        on_time = sum(age <= AGE_S for age in ages)
+        return on_time / sent, mine / sent * 1e6, (cpu - mine) / sent * 1e6
+
+
+async def most_streams(chunks: Sequence[Any], limit: float, max_batch_size: int, seconds: float) -> tuple[int, str]:
+    """The most streams that are held, by bisection up to a limit; and what a chunk costs there."""
+    low, high, costs = 0, round(limit), ""
+    for _ in range(6):
+        middle = (low + high + 1) // 2
+        share, mine, others = await hold(chunks, middle, max_batch_size, seconds)
+        if share >= ENOUGH:
+            low, costs = middle, f"{mine:.1f} + {others:.1f} µs"
+        else:
+            high = middle
+    return low, costs
+
+
+def measure_live(seconds: float, rounds: int) -> None:
+    """Batched, unbatched and bare, in turn."""
+    chunks = load_chunks()
+    found: dict[str, list[float]] = {"batched": [], "unbatched": [], "bare 32": [], "bare 1": []}
+    print("\n| round | batched | CPU a chunk, loop + session | unbatched | CPU a chunk | bare session, 32 | bare, 1 |")
+    print("|---|---|---|---|---|---|---|")
+    for number in range(rounds):
+        many, one = (bare_rate(rows, 1.0) * CHUNK_S for rows in (ROWS, 1))
+        batched, cost = asyncio.run(most_streams(chunks, 1.15 * many, 64, seconds))
+        unbatched, other_cost = asyncio.run(most_streams(chunks, 1.15 * one, 1, seconds))
+        many, one = ((a + bare_rate(rows, 1.0) * CHUNK_S) / 2 for a, rows in ((many, ROWS), (one, 1)))
+        for name, value in zip(found, (batched, unbatched, many, one), strict=True):
+            found[name].append(value)
+        print(
+            f"| {number + 1} | {batched} | {cost} | {unbatched} | {other_cost} | {many:.0f} | {one:.0f} |", flush=True
+        )
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    print(f"\nbatched over unbatched: {middle['batched'] / max(middle['unbatched'], 1):.2f} (bar: at least 2.2)")
+    print(f"batched over the bare session, batches of 32: {middle['batched'] / middle['bare 32']:.2f} (bar: 0.85)")
+
+
+def main() -> None:
+    """Measure, and print tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each load is held")
+    parser.add_argument("--rounds", type=int, default=3, help="of the live streams")
+    parser.add_argument("--only", choices=["copies", "steps", "cpu", "live"], help="one part")
+    options = parser.parse_args()
+    if options.only in (None, "copies"):
+        measure_copies()
+    if options.only in (None, "steps"):
+        measure_steps()
+    if options.only in (None, "cpu"):
+        measure_cpu(options.seconds, options.rounds)
+    if options.only in (None, "live"):
+        measure_live(options.seconds, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+cimport cython
+from streaminfer.streams.state._step_cy cimport Block, Places, Step, Stream, WriteBack
+
+cdef Py_ssize_t _SPARE_SLOTS
+
+cdef class StreamTable:
+    cdef readonly Py_ssize_t max_streams
+    cdef readonly Py_ssize_t capacity
+    cdef readonly Py_ssize_t expired
+    cdef readonly Py_ssize_t rejected
+    cdef dict _streams
+    cdef list _blocks
+    cdef list _free
+    cdef Py_ssize_t _next_slot
+    cdef Stream _head
+    cdef Stream _tail
+
+    @cython.locals(group=list, step=Step, stream=Stream, chosen=Step, before=Step, position=Py_ssize_t)
+    cpdef list begin(self, object requests, long long now_ns)
+
+    @cython.locals(versions=list, first=Stream, block=Block, row=Py_ssize_t, same=bint, stream=Stream)
+    cpdef Block locate(self, Step step)
+
+    @cython.locals(places=Places, latest=Block, here=list, there=list, found=bint, row=Py_ssize_t, stream=Stream, block=Block)
+    cpdef Places places(self, list streams)
+
+    @cython.locals(holders=list, versions=list, row=Py_ssize_t, stream=Stream)
+    cpdef commit(self, Step step, Block block, object failed=*)
+
+    @cython.locals(ready=list, ending=list, one=Step, stream=Stream, dependent=Step)
+    cpdef list end(self, Step step)
+
+    @cython.locals(block=Block, work=WriteBack, row=Py_ssize_t, stream=Stream)
+    cpdef WriteBack take_back(self, Py_ssize_t keep)
+
+    @cython.locals(position=Py_ssize_t, stream=Stream, slot=Py_ssize_t)
+    cpdef taken_back(self, WriteBack work, bint copied)
+
+    @cython.locals(stream=Stream)
+    cpdef bint reset(self, object stream_id) except -1
+
+    @cython.locals(stream=Stream)
+    cpdef bint drop(self, object stream_id) except -1
+
+    @cython.locals(stream=Stream)
+    cpdef bint put(self, object stream_id, object given, long long now_ns) except -1
+
+    cpdef clear(self)
+
+    cpdef restart(self)
+
+    @cython.locals(stream=Stream)
+    cpdef long long expire(self, long long before_ns, long long now_ns) except -2
+
+    cdef _remove(self, Stream stream)
+
+    cdef _void(self, Stream stream)
+
+    @cython.locals(block=Block)
+    cdef _leave(self, Stream stream, Step reader)
+
+    @cython.locals(slot=Py_ssize_t)
+    cdef Py_ssize_t _take_slot(self) except -1
+
+    cdef void _append(self, Stream stream)
+
+    @cython.locals(before=Stream, after=Stream)
+    cdef void _unlink(self, Stream stream)

@@ -1,0 +1,183 @@
+"""`StateTensor`: one state of a model, and its rows as words in memory."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.validation import check_count, field_check
+from streaminfer.streams.state.kernels import WORDS, copy_rows
+
+__all__ = ["Growing", "Initial", "RowSource", "StateTensor"]
+
+Array = NDArray[Any]
+Initial = Array | Callable[[Hashable], Array]
+"""The initial state of a stream: an array, or a function of the stream's id that returns one."""
+
+
+@attrs.frozen(slots=True)
+class Growing:
+    """A state that grows with each step, like the keys and values of an attention layer.
+
+    The model adds new entries behind the old ones. In a batch, streams of differing lengths stand together: entries
+    that are valid are at the end of the axis, behind zeros that the model masks by the lengths.
+
+    Args:
+        axis: along which it grows, of a row, without the batch axis.
+        max_length: so many entries are kept, the newest.
+        lengths: name of the input that is told how many entries of each row are valid, int64 of shape [batch];
+            ``None``: the model does not ask.
+    """
+
+    axis: int = attrs.field(validator=attrs.validators.instance_of(int))
+    max_length: int = attrs.field(validator=field_check(check_count))
+    lengths: str | None = None
+
+
+@attrs.frozen(slots=True)
+class RowSource:
+    """Rows of a tensor in memory: words, and the strides between the runs that make up a row.
+
+    Attributes:
+        words: flat.
+        row: words from one row to the next.
+        outer: words from one run of a row to its next run.
+    """
+
+    words: Array
+    row: int
+    outer: int
+
+
+@attrs.frozen(slots=True, eq=False)
+class StateTensor:
+    """One state of a model.
+
+    Attributes:
+        name: of the input that reads it.
+        output: that writes it; empty for the context of an input.
+        shape: of one row; the most, where it grows.
+        dtype: of both.
+        axis: the batch axis in the input and in the output.
+        initial: of one row.
+        grows: the axis of a row along which it grows; ``None``: its shape is always the same.
+        word: the type as which the memory is copied.
+        runs: runs of a row that lie apart in a batch.
+        run: words of such a run.
+        nbytes: of one row.
+    """
+
+    name: str
+    output: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    axis: int
+    initial: Initial
+    grows: int | None = None
+    word: np.dtype[Any] = attrs.field(init=False)
+    runs: int = attrs.field(init=False)
+    run: int = attrs.field(init=False)
+    nbytes: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        size = int(np.prod(self.shape[self.axis :], dtype=int)) * self.dtype.itemsize
+        word = next(word for word in WORDS if size % word.itemsize == 0)
+        runs = int(np.prod(self.shape[: self.axis], dtype=int))
+        for name, value in {"word": word, "runs": runs, "run": size // word.itemsize, "nbytes": runs * size}.items():
+            object.__setattr__(self, name, value)
+
+    def batch_shape(self, rows: int) -> tuple[int, ...]:
+        """Return the shape of a batch."""
+        return (*self.shape[: self.axis], rows, *self.shape[self.axis :])
+
+    def in_batch(self, array: Array) -> RowSource:
+        """Return the rows of a batch, which is C-contiguous; a copy of one that is not aligned for its words."""
+        words = array.reshape(-1).view(self.word)
+        if not words.flags.aligned:
+            words = words.copy()
+        return RowSource(words, self.run, array.shape[self.axis] * self.run)
+
+    def in_arena(self, arena: Array) -> RowSource:
+        """Return the rows of an arena, of shape (rows, words)."""
+        return RowSource(arena.reshape(-1), self.runs * self.run, self.run)
+
+    def new_arena(self, rows: int) -> Array:
+        """Reserve memory for rows; the system provides it when a row is first written."""
+        return np.empty((rows, self.runs * self.run), self.word)
+
+    def copy(self, source: RowSource, source_rows: Array, target: RowSource, target_rows: Array) -> None:
+        """Copy rows."""
+        copy_rows(
+            source.words,
+            source_rows,
+            source.row,
+            source.outer,
+            target.words,
+            target_rows,
+            target.row,
+            target.outer,
+            self.runs,
+            self.run,
+        )
+
+    def fits(self, array: Any, rows: tuple[int, ...]) -> bool:
+        """Return whether an array can be a batch of one of some numbers of rows."""
+        if array.dtype != self.dtype or len(array.shape) != len(self.shape) + 1 or array.shape[self.axis] not in rows:
+            return False
+        row = (*array.shape[: self.axis], *array.shape[self.axis + 1 :])
+        return self.fits_row(row, at_most=None)
+
+    def fits_row(self, shape: tuple[int, ...], at_most: int | None) -> bool:
+        """Return whether a shape can be that of a row, grown to no more than a length."""
+        if self.grows is None:
+            return shape == self.shape
+        if len(shape) != len(self.shape) or (at_most is not None and shape[self.grows] > at_most):
+            return False
+        return self.with_length(shape, 0) == self.with_length(self.shape, 0)
+
+    def with_length(self, shape: tuple[int, ...], length: int) -> tuple[int, ...]:
+        """Return the shape of a row that has grown to a length."""
+        if self.grows is None:
+            return shape
+        return (*shape[: self.grows], length, *shape[self.grows + 1 :])
+
+    @property
+    def length_axis(self) -> int:
+        """The axis of a batch along which it grows."""
+        assert self.grows is not None  # noqa: S101 - asked of such states only
+        return self.grows + (self.grows >= self.axis)
+
+    def newest(self, row: Array, length: int) -> Array:
+        """Return a view of the last entries of a row that grows."""
+        assert self.grows is not None  # noqa: S101 - asked of such states only
+        first = row.shape[self.grows] - length
+        view: Array = row[(*(slice(None),) * self.grows, slice(first, None))]
+        return view
+
+    def row_in_arena(self, arena: Array, slot: int) -> Array:
+        """Return a view of a row of an arena."""
+        row: Array = arena[slot].view(self.dtype).reshape(self.shape)
+        return row
+
+    def row_of(self, batch: Array, row: int) -> Array:
+        """Return a view of one row of a batch."""
+        view: Array = np.moveaxis(batch, self.axis, 0)[row]
+        return view
+
+    def initial_of(self, stream_id: Hashable) -> Array:
+        """Return the initial state of a stream.
+
+        Raises:
+            ValueError: the user's function returned something that does not fit.
+        """
+        if not callable(self.initial):
+            return self.initial
+        given = np.asarray(self.initial(stream_id))
+        if given.dtype != self.dtype or not self.fits_row(given.shape, self.shape[self.grows or 0]):
+            raise ValueError(
+                f"initial[{self.name!r}]: expected {self.dtype}{list(self.shape)} for stream {stream_id!r}, "
+                f"got {given.dtype}{list(given.shape)}"
+            )
+        return given

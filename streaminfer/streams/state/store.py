@@ -1,0 +1,261 @@
+"""The memory of the states: the arena, and the copies between it, batches and blocks.
+
+Thread-safety: worker threads gather and write back at the same time. What is where is read and changed under the
+lock of the table, in steps of microseconds; rows are copied without it, which takes milliseconds where they are large.
+That is sound because a row that is read stays as it is until the step that reads it has ended (``_stream_table_cy``),
+and a row that is written is nobody's yet.
+"""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.batching.assembly.buffers import BufferPool
+from streaminfer.errors import Closed
+from streaminfer.streams.state._step_cy import Block, Places, Step, Stream, WriteBack
+from streaminfer.streams.state._stream_table_cy import StreamTable
+from streaminfer.streams.state.layout import RowSource, StateTensor
+
+__all__ = ["StateStore", "States"]
+
+Array = NDArray[Any]
+
+_POOL_BYTES = 1 << 30
+_POOLED_FROM = 1 << 20
+"""Bytes of a gathered state from which its memory is reused: ``malloc`` gets such blocks from the system each time."""
+
+
+_Moves = list[tuple[Block | None, Array, Array]]
+_Values = list[tuple[int, Mapping[str, Array]]]
+
+
+class States(NamedTuple):
+    """The states that a batch starts from.
+
+    Attributes:
+        arrays: by name, in the layout of the model; not to be written to.
+        lengths: by row, of the states that grow in their order; ``None``: nothing grows.
+    """
+
+    arrays: Mapping[str, Array]
+    lengths: list[tuple[int, ...]] | None
+
+
+class StateStore:
+    """States of streams in memory; thread-safe.
+
+    Args:
+        tensors: the states of the model.
+        max_streams: the most streams.
+        keep: so many batches' outputs are kept where the model wrote them.
+
+    Raises:
+        ValueError: there is no address space for so many.
+
+    Attributes:
+        lock: held for each use of ``table``.
+        table: which stream's state is where.
+        gathers: batches whose rows were gathered.
+        copied_rows: rows that were gathered or written back.
+        sticky: batches that read the outputs of an earlier one.
+    """
+
+    def __init__(self, tensors: Sequence[StateTensor], max_streams: int, keep: int) -> None:
+        self.lock = threading.RLock()  # the thread that holds it can collect a coroutine whose step ends with that
+        self.table = StreamTable(max_streams)
+        self.gathers = 0
+        self.copied_rows = 0
+        self.sticky = 0
+        self._tensors = tensors
+        self._growing = [tensor for tensor in tensors if tensor.grows is not None]
+        self._keep = keep
+        self._arena: dict[str, Array] = {}
+        self._reserve()
+        self._pool = BufferPool(_POOL_BYTES)
+
+    def _reserve(self) -> None:
+        """Reserve the arenas, so that a lack of address space is no failure of some later batch."""
+        try:
+            for tensor in self._tensors:
+                self._arena_of(tensor)
+        except (MemoryError, ValueError) as error:  # NumPy raises the second for more than it can count
+            rows, size = self.table.max_streams, sum(tensor.nbytes for tensor in self._tensors)
+            raise ValueError(
+                f"max_streams: expected states that fit into memory, got {rows} of {size} bytes ({error})"
+            ) from error
+
+    def read(self, step: Step, size: int) -> States:
+        """Return the states that a step starts from; called when its turn has come.
+
+        Args:
+            step: of at least one row.
+            size: rows of the batch; those behind the step's are copies of its last one.
+
+        Raises:
+            Closed: nothing waits for the step any more.
+        """
+        with self.lock:
+            if step.ended:
+                raise Closed("the batch was abandoned before its inputs were read")
+            block = self.table.locate(step)
+            if block is not None and block.size == size:
+                self.sticky += 1
+                return States(block.arrays, block.lengths)
+            places = self.table.places(step.streams)
+            self.gathers += 1
+            self.copied_rows += size
+        states = self._gather(places, size)
+        self._write_back()
+        return states
+
+    def read_initial(self, size: int) -> States:
+        """Return the initial states for a batch that belongs to no stream."""
+        return self._gather(self.table.places([Stream(None, 0)]), size)
+
+    def row(self, stream: Stream) -> dict[str, Array]:
+        """Return copies of the states of one stream; the caller holds the lock."""
+        arrays = self._gather(self.table.places([stream]), 1).arrays
+        return {tensor.name: tensor.row_of(arrays[tensor.name], 0) for tensor in self._tensors}
+
+    def grow(self, before: States, after: Mapping[str, Array]) -> list[tuple[int, ...]] | None:
+        """Return the lengths of a batch's rows after its step; ``None``: nothing grows."""
+        if before.lengths is None:
+            return None
+        grown = [
+            (_length(tensor, after[tensor.name]) - _length(tensor, before.arrays[tensor.name]), _most(tensor))
+            for tensor in self._growing
+        ]
+        return [
+            tuple(min(length + more, most) for length, (more, most) in zip(lengths, grown, strict=True))
+            for lengths in before.lengths
+        ]
+
+    def is_input(self, arrays: Mapping[str, Array]) -> bool:
+        """Return whether outputs can be the next input as they are: none has grown beyond what is kept."""
+        return all(_length(tensor, arrays[tensor.name]) <= _most(tensor) for tensor in self._growing)
+
+    def bytes_in_use(self) -> int:
+        """Return the bytes of all states, the kept outputs as a whole; the caller holds the lock."""
+        kept: int = sum(
+            math.prod(block.arrays[tensor.name].shape) * tensor.dtype.itemsize
+            for block in self.table.blocks
+            for tensor in self._tensors
+        )
+        return self.table.slots_in_use * sum(tensor.nbytes for tensor in self._tensors) + kept
+
+    def clear(self) -> None:
+        """Forget every stream, and give the memory back."""
+        with self.lock:
+            self.table.clear()
+            self._arena = {}
+
+    def _gather(self, places: Places, size: int) -> States:
+        lengths = places.lengths
+        values: list[tuple[int, Mapping[str, Array]]] = []
+        for row, stream_id, given in places.others:
+            known = given or {tensor.name: tensor.initial_of(stream_id) for tensor in self._tensors}
+            values.append((row, known))
+            lengths[row] = tuple(_length_of_row(tensor, known[tensor.name]) for tensor in self._growing)
+        moves = [(block, np.array(rows), np.array(targets)) for block, rows, targets in places.sources]
+        sizes = len(lengths), size
+        arrays = {
+            tensor.name: self._gather_one(tensor, moves, values, sizes)
+            if tensor.grows is None
+            else self._gather_growing(tensor, moves, values, lengths, size)
+            for tensor in self._tensors
+        }
+        return States(arrays, lengths if self._growing else None)
+
+    def _gather_one(self, tensor: StateTensor, moves: _Moves, values: _Values, sizes: tuple[int, int]) -> Array:
+        rows, size = sizes
+        batch = self._new(tensor, tensor.batch_shape(size))
+        target = tensor.in_batch(batch)
+        for block, here, there in moves:
+            tensor.copy(self._source(tensor, block), here, target, there)
+        for row, known in values:
+            tensor.row_of(batch, row)[...] = known[tensor.name]
+        for row in range(rows, size):
+            tensor.row_of(batch, row)[...] = tensor.row_of(batch, rows - 1)
+        return batch
+
+    def _source(self, tensor: StateTensor, block: Block | None) -> RowSource:
+        if block is None:
+            return tensor.in_arena(self._arena_of(tensor))
+        return tensor.in_batch(np.ascontiguousarray(block.arrays[tensor.name]))
+
+    def _gather_growing(
+        self, tensor: StateTensor, moves: _Moves, values: _Values, all_lengths: list[Any], size: int
+    ) -> Array:
+        """Rows of differing lengths: the valid entries at the end, zeros before them."""
+        position = self._growing.index(tensor)
+        lengths = [lengths[position] for lengths in all_lengths]
+        longest = max(lengths)
+        shape = tensor.with_length(tensor.shape, longest)
+        batch = self._new(tensor, (*shape[: tensor.axis], size, *shape[tensor.axis :]))
+        sources: dict[int, Array] = {row: known[tensor.name] for row, known in values}
+        for block, here, there in moves:
+            kept = self._arena_of(tensor) if block is None else np.asarray(block.arrays[tensor.name])
+            view = tensor.row_in_arena if block is None else tensor.row_of
+            sources.update((row, view(kept, source)) for source, row in zip(here.tolist(), there.tolist(), strict=True))
+        for row in range(size):
+            known = min(row, len(lengths) - 1)
+            length, target = lengths[known], tensor.row_of(batch, row)
+            if length < longest:
+                target[...] = 0
+            tensor.newest(target, length)[...] = tensor.newest(sources[known], length)
+        return batch
+
+    def _write_back(self) -> None:
+        """Move the states of the oldest blocks to the arena."""
+        while True:
+            with self.lock:
+                work = self.table.take_back(self._keep)
+            if work is None:
+                return
+            copied = False
+            try:
+                rows, slots = np.array(work.rows), np.array(work.slots)
+                for tensor in self._tensors:
+                    self._write_back_one(tensor, work, rows, slots)
+                copied = True
+            finally:
+                with self.lock:
+                    self.copied_rows += len(work.rows)
+                    self.table.taken_back(work, copied)
+
+    def _write_back_one(self, tensor: StateTensor, work: WriteBack, rows: Array, slots: Array) -> None:
+        kept, arena = np.ascontiguousarray(work.block.arrays[tensor.name]), self._arena_of(tensor)
+        if tensor.grows is None:
+            tensor.copy(tensor.in_batch(kept), rows, tensor.in_arena(arena), slots)
+            return
+        position = self._growing.index(tensor)
+        for row, slot in zip(work.rows, work.slots, strict=True):
+            length = work.block.lengths[row][position]
+            target = tensor.newest(tensor.row_in_arena(arena, slot), length)
+            target[...] = tensor.newest(tensor.row_of(kept, row), length)
+
+    def _new(self, tensor: StateTensor, shape: tuple[int, ...]) -> Array:
+        large = math.prod(shape) * tensor.dtype.itemsize >= _POOLED_FROM
+        return self._pool.take(shape, tensor.dtype) if large else np.empty(shape, tensor.dtype)
+
+    def _arena_of(self, tensor: StateTensor) -> Array:
+        arena = self._arena.get(tensor.name)
+        if arena is None:
+            arena = self._arena.setdefault(tensor.name, tensor.new_arena(self.table.capacity))
+        return arena
+
+
+def _length(tensor: StateTensor, batch: Array) -> int:
+    return int(batch.shape[tensor.length_axis])
+
+
+def _length_of_row(tensor: StateTensor, row: Array) -> int:
+    return int(row.shape[tensor.grows or 0])
+
+
+def _most(tensor: StateTensor) -> int:
+    return tensor.shape[tensor.grows or 0]

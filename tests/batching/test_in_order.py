@@ -1,0 +1,143 @@
+"""A batcher around a model that keeps state per stream serves the requests of each stream in order, one at a time."""
+
+import asyncio
+
+import pytest
+
+import streaminfer as si
+from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
+from streaminfer.testing import HANG, ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Recurrent(ScriptedBackend):
+    """Only says that it keeps state."""
+
+    stream_states = object()
+
+    @property
+    def served(self):
+        return [[row.inputs for row in batch.rows] for batch in self.batches]
+
+
+def stack(loop, model, **settings):
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=4, policy="greedy", **settings), model, clock=loop.clock)
+
+
+def send(service, x, stream, **settings):
+    return asyncio.ensure_future(service(x, stream_id=stream, **settings))
+
+
+async def test_one_of_a_stream_at_a_time(loop):
+    """Further requests of a stream are in later batches, though workers are free and priorities say otherwise."""
+    model = Recurrent(duration_s=1.0)
+    async with stack(loop, model, max_in_flight=3) as service:
+        calls = [send(service, x, "a", priority=-int(x)) for x in (1.0, 2.0, 3.0)]
+        calls += [send(service, x, "b") for x in (10.0, 20.0)]
+        calls.append(send(service, 100.0, None))
+        await asyncio.gather(*calls)
+
+    assert model.served == [[1.0, 10.0, 100.0], [2.0, 20.0], [3.0]]
+
+
+async def test_one_that_is_cancelled_lets_the_next_one_go(loop):
+    """Where a queued request is cancelled, or one that is held back, those behind it are served."""
+    model = Recurrent(duration_s=1.0)
+    async with stack(loop, model, max_in_flight=1) as service:
+        blocking = send(service, 0.0, None)
+        await asyncio.sleep(0.1)
+        first, second, third, fourth = (send(service, x, "a") for x in (1.0, 2.0, 3.0, 4.0))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        third.cancel()
+        await asyncio.wait({blocking, first, second, third, fourth})
+
+    assert model.served == [[0.0], [2.0], [4.0]]
+
+
+async def test_running_one_that_is_cancelled(loop):
+    """A request that is held back runs when the batch of the one before it was abandoned."""
+    model = Recurrent(HANG, duration_s=1.0)
+    async with stack(loop, model, max_in_flight=2) as service:
+        first, second = send(service, 1.0, "a"), send(service, 2.0, "a")
+        await asyncio.sleep(3)
+        assert not second.done()
+        first.cancel()
+        assert await second == 2.0
+
+
+async def test_deadline_of_one_that_is_held_back(loop):
+    """A request that is held back ends at its deadline, and the one behind it is served."""
+    model = Recurrent(duration_s=1.0)
+    async with stack(loop, model) as service:
+        first = send(service, 1.0, "a")
+        late = send(service, 2.0, "a", timeout_s=0.5)
+        third = send(service, 3.0, "a")
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert loop.time() == pytest.approx(0.5)
+        assert await asyncio.gather(first, third) == [1.0, 3.0]
+
+    assert model.served == [[1.0], [3.0]]
+
+
+async def test_held_back_ones_count_as_queued(loop):
+    """Requests that are held back take places in the queue, and are counted there."""
+    batcher = si.AdaptiveBatcher(max_batch_size=4, policy="greedy", max_queue_size=3)
+    async with si.Stack(batcher, Recurrent(duration_s=1.0), clock=loop.clock) as service:
+        first = send(service, 0.0, "a")
+        await asyncio.sleep(0.1)
+        rest = [send(service, x, "a") for x in (1.0, 2.0, 3.0)]
+        await asyncio.sleep(0.1)
+        assert batcher.statistics().queued == 3
+        with pytest.raises(Overloaded):
+            await service(4.0, stream_id="b")
+        await asyncio.gather(first, *rest)
+        assert batcher.statistics().succeeded == 4
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_stop(loop, drain):
+    """A stop serves those that are held back, or ends them with ``Closed``."""
+    model = Recurrent(duration_s=1.0)
+    service = stack(loop, model)
+    await service.start()
+    calls = [send(service, x, "a") for x in (1.0, 2.0, 3.0)]
+    await asyncio.sleep(0.1)
+
+    await service.stop(drain=drain)
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    if drain:
+        assert results == [1.0, 2.0, 3.0]
+    else:
+        assert [type(result) for result in results] == [Closed] * 3
+
+
+async def test_failed_one_is_tried_before_the_next(loop):
+    """The parts of a failed batch run before the next request of a stream."""
+
+    def fail_on_two(batch):
+        if 2.0 in [row.inputs for row in batch.rows]:
+            raise ValueError("two")
+        return [row.inputs for row in batch.rows]
+
+    model = Recurrent(then=fail_on_two, duration_s=1.0)
+    async with stack(loop, model, max_in_flight=4) as service:
+        calls = [send(service, 1.0, "a"), send(service, 2.0, "b"), send(service, 10.0, "a"), send(service, 20.0, "b")]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [results[at] for at in (0, 2, 3)] == [1.0, 10.0, 20.0]
+    flat = [x for batch in model.served for x in batch]
+    assert flat.index(10.0) > max(at for at, x in enumerate(flat) if x == 1.0)
+    assert flat.index(20.0) > max(at for at, x in enumerate(flat) if x == 2.0)
+
+
+async def test_other_models_are_served_as_before(loop):
+    """Streams of a model without state share batches."""
+    model = ScriptedBackend(duration_s=1.0)
+    async with stack(loop, model) as service:
+        await asyncio.gather(*(send(service, x, "a") for x in (1.0, 2.0, 3.0)))
+
+    assert model.batch_sizes == [3]

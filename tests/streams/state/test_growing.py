@@ -1,0 +1,95 @@
+"""States that grow, of differing lengths in one batch."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import streaminfer as si
+from streaminfer.errors import InvalidInput
+from streaminfer.streams import Growing, StatefulBackend
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+EXAMPLE = {
+    "x": np.zeros(2, np.int64),
+    "past": np.zeros((2, 1), np.int64),
+    "lengths": np.zeros((), np.int64),
+}
+
+
+def attend(batch):
+    """y = the sum over the valid past, each entry times its age, plus x; the past has x behind it then."""
+    x, past, lengths = (batch.inputs[name] for name in ("x", "past", "lengths"))
+    size = past.shape[2]
+    ages = np.arange(size, 0, -1)
+    masked = past * (ages[None, None, :] <= lengths[None, :, None])
+    assert np.array_equal(masked, past)  # what is not valid is zeros
+    y = (masked * ages).sum(axis=(0, 2)) + x.sum(axis=1)
+    return {"y": y, "present": np.concatenate((past, x.T[:, :, None]), axis=2)}
+
+
+class Alone:
+    def __init__(self, most):
+        self.past = []
+        self.most = most
+
+    def __call__(self, x):
+        y = sum(age * 2 * old for age, old in enumerate(reversed(self.past), 1)) + 2 * x
+        self.past = [*self.past, x][-self.most :]
+        return y
+
+
+def model(most=5, **settings):
+    backend = ScriptedBackend(then=attend, duration_s=0.001, batch_axes={"past": 1}, example=EXAMPLE)
+    return StatefulBackend(
+        backend, state={"past": "present"}, growing={"past": Growing(-1, most, lengths="lengths")}, **settings
+    )
+
+
+def batch(*rows):
+    requests = [si.Request({"x": np.array([x, x])}, stream_id=stream) for stream, x in rows]
+    return si.Batch({"x": np.array([[x, x] for _, x in rows])}, requests)
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+async def test_streams_of_differing_lengths(loop, most):
+    """Each stream sees its own past, cut to max_length, whatever the past of those beside it."""
+    backend = model(most)
+    rng = np.random.default_rng(most)
+    alone = [Alone(most) for _ in range(10)]
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), backend, clock=loop.clock) as service:
+        for _ in range(12):
+            chosen = [int(k) for k in rng.permutation(10)[: rng.integers(1, 10)]]
+            values = [int(x) for x in rng.integers(1, 9, len(chosen))]
+            outputs = await asyncio.gather(
+                *(service(np.array([x, x]), stream_id=k) for k, x in zip(chosen, values, strict=True))
+            )
+            assert [int(y) for y in outputs] == [alone[k](x) for k, x in zip(chosen, values, strict=True)]
+        exported = backend.export_state(3)
+        backend.import_state("other", exported)
+        assert int(await service(np.array([7, 7]), stream_id="other")) == alone[3](7)
+
+
+async def test_same_streams_grow_in_place(loop):
+    """The same streams again read their outputs, until these have grown beyond what is kept."""
+    backend = model(4)
+    alone = [Alone(4), Alone(4)]
+    await backend.infer(batch(("b", 3)))
+    alone[1](3)
+    for x in range(6):
+        outputs = await backend.infer(batch(("a", x), ("b", x + 1)))
+        assert [int(y) for y in outputs] == [alone[0](x), alone[1](x + 1)]
+    assert backend.statistics().sticky_batches == 3
+
+
+async def test_initial_past_and_foreign_records(loop):
+    """A stream may start with a past; a record that is longer than what is kept is rejected."""
+    backend = model(8, initial={"past": np.full((2, 2), 5)})
+    alone = Alone(8)
+    alone.past = [5, 5]
+    for x in (1, 2):
+        assert int((await backend.infer(batch(("a", x))))[0]) == alone(x)
+    with pytest.raises(InvalidInput, match="expected the states"):
+        model(3).import_state("a", backend.export_state("a"))

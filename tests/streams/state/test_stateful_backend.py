@@ -1,0 +1,595 @@
+"""Steps of many streams in shared batches come to what each stream comes to alone, whatever happens to other steps."""
+
+import asyncio
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from recurrent import EXAMPLE, Reference, recurrent, step
+
+import streaminfer as si
+from streaminfer.errors import BackendError, Closed, DeadlineExceeded, InvalidInput, Overloaded
+from streaminfer.streams import StatefulBackend
+from streaminfer.testing import HANG, FakeClock
+
+pytestmark = pytest.mark.uncompiled
+
+
+class BadRow(Exception):
+    pass
+
+
+def stateful(backend, **settings):
+    return StatefulBackend(backend, state={"h": "h2"}, **settings)
+
+
+def stack(loop, model, **settings):
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=8, **settings), model, clock=loop.clock)
+
+
+def batch(*rows):
+    """A batch of (stream, x)."""
+    requests = [si.Request({"x": np.int64(x)}, stream_id=stream) for stream, x in rows]
+    return si.Batch({"x": np.array([x for _, x in rows])}, requests)
+
+
+async def test_streams_share_batches(loop):
+    """Batches of many streams give each of them what it gets alone."""
+    model = stateful(recurrent(duration_s=0.001))
+    references = [Reference() for _ in range(12)]
+    async with stack(loop, model) as service:
+        for number in range(6):
+            order = np.random.default_rng(number).permutation(12)[: 12 - number]
+            outputs = await asyncio.gather(*(service(np.int64(number + k), stream_id=int(k)) for k in order))
+            assert [int(y) for y in outputs] == [references[k](number + k) for k in order]
+        statistics = model.statistics()
+
+    assert statistics.streams == 12
+    assert statistics.gathers > 0
+    assert model.statistics().streams == model.statistics().rows == model.statistics().bytes == 0
+
+
+async def test_same_streams_move_nothing(loop):
+    """A batch of the same streams in the same order reads the outputs of the last one, in the same memory."""
+    inner = recurrent()
+    model = stateful(inner)
+    for x in range(4):
+        await model.infer(batch(("a", x), ("b", x), ("c", x)))
+    assert model.statistics().sticky_batches == 3
+    assert model.statistics().rows == 0
+
+    await model.infer(batch(("b", 4), ("a", 4), ("c", 4)))
+    assert model.statistics().sticky_batches == 3
+    reference = [Reference() for _ in range(3)]
+    expected = [[one(x) for one in reference] for x in range(6)][-1]
+    assert [int(y) for y in await model.infer(batch(("a", 5), ("b", 5), ("c", 5)))] == expected
+
+
+async def test_sticky_batch_is_not_copied(loop):
+    """The model is given the very memory that it wrote."""
+    seen = []
+
+    def keep(batch):
+        outputs = step(batch)
+        seen.append((batch.inputs["h"], outputs["h2"]))
+        return outputs
+
+    model = stateful(recurrent(then=keep))
+    await model.infer(batch(("a", 1), ("b", 1)))
+    await model.infer(batch(("a", 2), ("b", 2)))
+
+    assert np.shares_memory(seen[1][0], seen[0][1])
+    assert not seen[1][0].flags.writeable
+
+
+async def test_failed_batch_leaves_states(loop):
+    """A batch that fails changes no state: the same step again gives what it would have given."""
+    model = stateful(recurrent(step, ValueError("broken"), then=step))
+    reference = Reference()
+    assert int((await model.infer(batch(("a", 1))))[0]) == reference(1)
+
+    with pytest.raises(ValueError, match="broken"):
+        await model.infer(batch(("a", 2), ("b", 2)))
+    assert model.statistics().streams == 1
+
+    assert int((await model.infer(batch(("a", 2))))[0]) == reference(2)
+
+
+async def test_failed_row_leaves_its_state(loop):
+    """A row whose result is an exception keeps its state; the others go on."""
+
+    def fail_b(batch):
+        outputs = step(batch)
+        return [
+            BadRow() if row.stream_id == "b" else {"y": outputs["y"][at], "h2": outputs["h2"][:, at]}
+            for at, row in enumerate(batch.rows)
+        ]
+
+    model = stateful(recurrent(step, fail_b))
+    a, b = Reference(), Reference()
+    await model.infer(batch(("a", 1), ("b", 1)))
+    a(1), b(1)
+
+    results = await model.infer(batch(("a", 2), ("b", 2)))
+
+    assert int(results[0]) == a(2)
+    assert isinstance(results[1], BadRow)
+    again = await model.infer(batch(("a", 3), ("b", 3)))
+    assert [int(y) for y in again] == [a(3), b(3)]
+
+
+async def test_parts_of_a_failed_batch(loop):
+    """The batcher sends a failed batch again in parts: each good step counts once, the bad one not at all."""
+
+    def poisoned(batch):
+        if 666 in batch.inputs["x"]:
+            raise BadRow
+        return step(batch)
+
+    model = stateful(recurrent(then=poisoned, duration_s=0.001))
+    references = [Reference() for _ in range(8)]
+    async with stack(loop, model) as service:
+        for number in range(4):
+            bad = number * 2
+            outputs = await asyncio.gather(
+                *(service(np.int64(666 if k == bad else number), stream_id=k) for k in range(8)),
+                return_exceptions=True,
+            )
+            for k, output in enumerate(outputs):
+                if k == bad:
+                    assert isinstance(output, BackendError)
+                else:
+                    assert int(output) == references[k](number)
+
+
+async def test_later_step_does_not_overtake_a_retry(loop):
+    """A step that waits for one that is sent again in parts runs behind it."""
+
+    def poisoned(batch):
+        if 666 in batch.inputs["x"]:
+            raise BadRow
+        return step(batch)
+
+    model = stateful(recurrent(then=poisoned, duration_s=0.001))
+    reference = Reference()
+    async with stack(loop, model, max_in_flight=4) as service:
+        first = [service(np.int64(1), stream_id="a"), service(np.int64(666), stream_id="b")]
+        outputs = await asyncio.gather(
+            *first, *(service(np.int64(x), stream_id="a") for x in (2, 3)), return_exceptions=True
+        )
+
+    assert [int(outputs[at]) for at in (0, 2, 3)] == [reference(1), reference(2), reference(3)]
+
+
+async def test_cancelled_batch_leaves_states(loop):
+    """A batch that is cancelled while it runs changes nothing."""
+    model = stateful(recurrent(step, HANG))
+    reference = Reference()
+    await model.infer(batch(("a", 1)))
+    reference(1)
+    running = asyncio.ensure_future(model.infer(batch(("a", 2))))
+    await asyncio.sleep(1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert int((await model.infer(batch(("a", 3))))[0]) == reference(3)
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+async def test_step_whose_caller_has_left(loop, end):
+    """A caller that cancels, or whose deadline passes, in a batch that succeeds for others, can send its step again."""
+    model = stateful(recurrent(duration_s=1.0))
+    a, b = Reference(), Reference()
+    async with stack(loop, model) as service:
+        staying = asyncio.ensure_future(service(np.int64(1), stream_id="a"))
+        leaving = asyncio.ensure_future(service(np.int64(1), stream_id="b", timeout_s=None if end == "cancel" else 0.5))
+        await asyncio.sleep(0.7)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError if end == "cancel" else DeadlineExceeded):
+            await leaving
+        assert int(await staying) == a(1)
+
+        outputs = await asyncio.gather(service(np.int64(2), stream_id="a"), service(np.int64(2), stream_id="b"))
+        assert [int(y) for y in outputs] == [a(2), b(2)]
+
+
+async def test_steps_of_a_stream_run_in_order(loop):
+    """With many batches in flight, steps of one stream run one at a time, in the order of their calls."""
+    durations = iter([0.5, 0.1, 0.3, 0.2] * 50)
+    running = []
+
+    def check(batch):
+        names = {row.stream_id for row in batch.rows}
+        assert len(names) == len(batch.rows)
+        return step(batch)
+
+    inner = recurrent(then=check, duration_s=lambda size: next(durations))
+    model = stateful(inner)
+    references = {k: Reference() for k in range(3)}
+    async with stack(loop, model, max_in_flight=4) as service:
+        calls = [(k, x) for x in range(8) for k in range(3)]
+        running = [asyncio.ensure_future(service(np.int64(x), stream_id=k)) for k, x in calls]
+        outputs = [int(y) for y in await asyncio.gather(*running)]
+
+    assert outputs == [references[k](x) for k, x in calls]
+
+
+async def test_twice_in_one_batch(loop):
+    """A batch with several steps of a stream is split, and the steps run in their order."""
+    inner = recurrent()
+    model = stateful(inner)
+    a, b = Reference(), Reference()
+
+    outputs = await model.infer(batch(("a", 1), ("b", 2), ("a", 3), ("a", 4), ("b", 5)))
+
+    assert [int(y) for y in outputs] == [a(1), b(2), a(3), a(4), b(5)]
+    assert inner.batch_sizes == [2, 2, 1]
+
+
+async def test_failed_step_of_a_split_batch(loop):
+    """Where a batch is split, a step that fails does so alone."""
+    model = stateful(recurrent(step, BadRow("second"), step))
+    a, b = Reference(), Reference()
+
+    outputs = await model.infer(batch(("a", 1), ("b", 2), ("a", 3), ("a", 4)))
+
+    assert [int(y) for y in outputs[:2]] == [a(1), b(2)]
+    assert isinstance(outputs[2], BackendError)
+    assert int(outputs[3]) == a(4)
+
+
+async def test_batches_of_one_stream_take_turns(loop):
+    """Without a batcher concurrent calls of one stream run in the order of the calls, over those that were cancelled."""
+    model = stateful(recurrent(duration_s=1.0))
+    reference = Reference()
+    calls = [asyncio.ensure_future(model.infer(batch(("a", x)))) for x in range(4)]
+    await asyncio.sleep(0.5)
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [int(results[at][0]) for at in (0, 2, 3)] == [reference(0), reference(2), reference(3)]
+    assert loop.time() == pytest.approx(3.0)
+
+
+async def test_no_stream_is_rejected(loop):
+    """A request without a stream gets InvalidInput; others in its batch do not."""
+    model = stateful(recurrent())
+    reference = Reference()
+
+    results = await model.infer(batch(("a", 1), (None, 2)))
+
+    assert int(results[0]) == reference(1)
+    assert isinstance(results[1], InvalidInput)
+    assert "stream_id" in str(results[1])
+    assert model.statistics().rejected == 1
+
+
+async def test_cap(loop):
+    """A stream beyond max_streams is rejected until another one ends."""
+    model = stateful(recurrent(), max_streams=2)
+    await model.infer(batch(("a", 1), ("b", 1)))
+
+    (result,) = await model.infer(batch(("c", 1)))
+    assert isinstance(result, Overloaded)
+    assert "max_streams=2" in str(result)
+    exported = model.export_state("a")
+    with pytest.raises(Overloaded):
+        model.import_state("c", exported)
+
+    model.end_stream("a")
+    assert int((await model.infer(batch(("c", 1))))[0]) == Reference()(1)
+
+
+async def test_first_steps_that_fail_take_no_place(loop):
+    """Streams whose first step fails leave no row behind."""
+    model = stateful(recurrent(ValueError("broken"), ValueError("broken")), max_streams=2)
+    for stream in "ab":
+        with pytest.raises(ValueError, match="broken"):
+            await model.infer(batch((stream, 1)))
+    assert model.statistics().streams == 0
+
+
+async def test_idle_streams_are_forgotten(loop):
+    """A stream without a request for idle_ttl_s starts again, also where no request comes to notice."""
+    model = stateful(recurrent(), idle_ttl_s=10.0)
+    async with stack(loop, model) as service:
+        await service(np.int64(1), stream_id="a")
+        await asyncio.sleep(6)
+        await service(np.int64(1), stream_id="b")
+        assert model.statistics().streams == 2
+        await asyncio.sleep(5)
+        assert model.statistics().streams == 1
+        assert model.statistics().expired == 1
+        assert int(await service(np.int64(5), stream_id="a")) == Reference()(5)
+        await asyncio.sleep(30)
+        assert model.statistics().streams == 0
+
+
+async def test_given_clock_expires(loop):
+    """``clock=`` decides which stream is idle."""
+    clock = FakeClock(5)
+    model = stateful(recurrent(), idle_ttl_s=10.0, clock=clock)
+    await model.infer(batch(("a", 1)))
+    clock.advance(10.0)
+    assert int((await model.infer(batch(("a", 2))))[0]) == Reference()(2)
+
+
+async def test_reset_and_end(loop):
+    """A stream that was reset or ended starts again, also where a step of it runs meanwhile."""
+    model = stateful(recurrent(duration_s=1.0))
+    for forget in (model.reset_stream, model.end_stream):
+        reference = Reference()
+        await model.infer(batch(("a", 1)))
+        running = asyncio.ensure_future(model.infer(batch(("a", 2), ("b", 2))))
+        await asyncio.sleep(0.5)
+        forget("a")
+        reference(1)
+        assert int((await running)[0]) == reference(2)
+        assert int((await model.infer(batch(("a", 3))))[0]) == Reference()(3)
+        forget("a")
+        forget("never seen")
+        model.end_stream("b")
+    model.end_stream("a")
+    assert model.statistics().streams == 0
+
+
+async def test_stop_forgets(loop):
+    """A stop clears all states; a step that still runs does not bring one back."""
+    model = stateful(recurrent(step, HANG))
+    await model.infer(batch(("a", 1)))
+    running = asyncio.ensure_future(model.infer(batch(("b", 1))))
+    await asyncio.sleep(0)
+
+    await model.stop()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert model.statistics().streams == model.statistics().bytes == 0
+
+
+async def test_initial_state(loop):
+    """A stream starts from the array given, or from what the function returns for it."""
+    ones = np.ones((2, 3), np.int64)
+    for initial in (ones, lambda stream: ones * stream):
+        model = stateful(recurrent(), initial={"h": initial})
+        outputs = await model.infer(batch((1, 0), (1, 0)))
+        assert [int(y) for y in outputs] == [6 * 31, 6 * 31 * 31]
+    assert int((await model.infer(batch((2, 0))))[0]) == 12 * 31
+
+    wrong = stateful(recurrent(), initial={"h": lambda stream: np.ones(4)})
+    with pytest.raises(ValueError, match=r"initial\['h'\]: expected int64\[2, 3\]"):
+        await wrong.infer(batch((1, 0)))
+
+
+async def test_padded_batches(loop):
+    """Batches that are filled up to preferred sizes come to the same, sticky ones included."""
+    model = stateful(recurrent(duration_s=0.01))
+    references = [Reference() for _ in range(5)]
+    async with stack(loop, model, preferred_sizes=[4, 8]) as service:
+        for number in range(6):
+            count = 3 if number < 4 else 5
+            outputs = await asyncio.gather(*(service(np.int64(number), stream_id=k) for k in range(count)))
+            assert [int(y) for y in outputs] == [references[k](number) for k in range(count)]
+    assert model.statistics().sticky_batches >= 3
+
+
+async def test_many_groups_are_written_back(loop):
+    """States of streams that are not in the latest batches are in the arena, and come back from there."""
+    model = stateful(recurrent())
+    references = [Reference() for _ in range(40)]
+    for number in range(3):
+        for first in range(0, 40, 4):
+            rows = [(k, number * k) for k in range(first, first + 4)]
+            outputs = await model.infer(batch(*rows))
+            assert [int(y) for y in outputs] == [references[k](x) for k, x in rows]
+    assert model.statistics().rows >= 24
+    for k in range(40):
+        model.end_stream(k)
+    assert model.statistics().rows == 0
+
+
+async def test_calibration_touches_no_state(loop):
+    """The batches that a batcher measures at start run from the initial state and leave nothing."""
+    inner = recurrent(duration_s=0.001)
+    model = stateful(inner)
+    async with stack(loop, model):
+        assert inner.calibration_sizes
+        assert model.statistics().streams == 0
+
+
+async def test_model_that_reuses_its_outputs(loop):
+    """The state of a model that writes its outputs to the same memory each time is copied."""
+    memory = np.zeros((2, 1, 3), np.int64)
+
+    def reuse(batch):
+        outputs = step(batch)
+        memory[...] = outputs["h2"]
+        return {"y": outputs["y"], "h2": memory}
+
+    inner = recurrent(then=reuse)
+    inner.returns_new_arrays = False
+    model = stateful(inner)
+    a, b = Reference(), Reference()
+    for x in range(3):
+        assert int((await model.infer(batch(("a", x))))[0]) == a(x)
+        assert int((await model.infer(batch(("b", x + 7))))[0]) == b(x + 7)
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({"y": np.zeros(1), "h2": np.zeros((2, 1, 4), np.int64)}, "output 'h2': expected int64"),
+        ({"y": np.zeros(1), "h2": np.zeros((2, 1, 3))}, "output 'h2': expected int64"),
+        ({"y": np.zeros(1)}, "output 'h2'"),
+        ({"y": np.zeros(3), "h2": np.zeros((2, 1, 3), np.int64)}, "output 'y': expected 1 rows"),
+        ([np.zeros(3)], "expected a mapping of outputs for each row"),
+        ([{"y": 1, "h2": np.zeros(3)}], "output 'h2'"),
+        (np.zeros(3), "expected a mapping of outputs"),
+    ],
+    ids=["shape", "dtype", "missing", "rows", "no mapping", "row", "array"],
+)
+async def test_wrong_results(loop, results, words):
+    """Results without a state that fits are an error, and the state stays."""
+    model = stateful(recurrent(step, results, step))
+    reference = Reference()
+    await model.infer(batch(("a", 1)))
+    reference(1)
+    with pytest.raises(BackendError, match=words):
+        await model.infer(batch(("a", 2)))
+    assert int((await model.infer(batch(("a", 3))))[0]) == reference(3)
+
+
+async def test_backend_that_reads_nothing(loop):
+    """A backend that answers without reading its inputs has no state to go on from."""
+
+    class Deaf:
+        def __init__(self):
+            self.batch_axes = {"h": 1}
+
+        async def infer(self, batch):
+            return {"y": np.zeros(1), "h2": np.zeros((2, 1, 3), np.int64)}
+
+    model = stateful(Deaf(), initial={"h": EXAMPLE["h"]})
+    with pytest.raises(BackendError, match=r"reads batch\.inputs"):
+        await model.infer(batch(("a", 1)))
+
+
+async def test_input_that_is_a_state(loop):
+    """A request that brings a state is rejected."""
+    inner = recurrent()
+    inner.validate = lambda request: None
+    model = stateful(inner)
+    async with stack(loop, model) as service:
+        with pytest.raises(InvalidInput, match="'h': expected no state"):
+            await service({"x": np.int64(1), "h": EXAMPLE["h"]}, stream_id="a")
+        with pytest.raises(InvalidInput, match="stream_id"):
+            await service(np.int64(1))
+
+
+async def test_reset_of_a_model(loop):
+    """A new model starts all streams again, also under a batch that ran while it changed; ``keep_on_reload`` does not."""
+    changes = 0
+
+    def replace(batch):
+        nonlocal changes
+        changes += 1
+        return step(batch)
+
+    for keep in (False, True):
+        inner = recurrent(step, replace, step, step)
+        inner.fingerprint_changes = lambda: changes
+        model = stateful(inner, keep_on_reload=keep)
+        reference = Reference()
+        await model.infer(batch(("a", 1)))
+        if keep:
+            reference(1)
+        assert int((await model.infer(batch(("a", 2))))[0]) == reference(2)
+        assert int((await model.infer(batch(("a", 3))))[0]) == reference(3)
+        assert model.statistics().restarts == (0 if keep else 1)
+
+
+async def test_closed_inside(loop):
+    """Errors of the backend pass, and the turns of the streams with them."""
+    model = stateful(recurrent(Closed("over"), step))
+    with pytest.raises(Closed, match="over"):
+        await model.infer(batch(("a", 1)))
+    assert int((await model.infer(batch(("a", 1))))[0]) == Reference()(1)
+
+
+async def test_a_thousand_streams_leave_nothing(loop):
+    """Streams that open, step, fail and close at random leave no row."""
+    rng = np.random.default_rng(1)
+
+    def sometimes(batch):
+        if rng.random() < 0.1:
+            raise BadRow
+        return step(batch)
+
+    model = stateful(recurrent(then=sometimes, duration_s=0.001), max_streams=1000)
+    async with stack(loop, model, max_in_flight=3) as service:
+
+        async def live(k):
+            for x in range(int(rng.integers(1, 6))):
+                call = asyncio.ensure_future(service(np.int64(x), stream_id=k))
+                if rng.random() < 0.1:
+                    await asyncio.sleep(0.0005)
+                    call.cancel()
+                await asyncio.wait({call})
+                call.cancelled() or call.exception()
+            model.end_stream(k)
+
+        await asyncio.gather(*(live(k) for k in range(1000)))
+        statistics = model.statistics()
+    assert (statistics.streams, statistics.rows, statistics.bytes) == (0, 0, 0)
+
+
+def test_arguments():
+    """Arguments that do not fit are named."""
+    inner = recurrent()
+    for error, words, settings in [
+        (TypeError, "state: expected a mapping", {"state": ["h"]}),
+        (TypeError, "state: expected a mapping", {"state": {"h": 1}}),
+        (ValueError, "state: expected", {"state": {}}),
+        (ValueError, "state: expected .* each once", {"state": {"h": "y", "x": "y"}}),
+        (ValueError, "initial: expected an array for state 'k', got none", {"state": {"k": "y"}}),
+        (ValueError, "initial: expected states", {"initial": {"x": 1}}),
+        (ValueError, r"initial\['h'\]: expected int64\[2, 3\]", {"initial": {"h": np.zeros(3)}}),
+        (TypeError, r"initial\['h'\]: expected an array, or a function", {"initial": {"h": 1}}),
+        (ValueError, "max_streams", {"max_streams": 0}),
+        (ValueError, "max_streams: expected states that fit into memory", {"max_streams": 1 << 55}),
+        (ValueError, "idle_ttl_s", {"idle_ttl_s": 0}),
+        (TypeError, "keep_on_reload", {"keep_on_reload": 1}),
+        (TypeError, "clock", {"clock": 1}),
+        (ValueError, "context: expected inputs that are no state", {"context": {"h": 1}}),
+        (ValueError, r"context\['z'\]", {"context": {"z": 1}}),
+        (ValueError, r"context\['x'\]", {"context": {"x": 1}}),
+        (TypeError, r"growing\['h'\]: expected a Growing", {"growing": {"h": 1}}),
+        (ValueError, "growing: expected states", {"growing": {"x": si.streams.Growing(0, 1)}}),
+        (ValueError, r"growing\['h'\]: expected an axis", {"growing": {"h": si.streams.Growing(2, 1)}}),
+    ]:
+        with pytest.raises(error, match=words):
+            StatefulBackend(inner, **{"state": {"h": "h2"}, **settings})
+    with pytest.raises(TypeError, match="backend: expected a backend"):
+        StatefulBackend(print, state={"h": "h2"})
+    with pytest.raises(ValueError, match="max_length"):
+        si.streams.Growing(0, 0)
+    assert "StatefulBackend(" in repr(stateful(inner))
+
+
+def test_threads_share_the_states():
+    """Event loops of several threads run steps of the same streams: each step counts once."""
+
+    def add(batch):
+        state = batch.inputs["h"] + batch.inputs["x"][None, :, None]
+        return {"y": state.sum(axis=(0, 2)), "h2": state}
+
+    model = stateful(recurrent(then=add))
+    count, streams = 150, 12
+
+    def drive(seed):
+        rng = np.random.default_rng(seed)
+
+        async def main():
+            for _ in range(count):
+                chosen = [int(k) for k in rng.permutation(streams)[:5]]
+                steps = [model.infer(batch(*((k, 1) for k in chosen[at::2]))) for at in (0, 1)]
+                await asyncio.gather(*steps)
+                sent[seed].update(chosen)
+
+        asyncio.run(main())
+
+    sent = [Counter() for _ in range(3)]
+    threads = [threading.Thread(target=drive, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    total = sum(sent, Counter())
+    for k in range(streams):
+        (y,) = asyncio.run(model.infer(batch((k, 0))))
+        assert int(y) == 6 * total[k]
