@@ -20,6 +20,8 @@ from streaminfer.caching.table.events import CacheEvents
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
+    from streaminfer.caching.single_flight.flights import FlightStatistics
+    from streaminfer.caching.tiers.writer import TierUsage
     from streaminfer.compliance.retention import Holding
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
@@ -69,6 +71,8 @@ class CacheStatistics(Snapshot):
         rejected: values larger than the whole cache.
         events_lost: events that no listener got, because one did not return.
         listener_errors: how often a listener raised.
+        flights: single flight of what was wrapped; ``None`` before anything was.
+        tiers: use of each tier, from the nearest.
     """
 
     entries: int
@@ -89,12 +93,13 @@ class CacheStatistics(Snapshot):
     rejected: int
     events_lost: int
     listener_errors: int
+    flights: FlightStatistics | None = None
+    tiers: tuple[TierUsage, ...] = ()
 
     @classmethod
     def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
         """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
-        names = [field.name for field in attrs.fields(cls) if field.name != "listener_errors"]
-        return cls(**dict(zip(names, counters, strict=True)), listener_errors=listener_errors)
+        return cls(**dict(zip(_COUNTERS, (*counters, listener_errors), strict=True)))
 
     @property
     def evictions(self) -> int:
@@ -108,7 +113,10 @@ class CacheStatistics(Snapshot):
         return found / (found + self.misses) if found + self.misses else float("nan")
 
     def _repr_html_(self) -> str:
-        return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")
+        return html_table(counter_rows(self, _COUNTERS), caption="cache")
+
+
+_COUNTERS = tuple(field.name for field in attrs.fields(CacheStatistics) if field.default is attrs.NOTHING)
 
 
 class Memory(_Table):

@@ -85,10 +85,17 @@ class Telemetry:
 
     def statistics(self) -> "TelemetryStatistics":
         """A frozen snapshot, with copies of the histograms."""
+        return self._statistics([histogram.copy() for histogram in self._histograms])
+
+    def live_statistics(self) -> "TelemetryStatistics":
+        """A snapshot whose histograms go on: for exporters, which read them at once."""
+        return self._statistics(self._histograms)
+
+    def _statistics(self, histograms: list[LatencyHistogram]) -> "TelemetryStatistics":
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
-        degraded = self._recorder.degraded  # before the histogram, which counts a response last
-        latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
+        degraded = self._recorder.degraded
+        latency, queue, assembly, inference, delivery = histograms
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
         outcomes = {outcome: count for outcome, count in outcomes.items() if count}

@@ -281,6 +281,7 @@ class SLO(_State):
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
         seen, bad, rejected = self.window(self.period_ns)
+        totals = {"late": self.late, "failed": self.failed, "rejected": self.rejected}
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
@@ -295,6 +296,7 @@ class SLO(_State):
             burning=self.burning(),
             alerts=alerts,
             callback_errors=self.callback_errors,
+            totals={"good": self.total - sum(totals.values()), **totals},
         )
 
     def plot(self, ax: Any = None) -> Any:

@@ -1,0 +1,154 @@
+"""A latency histogram as exporters send it: exponential buckets, classic buckets and the sum, in one pass.
+
+Both Prometheus' native histograms and OpenTelemetry's exponential ones number buckets so that bucket ``i`` of schema
+``s`` holds durations in ``(b^(i-1), b^i]`` seconds, with ``b = 2^(2^-s)``. A part of our layout goes, whole, into the
+bucket of its middle. That depends on the part alone, so histograms that are merged before they are exported and those
+that Prometheus adds up afterwards have the same buckets.
+
+Error: a duration moves by at most half a part (0.05 % at three digits, or half of ``lowest_s``), and a quantile is
+known to one bucket: 0.27 % at schema 8, twice that for each schema below. `MAX_BUCKETS` lowers the schema only where
+durations are spread over many buckets; there, interpolation inside a bucket is off by far less than its width.
+"""
+
+import functools
+import math
+from array import array
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.telemetry.exporters._exponential_cy import ZERO, compact
+from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
+
+__all__ = ["BOUNDS_S", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
+
+BOUNDS_S = tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)) + (10.0,)
+"""Upper bounds of the classic buckets in seconds; the last one, infinity, is left out."""
+
+MAX_BUCKETS = 320
+"""Most exponential buckets of a series, so that it takes less than 1 KB."""
+
+MAX_SCHEMA = 8
+
+
+class Exemplar(NamedTuple):
+    """A traced request that stands for those of its bucket.
+
+    Attributes:
+        value_s: its latency in seconds.
+        trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits.
+        unix_ns: when it ended.
+    """
+
+    value_s: float
+    trace_id: str
+    span_id: str
+    unix_ns: int
+
+
+class HistogramPoint(NamedTuple):
+    """A histogram at one moment.
+
+    Attributes:
+        count: durations.
+        sum_s: their sum in seconds, each taken as the middle of its part.
+        min_s: the shortest; NaN while empty.
+        max_s: the longest.
+        schema: resolution of the exponential buckets.
+        zero_threshold_s: durations up to it are in ``zeros``.
+        zeros: count of the zero bucket.
+        indexes: numbers of the exponential buckets that hold something, ascending.
+        counts: their counts.
+        cumulative: counts up to each of ``BOUNDS_S``, and of all.
+        exemplars: traced requests among them.
+    """
+
+    count: int
+    sum_s: float
+    min_s: float
+    max_s: float
+    schema: int
+    zero_threshold_s: float
+    zeros: int
+    indexes: "array[int]"
+    counts: "array[int]"
+    cumulative: "array[int]"
+    exemplars: tuple[Exemplar, ...] = ()
+
+
+class _Layout(NamedTuple):
+    groups: NDArray[np.int32]
+    middles_s: NDArray[np.float64]
+    natives: NDArray[np.int32]
+    classics: NDArray[np.int32]
+    schema: int
+
+
+class HistogramReader:
+    """Reads histograms one after another, with one buffer for all of a layout. Not thread-safe.
+
+    Args:
+        max_buckets: most exponential buckets of a point.
+    """
+
+    def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
+        self._max_buckets = max_buckets
+        self._sums: dict[int, NDArray[np.int64]] = {}
+
+    def read(self, histogram: LatencyHistogram) -> HistogramPoint:
+        """Return what the histogram holds now."""
+        layout = _layout(
+            histogram.unit_magnitude, histogram.half_magnitude, histogram.counts_length, histogram.significant_digits
+        )
+        sums: Any = self._sums.get(id(layout))
+        if sums is None:
+            sums = self._sums[id(layout)] = np.zeros(len(layout.natives), np.int64)
+        first, last, sum_s = histogram.group_into(layout.groups, layout.middles_s, sums)
+        shift, zeros, indexes, counts, cumulative = compact(
+            sums, first, last, layout.natives, layout.classics, self._max_buckets, len(BOUNDS_S)
+        )
+        return HistogramPoint(
+            count=cumulative[-1],
+            sum_s=sum_s,
+            min_s=histogram.min,
+            max_s=histogram.max,
+            schema=layout.schema - shift,
+            zero_threshold_s=(1 << histogram.unit_magnitude) / 1e9,
+            zeros=zeros,
+            indexes=indexes,
+            counts=counts,
+            cumulative=cumulative,
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(unit_magnitude: int, half_magnitude: int, counts_length: int, digits: int) -> _Layout:
+    """Return which bucket each part of a layout belongs to."""
+    index = np.arange(counts_length + 1)
+    bucket = (index >> half_magnitude) - 1
+    half = 1 << half_magnitude
+    part = np.where(bucket < 0, index, (index & (half - 1)) + half)
+    lowest_ns = part << (np.maximum(bucket, 0) + unit_magnitude)
+    middles_s = (lowest_ns[:-1] + lowest_ns[1:]) / 2e9
+    schema = _schema(digits)
+    natives = np.ceil(np.log2(middles_s) * 2**schema).astype(np.int64)
+    natives[0] = ZERO
+    # as `share_within` has it: a part is within a bound that it holds
+    classics = np.searchsorted(np.array(BOUNDS_S), lowest_ns[:-1] / 1e9, side="left")
+    starts = np.flatnonzero(np.diff(natives, prepend=ZERO - 1) | np.diff(classics, prepend=-1))
+    groups = np.zeros(counts_length, np.int32)
+    groups[starts[1:]] = 1
+    return _Layout(
+        np.cumsum(groups, dtype=np.int32),
+        middles_s,
+        natives[starts].astype(np.int32),
+        classics[starts].astype(np.int32),
+        schema,
+    )
+
+
+def _schema(digits: int) -> int:
+    """Return the coarsest schema whose buckets are not wider than our parts may be, or the finest one."""
+    return min(MAX_SCHEMA, math.ceil(-math.log2(math.log2(1.0 + 10.0**-digits))))
