@@ -4,7 +4,6 @@ The walk follows ``children`` as statistics, audit and lifecycle do. An object t
 at the first place where it is found, so that sums over layers count nothing twice.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ from streaminfer._internal.snapshot import Snapshot
 from streaminfer.protocols import adapt, name_of
 from streaminfer.telemetry.exporters.histogram_points import HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE, Metric
-from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "name_services"]
@@ -56,15 +54,15 @@ class Collection:
     """Samples of any number of stacks at one moment, by metric. Not thread-safe.
 
     Args:
-        histograms: read histograms too.
+        reader: reads histograms; ``None``: they are left out.
 
     Attributes:
         families: samples by metric, in the order in which metrics were found.
     """
 
-    def __init__(self, *, histograms: bool = True) -> None:
+    def __init__(self, reader: HistogramReader | None) -> None:
         self.families: dict[Metric, list[Sample]] = {}
-        self._reader = HistogramReader() if histograms else None
+        self._reader = reader
         self._visited: set[int] = set()
 
     def add(self, service: str, stack: Any) -> None:
@@ -104,20 +102,17 @@ class Collection:
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
         for metric in metrics:
-            if metric.kind == "histogram" and self._reader is None:
+            if metric.kind == "histogram":
+                if self._reader is not None:
+                    samples = self.families.setdefault(metric, [])
+                    for field in metric.fields:
+                        point = self._reader.read(getattr(snapshot, field))
+                        samples.append(Sample((*labels, (metric.label, field)) if metric.label else labels, point))
                 continue
             samples = self.families.setdefault(metric, [])
             for key, value in _values(snapshot, metric):
-                converted = self._convert(value)
-                if converted is not None:
-                    samples.append(Sample((*labels, (metric.label, key)) if key else labels, converted))
-
-    def _convert(self, value: Any) -> float | HistogramPoint | None:
-        if isinstance(value, LatencyHistogram):
-            return None if self._reader is None else self._reader.read(value)
-        if value is None or math.isnan(value):
-            return None  # not known
-        return int(value) if isinstance(value, bool) else value
+                if value is not None and value == value:  # noqa: PLR0124 - NaN: not known
+                    samples.append(Sample((*labels, (metric.label, key)) if key else labels, value))
 
 
 class _State(NamedTuple):
@@ -127,13 +122,13 @@ class _State(NamedTuple):
 def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
     for field in metric.fields:
         value = getattr(snapshot, field)
-        if isinstance(value, Mapping):
-            yield from _bounded(value)
-        elif metric.states:
+        if metric.states:
             for state in metric.states:
-                yield state, value == state
+                yield state, int(value == state)
+        elif value is None or isinstance(value, (int, float)):
+            yield field if metric.label else "", int(value) if isinstance(value, bool) else value
         else:
-            yield field if metric.label else "", value
+            yield from _bounded(value)
 
 
 def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

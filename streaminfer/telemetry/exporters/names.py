@@ -15,7 +15,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["", "seconds", "bytes", "ratio"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Metric:
     """One family of series.
 
