@@ -7,6 +7,8 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.exporters.prometheus.collector import StackCollector
+    from streaminfer.telemetry.exporters.prometheus.scrape_app import metrics_app
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
@@ -20,8 +22,10 @@ __all__ = [
     "LatencyHistogram",
     "RollingHistogram",
     "SloStatistics",
+    "StackCollector",
     "Telemetry",
     "TelemetryStatistics",
+    "metrics_app",
     "workbook_pairs",
 ]
 
@@ -32,7 +36,9 @@ _HOMES = {
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
+    "StackCollector": "telemetry.exporters.prometheus.collector",
     "TelemetryStatistics": "telemetry.statistics",
+    "metrics_app": "telemetry.exporters.prometheus.scrape_app",
     "workbook_pairs": "telemetry.objectives.alerts",
 }
 

@@ -21,12 +21,15 @@ import numpy as np
 from streaminfer.telemetry.exporters._exponential_cy import ZERO, compact
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
-__all__ = ["BOUNDS_S", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
+__all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
 
 BOUNDS_S = tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)) + (10.0,)
 """Upper bounds of the classic buckets in seconds; the last one, infinity, is left out."""
 
-MAX_BUCKETS = 320
+BOUND_LABELS = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BOUNDS_S), "+Inf")
+"""The label ``le`` of each classic bucket."""
+
+MAX_BUCKETS = 400
 """Most exponential buckets of a series, so that it takes less than 1 KB."""
 
 MAX_SCHEMA = 8

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
-from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramPoint
+from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint
 from streaminfer.telemetry.exporters.names import Metric
 
 __all__ = ["write_openmetrics", "write_text"]
 
-_BOUNDS = tuple(f'le="{bound:g}"' if bound % 1 else f'le="{bound:.1f}"' for bound in BOUNDS_S) + ('le="+Inf"',)
 _CREATED = f"{IMPORTED_NS / 1e9:.3f}"
 
 
@@ -55,7 +54,7 @@ def write_openmetrics(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[s
 
 def _histogram(name: str, labels: str, point: HistogramPoint, *, with_exemplars: bool) -> list[str]:
     begin = f"{name}_bucket{{{labels},"
-    lines = [f"{begin}{bound}}} {count}" for bound, count in zip(_BOUNDS, point.cumulative, strict=True)]
+    lines = [f'{begin}le="{bound}"}} {count}' for bound, count in zip(BOUND_LABELS, point.cumulative, strict=True)]
     if with_exemplars:
         for exemplar in point.exemplars:
             lines[exemplar.bucket] = f"{lines[exemplar.bucket].partition(' # ')[0]} # {_exemplar(exemplar)}"
