@@ -99,7 +99,8 @@ class CacheStatistics(Snapshot):
     @classmethod
     def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
         """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
-        return cls(**dict(zip(_COUNTERS, (*counters, listener_errors), strict=True)))
+        named: dict[str, Any] = dict(zip(_COUNTERS, (*counters, listener_errors), strict=True))
+        return cls(**named)
 
     @property
     def evictions(self) -> int:

@@ -15,7 +15,15 @@ _ZERO = ZERO
 
 
 def compact(
-    sums: Any, first: int, last: int, natives: Any, classics: Any, limit: int, indexes: Any, counts: Any, cumulative: Any
+    sums: Any,
+    first: int,
+    last: int,
+    natives: Any,
+    classics: Any,
+    limit: int,
+    indexes: Any,
+    counts: Any,
+    cumulative: Any,
 ) -> tuple[int, int, int]:
     """Turn sums of groups into sparse exponential buckets and cumulative classic ones; clear the sums.
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.protocols import adapt, name_of
 from streaminfer.telemetry.exporters.histogram_points import HistogramPoint, HistogramReader
-from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE, Metric
+from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "name_services"]

@@ -23,7 +23,7 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 
 __all__ = ["BOUNDS_S", "BOUND_LABELS", "MAX_BUCKETS", "Exemplar", "HistogramPoint", "HistogramReader"]
 
-BOUNDS_S = tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)) + (10.0,)
+BOUNDS_S = (*tuple(step * 10.0**exponent for exponent in range(-4, 1) for step in (1.0, 2.5, 5.0)), 10.0)
 """Upper bounds of the classic buckets in seconds; the last one, infinity, is left out."""
 
 BOUND_LABELS = (*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BOUNDS_S), "+Inf")
@@ -60,7 +60,7 @@ class HistogramPoint(NamedTuple):
     """A histogram at one moment.
 
     Attributes:
-        count: durations.
+        total: durations.
         sum_s: their sum in seconds, each taken as the middle of its part.
         min_s: the shortest; NaN while empty.
         max_s: the longest.
@@ -73,7 +73,7 @@ class HistogramPoint(NamedTuple):
         exemplars: traced requests among them.
     """
 
-    count: int
+    total: int
     sum_s: float
     min_s: float
     max_s: float
@@ -122,7 +122,7 @@ class HistogramReader:
             sums, first, last, layout.natives, layout.classics, self._max_buckets, indexes, counts, cumulative
         )
         return HistogramPoint(
-            count=cumulative[-1],
+            total=cumulative[-1],
             sum_s=sum_s,
             min_s=histogram.min,
             max_s=histogram.max,

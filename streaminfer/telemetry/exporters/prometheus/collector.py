@@ -7,7 +7,7 @@ from streaminfer._internal.extras import require
 from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Collection, Sample, name_services
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
-from streaminfer.telemetry.exporters.names import Metric
+from streaminfer.telemetry.exporters.metric import Metric
 
 __all__ = ["StackCollector"]
 
@@ -50,7 +50,7 @@ class StackCollector:
                     f"{metric.family}_bucket", {**labels, "le": bound}, count, exemplar=exemplars.get(number)
                 )
             family.add_sample(f"{metric.family}_sum", labels, point.sum_s)
-            family.add_sample(f"{metric.family}_count", labels, point.count)
+            family.add_sample(f"{metric.family}_count", labels, point.total)
         else:
             family.add_sample(metric.prometheus, labels, point)
         if metric.kind != "gauge":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from streaminfer.telemetry.exporters.collection import Sample
-from streaminfer.telemetry.exporters.names import Metric
+from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.prometheus.protobuf_format import write_protobuf
 from streaminfer.telemetry.exporters.prometheus.text_formats import write_openmetrics, write_text
 

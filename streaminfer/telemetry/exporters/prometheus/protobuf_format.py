@@ -11,7 +11,7 @@ from streaminfer._internal._protobuf_cy import ProtobufWriter
 from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramPoint
-from streaminfer.telemetry.exporters.names import Metric
+from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.prometheus._histogram_message_cy import write_classic, write_native
 
 __all__ = ["write_protobuf"]
@@ -47,7 +47,7 @@ def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[byte
 
 def _histogram(point: HistogramPoint) -> ProtobufWriter:
     message = ProtobufWriter()
-    message.varint(1, point.count)
+    message.varint(1, point.total)
     message.float64(2, point.sum_s)
     exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in point.exemplars}
     write_classic(message, _bounds(), point.cumulative, exemplars)

@@ -24,10 +24,10 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 def metrics_app(*stacks: Any) -> "MetricsApp":
     """Return an ASGI app that answers a scrape with all that stacks measure.
 
-    It serves every path below the one that it is mounted at, on the event loop of the stacks. The ``Accept`` header chooses protobuf
-    with native and classic histograms, OpenMetrics, or plain text. A client that accepts none of them gets 406, a
-    method other than GET and HEAD 405. The body is compressed if the client accepts gzip. The app gives way to requests
-    between two stacks and between two metrics.
+    It serves every path below the one that it is mounted at, on the event loop of the stacks. The ``Accept`` header
+    chooses protobuf with native and classic histograms, OpenMetrics, or plain text. A client that accepts none of them
+    gets 406, a method other than GET and HEAD 405. The body is compressed if the client accepts gzip. The app gives way
+    to requests between two stacks and between two metrics.
 
     Args:
         stacks: `Stack` objects, or other services, layers and backends. The name of the outermost telemetry of each is

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from streaminfer._internal.imported_at import IMPORTED_NS
 from streaminfer.telemetry.exporters.collection import Labels, Sample
 from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint
-from streaminfer.telemetry.exporters.names import Metric
+from streaminfer.telemetry.exporters.metric import Metric
 
 __all__ = ["write_openmetrics", "write_text"]
 
@@ -59,7 +59,7 @@ def _histogram(name: str, labels: str, point: HistogramPoint, *, with_exemplars:
         for exemplar in point.exemplars:
             lines[exemplar.bucket] = f"{lines[exemplar.bucket].partition(' # ')[0]} # {_exemplar(exemplar)}"
     lines.append(f"{name}_sum{{{labels}}} {_number(point.sum_s)}")
-    lines.append(f"{name}_count{{{labels}}} {point.count}")
+    lines.append(f"{name}_count{{{labels}}} {point.total}")
     return lines
 
 
