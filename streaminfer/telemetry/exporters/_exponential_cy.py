@@ -37,7 +37,7 @@ def compact(
         natives: shape (groups,), int32, ascending: exponential bucket of each group; `ZERO`: the zero bucket.
         classics: shape (groups,), int32, ascending: number of the first classic bound that it does not exceed; that
             of the last one, infinity, where it exceeds all others.
-        limit: the most buckets, at least 1.
+        limit: the most buckets, at least 8: those on either side of 1 s never merge.
         indexes: shape (groups,), int32: gets the numbers of the buckets, ascending.
         counts: shape (groups,), int64: gets their counts.
         cumulative: shape (classic bounds,), int64, zeros: gets the count up to each bound.

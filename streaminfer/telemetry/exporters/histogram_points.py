@@ -98,7 +98,7 @@ class HistogramReader:
     """Reads histograms one after another, with one buffer for all of a layout. Not thread-safe.
 
     Args:
-        max_buckets: most exponential buckets of a point.
+        max_buckets: most exponential buckets of a point, at least 8.
     """
 
     def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
