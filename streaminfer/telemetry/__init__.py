@@ -9,6 +9,9 @@ from streaminfer.telemetry.telemetry import Telemetry
 if TYPE_CHECKING:
     from streaminfer.telemetry.exporters.prometheus.collector import StackCollector
     from streaminfer.telemetry.exporters.prometheus.scrape_app import metrics_app
+    from streaminfer.telemetry.exporters.rules.dashboard_json import grafana_dashboard
+    from streaminfer.telemetry.exporters.rules.documents import slo_documents
+    from streaminfer.telemetry.exporters.rules.rule_file import alert_rules
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
@@ -25,7 +28,10 @@ __all__ = [
     "StackCollector",
     "Telemetry",
     "TelemetryStatistics",
+    "alert_rules",
+    "grafana_dashboard",
     "metrics_app",
+    "slo_documents",
     "workbook_pairs",
 ]
 
@@ -38,6 +44,9 @@ _HOMES = {
     "SloStatistics": "telemetry.statistics",
     "StackCollector": "telemetry.exporters.prometheus.collector",
     "TelemetryStatistics": "telemetry.statistics",
+    "alert_rules": "telemetry.exporters.rules.rule_file",
+    "grafana_dashboard": "telemetry.exporters.rules.dashboard_json",
+    "slo_documents": "telemetry.exporters.rules.documents",
     "metrics_app": "telemetry.exporters.prometheus.scrape_app",
     "workbook_pairs": "telemetry.objectives.alerts",
 }

@@ -67,7 +67,13 @@ class AsgiServer:
         method, path, _ = head[0].split(" ")
         headers = [tuple(line.split(": ", 1)) for line in head[1:] if line]
         status, sent, body = await request(self.app, method, headers, path)
-        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in sent.items()), "connection: close", "", ""]
+        lines = [
+            f"HTTP/1.1 {status} X",
+            *(f"{name}: {value}" for name, value in sent.items()),
+            "connection: close",
+            "",
+            "",
+        ]
         writer.write("\r\n".join(lines).encode("latin-1") + body)
         await writer.drain()
         writer.close()

@@ -7,11 +7,14 @@ at the first place where it is found, so that sums over layers count nothing twi
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import attrs
+
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.protocols import adapt, name_of
 from streaminfer.telemetry.exporters.histogram_points import HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
 from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
+from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
 
 __all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "name_services"]
@@ -79,7 +82,7 @@ class Collection:
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
                 continue  # its statistics are those of its layers
-            snapshot = part.live_statistics() if isinstance(part, Telemetry) else adapt(part).statistics()
+            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else adapt(part).statistics()
             if isinstance(snapshot, Snapshot):
                 base = unique = place or type(part).__name__
                 number = 1
@@ -88,6 +91,13 @@ class Collection:
                     unique = f"{base}#{number}"
                 places.add(unique)
                 self._add_statistics(snapshot, (("service", service), ("layer", unique)))
+
+    def _telemetry(self, telemetry: Telemetry) -> TelemetryStatistics:
+        snapshot = telemetry.live_statistics()
+        if id(telemetry.slo) in self._visited:
+            return attrs.evolve(snapshot, slo=None)  # another telemetry's too, and read there
+        self._visited.add(id(telemetry.slo))
+        return snapshot
 
     def _add_statistics(self, snapshot: Any, labels: Labels) -> None:
         kind = next((base.__name__ for base in type(snapshot).__mro__ if base.__name__ in METRICS), None)

@@ -212,6 +212,11 @@ class SLO(_State):
         """
         return 1.0 - self.burn_over(self.period_ns)
 
+    @property
+    def minimum_events(self) -> int:
+        """Fewer events in the long window of a pair do not fire."""
+        return self._states.minimum_events
+
     def burn_rate(self, window_s: float) -> float:
         """The share of bad events in the latest window over the share that is allowed.
 

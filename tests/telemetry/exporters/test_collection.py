@@ -137,6 +137,21 @@ def test_layers_at_one_place_have_labels_of_their_own():
     assert len(layers) == len(set(layers)) == 2
 
 
+def test_shared_objective_is_counted_once():
+    """Two telemetries with one SLO export its events once."""
+    slo = si.SLO("both", threshold_s=0.050)
+    slo.record(0.001)
+
+    found = collect(si.Telemetry("a", slo=slo), si.Telemetry("b", slo=slo))
+
+    good = [
+        value
+        for (name, labels), value in found.items()
+        if name == "streaminfer_slo_events_total" and ("result", "good") in labels
+    ]
+    assert good == [1]
+
+
 def test_services_with_one_name_are_told_apart():
     """The second of a name has a number; without a telemetry the class is the name."""
     stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
@@ -150,7 +165,11 @@ def test_words_of_the_program_are_bounded():
     for number in range(MAX_LABEL_VALUES + 10):
         telemetry.fail(type(f"Error{number}", (Exception,), {})())
 
-    found = {dict(labels)["outcome"]: value for (name, labels), value in collect(telemetry).items() if "requests_total" in name}
+    found = {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in collect(telemetry).items()
+        if "requests_total" in name
+    }
 
     assert len(found) == MAX_LABEL_VALUES + 1
     assert found[OTHER] == 10

@@ -33,7 +33,12 @@ FIELDS = {  # of client_model's metrics.proto: message → field → number, typ
         "positive_delta": (13, "*sint64"),
         "created_timestamp": (15, "Timestamp"),
     },
-    "Metric": {"label": (1, "*LabelPair"), "gauge": (2, "Value"), "counter": (3, "Value"), "histogram": (7, "Histogram")},
+    "Metric": {
+        "label": (1, "*LabelPair"),
+        "gauge": (2, "Value"),
+        "counter": (3, "Value"),
+        "histogram": (7, "Histogram"),
+    },
     "MetricFamily": {"name": (1, "string"), "help": (2, "string"), "type": (3, "int32"), "metric": (4, "*Metric")},
 }
 
@@ -101,7 +106,10 @@ def flat(families):
 
 def parsed(metrics):
     return {
-        (sample.name, frozenset((key, float(value) if key == "le" else value) for key, value in sample.labels.items())): sample.value
+        (
+            sample.name,
+            frozenset((key, float(value) if key == "le" else value) for key, value in sample.labels.items()),
+        ): sample.value
         for metric in metrics
         for sample in metric.samples
         if not sample.name.endswith("_created")
@@ -187,8 +195,16 @@ def test_exemplars_are_on_their_buckets(metric_family):
     histogram = decode(families, metric_family)["streaminfer_request_duration_seconds"].metric[0].histogram
     [bucket] = [bucket for bucket in histogram.bucket if bucket.HasField("exemplar")]
 
-    assert (marked.labels["le"], marked.exemplar.value, marked.exemplar.labels["trace_id"]) == ("0.005", 0.003, "a" * 32)
-    assert (bucket.upper_bound, bucket.exemplar.value, bucket.exemplar.timestamp.seconds) == (0.005, 0.003, 1_700_000_000)
+    assert (marked.labels["le"], marked.exemplar.value, marked.exemplar.labels["trace_id"]) == (
+        "0.005",
+        0.003,
+        "a" * 32,
+    )
+    assert (bucket.upper_bound, bucket.exemplar.value, bucket.exemplar.timestamp.seconds) == (
+        0.005,
+        0.003,
+        1_700_000_000,
+    )
     assert "trace_id" not in "".join(write_text(families))
 
 
@@ -215,7 +231,7 @@ def test_native_series_takes_less_than_a_kilobyte():
     for shape, durations_s in DURATIONS_S.items():
         collection = Collection(HistogramReader())
         collection.add("a-service-with-a-name", telemetry("x", durations_s))
-        families = {metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"}
+        families = {
+            metric: samples for metric, samples in collection.families.items() if metric.name == "request.duration"
+        }
         assert len(b"".join(write_protobuf(families))) <= 1024, shape
-
-

@@ -60,7 +60,9 @@ def test_merging_commutes_with_exporting(one, other, layout, limit):
     schema = min(point.schema for point in points)
     left, right, both = (buckets(point, schema) for point in points)
     assert both == {index: left.get(index, 0) + right.get(index, 0) for index in left.keys() | right.keys()}
-    assert [a + b for a, b in zip(points[0].cumulative, points[1].cumulative, strict=True)] == list(points[2].cumulative)
+    assert [a + b for a, b in zip(points[0].cumulative, points[1].cumulative, strict=True)] == list(
+        points[2].cumulative
+    )
     assert points[2].zeros == points[0].zeros + points[1].zeros
     assert points[2].sum_s == pytest.approx(points[0].sum_s + points[1].sum_s)
 
@@ -72,7 +74,7 @@ def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
         histogram = histogram_of(np.array([duration]), **layout)
         point = HistogramReader().read(histogram)
         counted_s = histogram.max
-        half_part = max(counted_s * 10.0 ** -histogram.significant_digits, 2**histogram.unit_magnitude / 1e9)
+        half_part = max(counted_s * 10.0**-histogram.significant_digits, 2**histogram.unit_magnitude / 1e9)
         if point.zeros:
             assert counted_s < point.zero_threshold_s
             continue
@@ -99,7 +101,9 @@ def test_schema_falls_until_the_limit_holds():
     points = [HistogramReader(limit).read(wide) for limit in (10_000, 400, 100, 8)]
 
     assert [point.schema for point in points] == sorted((point.schema for point in points), reverse=True)
-    assert [len(point.indexes) <= limit for point, limit in zip(points, (10_000, 400, 100, 8), strict=True)] == [True] * 4
+    assert [len(point.indexes) <= limit for point, limit in zip(points, (10_000, 400, 100, 8), strict=True)] == [
+        True
+    ] * 4
     assert HistogramReader(8).read(narrow).schema == points[0].schema == 8
 
 
