@@ -7,6 +7,10 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.exporters.event_log import EventLog, JsonLines
+    from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import StackMetricExporter
+    from streaminfer.telemetry.exporters.opentelemetry.tracing import Tracing
+    from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
     from streaminfer.telemetry.exporters.prometheus.collector import StackCollector
     from streaminfer.telemetry.exporters.prometheus.scrape_app import metrics_app
     from streaminfer.telemetry.exporters.rules.dashboard_json import grafana_dashboard
@@ -22,12 +26,17 @@ __all__ = [
     "Alert",
     "AlertPair",
     "BurnSignal",
+    "EventLog",
+    "JsonLines",
     "LatencyHistogram",
     "RollingHistogram",
     "SloStatistics",
     "StackCollector",
+    "StackMetricExporter",
     "Telemetry",
     "TelemetryStatistics",
+    "Tracing",
+    "TracingStatistics",
     "alert_rules",
     "grafana_dashboard",
     "metrics_app",
@@ -36,18 +45,23 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SLO": "telemetry.objectives.slo",
     "Alert": "telemetry.objectives.alerts",
     "AlertPair": "telemetry.objectives.alerts",
     "BurnSignal": "telemetry.objectives.slo",
+    "EventLog": "telemetry.exporters.event_log",
+    "JsonLines": "telemetry.exporters.event_log",
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
-    "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
     "StackCollector": "telemetry.exporters.prometheus.collector",
+    "StackMetricExporter": "telemetry.exporters.opentelemetry.metric_exporter",
     "TelemetryStatistics": "telemetry.statistics",
+    "Tracing": "telemetry.exporters.opentelemetry.tracing",
+    "TracingStatistics": "telemetry.exporters.opentelemetry.tracing_statistics",
     "alert_rules": "telemetry.exporters.rules.rule_file",
     "grafana_dashboard": "telemetry.exporters.rules.dashboard_json",
-    "slo_documents": "telemetry.exporters.rules.documents",
     "metrics_app": "telemetry.exporters.prometheus.scrape_app",
+    "slo_documents": "telemetry.exporters.rules.documents",
     "workbook_pairs": "telemetry.objectives.alerts",
 }
 

@@ -11,9 +11,10 @@ import attrs
 
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.protocols import adapt, name_of
-from streaminfer.telemetry.exporters.histogram_points import HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
 from streaminfer.telemetry.exporters.metric import Metric
-from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
+from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, STACK_STATE
+from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
 from streaminfer.telemetry.statistics import TelemetryStatistics
 from streaminfer.telemetry.telemetry import Telemetry
 
@@ -77,12 +78,15 @@ class Collection:
             stack: a `Stack`, or any other service, layer or backend.
         """
         places: set[str] = set()
+        exemplars: tuple[Exemplar, ...] = ()
         for place, part in _walk(stack, "", self._visited):
             state = adapt(part).stack_state
             if state:
                 self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
                 continue  # its statistics are those of its layers
             snapshot = self._telemetry(part) if isinstance(part, Telemetry) else adapt(part).statistics()
+            if isinstance(snapshot, TracingStatistics):
+                exemplars += snapshot.exemplars
             if isinstance(snapshot, Snapshot):
                 base = unique = place or type(part).__name__
                 number = 1
@@ -91,6 +95,16 @@ class Collection:
                     unique = f"{base}#{number}"
                 places.add(unique)
                 self._add_statistics(snapshot, (("service", service), ("layer", unique)))
+        if exemplars:
+            self._attach(service, exemplars)
+
+    def _attach(self, service: str, exemplars: tuple[Exemplar, ...]) -> None:
+        """Give traced requests to the latency of the outermost telemetry of their service."""
+        samples = self.families.get(LATENCY, [])
+        for position, (labels, value) in enumerate(samples):
+            if labels[0] == ("service", service) and isinstance(value, HistogramPoint):
+                samples[position] = Sample(labels, value._replace(exemplars=exemplars))
+                return
 
     def _telemetry(self, telemetry: Telemetry) -> TelemetryStatistics:
         snapshot = telemetry.live_statistics()

@@ -7,7 +7,7 @@ module imports no other family. Every value has the labels ``service`` and ``lay
 
 from streaminfer.telemetry.exporters.metric import Metric, counter, gauge, histogram
 
-__all__ = ["INNER", "METRICS", "STACK_STATE"]
+__all__ = ["INNER", "LATENCY", "METRICS", "STACK_STATE"]
 
 STACK_STATE = gauge(
     "stack.state",
@@ -16,6 +16,8 @@ STACK_STATE = gauge(
     states="new starting running stopping stopped",
     event=True,
 )
+
+LATENCY = histogram("request.duration", "Time from the call of the service to its response.", "latency")
 
 _BACKEND = (
     counter("backend.batches", "Batches that succeeded."),
@@ -29,7 +31,7 @@ _BACKEND = (
 
 METRICS: dict[str, tuple[Metric, ...]] = {
     "TelemetryStatistics": (
-        histogram("request.duration", "Time from the call of the service to its response.", "latency"),
+        LATENCY,
         histogram(
             "request.part.duration",
             "Parts of the time of requests that a batcher served.",
@@ -304,6 +306,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("shadow.skipped", "Requests that were not copied, by reason.", by="reason"),
         gauge("shadow.in_flight", "Copies that have not ended."),
     ),
+    "TracingStatistics": (counter("tracing.spans", "Spans, by kind.", "requests batches", by="kind"),),
     "BackendStatistics": _BACKEND,
     "TritonStatistics": (
         *_BACKEND,

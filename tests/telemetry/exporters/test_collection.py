@@ -30,6 +30,7 @@ NOT_EXPORTED = {
     "RouteStatistics": {"name"},
     "ReplicaStatistics": {"name", "zone"},
     "TierUsage": {"name"},
+    "TracingStatistics": {"exemplars"},  # of the latency
     "TierStatistics": {"name", "last_error"},
     "TritonStatistics": {"recent", "server_error"},
     "ServerStatistics": {"queue_s", "compute_input_s", "compute_infer_s", "compute_output_s"},  # parts of Telemetry

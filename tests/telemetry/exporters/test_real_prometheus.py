@@ -26,11 +26,15 @@ def services():
 def prometheus(services, tmp_path_factory):
     """Prometheus after it has stored a scrape of each server; ``addresses`` are theirs."""
     apps = [si.telemetry.metrics_app(*each.values()) for each in services]
-    with AsgiServer(apps[0]) as first, AsgiServer(apps[1]) as second:
-        with PrometheusServer(tmp_path_factory.mktemp("prometheus"), [first.address, second.address]) as server:
-            for each in (first, second):
-                each.wait_for_requests(3)  # one scrape is stored before the next one begins
-            yield server
+    folder = tmp_path_factory.mktemp("prometheus")
+    with (
+        AsgiServer(apps[0]) as first,
+        AsgiServer(apps[1]) as second,
+        PrometheusServer(folder, [first.address, second.address]) as server,
+    ):
+        for each in (first, second):
+            each.wait_for_requests(3)  # one scrape is stored before the next one begins
+        yield server
 
 
 def test_every_scrape_is_accepted(prometheus):
