@@ -5,9 +5,9 @@ no input, output, key or subject can get into a record: it has names, labels and
 """
 
 import asyncio
+import datetime
 import json
 import logging
-import time
 from typing import Any
 
 from streaminfer._internal.validation import check_duration
@@ -89,12 +89,10 @@ class JsonLines(logging.Formatter):
     what a request brought.
     """
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Any] = {
-            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
         }

@@ -163,7 +163,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("breaker.permitted", "Permits given."),
         counter("breaker.rejected", "Calls rejected."),
         counter("breaker.slow", "Outcomes that were slow.", "slow_calls"),
-        counter("breaker.trips", "Times that it opened by itself.", event=True),
+        counter("breaker.trips", "Times that the outcomes of calls opened it.", event=True),
         counter("breaker.events_lost", "Events that no listener got."),
         gauge("breaker.window", "Outcomes that the present state is judged by.", "calls failures slow", by="kind"),
         gauge("breaker.probes", "Probes that have not come back.", "half_open_in_flight"),

@@ -98,10 +98,9 @@ def test_histogram_becomes_exponential(shape):
     assert sum(point.positive.bucket_counts) + point.zero_count == point.count
     base = 2.0 ** (2.0**-point.scale)
     seen = point.zero_count
-    for position, count in enumerate(point.positive.bucket_counts):
-        seen += count
-        if seen >= 0.99 * point.count:
-            break
+    position = 0
+    while (seen := seen + point.positive.bucket_counts[position]) < 0.99 * point.count:
+        position += 1
     upper = base ** (point.positive.offset + position + 1)
     assert upper / base * 0.999 <= found._histograms[0].quantile(0.99) <= upper * 1.001
 
@@ -251,7 +250,7 @@ def test_request_that_is_not_sampled_makes_nothing(provider, spans):
     tracing = Tracing(provider.get_tracer("test"), ratio=0.0)
 
     assert tracing.enter(si.Request(1.0), 5) is None
-    statistics, families = traced(provider, ratio=0.0)
+    statistics, _ = traced(provider, ratio=0.0)
 
     assert (statistics.requests, statistics.batches, statistics.exemplars) == (0, 0, ())
     assert spans.get_finished_spans() == ()

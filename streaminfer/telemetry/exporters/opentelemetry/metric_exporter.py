@@ -101,7 +101,8 @@ def _data(metric: Metric, samples: Sequence[Sample]) -> Any:
     now_ns = time.time_ns()
     cumulative = sdk.AggregationTemporality.CUMULATIVE
     if metric.kind == "histogram":
-        return sdk.ExponentialHistogram([_exponential(*sample, now_ns) for sample in samples], cumulative)
+        points = [_exponential(labels, point, now_ns) for labels, point in samples]
+        return sdk.ExponentialHistogram([point for point in points if point.count], cumulative)
     numbers = [_number(*sample, now_ns) for sample in samples]
     return sdk.Gauge(numbers) if metric.kind == "gauge" else sdk.Sum(numbers, cumulative, is_monotonic=True)
 
