@@ -9,7 +9,6 @@
 
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,15 +17,12 @@ from typing import Any
 
 import numpy as np
 import prometheus_client
+import prometheus_client.openmetrics.exposition
+from _lib.floor import cpu_per_request
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 from opentelemetry.sdk.trace import TracerProvider
-
-sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
-
-from _lib.floor import cpu_per_request
-from asgi_server import AsgiServer, request
-from prometheus_server import PROMETHEUS, PrometheusServer
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from servers.asgi_server import AsgiServer, request
+from servers.prometheus_server import PROMETHEUS, PrometheusServer
 
 import streaminfer as si
 from streaminfer.telemetry import EventLog, StackMetricExporter, Tracing
@@ -63,6 +59,7 @@ def peer() -> prometheus_client.CollectorRegistry:
 
 
 def bench_scrape(found: list[si.Telemetry]) -> None:
+    openmetrics: Any = prometheus_client.openmetrics.exposition  # without types
     app, registry = si.telemetry.metrics_app(*found), peer()
     loop = asyncio.new_event_loop()
 
@@ -75,7 +72,7 @@ def bench_scrape(found: list[si.Telemetry]) -> None:
         "plain text": lambda: scrape("text/plain"),
         "plain text, gzip": lambda: scrape("text/plain", ("Accept-Encoding", "gzip")),
         "prometheus_client, plain text": lambda: prometheus_client.generate_latest(registry),
-        "prometheus_client, OpenMetrics": lambda: generate_openmetrics(registry),
+        "prometheus_client, OpenMetrics": lambda: openmetrics.generate_latest(registry),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     sizes = {}
@@ -120,26 +117,27 @@ def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> N
     print(f"two merged servers: worst {max(merged_errors):.3%}")
 
 
-async def double(batch: Any) -> Any:
-    return batch * 2
-
-
 def bench_requests() -> None:
     def stack(*layers: Any) -> si.Stack:
-        return si.Stack(si.Telemetry("faces"), *layers, si.AdaptiveBatcher(max_batch_size=32), si.CpuBackend(np.copy, executor="inline"))
+        model = si.CpuBackend(np.copy, executor="inline")
+        return si.Stack(si.Telemetry("faces"), *layers, si.AdaptiveBatcher(max_batch_size=32), model)
 
-    async def cpu(made: si.Stack, attach: bool) -> float:
+    def attach(made: si.Stack) -> list[Any]:
+        otel = StackMetricExporter(ConsoleMetricExporter(), made)
+        return [si.telemetry.metrics_app(made), EventLog(made), otel]
+
+    async def cpu(made: si.Stack, *, attached: bool) -> float:
         async with made:
-            attached = [si.telemetry.metrics_app(made), EventLog(made), StackMetricExporter(ConsoleMetricExporter(), made)] if attach else []
-            seconds = await cpu_per_request(lambda number: made(float(number)), callers=32, requests=20_000)
-            del attached
+            exporters = attach(made) if attached else []
+            seconds = await cpu_per_request(made, callers=32, requests=20_000)
+            del exporters
             return seconds
 
     silent = TracerProvider().get_tracer("bench")
     kinds: dict[str, Callable[[], Any]] = {
-        "without exporters": lambda: cpu(stack(), False),
-        "app, event log, OpenTelemetry exporter": lambda: cpu(stack(), True),
-        "and tracing, nothing sampled": lambda: cpu(stack(Tracing(silent, ratio=0.0)), True),
+        "without exporters": lambda: cpu(stack(), attached=False),
+        "app, event log, OpenTelemetry exporter": lambda: cpu(stack(), attached=True),
+        "and tracing, nothing sampled": lambda: cpu(stack(Tracing(silent, ratio=0.0)), attached=True),
     }
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(7):

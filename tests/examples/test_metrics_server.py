@@ -4,7 +4,7 @@ import asyncio
 import runpy
 from pathlib import Path
 
-from asgi_server import request
+from servers.asgi_server import request
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "metrics_server.py"
 

@@ -5,7 +5,7 @@ no input, output, key or subject can get into a record: it has names, labels and
 """
 
 import asyncio
-import datetime
+import datetime as dt
 import json
 import logging
 from typing import Any
@@ -92,7 +92,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Any] = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
         }

@@ -1,8 +1,8 @@
 """Debian's Prometheus scrapes two of our servers and answers quantiles from native histograms."""
 
 import pytest
-from asgi_server import AsgiServer
-from prometheus_server import PrometheusServer
+from servers.asgi_server import AsgiServer
+from servers.prometheus_server import PrometheusServer
 from telemetries import DURATIONS_S, telemetry
 
 import streaminfer as si

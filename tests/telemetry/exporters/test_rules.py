@@ -10,7 +10,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_server import PROMTOOL
+from servers.prometheus_server import PROMTOOL
 
 import streaminfer as si
 from streaminfer.telemetry import alert_rules, grafana_dashboard, slo_documents

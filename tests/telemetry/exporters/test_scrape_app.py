@@ -3,7 +3,7 @@
 import gzip
 
 import pytest
-from asgi_server import request
+from servers.asgi_server import request
 from telemetries import telemetry
 
 import streaminfer as si
