@@ -20,8 +20,6 @@ from streaminfer.caching.table.events import CacheEvents
 
 if TYPE_CHECKING:
     from streaminfer.caching.erasure.memory_retention import MemoryRetention
-    from streaminfer.caching.single_flight.flights import FlightStatistics
-    from streaminfer.caching.tiers.writer import TierUsage
     from streaminfer.compliance.retention import Holding
     from streaminfer.compliance.retention_log import RetentionLog
     from streaminfer.protocols import Clock
@@ -71,8 +69,8 @@ class CacheStatistics(Snapshot):
         rejected: values larger than the whole cache.
         events_lost: events that no listener got, because one did not return.
         listener_errors: how often a listener raised.
-        flights: single flight of what was wrapped; ``None`` before anything was.
-        tiers: use of each tier, from the nearest.
+        flights: `FlightStatistics` of what was wrapped; ``None`` before anything was.
+        tiers: a `TierUsage` for each tier, from the nearest.
     """
 
     entries: int
@@ -93,8 +91,8 @@ class CacheStatistics(Snapshot):
     rejected: int
     events_lost: int
     listener_errors: int
-    flights: FlightStatistics | None = None
-    tiers: tuple[TierUsage, ...] = ()
+    flights: Snapshot | None = None
+    tiers: tuple[Snapshot, ...] = ()
 
     @classmethod
     def of(cls, counters: Sequence[int], listener_errors: int) -> Self:

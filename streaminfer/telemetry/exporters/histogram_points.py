@@ -16,6 +16,7 @@ import math
 from array import array
 from typing import NamedTuple
 
+import attrs
 import numpy as np
 
 from streaminfer.telemetry.exporters._exponential_cy import ZERO, compact
@@ -35,7 +36,8 @@ MAX_BUCKETS = 400
 MAX_SCHEMA = 8
 
 
-class Exemplar(NamedTuple):
+@attrs.frozen
+class Exemplar:
     """A traced request that stands for those of its bucket.
 
     Attributes:

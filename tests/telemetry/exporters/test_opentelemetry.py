@@ -59,7 +59,7 @@ class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb
         return self
 
     def __exit__(self, *_):
-        self._server.stop(0).wait()
+        self._server.stop(None).wait()
 
     def Export(self, request, context):  # noqa: N802 - of the service
         self.requests.append(request)
