@@ -22,6 +22,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 
 import streaminfer as si
 from streaminfer.streams import from_track
+from streaminfer.streams.sources.loss_recovery import recover_losses
 
 __all__ = ["RATE", "read_number", "run_peers"]
 
@@ -72,7 +73,7 @@ class Paced(MediaStreamTrack):
         due_ns = self.start_ns + round(number * self._period * 1_000_000_000)
         await asyncio.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
         if self.kind == "video":
-            frame = av.VideoFrame.from_ndarray(draw_number(number), "gray").reformat(format="yuv420p")
+            frame: Any = av.VideoFrame.from_ndarray(draw_number(number), "gray").reformat(format="yuv420p")
             frame.time_base = fractions.Fraction(1, 90_000)
         else:
             samples = round(self._period * SOUND_RATE)
@@ -126,7 +127,7 @@ async def send(kind: str, seconds: float) -> None:
     await peer.close()
 
 
-async def receive(kind: str) -> None:
+async def receive(kind: str, recovery: str) -> None:
     """Answer an offer, and say what a source delivered of the track."""
     peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     tracks: asyncio.Queue[MediaStreamTrack] = asyncio.Queue()
@@ -134,14 +135,21 @@ async def receive(kind: str) -> None:
     await peer.setRemoteDescription(RTCSessionDescription((await hear())["sdp"], "offer"))
     await peer.setLocalDescription(await peer.createAnswer())
     say(sdp=peer.localDescription.sdp)
-    track = Counted(await tracks.get())
+    remote = await tracks.get()
+    if recovery == "recovery":
+        recover_losses(peer, remote)
+    track = Counted(remote)
     wanted = {"pixel_format": "gray"} if kind == "video" else {"chunk": CHUNK}
     frames: list[tuple[int, int, int]] = []
+    first = 0
 
     async def read(source: "si.streams.Source") -> None:
+        nonlocal first
         async for frame in source:
             now_ns = time.monotonic_ns()
-            number = read_number(frame.inputs) if kind == "video" else round((frame.position_s or 0.0) * 1e9)
+            if kind == "video" and not frames:
+                first = read_number(frame.inputs)  # of a whole picture; later ones lack what was lost
+            number = first + round((frame.position_s or 0.0) * (RATE if kind == "video" else SOUND_RATE))
             frames.append((number, frame.captured_ns, now_ns))
 
     source = from_track(track, **wanted)
@@ -177,10 +185,18 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         running.communicate()
 
 
-def run_peers(kind: str, seconds: float, *, loss: float, delay_ms: float, jitter_ms: float) -> dict[str, Any]:
-    """Send for some seconds through a network; return what the receiver says, and the sender's first instant."""
+def run_peers(
+    kind: str, seconds: float, *, loss: float, delay_ms: float, jitter_ms: float, recovery: bool = True
+) -> dict[str, Any]:
+    """Send for some seconds through a network; return what the receiver says, and the sender's first instant.
+
+    Without ``recovery``, aiortc is on its own.
+    """
     peer = ("unshare", "--net", sys.executable, __file__)
-    with process(*peer, "send", kind, str(seconds)) as sender, process(*peer, "receive", kind) as receiver:
+    with (
+        process(*peer, "send", kind, str(seconds)) as sender,
+        process(*peer, "receive", kind, "recovery" if recovery else "alone") as receiver,
+    ):
 
         def tell(to: subprocess.Popen[str], line: str) -> None:
             assert to.stdin is not None
@@ -209,13 +225,13 @@ def run_peers(kind: str, seconds: float, *, loss: float, delay_ms: float, jitter
             return dict(received | sent)
 
 
-async def main(role: str, kind: str, seconds: str = "0") -> None:
+async def main(role: str, kind: str, option: str) -> None:
     say(ready=True)
     if role == "send":
         await hear()  # the network is up
-        await send(kind, float(seconds))
+        await send(kind, float(option))
     else:
-        await receive(kind)
+        await receive(kind, option)
 
 
 if __name__ == "__main__":

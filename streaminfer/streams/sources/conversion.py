@@ -12,8 +12,6 @@ from streaminfer.streams.sources.timestamps import Stamp
 
 __all__ = ["AudioAssembler", "PictureConverter", "duration_ns"]
 
-LAYOUTS = {1: "mono", 2: "stereo"}
-
 
 def duration_ns(frame: Any) -> int:
     """Return how long a decoded sound lasts."""
@@ -47,7 +45,7 @@ class AudioAssembler:
     def __init__(self, av: ModuleType, wanted: AudioFormat) -> None:
         self._av = av
         self._wanted = wanted
-        self._sample_format = {"float32": "flt", "int16": "s16"}[wanted.dtype] + ("p" if wanted.channels > 1 else "")
+        self._sample_format = {"float32": "fltp", "int16": "s16p"}[wanted.dtype]
         self._empty = np.empty((wanted.channels, 0), wanted.dtype)
         self._chunker = Chunker(wanted.chunk, wanted.hop_size, wanted.sample_rate, self._empty)
         self._gaps = GapDetector()
@@ -65,7 +63,9 @@ class AudioAssembler:
             chunks += self.flush()
         elif gap_ns:
             chunks += self._end_resampler()
-            silence = np.zeros((len(self._empty), gap_ns * self._wanted.sample_rate // 1_000_000_000), self._empty.dtype)
+            silence = np.zeros(
+                (len(self._empty), gap_ns * self._wanted.sample_rate // 1_000_000_000), self._empty.dtype
+            )
             chunks += self._chunker.push(silence, stamp.captured_ns, stamp.media_ns)
             self.silence_ns += gap_ns
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -73,9 +73,10 @@ class AudioAssembler:
             chunks += self._end_resampler()
             self._input = form
         if self._resampler is None:
-            wanted = self._wanted
             self._resampler = self._av.AudioResampler(
-                format=self._sample_format, layout=LAYOUTS[wanted.channels], rate=wanted.sample_rate
+                format=self._sample_format,
+                layout="mono" if frame.layout.nb_channels == 1 else "stereo",
+                rate=self._wanted.sample_rate,
             )
         self._end = stamp.captured_ns, stamp.media_ns + length_ns
         return chunks + self._chunk(self._resampler.resample(frame))
@@ -90,4 +91,12 @@ class AudioAssembler:
 
     def _chunk(self, frames: list[Any]) -> list[Frame]:
         arrays = [frame.to_ndarray() for frame in frames if frame is not None]  # nothing to flush is [None]
-        return self._chunker.push(np.concatenate(arrays, axis=1), *self._end) if arrays else []
+        if not arrays:
+            return []
+        samples = np.concatenate(arrays, axis=1)
+        channels = self._wanted.channels
+        if len(samples) < channels:
+            samples = np.repeat(samples, channels, axis=0)
+        elif len(samples) > channels:  # FFmpeg's mix of floats is 3 dB louder
+            samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
+        return self._chunker.push(samples, *self._end)

@@ -36,9 +36,7 @@ class VideoFormat:
 
     rate: float | None = attrs.field(default=None, validator=field_check(_check_rate, optional=True))
     size: tuple[int, int] | None = attrs.field(default=None, validator=field_check(_check_size, optional=True))
-    pixel_format: PixelFormat = attrs.field(
-        default="rgb24", validator=field_check(check_choice, get_args(PixelFormat))
-    )
+    pixel_format: PixelFormat = attrs.field(default="rgb24", validator=field_check(check_choice, get_args(PixelFormat)))
 
 
 @attrs.frozen(kw_only=True)

@@ -62,7 +62,7 @@ def locate(
         if platform == "win32":
             raise ValueError(expected("url", "the name of a camera, as in 'video=Integrated Camera'", target))
         url, device = (str(number), "avfoundation") if platform == "darwin" else (f"/dev/video{number}", "v4l2")
-    elif isinstance(target, str | Path) and str(target):
+    elif target and isinstance(target, str | Path):
         url, device = str(target), None
         if url.startswith("/dev/video"):
             device = "v4l2"

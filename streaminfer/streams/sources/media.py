@@ -39,7 +39,9 @@ class _MediaSource(Source):
         options: Mapping[str, str] | None,
         clock: Clock | None,
     ) -> None:
-        check_instance("reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None")
+        check_instance(
+            "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
+        )
         check_duration("timeout_s", timeout_s, positive=True)
         av = require("av", extra="media", purpose=type(self).__name__)
         location = locate(url, format=format, live=live, options=dict(options or {}))
@@ -121,8 +123,8 @@ class AudioSource(_MediaSource):
     """Chunks of sound of a microphone, a file or a URL.
 
     A chunk's ``captured_ns`` is the instant of its last sample. Chunks are contiguous, except where one starts anew:
-    after a reconnect, a gap of more than 0.5 s, or chunks that a slow reader lost. A shorter gap is filled with silence.
-    The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; else as
+    after a reconnect, a gap of more than 0.5 s, or chunks that a slow reader lost. A shorter gap is filled with
+    silence. The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; else as
     `VideoSource`.
 
     Args:

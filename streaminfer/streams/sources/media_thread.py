@@ -66,6 +66,9 @@ class MediaThread:
         self._chunk_ns = wanted.chunk * 1_000_000_000 // wanted.sample_rate if isinstance(wanted, AudioFormat) else 0
         self._backoff = Backoff(reconnect) if reconnect is not None and location.live else None
         self._connections = 0
+        self._thread: threading.Thread | None = None
+        self._packet_ns = 0
+        self._corrupt_in_a_row = 0
         self._reported: str | None = None  # the failure that the log has since the last connection
 
     def start(self, handoff: Handoff) -> None:
@@ -84,6 +87,8 @@ class MediaThread:
 
         FFmpeg's reads end by its time limit. Opening has two steps with a limit each.
         """
+        if self._thread is None:
+            return
         try:
             async with asyncio.timeout(3 * self._timeout_s + 1.0):
                 await self._ended.wait()
@@ -165,37 +170,43 @@ class MediaThread:
                     self._put(handoff, chunk)
 
     def _packets(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-        """Yield the packets of a stream with their arrival.
-
-        The time limit of FFmpeg starts over with each packet of any stream, so it is checked here, too.
-        """
-        clock = self._clock
-        limit_ns = None if self._location.local else round(self._timeout_s * 1e9)
-        last_ns, corrupt = clock(), 0
+        """Yield the packets of a stream with their arrival."""
+        self._packet_ns = self._clock()
+        self._corrupt_in_a_row = 0
         while not self._closed.is_set():
             try:
-                for packet in container.demux():
-                    now_ns = clock()
-                    if packet.stream is stream:
-                        if self._backoff is not None:
-                            self._backoff.connected(now_ns)
-                        last_ns, corrupt = now_ns, 0
-                        yield now_ns, packet
-                    elif limit_ns is not None and now_ns - last_ns > limit_ns:
-                        raise TimeoutError(None, self._stalled)
-                    if self._closed.is_set():
-                        return
+                yield from self._demux(container, stream)
             except self._av.error.InvalidDataError:
                 self.counters.corrupt += 1
-                corrupt += 1
-                if corrupt > MAX_CORRUPT_IN_A_ROW:
+                self._corrupt_in_a_row += 1
+                if self._corrupt_in_a_row > MAX_CORRUPT_IN_A_ROW:
                     raise
             except BlockingIOError:
-                if limit_ns is not None and clock() - last_ns > limit_ns:
-                    raise TimeoutError(None, self._stalled) from None
+                self._check_stall(self._clock())
                 self._closed.wait(NO_PACKET_POLL_S)
+            except IndexError:
+                return  # PyAV, at the end of a container whose streams became more on the way
             else:
                 return
+
+    def _demux(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+        for packet in container.demux():
+            now_ns = self._clock()
+            if packet.stream is stream:
+                if self._backoff is not None:
+                    self._backoff.connected(now_ns)
+                self._packet_ns = now_ns
+                self._corrupt_in_a_row = 0
+                yield now_ns, packet
+            else:
+                self._check_stall(now_ns)
+            if self._closed.is_set():
+                return
+
+    def _check_stall(self, now_ns: int) -> None:
+        """Raise where FFmpeg's time limit does not: it starts over with each packet of any stream."""
+        if not self._location.local and now_ns - self._packet_ns > self._timeout_s * 1e9:
+            raise TimeoutError(None, self._stalled)
 
     def _decode(self, packet: Any) -> Iterator[Any]:
         try:

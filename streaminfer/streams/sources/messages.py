@@ -9,7 +9,7 @@ import numpy as np
 
 from streaminfer._internal.extras import require
 from streaminfer._internal.validation import check_choice, check_count
-from streaminfer.streams.sources.conversion import LAYOUTS, PictureConverter
+from streaminfer.streams.sources.conversion import PictureConverter
 from streaminfer.streams.sources.formats import AudioFormat, Dtype, VideoFormat
 from streaminfer.streams.sources.source import Clock, Counters, Source
 from streaminfer.streams.sources.task_feeder import Received, live_source
@@ -63,7 +63,9 @@ def audio_from_messages(
                 counters.corrupt += 1
                 continue
             samples = np.frombuffer(message, dtype).astype(sent_dtype, copy=False)
-            frame = av.AudioFrame.from_ndarray(samples[np.newaxis], sample_format, LAYOUTS[sent_channels])
+            frame = av.AudioFrame.from_ndarray(
+                samples[np.newaxis], sample_format, "mono" if sent_channels == 1 else "stereo"
+            )
             frame.sample_rate = sent_rate
             now_ns = read_clock()
             paused = now_ns - due_ns > PAUSE_NS

@@ -66,7 +66,7 @@ class Feeder(Protocol):
         """Begin, on the running loop."""
 
     async def stop(self) -> None:
-        """Return when nothing runs any more."""
+        """Return when nothing runs any more, also if nothing was started."""
 
 
 class Source(AsyncIterator[Frame]):
@@ -123,8 +123,7 @@ class Source(AsyncIterator[Frame]):
     async def aclose(self) -> None:
         """End the source, and return when its thread or task has ended; also twice."""
         self._handoff.close()
-        if self._started:
-            await self._feeder.stop()
+        await self._feeder.stop()
 
     def statistics(self) -> SourceStatistics:
         """Return the counts so far."""

@@ -40,13 +40,19 @@ class TaskFeeder:
     """Task that takes what arrives at once, so that nothing piles up in front of it."""
 
     def __init__(
-        self, items: AsyncGenerator[Received], maker: FrameMaker, counters: Counters, clock: Clock, end: Callable[[], None]
+        self,
+        items: AsyncGenerator[Received],
+        maker: FrameMaker,
+        counters: Counters,
+        clock: Clock,
+        end: Callable[[], None],
     ) -> None:
         self.counters = counters
         self._items = items
         self._maker = maker
         self._clock = clock
         self._end = end
+        self._task: asyncio.Task[None] | None = None
 
     def start(self, handoff: Handoff) -> None:
         """Begin to receive."""
@@ -54,8 +60,11 @@ class TaskFeeder:
 
     async def stop(self) -> None:
         """Return when the task has ended."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._items.aclose()  # a task that is cancelled before it begins has closed nothing
+        self._end()
 
     async def _receive(self, handoff: Handoff) -> None:
         error: Exception | None = None
@@ -75,7 +84,7 @@ class TaskFeeder:
         finally:
             self.counters.connected = False
             handoff.finish(error)
-            self._end()
+            self._end()  # at once, though the reader may never close
 
 
 def live_source(
@@ -97,7 +106,7 @@ def live_source(
         counters: of the source.
         clock: returns monotonic nanoseconds.
         convert: makes an array of a picture that the reader takes.
-        end: called once, when nothing arrives any more.
+        end: called when nothing is taken any more, once or twice.
     """
     is_sound = isinstance(wanted, AudioFormat)
     capacity = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1

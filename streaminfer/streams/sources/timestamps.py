@@ -68,6 +68,7 @@ class TimestampRepair:
         self._last_arrival_ns = 0
         self._shift_ns: int | None = None
         self._restarted = False
+        self._length_ns = 0  # of the last item
         self._step_ns = 0
         self._delays: tuple[int | None, int] = (None, 0)
         self._window_end_ns = 0
@@ -88,7 +89,7 @@ class TimestampRepair:
         """
         last = self._last
         elapsed_ns = max(0, arrival_ns - self._last_arrival_ns) if last else 0
-        step_ns = elapsed_ns if self._live else duration_ns or self._step_ns
+        step_ns = max(elapsed_ns, self._length_ns) if self._live else self._length_ns or self._step_ns
         next_ns = last.media_ns + step_ns if last else 0
         anew, self._restarted = self._restarted, False
         if pts is None or time_base is None:
@@ -114,6 +115,7 @@ class TimestampRepair:
             captured_ns = max(captured_ns, last.captured_ns)
         self._last = Stamp(media_ns, captured_ns, anew)
         self._last_arrival_ns = arrival_ns
+        self._length_ns = duration_ns
         return self._last
 
     def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Rational) -> int | None:
