@@ -40,9 +40,7 @@ def measure_network(kind: str, rounds: int, seconds: float) -> None:
     uncounted = arrived = 0
     for _ in range(rounds):
         for recovery, loss in cases:
-            result = run_peers(
-                kind, seconds, loss=loss, delay_ms=DELAY_MS, jitter_ms=JITTER_MS, recovery=recovery
-            )
+            result = run_peers(kind, seconds, loss=loss, delay_ms=DELAY_MS, jitter_ms=JITTER_MS, recovery=recovery)
             ages = ages_ms(kind, result)
             p99s[recovery, loss].append(float(np.quantile(ages, 0.99)))
             medians[recovery, loss].append(float(np.median(ages)))

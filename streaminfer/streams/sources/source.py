@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import attrs
 
+from streaminfer._internal.snapshot import Snapshot
 from streaminfer.streams.frame import Frame
 from streaminfer.streams.sources.handoff import Handoff
 
@@ -29,7 +30,7 @@ class Counters:
 
 
 @attrs.frozen
-class SourceStatistics:
+class SourceStatistics(Snapshot):
     """Counts of one source, since its start.
 
     Each picture that was decoded, and each chunk, is one of delivered, dropped, skipped, waiting.
