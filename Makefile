@@ -44,9 +44,9 @@ $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
 	@touch $@
 
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out
-DEBIAN := chromium prometheus
+DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus
 $(STAMPS)/debian: $(STAMPS)/venv
-	@missing=; for program in $(DEBIAN); do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	@missing=; for pair in $(DEBIAN); do command -v $${pair%:*} > /dev/null || missing="$$missing $${pair#*:}"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \

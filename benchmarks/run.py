@@ -50,6 +50,7 @@ BENCHMARKS = {
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "import": "what importing streaminfer costs",
+    "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
     "live_streams": "live audio streams held on time, batched over unbatched",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }

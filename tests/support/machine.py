@@ -14,11 +14,21 @@ def _missing_chromium():
     return [] if shutil.which("chromium") else ["apt-get install chromium"]
 
 
+def _missing_namespaces():
+    from servers import lossy_network
+
+    return lossy_network.missing_parts()
+
+
 def _missing_prometheus():
     return [] if shutil.which("prometheus") and shutil.which("promtool") else ["apt-get install prometheus"]
 
 
-PARTS = {"chromium": _missing_chromium, "prometheus": _missing_prometheus}
+PARTS = {
+    "chromium": _missing_chromium,
+    "network namespaces": _missing_namespaces,
+    "prometheus": _missing_prometheus,
+}
 
 
 def missing():
