@@ -18,9 +18,7 @@ def double(rows: Any) -> Any:
     return rows * 2
 
 
-stack = si.Stack(
-    si.Telemetry("doubles", slo=slo), si.AdaptiveBatcher(max_batch_size=32, slo_s=0.050), si.CpuBackend(double)
-)
+stack = si.Stack(si.Telemetry("doubles", slo=slo), si.AdaptiveBatcher(max_batch_size=32), si.CpuBackend(double))
 metrics = si.telemetry.metrics_app(stack)
 
 

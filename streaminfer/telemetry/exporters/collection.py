@@ -120,10 +120,12 @@ class Collection:
         self._read(snapshot, METRICS[kind], labels)
         for field, label in INNER.get(kind, ()):
             inner = getattr(snapshot, field)
-            for each in inner if isinstance(inner, tuple) else (inner,):
-                if each is not None:
-                    name = each.name if label and "name" in type(each).__annotations__ else field
-                    self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
+            if not isinstance(inner, Mapping):
+                parts = [each for each in (inner if isinstance(inner, tuple) else (inner,)) if each is not None]
+                named = label and any("name" in type(each).__annotations__ for each in parts)
+                inner = {each.name if named else field: each for each in parts}
+            for name, each in inner.items():
+                self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
 
     def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
         for metric in metrics:

@@ -306,6 +306,25 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         counter("shadow.skipped", "Requests that were not copied, by reason.", by="reason"),
         gauge("shadow.in_flight", "Copies that have not ended."),
     ),
+    "CostStatistics": (
+        counter("cost.bill", "Amount paid for devices, by use.", "busy padding idle", by="use"),
+        counter("cost.failed", "Requests that got no response."),
+        counter("cost.overflowed", "Charges and responses of tenants, streams or sources beyond the bound."),
+        gauge("cost.per_1000_on_time", "The bill for 1,000 responses on time."),
+        gauge("cost.saved_by_cache", "Amount that cached responses would have cost."),
+    ),
+    "CostRow": (
+        counter("cost.charged", "Amount of the shares of batches, by model or by route.", "cost"),
+        counter("cost.rows", "Rows in batches that ended."),
+        counter("cost.responses", "Responses, by kind.", "responses on_time degraded cached", by="kind"),
+    ),
+    "SourceStatistics": (
+        counter("source.frames", "Frames, by what became of them.", "delivered dropped skipped corrupt", by="result"),
+        counter("source.reconnects", "Connections after the first."),
+        counter("source.silence", "Silence in place of lost packets.", "silence_s", unit="seconds"),
+        gauge("source.waiting", "Frames in the buffer."),
+        gauge("source.connected", "Whether there is a connection, or an open file.", event=True),
+    ),
     "TracingStatistics": (counter("tracing.spans", "Spans, by kind.", "requests batches", by="kind"),),
     "BackendStatistics": _BACKEND,
     "TritonStatistics": (
@@ -332,6 +351,7 @@ INNER: dict[str, tuple[tuple[str, str], ...]] = {
     "TierUsage": (("tier", ""),),
     "RouterStatistics": (("routes", "route"),),
     "ReplicasStatistics": (("replicas", "replica"),),
+    "CostStatistics": (("models", "model"), ("routes", "route")),
     "CanaryStatistics": (("stable", "side"), ("canary", "side")),
     "TritonStatistics": (("server", ""),),
 }

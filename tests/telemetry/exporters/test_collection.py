@@ -3,10 +3,12 @@
 import ast
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import streaminfer as si
+from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics
 from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection, name_services
 from streaminfer.telemetry.exporters.histogram_points import HistogramReader
 from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
@@ -17,7 +19,7 @@ NOT_EXPORTED = {
     "StackStatistics": None,  # its state is, and its layers are
     "PartStatistics": None,
     "CalibrationStatistics": None,  # of a start, not of serving
-    "TelemetryStatistics": {"name", "batch_sizes"},
+    "TelemetryStatistics": {"name", "batch_sizes", "recent"},
     "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
     "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
     "BreakerStatistics": {"name"},
@@ -30,6 +32,8 @@ NOT_EXPORTED = {
     "RouteStatistics": {"name"},
     "ReplicaStatistics": {"name", "zone"},
     "TierUsage": {"name"},
+    "CostStatistics": {"name", "currency", "devices", "tenants", "streams", "total"},  # sums; whose data it is
+    "SourceStatistics": {"last_error"},
     "TracingStatistics": {"exemplars"},  # of the latency
     "TierStatistics": {"name", "last_error"},
     "TritonStatistics": {"recent", "server_error"},
@@ -151,6 +155,19 @@ def test_shared_objective_is_counted_once():
         if name == "streaminfer_slo_events_total" and ("result", "good") in labels
     ]
     assert good == [1]
+
+
+def test_cost_is_exported_by_model_and_route():
+    """Each model and route has a series; tenants and streams have none."""
+    row = CostRow(cost=1.5, rows=4, responses=3)
+    rows = {"models": {"m": row}, "routes": {"full": row}, "tenants": {"acme": row}, "streams": {"cam": row}}
+    cost = CostStatistics(name="", currency="EUR", devices={}, total=row, failed=1, overflowed=0, **rows)
+
+    found = collect(SimpleNamespace(name="meter", statistics=lambda: cost))
+
+    charged = {labels[2:]: value for (name, labels), value in found.items() if name == "streaminfer_cost_charged_total"}
+    assert charged == {(("model", "m"),): 1.5, (("route", "full"),): 1.5}
+    assert "acme" not in str(found)
 
 
 def test_services_with_one_name_are_told_apart():
