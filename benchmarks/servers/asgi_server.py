@@ -81,7 +81,6 @@ class AsgiServer:
         writer.write("\r\n".join(lines).encode("latin-1") + body)
         await writer.drain()
         writer.close()
-        await writer.wait_closed()
         with self._changed:
             self._answered += 1
             self._changed.notify_all()

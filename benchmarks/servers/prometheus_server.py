@@ -4,10 +4,13 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
+
+from servers.asgi_server import AsgiServer
 
 __all__ = ["PROMETHEUS", "PROMTOOL", "PrometheusServer"]
 
@@ -16,22 +19,31 @@ PROMTOOL = shutil.which("promtool")
 
 
 class PrometheusServer:
-    """Prometheus with native histograms, scraping every 0.2 s."""
+    """Prometheus with native histograms, scraping every second.
 
-    def __init__(self, folder: Path, addresses: list[str]) -> None:
+    Args:
+        folder: for its files.
+        servers: what it scrapes; it is entered after they were.
+
+    Attributes:
+        at_s: the moment of all queries, at which it had a scrape of each.
+    """
+
+    def __init__(self, folder: Path, servers: list[AsgiServer]) -> None:
         self.folder = folder
-        self.addresses = addresses
+        self.servers = servers
+        self.at_s = 0.0
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
 
     def __enter__(self) -> Self:
         config = {
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
             "scrape_configs": [
                 {
                     "job_name": "test",
                     "scrape_classic_histograms": True,
-                    "static_configs": [{"targets": self.addresses}],
+                    "static_configs": [{"targets": [server.address for server in self.servers]}],
                 }
             ],
         }
@@ -51,8 +63,14 @@ class PrometheusServer:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             if "Server is ready" in line:
+                break
+        for _ in range(60):  # a busy machine may be too slow for a scrape
+            for server in self.servers:
+                server.wait_for_requests(2)  # one scrape is stored before the next one begins
+            self.at_s = time.time()
+            if self.query("sum(up)") == {"": len(self.servers)}:
                 return self
-        raise AssertionError("Prometheus did not start")
+        raise AssertionError("Prometheus had no scrape of each server")
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
@@ -68,5 +86,5 @@ class PrometheusServer:
 
     def query(self, expression: str) -> dict[str, float]:
         """Values of an instant query by their label ``service``; of a sum by the empty text."""
-        found = self.get("query", query=expression)["result"]
+        found = self.get("query", query=expression, time=str(self.at_s))["result"]
         return {series["metric"].get("service", ""): float(series["value"][1]) for series in found}

@@ -100,10 +100,8 @@ def bench_prometheus(first: list[si.Telemetry], second: list[si.Telemetry]) -> N
         tempfile.TemporaryDirectory() as folder,
         AsgiServer(si.telemetry.metrics_app(*first)) as one,
         AsgiServer(si.telemetry.metrics_app(*second)) as other,
-        PrometheusServer(Path(folder), [one.address, other.address]) as server,
+        PrometheusServer(Path(folder), [one, other]) as server,
     ):
-        for each in (one, other):
-            each.wait_for_requests(3)
         family = "streaminfer_request_duration_seconds"
         single = server.query(f'histogram_quantile(0.99, {family}{{instance="{one.address}"}})')
         merged = server.query(f"histogram_quantile(0.99, sum by (service) ({family}))")
