@@ -108,6 +108,8 @@ class Collection:
 
     def _telemetry(self, telemetry: Telemetry) -> TelemetryStatistics:
         snapshot = telemetry.live_statistics()
+        if telemetry.slo is None:
+            return snapshot
         if id(telemetry.slo) in self._visited:
             return attrs.evolve(snapshot, slo=None)  # another telemetry's too, and read there
         self._visited.add(id(telemetry.slo))

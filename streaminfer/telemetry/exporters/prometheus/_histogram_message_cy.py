@@ -13,6 +13,7 @@ from streaminfer._internal import _protobuf_cy
 __all__ = ["write_classic", "write_native"]
 
 _MAX_GAP = 2  # a span takes more bytes than two empty buckets
+_MAX_VARINT = 10  # bytes
 
 
 def write_classic(message: Any, bounds: tuple[bytes, ...], cumulative: Any, exemplars: dict[int, bytes]) -> None:
@@ -47,7 +48,9 @@ def write_native(message: Any, span: Any, indexes: Any, counts: Any) -> None:
         indexes: int32: bucket numbers, ascending.
         counts: int64: their counts.
     """
-    deltas = bytearray()
+    deltas = bytearray(len(indexes) * (_MAX_GAP + 1) * _MAX_VARINT)
+    out = deltas  # written as C bytes: an append per byte took most of the time of a scrape
+    size = 0
     before = 0
     expected = 0
     length = 0
@@ -56,7 +59,7 @@ def write_native(message: Any, span: Any, indexes: Any, counts: Any) -> None:
         gap = indexes[position] - expected
         if position > 0 and gap <= _MAX_GAP:
             while gap > 0:
-                _protobuf_cy._append_varint(deltas, _protobuf_cy._zigzag(-before))
+                size = _put_varint(out, size, _protobuf_cy._zigzag(-before))
                 before = 0
                 length += 1
                 gap -= 1
@@ -65,12 +68,12 @@ def write_native(message: Any, span: Any, indexes: Any, counts: Any) -> None:
                 _write_span(message, span, offset, length)
             offset = gap
             length = 0
-        _protobuf_cy._append_varint(deltas, _protobuf_cy._zigzag(counts[position] - before))
+        size = _put_varint(out, size, _protobuf_cy._zigzag(counts[position] - before))
         before = counts[position]
         length += 1
         expected = indexes[position] + 1
     _write_span(message, span, offset, length)
-    message.data(13, deltas)
+    message.data(13, deltas[:size])
 
 
 def _write_span(message: Any, span: Any, offset: int, length: int) -> None:
@@ -78,3 +81,12 @@ def _write_span(message: Any, span: Any, offset: int, length: int) -> None:
     span.zigzag(1, offset)
     span.varint(2, length)
     message.message(12, span)
+
+
+def _put_varint(out: Any, size: int, value: int) -> int:
+    while value > 127:
+        out[size] = (value & 127) | 128
+        size += 1
+        value >>= 7
+    out[size] = value
+    return size + 1
