@@ -43,6 +43,7 @@ BENCHMARKS = {
     "triton_faults": "the fault drill: TritonBackend against a real Triton, 20 rounds of each fault",
     "triton_rollout": "a new version of a model rolled out under load, 50 times: requests lost, wrong answers",
     "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
+    "exporters": "a scrape of 50 services beside prometheus_client's exposition; a p99 through a real Prometheus",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "perfetto": "Perfetto trace of a decision log with 100,000 requests, beside Perfetto's own classes",
     "telemetry": "all telemetry on: CPU and memory of a request; a rolling p99 against the exact one",
@@ -54,6 +55,7 @@ BENCHMARKS = {
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
+    "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
     "live_streams": "live audio streams held on time, batched over unbatched",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }

@@ -280,6 +280,11 @@ class Node:
         return ""
 
     @property
+    def stack_state(self) -> str:
+        """State of a composition, whose statistics are those of its children; empty for all others."""
+        return ""
+
+    @property
     def children(self) -> Mapping[str, Any]:
         """What it sends requests to, by a label: the routes of a router, what a wrapper wraps."""
         return {}

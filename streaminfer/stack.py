@@ -341,6 +341,11 @@ class Stack(Wrapper):
             self._chain.loop = loop
 
     @property
+    def stack_state(self) -> str:
+        """The ``state`` of its statistics."""
+        return self._state
+
+    @property
     def ready(self) -> bool:
         """Whether it accepts requests: true from the end of :meth:`start` to the beginning of :meth:`stop`.
 

@@ -67,5 +67,9 @@ class BatcherStatistics(Snapshot):
     @property
     def mean_batch_size(self) -> float:
         """Mean number of requests in a batch; 0.0 before the first."""
-        rows = sum(size * count for size, count in self.batch_sizes.items())
-        return rows / self.batches if self.batches else 0.0
+        return self.rows / self.batches if self.batches else 0.0
+
+    @property
+    def rows(self) -> int:
+        """Requests in all batches."""
+        return sum(size * count for size, count in self.batch_sizes.items())

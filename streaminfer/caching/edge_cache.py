@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, ItemsView, Iterable, Iterator, 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, get_args, overload
 
+import attrs
+
 from streaminfer._internal.locking import is_atomic
 from streaminfer._internal.validation import check_choice, check_count, check_instance
 from streaminfer.caching._locking import guarded_mapping
@@ -300,7 +302,8 @@ class EdgeCache(_Mapping, MutableMapping[Any, Any]):
 
     def statistics(self) -> CacheStatistics:
         """Return a frozen snapshot, which states its counting rules."""
-        return self._memory.statistics()
+        tiers = () if self.tiers is None else self.tiers.statistics()
+        return attrs.evolve(self._memory.statistics(), flights=self.flights, tiers=tiers)
 
     @property
     def size(self) -> int:

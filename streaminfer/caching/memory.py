@@ -70,6 +70,8 @@ class CacheStatistics(Snapshot):
         rejected: values larger than the whole cache.
         events_lost: events that no listener got, because one did not return.
         listener_errors: how often a listener raised.
+        flights: `FlightStatistics` of what was wrapped; ``None`` before anything was.
+        tiers: a `TierUsage` for each tier, from the nearest.
     """
 
     entries: int
@@ -90,12 +92,14 @@ class CacheStatistics(Snapshot):
     rejected: int
     events_lost: int
     listener_errors: int
+    flights: Snapshot | None = None
+    tiers: tuple[Snapshot, ...] = ()
 
     @classmethod
     def of(cls, counters: Sequence[int], listener_errors: int) -> Self:
         """Return a snapshot of the numbers that a table counts, in the order of the attributes."""
-        names = [field.name for field in attrs.fields(cls) if field.name != "listener_errors"]
-        return cls(**dict(zip(names, counters, strict=True)), listener_errors=listener_errors)
+        named: dict[str, Any] = dict(zip(_COUNTERS, (*counters, listener_errors), strict=True))
+        return cls(**named)
 
     @property
     def evictions(self) -> int:
@@ -109,7 +113,10 @@ class CacheStatistics(Snapshot):
         return found / (found + self.misses) if found + self.misses else float("nan")
 
     def _repr_html_(self) -> str:
-        return html_table(counter_rows(self, (field.name for field in attrs.fields(type(self)))), caption="cache")
+        return html_table(counter_rows(self, _COUNTERS), caption="cache")
+
+
+_COUNTERS = tuple(field.name for field in attrs.fields(CacheStatistics) if field.default is attrs.NOTHING)
 
 
 class Memory(StackClock, _Table):

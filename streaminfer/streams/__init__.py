@@ -5,18 +5,78 @@ from typing import TYPE_CHECKING
 from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from streaminfer.streams._stream_cy import StreamResult
+    from streaminfer.streams.blocking_session import BlockingStreamSession
     from streaminfer.streams.frame import Frame
+    from streaminfer.streams.policies import Block, EveryNth, FramePolicy, FrameSelector, LatestOnly, TargetRate
+    from streaminfer.streams.segments import Segment, Segments
+    from streaminfer.streams.session import StreamResults, StreamSession
+    from streaminfer.streams.sources.media import AudioSource, VideoSource
+    from streaminfer.streams.sources.messages import audio_from_messages, video_from_messages
+    from streaminfer.streams.sources.reconnect import Reconnect
+    from streaminfer.streams.sources.source import Source, SourceStatistics
+    from streaminfer.streams.sources.track import from_track
     from streaminfer.streams.state.backend import StatefulBackend
     from streaminfer.streams.state.layout import Growing
     from streaminfer.streams.state.statistics import StatefulStatistics
+    from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
 
-__all__ = ["Frame", "Growing", "StatefulBackend", "StatefulStatistics"]
+__all__ = [
+    "AudioSource",
+    "Block",
+    "BlockingStreamSession",
+    "EveryNth",
+    "Frame",
+    "FramePolicy",
+    "FrameSelector",
+    "Growing",
+    "LatestOnly",
+    "Reconnect",
+    "Segment",
+    "Segments",
+    "Source",
+    "SourceStatistics",
+    "StatefulBackend",
+    "StatefulStatistics",
+    "StreamResult",
+    "StreamResults",
+    "StreamSession",
+    "StreamSessionStatistics",
+    "StreamStatistics",
+    "TargetRate",
+    "VideoSource",
+    "audio_from_messages",
+    "from_track",
+    "video_from_messages",
+]
 
 _HOMES = {
+    "AudioSource": "streams.sources.media",
+    "Block": "streams.policies",
+    "BlockingStreamSession": "streams.blocking_session",
+    "EveryNth": "streams.policies",
     "Frame": "streams.frame",
+    "FramePolicy": "streams.policies",
+    "FrameSelector": "streams.policies",
     "Growing": "streams.state.layout",
-    "StatefulStatistics": "streams.state.statistics",
+    "LatestOnly": "streams.policies",
+    "Reconnect": "streams.sources.reconnect",
+    "Segment": "streams.segments",
+    "Segments": "streams.segments",
+    "Source": "streams.sources.source",
+    "SourceStatistics": "streams.sources.source",
     "StatefulBackend": "streams.state.backend",
+    "StatefulStatistics": "streams.state.statistics",
+    "StreamResult": "streams._stream_cy",
+    "StreamResults": "streams.session",
+    "StreamSession": "streams.session",
+    "StreamSessionStatistics": "streams.statistics",
+    "StreamStatistics": "streams.statistics",
+    "TargetRate": "streams.policies",
+    "VideoSource": "streams.sources.media",
+    "audio_from_messages": "streams.sources.messages",
+    "from_track": "streams.sources.track",
+    "video_from_messages": "streams.sources.messages",
 }
 
 if not TYPE_CHECKING:  # type checkers know the names from the block above, and refuse others

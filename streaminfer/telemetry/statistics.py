@@ -1,14 +1,14 @@
 """Statistics of a service and of its objective: frozen snapshots with histograms of their own."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import attrs
 
 from streaminfer._internal.html_table import html_table
 from streaminfer._internal.snapshot import Snapshot
 from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
-from streaminfer.telemetry.objectives.alerts import Alert
+from streaminfer.telemetry.objectives.alerts import Alert, Severity
 
 __all__ = ["SloStatistics", "TelemetryStatistics"]
 
@@ -36,6 +36,7 @@ class SloStatistics(Snapshot):
         burning: the result of :meth:`SLO.burning`.
         alerts: those that fire.
         callback_errors: exceptions of callbacks.
+        totals: events since the start: ``"good"``, and bad ones by kind: ``"late"``, ``"failed"``, ``"rejected"``.
     """
 
     name: str
@@ -51,6 +52,13 @@ class SloStatistics(Snapshot):
     burning: bool
     alerts: tuple[Alert, ...]
     callback_errors: int
+    totals: Mapping[str, int] = attrs.field(factory=dict)
+
+    @property
+    def firing(self) -> Mapping[str, int]:
+        """How many alerts fire, by severity."""
+        severities = [alert.severity for alert in self.alerts]
+        return {severity: severities.count(severity) for severity in get_args(Severity)}
 
     @property
     def share_good(self) -> float:

@@ -126,11 +126,17 @@ class Telemetry(StackClock):
         """The histograms that it records into, from its start on, by name: the latency and its parts."""
         return dict(zip(("latency", "queue", "assembly", "inference", "delivery"), self._histograms, strict=True))
 
-    def _totals(self) -> "TelemetryStatistics":
+    def live_statistics(self) -> "TelemetryStatistics":
+        """A snapshot since the start whose histograms go on: for exporters, which read them at once."""
+        return self._totals(live=True)
+
+    def _totals(self, *, live: bool = False) -> "TelemetryStatistics":
         from streaminfer.telemetry.statistics import TelemetryStatistics  # noqa: PLC0415 - serving does not need it
 
         degraded = self._recorder.degraded  # before the histogram, which counts a response last
-        latency, queue, assembly, inference, delivery = (histogram.copy() for histogram in self._histograms)
+        latency, queue, assembly, inference, delivery = (
+            histogram if live else histogram.copy() for histogram in self._histograms
+        )
         recorder = self._recorder
         outcomes = {"ok": latency.count - degraded, "degraded": degraded, **recorder.errors}
         outcomes = {outcome: count for outcome, count in outcomes.items() if count}
@@ -144,7 +150,7 @@ class Telemetry(StackClock):
             inference=inference,
             delivery=delivery,
             batch_sizes=dict(sorted(self._recorder.batch_sizes.items())),
-            recent=None if self.recent is None else self.recent.snapshot(),
+            recent=None if live or self.recent is None else self.recent.snapshot(),
             server_parts=self._server_parts(),
             slo=None if self.slo is None else self.slo.statistics(),
         )

@@ -36,6 +36,7 @@ HOMES = (
     "streaminfer.protocols",
     "streaminfer.resilience",
     "streaminfer.routing",
+    "streaminfer.streams",
     "streaminfer.telemetry",
     "streaminfer.testing",
 )

@@ -68,6 +68,9 @@ cdef class HistogramState:
         clamped=cython.longlong)
     cpdef tuple snapshot(self)
 
+    @cython.locals(index=cython.Py_ssize_t, first=cython.Py_ssize_t, last=cython.Py_ssize_t, total_s=cython.double)
+    cpdef tuple group_into(self, const int[::1] groups, const double[::1] middles, long long[::1] sums)
+
     @cython.locals(index=cython.Py_ssize_t)
     cpdef object reset(self)
 

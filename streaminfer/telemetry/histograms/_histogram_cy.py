@@ -270,6 +270,29 @@ class HistogramState:
                 copied[index] = self._counts[index]
         return counts, minimum_ns, maximum_ns, clamped
 
+    def group_into(self, groups: Any, middles: Any, sums: Any) -> tuple[int, int, float]:
+        """Adds the count of each part to the sum of its group, of one moment.
+
+        Args:
+            groups: shape (counts_length,), int32, ascending: the group of each part.
+            middles: shape (counts_length,), float64: the seconds that each part stands for.
+            sums: shape (number of groups,), int64.
+
+        Returns:
+            The first and the last group that can hold something, and the sum of all durations in seconds; of an empty
+            histogram the last group is below the first.
+        """
+        if self.count == 0:
+            return 0, -1, 0.0
+        first = _index(self, self.minimum_ns)
+        last = _index(self, self.maximum_ns)
+        total_s = 0.0
+        for index in range(first, last + 1):
+            if self._counts[index]:
+                sums[groups[index]] += self._counts[index]
+                total_s += self._counts[index] * middles[index]
+        return groups[first], groups[last], total_s
+
     def reset(self) -> None:
         """Forgets all that was counted; the layout stays."""
         if self.count:

@@ -35,7 +35,7 @@ import attrs
 
 from streaminfer._internal.validation import check_choice, check_duration, check_number, expected, field_check
 
-__all__ = ["Alert", "AlertPair", "AlertStates", "check_rate", "workbook_pairs"]
+__all__ = ["Alert", "AlertPair", "AlertStates", "Severity", "check_rate", "workbook_pairs"]
 
 Severity = Literal["page", "ticket"]
 

@@ -210,6 +210,11 @@ class SLO(StackClock, _State):
         """
         return 1.0 - self.burn_over(self.period_ns)
 
+    @property
+    def minimum_events(self) -> int:
+        """Fewer events in the long window of a pair do not fire."""
+        return self._states.minimum_events
+
     def burn_rate(self, window_s: float) -> float:
         """The share of bad events in the latest window over the share that is allowed.
 
@@ -279,6 +284,7 @@ class SLO(StackClock, _State):
         alerts = self.alerts()
         windows_s = sorted({seconds for pair in self.alert_pairs for seconds in (pair.short_s, pair.long_s)})
         seen, bad, rejected = self.window(self.period_ns)
+        totals = {"late": self.late, "failed": self.failed, "rejected": self.rejected}
         return SloStatistics(
             name=self.name,
             threshold_s=self.threshold_s,
@@ -293,6 +299,7 @@ class SLO(StackClock, _State):
             burning=self.burning(),
             alerts=alerts,
             callback_errors=self.callback_errors,
+            totals={"good": self.total - sum(totals.values()), **totals},
         )
 
     def plot(self, ax: Any = None) -> Any:

@@ -1,0 +1,107 @@
+"""Chunks of sound of the size that a model wants, cut from packets of any size.
+
+*Design.* Samples wait in one array. A chunk is cut when it is full, and the next one starts ``hop`` samples later; what
+two chunks share stays in the array. The end of the newest packet is an instant and a position; every other sample is
+placed by counting back from it, so rounding does not add up.
+
+*Invariants.* Between two chunks that start anew, sample ``i`` of chunk ``n`` is sample ``n * hop + i`` of the input. No
+sample is lost: `flush` pads the last ones with zeros. ``captured_ns`` never decreases.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from streaminfer.streams.frame import Frame
+
+__all__ = ["Chunker", "GapDetector"]
+
+MAX_SILENCE_NS = 500_000_000  # lost packets; after a longer gap the stream starts anew
+MIN_GAP_NS = 5_000_000  # containers round timestamps to milliseconds
+
+
+class GapDetector:
+    """Finds sound that is missing between packets, by their positions."""
+
+    def __init__(self) -> None:
+        self._expected_ns: int | None = None
+
+    def gap_ns(self, media_ns: int, duration_ns: int) -> int:
+        """Return how much is missing before the packet at this position; 0: nothing.
+
+        Packets that overlap are taken one behind the other.
+        """
+        expected_ns = media_ns if self._expected_ns is None else self._expected_ns
+        gap_ns = media_ns - expected_ns
+        if gap_ns < max(MIN_GAP_NS, duration_ns // 2):
+            gap_ns = 0
+        # clocks that differ by less than 1 part in 1,000 never add up to a gap
+        self._expected_ns = max(media_ns, expected_ns - duration_ns // 1_000) + duration_ns
+        return gap_ns
+
+
+class Chunker:
+    """Cutter of one stream.
+
+    Args:
+        chunk: samples of a chunk.
+        hop: samples from the start of a chunk to the start of the next one, at most ``chunk``.
+        sample_rate: samples per second.
+        empty: array of shape ``(channels, 0)`` of the type of the samples.
+    """
+
+    def __init__(self, chunk: int, hop: int, sample_rate: int, empty: np.ndarray[Any, Any]) -> None:
+        self._chunk = chunk
+        self._hop = hop
+        self._rate = sample_rate
+        self._empty = empty
+        self._samples = empty
+        self._seen = 0  # samples at the front that an earlier chunk had, too
+        self._end = (0, 0)  # instant and position behind the newest sample
+        self._last_captured_ns: int | None = None
+        self._starts_anew = False
+
+    def push(self, samples: np.ndarray[Any, Any], captured_ns: int, end_media_ns: int) -> list[Frame]:
+        """Return the chunks that these samples complete.
+
+        Args:
+            samples: array of shape ``(channels, n)``.
+            captured_ns: instant of the last sample.
+            end_media_ns: position behind the last sample.
+        """
+        self._samples = np.concatenate((self._samples, samples), axis=1)
+        self._end = captured_ns, end_media_ns
+        frames, start, length = [], 0, self._samples.shape[1]
+        while start + self._chunk <= length:
+            frames.append(self._cut(self._samples[:, start : start + self._chunk], length - start))
+            start += self._hop
+            self._seen = self._chunk - self._hop
+        self._samples = self._samples[:, start:]
+        return frames
+
+    def flush(self) -> list[Frame]:
+        """Return the chunk of the remaining samples, padded with zeros, if there are any; the next one starts anew."""
+        frames = []
+        rest = self._samples.shape[1]
+        if rest > self._seen:
+            padded = np.pad(self._samples, ((0, 0), (0, self._chunk - rest)))
+            frames.append(self._cut(padded, rest))
+        self._samples = self._empty
+        self._seen = 0
+        self._starts_anew = self._last_captured_ns is not None
+        return frames
+
+    def _cut(self, samples: np.ndarray[Any, Any], before_end: int) -> Frame:
+        captured_ns, media_ns = self._end
+        captured_ns -= self._length_ns(max(0, before_end - self._chunk))
+        if self._last_captured_ns is not None:
+            captured_ns = max(captured_ns, self._last_captured_ns)
+        self._last_captured_ns = captured_ns
+        position_s = max(0, media_ns - self._length_ns(before_end)) / 1e9
+        inputs = samples[0].copy() if len(samples) == 1 else samples.copy()
+        frame = Frame(inputs, captured_ns, position_s, self._starts_anew)
+        self._starts_anew = False
+        return frame
+
+    def _length_ns(self, samples: int) -> int:
+        return samples * 1_000_000_000 // self._rate

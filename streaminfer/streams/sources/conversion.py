@@ -1,0 +1,102 @@
+"""Decoded pictures and sound, converted to the arrays that a model wants."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.chunking import MAX_SILENCE_NS, Chunker, GapDetector
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+from streaminfer.streams.sources.timestamps import Stamp
+
+__all__ = ["AudioAssembler", "PictureConverter", "duration_ns"]
+
+
+def duration_ns(frame: Any) -> int:
+    """Return how long a decoded sound lasts."""
+    return int(frame.samples * 1_000_000_000 // frame.sample_rate)
+
+
+class PictureConverter:
+    """Conversion of pictures; one thread at a time."""
+
+    def __init__(self, av: ModuleType, wanted: VideoFormat) -> None:
+        self._reformat = av.video.reformatter.VideoReformatter().reformat  # which keeps its tables between frames
+        self._wanted = wanted
+
+    def __call__(self, frame: Any) -> np.ndarray[Any, Any]:
+        """Return a picture as an array of its own."""
+        wanted = self._wanted
+        width, height = wanted.size or (frame.width, frame.height)
+        array: np.ndarray[Any, Any] = self._reformat(frame, width, height, wanted.pixel_format).to_ndarray()
+        return array
+
+
+class AudioAssembler:
+    """Resampling and chunking of one stream of sound.
+
+    A short gap becomes silence; behind a longer one the chunks start anew. The end of each stretch is padded.
+
+    Attributes:
+        silence_ns: how much silence there was for lost packets.
+    """
+
+    def __init__(self, av: ModuleType, wanted: AudioFormat) -> None:
+        self._av = av
+        self._wanted = wanted
+        self._sample_format = {"float32": "fltp", "int16": "s16p"}[wanted.dtype]
+        self._empty = np.empty((wanted.channels, 0), wanted.dtype)
+        self._chunker = Chunker(wanted.chunk, wanted.hop_size, wanted.sample_rate, self._empty)
+        self._gaps = GapDetector()
+        self._input: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+        self._end = (0, 0)
+        self.silence_ns = 0
+
+    def push(self, frame: Any, stamp: Stamp) -> list[Frame]:
+        """Return the chunks that a decoded frame completes; its stamp is that of its first sample."""
+        length_ns = duration_ns(frame)
+        gap_ns = self._gaps.gap_ns(stamp.media_ns, length_ns)
+        chunks: list[Frame] = []
+        if stamp.starts_anew or gap_ns > MAX_SILENCE_NS:
+            chunks += self.flush()
+        elif gap_ns:
+            chunks += self._end_resampler()
+            silence = np.zeros(
+                (len(self._empty), gap_ns * self._wanted.sample_rate // 1_000_000_000), self._empty.dtype
+            )
+            chunks += self._chunker.push(silence, stamp.captured_ns, stamp.media_ns)
+            self.silence_ns += gap_ns
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._input:
+            chunks += self._end_resampler()
+            self._input = form
+        if self._resampler is None:
+            self._resampler = self._av.AudioResampler(
+                format=self._sample_format,
+                layout="mono" if frame.layout.nb_channels == 1 else "stereo",
+                rate=self._wanted.sample_rate,
+            )
+        self._end = stamp.captured_ns, stamp.media_ns + length_ns
+        return chunks + self._chunk(self._resampler.resample(frame))
+
+    def flush(self) -> list[Frame]:
+        """Return the last chunks of a stretch of sound, the last one padded with zeros."""
+        return self._end_resampler() + self._chunker.flush()
+
+    def _end_resampler(self) -> list[Frame]:
+        resampler, self._resampler = self._resampler, None
+        return self._chunk([] if resampler is None else resampler.resample(None))
+
+    def _chunk(self, frames: list[Any]) -> list[Frame]:
+        arrays = [frame.to_ndarray() for frame in frames if frame is not None]  # nothing to flush is [None]
+        if not arrays:
+            return []
+        samples = np.concatenate(arrays, axis=1)
+        channels = self._wanted.channels
+        if len(samples) < channels:
+            samples = np.repeat(samples, channels, axis=0)
+        elif len(samples) > channels:  # FFmpeg's mix of floats is 3 dB louder
+            samples = samples.mean(axis=0, keepdims=True).astype(samples.dtype)
+        return self._chunker.push(samples, *self._end)

@@ -1,0 +1,85 @@
+"""Where a source reads from: a device, a file or a URL, and how FFmpeg opens it."""
+
+import re
+import sys
+from pathlib import Path
+
+import attrs
+
+from streaminfer._internal.validation import check_count, expected
+
+__all__ = ["Location", "locate"]
+
+DEVICES = ("alsa", "avfoundation", "dshow", "gdigrab", "lavfi", "pulse", "v4l2", "x11grab")
+"""Formats of FFmpeg that read from devices of this machine, or make a picture or sound."""
+
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+OPTIONS = {
+    # UDP loses packets where TCP would wait; cameras behind a router only do TCP
+    "rtsp": {"rtsp_transport": "tcp"},
+    # a read that would block returns at once, so that closing never waits for a camera
+    "v4l2": {"fflags": "nonblock"},
+}
+
+
+@attrs.frozen
+class Location:
+    """One place to read from.
+
+    Attributes:
+        url: what FFmpeg opens.
+        format: the device or container; ``None``: FFmpeg finds out.
+        live: whether it goes on while nobody reads.
+        local: a file, whose reads do not stall.
+        options: of FFmpeg.
+        name: the URL without user, password and query, for messages.
+    """
+
+    url: str
+    format: str | None
+    live: bool
+    local: bool
+    options: dict[str, str]
+    name: str
+
+
+def locate(
+    target: str | Path | int,
+    *,
+    format: str | None = None,  # noqa: A002 the word of FFmpeg
+    live: bool | None = None,
+    options: dict[str, str] | None = None,
+    platform: str = sys.platform,
+) -> Location:
+    """Return how to open a camera by number, a device, a file or a URL.
+
+    Raises:
+        TypeError: the target is none of these.
+        ValueError: a number on a system whose cameras have names.
+    """
+    if isinstance(target, int):
+        number = check_count("url", target, at_least=0)
+        if platform == "win32":
+            raise ValueError(expected("url", "the name of a camera, as in 'video=Integrated Camera'", target))
+        url, device = (str(number), "avfoundation") if platform == "darwin" else (f"/dev/video{number}", "v4l2")
+    elif target and isinstance(target, str | Path):
+        url, device = str(target), None
+        if url.startswith("/dev/video"):
+            device = "v4l2"
+        elif platform == "win32" and url.startswith(("video=", "audio=")):
+            device = "dshow"
+    else:
+        raise TypeError(expected("url", "a URL, the path of a file, or the number of a camera", target))
+    form = format or device
+    scheme = match[1].lower() if (match := SCHEME.match(url)) else "file"
+    is_device = form in DEVICES
+    goes_on = live if live is not None else is_device or scheme != "file"
+    defaults = OPTIONS.get(form or scheme.removesuffix("s"), {})
+    return Location(
+        url=url,
+        format=form,
+        live=goes_on,
+        local=scheme == "file" and not is_device,
+        options=defaults | (options or {}),
+        name=re.sub(r"//[^/@]*@", "//", url).partition("?")[0],
+    )

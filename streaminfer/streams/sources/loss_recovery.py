@@ -1,0 +1,159 @@
+"""Recovery of a WebRTC receiver from lost packets, in time.
+
+*Design.* aiortc's jitter buffer gives at most one frame per packet that arrives, and waits for a lost packet until it
+is full: 16 packets of sound, 128 of pictures. What a loss held up therefore stays late, and losses add up to seconds
+(aiortc issue 543). This module lets a receiver do three things more with each packet:
+
+* hand over every frame that is complete, a picture with its last packet, which is marked, and not with the next one;
+* ask again for a lost packet of a picture, since the first request or its answer may be lost, too;
+* give it up after a time, and ask for a whole picture. Sound is not sent again, so its time is short: that of packets
+  which overtake each other.
+
+It reads and changes private attributes of ``RTCRtpReceiver`` and ``JitterBuffer``; `recover_losses` refuses a receiver
+without them.
+"""
+
+import time
+from typing import Any, Literal
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import expected
+from streaminfer.streams.sources.source import Clock
+
+__all__ = ["GapPolicy", "recover_losses"]
+
+MAX_WAIT_NS = {"video": 100_000_000, "audio": 40_000_000}
+ASK_EVERY_NS = 40_000_000
+
+Action = Literal["wait", "ask", "skip"]
+
+
+class GapPolicy:
+    """When to ask for a missing packet again, and when to give it up.
+
+    Args:
+        max_wait_ns: the longest wait for one.
+    """
+
+    def __init__(self, max_wait_ns: int) -> None:
+        self._max_wait_ns = max_wait_ns
+        self._missing = -1
+        self._asked_ns = 0
+
+    def decide(self, missing: int, shown_ns: int, now_ns: int) -> Action:
+        """Return what to do about the first missing packet, which a later one has shown at some instant."""
+        if missing != self._missing:
+            self._missing, self._asked_ns = missing, shown_ns  # the receiver has asked then
+        if now_ns - shown_ns >= self._max_wait_ns:
+            return "skip"
+        if now_ns - self._asked_ns >= ASK_EVERY_NS:
+            self._asked_ns = now_ns
+            return "ask"
+        return "wait"
+
+
+def recover_losses(connection: Any, track: Any, clock: Clock = time.monotonic_ns) -> None:
+    """Let the receiver of a track recover from lost packets in time.
+
+    Args:
+        connection: the ``RTCPeerConnection`` that the track came from.
+        track: the track.
+        clock: returns monotonic nanoseconds.
+
+    Raises:
+        ValueError: the track is of another connection, or of a version of aiortc that works differently.
+    """
+    receivers = [receiver for receiver in connection.getReceivers() if receiver.track is track]
+    if not receivers:
+        raise ValueError(expected("connection", "the connection that the track came from", connection))
+    (receiver,) = receivers
+    try:
+        _Recovery(receiver, clock)
+    except AttributeError as error:
+        raise ValueError(f"connection: this version of aiortc is not known: {error}") from error
+
+
+class _Recovery:
+    def __init__(self, receiver: Any, clock: Clock) -> None:
+        self._clock = clock
+        self._receiver = receiver
+        self._is_video = receiver.track.kind == "video"
+        self._policy = GapPolicy(MAX_WAIT_NS[receiver.track.kind])
+        self._buffer = receiver._RTCRtpReceiver__jitter_buffer
+        self._codecs = receiver._RTCRtpReceiver__codecs
+        self._decoder = receiver._RTCRtpReceiver__decoder_queue
+        self._timestamps = receiver._RTCRtpReceiver__timestamp_mapper
+        self._nacks = receiver._RTCRtpReceiver__nack_generator
+        self._make_frame = require("aiortc.jitterbuffer", extra="webrtc", purpose="from_track").JitterFrame
+        self._codec: Any = None
+        self._ssrc = 0
+        self._shown_ns: dict[int, int] = {}  # when a later packet showed that one is missing
+        self._handle = receiver._handle_rtp_packet
+        receiver._handle_rtp_packet = self._on_packet
+
+    async def _on_packet(self, packet: Any, arrival_time_ms: int) -> None:
+        await self._handle(packet, arrival_time_ms)
+        codec = self._codecs.get(packet.payload_type)
+        if codec is not None and codec.name.lower() != "rtx":  # packets that are sent again have a codec of their own
+            self._codec, self._ssrc = codec, packet.ssrc
+        buffer = self._buffer
+        if self._codec is None or buffer._origin is None:
+            return
+        now_ns = self._clock()
+        self._drain()
+        missing = self._find_missing()
+        self._shown_ns = {number: self._shown_ns.get(number, now_ns) for number in missing}
+        while missing:
+            action = self._policy.decide(missing[0], self._shown_ns[missing[0]], now_ns)
+            if action != "skip":
+                if action == "ask" and self._nacks is not None and self._nacks.missing:
+                    await self._receiver._send_rtcp_nack(self._ssrc, sorted(self._nacks.missing))
+                return
+            await self._skip((missing[0] - buffer._origin) & 0xFFFF)
+            self._drain()
+            missing = self._find_missing()
+
+    async def _skip(self, ahead: int) -> None:
+        """Leave the missing packet behind that is so far ahead."""
+        buffer = self._buffer
+        if self._is_video:
+            buffer.smart_remove(ahead + 1)  # with the rest of its picture
+            await self._receiver._send_rtcp_pli(self._ssrc)
+            return
+        for _ in range(ahead):  # sound has a frame per packet
+            packet = buffer._packets[buffer._origin % buffer.capacity]
+            self._decode(self._make_frame(packet._data, packet.timestamp))
+            buffer.remove(1)
+        buffer.remove(1)
+
+    def _drain(self) -> None:
+        while (frame := self._buffer._remove_frame(0)) is not None:
+            self._decode(frame)
+        if self._is_video:
+            self._hand_over_marked()
+
+    def _hand_over_marked(self) -> None:
+        buffer = self._buffer
+        packets: list[Any] = []
+        while len(packets) < buffer.capacity:
+            packet = buffer._packets[(buffer._origin + len(packets)) % buffer.capacity]
+            if packet is None:
+                return
+            packets.append(packet)
+            if packet.marker:
+                self._decode(self._make_frame(b"".join(part._data for part in packets), packets[0].timestamp))
+                buffer.remove(len(packets))
+                packets = []
+
+    def _decode(self, frame: Any) -> None:
+        frame.timestamp = self._timestamps.map(frame.timestamp)
+        self._decoder.put((self._codec, frame))
+
+    def _find_missing(self) -> list[int]:
+        """Return the sequence numbers that are missing in front of a packet that is there."""
+        packets, origin, capacity = self._buffer._packets, self._buffer._origin, self._buffer.capacity
+        there = [packets[(origin + ahead) % capacity] is not None for ahead in range(capacity)]
+        if True not in there:
+            return []
+        newest = capacity - 1 - there[::-1].index(True)
+        return [(origin + ahead) & 0xFFFF for ahead in range(newest) if not there[ahead]]

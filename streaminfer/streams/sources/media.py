@@ -1,0 +1,180 @@
+"""`VideoSource` and `AudioSource`: devices, files and URLs, through PyAV."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_choice, check_duration, check_instance
+from streaminfer.streams.sources.formats import AudioFormat, Dtype, PixelFormat, VideoFormat
+from streaminfer.streams.sources.handoff import Handoff
+from streaminfer.streams.sources.location import locate
+from streaminfer.streams.sources.media_thread import MediaThread
+from streaminfer.streams.sources.reconnect import Reconnect
+from streaminfer.streams.sources.source import Clock, Source
+from streaminfer.streams.sources.task_feeder import SOUND_BUFFER_S
+
+__all__ = ["AudioSource", "VideoSource", "WhenSlow"]
+
+WhenSlow = Literal["drop", "wait"]
+
+FILE_BUFFER = 4  # decoded ahead of the reader
+
+
+class _MediaSource(Source):
+    """What the two have in common: where frames come from, and what happens when they are late."""
+
+    def __init__(
+        self,
+        url: str | Path | int,
+        wanted: VideoFormat | AudioFormat,
+        *,
+        live: bool | None,
+        realtime: bool,
+        when_slow: WhenSlow | None,
+        reconnect: Reconnect | None,
+        timeout_s: float,
+        format: str | None,  # noqa: A002 the word of FFmpeg
+        options: Mapping[str, str] | None,
+        clock: Clock | None,
+    ) -> None:
+        check_instance(
+            "reconnect", reconnect, lambda it: it is None or isinstance(it, Reconnect), "a Reconnect or None"
+        )
+        check_duration("timeout_s", timeout_s, positive=True)
+        av = require("av", extra="media", purpose=type(self).__name__)
+        location = locate(url, format=format, live=live, options=dict(options or {}))
+        if when_slow is None:
+            when_slow = "drop" if location.live else "wait"
+        drops = check_choice("when_slow", when_slow, ("drop", "wait")) == "drop"
+        live_buffer = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
+        feeder = MediaThread(
+            av,
+            location,
+            wanted,
+            realtime=realtime and not location.live,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            clock=clock or time.monotonic_ns,
+        )
+        handoff = Handoff(
+            live_buffer if drops else FILE_BUFFER, drops=drops, contiguous=isinstance(wanted, AudioFormat)
+        )
+        super().__init__(feeder, handoff)
+
+
+class VideoSource(_MediaSource):
+    """Pictures of a camera, a file or a URL.
+
+    A live source keeps only the newest picture for a reader that is slow, and connects again after an error. A file
+    waits for its reader, ends, and raises its errors. Each source decodes in a thread of its own.
+
+    Args:
+        url: a URL that FFmpeg opens (RTSP, HTTP, SRT, …), the path of a file, or the number of a camera.
+        rate: at most so many pictures per second; ``None``: all.
+        size: width and height; ``None``: as they come, which may change on the way.
+        pixel_format: of the arrays, as FFmpeg names it.
+        live: ``None``: devices and URLs are live and files are not. ``False`` for a recording behind a URL.
+        realtime: play a file at the speed of its timestamps.
+        when_slow: ``"drop"`` all but the newest picture, or ``"wait"``; ``None``: drop if live.
+        reconnect: how a live source connects again; ``None``: it raises instead.
+        timeout_s: seconds without a connection, or without a picture, after which a connection counts as broken; also
+            the most that each step of `aclose` waits for FFmpeg.
+        format: FFmpeg's name of a device or container; ``None``: it finds out.
+        options: for FFmpeg, as ``{"rtsp_transport": "udp"}``.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str | Path | int,
+        *,
+        rate: float | None = None,
+        size: tuple[int, int] | None = None,
+        pixel_format: PixelFormat = "rgb24",
+        live: bool | None = None,
+        realtime: bool = False,
+        when_slow: WhenSlow | None = None,
+        reconnect: Reconnect | None = Reconnect(),  # noqa: B008 immutable
+        timeout_s: float = 5.0,
+        format: str | None = None,  # noqa: A002 the word of FFmpeg
+        options: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            VideoFormat(rate=rate, size=size, pixel_format=pixel_format),
+            live=live,
+            realtime=realtime,
+            when_slow=when_slow,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            format=format,
+            options=options,
+            clock=clock,
+        )
+
+
+class AudioSource(_MediaSource):
+    """Chunks of sound of a microphone, a file or a URL.
+
+    A chunk's ``captured_ns`` is the instant of its last sample. Chunks are contiguous, except where one starts anew:
+    after a reconnect, a gap of more than 0.5 s, or chunks that a slow reader lost. A shorter gap is filled with
+    silence. The last chunk before an end is padded with zeros. A live source keeps 0.25 s for a slow reader; else as
+    `VideoSource`.
+
+    Args:
+        url: a URL that FFmpeg opens, the path of a file, or the name of a device of ``format``.
+        sample_rate: samples per second.
+        chunk: samples per chunk.
+        hop: samples from the start of a chunk to the start of the next one, at most ``chunk``: less makes chunks that
+            begin with the end of the one before. ``None``: ``chunk``.
+        channels: 1 gives arrays of shape ``(chunk,)``, 2 of shape ``(2, chunk)``.
+        dtype: ``"float32"`` from -1 to 1, or ``"int16"``.
+        live: as for `VideoSource`.
+        realtime: as for `VideoSource`.
+        when_slow: as for `VideoSource`.
+        reconnect: as for `VideoSource`.
+        timeout_s: as for `VideoSource`.
+        format: as for `VideoSource`; ``"alsa"``, ``"pulse"``, ``"avfoundation"`` and ``"dshow"`` are microphones.
+        options: as for `VideoSource`.
+        clock: as for `VideoSource`.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        sample_rate: int = 16_000,
+        chunk: int = 512,
+        hop: int | None = None,
+        channels: int = 1,
+        dtype: Dtype = "float32",
+        live: bool | None = None,
+        realtime: bool = False,
+        when_slow: WhenSlow | None = None,
+        reconnect: Reconnect | None = Reconnect(),  # noqa: B008 immutable
+        timeout_s: float = 5.0,
+        format: str | None = None,  # noqa: A002 the word of FFmpeg
+        options: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(
+            url,
+            AudioFormat(sample_rate=sample_rate, chunk=chunk, hop=hop, channels=channels, dtype=dtype),
+            live=live,
+            realtime=realtime,
+            when_slow=when_slow,
+            reconnect=reconnect,
+            timeout_s=timeout_s,
+            format=format,
+            options=options,
+            clock=clock,
+        )

@@ -1,0 +1,117 @@
+"""`audio_from_messages` and `video_from_messages`: what a browser sends over a WebSocket, in any framework."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_choice, check_count
+from streaminfer.streams.sources.conversion import PictureConverter
+from streaminfer.streams.sources.formats import AudioFormat, Dtype, VideoFormat
+from streaminfer.streams.sources.source import Clock, Counters, Source
+from streaminfer.streams.sources.task_feeder import Received, live_source
+
+__all__ = ["audio_from_messages", "video_from_messages"]
+
+PAUSE_NS = 1_000_000_000  # a sender that was silent for longer was muted, not slow: TCP brings what is late at once
+MAX_PIXELS = 50_000_000  # of a picture from a stranger
+CODECS = {b"\xff\xd8": "mjpeg", b"\x89P": "png", b"RI": "webp"}
+"""Codec by the first bytes of a picture."""
+
+
+def audio_from_messages(
+    messages: AsyncIterable[Any],
+    *,
+    sent_rate: int,
+    sent_channels: int = 1,
+    sent_dtype: Dtype = "int16",
+    clock: Clock | None = None,
+    **wanted: Any,
+) -> Source:
+    """Return the source of sound that arrives as messages of raw samples, as over a WebSocket.
+
+    It ends with the messages; messages that are not whole samples are counted as corrupt.
+
+    Args:
+        messages: iterates over bytes: samples in little-endian order, those of the channels interleaved.
+        sent_rate: samples per second of the messages.
+        sent_channels: 1 or 2.
+        sent_dtype: type of the samples: ``"int16"`` or ``"float32"``.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+        wanted: ``sample_rate``, ``chunk``, ``hop``, ``channels``, ``dtype`` as for `AudioSource`.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+    """
+    av = require("av", extra="media", purpose="audio_from_messages")
+    check_count("sent_rate", sent_rate, at_most=768_000)
+    check_count("sent_channels", sent_channels, at_most=2)
+    dtype = np.dtype(check_choice("sent_dtype", sent_dtype, ("int16", "float32"))).newbyteorder("<")
+    sample_format = "s16" if sent_dtype == "int16" else "flt"
+    form = AudioFormat(**wanted)
+    counters, time_base = Counters(), Fraction(1, sent_rate)
+    read_clock = clock or time.monotonic_ns
+
+    async def receive() -> AsyncGenerator[Received]:
+        sent = 0
+        due_ns = read_clock()
+        async for message in messages:
+            if not _is_binary(message) or not len(message) or len(message) % (dtype.itemsize * sent_channels):
+                counters.corrupt += 1
+                continue
+            samples = np.frombuffer(message, dtype).astype(sent_dtype, copy=False)
+            frame = av.AudioFrame.from_ndarray(
+                samples[np.newaxis], sample_format, "mono" if sent_channels == 1 else "stereo"
+            )
+            frame.sample_rate = sent_rate
+            now_ns = read_clock()
+            paused = now_ns - due_ns > PAUSE_NS
+            due_ns = now_ns + frame.samples * 1_000_000_000 // sent_rate
+            yield Received(frame, sent, time_base, continues=not paused)
+            sent += frame.samples
+
+    return live_source(av, receive(), form, counters, read_clock, convert=None)
+
+
+def video_from_messages(messages: AsyncIterable[Any], *, clock: Clock | None = None, **wanted: Any) -> Source:
+    """Return the source of pictures that arrive as messages of one JPEG, PNG or WebP each, as over a WebSocket.
+
+    Only the newest picture waits for a slow reader, and only what the reader takes is decoded, off the event loop.
+    It ends with the messages; those that cannot be decoded are counted as corrupt.
+
+    Args:
+        messages: iterates over bytes.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+        wanted: ``rate``, ``size``, ``pixel_format`` as for `VideoSource`.
+
+    Raises:
+        MissingExtra: PyAV is not installed.
+    """
+    av = require("av", extra="media", purpose="video_from_messages")
+    form = VideoFormat(**wanted)
+    counters = Counters()
+    convert = PictureConverter(av, form)
+
+    def decode(message: bytes) -> np.ndarray[Any, Any]:
+        codec = av.CodecContext.create(CODECS[bytes(message[:2])], "r")
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        frames = codec.decode(av.Packet(message)) + codec.decode(None)
+        if not frames:
+            raise ValueError("no picture in the message")
+        return convert(frames[0])
+
+    async def receive() -> AsyncGenerator[Received]:
+        async for message in messages:
+            if _is_binary(message) and bytes(message[:2]) in CODECS:
+                yield Received(message)
+            else:
+                counters.corrupt += 1
+
+    return live_source(av, receive(), form, counters, clock or time.monotonic_ns, convert=decode)
+
+
+def _is_binary(message: object) -> bool:
+    return isinstance(message, bytes | bytearray | memoryview)

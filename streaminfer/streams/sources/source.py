@@ -1,0 +1,150 @@
+"""`Source`: an async iterator of frames, whatever they come from."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.streams.frame import Frame
+from streaminfer.streams.sources.handoff import Handoff
+
+__all__ = ["Clock", "Counters", "Feeder", "Source", "SourceStatistics"]
+
+Clock = Callable[[], int]
+
+
+@attrs.define(slots=True)
+class Counters:
+    """Counts of a feeder, written by it alone."""
+
+    skipped: int = 0
+    corrupt: int = 0
+    reconnects: int = 0
+    silence_ns: int = 0
+    connected: bool = False
+    last_error: str | None = None
+
+
+@attrs.frozen
+class SourceStatistics(Snapshot):
+    """Counts of one source, since its start.
+
+    Each picture that was decoded, and each chunk, is one of delivered, dropped, skipped, waiting.
+
+    Attributes:
+        delivered: frames that the reader got.
+        dropped: frames that waited while newer ones came, or at the close.
+        waiting: frames in the buffer.
+        skipped: pictures beyond ``rate``.
+        corrupt: packets, pictures or messages that could not be decoded.
+        reconnects: connections after the first.
+        silence_s: seconds of silence in place of packets that were lost.
+        connected: whether there is a connection, or an open file.
+        last_error: of the last connection that ended with one.
+    """
+
+    delivered: int
+    dropped: int
+    waiting: int
+    skipped: int
+    corrupt: int
+    reconnects: int
+    silence_s: float
+    connected: bool
+    last_error: str | None
+
+
+class Feeder(Protocol):
+    """Producer of a source's frames."""
+
+    counters: Counters
+
+    def start(self, handoff: Handoff) -> None:
+        """Begin, on the running loop."""
+
+    async def stop(self) -> None:
+        """Return when nothing runs any more, also if nothing was started."""
+
+
+class Source(AsyncIterator[Frame]):
+    """Frames of one live source, or of a file.
+
+    Iteration starts it. `aclose` ends it in any state, as ``async with`` does at its end. One task iterates.
+
+    Args:
+        feeder: produces the frames.
+        handoff: the buffer between feeder and reader.
+        convert: what to do with the inputs of a frame that the reader takes; runs in the loop's executor.
+    """
+
+    def __init__(self, feeder: Feeder, handoff: Handoff, convert: Callable[[Any], Any] | None = None) -> None:
+        self._feeder = feeder
+        self._handoff = handoff
+        self._convert = convert
+        self._started = False
+        self._delivered = 0
+        self._lost = 0  # taken from the buffer by a reader that was cancelled
+        self._starts_anew = False  # what was lost did
+        weakref.finalize(self, handoff.close)  # a source that nobody holds any more lets its decoder end
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Frame:
+        """Return the next frame.
+
+        Raises:
+            StopAsyncIteration: it has ended, or was closed.
+            OSError: it cannot be opened or read any further; as FFmpeg says.
+        """
+        if not self._started and not self._handoff.closed.is_set():
+            self._started = True
+            self._feeder.start(self._handoff)
+        while True:
+            frame = await self._handoff.get()
+            if self._convert is not None:
+                self._starts_anew |= frame.starts_anew
+                try:
+                    inputs = await asyncio.get_running_loop().run_in_executor(None, self._convert, frame.inputs)
+                except ValueError:  # FFmpeg: invalid data
+                    self._feeder.counters.corrupt += 1
+                    continue
+                except BaseException:
+                    self._lost += 1
+                    raise
+                frame = attrs.evolve(frame, inputs=inputs, starts_anew=self._starts_anew)
+                self._starts_anew = False
+            self._delivered += 1
+            return frame
+
+    async def aclose(self) -> None:
+        """End the source, and return when its thread or task has ended; also twice."""
+        self._handoff.close()
+        await self._feeder.stop()
+
+    def statistics(self) -> SourceStatistics:
+        """Return the counts so far."""
+        counters = self._feeder.counters
+        return SourceStatistics(
+            delivered=self._delivered,
+            dropped=self._handoff.dropped + self._lost,
+            waiting=len(self._handoff),
+            skipped=counters.skipped,
+            corrupt=counters.corrupt,
+            reconnects=counters.reconnects,
+            silence_s=counters.silence_ns / 1e9,
+            connected=counters.connected,
+            last_error=counters.last_error,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

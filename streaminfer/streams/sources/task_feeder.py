@@ -1,0 +1,116 @@
+"""Feeder for what arrives in the event loop: tracks and messages."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+from streaminfer.streams.sources.frame_maker import FrameMaker
+from streaminfer.streams.sources.handoff import Handoff
+from streaminfer.streams.sources.source import Clock, Counters, Source
+from streaminfer.streams.sources.timestamps import Rational
+
+__all__ = ["Received", "TaskFeeder", "live_source"]
+
+SOUND_BUFFER_S = 0.25
+"""How much sound waits for a live stream's reader: one that is busy for a moment loses nothing."""
+
+
+@attrs.frozen(slots=True)
+class Received:
+    """One item that arrived.
+
+    Attributes:
+        frame: decoded sound, or a picture, decoded or not.
+        pts: timestamp in ticks; ``None``: without.
+        time_base: seconds per tick.
+        continues: ``False`` where timestamps have nothing to do with those before.
+    """
+
+    frame: Any
+    pts: int | None = None
+    time_base: Rational | None = None
+    continues: bool = True
+
+
+class TaskFeeder:
+    """Task that takes what arrives at once, so that nothing piles up in front of it."""
+
+    def __init__(
+        self,
+        items: AsyncGenerator[Received],
+        maker: FrameMaker,
+        counters: Counters,
+        clock: Clock,
+        end: Callable[[], None],
+    ) -> None:
+        self.counters = counters
+        self._items = items
+        self._maker = maker
+        self._clock = clock
+        self._end = end
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, handoff: Handoff) -> None:
+        """Begin to receive."""
+        self._task = asyncio.create_task(self._receive(handoff))
+
+    async def stop(self) -> None:
+        """Return when the task has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._items.aclose()  # a task that is cancelled before it begins has closed nothing
+        self._end()
+
+    async def _receive(self, handoff: Handoff) -> None:
+        error: Exception | None = None
+        self.counters.connected = True
+        try:
+            async with aclosing(self._items) as items:
+                async for item in items:
+                    if not item.continues:
+                        self._maker.restart()
+                    stamp = self._maker.stamp(item.frame, item.pts, item.time_base, self._clock())
+                    for frame in [] if stamp is None else self._maker.make(item.frame, stamp):
+                        handoff.put(frame)
+            for frame in self._maker.flush():
+                handoff.put(frame)
+        except Exception as raised:  # noqa: BLE001 the reader gets it
+            error = raised
+        finally:
+            self.counters.connected = False
+            handoff.finish(error)
+            self._end()  # at once, though the reader may never close
+
+
+def live_source(
+    av: Any,
+    items: AsyncGenerator[Received],
+    wanted: VideoFormat | AudioFormat,
+    counters: Counters,
+    clock: Clock,
+    *,
+    convert: Callable[[Any], Any] | None,
+    end: Callable[[], None] = lambda: None,
+) -> Source:
+    """Return the source of items that arrive in the event loop.
+
+    Args:
+        av: PyAV.
+        items: what arrives.
+        wanted: what the model takes.
+        counters: of the source.
+        clock: returns monotonic nanoseconds.
+        convert: makes an array of a picture that the reader takes.
+        end: called when nothing is taken any more, once or twice.
+    """
+    is_sound = isinstance(wanted, AudioFormat)
+    capacity = wanted.chunks_in(SOUND_BUFFER_S) if isinstance(wanted, AudioFormat) else 1
+    maker = FrameMaker(av, wanted, counters, live=True, converts=False)
+    return Source(
+        TaskFeeder(items, maker, counters, clock, end), Handoff(capacity, drops=True, contiguous=is_sound), convert
+    )

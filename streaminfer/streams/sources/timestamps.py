@@ -1,0 +1,144 @@
+"""Timestamps of a medium, repaired, and the instants of capture that follow from them.
+
+*Design.* A medium has a clock of its own: its timestamps count from anywhere, wrap, repeat, jump, or are missing. Each
+timestamp is put on one media timeline, which starts at 0 and never goes back: ``media = timestamp + shift``. A jump
+changes the shift, so that the timeline goes on by the time that passed.
+
+What arrives live was captured at ``media + delay``, where the delay is the smallest ``arrival - media`` of the last two
+windows. The minimum is what the network added least to; a frame held up behind a lost packet is as old as it is. Two
+windows, since the two clocks drift apart: 100 ppm are 1 ms in 10 s. No instant is later than the arrival or earlier
+than the one before.
+
+*Invariants.* ``media_ns`` and ``captured_ns`` never decrease; ``captured_ns <= arrival_ns`` unless arrivals go back.
+
+*Complexity.* Constant per item.
+"""
+
+from typing import Protocol
+
+import attrs
+
+__all__ = ["Rational", "Stamp", "TimestampRepair"]
+
+WINDOW_NS = 5_000_000_000
+BACKWARD_JUMP_NS = 500_000_000  # less is disorder of packets, which passes
+FORWARD_JUMP_NS = 5_000_000_000  # a burst behind a stall may run ahead of its arrival
+FILE_GAP_NS = 60_000_000_000  # files have no arrivals to compare with; slides may last a minute
+WRAPS = (1 << 32, 1 << 33)
+"""Ticks after which timestamps start over: RTP, MPEG transport streams."""
+
+
+class Rational(Protocol):
+    """A time base: `fractions.Fraction`, or PyAV's own type."""
+
+    @property
+    def numerator(self) -> int:
+        """Seconds per ``denominator`` ticks."""
+
+    @property
+    def denominator(self) -> int:
+        """Ticks per ``numerator`` seconds."""
+
+
+@attrs.frozen(slots=True)
+class Stamp:
+    """When an item was captured.
+
+    Attributes:
+        media_ns: on the timeline of the medium, from its first item.
+        captured_ns: on the clock of the arrivals.
+        starts_anew: timestamps jumped, or the connection is a new one.
+    """
+
+    media_ns: int
+    captured_ns: int
+    starts_anew: bool
+
+
+class TimestampRepair:
+    """Timeline of one medium.
+
+    Args:
+        live: arrivals follow the clock of the medium; else a file is read at any speed.
+    """
+
+    def __init__(self, *, live: bool) -> None:
+        self._live = live
+        self._last: Stamp | None = None
+        self._last_arrival_ns = 0
+        self._shift_ns: int | None = None
+        self._restarted = False
+        self._length_ns = 0  # of the last item
+        self._step_ns = 0
+        self._delays: tuple[int | None, int] = (None, 0)
+        self._window_end_ns = 0
+
+    def restart(self) -> None:
+        """Continue with a medium whose timestamps have nothing to do with those before."""
+        self._shift_ns = None
+        self._restarted = self._last is not None
+
+    def stamp(self, pts: int | None, time_base: Rational | None, duration_ns: int, arrival_ns: int) -> Stamp:
+        """Return the stamp of the next item.
+
+        Args:
+            pts: its timestamp in ticks; ``None``: missing.
+            time_base: seconds per tick; ``None``: as without a timestamp.
+            duration_ns: how long it lasts; 0: unknown.
+            arrival_ns: when it arrived.
+        """
+        last = self._last
+        elapsed_ns = max(0, arrival_ns - self._last_arrival_ns) if last else 0
+        step_ns = max(elapsed_ns, self._length_ns) if self._live else self._length_ns or self._step_ns
+        next_ns = last.media_ns + step_ns if last else 0
+        anew, self._restarted = self._restarted, False
+        if pts is None or time_base is None:
+            media_ns = next_ns
+        else:
+            seconds = 1_000_000_000 * time_base.numerator
+            pts_ns = pts * seconds // time_base.denominator
+            if self._shift_ns is None:
+                self._shift_ns = next_ns - pts_ns
+            elif last is not None:
+                jump = self._find_jump(pts_ns + self._shift_ns - last.media_ns, elapsed_ns, seconds, time_base)
+                if jump is None:
+                    anew = True
+                    self._shift_ns = next_ns - pts_ns
+                else:
+                    self._shift_ns += jump
+            media_ns = pts_ns + self._shift_ns
+        if last is not None:
+            media_ns = max(media_ns, last.media_ns)
+            self._step_ns = (media_ns - last.media_ns) or self._step_ns
+        captured_ns = self._capture(media_ns, arrival_ns, anew=anew) if self._live else arrival_ns
+        if last is not None:
+            captured_ns = max(captured_ns, last.captured_ns)
+        self._last = Stamp(media_ns, captured_ns, anew)
+        self._last_arrival_ns = arrival_ns
+        self._length_ns = duration_ns
+        return self._last
+
+    def _find_jump(self, step_ns: int, elapsed_ns: int, seconds: int, time_base: Rational) -> int | None:
+        """Return what a wrap adds to the timeline, 0 where the step is a likely one, ``None`` for a jump."""
+        limit_ns = elapsed_ns + FORWARD_JUMP_NS if self._live else FILE_GAP_NS
+        if -BACKWARD_JUMP_NS <= step_ns <= limit_ns:
+            return 0
+        for wrap in WRAPS:
+            wrap_ns = wrap * seconds // time_base.denominator
+            if -BACKWARD_JUMP_NS <= step_ns + wrap_ns <= limit_ns:
+                return wrap_ns
+        return None
+
+    def _capture(self, media_ns: int, arrival_ns: int, *, anew: bool) -> int:
+        delay_ns = arrival_ns - media_ns
+        before, smallest = self._delays
+        if anew or self._last is None:
+            self._delays = (None, delay_ns)
+            self._window_end_ns = arrival_ns + WINDOW_NS
+        elif arrival_ns >= self._window_end_ns:
+            self._delays = (smallest if arrival_ns < self._window_end_ns + WINDOW_NS else None, delay_ns)
+            self._window_end_ns = arrival_ns + WINDOW_NS
+        else:
+            self._delays = (before, min(smallest, delay_ns))
+        before, smallest = self._delays
+        return media_ns + (smallest if before is None else min(before, smallest))

@@ -1,0 +1,68 @@
+"""`from_track`: frames of a WebRTC track, through aiortc."""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import expected
+from streaminfer.streams.sources.conversion import PictureConverter
+from streaminfer.streams.sources.formats import AudioFormat, VideoFormat
+from streaminfer.streams.sources.loss_recovery import recover_losses
+from streaminfer.streams.sources.source import Clock, Counters, Source
+from streaminfer.streams.sources.task_feeder import Received, live_source
+
+__all__ = ["Track", "from_track"]
+
+
+class Track(Protocol):
+    """An aiortc ``MediaStreamTrack``."""
+
+    kind: str
+
+    async def recv(self) -> Any:
+        """Return the next decoded frame."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+def from_track(track: Track, *, connection: Any = None, clock: Clock | None = None, **wanted: Any) -> Source:
+    """Return the source of a WebRTC track, with sound or pictures.
+
+    It takes every frame from the track at once, keeps the newest picture or the last 0.25 s of sound for a slow reader,
+    and ends with the track. Closing it stops the track; aiortc decodes for a stopped track until the connection, or
+    its transceiver, is closed. Share a track through aiortc's ``MediaRelay``.
+
+    Args:
+        track: any aiortc ``MediaStreamTrack`` that gives decoded frames.
+        connection: the ``RTCPeerConnection`` that the track came from: its receiver then recovers from lost packets in
+            time, where aiortc alone lets each loss delay all that follows. ``None``: aiortc alone.
+        clock: returns monotonic nanoseconds; ``None``: ``time.monotonic_ns``.
+        wanted: ``rate``, ``size`` and ``pixel_format`` as for `VideoSource`, or ``sample_rate``, ``chunk``, ``hop``,
+            ``channels`` and ``dtype`` as for `AudioSource`.
+
+    Raises:
+        MissingExtra: aiortc is not installed.
+        ValueError: the track is not of this connection.
+    """
+    read_clock = clock or time.monotonic_ns
+    ended = require("aiortc.mediastreams", extra="webrtc", purpose="from_track").MediaStreamError
+    av = require("av", extra="webrtc", purpose="from_track")
+    kinds = {"video": VideoFormat, "audio": AudioFormat}
+    if track.kind not in kinds:
+        raise ValueError(expected("track", "a track of kind 'video' or 'audio'", track.kind))
+    form = kinds[track.kind](**wanted)
+    if connection is not None:
+        recover_losses(connection, track, read_clock)
+    convert = PictureConverter(av, form) if isinstance(form, VideoFormat) else None
+
+    async def receive() -> AsyncGenerator[Received]:
+        try:
+            while True:
+                frame = await track.recv()
+                yield Received(frame, frame.pts, frame.time_base)
+        except ended:
+            return  # the other side, or the connection, has ended
+
+    return live_source(av, receive(), form, Counters(), read_clock, convert=convert, end=track.stop)

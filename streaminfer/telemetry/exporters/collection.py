@@ -1,0 +1,186 @@
+"""Collection of all that stacks measure, as families of samples, whatever the format they are exported in.
+
+The walk follows ``children`` as statistics, audit and lifecycle do. An object that several parts share is read once,
+at the first place where it is found, so that sums over layers count nothing twice.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.protocols import adapt, name_of
+from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.exporters.names import INNER, LATENCY, METRICS, STACK_STATE
+from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+from streaminfer.telemetry.statistics import TelemetryStatistics
+from streaminfer.telemetry.telemetry import Telemetry
+
+__all__ = ["MAX_LABEL_VALUES", "OTHER", "Collection", "Labels", "Sample", "name_services"]
+
+MAX_LABEL_VALUES = 64
+"""Most values of a label that a program's words fill, such as the class of an error; later ones share one series."""
+
+OTHER = "other"
+_MAX_LABEL_LENGTH = 128
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Sample(NamedTuple):
+    """One value of a family.
+
+    Attributes:
+        labels: pairs of name and value.
+        value: a number, or a histogram.
+    """
+
+    labels: Labels
+    value: float | HistogramPoint
+
+
+def name_services(stacks: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return each stack with the name of its service: that of its outermost named telemetry; unique."""
+    named: dict[str, Any] = {}
+    for stack in stacks:
+        telemetries = (part.name for _, part in _walk(stack, "", set()) if isinstance(part, Telemetry) and part.name)
+        base = name = next(telemetries, name_of(stack))
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{base}#{number}"
+        named[name] = stack
+    return list(named.items())
+
+
+class Collection:
+    """Samples of any number of stacks at one moment, by metric. Not thread-safe.
+
+    Args:
+        reader: reads histograms; ``None``: they are left out.
+
+    Attributes:
+        families: samples by metric, in the order in which metrics were found.
+    """
+
+    def __init__(self, reader: HistogramReader | None) -> None:
+        self.families: dict[Metric, list[Sample]] = {}
+        self._reader = reader
+        self._visited: set[int] = set()
+
+    def add(self, service: str, stack: Any) -> None:
+        """Read every part of a stack.
+
+        Args:
+            service: value of the label ``service``.
+            stack: a `Stack`, or any other service, layer or backend.
+        """
+        places: set[str] = set()
+        exemplars: tuple[Exemplar, ...] = ()
+        for place, part in _walk(stack, "", self._visited):
+            state = adapt(part).stack_state
+            if state:
+                self._read(_State(state), (STACK_STATE,), (("service", service), ("layer", place)))
+                continue  # its statistics are those of its layers
+            snapshot = self._telemetry(part) if isinstance(part, Telemetry) else adapt(part).statistics()
+            if isinstance(snapshot, TracingStatistics):
+                exemplars += snapshot.exemplars
+            if isinstance(snapshot, Snapshot):
+                base = unique = place or type(part).__name__
+                number = 1
+                while unique in places:
+                    number += 1
+                    unique = f"{base}#{number}"
+                places.add(unique)
+                self._add_statistics(snapshot, (("service", service), ("layer", unique)))
+        if exemplars:
+            self._attach(service, exemplars)
+
+    def _attach(self, service: str, exemplars: tuple[Exemplar, ...]) -> None:
+        """Give traced requests to the latency of the outermost telemetry of their service."""
+        samples = self.families.get(LATENCY, [])
+        for position, (labels, value) in enumerate(samples):
+            if labels[0] == ("service", service) and isinstance(value, HistogramPoint):
+                samples[position] = Sample(labels, value._replace(exemplars=exemplars))
+                return
+
+    def _telemetry(self, telemetry: Telemetry) -> TelemetryStatistics:
+        snapshot = telemetry.live_statistics()
+        if telemetry.slo is None:
+            return snapshot
+        if id(telemetry.slo) in self._visited:
+            return attrs.evolve(snapshot, slo=None)  # another telemetry's too, and read there
+        self._visited.add(id(telemetry.slo))
+        return snapshot
+
+    def _add_statistics(self, snapshot: Any, labels: Labels) -> None:
+        kind = next((base.__name__ for base in type(snapshot).__mro__ if base.__name__ in METRICS), None)
+        if kind is None:
+            return
+        self._read(snapshot, METRICS[kind], labels)
+        for field, label in INNER.get(kind, ()):
+            inner = getattr(snapshot, field)
+            if not isinstance(inner, Mapping):
+                parts = [each for each in (inner if isinstance(inner, tuple) else (inner,)) if each is not None]
+                named = label and any("name" in type(each).__annotations__ for each in parts)
+                inner = {each.name if named else field: each for each in parts}
+            for name, each in inner.items():
+                self._add_statistics(each, (*labels, (label, _text(name))) if label else labels)
+
+    def _read(self, snapshot: Any, metrics: Sequence[Metric], labels: Labels) -> None:
+        for metric in metrics:
+            if metric.kind == "histogram":
+                if self._reader is not None:
+                    samples = self.families.setdefault(metric, [])
+                    for field in metric.fields:
+                        point = self._reader.read(getattr(snapshot, field))
+                        samples.append(Sample((*labels, (metric.label, field)) if metric.label else labels, point))
+                continue
+            samples = self.families.setdefault(metric, [])
+            for key, value in _values(snapshot, metric):
+                if value is not None and value == value:  # noqa: PLR0124 - NaN: not known
+                    samples.append(Sample((*labels, (metric.label, key)) if key else labels, value))
+
+
+class _State(NamedTuple):
+    state: str
+
+
+def _values(snapshot: Any, metric: Metric) -> Iterator[tuple[str, Any]]:
+    for field in metric.fields:
+        value = getattr(snapshot, field)
+        if metric.states:
+            for state in metric.states:
+                yield state, int(value == state)
+        elif value is None or isinstance(value, (int, float)):
+            yield field if metric.label else "", int(value) if isinstance(value, bool) else value
+        else:
+            yield from _bounded(value)
+
+
+def _bounded(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    others = 0
+    for position, (key, value) in enumerate(values.items()):
+        if position < MAX_LABEL_VALUES:
+            yield _text(f"{key:g}" if isinstance(key, float) else key), value
+        else:
+            others += value
+    if len(values) > MAX_LABEL_VALUES:
+        yield OTHER, others
+
+
+def _text(name: object) -> str:
+    return str(name)[:_MAX_LABEL_LENGTH]
+
+
+def _walk(part: Any, place: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
+    """Go through a part and all that is inside, from the outermost; the place is made of labels."""
+    if id(part) in visited:
+        return
+    visited.add(id(part))
+    yield place, part
+    for label, child in adapt(part).children.items():
+        step = type(child).__name__ if label in {"layer", "inner"} else label
+        yield from _walk(child, f"{place}/{step}" if place else step, visited)

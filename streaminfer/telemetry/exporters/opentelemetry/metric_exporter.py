@@ -1,0 +1,150 @@
+"""`StackMetricExporter`: our metrics beside those of the OpenTelemetry SDK, read when the SDK exports.
+
+Nothing goes through the SDK per request. A reader of the SDK collects, and calls its exporter; this one adds what the
+stacks measure and passes all on. Histograms become exponential ones, with the buckets that Prometheus gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer.telemetry.exporters.collection import Collection, Labels, Sample, name_services
+from streaminfer.telemetry.exporters.histogram_points import Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.metric import Metric
+
+if TYPE_CHECKING:
+    from opentelemetry import metrics as api
+    from opentelemetry.sdk import metrics as sdk_metrics
+    from opentelemetry.sdk.metrics import export as sdk
+    from opentelemetry.sdk.util import instrumentation
+else:
+    _NEEDED = {"extra": "otel", "purpose": "StackMetricExporter"}
+    sdk = require("opentelemetry.sdk.metrics.export", **_NEEDED)
+    sdk_metrics = require("opentelemetry.sdk.metrics", **_NEEDED)
+    api = require("opentelemetry.metrics", **_NEEDED)
+    instrumentation = require("opentelemetry.sdk.util.instrumentation", **_NEEDED)
+
+__all__ = ["StackMetricExporter"]
+
+_SCOPE = "streaminfer"
+_MAX_DENSE = 1_280  # buckets between the shortest and the longest duration: OTLP sends the empty ones too
+
+
+class StackMetricExporter(sdk.MetricExporter):
+    """Exporter of the OpenTelemetry SDK around another one, which gets the metrics of stacks as well.
+
+    Sums and histograms are cumulative. Call :meth:`attach`: the SDK does not export while no instrument has a value.
+
+    Args:
+        exporter: an exporter of the SDK, such as ``OTLPMetricExporter``.
+        stacks: as of `metrics_app`.
+
+    Raises:
+        MissingExtra: the SDK is not installed (``pip install 'streaminfer[otel]'``).
+
+    Example:
+        ::
+
+            exporter = StackMetricExporter(OTLPMetricExporter(), stack)
+            provider = MeterProvider([PeriodicExportingMetricReader(exporter)])
+            exporter.attach(provider)
+    """
+
+    def __init__(self, exporter: sdk.MetricExporter, *stacks: Any) -> None:
+        super().__init__(exporter._preferred_temporality, exporter._preferred_aggregation)
+        self._exporter = exporter
+        self._services = name_services(stacks)
+
+    def attach(self, provider: api.MeterProvider) -> None:
+        """Add a gauge ``streaminfer.services`` to a provider, so that the SDK always has something to export."""
+
+        def count(_: api.CallbackOptions) -> Iterator[api.Observation]:
+            yield api.Observation(len(self._services))
+
+        provider.get_meter(_SCOPE).create_observable_gauge(
+            "streaminfer.services", [count], unit="1", description="Services whose metrics are exported."
+        )
+
+    def export(
+        self, metrics_data: sdk.MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> sdk.MetricExportResult:
+        """Add what the stacks have measured by now, and export all."""
+        first, *others = metrics_data.resource_metrics
+        ours = sdk.ScopeMetrics(instrumentation.InstrumentationScope(_SCOPE), self._metrics(), "")
+        joined = sdk.ResourceMetrics(first.resource, [*first.scope_metrics, ours], first.schema_url)
+        return self._exporter.export(sdk.MetricsData([joined, *others]), timeout_millis, **kwargs)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Flush the exporter."""
+        return self._exporter.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Shut the exporter down."""
+        self._exporter.shutdown(timeout_millis, **kwargs)
+
+    def _metrics(self) -> list[sdk.Metric]:
+        collection = Collection(HistogramReader())
+        for service, stack in self._services:
+            collection.add(service, stack)
+        return [
+            sdk.Metric(metric.opentelemetry, metric.help, metric.ucum, _data(metric, samples))
+            for metric, samples in collection.families.items()
+            if samples
+        ]
+
+
+def _data(metric: Metric, samples: Sequence[Sample]) -> Any:
+    now_ns = time.time_ns()
+    cumulative = sdk.AggregationTemporality.CUMULATIVE
+    if metric.kind == "histogram":
+        points = [_exponential(labels, point, now_ns) for labels, point in samples]
+        return sdk.ExponentialHistogram([point for point in points if point.count], cumulative)
+    numbers = [_number(*sample, now_ns) for sample in samples]
+    return sdk.Gauge(numbers) if metric.kind == "gauge" else sdk.Sum(numbers, cumulative, is_monotonic=True)
+
+
+def _number(labels: Labels, value: Any, now_ns: int) -> sdk.NumberDataPoint:
+    return sdk.NumberDataPoint(dict(labels), IMPORTED_NS, now_ns, value)
+
+
+def _exponential(labels: Labels, point: Any, now_ns: int) -> sdk.ExponentialHistogramDataPoint:
+    scale, offset, counts = _dense(point)
+    return sdk.ExponentialHistogramDataPoint(
+        attributes=dict(labels),
+        start_time_unix_nano=IMPORTED_NS,
+        time_unix_nano=now_ns,
+        count=point.total,
+        sum=point.sum_s,
+        scale=scale,
+        zero_count=point.zeros,
+        positive=sdk.Buckets(offset, counts),
+        negative=sdk.Buckets(0, []),
+        flags=0,
+        min=point.min_s,
+        max=point.max_s,
+        exemplars=[_exemplar(exemplar) for exemplar in point.exemplars],
+    )
+
+
+def _dense(point: HistogramPoint) -> tuple[int, int, list[int]]:
+    """Return scale, offset and counts without gaps; bucket ``i`` of Prometheus is ``i - 1`` of OpenTelemetry."""
+    if not point.indexes:
+        return point.schema, 0, []
+    shift = 0
+    while (point.indexes[-1] >> shift) - (point.indexes[0] >> shift) >= _MAX_DENSE - 1:
+        shift += 1
+    numbers = [(index + (1 << shift) - 1 >> shift) - 1 for index in point.indexes]
+    counts = [0] * (numbers[-1] - numbers[0] + 1)
+    for number, count in zip(numbers, point.counts, strict=True):
+        counts[number - numbers[0]] += count
+    return point.schema - shift, numbers[0], counts
+
+
+def _exemplar(exemplar: Exemplar) -> sdk_metrics.Exemplar:
+    return sdk_metrics.Exemplar(
+        {}, exemplar.value_s, exemplar.unix_ns, int(exemplar.span_id, 16), int(exemplar.trace_id, 16)
+    )

@@ -1,0 +1,125 @@
+"""`Tracing`: a span per sampled request, linked to the span of its batch.
+
+A span is made when its request has ended, with the instants that were measured anyway. A request that is not sampled
+costs one look at the current context, and nothing when it ends. Spans hold no inputs, outputs, keys or subjects.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.validation import check_number
+from streaminfer.request import Request, Response
+from streaminfer.sync_layer import SyncLayer
+from streaminfer.telemetry.exporters.histogram_points import Exemplar
+from streaminfer.telemetry.exporters.opentelemetry.tracing_statistics import TracingStatistics
+
+if TYPE_CHECKING:
+    from opentelemetry import context, trace
+
+    from streaminfer._request_cy import Timings
+else:
+    trace = require("opentelemetry.trace", extra="otel", purpose="Tracing")
+    context = require("opentelemetry.context", extra="otel", purpose="Tracing")
+
+__all__ = ["Tracing"]
+
+_MAX_BATCHES = 256  # batches whose requests may still end
+
+
+class Tracing(SyncLayer):
+    """Layer that traces requests with the OpenTelemetry API; put it directly inside `Telemetry`.
+
+    A request is traced if the current span of its caller is sampled, or, without one, with probability ``ratio``. The
+    sampler of the provider decides as well. The histogram of the stack's latency gets the latest traced request of each
+    bucket as an exemplar.
+
+    Args:
+        tracer: makes the spans; ``None``: that of the global provider.
+        ratio: share of the requests without a current span that are traced.
+
+    Raises:
+        MissingExtra: OpenTelemetry is not installed (``pip install 'streaminfer[otel]'``).
+        TypeError, ValueError: not a share from 0 to 1.
+    """
+
+    def __init__(self, tracer: trace.Tracer | None = None, *, ratio: float = 1.0) -> None:
+        check_number("ratio", ratio, "a share from 0 to 1", lambda value: 0.0 <= value <= 1.0)
+        self._tracer = tracer or trace.get_tracer("streaminfer")
+        self._ratio = ratio
+        self._random = random.Random().random  # noqa: S311 - a sample, not a secret
+        self._batches: dict[tuple[int, int, int], trace.SpanContext] = {}
+        self._exemplars: dict[int, Exemplar] = {}
+        self._requests = 0
+        self._batch_spans = 0
+
+    def enter(self, request: Request, now_ns: int) -> Any:  # noqa: ARG002 - any request counts
+        """Decide whether the request is traced."""
+        caller = trace.get_current_span()
+        if caller is trace.INVALID_SPAN:
+            sampled = self._ratio > 0.0 and (self._ratio == 1.0 or self._random() < self._ratio)
+        else:
+            sampled = caller.get_span_context().trace_flags.sampled
+        return (now_ns, context.get_current()) if sampled else None
+
+    def exit(self, request: Request, token: Any, outcome: Response | BaseException, now_ns: int) -> None:  # noqa: ARG002
+        """Make the span of a request that is traced."""
+        if token is None:
+            return
+        started_ns, parent = token
+        to_unix_ns = time.time_ns() - now_ns
+        span = self._tracer.start_span("streaminfer.request", parent, start_time=started_ns + to_unix_ns)
+        if span.is_recording():
+            self._requests += 1
+            self._describe(span, outcome, to_unix_ns)
+            seconds = (now_ns - started_ns) / 1e9
+            traced = span.get_span_context()
+            ids = trace.format_trace_id(traced.trace_id), trace.format_span_id(traced.span_id)
+            exemplar = Exemplar(seconds, *ids, now_ns + to_unix_ns)
+            if isinstance(outcome, Response):
+                self._exemplars[exemplar.bucket] = exemplar
+        span.end(now_ns + to_unix_ns)
+
+    def statistics(self) -> TracingStatistics:
+        """Return a frozen snapshot."""
+        return TracingStatistics(
+            requests=self._requests, batches=self._batch_spans, exemplars=tuple(self._exemplars.values())
+        )
+
+    def _describe(self, span: trace.Span, outcome: Response | BaseException, to_unix_ns: int) -> None:
+        if isinstance(outcome, BaseException):
+            span.set_attribute("streaminfer.outcome", type(outcome).__name__)
+            span.set_attribute("error.type", type(outcome).__name__)
+            span.set_status(trace.StatusCode.ERROR)
+            return
+        span.set_attribute("streaminfer.outcome", "degraded" if outcome.degraded else "ok")
+        span.set_attribute("streaminfer.source", str(outcome.source))
+        timings = outcome.timings
+        if timings is not None:
+            span.set_attribute("streaminfer.batch.size", timings.batch_size)
+            span.set_attribute("streaminfer.queue.duration", timings.queued_s)
+            span.add_link(self._batch(span, timings, to_unix_ns))
+
+    def _batch(self, span: trace.Span, timings: Timings, to_unix_ns: int) -> trace.SpanContext:
+        """Return the span of a batch, which the first of its traced requests makes, as its child."""
+        key = (timings.started_ns, timings.inferred_ns, timings.batch_size)
+        found = self._batches.get(key)
+        if found is None:
+            parent = trace.set_span_in_context(span)
+            start_ns = timings.started_ns + to_unix_ns
+            batch = self._tracer.start_span("streaminfer.batch", parent, start_time=start_ns)
+            batch.set_attribute("streaminfer.batch.size", timings.batch_size)
+            batch.set_attribute("streaminfer.assembly.duration", timings.assembled_s)
+            batch.set_attribute("streaminfer.inference.duration", timings.inferred_s)
+            batch.end(timings.inferred_ns + to_unix_ns)
+            self._batch_spans += 1
+            while len(self._batches) >= _MAX_BATCHES:
+                del self._batches[next(iter(self._batches))]
+            found = self._batches[key] = batch.get_span_context()
+        return found
+
+    def __repr__(self) -> str:
+        return f"Tracing(ratio={self._ratio})"

@@ -1,0 +1,23 @@
+"""Frozen snapshot of a tracing layer."""
+
+import attrs
+
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer.telemetry.exporters.histogram_points import Exemplar
+
+__all__ = ["TracingStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class TracingStatistics(Snapshot):
+    """Spans of a `Tracing` since it was made.
+
+    Attributes:
+        requests: spans of requests.
+        batches: spans of batches.
+        exemplars: the latest traced request of each classic bucket.
+    """
+
+    requests: int
+    batches: int
+    exemplars: tuple[Exemplar, ...]

@@ -1,0 +1,61 @@
+"""`StackCollector`: our metrics in a registry of `prometheus_client`, beside the application's own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from streaminfer._internal.extras import require
+from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer.telemetry.exporters.collection import Collection, Sample, name_services
+from streaminfer.telemetry.exporters.histogram_points import BOUND_LABELS, Exemplar, HistogramPoint, HistogramReader
+from streaminfer.telemetry.exporters.metric import Metric
+
+__all__ = ["StackCollector"]
+
+
+class StackCollector:
+    """Collector for ``prometheus_client.REGISTRY.register``: classic histograms, since that library has no others.
+
+    Args:
+        stacks: as of `metrics_app`.
+
+    Raises:
+        MissingExtra: ``prometheus_client`` is not installed (``pip install 'streaminfer[prometheus]'``).
+
+    Example:
+        ``prometheus_client.REGISTRY.register(StackCollector(stack))``
+    """
+
+    def __init__(self, *stacks: Any) -> None:
+        self._core = require("prometheus_client.core", extra="prometheus", purpose="StackCollector")
+        self._services = name_services(stacks)
+
+    def collect(self) -> Iterator[Any]:
+        """Return a ``Metric`` of that library for each of ours."""
+        collection = Collection(HistogramReader())
+        for service, stack in self._services:
+            collection.add(service, stack)
+        for metric, samples in collection.families.items():
+            family = self._core.Metric(metric.family, metric.help, metric.kind, metric.unit)
+            for sample in samples:
+                self._add(family, metric, sample)
+            yield family
+
+    def _add(self, family: Any, metric: Metric, sample: Sample) -> None:
+        labels = dict(sample.labels)
+        point = sample.value
+        if isinstance(point, HistogramPoint):
+            exemplars = {exemplar.bucket: self._exemplar(exemplar) for exemplar in point.exemplars}
+            for number, (bound, count) in enumerate(zip(BOUND_LABELS, point.cumulative, strict=True)):
+                family.add_sample(
+                    f"{metric.family}_bucket", {**labels, "le": bound}, count, exemplar=exemplars.get(number)
+                )
+            family.add_sample(f"{metric.family}_sum", labels, point.sum_s)
+            family.add_sample(f"{metric.family}_count", labels, point.total)
+        else:
+            family.add_sample(metric.prometheus, labels, point)
+        if metric.kind != "gauge":
+            family.add_sample(f"{metric.family}_created", labels, IMPORTED_NS / 1e9)
+
+    def _exemplar(self, exemplar: Exemplar) -> Any:
+        labels = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}
+        return self._core.Exemplar(labels, exemplar.value_s, exemplar.unix_ns / 1e9)

@@ -1,0 +1,103 @@
+"""Content negotiation of a scrape: the format and the compression that the headers prefer (RFC 9110, section 12)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from streaminfer.telemetry.exporters.collection import Sample
+from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.exporters.prometheus.protobuf_format import write_protobuf
+from streaminfer.telemetry.exporters.prometheus.text_formats import write_openmetrics, write_text
+
+__all__ = ["FORMATS", "Format", "accepts_gzip", "choose_format"]
+
+
+class Format(NamedTuple):
+    """A format of Prometheus.
+
+    Attributes:
+        media_type: without parameters.
+        parameters: those that it has, by which a client may choose.
+        content_type: the header.
+        write: gives the text or bytes of a family after another.
+    """
+
+    media_type: str
+    parameters: Mapping[str, str]
+    content_type: str
+    write: Callable[[Mapping[Metric, Sequence[Sample]]], Iterator[str] | Iterator[bytes]]
+
+
+FORMATS = (
+    Format(
+        "text/plain",
+        {"version": "0.0.4", "charset": "utf-8"},
+        "text/plain; version=0.0.4; charset=utf-8",
+        write_text,
+    ),
+    Format(
+        "application/openmetrics-text",
+        {"version": "1.0.0", "charset": "utf-8"},
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        write_openmetrics,
+    ),
+    Format(
+        "application/vnd.google.protobuf",
+        {"proto": "io.prometheus.client.MetricFamily", "encoding": "delimited"},
+        "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
+        write_protobuf,
+    ),
+)
+"""In the order in which they are preferred where a client prefers none: first what people read in a browser."""
+
+_IGNORED = {"q", "escaping"}  # escaping: of names outside ASCII letters, which ours are not
+
+
+def choose_format(accept: str) -> Format | None:
+    """Return the format that an ``Accept`` header prefers; ``None``: it accepts none. Empty: any."""
+    wanted = list(_elements(accept or "*/*"))
+    best: Format | None = None
+    best_quality = 0.0
+    for offer in FORMATS:
+        quality = _quality(offer, wanted)
+        if quality > best_quality:
+            best, best_quality = offer, quality
+    return best
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Return whether an ``Accept-Encoding`` header allows gzip."""
+    qualities = {name: quality for name, _, quality in _elements(accept_encoding)}
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0.0
+
+
+def _quality(offer: Format, wanted: list[tuple[str, dict[str, str], float]]) -> float:
+    """Return the quality of the most specific range that matches."""
+    found = (-1, 0.0)
+    kind = offer.media_type.partition("/")[0]
+    for media_range, parameters, quality in wanted:
+        if media_range == offer.media_type:
+            if any(offer.parameters.get(name, value) != value for name, value in parameters.items()):
+                continue
+            found = max(found, (2 + len(parameters), quality))
+        elif media_range == f"{kind}/*":
+            found = max(found, (1, quality))
+        elif media_range == "*/*":
+            found = max(found, (0, quality))
+    return found[1]
+
+
+def _elements(header: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Split a header into names in lower case, their parameters and qualities; one that is no number counts as 0."""
+    for element in header.split(","):
+        name, *rest = (part.strip() for part in element.split(";"))
+        if not name:
+            continue
+        pairs: dict[str, Any] = {}
+        for part in rest:
+            key, _, value = part.partition("=")
+            pairs[key.strip().lower()] = value.strip().strip('"')
+        try:
+            quality = float(pairs.get("q", "1"))
+        except ValueError:
+            quality = 0.0
+        yield name.lower(), {key: value for key, value in pairs.items() if key not in _IGNORED}, quality

@@ -1,0 +1,107 @@
+"""Prometheus' protobuf format: native histograms, and classic ones in the same message.
+
+A stream of messages ``io.prometheus.client.MetricFamily``, each after its length. Numbers of fields are those of
+https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+from streaminfer._internal._protobuf_cy import ProtobufWriter
+from streaminfer._internal.imported_at import IMPORTED_NS
+from streaminfer.telemetry.exporters.collection import Labels, Sample
+from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, Exemplar, HistogramPoint
+from streaminfer.telemetry.exporters.metric import Metric
+from streaminfer.telemetry.exporters.prometheus._histogram_message_cy import write_classic, write_native
+
+__all__ = ["write_protobuf"]
+
+_KINDS = {"counter": 0, "gauge": 1, "histogram": 4}
+_VALUES = {"counter": 3, "gauge": 2, "histogram": 7}
+
+
+def write_protobuf(families: Mapping[Metric, Sequence[Sample]]) -> Iterator[bytes]:
+    """Write a family at a time."""
+    for metric, samples in families.items():
+        if not samples:
+            continue  # Prometheus rejects a family without a metric
+        family = ProtobufWriter()
+        family.text(1, metric.prometheus)
+        family.text(2, metric.help)
+        family.varint(3, _KINDS[metric.kind])
+        for labels, value in samples:
+            sample = ProtobufWriter()
+            if isinstance(value, HistogramPoint):
+                sample.message(_VALUES["histogram"], _histogram(value))
+            else:
+                number = ProtobufWriter()
+                number.float64(1, value)
+                if metric.kind == "counter":
+                    number.data(3, _created())
+                sample.message(_VALUES[metric.kind], number)
+            family.data(4, _labels(labels) + bytes(sample))
+        framed = ProtobufWriter()
+        framed.delimited(family)
+        yield bytes(framed)
+
+
+def _histogram(point: HistogramPoint) -> ProtobufWriter:
+    message = ProtobufWriter()
+    message.varint(1, point.total)
+    message.float64(2, point.sum_s)
+    exemplars = {exemplar.bucket: _exemplar(exemplar) for exemplar in point.exemplars}
+    write_classic(message, _bounds(), point.cumulative, exemplars)
+    message.data(15, _created())
+    message.zigzag(5, point.schema)
+    message.float64(6, point.zero_threshold_s)
+    message.varint(7, point.zeros)
+    write_native(message, ProtobufWriter(), point.indexes, point.counts)
+    return message
+
+
+def _exemplar(exemplar: Exemplar) -> bytes:
+    message = ProtobufWriter()
+    message.data(1, _pair("trace_id", exemplar.trace_id))
+    message.data(1, _pair("span_id", exemplar.span_id))
+    message.float64(2, exemplar.value_s)
+    message.data(3, _timestamp(exemplar.unix_ns))
+    field = ProtobufWriter()
+    field.message(3, message)
+    return bytes(field)
+
+
+@functools.cache
+def _bounds() -> tuple[bytes, ...]:
+    fields = []
+    for bound_s in BOUNDS_S:
+        field = ProtobufWriter()
+        field.float64(2, bound_s)
+        fields.append(bytes(field))
+    return tuple(fields)
+
+
+@functools.lru_cache(maxsize=4096)
+def _labels(labels: Labels) -> bytes:
+    message = ProtobufWriter()
+    for name, value in labels:
+        message.data(1, _pair(name, value))
+    return bytes(message)
+
+
+def _pair(name: str, value: str) -> bytes:
+    message = ProtobufWriter()
+    message.text(1, name)
+    message.text(2, value)
+    return bytes(message)
+
+
+@functools.cache
+def _created() -> bytes:
+    return _timestamp(IMPORTED_NS)
+
+
+def _timestamp(unix_ns: int) -> bytes:
+    message = ProtobufWriter()
+    message.varint(1, unix_ns // 10**9)
+    message.varint(2, unix_ns % 10**9)
+    return bytes(message)

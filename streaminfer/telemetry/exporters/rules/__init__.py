@@ -1,0 +1,1 @@
+"""Alert rules, OpenSLO documents and a Grafana dashboard, generated from objectives."""

@@ -1,0 +1,139 @@
+"""`grafana_dashboard`: a dashboard for all services, as the JSON that Grafana imports."""
+
+import json
+from typing import Any, NamedTuple
+
+from streaminfer.telemetry.exporters.names import METRICS
+
+__all__ = ["grafana_dashboard"]
+
+_SELECTED = 'service=~"$service"'
+_WIDTH, _HEIGHT = 12, 8
+_METRICS = {metric.name: metric for listed in METRICS.values() for metric in listed}
+
+
+class _Panel(NamedTuple):
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]  # expression and legend
+    highest: float | None = None
+
+
+def grafana_dashboard(title: str = "streaminfer") -> str:
+    """Return a dashboard with the tail latency, outcomes, queue, batches, rejections, cache, routes and budget.
+
+    It needs Prometheus with native histograms, and asks for a data source when it is imported. A variable selects
+    services.
+
+    Args:
+        title: of the dashboard.
+    """
+    variables = [
+        {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
+        {
+            "name": "service",
+            "label": "Service",
+            "type": "query",
+            "datasource": _DATASOURCE,
+            "query": f"label_values({_METRICS['requests.in_flight'].prometheus}, service)",
+            "refresh": 2,
+            "multi": True,
+            "includeAll": True,
+        },
+    ]
+    dashboard = {
+        "title": title,
+        "uid": "streaminfer",
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": variables},
+        "panels": [_panel(position, panel) for position, panel in enumerate(_panels())],
+    }
+    return json.dumps(dashboard, indent=2) + "\n"
+
+
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+def _panels() -> list[_Panel]:
+    return [
+        _Panel(
+            "Latency", "s", tuple((_quantile("request.duration", q), f"{{{{service}}}} p{100 * q:g}") for q in _SHARES)
+        ),
+        _Panel(
+            "Parts of the latency, p99",
+            "s",
+            ((_quantile("request.part.duration", 0.99, "part"), "{{service}} {{part}}"),),
+        ),
+        _Panel("Requests", "reqps", ((_rate("requests", "outcome"), "{{service}} {{outcome}}"),)),
+        _Panel("Queued and running", "short", (_gauge("batcher.queued"), _gauge("batcher.running"))),
+        _Panel("Error budget left", "percentunit", (_gauge("slo.budget_remaining", "slo"),), 1.0),
+        _Panel("Burn rate", "short", (_gauge("slo.burn_rate", "slo", "window"),)),
+        _Panel("Rejections", "reqps", ((_rate("batcher.rejected", "reason"), "{{service}} {{reason}}"), _limits())),
+        _Panel("Mean batch size", "short", ((f"{_rate('batcher.rows')} / {_rate('batcher.batches')}", "{{service}}"),)),
+        _Panel("Batches by reason", "ops", ((_rate("batcher.batches", "reason"), "{{service}} {{reason}}"),)),
+        _Panel("Cache lookups", "ops", ((_rate("cache.lookups", "result"), "{{service}} {{result}}"),)),
+        _Panel("Breakers that are not closed", "short", (_open_breakers(),), 1.0),
+        _Panel("Share of each route", "percentunit", (_gauge("route.share", "route"),), 1.0),
+        _Panel("Degraded responses", "reqps", ((_rate("router.fallbacks", "reason"), "{{service}} {{reason}}"),)),
+        _Panel("Replicas ejected", "short", (_gauge("replicas.ejected"),)),
+    ]
+
+
+_SHARES = (0.5, 0.9, 0.99, 0.999)
+
+
+def _quantile(name: str, q: float, *by: str) -> str:
+    summed = (
+        f"sum by ({', '.join(('service', *by))}) (rate({_METRICS[name].prometheus}{{{_SELECTED}}}[$__rate_interval]))"
+    )
+    return f"histogram_quantile({q:g}, {summed})"
+
+
+def _rate(name: str, *by: str) -> str:
+    return (
+        f"sum by ({', '.join(('service', *by))}) (rate({_METRICS[name].prometheus}{{{_SELECTED}}}[$__rate_interval]))"
+    )
+
+
+def _gauge(name: str, *by: str) -> tuple[str, str]:
+    labels = ("service", *by)
+    expression = f"sum by ({', '.join(labels)}) ({_METRICS[name].prometheus}{{{_SELECTED}}})"
+    if _METRICS[name].unit == "ratio":
+        expression = expression.replace("sum by", "avg by", 1)
+    legend = " ".join(f"{{{{{label}}}}}" for label in labels)
+    return expression, legend if by else f"{legend} {name.rpartition('.')[2]}"
+
+
+def _limits() -> tuple[str, str]:
+    return _rate("limit.rejected", "reason"), "{{service}} limit: {{reason}}"
+
+
+def _open_breakers() -> tuple[str, str]:
+    state = _METRICS["breaker.state"].prometheus
+    return (
+        f'max by (service, layer, state) ({state}{{{_SELECTED}, state!="closed"}})',
+        "{{service}} {{layer}} {{state}}",
+    )
+
+
+def _panel(position: int, panel: _Panel) -> dict[str, Any]:
+    row, column = divmod(position, 2)
+    return {
+        "id": position + 1,
+        "title": panel.title,
+        "type": "timeseries",
+        "datasource": _DATASOURCE,
+        "gridPos": {"x": column * _WIDTH, "y": row * _HEIGHT, "w": _WIDTH, "h": _HEIGHT},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "min": 0, **({} if panel.highest is None else {"max": panel.highest})},
+            "overrides": [],
+        },
+        "options": {"legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}},
+        "targets": [
+            {"refId": chr(ord("A") + number), "datasource": _DATASOURCE, "expr": expression, "legendFormat": legend}
+            for number, (expression, legend) in enumerate(panel.queries)
+        ],
+    }

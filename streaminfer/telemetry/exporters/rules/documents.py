@@ -1,0 +1,95 @@
+"""`slo_documents`: objectives as OpenSLO, for Sloth and other tools, or as Pyrra's objects.
+
+References: https://github.com/OpenSLO/OpenSLO#slo (openslo/v1), https://sloth.dev/usage/openslo (openslo/v1alpha),
+https://github.com/pyrra-dev/pyrra (pyrra.dev/v1alpha1)
+"""
+
+from typing import Any, Literal, get_args
+
+from streaminfer._internal.validation import check_choice
+from streaminfer.telemetry.exporters.rules.queries import bad_events, check_slos, duration, events, number, slug
+from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
+from streaminfer.telemetry.objectives.slo import SLO
+
+__all__ = ["slo_documents"]
+
+Version = Literal["openslo/v1", "openslo/v1alpha", "pyrra.dev/v1alpha1"]
+
+_DAY_S = 86_400.0
+
+
+def slo_documents(*slos: SLO, version: Version = "openslo/v1") -> str:
+    """Return a YAML document for each objective.
+
+    Args:
+        slos: objectives with different names.
+        version: ``"openslo/v1"``; ``"openslo/v1alpha"``, which Sloth reads; or ``"pyrra.dev/v1alpha1"``, which Pyrra
+            reads. The older OpenSLO counts its window in whole days, at least one.
+
+    Raises:
+        TypeError, ValueError: not objectives, two of one name, or an unknown version.
+    """
+    check_slos(slos)
+    check_choice("version", version, get_args(Version))
+    write = {"openslo/v1": _openslo, "openslo/v1alpha": _openslo_alpha, "pyrra.dev/v1alpha1": _pyrra}[version]
+    return "---\n".join(
+        to_yaml({"apiVersion": version, **write(slo, f"Responses within {number(slo.threshold_s)} s")}) for slo in slos
+    )
+
+
+def _openslo(slo: SLO, text: str) -> dict[str, Any]:
+    good, total = ({"metricSource": {"type": "Prometheus", "spec": {"query": query}}} for query in _good_and_total(slo))
+    indicator = {"ratioMetric": {"counter": True, "good": good, "total": total}}
+    return {
+        "kind": "SLO",
+        "metadata": {"name": slug(slo.name), "displayName": slo.name},
+        "spec": {
+            "description": text,
+            "service": slug(slo.name),
+            "indicator": {"metadata": {"name": f"{slug(slo.name)[:54]}-latency"}, "spec": indicator},
+            "timeWindow": [{"duration": duration(slo.period_s), "isRolling": True}],
+            "budgetingMethod": "Occurrences",
+            "objectives": [{"displayName": text, "target": slo.objective}],
+        },
+    }
+
+
+def _openslo_alpha(slo: SLO, text: str) -> dict[str, Any]:
+    good, total = (
+        {"source": "prometheus", "queryType": "promql", "query": f"sum(rate({query}[{{{{.window}}}}]))"}
+        for query in _good_and_total(slo)
+    )
+    return {
+        "kind": "SLO",
+        "metadata": {"name": slug(slo.name), "displayName": slo.name},
+        "spec": {
+            "service": slug(slo.name),
+            "description": text,
+            "budgetingMethod": "Occurrences",
+            "objectives": [
+                {
+                    "displayName": text,
+                    "target": slo.objective,
+                    "ratioMetrics": {"incremental": True, "good": good, "total": total},
+                }
+            ],
+            "timeWindows": [{"count": max(round(slo.period_s / _DAY_S), 1), "unit": "Day", "isRolling": True}],
+        },
+    }
+
+
+def _pyrra(slo: SLO, text: str) -> dict[str, Any]:
+    return {
+        "kind": "ServiceLevelObjective",
+        "metadata": {"name": slug(slo.name), "labels": {"prometheus": "k8s", "role": "alert-rules"}},
+        "spec": {
+            "description": text,
+            "target": number(slo.objective * 100),
+            "window": duration(slo.period_s),
+            "indicator": {"ratio": {"errors": {"metric": bad_events(slo)}, "total": {"metric": events(slo)}}},
+        },
+    }
+
+
+def _good_and_total(slo: SLO) -> tuple[str, str]:
+    return bad_events(slo).replace("!=", "="), events(slo)

@@ -1,0 +1,60 @@
+"""`alert_rules`: the burn-rate alerts of objectives as rules of Prometheus."""
+
+from typing import Any
+
+from streaminfer.telemetry.exporters.rules.queries import bad_events, check_slos, duration, events, number
+from streaminfer.telemetry.exporters.rules.yaml_text import to_yaml
+from streaminfer.telemetry.objectives.alerts import AlertPair
+from streaminfer.telemetry.objectives.slo import SLO
+
+__all__ = ["alert_rules"]
+
+_RATIO = "streaminfer:slo_bad:ratio_rate"
+
+
+def alert_rules(*slos: SLO) -> str:
+    """Return a rule file of Prometheus that watches what ``slo.alerts()`` watches, over all servers together.
+
+    For each window of its alert pairs an objective has a recording rule with the share of bad events, and for each pair
+    an alert that fires while both windows burn and the long one has ``minimum_events``. Labels of an alert:
+    ``slo``, ``severity`` and ``window``, the long one.
+
+    Args:
+        slos: objectives of any number of services, with different names.
+
+    Raises:
+        TypeError, ValueError: not objectives, or two of one name.
+    """
+    check_slos(slos)
+    return to_yaml({"groups": [{"name": f"streaminfer SLO {slo.name}", "rules": _rules(slo)} for slo in slos]})
+
+
+def _rules(slo: SLO) -> list[dict[str, Any]]:
+    windows_s = sorted({seconds for pair in slo.alert_pairs for seconds in (pair.short_s, pair.long_s)})
+    return [_recording(slo, seconds) for seconds in windows_s] + [_alert(slo, pair) for pair in slo.alert_pairs]
+
+
+def _recording(slo: SLO, window_s: float) -> dict[str, Any]:
+    window = duration(window_s)
+    ratio = f"sum(rate({bad_events(slo)}[{window}])) / sum(rate({events(slo)}[{window}]))"
+    return {"record": f"{_RATIO}{window}", "expr": ratio, "labels": {"slo": slo.name}}
+
+
+def _alert(slo: SLO, pair: AlertPair) -> dict[str, Any]:
+    long, short = duration(pair.long_s), duration(pair.short_s)
+    limit = f"{number(pair.burn_rate)} * {number(slo.allowed)}"
+    named = events(slo).partition("{")[2]
+    burns = " and ".join(f"{_RATIO}{window}{{{named} >= {limit}" for window in (long, short))
+    enough = f"sum(increase({events(slo)}[{long}])) >= {slo.minimum_events}"
+    return {
+        "alert": "StreaminferBudgetBurn",
+        "expr": f"{burns} and on() {enough}",
+        "labels": {"slo": slo.name, "severity": pair.severity, "window": long},
+        "annotations": {
+            "summary": f"The error budget of {slo.name} burns at {number(pair.burn_rate)} times its rate",
+            "description": (
+                f"Over the last {long} and the last {short}, more than {number(pair.burn_rate * slo.allowed)} of the "
+                f"events were bad: later than {number(slo.threshold_s)} s, failed or rejected."
+            ),
+        },
+    }

@@ -1,0 +1,35 @@
+"""YAML of plain data: mappings, lists, strings, numbers and booleans in block style."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["to_yaml"]
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Return a YAML document; strings are quoted as in JSON, which YAML includes."""
+    return "\n".join(_lines(data)) + "\n"
+
+
+def _lines(data: Any) -> list[str]:
+    if isinstance(data, Mapping) and data:
+        lines = []
+        for key, value in data.items():
+            nested = _lines(value)
+            if _is_nested(value):
+                lines += [f"{key}:", *(f"  {line}" for line in nested)]
+            else:
+                lines.append(f"{key}: {nested[0]}")
+        return lines
+    if isinstance(data, Sequence) and not isinstance(data, str) and data:
+        lines = []
+        for value in data:
+            first, *rest = _lines(value)
+            lines += [f"- {first}", *(f"  {line}" for line in rest)]
+        return lines
+    return [json.dumps(data, ensure_ascii=False)]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, Sequence)) and not isinstance(value, str) and bool(value)

@@ -1,0 +1,348 @@
+"""Files: each picture and sample once, in order, at any pace; and every way to end."""
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+import weakref
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer.streams import AudioSource, Frame, VideoSource
+
+
+async def read(source):
+    async with source:
+        return [frame async for frame in source]
+
+
+def gray(frame):
+    return round(frame.inputs.mean())
+
+
+VALUES = [20 * (n % 12) for n in range(40)]
+
+
+def test_file_gives_each_picture_once(video):
+    """In order, with its position, and then it ends."""
+    source = VideoSource(video(VALUES))
+    frames = asyncio.run(read(source))
+    assert [abs(gray(frame) - value) <= 2 for frame, value in zip(frames, VALUES, strict=True)] == [True] * 40
+    assert [round(frame.position_s * 25) for frame in frames] == list(range(40))
+    assert {(frame.inputs.shape, frame.inputs.dtype.name) for frame in frames} == {((48, 64, 3), "uint8")}
+    statistics = source.statistics()
+    assert (statistics.delivered, statistics.dropped, statistics.waiting, statistics.corrupt) == (40, 0, 0, 0)
+    assert not statistics.connected
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "shape"),
+    [("rgb24", (16, 32, 3)), ("bgra", (16, 32, 4)), ("gray", (16, 32)), ("yuv420p", (24, 32))],
+)
+def test_size_and_format_are_the_models(video, pixel_format, shape):
+    frames = asyncio.run(read(VideoSource(video([0, 9]), size=(32, 16), pixel_format=pixel_format)))
+    assert [frame.inputs.shape for frame in frames] == [shape] * 2
+
+
+def test_rate_skips_before_conversion(video):
+    source = VideoSource(video(VALUES), rate=5)
+    frames = asyncio.run(read(source))
+    assert [round(frame.position_s * 25) for frame in frames] == list(range(0, 40, 5))
+    assert (source.statistics().delivered, source.statistics().skipped) == (8, 32)
+
+
+@pytest.mark.parametrize("size", [None, (20, 10)])
+def test_resolution_may_change_on_the_way(video, tmp_path, size):
+    """The arrays follow, or keep the size that the model wants."""
+    parts = [video([9] * 3, name=f"{w}.mjpeg", codec="mjpeg", size=(w, 48), container="mjpeg") for w in (64, 128)]
+    both = tmp_path / "both.mjpeg"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames = asyncio.run(read(VideoSource(both, size=size)))
+    shapes = [frame.inputs.shape[:2] for frame in frames]
+    assert shapes == ([(10, 20)] * 6 if size else [(48, 64)] * 3 + [(48, 128)] * 3)
+    assert not any(frame.starts_anew for frame in frames)
+
+
+def test_end_in_the_middle_of_a_packet_is_an_end(video, tmp_path):
+    """What is whole is delivered."""
+    whole = video(VALUES, name="whole.ts").read_bytes()
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(whole[: len(whole) * 2 // 3 + 77])
+    frames = asyncio.run(read(VideoSource(cut)))
+    assert 10 < len(frames) < 40
+    assert all(abs(gray(frame) - value) <= 2 for frame, value in zip(frames, VALUES, strict=False))
+
+
+def test_corrupt_packets_are_counted_and_skipped(video, tmp_path):
+    """The pictures before and behind them are delivered."""
+    whole = video(VALUES, name="whole.avi", codec="mjpeg")
+    broken = bytearray(whole.read_bytes())
+    places = [at for at in range(len(broken) - 2) if broken[at : at + 3] == b"\xff\xd8\xff"]
+    assert len(places) == 40
+    for number in (10, 11, 25):
+        picture = slice(places[number], places[number + 1] - 16)  # up to the header of the next chunk
+        broken[picture] = bytes(picture.stop - picture.start)
+    path = tmp_path / "broken.avi"
+    path.write_bytes(broken)
+    source = VideoSource(path)
+    frames = asyncio.run(read(source))
+    kept = [value for number, value in enumerate(VALUES) if number not in (10, 11, 25)]
+    assert [abs(gray(frame) - value) <= 2 for frame, value in zip(frames, kept, strict=True)] == [True] * 37
+    assert source.statistics().corrupt == 3
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_noise_in_a_file_never_hangs_or_leaks(make_video, tmp_path_factory, seed, flips):
+    """Bytes changed anywhere: it ends, or raises FFmpeg's error."""
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder / "noise-whole.ts"
+    if not whole.exists():
+        make_video(whole, VALUES)
+    chance = np.random.default_rng(seed)
+    broken = np.frombuffer(whole.read_bytes(), np.uint8).copy()
+    broken[chance.integers(0, len(broken), flips)] = chance.integers(0, 256, flips)
+    path = folder / "noise.ts"
+    path.write_bytes(broken.tobytes())
+    source = VideoSource(path)
+    try:
+        frames = asyncio.run(read(source))
+    except (av.FFmpegError, si.InvalidInput):
+        assert not source.statistics().connected
+    else:
+        assert len(frames) == source.statistics().delivered
+
+
+def test_sound_is_cut_into_chunks(audio):
+    """Samples come through unchanged where rate, type and channels are the file's."""
+    sound = np.arange(5_000, dtype=np.int16)[np.newaxis]
+    frames = asyncio.run(read(AudioSource(audio(sound), chunk=512, dtype="int16")))
+    np.testing.assert_array_equal(np.concatenate([frame.inputs for frame in frames])[:5_000], sound[0])
+    assert [frame.position_s for frame in frames] == [pytest.approx(n * 512 / 16_000) for n in range(10)]
+    assert {frame.inputs.shape for frame in frames} == {(512,)}
+    assert not frames[-1].inputs[5_000 - 9 * 512 :].any()
+
+
+def test_chunks_overlap_by_chunk_less_hop(audio):
+    sound = np.arange(4_000, dtype=np.int16)[np.newaxis]
+    frames = asyncio.run(read(AudioSource(audio(sound), chunk=576, hop=512, dtype="int16")))
+    for before, after in pairwise(frames):
+        np.testing.assert_array_equal(before.inputs[512:], after.inputs[:64])
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, "float32"), (2, "float32"), (1, "int16"), (2, "int16")])
+def test_sound_is_resampled(audio, channels, dtype):
+    """A tone of 48 kHz keeps its pitch and its loudness at 16 kHz."""
+    tone = np.sin(np.arange(48_000) * (2 * np.pi * 440 / 48_000)) * 16_384
+    path = audio(np.stack([tone, tone]).astype(np.int16), rate=48_000)
+    frames = asyncio.run(read(AudioSource(path, channels=channels, dtype=dtype)))
+    assert {(frame.inputs.shape, frame.inputs.dtype.name) for frame in frames} == {
+        ((512,) if channels == 1 else (2, 512), dtype)
+    }
+    sound = np.concatenate([np.atleast_2d(frame.inputs)[0] for frame in frames])[:16_000].astype(float)
+    expected = np.sin(np.arange(16_000) * (2 * np.pi * 440 / 16_000)) * (16_384 if dtype == "int16" else 0.5)
+    np.testing.assert_allclose(sound[500:-500], expected[500:-500], atol=expected.max() * 0.02)
+
+
+def test_real_time_follows_the_timestamps(audio):
+    """No chunk comes before its last sample would have been spoken."""
+    source = AudioSource(audio(np.zeros((1, 6_400), np.int16)), realtime=True, chunk=640)
+
+    async def main():
+        async with source:
+            return [(frame, time.monotonic_ns()) async for frame in source]
+
+    frames = asyncio.run(main())
+    assert all(frame.captured_ns <= now_ns for frame, now_ns in frames)
+    steps = [after.captured_ns - before.captured_ns for (before, _), (after, _) in pairwise(frames)]
+    assert len(steps) == 9
+    assert min(steps) >= 40_000_000 - 1_000
+
+
+def test_slow_reader_makes_a_file_wait(video):
+    """The decoder is at most a few pictures ahead."""
+    source = VideoSource(video(VALUES))
+
+    async def main():
+        async with source:
+            first = await anext(source)
+            for _ in range(1_000):
+                await asyncio.sleep(0)
+                assert source.statistics().waiting <= 4
+            return [first] + [frame async for frame in source]
+
+    assert len(asyncio.run(main())) == 40
+
+
+def test_slow_reader_gets_the_newest_picture(video):
+    """With ``when_slow="drop"``, what was not read in time is dropped and counted."""
+    source = VideoSource(video(VALUES), when_slow="drop")
+
+    async def main():
+        async with source:
+            await anext(source)
+            while source.statistics().connected:
+                await asyncio.sleep(0)
+            return [frame async for frame in source]
+
+    frames = asyncio.run(main())
+    assert [round(frame.position_s * 25) for frame in frames] == [39]
+    statistics = source.statistics()
+    assert statistics.delivered + statistics.dropped == 40
+
+
+def test_sound_behind_dropped_chunks_starts_anew(audio):
+    """Chunks are contiguous unless one says that it is not."""
+    source = AudioSource(audio(np.arange(16_000, dtype=np.int16)[np.newaxis]), dtype="int16", when_slow="drop")
+
+    async def main():
+        async with source:
+            first = await anext(source)
+            while source.statistics().connected:
+                await asyncio.sleep(0)
+            return [first] + [frame async for frame in source]
+
+    frames = asyncio.run(main())
+    for before, after in pairwise(frames):
+        contiguous = int(after.inputs[0]) == int(before.inputs[-1]) + 1
+        assert after.starts_anew != contiguous
+    assert sum(frame.starts_anew for frame in frames) == 1
+
+
+@pytest.mark.parametrize("state", ["new", "waiting for its reader", "waiting for its time", "ended", "failed"])
+def test_close_in_every_state(video, tmp_path, state):
+    """It returns, twice, and iteration ends; what waited is counted as dropped."""
+    options = {}
+    path = video(VALUES)
+    if state == "waiting for its time":
+        path = video([0, 20], name="gap.mkv", pts=[0, 25 * 50])
+        options = {"realtime": True}
+    elif state == "failed":
+        path = tmp_path / "missing"
+
+    async def main():
+        source = VideoSource(path, **options)
+        if state == "failed":
+            with pytest.raises(FileNotFoundError):
+                await anext(source)
+        elif state == "ended":
+            assert len([frame async for frame in source]) == 40
+        elif state != "new":
+            await anext(source)
+        if state == "waiting for its reader":
+            while source.statistics().waiting < 4:
+                await asyncio.sleep(0)
+        await source.aclose()
+        await source.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+        return source.statistics()
+
+    statistics = asyncio.run(main())
+    assert (statistics.waiting, statistics.connected) == (0, False)
+    if state == "waiting for its reader":
+        assert statistics.dropped == 4
+
+
+def test_forgotten_source_ends_its_thread(video):
+    """A source that is neither closed nor held any more leaves no thread."""
+    before = set(threading.enumerate())
+
+    async def main():
+        source = VideoSource(video(VALUES))
+        await anext(source)
+        (thread,) = set(threading.enumerate()) - before
+        return thread, weakref.ref(source)
+
+    thread, source = asyncio.run(main())
+    gc.collect()
+    assert source() is None
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def test_cancelled_read_loses_no_picture(video):
+    """Whether the first one was there already or not."""
+    source = VideoSource(video(VALUES))
+
+    async def main():
+        async with source:
+            reader = asyncio.ensure_future(anext(source))
+            await asyncio.sleep(0)
+            reader.cancel()
+            got = [it for it in await asyncio.gather(reader, return_exceptions=True) if isinstance(it, Frame)]
+            return got + [frame async for frame in source]
+
+    assert len(asyncio.run(main())) == 40
+
+
+def test_errors_say_what_is_wrong(audio, tmp_path):
+    """A file that is none, or has no pictures, and then the iteration is over."""
+    noise = tmp_path / "noise.mp4"
+    noise.write_bytes(bytes(1_000))
+
+    async def fails(source, error, match):
+        with pytest.raises(error, match=match):
+            await anext(source)
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+        await source.aclose()
+
+    async def main():
+        await fails(VideoSource(tmp_path / "none.mp4"), FileNotFoundError, "No such file")
+        await fails(VideoSource(noise), ValueError, "Invalid data")
+        await fails(VideoSource(audio(np.zeros((1, 100), np.int16))), si.InvalidInput, "has no video")
+        await fails(VideoSource("nothing://host/x"), av.error.ProtocolNotFoundError, "Protocol not found")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("source", "argument", "options"),
+    [
+        (VideoSource, "rate", {"rate": 0}),
+        (VideoSource, "rate", {"rate": "25"}),
+        (VideoSource, "size", {"size": 64}),
+        (VideoSource, "size", {"size": (64, 0)}),
+        (VideoSource, "pixel_format", {"pixel_format": "jpeg"}),
+        (VideoSource, "timeout_s", {"timeout_s": 0}),
+        (VideoSource, "when_slow", {"when_slow": "block"}),
+        (VideoSource, "reconnect", {"reconnect": True}),
+        (AudioSource, "sample_rate", {"sample_rate": 0}),
+        (AudioSource, "chunk", {"chunk": 1.5}),
+        (AudioSource, "hop", {"hop": 513}),
+        (AudioSource, "hop", {"hop": 0}),
+        (AudioSource, "channels", {"channels": 3}),
+        (AudioSource, "dtype", {"dtype": "float64"}),
+    ],
+)
+def test_wrong_arguments_are_named(source, argument, options):
+    with pytest.raises((TypeError, ValueError), match=f"{argument}: expected"):
+        source("x", **options)
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(si.MissingExtra, match=r"VideoSource needs av.*streaminfer\[media\]"):
+        VideoSource("x")
+
+
+def test_device_formats_are_live():
+    """A device has no end: here FFmpeg's own test picture."""
+    source = VideoSource("testsrc2=size=64x48:rate=25", format="lavfi", rate=5)
+
+    async def main():
+        async with source:
+            return [await anext(source) for _ in range(3)]
+
+    frames = asyncio.run(main())
+    assert [frame.inputs.shape for frame in frames] == [(48, 64, 3)] * 3
+    positions = [frame.position_s for frame in frames]
+    assert positions == sorted(positions)

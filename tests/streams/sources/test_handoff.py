@@ -1,0 +1,111 @@
+"""The buffer between a decoder and its reader."""
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.streams import Frame
+from streaminfer.streams.sources.handoff import Handoff
+
+
+async def rest(handoff):
+    frames = []
+    while len(handoff):
+        frames.append(await handoff.get())
+    return frames
+
+
+@given(st.integers(1, 5), st.booleans(), st.lists(st.booleans()))
+def test_what_is_dropped_is_the_oldest_and_counted(capacity, contiguous, flags):
+    """The newest stay in order, and a start that was dropped is that of the next frame; so is a gap in sound."""
+    handoff = Handoff(capacity, drops=True, contiguous=contiguous)
+    for number, flag in enumerate(flags):
+        assert handoff.put(Frame(number, number, starts_anew=flag))
+    frames = asyncio.run(rest(handoff))
+    kept = flags[-capacity:]
+    lost = flags[: len(flags) - len(kept)]
+    assert [frame.inputs for frame in frames] == list(range(len(lost), len(flags)))
+    assert handoff.dropped == len(lost)
+    if frames:
+        assert frames[0].starts_anew == (kept[0] or any(lost) or (contiguous and bool(lost)))
+        assert [frame.starts_anew for frame in frames[1:]] == kept[1:]
+
+
+def test_producer_waits_and_loses_nothing():
+    """A full buffer holds the thread until the reader takes a frame."""
+    handoff = Handoff(2, drops=False, contiguous=False)
+
+    def produce():
+        for number in range(100):
+            assert handoff.put(Frame(number, number))
+        handoff.finish()
+
+    async def consume():
+        frames = []
+        with pytest.raises(StopAsyncIteration):
+            while True:
+                frames.append((await handoff.get()).inputs)
+                assert len(handoff) <= 2
+        return frames
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    assert asyncio.run(consume()) == list(range(100))
+    thread.join()
+    assert handoff.dropped == 0
+
+
+def test_close_frees_a_producer_and_drops_what_waits():
+    """Whatever waited is counted as dropped."""
+    handoff = Handoff(1, drops=False, contiguous=False)
+    handoff.put(Frame(0, 0))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(handoff.put(Frame(1, 1))))
+    thread.start()
+    handoff.close()
+    thread.join()
+    assert results == [False]
+    assert (len(handoff), handoff.dropped) == (0, 1)
+    assert not handoff.put(Frame(2, 2))
+
+
+def test_end_and_error_come_behind_the_frames():
+    handoff = Handoff(3, drops=True, contiguous=False)
+    handoff.put(Frame(0, 0))
+    handoff.finish(OSError("gone"))
+    handoff.finish()  # the first end counts
+
+    async def read():
+        assert (await handoff.get()).inputs == 0
+        with pytest.raises(OSError, match="gone"):
+            await handoff.get()
+        with pytest.raises(StopAsyncIteration):
+            await handoff.get()
+
+    asyncio.run(read())
+
+
+async def test_cancelled_reader_loses_nothing(loop):
+    """The frame that comes after the cancellation is for the next reader."""
+    handoff = Handoff(3, drops=True, contiguous=False)
+    reader = asyncio.ensure_future(handoff.get())
+    await asyncio.sleep(0)
+    handoff.put(Frame(0, 0))
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert (await handoff.get()).inputs == 0
+
+
+async def test_second_reader_is_refused(loop):
+    handoff = Handoff(3, drops=True, contiguous=False)
+    reader = asyncio.ensure_future(handoff.get())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="another task"):
+        await handoff.get()
+    handoff.finish()
+    with pytest.raises(StopAsyncIteration):
+        await reader

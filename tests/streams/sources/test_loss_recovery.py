@@ -1,0 +1,133 @@
+"""A WebRTC receiver that recovers from lost packets in time, with aiortc's own jitter buffer."""
+
+import asyncio
+import queue
+from types import SimpleNamespace
+
+import pytest
+from aiortc import RTCPeerConnection
+from aiortc.jitterbuffer import JitterBuffer
+from aiortc.rtcrtpreceiver import NackGenerator, TimestampMapper
+from aiortc.rtp import RtpPacket
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.streams import from_track
+from streaminfer.streams.sources.loss_recovery import ASK_EVERY_NS, MAX_WAIT_NS, GapPolicy, recover_losses
+from streaminfer.testing import FakeClock
+
+MS = 1_000_000
+FIRST = 65_500  # sequence numbers wrap on the way
+PERIOD = {"audio": 20 * MS, "video": 40 * MS}
+CAPACITY = {"audio": (16, 4), "video": (128, 0)}
+
+
+class Receiver:
+    """What of an ``RTCRtpReceiver`` the recovery touches."""
+
+    def __init__(self, kind):
+        self.track = SimpleNamespace(kind=kind)
+        capacity, prefetch = CAPACITY[kind]
+        self._RTCRtpReceiver__jitter_buffer = JitterBuffer(capacity, prefetch, is_video=kind == "video")
+        self._RTCRtpReceiver__codecs = {96: SimpleNamespace(name="VP8")}
+        self._RTCRtpReceiver__decoder_queue = queue.Queue()
+        self._RTCRtpReceiver__timestamp_mapper = TimestampMapper()
+        self._RTCRtpReceiver__nack_generator = NackGenerator() if kind == "video" else None
+        self.requests = []
+
+    async def _handle_rtp_packet(self, packet, arrival_time_ms):
+        if self._RTCRtpReceiver__nack_generator is not None:
+            self._RTCRtpReceiver__nack_generator.add(packet)
+        _, frame = self._RTCRtpReceiver__jitter_buffer.add(packet)
+        if frame is not None:
+            frame.timestamp = self._RTCRtpReceiver__timestamp_mapper.map(frame.timestamp)
+            self._RTCRtpReceiver__decoder_queue.put((None, frame))
+
+    async def _send_rtcp_nack(self, ssrc, missing):
+        self.requests.append(("nack", ssrc, tuple(missing)))
+
+    async def _send_rtcp_pli(self, ssrc):
+        self.requests.append(("pli", ssrc))
+
+
+def receive(kind, arrivals, *, per_frame=1):
+    """Packets ``(number, instant)`` through a receiver; what was decoded, ``(frame, packets, instant)``."""
+    clock, receiver = FakeClock(0), Receiver(kind)
+    connection = SimpleNamespace(getReceivers=lambda: [receiver])
+    recover_losses(connection, receiver.track, clock)
+    decoded = []
+
+    async def main():
+        for number, instant_ns in arrivals:
+            clock.now_ns = instant_ns
+            packet = RtpPacket(
+                payload_type=96,
+                marker=int(kind == "video" and number % per_frame == per_frame - 1),
+                sequence_number=(FIRST + number) & 0xFFFF,
+                timestamp=number // per_frame,
+            )
+            packet.ssrc, packet._data = 7, bytes([number % per_frame])
+            await receiver._handle_rtp_packet(packet, 0)
+            while not receiver._RTCRtpReceiver__decoder_queue.empty():
+                _, frame = receiver._RTCRtpReceiver__decoder_queue.get()
+                decoded.append((frame.timestamp, frame.data, instant_ns))
+
+    asyncio.run(main())
+    return decoded, receiver.requests
+
+
+@given(st.sampled_from(["audio", "video"]), st.sets(st.integers(1, 150), max_size=40))
+def test_every_packet_that_arrives_is_decoded_in_time(kind, lost):
+    """A loss costs the frame that was lost, and no other waits longer for it than the limit and two packets."""
+    period = PERIOD[kind]
+    there = [number for number in range(200) if number not in lost]
+    decoded, _ = receive(kind, [(number, number * period) for number in there])
+    numbers = [frame for frame, _, _ in decoded]
+    assert numbers == there[: len(numbers)]
+    filling = CAPACITY[kind][1]  # packets that aiortc holds back
+    assert len(there) - len(numbers) <= filling
+    for frame, _, instant_ns in decoded:
+        # what the gaps around it cost, and the packets that show them
+        gaps = [gap for gap in lost if frame - CAPACITY[kind][0] < gap <= frame + filling]
+        waits = MAX_WAIT_NS[kind] + (len(gaps) + 2) * period if gaps else 0
+        assert frame * period <= instant_ns <= (frame + filling) * period + waits
+
+
+def test_packet_that_is_sent_again_in_time_loses_nothing():
+    """It releases all that waited behind it, at once."""
+    decoded, requests = receive("video", [(0, 0), (1, 40 * MS), (3, 120 * MS), (4, 160 * MS), (2, 190 * MS)])
+    assert [(frame, instant // MS) for frame, _, instant in decoded] == [(0, 0), (1, 40), (2, 190), (3, 190), (4, 190)]
+    assert requests == [("nack", 7, ((FIRST + 2) & 0xFFFF,))]
+
+
+def test_picture_whose_packet_is_lost_is_left_out_whole():
+    """A new whole picture is requested, and the pictures behind it are decoded at once."""
+    lost = 4  # of the packets 3, 4, 5 of picture 1
+    decoded, requests = receive("video", [(n, n * 10 * MS) for n in range(30) if n != lost], per_frame=3)
+    assert [frame for frame, data, _ in decoded if data == bytes([0, 1, 2])] == [0, *range(2, 10)]
+    assert requests[-1] == ("pli", 7)
+
+
+def test_policy_waits_asks_and_gives_up():
+    policy = GapPolicy(100 * MS)
+    steps = [(5, 10, 10), (5, 10, 30), (5, 10, 50), (5, 10, 60), (5, 10, 95), (5, 10, 110), (6, 20, 110), (7, 9, 110)]
+    actions = [policy.decide(missing, shown_ms * MS, now_ms * MS) for missing, shown_ms, now_ms in steps]
+    assert ASK_EVERY_NS == 40 * MS
+    assert actions == ["wait", "wait", "ask", "wait", "ask", "skip", "ask", "skip"]
+
+
+def test_track_of_another_connection_is_refused():
+    async def main():
+        connection = RTCPeerConnection()
+        track = SimpleNamespace(kind="video")
+        with pytest.raises(ValueError, match="connection: expected the connection that the track came from"):
+            from_track(track, connection=connection)
+        await connection.close()
+
+    asyncio.run(main())
+
+
+def test_unknown_version_of_aiortc_is_refused():
+    receiver = SimpleNamespace(track=SimpleNamespace(kind="video"))
+    with pytest.raises(ValueError, match="connection: this version of aiortc is not known"):
+        recover_losses(SimpleNamespace(getReceivers=lambda: [receiver]), receiver.track)

@@ -1,0 +1,19 @@
+"""WebRTC through a network that loses 5 % of the packets and delays them unevenly, between two namespaces."""
+
+import itertools
+
+import pytest
+from servers.webrtc_peers import run_peers
+
+
+@pytest.mark.needs("network namespaces")
+def test_every_frame_that_arrives_is_delivered_or_counted():
+    """In order, none from the future; most frames arrive, and the connection ends with no task left."""
+    result = run_peers("video", 2.0, loss=5.0, delay_ms=20.0, jitter_ms=50.0)
+    frames = result["frames"]
+    assert result["arrived"] == result["delivered"] + result["dropped"]
+    assert result["arrived"] > 35  # of 50
+    assert len(frames) == result["delivered"] > 20
+    assert all(before[0] <= after[0] for before, after in itertools.pairwise(frames))
+    assert all(captured_ns <= delivered_ns for _, captured_ns, delivered_ns in frames)
+    assert result["tasks"] == 0

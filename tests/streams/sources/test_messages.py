@@ -1,0 +1,180 @@
+"""Sound and pictures that arrive as messages of a WebSocket."""
+
+import asyncio
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.streams import audio_from_messages, video_from_messages
+from streaminfer.testing import FakeClock
+
+
+async def stream(messages):
+    for message in messages:
+        yield message
+
+
+def encode(picture, codec):
+    context = av.CodecContext.create(codec, "w")
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+    context.pix_fmt = {"mjpeg": "yuvj444p", "png": "rgb24"}[codec]
+    context.width, context.height, context.time_base = frame.width, frame.height, Fraction(1, 25)
+    return b"".join(bytes(it) for it in context.encode(frame.reformat(format=context.pix_fmt)) + context.encode(None))
+
+
+def collect(source):
+    async def main():
+        async with source:
+            return [frame async for frame in source]
+
+    return asyncio.run(main())
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.sampled_from([1, 2]))
+def test_messages_of_any_size_become_chunks(sizes, channels):
+    """Every sample of every whole message is in the chunks, in order."""
+    sound = np.arange(sum(sizes) * channels, dtype="<i2")
+    cuts = np.cumsum(sizes)[:-1] * channels
+    source = audio_from_messages(
+        stream([part.tobytes() for part in np.split(sound, cuts)]),
+        sent_rate=16_000, sent_channels=channels, channels=channels, chunk=100, dtype="int16", clock=FakeClock(5),
+    )  # fmt: skip
+    frames = collect(source)
+    heard = np.concatenate([np.atleast_2d(frame.inputs) for frame in frames], axis=1)
+    np.testing.assert_array_equal(heard.T.reshape(-1)[: len(sound)], sound)
+    assert len(frames) == -(-sum(sizes) // 100)
+
+
+def test_floats_of_another_rate_are_resampled():
+    """What browsers send: 48 kHz floats."""
+    tone = np.sin(np.arange(9_600) * (2 * np.pi * 440 / 48_000)).astype("<f4") / 2
+    source = audio_from_messages(
+        stream([part.tobytes() for part in np.split(tone, 75)]), sent_rate=48_000, sent_dtype="float32"
+    )
+    heard = np.concatenate([frame.inputs for frame in collect(source)])[:3_200]
+    expected = np.sin(np.arange(3_200) * (2 * np.pi * 440 / 16_000)) / 2
+    np.testing.assert_allclose(heard[200:-200], expected[200:-200], atol=0.01)
+
+
+@pytest.mark.parametrize("message", [b"\x00", b"", "text", None, memoryview(b"abc")])
+def test_other_messages_are_counted_as_corrupt(message):
+    """They end nothing."""
+    whole = np.ones(512, "<i2").tobytes()
+    source = audio_from_messages(stream([whole, message, bytearray(whole)]), sent_rate=16_000)
+    assert len(collect(source)) == 2
+    assert source.statistics().corrupt == 1
+
+
+def test_pause_of_the_sender_starts_anew():
+    """A muted microphone sends nothing, and its sound is fresh when it is back."""
+    clock = FakeClock(0)
+
+    async def speak():
+        for pause_ms in (0, 32, 32, 5_000, 32):
+            clock.now_ns += pause_ms * 1_000_000
+            yield np.ones(512, "<i2").tobytes()
+
+    frames = collect(audio_from_messages(speak(), sent_rate=16_000, clock=clock))
+    assert [frame.starts_anew for frame in frames] == [False, False, False, True, False]
+    assert [frame.captured_ns // 1_000_000 for frame in frames] == [0, 32, 64, 5_064, 5_096]
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "png"])
+def test_pictures_are_decoded(codec):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:, 15:] = (200, 100, 50)
+    source = video_from_messages(stream([encode(picture, codec)]))
+    before_ns = time.monotonic_ns()
+    (frame,) = collect(source)
+    assert before_ns <= frame.captured_ns <= time.monotonic_ns()
+    np.testing.assert_allclose(frame.inputs.astype(int), picture.astype(int), atol=8)
+
+
+def test_only_the_newest_picture_waits():
+    """What is not read in time is not even decoded."""
+    pictures = [encode(np.full((8, 8, 3), value, np.uint8), "png") for value in (1, 2, 3)]
+    source = video_from_messages(stream(pictures), size=(4, 4))
+    (frame,) = collect(source)
+    assert (frame.inputs == 3).all()
+    assert frame.inputs.shape == (4, 4, 3)
+    assert (source.statistics().delivered, source.statistics().dropped) == (1, 2)
+
+
+def test_pictures_of_strangers_do_no_harm():
+    """Noise, half a picture, a picture of 4 gigapixels: counted, and the next one arrives."""
+    good = encode(np.full((8, 8, 3), 7, np.uint8), "png")
+    huge = bytearray(good)
+    huge[16:24] = (65_000).to_bytes(4, "big") * 2
+    arrived = asyncio.Queue()
+
+    async def speak():
+        while (message := await arrived.get()) is not None:
+            yield message
+
+    async def main():
+        async with video_from_messages(speak()) as source:
+            for message in (b"GIF89a", b"\xff\xd8" + bytes(50), b"\xff\xd8\xff", good[:40], bytes(huge), "text"):
+                arrived.put_nowait(message)
+                reader = asyncio.ensure_future(anext(source))
+                while source.statistics().corrupt + source.statistics().dropped < 1:
+                    await asyncio.sleep(0)
+                arrived.put_nowait(good)
+                assert ((await reader).inputs == 7).all()
+                source._feeder.counters.corrupt = 0
+            return source.statistics()
+
+    assert asyncio.run(main()).delivered == 6
+
+
+def test_error_of_the_messages_is_the_readers():
+    """A connection that breaks ends the source with its error, behind what arrived."""
+
+    async def breaks():
+        yield np.ones(512, "<i2").tobytes()
+        raise ConnectionResetError("gone")
+
+    async def main():
+        async with audio_from_messages(breaks(), sent_rate=16_000) as source:
+            assert (await anext(source)).inputs.shape == (512,)
+            with pytest.raises(ConnectionResetError, match="gone"):
+                await anext(source)
+
+    asyncio.run(main())
+
+
+def test_close_cancels_what_waits_for_a_message():
+    """The iterable is closed, and no task is left."""
+    waits, closed = [], []
+
+    async def silent():
+        try:
+            waits.append(True)
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            closed.append(True)
+
+    async def main():
+        source = audio_from_messages(silent(), sent_rate=16_000)
+        reader = asyncio.ensure_future(anext(source))
+        while not waits:
+            await asyncio.sleep(0)
+        await source.aclose()
+        await source.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await reader
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("options", [{"sent_rate": 0}, {"sent_channels": 3}, {"sent_dtype": "int32"}, {"chunk": 0}])
+def test_wrong_arguments_are_named(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+        audio_from_messages(stream([]), **{"sent_rate": 16_000, **options})

@@ -1,0 +1,130 @@
+"""Timestamps that repeat, jump, wrap, drift or are missing become one timeline and honest instants."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.streams.sources.timestamps import TimestampRepair
+
+MS = 1_000_000
+BASE = Fraction(1, 1_000)
+RTP = Fraction(1, 90_000)
+
+
+def live(items, time_base=BASE):
+    repair = TimestampRepair(live=True)
+    return [repair.stamp(pts, time_base, 0, arrival_ns) for pts, arrival_ns in items]
+
+
+items = st.lists(
+    st.tuples(
+        st.none() | st.integers(-(2**34), 2**34),
+        st.integers(0, 20_000 * MS),
+        st.sampled_from([0, 20 * MS, 40 * MS]),
+        st.booleans(),
+    ),
+    min_size=1,
+)
+
+
+@given(items, st.booleans())
+def test_instants_and_positions_never_go_back(steps, is_live):
+    """Whatever the timestamps are, the timeline and the instants only go forward, and nothing is from the future."""
+    repair = TimestampRepair(live=is_live)
+    now_ns, before = 1_000, None
+    for pts, elapsed_ns, duration_ns, restart in steps:
+        now_ns += elapsed_ns
+        if restart:
+            repair.restart()
+        stamp = repair.stamp(pts, RTP, duration_ns, now_ns)
+        assert stamp.captured_ns <= now_ns
+        if before is None:
+            assert (stamp.media_ns, stamp.starts_anew) == (0, False)
+        else:
+            assert stamp.media_ns >= before.media_ns
+            assert stamp.captured_ns >= before.captured_ns
+            assert stamp.starts_anew or not restart
+        before = stamp
+
+
+@given(st.lists(st.integers(0, 200), min_size=2, max_size=50), st.integers(-(10**9), 10**9))
+def test_delay_of_the_network_is_part_of_the_age(delays_ms, offset):
+    """An item is captured at its timestamp plus the smallest delay so far; later delays are its age."""
+    arrivals = [(offset + 40 * n, (1_000 + 40 * n + delay) * MS) for n, delay in enumerate(delays_ms)]
+    arrivals = [(pts, max(ns for _, ns in arrivals[: n + 1])) for n, (pts, _) in enumerate(arrivals)]
+    stamps = live(arrivals)
+    smallest = min(arrival - 40 * MS * n for n, (_, arrival) in enumerate(arrivals))
+    assert stamps[-1].media_ns == 40 * MS * (len(delays_ms) - 1)
+    # within the two windows of 5 s
+    assert stamps[-1].captured_ns == max(smallest + stamps[-1].media_ns, *(s.captured_ns for s in stamps[:-1]))
+    assert not any(stamp.starts_anew for stamp in stamps)
+
+
+def test_drift_of_the_clocks_is_followed():
+    """A medium whose clock is 200 ppm slow is never more than two windows of drift too old."""
+    stamps = live([(40 * n, round(40.008 * n * MS)) for n in range(25 * 600)])
+    ages = [round(40.008 * n * MS) - stamp.captured_ns for n, stamp in enumerate(stamps)]
+    assert max(ages) <= 10.1e9 * 200e-6
+
+
+@pytest.mark.parametrize("bits", [32, 33])
+def test_wrap_continues_the_timeline(bits):
+    """Timestamps that start over after 32 or 33 bits go on."""
+    first = 2**bits - 90_000
+    stamps = live([((first + 45_000 * n) % 2**bits, 500 * MS * n) for n in range(6)], RTP)
+    assert [stamp.media_ns for stamp in stamps] == [500 * MS * n for n in range(6)]
+    assert not any(stamp.starts_anew for stamp in stamps)
+
+
+@pytest.mark.parametrize("jump", [-600, -10_000_000, 6_000, 10_000_000])
+def test_jump_starts_anew_and_time_goes_on(jump):
+    """A jump of the timestamps changes nothing about when items were captured."""
+    stamps = live([(40 * n + (jump if n >= 5 else 0), 40 * n * MS) for n in range(10)])
+    assert [stamp.captured_ns for stamp in stamps] == [40 * n * MS for n in range(10)]
+    assert [stamp.starts_anew for stamp in stamps] == [n == 5 for n in range(10)]
+
+
+def test_small_step_back_is_disorder():
+    """A timestamp somewhat before the last one counts as the same position."""
+    stamps = live([(0, 0), (40, 40 * MS), (20, 41 * MS), (80, 80 * MS)])
+    assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 40, 80]
+    assert not any(stamp.starts_anew for stamp in stamps)
+
+
+def test_missing_timestamps_are_arrivals():
+    """Live items without timestamps were captured when they arrived."""
+    stamps = live([(None, 0), (None, 70 * MS), (None, 95 * MS)])
+    assert [(stamp.media_ns, stamp.captured_ns) for stamp in stamps] == [(t * MS, t * MS) for t in (0, 70, 95)]
+
+
+def test_first_timestamp_after_missing_ones_is_no_jump():
+    stamps = live([(None, 0), (7_000_000, 40 * MS), (7_000_040, 80 * MS)])
+    assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 80]
+    assert not any(stamp.starts_anew for stamp in stamps)
+
+
+def test_restart_goes_on_by_the_time_that_passed():
+    """A new connection starts anew on the same timeline."""
+    repair = TimestampRepair(live=True)
+    repair.stamp(5_000, BASE, 0, 0)
+    repair.restart()
+    assert repair.stamp(123, BASE, 0, 3_000 * MS) == (repair._last)
+    assert (repair._last.media_ns, repair._last.captured_ns, repair._last.starts_anew) == (3_000 * MS,) * 2 + (True,)
+
+
+def test_stall_without_loss_is_age_until_it_is_forgotten():
+    """What a stalled connection delivers late is old; a sender that paused without counting is fresh after 10 s."""
+    stamps = live([(40 * n, (40 * n + (1_000 if n >= 25 else 0)) * MS) for n in range(25 * 15)])
+    assert (1_000 + 40 * 30) * MS - stamps[30].captured_ns == 1_000 * MS
+    assert (1_000 + 40 * 374) * MS - stamps[374].captured_ns == 0
+
+
+def test_file_may_pause_for_a_minute_but_not_for_a_day():
+    repair = TimestampRepair(live=False)
+    steps = [0, 40, 50_040, 86_400_000, 86_400_040, 100]
+    stamps = [repair.stamp(pts, BASE, 0, n) for n, pts in enumerate(steps)]
+    assert [stamp.starts_anew for stamp in stamps] == [False, False, False, True, False, True]
+    assert [stamp.media_ns // MS for stamp in stamps] == [0, 40, 50_040, 100_040, 100_080, 100_120]
+    assert [stamp.captured_ns for stamp in stamps] == list(range(6))

@@ -1,0 +1,204 @@
+"""The walk over stacks, and the table of metrics."""
+
+import ast
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import streaminfer as si
+from streaminfer.telemetry.cost.statistics import CostRow, CostStatistics
+from streaminfer.telemetry.exporters.collection import MAX_LABEL_VALUES, OTHER, Collection, name_services
+from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.exporters.names import INNER, METRICS, STACK_STATE
+from streaminfer.testing import ScriptedBackend, run
+
+PACKAGE = Path(si.__file__).parent
+NOT_EXPORTED = {
+    "StackStatistics": None,  # its state is, and its layers are
+    "PartStatistics": None,
+    "CalibrationStatistics": None,  # of a start, not of serving
+    "TelemetryStatistics": {"name", "batch_sizes", "recent"},
+    "SloStatistics": {"name", "period_s", "good", "bad", "rejected", "alerts", "callback_errors"},
+    "BatcherStatistics": {"batch_sizes", "batches", "calibration"},
+    "BreakerStatistics": {"name"},
+    "LimitStatistics": {"name", "adaptive"},
+    "RateLimitStatistics": {"name"},
+    "RetryStatistics": {"name"},
+    "HedgeStatistics": {"name"},
+    "ShadowStatistics": {"name"},
+    "RouterStatistics": {"requests"},
+    "RouteStatistics": {"name"},
+    "ReplicaStatistics": {"name", "zone"},
+    "TierUsage": {"name"},
+    "CostStatistics": {"name", "currency", "devices", "tenants", "streams", "total"},  # sums; whose data it is
+    "SourceStatistics": {"last_error"},
+    "TracingStatistics": {"exemplars"},  # of the latency
+    "TierStatistics": {"name", "last_error"},
+    "TritonStatistics": {"recent", "server_error"},
+    "ServerStatistics": {"queue_s", "compute_input_s", "compute_infer_s", "compute_output_s"},  # parts of Telemetry
+}
+"""Fields of statistics that are no metrics: names are labels, windows and sums can be computed from others."""
+
+
+@functools.cache
+def statistics_classes():
+    """Fields of each class of statistics in the package, by its name, as the source has them."""
+    found = {}
+    sources = (text for path in PACKAGE.rglob("*.py") if "Snapshot" in (text := path.read_text()))
+    for source in sources:
+        for node in ast.parse(source).body:
+            bases = {base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)}
+            if bases & {"Snapshot", "BackendStatistics"} and node.name.endswith(("Statistics", "Usage")):
+                fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+                found[node.name] = {field.target.id for field in fields if isinstance(field.target, ast.Name)}
+    return found
+
+
+def collect(*stacks):
+    """Values by family and labels."""
+    collection = Collection(HistogramReader())
+    for service, stack in name_services(stacks):
+        collection.add(service, stack)
+    return {
+        (metric.prometheus, sample.labels): sample.value
+        for metric, samples in collection.families.items()
+        for sample in samples
+    }
+
+
+@pytest.mark.parametrize("kind", statistics_classes())
+def test_every_statistic_is_exported(kind):
+    """Each field of each snapshot is a metric, has statistics inside, or is listed here as neither."""
+    fields = statistics_classes()[kind]
+    left_out = NOT_EXPORTED.get(kind, set())
+    if left_out is None:
+        assert kind not in METRICS
+        return
+
+    exported = {field for metric in METRICS[kind] for field in metric.fields}
+    inner = {field for field, _ in INNER.get(kind, ())}
+
+    assert fields - exported - inner == left_out
+    assert not left_out & (exported | inner)
+
+
+def test_metric_names_are_unique_and_well_formed():
+    """A name stands for one metric, in Prometheus' characters, and counters are no other metric's suffix."""
+    metrics = {STACK_STATE, *(metric for listed in METRICS.values() for metric in listed)}
+
+    assert len({metric.family for metric in metrics}) == len(metrics)
+    for metric in metrics:
+        assert metric.family.replace("_", "").isalnum()
+        assert not metric.family.endswith(("_total", "_created", "_bucket", "_sum", "_count", "_info"))
+        assert metric.help.endswith(".")
+        assert metric.label or len(metric.fields) == 1
+
+
+def test_stack_is_collected_with_what_is_inside():
+    """Routes, their batchers and shared breakers each appear once, under stable labels."""
+
+    async def main(loop):
+        breaker = si.CircuitBreaker(name="model")
+        slo = si.SLO("faces", threshold_s=0.050)
+        full = si.Stack(si.AdaptiveBatcher(max_batch_size=4), breaker, ScriptedBackend(duration_s=0.001))
+        small = si.Stack(si.AdaptiveBatcher(max_batch_size=4), breaker, ScriptedBackend(duration_s=0.001))
+        router = si.FallbackRouter(si.Route("full", full), si.Route("small", small, quality=0.5))
+        cache = si.EdgeCache(maxsize=10)
+        async with si.Stack(si.Telemetry("faces", slo=slo), cache, router, clock=loop.clock) as stack:
+            await stack(1.0)
+            await stack(1.0)
+            return collect(stack)
+
+    found = run(main)
+
+    def value(name, layer, **more):
+        return found[name, (("service", "faces"), ("layer", layer), *more.items())]
+
+    assert value("streaminfer_requests_total", "Telemetry", outcome="ok") == 2
+    assert value("streaminfer_request_duration_seconds", "Telemetry").total == 2
+    assert value("streaminfer_slo_events_total", "Telemetry", slo="faces", result="good") == 2
+    assert value("streaminfer_slo_alerts", "Telemetry", slo="faces", severity="page") == 0
+    assert value("streaminfer_cache_lookups_total", "EdgeCache", result="hits") == 1
+    assert value("streaminfer_cache_computations_total", "EdgeCache", kind="computations") == 1
+    assert value("streaminfer_route_attempts_total", "FallbackRouter", route="full", outcome="succeeded") == 1
+    assert value("streaminfer_batcher_requests_total", "FallbackRouter/full/AdaptiveBatcher", outcome="succeeded") == 1
+    assert value("streaminfer_batcher_rows_total", "FallbackRouter/small/AdaptiveBatcher") == 0
+    assert value("streaminfer_stack_state", "FallbackRouter/full", state="running") == 1
+    assert value("streaminfer_stack_state", "", state="stopped") == 0
+    breakers = [labels for name, labels in found if name == "streaminfer_breaker_permitted_total"]
+    assert [dict(labels)["layer"] for labels in breakers] == ["FallbackRouter/full/CircuitBreaker"]
+
+
+def test_layers_at_one_place_have_labels_of_their_own():
+    """Two breakers around one function do not share a series."""
+    inner = si.CircuitBreaker(name="inner").wrap(ScriptedBackend())
+    outer = si.CircuitBreaker(name="outer").wrap(inner)
+
+    found = collect(outer)
+
+    layers = [dict(labels)["layer"] for name, labels in found if name == "streaminfer_breaker_trips_total"]
+    assert len(layers) == len(set(layers)) == 2
+
+
+def test_shared_objective_is_counted_once():
+    """Two telemetries with one SLO export its events once."""
+    slo = si.SLO("both", threshold_s=0.050)
+    slo.record(0.001)
+
+    found = collect(si.Telemetry("a", slo=slo), si.Telemetry("b", slo=slo))
+
+    good = [
+        value
+        for (name, labels), value in found.items()
+        if name == "streaminfer_slo_events_total" and ("result", "good") in labels
+    ]
+    assert good == [1]
+
+
+def test_cost_is_exported_by_model_and_route():
+    """Each model and route has a series; tenants and streams have none."""
+    row = CostRow(cost=1.5, rows=4, responses=3)
+    rows = {"models": {"m": row}, "routes": {"full": row}, "tenants": {"acme": row}, "streams": {"cam": row}}
+    cost = CostStatistics(name="", currency="EUR", devices={}, total=row, failed=1, overflowed=0, **rows)
+
+    found = collect(SimpleNamespace(name="meter", statistics=lambda: cost))
+
+    charged = {labels[2:]: value for (name, labels), value in found.items() if name == "streaminfer_cost_charged_total"}
+    assert charged == {(("model", "m"),): 1.5, (("route", "full"),): 1.5}
+    assert "acme" not in str(found)
+
+
+def test_services_with_one_name_are_told_apart():
+    """The second of a name has a number; without a telemetry the class is the name."""
+    stacks = [si.Telemetry("a"), si.Telemetry("a"), si.Telemetry(), si.CircuitBreaker(name="b")]
+
+    assert [name for name, _ in name_services(stacks)] == ["a", "a#2", "Telemetry", "b"]
+
+
+def test_words_of_the_program_are_bounded():
+    """Beyond 64 values of a label, further ones share a series, and the sum stays."""
+    telemetry = si.Telemetry("many")
+    for number in range(MAX_LABEL_VALUES + 10):
+        telemetry.fail(type(f"Error{number}", (Exception,), {})())
+
+    found = {
+        dict(labels)["outcome"]: value
+        for (name, labels), value in collect(telemetry).items()
+        if "requests_total" in name
+    }
+
+    assert len(found) == MAX_LABEL_VALUES + 1
+    assert found[OTHER] == 10
+    assert sum(found.values()) == MAX_LABEL_VALUES + 10
+
+
+def test_unknown_values_are_left_out():
+    """NaN and None are no samples, infinity is one."""
+    hedge = si.Hedge()
+
+    found = {name for name, _ in collect(hedge)}
+
+    assert "streaminfer_hedge_requests_total" in found
+    assert "streaminfer_hedge_delay_seconds" not in found

@@ -1,0 +1,118 @@
+"""Events as records of `logging`, and their JSON lines."""
+
+import asyncio
+import io
+import json
+import logging
+
+import pytest
+
+import streaminfer as si
+from streaminfer.telemetry import EventLog, JsonLines
+from streaminfer.testing import ScriptedBackend, run
+
+PRIVATE = "private-part-of-a-request"
+
+
+@pytest.fixture
+def lines():
+    """Every line that streaminfer logs, as JSON."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("streaminfer")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+def test_breaker_transitions_are_events(lines):
+    """Opening is a warning with the trip beside it, closing is information."""
+    breaker = si.CircuitBreaker(name="model")
+    log = EventLog(breaker)
+
+    breaker.force_open()
+    log.look()
+    breaker.reset()
+    log.look()
+    log.look()
+
+    states = [(line["event"], line["state"], line["level"]) for line in lines() if line["event"] == "breaker.state"]
+    assert states == [("breaker.state", "open", "WARNING"), ("breaker.state", "closed", "INFO")]
+    assert {line["service"] for line in lines()} == {"model"}
+    assert all(line["logger"] == "streaminfer.events" and line["time"].endswith("+00:00") for line in lines())
+
+
+def test_alerts_begin_and_end(lines):
+    """An alert that fires is a warning, one that ends information."""
+    now = [0]
+    slo = si.SLO("faces", threshold_s=0.05, clock=lambda: now[0], minimum_events=10)
+    log = EventLog(si.Telemetry("faces", slo=slo))
+    now[0] += 400 * 10**9
+    for _ in range(100):
+        slo.record(1.0)
+    log.look()
+    now[0] += 40 * 86_400 * 10**9
+    log.look()
+
+    found = [(line["severity"], line["level"], line["value"] > 0) for line in lines() if line["event"] == "slo.alerts"]
+    assert ("page", "WARNING", True) in found
+    assert ("page", "INFO", False) in found
+
+
+def test_no_line_holds_what_a_request_brought(lines):
+    """Inputs, outputs, keys, subjects, tenants and texts of errors stay out of every record."""
+
+    def refuse(batch):
+        raise ValueError(PRIVATE)
+
+    async def main(loop):
+        slo = si.SLO("faces", threshold_s=0.001, minimum_events=1, signal=si.telemetry.BurnSignal(minimum_events=1))
+        breaker = si.CircuitBreaker(minimum_calls=1, window=2)
+        batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=1)
+        router = si.FallbackRouter(
+            si.Route("full", si.Stack(batcher, breaker, ScriptedBackend(then=refuse, duration_s=0.01))), default=0.0
+        )
+        async with si.Stack(si.Telemetry("faces", slo=slo), si.EdgeCache(maxsize=4), router, clock=loop.clock) as stack:
+            log = EventLog(stack)
+            watching = loop.create_task(log.watch(0.5))
+            for number in range(20):
+                await asyncio.gather(
+                    *(
+                        stack(
+                            f"{PRIVATE} {number} {each}",
+                            key=PRIVATE.encode(),
+                            subject=PRIVATE,
+                            tenant=PRIVATE,
+                            tags=(PRIVATE,),
+                        )
+                        for each in range(3)
+                    ),
+                    return_exceptions=True,
+                )
+            await asyncio.sleep(1.0)
+            watching.cancel()
+
+    run(main)
+
+    events = {line["event"] for line in lines() if "event" in line}
+    assert {"breaker.state", "breaker.trips"} <= events
+    assert PRIVATE not in json.dumps(lines())
+
+
+def test_other_records_keep_their_template_only(lines):
+    """The arguments and the text of an error of another record are left out."""
+    logging.getLogger("streaminfer").error("could not %s", PRIVATE, exc_info=ValueError(PRIVATE))
+
+    [line] = lines()
+    assert (line["message"], line["error"], line["level"]) == ("could not %s", "ValueError", "ERROR")
+    assert PRIVATE not in json.dumps(line)
+
+
+async def test_period_of_the_watch_must_be_positive(loop):
+    """Looking without a pause would take the loop."""
+    with pytest.raises(ValueError, match="every_s"):
+        await EventLog().watch(0.0)

@@ -1,0 +1,141 @@
+"""Histograms as exporters send them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from telemetries import DURATIONS_S
+
+from streaminfer.telemetry import LatencyHistogram
+from streaminfer.telemetry.exporters import histogram_points
+from streaminfer.telemetry.exporters._exponential_cy import ZERO
+from streaminfer.telemetry.exporters.histogram_points import BOUNDS_S, HistogramReader
+
+pytestmark = pytest.mark.uncompiled
+
+DURATIONS = st.lists(st.floats(0.0, 4000.0) | st.floats(1e-7, 1e-3), max_size=60)
+LAYOUTS = st.sampled_from(
+    [{}, {"significant_digits": 1}, {"significant_digits": 2}, {"lowest_s": 1e-9, "highest_s": 60.0}]
+)
+
+
+def histogram_of(seconds, **layout):
+    histogram = LatencyHistogram(**layout)
+    histogram.record_many(seconds)
+    return histogram
+
+
+def buckets(point, schema):
+    """Counts by bucket, at a coarser schema."""
+    found = {}
+    for index, count in zip(point.indexes, point.counts, strict=True):
+        coarser = -(-index // 2 ** (point.schema - schema))
+        found[coarser] = found.get(coarser, 0) + count
+    return found
+
+
+@given(DURATIONS, LAYOUTS)
+def test_point_counts_every_duration_once(seconds, layout):
+    """Exponential and classic buckets each add up to the count, and no bucket is empty."""
+    point = HistogramReader().read(histogram_of(np.array(seconds, float), **layout))
+
+    assert point.total == len(seconds) == point.zeros + sum(point.counts) == point.cumulative[-1]
+    assert list(point.indexes) == sorted(set(point.indexes))
+    assert all(point.counts)
+    assert list(point.cumulative) == sorted(point.cumulative)
+
+
+@given(DURATIONS, DURATIONS, LAYOUTS, st.integers(8, 40))
+def test_merging_commutes_with_exporting(one, other, layout, limit):
+    """Points of two servers add up to the point of the merged histogram."""
+    first, second = histogram_of(np.array(one, float), **layout), histogram_of(np.array(other, float), **layout)
+    merged = first.copy()
+    merged.merge(second)
+    reader = HistogramReader(limit)
+
+    points = [reader.read(histogram) for histogram in (first, second, merged)]
+
+    schema = min(point.schema for point in points)
+    left, right, both = (buckets(point, schema) for point in points)
+    assert both == {index: left.get(index, 0) + right.get(index, 0) for index in left.keys() | right.keys()}
+    assert [a + b for a, b in zip(points[0].cumulative, points[1].cumulative, strict=True)] == list(
+        points[2].cumulative
+    )
+    assert points[2].zeros == points[0].zeros + points[1].zeros
+    assert points[2].sum_s == pytest.approx(points[0].sum_s + points[1].sum_s)
+
+
+@given(DURATIONS, LAYOUTS)
+def test_bucket_holds_the_duration_to_half_a_part(seconds, layout):
+    """Each duration lies in its bucket, or outside by at most half of its part."""
+    for duration in seconds:
+        histogram = histogram_of(np.array([duration]), **layout)
+        point = HistogramReader().read(histogram)
+        counted_s = histogram.max
+        half_part = max(counted_s * 10.0**-histogram.significant_digits, 2**histogram.unit_magnitude / 1e9)
+        if point.zeros:
+            assert counted_s < point.zero_threshold_s
+            continue
+        base = 2.0 ** (2.0**-point.schema)
+        assert base ** (point.indexes[0] - 1) - half_part <= counted_s <= base ** point.indexes[0] + half_part
+        assert point.sum_s == pytest.approx(counted_s, abs=half_part)
+
+
+@pytest.mark.parametrize("shape", DURATIONS_S)
+def test_classic_buckets_are_shares_within_their_bounds(shape):
+    """The cumulative count of a bound is the share that the histogram has within it."""
+    histogram = histogram_of(DURATIONS_S[shape][:20_000])
+
+    point = HistogramReader().read(histogram)
+
+    within = [round(histogram.share_within(bound) * histogram.count) for bound in BOUNDS_S]
+    assert list(point.cumulative[:-1]) == within
+
+
+def test_schema_falls_until_the_limit_holds():
+    """A wide histogram loses resolution, a narrow one has the finest."""
+    wide, narrow = histogram_of(DURATIONS_S["wide"][:50_000]), histogram_of([0.0123])
+
+    points = [HistogramReader(limit).read(wide) for limit in (10_000, 400, 100, 8)]
+
+    assert [point.schema for point in points] == sorted((point.schema for point in points), reverse=True)
+    assert [len(point.indexes) <= limit for point, limit in zip(points, (10_000, 400, 100, 8), strict=True)] == [
+        True
+    ] * 4
+    assert HistogramReader(8).read(narrow).schema == points[0].schema == 8
+
+
+@pytest.mark.parametrize(("digits", "schema"), [(1, 3), (2, 7), (3, 8), (5, 8)])
+def test_schema_follows_the_precision(digits, schema):
+    """Buckets are no wider than the precision allows, if Prometheus has such buckets."""
+    point = HistogramReader().read(histogram_of([0.5], significant_digits=digits, highest_s=10.0))
+
+    assert point.schema == schema
+
+
+def test_empty_histogram_has_no_buckets():
+    """Nothing recorded gives zeros."""
+    point = HistogramReader().read(LatencyHistogram())
+
+    assert (point.total, point.sum_s, point.zeros, list(point.indexes)) == (0, 0.0, 0, [])
+    assert math.isnan(point.min_s)
+
+
+def test_reader_leaves_nothing_for_the_next_histogram():
+    """One reader reads many histograms of one layout."""
+    reader = HistogramReader()
+    reader.read(histogram_of(DURATIONS_S["narrow"][:100]))
+
+    assert reader.read(histogram_of([0.0, 1.0])).total == 2
+    assert reader.read(histogram_of([0.0, 1.0])).zeros == 1
+
+
+def test_layout_of_groups_is_ascending():
+    """Groups differ wherever an exponential or a classic bucket begins."""
+    layout = histogram_points._layout(9, 10, 24_576, 3)
+
+    assert layout.natives[0] == ZERO
+    assert sorted(layout.groups) == list(layout.groups)
+    assert layout.groups[-1] == len(layout.natives) - 1 == len(layout.classics) - 1

@@ -1,0 +1,299 @@
+"""Metrics and traces through the SDK of OpenTelemetry, and over OTLP."""
+
+import asyncio
+import concurrent.futures
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from telemetries import DURATIONS_S, telemetry
+
+import streaminfer as si
+from streaminfer._request_cy import Timings
+from streaminfer.telemetry import StackMetricExporter, Tracing
+from streaminfer.telemetry.exporters.collection import Collection
+from streaminfer.telemetry.exporters.histogram_points import HistogramReader
+from streaminfer.telemetry.exporters.opentelemetry.metric_exporter import _MAX_DENSE, _dense
+from streaminfer.testing import ScriptedBackend, run
+
+
+class Capture(MetricExporter):
+    """Keeps what the SDK exports."""
+
+    def __init__(self):
+        super().__init__()
+        self.got = []
+
+    def export(self, metrics_data, timeout_millis=10_000, **kwargs):
+        self.got.append(metrics_data)
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis=10_000):
+        return True
+
+    def shutdown(self, timeout_millis=30_000, **kwargs):
+        self.closed = True
+
+
+class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer, trace_service_pb2_grpc.TraceServiceServicer):
+    """An OTLP receiver on loopback."""
+
+    def __enter__(self):
+        self.requests = []
+        self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(self, self._server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.stop(None).wait()
+
+    def Export(self, request, context):  # noqa: N802 - of the service
+        self.requests.append(request)
+        is_metrics = isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest)
+        service = metrics_service_pb2 if is_metrics else trace_service_pb2
+        return service.ExportMetricsServiceResponse() if is_metrics else service.ExportTraceServiceResponse()
+
+
+def exported(exporter, *stacks, instrument=False):
+    """What an exporter around another one gets in one collection."""
+    wrapped = StackMetricExporter(exporter, *stacks)
+    provider = MeterProvider([PeriodicExportingMetricReader(wrapped, export_interval_millis=float("inf"))])
+    wrapped.attach(provider)
+    if instrument:
+        provider.get_meter("mine").create_histogram("http.server.request.duration", "s").record(0.25)
+    provider.force_flush()
+    provider.shutdown()
+
+
+def by_name(metrics_data):
+    [resource] = metrics_data.resource_metrics
+    return {metric.name: metric for scope in resource.scope_metrics for metric in scope.metrics}
+
+
+@pytest.mark.parametrize("shape", DURATIONS_S)
+def test_histogram_becomes_exponential(shape):
+    """Scale, offset and counts give back every bucket, and the quantile to the width of one."""
+    capture = Capture()
+    found = telemetry("faces", DURATIONS_S[shape])
+
+    exported(capture, found)
+
+    metric = by_name(capture.got[0])["streaminfer.request.duration"]
+    [point] = metric.data.data_points
+    assert (metric.unit, point.count, point.attributes["service"]) == ("s", len(DURATIONS_S[shape]), "faces")
+    assert sum(point.positive.bucket_counts) + point.zero_count == point.count
+    base = 2.0 ** (2.0**-point.scale)
+    seen = point.zero_count
+    position = 0
+    while (seen := seen + point.positive.bucket_counts[position]) < 0.99 * point.count:
+        position += 1
+    upper = base ** (point.positive.offset + position + 1)
+    assert upper / base * 0.999 <= found._histograms[0].quantile(0.99) <= upper * 1.001
+
+
+def test_dense_buckets_are_bounded():
+    """A point between extremes far apart loses resolution instead of sending thousands of zeros."""
+    found = si.LatencyHistogram()
+    for seconds in (1e-6, 3600.0):
+        found.record(seconds)
+    point = HistogramReader().read(found)
+
+    scale, offset, counts = _dense(point)
+
+    assert sum(counts) == 2
+    assert len(counts) <= _MAX_DENSE
+    base = 2.0 ** (2.0**-scale)
+    assert base**offset <= 1.1e-6
+    assert base ** (offset + len(counts)) >= 3600.0
+
+
+def test_metrics_stand_beside_the_applications_own():
+    """Other instruments are untouched; counters are monotonic sums, and names and units are OpenTelemetry's."""
+    capture = Capture()
+
+    exported(capture, telemetry("faces", [0.01], slo=si.SLO("faces", threshold_s=0.05)), instrument=True)
+
+    metrics = by_name(capture.got[0])
+    assert metrics["http.server.request.duration"].data.data_points[0].sum == 0.25
+    assert metrics["streaminfer.services"].data.data_points[0].value == 1
+    requests = metrics["streaminfer.requests"]
+    assert requests.data.is_monotonic
+    assert [(point.value, point.attributes["outcome"]) for point in requests.data.data_points] == [(1, "ok")]
+    assert metrics["streaminfer.slo.threshold"].unit == "s"
+    assert metrics["streaminfer.slo.budget_remaining"].unit == "1"
+    assert capture.closed
+
+
+def test_nothing_goes_through_the_sdk_per_request():
+    """Requests are not seen by the exporter until the SDK collects."""
+    capture = Capture()
+    found = si.Telemetry("faces")
+    exporter = StackMetricExporter(capture, found)
+
+    found.fail(si.Closed("no"))
+
+    assert not capture.got
+    assert exporter.force_flush()
+
+
+def test_otlp_round_trip_keeps_every_number():
+    """A receiver on loopback gets the buckets, decoded by OpenTelemetry's own classes."""
+    capture, found = Capture(), telemetry("faces", DURATIONS_S["lognormal"][:10_000])
+    exported(capture, found)
+    with Receiver() as receiver:
+        exported(OTLPMetricExporter(endpoint=receiver.endpoint, insecure=True), found)
+
+    [request] = receiver.requests
+    metrics = {m.name: m for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics}
+    [got] = metrics["streaminfer.request.duration"].exponential_histogram.data_points
+    [sent] = by_name(capture.got[0])["streaminfer.request.duration"].data.data_points
+    assert (got.count, got.scale, got.positive.offset) == (sent.count, sent.scale, sent.positive.offset)
+    assert list(got.positive.bucket_counts) == sent.positive.bucket_counts
+    assert len(encode_metrics(capture.got[0]).SerializeToString()) > 1000
+
+
+def traced(provider, ratio=1.0, requests=3, around=None, **settings):
+    """Serve requests in one batch; return the stack's telemetry statistics and the collected families."""
+    tracing = Tracing(provider.get_tracer("test"), ratio=ratio)
+
+    async def main(loop):
+        batcher = si.AdaptiveBatcher(max_batch_size=4, max_queue_delay_s=0.01, policy="greedy")
+        model = ScriptedBackend(duration_s=0.005, **settings)
+        async with si.Stack(si.Telemetry("faces"), tracing, batcher, model, clock=loop.clock) as stack:
+
+            async def one(x):
+                if around is None:
+                    return await stack(x, key=b"secret-key", subject="secret-subject")
+                with around():
+                    return await stack(x)
+
+            await asyncio.gather(*(one(float(n)) for n in range(requests)), return_exceptions=True)
+            collection = Collection(HistogramReader())
+            collection.add("faces", stack)
+            return collection.families
+
+    families = run(main)
+    return tracing.statistics(), families
+
+
+@pytest.fixture
+def spans():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def provider(spans):
+    found = TracerProvider(sampler=ALWAYS_ON)
+    found.add_span_processor(SimpleSpanProcessor(spans))
+    yield found
+    found.shutdown()
+
+
+def test_requests_of_a_batch_link_to_its_span(provider, spans):
+    """Each request has a span with its parts, and all link to one span of the batch, inside the first one."""
+    traced(provider)
+
+    finished = spans.get_finished_spans()
+    [batch] = [span for span in finished if span.name == "streaminfer.batch"]
+    requests = [span for span in finished if span.name == "streaminfer.request"]
+    assert len(requests) == 3
+    assert {link.context.span_id for span in requests for link in span.links} == {batch.context.span_id}
+    assert batch.parent.span_id in {span.context.span_id for span in requests}
+    for span in requests:
+        assert span.attributes["streaminfer.batch.size"] == 3
+        assert span.start_time <= batch.start_time < batch.end_time <= span.end_time
+        assert (batch.end_time - batch.start_time) / 1e9 == pytest.approx(0.005, abs=1e-4)
+    assert "secret" not in "".join(span.to_json() for span in finished)
+
+
+def test_failed_request_has_an_error_span(provider, spans):
+    """The span has the class of the error, and no text of it."""
+    traced(provider, requests=1, then=lambda batch: [ValueError("secret input")])
+
+    [span] = spans.get_finished_spans()
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.attributes["error.type"]
+    assert "secret" not in span.to_json()
+
+
+def test_caller_decides_about_its_requests(provider, spans):
+    """A request inside a sampled span is its child; one inside a span that is not sampled has none."""
+    tracer = provider.get_tracer("server")
+    traced(provider, ratio=0.0, requests=2, around=lambda: tracer.start_as_current_span("http"))
+
+    finished = {span.context.span_id: span for span in spans.get_finished_spans()}
+    parents = [finished[span.parent.span_id].name for span in finished.values() if span.name == "streaminfer.request"]
+    assert parents == ["http", "http"]
+
+    spans.clear()
+    silent = TracerProvider(sampler=ALWAYS_OFF).get_tracer("server")
+    statistics, _ = traced(provider, requests=2, around=lambda: silent.start_as_current_span("http"))
+    assert (statistics.requests, spans.get_finished_spans()) == (0, ())
+
+
+def test_request_that_is_not_sampled_makes_nothing(provider, spans):
+    """Without a sample there is no token, no span and no exemplar."""
+    tracing = Tracing(provider.get_tracer("test"), ratio=0.0)
+
+    assert tracing.enter(si.Request(1.0), 5) is None
+    statistics, _ = traced(provider, ratio=0.0)
+
+    assert (statistics.requests, statistics.batches, statistics.exemplars) == (0, 0, ())
+    assert spans.get_finished_spans() == ()
+
+
+def test_latency_has_traced_requests_as_exemplars(provider, spans):
+    """The latest traced request of a bucket is the exemplar of the stack's latency, also over OTLP."""
+    statistics, families = traced(provider)
+
+    [sample] = next(samples for metric, samples in families.items() if metric.name == "request.duration")
+    ids = {trace.format_span_id(span.context.span_id) for span in spans.get_finished_spans()}
+    assert sample.value.exemplars == statistics.exemplars
+    assert {exemplar.span_id for exemplar in statistics.exemplars} <= ids
+    assert all(0.004 < exemplar.value_s < 0.1 for exemplar in statistics.exemplars)
+
+
+def test_old_batches_are_forgotten(provider):
+    """The spans of batches that may still get links are bounded."""
+    tracing = Tracing(provider.get_tracer("test"))
+    for number in range(300):
+        timings = Timings(number, number, number + 1, number + 2, 1)
+        response = si.Response(1.0, False, "m", timings)
+        tracing.exit(si.Request(1.0), tracing.enter(si.Request(1.0), number), response, number + 3)
+
+    assert len(tracing._batches) <= 256
+
+
+def test_spans_reach_an_otlp_receiver():
+    """A receiver on loopback gets spans with their links."""
+    with Receiver() as receiver:
+        found = TracerProvider(sampler=ALWAYS_ON)
+        found.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=receiver.endpoint, insecure=True)))
+        traced(found, requests=1)
+        found.shutdown()
+
+    got = [
+        span for request in receiver.requests for r in request.resource_spans for s in r.scope_spans for span in s.spans
+    ]
+    assert {span.name for span in got} == {"streaminfer.request", "streaminfer.batch"}
+    assert [len(span.links) for span in got if span.name == "streaminfer.request"] == [1]
+
+
+def test_ratio_must_be_a_share():
+    """Only shares from 0 to 1 make sense."""
+    with pytest.raises(ValueError, match="ratio"):
+        Tracing(ratio=1.5)

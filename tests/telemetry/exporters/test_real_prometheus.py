@@ -1,0 +1,77 @@
+"""Debian's Prometheus scrapes two of our servers and answers quantiles from native histograms."""
+
+import pytest
+from servers.asgi_server import AsgiServer
+from servers.prometheus_server import PrometheusServer
+from telemetries import DURATIONS_S, telemetry
+
+import streaminfer as si
+
+pytestmark = pytest.mark.needs("prometheus")
+
+SCALE = 1.3  # the second server is slower
+FAMILY = "streaminfer_request_duration_seconds"
+
+
+@pytest.fixture(scope="module")
+def services():
+    """The same services on two servers."""
+    return [
+        {shape: telemetry(shape, durations_s * scale) for shape, durations_s in DURATIONS_S.items()}
+        for scale in (1.0, SCALE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prometheus(services, tmp_path_factory):
+    """Prometheus after it has stored a scrape of each server; ``addresses`` are theirs."""
+    apps = [si.telemetry.metrics_app(*each.values()) for each in services]
+    folder = tmp_path_factory.mktemp("prometheus")
+    with (
+        AsgiServer(apps[0]) as first,
+        AsgiServer(apps[1]) as second,
+        PrometheusServer(folder, [first, second]) as server,
+    ):
+        yield server
+
+
+def test_every_scrape_is_accepted(prometheus):
+    """Prometheus finds no fault with a scrape."""
+    errors = [target["lastError"] for target in prometheus.get("targets")["activeTargets"]]
+
+    assert len(errors) == 2
+    assert all("deadline exceeded" in error for error in errors if error)  # of a busy machine
+
+
+@pytest.mark.parametrize("shape", DURATIONS_S)
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99, 0.999])
+def test_quantile_is_ours(prometheus, services, shape, q):
+    """The quantile of one server is within 0.5 % of ours."""
+    series = f'{FAMILY}{{instance="{prometheus.servers[0].address}", service="{shape}"}}'
+
+    found = prometheus.query(f"histogram_quantile({q}, {series})")[shape]
+
+    assert found == pytest.approx(services[0][shape]._histograms[0].quantile(q), rel=0.005)
+
+
+@pytest.mark.parametrize("shape", DURATIONS_S)
+def test_merged_quantile_is_that_of_the_merged_histogram(prometheus, services, shape):
+    """The p99 over both servers is within 0.5 % of the p99 of their merged histograms."""
+    merged = services[0][shape]._histograms[0].copy()
+    merged.merge(services[1][shape]._histograms[0])
+
+    found = prometheus.query(f"histogram_quantile(0.99, sum by (service) ({FAMILY}))")
+    counts = prometheus.query(f"histogram_count(sum by (service) ({FAMILY}))")
+
+    assert counts[shape] == merged.count
+    assert found[shape] == pytest.approx(merged.quantile(0.99), rel=0.005)
+
+
+def test_classic_buckets_are_there_too(prometheus, services):
+    """A Prometheus that keeps classic histograms has them from the same scrape."""
+    found = prometheus.query(
+        f'sum by (service) ({FAMILY}_bucket{{le="0.05", instance="{prometheus.servers[0].address}"}})'
+    )
+
+    histogram = services[0]["lognormal"]._histograms[0]
+    assert found["lognormal"] == round(histogram.share_within(0.05) * histogram.count)
