@@ -6,18 +6,23 @@ from streaminfer._internal.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from streaminfer.streams._stream_cy import StreamResult
+    from streaminfer.streams.blocking_session import BlockingStreamSession
     from streaminfer.streams.frame import Frame
     from streaminfer.streams.policies import Block, EveryNth, FramePolicy, FrameSelector, LatestOnly, TargetRate
+    from streaminfer.streams.segments import Segment, Segments
     from streaminfer.streams.session import StreamResults, StreamSession
     from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
 
 __all__ = [
     "Block",
+    "BlockingStreamSession",
     "EveryNth",
     "Frame",
     "FramePolicy",
     "FrameSelector",
     "LatestOnly",
+    "Segment",
+    "Segments",
     "StreamResult",
     "StreamResults",
     "StreamSession",
@@ -28,11 +33,14 @@ __all__ = [
 
 _HOMES = {
     "Block": "streams.policies",
+    "BlockingStreamSession": "streams.blocking_session",
     "EveryNth": "streams.policies",
     "Frame": "streams.frame",
     "FramePolicy": "streams.policies",
     "FrameSelector": "streams.policies",
     "LatestOnly": "streams.policies",
+    "Segment": "streams.segments",
+    "Segments": "streams.segments",
     "StreamResult": "streams._stream_cy",
     "StreamResults": "streams.session",
     "StreamSession": "streams.session",

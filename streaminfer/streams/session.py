@@ -16,6 +16,7 @@ import attrs
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import check_priority
@@ -88,6 +89,8 @@ class StreamSession:
         tenant: str | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if isinstance(service, BlockingStack):
+            raise TypeError("service: expected a Stack or another service; for a BlockingStack: BlockingStreamSession")
         check_instance("service", service, is_service, "a service (an object with call)")
         check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
         check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
