@@ -58,7 +58,7 @@ class BlockingStreamSession:
         """
         results = self._run(lambda: self._session(_as_async(source), stream_id=stream_id, weight=weight))
         try:
-            while (result := self._wait_for(results.__anext__())) is not _END:
+            while (result := self._wait_for(results.__anext__)) is not _END:
                 yield result
         finally:
             self._close(results.aclose)
@@ -69,10 +69,10 @@ class BlockingStreamSession:
 
     def remove(self, stream_id: Hashable) -> None:
         """Close a stream, as :meth:`StreamSession.remove`."""
-        self._wait_for(self._session.remove(stream_id))
+        self._wait_for(lambda: self._session.remove(stream_id))
 
     def __iter__(self) -> Iterator[StreamResult]:
-        while (result := self._wait_for(self._session.__anext__())) is not _END:
+        while (result := self._wait_for(self._session.__anext__)) is not _END:
             yield result
 
     def statistics(self) -> StreamSessionStatistics:
@@ -103,10 +103,10 @@ class BlockingStreamSession:
         result: T = self._infer._wait_for(call())
         return result
 
-    def _wait_for(self, awaitable: Awaitable[Any]) -> Any:
+    def _wait_for(self, make: Callable[[], Awaitable[Any]]) -> Any:
         async def call() -> Any:
             try:
-                return await awaitable
+                return await make()
             except StopAsyncIteration:
                 return _END
 
@@ -114,7 +114,7 @@ class BlockingStreamSession:
 
     def _close(self, close: Callable[[], Awaitable[None]]) -> None:
         with contextlib.suppress(Closed):  # the stack has stopped, and its loop has ended the streams
-            self._wait_for(close())
+            self._wait_for(close)
 
 
 def _as_async(source: Source) -> AsyncIterable[Any]:
