@@ -50,6 +50,7 @@ BENCHMARKS = {
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "import": "what importing streaminfer costs",
     "live_streams": "live audio streams held on time, batched over unbatched",
+    "streams": "stream sessions: CPU per chunk, age of results under overload, fairness, a minute of churn",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }
 

@@ -100,13 +100,14 @@ def test_the_stop_of_the_stack_ends_the_streams():
     blocking = stack_of().blocking()
     blocking.start()
     session = BlockingStreamSession(blocking)
+    stop = threading.Thread(target=blocking.stop)
     with pytest.raises(si.Closed):
         for result in session(endless()):
             if result.error is not None:
                 raise result.error
             if result.number == 3:
-                threading.Thread(target=blocking.stop).start()
-    blocking.stop()
+                stop.start()
+    stop.join()
     session.close()
 
 

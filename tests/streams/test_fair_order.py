@@ -1,7 +1,8 @@
 """Turns of streams: shares by weight, and nothing to be gained by waiting or by a backlog."""
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streaminfer.streams._fair_order_cy import FairOrder, Turn
 from streaminfer.streams.bursts import Bursts

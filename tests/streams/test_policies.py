@@ -1,7 +1,8 @@
 """Frame policies: which frames they take, and what they refuse."""
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import streaminfer as si
 from streaminfer.streams import Block, EveryNth, LatestOnly, TargetRate
@@ -73,7 +74,11 @@ def test_a_jump_of_the_source_begins_the_intervals_again():
         (lambda: TargetRate(0), ValueError, r"per_s: expected a number of frames a second"),
         (lambda: TargetRate("5"), TypeError, r"per_s"),
         (lambda: EveryNth(2, then=EveryNth(2)), TypeError, r"then: expected a Block or a LatestOnly"),
-        (lambda: si.streams.StreamSession(si.Stack(ScriptedBackend()), policy="latest"), TypeError, r"policy: expected a frame"),
+        (
+            lambda: si.streams.StreamSession(si.Stack(ScriptedBackend()), policy="latest"),
+            TypeError,
+            r"policy: expected a frame",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(make, error, message):

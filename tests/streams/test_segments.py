@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streaminfer.streams import Segment, Segments
 
@@ -30,9 +31,7 @@ def silero(probabilities, *, threshold, exit_threshold, min_speech_s, min_silenc
     count = len(probabilities)
     if triggered and (count - start) * FRAME_S >= min_speech_s - 1e-9:
         speeches.append((start, count))
-    return [
-        (max(start * FRAME_S - pad_s, 0.0), min(end * FRAME_S + pad_s, count * FRAME_S)) for start, end in speeches
-    ]
+    return [(max(start * FRAME_S - pad_s, 0.0), min(end * FRAME_S + pad_s, count * FRAME_S)) for start, end in speeches]
 
 
 probabilities = st.lists(st.sampled_from([0.0, 0.2, 0.34, 0.36, 0.45, 0.5, 0.9, 1.0]), max_size=120)

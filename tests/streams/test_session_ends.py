@@ -66,11 +66,12 @@ async def test_a_cancelled_consumer_leaves_nothing(loop):
 async def test_an_error_of_the_source_comes_behind_its_results(loop):
     async with stack_of(loop, ScriptedBackend(duration_s=0.1)) as service:
         session = StreamSession(service)
-        numbers = []
+        results = session(Camera(loop, 3, error=OSError("unplugged")))
+        assert [(await anext(results)).number for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="unplugged"):
-            async for result in session(Camera(loop, 3, error=OSError("unplugged"))):
-                numbers.append(result.number)
-        assert numbers == [0, 1, 2]
+            await anext(results)
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
         await settle()
         assert not others()
 

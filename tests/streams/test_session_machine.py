@@ -7,7 +7,8 @@ After each step the loop runs until nothing is ready; then everything that can g
 import asyncio
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from live_sources import Service, States, add_up
 
@@ -101,7 +102,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.run(start())
 
     @precondition(lambda self: self.open_streams())
-    @rule(data=st.data(), count=st.integers(1, 3), anew=st.booleans(), back_s=st.sampled_from([0.0, 0.0, 0.05, -1.0, 9.0]))
+    @rule(
+        data=st.data(), count=st.integers(1, 3), anew=st.booleans(), back_s=st.sampled_from([0.0, 0.0, 0.05, -1.0, 9.0])
+    )
     def frames_arrive(self, data, count, anew, back_s):
         stream_id = data.draw(st.sampled_from(self.open_streams()))
         model = self.streams[stream_id]

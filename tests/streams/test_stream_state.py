@@ -1,7 +1,8 @@
 """State of one stream: checked against a model in plain lists, whatever happens in whatever order."""
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from streaminfer.streams._stream_cy import StreamState, make_source_failure

@@ -4,7 +4,8 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import streaminfer as si
 from streaminfer.batching.queue._fair_queue_cy import FairQueue
@@ -24,9 +25,7 @@ class Future:
 
 def admit(queue, *stream_ids, priority=0, deadline_ns=NEVER):
     return [
-        queue.admit(
-            si.Request(None, stream_id=stream_id), (stream_id, number), Future(), 0, deadline_ns, priority
-        )
+        queue.admit(si.Request(None, stream_id=stream_id), (stream_id, number), Future(), 0, deadline_ns, priority)
         for number, stream_id in enumerate(stream_ids)
     ]
 
