@@ -11,9 +11,6 @@ cdef class FairQueue(RequestQueue):
     cdef dict _finish_tags
     cdef double _virtual
 
-    @cython.locals(ticket=Ticket, tag=double)
-    cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*)
-
     cpdef list first(self, Py_ssize_t count)
 
     @cython.locals(size=Py_ssize_t, batch=list, ends_ns=cython.longlong, ticket=Ticket)
@@ -31,7 +28,7 @@ cdef class FairQueue(RequestQueue):
     cdef double _tag_of(self, object stream_id) except? -1.0
 
     @cython.locals(before=Ticket, after=Ticket, level=_Level)
-    cdef _move_up(self, Ticket ticket)
+    cdef _link(self, Ticket ticket)
 
     @cython.locals(kept=dict, finish=double)
     cdef _forget_spent(self)

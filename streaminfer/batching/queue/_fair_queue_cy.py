@@ -23,7 +23,6 @@ One source, compiled with the C types of ``_fair_queue_cy.pxd`` or run uncompile
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
 
 from streaminfer.batching.planner._feasibility_cy import DurationTable
 from streaminfer.batching.queue._queue_cy import RequestQueue
@@ -56,23 +55,6 @@ class FairQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[Ticket]:
         return iter(RequestQueue.first(self, self.queued))
-
-    def admit(
-        self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
-    ) -> Ticket:
-        """Accept a request, behind the queued ones of the same priority whose turn is before its."""
-        ticket = RequestQueue.admit(self, request, inputs, future, now_ns, deadline_ns, priority, bucket)
-        stream_id = None if request is None else request.stream_id
-        tag = self._tag_of(stream_id)
-        ticket.tag = tag
-        if self._weights:
-            self._finish_tags[stream_id] = tag + 1.0 / self._weights.get(stream_id, 1.0)
-        else:
-            self._finish_tags[stream_id] = tag + 1.0
-        if len(self._finish_tags) > 2 * self.queued + _SPENT_KEPT:
-            self._forget_spent()
-        self._move_up(ticket)
-        return ticket
 
     def first(self, count: int) -> list[Ticket]:
         """The next ``count`` queued tickets in service order, within the horizon."""
@@ -122,8 +104,14 @@ class FairQueue(RequestQueue):
         tag = self._finish_tags.get(stream_id, 0.0)
         return tag if tag > self._virtual else self._virtual
 
-    def _move_up(self, ticket: Ticket) -> None:
-        """Move the last ticket of its level in front of those with a higher tag."""
+    def _link(self, ticket: Ticket) -> None:
+        """Queue a ticket behind those of its priority whose turn is before its."""
+        stream_id = None if ticket.request is None else ticket.request.stream_id
+        ticket.tag = self._tag_of(stream_id)
+        self._finish_tags[stream_id] = ticket.tag + 1.0 / self._weights.get(stream_id, 1.0)
+        if len(self._finish_tags) > 2 * self.queued + _SPENT_KEPT:
+            self._forget_spent()
+        RequestQueue._link(self, ticket)
         level = self._recent  # where it was put
         before = ticket._previous
         if level is None or before is None or before.tag <= ticket.tag:

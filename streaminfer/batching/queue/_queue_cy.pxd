@@ -27,7 +27,7 @@ cdef class RequestQueue:
     cdef readonly EventRing events
     cdef DeadlineHeap _deadlines
 
-    @cython.locals(ticket=Ticket, level=_Level, tail=Ticket)
+    @cython.locals(ticket=Ticket)
     cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*)
 
     @cython.locals(ticket=Ticket, level=_Level, left=Py_ssize_t)
@@ -62,6 +62,9 @@ cdef class RequestQueue:
 
     @cython.locals(level=_Level, fresh=_Level, position=Py_ssize_t)
     cdef _Level _level_of(self, int priority)
+
+    @cython.locals(level=_Level, tail=Ticket)
+    cdef _link(self, Ticket ticket)
 
     @cython.locals(level=_Level, before=Ticket, after=Ticket)
     cdef void _unlink(self, Ticket ticket)

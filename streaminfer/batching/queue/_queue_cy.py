@@ -123,22 +123,9 @@ class RequestQueue:
         ticket.bucket = bucket
         ticket.cost = 0.0
         ticket._live = True
-        ticket._queued = True
         ticket._previous = None
         ticket._next = None
-        level = self._recent
-        if level is None or level.priority != ticket.priority:
-            level = self._level_of(ticket.priority)
-            self._recent = level
-        tail = level.tail
-        if tail is None:
-            level.head = ticket
-        else:
-            tail._next = ticket
-            ticket._previous = tail
-        level.tail = ticket
-        level.count += 1
-        self.queued += 1
+        self._link(ticket)
         if ticket.deadline_ns != _NEVER:
             self.events.arrived(now_ns, ticket.deadline_ns - now_ns, ticket.priority)
             self._deadlines.push(ticket)
@@ -346,6 +333,22 @@ class RequestQueue:
         fresh = _Level(priority)
         self._levels.insert(position, fresh)
         return fresh
+
+    def _link(self, ticket: Ticket) -> None:
+        level = self._recent
+        if level is None or level.priority != ticket.priority:
+            level = self._level_of(ticket.priority)
+            self._recent = level
+        tail = level.tail
+        if tail is None:
+            level.head = ticket
+        else:
+            tail._next = ticket
+            ticket._previous = tail
+        level.tail = ticket
+        level.count += 1
+        self.queued += 1
+        ticket._queued = True
 
     def _unlink(self, ticket: Ticket) -> None:
         level = self._recent
