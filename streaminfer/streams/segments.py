@@ -106,19 +106,15 @@ class Segments:
             if self._silence < 0:
                 self._silence = at
             if at - self._silence >= self._min_silence:
-                return self._end(min(self._silence * self._frame_s + self._pad_s, self._position * self._frame_s))
+                return self._end(self._end_s())
         if self._start_s < 0 and self._silence < 0 and self._position - self._onset >= self._min_speech:
-            self._start_s = max(self._onset * self._frame_s - self._pad_s, self._last_end_s)
+            self._start_s = max(round(self._onset * self._frame_s - self._pad_s, 9), self._last_end_s)
             return Segment(self._start_s)
         return None
 
     def finish(self) -> Segment | None:
         """Return the segment that the end of the stream ends; ``None``: there is none. It begins anew after that."""
-        length_s = self._position * self._frame_s
-        segment = None
-        if self._start_s >= 0:
-            end_s = length_s if self._silence < 0 else min(self._silence * self._frame_s + self._pad_s, length_s)
-            segment = self._end(end_s)
+        segment = self._end(self._end_s()) if self._start_s >= 0 else None
         self._position, self._onset, self._silence, self._last_end_s = 0, -1, -1, 0.0
         return segment
 
@@ -131,6 +127,12 @@ class Segments:
         found = [segment for one in probabilities if (segment := whole.push(one)) and segment.end_s is not None]
         last = whole.finish()
         return found if last is None else [*found, last]
+
+    def _end_s(self) -> float:
+        """Return the end of the present segment, to the nanosecond."""
+        length_s = self._position * self._frame_s
+        end_s = length_s if self._silence < 0 else min(self._silence * self._frame_s + self._pad_s, length_s)
+        return round(end_s, 9)
 
     def _end(self, end_s: float) -> Segment | None:
         start_s, self._start_s = self._start_s, -1.0
