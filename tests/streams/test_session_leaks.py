@@ -25,6 +25,11 @@ def count_descriptors():
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
+def live_streams():
+    """Identities of the streams in memory, those of other tests included."""
+    return {id(thing) for thing in gc.get_objects() if isinstance(thing, (Stream, StreamState))}
+
+
 class Unreliable:
     """Source that stalls, jumps in time, repeats instants, changes its resolution, raises, or ends in the middle."""
 
@@ -94,6 +99,7 @@ def test_a_thousand_streams_for_a_minute_leave_nothing_behind():
     """No task, thread, descriptor, source, model state or object, and each frame is counted."""
     chance = random.Random(16)
     gc.collect()
+    streams = live_streams()
     threads, descriptors = threading.active_count(), count_descriptors()
     opened = []
 
@@ -135,5 +141,4 @@ def test_a_thousand_streams_for_a_minute_leave_nothing_behind():
     assert sum(opened) > 3 * STREAMS
     assert threading.active_count() == threads
     assert count_descriptors() == descriptors
-    left = [thing for thing in gc.get_objects() if isinstance(thing, (Stream, StreamState))]
-    assert not left
+    assert live_streams() <= streams
