@@ -251,8 +251,8 @@ class StreamSession:
         if stream_id in self._totals.open:
             raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
         settings = attrs.evolve(self._settings, weight=float(weight))
-        sender.join(queues=settings.waits)
         stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
+        sender.join(queues=settings.waits)
         self._totals.open[stream_id] = stream
         return stream
 

@@ -169,7 +169,7 @@ class Stream:
         self._outlet = outlet
         self._totals = totals
         self._error: BaseException | None = None  # of the source, not yet delivered
-        self._reads = True
+        self._is_stopped = False
         self._has_ended = False
         self._room: asyncio.Future[None] | None = None  # the reader waits for a place
         self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
@@ -232,6 +232,7 @@ class Stream:
 
     def stop(self) -> None:
         """Read and send nothing more; results that are there can still be delivered."""
+        self._is_stopped = True
         self.state.close(ready_too=False)
         if not self._has_ended:
             self._task.cancel()
@@ -264,7 +265,10 @@ class Stream:
             try:
                 await self._read()
             except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
-                self._error = error
+                if self._is_stopped:
+                    self._report("its source failed when it was closed", error)
+                else:
+                    self._error = error
             self._drained = asyncio.get_running_loop().create_future()
             self.end_if_drained()
             await self._drained
@@ -288,10 +292,18 @@ class Stream:
     def _end(self) -> None:
         self._has_ended = True
         if self._sender.states is not None:
-            self._sender.states.end_stream(self.stream_id)
+            try:
+                self._sender.states.end_stream(self.stream_id)
+            except Exception as error:  # noqa: BLE001 - nobody waits for this but for the end of the stream
+                self._report("the model could not end its state", error)
         if self.state.has_ready() or self._error is not None:
             self._outlet.announce(self)
         self._settle_if_delivered()
+
+    def _report(self, message: str, error: Exception) -> None:
+        """Tell the event loop of an error that no consumer can get."""
+        context = {"message": f"stream {self.stream_id!r}: {message}", "exception": error, "task": self._task}
+        self._task.get_loop().call_exception_handler(context)
 
     def _settle_if_delivered(self) -> None:
         if not self.is_settled and not self.state.in_flight and self._error is None:
@@ -311,10 +323,8 @@ class Stream:
             return
         iterator: AsyncIterator[Any] = aiter(source)
         try:
-            while True:
-                try:
-                    item = await anext(iterator)
-                except StopAsyncIteration:
+            async for item in iterator:
+                if self._is_stopped:  # by a cancellation that the source has swallowed
                     return
                 if self._take_in_now(item):
                     await self._wait_for_room()

@@ -1,6 +1,7 @@
 """Every way in which a stream can end: nothing hangs, nothing is left, each frame is counted."""
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
@@ -242,6 +243,71 @@ async def test_a_session_that_is_forgotten_ends_its_streams(loop):
         await settle()
         assert camera.closed == 1
         assert not others()
+
+
+class Stubborn:
+    """Source that does not let itself be cancelled."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    async def __aiter__(self):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1.0)
+            yield 1.0
+
+
+async def test_a_source_that_swallows_its_cancellation_is_left(loop):
+    async with StreamSession(Service(echo), clock=loop.clock) as session:
+        session.add(Stubborn(loop))
+        assert (await anext(session)).outputs == 1.0
+    await settle()
+    assert not others()
+    assert add_up(session.statistics())
+
+
+async def test_errors_at_the_end_that_no_consumer_can_get_reach_the_loop(loop):
+    """A source that fails when it is closed, a model that fails to end a state: the stream ends all the same."""
+
+    class Failing(States):
+        def end_stream(self, stream_id):
+            raise ValueError("no such row")
+
+    async def source():
+        try:
+            await asyncio.Event().wait()
+            yield 1.0
+        finally:
+            raise OSError("the device is gone")
+
+    told = []
+    loop.set_exception_handler(lambda _, context: told.append((context["message"], str(context["exception"]))))
+    session = StreamSession(Service(echo, Failing()), clock=loop.clock, stream_id="cam")
+    async with session(source()):
+        await settle()
+
+    assert told == [
+        ("stream 'cam': its source failed when it was closed", "the device is gone"),
+        ("stream 'cam': the model could not end its state", "no such row"),
+    ]
+    assert session.streams == ()
+    assert not others()
+
+
+async def test_a_policy_that_fails_opens_no_stream(loop):
+    class Broken:
+        max_waiting, waits = 1, True
+
+        def make_selector(self):
+            raise ValueError("broken")
+
+    session = StreamSession(Service(echo), policy=Broken(), clock=loop.clock)
+    with pytest.raises(ValueError, match="broken"):
+        session.add([1.0])
+    await settle()
+    assert not others()
+    assert session.streams == ()
 
 
 # -- recurrent models ------------------------------------------------------------------------------------------------
