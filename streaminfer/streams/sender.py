@@ -109,8 +109,9 @@ class Sender:
     def _on_end(self, task: "asyncio.Task[None]") -> None:
         """Give the place of a task that was cancelled with its request to another one."""
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # the consumer of the stream gets it
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "a task that sends frames has failed", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(context)
         if self._order.count and self._bursts.may_send():
             self._wake(task.get_loop())
 

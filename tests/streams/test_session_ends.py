@@ -90,12 +90,11 @@ async def test_among_others_the_error_of_a_source_is_a_result(loop):
     assert (statistics.received, statistics.delivered, statistics.failed) == (7, 7, 0)
 
 
-@pytest.mark.parametrize("item", [si.streams.Frame(1.0, "noon"), si.streams.Frame(1.0, 2**70)])
-async def test_a_frame_that_is_none_ends_its_stream(loop, item):
+async def test_a_frame_that_is_none_ends_its_stream(loop):
     async def source():
-        yield item
+        yield si.streams.Frame(1.0, "noon")
 
-    with pytest.raises((TypeError, OverflowError)):
+    with pytest.raises(TypeError):
         await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
 
 
