@@ -233,7 +233,7 @@ def real(seconds: float) -> World:
         async with si.Stack(si.AdaptiveBatcher(max_batch_size=batch), timed) as service:
             await service.map([frame] * 200 * batch, concurrency=2 * batch)
         full = [one for one, size in zip(timed.seconds, timed.sizes, strict=True) if size == batch]
-        return statistics.median(full)
+        return float(np.quantile(full, 0.25))  # what it can do: other processes of the machine only add to that
 
     def on_loop(main: Callable[[Callable[[], int]], Any]) -> Any:
         return asyncio.run(main(time.monotonic_ns))
@@ -263,7 +263,8 @@ async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
             async with StreamSession(it, policy=LatestOnly()) as session:
                 for number in range(CAMERAS):
                     session.add(camera(world, clock, number, interval_s, end_ns))
-                ages += [result.age_s async for result in session if result.captured_ns > warm_ns]
+                # the last frame of a camera is overtaken by no other: the end of the run is no part of the steady state
+                ages += [one.age_s async for one in session if warm_ns < one.captured_ns and one.delivered_ns < end_ns]
                 seen = session.statistics()
             dropped = sum(seen.dropped.values())
             is_exact = seen.received == seen.delivered + seen.failed + dropped
@@ -274,7 +275,7 @@ async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
 
             async def answer(frame: Frame, number: int) -> None:
                 await it(frame.inputs, stream_id=number)
-                if frame.captured_ns > warm_ns:
+                if frame.captured_ns > warm_ns and clock() < end_ns:
                     ages.append((clock() - frame.captured_ns) / 1e9)
 
             async def play(number: int) -> None:
