@@ -57,6 +57,7 @@ BENCHMARKS = {
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
     "live_streams": "live audio streams held on time, batched over unbatched",
+    "streams": "stream sessions: CPU per chunk, age of results under overload, fairness, a minute of churn",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }
 

@@ -29,6 +29,7 @@ cdef class Ticket:
     cdef readonly int priority
     cdef readonly int bucket
     cdef public double cost
+    cdef public double tag
     cdef readonly Execution execution
     cdef long long _arrival
     cdef bint _live

@@ -32,6 +32,7 @@ class Ticket:
         execution: the running batch it is part of, if any.
         bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
         cost: of its row; 0.0 where the batcher does not limit that.
+        tag: its place in the order of streams that take turns; only in a `FairQueue`.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Ticket:
         "inputs",
         "priority",
         "request",
+        "tag",
         "timings",
     )
 
@@ -65,6 +67,7 @@ class Ticket:
     bucket: int
     cost: float
     _arrival: int  # its number in the event ring
+    tag: float
     _live: bool  # it has not ended
     _queued: bool
     _held: bool  # it waits for an earlier one of its stream, which is its _previous

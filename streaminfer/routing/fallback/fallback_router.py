@@ -47,6 +47,7 @@ from streaminfer.routing.fallback.route import Route, check_default, check_route
 from streaminfer.routing.fallback.route_probes import RouteProbes
 from streaminfer.routing.fallback.route_selector import RouteSelector, deadline_of
 from streaminfer.routing.fallback.route_state import RouteState, make_route_states
+from streaminfer.routing.stream_states import states_of_all
 from streaminfer.telemetry.objectives.slo_reader import SloReader
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class FallbackRouter(StackClock, Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
             idempotent=are_idempotent(self._services()),
+            stream_states=states_of_all(self._services),
         )
 
     @property

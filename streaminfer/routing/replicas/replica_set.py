@@ -26,6 +26,7 @@ from streaminfer.routing.replicas.health import HealthCheck, ReplicaProbes
 from streaminfer.routing.replicas.replica import Replica, ReplicaHandle
 from streaminfer.routing.replicas.settings import duration_ns, is_above_1, zone_penalties
 from streaminfer.routing.replicas.statistics import ReplicasStatistics, replica_statistics
+from streaminfer.routing.stream_states import states_of_all
 
 __all__ = ["Replica", "Replicas"]
 
@@ -241,6 +242,7 @@ class Replicas(StackClock, Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=True,
             idempotent=are_idempotent([handle.replica.service for handle in self._handles.values()]),
+            stream_states=states_of_all(lambda: self.children.values()),  # noqa: PLW0108 - they change
         )
 
     @property

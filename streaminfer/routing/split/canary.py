@@ -16,6 +16,7 @@ from streaminfer.protocols import Admission, Capabilities, Node, adapt, are_idem
 from streaminfer.request import Request, Response
 from streaminfer.routing.fallback.route import as_service
 from streaminfer.routing.split.share import RequestShare
+from streaminfer.routing.stream_states import states_of_all
 
 __all__ = ["Canary", "CanaryStatistics", "SideStatistics"]
 
@@ -126,6 +127,7 @@ class Canary(Node):
             fingerprint_changes=self.fingerprint_changes,
             enforces_deadline=all(adapt(service).capabilities().enforces_deadline for service in self.services),
             idempotent=are_idempotent(self.services),
+            stream_states=states_of_all(lambda: self.services),
         )
 
     def fingerprint_changes(self) -> int:

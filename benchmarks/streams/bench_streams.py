@@ -1,0 +1,477 @@
+"""Live streams: what a session costs, how old results are under overload, fairness, a minute of churn.
+
+    python benchmarks/run.py streams [--rounds 7] [--seconds 10] [--churn 60]
+
+Each figure stands beside the simplest thing that a user could write: a queue and a task per frame in front of the same
+stack, and plain first in, first out. Scenarios run in virtual time with a scripted model, where they repeat exactly,
+in real time with a model that sleeps, and in real time with BlazeFace, whose capacity is measured first.
+"""
+
+import argparse
+import asyncio
+import functools
+import gc
+import os
+import random
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+
+import streaminfer as si
+from streaminfer.protocols import adapt
+from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSession
+from streaminfer.testing import ScriptedBackend, run
+
+BLAZE = Path(__file__).resolve().parents[2] / "examples" / "assets" / "blaze_full.onnx"
+CAMERAS, OVERLOAD = 64, 2.0
+REST, GREEDY = 24, 20
+REST_SHARE = 0.54  # of the capacity, for all but the greedy stream: with it about all is used
+STREAMS, FRAMES = 64, 400
+
+
+def verdict(is_met: bool) -> str:
+    return "✓" if is_met else "✗"
+
+
+# -- CPU per chunk -----------------------------------------------------------------------------------------------------
+
+
+async def chunks(count: int) -> AsyncIterator[float]:
+    for _ in range(count):
+        yield 1.0
+
+
+def cheap_stack() -> si.Stack:
+    batcher = si.AdaptiveBatcher(max_batch_size=64, stack=False)
+    return si.Stack(batcher, si.CpuBackend(lambda items: items, executor="inline"))
+
+
+async def bare(service: Any, number: int) -> None:
+    async for x in chunks(FRAMES):
+        await service(x, stream_id=number)
+
+
+async def in_session(session: StreamSession, number: int) -> None:
+    async for _ in session(chunks(FRAMES), stream_id=number):
+        pass
+
+
+async def task_per_frame(service: Any, number: int) -> None:
+    """What a user would write: a reader, a bounded queue, a task per frame, results in order."""
+    frames: asyncio.Queue[Any] = asyncio.Queue(1)
+    results: asyncio.Queue[Any] = asyncio.Queue(1)
+
+    async def read() -> None:
+        async for x in chunks(FRAMES):
+            await frames.put(x)
+        await frames.put(None)
+
+    async def answer() -> None:
+        while (x := await frames.get()) is not None:
+            await results.put(await asyncio.create_task(call(service, x, number)))
+        await results.put(None)
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(answer())]
+    while await results.get() is not None:
+        pass
+    await asyncio.gather(*tasks)
+
+
+async def call(service: Any, x: float, number: int) -> tuple[Any]:
+    return (await service(x, stream_id=number),)
+
+
+async def cost_of(way: str) -> tuple[float, float]:
+    """CPU seconds and tasks per chunk."""
+    made = 0
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal made
+        made += 1
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async with cheap_stack() as service:
+        session = StreamSession(service)
+        one: Callable[[int], Any] = {
+            "bare": lambda number: bare(service, number),
+            "session": lambda number: in_session(session, number),
+            "task per frame": lambda number: task_per_frame(service, number),
+        }[way]
+        gc.collect()
+        asyncio.get_running_loop().set_task_factory(factory)
+        begun = time.process_time()
+        await asyncio.gather(*(one(number) for number in range(STREAMS)))
+        cpu_s = time.process_time() - begun
+        if way == "session":
+            assert session.statistics().delivered == STREAMS * FRAMES
+    return cpu_s / (STREAMS * FRAMES), made / (STREAMS * FRAMES)
+
+
+def measure_cost(rounds: int) -> None:
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "session": [], "task per frame": []}
+    for _ in range(rounds):
+        for way, values in found.items():
+            values.append(asyncio.run(cost_of(way)))
+    print(f"CPU per chunk, {STREAMS} streams, a model that costs nothing, median of {rounds} rounds (least to most)")
+    for way, values in found.items():
+        cpu = [value * 1e6 for value, _ in values]
+        added = [mine / floor - 1 for (mine, _), (floor, _) in zip(values, found["bare"], strict=True)]
+        bar = f" (≤ 2 {verdict(statistics.median(added) <= 2)})" if way == "session" else ""
+        print(
+            f"  {way:16}{statistics.median(cpu):6.2f} µs ({min(cpu):.2f} to {max(cpu):.2f}), "
+            f"{values[0][1]:.3f} tasks per chunk, added over a bare await: {statistics.median(added):.2f}×{bar}"
+        )
+
+
+# -- ages under overload -----------------------------------------------------------------------------------------------
+
+
+class Timed:
+    """A backend, and how long its batches took."""
+
+    def __init__(self, inner: Any, clock: Callable[[], int]) -> None:
+        self.inner, self.clock = inner, clock
+        self.seconds: list[float] = []
+        self.sizes: list[int] = []
+        self.returns_new_arrays = True
+
+    async def start(self) -> None:
+        await adapt(self.inner).start()
+
+    async def stop(self, *, drain: bool = True) -> None:
+        await adapt(self.inner).stop(drain=drain)
+
+    async def infer(self, batch: si.Batch) -> Any:
+        begun_ns = self.clock()
+        try:
+            return await self.inner.infer(batch)
+        finally:
+            self.seconds.append((self.clock() - begun_ns) / 1e9)
+            self.sizes.append(len(batch))
+
+
+class World(NamedTuple):
+    """A model and its time.
+
+    Attributes:
+        name: for the tables.
+        frame: what a request brings.
+        batch: the most rows of a batch.
+        batch_s: seconds of a full batch.
+        make: the backend.
+        runs: runs a coroutine function with a clock, on a loop of that time.
+        seconds: how long a scenario lasts.
+    """
+
+    name: str
+    frame: Any
+    batch: int
+    batch_s: float
+    make: Callable[[], Any]
+    runs: Callable[[Callable[[Callable[[], int]], Any]], Any]
+    seconds: float
+
+    @property
+    def capacity(self) -> float:
+        """Requests per second."""
+        return self.batch / self.batch_s
+
+
+BATCH = 16
+
+
+def full_s(size: int) -> float:
+    """Seconds of a batch, 20 ms for a full one, most of it whatever its size."""
+    return 0.020 * (0.8 + 0.2 * size / BATCH)
+
+
+def virtual(seconds: float) -> World:
+    return World(
+        "virtual",
+        1.0,
+        BATCH,
+        full_s(BATCH),
+        lambda: ScriptedBackend(duration_s=full_s),
+        lambda main: run(lambda loop: main(loop.clock)),
+        seconds,
+    )
+
+
+def sleeping(seconds: float) -> World:
+    """Real time, with a model that computes elsewhere: what a device or a server is to the event loop."""
+
+    def answer(x: Any) -> Any:
+        time.sleep(full_s(len(x)))
+        return x
+
+    return World(
+        "sleeping",
+        1.0,
+        BATCH,
+        full_s(BATCH),
+        lambda: si.CpuBackend(answer),
+        lambda main: asyncio.run(main(time.monotonic_ns)),
+        seconds,
+    )
+
+
+def real(seconds: float) -> World:
+    frame = np.random.default_rng(0).random((192, 192, 3), np.float32)
+    batch = 1  # on a CPU a batch of this model costs more than its frames one by one
+
+    def make() -> si.OnnxBackend:
+        return si.OnnxBackend(BLAZE, warmup=(batch,))
+
+    async def measure(_: Any) -> float:
+        timed = Timed(make(), time.monotonic_ns)
+        async with si.Stack(si.AdaptiveBatcher(max_batch_size=batch), timed) as service:
+            await service.map([frame] * 200 * batch, concurrency=2 * batch)
+        full = [one for one, size in zip(timed.seconds, timed.sizes, strict=True) if size == batch]
+        return float(np.quantile(full, 0.25))  # what it can do: other processes of the machine only add to that
+
+    def on_loop(main: Callable[[Callable[[], int]], Any]) -> Any:
+        return asyncio.run(main(time.monotonic_ns))
+
+    return World("real", frame, batch, on_loop(measure), make, on_loop, seconds)
+
+
+async def camera(world: World, clock: Callable[[], int], number: int, interval_s: float, end_ns: int) -> Any:
+    due_ns = clock() + round(number / CAMERAS * interval_s * 1e9)
+    while due_ns < end_ns:
+        await asyncio.sleep(max(due_ns - clock(), 0) / 1e9)
+        yield Frame(world.frame, due_ns)
+        due_ns += round(interval_s * 1e9)
+
+
+async def cameras(world: World, way: str, clock: Callable[[], int]) -> str:
+    """One line on 64 cameras at twice the load that the model can bear."""
+    interval_s = CAMERAS / (OVERLOAD * world.capacity)
+    model = Timed(world.make(), clock)
+    ages: list[float] = []
+    counted = ""
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=10**6), model, clock=clock) as it:
+        begun_ns = clock()
+        end_ns = begun_ns + round(world.seconds * 1e9)
+        warm_ns = begun_ns + round(world.seconds * 0.1e9)
+        if way == "session":
+            async with StreamSession(it, policy=LatestOnly()) as session:
+                for number in range(CAMERAS):
+                    session.add(camera(world, clock, number, interval_s, end_ns))
+                # the last frame of a camera is overtaken by no other: the end of the run is no part of the steady state
+                ages += [one.age_s async for one in session if warm_ns < one.captured_ns and one.delivered_ns < end_ns]
+                seen = session.statistics()
+            dropped = sum(seen.dropped.values())
+            is_exact = seen.received == seen.delivered + seen.failed + dropped
+            counted = f"; in {seen.received} = {seen.delivered} + {dropped} dropped + {seen.failed} failed "
+            counted += verdict(is_exact)
+        else:
+            tasks: set[asyncio.Task[None]] = set()
+
+            async def answer(frame: Frame, number: int) -> None:
+                await it(frame.inputs, stream_id=number)
+                if frame.captured_ns > warm_ns and clock() < end_ns:
+                    ages.append((clock() - frame.captured_ns) / 1e9)
+
+            async def play(number: int) -> None:
+                async for frame in camera(world, clock, number, interval_s, end_ns):
+                    task = asyncio.create_task(answer(frame, number))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+
+            await asyncio.gather(*(play(number) for number in range(CAMERAS)))
+            while tasks:
+                await asyncio.wait(tasks)
+    full = [one for one, size in zip(model.seconds, model.sizes, strict=True) if size == world.batch]
+    batch_s = statistics.median(full)
+    p50, p99 = np.quantile(ages, [0.5, 0.99])
+    bar_s = 2 * batch_s + interval_s
+    bar = f" (≤ {bar_s * 1e3:.1f} {verdict(p99 <= bar_s)})" if way == "session" else ""
+    batches = f"batch p50 {batch_s * 1e3:.1f}, p99 {np.quantile(full, 0.99) * 1e3:.1f} ms"
+    return (
+        f"  {world.name:10}{way:16}age p50 {p50 * 1e3:8.1f} ms, p99 {p99 * 1e3:8.1f} ms{bar}; {batches} of "
+        f"{statistics.fmean(model.sizes):.1f}, interval {interval_s * 1e3:.0f} ms{counted}"
+    )
+
+
+# -- fairness ----------------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Heard:
+    """What the streams beside the greedy one got."""
+
+    sent: list[int] = attrs.field(factory=lambda: [0] * (REST + 1))
+    on_time: list[int] = attrs.field(factory=lambda: [0] * (REST + 1))
+    latencies_s: list[float] = attrs.field(factory=list)
+
+    @property
+    def jain(self) -> float:
+        shares = np.array([on_time / sent for sent, on_time in zip(self.sent, self.on_time, strict=True)][:REST])
+        return float(shares.sum() ** 2 / (REST * (shares**2).sum())) if shares.any() else 0.0
+
+    @property
+    def p99_s(self) -> float:
+        return float(np.quantile(self.latencies_s, 0.99)) if self.latencies_s else float("inf")
+
+
+async def crowd(world: World, seed: int, greedy: bool, fair: bool, clock: Callable[[], int]) -> Heard:
+    """Poisson streams of plain requests, one of which may send 20 times as much."""
+    chance = random.Random(seed)
+    rate = REST_SHARE * world.capacity / REST
+    heard = Heard()
+    tasks: set[asyncio.Task[None]] = set()
+    batcher = si.AdaptiveBatcher(max_batch_size=world.batch, max_queue_size=4096, fair=fair)
+    async with si.Stack(batcher, world.make(), clock=clock) as service:
+        end_ns = clock() + round(world.seconds * 1e9)
+
+        async def answer(number: int, due_ns: int) -> None:
+            try:
+                await service(world.frame, stream_id=number)
+            except si.StreamInferError:
+                return
+            heard.on_time[number] += clock() - due_ns < 20 * world.batch_s * 1e9
+            if number < REST:
+                heard.latencies_s.append((clock() - due_ns) / 1e9)
+
+        async def play(number: int, per_s: float) -> None:
+            due_ns = clock()
+            while (due_ns := due_ns + round(chance.expovariate(per_s) * 1e9)) < end_ns:
+                await asyncio.sleep(max(due_ns - clock(), 0) / 1e9)
+                heard.sent[number] += 1
+                task = asyncio.create_task(answer(number, due_ns))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+        players = [play(number, rate) for number in range(REST)]
+        if greedy:
+            players.append(play(REST, GREEDY * rate))
+        await asyncio.gather(*players)
+        while tasks:
+            await asyncio.wait(tasks)
+    heard.sent[REST] = max(heard.sent[REST], 1)
+    return heard
+
+
+def measure_fairness(world: World, rounds: int) -> None:
+    ways = {"alone": (False, False), "first in, first out": (True, False), "fair": (True, True)}
+    found: dict[str, list[Heard]] = {way: [] for way in ways}
+    for seed in range(rounds):
+        for way, (greedy, fair) in ways.items():
+            found[way].append(world.runs(functools.partial(crowd, world, seed, greedy, fair)))
+    for way, heard in found.items():
+        p99s = [one.p99_s * 1e3 for one in heard]
+        ratio = statistics.median(mine.p99_s / alone.p99_s for mine, alone in zip(heard, found["alone"], strict=True))
+        jain = statistics.median(one.jain for one in heard)
+        bars = f" ≤ 1.2 {verdict(ratio <= 1.2)}, ≥ 0.98 {verdict(jain >= 0.98)}" if way == "fair" else ""
+        print(
+            f"  {world.name:10}{way:22}p99 of the rest {statistics.median(p99s):8.1f} ms ({min(p99s):.1f} to "
+            f"{max(p99s):.1f}), {ratio:.2f}× alone; Jain's index of the rest on time {jain:.3f}{bars}"
+        )
+
+
+# -- churn -------------------------------------------------------------------------------------------------------------
+
+
+async def unreliable(chance: random.Random) -> AsyncIterator[Frame]:
+    """A source that stalls, jumps in time, repeats instants, changes its resolution, raises, or ends in the middle."""
+    shape, offset_ns, captured_ns = (64, 64), 0, 0
+    for _ in range(chance.choice([0, 3, 20, 60])):
+        await asyncio.sleep(chance.choice([0.0, 0.05, 0.1, 0.3]))
+        event = chance.random()
+        if event < 0.02:
+            await asyncio.sleep(chance.choice([2.0, 1e6]))
+        elif event < 0.04:
+            offset_ns = chance.choice([-(10**12), 0, 10**12])
+        elif event < 0.06:
+            shape = chance.choice([(64, 64), (96, 64)])
+        elif event < 0.07:
+            raise OSError("unplugged")
+        elif event > 0.1:
+            captured_ns = time.monotonic_ns() + offset_ns
+        yield Frame(np.ones(shape, np.float32), captured_ns, starts_anew=event > 0.97)
+
+
+async def viewer(session: StreamSession, chance: random.Random, end_s: float) -> None:
+    while time.monotonic() < end_s:
+        await asyncio.sleep(chance.random() * 8)
+        left = chance.choice([1, 5, 1000])
+        try:
+            async with asyncio.timeout(chance.choice([0.5, 5.0, 30.0])):
+                async for _ in session(unreliable(chance)):
+                    left -= 1
+                    if not left:
+                        break
+        except (OSError, TimeoutError):
+            pass
+
+
+def resources() -> dict[str, int]:
+    gc.collect()
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return {
+        "threads": threading.active_count(),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "MiB resident": pages * os.sysconf("SC_PAGESIZE") >> 20,
+    }
+
+
+async def churn(seconds: float, count: int) -> str:
+    chance = random.Random(1)
+    model = si.CpuBackend(lambda x: x.mean(axis=(1, 2)) if chance.random() > 0.02 else 1 / 0)
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=32), model) as service:
+        sessions = [
+            StreamSession(service, policy=LatestOnly(), max_age_s=0.2),
+            StreamSession(service, policy=Block(), max_in_flight=2),
+            StreamSession(service, policy=EveryNth(2), max_age_s=1.0),
+        ]
+        end_s = time.monotonic() + seconds
+        await asyncio.gather(*(viewer(sessions[number % 3], chance, end_s) for number in range(count)))
+        for session in sessions:
+            await session.aclose()
+        tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith("streaminfer-s")]
+        seen = [session.statistics() for session in sessions]
+    is_exact = all(it.received == it.delivered + it.failed + sum(it.dropped.values()) for it in seen)
+    frames = sum(it.received for it in seen)
+    return (
+        f"  {sum(it.ended_streams for it in seen)} streams, {frames} frames, each counted once "
+        f"{verdict(is_exact)}; tasks left {len(tasks)} {verdict(not tasks)}"
+    )
+
+
+def measure_churn(seconds: float) -> None:
+    print(f"\nChurn in real time, 1,000 places for {seconds:g} s, then until the last viewer has left")
+    asyncio.run(churn(2.0, 1000))  # what is loaded and pooled at first use is no leak
+    before = resources()
+    print(asyncio.run(churn(seconds, 1000)))
+    print("  " + ", ".join(f"{name} {before[name]} before, {after} after" for name, after in resources().items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="of the CPU figures; of fairness, three at most")
+    parser.add_argument("--seconds", type=float, default=10, help="of each scenario")
+    parser.add_argument("--churn", type=float, default=60, help="seconds of churn; 0 leaves it out")
+    options = parser.parse_args()
+    si.warmup()
+    measure_cost(options.rounds)
+    worlds = [virtual(options.seconds), sleeping(options.seconds), real(options.seconds)]
+    print(f"\n{CAMERAS} cameras at {OVERLOAD:g}× the capacity, latest only; beside it a task per frame")
+    for world in worlds:
+        for way in ("session", "task per frame"):
+            print(world.runs(functools.partial(cameras, world, way)), flush=True)
+    print(f"\n{REST} streams at {REST_SHARE:.0%} of the capacity, and one that sends {GREEDY} times as much as each")
+    for world in worlds:
+        measure_fairness(world, min(options.rounds, 3))
+    if options.churn:
+        measure_churn(options.churn)
+
+
+if __name__ == "__main__":
+    main()

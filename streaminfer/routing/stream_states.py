@@ -1,0 +1,75 @@
+"""State of streams behind several services: what is asked of one keeper, asked of each that keeps any."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from streaminfer.errors import InvalidInput
+from streaminfer.protocols import StreamStates, adapt
+
+__all__ = ["AllStreamStates", "states_of_all"]
+
+
+class AllStreamStates:
+    """Keepers of the services of a router: a stream may have state at any of them.
+
+    Args:
+        keepers: returns them.
+    """
+
+    def __init__(self, keepers: Callable[[], list[StreamStates]]) -> None:
+        self._keepers = keepers
+
+    def reset_stream(self, stream_id: Hashable) -> None:
+        """Reset the stream at every service."""
+        for keeper in self._keepers():
+            keeper.reset_stream(stream_id)
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        """End the stream at every service."""
+        for keeper in self._keepers():
+            keeper.end_stream(stream_id)
+
+    def export_state(self, stream_id: Hashable) -> Any:
+        """Return a copy of its state at the first service that has one.
+
+        Raises:
+            InvalidInput: none has.
+        """
+        refusal = InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
+        for keeper in self._keepers():
+            try:
+                return keeper.export_state(stream_id)
+            except InvalidInput as error:
+                refusal = error
+        raise refusal
+
+    def import_state(self, stream_id: Hashable, state: Any) -> None:
+        """Let the stream continue from ``state`` at every service whose model it is of.
+
+        Raises:
+            InvalidInput: it is of none.
+        """
+        taken, refusal = 0, InvalidInput(f"stream_id: no service keeps state of {stream_id!r}")
+        for keeper in self._keepers():
+            try:
+                keeper.import_state(stream_id, state)
+            except InvalidInput as error:
+                refusal = error
+            else:
+                taken += 1
+        if not taken:
+            raise refusal
+
+
+def states_of_all(services: Callable[[], Iterable[object]]) -> AllStreamStates | None:
+    """Return the keepers of some services as one; ``None``: no service keeps state.
+
+    Args:
+        services: returns them; called for each operation, because they may change.
+    """
+
+    def keepers() -> list[StreamStates]:
+        offered = [adapt(service).capabilities().stream_states for service in services()]
+        return [keeper for keeper in offered if keeper is not None]
+
+    return AllStreamStates(keepers) if keepers() else None

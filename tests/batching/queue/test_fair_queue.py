@@ -1,0 +1,198 @@
+"""A queue in which streams take turns, alone and in a batcher."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import streaminfer as si
+from streaminfer.batching.queue._fair_queue_cy import FairQueue
+from streaminfer.batching.queue._ticket_cy import NEVER
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+
+class Future:
+    def done(self):
+        return False
+
+    def set_exception(self, error):
+        self.error = error
+
+
+def admit(queue, *stream_ids, priority=0, deadline_ns=NEVER):
+    return [
+        queue.admit(si.Request(None, stream_id=stream_id), (stream_id, number), Future(), 0, deadline_ns, priority)
+        for number, stream_id in enumerate(stream_ids)
+    ]
+
+
+def order_of(queue):
+    return [ticket.inputs[0] for ticket in queue]
+
+
+def model_order(queue_weights, arrivals):
+    """Service order of tickets that all wait: by start tag, then by arrival."""
+    finish, tags = {}, []
+    for number, stream_id in enumerate(arrivals):
+        tag = finish.get(stream_id, 0.0)
+        finish[stream_id] = tag + 1 / queue_weights.get(stream_id, 1.0)
+        tags.append((tag, number, stream_id))
+    return [stream_id for _, _, stream_id in sorted(tags)]
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", None]), max_size=40),
+    st.sampled_from([{}, {"a": 2.0}, {"a": 0.5, "b": 4.0}]),
+)
+def test_tickets_stand_in_the_order_of_their_turns(arrivals, weights):
+    queue = FairQueue(100, weights)
+    admit(queue, *arrivals)
+
+    assert order_of(queue) == model_order(weights, arrivals)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["admit", "take", "end"]), st.integers(0, 5)), max_size=60))
+def test_nothing_is_lost_whatever_happens(steps):
+    """The tickets in service order are those that were admitted and neither taken nor ended, tags ascending."""
+    queue, waiting = FairQueue(100, {}), []
+    for step, number in steps:
+        if step == "admit":
+            waiting += admit(queue, number)
+        elif step == "take":
+            taken = queue.take(queue.first(number), 0, "").tickets
+            waiting = [ticket for ticket in waiting if ticket not in taken]
+        elif waiting:
+            assert queue.end(waiting.pop(number % len(waiting)))
+        tickets = list(queue)
+        assert set(tickets) == set(waiting)
+        assert len(queue) == len(tickets) == len(waiting)
+        tags = [ticket.tag for ticket in tickets]
+        assert tags == sorted(tags)
+
+
+def test_a_newcomer_stands_behind_one_request_of_each_backlog():
+    queue = FairQueue(100, {})
+    admit(queue, *["greedy"] * 20, "other", "other")
+    queue.take(queue.first(4), 0, "full")
+    admit(queue, "new")
+
+    assert order_of(queue)[:3].index("new") <= 2
+    assert queue.ahead_of("newer") <= 3
+    assert queue.ahead_of("greedy") == len(queue)
+    assert queue.precedes("newer", list(queue)[-1])
+    assert not queue.precedes("greedy", list(queue)[-1])
+
+
+def test_turns_do_not_overtake_priorities():
+    queue = FairQueue(100, {})
+    admit(queue, "a", "a", priority=0)
+    admit(queue, "b", priority=1)
+    admit(queue, "c", priority=-1)
+
+    assert order_of(queue) == ["c", "a", "a", "b"]
+
+
+def test_a_policy_sees_no_more_than_the_horizon():
+    queue = FairQueue(100, {})
+    admit(queue, *"abcdef")
+    queue.horizon = 4
+
+    assert [ticket.inputs[0] for ticket in queue.first(100)] == list("abcd")
+    assert len(list(queue)) == 6
+
+
+def test_streams_of_the_past_are_forgotten():
+    """Memory is for the streams that wait, and a queue that runs empty has nothing to remember."""
+    queue = FairQueue(1000, {})
+    admit(queue, *["greedy"] * 10)
+    for number in range(5000):
+        (ticket,) = admit(queue, number)
+        assert queue.first(2)
+        queue.take([ticket], 0, "")
+
+    queue.take(list(queue), 0, "")
+    assert admit(queue, "greedy")[0].tag == 0.0
+
+
+async def test_a_full_queue_sheds_the_longest_backlog(loop):
+    """A stream that sends little finds room in a queue that another one has filled; that one does not."""
+    model = ScriptedBackend(duration_s=1.0)
+    batcher = si.AdaptiveBatcher(max_batch_size=1, max_queue_size=4, fair=True)
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        greedy = [asyncio.ensure_future(service(float(number), stream_id="greedy")) for number in range(5)]
+        await asyncio.sleep(0.1)
+        request = si.Request(9.0, stream_id="greedy")
+        assert service.admission(request, loop.clock()).reason == "queue_full"
+        with pytest.raises(si.Overloaded):
+            await service(9.0, stream_id="greedy")
+        assert service.admission(si.Request(9.0, stream_id="small"), loop.clock()).reason != "queue_full"
+
+        assert float(await service(7.0, stream_id="small")) == 7.0
+
+        assert loop.time() == pytest.approx(2.0)  # behind the one that ran, before the backlog
+        outcomes = await asyncio.gather(*greedy, return_exceptions=True)
+        assert [isinstance(outcome, si.Overloaded) for outcome in outcomes] == [False] * 4 + [True]
+    assert batcher.statistics().rejected == {"queue_full": 1, "shed": 1}
+
+
+@pytest.mark.parametrize("policy", ["lookahead", "greedy"])
+@pytest.mark.parametrize("slo_s", [None, 0.5])
+async def test_no_stream_waits_behind_the_backlog_of_another(loop, policy, slo_s):
+    """With a backlog of one stream, each other one is in the next batch but one, and batches are full all the same."""
+    model = ScriptedBackend(duration_s=0.02)
+    batcher = si.AdaptiveBatcher(max_batch_size=8, fair=True, policy=policy, slo_s=slo_s)
+    latencies_s = []
+
+    async def send(service, stream_id):
+        begun_s = loop.time()
+        await service(1.0, stream_id=stream_id)
+        latencies_s.append(loop.time() - begun_s)
+
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        await asyncio.gather(*(service(1.0) for _ in range(8)))  # the durations are known
+        model.batches.clear()
+        backlog = [asyncio.ensure_future(service(1.0, stream_id="greedy")) for _ in range(100)]
+        for _ in range(5):
+            await asyncio.sleep(0.033)
+            await asyncio.gather(*(send(service, number) for number in range(4)))
+        await asyncio.gather(*backlog, return_exceptions=True)
+
+    assert max(latencies_s) <= 0.041
+    assert np.mean(model.batch_sizes[:8]) == 8
+
+
+async def test_weights_are_shares_of_a_backlog(loop):
+    model = ScriptedBackend(duration_s=0.01)
+    batcher = si.AdaptiveBatcher(max_batch_size=4, fair={"gold": 3.0})
+    async with si.Stack(batcher, model, clock=loop.clock) as service:
+        calls = [asyncio.ensure_future(service(1.0, stream_id=name)) for _ in range(40) for name in ("gold", "tin")]
+        await asyncio.sleep(0.1001)
+        done = [sum(call.done() for call in calls[start::2]) for start in (0, 1)]
+        await asyncio.gather(*calls)
+    assert done[0] == pytest.approx(3 * done[1], abs=3)
+
+
+async def test_a_prediction_counts_what_is_served_before(loop):
+    """A router that asks for a stream without a backlog is not told of the backlog of another."""
+    model = ScriptedBackend(duration_s=0.02, example=1.0)
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2, fair=True), model, clock=loop.clock) as service:
+        backlog = [asyncio.ensure_future(service(1.0, stream_id="greedy")) for _ in range(40)]
+        await asyncio.sleep(0.001)
+        deadline_ns = loop.clock() + 100_000_000
+        small = service.admission(si.Request(1.0, stream_id="small", deadline_ns=deadline_ns), loop.clock())
+        greedy = service.admission(si.Request(1.0, stream_id="greedy", deadline_ns=deadline_ns), loop.clock())
+        await asyncio.gather(*backlog)
+    assert small.ok
+    assert greedy.reason == "infeasible"
+
+
+@pytest.mark.parametrize(
+    ("fair", "error"), [("yes", TypeError), ({"a": 0}, ValueError), ({"a": "2"}, TypeError), (1, TypeError)]
+)
+def test_wrong_weights_are_named(fair, error):
+    with pytest.raises(error, match="fair: expected True, False or a mapping of stream id to weight"):
+        si.AdaptiveBatcher(max_batch_size=2, fair=fair)

@@ -1,0 +1,116 @@
+"""Streams for synchronous callers: sources in threads, results in the caller's."""
+
+import threading
+
+import pytest
+from live_sources import add_up
+
+import streaminfer as si
+from streaminfer.streams import BlockingStreamSession, LatestOnly
+
+
+def stack_of(function=lambda x: x + 1, **options):
+    return si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(function, executor="inline"), **options)
+
+
+def source_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "streaminfer-source"]
+
+
+def test_results_of_a_plain_iterable_come_in_order():
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+        results = list(session(float(number) for number in range(10)))
+        assert [float(result.outputs) for result in results] == [number + 1.0 for number in range(10)]
+        assert add_up(session.statistics())
+        assert "0 streams open" in repr(session)
+
+
+def test_a_source_that_blocks_is_read_in_a_thread_of_its_own():
+    """The caller gets results while the source blocks, and a policy drops what it has no time for."""
+    is_taken, wake = threading.Event(), threading.Event()
+
+    def camera():
+        yield 0.0
+        assert is_taken.wait(60)  # the first result came before the second frame
+        yield from (1.0, 2.0, 3.0)
+        assert wake.wait(60)
+
+    with stack_of().blocking() as infer, BlockingStreamSession(infer, policy=LatestOnly()) as session:
+        numbers = []
+        for result in session(camera()):
+            numbers.append(result.number)
+            is_taken.set()
+            if result.number == 3:
+                wake.set()
+        assert (numbers[0], numbers[-1]) == (0, 3)
+        assert session.statistics().received == 4
+
+
+def test_leaving_the_loop_closes_the_stream_and_ends_its_thread():
+    def endless():
+        while True:
+            yield 1.0
+
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+        for _ in session(endless()):
+            break
+        assert session.statistics().open_streams == 0
+    for thread in source_threads():
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_an_error_of_the_source_reaches_the_caller():
+    def source():
+        yield 1.0
+        raise OSError("unplugged")
+
+    def leaves():
+        yield 1.0
+        raise SystemExit
+
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+        with pytest.raises(OSError, match="unplugged"):
+            list(session(source()))
+        with pytest.raises(RuntimeError, match="the source: SystemExit"):
+            list(session(leaves()))
+
+
+def test_many_sources_have_one_caller():
+    async def later():
+        yield 7.0
+
+    with stack_of().blocking() as infer, BlockingStreamSession(infer) as session:
+        session.add([1.0, 2.0], stream_id="a")
+        session.add(later())
+        assert session.add(iter([5.0])) != "a"
+        assert sorted(float(result.outputs) for result in session) == [2.0, 3.0, 6.0, 8.0]
+        session.add([1.0], stream_id="b")
+        session.remove("b")
+        assert session.statistics().open_streams == 0
+
+
+def test_the_stop_of_the_stack_ends_the_streams():
+    """A loop over results ends with `Closed`, as a result or as an error; the session can be closed all the same."""
+
+    def endless():
+        while True:
+            yield 1.0
+
+    blocking = stack_of().blocking()
+    blocking.start()
+    session = BlockingStreamSession(blocking)
+    stop = threading.Thread(target=blocking.stop)
+    with pytest.raises(si.Closed):
+        for result in session(endless()):
+            if result.error is not None:
+                raise result.error
+            if result.number == 3:
+                stop.start()
+    stop.join()
+    session.close()
+
+
+def test_a_session_needs_a_blocking_stack():
+    with pytest.raises(TypeError, match="infer: expected a BlockingStack"):
+        BlockingStreamSession(stack_of())

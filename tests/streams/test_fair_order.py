@@ -1,0 +1,109 @@
+"""Turns of streams: shares by weight, and nothing to be gained by waiting or by a backlog."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaminfer.streams._fair_order_cy import FairOrder, Turn
+from streaminfer.streams.bursts import Bursts
+
+pytestmark = pytest.mark.uncompiled
+
+
+@given(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=6), st.integers(1, 200))
+def test_streams_that_always_wait_share_by_weight(weights, turns):
+    """At any moment two of them differ by no more than a turn of each, for their weight."""
+    order, served = FairOrder(), {}
+    for number, weight in enumerate(weights):
+        order.push(Turn(number, weight, 0))
+        served[number] = 0
+
+    for _ in range(turns):
+        turn = order.pop()
+        served[turn.owner] += 1
+        order.push(turn)
+        shares = [served[number] / weight for number, weight in enumerate(weights)]
+        for one, weight in zip(shares, weights, strict=True):
+            for other, other_weight in zip(shares, weights, strict=True):
+                assert abs(one - other) <= 1 / weight + 1 / other_weight + 1e-9
+
+
+def test_a_stream_that_was_idle_is_next_and_has_saved_nothing_up():
+    order = FairOrder()
+    greedy, idle = Turn("greedy", 1.0, 0), Turn("idle", 1.0, 0)
+    for _ in range(50):
+        order.push(greedy)
+        assert order.pop() is greedy
+
+    order.push(greedy)
+    order.push(idle)
+    served = []
+    for _ in range(6):
+        turn = order.pop()
+        served.append(turn.owner)
+        order.push(turn)
+    assert served == ["idle", "greedy"] * 3
+
+
+def test_more_urgent_streams_go_first_and_equals_in_order_of_arrival():
+    order = FairOrder()
+    turns = [Turn(name, 1.0, priority) for name, priority in [("b", 1), ("a", 0), ("c", 1), ("z", -5)]]
+    for turn in turns:
+        order.push(turn)
+        order.push(turn)  # it is queued once
+
+    assert order.count == 4
+    assert [order.pop().owner for _ in range(4)] == ["z", "a", "b", "c"]
+    assert order.pop() is None
+    assert order.count == 0
+
+
+def test_a_removed_stream_has_no_turn():
+    order = FairOrder()
+    one, other = Turn(1, 1.0, 0), Turn(2, 1.0, 0)
+    order.push(one)
+    order.push(other)
+    order.remove(one)
+    order.remove(one)
+
+    assert order.pop() is other
+    order.push(one)  # it may come back
+    order.remove(one)
+    order.push(one)
+    assert order.pop() is one
+    assert order.pop() is None
+
+
+def test_bursts_follow_one_another():
+    """A burst takes all that is sent while it is open; the next begins when most of it has ended."""
+    bursts = Bursts()
+    bursts.at_once = 1
+    burst = bursts.send()
+    assert bursts.may_send()  # to the open one
+    assert [bursts.send() for _ in range(3)] == [burst] * 3
+    assert not bursts.close()
+
+    assert not bursts.may_send()
+    assert [bursts.end(burst) for _ in range(4)] == [False, False, True, False]
+    assert not bursts.may_send()
+    bursts.make_room()
+    assert bursts.may_send()
+    assert bursts.in_flight == 0
+
+
+def test_a_burst_may_be_over_before_it_is_closed():
+    bursts = Bursts()
+    bursts.at_once = 1
+    assert not bursts.end(bursts.send())  # it may get more
+
+    assert bursts.close()
+    assert not bursts.close()
+
+
+def test_without_bursts_each_may_be_sent():
+    bursts = Bursts()
+    assert [bursts.send() for _ in range(3)] == [None] * 3
+
+    assert bursts.may_send()
+    assert not bursts.end(None)
+    assert bursts.in_flight == 2

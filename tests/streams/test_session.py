@@ -1,0 +1,396 @@
+"""`StreamSession` in its steady state: order, ages, backpressure, drops, several sources."""
+
+import asyncio
+import math
+
+import pytest
+from live_sources import Camera, Service, add_up, echo, others, settle, stack_of
+
+import streaminfer as si
+from streaminfer.streams import Block, EveryNth, Frame, LatestOnly, StreamSession, TargetRate
+from streaminfer.testing import ScriptedBackend
+
+pytestmark = pytest.mark.uncompiled
+
+
+async def collect(results):
+    return [result async for result in results]
+
+
+async def test_results_come_in_order_with_their_instants(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service:
+        session = StreamSession(service, stream_id="door")
+        results = await collect(session(Camera(loop, 5)))
+
+    assert [float(result.outputs) for result in results] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [result.number for result in results] == [0, 1, 2, 3, 4]
+    for number, result in enumerate(results):
+        captured_ns = (number + 1) * 10_000_000
+        assert (result.captured_ns, result.arrived_ns) == (captured_ns, captured_ns)
+        assert (result.completed_ns, result.delivered_ns) == (captured_ns + 4_000_000, captured_ns + 4_000_000)
+        assert result.age_s == pytest.approx(0.004)
+        assert result.position_s == pytest.approx(number * 0.01)
+        assert (result.stream_id, result.error, result.degraded, result.source_failed) == ("door", None, False, False)
+    assert not others()
+
+
+async def test_bare_inputs_are_captured_when_they_arrive(loop):
+    async def source():
+        for x in (1.0, 2.0):
+            await asyncio.sleep(0.5)
+            yield x
+
+    results = await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
+
+    assert [(result.outputs, result.captured_ns) for result in results] == [(1.0, 500_000_000), (2.0, 1_000_000_000)]
+
+
+async def test_a_list_is_a_source_for_policies_that_wait(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.01)) as service:
+        results = await collect(StreamSession(service)([1.0, Frame(2.0, 0), 3.0]))
+        assert [float(result.outputs) for result in results] == [1.0, 2.0, 3.0]
+
+        with pytest.raises(TypeError, match="source: expected an asynchronous iterable, since the policy drops"):
+            StreamSession(service, policy=LatestOnly())([1.0])
+        with pytest.raises(TypeError, match="source: expected an asynchronous or plain iterable, got 7"):
+            StreamSession(service)(7)
+
+
+async def test_latest_only_sends_the_newest_frame(loop):
+    """At 3.5 frames per batch, each result is of the frame that was the newest when the service became free."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.035)) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        results = await collect(session(Camera(loop, 20)))
+
+    assert [result.number for result in results][:4] == [0, 3, 7, 10]
+    assert max(result.age_s for result in results[:-1]) <= 0.045 + 1e-9
+    statistics = session.statistics()
+    assert statistics.received == 20
+    assert statistics.dropped == {"stale": 20 - len(results)}
+    assert add_up(statistics)
+
+
+async def test_block_loses_nothing_and_holds_the_source(loop):
+    """A source is read no further ahead than the policy allows, and a slow consumer holds it too."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.01)) as service:
+        camera = Camera(loop, 30, period_s=0)
+        session = StreamSession(service, policy=Block(max_waiting=3))
+        ahead = 0
+        async for result in session(camera):
+            await asyncio.sleep(0.1)
+            ahead = max(ahead, camera.read - result.number)
+
+    assert session.statistics().delivered == 30
+    assert ahead <= 3 + 1 + 2  # those that wait, one in flight, one ready and this one
+
+
+async def test_every_nth_and_target_rate_count_what_they_leave_out(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.001)) as service:
+        session = StreamSession(service, policy=EveryNth(4, then=Block()))
+        results = await collect(session(Camera(loop, 10)))
+        assert [result.number for result in results] == [0, 4, 8]
+        assert session.statistics().dropped == {"skipped": 7}
+
+        session = StreamSession(service, policy=TargetRate(20))
+        results = await collect(session(Camera(loop, 21)))
+        assert [result.number for result in results] == [0, 5, 10, 15, 20]
+
+
+async def test_frames_in_flight_are_bounded_and_come_back_in_order(loop):
+    """Several requests of a stream at once, which end in any order, and are delivered in the order of frames."""
+
+    async def answer(request):
+        await asyncio.sleep(0.05 if request.inputs % 3 == 0 else 0.01)
+        return request.inputs
+
+    service = Service(answer)
+    session = StreamSession(service, max_in_flight=3, clock=loop.clock)
+    results = await collect(session([float(number) for number in range(20)]))
+
+    assert [result.outputs for result in results] == list(range(20))
+    assert service.most == 3
+
+
+async def test_an_error_is_the_result_of_its_frame(loop):
+    model = ScriptedBackend([0.0], ValueError("broken"), si.BackendError("no"), duration_s=0.001)
+    async with stack_of(loop, model) as service:
+        session = StreamSession(service)
+        results = await collect(session(Camera(loop, 5)))
+
+    assert [type(result.error).__name__ for result in results] == ["NoneType", *["BackendError"] * 2, *["NoneType"] * 2]
+    assert results[1].outputs is None
+    assert "BackendError" in repr(results[1])
+    statistics = session.statistics()
+    assert (statistics.delivered, statistics.failed, statistics.ages.count) == (3, 2, 3)
+
+
+async def test_a_frame_that_is_too_old_costs_nothing(loop):
+    """What arrives past its age limit is dropped before it is sent; what is sent has the limit as its deadline."""
+    model = ScriptedBackend(duration_s=0.01)
+
+    async def source():
+        yield Frame(1.0, loop.clock() - 300_000_000)
+        yield Frame(2.0, loop.clock() - 40_000_000)
+
+    async with stack_of(loop, model) as service:
+        session = StreamSession(service, max_age_s=0.1)
+        results = await collect(session(source()))
+
+    assert [float(result.outputs) for result in results] == [2.0]
+    assert session.statistics().dropped == {"deadline_exceeded": 1}
+    assert [batch.deadline_ns for batch in model.batches] == [60_000_000]
+
+
+async def test_a_result_that_would_be_too_old_is_dropped(loop):
+    """A hanging model costs each frame no more than its age limit, and the stream goes on."""
+    model = ScriptedBackend(*[lambda batch: batch.inputs] * 2, duration_s=lambda _: 0.01 if loop.time() < 0.2 else 9.0)
+    async with stack_of(loop, model) as service:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.05)
+        results = await collect(session(Camera(loop, 100)))
+
+    statistics = session.statistics()
+    assert len(results) == statistics.delivered >= 15
+    assert set(statistics.dropped) == {"stale", "deadline_exceeded"}
+    assert add_up(statistics)
+    assert all(result.age_s <= 0.05 for result in results)
+
+
+async def test_what_the_planner_would_reject_is_dropped_with_its_reason(loop):
+    """Behind a backlog a frame cannot be on time: it is dropped as infeasible and never queued."""
+    model = ScriptedBackend(duration_s=0.1, example=1.0)
+    async with stack_of(loop, model, max_batch_size=1) as service:
+        backlog = [asyncio.ensure_future(service(1.0)) for _ in range(4)]
+        await asyncio.sleep(0)
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.15)
+        one = StreamSession(service, policy=LatestOnly())(Camera(loop, 1))  # so that something of ours is in flight
+        first = asyncio.ensure_future(anext(one))
+        await asyncio.sleep(0.015)
+        results = await collect(session(Camera(loop, 10)))
+        await asyncio.gather(first, *backlog)
+
+    statistics = session.statistics()
+    assert statistics.dropped.get("infeasible", 0) >= 1
+    assert statistics.delivered == len(results)
+    assert add_up(statistics)
+
+
+@pytest.mark.parametrize("max_age_s", [None, 5.0])
+async def test_block_waits_for_a_place_where_others_drop(loop, max_age_s):
+    """A full queue holds a stream that loses nothing; one that drops frames drops them as queue_full."""
+    model = ScriptedBackend(duration_s=0.05)
+    async with stack_of(loop, model, max_batch_size=1, max_queue_size=1, policy="greedy") as service:
+        others_calls = [asyncio.ensure_future(service(1.0)) for _ in range(2)]
+        await asyncio.sleep(0.001)
+        dropping = StreamSession(service, policy=LatestOnly())
+        assert await collect(dropping(Camera(loop, 2))) == []
+        assert dropping.statistics().dropped == {"queue_full": 2}
+
+        blocking = StreamSession(service, max_age_s=max_age_s)
+        assert len(await collect(blocking([1.0, 2.0, 3.0]))) == 3
+        await asyncio.gather(*others_calls)
+
+
+async def test_rejections_that_nothing_announced(loop):
+    """`Overloaded` out of the call itself: dropped as shed, or sent again."""
+    refusals = [si.Overloaded("full", retry_after_s=0.2)] * 2
+
+    async def answer(request):
+        if refusals:
+            raise refusals.pop()
+        return request.inputs
+
+    dropping = StreamSession(Service(answer), policy=LatestOnly(), clock=loop.clock)
+    assert [result.number for result in await collect(dropping(Camera(loop, 3)))] == [2]
+    assert dropping.statistics().dropped == {"shed": 2}
+
+    refusals += [si.Overloaded("full", retry_after_s=0.2)] * 2
+    begun_s = loop.time()
+    assert len(await collect(StreamSession(Service(answer), clock=loop.clock)([1.0]))) == 1
+    assert loop.time() - begun_s == pytest.approx(0.4)
+
+
+async def test_an_open_breaker_drops_frames_by_its_reason(loop):
+    breaker = si.CircuitBreaker(minimum_calls=1, open_s=0.055)
+    model = ScriptedBackend(ValueError("broken"))
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=2), breaker, model, clock=loop.clock) as service:
+        session = StreamSession(service, policy=LatestOnly())
+        results = await collect(session(Camera(loop, 12)))
+
+    statistics = session.statistics()
+    assert statistics.failed == 1
+    assert 4 <= statistics.dropped["circuit_open"] <= 6
+    assert statistics.delivered == 12 - 1 - statistics.dropped["circuit_open"]
+    assert results[-1].error is None
+
+
+async def test_an_infinite_age_means_no_deadline(loop):
+    """The objective of the batcher is not the stream's unless it has no limit of its own."""
+    for max_age_s, failed in [(math.inf, 0), (None, 2)]:
+        async with stack_of(loop, ScriptedBackend(duration_s=0.2), slo_s=0.1, policy="greedy") as service:
+            session = StreamSession(service, max_age_s=max_age_s)
+            results = await collect(session([1.0, 2.0]))
+            assert [isinstance(result.error, si.DeadlineExceeded) for result in results] == [failed > 0] * 2
+
+
+async def test_a_service_without_deadlines_is_ended_at_the_age_limit(loop):
+    async def answer(request):
+        await asyncio.sleep(0.01 if request.inputs else 1e9)
+        return request.inputs
+
+    session = StreamSession(Service(answer), max_age_s=0.05, clock=loop.clock)
+    results = await collect(session(Camera(loop, 4, period_s=0.03)))
+
+    assert [result.number for result in results] == [1, 2, 3]
+    assert session.statistics().dropped == {"deadline_exceeded": 1}
+
+
+async def test_routers_and_replicas_are_services(loop):
+    good = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(then=lambda b: [x + 1 for x in b.inputs]))
+    bad = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(*[ValueError()] * 50))
+    async with si.Stack(
+        si.FallbackRouter(si.Route("bad", bad), si.Route("good", good, quality=0.5)), clock=loop.clock
+    ) as service:
+        results = await collect(StreamSession(service)(Camera(loop, 4)))
+        assert [(result.outputs, result.degraded) for result in results] == [(x + 1.0, True) for x in range(4)]
+
+    replicas = [
+        si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.005), clock=loop.clock)
+        for _ in range(2)
+    ]
+    async with si.Stack(
+        si.Replicas(*(si.Replica(str(number), one) for number, one in enumerate(replicas))), clock=loop.clock
+    ) as service:
+        session = StreamSession(service, max_age_s=0.1, policy=LatestOnly())
+        assert len(await collect(session(Camera(loop, 9)))) == 9
+
+
+async def test_many_sources_have_one_consumer(loop):
+    """Streams are added and removed while results of others arrive, and the loop ends with the last of them."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service, StreamSession(service) as session:
+        a = session.add(Camera(loop, 10), stream_id="a")
+        endless = Camera(loop)
+        b = session.add(endless)
+        assert session.streams == ("a", b)
+        counts = {}
+        async for result in session:
+            counts[result.stream_id] = counts.get(result.stream_id, 0) + 1
+            if result.stream_id == a and result.number == 4:
+                c = session.add(Camera(loop, 20, period_s=0.003), stream_id=("c", 1))
+            if counts.get(b) == 12:
+                await session.remove(b)
+                await session.remove("unknown")
+        assert counts == {"a": 10, b: 12, c: 20}
+        assert endless.closed == 1
+        assert session.streams == ()
+        session.add([5.0])
+        assert [float(result.outputs) async for result in session] == [5.0]
+        statistics = session.statistics()
+    assert (statistics.open_streams, statistics.ended_streams) == (0, 4)
+    assert add_up(statistics)
+
+
+async def test_streams_take_turns_by_weight(loop):
+    async def answer(request):
+        await asyncio.sleep(0.01)
+        return request.inputs
+
+    limited = si.Stack(si.AdaptiveBatcher(max_batch_size=1), ScriptedBackend(duration_s=0.01), clock=loop.clock)
+    async with limited as service, StreamSession(service) as session:
+        for weight in (1.0, 3.0):
+            session.add(Camera(loop, period_s=0), stream_id=weight, weight=weight)
+        session.add(Camera(loop, period_s=0.4), stream_id="seldom")
+        counts = {1.0: 0, 3.0: 0, "seldom": 0}
+        async for result in session:
+            counts[result.stream_id] += 1
+            if result.stream_id == "seldom":
+                assert result.age_s <= 0.041
+            if loop.time() > 4:
+                break
+    # with one frame in flight each, the heavier one can be sent every other time at best
+    assert 1.0 <= counts[3.0] / counts[1.0] <= 3.5
+    assert counts["seldom"] == 9
+
+
+async def test_no_task_is_made_per_frame(loop):
+    """In the steady state frames are sent by tasks that last."""
+    made = []
+
+    def factory(loop, coroutine, **options):
+        made.append(getattr(coroutine, "__qualname__", ""))
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async with si.Stack(si.AdaptiveBatcher(max_batch_size=4), si.CpuBackend(lambda x: x, executor="inline")) as service:
+        session = StreamSession(service, policy=LatestOnly(), clock=loop.clock)
+        loop.set_task_factory(factory)
+        results = session(Camera(loop, 500))
+        for _ in range(3):
+            await anext(results)
+        made.clear()
+        assert len(await collect(results)) == 497
+        assert made == []
+        loop.set_task_factory(None)
+
+
+async def test_statistics_name_the_streams_with_the_most_drops(loop):
+    """A snapshot has a bound, its totals have none."""
+    async with stack_of(loop, ScriptedBackend(duration_s=0.5)) as service:
+        async with StreamSession(service, policy=LatestOnly()) as session:
+            for number in range(70):
+                session.add(Camera(loop, period_s=0.1 if number % 10 else 0.02), stream_id=number)
+            await asyncio.sleep(0.35)
+            statistics = session.statistics()
+            assert statistics.open_streams == 70
+            assert len(statistics.streams) == 64
+            assert {0, 10, 20, 30, 40, 50, 60} <= set(list(statistics.streams)[:7])
+            assert all(add_up(one) for one in statistics.streams.values())
+            assert add_up(statistics)
+            assert statistics.to_dict()["streams"]["0"]["dropped"]["stale"] >= 10
+        results = session.statistics()
+    assert (results.open_streams, results.ended_streams, results.waiting, results.in_flight) == (0, 70, 0, 0)
+    assert add_up(results)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_in_flight": 0}, ValueError, "max_in_flight: expected a whole number ≥ 1"),
+        ({"max_age_s": 0}, ValueError, "max_age_s: expected a number of seconds > 0"),
+        ({"max_age_s": "1"}, TypeError, "max_age_s"),
+        ({"max_age_s": math.nan}, ValueError, "max_age_s"),
+        ({"policy": LatestOnly}, TypeError, "policy.max_waiting"),
+        ({"stream_id": []}, TypeError, "stream_id: expected a hashable"),
+        ({"resets_after_gap": 1}, TypeError, "resets_after_gap"),
+        ({"priority": 0.5}, ValueError, "priority"),
+        ({"tenant": 7}, TypeError, "tenant"),
+        ({"clock": 7}, TypeError, "clock"),
+    ],
+)
+def test_wrong_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        StreamSession(Service(echo), **options)
+
+
+async def test_wrong_use_is_refused(loop):
+    with pytest.raises(TypeError, match="service: expected a service"):
+        StreamSession(len)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(duration_s=0.1), clock=loop.clock)
+    with pytest.raises(TypeError, match="BlockingStreamSession"):
+        StreamSession(stack.blocking())
+    async with stack:
+        session = StreamSession(stack)
+        with pytest.raises(RuntimeError, match="add"):
+            await anext(session)
+        with pytest.raises(ValueError, match="weight: expected a number from"):
+            session.add([1.0], weight=0)
+        session.add(Camera(loop), stream_id="a")
+        with pytest.raises(ValueError, match="stream_id: expected an id of which no stream is open, got 'a'"):
+            session(Camera(loop), stream_id="a")
+        waiting = asyncio.ensure_future(anext(session))
+        await settle()
+        with pytest.raises(RuntimeError, match="has a consumer already"):
+            await anext(session)
+        await waiting
+        await session.aclose()
+        with pytest.raises(si.Closed, match="this session was closed"):
+            session.add(Camera(loop))
+        assert "0 streams open" in repr(session)

@@ -1,0 +1,378 @@
+"""Every way in which a stream can end: nothing hangs, nothing is left, each frame is counted."""
+
+import asyncio
+import contextlib
+import gc
+
+import pytest
+from live_sources import Camera, Service, States, add_up, echo, others, settle, stack_of
+
+import streaminfer as si
+from streaminfer.streams import LatestOnly, StreamSession
+from streaminfer.testing import HANG, ScriptedBackend, run
+
+pytestmark = pytest.mark.uncompiled
+
+
+async def collect(results):
+    return [result async for result in results]
+
+
+async def test_a_consumer_that_leaves_its_loop_closes_the_stream(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.004)) as service:
+        session, camera = StreamSession(service), Camera(loop)
+        async for result in session(camera):
+            if result.number == 3:
+                break
+        del result
+        await settle()
+
+        assert camera.closed == 1
+        assert not others()
+    statistics = session.statistics()
+    assert (statistics.delivered, statistics.open_streams) == (4, 0)
+    assert add_up(statistics)
+
+
+async def test_results_are_closed_by_hand_or_at_the_end_of_a_block(loop):
+    async with stack_of(loop, ScriptedBackend(HANG)) as service:
+        session, camera = StreamSession(service), Camera(loop)
+        async with session(camera) as results:
+            await asyncio.sleep(0.055)
+            assert results.statistics().in_flight == 1
+            assert results.stream_id in repr(results)
+        assert not others()
+        assert camera.closed == 1
+        assert await collect(results) == []
+        await results.aclose()
+    assert session.statistics().dropped == {"closed": session.statistics().received}
+
+
+async def test_a_cancelled_consumer_leaves_nothing(loop):
+    async with stack_of(loop, ScriptedBackend(HANG)) as service:
+        session, camera = StreamSession(service), Camera(loop)
+        consumer = asyncio.ensure_future(collect(session(camera)))
+        await asyncio.sleep(0.055)
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+        del consumer
+        gc.collect()
+        await settle()
+        assert not others()
+        assert camera.closed == 1
+    assert add_up(session.statistics())
+
+
+async def test_an_error_of_the_source_comes_behind_its_results(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.1)) as service:
+        session = StreamSession(service)
+        results = session(Camera(loop, 3, error=OSError("unplugged")))
+        assert [(await anext(results)).number for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(OSError, match="unplugged"):
+            await anext(results)
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+        await settle()
+        assert not others()
+
+
+async def test_among_others_the_error_of_a_source_is_a_result(loop):
+    async with stack_of(loop, ScriptedBackend(duration_s=0.001)) as service, StreamSession(service) as session:
+        session.add(Camera(loop, 2, error=OSError("unplugged")), stream_id="bad")
+        session.add(Camera(loop, 5), stream_id="good")
+        results = await collect(session)
+        statistics = session.statistics()
+
+    (failure,) = [result for result in results if result.source_failed]
+    assert (failure.stream_id, str(failure.error)) == ("bad", "unplugged")
+    assert [result.stream_id for result in results].count("bad") == 3
+    assert (statistics.received, statistics.delivered, statistics.failed) == (7, 7, 0)
+
+
+async def test_a_frame_that_is_none_ends_its_stream(loop):
+    async def source():
+        yield si.streams.Frame(1.0, "noon")
+
+    with pytest.raises(TypeError):
+        await collect(StreamSession(Service(echo), clock=loop.clock)(source()))
+
+
+async def test_a_source_that_hangs_is_left(loop):
+    async with stack_of(loop, ScriptedBackend()) as service:
+        camera = Camera(loop, period_s=1e9)
+        async with StreamSession(service) as session:
+            session.add(camera)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(session), 5.0)
+        assert not others()
+        assert camera.closed == 1
+
+
+async def test_a_service_that_hangs_is_left(loop):
+    async with stack_of(loop, ScriptedBackend(HANG, duration_s=0.01)) as service:
+        async with StreamSession(service) as session:
+            session.add(Camera(loop), stream_id="a")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(session), 5.0)
+            await session.remove("a")
+            session.add(Camera(loop, 2), stream_id="a")  # the id is free, and the service goes on
+            assert len(await collect(session)) == 2
+        assert not others()
+
+
+async def test_the_stop_of_the_service_ends_the_streams(loop):
+    """Frames in flight get their outcome, and the last result says that the service is closed."""
+    model = ScriptedBackend(duration_s=0.015)
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), model, clock=loop.clock)
+    await stack.start()
+    session = StreamSession(stack)
+    cameras = [Camera(loop), Camera(loop)]
+    consumers = [asyncio.ensure_future(collect(session(camera))) for camera in cameras]
+    await asyncio.sleep(0.1)
+    await stack.stop()
+    results = await asyncio.gather(*consumers)
+
+    for one, camera in zip(results, cameras, strict=True):
+        assert [result.error is None for result in one] == [True] * (len(one) - 1) + [False]
+        assert isinstance(one[-1].error, si.Closed)
+        assert camera.closed == 1
+    await settle()
+    assert not others()
+    assert add_up(session.statistics())
+
+
+async def test_a_hard_stop_of_the_service_ends_the_streams(loop):
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(HANG), clock=loop.clock)
+    await stack.start()
+    consumer = asyncio.ensure_future(collect(StreamSession(stack, policy=LatestOnly())(Camera(loop))))
+    await asyncio.sleep(0.1)
+    await stack.stop(drain=False)
+    (result,) = await consumer
+    assert isinstance(result.error, si.Closed)
+
+
+async def test_a_stack_that_does_not_run_says_so(loop):
+    stack = si.Stack(si.AdaptiveBatcher(max_batch_size=4), ScriptedBackend(), clock=loop.clock)
+    (result,) = await collect(StreamSession(stack)(Camera(loop)))
+    assert isinstance(result.error, si.Closed)
+
+
+async def test_a_service_that_cancels_its_own_request_fails_the_frame(loop):
+    async def answer(request):
+        if request.inputs == 1.0:
+            raise asyncio.CancelledError
+        return request.inputs
+
+    results = await collect(StreamSession(Service(answer), clock=loop.clock)(Camera(loop, 3)))
+    assert [type(result.error) for result in results] == [type(None), asyncio.CancelledError, type(None)]
+
+
+async def test_an_error_of_the_admission_ends_the_stream(loop):
+    service = Service(echo)
+    service.admission = lambda request, now_ns: 1 / 0
+    session = StreamSession(service, policy=LatestOnly(), clock=loop.clock)
+    with pytest.raises(ZeroDivisionError):
+        await collect(session(Camera(loop, 3)))
+    assert session.statistics().dropped == {"closed": 1}
+    await settle()
+    assert not others()
+
+
+def test_a_loop_that_is_shut_down_takes_the_streams_with_it():
+    """Tasks that the runner cancels end, and the session serves another loop afterwards."""
+    service = Service(echo)
+    session = StreamSession(service)
+    cameras = []
+
+    async def first(loop):
+        cameras.append(Camera(loop))
+        session.add(cameras[0], stream_id="a")
+        await asyncio.sleep(0.1)
+
+    run(first)
+    assert cameras[0].closed == 1
+
+    async def second(loop):
+        return [result.outputs async for result in session([1.0], stream_id="a")]
+
+    assert run(second) == [1.0]
+    assert add_up(session.statistics())
+
+
+async def test_a_session_belongs_to_one_loop_at_a_time(loop):
+    session = StreamSession(Service(echo))
+    session.add(Camera(loop))
+
+    async def other():
+        session.add([1.0])
+
+    with pytest.raises(RuntimeError, match="open streams on another event loop"):
+        await _in_thread(other)
+    await session.aclose()
+
+
+async def _in_thread(function):
+    """Run on a loop of another thread, which a virtual loop waits for by turning."""
+    import threading
+
+    outcome = []
+
+    def work():
+        try:
+            asyncio.run(function())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if outcome:
+        raise outcome[0]
+
+
+async def test_a_session_that_is_forgotten_ends_its_streams(loop):
+    async with stack_of(loop, ScriptedBackend(HANG)) as service:
+        camera = Camera(loop)
+        session = StreamSession(service)
+        session.add(camera)
+        await asyncio.sleep(0.05)
+        del session
+        gc.collect()
+        await settle()
+        assert camera.closed == 1
+        assert not others()
+
+
+class Stubborn:
+    """Source that does not let itself be cancelled."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    async def __aiter__(self):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1.0)
+            yield 1.0
+
+
+async def test_a_source_that_swallows_its_cancellation_is_left(loop):
+    async with StreamSession(Service(echo), clock=loop.clock) as session:
+        session.add(Stubborn(loop))
+        assert (await anext(session)).outputs == 1.0
+    await settle()
+    assert not others()
+    assert add_up(session.statistics())
+
+
+async def test_errors_at_the_end_that_no_consumer_can_get_reach_the_loop(loop):
+    """A source that fails when it is closed, a model that fails to end a state: the stream ends all the same."""
+
+    class Failing(States):
+        def end_stream(self, stream_id):
+            raise ValueError("no such row")
+
+    async def source():
+        try:
+            await asyncio.Event().wait()
+            yield 1.0
+        finally:
+            raise OSError("the device is gone")
+
+    told = []
+    loop.set_exception_handler(lambda _, context: told.append((context["message"], str(context["exception"]))))
+    session = StreamSession(Service(echo, Failing()), clock=loop.clock, stream_id="cam")
+    async with session(source()):
+        await settle()
+
+    assert told == [
+        ("stream 'cam': its source failed when it was closed", "the device is gone"),
+        ("stream 'cam': the model could not end its state", "no such row"),
+    ]
+    assert session.streams == ()
+    assert not others()
+
+
+async def test_a_policy_that_fails_opens_no_stream(loop):
+    class Broken:
+        max_waiting, waits = 1, True
+
+        def make_selector(self):
+            raise ValueError("broken")
+
+    session = StreamSession(Service(echo), policy=Broken(), clock=loop.clock)
+    with pytest.raises(ValueError, match="broken"):
+        session.add([1.0])
+    await settle()
+    assert not others()
+    assert session.streams == ()
+
+
+# -- recurrent models ------------------------------------------------------------------------------------------------
+
+
+async def test_states_are_reset_where_a_frame_starts_anew_and_end_with_the_stream(loop):
+    """A reset comes behind the frames before it and before its own."""
+    states = States()
+
+    async def answer(request):
+        await asyncio.sleep(0.025)
+        states.calls.append(request.inputs)
+        return request.inputs
+
+    session = StreamSession(Service(answer, states), max_in_flight=2, stream_id="mic", clock=loop.clock)
+    await collect(session(Camera(loop, 5, anew=(0, 3))))
+
+    assert states.calls == [
+        *[("reset", "mic"), 0.0, 1.0, 2.0],
+        *[("reset", "mic"), 3.0, 4.0, ("end", "mic")],
+    ]
+
+
+async def test_a_reset_survives_the_drop_of_its_frame(loop):
+    states = States()
+
+    async def answer(request):
+        await asyncio.sleep(0.035)
+        states.calls.append(request.inputs)
+        return request.inputs
+
+    session = StreamSession(Service(answer, states), policy=LatestOnly(), stream_id=1, clock=loop.clock)
+    await collect(session(Camera(loop, 6, anew=(2,))))  # 0 is sent, then 3 instead of 2
+
+    assert states.calls == [0.0, ("reset", 1), 3.0, 5.0, ("end", 1)]
+
+
+@pytest.mark.parametrize(("resets", "expected"), [(False, 0), (True, 4)])
+async def test_a_gap_resets_only_where_it_is_wanted(loop, resets, expected):
+    """Frames dropped as stale, and one that failed."""
+    states = States()
+
+    async def answer(request):
+        await asyncio.sleep(0.035)
+        if request.inputs == 3.0:
+            raise ValueError
+        return request.inputs
+
+    service = Service(answer, states)
+    session = StreamSession(service, policy=LatestOnly(), resets_after_gap=resets, clock=loop.clock)
+    results = await collect(session(Camera(loop, 14)))
+
+    assert [result.number for result in results] == [0, 3, 7, 10, 13]
+    assert len([call for call in states.calls if call[0] == "reset"]) == expected
+
+
+async def test_states_end_when_a_stream_is_closed(loop):
+    states = States()
+
+    async def answer(request):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            states.calls.append("cancelled")
+
+    async with StreamSession(Service(answer, states), clock=loop.clock) as session:
+        session.add(Camera(loop), stream_id="a")
+        await asyncio.sleep(0.05)
+    assert states.calls == ["cancelled", ("end", "a")]

@@ -1,0 +1,113 @@
+"""Sources and services for tests of streams, in virtual time."""
+
+import asyncio
+import contextlib
+
+import streaminfer as si
+from streaminfer.streams import Frame
+
+
+class Camera:
+    """Yields numbered frames at a fixed rate, and counts what is asked of it.
+
+    Args:
+        loop: whose time it keeps.
+        frames: how many it has; ``None``: no end.
+        period_s: seconds between them.
+        error: raised behind the last frame.
+        anew: numbers of frames that start anew.
+    """
+
+    def __init__(self, loop, frames=None, period_s=0.01, *, error=None, anew=()):
+        self.loop, self.frames, self.period_s, self.error, self.anew = loop, frames, period_s, error, anew
+        self.read = 0
+        self.closed = 0
+
+    async def __aiter__(self):
+        try:
+            while self.frames is None or self.read < self.frames:
+                if self.period_s:
+                    await asyncio.sleep(self.period_s)
+                number = self.read
+                self.read += 1
+                yield Frame(float(number), self.loop.clock(), number * self.period_s, number in self.anew)
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed += 1
+
+
+class States:
+    """Keeper of stream states that writes down what is asked of it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def reset_stream(self, stream_id):
+        self.calls.append(("reset", stream_id))
+
+    def end_stream(self, stream_id):
+        self.calls.append(("end", stream_id))
+
+    def export_state(self, stream_id):
+        raise NotImplementedError
+
+    def import_state(self, stream_id, state):
+        raise NotImplementedError
+
+
+class Service:
+    """Service that follows a function, with no batcher and no deadlines of its own.
+
+    Args:
+        answer: an async function of the request that returns the outputs.
+        states: of a recurrent model.
+    """
+
+    def __init__(self, answer, states=None):
+        self.answer, self.stream_states = answer, states
+        self.requests = []
+        self.running = 0
+        self.most = 0
+
+    async def call(self, request):
+        self.requests.append(request)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            return si.Response(await self.answer(request))
+        finally:
+            self.running -= 1
+
+
+async def echo(request):
+    return request.inputs
+
+
+def others():
+    """The tasks of the loop but for the present one."""
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+async def settle():
+    """Let everything that is ready run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def add_up(statistics):
+    """Whether each frame that arrived is counted once."""
+    return statistics.received == (
+        statistics.delivered
+        + statistics.failed
+        + sum(statistics.dropped.values())
+        + statistics.waiting
+        + statistics.in_flight
+    )
+
+
+@contextlib.asynccontextmanager
+async def stack_of(loop, model, **options):
+    """A stack with a batcher around a model."""
+    async with si.Stack(si.AdaptiveBatcher(**{"max_batch_size": 4} | options), model, clock=loop.clock) as service:
+        yield service
