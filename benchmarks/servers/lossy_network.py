@@ -39,7 +39,8 @@ def missing_parts() -> list[str]:
         os.close(os.open(TUN, os.O_RDWR))
     except OSError:
         missing.append(str(TUN))
-    if not missing and subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
+    probe = [str(shutil.which("unshare")), "--net", "true"]
+    if not missing and subprocess.run(probe, capture_output=True, check=False).returncode:
         missing.append("the right to make network namespaces")
     return missing
 
