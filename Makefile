@@ -47,13 +47,12 @@ $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
 DEBIAN := chromium ip:iproute2 unshare:util-linux prometheus
 $(STAMPS)/debian: $(STAMPS)/venv
 	@missing=; for pair in $(DEBIAN); do command -v $${pair%:*} > /dev/null || missing="$$missing $${pair#*:}"; done; \
-	if [ -z "$$missing" ]; then :; \
+	if [ -z "$$missing" ]; then touch $@; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; } \
-			> $(STAMPS)/debian.log 2>&1 || { tail -5 $(STAMPS)/debian.log; echo "not installed:$$missing"; }; \
+			> $(STAMPS)/debian.log 2>&1 && touch $@ || { tail -5 $(STAMPS)/debian.log; echo "not installed:$$missing"; }; \
 	else echo "not here, and only root may install them with apt-get:$$missing"; fi
-	@touch $@
 
 demo: $(STAMPS)/build $(STAMPS)/group-demo ## real models, live audio and video on this machine; writes report.html
 	$(BIN)/python examples/live_demo.py

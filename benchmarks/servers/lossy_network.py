@@ -34,8 +34,15 @@ PACKET = 65_535
 def missing_parts() -> list[str]:
     """What this machine lacks for it."""
     missing = [] if os.geteuid() == 0 else ["root"]
-    missing += [] if TUN.exists() else [str(TUN)]
-    return missing + [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing += [tool for tool in TOOLS if shutil.which(tool) is None]
+    try:
+        os.close(os.open(TUN, os.O_RDWR))
+    except OSError:
+        missing.append(str(TUN))
+    probe = [str(shutil.which("unshare")), "--net", "true"]
+    if not missing and subprocess.run(probe, capture_output=True, check=False).returncode:
+        missing.append("the right to make network namespaces")
+    return missing
 
 
 def join(pid: int, device: str, address: str, peer: str) -> int:

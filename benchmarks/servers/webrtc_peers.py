@@ -147,9 +147,10 @@ async def receive(kind: str, recovery: str) -> None:
         nonlocal first
         async for frame in source:
             now_ns = time.monotonic_ns()
+            number = round((frame.position_s or 0.0) * (RATE if kind == "video" else SOUND_RATE))
             if kind == "video" and not frames:
-                first = read_number(frame.inputs)  # of a whole picture; later ones lack what was lost
-            number = first + round((frame.position_s or 0.0) * (RATE if kind == "video" else SOUND_RATE))
+                first = read_number(frame.inputs) - number  # of a whole picture; later ones lack what was lost
+            number += first
             frames.append((number, frame.captured_ns, now_ns))
 
     source = from_track(track, **wanted)

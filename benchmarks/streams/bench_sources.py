@@ -101,10 +101,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--media", nargs="+", choices=["video", "audio"], default=["video", "audio"])
     arguments = parser.parse_args()
     measure_cpu(2 * arguments.rounds + 1)
     if missing := lossy_network.missing_parts():
         print(f"left out: WebRTC through a lossy network, which needs {', '.join(missing)}")
     else:
-        for medium in ("video", "audio"):
+        for medium in arguments.media:
             measure_network(medium, arguments.rounds, arguments.seconds)

@@ -129,7 +129,7 @@ def test_noise_on_the_line_never_ends_a_live_stream():
     async def main():
         async with (
             camera(sends(HEAD, *PICTURES[:6], part(b"\xff\xd8" + bytes(300)), *PICTURES[6:], then=forever)) as url,
-            VideoSource(url, reconnect=SOON, timeout_s=20.0, when_slow="wait") as source,
+            VideoSource(url, reconnect=SOON, timeout_s=1.5, when_slow="wait") as source,
         ):
             frames = [await anext(source) for _ in range(11)]
             return [gray(frame) for frame in frames], source.statistics()
