@@ -1,5 +1,46 @@
 """Live streams: cameras and microphones through one service, in order, with state, never stale."""
 
-from streaminfer.streams.frame import Frame
+from typing import TYPE_CHECKING
 
-__all__ = ["Frame"]
+from streaminfer._internal.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from streaminfer.streams._stream_cy import StreamResult
+    from streaminfer.streams.frame import Frame
+    from streaminfer.streams.policies import Block, EveryNth, FramePolicy, FrameSelector, LatestOnly, TargetRate
+    from streaminfer.streams.session import StreamResults, StreamSession
+    from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
+
+__all__ = [
+    "Block",
+    "EveryNth",
+    "Frame",
+    "FramePolicy",
+    "FrameSelector",
+    "LatestOnly",
+    "StreamResult",
+    "StreamResults",
+    "StreamSession",
+    "StreamSessionStatistics",
+    "StreamStatistics",
+    "TargetRate",
+]
+
+_HOMES = {
+    "Block": "streams.policies",
+    "EveryNth": "streams.policies",
+    "Frame": "streams.frame",
+    "FramePolicy": "streams.policies",
+    "FrameSelector": "streams.policies",
+    "LatestOnly": "streams.policies",
+    "StreamResult": "streams._stream_cy",
+    "StreamResults": "streams.session",
+    "StreamSession": "streams.session",
+    "StreamSessionStatistics": "streams.statistics",
+    "StreamStatistics": "streams.statistics",
+    "TargetRate": "streams.policies",
+}
+
+
+if not TYPE_CHECKING:  # type checkers know the names from the block above
+    __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

@@ -1,0 +1,22 @@
+cimport cython
+
+cdef class Turn:
+    cdef public object owner
+    cdef readonly bint is_queued
+    cdef double _cost
+    cdef double _finish
+    cdef int _priority
+    cdef long long _number
+
+cdef class FairOrder:
+    cdef list _heap
+    cdef double _virtual
+    cdef long long _number
+    cdef readonly Py_ssize_t count
+
+    @cython.locals(start=double)
+    cpdef push(self, Turn turn)
+    @cython.locals(entry=tuple, turn=Turn, start=double)
+    cpdef Turn pop(self)
+    cpdef remove(self, Turn turn)
+    cpdef bint is_spent(self, Turn turn) except -1

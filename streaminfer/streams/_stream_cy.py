@@ -1,0 +1,348 @@
+"""One stream as a state machine: frames that wait, frames in flight, results in order, and what was dropped and why.
+
+*Design.* A frame is one object, its `StreamResult`, from its arrival to its delivery. It waits in a short deque; it is
+sent when a place is free, and only then, so that what is sent is the freshest; its result is delivered in the order in
+which frames were sent. A frame keeps its place *in flight* until its result is delivered, so that a slow consumer slows
+the stream down, or has frames dropped, and no result piles up.
+
+*Policy.* ``max_waiting`` and ``waits`` are all that a policy says about frames that wait: when so many wait, the source
+is held (``waits``), or the oldest is dropped as ``stale``. A selector says which frames are of interest at all; the
+others are dropped as ``skipped``.
+
+*State of recurrent models.* ``starts_anew`` of a frame that is dropped passes to the next frame of the stream, so that
+a reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts anew too. Such
+a frame is sent when no earlier one runs.
+
+*Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
+``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``in_flight`` ≤ ``max_in_flight``.
+
+*Complexity.* O(1) for each operation, O(in flight) in memory.
+
+One source, compiled with the C types of ``_stream_cy.pxd`` or run uncompiled. Not thread-safe: of one event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Any
+
+__all__ = ["StreamResult", "StreamState", "make_source_failure"]
+
+# C variables in the compiled module: what has become of a frame
+_WAITING = 0
+_RUNNING = 1
+_READY = 2
+_GONE = 3
+
+
+class StreamResult:
+    """Result of one frame of a stream.
+
+    Attributes:
+        stream_id: of the stream.
+        outputs: of the model; ``None`` where there is an error.
+        error: with which the request ended; ``None``: it has outputs.
+        degraded: the outputs are of lower quality: another model's, or stale ones.
+        number: of the frame in its stream, from 0; numbers of dropped frames are missing.
+        captured_ns: instant of capture, as the source says.
+        arrived_ns: instant at which the session got the frame; that of capture too, for bare inputs.
+        completed_ns: instant at which the service had responded.
+        delivered_ns: instant at which the consumer got the result.
+        position_s: position in the medium, in seconds from its start; ``None``: unknown.
+        source_failed: the source raised ``error``, and the stream ends; no frame belongs to it.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_inputs", "_starts_anew", "_status"),
+        *("arrived_ns", "captured_ns", "completed_ns", "degraded", "delivered_ns", "error", "number", "outputs"),
+        *("position_s", "source_failed", "stream_id"),
+    )
+
+    stream_id: Hashable
+    outputs: Any
+    error: BaseException | None
+    degraded: bool
+    number: int
+    captured_ns: int
+    arrived_ns: int
+    completed_ns: int
+    delivered_ns: int
+    position_s: float | None
+    source_failed: bool
+    _inputs: Any
+    _starts_anew: bool
+    _status: int
+
+    @property
+    def age_s(self) -> float:
+        """Seconds from capture to delivery. A capture that the source dates after the arrival counts as the arrival."""
+        captured_ns = self.captured_ns
+        if captured_ns > self.arrived_ns:
+            captured_ns = self.arrived_ns
+        return (self.delivered_ns - captured_ns) / 1e9
+
+    def __repr__(self) -> str:
+        what = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
+        return f"StreamResult(stream_id={self.stream_id!r}, number={self.number}, {what}, age_s={self.age_s:.6f})"
+
+
+class StreamState:
+    """Frames of one stream, from their arrival to their delivery.
+
+    Args:
+        stream_id: of the stream.
+        max_waiting: how many frames may wait to be sent, ≥ 1.
+        waits: the source is held while so many wait; otherwise the oldest is dropped.
+        selector: has ``takes(captured_ns)``, which says whether a frame is of interest; ``None``: each is.
+        max_in_flight: how many frames may be sent and not yet delivered, ≥ 1.
+        max_age_ns: age from which a result is worthless; ``0``: there is none.
+        resets_after_gap: the frame behind one that was dropped or failed starts anew.
+
+    Attributes:
+        received: frames that arrived.
+        delivered: results with outputs that were delivered.
+        failed: results with an error that were delivered.
+        dropped: frames that were dropped, by reason.
+        in_flight: frames that were sent and whose result was not delivered.
+        running: those of them that the service has.
+    """
+
+    __slots__ = (
+        *("_anew", "_max_age_ns", "_max_in_flight", "_max_waiting", "_resets_after_gap", "_selector", "_sent"),
+        *("_waiting", "_waits", "delivered", "dropped", "failed", "in_flight", "received", "running", "stream_id"),
+    )
+
+    def __init__(
+        self,
+        stream_id: Hashable,
+        max_waiting: int,
+        waits: bool,
+        selector: Any,
+        max_in_flight: int,
+        max_age_ns: int,
+        resets_after_gap: bool,
+    ) -> None:
+        self.stream_id = stream_id
+        self._max_waiting = max_waiting
+        self._waits = waits
+        self._selector = selector
+        self._max_in_flight = max_in_flight
+        self._max_age_ns = max_age_ns
+        self._resets_after_gap = resets_after_gap
+        self._waiting: deque[StreamResult] = deque()
+        self._sent: deque[StreamResult] = deque()
+        self._anew = False  # the next frame starts anew
+        self.received = 0
+        self.delivered = 0
+        self.failed = 0
+        self.dropped: dict[str, int] = {}
+        self.in_flight = 0
+        self.running = 0
+
+    @property
+    def waiting(self) -> int:
+        """Frames that were not sent yet."""
+        return len(self._waiting)
+
+    def is_full(self) -> bool:
+        """Return whether the source is to be held."""
+        return self._waits and len(self._waiting) >= self._max_waiting
+
+    def offer(self, inputs: Any, captured_ns: int, position_s: float | None, starts_anew: bool, now_ns: int) -> bool:
+        """Take a frame that arrived.
+
+        Returns:
+            Whether it waits to be sent.
+        """
+        result = _new_result(self.stream_id, self.received, captured_ns, position_s, now_ns)
+        result._inputs = inputs
+        result._starts_anew = starts_anew or self._anew
+        if self._selector is not None and not self._selector.takes(captured_ns):
+            self.received += 1
+            self._anew = result._starts_anew  # what the source leaves out on purpose is no gap
+            self._count("skipped")
+            return False
+        self.received += 1
+        self._anew = False
+        if not self._waits and len(self._waiting) >= self._max_waiting:
+            stale = self._waiting.popleft()
+            self._waiting.append(result)
+            self._forget(stale, "stale")
+        else:
+            self._waiting.append(result)
+        return True
+
+    def can_send(self) -> bool:
+        """Return whether a frame waits that may be sent now."""
+        if self.in_flight >= self._max_in_flight or not self._waiting:
+            return False
+        if self.running == 0:
+            return True
+        head: StreamResult = self._waiting[0]
+        return not head._starts_anew
+
+    def next(self, now_ns: int) -> StreamResult | None:
+        """Move the next frame from waiting to in flight, and drop those that are too old."""
+        while self.can_send():
+            result: StreamResult = self._waiting.popleft()
+            if self._max_age_ns and self.deadline_ns(result) <= now_ns:
+                self._forget(result, "deadline_exceeded")
+                continue
+            result._status = _RUNNING
+            self._sent.append(result)
+            self.in_flight += 1
+            self.running += 1
+            return result
+        return None
+
+    def deadline_ns(self, result: StreamResult) -> int:
+        """Return the instant from which a result of a frame is too old."""
+        captured_ns = result.captured_ns
+        if captured_ns > result.arrived_ns:
+            captured_ns = result.arrived_ns
+        return captured_ns + self._max_age_ns
+
+    def drop(self, result: StreamResult, reason: str) -> bool:
+        """Drop a frame that runs; nothing where it was closed meanwhile.
+
+        Returns:
+            Whether a result behind it can be delivered now.
+        """
+        if not self._end(result, _GONE):
+            return False
+        self.in_flight -= 1
+        self._forget(result, reason)
+        return self.has_ready()
+
+    def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> bool:
+        """Take the outputs of a frame that runs; nothing where it was closed meanwhile.
+
+        Returns:
+            Whether a result can be delivered now.
+        """
+        if not self._end(result, _READY):
+            return False
+        result.outputs = outputs
+        result.degraded = degraded
+        result.completed_ns = now_ns
+        return self.has_ready()
+
+    def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> bool:
+        """Take the error of a frame that runs; as :meth:`complete`."""
+        if not self._end(result, _READY):
+            return False
+        result.error = error
+        result.completed_ns = now_ns
+        self._pass_on(result._starts_anew or self._resets_after_gap)
+        return self.has_ready()
+
+    def has_ready(self) -> bool:
+        """Return whether a result can be delivered."""
+        if not self._sent:
+            return False
+        head: StreamResult = self._sent[0]
+        return head._status == _READY
+
+    def take(self, now_ns: int) -> StreamResult | None:
+        """Deliver the next result in order; ``None``: there is none yet."""
+        if not self.has_ready():
+            return None
+        result: StreamResult = self._sent.popleft()
+        self._skip_gone()
+        self.in_flight -= 1
+        result.delivered_ns = now_ns
+        if result.error is None:
+            self.delivered += 1
+        else:
+            self.failed += 1
+        return result
+
+    def close(self, ready_too: bool) -> None:
+        """Drop what waits and what runs as ``closed``.
+
+        Args:
+            ready_too: and the results that were not delivered.
+        """
+        while self._waiting:
+            self._waiting.pop()
+            self._count("closed")
+        kept: deque[StreamResult] = deque()
+        while self._sent:
+            result: StreamResult = self._sent.popleft()
+            if result._status == _READY and not ready_too:
+                kept.append(result)
+            elif result._status != _GONE:
+                if result._status == _RUNNING:
+                    self.running -= 1
+                result._status = _GONE
+                self.in_flight -= 1
+                self._count("closed")
+        self._sent = kept
+
+    def _end(self, result: StreamResult, status: int) -> bool:
+        if result._status != _RUNNING:
+            return False
+        result._status = status
+        result._inputs = None
+        self.running -= 1
+        if status == _GONE:
+            self._skip_gone()
+        return True
+
+    def _skip_gone(self) -> None:
+        while self._sent:
+            head: StreamResult = self._sent[0]
+            if head._status != _GONE:
+                return
+            self._sent.popleft()
+
+    def _forget(self, result: StreamResult, reason: str) -> None:
+        """Count a frame as dropped; the next one starts anew if it would have, or behind a gap if that resets."""
+        self._count(reason)
+        self._pass_on(result._starts_anew or self._resets_after_gap)
+
+    def _pass_on(self, starts_anew: bool) -> None:
+        if not starts_anew:
+            return
+        if self._waiting:
+            head: StreamResult = self._waiting[0]
+            head._starts_anew = True
+        else:
+            self._anew = True
+
+    def _count(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def __repr__(self) -> str:
+        return f"StreamState({self.stream_id!r}, waiting={len(self._waiting)}, in_flight={self.in_flight})"
+
+
+def make_source_failure(stream_id: Hashable, error: BaseException, now_ns: int) -> StreamResult:
+    """Return what the consumer of several streams gets where the source of one has raised."""
+    result = _new_result(stream_id, -1, now_ns, None, now_ns)
+    result.error = error
+    result.completed_ns = now_ns
+    result.source_failed = True
+    return result
+
+
+def _new_result(
+    stream_id: Hashable, number: int, captured_ns: int, position_s: float | None, now_ns: int
+) -> StreamResult:
+    result = StreamResult.__new__(StreamResult)
+    result.stream_id = stream_id
+    result.outputs = None
+    result.error = None
+    result.degraded = False
+    result.number = number
+    result.captured_ns = captured_ns
+    result.arrived_ns = now_ns
+    result.completed_ns = 0
+    result.delivered_ns = now_ns
+    result.position_s = position_s
+    result.source_failed = False
+    result._inputs = None
+    result._starts_anew = False
+    result._status = _WAITING
+    return result

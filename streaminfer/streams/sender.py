@@ -1,0 +1,246 @@
+"""Sending of the frames of all streams of a session: a few lasting tasks, each with one request at a time.
+
+A task takes the next stream in fair order when it is free, and only then the frame to send, so that what is sent is the
+freshest. There are no more tasks than requests that the service can run at once, read from its capabilities; those
+without a request wait for one, so that none is made per frame.
+"""
+
+import asyncio
+from asyncio import get_running_loop
+from collections.abc import Callable
+from typing import Any
+
+from streaminfer._internal.units import NEVER_NS
+from streaminfer._request_cy import make_request
+from streaminfer.errors import Closed, DeadlineExceeded, Overloaded
+from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamStates, adapt
+from streaminfer.request import Request, Response, time_left_s
+from streaminfer.streams._fair_order_cy import FairOrder
+from streaminfer.streams._stream_cy import StreamResult
+from streaminfer.streams.stream import Stream
+
+__all__ = ["Sender", "requests_at_once"]
+
+_PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
+"""Reasons that end by themselves when other requests complete."""
+_SHORTEST_PAUSE_S = 0.001  # where a rejection does not say when to try again
+
+
+def requests_at_once(service: Any, *, queues: bool) -> int:
+    """Return how many requests fill the batches that a service runs at once; as good as any number where unknown.
+
+    Args:
+        service: has a batcher inside, or none.
+        queues: and one more batch, which waits: best for throughput, and one batch older when it completes.
+    """
+    offered = adapt(service).capabilities()
+    batches = offered.max_in_flight
+    if batches is None or offered.full_load is None:
+        return NEVER_NS
+    full_load = offered.full_load()
+    return full_load if queues else max(1, full_load * batches // (batches + 1))
+
+
+class Sender:
+    """Sends the frames of some streams; of one event loop.
+
+    Args:
+        service: answers requests.
+        clock: returns monotonic nanoseconds.
+
+    Attributes:
+        clock: as above.
+        states: of the service, where its model is recurrent.
+    """
+
+    def __init__(self, service: Any, clock: Clock) -> None:
+        offered = adapt(service).capabilities()
+        self.clock = clock
+        self.states: StreamStates | None = offered.stream_states
+        self._admission: Callable[[Request, int], Admission] | None = offered.admission
+        self._enforces_deadline = offered.enforces_deadline
+        self._call = service.call
+        self._service = service
+        self._order = FairOrder()
+        self._idle: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._most = 1
+        self._streams = 0
+        self._running = 0
+
+    def join(self, *, queues: bool) -> None:
+        """Prepare for another stream: the service may offer more or less than before.
+
+        Args:
+            queues: the policy of the stream prefers throughput to age.
+        """
+        self._streams += 1
+        self._most = requests_at_once(self._service, queues=queues)
+
+    def leave(self, stream: Stream) -> None:
+        """Forget a stream; the tasks that are idle end with the last one."""
+        self._order.remove(stream.turn)
+        self._streams -= 1
+        if not self._streams:
+            for idle in self._idle:
+                idle.cancel()
+
+    async def join_tasks(self) -> None:
+        """Wait for the end of the tasks; no stream is left."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def queue(self, stream: Stream) -> None:
+        """Queue a stream whose next frame may be sent."""
+        self._order.push(stream.turn)
+        self._wake(get_running_loop())
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let one task look at the order."""
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+                return
+        if len(self._tasks) < self._most:
+            task = loop.create_task(self._run(), name="streaminfer-sender")
+            self._tasks.add(task)
+            task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        """Give the place of a task that was cancelled with its request to another one."""
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the consumer of the stream gets it
+        if self._order.count:
+            self._wake(task.get_loop())
+
+    async def _run(self) -> None:
+        order, clock = self._order, self.clock
+        loop = get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None  # noqa: S101 - for the type checker
+        while True:
+            turn = order.pop()
+            if turn is None:
+                idle = loop.create_future()
+                self._idle.append(idle)
+                await idle
+                continue
+            stream: Stream = turn.owner
+            result = stream.next(clock())
+            if result is not None:
+                stream.sending[task] = result
+                try:
+                    await self._send(stream, result)
+                except asyncio.CancelledError:
+                    stream.drop(result, "closed")
+                    raise
+                except BaseException as error:  # of a user's own admission, say: the stream ends with it
+                    stream.drop(result, "closed")
+                    stream.crash(error)
+                    if not isinstance(error, Exception):
+                        raise
+                finally:
+                    del stream.sending[task]
+            stream.go_on()
+
+    async def _send(self, stream: Stream, result: StreamResult) -> None:
+        """Send one frame until it has an outcome."""
+        settings = stream.settings
+        deadline_ns = settings.deadline_ns
+        if settings.max_age_ns:
+            deadline_ns = stream.state.deadline_ns(result)
+        request = make_request(
+            result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
+        )
+        if result._starts_anew and self.states is not None:
+            self.states.reset_stream(stream.stream_id)
+        while True:
+            rejection = self._rejection(request) if settings.asks_first else None
+            if rejection is None:
+                retry_after_s = await self._call_once(stream, result, request)
+                if retry_after_s is None:
+                    return
+            elif settings.waits and rejection.reason in _PASSING:
+                retry_after_s = rejection.retry_after_s or 0.0
+            else:
+                stream.drop(result, rejection.reason)
+                return
+            await self._pause(request, retry_after_s)
+
+    def _rejection(self, request: Request) -> Admission | None:
+        """Return why a request is not to be sent; ``None``: it is.
+
+        Where nothing else runs, one that seems infeasible is sent all the same: what is known of the service may be of
+        the past, and a closed one says so itself.
+        """
+        if self._admission is None:
+            return None
+        admission = self._admission(request, self.clock())
+        if admission.ok or admission.reason == AdmissionReason.CLOSED:
+            return None
+        return None if admission.reason == AdmissionReason.INFEASIBLE and not self._running else admission
+
+    async def _call_once(self, stream: Stream, result: StreamResult, request: Request) -> float | None:  # noqa: C901 - one branch for each outcome
+        """Call the service, and give the frame its outcome.
+
+        Returns:
+            ``None``; or the seconds after which the frame is to be sent again.
+        """
+        settings = stream.settings
+        self._running += 1
+        try:
+            if self._enforces_deadline or not settings.max_age_ns:
+                response = await self._call(request)
+            else:
+                response = await self._call_until_deadline(request)
+        except Overloaded as error:
+            if settings.waits:
+                return error.retry_after_s or 0.0
+            stream.drop(result, self._reason_now(request))
+        except DeadlineExceeded as error:
+            now_ns = self.clock()
+            if settings.max_age_ns:
+                is_early = now_ns < stream.state.deadline_ns(result)
+                stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
+            else:
+                stream.fail(result, error, now_ns)
+        except Closed as error:
+            stream.fail(result, error, self.clock())
+            stream.stop()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            stream.fail(result, error, self.clock())  # the service cancelled the request itself
+        except Exception as error:  # noqa: BLE001 - it is the result of this frame
+            stream.fail(result, error, self.clock())
+        else:
+            stream.complete(result, response.outputs, response.degraded, self.clock())
+        finally:
+            self._running -= 1
+        return None
+
+    async def _call_until_deadline(self, request: Request) -> Response:
+        limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))
+        try:
+            async with limit:
+                response: Response = await self._call(request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the frame was too old before the service had responded") from None
+        return response
+
+    async def _pause(self, request: Request, retry_after_s: float) -> None:
+        """Wait until a place is expected, and no longer than the frame is of use."""
+        pause_s = max(retry_after_s, _SHORTEST_PAUSE_S)
+        left_s = time_left_s(request.deadline_ns, self.clock())
+        await asyncio.sleep(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)))
+
+    def _reason_now(self, request: Request) -> str:
+        """Return why the service rejected a request a moment ago: what it says now, else that it was shed."""
+        if self._admission is None:
+            return AdmissionReason.SHED
+        return self._admission(request, self.clock()).reason or AdmissionReason.SHED

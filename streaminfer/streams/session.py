@@ -1,0 +1,310 @@
+"""`StreamSession`: live sources through one service, with results in order, none of them stale."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+import weakref
+from collections.abc import AsyncIterable, Hashable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from streaminfer._internal.units import NEVER_NS
+from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer.errors import Closed
+from streaminfer.protocols import Clock, is_service
+from streaminfer.request import check_priority
+from streaminfer.stack import Stack
+from streaminfer.streams.policies import Block, FramePolicy, check_policy
+from streaminfer.streams.sender import Sender
+from streaminfer.streams.stream import Outlet, Stream, StreamSettings
+from streaminfer.streams.totals import SessionTotals
+
+if TYPE_CHECKING:
+    from streaminfer.streams._stream_cy import StreamResult
+    from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
+
+__all__ = ["Source", "StreamResults", "StreamSession"]
+
+Source = AsyncIterable[Any] | Iterable[Any]
+"""What a stream reads: yields `Frame` objects or bare inputs."""
+
+_numbers = itertools.count(1)
+"""Of streams without an id, unique in the process: a model may keep state by stream, for several sessions."""
+
+
+class StreamSession:
+    """Live streams through one service.
+
+    ::
+
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=0.2)
+        async for result in session(camera):
+            show(result.outputs, result.age_s)
+
+    Each stream has its results in order, a bounded number of frames in flight, and a policy for frames that come while
+    it is busy. Calling the session gives the results of one source; any number of sources can be read so at the same
+    time. For one consumer of many sources, :meth:`add` them and iterate over the session itself.
+
+    A frame that fails has a result with an ``error``, and the stream goes on. It ends when its source ends, when the
+    consumer closes it, or behind a result with the error `Closed` when the service stops.
+
+    Streams take turns, by weight: a stream with a backlog keeps none of the others waiting.
+
+    Args:
+        service: answers requests: a `Stack`, a router, replicas. The session does not start or stop it.
+        stream_id: of the one stream that is read by a call of the session; ``None``: each stream gets an id of its own.
+        policy: which frames are sent; ``None``: `Block`, which loses none.
+        max_in_flight: how many frames of a stream may be sent and not yet taken by the consumer. More than one keeps a
+            single fast stream busy; a recurrent model computes the frames of a stream one by one all the same.
+        max_age_s: age, counted from capture, from which a result is worthless: it becomes the deadline of the request,
+            and a frame that cannot be answered in time is dropped. ``None``: the deadline is that of the service's
+            objective, if it has one; ``math.inf``: none.
+        resets_after_gap: a recurrent model starts from its initial state behind a frame that was dropped or failed.
+            By default it goes on from the state before: right for sound, where a lost chunk is a click.
+        priority: of the requests; a lower number is more urgent.
+        tenant: on whose behalf the requests are.
+        clock: returns monotonic nanoseconds; ``None``: the clock of the `Stack`, else the monotonic clock.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+    """
+
+    def __init__(
+        self,
+        service: Any,
+        *,
+        stream_id: Hashable = None,
+        policy: FramePolicy | None = None,
+        max_in_flight: int = 1,
+        max_age_s: float | None = None,
+        resets_after_gap: bool = False,
+        priority: int = 0,
+        tenant: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        check_instance("service", service, is_service, "a service (an object with call)")
+        check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
+        check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        check_instance("stream_id", stream_id, lambda it: isinstance(it, Hashable), "a hashable value or None")
+        check_priority(priority)
+        self._stream_id = stream_id
+        age_ns = 0
+        if max_age_s is not None:
+            age_s = check_number("max_age_s", max_age_s, "a number of seconds > 0, or None", lambda it: it > 0)
+            age_ns = 0 if age_s == math.inf else max(1, round(min(age_s, 1e9) * 1e9))
+        self._settings = StreamSettings(
+            policy=check_policy("policy", Block() if policy is None else policy),
+            max_in_flight=check_count("max_in_flight", max_in_flight),
+            max_age_ns=age_ns,
+            deadline_ns=NEVER_NS if max_age_s == math.inf else None,
+            resets_after_gap=resets_after_gap,
+            weight=1.0,
+            priority=priority,
+            tenant=tenant,
+        )
+        self._given_clock = clock
+        self._service = service
+        self._totals = SessionTotals()
+        self._sender: Sender | None = None
+        self._outlet: Outlet | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    # -- one source ---------------------------------------------------------------------------------------------
+
+    def __call__(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> StreamResults:
+        """Read a source, and return its results: an asynchronous iterator.
+
+        It may be entered with ``async with``, which closes it at the end. Leaving a loop over it early closes it too, a
+        little later, when it is no longer referenced.
+
+        Args:
+            source: an asynchronous iterable of `Frame` objects or bare inputs, which count as captured when they
+                arrive; or, for policies that wait, an iterable that is quick, such as a list. An iterator with
+                ``aclose()`` is closed at the end.
+            stream_id: of the stream; ``None``: that of the session, else a new one.
+            weight: its share of the turns, against that of other streams.
+
+        Raises:
+            ValueError: a stream of this id is open.
+            Closed: the session was closed.
+            RuntimeError: the session has open streams on another event loop.
+        """
+        sender = self._prepare(source, weight)
+        outlet = Outlet(sender.clock)
+        wanted = self._stream_id if stream_id is None else stream_id
+        return StreamResults(self._open(source, wanted, weight, sender, outlet), outlet)
+
+    # -- many sources -------------------------------------------------------------------------------------------
+
+    def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
+        """Read a source whose results come from iterating over the session, among those of others.
+
+        Args:
+            source: as for a call.
+            stream_id: of the stream; ``None``: a new one.
+            weight: as for a call.
+
+        Returns:
+            The id of the stream, which its results carry.
+
+        Raises:
+            ValueError, Closed, RuntimeError: as for a call.
+        """
+        sender = self._prepare(source, weight)
+        if self._outlet is None:
+            self._outlet = Outlet(sender.clock)
+            weakref.finalize(self, _abandon, self._loop, self._outlet).atexit = False
+        return self._open(source, stream_id, weight, sender, self._outlet).stream_id
+
+    async def remove(self, stream_id: Hashable) -> None:
+        """Close a stream: what it has waiting or in flight is dropped. Nothing happens where none is open.
+
+        Args:
+            stream_id: of the stream.
+        """
+        stream = self._totals.open.get(stream_id)
+        if stream is not None:
+            await stream.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamResult:
+        """Return the next result of the streams that were added; ends when the last of them has ended.
+
+        Where a source raises, the last result of its stream has this ``error`` and is marked ``source_failed``.
+        """
+        if self._outlet is None:
+            raise StopAsyncIteration
+        return await self._outlet.get()
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Close every stream and accept no further ones; returns when no task of the session is left."""
+        self._closed = True
+        await asyncio.gather(*(stream.close() for stream in list(self._totals.open.values())))
+        if self._sender is not None:
+            await self._sender.join_tasks()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def streams(self) -> tuple[Hashable, ...]:
+        """Ids of the open streams."""
+        return tuple(self._totals.open)
+
+    def statistics(self) -> StreamSessionStatistics:
+        """Return a snapshot of all streams."""
+        return self._totals.snapshot()
+
+    def __repr__(self) -> str:
+        return f"<StreamSession, {len(self._totals.open)} streams open: {self._service!r}>"
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, source: Source, weight: float) -> Sender:
+        if self._closed:
+            raise Closed("this session was closed")
+        check_instance(
+            "source", source, lambda it: isinstance(it, (AsyncIterable, Iterable)), "an asynchronous or plain iterable"
+        )
+        if not isinstance(source, AsyncIterable) and not self._settings.waits:
+            raise TypeError(expected("source", "an asynchronous iterable, since the policy drops frames", source))
+        check_number("weight", weight, "a number from 0.001 to 1000", lambda it: 0.001 <= it <= 1000)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._totals.open and self._loop is not None and not self._loop.is_closed():
+                raise RuntimeError("this session has open streams on another event loop")
+            self._totals.forget_open()
+            self._loop, self._sender, self._outlet = loop, None, None
+        if self._sender is None:
+            clock = self._given_clock
+            if clock is None:
+                clock = self._service.clock if isinstance(self._service, Stack) else time.monotonic_ns
+            self._sender = Sender(self._service, clock)
+        return self._sender
+
+    def _open(self, source: Source, stream_id: Hashable, weight: float, sender: Sender, outlet: Outlet) -> Stream:
+        if stream_id is None:
+            stream_id = f"stream-{next(_numbers)}"
+        if stream_id in self._totals.open:
+            raise ValueError(expected("stream_id", "an id of which no stream is open", stream_id))
+        settings = attrs.evolve(self._settings, weight=float(weight))
+        sender.join(queues=settings.waits)
+        stream = Stream(stream_id, source, settings, sender, outlet, self._totals)
+        self._totals.open[stream_id] = stream
+        return stream
+
+
+class StreamResults:
+    """Results of one stream, in order: an asynchronous iterator, made by calling a `StreamSession`.
+
+    An error that the source raises is raised here, behind the results of earlier frames.
+
+    Attributes:
+        stream_id: of the stream.
+    """
+
+    def __init__(self, stream: Stream, outlet: Outlet) -> None:
+        self.stream_id = stream.stream_id
+        self._stream = stream
+        self._outlet = outlet
+        # nothing else holds this object: a consumer that leaves its loop closes the stream
+        weakref.finalize(self, _abandon, asyncio.get_running_loop(), outlet).atexit = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamResult:
+        """Return the next result.
+
+        Raises:
+            StopAsyncIteration: the stream has ended.
+            Exception: what the source raised.
+        """
+        result = await self._outlet.get()
+        if result.source_failed and result.error is not None:
+            raise result.error
+        return result
+
+    async def aclose(self) -> None:
+        """Close the stream: what it has waiting or in flight is dropped, and its source closed."""
+        await self._stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def statistics(self) -> StreamStatistics:
+        """Return a snapshot of the stream."""
+        return self._stream.statistics()
+
+    def __repr__(self) -> str:
+        return f"<StreamResults of {self.stream_id!r}>"
+
+
+def _abandon(loop: asyncio.AbstractEventLoop | None, outlet: Outlet) -> None:
+    """Close the streams of an outlet that nobody can read; called by the collector, in any thread."""
+    if loop is None or loop.is_closed() or not outlet.streams:
+        return
+    with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago
+        loop.call_soon_threadsafe(outlet.abandon)

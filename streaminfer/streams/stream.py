@@ -1,0 +1,336 @@
+"""One stream of a session: its source, the task that reads it, and the way of its results to the consumer."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import attrs
+
+from streaminfer.protocols import Clock
+from streaminfer.streams._fair_order_cy import Turn
+from streaminfer.streams._stream_cy import StreamResult, StreamState, make_source_failure
+from streaminfer.streams.frame import Frame
+from streaminfer.streams.policies import FramePolicy
+from streaminfer.streams.statistics import StreamStatistics
+
+if TYPE_CHECKING:
+    from streaminfer.streams.sender import Sender
+    from streaminfer.streams.totals import SessionTotals
+
+__all__ = ["Outlet", "Stream", "StreamSettings"]
+
+
+@attrs.frozen(slots=True)
+class StreamSettings:
+    """Settings of a stream, as `StreamSession` explains them, and what follows from them."""
+
+    policy: FramePolicy
+    max_in_flight: int
+    max_age_ns: int
+    deadline_ns: int | None
+    resets_after_gap: bool
+    weight: float
+    priority: int
+    tenant: str | None
+
+    waits: bool = attrs.field(init=False)
+    """The source is held while the service is busy."""
+    asks_first: bool = attrs.field(init=False)
+    """A frame that the service would reject is dropped before it is sent."""
+
+    @waits.default
+    def _policy_waits(self) -> bool:
+        return self.policy.waits
+
+    @asks_first.default
+    def _may_drop(self) -> bool:
+        return not self.policy.waits or self.max_age_ns > 0
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class Outlet:
+    """Results of some streams on their way to one consumer.
+
+    Args:
+        clock: returns monotonic nanoseconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ready: deque[Stream] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self.streams: set[Stream] = set()
+
+    def announce(self, stream: "Stream") -> None:
+        """Queue a stream with something to deliver, behind the others that have."""
+        if not stream.is_announced:
+            stream.is_announced = True
+            self._ready.append(stream)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the consumer look again."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def abandon(self) -> None:
+        """Close every stream: the consumer has left."""
+        for stream in list(self.streams):
+            stream.abandon()
+
+    async def get(self) -> StreamResult:
+        """Return the next result of any stream.
+
+        Raises:
+            StopAsyncIteration: no stream is left.
+            RuntimeError: another consumer waits already.
+        """
+        if self._waiter is not None:
+            raise RuntimeError("these results have a consumer already: one task at a time may wait for the next one")
+        while True:
+            while self._ready:
+                stream = self._ready.popleft()
+                stream.is_announced = False
+                result = stream.take(self._clock())
+                if result is not None:
+                    return result
+            if not self.streams:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+
+class Stream:
+    """One source, and what became of its frames.
+
+    Args:
+        stream_id: of its requests.
+        source: yields frames or bare inputs.
+        settings: of the stream.
+        sender: sends its frames.
+        outlet: takes its results.
+        totals: of the session: gets its counters when it has ended and nothing of it is left to deliver.
+
+    Attributes:
+        state: of its frames.
+        turn: its place in the order of the sender.
+        sending: the frames that are with the service, by the task that sent each.
+        is_announced: it is queued in the outlet.
+        is_settled: it has ended, and nothing of it is left to deliver.
+    """
+
+    def __init__(
+        self,
+        stream_id: Hashable,
+        source: AsyncIterable[Any] | Iterable[Any],
+        settings: StreamSettings,
+        sender: "Sender",
+        outlet: Outlet,
+        totals: "SessionTotals",
+    ) -> None:
+        policy = settings.policy
+        self.stream_id = stream_id
+        self.settings = settings
+        self.state = StreamState(
+            stream_id,
+            policy.max_waiting,
+            policy.waits,
+            policy.make_selector(),
+            settings.max_in_flight,
+            settings.max_age_ns,
+            settings.resets_after_gap,
+        )
+        self.turn = Turn(self, settings.weight, settings.priority)
+        self.sending: dict[asyncio.Task[None], StreamResult] = {}
+        self.is_announced = False
+        self.is_settled = False
+        self._source = source
+        self._sender = sender
+        self._outlet = outlet
+        self._totals = totals
+        self._error: BaseException | None = None  # of the source, not yet delivered
+        self._reads = True
+        self._has_ended = False
+        self._room: asyncio.Future[None] | None = None  # the reader waits for a place
+        self._drained: asyncio.Future[None] | None = None  # and here for the end of what was sent
+        outlet.streams.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="streaminfer-stream")
+
+    # -- for the sender -----------------------------------------------------------------------------------------
+
+    def next(self, now_ns: int) -> StreamResult | None:
+        """Return the next frame to send; ``None``: there is none, after all."""
+        result = self.state.next(now_ns)
+        if self._room is not None and not self._room.done() and not self.state.is_full():
+            self._room.set_result(None)
+        if self.state.can_send():  # another one, at the same time
+            self._sender.queue(self)
+        return result
+
+    def complete(self, result: StreamResult, outputs: Any, degraded: bool, now_ns: int) -> None:
+        """Take the outputs of a frame."""
+        if self.state.complete(result, outputs, degraded, now_ns):
+            self._outlet.announce(self)
+
+    def fail(self, result: StreamResult, error: BaseException, now_ns: int) -> None:
+        """Take the error of a frame."""
+        if self.state.fail(result, error, now_ns):
+            self._outlet.announce(self)
+
+    def drop(self, result: StreamResult, reason: str) -> None:
+        """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
+        if self.state.drop(result, reason):
+            self._outlet.announce(self)
+
+    def go_on(self) -> None:
+        """Send the next frame, or end where none will come."""
+        state = self.state
+        if state.can_send():
+            self._sender.queue(self)
+        elif self._drained is not None and not self._drained.done() and not state.running and not state.waiting:
+            self._drained.set_result(None)
+
+    def crash(self, error: BaseException) -> None:
+        """End the stream with an error that is none of its frames'."""
+        self._error = error
+        self.stop()
+
+    # -- for the consumer ---------------------------------------------------------------------------------------
+
+    def take(self, now_ns: int) -> StreamResult | None:
+        """Deliver the next result, and let the frame behind it go; ``None``: there is none."""
+        state = self.state
+        result = state.take(now_ns)
+        if result is not None and result.error is None:
+            self._totals.ages.record_ns(max(now_ns - min(result.captured_ns, result.arrived_ns), 0))
+        if result is None and self._error is not None and self._has_ended:
+            result, self._error = make_source_failure(self.stream_id, self._error, now_ns), None
+        if state.has_ready() or (self._error is not None and self._has_ended):
+            self._outlet.announce(self)
+        if self._has_ended:
+            self._settle_if_delivered()
+        elif state.can_send():
+            self._sender.queue(self)
+        return result
+
+    def stop(self) -> None:
+        """Read and send nothing more; results that are there can still be delivered."""
+        self.state.close(ready_too=False)
+        if not self._has_ended:
+            self._task.cancel()
+
+    def abandon(self) -> None:
+        """Stop, and deliver nothing more."""
+        self.state.close(ready_too=True)
+        self._error = None
+        if self._has_ended:
+            self._settle_if_delivered()
+        self.stop()
+
+    async def close(self) -> None:
+        """Abandon the stream and wait for the end of its tasks."""
+        self.abandon()
+        if self._task is not asyncio.current_task():
+            await asyncio.wait([self._task])
+
+    def statistics(self) -> StreamStatistics:
+        """Return a snapshot of the counters."""
+        state = self.state
+        return StreamStatistics(
+            state.received, state.delivered, state.failed, dict(state.dropped), state.waiting, state.in_flight
+        )
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            try:
+                await self._read()
+            except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
+                self._error = error
+            self._drained = asyncio.get_running_loop().create_future()
+            self.go_on()
+            await self._drained
+        except asyncio.CancelledError:
+            pass  # it ends as it would have, with less; nobody awaits this task for a result
+        finally:
+            self.state.close(ready_too=False)
+            self._sender.leave(self)
+            await self._end_requests()
+            self._end()
+
+    async def _end_requests(self) -> None:
+        """Cancel the requests of the stream, and wait until they have ended."""
+        while self.sending:
+            tasks = list(self.sending)
+            for task in tasks:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):  # a second one, of a loop that shuts down
+                await asyncio.wait(tasks)
+
+    def _end(self) -> None:
+        self._has_ended = True
+        if self._sender.states is not None:
+            self._sender.states.end_stream(self.stream_id)
+        if self.state.has_ready() or self._error is not None:
+            self._outlet.announce(self)
+        self._settle_if_delivered()
+
+    def _settle_if_delivered(self) -> None:
+        if not self.is_settled and not self.state.in_flight and self._error is None:
+            self.is_settled = True
+            self._outlet.streams.discard(self)
+            self._outlet.wake()
+            self._totals.settle(self)
+
+    async def _read(self) -> None:
+        source = self._source
+        if not isinstance(source, AsyncIterable):
+            for item in source:
+                if self._take_in_now(item):
+                    await self._wait_for_room()
+                else:
+                    await asyncio.sleep(0)
+            return
+        iterator: AsyncIterator[Any] = aiter(source)
+        try:
+            while True:
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                if self._take_in_now(item):
+                    await self._wait_for_room()
+        finally:
+            if isinstance(iterator, _Closable):
+                await iterator.aclose()
+
+    def _take_in_now(self, item: Any) -> bool:
+        """Take a frame in, and return whether the source is to be held."""
+        now_ns = self._sender.clock()
+        state = self.state
+        if isinstance(item, Frame):
+            waits = state.offer(item.inputs, item.captured_ns, item.position_s, item.starts_anew, now_ns)
+        else:
+            waits = state.offer(item, now_ns, None, False, now_ns)
+        if waits and not self.turn.is_queued and state.can_send():
+            self._sender.queue(self)
+        return state.is_full()
+
+    async def _wait_for_room(self) -> None:
+        while self.state.is_full():
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
