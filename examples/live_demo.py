@@ -23,6 +23,7 @@ from demo.faces import FULL
 from demo.findings import Sweep
 from demo.load_sweep import LOADS, WINDOW_S, sweep_loads
 from demo.machine import describe_machine
+from demo.overload import overload
 from demo.progress import Progress
 from demo.recognition import listen_once
 from demo.report import STREAMS_HEAD, SWEEP_HEAD, Outcome, make_rows, make_sweep_rows, render_table
@@ -47,14 +48,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cameras", type=int, default=2, help="cameras beside the microphones")
     parser.add_argument("--sessions", type=int, default=1, help="onnxruntime sessions for the batched voice detector")
     parser.add_argument(
+        "--overload", type=float, default=6.0, help="seconds of cameras that are too many in the middle; 0: none"
+    )
+    parser.add_argument(
         "--visitors", type=float, default=2.0, help="how many seconds visitors come, without and with a cache; 0: never"
     )
     parser.add_argument("--report", type=Path, default=Path("report.html"), help="where the report goes")
     options = parser.parse_args(arguments)
     positive = (options.seconds, options.window, options.sessions, 1 if options.repeats is None else options.repeats)
-    if min(positive) <= 0 or min(options.cameras, options.visitors) < 0:
+    if min(positive) <= 0 or min(options.cameras, options.overload, options.visitors) < 0:
         parser.error(
-            "--repeats, --window, --seconds and --sessions take a number above 0, --cameras and --visitors 0 or more"
+            "--repeats, --window, --seconds and --sessions take a number above 0, --cameras, --overload and --visitors 0 "
+            "or more"
         )
     return options
 
@@ -71,7 +76,7 @@ async def run(options: argparse.Namespace, progress: Progress) -> Outcome:
     progress.say("decoding the clips")
     clip = load_clip(ASSETS / "librivox_0870.wav")
     frames = load_frames(ASSETS / "astronaut_pan.mp4", FULL.size)
-    async with voice_service(UNBATCHED[0], clip) as service:
+    async with voice_service(UNBATCHED[0]) as service:
         reference = await listen_once(service, clip)
     stage = Stage(clip, frames, options.cameras, progress.say)
     rates = await measure_rates(stage, options.window)
@@ -82,9 +87,10 @@ async def run(options: argparse.Namespace, progress: Progress) -> Outcome:
     )
     count = choose_microphones(sweep)
     holds = [await hold(stage, way, count, options.seconds) for way in ways]
+    crowded = await overload(frames, options.overload, progress.say) if options.overload else None
     visited = await visit(frames, options.visitors, progress.say) if options.visitors else None
     named = {way.name: rate for way, rate in rates.items()}
-    return Outcome(describe_machine(), clip, frames, options.cameras, reference, named, sweep, holds, visited)
+    return Outcome(describe_machine(), clip, frames, options.cameras, reference, named, sweep, holds, crowded, visited)
 
 
 def main(arguments: list[str] | None = None) -> int:

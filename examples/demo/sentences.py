@@ -4,12 +4,15 @@ import math
 from collections import Counter
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from demo.audio import CHUNK_S
 from demo.budget import Budget
 from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
 from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Served, Sweep, Visited
 from demo.machine import CpuUse
+from demo.overload import GREED, Overload
 from demo.report import Outcome, describe_left
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "describe_cache",
     "describe_faces",
     "describe_holds",
+    "describe_overload",
     "describe_outcome",
     "describe_speech",
     "describe_sweep",
@@ -43,6 +47,18 @@ AS_SERVED = (
     "As the service sees it, from the call and not from when a request was due: it can look better than the share on "
     "time."
 )
+
+
+LATEST_ONLY = (
+    "Each camera has one frame in work and at most one that waits, the newest: so age depends on the number of cameras "
+    "and not on how long the overload lasts."
+)
+REASONS = {
+    "stale": "because a newer frame came first",
+    "closed": "because the camera left",
+    "deadline_exceeded": "because they grew too old",
+    "infeasible": "because the planner predicted that they would be too old",
+}
 
 
 @attrs.frozen
@@ -131,6 +147,26 @@ def describe_faces(outcome: Outcome) -> Paragraph:
     )
 
 
+def describe_overload(found: Overload) -> Paragraph:
+    """Describe the cameras that were too many for a while."""
+    total = found.total
+    dropped = ", ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in sorted(total.dropped.items()))
+    return Paragraph(
+        f"{found.calm} cameras, and in the middle {found.most}, {found.load:.1f} times what the face detector completes: "
+        f"99% of results are at most {_say_p99(found.ages_of(0))} old before, {_say_p99(found.ages_of(1))} in the "
+        f"overload and {_say_p99(found.ages_of(2))} after it.",
+        (
+            LATEST_ONLY,
+            f"Every frame is accounted for: {total.received:,} captured = {total.delivered:,} answered + "
+            f"{sum(total.dropped.values()):,} dropped ({dropped or 'none'}) + {total.failed:,} failed.",
+            f"The detector completes {found.capacity:,.0f} frames a second here. In the overload the cameras take turns: "
+            f"Jain's index of fairness over those that send at the same rate is {found.fairness:.3f} (1: all get the "
+            f"same). One camera sends {GREED} times as many frames as each other one and gets {found.shares[-1]:.1f} "
+            f"results a second; the others get {found.shares[:-1].mean():.1f} on average.",
+        ),
+    )
+
+
 def describe_cache(visited: Visited) -> Paragraph:
     """Describe the visitors."""
     uploads, cached = visited.uploads, visited.cached
@@ -171,6 +207,8 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     paragraphs = [describe_holds(outcome), describe_speech(outcome)]
     if outcome.holds[0].faces:
         paragraphs.append(describe_faces(outcome))
+    if outcome.overload is not None:
+        paragraphs.append(describe_overload(outcome.overload))
     if outcome.visited is not None:
         paragraphs.append(describe_cache(outcome.visited))
     paragraphs.append(describe_budgets(outcome))
@@ -245,6 +283,10 @@ def _say_visitors(visited: Visited) -> str:
 def _say_on_time(served: Served) -> str:
     lost = f" ({served.share(LOST):.1%} lost)" if served.share(LOST) else ""
     return f"{served.meter.share_on_time:.1%} are on time{lost}"
+
+
+def _say_p99(ages_s: NDArray[np.float64]) -> str:
+    return f"{1e3 * np.quantile(ages_s, 0.99):.0f} ms" if len(ages_s) else "(none)"
 
 
 def _say_burned(budget: Budget) -> str:
