@@ -58,11 +58,14 @@ class Batch:
 
     Attributes:
         is_part: its rows were in a batch that failed, and are sent again to find out on which of them the model fails.
+        whole_outputs: names of outputs that the sender keeps as a whole. A backend that can do so returns a mapping of
+            all outputs by name: these in the layout of the model, the others cut into rows. Another one ignores it.
     """
 
     __slots__ = ("deadline_ns", "inputs", "rows")
 
     is_part: ClassVar[bool] = False
+    whole_outputs: frozenset[str] = frozenset()
     inputs: Any
 
     def __init__(self, inputs: Any, rows: Sequence[Request], deadline_ns: int | None = None) -> None:

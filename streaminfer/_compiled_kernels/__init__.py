@@ -30,6 +30,7 @@ __all__ = ["MODULES", "VARIANTS", "CompiledKernels", "load", "load_variant", "so
 MODULES = (
     "streaminfer.batching.planner.kernels",
     "streaminfer.simulation.offline_optimum_kernels",
+    "streaminfer.streams.state.kernels",
     "streaminfer.telemetry.histograms.kernels",
 )
 """Modules with a table ``EXPORTS``: the name of each export, its function and its signature."""

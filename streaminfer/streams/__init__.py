@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from streaminfer.streams.frame import Frame
     from streaminfer.streams.policies import Block, EveryNth, FramePolicy, FrameSelector, LatestOnly, TargetRate
     from streaminfer.streams.session import StreamResults, StreamSession
+    from streaminfer.streams.state.backend import StatefulBackend
     from streaminfer.streams.statistics import StreamSessionStatistics, StreamStatistics
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FramePolicy",
     "FrameSelector",
     "LatestOnly",
+    "StatefulBackend",
     "StreamResult",
     "StreamResults",
     "StreamSession",
@@ -33,6 +35,7 @@ _HOMES = {
     "FramePolicy": "streams.policies",
     "FrameSelector": "streams.policies",
     "LatestOnly": "streams.policies",
+    "StatefulBackend": "streams.state.backend",
     "StreamResult": "streams._stream_cy",
     "StreamResults": "streams.session",
     "StreamSession": "streams.session",

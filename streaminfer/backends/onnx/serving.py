@@ -169,7 +169,7 @@ class ReloadableWorker:
     def _worker(self) -> SessionWorker:
         return self._serving.model.workers[self._number]
 
-    def infer(self, batch: Batch, options: Any) -> Sequence[Any]:
+    def infer(self, batch: Batch, options: Any) -> Any:
         """Return one result per row, of the model that serves when this begins.
 
         Raises:
@@ -177,7 +177,7 @@ class ReloadableWorker:
         """
         return self._worker.infer(batch, options)
 
-    def record(self, batch: Batch, options: Any) -> Sequence[Any]:
+    def record(self, batch: Batch, options: Any) -> Any:
         """Run a batch that warms up or is measured, as :meth:`SessionWorker.record` does."""
         return self._worker.record(batch, options)
 

@@ -131,11 +131,11 @@ class SessionWorker:
         worker.shapes = self.shapes.copy()
         return worker
 
-    def record(self, batch: Batch, options: Any) -> Sequence[Any]:
+    def record(self, batch: Batch, options: Any) -> Any:
         """Run a batch that warms up or is measured; CUDA graphs, if any, are recorded of it."""
         return self.infer(batch, options, record=True)
 
-    def infer(self, batch: Batch, options: Any, *, record: bool = False) -> Sequence[Any]:
+    def infer(self, batch: Batch, options: Any, *, record: bool = False) -> Any:
         """Assembles the inputs of a batch, runs the model, and cuts the outputs into rows.
 
         Args:
@@ -144,7 +144,8 @@ class SessionWorker:
             record: as :meth:`record` does.
 
         Returns:
-            One result per row: an array, or a mapping of output name to array, all of them views.
+            One result per row: an array, or a mapping of output name to array, all of them views; or a mapping of columns
+            where the batch asks for whole outputs.
 
         Raises:
             BackendError: the model failed, or returned another number of rows.
@@ -154,7 +155,10 @@ class SessionWorker:
             inputs = self._by_name(batch.inputs)
             if self._signature.rows_a_run is not None:
                 return self._answer_in_runs(inputs, rows, self._signature.rows_a_run, options, record=record)
-            return self._cut(self._run(inputs, options, record=record), batch.size)[:rows]
+            outputs = self._run(inputs, options, record=record)
+            if batch.whole_outputs:
+                return self._columns(outputs, batch.size, rows, batch.whole_outputs)
+            return self._cut(outputs, batch.size)[:rows]
         except StreamInferError:
             raise
         except Exception as error:
@@ -200,6 +204,13 @@ class SessionWorker:
             return columns[0]
         names = self._output_names
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _columns(self, outputs: list[Any], size: int, rows: int, whole: frozenset[str]) -> Mapping[str, Any]:
+        """The outputs by name: some whole, the others cut into rows."""
+        return {
+            spec.name: value if spec.name in whole else self._column(spec, value, size)[:rows]
+            for spec, value in zip(self._signature.outputs, outputs, strict=True)
+        }
 
     def _column(self, spec: TensorSpec, value: Any, rows: int) -> Sequence[Any]:
         axis = spec.batch_axis

@@ -1,0 +1,1 @@
+"""State of recurrent models, kept per stream and batched across streams."""

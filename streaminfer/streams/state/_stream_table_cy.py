@@ -1,0 +1,526 @@
+"""Which streams have state, where it is, and whose turn it is.
+
+*Design.* The outputs of a batch stay where the model wrote them: the batch is a `Block`, and each of its streams has its
+state in one row of it. So a step that succeeds moves nothing: :meth:`StreamTable.commit` points the streams at the new
+block. A batch of the same streams in the same order as a block reads that block as its input (*sticky rows*). For other
+batches the rows are gathered from wherever they are. Few blocks are kept: the rows that are left in an older one are
+written back to the arena, to a *slot* of their own, and the block is dropped.
+
+A step that does not succeed leaves the state as it was, because nothing was written: not to the arena, nor to the blocks.
+A stream that was reset, ended or imported while its step ran has another ``version`` then, and the step does not commit
+to it.
+
+*Turns.* Each stream remembers the last step that was registered for it. A new step waits for those of all its streams,
+and steps are registered in one go, so that steps of one stream run in the order of their registration, one at a time,
+and no two steps wait for each other. A step that is abandoned while it waits keeps its place, so that those behind it
+do not overtake those before it.
+
+*Slots.* A slot is given back when its stream has moved on. The slot of a stream that was reset or ended during its step
+is given back when that step ends, because the step may still read it.
+
+*Complexity.* O(1) per row; expiry is O(1) per expired stream, over a list in the order of use.
+
+One source, compiled with the C types of ``_stream_table_cy.pxd`` or run as it is. Synchronous, takes the time as an
+argument, not thread-safe: the caller holds a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+__all__ = ["Block", "Step", "Stream", "StreamTable", "WriteBack"]
+
+_SPARE_SLOTS = 64  # of rows that are written back while the slots of streams that have left are still read
+
+
+class Stream:
+    """One stream and where its state is: in a block, in a slot of the arena, given by hand, or nowhere yet.
+
+    Attributes:
+        stream_id: as requests name it.
+        block: the outputs of the batch of its latest step; ``None``: it is elsewhere.
+        row: of the block.
+        slot: of the arena; -1: it is elsewhere.
+        given: a state that was imported; ``None``: it is elsewhere.
+        seen_ns: when its latest step was registered.
+        version: how often a step that runs lost the right to commit.
+    """
+
+    __slots__ = (
+        "_alive",
+        "_next",
+        "_previous",
+        "_tail",
+        "block",
+        "given",
+        "row",
+        "seen_ns",
+        "slot",
+        "stream_id",
+        "version",
+    )
+
+    def __init__(self, stream_id: Hashable, seen_ns: int) -> None:
+        self.stream_id = stream_id
+        self.block: Block | None = None
+        self.row = 0
+        self.slot = -1
+        self.given: Any = None
+        self.seen_ns = seen_ns
+        self.version = 0
+        self._alive = True
+        self._tail: Step | None = None
+        self._previous: Stream | None = None
+        self._next: Stream | None = None
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether its next step starts from the initial state."""
+        return self.block is None and self.slot < 0 and self.given is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step of it runs or waits."""
+        return self._tail is not None
+
+
+class Block:
+    """The outputs of one batch, as the next input.
+
+    Args:
+        arrays: by name of the state, in the layout of the model.
+        size: rows of the arrays, padding included.
+
+    Attributes:
+        streams: by row the stream whose state this is; ``None``: nobody's.
+        live: how many rows are somebody's.
+    """
+
+    __slots__ = ("arrays", "live", "size", "streams")
+
+    def __init__(self, arrays: Any, size: int) -> None:
+        self.arrays = arrays
+        self.size = size
+        self.streams: list[Stream | None] = []
+        self.live = 0
+
+
+class Step:
+    """One batch, or a part of it in which no stream stands twice.
+
+    Attributes:
+        streams: of its rows.
+        rows: their positions in the batch.
+        pending: how many steps must end before it may run.
+        waiter: what the shell wakes when it may; ``None``: nothing waits.
+        ended: it has run, or never will.
+        abandoned: nobody waits for it, and it is only there to keep the order.
+    """
+
+    __slots__ = (
+        "_dependents",
+        "_group",
+        "_latest_dependent",
+        "_orphans",
+        "_versions",
+        "_wave",
+        "abandoned",
+        "ended",
+        "pending",
+        "rows",
+        "streams",
+        "waiter",
+    )
+
+    def __init__(self, group: list[Step], wave: int) -> None:
+        self.streams: list[Stream] = []
+        self.rows: list[int] = []
+        self.pending = 0
+        self.waiter: Any = None
+        self.ended = False
+        self.abandoned = False
+        self._group: list[Step] | None = group
+        self._wave = wave
+        self._dependents: list[Step] = []
+        self._latest_dependent: Step | None = None
+        self._orphans: list[int] = []
+        self._versions: list[int] = []
+
+
+class WriteBack:
+    """Rows of a block on their way to slots of the arena.
+
+    Attributes:
+        block: which one.
+        rows: of the block.
+        slots: where each goes.
+    """
+
+    __slots__ = ("block", "rows", "slots", "streams")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.rows: list[int] = []
+        self.slots: list[int] = []
+        self.streams: list[Stream] = []
+
+
+class StreamTable:
+    """The streams that have state.
+
+    Args:
+        max_streams: the most there can be.
+
+    Attributes:
+        capacity: slots of the arena.
+        expired: streams that were idle for too long, so far.
+        rejected: rows for which there was no place, so far.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_free",
+        "_head",
+        "_next_slot",
+        "_streams",
+        "_tail",
+        "capacity",
+        "expired",
+        "max_streams",
+        "rejected",
+    )
+
+    def __init__(self, max_streams: int) -> None:
+        self.max_streams = max_streams
+        self.capacity = max_streams + _SPARE_SLOTS
+        self.expired = 0
+        self.rejected = 0
+        self._streams: dict[Hashable, Stream] = {}
+        self._blocks: list[Block] = []
+        self._free: list[int] = []
+        self._next_slot = 0
+        self._head: Stream | None = None
+        self._tail: Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __contains__(self, stream_id: Hashable) -> bool:
+        return stream_id in self._streams
+
+    @property
+    def slots_in_use(self) -> int:
+        """Rows of the arena that hold a state, or held one that may still be read."""
+        return self._next_slot - len(self._free)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks that hold a state, oldest first."""
+        return self._blocks.copy()
+
+    def find(self, stream_id: Hashable) -> Stream | None:
+        """Return a stream that has state; ``None``: it has none."""
+        return self._streams.get(stream_id)
+
+    def begin(self, ids: Sequence[Hashable], now_ns: int) -> list[Step]:
+        """Register the rows of a batch; opens the streams that are new.
+
+        Args:
+            ids: the stream of each row; ``None``: it has none, and so no place.
+            now_ns: the present.
+
+        Returns:
+            The steps, in their order: one, and another for each further row of a stream. Rows for which there is no
+            place are in none.
+        """
+        group: list[Step] = []
+        step = Step(group, 0)
+        group.append(step)
+        position = 0
+        for stream_id in ids:
+            stream = None if stream_id is None else self._streams.get(stream_id)
+            if stream is None:
+                if stream_id is None or len(self._streams) >= self.max_streams:
+                    self.rejected += 1
+                    position += 1
+                    continue
+                stream = Stream(stream_id, now_ns)
+                self._streams[stream_id] = stream
+                self._append(stream)
+            elif stream is not self._tail:
+                self._unlink(stream)
+                self._append(stream)
+            stream.seen_ns = now_ns
+            chosen = step
+            before = stream._tail
+            if before is not None:
+                if before._group is group:
+                    if before._wave + 1 == len(group):
+                        group.append(Step(group, before._wave + 1))
+                    chosen = group[before._wave + 1]
+                if before._latest_dependent is not chosen:
+                    before._latest_dependent = chosen
+                    before._dependents.append(chosen)
+                    chosen.pending += 1
+            stream._tail = chosen
+            chosen.streams.append(stream)
+            chosen.rows.append(position)
+            position += 1
+        return group
+
+    def locate(self, step: Step) -> Block | None:
+        """Note the state that a step starts from, when its turn has come.
+
+        Returns:
+            The block whose rows are those of the step, in their order; ``None``: the rows must be gathered.
+        """
+        versions: list[int] = []
+        first = step.streams[0]
+        block = first.block
+        row = 0
+        same = block is not None
+        for stream in step.streams:
+            versions.append(stream.version)
+            if same and (stream.block is not block or stream.row != row):
+                same = False
+            row += 1
+        step._versions = versions
+        if same and block is not None and len(block.streams) == row:
+            return block
+        return None
+
+    def commit(self, step: Step, block: Block, failed: Sequence[int] = ()) -> None:
+        """Let the streams of a step go on from its outputs.
+
+        Args:
+            step: it was located, and has not ended.
+            block: the outputs, in the order of the step's rows.
+            failed: rows of the step that keep the state that they had.
+        """
+        holders: list[Stream | None] = []
+        versions = step._versions
+        row = 0
+        for stream in step.streams:
+            if stream._alive and stream.version == versions[row] and not (failed and row in failed):
+                self._leave(stream, None)
+                stream.block = block
+                stream.row = row
+                holders.append(stream)
+                block.live += 1
+            else:
+                holders.append(None)
+            row += 1
+        block.streams = holders
+        if block.live:
+            self._blocks.append(block)
+
+    def end(self, step: Step) -> list[Step]:
+        """End a step, whether it ran or not.
+
+        Returns:
+            The steps that may run now; their waiters are to be woken.
+        """
+        if step.ended:
+            return []
+        if step.pending:
+            step.abandoned = True
+            return []
+        ready: list[Step] = []
+        ending = [step]
+        while ending:
+            one = ending.pop()
+            one.ended = True
+            for stream in one.streams:
+                if stream._tail is one:
+                    stream._tail = None
+                    if stream._alive and stream.block is None and stream.slot < 0 and stream.given is None:
+                        self._remove(stream)  # it has nothing that another stream would not start with
+            for slot in one._orphans:
+                self._free.append(slot)
+            one._orphans = []
+            for dependent in one._dependents:
+                dependent.pending -= 1
+                if dependent.pending == 0:
+                    if dependent.abandoned:
+                        ending.append(dependent)
+                    else:
+                        ready.append(dependent)
+            one._dependents = []
+            one._latest_dependent = None
+            one._group = None  # which has this step in it
+        return ready
+
+    def take_back(self, keep: int) -> WriteBack | None:
+        """Choose the oldest block, if there are more than a number of them, for its rows to be written to the arena.
+
+        Args:
+            keep: so many blocks are kept.
+
+        Returns:
+            The rows and their new slots, for :meth:`taken_back`; ``None``: there are few blocks, or no slots.
+        """
+        if len(self._blocks) <= keep:
+            return None
+        block = self._blocks[0]
+        if block.live > self.capacity - self.slots_in_use:
+            return None
+        del self._blocks[0]
+        work = WriteBack(block)
+        row = 0
+        for stream in block.streams:
+            if stream is not None:
+                work.streams.append(stream)
+                work.rows.append(row)
+                work.slots.append(self._take_slot())
+            row += 1
+        return work
+
+    def taken_back(self, work: WriteBack, copied: bool) -> None:
+        """Let the streams of a block go on from the arena, but for those that have moved meanwhile.
+
+        Args:
+            work: from :meth:`take_back`.
+            copied: the rows are in their slots; else all is as it was.
+        """
+        position = 0
+        for stream in work.streams:
+            slot = work.slots[position]
+            if copied and stream.block is work.block:
+                self._leave(stream, None)
+                stream.slot = slot
+            else:
+                self._free.append(slot)
+            position += 1
+        if not copied and work.block.live:
+            self._blocks.insert(0, work.block)
+
+    def reset(self, stream_id: Hashable) -> bool:
+        """Let the next step of a stream start from the initial state; false where it has no state."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        self._void(stream)
+        if stream._tail is None:
+            self._remove(stream)
+        return True
+
+    def drop(self, stream_id: Hashable) -> bool:
+        """Forget a stream; false where there is none."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return False
+        self._void(stream)
+        self._remove(stream)
+        return True
+
+    def put(self, stream_id: Hashable, given: Any, now_ns: int) -> bool:
+        """Let the next step of a stream start from a given state; false where there is no place for the stream."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if len(self._streams) >= self.max_streams:
+                self.rejected += 1
+                return False
+            stream = Stream(stream_id, now_ns)
+            self._streams[stream_id] = stream
+            self._append(stream)
+        else:
+            self._void(stream)
+            self._unlink(stream)
+            self._append(stream)
+            stream.seen_ns = now_ns
+        stream.given = given
+        return True
+
+    def clear(self) -> None:
+        """Forget every stream."""
+        for stream_id in list(self._streams):
+            self.drop(stream_id)
+
+    def restart(self) -> None:
+        """Let every stream start from the initial state."""
+        for stream_id in list(self._streams):
+            self.reset(stream_id)
+
+    def expire(self, before_ns: int, now_ns: int) -> int:
+        """Forget the streams that were last seen at an instant or earlier, and have no step.
+
+        Args:
+            before_ns: that instant, before the present.
+            now_ns: the present: streams with a step count as seen now.
+
+        Returns:
+            The instant at which the one that is idle the longest was seen; -1: there is none.
+        """
+        while True:
+            stream = self._head
+            if stream is None:
+                return -1
+            if stream.seen_ns > before_ns:
+                return stream.seen_ns
+            if stream._tail is not None:
+                stream.seen_ns = now_ns
+                self._unlink(stream)
+                self._append(stream)
+                continue
+            self._void(stream)
+            self._remove(stream)
+            self.expired += 1
+
+    def _remove(self, stream: Stream) -> None:
+        stream._alive = False
+        del self._streams[stream.stream_id]
+        self._unlink(stream)
+
+    def _void(self, stream: Stream) -> None:
+        """Take its state away, also from the step that runs."""
+        stream.version += 1
+        self._leave(stream, stream._tail)
+
+    def _leave(self, stream: Stream, reader: Step | None) -> None:
+        """Leave the place of a state; ``reader`` is the last step that may still read it."""
+        block = stream.block
+        if block is not None:
+            block.streams[stream.row] = None
+            block.live -= 1
+            stream.block = None
+            if block.live == 0 and block in self._blocks:
+                self._blocks.remove(block)
+        elif stream.slot >= 0:
+            if reader is None:
+                self._free.append(stream.slot)
+            else:
+                reader._orphans.append(stream.slot)
+            stream.slot = -1
+        stream.given = None
+
+    def _take_slot(self) -> int:
+        if self._free:
+            slot: int = self._free.pop()
+            return slot
+        slot = self._next_slot
+        self._next_slot = slot + 1
+        return slot
+
+    def _append(self, stream: Stream) -> None:
+        stream._previous = self._tail
+        stream._next = None
+        if self._tail is None:
+            self._head = stream
+        else:
+            self._tail._next = stream
+        self._tail = stream
+
+    def _unlink(self, stream: Stream) -> None:
+        before = stream._previous
+        after = stream._next
+        if before is None:
+            self._head = after
+        else:
+            before._next = after
+        if after is None:
+            self._tail = before
+        else:
+            after._previous = before
+        stream._previous = None
+        stream._next = None

@@ -1,0 +1,388 @@
+"""`StatefulBackend`: a recurrent model for many streams, whose steps share batches."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.own_arrays import own_arrays
+from streaminfer._internal.snapshot import Snapshot
+from streaminfer._internal.validation import check_count, check_duration, check_instance, expected
+from streaminfer.errors import BackendError, InvalidInput, Overloaded, for_caller
+from streaminfer.protocols import Capabilities, Clock, ExampleInputs, Wrapper, check_infer, is_backend
+from streaminfer.request import Batch, Request
+from streaminfer.streams.state._stream_table_cy import Block, Step
+from streaminfer.streams.state.fed_batch import FedBatch, PartOfBatch
+from streaminfer.streams.state.layout import Initial
+from streaminfer.streams.state.outputs import read_outputs
+from streaminfer.streams.state.record import read_record, write_record
+from streaminfer.streams.state.signature import StateSignature
+from streaminfer.streams.state.store import StateStore
+
+__all__ = ["StatefulBackend", "StatefulStatistics"]
+
+Array = NDArray[Any]
+
+
+@attrs.frozen
+class StatefulStatistics(Snapshot):
+    """Counters of a `StatefulBackend` since it was made; a snapshot.
+
+    Attributes:
+        streams: that have state, or a step in flight.
+        rows: of the arena, in use.
+        bytes: of all states, and of the outputs that are kept as the next inputs.
+        gathers: batches whose states were gathered.
+        sticky_batches: batches of the same streams as an earlier one, whose outputs they read.
+        expired: streams that were idle for ``idle_ttl_s``.
+        rejected: rows that were rejected: without a stream, or beyond ``max_streams``.
+        restarts: how often all streams started again because the model was replaced.
+    """
+
+    streams: int
+    rows: int
+    bytes: int
+    gathers: int
+    sticky_batches: int
+    expired: int
+    rejected: int
+    restarts: int
+
+
+class StatefulBackend(Wrapper):
+    """Keeps the state of each stream, so that steps of many streams share the batches of a recurrent model.
+
+    A request brings the inputs that are no state, and a ``stream_id``; its response has the outputs that are no state:
+    one array where there is one, else a mapping by name. A request without a ``stream_id`` is rejected.
+
+    A step that fails, is cancelled or is dropped leaves the state of its stream as it was. Steps of one stream run one
+    at a time, in the order in which the backend got them.
+
+    Thread-safety: as the backend inside; the states are shared by all event loops and threads.
+
+    Args:
+        backend: a backend whose ``infer`` takes a mapping of inputs, and returns a mapping of outputs or one for each
+            row. A state output has the layout of its input, batch axis included.
+        state: name of the input → name of the output that is its next value.
+        context: name of an input → how many samples of the step before stand in front of those of a request. They lie
+            along the last axis; for another one a pair: samples, and axis in a request.
+        initial: by name of the input what a stream starts from, without the batch axis: an array, or a function of the
+            stream's id. Zeros where it names none; needed where the backend does not know shape and type.
+        max_streams: the most streams with state; a further one gets `Overloaded`. Address space for their states is
+            reserved, memory is used as they come.
+        idle_ttl_s: seconds without a request after which a stream is forgotten; ``None``: never.
+        keep_on_reload: states go on where the backend's model is replaced. Otherwise all streams start again.
+        clock: monotonic nanoseconds; ``None``: that of the `Stack`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, or does not fit the backend.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        state: Mapping[str, str],
+        context: Mapping[str, int | tuple[int, int]] | None = None,
+        initial: Mapping[str, Initial] | None = None,
+        max_streams: int = 1024,
+        idle_ttl_s: float | None = None,
+        keep_on_reload: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        check_instance("backend", backend, is_backend, "a backend, with `async def infer`")
+        check_infer("backend", backend)
+        super().__init__(backend)
+        offered = super().capabilities()
+        example = None if offered.example_inputs is None else offered.example_inputs()
+        self._signature = StateSignature(offered, example, state=state, context=context, initial=initial)
+        self._max_streams = check_count("max_streams", max_streams)
+        self._ttl_ns = None if idle_ttl_s is None else round(check_duration("idle_ttl_s", idle_ttl_s, positive=True) * 1e9)
+        check_instance("keep_on_reload", keep_on_reload, lambda it: isinstance(it, bool), "True or False")
+        self._keep_on_reload = keep_on_reload
+        check_instance("clock", clock, lambda it: it is None or callable(it), "a callable or None")
+        self._clock: Clock = time.monotonic_ns if clock is None else clock
+        self._clock_given = clock is not None
+        self._owns = not offered.returns_new_arrays
+        self._changes = offered.fingerprint_changes or _never
+        self._store = StateStore(self._signature.tensors, max_streams, keep=(offered.queued_workers or 1) + 1)
+        self._model = self._changes()
+        self._restarts = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_loop: asyncio.AbstractEventLoop | None = None
+
+    def capabilities(self) -> Capabilities:
+        """What the backend offers, for requests without states; and the states of the streams."""
+        offered = super().capabilities()
+        return offered._replace(
+            validate=None if offered.validate is None else self._validate,
+            example_inputs=None if offered.example_inputs is None else self._example_inputs,
+            batch_axes=self._signature.batch_axes,
+            idempotent=None,
+            stream_states=self,
+        )
+
+    async def infer(self, batch: Batch) -> Sequence[Any]:
+        """Run a step of each row's stream.
+
+        Returns:
+            One result per row; a row without a stream, or without a place for it, gets an exception.
+
+        Raises:
+            BackendError: the backend failed; all states are as they were.
+        """
+        rows = batch.rows
+        now_ns = self._clock()
+        store = self._store
+        with store.lock:
+            if self._ttl_ns is not None:
+                store.table.expire(now_ns - self._ttl_ns, now_ns)
+            steps = store.table.begin([row.stream_id for row in rows], now_ns)
+        if self._ttl_ns is not None:
+            self._set_timer(now_ns + self._ttl_ns)
+        if len(steps) == 1 and len(steps[0].rows) == len(rows):
+            return await self._run(steps[0], batch)
+        return await self._run_apart(steps, batch)
+
+    async def stop(self, *, drain: bool = True) -> None:  # noqa: ARG002 - the batcher in front has drained
+        """Forget all states, which are data of persons."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._store.clear()
+
+    def bind_clock(self, clock: Clock) -> None:
+        """Take over the clock of a `Stack`, unless one was given."""
+        if not self._clock_given:
+            self._clock = clock
+        super().bind_clock(clock)
+
+    def reset_stream(self, stream_id: Hashable) -> None:
+        """Let the next step of a stream start from the initial state; one that runs does not change that."""
+        with self._store.lock:
+            self._store.table.reset(stream_id)
+
+    def end_stream(self, stream_id: Hashable) -> None:
+        """Forget a stream; its place is free for another."""
+        with self._store.lock:
+            self._store.table.drop(stream_id)
+
+    def export_state(self, stream_id: Hashable) -> bytes:
+        """Return the state of a stream after its latest step that succeeded.
+
+        Returns:
+            A record of a documented format, without pickle, for :meth:`import_state` of another process.
+
+        Raises:
+            InvalidInput: the stream has no state.
+        """
+        with self._store.lock:
+            self._renew()
+            stream = self._store.table.find(stream_id)
+            if stream is None or stream.is_initial:
+                raise InvalidInput(f"stream_id: expected a stream that has state, got {stream_id!r}")
+            states = self._store.row(stream)
+            return write_record(states, self._fingerprint())
+
+    def import_state(self, stream_id: Hashable, state: bytes) -> None:
+        """Let the next step of a stream go on from a state that :meth:`export_state` returned.
+
+        Raises:
+            InvalidInput: it is no such record, was altered, or is of another model.
+            Overloaded: there is no place for the stream.
+        """
+        Request(None, stream_id=stream_id)  # which checks the id
+        if stream_id is None:
+            raise InvalidInput(expected("stream_id", "the id of a stream", stream_id))
+        states = read_record(state, self._signature.tensors, self._fingerprint())
+        now_ns = self._clock()
+        with self._store.lock:
+            self._renew()
+            if self._ttl_ns is not None:
+                self._store.table.expire(now_ns - self._ttl_ns, now_ns)
+            if not self._store.table.put(stream_id, states, now_ns):
+                raise self._no_place(stream_id)
+
+    def statistics(self) -> StatefulStatistics:
+        """What was counted until now."""
+        store = self._store
+        with store.lock:
+            return StatefulStatistics(
+                streams=len(store.table),
+                rows=store.table.slots_in_use,
+                bytes=store.bytes_in_use(),
+                gathers=store.gathers,
+                sticky_batches=store.sticky,
+                expired=store.table.expired,
+                rejected=store.table.rejected,
+                restarts=self._restarts,
+            )
+
+    async def _run(self, step: Step, batch: Batch) -> Sequence[Any]:
+        """Run one step when its turn has come."""
+        store = self._store
+        try:
+            if step.pending:
+                await self._turn(step)
+            fed = self._feed(batch, lambda size: store.read(step, size))
+            while True:
+                with store.lock:
+                    model = self._renew()
+                results = await self.inner.infer(fed)
+                if self._keep_on_reload or self._changes() == model:
+                    break
+                fed = fed.again()  # which of the models ran is not known: the new one runs from the initial state
+            outputs = self._read(results, fed)
+            with store.lock:
+                if outputs.states:
+                    store.table.commit(step, Block(outputs.states, fed.size), outputs.failed)
+            return outputs.rows
+        finally:
+            self._end(step)
+
+    async def _run_apart(self, steps: list[Step], batch: Batch) -> Sequence[Any]:
+        """Run the steps of a batch one after another, where a stream stands twice in it or has no place."""
+        results: list[Any] = [None] * len(batch.rows)
+        missing = set(range(len(results))).difference(*(step.rows for step in steps))
+        for row in missing:
+            stream_id = batch.rows[row].stream_id
+            results[row] = self._no_place(stream_id) if stream_id is not None else InvalidInput(_NO_STREAM)
+        try:
+            for step in steps:
+                if not step.rows:
+                    continue
+                try:
+                    outputs = await self._run(step, PartOfBatch(batch, step.rows, self._signature.batch_axes))
+                except Exception as error:
+                    if len(steps) == 1:
+                        raise
+                    outputs = [for_caller(error, self.name) for _ in step.rows]
+                for row, output in zip(step.rows, outputs, strict=True):
+                    results[row] = output
+        finally:
+            for step in steps:
+                self._end(step)
+        return results
+
+    async def _turn(self, step: Step) -> None:
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        with self._store.lock:
+            if not step.pending:
+                return
+            step.waiter = loop, woken
+        await woken
+
+    def _end(self, step: Step) -> None:
+        with self._store.lock:
+            ready = self._store.table.end(step)
+        for one in ready:
+            if one.waiter is not None:
+                loop, woken = one.waiter
+                with contextlib.suppress(RuntimeError):  # of a closed loop
+                    loop.call_soon_threadsafe(_wake, woken)
+
+    def _feed(self, batch: Batch, read_states: Callable[[int], Mapping[str, Array]]) -> FedBatch:
+        signature = self._signature
+        return FedBatch(batch, read_states, signature.contexts, signature.only_input, signature.state_outputs)
+
+    def _read(self, results: Any, fed: FedBatch) -> Any:
+        if self._owns:
+            results = own_arrays(results)
+        outputs = read_outputs(results, self._signature.written, len(fed.rows), fed.size, self.name)
+        if not fed.is_read:
+            raise BackendError(f"{self.name}: expected a backend that reads batch.inputs, got one that does not")
+        outputs.states.update(fed.ends)
+        return outputs
+
+    def _renew(self) -> int:
+        """Let all streams start again if the model has changed; the caller holds the lock."""
+        model = self._changes()
+        if model != self._model:
+            self._model = model
+            if not self._keep_on_reload:
+                self._restarts += 1
+                self._store.table.restart()
+        return model
+
+    def _fingerprint(self) -> str | None:
+        fingerprint = super().capabilities().fingerprint
+        given = fingerprint() if callable(fingerprint) else fingerprint
+        return given.hex() if isinstance(given, bytes) else given
+
+    def _no_place(self, stream_id: Hashable) -> Overloaded:
+        return Overloaded(
+            f"stream {stream_id!r}: {self._max_streams} streams have state already (max_streams={self._max_streams}); "
+            "end_stream frees a place, and idle_ttl_s those of streams that are idle"
+        )
+
+    def _validate(self, request: Request) -> None:
+        validate = super().capabilities().validate
+        assert validate is not None  # noqa: S101 - offered only where there is one
+        validate(request.replace(inputs=self._signature.with_states(request.inputs)))
+
+    def _example_inputs(self) -> ExampleInputs | None:
+        make = super().capabilities().example_inputs
+        example = None if make is None else make()
+        if example is None:
+            return None
+        signature, resize, on_each = self._signature, example.resize, example.infer_on_each
+
+        async def infer(batch: Batch) -> Sequence[Any]:
+            fed = self._feed(batch, self._store.read_initial)
+            rows: Sequence[Any] = self._read(await example.infer(fed), fed).rows
+            return rows
+
+        async def infer_on_each(batch: Batch) -> None:
+            assert on_each is not None  # noqa: S101 - offered only where there is one
+            await on_each(self._feed(batch, self._store.read_initial))
+
+        return ExampleInputs(
+            signature.without_states(example.inputs),
+            infer,
+            example.is_given,
+            {name: axes for name, axes in example.free_axes.items() if not signature.is_state(name)},
+            None if resize is None else lambda size: signature.without_states(resize(size)),
+            None if on_each is None else infer_on_each,
+            example.exclusive,
+        )
+
+    def _set_timer(self, due_ns: int) -> None:
+        """See to it that idle streams are forgotten though no request comes."""
+        if self._ttl_ns is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer_loop is not None and not self._timer_loop.is_closed():
+            return
+        self._timer_loop = loop
+        self._timer = loop.call_later(max(due_ns - self._clock(), 0) / 1e9, self._expire, due_ns)
+
+    def _expire(self, due_ns: int) -> None:
+        self._timer = None
+        if self._ttl_ns is None:
+            return
+        now_ns = max(self._clock(), due_ns)
+        with self._store.lock:
+            seen_ns = self._store.table.expire(now_ns - self._ttl_ns, now_ns)
+        if seen_ns >= 0:
+            self._set_timer(seen_ns + self._ttl_ns)
+
+    def __repr__(self) -> str:
+        return f"StatefulBackend({self.inner!r}, state={self._signature.state!r}, streams={len(self._store.table)})"
+
+
+_NO_STREAM = "stream_id: expected the stream of the request, got None: the model keeps state for each stream"
+
+
+def _never() -> int:
+    return 0
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

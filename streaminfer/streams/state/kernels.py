@@ -1,0 +1,126 @@
+"""Copies of rows between the arena, batches and the outputs of earlier batches.
+
+*Design.* A row of a tensor with a batch axis is ``outer`` runs of ``inner`` words, as far apart as the batch is wide; in
+the arena the runs of a row follow each other. Two strides describe each side, so that one kernel gathers rows into a
+batch, writes them back, and moves them from one batch to another. Words are as wide as the runs allow, because LLVM
+copies wide words four times as fast as bytes.
+
+Where no kernels were compiled ahead of time, NumPy copies: serving does not import Numba.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+__all__ = ["EXPORTS", "WORDS", "copy_rows", "copy_rows_numpy"]
+
+WORDS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8))
+"""Types of words, the widest first."""
+
+Words = NDArray[Any]
+Rows = NDArray[np.int64]
+
+
+def copy_rows(
+    source: Words,
+    source_rows: Rows,
+    source_row: int,
+    source_outer: int,
+    target: Words,
+    target_rows: Rows,
+    target_row: int,
+    target_outer: int,
+    outer: int,
+    inner: int,
+) -> None:
+    """Copy some rows of one array into rows of another; all strides are in words.
+
+    Args:
+        source: flat words of one of the :data:`WORDS`.
+        source_rows: numbers of the rows to read.
+        source_row: from the first run of a row to that of the next row.
+        source_outer: from one run of a row to its next run.
+        target: flat words of the same type, which do not overlap with the source.
+        target_rows: numbers of the rows to write, as many.
+        target_row: as ``source_row``.
+        target_outer: as ``source_outer``.
+        outer: runs of a row.
+        inner: words of a run.
+    """
+    _kernels()[target.dtype](
+        source, source_rows, source_row, source_outer, target, target_rows, target_row, target_outer, outer, inner
+    )
+
+
+def copy_rows_numpy(
+    source: Words,
+    source_rows: Rows,
+    source_row: int,
+    source_outer: int,
+    target: Words,
+    target_rows: Rows,
+    target_row: int,
+    target_outer: int,
+    outer: int,
+    inner: int,
+) -> None:
+    """The plain twin of :func:`copy_rows`."""
+    if source_rows.size == 0:
+        return
+    size = target.itemsize
+    shape = outer, inner
+    read = as_strided(
+        source, (int(source_rows.max()) + 1, *shape), (source_row * size, source_outer * size, size), writeable=False
+    )
+    written = as_strided(
+        target, (int(target_rows.max()) + 1, *shape), (target_row * size, target_outer * size, size), writeable=True
+    )
+    for here, there in zip(source_rows.tolist(), target_rows.tolist(), strict=True):
+        written[there] = read[here]
+
+
+@cache
+def _kernels() -> dict[np.dtype[Any], Callable[..., None]]:
+    from streaminfer import _compiled_kernels  # noqa: PLC0415 - reads files and digests: not at the package's import
+
+    compiled = _compiled_kernels.load()
+    if compiled is None:
+        return dict.fromkeys(WORDS, copy_rows_numpy)
+    return {word: compiled.checked(f"copy_rows_{word.name}") for word in WORDS}
+
+
+def _copy(
+    source: Words,
+    source_rows: Rows,
+    source_row: int,
+    source_outer: int,
+    target: Words,
+    target_rows: Rows,
+    target_row: int,
+    target_outer: int,
+    outer: int,
+    inner: int,
+) -> None:
+    for run in range(outer):
+        for position in range(source_rows.size):
+            here = source_rows[position] * source_row + run * source_outer
+            there = target_rows[position] * target_row + run * target_outer
+            target[there : there + inner] = source[here : here + inner]
+
+
+_READ = "Array(int64, 1, 'C', readonly=True)"
+_STRIDES = "int64, int64"
+
+EXPORTS = {
+    f"copy_rows_{word.name}": (
+        _copy,
+        f"void(Array({word.name}, 1, 'C', readonly=True), {_READ}, {_STRIDES}, "
+        f"Array({word.name}, 1, 'C'), {_READ}, {_STRIDES}, int64, int64)",
+    )
+    for word in WORDS
+}
+"""Kernels that serving calls: the name under which each is compiled ahead of time, the function and its signature."""

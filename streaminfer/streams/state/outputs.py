@@ -1,0 +1,126 @@
+"""From what a backend returned to the outputs of the rows and the states for the next step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer.errors import BackendError
+from streaminfer.streams.state.layout import StateTensor
+
+__all__ = ["Outputs", "read_outputs"]
+
+Array = NDArray[Any]
+
+
+class Outputs(NamedTuple):
+    """What a batch came to.
+
+    Attributes:
+        rows: the result of each row, without states.
+        states: by name of the state, in the layout of the model.
+        failed: rows whose result is an exception.
+    """
+
+    rows: Sequence[Any]
+    states: dict[str, Array]
+    failed: Sequence[int]
+
+
+def read_outputs(results: Any, tensors: Sequence[StateTensor], rows: int, size: int, source: str) -> Outputs:
+    """Take the states out of the results of a batch.
+
+    Args:
+        results: a mapping of output name to column: states in the layout of their inputs, all others with the batch axis
+            first; or a mapping, or an exception, for each row.
+        tensors: the states that the model writes.
+        rows: of the batch.
+        size: rows that the model was given.
+        source: name of the model, for messages.
+
+    Raises:
+        BackendError: the results are something else.
+    """
+    if isinstance(results, Mapping):
+        return _read_columns(results, tensors, rows, size, source)
+    if isinstance(results, Sequence) and not isinstance(results, (str, bytes)) and len(results) in (rows, size):
+        return _read_rows(results[:rows], tensors, source)
+    raise BackendError(
+        f"{source}: expected a mapping of outputs, or a list with a mapping for each of {rows} rows, from a backend "
+        f"with state, got {type(results).__name__}"
+    )
+
+
+def _read_columns(
+    results: Mapping[str, Any], tensors: Sequence[StateTensor], rows: int, size: int, source: str
+) -> Outputs:
+    states: dict[str, Array] = {}
+    for tensor in tensors:
+        value = results.get(tensor.output)
+        fits = isinstance(value, np.ndarray) and value.dtype == tensor.dtype
+        if not fits or value.shape not in (tensor.batch_shape(size), tensor.batch_shape(rows)):
+            raise _misfit(tensor, tensor.batch_shape(size), value, source)
+        states[tensor.name] = _kept(value)
+    written = {tensor.output for tensor in tensors}
+    columns = {name: value for name, value in results.items() if name not in written}
+    for name, column in columns.items():
+        length = len(column) if isinstance(column, (list, np.ndarray)) else -1
+        if length not in (rows, size):
+            raise BackendError(
+                f"{source}: output {name!r}: expected {rows} rows on the first axis, got "
+                f"{length if length >= 0 else type(column).__name__}"
+            )
+    if len(columns) == 1:
+        only = next(iter(columns.values()))
+        return Outputs(list(only[:rows]), states, ())
+    names = list(columns)
+    cut = [list(column[:rows]) for column in columns.values()]
+    return Outputs(
+        [dict(zip(names, row, strict=True)) for row in zip(*cut, strict=True)] if cut else [{}] * rows, states, ()
+    )
+
+
+def _read_rows(results: Sequence[Any], tensors: Sequence[StateTensor], source: str) -> Outputs:
+    failed = [row for row, result in enumerate(results) if isinstance(result, BaseException)]
+    good = next((result for result in results if not isinstance(result, BaseException)), None)
+    states: dict[str, Array] = {}
+    written = {tensor.output for tensor in tensors}
+    for result in results:
+        if not isinstance(result, (Mapping, BaseException)):
+            raise BackendError(
+                f"{source}: expected a mapping of outputs for each row from a backend with state, got "
+                f"{type(result).__name__}"
+            )
+    for tensor in tensors:
+        values = []
+        for result in results:
+            shown = good if isinstance(result, BaseException) else result
+            value = np.zeros(tensor.shape, tensor.dtype) if shown is None else shown.get(tensor.output)
+            if not isinstance(value, np.ndarray) or value.dtype != tensor.dtype or value.shape != tensor.shape:
+                raise _misfit(tensor, tensor.shape, value, source)
+            values.append(value)
+        states[tensor.name] = _kept(np.stack(values, axis=tensor.axis))
+    kept = [
+        result
+        if isinstance(result, BaseException)
+        else {name: value for name, value in result.items() if name not in written}
+        for result in results
+    ]
+    rows = [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in kept]
+    return Outputs(rows, states, failed)
+
+
+def _kept(value: Array) -> Array:
+    """A view to which no later step can write: it may be the input of the next one, and that may fail."""
+    kept = np.ascontiguousarray(value).view()
+    kept.flags.writeable = False
+    return kept
+
+
+def _misfit(tensor: StateTensor, shape: tuple[int, ...], value: Any, source: str) -> BackendError:
+    came = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    return BackendError(
+        f"{source}: output {tensor.output!r}: expected {tensor.dtype}{list(shape)}, as input {tensor.name!r} reads it, "
+        f"got {came}"
+    )

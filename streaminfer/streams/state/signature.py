@@ -1,0 +1,194 @@
+"""`StateSignature`: which inputs and outputs of a model are states, and what requests bring."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaminfer._internal.validation import check_count, check_instance, expected
+from streaminfer.errors import InvalidInput
+from streaminfer.protocols import Capabilities, ExampleInputs
+from streaminfer.streams.state.fed_batch import Context
+from streaminfer.streams.state.layout import Initial, StateTensor
+
+__all__ = ["StateSignature"]
+
+Array = NDArray[Any]
+
+
+class StateSignature:
+    """States, contexts and the other inputs of a model.
+
+    Args:
+        offered: what the backend offers.
+        example: what a request would bring, states included; ``None``: not known.
+        state: as for `StatefulBackend`.
+        context: as for `StatefulBackend`.
+        initial: as for `StatefulBackend`.
+
+    Attributes:
+        state: input → output.
+        tensors: all states, the contexts last, by the name of their input.
+        written: those that the model writes.
+        contexts: of the inputs.
+        state_outputs: names.
+        batch_axes: of the inputs that requests bring.
+        only_input: the name of the input, where requests bring one; ``None``: several, or not known.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        offered: Capabilities,
+        example: ExampleInputs | None,
+        *,
+        state: Mapping[str, str],
+        context: Mapping[str, int | tuple[int, int]] | None,
+        initial: Mapping[str, Initial] | None,
+    ) -> None:
+        names = "a mapping of input name to output name"
+        check_instance("state", state, lambda it: isinstance(it, Mapping), names)
+        if not state or len(set(state.values())) < len(state):
+            raise ValueError(expected("state", f"{names}, each once", state))
+        for name, output in state.items():
+            if not isinstance(name, str) or not isinstance(output, str):
+                raise TypeError(expected("state", names, state))
+        self.state = dict(state)
+        self._axes = offered.batch_axes
+        self._initial: Mapping[str, Any] = _mapping("initial", initial)
+        self._known: Mapping[str, Any] = (
+            example.inputs if example is not None and isinstance(example.inputs, Mapping) else {}
+        )
+        self._free = {} if example is None else example.free_axes
+        context = _mapping("context", context)
+        for name in self._initial:
+            if name not in state and name not in context:
+                raise ValueError(expected("initial", f"states ({', '.join(map(repr, (*state, *context)))})", name))
+        self.written = [self._tensor(name, output) for name, output in state.items()]
+        self.contexts: list[Context] = []
+        ends = [self._add_context(name, given) for name, given in context.items()]
+        self.tensors = [*self.written, *ends]
+        self.state_outputs = frozenset(state.values())
+        brought = [name for name in (self._known or self._axes) if name not in state]
+        self.only_input = brought[0] if len(brought) == 1 else None
+        self.batch_axes: Mapping[str, int] = MappingProxyType(
+            {name: axis for name, axis in self._axes.items() if name not in state}
+        )
+        self._templates = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in self.written}
+        self._ends = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in ends}
+
+    def is_state(self, name: str) -> bool:
+        """Return whether requests do not bring an input, or its size is not theirs to say."""
+        return name in self.state
+
+    def with_states(self, inputs: Any) -> Mapping[str, Any]:
+        """Return what the model would read of one request: with zeros for states and contexts.
+
+        Raises:
+            InvalidInput: the inputs have no names, a state is among them, or a chunk does not fit its context.
+        """
+        if not isinstance(inputs, Mapping):
+            if self.only_input is None:
+                raise InvalidInput(expected("inputs", "a mapping of input name to array", inputs))
+            inputs = {self.only_input: inputs}
+        for name in inputs:
+            if name in self.state:
+                raise InvalidInput(f"input {name!r}: expected no state, which the stream has; leave it out")
+        shown = {**inputs, **self._templates}
+        for context in self.contexts:
+            shown[context.name] = self._joined(context, inputs.get(context.name))
+        return shown
+
+    def without_states(self, inputs: Mapping[str, Any]) -> Any:
+        """Return what a request would bring, of an example with all inputs."""
+        left = {name: value for name, value in inputs.items() if name not in self.state}
+        for context in self.contexts:
+            axis = self._axis_in_row(context)
+            value = np.asarray(left[context.name])
+            if axis not in self._free.get(context.name, ()):
+                value = value[(*(slice(None),) * axis, slice(context.length, None))]
+            left[context.name] = value
+        return left if self.only_input is None else left[self.only_input]
+
+    def _joined(self, context: Context, chunk: Any) -> Array:
+        before = self._ends[context.name]
+        axis = self._axis_in_row(context)
+        whole = None if axis in self._free.get(context.name, ()) else np.shape(self._known.get(context.name))
+        size = "?" if not whole else whole[axis] - context.length
+        if not isinstance(chunk, np.ndarray) or chunk.ndim != before.ndim or (whole and chunk.shape[axis] != size):
+            shape = list(before.shape)
+            came = f"{chunk.dtype}{list(chunk.shape)}" if isinstance(chunk, np.ndarray) else repr(type(chunk).__name__)
+            raise InvalidInput(
+                f"input {context.name!r}: expected {before.dtype}{shape[:axis] + [size] + shape[axis + 1 :]} (the "
+                f"{context.length} before are the stream's), got {came}"
+            )
+        try:
+            return np.concatenate((before.astype(chunk.dtype, copy=False), chunk), axis=axis)
+        except ValueError as error:
+            raise InvalidInput(f"input {context.name!r}: {error}") from error
+
+    def _axis_in_row(self, context: Context) -> int:
+        return context.axis - (context.axis > self._axes.get(context.name, 0))
+
+    def _tensor(self, name: str, output: str) -> StateTensor:
+        known = self._known.get(name)
+        initial = self._initial.get(name)
+        is_free = bool(self._free.get(name, ()))
+        if initial is None and (known is None or is_free):
+            raise ValueError(
+                f"initial: expected an array for state {name!r}, got none: the backend does not know its "
+                f"{'shape' if is_free else 'shape and type'}"
+            )
+        like = np.asarray(known if known is not None and not is_free else initial) if not callable(initial) or known is not None else None
+        if like is None:
+            raise ValueError(f"initial[{name!r}]: expected an array, got a function: the backend does not know the shape")
+        return self._make(name, output, like.shape, like.dtype, initial)
+
+    def _add_context(self, name: str, given: Any) -> StateTensor:
+        argument = f"context[{name!r}]"
+        if name in self.state:
+            raise ValueError(expected("context", "inputs that are no state", name))
+        known = self._known.get(name)
+        if known is None:
+            raise ValueError(f"{argument}: expected an input whose shape the backend knows, got none of it")
+        like = np.asarray(known)
+        length, axis = given if isinstance(given, tuple) and len(given) == 2 else (given, -1)
+        check_count(argument, length)
+        if not isinstance(axis, int) or not -like.ndim <= axis < like.ndim:
+            raise ValueError(expected(argument, f"an axis of {like.ndim} dimensions", axis))
+        axis %= like.ndim
+        free = self._free.get(name, ())
+        if any(other != axis for other in free):
+            raise ValueError(expected(argument, "an input whose other sizes the model states", free))
+        if axis not in free and like.shape[axis] <= length:
+            raise ValueError(expected(argument, f"less than the {like.shape[axis]} that the model reads", length))
+        batch_axis = self._axes.get(name, 0)
+        self.contexts.append(Context(name, length, axis + (axis >= batch_axis)))
+        shape = (*like.shape[:axis], length, *like.shape[axis + 1 :])
+        return self._make(name, "", shape, like.dtype, self._initial.get(name))
+
+    def _make(
+        self, name: str, output: str, shape: tuple[int, ...], dtype: np.dtype[Any], initial: Initial | None
+    ) -> StateTensor:
+        argument = f"initial[{name!r}]"
+        if dtype.hasobject or not all(shape):
+            raise ValueError(expected(argument, "numbers, and no empty axis", f"{dtype}{list(shape)}"))
+        if initial is None:
+            initial = np.zeros(shape, dtype)
+        elif not callable(initial):
+            check_instance(argument, initial, lambda it: isinstance(it, np.ndarray), "an array, or a function")
+            if initial.shape != shape or initial.dtype != dtype:
+                raise ValueError(
+                    f"{argument}: expected {dtype}{list(shape)}, got {initial.dtype}{list(initial.shape)}"
+                )
+            initial = initial.copy()
+        return StateTensor(name, output, shape, dtype, self._axes.get(name, 0), initial)
+
+
+def _mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    check_instance(argument, value, lambda it: it is None or isinstance(it, Mapping), "a mapping by name, or None")
+    return dict(value or {})
