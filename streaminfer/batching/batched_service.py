@@ -7,7 +7,7 @@ its own cancellation. ``RequestQueue.end`` and ``deliver`` return true once per 
 import asyncio
 import functools
 from asyncio import get_running_loop
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streaminfer._internal.validation import expected
@@ -17,6 +17,7 @@ from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.stacking import SCALARS, prepare
 from streaminfer.batching.dispatcher import Dispatcher
 from streaminfer.batching.policy import Greedy, Policy, adapt_policy
+from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
@@ -55,7 +56,17 @@ class BatchedService(Node):
     __slots__ = (
         *("__weakref__", "calibration", "clock", "inner", "events", "slo_ns", "slo_s", "source", "validate"),
         *("_calibrated_model", "_calibrator", "_configured_policy", "_max_batch_size", "_policy_for"),
-        *("_ask_inward", "_assembler", "_dispatcher", "_loop", "_new_future", "_outcomes", "_plain", "_queue"),
+        *(
+            "_ask_inward",
+            "_assembler",
+            "_dispatcher",
+            "_fair_queue",
+            "_loop",
+            "_new_future",
+            "_outcomes",
+            "_plain",
+            "_queue",
+        ),
         *("_stack", "_stopping", "_submitted"),
     )
 
@@ -74,13 +85,15 @@ class BatchedService(Node):
         clock: Clock,
         assembler: Assembler | None = None,
         policy_for: Callable[[int], Policy] | None = None,
+        weights: Mapping[Hashable, float] | None = None,
     ) -> None:
         self.inner = inner
         self.clock = clock
         self.source = name_of(inner)
         self._stack = stack
         self._assembler = assembler or make_assembler(inner, stack=stack, max_batch_size=max_batch_size)
-        self._queue = RequestQueue(max_queue_size)
+        self._queue = RequestQueue(max_queue_size) if weights is None else FairQueue(max_queue_size, weights)
+        self._fair_queue = self._queue if isinstance(self._queue, FairQueue) else None
         self.events = self._queue.events
         self._outcomes = RequestOutcomes(self._queue, self.source)
         self._dispatcher = Dispatcher(
@@ -180,7 +193,7 @@ class BatchedService(Node):
                 raise
         queue = self._queue
         if queue.full:
-            self._make_room(priority, deadline_ns)
+            self._make_room(None if request is None else request.stream_id, priority, deadline_ns)
         ticket = queue.admit(request, inputs, self._new_future(), now_ns, deadline_ns, priority, bucket)
         if cost:
             ticket.cost = cost
@@ -238,14 +251,14 @@ class BatchedService(Node):
             return Admission(False, AdmissionReason.DEADLINE_EXCEEDED)
         if self._queue.full and not self._dispatcher.free:
             last = self._queue.least_urgent()
-            if last is None or last.priority <= request.priority:
+            if last is None or not self._gives_way(last, request.stream_id, request.priority):
                 return Admission(False, AdmissionReason.QUEUE_FULL, self._dispatcher.retry_after_s(now_ns))
         if self._ask_inward is not None:
             behind: Admission = self._ask_inward(request, now_ns)
             if not behind.ok:
                 return behind
         bucket = 0 if self._plain else self._assembler.bucket_of(request.inputs)
-        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket)
+        finish_ns = self._dispatcher.predicted_finish_ns(now_ns, bucket, request.stream_id)
         if finish_ns is not None and request.deadline_ns is not None and finish_ns > request.deadline_ns:
             return Admission(False, AdmissionReason.INFEASIBLE, self._dispatcher.retry_after_s(now_ns), finish_ns)
         return _admit(
@@ -273,6 +286,8 @@ class BatchedService(Node):
         self._plain = assembler.plain
         self._dispatcher.set_assembler(assembler)
         self._configured_policy = policy
+        if self._fair_queue is not None:
+            self._fair_queue.horizon = max_batch_size * assembler.bucket_count
         self._dispatcher.runner.isolator.memory_limits.clear()
         if not self._stopping:
             self._dispatcher.set_policy(policy)
@@ -420,11 +435,17 @@ class BatchedService(Node):
         shown = self._assembler.as_padded(self._assembler.prepare(request.inputs))
         validate(request.replace(inputs=shown))
 
-    def _make_room(self, priority: int, deadline_ns: int) -> None:
+    def _gives_way(self, ticket: Ticket, stream_id: Hashable, priority: int) -> bool:
+        """Return whether a queued request is shed for a newcomer to a full queue."""
+        if ticket.priority != priority or self._fair_queue is None:
+            return ticket.priority > priority
+        return self._fair_queue.precedes(stream_id, ticket)
+
+    def _make_room(self, stream_id: Hashable, priority: int, deadline_ns: int) -> None:
         """Make a place in a full queue, or raise.
 
         A free worker, whose dispatch is due at the end of this turn, takes a batch now. Otherwise the newest of the
-        least urgent queued requests is shed if the newcomer is more urgent.
+        least urgent queued requests is shed if the newcomer is more urgent, or if it is its turn before.
         """
         if self._dispatcher.free:
             try:
@@ -441,7 +462,7 @@ class BatchedService(Node):
         now_ns = self.clock()
         retry_after_s = self._dispatcher.retry_after_s(now_ns)
         message = f"{self._queue.queued} requests are queued already (max_queue_size={self._queue.max_size})"
-        if last is not None and last.priority > priority:
+        if last is not None and self._gives_way(last, stream_id, priority):
             self._outcomes.shed(last, now_ns, message, retry_after_s)
             return
         self.events.arrived(now_ns, 0 if deadline_ns == NEVER else deadline_ns - now_ns, priority)

@@ -6,7 +6,14 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from streaminfer._internal.validation import check_choice, check_count, check_duration, check_instance, expected
+from streaminfer._internal.validation import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_instance,
+    check_number,
+    expected,
+)
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.assembly.model_calls import make_assembler
 from streaminfer.batching.assembly.row_costs import make_cost_limit
@@ -79,6 +86,9 @@ class AdaptiveBatcher(Node):
             ``buckets``, a mapping of bucket length to that. ``None``: learned from the first batch on.
         stack: give the model one array (or mapping of arrays) with a new batch axis; ``False``: a list of what the
             requests brought.
+        fair: streams take turns when batches form: no request waits behind the backlog of another ``stream_id``, and
+            one of the longest backlog is shed from a full queue. A mapping of stream id to weight, 1 for others, gives
+            some a larger share of the turns. Requests without a stream are one stream together.
         clock: returns monotonic nanoseconds; ``None``: the `Stack`'s clock, else ``time.monotonic_ns``.
 
     Attributes:
@@ -117,6 +127,7 @@ class AdaptiveBatcher(Node):
         preferred_sizes: Sequence[int] | None = None,
         service_time: "ServiceTime | Mapping[int, ServiceTime] | None" = None,
         stack: bool = True,
+        fair: bool | Mapping[Hashable, float] = False,
         clock: Clock | None = None,
     ) -> None:
         self.max_batch_size = check_count("max_batch_size", max_batch_size, at_most=_LARGEST)
@@ -135,6 +146,8 @@ class AdaptiveBatcher(Node):
         self._check_delay()
         check_instance("stack", stack, lambda value: isinstance(value, bool), "True or False")
         self.stack = stack
+        self.fair = fair
+        self._weights = _as_weights(fair)
         self.buckets: Buckets | None = None
         if buckets is not None:
             from streaminfer.batching.assembly.buckets import as_buckets  # noqa: PLC0415 - only who pads loads it
@@ -199,6 +212,7 @@ class AdaptiveBatcher(Node):
             clock=self._clock or time.monotonic_ns,
             assembler=self._make_assembler(inner),
             policy_for=None if self._in_flight_given else self._policy_for,
+            weights=self._weights,
         )
         return service if is_backend(inner) else _as_function(service, inner)
 
@@ -379,6 +393,17 @@ class AdaptiveBatcher(Node):
         slo = "" if self.slo_s is None else f", slo_s={self.slo_s}"
         around = "" if self._service is None else f" around {self._service!r}"
         return f"<AdaptiveBatcher(max_batch_size={self.max_batch_size}{slo}, policy={self.policy!r}){around}>"
+
+
+def _as_weights(fair: Any) -> Mapping[Hashable, float] | None:
+    """Return the weights of streams that take turns; ``None``: they do not."""
+    what = "True, False or a mapping of stream id to weight, from 0.001 to 1000"
+    if isinstance(fair, bool):
+        return {} if fair else None
+    check_instance("fair", fair, lambda value: isinstance(value, Mapping), what)
+    for weight in fair.values():
+        check_number("fair", weight, what, lambda number: 0.001 <= number <= 1000)
+    return dict(fair)
 
 
 def _as_function(service: BatchedService, function: Callable[..., Any]) -> BatchedFunction:

@@ -7,20 +7,27 @@ at which the policy wants to decide again; with nothing in flight there is none.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 from streaminfer._runtime.stopping import seconds_left
 from streaminfer.batching.assembly.assembler import Assembler
 from streaminfer.batching.batch_runner import BatchRunner
 from streaminfer.batching.pipeline import Pipeline
 from streaminfer.batching.policy import Policy, adapt_policy
+from streaminfer.batching.queue._fair_queue_cy import FairQueue
 from streaminfer.batching.queue._queue_cy import RequestQueue
 from streaminfer.batching.queue._ticket_cy import NEVER, UNKNOWN, Execution, Ticket
 from streaminfer.batching.queue.request_outcomes import RequestOutcomes
 from streaminfer.protocols import Clock, adapt
 
 __all__ = ["Dispatcher"]
+
+
+class _Ahead(NamedTuple):
+    """What a prediction reads of a queue, for a stream whose turn is before that of others."""
+
+    queued: int
 
 
 class Dispatcher:
@@ -148,15 +155,18 @@ class Dispatcher:
         """Return the queued requests, and those of the batches that run."""
         return [*self._queue, *(ticket for execution in self.runner.batches for ticket in execution.tickets)]
 
-    def predicted_finish_ns(self, now_ns: int, bucket: int) -> int | None:
+    def predicted_finish_ns(self, now_ns: int, bucket: int, stream_id: Hashable) -> int | None:
         """Return when the policy expects a request that comes now to complete; ``None``: it does not say."""
         if self.offered.predicted_finish_ns is None:
             return None
         running = () if self.free else self.pipeline.started(self.runner.batches)
         early = self.pipeline.batch
+        queue: RequestQueue | _Ahead = self._queue
+        if isinstance(queue, FairQueue):
+            queue = _Ahead(queue.ahead_of(stream_id))
         if early is None:
-            return self.offered.predicted_finish_ns(self._queue, now_ns, running, bucket)
-        return self.offered.predicted_finish_ns(self._queue, now_ns, running, bucket, len(early.tickets))
+            return self.offered.predicted_finish_ns(queue, now_ns, running, bucket)
+        return self.offered.predicted_finish_ns(queue, now_ns, running, bucket, len(early.tickets))
 
     def dispatch(self, now_ns: int | None = None) -> None:  # noqa: C901 - a call more costs more than the branch
         """Release batches until no worker is free or the policy wants none."""

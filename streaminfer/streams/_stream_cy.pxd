@@ -23,6 +23,8 @@ cdef class StreamResult:
     cdef public bint _starts_anew
     cdef int _status
 
+    cpdef long long _since_ns(self) except? -1
+
 cdef class StreamState:
     cdef readonly object stream_id
     cdef readonly long long received
@@ -37,18 +39,19 @@ cdef class StreamState:
     cdef Py_ssize_t _max_in_flight
     cdef long long _max_age_ns
     cdef bint _resets_after_gap
+    cdef object _ages
     cdef object _waiting
     cdef object _sent
     cdef bint _anew
 
     cpdef bint is_full(self) except -1
+    cpdef bint has_room(self) except -1
     @cython.locals(result=StreamResult, stale=StreamResult)
     cpdef bint offer(self, object inputs, long long captured_ns, object position_s, bint starts_anew, long long now_ns) except -1
     @cython.locals(head=StreamResult)
     cpdef bint can_send(self) except -1
     @cython.locals(result=StreamResult)
     cpdef StreamResult next(self, long long now_ns)
-    @cython.locals(captured_ns=cython.longlong)
     cpdef long long deadline_ns(self, StreamResult result) except? -1
     cpdef bint drop(self, StreamResult result, object reason) except -1
     cpdef bint complete(self, StreamResult result, object outputs, bint degraded, long long now_ns) except -1

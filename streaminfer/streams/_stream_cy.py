@@ -3,18 +3,20 @@
 *Design.* A frame is one object, its `StreamResult`, from its arrival to its delivery. It waits in a short deque; it is
 sent when a place is free, and only then, so that what is sent is the freshest; its result is delivered in the order in
 which frames were sent. A frame keeps its place *in flight* until its result is delivered, so that a slow consumer slows
-the stream down, or has frames dropped, and no result piles up.
+the stream down, or has frames dropped, and no result piles up. A stream that loses nothing may have one more result
+ready than places: the service need not wait for the consumer.
 
 *Policy.* ``max_waiting`` and ``waits`` are all that a policy says about frames that wait: when so many wait, the source
-is held (``waits``), or the oldest is dropped as ``stale``. A selector says which frames are of interest at all; the
-others are dropped as ``skipped``.
+is held (``waits``) until at most a quarter of them is left, or the oldest is dropped as ``stale``. A selector says
+which frames are of interest at all; the others are dropped as ``skipped``.
 
 *State of recurrent models.* ``starts_anew`` of a frame that is dropped passes to the next frame of the stream, so that
 a reset is never lost. With ``resets_after_gap`` each frame behind one that was dropped or failed starts anew too. Such
 a frame is sent when no earlier one runs.
 
 *Invariants*, which the property tests check: ``received`` = ``delivered`` + ``failed`` + every count in ``dropped`` +
-``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``in_flight`` ≤ ``max_in_flight``.
+``waiting`` + ``in_flight``; results are delivered in the order of ``number``; ``running`` ≤
+``max_in_flight``; ``in_flight`` ≤ ``max_in_flight``, or one more where the source is held.
 
 *Complexity.* O(1) for each operation, O(in flight) in memory.
 
@@ -77,10 +79,13 @@ class StreamResult:
     @property
     def age_s(self) -> float:
         """Seconds from capture to delivery. A capture that the source dates after the arrival counts as the arrival."""
-        captured_ns = self.captured_ns
-        if captured_ns > self.arrived_ns:
-            captured_ns = self.arrived_ns
-        return (self.delivered_ns - captured_ns) / 1e9
+        return (self.delivered_ns - self._since_ns()) / 1e9
+
+    def _since_ns(self) -> int:
+        """Return the instant from which its age counts."""
+        if self.captured_ns > self.arrived_ns:
+            return self.arrived_ns
+        return self.captured_ns
 
     def __repr__(self) -> str:
         what = f"error={self.error!r}" if self.error is not None else f"outputs={type(self.outputs).__name__}"
@@ -95,9 +100,10 @@ class StreamState:
         max_waiting: how many frames may wait to be sent, ≥ 1.
         waits: the source is held while so many wait; otherwise the oldest is dropped.
         selector: has ``takes(captured_ns)``, which says whether a frame is of interest; ``None``: each is.
-        max_in_flight: how many frames may be sent and not yet delivered, ≥ 1.
+        max_in_flight: how many frames may be sent and not yet delivered, ≥ 1; one more may be ready if ``waits``.
         max_age_ns: age from which a result is worthless; ``0``: there is none.
         resets_after_gap: the frame behind one that was dropped or failed starts anew.
+        ages: has ``record_ns(age_ns)``, called for each result with outputs when it is delivered.
 
     Attributes:
         received: frames that arrived.
@@ -109,7 +115,7 @@ class StreamState:
     """
 
     __slots__ = (
-        *("_anew", "_max_age_ns", "_max_in_flight", "_max_waiting", "_resets_after_gap", "_selector", "_sent"),
+        *("_ages", "_anew", "_max_age_ns", "_max_in_flight", "_max_waiting", "_resets_after_gap", "_selector", "_sent"),
         *("_waiting", "_waits", "delivered", "dropped", "failed", "in_flight", "received", "running", "stream_id"),
     )
 
@@ -122,6 +128,7 @@ class StreamState:
         max_in_flight: int,
         max_age_ns: int,
         resets_after_gap: bool,
+        ages: Any,
     ) -> None:
         self.stream_id = stream_id
         self._max_waiting = max_waiting
@@ -130,6 +137,7 @@ class StreamState:
         self._max_in_flight = max_in_flight
         self._max_age_ns = max_age_ns
         self._resets_after_gap = resets_after_gap
+        self._ages = ages
         self._waiting: deque[StreamResult] = deque()
         self._sent: deque[StreamResult] = deque()
         self._anew = False  # the next frame starts anew
@@ -148,6 +156,10 @@ class StreamState:
     def is_full(self) -> bool:
         """Return whether the source is to be held."""
         return self._waits and len(self._waiting) >= self._max_waiting
+
+    def has_room(self) -> bool:
+        """Return whether a source that was held may go on."""
+        return len(self._waiting) <= self._max_waiting >> 2
 
     def offer(self, inputs: Any, captured_ns: int, position_s: float | None, starts_anew: bool, now_ns: int) -> bool:
         """Take a frame that arrived.
@@ -175,7 +187,9 @@ class StreamState:
 
     def can_send(self) -> bool:
         """Return whether a frame waits that may be sent now."""
-        if self.in_flight >= self._max_in_flight or not self._waiting:
+        if self.running >= self._max_in_flight or self.in_flight >= self._max_in_flight + self._waits:
+            return False
+        if not self._waiting:
             return False
         if self.running == 0:
             return True
@@ -198,10 +212,7 @@ class StreamState:
 
     def deadline_ns(self, result: StreamResult) -> int:
         """Return the instant from which a result of a frame is too old."""
-        captured_ns = result.captured_ns
-        if captured_ns > result.arrived_ns:
-            captured_ns = result.arrived_ns
-        return captured_ns + self._max_age_ns
+        return result._since_ns() + self._max_age_ns
 
     def drop(self, result: StreamResult, reason: str) -> bool:
         """Drop a frame that runs; nothing where it was closed meanwhile.
@@ -254,6 +265,7 @@ class StreamState:
         result.delivered_ns = now_ns
         if result.error is None:
             self.delivered += 1
+            self._ages.record_ns(now_ns - result._since_ns() if now_ns > result._since_ns() else 0)
         else:
             self.failed += 1
         return result

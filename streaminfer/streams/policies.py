@@ -49,7 +49,7 @@ class Block:
         max_waiting: how many frames are read ahead.
     """
 
-    max_waiting: int = attrs.field(default=1, validator=field_check(check_count))
+    max_waiting: int = attrs.field(default=4, validator=field_check(check_count))
 
     @property
     def waits(self) -> bool:

@@ -1,8 +1,11 @@
 """Sending of the frames of all streams of a session: a few lasting tasks, each with one request at a time.
 
 A task takes the next stream in fair order when it is free, and only then the frame to send, so that what is sent is the
-freshest. There are no more tasks than requests that the service can run at once, read from its capabilities; those
-without a request wait for one, so that none is made per frame.
+freshest. There are no more tasks than requests that fill the batches that the service runs at once, read from its
+capabilities; those without a request wait for one, so that none is made per frame.
+
+Where frames may be dropped they are sent in bursts (see ``bursts``). A burst begins two turns of the loop after one
+that is over: in the first the consumers take their results, which frees the places of their streams.
 """
 
 import asyncio
@@ -17,28 +20,14 @@ from streaminfer.protocols import Admission, AdmissionReason, Clock, StreamState
 from streaminfer.request import Request, Response, time_left_s
 from streaminfer.streams._fair_order_cy import FairOrder
 from streaminfer.streams._stream_cy import StreamResult
+from streaminfer.streams.bursts import Bursts
 from streaminfer.streams.stream import Stream
 
-__all__ = ["Sender", "requests_at_once"]
+__all__ = ["Sender"]
 
 _PASSING = {AdmissionReason.QUEUE_FULL, AdmissionReason.LIMIT, AdmissionReason.RATE_LIMIT}
 """Reasons that end by themselves when other requests complete."""
 _SHORTEST_PAUSE_S = 0.001  # where a rejection does not say when to try again
-
-
-def requests_at_once(service: Any, *, queues: bool) -> int:
-    """Return how many requests fill the batches that a service runs at once; as good as any number where unknown.
-
-    Args:
-        service: has a batcher inside, or none.
-        queues: and one more batch, which waits: best for throughput, and one batch older when it completes.
-    """
-    offered = adapt(service).capabilities()
-    batches = offered.max_in_flight
-    if batches is None or offered.full_load is None:
-        return NEVER_NS
-    full_load = offered.full_load()
-    return full_load if queues else max(1, full_load * batches // (batches + 1))
 
 
 class Sender:
@@ -65,8 +54,8 @@ class Sender:
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._most = 1
+        self._bursts = Bursts()
         self._streams = 0
-        self._running = 0
 
     def join(self, *, queues: bool) -> None:
         """Prepare for another stream: the service may offer more or less than before.
@@ -75,7 +64,15 @@ class Sender:
             queues: the policy of the stream prefers throughput to age.
         """
         self._streams += 1
-        self._most = requests_at_once(self._service, queues=queues)
+        offered = adapt(self._service).capabilities()
+        batches = offered.max_in_flight
+        if batches is None or offered.full_load is None:
+            self._most = NEVER_NS
+            return
+        self._most = offered.full_load()  # that of one batch more than run at once
+        if not queues:
+            self._most = max(1, self._most * batches // (batches + 1))
+            self._bursts.at_once = batches
 
     def leave(self, stream: Stream) -> None:
         """Forget a stream; the tasks that are idle end with the last one."""
@@ -84,6 +81,7 @@ class Sender:
         if not self._streams:
             for idle in self._idle:
                 idle.cancel()
+            self._idle.clear()
 
     async def join_tasks(self) -> None:
         """Wait for the end of the tasks; no stream is left."""
@@ -93,7 +91,8 @@ class Sender:
     def queue(self, stream: Stream) -> None:
         """Queue a stream whose next frame may be sent."""
         self._order.push(stream.turn)
-        self._wake(get_running_loop())
+        if self._bursts.may_send():
+            self._wake(get_running_loop())
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let one task look at the order."""
@@ -112,16 +111,30 @@ class Sender:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # the consumer of the stream gets it
-        if self._order.count:
+        if self._order.count and self._bursts.may_send():
             self._wake(task.get_loop())
 
+    def _close_burst(self) -> None:
+        if self._bursts.close():
+            self._on_burst_over()
+
+    def _on_burst_over(self) -> None:
+        loop = get_running_loop()
+        loop.call_soon(loop.call_soon, self._begin_burst)
+
+    def _begin_burst(self) -> None:
+        """Let the streams that wait be sent, by as many tasks as there may be."""
+        self._bursts.make_room()
+        for _ in range(min(self._order.count, self._most - self._bursts.in_flight)):
+            self._wake(get_running_loop())
+
     async def _run(self) -> None:
-        order, clock = self._order, self.clock
+        order, bursts, clock = self._order, self._bursts, self.clock
         loop = get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - for the type checker
         while True:
-            turn = order.pop()
+            turn = order.pop() if bursts.may_send() else None
             if turn is None:
                 idle = loop.create_future()
                 self._idle.append(idle)
@@ -143,14 +156,15 @@ class Sender:
                         raise
                 finally:
                     del stream.sending[task]
-            stream.go_on()
+            if stream.state.can_send():
+                order.push(stream.turn)  # for this task, or another one: whose turn it is
+            else:
+                stream.end_if_drained()
 
-    async def _send(self, stream: Stream, result: StreamResult) -> None:
+    async def _send(self, stream: Stream, result: StreamResult) -> None:  # noqa: C901, PLR0912 - a coroutine more costs more
         """Send one frame until it has an outcome."""
-        settings = stream.settings
-        deadline_ns = settings.deadline_ns
-        if settings.max_age_ns:
-            deadline_ns = stream.state.deadline_ns(result)
+        settings, bursts = stream.settings, self._bursts
+        deadline_ns = stream.state.deadline_ns(result) if settings.max_age_ns else settings.deadline_ns
         request = make_request(
             result._inputs, deadline_ns, settings.priority, stream.stream_id, settings.tenant, None, (), None, True
         )
@@ -158,16 +172,53 @@ class Sender:
             self.states.reset_stream(stream.stream_id)
         while True:
             rejection = self._rejection(request) if settings.asks_first else None
-            if rejection is None:
-                retry_after_s = await self._call_once(stream, result, request)
-                if retry_after_s is None:
+            if rejection is not None:
+                if not settings.waits or rejection.reason not in _PASSING:
+                    stream.drop(result, rejection.reason)
                     return
-            elif settings.waits and rejection.reason in _PASSING:
-                retry_after_s = rejection.retry_after_s or 0.0
-            else:
-                stream.drop(result, rejection.reason)
+                await self._pause(request, rejection.retry_after_s)
+                continue
+            burst = bursts.send()
+            if burst is not None and burst.sent == 1:
+                get_running_loop().call_soon(self._close_burst)
+            try:
+                if self._enforces_deadline or not settings.max_age_ns:
+                    response = await self._call(request)
+                else:
+                    response = await self._call_until_deadline(request)
+            except Overloaded as error:
+                if settings.waits:
+                    retry_after_s = error.retry_after_s
+                else:
+                    stream.drop(result, self._reason_now(request))
+                    return
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                stream.fail(result, error, self.clock())  # the service cancelled the request itself
                 return
+            except Exception as error:  # noqa: BLE001 - it is the result of this frame
+                self._fail(stream, result, error)
+                return
+            else:
+                stream.complete(result, response.outputs, response.degraded, self.clock())
+                return
+            finally:
+                if bursts.end(burst):
+                    self._on_burst_over()
             await self._pause(request, retry_after_s)
+
+    def _fail(self, stream: Stream, result: StreamResult, error: Exception) -> None:
+        """Give a frame its error, unless it was only too late for its age limit."""
+        now_ns = self.clock()
+        if isinstance(error, DeadlineExceeded) and stream.settings.max_age_ns:
+            is_early = now_ns < stream.state.deadline_ns(result)
+            stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
+            return
+        stream.fail(result, error, now_ns)
+        if isinstance(error, Closed):
+            stream.stop()
 
     def _rejection(self, request: Request) -> Admission | None:
         """Return why a request is not to be sent; ``None``: it is.
@@ -180,47 +231,7 @@ class Sender:
         admission = self._admission(request, self.clock())
         if admission.ok or admission.reason == AdmissionReason.CLOSED:
             return None
-        return None if admission.reason == AdmissionReason.INFEASIBLE and not self._running else admission
-
-    async def _call_once(self, stream: Stream, result: StreamResult, request: Request) -> float | None:  # noqa: C901 - one branch for each outcome
-        """Call the service, and give the frame its outcome.
-
-        Returns:
-            ``None``; or the seconds after which the frame is to be sent again.
-        """
-        settings = stream.settings
-        self._running += 1
-        try:
-            if self._enforces_deadline or not settings.max_age_ns:
-                response = await self._call(request)
-            else:
-                response = await self._call_until_deadline(request)
-        except Overloaded as error:
-            if settings.waits:
-                return error.retry_after_s or 0.0
-            stream.drop(result, self._reason_now(request))
-        except DeadlineExceeded as error:
-            now_ns = self.clock()
-            if settings.max_age_ns:
-                is_early = now_ns < stream.state.deadline_ns(result)
-                stream.drop(result, AdmissionReason.INFEASIBLE if is_early else AdmissionReason.DEADLINE_EXCEEDED)
-            else:
-                stream.fail(result, error, now_ns)
-        except Closed as error:
-            stream.fail(result, error, self.clock())
-            stream.stop()
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            stream.fail(result, error, self.clock())  # the service cancelled the request itself
-        except Exception as error:  # noqa: BLE001 - it is the result of this frame
-            stream.fail(result, error, self.clock())
-        else:
-            stream.complete(result, response.outputs, response.degraded, self.clock())
-        finally:
-            self._running -= 1
-        return None
+        return None if admission.reason == AdmissionReason.INFEASIBLE and not self._bursts.in_flight else admission
 
     async def _call_until_deadline(self, request: Request) -> Response:
         limit = asyncio.timeout(time_left_s(request.deadline_ns, self.clock()))
@@ -233,9 +244,9 @@ class Sender:
             raise DeadlineExceeded("the frame was too old before the service had responded") from None
         return response
 
-    async def _pause(self, request: Request, retry_after_s: float) -> None:
+    async def _pause(self, request: Request, retry_after_s: float | None) -> None:
         """Wait until a place is expected, and no longer than the frame is of use."""
-        pause_s = max(retry_after_s, _SHORTEST_PAUSE_S)
+        pause_s = max(retry_after_s or 0.0, _SHORTEST_PAUSE_S)
         left_s = time_left_s(request.deadline_ns, self.clock())
         await asyncio.sleep(pause_s if left_s is None else min(pause_s, max(left_s, 0.0)))
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 import weakref
-from collections.abc import AsyncIterable, Hashable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Hashable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,7 @@ import attrs
 
 from streaminfer._internal.units import NEVER_NS
 from streaminfer._internal.validation import check_count, check_instance, check_number, expected
+from streaminfer.blocking import BlockingStack
 from streaminfer.errors import Closed
 from streaminfer.protocols import Clock, is_service
 from streaminfer.request import check_priority
@@ -88,6 +89,8 @@ class StreamSession:
         tenant: str | None = None,
         clock: Clock | None = None,
     ) -> None:
+        if isinstance(service, BlockingStack):
+            raise TypeError("service: expected a Stack or another service; for a BlockingStack: BlockingStreamSession")
         check_instance("service", service, is_service, "a service (an object with call)")
         check_instance("resets_after_gap", resets_after_gap, lambda it: isinstance(it, bool), "True or False")
         check_instance("tenant", tenant, lambda it: it is None or isinstance(it, str), "a string or None")
@@ -177,14 +180,17 @@ class StreamSession:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> StreamResult:
+    def __anext__(self) -> Awaitable[StreamResult]:
         """Return the next result of the streams that were added; ends when the last of them has ended.
 
         Where a source raises, the last result of its stream has this ``error`` and is marked ``source_failed``.
+
+        Raises:
+            RuntimeError: no stream was added.
         """
         if self._outlet is None:
-            raise StopAsyncIteration
-        return await self._outlet.get()
+            raise RuntimeError("this session has no results of its own: add() a source first, or call the session")
+        return self._outlet.get(self, raises=False)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -270,17 +276,14 @@ class StreamResults:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> StreamResult:
+    def __anext__(self) -> Awaitable[StreamResult]:
         """Return the next result.
 
         Raises:
             StopAsyncIteration: the stream has ended.
             Exception: what the source raised.
         """
-        result = await self._outlet.get()
-        if result.source_failed and result.error is not None:
-            raise result.error
-        return result
+        return self._outlet.get(self, raises=True)
 
     async def aclose(self) -> None:
         """Close the stream: what it has waiting or in flight is dropped, and its source closed."""

@@ -72,7 +72,9 @@ class Outlet:
         if not stream.is_announced:
             stream.is_announced = True
             self._ready.append(stream)
-        self.wake()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def wake(self) -> None:
         """Let the consumer look again."""
@@ -85,21 +87,28 @@ class Outlet:
         for stream in list(self.streams):
             stream.abandon()
 
-    async def get(self) -> StreamResult:
+    async def get(self, reader: object, *, raises: bool) -> StreamResult:
         """Return the next result of any stream.
+
+        Args:
+            reader: what the consumer holds, so that it lives as long as the consumer waits.
+            raises: the error of a source, instead of returning it.
 
         Raises:
             StopAsyncIteration: no stream is left.
             RuntimeError: another consumer waits already.
+            Exception: what a source raised.
         """
         if self._waiter is not None:
-            raise RuntimeError("these results have a consumer already: one task at a time may wait for the next one")
+            raise RuntimeError(f"{reader!r} has a consumer already: one task at a time may wait for the next result")
         while True:
             while self._ready:
                 stream = self._ready.popleft()
                 stream.is_announced = False
                 result = stream.take(self._clock())
                 if result is not None:
+                    if raises and result.source_failed and result.error is not None:
+                        raise result.error
                     return result
             if not self.streams:
                 raise StopAsyncIteration
@@ -149,6 +158,7 @@ class Stream:
             settings.max_in_flight,
             settings.max_age_ns,
             settings.resets_after_gap,
+            totals.ages,
         )
         self.turn = Turn(self, settings.weight, settings.priority)
         self.sending: dict[asyncio.Task[None], StreamResult] = {}
@@ -171,8 +181,9 @@ class Stream:
     def next(self, now_ns: int) -> StreamResult | None:
         """Return the next frame to send; ``None``: there is none, after all."""
         result = self.state.next(now_ns)
-        if self._room is not None and not self._room.done() and not self.state.is_full():
-            self._room.set_result(None)
+        room = self._room
+        if room is not None and self.state.has_room() and not room.done():
+            room.set_result(None)
         if self.state.can_send():  # another one, at the same time
             self._sender.queue(self)
         return result
@@ -189,16 +200,14 @@ class Stream:
 
     def drop(self, result: StreamResult, reason: str) -> None:
         """Drop a frame that was sent, or was about to be; nothing where the stream was closed meanwhile."""
-        if self.state.drop(result, reason):
+        if self.state.drop(result, str(reason)):
             self._outlet.announce(self)
 
-    def go_on(self) -> None:
-        """Send the next frame, or end where none will come."""
-        state = self.state
-        if state.can_send():
-            self._sender.queue(self)
-        elif self._drained is not None and not self._drained.done() and not state.running and not state.waiting:
-            self._drained.set_result(None)
+    def end_if_drained(self) -> None:
+        """Let the stream end where its source has and nothing is left to send."""
+        drained = self._drained
+        if drained is not None and not drained.done() and not self.state.running and not self.state.waiting:
+            drained.set_result(None)
 
     def crash(self, error: BaseException) -> None:
         """End the stream with an error that is none of its frames'."""
@@ -211,8 +220,6 @@ class Stream:
         """Deliver the next result, and let the frame behind it go; ``None``: there is none."""
         state = self.state
         result = state.take(now_ns)
-        if result is not None and result.error is None:
-            self._totals.ages.record_ns(max(now_ns - min(result.captured_ns, result.arrived_ns), 0))
         if result is None and self._error is not None and self._has_ended:
             result, self._error = make_source_failure(self.stream_id, self._error, now_ns), None
         if state.has_ready() or (self._error is not None and self._has_ended):
@@ -259,7 +266,7 @@ class Stream:
             except Exception as error:  # noqa: BLE001 - the consumer gets it, behind the results
                 self._error = error
             self._drained = asyncio.get_running_loop().create_future()
-            self.go_on()
+            self.end_if_drained()
             await self._drained
         except asyncio.CancelledError:
             pass  # it ends as it would have, with less; nobody awaits this task for a result
@@ -328,9 +335,8 @@ class Stream:
         return state.is_full()
 
     async def _wait_for_room(self) -> None:
-        while self.state.is_full():
-            self._room = asyncio.get_running_loop().create_future()
-            try:
-                await self._room
-            finally:
-                self._room = None
+        self._room = asyncio.get_running_loop().create_future()
+        try:
+            await self._room
+        finally:
+            self._room = None

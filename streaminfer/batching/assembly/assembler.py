@@ -162,6 +162,11 @@ class Assembler:
             self._windows = [padding.mask_windows(length, buckets.mask_dtype) for length in buckets.lengths]
 
     @property
+    def bucket_count(self) -> int:
+        """How many length buckets there are; 1 without."""
+        return 1 if self._buckets is None else len(self._buckets.lengths)
+
+    @property
     def pads(self) -> bool:
         """Whether rows are padded, and a mask perhaps added, before the model sees them."""
         return self._buckets is not None

@@ -28,6 +28,7 @@ cdef class Ticket:
     cdef readonly int priority
     cdef readonly int bucket
     cdef public double cost
+    cdef public double tag
     cdef readonly Execution execution
     cdef bint _live
     cdef bint _queued

@@ -31,6 +31,7 @@ class Ticket:
         execution: the running batch it is part of, if any.
         bucket: which of the batcher's length buckets its inputs belong to; 0 without buckets.
         cost: of its row; 0.0 where the batcher does not limit that.
+        tag: its place in the order of streams that take turns; only in a `FairQueue`.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Ticket:
         "inputs",
         "priority",
         "request",
+        "tag",
         "timings",
     )
 
@@ -59,6 +61,7 @@ class Ticket:
     execution: Execution | None
     bucket: int
     cost: float
+    tag: float
     _live: bool  # it has not ended
     _queued: bool
     _previous: Ticket | None

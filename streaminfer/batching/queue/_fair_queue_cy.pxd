@@ -1,0 +1,37 @@
+cimport cython
+from streaminfer.batching.planner._feasibility_cy cimport DurationTable
+from streaminfer.batching.queue._queue_cy cimport RequestQueue, _Level
+from streaminfer.batching.queue._ticket_cy cimport Execution, Ticket
+
+cdef Py_ssize_t _SPENT_KEPT
+
+cdef class FairQueue(RequestQueue):
+    cdef public Py_ssize_t horizon
+    cdef dict _weights
+    cdef dict _finish_tags
+    cdef double _virtual
+
+    @cython.locals(ticket=Ticket, tag=double)
+    cpdef Ticket admit(self, object request, object inputs, object future, long long now_ns, long long deadline_ns, int priority, int bucket=*)
+
+    cpdef list first(self, Py_ssize_t count)
+
+    @cython.locals(size=Py_ssize_t, batch=list, ends_ns=cython.longlong, ticket=Ticket)
+    cpdef list batch_if_all_on_time(self, DurationTable table, long long now_ns)
+
+    @cython.locals(execution=Execution, ticket=Ticket)
+    cpdef Execution take(self, object tickets, long long now_ns, object reason)
+
+    @cython.locals(level=_Level, ticket=Ticket, tag=double, ahead=Py_ssize_t)
+    cpdef Py_ssize_t ahead_of(self, object stream_id) except -1
+
+    cpdef bint precedes(self, object stream_id, Ticket ticket) except -1
+
+    @cython.locals(tag=double)
+    cdef double _tag_of(self, object stream_id) except? -1.0
+
+    @cython.locals(before=Ticket, after=Ticket, level=_Level)
+    cdef _move_up(self, Ticket ticket)
+
+    @cython.locals(kept=dict, finish=double)
+    cdef _forget_spent(self)

@@ -1,0 +1,150 @@
+"""A queue in which streams take turns: none waits behind the backlog of another.
+
+*Design.* Service order within a priority is that of start-time fair queuing instead of arrival. Each ticket has a start
+tag: the later of the virtual time and the finish tag of the ticket of its stream before it, which is ``1 / weight``
+behind the start of that. The virtual time is the highest start tag of what was released. A ticket is put in front of
+those with a higher tag, so the request of a stream that sends now and then stands in front of all but the first of a
+backlog. Requests without a ``stream_id`` are one stream together.
+
+A policy is shown the first batch in that order, and no more (``horizon``): it decides which of these are released, and
+when, by their deadlines; behind them it could trade one stream's requests for another's.
+
+*Invariants.* Tags ascend within a priority. Between two streams with a backlog, the requests released divided by the
+weight differ by at most a batch.
+
+*Complexity.* A ticket is moved past those with a higher tag, at most ``max_size`` and usually the backlog of the
+greediest stream: some nanoseconds each. Memory for the streams whose next request would still wait behind others'.
+
+*Reference.* P. Goyal, H. M. Vin and H. Cheng, Start-time Fair Queueing, SIGCOMM 1996.
+
+One source, compiled with the C types of ``_fair_queue_cy.pxd`` or run uncompiled. Not thread-safe, as its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from streaminfer.batching.planner._feasibility_cy import DurationTable
+from streaminfer.batching.queue._queue_cy import RequestQueue
+from streaminfer.batching.queue._ticket_cy import Execution, Ticket
+
+__all__ = ["FairQueue"]
+
+_SPENT_KEPT = 64  # streams beyond twice those queued, before those that nothing is remembered of are left out
+
+
+class FairQueue(RequestQueue):
+    """Every request that a batcher has in flight, the queued ones in fair order.
+
+    Args:
+        max_size: how many may be queued.
+        weights: of streams, by id, > 0; 1 for others.
+
+    Attributes:
+        horizon: how many queued tickets a policy is shown, ≥ 1.
+    """
+
+    __slots__ = ("_finish_tags", "_virtual", "_weights", "horizon")
+
+    def __init__(self, max_size: int, weights: Mapping[Hashable, float]) -> None:
+        RequestQueue.__init__(self, max_size)
+        self.horizon = max_size
+        self._weights = dict(weights)
+        self._finish_tags: dict[Hashable, float] = {}
+        self._virtual = 0.0
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(RequestQueue.first(self, self.queued))
+
+    def admit(
+        self, request: Any, inputs: Any, future: Any, now_ns: int, deadline_ns: int, priority: int, bucket: int = 0
+    ) -> Ticket:
+        """Accept a request, behind the queued ones of the same priority whose turn is before its."""
+        ticket = RequestQueue.admit(self, request, inputs, future, now_ns, deadline_ns, priority, bucket)
+        stream_id = None if request is None else request.stream_id
+        tag = self._tag_of(stream_id)
+        ticket.tag = tag
+        if self._weights:
+            self._finish_tags[stream_id] = tag + 1.0 / self._weights.get(stream_id, 1.0)
+        else:
+            self._finish_tags[stream_id] = tag + 1.0
+        if len(self._finish_tags) > 2 * self.queued + _SPENT_KEPT:
+            self._forget_spent()
+        self._move_up(ticket)
+        return ticket
+
+    def first(self, count: int) -> list[Ticket]:
+        """The next ``count`` queued tickets in service order, within the horizon."""
+        return RequestQueue.first(self, self.horizon if count > self.horizon else count)
+
+    def batch_if_all_on_time(self, table: DurationTable, now_ns: int) -> list[Ticket] | None:
+        """The first batch, if all in it are on time."""
+        size = table.cap
+        if size > self.horizon:
+            size = self.horizon
+        if size > self.queued:
+            size = self.queued
+        batch = RequestQueue.first(self, size)
+        ends_ns = now_ns + table.durations[size]
+        for ticket in batch:
+            if ticket.deadline_ns < ends_ns:
+                return None
+        return batch
+
+    def take(self, tickets: Sequence[Ticket], now_ns: int, reason: str) -> Execution:
+        """Move tickets from queued to running, as the base class, and the virtual time to theirs."""
+        execution = RequestQueue.take(self, tickets, now_ns, reason)
+        for ticket in execution.tickets:
+            if ticket.tag > self._virtual:
+                self._virtual = ticket.tag
+        if not self.queued:  # nobody has waited longer than another
+            self._finish_tags.clear()
+            self._virtual = 0.0
+        return execution
+
+    def ahead_of(self, stream_id: Hashable) -> int:
+        """Return how many queued tickets would be served before one more of a stream, of any priority."""
+        tag = self._tag_of(stream_id)
+        ahead = 0
+        for level in self._levels:
+            ticket = level.head
+            while ticket is not None and ticket.tag <= tag:
+                ahead += 1
+                ticket = ticket._next
+        return ahead
+
+    def precedes(self, stream_id: Hashable, ticket: Ticket) -> bool:
+        """Return whether one more request of a stream would be served before a queued one of the same priority."""
+        return self._tag_of(stream_id) < ticket.tag
+
+    def _tag_of(self, stream_id: Hashable) -> float:
+        tag = self._finish_tags.get(stream_id, 0.0)
+        return tag if tag > self._virtual else self._virtual
+
+    def _move_up(self, ticket: Ticket) -> None:
+        """Move the last ticket of its level in front of those with a higher tag."""
+        level = self._recent  # where it was put
+        before = ticket._previous
+        if level is None or before is None or before.tag <= ticket.tag:
+            return
+        level.tail = before
+        before._next = None
+        after = before
+        while before is not None and before.tag > ticket.tag:
+            after = before
+            before = before._previous
+        ticket._previous = before
+        ticket._next = after
+        after._previous = ticket
+        if before is None:
+            level.head = ticket
+        else:
+            before._next = ticket
+
+    def _forget_spent(self) -> None:
+        kept: dict[Hashable, float] = {}
+        for stream_id, finish in self._finish_tags.items():
+            if finish > self._virtual:
+                kept[stream_id] = finish  # noqa: PERF403 - a comprehension has a scope, and types, of its own
+        self._finish_tags = kept

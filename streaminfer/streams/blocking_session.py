@@ -1,0 +1,175 @@
+"""`BlockingStreamSession`: streams for synchronous callers, on the event loop of a `BlockingStack`."""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from streaminfer._internal.validation import check_instance
+from streaminfer.blocking import BlockingStack
+from streaminfer.errors import Closed
+from streaminfer.streams._stream_cy import StreamResult
+from streaminfer.streams.session import Source, StreamSession
+from streaminfer.streams.statistics import StreamSessionStatistics
+
+__all__ = ["BlockingStreamSession"]
+
+T = TypeVar("T")
+_END: Any = object()
+
+
+class BlockingStreamSession:
+    """`StreamSession` for synchronous callers.
+
+    ::
+
+        with stack.blocking() as infer, BlockingStreamSession(infer, policy=LatestOnly()) as session:
+            for result in session(camera):
+                show(result.outputs)
+
+    A plain iterable may block as long as it likes: each is read in a thread of its own, so that a policy can drop
+    frames while the caller is busy. Such a thread ends when the iterable gives its next item after the stream has
+    ended. Thread-safe, but the results of one stream belong to one thread.
+
+    Args:
+        infer: a blocking stack that runs.
+        **options: as for `StreamSession`.
+    """
+
+    def __init__(self, infer: BlockingStack, **options: Any) -> None:
+        check_instance("infer", infer, lambda it: isinstance(it, BlockingStack), "a BlockingStack")
+        self._infer = infer
+        self._session = StreamSession(infer.stack, **options)
+
+    def __call__(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Iterator[StreamResult]:
+        """Read a source, and return its results: an iterator. Leaving a loop over it closes the stream.
+
+        Args:
+            source: an iterable or asynchronous iterable of `Frame` objects or bare inputs.
+            stream_id: as calling a `StreamSession`.
+            weight: likewise.
+
+        Raises:
+            ValueError, Closed: as calling a `StreamSession`, from the first result on.
+            Exception: what the source raised.
+        """
+        results = self._run(lambda: self._session(_as_async(source), stream_id=stream_id, weight=weight))
+        try:
+            while (result := self._wait_for(results.__anext__())) is not _END:
+                yield result
+        finally:
+            self._close(results.aclose)
+
+    def add(self, source: Source, *, stream_id: Hashable = None, weight: float = 1.0) -> Hashable:
+        """Read a source whose results come from iterating over the session; as :meth:`StreamSession.add`."""
+        return self._run(lambda: self._session.add(_as_async(source), stream_id=stream_id, weight=weight))
+
+    def remove(self, stream_id: Hashable) -> None:
+        """Close a stream, as :meth:`StreamSession.remove`."""
+        self._wait_for(self._session.remove(stream_id))
+
+    def __iter__(self) -> Iterator[StreamResult]:
+        while (result := self._wait_for(self._session.__anext__())) is not _END:
+            yield result
+
+    def statistics(self) -> StreamSessionStatistics:
+        """Return a snapshot of all streams."""
+        return self._run(self._session.statistics)
+
+    def close(self) -> None:
+        """Close every stream and accept no further ones."""
+        self._close(self._session.aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<blocking {self._session!r}>"
+
+    def _run(self, function: Callable[[], T]) -> T:
+        """Call a function on the event loop."""
+
+        async def call() -> T:
+            return function()
+
+        result: T = self._infer._wait_for(call())
+        return result
+
+    def _wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        async def call() -> Any:
+            try:
+                return await awaitable
+            except StopAsyncIteration:
+                return _END
+
+        return self._infer._wait_for(call())
+
+    def _close(self, close: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(Closed):  # the stack has stopped, and its loop has ended the streams
+            self._wait_for(close())
+
+
+def _as_async(source: Source) -> AsyncIterable[Any]:
+    return source if isinstance(source, AsyncIterable) else _ThreadedSource(source)
+
+
+class _ThreadedSource:
+    """Reads an iterable in a daemon thread, an item whenever one is wanted.
+
+    Args:
+        source: the iterable.
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source = source
+        self._wanted: queue.SimpleQueue[asyncio.Future[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._read, name="streaminfer-source", daemon=True)
+            self._thread.start()
+        item = asyncio.get_running_loop().create_future()
+        self._wanted.put(item)
+        result = await item
+        if result is _END:
+            raise StopAsyncIteration
+        return result
+
+    async def aclose(self) -> None:
+        """Let the thread end."""
+        self._wanted.put(None)
+
+    def _read(self) -> None:
+        iterator: Iterator[Any] | None = None
+        while (future := self._wanted.get()) is not None:
+            try:
+                if iterator is None:
+                    iterator = iter(self._source)
+                item, error = next(iterator, _END), None
+            except BaseException as raised:  # noqa: BLE001 - it belongs to the consumer
+                item, error = None, raised if isinstance(raised, Exception) else RuntimeError(f"the source: {raised!r}")
+            try:
+                future.get_loop().call_soon_threadsafe(_settle, future, item, error)
+            except RuntimeError:  # the loop was closed meanwhile
+                return
+
+
+def _settle(future: "asyncio.Future[Any]", item: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(item)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,81 @@
+"""Frame policies: which frames they take, and what they refuse."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+import streaminfer as si
+from streaminfer.streams import Block, EveryNth, LatestOnly, TargetRate
+from streaminfer.testing import ScriptedBackend
+
+
+def taken(policy, captures_ns):
+    selector = policy.make_selector()
+    return [captured_ns for captured_ns in captures_ns if selector.takes(captured_ns)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_waiting", "waits"),
+    [
+        (LatestOnly(), 1, False),
+        (Block(), 4, True),
+        (Block(max_waiting=9), 9, True),
+        (EveryNth(3), 1, False),
+        (EveryNth(3, then=Block(2)), 2, True),
+        (TargetRate(5), 1, False),
+    ],
+)
+def test_a_policy_says_what_waits(policy, max_waiting, waits):
+    assert (policy.max_waiting, policy.waits) == (max_waiting, waits)
+
+
+def test_latest_only_and_block_take_every_frame():
+    assert LatestOnly().make_selector() is None
+    assert Block().make_selector() is None
+
+
+@given(st.integers(1, 9), st.integers(0, 60))
+def test_every_nth_takes_the_first_of_each_n(n, frames):
+    assert taken(EveryNth(n), range(frames)) == list(range(0, frames, n))
+
+
+@given(st.integers(1, 60), st.floats(1.0, 40.0))
+def test_a_target_rate_is_not_exceeded(fps, rate):
+    """Over ten seconds of an even source no more is taken than asked for, and no less than there is."""
+    captures_ns = [round(number * 1e9 / fps) for number in range(10 * fps)]
+
+    count = len(taken(TargetRate(rate), captures_ns))
+
+    wanted = min(rate, fps) * 10
+    assert wanted * 0.85 - 1 <= count <= wanted + 1
+
+
+def test_a_source_of_just_the_target_rate_loses_nothing_to_jitter():
+    captures_ns = [number * 100_000_000 + (-1) ** number * 6_000_000 for number in range(50)]
+
+    assert taken(TargetRate(10), captures_ns) == captures_ns
+
+
+def test_a_jump_of_the_source_begins_the_intervals_again():
+    """Neither a jump back nor a gap leaves the selector waiting for an instant that does not come, or making up."""
+    selector = TargetRate(10).make_selector()
+    ms = 1_000_000
+    jumps_ms = [10_000, 10_050, 5_000, 5_050, 5_100, 90_000, 90_001, 90_001]
+
+    assert [selector.takes(at * ms) for at in jumps_ms] == [True, False, True, False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: EveryNth(0), ValueError, r"n: expected a whole number ≥ 1, got 0"),
+        (lambda: EveryNth(1.5), TypeError, r"n: expected a whole number"),
+        (lambda: Block(max_waiting=0), ValueError, r"max_waiting: expected a whole number ≥ 1"),
+        (lambda: TargetRate(0), ValueError, r"per_s: expected a number of frames a second"),
+        (lambda: TargetRate("5"), TypeError, r"per_s"),
+        (lambda: EveryNth(2, then=EveryNth(2)), TypeError, r"then: expected a Block or a LatestOnly"),
+        (lambda: si.streams.StreamSession(si.Stack(ScriptedBackend()), policy="latest"), TypeError, r"policy: expected a frame"),
+    ],
+)
+def test_wrong_arguments_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -1,0 +1,228 @@
+"""State of one stream: checked against a model in plain lists, whatever happens in whatever order."""
+
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from streaminfer.streams._stream_cy import StreamState, make_source_failure
+from streaminfer.telemetry import LatencyHistogram
+
+pytestmark = pytest.mark.uncompiled
+
+
+class EvenOnly:
+    """Takes frames captured at even instants."""
+
+    def takes(self, captured_ns):
+        return captured_ns % 2 == 0
+
+
+def state_of(max_waiting=1, waits=False, selector=None, max_in_flight=1, max_age_ns=0, resets=False, ages=None):
+    return StreamState("s", max_waiting, waits, selector, max_in_flight, max_age_ns, resets, ages or LatencyHistogram())
+
+
+class StreamMachine(RuleBasedStateMachine):
+    """The model: a list of frames in order, each a dictionary with its status."""
+
+    max_waiting, waits, selector, max_in_flight, max_age_ns, resets = 1, False, None, 1, 0, False
+
+    def __init__(self):
+        super().__init__()
+        self.ages = LatencyHistogram()
+        self.state = state_of(
+            self.max_waiting, self.waits, self.selector, self.max_in_flight, self.max_age_ns, self.resets, self.ages
+        )
+        self.now_ns = 10
+        self.frames = []  # all that arrived, in order
+        self.dropped = {}
+        self.anew = False
+        self.delivered = []
+
+    def of(self, *statuses):
+        return [frame for frame in self.frames if frame["status"] in statuses]
+
+    def drop(self, frame, reason):
+        frame["status"] = "gone"
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def pass_on(self, frame):
+        if frame["anew"] or self.resets:
+            waiting = self.of("waiting")
+            if waiting:
+                waiting[0]["anew"] = True
+            else:
+                self.anew = True
+
+    @rule(ns=st.integers(0, 20))
+    def time_passes(self, ns):
+        self.now_ns += ns
+
+    @precondition(lambda self: not self.state.is_full())
+    @rule(back_ns=st.integers(-5, 30), anew=st.booleans())
+    def frame_arrives(self, back_ns, anew):
+        captured_ns = self.now_ns - back_ns
+        frame = {"number": len(self.frames), "captured": min(captured_ns, self.now_ns), "anew": anew or self.anew}
+        self.frames.append(frame)
+        if self.selector is not None and captured_ns % 2:
+            self.drop(frame, "skipped")
+            self.anew = frame["anew"]
+            expected = False
+        else:
+            frame["status"] = "new"
+            self.anew = False
+            waiting = self.of("waiting")
+            frame["status"] = "waiting"
+            if not self.waits and len(waiting) >= self.max_waiting:
+                self.drop(waiting[0], "stale")
+                self.pass_on(waiting[0])
+            expected = True
+        assert self.state.offer(frame["number"], captured_ns, None, anew, self.now_ns) is expected
+
+    @rule()
+    def frame_is_sent(self):
+        expected = None
+        while expected is None and self.may_send():
+            frame = self.of("waiting")[0]
+            if self.max_age_ns and frame["captured"] + self.max_age_ns <= self.now_ns:
+                self.drop(frame, "deadline_exceeded")
+                self.pass_on(frame)
+            else:
+                expected = frame
+        result = self.state.next(self.now_ns)
+        assert (result is None) is (expected is None)
+        if expected is not None:
+            assert (result.number, result._inputs, result._starts_anew) == (
+                expected["number"],
+                expected["number"],
+                expected["anew"],
+            )
+            assert self.state.deadline_ns(result) == expected["captured"] + self.max_age_ns
+            expected.update(status="running", result=result)
+
+    def may_send(self):
+        waiting, running = self.of("waiting"), self.of("running")
+        places = self.max_in_flight + (1 if self.waits else 0)
+        return (
+            bool(waiting)
+            and len(running) < self.max_in_flight
+            and len(running) + len(self.of("ready", "error")) < places
+            and not (running and waiting[0]["anew"])
+        )
+
+    @precondition(lambda self: self.of("running"))
+    @rule(data=st.data(), how=st.sampled_from(["complete", "fail", "drop"]))
+    def request_ends(self, data, how):
+        frame = data.draw(st.sampled_from(self.of("running")))
+        result = frame["result"]
+        if how == "complete":
+            frame["status"] = "ready"
+            has_ready = self.state.complete(result, f"y{frame['number']}", False, self.now_ns)
+        elif how == "fail":
+            frame["status"] = "error"
+            has_ready = self.state.fail(result, ValueError(), self.now_ns)
+            self.pass_on(frame)
+        else:
+            self.drop(frame, "why")
+            has_ready = self.state.drop(result, "why")
+            self.pass_on(frame)
+        assert has_ready is self.has_ready()
+        assert not self.state.complete(result, None, False, self.now_ns)  # a second end counts for nothing
+
+    def has_ready(self):
+        sent = self.of("running", "ready", "error")
+        return bool(sent) and sent[0]["status"] != "running"
+
+    @rule()
+    def consumer_takes(self):
+        result = self.state.take(self.now_ns)
+        assert (result is not None) is self.has_ready_before
+        if result is not None:
+            frame = self.of("running", "ready", "error")[0]
+            assert result.number == frame["number"]
+            assert result.age_s == (self.now_ns - frame["captured"]) / 1e9
+            assert (result.error is None) is (frame["status"] == "ready")
+            assert result.outputs == (f"y{frame['number']}" if frame["status"] == "ready" else None)
+            self.delivered.append(frame)
+            frame["status"] = "delivered" if result.error is None else "failed"
+
+    @property
+    def has_ready_before(self):
+        return self.has_ready()
+
+    @rule(ready_too=st.booleans())
+    def stream_is_closed(self, ready_too):
+        self.state.close(ready_too)
+        for frame in self.of("waiting", "running", *(("ready", "error") if ready_too else ())):
+            self.drop(frame, "closed")
+
+    @invariant()
+    def counters_agree(self):
+        state = self.state
+        assert state.received == len(self.frames)
+        assert state.delivered == len(self.of("delivered")) == self.ages.count
+        assert state.failed == len(self.of("failed"))
+        assert dict(state.dropped) == self.dropped
+        assert state.waiting == len(self.of("waiting"))
+        assert state.running == len(self.of("running"))
+        assert state.in_flight == len(self.of("running", "ready", "error"))
+        assert state.received == (
+            state.delivered + state.failed + sum(state.dropped.values()) + state.waiting + state.in_flight
+        )
+        assert state.can_send() is self.may_send()
+        assert state.has_ready() is self.has_ready()
+        numbers = [frame["number"] for frame in self.delivered]
+        assert numbers == sorted(numbers)
+
+
+class Latest(StreamMachine):
+    max_age_ns = 25
+
+
+class Blocks(StreamMachine):
+    max_waiting, waits, max_in_flight, resets = 4, True, 3, True
+
+
+class Selects(StreamMachine):
+    max_waiting, selector, max_in_flight, max_age_ns = 2, EvenOnly(), 2, 40
+
+
+for machine in (Latest, Blocks, Selects):
+    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TestLatest, TestBlocks, TestSelects = Latest.TestCase, Blocks.TestCase, Selects.TestCase
+
+
+def test_a_source_is_held_until_a_quarter_is_left():
+    """A source that was held goes on when at most a quarter of the places is taken."""
+    state = state_of(4, True, None, 1)
+    for number in range(4):
+        state.offer(number, 0, None, False, 0)
+
+    assert state.is_full()
+    assert not state.has_room()
+
+    for _ in range(3):
+        state.complete(state.next(0), None, False, 0)
+        state.take(0)
+    assert state.has_room()
+
+
+def test_a_capture_after_the_arrival_counts_as_the_arrival():
+    """A frame that claims to be of the future has the age of its arrival."""
+    state = state_of(max_age_ns=10)
+    state.offer(1, 1_000, None, False, 100)
+
+    result = state.next(105)
+    assert state.deadline_ns(result) == 110
+    state.complete(result, 1, False, 108)
+    assert state.take(109).age_s == 9 / 1e9
+    assert result.captured_ns == 1_000
+
+
+def test_the_failure_of_a_source_is_a_result_without_a_frame():
+    """It has the error and says whose it is."""
+    error = OSError("unplugged")
+    result = make_source_failure("door", error, 7)
+
+    assert result.source_failed
+    assert (result.stream_id, result.error, result.number, result.age_s) == ("door", error, -1, 0.0)
+    assert "OSError" in repr(result)
