@@ -8,6 +8,9 @@ import asyncio
 import json
 import os
 from contextlib import asynccontextmanager
+from functools import partial
+
+import numpy as np
 
 from _lib.live_audio import CHUNK_S, find_capacity, load_pcm
 
@@ -67,25 +70,86 @@ async def livekit(vad):
     yield play
 
 
-def own_pipecat():
+@asynccontextmanager
+async def session(max_batch_size=32):
+    """Our session over the shared detector, no framework."""
+    from streaminfer.streams import Frame, StreamSession
+    from voice_detector import make_detector
+
+    async with make_detector(max_batch_size=max_batch_size, max_streams=4096) as detector:
+        streams = StreamSession(detector)
+
+        async def play(number, source, answered):
+            async def frames():
+                async for captured_ns, chunk in source:
+                    yield Frame(chunk.astype(np.float32) / np.float32(32768), captured_ns)
+
+            probabilities = []
+            async with streams(frames()) as results:
+                async for result in results:
+                    answered(result.captured_ns)
+                    probabilities.append(result.outputs.item())
+            return segments_of(probabilities)
+
+        yield play
+
+
+@asynccontextmanager
+async def own_pipecat():
     from pipecat.audio.vad.silero import SileroVADAnalyzer
 
-    return pipecat(SileroVADAnalyzer)
+    async with pipecat(SileroVADAnalyzer) as play:
+        yield play
 
 
-def own_livekit():
-    from livekit.agents.inference.vad import VAD
+@asynccontextmanager
+async def our_pipecat():
+    from pipecat_vad import BatchedVADAnalyzer, make_detector
 
-    return livekit(VAD())
+    async with make_detector(max_streams=4096) as detector, pipecat(lambda: BatchedVADAnalyzer(detector)) as play:
+        yield play
 
 
-def livekit_silero():
+@asynccontextmanager
+async def own_livekit():
+    from livekit.agents.inference import VAD
+
+    async with livekit(VAD()) as play:
+        yield play
+
+
+@asynccontextmanager
+async def silero_livekit():
     from livekit.plugins.silero import VAD
 
-    return livekit(VAD.load())
+    async with livekit(VAD.load(min_silence_duration=0.25)) as play:
+        yield play
 
 
-WAYS = {"pipecat": own_pipecat, "livekit": own_livekit, "livekit-silero": livekit_silero}
+@asynccontextmanager
+async def our_livekit():
+    from livekit_vad import BatchedVAD, make_detector
+
+    async with make_detector(max_streams=4096) as detector, livekit(BatchedVAD(detector)) as play:
+        yield play
+
+
+WAYS = {
+    "session": session,
+    "unbatched": partial(session, 1),
+    "pipecat": own_pipecat,
+    "pipecat-ours": our_pipecat,
+    "livekit": own_livekit,
+    "livekit-silero": silero_livekit,
+    "livekit-ours": our_livekit,
+}
+
+
+def segments_of(probabilities):
+    from streaminfer.streams import Segments
+
+    found = Segments(frame_s=CHUNK_S).find(probabilities)
+    return [(round(segment.start_s, 3), round(segment.end_s, 3)) for segment in found]
 
 
 def changes(states):

@@ -37,7 +37,7 @@ class Metronome:
         self._beats = [self._loop.create_future() for _ in range(PHASES)]
         self._began_ns = clock()
         self._count = 0
-        self._stopped = False
+        self.stopped = False
         self.passed_ns = [self._began_ns - CHUNK_NS + phase * CHUNK_NS // PHASES for phase in range(PHASES)]
         """The last instant at which each phase was due, by phase."""
         self._beat()
@@ -48,12 +48,12 @@ class Metronome:
 
     def stop(self) -> None:
         """Let every phase come for the last time."""
-        self._stopped = True
+        self.stopped = True
         for beat in self._beats:
             beat.set_result(None)
 
     def _beat(self) -> None:
-        if self._stopped:
+        if self.stopped:
             return
         now_ns = self._clock()
         # after a stall of the loop more than one phase has passed; `passed_ns` tells the microphones how much they owe
@@ -106,6 +106,8 @@ class Microphones:
             for place, chunk in enumerate(self._clip.chunks):
                 due_ns += CHUNK_NS
                 while passed_ns[phase] < due_ns:
+                    if metronome.stopped:
+                        return
                     await metronome.next_beat(phase)
                 yield Frame(chunk, due_ns, starts_anew=not place)
 
