@@ -49,6 +49,7 @@ BENCHMARKS = {
     "router": "FallbackRouter: overload, quality kept, brown-out, added CPU",
     "replicas": "Replicas: one of eight slow, broken, in other zones; beside random, round robin and others",
     "import": "what importing streaminfer costs",
+    "voice": "live audio streams per core: one shared session, Pipecat's and LiveKit's own detectors, ours inside them",
     "live_streams": "live audio streams held on time, batched over unbatched",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",
 }

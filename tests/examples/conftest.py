@@ -1,6 +1,7 @@
 """The examples are scripts and not part of the package: their folder is where Python looks when one is started."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import streaminfer as si
 from streaminfer.testing import ScriptedBackend
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# environments of the frameworks are shared with the benchmarks, and not part of the package
+sys.path.append(str(EXAMPLES.parent / "benchmarks"))
 
 
 @pytest.fixture(autouse=True)
