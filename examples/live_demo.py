@@ -5,9 +5,11 @@ demo calibrates what the best unbatched way completes on this machine, now. Then
 way in turn at fixed multiples of that rate, from 0.25 to 4, several times, and compares the loads at which each still
 has 99 % of chunks on time. It says "too noisy to tell" where its repeats disagree.
 
-After that, cameras send 24 frames a second to a face detector beside the microphones, and visitors upload more pictures
-than the face detector can look at, without and with a cache. Error budgets say what each part spent. Under a minute;
-then one sentence, a table, and ``report.html``.
+After that, cameras send 24 frames a second to a face detector beside the microphones. Then there are for a while twice
+as many cameras as the detector can follow: the newest frame of each counts, and the report has the ages of results, the
+drops by reason and what each camera gets. Last, visitors upload more pictures than the detector can look at, without
+and with a cache. Error budgets say what each part spent. About a minute; then one sentence, a table, and
+``report.html``.
 """
 
 import argparse
@@ -33,8 +35,8 @@ from demo.trials import Stage, hold
 from demo.video import load_frames
 from demo.visitors import visit
 
-SWEEP_END_S = 36.0
-"""No further repeat begins that would end later than this after the start; what follows takes about 15 s."""
+SWEEP_END_S = 34.0
+"""No further repeat begins that would end later than this after the start; what follows takes about 22 s."""
 COMFORT = 0.5
 """Microphones beside the cameras, over the smallest limit of the batched way."""
 
@@ -58,8 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     positive = (options.seconds, options.window, options.sessions, 1 if options.repeats is None else options.repeats)
     if min(positive) <= 0 or min(options.cameras, options.overload, options.visitors) < 0:
         parser.error(
-            "--repeats, --window, --seconds and --sessions take a number above 0, --cameras, --overload and --visitors 0 "
-            "or more"
+            "--repeats, --window, --seconds and --sessions take a number above 0; --cameras, --overload and --visitors "
+            "take 0 or more"
         )
     return options
 

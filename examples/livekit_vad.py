@@ -1,4 +1,4 @@
-"""One voice detector of your own for all conversations of a LiveKit agent, instead of an inference and a thread for each.
+"""One voice detector of your own for all conversations of a LiveKit agent, instead of a thread for each.
 
 `BatchedVAD` is LiveKit's `inference.VAD`, its events, options and rules included, but for the model: a session of
 yours, whose batches all conversations of the process share.
@@ -18,9 +18,9 @@ import numpy as np
 from livekit import rtc
 from livekit.agents import inference, vad
 from numpy.typing import NDArray
+from voice_detector import RATE, RECORDING, make_detector
 
 import streaminfer as si
-from voice_detector import RATE, RECORDING, make_detector
 
 __all__ = ["BatchedVAD"]
 
@@ -94,7 +94,9 @@ async def main() -> None:
         async def converse() -> list[tuple[str, float]]:
             stream = voices.stream()
             for start in range(0, len(sound), 640):  # LiveKit's frames of 20 ms
-                stream.push_frame(rtc.AudioFrame(sound[start : start + 640], RATE, 1, len(sound[start : start + 640]) // 2))
+                stream.push_frame(
+                    rtc.AudioFrame(sound[start : start + 640], RATE, 1, len(sound[start : start + 640]) // 2)
+                )
             stream.end_input()
             segments = [
                 (event.type.value, event.samples_index / RATE)

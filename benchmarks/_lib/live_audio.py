@@ -49,8 +49,8 @@ class Load(NamedTuple):
 
 
 Source = AsyncIterator[tuple[int, NDArray[np.int16]]]
-Play = Callable[[int, Source, Callable[[int], None]], Awaitable[Any]]
-"""Plays a stream: its number, its chunks with the instants of capture, and what takes the instant of each result."""
+Play = Callable[[Source, Callable[[int], None]], Awaitable[Any]]
+"""Plays a stream: its chunks with the instants of capture, and what takes the instant of each result."""
 
 
 def load_pcm() -> list[NDArray[np.int16]]:
@@ -124,10 +124,7 @@ async def serve_streams(play: Play, streams: int, seconds: float) -> Load:
         if window[0] <= captured_ns < window[1]:
             ages.append(time.monotonic_ns() - captured_ns)
 
-    tasks = [
-        asyncio.create_task(_play(play, number, pace.chunks(phase, pcm), answered))
-        for number, phase in enumerate(phases)
-    ]
+    tasks = [asyncio.ensure_future(play(pace.chunks(phase, pcm), answered)) for phase in phases]
     try:
         await pace.ready.wait()
         await asyncio.sleep(SETTLE_S)
@@ -171,7 +168,3 @@ async def find_capacity(play: Play, seconds: float, first: int = 16) -> tuple[in
             high = count
         count = (low + high) // 2
     return low, held
-
-
-async def _play(play: Play, number: int, source: Source, answered: Callable[[int], None]) -> None:
-    await play(number, source, answered)

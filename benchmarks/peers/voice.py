@@ -1,6 +1,6 @@
 """Speech detection in live streams with the voice frameworks; benchmarks/run.py voice runs it in their environments.
 
-    voice.py WAY [--seconds 3] [--core 1]     prints the most streams, the CPU per chunk and the segments of speech
+voice.py WAY [--seconds 3] [--core 1]     prints the most streams, the CPU per chunk and the segments of speech
 """
 
 import argparse
@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import numpy as np
-
 from _lib.live_audio import CHUNK_S, find_capacity, load_pcm
 
 RATE = 16_000
@@ -24,7 +23,7 @@ async def pipecat(make_analyzer):
 
     logger.disable("pipecat")
 
-    async def play(number, source, answered):
+    async def play(source, answered):
         analyzer = make_analyzer()
         analyzer.set_sample_rate(RATE)
         states = []
@@ -44,7 +43,7 @@ async def livekit(vad):
     """LiveKit's speech recognition pushes frames into a stream and reads its events."""
     from livekit import rtc
 
-    async def play(number, source, answered):
+    async def play(source, answered):
         stream = vad.stream()
         sent, events = [], []
 
@@ -73,13 +72,14 @@ async def livekit(vad):
 @asynccontextmanager
 async def session(max_batch_size=32):
     """Our session over the shared detector, no framework."""
-    from streaminfer.streams import Frame, StreamSession
     from voice_detector import make_detector
+
+    from streaminfer.streams import Frame, StreamSession
 
     async with make_detector(max_batch_size=max_batch_size, max_streams=4096) as detector:
         streams = StreamSession(detector)
 
-        async def play(number, source, answered):
+        async def play(source, answered):
             async def frames():
                 async for captured_ns, chunk in source:
                     yield Frame(chunk.astype(np.float32) / np.float32(32768), captured_ns)
@@ -154,7 +154,9 @@ def segments_of(probabilities):
 
 def changes(states):
     """Where a list changes: (index, value)."""
-    return [(n, state) for n, (before, state) in enumerate(zip([None, *states], states, strict=False)) if before != state]
+    return [
+        (n, state) for n, (before, state) in enumerate(zip([None, *states], states, strict=False)) if before != state
+    ]
 
 
 async def replay(play):
@@ -165,13 +167,15 @@ async def replay(play):
         for number, chunk in enumerate([*pcm, *[0 * pcm[0]] * round(2 / CHUNK_S)]):
             yield number, chunk
 
-    return await play(0, source(), lambda _: None)
+    return await play(source(), lambda _: None)
 
 
 async def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("way", choices=WAYS)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for how long each number of streams is served; 0: none is")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="for how long each number of streams is served; 0: none is"
+    )
     parser.add_argument("--core", type=int, help="the one that the process may use")
     options = parser.parse_args()
     if options.core is not None:

@@ -110,7 +110,14 @@ ENVIRONMENTS = {
         (
             # what its voice detectors import; everything that it asks for would be 330 MB more
             (
-                *("loguru", "loudness>=0.2", "docstring_parser", "pydantic>=2.10.6", "sentencex==1.0.32", "soxr~=1.0.0"),
+                *(
+                    "loguru",
+                    "loudness>=0.2",
+                    "docstring_parser",
+                    "pydantic>=2.10.6",
+                    "sentencex==1.0.32",
+                    "soxr~=1.0.0",
+                ),
                 *("wait_for2>=0.4.1; python_version<'3.12'", "attrs>=23.2", "numpy>=2", "onnxruntime>=1.24.3"),
             ),
             ("--no-deps", "pipecat-ai==1.14.0"),

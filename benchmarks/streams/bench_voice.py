@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-
 from _lib.live_audio import CHUNK_S, load_pcm
 from servers.environments import ENVIRONMENTS
 
@@ -52,7 +51,7 @@ def run_way(way: str, seconds: float, core: int | None) -> dict[str, Any]:
     command = [python, PEERS / "voice.py", way, "--seconds", str(seconds)]
     if core is not None:
         command += ["--core", str(core)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{way}: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)

@@ -47,9 +47,7 @@ async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
     """
     rates = dict.fromkeys(UNBATCHED, 0.0)
     async with contextlib.AsyncExitStack() as stack:
-        services = {
-            way: await stack.enter_async_context(stage.make_service(way, None)) for way in UNBATCHED
-        }
+        services = {way: await stack.enter_async_context(stage.make_service(way, None)) for way in UNBATCHED}
         for number in range(ROUNDS):
             for way, service in services.items():
                 stage.say(f"calibrating, round {number + 1} of {ROUNDS}: {way.name}")

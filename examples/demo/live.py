@@ -20,9 +20,7 @@ class LiveStreams:
         take: gets each result with outputs.
     """
 
-    def __init__(
-        self, session: StreamSession, slo_ns: int, clock: Clock, take: Callable[[StreamResult], None]
-    ) -> None:
+    def __init__(self, session: StreamSession, slo_ns: int, clock: Clock, take: Callable[[StreamResult], None]) -> None:
         self.session = session
         self._slo_ns = slo_ns
         self._clock = clock

@@ -95,9 +95,7 @@ async def _repeat(
     stage: Stage, curves: Sequence[Curve], rate: float, loads: Sequence[float], seconds: float, number: int
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        services = [
-            await stack.enter_async_context(stage.make_service(curve.way, None)) for curve in curves
-        ]
+        services = [await stack.enter_async_context(stage.make_service(curve.way, None)) for curve in curves]
         for curve in curves:
             curve.repeats.append([])
         for place, load in enumerate(loads):

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from demo.audio import CHUNK_S
 from demo.budget import Budget
 from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Served, Sweep, Visited
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Served, Sweep, Visited
 from demo.machine import CpuUse
 from demo.overload import GREED, Overload
 from demo.report import Outcome, describe_left
+from streaminfer.streams import StreamSessionStatistics
 
 __all__ = [
     "Paragraph",
@@ -21,8 +22,8 @@ __all__ = [
     "describe_cache",
     "describe_faces",
     "describe_holds",
-    "describe_overload",
     "describe_outcome",
+    "describe_overload",
     "describe_speech",
     "describe_sweep",
     "say_headline",
@@ -55,7 +56,7 @@ LATEST_ONLY = (
 )
 REASONS = {
     "stale": "because a newer frame came first",
-    "closed": "because the camera left",
+    "closed": "because the stream had ended",
     "deadline_exceeded": "because they grew too old",
     "infeasible": "because the planner predicted that they would be too old",
 }
@@ -113,7 +114,11 @@ def describe_holds(outcome: Outcome) -> Paragraph:
     return Paragraph(
         f"{batched.microphones:,} microphones{_say_cameras(outcome.cameras)}: batched, "
         f"{batched.chunks.share_on_time:.1%} of chunks on time; unbatched, {unbatched.chunks.share_on_time:.1%}.",
-        tuple(f"{hold.way.name}: {_say_lost(hold)}; processors busy: {_say_busy(hold.cpu)}." for hold in outcome.holds),
+        tuple(
+            f"{hold.way.name}: {_say_frames(hold.total)}; Jain's index of fairness over the microphones "
+            f"{hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
+            for hold in outcome.holds
+        ),
     )
 
 
@@ -149,21 +154,18 @@ def describe_faces(outcome: Outcome) -> Paragraph:
 
 def describe_overload(found: Overload) -> Paragraph:
     """Describe the cameras that were too many for a while."""
-    total = found.total
-    dropped = ", ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in sorted(total.dropped.items()))
+    before, meanwhile, after = (_say_p99(found.ages_of(third)) for third in range(3))
+    fairness = (
+        f"The detector completes {found.capacity:,.0f} frames a second here. In the overload the cameras take turns: "
+        f"Jain's index of fairness over those that send at the same rate is {found.fairness:.3f} (1: all get the "
+        f"same). One camera sends {GREED} times as many frames as each other one and gets {found.shares[-1]:.1f} "
+        f"results a second; the others get {found.shares[:-1].mean():.1f} on average."
+    )
     return Paragraph(
-        f"{found.calm} cameras, and in the middle {found.most}, {found.load:.1f} times what the face detector completes: "
-        f"99% of results are at most {_say_p99(found.ages_of(0))} old before, {_say_p99(found.ages_of(1))} in the "
-        f"overload and {_say_p99(found.ages_of(2))} after it.",
-        (
-            LATEST_ONLY,
-            f"Every frame is accounted for: {total.received:,} captured = {total.delivered:,} answered + "
-            f"{sum(total.dropped.values()):,} dropped ({dropped or 'none'}) + {total.failed:,} failed.",
-            f"The detector completes {found.capacity:,.0f} frames a second here. In the overload the cameras take turns: "
-            f"Jain's index of fairness over those that send at the same rate is {found.fairness:.3f} (1: all get the "
-            f"same). One camera sends {GREED} times as many frames as each other one and gets {found.shares[-1]:.1f} "
-            f"results a second; the others get {found.shares[:-1].mean():.1f} on average.",
-        ),
+        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and in the middle {found.most}, {found.load:.1f} "
+        f"times what the face detector completes: 99% of results are at most {before} old before, {meanwhile} in the "
+        f"overload and {after} after it.",
+        (LATEST_ONLY, f"Every frame is accounted for: {_say_frames(found.total)}.", fairness),
     )
 
 
@@ -298,9 +300,12 @@ def _say_burned(budget: Budget) -> str:
     )
 
 
-def _say_lost(hold: Hold) -> str:
-    lost = ", ".join(f"{count:,} {name}" for name, count in hold.chunks.lost.items()) or "none"
-    return f"chunks lost: {lost}"
+def _say_frames(total: StreamSessionStatistics) -> str:
+    dropped = ", ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in sorted(total.dropped.items()))
+    return (
+        f"{total.received:,} captured = {total.delivered:,} answered + {sum(total.dropped.values()):,} dropped "
+        f"({dropped or 'none'}) + {total.failed:,} failed"
+    )
 
 
 def _say_busy(cpu: CpuUse) -> str:

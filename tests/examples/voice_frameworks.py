@@ -1,6 +1,6 @@
 """Runs in the environment of a voice framework, for test_voice_frameworks.py: its detector and ours hear the same.
 
-    voice_frameworks.py pipecat|livekit      prints, as JSON, what each of them finds in each recording
+voice_frameworks.py pipecat|livekit      prints, as JSON, what each of them finds in each recording
 """
 
 import asyncio
@@ -95,4 +95,4 @@ async def livekit():
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run({"pipecat": pipecat, "livekit": livekit}[sys.argv[1]]())))
+    sys.stdout.write(json.dumps(asyncio.run({"pipecat": pipecat, "livekit": livekit}[sys.argv[1]]())))
