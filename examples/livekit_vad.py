@@ -18,7 +18,7 @@ import numpy as np
 from livekit import rtc
 from livekit.agents import inference, vad
 from numpy.typing import NDArray
-from voice_detector import RATE, RECORDING, make_detector
+from shared_detector import RATE, RECORDING, make_detector
 
 import streaminfer as si
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams, VADState
-from voice_detector import RATE, RECORDING, WINDOW, make_detector
+from shared_detector import RATE, RECORDING, WINDOW, make_detector
 
 import streaminfer as si
 

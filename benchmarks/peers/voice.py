@@ -72,7 +72,7 @@ async def livekit(vad):
 @asynccontextmanager
 async def session(max_batch_size=32):
     """Our session over the shared detector, no framework."""
-    from voice_detector import make_detector
+    from shared_detector import make_detector
 
     from streaminfer.streams import Frame, StreamSession
 

@@ -9,7 +9,7 @@ import sys
 import wave
 
 import numpy as np
-from voice_detector import RATE, RECORDING, make_detector
+from shared_detector import RATE, RECORDING, make_detector
 
 STREAMS = 3
 
