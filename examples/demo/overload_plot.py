@@ -31,7 +31,7 @@ def make_overload_figure(found: Overload, size: Size) -> Figure:
 
 
 def _draw_ages(axes: Axes, found: Overload) -> None:
-    axes.plot(found.captured_s, 1e3 * found.age_s, ".", color=BATCHED, markersize=2, alpha=0.4, rasterized=True)
+    axes.plot(found.captured_s, 1e3 * found.age_s, ".", color=BATCHED, markersize=2, alpha=0.4)
     bins = (found.captured_s / BIN_S).astype(int)
     present = np.unique(bins)
     p99_ms = [1e3 * np.quantile(found.age_s[bins == number], 0.99) for number in present]
