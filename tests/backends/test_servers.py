@@ -101,7 +101,7 @@ def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
 
 def test_a_machine_without_a_fitting_python_is_told_what_is_missing(monkeypatch):
     monkeypatch.setattr(environments, "_candidates", lambda _: ["/no/such/python"])
-    with pytest.raises(RuntimeError, match=r"need Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
+    with pytest.raises(RuntimeError, match=r"needs Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
         environments.find_python(shared_libpython=True)
 
 
