@@ -38,9 +38,9 @@ $(STAMPS)/group-%: $(STAMPS)/venv pyproject.toml
 	$(BIN)/pip install --quiet --group $*
 	@touch $@
 
-# Triton, MLServer and KServe's server, each in an environment of its own
+# Triton, MLServer, KServe's server and the voice frameworks, each in an environment of its own
 $(STAMPS)/servers: $(STAMPS)/venv benchmarks/servers/environments.py
-	$(BIN)/python benchmarks/servers/environments.py triton mlserver kserve
+	$(BIN)/python benchmarks/servers/environments.py
 	@touch $@
 
 # what only Debian has, where it may be installed; elsewhere the suite says which tests it leaves out

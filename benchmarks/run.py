@@ -56,6 +56,7 @@ BENCHMARKS = {
     "import": "what importing streaminfer costs",
     "state": "recurrent models batched across streams: streams held on time, copies of states over memcpy",
     "sources": "WebRTC through a lossy network, CPU per picture over a bare PyAV loop",
+    "voice": "live audio streams per core: one shared session, Pipecat's and LiveKit's own detectors, ours inside them",
     "live_streams": "live audio streams held on time, batched over unbatched",
     "streams": "stream sessions: CPU per chunk, age of results under overload, fairness, a minute of churn",
     "peers": "CPU per request through the peers' batchers, over the same minimal batcher",

@@ -16,7 +16,7 @@ ASSETS = EXAMPLES / "assets"
 DOCS = EXAMPLES.parent / "docs"
 sys.path.insert(0, str(EXAMPLES))
 
-from demo.audio import SILENCE, load_clip  # noqa: E402 - from a folder of scripts
+from demo.audio import load_clip  # noqa: E402 - from a folder of scripts
 from ragged_text import buckets, encode  # noqa: E402 - the same
 
 
@@ -41,16 +41,18 @@ class Model:
 
 def silero() -> Model:
     """Chunks of 32 ms of a recording, each with the state of a detector that has heard nothing yet."""
-    chunks = load_clip(ASSETS / "librivox_0870.wav").chunks
+    samples = np.pad(load_clip(ASSETS / "librivox_0870.wav").samples, (64, 0))
+    chunks = np.lib.stride_tricks.sliding_window_view(samples, 576)[::512]  # each with the end of the one before
+    silence = np.zeros((2, 128), np.float32)
     return Model(
         "silero VAD",
         lambda: si.OnnxBackend(
             ASSETS / "silero_vad_16k_op15.onnx",
             batch_axes={"state": 1, "stateN": 1},
             shared_inputs={"sr": np.array(16000)},
-            example={"input": chunks[0], "state": SILENCE},
+            example={"input": chunks[0], "state": silence},
         ),
-        [{"input": chunk, "state": SILENCE} for chunk in chunks],
+        [{"input": chunk, "state": silence} for chunk in chunks],
         lambda rows: {
             "input": np.stack([row["input"] for row in rows]),
             "state": np.stack([row["state"] for row in rows], axis=1),

@@ -1,6 +1,6 @@
-"""The servers' own Python environments, made at first use: what they need conflicts with what the package needs.
+"""Python environments of servers and frameworks, made at first use: their dependencies conflict with the package's.
 
-python benchmarks/servers/environments.py triton mlserver kserve     makes all (the Makefile does that before the tests)
+python benchmarks/servers/environments.py triton pipecat     makes these at the same time; without a name, all of them
 
 A folder ``.venv-NAME`` at the repository's root, under a lock that two processes share, with a stamp of what was
 installed. Nothing is looked up when the stamp fits.
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,9 @@ __all__ = ["ENVIRONMENTS", "Environment", "find_python", "supported"]
 
 ROOT = Path(__file__).resolve().parents[2]
 # what Triton's python backend brings a stub for, best first
-PYTHONS = ("3.11", "3.12", "3.10")
+SERVER_PYTHONS = ("3.11", "3.12", "3.10")
+# they import streaminfer from this checkout, so they need the Python that its modules were compiled for
+THIS_PYTHON = (f"{sys.version_info.major}.{sys.version_info.minor}",)
 PROBE = (
     "import sys, sysconfig, os.path; g = sysconfig.get_config_var; "
     "print('%d.%d' % sys.version_info[:2]); "
@@ -36,16 +39,18 @@ PROBE = (
 
 @attrs.frozen
 class Environment:
-    """One server's environment.
+    """One environment.
 
     Attributes:
         name: its folder is ``.venv-NAME``.
         steps: arguments of ``pip install``, one call each.
+        pythons: versions that it can have, best first.
         shared_libpython: the server embeds a Python, and needs it as a shared library.
     """
 
     name: str
     steps: tuple[tuple[str, ...], ...]
+    pythons: Sequence[str] = SERVER_PYTHONS
     shared_libpython: bool = False
 
     @property
@@ -76,9 +81,12 @@ class Environment:
                 return self
             began = time.perf_counter()
             print(f"making {self.folder.name} ...", file=sys.stderr, flush=True)
-            _run([find_python(shared_libpython=self.shared_libpython), "-m", "venv", "--clear", str(self.folder)])
+            python = find_python(self.pythons, shared_libpython=self.shared_libpython)
+            _run([python, "-m", "venv", "--clear", str(self.folder)])
+            # modules are compiled as they are imported, a small part of what is installed
+            pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
             for step in self.steps:
-                _run([str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
+                _run([*pip, *step])
             stamp.write_text(wanted)
             print(f"made {self.folder.name} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         return self
@@ -97,6 +105,30 @@ ENVIRONMENTS = {
     ),
     "mlserver": Environment("mlserver", (("mlserver==1.7.1",),)),
     "kserve": Environment("kserve", (("kserve==0.21.0",),)),
+    "pipecat": Environment(
+        "pipecat",
+        (
+            # what its voice detectors import; everything that it asks for would be 330 MB more
+            (
+                *(
+                    "loguru",
+                    "loudness>=0.2",
+                    "docstring_parser",
+                    "pydantic>=2.10.6",
+                    "sentencex==1.0.32",
+                    "soxr~=1.0.0",
+                ),
+                *("wait_for2>=0.4.1; python_version<'3.12'", "attrs>=23.2", "numpy>=2", "onnxruntime>=1.24.3"),
+            ),
+            ("--no-deps", "pipecat-ai==1.14.0"),
+        ),
+        pythons=THIS_PYTHON,
+    ),
+    "livekit": Environment(
+        "livekit",
+        (("livekit-agents==1.8.9", "livekit-plugins-silero==1.8.9", "attrs>=23.2", "numpy>=2", "onnxruntime>=1.24.3"),),
+        pythons=THIS_PYTHON,
+    ),
 }
 
 
@@ -105,29 +137,29 @@ def supported() -> bool:
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-def find_python(*, shared_libpython: bool) -> str:
-    """A Python for the servers: this one if it fits, else one of ``PATH`` or of pyenv.
+def find_python(pythons: Sequence[str] = SERVER_PYTHONS, *, shared_libpython: bool) -> str:
+    """Return an interpreter of one of these versions: this one if it fits, else one of ``PATH`` or of pyenv.
 
     Raises:
         RuntimeError: there is none; says what was found.
     """
     tried = []
-    for candidate in _candidates():
+    for candidate in _candidates(pythons):
         try:
             found = subprocess.run([candidate, "-c", PROBE], capture_output=True, text=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
             continue
         version, executable, shared = found.stdout.splitlines()
-        if version in PYTHONS and (shared == "1" or not shared_libpython):
+        if version in pythons and (shared == "1" or not shared_libpython):
             return executable
         tried.append(f"{candidate} (Python {version}, {'a' if shared == '1' else 'no'} shared libpython)")
-    wanted = " or ".join(PYTHONS[:2]) + (" with a shared libpython" if shared_libpython else "")
-    raise RuntimeError(f"the servers of the tests need Python {wanted} on PATH; found: {'; '.join(tried) or 'none'}")
+    wanted = " or ".join(pythons[:2]) + (" with a shared libpython" if shared_libpython else "")
+    raise RuntimeError(f"the environment needs Python {wanted} on PATH; found: {'; '.join(tried) or 'none'}")
 
 
-def _candidates() -> Iterator[str]:
+def _candidates(pythons: Sequence[str]) -> Iterator[str]:
     yield str(Path(sys.base_prefix, "bin", f"python{sysconfig.get_python_version()}"))
-    for version in PYTHONS:
+    for version in pythons:
         if found := shutil.which(f"python{version}"):
             yield found
         for folder in sorted(Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob(f"versions/{version}.*")):
@@ -152,5 +184,5 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    for one in sys.argv[1:]:
-        ENVIRONMENTS[one].make()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: ENVIRONMENTS[name].make(), sys.argv[1:] or ENVIRONMENTS))

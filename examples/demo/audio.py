@@ -8,19 +8,13 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK_NS", "CHUNK_S", "SILENCE", "Clip", "load_clip", "speech_segments"]
+__all__ = ["CHUNK", "CHUNK_NS", "CHUNK_S", "Clip", "load_clip", "speech_segments"]
 
 RATE = 16_000
 CHUNK = 512
-"""New samples in a chunk."""
-CONTEXT = 64
-"""Samples of the previous chunk that the detector wants to see again."""
+"""Samples in a chunk."""
 CHUNK_S = CHUNK / RATE
 CHUNK_NS = CHUNK * 1_000_000_000 // RATE
-
-SILENCE = np.zeros((2, 128), np.float32)
-"""The recurrent state of a detector that has heard nothing yet."""
-SILENCE.flags.writeable = False
 
 
 @attrs.frozen(eq=False)
@@ -30,8 +24,7 @@ class Clip:
     Attributes:
         name: of the file.
         samples: float32 in -1…1, the last chunk filled up with zeros.
-        chunks: one float32[576] each: 64 samples of context and 512 new ones. They are views of one array, so that
-            sending one copies nothing.
+        chunks: one float32[512] each, views of one array, so that sending one copies nothing.
     """
 
     name: str
@@ -56,10 +49,9 @@ def load_clip(path: Path) -> Clip:
             raise ValueError(f"{path.name}: expected one channel of 16-bit samples at {RATE} Hz, got {found}")
         recorded = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     count = -(-len(recorded) // CHUNK)
-    padded = np.zeros(CONTEXT + count * CHUNK, np.float32)
-    padded[CONTEXT : CONTEXT + len(recorded)] = recorded / np.float32(32768)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + CHUNK)[::CHUNK]
-    return Clip(path.name, padded[CONTEXT:], list(windows))
+    samples = np.zeros(count * CHUNK, np.float32)
+    samples[: len(recorded)] = recorded / np.float32(32768)
+    return Clip(path.name, samples, list(samples.reshape(-1, CHUNK)))
 
 
 def speech_segments(

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Mapping
 
 import streaminfer as si
-from demo.audio import SILENCE, Clip
+from demo.audio import Clip
 from demo.load_sweep import PATIENCE_NS, measure_load
 from demo.services import UNBATCHED, Way
 from demo.trials import Stage
@@ -26,17 +26,15 @@ async def saturation(service: si.Stack, clip: Clip, seconds: float) -> float:
     end_ns = clock() + round(seconds * 1e9)
     completed = 0
 
-    async def call_repeatedly() -> None:
+    async def call_repeatedly(caller: int) -> None:
         nonlocal completed
         while clock() < end_ns:
-            await service.call(
-                si.Request({"input": clip.chunks[0], "state": SILENCE}, deadline_ns=end_ns + PATIENCE_NS)
-            )
+            await service.call(si.Request(clip.chunks[0], deadline_ns=end_ns + PATIENCE_NS, stream_id=caller))
             completed += clock() <= end_ns
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(SATURATING_CALLERS):
-            group.create_task(call_repeatedly())
+        for caller in range(SATURATING_CALLERS):
+            group.create_task(call_repeatedly(caller))
     return completed / seconds
 
 
@@ -49,9 +47,7 @@ async def measure_rates(stage: Stage, seconds: float) -> dict[Way, float]:
     """
     rates = dict.fromkeys(UNBATCHED, 0.0)
     async with contextlib.AsyncExitStack() as stack:
-        services = {
-            way: await stack.enter_async_context(stage.make_service(way, stage.clip, None)) for way in UNBATCHED
-        }
+        services = {way: await stack.enter_async_context(stage.make_service(way, None)) for way in UNBATCHED}
         for number in range(ROUNDS):
             for way, service in services.items():
                 stage.say(f"calibrating, round {number + 1} of {ROUNDS}: {way.name}")
@@ -72,7 +68,7 @@ async def choose_baseline(stage: Stage, rates: Mapping[Way, float], seconds: flo
     on_time = dict.fromkeys(candidates, 0.0)
     for load in CANDIDATE_LOADS:
         for way in candidates:
-            async with stage.make_service(way, stage.clip, None) as service:
+            async with stage.make_service(way, None) as service:
                 point = await measure_load(service, stage.clip, load, rate, seconds)
             on_time[way] += point.share_on_time
             stage.say(f"choosing the baseline: {way.name}, {point.microphones} microphones, {point.share_on_time:.1%}")

@@ -1,83 +1,90 @@
-"""Live cameras: a frame every 1/24 s, whatever became of the last one, and the faces found in it."""
+"""Live cameras: 24 frames a second each, of which the newest counts, and the faces found in them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import streaminfer as si
 from demo.faces import FULL, Face, find_faces
-from demo.meter import Meter
+from demo.live import LiveStreams
 from demo.services import face_service
 from demo.video import Frames, normalize
+from streaminfer.streams import Frame, LatestOnly, StreamResult, StreamSession
 
-__all__ = ["Cameras", "running_cameras"]
+__all__ = ["MAX_AGE_S", "Cameras", "Seen", "running_cameras"]
+
+MAX_AGE_S = 0.1
+"""An older picture of a moving face is of no use."""
+
+
+class Seen(NamedTuple):
+    """A frame with a result."""
+
+    camera: int
+    captured_ns: int
+    age_s: float
 
 
 class Cameras:
-    """Some cameras that all play one clip, over and over, each from another place in it.
-
-    A frame that is not answered when the next one is due is dropped: it is no longer of use.
+    """Cameras that all play one clip, over and over, each from another place in it.
 
     Args:
         service: answers a normalized frame with ``{"boxes": …, "scores": …}``.
         frames: what they play.
-        count: how many.
 
     Attributes:
-        meter: counts the frames that are due from now on; replace it to begin a new window.
+        live: their streams.
         faces: the faces found in each frame of the clip that was answered, by its number.
+        seen: every frame with a result.
     """
 
-    def __init__(self, service: si.Stack, frames: Frames, count: int) -> None:
-        self.period_ns = round(1e9 / frames.rate)
-        self.meter = Meter(self.period_ns)
+    def __init__(self, service: si.Stack, frames: Frames) -> None:
+        session = StreamSession(service, policy=LatestOnly(), max_age_s=MAX_AGE_S)
+        self.live = LiveStreams(session, round(1e9 / frames.rate), service.clock, self._take)
         self.faces: dict[int, Sequence[Face]] = {}
-        self._service = service
+        self.seen: list[Seen] = []
+        self._clock = service.clock
         self._frames = frames
         self._anchors = FULL.anchors()
-        self._running = True
-        self._tasks = [asyncio.create_task(self._play(number, count)) for number in range(count)]
 
-    async def stop(self) -> None:
-        """Ends every stream after its present frame."""
-        self._running = False
-        await asyncio.gather(*self._tasks)
+    def add(self, camera: int, place: int = 0, times: int = 1) -> None:
+        """Let a camera join.
 
-    async def _play(self, camera: int, cameras: int) -> None:
-        clock = self._service.clock
-        place = camera * len(self._frames) // cameras
-        due_ns = clock() + camera * self.period_ns // cameras
-        while self._running:
-            await asyncio.sleep((due_ns - clock()) / 1e9)
-            meter = self.meter
-            meter.sent += 1
-            try:
-                response = await self._service.call(
-                    si.Request(
-                        normalize(self._frames.pixels[place]),
-                        deadline_ns=due_ns + self.period_ns,
-                        stream_id=("camera", camera),
-                    )
-                )
-            except si.StreamInferError as error:
-                meter.failed(error)
-            else:
-                meter.answered(clock() - due_ns)
-                outputs = response.outputs
-                self.faces[place] = find_faces(outputs["boxes"], outputs["scores"], self._anchors)
-            place = (place + 1) % len(self._frames)
-            due_ns += self.period_ns
+        Args:
+            camera: its number.
+            place: the first frame of the clip that it shows.
+            times: it sends so many times the frames of others.
+        """
+        self.live.add(self._play(place, times), camera)
+
+    async def _play(self, place: int, times: int) -> AsyncIterator[Frame]:
+        pixels, rate = self._frames.pixels, self._frames.rate
+        due_ns = self._clock()
+        while True:
+            await asyncio.sleep((due_ns - self._clock()) / 1e9)
+            yield Frame(normalize(pixels[place]), due_ns, position_s=place / rate)
+            place = (place + 1) % len(pixels)
+            due_ns += round(1e9 / (rate * times))
+
+    def _take(self, result: StreamResult) -> None:
+        place = round((result.position_s or 0.0) * self._frames.rate)
+        outputs = result.outputs
+        self.faces[place] = find_faces(outputs["boxes"], outputs["scores"], self._anchors)
+        self.seen.append(Seen(int(str(result.stream_id)), result.captured_ns, result.age_s))
 
 
 @asynccontextmanager
 async def running_cameras(frames: Frames | None, count: int) -> AsyncIterator[Cameras | None]:
-    """Some cameras and the service that they send to; ``None`` where there are none."""
+    """Run some cameras and the service that they send to; ``None`` where there are none."""
     if not count or frames is None:
         yield None
         return
     async with face_service() as service:
-        cameras = Cameras(service, frames, count)
+        cameras = Cameras(service, frames)
+        for camera in range(count):
+            cameras.add(camera, camera * len(frames) // count)
         try:
             yield cameras
         finally:
-            await cameras.stop()
+            await cameras.live.stop()

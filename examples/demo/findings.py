@@ -12,6 +12,7 @@ from demo.machine import CpuUse
 from demo.meter import Meter
 from demo.services import Way
 from streaminfer.caching import CacheStatistics, FlightStatistics
+from streaminfer.streams import StreamSessionStatistics
 from streaminfer.telemetry import TelemetryStatistics
 
 __all__ = [
@@ -117,6 +118,7 @@ class Hold:
         cpu: who used the processors.
         voice: telemetry of the voice detector.
         budget: what became of its error budget.
+        total: counters of the microphones' session, from the first chunk to the end of the last stream.
         heard: the speech probabilities, by microphone, NaN where a chunk was lost.
         faces: the faces found, by number of the frame.
     """
@@ -129,13 +131,20 @@ class Hold:
     cpu: CpuUse
     voice: TelemetryStatistics
     budget: Budget
+    total: StreamSessionStatistics
     heard: list[NDArray[np.float32]]
     faces: dict[int, list[Face]]
 
     @property
     def cpu_per_chunk_s(self) -> float:
         """Processor time for one chunk, microphones and event loop included, the face detector's thread left out."""
-        return (self.cpu.process_s - self.cpu.faces_s) / max(self.chunks.ended, 1)
+        return (self.cpu.process_s - self.cpu.faces_s) / self.cpu.wall_s * self.seconds / max(self.chunks.ended, 1)
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index over the microphones, of the share of its chunks that each got an answer to."""
+        shares = [1 - float(np.isnan(heard).mean()) for heard in self.heard if len(heard)]
+        return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 
 
 @attrs.frozen(eq=False)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import streaminfer as si
-from demo.audio import CHUNK_S, SILENCE, Clip
+from demo.audio import CHUNK_S, Clip
 from demo.findings import Curve, LoadPoint, Sweep
 from demo.machine import CpuClock
 from demo.microphones import Microphones
@@ -47,12 +47,10 @@ async def measure_load(service: si.Stack, clip: Clip, load: float, rate: float, 
     microphones = Microphones(service, clip)
     microphones.grow_to(max(1, round(load * rate * CHUNK_S)))
     await asyncio.sleep(SETTLE_S)
-    meter = await microphones.measure(seconds)
+    meter = await microphones.live.measure(seconds)
     await microphones.stop()
-    await service.call(
-        si.Request({"input": clip.chunks[0], "state": SILENCE}, deadline_ns=service.clock() + PATIENCE_NS)
-    )
-    return LoadPoint(load, len(microphones), meter.share_on_time, meter.quantile_s(0.99))
+    await service.call(si.Request(clip.chunks[0], deadline_ns=service.clock() + PATIENCE_NS, stream_id="last"))
+    return LoadPoint(load, len(microphones.heard), meter.share_on_time, meter.quantile_s(0.99))
 
 
 async def sweep_loads(
@@ -97,9 +95,7 @@ async def _repeat(
     stage: Stage, curves: Sequence[Curve], rate: float, loads: Sequence[float], seconds: float, number: int
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        services = [
-            await stack.enter_async_context(stage.make_service(curve.way, stage.clip, None)) for curve in curves
-        ]
+        services = [await stack.enter_async_context(stage.make_service(curve.way, None)) for curve in curves]
         for curve in curves:
             curve.repeats.append([])
         for place, load in enumerate(loads):

@@ -36,7 +36,7 @@ class Meter:
         if latency_ns <= self.slo_ns:
             self.on_time += 1
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """Counts a request that ended without an answer."""
         name = type(error).__name__
         self.lost[name] = self.lost.get(name, 0) + 1

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from demo import plots
 from demo.drawing import Size, draw
+from demo.overload_plot import make_overload_figure
 from demo.report import STREAMS_HEAD, SWEEP_HEAD, Outcome, make_rows, make_sweep_rows
 from demo.sentences import (
     Paragraph,
@@ -17,6 +18,7 @@ from demo.sentences import (
     describe_cache,
     describe_faces,
     describe_holds,
+    describe_overload,
     describe_speech,
     describe_sweep,
     say_headline,
@@ -93,6 +95,9 @@ def make_sections(outcome: Outcome) -> list[Section]:
     if holds[0].faces:
         figure = partial(plots.make_faces_figure, outcome.frames, holds[0].faces)
         sections.insert(1, Section("Faces", describe_faces(outcome), figure))
+    if outcome.overload is not None:
+        figure = partial(make_overload_figure, outcome.overload)
+        sections.append(Section("Overload", describe_overload(outcome.overload), figure))
     if outcome.visited is not None:
         figure = partial(plots.make_cache_figure, outcome.visited)
         sections.append(Section("Cache", describe_cache(outcome.visited), figure))

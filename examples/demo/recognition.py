@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import streaminfer as si
-from demo.audio import CHUNK_S, SILENCE, Clip, speech_segments
+from demo.audio import CHUNK_S, Clip, speech_segments
 from demo.faces import Face
+from streaminfer.streams import StreamSession
 
 __all__ = ["Pictures", "Speech", "compare_speech", "count_faces", "listen_once"]
 
@@ -65,14 +66,8 @@ class Pictures:
 
 
 async def listen_once(service: si.Stack, clip: Clip) -> NDArray[np.float32]:
-    """The speech probability of each chunk of a clip, one request at a time."""
-    state: NDArray[np.float32] = SILENCE
-    probabilities = []
-    for chunk in clip.chunks:
-        outputs = await service({"input": chunk, "state": state})
-        state = outputs["stateN"]
-        probabilities.append(outputs["output"].item())
-    return np.array(probabilities, np.float32)
+    """Return the speech probability of each chunk of a clip, which is the only stream."""
+    return np.array([result.outputs.item() async for result in StreamSession(service)(clip.chunks)], np.float32)
 
 
 def compare_speech(heard: Sequence[NDArray[np.float32]], reference: NDArray[np.float32]) -> Speech:

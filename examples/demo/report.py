@@ -13,6 +13,7 @@ from demo.budget import Budget
 from demo.comparison import Comparison, compare
 from demo.findings import Hold, LoadPoint, Served, Sweep, Visited
 from demo.meter import Meter
+from demo.overload import Overload
 from demo.recognition import Pictures, Speech, compare_speech, count_faces
 from demo.video import Frames
 
@@ -47,6 +48,7 @@ class Outcome:
         rates: saturated rate of each unbatched way, chunks a second, by name.
         sweep: both ways at the same offered loads.
         holds: batched and unbatched with the same number of microphones, and cameras beside them.
+        overload: cameras that were too many for a while; ``None``: they were left out.
         visited: visitors without and with a cache; ``None``: they were left out.
     """
 
@@ -58,6 +60,7 @@ class Outcome:
     rates: dict[str, float]
     sweep: Sweep
     holds: Sequence[Hold]
+    overload: Overload | None = None
     visited: Visited | None = None
 
     @property

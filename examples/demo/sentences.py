@@ -4,13 +4,17 @@ import math
 from collections import Counter
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from demo.audio import CHUNK_S
 from demo.budget import Budget
 from demo.comparison import MINIMUM_REPEATS, SPREAD, Comparison, Limit, Verdict
-from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Hold, Served, Sweep, Visited
+from demo.findings import COMPUTED, ENOUGH, KEPT, LOST, Served, Sweep, Visited
 from demo.machine import CpuUse
+from demo.overload import GREED, Overload
 from demo.report import Outcome, describe_left
+from streaminfer.streams import StreamSessionStatistics
 
 __all__ = [
     "Paragraph",
@@ -19,6 +23,7 @@ __all__ = [
     "describe_faces",
     "describe_holds",
     "describe_outcome",
+    "describe_overload",
     "describe_speech",
     "describe_sweep",
     "say_headline",
@@ -43,6 +48,18 @@ AS_SERVED = (
     "As the service sees it, from the call and not from when a request was due: it can look better than the share on "
     "time."
 )
+
+
+LATEST_ONLY = (
+    "Each camera has one frame in work and at most one that waits, the newest: so age depends on the number of cameras "
+    "and not on how long the overload lasts."
+)
+REASONS = {
+    "stale": "because a newer frame came first",
+    "closed": "because the stream had ended",
+    "deadline_exceeded": "because they grew too old",
+    "infeasible": "because the planner predicted that they would be too old",
+}
 
 
 @attrs.frozen
@@ -97,7 +114,11 @@ def describe_holds(outcome: Outcome) -> Paragraph:
     return Paragraph(
         f"{batched.microphones:,} microphones{_say_cameras(outcome.cameras)}: batched, "
         f"{batched.chunks.share_on_time:.1%} of chunks on time; unbatched, {unbatched.chunks.share_on_time:.1%}.",
-        tuple(f"{hold.way.name}: {_say_lost(hold)}; processors busy: {_say_busy(hold.cpu)}." for hold in outcome.holds),
+        tuple(
+            f"{hold.way.name}: {_say_frames(hold.total)}; Jain's index of fairness over the microphones "
+            f"{hold.fairness:.3f}; processors busy: {_say_busy(hold.cpu)}."
+            for hold in outcome.holds
+        ),
     )
 
 
@@ -128,6 +149,23 @@ def describe_faces(outcome: Outcome) -> Paragraph:
         f"Faces in {outcome.frames.name}: {seen.with_face} of the {seen.frames} different frames with a response show "
         f"one, {seen.mean_faces:.2f} in each of these, mean score {seen.mean_score:.2f}.",
         (NOT_BATCHED,),
+    )
+
+
+def describe_overload(found: Overload) -> Paragraph:
+    """Describe the cameras that were too many for a while."""
+    before, meanwhile, after = (_say_p99(found.ages_of(third)) for third in range(3))
+    fairness = (
+        f"The detector completes {found.capacity:,.0f} frames a second here. In the overload the cameras take turns: "
+        f"Jain's index of fairness over those that send at the same rate is {found.fairness:.3f} (1: all get the "
+        f"same). One camera sends {GREED} times as many frames as each other one and gets {found.shares[-1]:.1f} "
+        f"results a second; the others get {found.shares[:-1].mean():.1f} on average."
+    )
+    return Paragraph(
+        f"{found.calm} {'camera' if found.calm == 1 else 'cameras'}, and in the middle {found.most}, {found.load:.1f} "
+        f"times what the face detector completes: 99% of results are at most {before} old before, {meanwhile} in the "
+        f"overload and {after} after it.",
+        (LATEST_ONLY, f"Every frame is accounted for: {_say_frames(found.total)}.", fairness),
     )
 
 
@@ -171,6 +209,8 @@ def describe_outcome(outcome: Outcome) -> list[str]:
     paragraphs = [describe_holds(outcome), describe_speech(outcome)]
     if outcome.holds[0].faces:
         paragraphs.append(describe_faces(outcome))
+    if outcome.overload is not None:
+        paragraphs.append(describe_overload(outcome.overload))
     if outcome.visited is not None:
         paragraphs.append(describe_cache(outcome.visited))
     paragraphs.append(describe_budgets(outcome))
@@ -247,6 +287,10 @@ def _say_on_time(served: Served) -> str:
     return f"{served.meter.share_on_time:.1%} are on time{lost}"
 
 
+def _say_p99(ages_s: NDArray[np.float64]) -> str:
+    return f"{1e3 * np.quantile(ages_s, 0.99):.0f} ms" if len(ages_s) else "(none)"
+
+
 def _say_burned(budget: Budget) -> str:
     severities = Counter(alert.severity for alert in budget.alerts)
     alerts = ", ".join(f"{count} {severity}" for severity, count in severities.items()) or "none"
@@ -256,9 +300,12 @@ def _say_burned(budget: Budget) -> str:
     )
 
 
-def _say_lost(hold: Hold) -> str:
-    lost = ", ".join(f"{count:,} {name}" for name, count in hold.chunks.lost.items()) or "none"
-    return f"chunks lost: {lost}"
+def _say_frames(total: StreamSessionStatistics) -> str:
+    dropped = ", ".join(f"{count:,} {REASONS.get(reason, reason)}" for reason, count in sorted(total.dropped.items()))
+    return (
+        f"{total.received:,} captured = {total.delivered:,} answered + {sum(total.dropped.values()):,} dropped "
+        f"({dropped or 'none'}) + {total.failed:,} failed"
+    )
 
 
 def _say_busy(cpu: CpuUse) -> str:

@@ -14,14 +14,17 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 import streaminfer as si
-from demo.audio import CHUNK_S, SILENCE, Clip
+from demo.audio import CHUNK, CHUNK_S
 from demo.faces import FULL
+from streaminfer.streams import StatefulBackend
 
 __all__ = ["ASSETS", "UNBATCHED", "Way", "batched", "face_service", "voice_service"]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VOICE_MODEL = ASSETS / "silero_vad_16k_op15.onnx"
 SAMPLE_RATE = np.array(16_000, np.int64)
+CONTEXT = 64
+"""Samples of the chunk before that the voice detector reads again."""
 MOST_STREAMS = 16_384
 """As many chunks may wait as there can be microphones: deadlines decide what is dropped, not the length of a queue."""
 
@@ -63,26 +66,27 @@ UNBATCHED = (
 )
 
 
-def voice_service(way: Way, clip: Clip, slo: si.SLO | None = None) -> si.Stack:
-    """Silero's voice detector: ``{"input": float32[576], "state": float32[2, 128]}`` → ``{"output", "stateN"}``.
+def voice_service(way: Way, slo: si.SLO | None = None) -> si.Stack:
+    """Silero's voice detector, which keeps the state of each stream: ``float32[512]`` → ``float32[1]``.
 
     Args:
         way: how to serve it.
-        clip: its first chunk is the example for the warm-up: the model does not accept every length of chunk.
         slo: an objective to keep.
     """
-    backend: Any
+    model: Any
+    example = {"input": np.zeros(CONTEXT + CHUNK, np.float32), "state": np.zeros((2, 128), np.float32)}
     if way.sessions:
-        backend = si.OnnxBackend(
+        model = si.OnnxBackend(
             VOICE_MODEL,
             sessions=way.sessions,
             batch_axes={"state": 1, "stateN": 1},
             shared_inputs={"sr": SAMPLE_RATE},
             warmup=tuple(sorted({1, way.max_batch_size})),
-            example={"input": clip.chunks[0], "state": SILENCE},
+            example=example,
         )
     else:
-        backend = si.CpuBackend(_one_at_a_time(), executor="inline")
+        model = si.CpuBackend(_one_at_a_time(), executor="inline", example=example)
+    backend = StatefulBackend(model, state={"state": "stateN"}, context={"input": CONTEXT}, max_streams=MOST_STREAMS)
     layers: list[Any] = [si.Telemetry(way.name, slo=slo)]
     if way.max_in_flight is not None:
         layers.append(

@@ -13,7 +13,6 @@ from demo.cameras import running_cameras
 from demo.faces import FULL
 from demo.findings import ENOUGH, Hold
 from demo.machine import CpuClock
-from demo.meter import Meter
 from demo.microphones import Microphones
 from demo.services import Way, voice_service
 from demo.video import Frames
@@ -41,7 +40,7 @@ class Stage:
     frames: Frames | None
     cameras: int
     say: Callable[[str], None]
-    make_service: Callable[[Way, Clip, si.SLO | None], si.Stack] = voice_service
+    make_service: Callable[[Way, si.SLO | None], si.Stack] = voice_service
 
 
 async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
@@ -57,32 +56,29 @@ async def hold(stage: Stage, way: Way, count: int, seconds: float) -> Hold:
     slo = make_objective(way.name, threshold_s=CHUNK_S, objective=ENOUGH, seconds=seconds)
     async with (
         running_cameras(stage.frames, stage.cameras) as cameras,
-        stage.make_service(way, stage.clip, slo) as service,
+        stage.make_service(way, slo) as service,
         watching(slo) as watch,
     ):
         microphones = Microphones(service, stage.clip)
         for part in JOINING:
             microphones.grow_to(round(part * count))
             await asyncio.sleep(JOINING_S)
-        pictures = None
-        if cameras is not None:
-            pictures = cameras.meter = Meter(cameras.period_ns)
         cpu = CpuClock(FULL.file)
-        began_ns = service.clock()
-        chunks = await microphones.measure(seconds)
+        crowds = [microphones.live] if cameras is None else [microphones.live, cameras.live]
+        chunks, *pictures = await asyncio.gather(*(crowd.measure(seconds) for crowd in crowds))
         use = cpu.read()
-        took_s = (service.clock() - began_ns) / 1e9
         budget = watch.read()
         await microphones.stop()
         return Hold(
             way=way,
             microphones=count,
-            seconds=took_s,
+            seconds=seconds,
             chunks=chunks,
-            pictures=pictures,
+            pictures=pictures[0] if pictures else None,
             cpu=use,
             voice=service.statistics()["Telemetry"],
             budget=budget,
+            total=microphones.live.session.statistics(),
             heard=[np.frombuffer(heard, np.float32) for heard in microphones.heard],
             faces={} if cameras is None else {place: list(faces) for place, faces in sorted(cameras.faces.items())},
         )

@@ -137,6 +137,8 @@ class Sender:
         while True:
             turn = order.pop() if bursts.may_send() else None
             if turn is None:
+                if not self._streams:
+                    return  # the last stream left while this one was busy, or before it began
                 idle = loop.create_future()
                 self._idle.append(idle)
                 await idle

@@ -78,7 +78,7 @@ def _collected():
 def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(environments, "ROOT", tmp_path)
-    monkeypatch.setattr(environments, "find_python", lambda **_: "python")
+    monkeypatch.setattr(environments, "find_python", lambda *_, **__: "python")
     monkeypatch.setattr(environments, "_run", lambda command: (time.sleep(0.01), ran.append(command)))
     one = Environment("one", (("first",), ("second",)))
     threads = [threading.Thread(target=one.make) for _ in range(4)]
@@ -93,15 +93,15 @@ def test_an_environment_is_made_once_also_by_several_at_a_time(tmp_path, monkeyp
 
 def test_an_environment_that_failed_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "ROOT", tmp_path)
-    monkeypatch.setattr(environments, "find_python", lambda **_: "/bin/false")
+    monkeypatch.setattr(environments, "find_python", lambda *_, **__: "/bin/false")
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"/bin/false -m venv .*\nended with 1"):
             Environment("one", ()).make()
 
 
 def test_a_machine_without_a_fitting_python_is_told_what_is_missing(monkeypatch):
-    monkeypatch.setattr(environments, "_candidates", lambda: ["/no/such/python"])
-    with pytest.raises(RuntimeError, match=r"need Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
+    monkeypatch.setattr(environments, "_candidates", lambda _: ["/no/such/python"])
+    with pytest.raises(RuntimeError, match=r"needs Python 3\.11 or 3\.12 with a shared libpython on PATH; found: none"):
         environments.find_python(shared_libpython=True)
 
 

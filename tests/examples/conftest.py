@@ -1,6 +1,7 @@
 """The examples are scripts and not part of the package: their folder is where Python looks when one is started."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import streaminfer as si
 from streaminfer.testing import ScriptedBackend
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# environments of the frameworks are shared with the benchmarks, and not part of the package
+sys.path.append(str(EXAMPLES.parent / "benchmarks"))
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +33,25 @@ def demo(_examples_can_be_imported):
 
 @pytest.fixture
 def clip(demo):
-    chunks = [np.full(576, number, np.float32) for number in range(10)]
+    chunks = [np.full(512, number, np.float32) for number in range(10)]
     return demo("demo.audio").Clip("clip", np.zeros(5120, np.float32), chunks)
 
 
 @pytest.fixture
-def make_stage(demo, clip):
+def make_voice():
+    """A scripted model behind the states of its streams, as the demo's voice detector is."""
+
+    def make(*steps, then, **options):
+        example = {"input": np.zeros(576, np.float32), "state": np.zeros((2, 128), np.float32)}
+        model = ScriptedBackend(*steps, then=then, batch_axes={"state": 1}, example=example, **options)
+        states = si.streams.StatefulBackend(model, state={"state": "stateN"}, context={"input": 64}, max_streams=1024)
+        return model, states
+
+    return make
+
+
+@pytest.fixture
+def make_stage(demo, clip, make_voice):
     """A machine that takes 4 ms a batch and 0.5 ms a chunk; it holds about 50 microphones batched, and 7 unbatched."""
 
     def detect(batch):
@@ -43,11 +59,11 @@ def make_stage(demo, clip):
         return [{"output": states[0, row, :1], "stateN": states[:, row]} for row in range(states.shape[1])]
 
     def make(loop, say=lambda _: None):
-        def make_service(way, _clip, slo):
-            model = ScriptedBackend(then=detect, duration_s=lambda rows: 0.004 + 0.0005 * rows, batch_axes={"state": 1})
+        def make_service(way, slo):
+            _, states = make_voice(then=detect, duration_s=lambda rows: 0.004 + 0.0005 * rows)
             workers = max(way.sessions, 1)
             batcher = si.AdaptiveBatcher(max_batch_size=way.max_batch_size, max_in_flight=workers, max_queue_size=4096)
-            return si.Stack(si.Telemetry(way.name, slo=slo), batcher, model, clock=loop.clock)
+            return si.Stack(si.Telemetry(way.name, slo=slo), batcher, states, clock=loop.clock)
 
         return demo("demo.trials").Stage(clip, None, 0, say, make_service)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import streaminfer as si
+from streaminfer.streams import StreamSessionStatistics
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def live_demo(_examples_can_be_imported):
     return importlib.import_module("live_demo")
 
 
-SHORT = ["--window", "0.05", "--seconds", "0.5", "--cameras", "1"]
+SHORT = ["--window", "0.05", "--seconds", "0.5", "--cameras", "1", "--overload", "0.9"]
 
 
 class Page(HTMLParser):
@@ -57,6 +58,7 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
     assert "microphones, batched" in rows[0]
     assert "Speech in librivox_0870.wav" in printed.out
     assert "decoding the clips" in printed.err
+    assert "times what the face detector completes: 99% of results are at most" in printed.out
     visitors = [line for line in lines if line.startswith("visitors, ")]
     assert [line[:18].strip() for line in visitors] == ["visitors, no cache", "visitors, cached"]
 
@@ -76,13 +78,14 @@ def test_a_short_run_prints_and_writes_the_report(live_demo, tmp_path, capsys):
 
 def test_without_cameras_and_visitors_there_are_fewer_figures(live_demo, tmp_path, capsys):
     path = tmp_path / "report.html"
-    options = ["--window", "0.05", "--seconds", "0.3", "--cameras", "0", "--repeats", "1", "--visitors", "0"]
-    assert live_demo.main([*options, "--report", str(path)]) == 0
+    options = ["--window", "0.05", "--seconds", "0.3", "--cameras", "0", "--repeats", "1"]
+    assert live_demo.main([*options, "--overload", "0", "--visitors", "0", "--report", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Too few repeats to tell")
     assert len(re.findall(r"^microphones, ", printed, re.MULTILINE)) == 2
     assert "cameras beside" not in printed
     assert "Faces" not in printed
+    assert "face detector" not in printed
     assert "isitors" not in printed
     assert Page(path.read_text(encoding="utf-8")).tags.count("section") == 3
 
@@ -97,6 +100,22 @@ def test_impossible_options_are_refused(live_demo, options, capsys):
         live_demo.parse(options)
     assert refused.value.code == 2
     assert "take a number above 0" in capsys.readouterr().err
+
+
+def make_total(good):
+    """The counters of a session that answered so many of a hundred chunks."""
+    return StreamSessionStatistics(
+        received=100,
+        delivered=good,
+        failed=0,
+        dropped={"deadline_exceeded": 100 - good},
+        waiting=0,
+        in_flight=0,
+        open_streams=0,
+        ended_streams=300,
+        ages=si.LatencyHistogram(),
+        streams={},
+    )
 
 
 def make_budget(*, bad):
@@ -134,6 +153,7 @@ def make_outcome(*, on_time, shares=(1.0, 1.0)):
             cpu=cpu,
             voice=si.Telemetry("").statistics(),
             budget=make_budget(bad=100 - good),
+            total=make_total(good),
             heard=[np.array([0.1, np.nan, 0.9], np.float32)],
             faces={},
         )
@@ -180,10 +200,14 @@ def test_each_figure_has_one_line_and_details(sentences):
     assert sentences.describe_holds(outcome) == sentences.Paragraph(
         "300 microphones: batched, 99.0% of chunks on time; unbatched, 98.0%.",
         (
-            "batched: chunks lost: 1 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 with all else.",
             (
-                "no batcher, 2 sessions: chunks lost: 2 DeadlineExceeded; processors busy: 0.50 with this process, 0.25 "
-                "with all else."
+                "batched: 100 captured = 99 answered + 1 dropped (1 because they grew too old) + 0 failed; Jain's index of "
+                "fairness over the microphones 1.000; processors busy: 0.50 with this process, 0.25 with all else."
+            ),
+            (
+                "no batcher, 2 sessions: 100 captured = 98 answered + 2 dropped (2 because they grew too old) + 0 failed; "
+                "Jain's index of fairness over the microphones 1.000; processors busy: 0.50 with this process, 0.25 with "
+                "all else."
             ),
         ),
     )

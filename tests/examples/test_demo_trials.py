@@ -1,13 +1,13 @@
 """Microphones of the live demo and what is known about them, in virtual time: nothing depends on the machine."""
 
-import asyncio
 import io
+import itertools
 
 import numpy as np
 import pytest
 
 import streaminfer as si
-from streaminfer.testing import HANG, ScriptedBackend, run
+from streaminfer.testing import HANG, run
 
 CHUNK_NS = 32_000_000
 
@@ -18,92 +18,91 @@ def listen(batch):
     return [{"output": states[0, row, :1], "stateN": states[:, row] + np.float32(1)} for row in range(states.shape[1])]
 
 
-def backend(*steps, duration_s=0.001):
-    return ScriptedBackend(*steps, then=listen, duration_s=duration_s, batch_axes={"state": 1})
+@pytest.fixture
+def play(demo, clip, make_voice):
+    """What some microphones heard in some seconds, their meter, and the model."""
+
+    def play(*steps, count=1, seconds=0.32, duration_s=0.001, then=listen, during=lambda loop: None):
+        model, states = make_voice(*steps, then=then, duration_s=duration_s)
+
+        async def main(loop):
+            batcher = si.AdaptiveBatcher(max_batch_size=64)
+            async with si.Stack(si.Telemetry(""), batcher, states, clock=loop.clock) as service:
+                microphones = demo("demo.microphones").Microphones(service, clip)
+                microphones.grow_to(count)
+                during(loop)
+                meter = await microphones.live.measure(seconds)
+                await microphones.stop()
+                return [np.array(heard) for heard in microphones.heard], meter, model
+
+        return run(main)
+
+    return play
 
 
-def stack(loop, inner, **options):
-    return si.Stack(si.Telemetry(""), si.AdaptiveBatcher(max_batch_size=64, **options), inner, clock=loop.clock)
+def rows_of(model):
+    """Who sent each row that the model has seen, and its chunk."""
+    return [
+        (row.stream_id, chunk)
+        for batch in model.batches
+        for row, chunk in zip(batch.rows, batch.inputs["input"], strict=True)
+    ]
 
 
-def play(demo, clip, inner, count, seconds):
-    """What some microphones heard in some seconds, and the meter."""
-
-    async def main(loop):
-        async with stack(loop, inner) as service:
-            microphones = demo("demo.microphones").Microphones(service, clip)
-            microphones.grow_to(count)
-            meter = await microphones.measure(seconds)
-            await microphones.stop()
-            return [np.array(heard) for heard in microphones.heard], meter
-
-    return run(main)
-
-
-def test_every_microphone_sends_on_time_and_carries_its_state(demo, clip):
-    inner = backend()
-    heard, meter = play(demo, clip, inner, 7, 0.64)
+def test_every_microphone_sends_on_time_and_has_its_own_state(play):
+    heard, meter, _ = play(count=7, seconds=0.64)
     assert meter.share_on_time == 1.0
     assert meter.lost == {}
     assert abs(meter.sent - 7 * 20) <= 7
-    assert meter.latency.max < 0.004  # nobody waits longer than the batch before
+    assert meter.latency.max < 0.004  # no chunk waits longer than the batch before
     for stream in heard:
         assert np.array_equal(stream, np.arange(len(stream)) % 10)  # the state begins anew with the clip
 
 
-def test_chunks_of_one_microphone_come_in_order(demo, clip):
-    inner = backend()
-    play(demo, clip, inner, 3, 0.64)
-    sent = [(row.stream_id, int(row.inputs["input"][0])) for batch in inner.batches for row in batch.rows]
+def test_chunks_of_one_microphone_come_in_order(play):
+    """Each chunk is behind the end of the one before, which the detector reads again."""
+    _, _, model = play(count=3, seconds=0.64)
     for microphone in range(3):
-        chunks = [chunk for stream_id, chunk in sent if stream_id == microphone]
-        assert chunks == [number % 10 for number in range(len(chunks))]
+        chunks = [chunk for stream_id, chunk in rows_of(model) if stream_id == microphone]
+        assert [int(chunk[64]) for chunk in chunks] == [number % 10 for number in range(len(chunks))]
+        assert [int(chunk[0]) for chunk in chunks] == [max(0, number % 10 - 1) for number in range(len(chunks))]
 
 
-def test_microphones_are_spread_over_the_period(demo, clip):
-    inner = backend(duration_s=0.0001)
-    play(demo, clip, inner, 32, 0.64)
-    assert max(inner.batch_sizes) == 1
+def test_microphones_are_spread_over_the_period(play):
+    _, _, model = play(count=32, seconds=0.64, duration_s=0.0001)
+    assert max(model.batch_sizes) == 1
 
 
 @pytest.mark.parametrize("step", [HANG, ValueError("no"), si.Overloaded("full")], ids=["hangs", "fails", "refuses"])
-def test_a_lost_chunk_leaves_the_stream_with_its_last_state(demo, clip, step):
-    heard, meter = play(demo, clip, backend(listen, listen, step), 1, 0.32)
+def test_a_lost_chunk_leaves_the_stream_with_its_last_state(play, step):
+    (stream,), meter, _ = play(listen, listen, step)
     assert sum(meter.lost.values()) == 1
     assert meter.ended - meter.on_time == 1
-    (stream,) = heard
     assert np.array_equal(stream[:6], [0, 1, np.nan, 2, 3, 4], equal_nan=True)
 
 
-def test_a_late_chunk_does_not_move_the_next_ones(demo, clip):
-    """A slow answer, within the deadline, costs nothing: the next chunk is still due 32 ms after the one before."""
-    durations = iter([0.030, 0.001, 0.030] + [0.001] * 50)
-    _, meter = play(demo, clip, backend(duration_s=lambda _: next(durations)), 1, 0.32)
+def test_a_late_chunk_does_not_move_the_next_ones(play):
+    """A slow response, within the deadline, costs nothing: the next chunk is still due 32 ms after the one before."""
+    durations = itertools.cycle([0.030, 0.001, 0.001])
+    _, meter, _ = play(duration_s=lambda _: next(durations))
     assert meter.share_on_time == 1.0
     assert abs(meter.sent - 10) <= 1
 
 
-def test_a_stall_of_the_loop_is_paid_for(demo, clip):
+def test_a_stall_of_the_loop_is_paid_for(play):
     """Every chunk that was due while the loop stood still counts, as lost."""
 
-    async def main(loop):
-        async with stack(loop, backend()) as service:
-            microphones = demo("demo.microphones").Microphones(service, clip)
-            microphones.grow_to(4)
-            await asyncio.sleep(0.1)
-            loop.call_later(0.1, lambda: setattr(loop, "now_ns", loop.now_ns + 20 * CHUNK_NS))
-            meter = await microphones.measure(1.0)
-            await microphones.stop()
-            return meter
+    def stall(loop):
+        loop.call_later(0.2, lambda: setattr(loop, "now_ns", loop.now_ns + 20 * CHUNK_NS))
 
-    meter = run(main)
+    _, meter, _ = play(count=4, seconds=1.0, during=stall)
     assert abs(meter.sent - 4 * 31) <= 8
-    assert 4 * 18 <= meter.lost["DeadlineExceeded"] <= 4 * 21
+    assert 4 * 18 <= meter.lost["dropped"] <= 4 * 21
 
 
-def test_an_error_in_the_driver_ends_the_measurement(demo, clip):
-    with pytest.raises(KeyError, match="stateN"):
-        play(demo, clip, ScriptedBackend(then=lambda batch: [{"output": np.zeros(1)}] * len(batch.rows)), 1, 0.5)
+def test_an_error_in_the_consumer_ends_the_measurement(play):
+    with pytest.raises(ValueError, match="array of size 1 to a Python scalar"):
+        play(then=lambda batch: [{"output": np.zeros(2), "stateN": np.zeros((2, 128), np.float32)} for _ in batch.rows])
 
 
 def hold(demo, make_stage, count):

@@ -1,0 +1,125 @@
+"""Live audio streams per core: one session for all of them, and the detectors of Pipecat and LiveKit.
+
+Every stream has a chunk of 32 ms every 32 ms, at a random phase; a way serves as many streams as have at least 99.9 %
+of results within 64 ms of the chunk's end. Each way runs in a process of its own, pinned to one core, in the
+environment of its framework; ways take turns for some rounds. The CPU per chunk is that of the whole process, senders
+included: where others use the core, it says more than the number of streams.
+
+    python benchmarks/run.py voice [--rounds 3] [--seconds 3] [--core 1]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from _lib.live_audio import CHUNK_S, load_pcm
+from servers.environments import ENVIRONMENTS
+
+PEERS = Path(__file__).resolve().parents[1] / "peers"
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "assets" / "silero_vad_16k_op15.onnx"
+WAYS = {
+    "session": "one session, batched",
+    "unbatched": "the same, unbatched",
+    "pipecat": "Pipecat's analyzer",
+    "pipecat-ours": "ours as its analyzer",
+    "livekit-silero": "LiveKit's silero plugin",
+    "livekit": "LiveKit's native VAD",
+    "livekit-ours": "ours as its VAD",
+}
+BARS = [
+    ("session over unbatched", "session", "unbatched", 2.2),
+    ("session over the bare loop", "session", "bare", 0.85),
+    ("session over Pipecat's analyzer", "session", "pipecat", 2.5),
+    ("ours in Pipecat over its own", "pipecat-ours", "pipecat", 2.5),
+    ("ours in LiveKit over its plugin", "livekit-ours", "livekit-silero", None),
+    ("ours in LiveKit over its native VAD", "livekit-ours", "livekit", None),
+]
+
+
+def run_way(way: str, seconds: float, core: int | None) -> dict[str, Any]:
+    """Measure one way in its environment."""
+    framework = way.partition("-")[0]
+    python = ENVIRONMENTS[framework].make().python if framework in ENVIRONMENTS else sys.executable
+    command = [python, PEERS / "voice.py", way, "--seconds", str(seconds)]
+    if core is not None:
+        command += ["--core", str(core)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{way}: {done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run_bare(seconds: float, core: int | None) -> dict[str, Any]:
+    """Measure a loop over batches of 32 of the bare session: no streams, no deadlines, nothing else."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(MODEL), options)
+    chunks = np.stack(load_pcm()[:32]).astype(np.float32) / np.float32(32768)
+    inputs = {
+        "input": np.concatenate([np.zeros((32, 64), np.float32), chunks], axis=1),
+        "state": np.zeros((2, 32, 128), np.float32),
+        "sr": np.array(16_000),
+    }
+    steps, ends_s, cpu_s = 0, time.monotonic() + seconds, time.process_time()
+    while time.monotonic() < ends_s:
+        _, inputs["state"] = session.run(None, inputs)
+        inputs["input"][:, :64] = inputs["input"][:, -64:]
+        steps += 1
+    cpu_s = time.process_time() - cpu_s
+    os.sched_setaffinity(0, before)
+    return {"streams": 32 * steps / seconds * CHUNK_S, "cpu_us": 1e6 * cpu_s / (32 * steps)}
+
+
+def main() -> None:
+    """Measure all ways in turn, and print medians and spread."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for how long each number of streams is served")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="the one core of each process")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(options.rounds):
+        found.setdefault("bare", []).append(run_bare(options.seconds, options.core))
+        for way in options.ways:
+            found.setdefault(way, []).append(run_way(way, options.seconds, options.core))
+    print("| way | streams per core | CPU per chunk, µs |\n|---|---|---|")
+    for way, rounds in found.items():
+        cells = (_spread([one[what] for one in rounds]) for what in ("streams", "cpu_us"))
+        print(f"| {WAYS.get(way, 'a loop over batches of 32')} | {' | '.join(cells)} |")
+    print("\nmedians of ratios within a round (range):")
+    for name, one, other, bar in BARS:
+        if one not in found or other not in found:
+            continue
+        pairs = list(zip(found[one], found[other], strict=True))
+        streams = [own["streams"] / max(peer["streams"], 1) for own, peer in pairs]
+        cpu = [peer["cpu_us"] / own["cpu_us"] for own, peer in pairs]
+        print(
+            f"{name}: {_spread(streams, 2)} in streams, {_spread(cpu, 2)} in CPU per chunk"
+            + (f"; bar: ≥ {bar:g}" if bar else "")
+        )
+    for own, peer in (("pipecat-ours", "pipecat"), ("livekit-ours", "livekit")):
+        if own in found and peer in found:
+            same = all(one["segments"] == found[peer][0]["segments"] for one in found[own])
+            print(f"segments of {own} and {peer}: {'equal' if same else 'DIFFERENT'}")
+
+
+def _spread(values: list[float], digits: int = 0) -> str:
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The adapters of Pipecat and LiveKit, run by the frameworks themselves in environments of their own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from servers.environments import ENVIRONMENTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(framework, script, *arguments):
+    folders = [ROOT, ROOT / "examples"]
+    done = subprocess.run(
+        [ENVIRONMENTS[framework].make().python, "-W", "error::RuntimeWarning", script, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("framework", ["pipecat", "livekit"])
+def test_conversations_hear_what_the_frameworks_own_detector_hears(framework):
+    """Segments are equal, whatever the size or rate of the frames, in every conversation of a shared batch."""
+    found = json.loads(run(framework, Path(__file__).with_name("voice_frameworks.py"), framework))
+    assert len(found) == 6
+    for recording, (own, *ours) in found.items():
+        assert all(one == own for one in ours), recording
+        assert (len(own) > 1) == (not recording.startswith("silence")), recording
+    assert any(len(own) > 2 for own, *_ in found.values())
+
+
+@pytest.mark.parametrize(
+    ("framework", "lines"),
+    [
+        ("pipecat", ["0.00 s: quiet", "0.56 s: starting", "0.72 s: speaking", "6.86 s: stopping", "7.02 s: quiet"]),
+        ("livekit", ["0.42 s: start of speech", "7.14 s: end of speech"]),
+    ],
+    ids=["pipecat", "livekit"],
+)
+def test_an_example_prints_the_speech_of_its_conversations(framework, lines, examples):
+    printed = run(framework, examples / f"{framework}_vad.py").splitlines()
+    assert printed == [*lines, "the same in all conversations: True"]
