@@ -1,6 +1,6 @@
 """Frozen snapshots of a session."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import attrs
 
@@ -45,10 +45,10 @@ class StreamSessionStatistics(StreamStatistics):
         open_streams: streams that have not ended, or whose last results were not delivered.
         ended_streams: the others.
         ages: ages of the results with outputs at their delivery.
-        streams: open streams by id: at most 64, those with the most drops first.
+        streams: open streams by the text of their id: at most 64, those with the most drops first.
     """
 
     open_streams: int
     ended_streams: int
     ages: LatencyHistogram
-    streams: Mapping[Hashable, StreamStatistics]
+    streams: Mapping[str, StreamStatistics]

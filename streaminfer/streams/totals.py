@@ -65,5 +65,5 @@ class SessionTotals:
             open_streams=len(streams),
             ended_streams=self._ended_streams,
             ages=self.ages.copy(),
-            streams={stream_id: streams[stream_id] for stream_id in shown},
+            streams={str(stream_id): streams[stream_id] for stream_id in shown},
         )
