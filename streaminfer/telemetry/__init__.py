@@ -7,6 +7,7 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from streaminfer.telemetry.histograms.heat_map import LatencyHeatMap
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
@@ -17,6 +18,7 @@ __all__ = [
     "Alert",
     "AlertPair",
     "BurnSignal",
+    "LatencyHeatMap",
     "LatencyHistogram",
     "RollingHistogram",
     "SloStatistics",
@@ -29,6 +31,7 @@ _HOMES = {
     "Alert": "telemetry.objectives.alerts",
     "AlertPair": "telemetry.objectives.alerts",
     "BurnSignal": "telemetry.objectives.slo",
+    "LatencyHeatMap": "telemetry.histograms.heat_map",
     "RollingHistogram": "telemetry.histograms.rolling_histogram",
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",

@@ -320,7 +320,9 @@ class SLO(_State):
         )
 
     def _repr_html_(self) -> str:
-        return self.statistics()._repr_html_()
+        from streaminfer._internal.figures import inline_svg  # noqa: PLC0415 - serving does not need it
+
+        return inline_svg(self.plot, f"Error budget over time: {self!r}") + self.statistics()._repr_html_()
 
     # -- alerts -------------------------------------------------------------------------------------------------
 
