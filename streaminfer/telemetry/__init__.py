@@ -9,6 +9,7 @@ from streaminfer.telemetry.telemetry import Telemetry
 if TYPE_CHECKING:
     from streaminfer.telemetry.histograms.heat_map import LatencyHeatMap
     from streaminfer.telemetry.histograms.rolling_histogram import RollingHistogram
+    from streaminfer.telemetry.live_page.app import dashboard
     from streaminfer.telemetry.objectives.alerts import Alert, AlertPair, workbook_pairs
     from streaminfer.telemetry.objectives.slo import SLO, BurnSignal
     from streaminfer.telemetry.statistics import SloStatistics, TelemetryStatistics
@@ -24,6 +25,7 @@ __all__ = [
     "SloStatistics",
     "Telemetry",
     "TelemetryStatistics",
+    "dashboard",
     "workbook_pairs",
 ]
 
@@ -36,6 +38,7 @@ _HOMES = {
     "SLO": "telemetry.objectives.slo",
     "SloStatistics": "telemetry.statistics",
     "TelemetryStatistics": "telemetry.statistics",
+    "dashboard": "telemetry.live_page.app",
     "workbook_pairs": "telemetry.objectives.alerts",
 }
 
