@@ -43,7 +43,7 @@ BENCHMARKS = {
     "triton_faults": "the fault drill: TritonBackend against a real Triton, 20 rounds of each fault",
     "triton_rollout": "a new version of a model rolled out under load, 50 times: requests lost, wrong answers",
     "triton_shared_memory": "system shared memory with a local Triton, over the payload of gRPC",
-    "dashboard": "the live page in a real browser: CPU of the server, dropped updates, growth; beside whole JSON snapshots",
+    "dashboard": "the live page in a real browser: CPU of the server, dropped updates, growth; whole JSON beside it",
     "slo": "SLO, its burn signal and RollingHistogram, beside LatencyHistogram and an empty call",
     "breaker": "CircuitBreaker and the peers' breakers: added ns per guarded call",
     "limit": "what ConcurrencyLimit, RetryBudget and Hedge add to a request",

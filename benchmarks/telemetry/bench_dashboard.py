@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
-from browser import Browser  # noqa: E402 - the client of the tests
+from browser import Browser  # type: ignore[import-not-found]  # noqa: E402 - the client of the tests
 
 SERVICES, PER_SECOND = 10, 10
 FULL_S = 75.0
@@ -47,7 +47,7 @@ def serve(kind: str, port: int) -> Iterator[str]:
 
 
 def cpu_s(url: str) -> float:
-    with urllib.request.urlopen(f"{url}/cpu", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/cpu", timeout=10) as answer:  # noqa: S310 - our own server
         return float(answer.read())
 
 

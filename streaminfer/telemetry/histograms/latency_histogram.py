@@ -38,6 +38,7 @@ _OPERATIONS = (
     "reset",
     "share_within",
     "snapshot",
+    "take_changes",
 )
 
 

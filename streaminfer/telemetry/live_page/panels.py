@@ -50,7 +50,7 @@ PANELS = (
     Panel("cache", "Cache lookups", "/s", "counter"),
     Panel("other", "Other figures", "", "table"),
 )
-SLOW = frozenset({"budget", "burn", "other"})
+SLOW = frozenset({"parts", "budget", "burn", "other"})
 """Panels that are read once a second."""
 
 

