@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from streaminfer._internal.validation import check_duration, expected
-from streaminfer.protocols import is_service
+from streaminfer.protocols import adapt, is_service
 from streaminfer.telemetry.live_page.feed import Feed
 
 __all__ = ["dashboard"]
@@ -52,11 +52,12 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     like any internal page: it has no login of its own.
 
     Args:
-        stacks: what to show, in this order; other services too. They may be started before or after.
+        stacks: what to show, in this order: stacks, other services, and objects with ``statistics()`` such as a
+            `StreamSession`. They may be started before or after.
         interval_s: seconds between two updates.
 
     Raises:
-        TypeError, ValueError: there is no stack, or one is no service; the interval is not a duration above 0.
+        TypeError, ValueError: there is no stack, or one has no statistics; the interval is not a duration above 0.
 
     Example:
         ``app.mount("/live", si.telemetry.dashboard(stack))`` in FastAPI or Starlette.
@@ -64,8 +65,8 @@ def dashboard(*stacks: Any, interval_s: float = 0.5) -> "Dashboard":
     if not stacks:
         raise TypeError("stacks: expected at least one Stack, got none")
     for stack in stacks:
-        if not is_service(stack):
-            raise TypeError(expected("stacks", "Stacks, or services with `async call(request)`", stack))
+        if not is_service(stack) and adapt(stack).statistics() is None:
+            raise TypeError(expected("stacks", "Stacks, or objects with `statistics()`", stack))
     return Dashboard(Feed(stacks, check_duration("interval_s", interval_s, positive=True)))
 
 

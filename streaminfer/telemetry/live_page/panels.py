@@ -48,9 +48,14 @@ PANELS = (
     Panel("budget", "Error budget left", "share", "gauge"),
     Panel("burn", "Burn rate", "", "gauge"),
     Panel("cache", "Cache lookups", "/s", "counter"),
+    Panel("streams", "Streams", "", "gauge"),
+    Panel("frames", "Frames of streams by outcome", "/s", "counter"),
+    Panel("age", "Age of results of streams, p99 since the start", "s", "gauge"),
+    Panel("cost", "Cost of 1,000 responses on time", "", "gauge"),
+    Panel("bill", "Shares of the bill", "share", "gauge"),
     Panel("other", "Other figures", "", "table"),
 )
-SLOW = frozenset({"parts", "budget", "burn", "other"})
+SLOW = frozenset({"parts", "budget", "burn", "age", "cost", "bill", "other"})
 """Panels that are read once a second."""
 
 
@@ -124,11 +129,32 @@ def _cache(it: Any) -> Iterator[Point]:
     yield from (("cache", label.replace("_", " "), getattr(it, label)) for label in _LOOKUPS)
 
 
+def _session(it: Any) -> Iterator[Point]:
+    yield from (("streams", label, getattr(it, field)) for field, label in _STREAMS.items())
+    yield from (("frames", reason, count) for reason, count in it.dropped.items())
+    yield "frames", "delivered", it.delivered
+    yield "frames", "failed", it.failed
+    if it.ages.count:
+        yield "age", "p99", it.ages.quantile(0.99)
+
+
+def _stateful(it: Any) -> Iterator[Point]:
+    yield "streams", "with state", it.streams
+
+
+def _cost(it: Any) -> Iterator[Point]:
+    yield "cost", f"all, {it.currency}", it.per_1000_on_time
+    yield from (("cost", f"{route}, {it.currency}", row.per_1000_on_time) for route, row in it.routes.items())
+    if it.bill:
+        yield from (("bill", part, getattr(it, part) / it.bill) for part in ("busy", "padding", "idle"))
+
+
 def _drops(counts: Mapping[str, int]) -> Iterator[Point]:
     return (("drops", reason, count) for reason, count in counts.items() if count)
 
 
 _LOOKUPS = ("hits", "misses", "stale_hits", "negative_hits")
+_STREAMS = {"open_streams": "open", "waiting": "frames waiting", "in_flight": "frames in flight"}
 _TEXTS = {"BreakerStatistics": ("state", "mode")}
 _READERS: dict[str, Callable[[Any], Iterator[Point]]] = {
     "SloStatistics": _slo,
@@ -137,4 +163,7 @@ _READERS: dict[str, Callable[[Any], Iterator[Point]]] = {
     "BreakerStatistics": _breaker,
     "RouterStatistics": _router,
     "CacheStatistics": _cache,
+    "StreamSessionStatistics": _session,
+    "StatefulStatistics": _stateful,
+    "CostStatistics": _cost,
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from streaminfer.protocols import Node, adapt, name_of
+from streaminfer.protocols import Node, adapt, is_service, name_of
 from streaminfer.telemetry.live_page.panels import PANELS, SLOW, Point, is_drawn, points, table
 from streaminfer.telemetry.live_page.recent_tail import RecentTail
 from streaminfer.telemetry.telemetry import Telemetry
@@ -36,7 +36,7 @@ class ServiceReader:
     Not thread-safe.
 
     Args:
-        service: a stack, or any service.
+        service: a stack, any other service, or a part with statistics of its own.
     """
 
     def __init__(self, service: Any) -> None:
@@ -64,6 +64,9 @@ class ServiceReader:
         if whole:
             self._read_ns = now_ns
             self._found = list(_walk(self.service, set()))
+            if not is_service(self.service):  # a stack's own statistics are those of its layers
+                node = adapt(self.service)
+                self._found.insert(0, _Found(self.service, node, name_of(self.service), ""))
         panels: dict[str, dict[str, Any]] = {panel.id: {} for panel in PANELS}
         for found in self._found:
             prefix = f"{found.path}: " if found.path else ""

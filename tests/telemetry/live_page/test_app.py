@@ -203,7 +203,7 @@ async def test_lifespan_and_websockets(app, loop):
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="stacks: expected at least one Stack"):
         si.telemetry.dashboard()
-    with pytest.raises(TypeError, match="stacks: expected Stacks"):
+    with pytest.raises(TypeError, match="stacks: expected Stacks, or objects"):
         si.telemetry.dashboard(3)
     with pytest.raises(ValueError, match="interval_s"):
         si.telemetry.dashboard(stack(), interval_s=0)

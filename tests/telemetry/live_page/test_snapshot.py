@@ -114,6 +114,31 @@ def test_unknown_statistics_show_their_numbers():
     assert read == {"other": {"a: mine: count": 3, "a: mine: mean age s": None, "a: mine: busy": True}}
 
 
+def test_streams_and_cost_have_panels():
+    """They are recognized by the names of their classes; streams and tenants are not named."""
+    ages = si.LatencyHistogram()
+    ages.record(0.04)
+    session = attrs.make_class(
+        "StreamSessionStatistics",
+        ["received", "delivered", "failed", "dropped", "waiting", "in_flight", "open_streams", "ages", "streams"],
+    )(9, 5, 1, {"stale": 3}, 0, 2, 4, ages, {"secret": 1})
+    row = attrs.make_class("CostRow", ["per_1000_on_time"])
+    cost = attrs.make_class(
+        "CostStatistics", ["currency", "routes", "tenants", "bill", "busy", "padding", "idle", "per_1000_on_time"]
+    )("EUR", {"large": row(0.5)}, {"secret": row(1.0)}, 10.0, 4.0, 1.0, 5.0, 0.7)
+    read = ServiceReader(Parent(a=UserLayer(lambda: session), inner=UserLayer(lambda: cost))).read(0)
+    assert read["streams"] == {"a: open": 4, "a: frames waiting": 0, "a: frames in flight": 2}
+    assert read["frames"] == {"a: stale": 3, "a: delivered": 5, "a: failed": 1}
+    assert read["age"] == {"a: p99": pytest.approx(0.04, rel=0.01)}
+    assert read["cost"] == {"all, EUR": 0.7, "large, EUR": 0.5}
+    assert read["bill"] == {"busy": 0.4, "padding": 0.1, "idle": 0.5}
+    assert "secret" not in json.dumps(read)
+
+
+def test_an_object_that_is_no_service_shows_its_own():
+    assert list(ServiceReader(UserLayer(Unknown)).read(0)["other"]) == ["mine: count", "mine: mean age s", "mine: busy"]
+
+
 def test_a_layer_that_fails_blanks_nothing(caplog):
     def fail():
         raise ZeroDivisionError
